@@ -1,0 +1,3 @@
+"""Stretto: a graph compiler for parallel execution plans."""
+
+__version__ = "0.1.0"

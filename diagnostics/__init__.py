@@ -1,0 +1,8 @@
+"""Errors that users see: their codes, their places in files, and how they are shown.
+
+Everything may import this folder; it imports nothing of Stretto. Start reading at `error.py`.
+"""
+
+from .error import Span, StrettoError
+
+__all__ = ["Span", "StrettoError"]
