@@ -1,0 +1,55 @@
+"""Python constants as MLIR attributes and back: what a schema's scalars, lists and dtypes become on an operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .bindings import Attribute, mlir
+from .dialects import context
+from .types import dtype_from_text, dtype_text
+
+Constant = bool | int | float | str | torch.dtype | tuple["Constant", ...] | list[Any] | dict[str, Any]
+
+
+def to_attribute(value: Constant) -> Attribute:
+    """The attribute of a constant: i1, i64, f64, string, type, or an array of these."""
+    ctx = context()
+    if isinstance(value, bool):
+        return mlir.BoolAttr.get(value, ctx)
+    if isinstance(value, int):
+        return mlir.IntegerAttr.get(mlir.IntegerType.get_signless(64, ctx), value)
+    if isinstance(value, float):
+        with mlir.Location.unknown(ctx):
+            return mlir.FloatAttr.get(mlir.F64Type.get(ctx), value)
+    if isinstance(value, str):
+        return mlir.StringAttr.get(value, ctx)
+    if isinstance(value, torch.dtype):
+        return mlir.TypeAttr.get(mlir.Type.parse(dtype_text(value), ctx), ctx)
+    if isinstance(value, (tuple, list)):
+        if value and all(type(v) is int for v in value):
+            return mlir.DenseI64ArrayAttr.get(list(value), ctx)
+        return mlir.ArrayAttr.get([to_attribute(v) for v in value], ctx)
+    if isinstance(value, dict):
+        return mlir.DictAttr.get({key: to_attribute(v) for key, v in value.items()}, ctx)
+    raise TypeError(f"a constant of type {type(value).__name__} cannot be an attribute: {value!r}")
+
+
+def from_attribute(attribute: Attribute) -> Any:
+    """The Python constant of an attribute that `to_attribute` made."""
+    if isinstance(attribute, mlir.BoolAttr):
+        return bool(attribute.value)
+    if isinstance(attribute, mlir.IntegerAttr):
+        return int(attribute.value)
+    if isinstance(attribute, (mlir.FloatAttr, mlir.StringAttr)):
+        return attribute.value
+    if isinstance(attribute, mlir.TypeAttr):
+        return dtype_from_text(str(attribute.value))
+    if isinstance(attribute, mlir.DenseI64ArrayAttr):
+        return list(attribute)
+    if isinstance(attribute, mlir.ArrayAttr):
+        return [from_attribute(a) for a in attribute]
+    if isinstance(attribute, mlir.DictAttr):
+        return {entry.name: from_attribute(entry.attr) for entry in attribute}
+    raise TypeError(f"attribute {attribute} is none that Stretto writes")

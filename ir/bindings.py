@@ -1,0 +1,38 @@
+"""The one module that touches torch-mlir's bindings, and says at import how to mend a missing or older wheel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..diagnostics import StrettoError
+
+_INSTALL = 'pip install "stretto[compiler]"'
+
+try:
+    import torch_mlir.ir as mlir
+    from torch_mlir.dialects import ext, irdl
+    from torch_mlir.passmanager import PassManager
+except ImportError as error:  # the base install runs programs only
+    raise StrettoError(
+        "E0501",
+        f'the compiler needs "torch-mlir", which cannot be imported here: {error}',
+        help=_INSTALL,
+    ) from error
+
+for _name in ("DynamicType", "DenseI64ArrayAttr", "FusedLoc"):
+    if not hasattr(mlir, _name):
+        raise StrettoError(
+            "E0501",
+            f'this "torch-mlir" is too old: its bindings have no "{_name}"',
+            help=f"{_INSTALL} --upgrade",
+        )
+
+Value = Any
+"""An SSA value (`mlir.Value`); the bindings carry no types."""
+Operation = Any
+Attribute = Any
+Type = Any
+Block = Any
+Location = Any
+
+__all__ = ["Attribute", "Block", "Location", "Operation", "PassManager", "Type", "Value", "ext", "irdl", "mlir"]

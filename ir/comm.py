@@ -1,0 +1,32 @@
+"""The `comm` dialect: what depends on the rank, and what crosses ranks.
+
+Axes are names of mesh axes, outermost first; a group is the ranks that differ only on them, numbered row-major.
+`reshard` is the one operation that exists before tensors are cut: its result's type says the wanted placement.
+The collectives see equal (padded) shapes on all ranks of a group. A `_start` returns a future
+(`!async.value<tensor>`) that `wait` must take exactly once; the starts and waits are not pure, so nothing moves them.
+"""
+
+from __future__ import annotations
+
+COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
+    ("comm::reshard(Tensor x) -> Tensor", True),
+    ("comm::all_reduce(Tensor x, str[] axes, str reduce) -> Tensor", True),
+    ("comm::all_gather(Tensor x, str[] axes, int dim) -> Tensor", True),
+    ("comm::reduce_scatter(Tensor x, str[] axes, int dim, str reduce) -> Tensor", True),
+    ("comm::all_to_all(Tensor x, str[] axes, int split_dim, int concat_dim) -> Tensor", True),
+    ("comm::all_reduce_start(Tensor x, str[] axes, str reduce) -> Tensor", False),
+    ("comm::all_gather_start(Tensor x, str[] axes, int dim) -> Tensor", False),
+    ("comm::reduce_scatter_start(Tensor x, str[] axes, int dim, str reduce) -> Tensor", False),
+    ("comm::all_to_all_start(Tensor x, str[] axes, int split_dim, int concat_dim) -> Tensor", False),
+    ("comm::wait(Tensor future) -> Tensor", False),
+    # this rank's chunk along dim, zero-padded to `chunk`; no communication
+    ("comm::shard(Tensor x, str[] axes, int dim, int chunk) -> Tensor", True),
+    # the 0-d int64 tensor coordinate * chunk
+    ("comm::offset(str[] axes, int chunk) -> Tensor", True),
+    # elements of dim at or past this rank's valid extent replaced by `fill`
+    ("comm::mask(Tensor x, str[] axes, int dim, int chunk, int extent, float fill) -> Tensor", True),
+)
+"""(schema, whether it is pure) of each operation."""
+
+COLLECTIVES = ("comm.all_reduce", "comm.all_gather", "comm.reduce_scatter", "comm.all_to_all")
+"""The synchronous collectives; each has an asynchronous form with `_start`."""

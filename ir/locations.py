@@ -1,0 +1,51 @@
+"""Where an operation came from: module path, the user's file and line, and forward or backward, as an MLIR location.
+
+Text: `loc(fused<{backward = true}>["model.layers.3.mlp", "model.py":12:0])`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .bindings import Location, mlir
+from .dialects import context
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The place in the user's model that an operation belongs to."""
+
+    module_path: str = ""
+    file: str = ""
+    line: int = 0
+    backward: bool = False
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else "(unknown place)"
+        return f"{self.module_path or '(root)'} at {place}"
+
+
+@lru_cache(maxsize=65536)
+def to_location(origin: Origin) -> Location:
+    """The MLIR location of an origin."""
+    ctx = context()
+    parts = [mlir.Location.name(origin.module_path, context=ctx)]
+    if origin.file:
+        parts.append(mlir.Location.file(origin.file, origin.line, 0, context=ctx))
+    metadata = mlir.Attribute.parse(f"{{backward = {'true' if origin.backward else 'false'}}}", ctx)
+    return mlir.Location.fused(parts, metadata, context=ctx)
+
+
+def from_location(location: Location) -> Origin:
+    """The origin of an MLIR location; fields that it does not carry stay empty."""
+    path, file, line, backward = "", "", 0, False
+    parts = location.locations if isinstance(location, mlir.FusedLoc) else [location]
+    if isinstance(location, mlir.FusedLoc) and location.metadata is not None:
+        backward = "backward = true" in str(location.metadata)
+    for part in parts:
+        if isinstance(part, mlir.NameLoc):
+            path = part.name_str
+        elif isinstance(part, mlir.FileLineColLoc):
+            file, line = str(part.filename).strip('"'), part.start_line
+    return Origin(path, file, line, backward)

@@ -1,0 +1,224 @@
+"""A module: the functions of one program at one level of the IR, its mesh, its text.
+
+Module attributes: `comm.level` ("aten" or "comm") and `comm.mesh` (axes in declared order). Function arguments carry
+`aten.argument`, a record that says which parameter, buffer, input or tangent they are; results of `main` likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Any
+
+from ..diagnostics import Span, StrettoError
+from .attributes import from_attribute, to_attribute
+from .bindings import Block, Operation, PassManager, Type, Value, mlir
+from .dialects import context
+from .placement import Mesh
+
+Record = dict[str, Any]
+"""What is known of one argument or result of `main`: name, kind, index, aliases."""
+
+
+class Level(StrEnum):
+    """What shapes mean: `aten` global tensors (perhaps with placements), `comm` what one rank holds."""
+
+    ATEN = "aten"
+    COMM = "comm"
+
+
+class Module:
+    """An MLIR module of Stretto's dialects. Mutable: passes rewrite it in place."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    @staticmethod
+    def empty(level: Level = Level.ATEN, mesh: Mesh = ()) -> Module:
+        """A module without functions."""
+        with context(), mlir.Location.unknown():
+            made = Module(mlir.Module.create())
+        made.level = level
+        made.mesh = mesh
+        return made
+
+    @staticmethod
+    def parse(text: str, file: str = "<module>") -> Module:
+        """Read a module's text; E0504 with the place of what is wrong."""
+        try:
+            with context(), mlir.Location.unknown():
+                return Module(mlir.Module.parse(text))
+        except mlir.MLIRError as error:
+            raise _parse_error(error, text, file) from None
+
+    @property
+    def operation(self) -> Operation:
+        """The `builtin.module` operation."""
+        return self._module.operation
+
+    @property
+    def body(self) -> Block:
+        return self._module.body
+
+    @property
+    def level(self) -> Level:
+        attributes = self.operation.attributes
+        return Level(from_attribute(attributes["comm.level"])) if "comm.level" in attributes else Level.ATEN
+
+    @level.setter
+    def level(self, level: Level) -> None:
+        self.operation.attributes["comm.level"] = to_attribute(str(level))
+
+    @property
+    def mesh(self) -> Mesh:
+        attributes = self.operation.attributes
+        if "comm.mesh" not in attributes:
+            return ()
+        return tuple((name, size) for name, size in from_attribute(attributes["comm.mesh"]))
+
+    @mesh.setter
+    def mesh(self, mesh: Mesh) -> None:
+        self.operation.attributes["comm.mesh"] = to_attribute([[name, size] for name, size in mesh])
+
+    def functions(self) -> dict[str, Operation]:
+        """The functions by name, in order."""
+        found = (op for op in self.body.operations if op.operation.name == "func.func")
+        return {name_of(op): op for op in found}
+
+    def text(self, *, locations: bool = True) -> str:
+        """The module as text that `parse` reads back."""
+        return str(self.operation.get_asm(enable_debug_info=locations))
+
+    def __str__(self) -> str:
+        return self.text(locations=False)
+
+    def verify(self) -> None:
+        """MLIR's own verification; raises an internal error, since no input of a user can break it."""
+        self.operation.verify()
+
+    def run_upstream(self, pipeline: str) -> None:
+        """Run passes of upstream MLIR, such as "cse,canonicalize"."""
+        with context():
+            PassManager.parse(f"builtin.module({pipeline})").run(self.operation)
+
+
+def _parse_error(error: Any, text: str, file: str) -> StrettoError:
+    diagnostics = error.error_diagnostics
+    message = diagnostics[0].message if diagnostics else str(error)
+    span = None
+    if diagnostics and isinstance(diagnostics[0].location, mlir.FileLineColLoc):
+        place = diagnostics[0].location
+        lines = text.splitlines()
+        line = place.start_line
+        span = Span(file, line, place.start_col, 1, lines[line - 1] if 0 < line <= len(lines) else "")
+    return StrettoError("E0504", f"this is not a module of Stretto's IR: {message}", span=span)
+
+
+def name_of(function: Operation) -> str:
+    """A function's symbol name."""
+    return str(mlir.StringAttr(function.attributes["sym_name"]).value)
+
+
+def entry(function: Operation) -> Block:
+    """A function's one block."""
+    return function.regions[0].blocks[0]
+
+
+def operations(function: Operation) -> Iterator[Operation]:
+    """The operations of a function's block in order, its terminator last."""
+    return iter(list(entry(function).operations))
+
+
+def terminator(function: Operation) -> Operation:
+    """The `func.return` of a function."""
+    return list(entry(function).operations)[-1]
+
+
+def callee(op: Operation) -> str | None:
+    """The name of the function that a `func.call` calls; None for another operation."""
+    if op.operation.name != "func.call":
+        return None
+    return str(mlir.FlatSymbolRefAttr(op.attributes["callee"]).value)
+
+
+def build_function(
+    module: Module, name: str, arguments: Sequence[Type], *, records: Sequence[Record] | None = None
+) -> Operation:
+    """An empty function at the end of the module; its results are set by `finish_function`."""
+    ctx = context()
+    with ctx, mlir.Location.unknown(), mlir.InsertionPoint(module.body):
+        type_ = mlir.FunctionType.get(list(arguments), [], ctx)
+        attributes = {
+            "sym_name": to_attribute(name),
+            "function_type": mlir.TypeAttr.get(type_, ctx),
+        }
+        if name != "main":
+            attributes["sym_visibility"] = to_attribute("private")
+        function = mlir.Operation.create("func.func", attributes=attributes, regions=1)
+        function.regions[0].blocks.append(*arguments, arg_locs=[mlir.Location.unknown()] * len(arguments))
+        if records is not None:
+            set_argument_records(function, records)
+    return function
+
+
+def finish_function(function: Operation, results: Sequence[Value], records: Sequence[Record] | None = None) -> None:
+    """Return `results` and set the function's type to what its block takes and gives."""
+    ctx = context()
+    block = entry(function)
+    with ctx, mlir.Location.unknown(), mlir.InsertionPoint(block):
+        mlir.Operation.create("func.return", operands=list(results))
+    refresh_type(function)
+    if records is not None:
+        set_result_records(function, records)
+
+
+def refresh_type(function: Operation) -> None:
+    """Set the function's type from its block's arguments and its terminator's operands."""
+    ctx = context()
+    inputs = [a.type for a in entry(function).arguments]
+    outputs = [v.type for v in terminator(function).operands]
+    function.attributes["function_type"] = mlir.TypeAttr.get(mlir.FunctionType.get(inputs, outputs, ctx), ctx)
+
+
+def _records(function: Operation, key: str, count: int) -> list[Record]:
+    if key not in function.attributes:
+        return [{} for _ in range(count)]
+    return [
+        from_attribute(entry["aten.argument"]) if "aten.argument" in entry else {}
+        for entry in mlir.ArrayAttr(function.attributes[key])
+    ]
+
+
+def _set_records(function: Operation, key: str, records: Sequence[Record]) -> None:
+    ctx = context()
+    entries = [mlir.DictAttr.get({"aten.argument": to_attribute(r)} if r else {}, ctx) for r in records]
+    function.attributes[key] = mlir.ArrayAttr.get(entries, ctx)
+
+
+def argument_records(function: Operation) -> list[Record]:
+    """The `aten.argument` record of each argument, empty where there is none."""
+    return _records(function, "arg_attrs", len(entry(function).arguments))
+
+
+def set_argument_records(function: Operation, records: Sequence[Record]) -> None:
+    """Set the `aten.argument` record of each argument."""
+    _set_records(function, "arg_attrs", records)
+
+
+def result_records(function: Operation) -> list[Record]:
+    """The `aten.argument` record of each result, empty where there is none."""
+    return _records(function, "res_attrs", len(list(terminator(function).operands)))
+
+
+def set_result_records(function: Operation, records: Sequence[Record]) -> None:
+    """Set the `aten.argument` record of each result."""
+    _set_records(function, "res_attrs", records)
+
+
+def build_call(name: str, operands: Sequence[Value], results: Sequence[Type], loc: Any) -> list[Value]:
+    """A `func.call` at the current insertion point; returns its results."""
+    attributes = {"callee": mlir.FlatSymbolRefAttr.get(name, context())}
+    op = mlir.Operation.create(
+        "func.call", results=list(results), operands=list(operands), attributes=attributes, loc=loc
+    )
+    return list(op.results)

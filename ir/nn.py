@@ -1,0 +1,57 @@
+"""The `nn` dialect: device-neutral idioms that stand for chains of aten operations, with their backwards.
+
+Shapes: B batch, H heads, S and T tokens of queries and keys, D head size, N rows, V classes, C features.
+Each is pure. A backward takes what its forward kept (`logsumexp`, `rstd`, `mean`), never the chain's intermediates.
+"""
+
+from __future__ import annotations
+
+NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
+    # query (B, H, S, D), key and value (B, H, T, D), mask broadcastable to (B, H, S, T)
+    # -> out (B, H, S, D), logsumexp (B, H, S)
+    (
+        "nn::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float? scale)"
+        " -> (Tensor out, Tensor logsumexp)",
+        True,
+    ),
+    (
+        "nn::attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp,"
+        " Tensor? mask, bool causal, float? scale) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+        True,
+    ),
+    # y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2, -1) + eps); x (..., C), weight (C), rstd (..., 1)
+    ("nn::rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)", True),
+    (
+        "nn::rms_norm_backward(Tensor grad, Tensor x, Tensor rstd, Tensor weight)"
+        " -> (Tensor grad_x, Tensor grad_weight)",
+        True,
+    ),
+    # y = (x - mean) * rstd * weight + bias over the last len(shape) dims; mean and rstd keep those dims as 1
+    (
+        "nn::layer_norm(Tensor x, Tensor? weight, Tensor? bias, int[] shape, float eps)"
+        " -> (Tensor y, Tensor mean, Tensor rstd)",
+        True,
+    ),
+    (
+        "nn::layer_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias,"
+        " int[] shape) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+        True,
+    ),
+    # y = x * cos + rotate_half(x) * sin; x (B, H, S, D), cos and sin (B or 1, S, D)
+    ("nn::rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor", True),
+    ("nn::rotary_backward(Tensor grad, Tensor cos, Tensor sin) -> Tensor", True),
+    # logits (N, V), labels (N): total = sum over rows whose label is not `ignore_index` of lse - logit[label];
+    # count = how many such rows; lse (N)
+    (
+        "nn::cross_entropy(Tensor logits, Tensor labels, int ignore_index)"
+        " -> (Tensor total, Tensor count, Tensor logsumexp)",
+        True,
+    ),
+    # (softmax(logits) - onehot(labels)) * scale, zero in ignored rows; scale is a scalar tensor
+    (
+        "nn::cross_entropy_backward(Tensor scale, Tensor logits, Tensor labels, Tensor logsumexp, int ignore_index)"
+        " -> Tensor",
+        True,
+    ),
+)
+"""(schema, whether it is pure) of each operation."""

@@ -1,0 +1,163 @@
+"""Operations as (name, arguments): build one from a schema's arguments, and read one back.
+
+Passes use these two instead of operand positions, segments and attribute classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .attributes import from_attribute, to_attribute
+from .bindings import Location, Operation, Type, Value, mlir
+from .dialects import context
+from .schemas import Kind, by_mlir_name, definitions
+
+PACK = "builtin.unrealized_conversion_cast"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation: its Stretto name and its arguments in schema order (values, lists of values, or constants)."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def values(self) -> list[Value]:
+        """The tensor operands, flattened in schema order."""
+        flat: list[Value] = []
+        for argument in (*self.args, *self.kwargs.values()):
+            if isinstance(argument, mlir.Value):
+                flat.append(argument)
+            elif isinstance(argument, (list, tuple)):
+                flat.extend(a for a in argument if isinstance(a, mlir.Value))
+        return flat
+
+    def replace_values(self, values: Sequence[Value]) -> Call:
+        """The same call with its tensor operands replaced in order."""
+        rest = iter(values)
+
+        def swap(argument: Any) -> Any:
+            if isinstance(argument, mlir.Value):
+                return next(rest)
+            if isinstance(argument, (list, tuple)):
+                return [swap(a) for a in argument]
+            return argument
+
+        args = tuple(swap(a) for a in self.args)
+        return Call(self.name, args, {k: swap(v) for k, v in self.kwargs.items()})
+
+
+def build(call: Call, results: Sequence[Type], loc: Location) -> list[Any]:
+    """Insert the operation at the current insertion point; returns its results (a list for each `Tensor[]`).
+
+    `results` has one type per result, and a list of types for a `Tensor[]` result.
+    """
+    definition = definitions()[call.name]
+    given = [*call.args, *([None] * (len(definition.arguments) - len(call.args)))]
+    operands: list[Value] = []
+    sizes: list[int] = []
+    attributes: dict[str, Any] = {}
+    for i, argument in enumerate(definition.arguments):
+        value: Any = call.kwargs.get(argument.name) if argument.name in call.kwargs else given[i]
+        match argument.kind:
+            case Kind.IGNORED:
+                continue
+            case Kind.CONSTANT:
+                if value is not None:
+                    attributes[argument.name] = to_attribute(value)
+                continue
+            case Kind.TENSORS:
+                value = pack(value, loc)
+            case Kind.OPTIONAL_TENSORS:
+                attributes[f"{argument.name}_present"] = to_attribute([v is not None for v in value])
+                value = pack([v for v in value if v is not None], loc)
+            case Kind.TENSOR | Kind.OPTIONAL_TENSOR:
+                pass
+        sizes.append(0 if value is None else 1)
+        if value is not None:
+            operands.append(value)
+    if definition.has_segments:
+        attributes["operandSegmentSizes"] = mlir.DenseI32ArrayAttr.get(sizes, context())
+    types = [_tuple_type(t) if isinstance(t, (list, tuple)) else t for t in results]
+    op = mlir.Operation.create(definition.mlir_name, results=types, operands=operands, attributes=attributes, loc=loc)
+    made = list(op.results)
+    return [
+        unpack(value, types, loc) if isinstance(types, (list, tuple)) else value
+        for value, types in zip(made, results, strict=True)
+    ]
+
+
+def read(op: Operation) -> Call | None:
+    """The call that an operation is, or None for one that is not ours (func, builtin)."""
+    definition = by_mlir_name().get(op.operation.name)
+    if definition is None:
+        return None
+    attributes = op.attributes
+    operands = iter(op.operands)
+    sizes = iter(attributes["operandSegmentSizes"]) if definition.has_segments else None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for argument in definition.arguments:
+        value: Any = None
+        if argument.kind is Kind.IGNORED:
+            if argument.keyword:
+                continue
+        elif argument.kind is Kind.CONSTANT:
+            value = from_attribute(attributes[argument.name]) if argument.name in attributes else None
+        else:
+            there = sizes is None or bool(next(sizes))
+            value = next(operands) if there else None
+            if argument.kind is Kind.TENSORS:
+                value = packed(value)
+            elif argument.kind is Kind.OPTIONAL_TENSORS:
+                filled = iter(packed(value))
+                present = from_attribute(attributes[f"{argument.name}_present"])
+                value = [next(filled) if p else None for p in present]
+        if argument.keyword:
+            if value is not None:
+                kwargs[argument.name] = value
+        else:
+            args.append(value)
+    while args and args[-1] is None:
+        args.pop()
+    return Call(definition.name, tuple(args), kwargs)
+
+
+def pack(values: Sequence[Value], loc: Location) -> Value:
+    """One value of tuple type that stands for a list of values."""
+    type_ = _tuple_type([v.type for v in values])
+    return mlir.Operation.create(PACK, results=[type_], operands=list(values), loc=loc).results[0]
+
+
+def unpack(value: Value, types: Sequence[Type], loc: Location) -> list[Value]:
+    """The values of a tuple."""
+    return list(mlir.Operation.create(PACK, results=list(types), operands=[value], loc=loc).results)
+
+
+def packed(value: Value) -> list[Value]:
+    """The values that `pack` put into this one."""
+    return list(value.owner.operands)
+
+
+def is_packing(op: Operation) -> bool:
+    """Whether the operation only packs or unpacks a list of values."""
+    return bool(op.operation.name == PACK)
+
+
+def results_of(op: Operation) -> list[Any]:
+    """The results of an operation, a list of values for each `Tensor[]` result (empty where nothing unpacks it)."""
+    found: list[Any] = []
+    for result in op.results:
+        if str(result.type).startswith("tuple<"):
+            casts = [use.owner for use in result.uses]
+            found.append(list(casts[0].results) if casts else [])
+        else:
+            found.append(result)
+    return found
+
+
+def _tuple_type(types: Sequence[Type]) -> Type:
+    return mlir.TupleType.get_tuple(list(types), context())

@@ -1,0 +1,145 @@
+"""What operations exist: a record per torch schema (`aten`) and per schema of ours (`nn`, `comm`), with its MLIR name.
+
+A torch operator "aten::_softmax" with overload "" is called "aten._softmax.default" everywhere in Stretto and
+"aten.u_softmax_default" in MLIR text, where names may hold only lower-case letters, digits and single underscores.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+import torch
+
+from .comm import COMM_SCHEMAS
+from .nn import NN_SCHEMAS
+
+
+class Kind(StrEnum):
+    """How one argument of a schema appears on an operation."""
+
+    TENSOR = "tensor"
+    OPTIONAL_TENSOR = "optional tensor"
+    TENSORS = "tensors"
+    """A list of tensors: one operand of tuple type."""
+    OPTIONAL_TENSORS = "optional tensors"
+    """A list with holes: one operand of tuple type, and which places are filled as an attribute."""
+    CONSTANT = "constant"
+    """Anything else: an attribute, absent for None."""
+    IGNORED = "ignored"
+    """Device, layout and the like: a program runs where it runs."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of an operation, in schema order."""
+
+    name: str
+    kind: Kind
+    keyword: bool
+    type: str
+    """The schema's type text, such as "int[]" or "ScalarType?"; checked by the verifier."""
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One operation: its name in Stretto and in MLIR, its arguments, and how many results it has."""
+
+    name: str
+    mlir_name: str
+    arguments: tuple[Argument, ...]
+    results: tuple[str, ...]
+    """"Tensor" or "Tensor[]", for each result."""
+    pure: bool
+
+    @property
+    def operands(self) -> tuple[Argument, ...]:
+        """The arguments that are SSA operands."""
+        return tuple(a for a in self.arguments if a.kind not in (Kind.CONSTANT, Kind.IGNORED))
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether MLIR needs `operandSegmentSizes` to tell which operands are there."""
+        return any(a.kind is Kind.OPTIONAL_TENSOR for a in self.operands)
+
+
+_KINDS = {
+    "Tensor": Kind.TENSOR,
+    "Optional[Tensor]": Kind.OPTIONAL_TENSOR,
+    "List[Tensor]": Kind.TENSORS,
+    "List[Optional[Tensor]]": Kind.OPTIONAL_TENSORS,
+}
+_IGNORED = frozenset({"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking"})
+_UNSUPPORTED = ("Dict", "Tuple", "Storage", "__torch__", "List[t]", "Optional[List[Optional[Tensor]]]")
+
+
+def mlir_name(name: str) -> str:
+    """The MLIR name of "aten._softmax.default": "aten.u_softmax_default"."""
+    dialect, rest = name.split(".", 1)
+    base, _, overload = rest.partition(".")
+    if base.startswith("_"):
+        base = "u_" + base.lstrip("_")
+    mangled = f"{base}_{overload}" if overload else base
+    return f"{dialect}." + re.sub("_+", "_", mangled).strip("_").lower()
+
+
+def _kind(argument: torch.Argument) -> Kind:
+    if argument.name in _IGNORED:
+        return Kind.IGNORED
+    return _KINDS.get(str(argument.type), Kind.CONSTANT)
+
+
+def _define(schema: torch.FunctionSchema, name: str, pure: bool) -> OpDef:
+    arguments = tuple(Argument(a.name, _kind(a), bool(a.kwarg_only), str(a.type)) for a in schema.arguments)
+    results = tuple("Tensor[]" if "List" in str(r.type) else "Tensor" for r in schema.returns)
+    return OpDef(name, mlir_name(name), arguments, results, pure)
+
+
+def _is_functional(schema: torch.FunctionSchema) -> bool:
+    texts = [str(a.type) for a in (*schema.arguments, *schema.returns)]
+    returns = [str(r.type) for r in schema.returns]
+    return (
+        not schema.is_mutable
+        and bool(returns)
+        and all(r in ("Tensor", "List[Tensor]") for r in returns)
+        and not any(u in t for t in texts for u in _UNSUPPORTED)
+    )
+
+
+def _is_random(schema: torch.FunctionSchema) -> bool:
+    overload = getattr(getattr(torch.ops.aten, schema.name[6:], None), schema.overload_name or "default", None)
+    return overload is not None and torch.Tag.nondeterministic_seeded in overload.tags
+
+
+def _aten_definitions() -> dict[str, OpDef]:
+    table: dict[str, OpDef] = {}
+    for schema in torch._C._jit_get_all_schemas():
+        if schema.name.startswith("aten::") and _is_functional(schema):
+            name = f"aten.{schema.name[6:]}.{schema.overload_name or 'default'}"
+            table[name] = _define(schema, name, pure=True)
+    return table
+
+
+@cache
+def definitions() -> dict[str, OpDef]:
+    """Every operation by its Stretto name; about 1600 from torch and a few dozen of ours."""
+    table = _aten_definitions()
+    for schemas in (NN_SCHEMAS, COMM_SCHEMAS):
+        for text, pure in schemas:
+            schema = torch._C.parse_schema(text)
+            name = schema.name.replace("::", ".")
+            table[name] = _define(schema, name, pure)
+    return table
+
+
+@cache
+def by_mlir_name() -> dict[str, OpDef]:
+    """Every operation by its MLIR name; the mangling must not collide."""
+    table: dict[str, OpDef] = {}
+    for definition in definitions().values():
+        other = table.setdefault(definition.mlir_name, definition)
+        if other is not definition:
+            raise RuntimeError(f'"{other.name}" and "{definition.name}" both mangle to "{definition.mlir_name}"')
+    return table

@@ -1,0 +1,130 @@
+"""Tensor types: torch dtypes as MLIR element types, placements and uneven extents in the type's encoding.
+
+`tensor<12565x64xf32, {extents = array<i64: 50257, 64>, tp = "shard(0)"}>` is what every rank holds of a (50257, 64)
+tensor whose first dim is sharded over "tp". Until tensors are cut (level `aten`) shapes are global and `extents` is
+absent; after that (level `comm`) shapes are local and padded, and `extents` is there only where they are uneven.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ..diagnostics import StrettoError
+from .bindings import Type, mlir
+from .dialects import context
+from .placement import AxisPlacement, Mesh, Partial, Placement, Reduce, Replicate, Shard, axes_size
+
+_DTYPES: dict[torch.dtype, str] = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "ui8",
+    torch.bool: "i1",
+}
+_FROM_TEXT = {text: dtype for dtype, text in _DTYPES.items()}
+_PLACEMENT = re.compile(r"(shard|partial)\((\w+)\)")
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """The type of one value: `shape` is what it has at its level, `extents` the global shape where that is uneven."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    placement: tuple[tuple[str, AxisPlacement], ...] = ()
+    """(axis, placement) of every axis that is not replicated, sorted by axis name."""
+    extents: tuple[int, ...] | None = None
+
+    def placed(self, placement: Placement, mesh: Mesh) -> TensorType:
+        """The same tensor with another placement."""
+        pairs = ((axis, placement.on(axis)) for axis, _ in sorted(mesh))
+        kept = tuple((axis, p) for axis, p in pairs if not isinstance(p, Replicate))
+        return TensorType(self.dtype, self.shape, kept, self.extents)
+
+    def placement_on(self, mesh: Mesh) -> Placement:
+        """The placement, with nested axes in mesh order."""
+        return Placement.of(len(self.shape), dict(self.placement), mesh)
+
+    def global_shape(self, mesh: Mesh) -> tuple[int, ...]:
+        """The whole tensor's shape, for a type of level `comm`."""
+        if self.extents is not None:
+            return self.extents
+        dims = self.placement_on(mesh).dims
+        return tuple(n * axes_size(mesh, axes) for n, axes in zip(self.shape, dims, strict=True))
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """The MLIR element type of a torch dtype, as text; E0502 for one that Stretto does not compile."""
+    try:
+        return _DTYPES[dtype]
+    except KeyError:
+        raise StrettoError(
+            "E0502",
+            f'dtype "{dtype}" cannot be compiled',
+            expected=", ".join(str(d) for d in _DTYPES),
+        ) from None
+
+
+def dtype_from_text(text: str) -> torch.dtype:
+    """The torch dtype of an MLIR element type's text."""
+    return _FROM_TEXT[text]
+
+
+def _axis_text(placement: AxisPlacement) -> str:
+    match placement:
+        case Shard(dim):
+            return f"shard({dim})"
+        case Partial(reduce):
+            return f"partial({reduce})"
+        case Replicate():
+            return "replicate"
+
+
+def _axis_from_text(text: str) -> AxisPlacement:
+    match = _PLACEMENT.fullmatch(text)
+    if match is None:
+        raise StrettoError("E0503", f'"{text}" is no placement', expected='"shard(dim)" or "partial(sum|max|min)"')
+    kind, value = match.groups()
+    return Shard(int(value)) if kind == "shard" else Partial(Reduce(value))
+
+
+def to_mlir(tensor: TensorType) -> Type:
+    """The MLIR type."""
+    ctx = context()
+    element = mlir.Type.parse(dtype_text(tensor.dtype), ctx)
+    entries = [f'{axis} = "{_axis_text(p)}"' for axis, p in tensor.placement]
+    if tensor.extents is not None:
+        entries.insert(0, f"extents = array<i64: {', '.join(map(str, tensor.extents))}>")
+    encoding = mlir.Attribute.parse(f"{{{', '.join(entries)}}}", ctx) if entries else None
+    with ctx, mlir.Location.unknown():
+        return mlir.RankedTensorType.get(list(tensor.shape), element, encoding)
+
+
+def from_mlir(type_: Type) -> TensorType:
+    """Read an MLIR ranked tensor type (or a future of one) back."""
+    text = str(type_)
+    if text.startswith("!async.value<"):
+        type_ = mlir.Type.parse(text[len("!async.value<") : -1], context())
+    tensor = mlir.RankedTensorType(type_)
+    placement: list[tuple[str, AxisPlacement]] = []
+    extents: tuple[int, ...] | None = None
+    if tensor.encoding is not None:
+        for entry in mlir.DictAttr(tensor.encoding):
+            if entry.name == "extents":
+                extents = tuple(mlir.DenseI64ArrayAttr(entry.attr))
+            else:
+                placement.append((entry.name, _axis_from_text(mlir.StringAttr(entry.attr).value)))
+    return TensorType(_FROM_TEXT[str(tensor.element_type)], tuple(tensor.shape), tuple(sorted(placement)), extents)
+
+
+def future_of(type_: Type) -> Type:
+    """The type of a value that a started collective will deliver."""
+    return mlir.Type.parse(f"!async.value<{type_}>", context())
