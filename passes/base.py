@@ -1,0 +1,53 @@
+"""What a pass is: a frozen dataclass with a name, whose fields are its options, and a `run` that rewrites a module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from ..ir.locations import Origin
+from ..ir.module import Module
+
+
+class RemarkKind(StrEnum):
+    """What a remark says: something was rewritten, something was not, or something to know."""
+
+    APPLIED = "applied"
+    MISSED = "missed"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing a pass did or declined, with the place in the user's model."""
+
+    pass_name: str
+    kind: RemarkKind
+    message: str
+    origin: Origin = Origin()
+
+    def __str__(self) -> str:
+        return f"{self.kind}[{self.pass_name}]: {self.message} ({self.origin})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run of a pass did."""
+
+    rewritten: int = 0
+    """Sites rewritten."""
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of a module, in place. Same module and options, same result: no order from sets, ids or clocks."""
+
+    name: ClassVar[str]
+    """Verb-object in kebab-case; the file has the same name."""
+
+    @abstractmethod
+    def run(self, module: Module) -> Report:
+        """Rewrite the module; the manager verifies before and after."""
