@@ -1,0 +1,62 @@
+"""Arguments of aten ops as JSON, as programs and references hold them.
+
+A value is {"%": slot}; a dtype {"dtype": "float32"}; a float that JSON lacks {"float": "inf"}; the rest is itself.
+Where a tensor lies and how its memory is laid out (`device`, `layout`, `pin_memory`, `memory_format`) is no argument:
+a value has neither strides nor a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+DROPPED = frozenset({"device", "layout", "pin_memory", "memory_format"})
+"""Arguments that say where and how a tensor is stored."""
+
+_INSTEAD = {torch.ops.aten.to.device: torch.ops.aten.to.dtype}
+"""Overloads that differ from another only by a dropped argument without a default."""
+
+
+def op_name(target: torch._ops.OpOverload) -> str:
+    """The name of an op in a program: "aten.add.Tensor"."""
+    namespace, name = target._schema.name.split("::")
+    return f"{namespace}.{name}.{target._overloadname}"
+
+
+def encode_call(node: fx.Node, slot: Callable[[fx.Node], int]) -> tuple[str, list[Any], dict[str, Any]]:
+    """Op name, arguments and keyword arguments of an aten call. Raises ValueError for what JSON cannot say."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    dropped = False
+    for argument, value in zip(target._schema.arguments, node.args, strict=False):
+        if argument.name in DROPPED:
+            dropped = True
+        elif dropped:
+            keywords[argument.name] = encode(value, slot)
+        else:
+            positional.append(encode(value, slot))
+    for name, value in node.kwargs.items():
+        if name not in DROPPED:
+            keywords[name] = encode(value, slot)
+    return op_name(_INSTEAD.get(target, target)), positional, keywords
+
+
+def encode(value: Any, slot: Callable[[fx.Node], int]) -> Any:
+    """One argument as JSON. Raises ValueError for a type that has no form."""
+    if isinstance(value, fx.Node):
+        return {"%": slot(value)}
+    if isinstance(value, (list, tuple)):
+        return [encode(item, slot) for item in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f'an argument of type "{type(value).__name__}" ({value}) has no JSON form')

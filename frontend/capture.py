@@ -1,0 +1,97 @@
+"""Capture a model: from an `nn.Module` and one call of it to a functional graph of forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .assemble import Assembled, assemble, model_names
+from .call import BoundCall, bind_call
+from .captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
+from .checks import refuse_random_ops
+from .joint import TracedGraphs, trace
+from .metadata import annotate
+from .reference_graph import reference_graph
+from .trace_errors import user_errors
+from .traced import MODEL_ATTRIBUTE, TracedModel
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, mode: Mode, loss_only: bool = False
+) -> Capture:
+    """The graph of `model(*args, **kwargs)` in the state (train or eval, which parameters are trainable) it is in.
+
+    Shapes are those of the arguments; their values are not read. No kernel runs and no weight is copied, so that a
+    model of fake tensors is captured at full size. With `loss_only` the result is the scalar loss alone. Errors:
+    CaptureError (E0210 to E0229), at the user's file and line.
+    """
+    return capture_call(model, bind_call(model, args, kwargs), mode=mode, loss_only=loss_only)
+
+
+def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False) -> Capture:
+    """`capture` for a call that is taken apart already."""
+    module = TracedModel(model, call, mode, loss_only=loss_only)
+    module.train(model.training)
+    with user_errors(model):
+        graphs = trace(module, call.tensors, mode)
+    if mode is Mode.TRAIN and not module.result.differentiable:
+        raise CaptureError(
+            "E0215",
+            "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
+            help="return the loss without .detach() or .item(), or capture for inference",
+        )
+    return _finish(model, call, module, graphs)
+
+
+def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+    prefix = MODEL_ATTRIBUTE + "."
+    names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix)
+    annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+    assembled = assemble(graphs.joint, model, names)
+    _check_gradients(assembled, module.mode)
+    refuse_random_ops(graphs.joint.graph)
+    outputs = _named_outputs(assembled.outputs, module.result.names)
+    reference = reference_graph(graphs.forward, names, assembled.inputs, outputs)
+    _strip(graphs.joint.graph)
+    return Capture(
+        graph=graphs.joint,
+        mode=module.mode,
+        inputs=tuple(assembled.inputs),
+        outputs=outputs,
+        constants={names.constants[name]: value for name, value in graphs.constants.items()},
+        reference=reference,
+        output_tree=module.result.tree,
+        unused_parameters=assembled.unused_parameters,
+        differentiable=module.result.differentiable,
+    )
+
+
+def _check_gradients(assembled: Assembled, mode: Mode) -> None:
+    """Every trainable parameter has a gradient or is known to have none: torch can lose a backward in silence."""
+    trainable = {tensor.name for tensor in assembled.inputs if tensor.requires_grad}
+    having = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
+    if mode is Mode.TRAIN and trainable != having | set(assembled.unused_parameters):
+        lost = sorted(trainable - having - set(assembled.unused_parameters))
+        raise AssertionError(f"the joint graph has no gradients for {lost}")
+    if mode is Mode.TRAIN and not any(tensor.kind is InputKind.TANGENT for tensor in assembled.inputs):
+        raise AssertionError("the joint graph has no tangent")
+
+
+def _named_outputs(outputs: Sequence[CapturedOutput], names: Sequence[str]) -> tuple[CapturedOutput, ...]:
+    return tuple(
+        replace(output, name=names[output.index]) if output.kind is OutputKind.OUTPUT else output for output in outputs
+    )
+
+
+def _strip(graph: fx.Graph) -> None:
+    """Keep of each node's metadata what later stages read; stack traces of a large model weigh more than its graph."""
+    kept = ("val", "stretto")
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in kept if key in node.meta}
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            node.meta["val"] = value.detach()

@@ -1,0 +1,35 @@
+"""What a captured graph may not contain."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from .captured import CaptureError, origin_of
+from .metadata import source_span
+
+
+def refuse_random_ops(graph: fx.Graph) -> None:
+    """Random numbers are not planned yet: a mask must be the same under every plan. Errors: E0217."""
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _draws(node):
+            path = origin_of(node).module_path
+            raise CaptureError(
+                "E0217",
+                f'"{node.target}" in module "{path}" draws random numbers',
+                span=source_span(node),
+                expected="a forward without random ops",
+                help="set the dropout to 0 (or call model.eval())",
+            )
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether the op draws: attention is tagged as random but does so only with a dropout above 0."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    for at, argument in enumerate(node.target._schema.arguments):
+        if argument.name in ("dropout_p", "p"):
+            value = node.args[at] if at < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+            return bool(value)
+    return True

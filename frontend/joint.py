@@ -1,0 +1,91 @@
+"""Trace a module with torch: `torch.export`, then the joint graph of its forward and backward.
+
+This module borders torch's private interfaces; nothing else in `frontend/` calls them.
+
+The steps: non-strict export gives the forward before autograd (`aten.linear`, in-place ops, views); regions under
+`torch.no_grad` are written out, so that one flat graph remains; AOTAutograd makes of it the functional graph of forward
+and backward, in which each node keeps the module stack and the user's stack trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from .captured import Mode
+from .regions import inline_regions
+
+
+@dataclass(frozen=True)
+class TracedGraphs:
+    """Both graphs of one trace: `forward` before autograd, `joint` functional with the backward."""
+
+    forward: fx.GraphModule
+    """Parameters, buffers and constants are `get_attr` nodes or attributes by their full names."""
+    joint: fx.GraphModule
+    """Placeholders and the output node say what they are in `meta["desc"]`."""
+    constants: dict[str, torch.Tensor]
+    """Tensors that the forward makes or holds outside of parameters and buffers, by full name."""
+
+
+def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
+    """Both graphs of `module` called with `tensors`; no kernel is run and no parameter is copied."""
+    inputs = _distinct(module, tensors)
+    with _quiet(), torch.set_grad_enabled(mode is Mode.TRAIN):
+        exported = torch.export.export(module, inputs, strict=False)
+        forward = exported.module(check_guards=False)
+        assert isinstance(forward, fx.GraphModule)
+        constants = _hold_constants(forward, exported.constants)
+        inline_regions(forward)
+        with contextlib.ExitStack() as stack:
+            joint = aot_export_joint_with_descriptors(stack, forward, inputs, {}, _record_nn_module_stack=True)
+    return TracedGraphs(forward, joint.graph_module, constants)
+
+
+def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:
+    """The mode of the module's parameters and buffers when they are fake, that is, have shapes but no values."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if isinstance(tensor, FakeTensor):
+            mode: FakeTensorMode = tensor.fake_mode
+            return mode
+    return None
+
+
+def _distinct(module: nn.Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Inputs that share no memory: export takes two names of one tensor for one input, silently."""
+    fake = fake_mode_of(module)
+    if fake is None:
+        return tuple(tensor.detach().clone() for tensor in tensors)
+    with fake:
+        return tuple(torch.empty_like(tensor, device="cpu") for tensor in tensors)
+
+
+def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Make the forward's lifted constants buffers: the joint graph takes buffers as inputs and chokes on the rest."""
+    held = {}
+    buffers = dict(forward.named_buffers(remove_duplicate=False))
+    for name, value in constants.items():
+        if not isinstance(value, torch.Tensor) or name in buffers:
+            continue
+        owner_name, _, leaf = name.rpartition(".")
+        owner = forward.get_submodule(owner_name)
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, value)
+        held[name] = value
+    return held
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's own deprecation warnings on the way are none of the user's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

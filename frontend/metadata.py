@@ -1,0 +1,102 @@
+"""Where each node comes from: module path, source line, forward or backward."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..diagnostics import Span
+from .captured import META_KEY, Origin
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_REPEATED_CALL = re.compile(r"@\d+")
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_OURS = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), folder) + os.sep
+    for folder in ("frontend", "driver")
+)
+
+
+def is_users_file(file: str) -> bool:
+    """Whether a frame in `file` belongs to the model's source: not to torch, to the tracing, or to generated code."""
+    return not file.startswith((_TORCH, *_OURS)) and not file.startswith("<")
+
+
+def annotate(graph: fx.Graph, model_attribute: str) -> None:
+    """Put an `Origin` into `meta["stretto"]` of every node.
+
+    `model_attribute` is the name under which the model hangs in the traced module; paths are given without it.
+    """
+    forward: dict[int, Origin] = {}
+    position = {node: at for at, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        origin = _own_origin(node, model_attribute)
+        if not origin.backward:
+            forward.setdefault(origin.seq_nr, origin)
+        elif not origin.module_path and not origin.file:
+            origin = _of_latest_operand(node, position) or _paired(origin, forward) or origin
+        node.meta[META_KEY] = origin
+
+
+def _own_origin(node: fx.Node, model_attribute: str) -> Origin:
+    meta = node.meta
+    backward = meta.get("partitioner_tag") == "is_backward"
+    stack = meta.get("fwd_nn_module_stack" if backward else "nn_module_stack") or meta.get("nn_module_stack")
+    file, line = source_line(meta.get("stack_trace") or "")
+    seq_nr = meta.get("seq_nr", -1)
+    # An addition of two gradients is numbered past the forward's end and bears the stack of the call of backward.
+    if backward and not stack:
+        file, line = "", 0
+    return Origin(_module_path(stack, model_attribute), file, line, backward, -1 if seq_nr is None else seq_nr)
+
+
+def _of_latest_operand(node: fx.Node, position: dict[fx.Node, int]) -> Origin | None:
+    known = [operand for operand in node.all_input_nodes if operand.meta[META_KEY].backward]
+    if not known:
+        return None
+    latest: Origin = max(known, key=position.__getitem__).meta[META_KEY]
+    return Origin(latest.module_path, latest.file, latest.line, True, -1)
+
+
+def _paired(origin: Origin, forward: dict[int, Origin]) -> Origin | None:
+    pair = forward.get(origin.seq_nr)
+    if pair is None or not pair.file:
+        return None
+    return Origin(pair.module_path, pair.file, pair.line, True, origin.seq_nr)
+
+
+def _module_path(stack: Any, model_attribute: str) -> str:
+    """The innermost module's path in the model: "_stretto_model.layers.0@1" becomes "layers.0"."""
+    if not stack:
+        return ""
+    path = _REPEATED_CALL.sub("", str(next(reversed(stack.values()))[0]))
+    return "" if path == model_attribute else path.removeprefix(model_attribute + ".")
+
+
+@lru_cache(maxsize=4096)
+def source_line(stack_trace: str) -> tuple[str, int]:
+    """File and line of the innermost frame that is the user's (or the model library's); ("", 0) when there is none."""
+    for match in reversed(list(_FRAME.finditer(stack_trace))):
+        if is_users_file(match["file"]):
+            return match["file"], int(match["line"])
+    return "", 0
+
+
+def source_span(node: fx.Node) -> Span | None:
+    """The node's place as an error shows it."""
+    origin = node.meta.get(META_KEY)
+    file, line = (origin.file, origin.line) if origin else source_line(node.meta.get("stack_trace") or "")
+    return line_span(file, line) if file else None
+
+
+def line_span(file: str, line: int) -> Span:
+    """A whole line of a source file, with its text where it can be read."""
+    text = linecache.getline(file, line).rstrip("\n")
+    stripped = text.strip()
+    return Span(file, line, len(text) - len(text.lstrip()) + 1, max(1, len(stripped)), text)

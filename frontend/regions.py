@@ -1,0 +1,140 @@
+"""Write out the regions that export keeps apart: `torch.no_grad`, `torch.enable_grad`, disabled autocast.
+
+Before                                              After
+  %r = wrap_with_set_grad_enabled(False, @body, %x)   %d = aten.detach(%x)
+  %y = getitem %r, 0                                  ... body on %d ...
+
+A body under no_grad reads its arguments through `aten.detach`, so that the flat graph run under autograd has the same
+gradients; detach shares memory, so that in-place updates of buffers keep their effect.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from .captured import CaptureError
+from .metadata import source_span
+
+_SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Replace every region node in `module.graph` by the nodes of its body, nested ones too.
+
+    Errors: E0223 for a region under an enabled autocast, whose casts depend on the caller's state.
+    """
+    regions = [node for node in module.graph.nodes if node.target in (_SET_GRAD, _AUTOCAST)]
+    for node in regions:
+        _inline(module.graph, module, node)
+    if regions:
+        module.graph.eliminate_dead_code(is_impure_node=_has_effect)
+        module.recompile()
+
+
+def _inline(graph: fx.Graph, owner: fx.GraphModule, node: fx.Node) -> None:
+    body, arguments, detached = _region(owner, node)
+    values: dict[fx.Node, Any] = {}
+    placeholders = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+    with graph.inserting_before(node):
+        for inner, argument in zip(placeholders, arguments, strict=True):
+            values[inner] = _detached(graph, argument) if detached else argument
+        results = _copy_body(graph, body, values)
+    _replace_results(graph, node, results)
+
+
+def _copy_body(graph: fx.Graph, body: fx.GraphModule, values: dict[fx.Node, Any]) -> Any:
+    for inner in body.graph.nodes:
+        if inner.op == "output":
+            return fx.map_arg(inner.args[0], lambda n: values[n])
+        if inner.op == "placeholder":
+            continue
+        if inner.op == "get_attr":
+            values[inner] = _Body(getattr(body, inner.target))
+            continue
+        if inner.target in (_SET_GRAD, _AUTOCAST):
+            values[inner] = _copy_nested(graph, body, inner, values)
+            continue
+        if inner.target is operator.getitem and not isinstance(values[inner.args[0]], fx.Node):
+            values[inner] = values[inner.args[0]][inner.args[1]]
+            continue
+        values[inner] = graph.node_copy(inner, lambda n: values[n])
+    raise AssertionError("a graph without an output node")
+
+
+def _copy_nested(graph: fx.Graph, body: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    inner_body, arguments, detached = _region(body, node)
+    nested: dict[fx.Node, Any] = {}
+    placeholders = [inner for inner in inner_body.graph.nodes if inner.op == "placeholder"]
+    for inner, argument in zip(placeholders, arguments, strict=True):
+        value = values[argument] if isinstance(argument, fx.Node) else argument
+        nested[inner] = _detached(graph, value) if detached else value
+    return _copy_body(graph, inner_body, nested)
+
+
+class _Body:
+    """Stands for a body while its region is copied; no node refers to it."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+
+
+def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool]:
+    """The body of a region, its arguments, and whether they are cut off from the gradient."""
+    if node.target is _SET_GRAD:
+        enabled, reference, *arguments = node.args
+        detached = not enabled
+    else:
+        _device, _dtype, enabled, _cache, reference, *arguments = node.args
+        detached = False
+        if enabled:
+            raise CaptureError(
+                "E0223",
+                "the forward opens an autocast region, whose casts are not in the captured graph",
+                span=source_span(node),
+                help="cast with .to(dtype) where the model needs it, or choose the dtype of the whole model",
+            )
+    assert isinstance(reference, fx.Node) and isinstance(reference.target, str)
+    body = owner.get_submodule(reference.target)
+    assert isinstance(body, fx.GraphModule)
+    return body, tuple(arguments), detached
+
+
+def _detached(graph: fx.Graph, value: Any) -> Any:
+    """`value` cut off from the gradient; what never has one (buffers, integers, constants) stays itself."""
+    if not isinstance(value, fx.Node) or not _may_require_grad(value):
+        return value
+    node = graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta.update(value.meta)
+    return node
+
+
+def _may_require_grad(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex()):
+        return False
+    if node.op == "get_attr" and node.graph.owning_module is not None and isinstance(node.target, str):
+        owner, _, leaf = node.target.rpartition(".")
+        return leaf in node.graph.owning_module.get_submodule(owner)._parameters
+    return node.op != "placeholder"
+
+
+def _replace_results(graph: fx.Graph, node: fx.Node, results: Any) -> None:
+    for user in list(node.users):
+        if user.target is not operator.getitem:
+            raise AssertionError(f"a region's result is used whole by {user.format_node()}")
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """In-place ops have no users and must stay."""
+    if node.op in ("placeholder", "output"):
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -1,0 +1,200 @@
+"""A captured graph as a module of level `aten`.
+
+Values have no strides and no aliases here: views become reshapes, and copies that change nothing disappear. Python
+scalars in tensor places take the op's scalar overload, or become a 0-d constant.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..ir.bindings import Type, Value, mlir
+from ..ir.dialects import context
+from ..ir.locations import Origin, to_location
+from ..ir.module import Module, Record, build_function, entry, finish_function
+from ..ir.operations import Call, build
+from ..ir.schemas import Kind, definitions
+from ..ir.types import TensorType, absent, to_mlir
+from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
+
+_RENAMED = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+}
+_IDENTITIES = frozenset(
+    {
+        "aten.clone.default",
+        "aten.detach.default",
+        "aten.alias.default",
+        "aten.contiguous.default",
+        "aten.lift_fresh_copy.default",
+    }
+)
+"""Ops that return their operand's value: they matter only where storage does."""
+_STRIDED = frozenset({"aten.as_strided.default", "aten.as_strided_scatter.default", "aten.set_.source_Tensor"})
+
+
+class Floats(Enum):
+    """What becomes of the floating dtypes of a graph."""
+
+    AS_CAPTURED = "as captured"
+    FLOAT64 = "float64"
+    """Every one is raised to float64, those of casts and constants too, so that results can be judged."""
+
+    def of(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that stands for `dtype`."""
+        return torch.float64 if self is Floats.FLOAT64 and dtype.is_floating_point else dtype
+
+
+def to_module(capture: Capture, *, floats: Floats = Floats.AS_CAPTURED) -> Module:
+    """The captured graph as function `main`; arguments and results in the order of `capture.inputs` and `.outputs`."""
+    module = Module.empty()
+    types = [to_mlir(TensorType(floats.of(t.dtype), t.shape)) for t in capture.inputs]
+    main = build_function(module, "main", types, records=[_argument_record(t) for t in capture.inputs])
+    converter = _Converter(floats)
+    with context(), mlir.InsertionPoint(entry(main)):
+        arguments = iter(entry(main).arguments)
+        for node in capture.graph.graph.nodes:
+            match node.op:
+                case "placeholder":
+                    converter.values[node] = next(arguments)
+                case "call_function":
+                    converter.convert(node)
+                case "output":
+                    results = [converter.values[v] for v in node.args[0]]
+                case _:
+                    raise _unsupported(node, f'a graph node of kind "{node.op}"')
+    finish_function(main, results, [_result_record(o, capture.mode) for o in capture.outputs])
+    return module
+
+
+class _Converter:
+    """The values of the graph's nodes, as they are converted in order."""
+
+    def __init__(self, floats: Floats) -> None:
+        self.floats = floats
+        self.values: dict[fx.Node, Any] = {}
+
+    def convert(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            source, index = node.args
+            self.values[node] = self.values[source][index]
+            return
+        name = _name(node)
+        if name in _IDENTITIES or self._is_idle_cast(name, node):
+            self.values[node] = self.values[node.args[0]]
+            return
+        loc = to_location(_origin(node))
+        result_types = self._result_types(node)
+        name, args = self._scalars(name, [self._argument(a) for a in node.args], loc)
+        kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
+        results = build(Call(name, tuple(args), kwargs), result_types, loc)
+        self.values[node] = results[0] if _is_single(node.meta["val"]) else _as_fx(node.meta["val"], results)
+
+    def _is_idle_cast(self, name: str, node: fx.Node) -> bool:
+        if name != "aten._to_copy.default":
+            return False
+        source = node.args[0].meta["val"].dtype
+        return self.floats.of(node.kwargs.get("dtype") or source) == self.floats.of(source)
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self.values[argument]
+        if isinstance(argument, (list, tuple)):
+            return [self._argument(a) for a in argument]
+        return self.floats.of(argument) if isinstance(argument, torch.dtype) else argument
+
+    def _scalars(self, name: str, args: list[Any], loc: Any) -> tuple[str, list[Any]]:
+        """Give Python scalars that stand in tensor places the scalar overload, or a 0-d tensor."""
+        arguments = definitions()[name].arguments
+        places = [
+            i
+            for i, value in enumerate(args)
+            if isinstance(value, (bool, int, float)) and arguments[i].kind is Kind.TENSOR
+        ]
+        if not places:
+            return name, args
+        scalar = name.replace(".Tensor", ".Scalar")
+        if places == [1] and scalar in definitions() and definitions()[scalar].arguments[1].kind is Kind.CONSTANT:
+            return scalar, args
+        for i in places:
+            dtype = self.floats.of(torch.tensor(args[i]).dtype)
+            [args[i]] = build(
+                Call("aten.scalar_tensor.default", (args[i],), {"dtype": dtype}), [to_mlir(TensorType(dtype, ()))], loc
+            )
+        return name, args
+
+    def _result_types(self, node: fx.Node) -> list[Any]:
+        value = node.meta["val"]
+        results = definitions()[_name(node)].results
+        if results == ("Tensor[]",):
+            return [[self._type(v) for v in value]]
+        return [self._type(v) for v in (value if isinstance(value, (tuple, list)) else (value,))]
+
+    def _type(self, value: torch.Tensor | None) -> Type:
+        if value is None:
+            return absent()
+        return to_mlir(TensorType(self.floats.of(value.dtype), tuple(value.shape)))
+
+
+def _is_single(value: Any) -> bool:
+    return not isinstance(value, (tuple, list))
+
+
+def _as_fx(value: Sequence[Any], results: list[Any]) -> list[Value]:
+    """The results as `getitem` indexes them: the values of the one list, or one value per result."""
+    return results[0] if len(results) == 1 and isinstance(results[0], list) else results
+
+
+@cache
+def _overload_name(target: torch._ops.OpOverload) -> str:
+    name = str(target)
+    return _RENAMED.get(name, name)
+
+
+def _name(node: fx.Node) -> str:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        raise _unsupported(node, f'"{node.target}", which is no torch operator')
+    name = _overload_name(node.target)
+    if name in _STRIDED:
+        raise _unsupported(node, f'"{name}", whose result depends on how its operand lies in memory')
+    if name not in definitions():
+        raise _unsupported(node, f'operator "{name}"')
+    return name
+
+
+def _unsupported(node: fx.Node, what: str) -> CaptureError:
+    origin = _origin(node)
+    return CaptureError(
+        "E0230",
+        f"the graph holds {what}, which Stretto does not compile: {origin}",
+        help="write this part of the model with other torch functions",
+    )
+
+
+def _origin(node: fx.Node) -> Origin:
+    found = origin_of(node)
+    return Origin(found.module_path, found.file, found.line, found.backward)
+
+
+def _argument_record(tensor: CapturedTensor) -> Record:
+    record: Record = {"kind": str(tensor.kind), "name": tensor.name, "index": tensor.index}
+    if tensor.kind is InputKind.PARAMETER:
+        record["requires_grad"] = tensor.requires_grad
+    if len(tensor.aliases) > 1:
+        record["aliases"] = list(tensor.aliases)
+    return record
+
+
+def _result_record(output: CapturedOutput, mode: Mode) -> Record:
+    record: Record = {"kind": str(output.kind), "name": output.name, "index": output.index}
+    if output.kind is OutputKind.OUTPUT:
+        record["whole"] = mode is Mode.INFER
+    return record

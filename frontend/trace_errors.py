@@ -1,0 +1,95 @@
+"""What goes wrong inside torch while a model is traced, said in terms of the user's model."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from ..diagnostics import Span
+from .captured import CaptureError
+from .metadata import is_users_file, line_span
+
+_RAISED_BY_FORWARD = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+)
+
+
+@contextmanager
+def user_errors(model: nn.Module) -> Iterator[None]:
+    """Turn exceptions from the traced forward into CaptureErrors at the user's line.
+
+    Errors: E0220 data-dependent control flow, E0221 data-dependent shapes, E0222 an op without a meta kernel, E0224
+    whatever else the forward raises. An exception that passes no line of the user's is torch's or ours: it goes on.
+    """
+    try:
+        yield
+    except CaptureError:
+        raise
+    except _RAISED_BY_FORWARD as error:
+        span = _users_line(error)
+        if span is None:
+            raise
+        raise _explained(model, error, span) from None
+
+
+def _explained(model: nn.Module, error: BaseException, span: Span) -> CaptureError:
+    if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
+        return CaptureError(
+            "E0220",
+            "the forward branches on, or reads out, the value of a tensor",
+            span=span,
+            expected="the same ops for every input",
+            help="choose between results with torch.where, or decide from shapes or from plain arguments",
+        )
+    if isinstance(error, DynamicOutputShapeException):
+        return CaptureError(
+            "E0221",
+            f'the shape of what "{error.func}" returns depends on the values of a tensor',
+            span=span,
+            help="keep the full shape and mask (torch.where, or a multiplication by a mask)",
+        )
+    if isinstance(error, UnsupportedOperatorException):
+        return _without_kernel(str(error.func), span)
+    return CaptureError(
+        "E0224",
+        f"{type(model).__name__}.forward raises {type(error).__name__}: {_first_line(error)}",
+        span=span,
+        help="the forward must run on these inputs; call the model once without Stretto",
+    )
+
+
+def _without_kernel(op: str, span: Span) -> CaptureError:
+    return CaptureError(
+        "E0222",
+        f'"{op}" has no meta kernel, so that the shape of its result is unknown',
+        span=span,
+        help=f'register one with torch.library.register_fake("{op}")',
+    )
+
+
+def _users_line(error: BaseException) -> Span | None:
+    """The innermost line of the traceback that belongs to the model's source."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_users_file(frame.filename):
+            return line_span(frame.filename, frame.lineno or 1)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or "(no message)"
