@@ -1,0 +1,307 @@
+"""Collectives between ranks that are threads of one process.
+
+Members of a group meet in its n-th collective: each deposits its tensor with a description, and the last one computes
+what all of them need. Sums run in rank order along the group, so every rank gets the same bits, every time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from .errors import CollectiveError, PeerFailed, RunError
+from .mesh import RankMesh
+
+_COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one rank asks for; members must agree on all but `where`."""
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    options: tuple[tuple[str, object], ...]
+    where: str = field(compare=False)
+
+    def difference(self, other: _Call) -> str:
+        """What differs, as "this, other"."""
+        if self.op != other.op:
+            return f"the op: {self.op}, {other.op}"
+        if self.shape != other.shape:
+            return f"the shape: {list(self.shape)}, {list(other.shape)}"
+        if self.dtype != other.dtype:
+            return f"the dtype: {self.dtype}, {other.dtype}"
+        pairs = zip(self.options, other.options, strict=True)
+        name, mine, theirs = next((a[0], a[1], b[1]) for a, b in pairs if a != b)
+        return f"{name}: {mine}, {theirs}"
+
+
+class _Meeting:
+    """One collective of one group: who has come, what was brought, and who sleeps until it is complete."""
+
+    def __init__(self, members: tuple[int, ...]) -> None:
+        self.members = members
+        self.calls: dict[int, _Call] = {}
+        self.tensors: dict[int, Tensor] = {}
+        self.shared: Tensor | None = None
+        self.complete = False
+        self.error: CollectiveError | None = None
+        """Why its members cannot meet; every one of them raises it."""
+        self.asleep: list[threading.Lock] = []
+
+    def brought(self) -> list[Tensor]:
+        """The members' tensors in coordinate order."""
+        return [self.tensors[rank] for rank in self.members]
+
+    def wake(self) -> None:
+        """Let everyone who waits look again; the group's lock is held."""
+        for lock in self.asleep:
+            lock.release()
+        self.asleep.clear()
+
+
+class RankGroup:
+    """The ranks of one process: makes their communicators, and stops all of them when one fails."""
+
+    def __init__(self, mesh: RankMesh, timeout_s: float = 60.0) -> None:
+        self.mesh = mesh
+        self.timeout_s = timeout_s
+        self.failure: tuple[int, BaseException] | None = None
+        """The rank that failed first, and its error."""
+        self._lock = threading.Lock()
+        self._meetings: dict[tuple[tuple[int, ...], int], _Meeting] = {}
+        self._last: dict[int, str] = {}
+        self._communicators = [InProcessCommunicator(self, rank) for rank in range(mesh.ranks)]
+
+    def communicator(self, rank: int) -> InProcessCommunicator:
+        """The communicator of one rank, to be used by one thread at a time."""
+        return self._communicators[rank]
+
+    def abort(self, rank: int, error: BaseException) -> None:
+        """Say that `rank` failed: every rank that waits, or starts a collective later, raises at once."""
+        with self._lock:
+            self._fail(rank, error)
+
+    def reset(self) -> None:
+        """Forget a failure; no rank may be running."""
+        with self._lock:
+            self.failure = None
+            self._meetings.clear()
+            self._last.clear()
+            for communicator in self._communicators:
+                communicator.numbers.clear()
+
+    def deposit(self, rank: int, members: tuple[int, ...], number: int, call: _Call, tensor: Tensor) -> _Meeting:
+        """Join the meeting; the last member to come computes what is shared."""
+        with self._lock:
+            meeting = self._meetings.get((members, number))
+            if meeting is None:
+                meeting = self._meetings[members, number] = _Meeting(members)
+            self._check(rank, meeting)
+            for other, first in islice(meeting.calls.items(), 1):
+                if first != call:
+                    meeting.error = _mismatch(other, first, rank, call)
+                    self._fail(rank, meeting.error)
+                    raise meeting.error
+            meeting.calls[rank] = call
+            meeting.tensors[rank] = tensor
+            self._last[rank] = call.where
+            if len(meeting.tensors) < len(members):
+                return meeting
+        meeting.shared = _shared(call, meeting.brought())
+        with self._lock:
+            del self._meetings[members, number]
+            meeting.complete = True
+            meeting.wake()
+        return meeting
+
+    def wait(self, rank: int, meeting: _Meeting) -> None:
+        """Sleep until the meeting is complete."""
+        if meeting.complete:
+            return
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            sleep = threading.Lock()
+            sleep.acquire()
+            with self._lock:
+                if meeting.complete:
+                    return
+                self._check(rank, meeting)
+                meeting.asleep.append(sleep)
+            woken = sleep.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            if not woken and len(meeting.tensors) < len(meeting.members):
+                with self._lock:
+                    if len(meeting.tensors) < len(meeting.members) and self.failure is None:
+                        meeting.error = self._missing(rank, meeting)
+                        self._fail(rank, meeting.error)
+            if not woken:
+                deadline = time.monotonic() + self.timeout_s
+
+    def _fail(self, rank: int, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = (rank, error)
+        for meeting in self._meetings.values():
+            meeting.wake()
+
+    def _check(self, rank: int, meeting: _Meeting) -> None:
+        """Raise when there was a failure: the meeting's own, or word of another rank's; the lock is held."""
+        if meeting.error is not None:
+            raise _again(meeting.error)
+        if self.failure is not None:
+            failed, error = self.failure
+            raise PeerFailed("E0323", f"rank {rank} stopped because rank {failed} failed: {error}") from error
+
+    def _missing(self, rank: int, meeting: _Meeting) -> CollectiveError:
+        missing = [other for other in meeting.members if other not in meeting.tensors]
+        where = meeting.calls[rank].where or meeting.calls[rank].op
+        notes = [f"rank {other} last started {self._last.get(other, 'no collective')}" for other in missing]
+        return CollectiveError(
+            "E0322",
+            f"rank {rank} waited {self.timeout_s:g} s in {where} for {_ranks(missing)}",
+            notes=tuple((note, None) for note in notes),
+        )
+
+
+class InProcessCommunicator:
+    """One rank's part of a `RankGroup`."""
+
+    def __init__(self, group: RankGroup, rank: int) -> None:
+        self.rank = rank
+        self.numbers: dict[tuple[int, ...], int] = {}
+        """How many collectives each group of this rank has started."""
+        self._group = group
+        self._members: dict[tuple[str, ...], tuple[int, ...]] = {}
+
+    def coordinate(self, axes: Sequence[str]) -> int:
+        """This rank's row-major position in its group over `axes`."""
+        return self._group.mesh.coordinate(self.rank, axes)
+
+    def size(self, axes: Sequence[str]) -> int:
+        """How many ranks the group over `axes` has."""
+        return self._group.mesh.size(axes)
+
+    def all_reduce_start(self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = "") -> _Handle:
+        """See `Communicator.all_reduce_start`."""
+        return self._start("all_reduce", tensor, axes, (("reduce", reduce),), where)
+
+    def all_gather_start(self, tensor: Tensor, axes: Sequence[str], dim: int, where: str = "") -> _Handle:
+        """See `Communicator.all_gather_start`."""
+        return self._start("all_gather", tensor, axes, (("dim", dim),), where)
+
+    def reduce_scatter_start(
+        self, tensor: Tensor, axes: Sequence[str], dim: int, reduce: str, where: str = ""
+    ) -> _Handle:
+        """See `Communicator.reduce_scatter_start`."""
+        self._divides(tensor, axes, dim, "reduce_scatter", where)
+        return self._start("reduce_scatter", tensor, axes, (("dim", dim), ("reduce", reduce)), where)
+
+    def all_to_all_start(
+        self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
+    ) -> _Handle:
+        """See `Communicator.all_to_all_start`."""
+        self._divides(tensor, axes, split_dim, "all_to_all", where)
+        return self._start("all_to_all", tensor, axes, (("split_dim", split_dim), ("concat_dim", concat_dim)), where)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _start(
+        self, op: str, tensor: Tensor, axes: Sequence[str], options: tuple[tuple[str, object], ...], where: str
+    ) -> _Handle:
+        key = tuple(axes)
+        members = self._members.get(key)
+        if members is None:
+            members = self._members[key] = self._group.mesh.group(self.rank, key)
+        number = self.numbers.get(members, 0)
+        self.numbers[members] = number + 1
+        call = _Call(op, tuple(tensor.shape), tensor.dtype, options, where)
+        return _Handle(self._group, self._group.deposit(self.rank, members, number, call, tensor), self.rank)
+
+    def _divides(self, tensor: Tensor, axes: Sequence[str], dim: int, op: str, where: str) -> None:
+        if tensor.shape[dim] % self.size(axes):
+            raise RunError(
+                "E0324",
+                f"rank {self.rank}: {where or op} cuts dim {dim} of {list(tensor.shape)} into {self.size(axes)} chunks",
+                help="pad the dim to a multiple of the group's size",
+            )
+
+
+class _Handle:
+    """A rank's part in one meeting."""
+
+    def __init__(self, group: RankGroup, meeting: _Meeting, rank: int) -> None:
+        self._group = group
+        self._meeting = meeting
+        self._rank = rank
+
+    def wait(self) -> Tensor:
+        """This rank's result."""
+        meeting = self._meeting
+        self._group.wait(self._rank, meeting)
+        if meeting.shared is not None:
+            return meeting.shared
+        return _own(meeting.calls[self._rank], meeting.brought(), meeting.members.index(self._rank))
+
+
+def _shared(call: _Call, tensors: list[Tensor]) -> Tensor | None:
+    """What all members get alike, or None where each gets its own."""
+    options = dict(call.options)
+    with torch.no_grad():
+        if call.op == "all_reduce":
+            return _reduced(tensors, str(options["reduce"]))
+        if call.op == "all_gather":
+            return torch.cat(tensors, dim=_dim(options["dim"]))
+    return None
+
+
+def _own(call: _Call, tensors: list[Tensor], position: int) -> Tensor:
+    """What the member at `position` gets for itself."""
+    options = dict(call.options)
+    along = _dim(options["dim"] if call.op == "reduce_scatter" else options["split_dim"])
+    chunk = call.shape[along] // len(tensors)
+    with torch.no_grad():
+        pieces = [each.narrow(along, position * chunk, chunk) for each in tensors]
+        if call.op == "reduce_scatter":
+            return _reduced(pieces, str(options["reduce"]))
+        return torch.cat(pieces, dim=_dim(options["concat_dim"]))
+
+
+def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0].contiguous()
+    combine = _COMBINE[reduce]
+    total: Tensor = combine(tensors[0], tensors[1])
+    for each in tensors[2:]:
+        combine(total, each, out=total)
+    return total
+
+
+def _dim(value: object) -> int:
+    assert isinstance(value, int), "options of collectives are made in this file"
+    return value
+
+
+def _mismatch(first: int, a: _Call, second: int, b: _Call) -> CollectiveError:
+    return CollectiveError(
+        "E0321",
+        f"ranks {first} and {second} differ in {a.difference(b)}",
+        notes=((f"rank {first} is at {a.where or a.op}", None), (f"rank {second} is at {b.where or b.op}", None)),
+        help="the program is not the same on both ranks, or was compiled wrongly: please report it",
+    )
+
+
+def _again(error: CollectiveError) -> CollectiveError:
+    """The same error for another thread, so that tracebacks do not mix."""
+    return CollectiveError(error.code, error.message, notes=error.notes, help=error.help)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(str(rank) for rank in ranks)

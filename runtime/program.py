@@ -1,0 +1,187 @@
+"""A program: what every rank runs, as data. A folder of JSON and safetensors that needs no compiler to run.
+
+    manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and a hash of it all
+    program.json    inputs, outputs, functions (instruction lists), source locations
+    ir.mlir         the final IR, for people          remarks.json   what the passes said
+    reference.json  the single-device forward         weights.safetensors   initial values by name (optional)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from .arguments import Json
+from .errors import ProgramError
+from .folder import read_files, read_weights, write_folder
+from .json_fields import Fields, Malformed
+from .mesh import RankMesh
+from .records import Function, Input, Location, Output, Reference
+from .validate import validate
+
+FORMAT = 1
+"""The newest program format that this version reads, and the one it writes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a program is and what it was made from."""
+
+    mode: str
+    """ "train" or "infer"."""
+    dtype: str
+    mesh: tuple[tuple[str, int], ...]
+    target: str = "cpu"
+    stretto: str = ""
+    torch: str = ""
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    source: Mapping[str, Json] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "format": self.format, "stretto": self.stretto, "torch": self.torch, "target": self.target,
+            "mode": self.mode, "dtype": self.dtype, "arguments": dict(self.arguments), "source": dict(self.source),
+            "mesh": [[name, size] for name, size in self.mesh],
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object) -> Manifest:
+        fields = Fields(value, "manifest.json")
+        return Manifest(
+            mode=fields.text("mode"), dtype=fields.text("dtype"), mesh=fields.each("mesh", _axis),
+            target=fields.text("target"), stretto=fields.text("stretto"), torch=fields.text("torch"),
+            arguments=fields.mapping("arguments"), source=fields.mapping("source"),  # type: ignore[arg-type]
+            format=fields.whole("format"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """A loaded program, or one just compiled that may never see a disk."""
+
+    manifest: Manifest
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    functions: Mapping[str, Function]
+    locations: tuple[Location, ...] = ()
+    ir: str = ""
+    remarks: Json = ()
+    reference: Json = None
+    """The JSON of `reference.json`; `single_device` is its decoded form."""
+    initial: Mapping[str, Tensor] | None = None
+    """Initial values by name, when the program was not loaded from a folder; `weights` is where to read them."""
+    folder: Path | None = None
+    loaded_hash: str = ""
+
+    @staticmethod
+    def load(folder: str | Path) -> Program:
+        """Read a program folder; raises ProgramError when it is not one, is truncated, altered or of a newer format."""
+        folder = Path(folder)
+        files, manifest, digest = read_files(folder, FORMAT)
+        try:
+            program = _from_json(Manifest.from_json(manifest), files)
+        except Malformed as error:
+            raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
+        program = replace(program, folder=folder, loaded_hash=digest)
+        return program.validated
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder whole or not at all; an older program there is replaced, anything else is refused."""
+        write_folder(Path(folder), self.manifest.to_json(), self._texts(), self.weights)
+
+    @cached_property
+    def hash(self) -> str:
+        """What ranks compare: the manifest's hash when loaded, else SHA-256 over mesh, tensors and instructions."""
+        if self.loaded_hash:
+            return self.loaded_hash
+        whole = {"mesh": self.manifest.to_json()["mesh"], "program": self._texts()["program.json"]}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def kept(self) -> dict[str, object]:
+        """What is derived from the program once and shared by its executors."""
+        return {}
+
+    @cached_property
+    def mesh(self) -> RankMesh:
+        """The mesh that the ranks stand on."""
+        return RankMesh(self.manifest.mesh)
+
+    @cached_property
+    def validated(self) -> Program:
+        """This program, once its slots, ops, shards and calls are known to be sound; raises ProgramError."""
+        try:
+            validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations))
+        except Malformed as error:
+            raise ProgramError("E0306", f"the program is malformed: {error}") from None
+        return self
+
+    @cached_property
+    def single_device(self) -> Reference | None:
+        """The single-device forward, when the program has one."""
+        if self.reference is None:
+            return None
+        try:
+            return Reference.from_json(self.reference)
+        except Malformed as error:
+            raise ProgramError("E0306", f"the program is malformed: {error}") from None
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Initial parameters, buffers and constants by name; empty when the program has none."""
+        if self.initial is not None:
+            return self.initial
+        return read_weights(self.folder) if self.folder else {}
+
+    def of_kind(self, kind: str) -> tuple[Input, ...]:
+        """The inputs of one kind, in the program's order."""
+        return tuple(each for each in self.inputs if each.kind == kind)
+
+    def results_of_kind(self, kind: str) -> tuple[Output, ...]:
+        """The outputs of one kind, in the program's order."""
+        return tuple(each for each in self.outputs if each.kind == kind)
+
+    def _texts(self) -> dict[str, str]:
+        program: dict[str, Json] = {
+            "inputs": [each.to_json() for each in self.inputs],
+            "outputs": [each.to_json() for each in self.outputs],
+            "functions": {name: each.to_json() for name, each in self.functions.items()},
+            "locations": [[each.file, each.line, each.module] for each in self.locations],
+        }
+        return {
+            "program.json": json.dumps(program, allow_nan=False, separators=(",", ":")),
+            "ir.mlir": self.ir,
+            "remarks.json": json.dumps(self.remarks, allow_nan=False),
+            "reference.json": json.dumps(self.reference, allow_nan=False, separators=(",", ":")),
+        }
+
+
+def _from_json(manifest: Manifest, files: Mapping[str, object]) -> Program:
+    fields = Fields(files["program.json"], "program.json")
+    return Program(
+        manifest=manifest,
+        inputs=fields.each("inputs", Input.from_json),
+        outputs=fields.each("outputs", Output.from_json),
+        functions={
+            name: Function.from_json(each, f"program.json.functions.{name}")
+            for name, each in fields.mapping("functions").items()
+        },
+        locations=fields.each("locations", Location.from_json),
+        ir=str(files["ir.mlir"]),
+        remarks=files["remarks.json"],  # type: ignore[arg-type]
+        reference=files["reference.json"],  # type: ignore[arg-type]
+    )
+
+
+def _axis(value: object, path: str) -> tuple[str, int]:
+    match value:
+        case [str(name), int(size)] if size > 0:
+            return name, size
+    raise Malformed(f"{path}: expected [axis, size], found {value!r:.60}")

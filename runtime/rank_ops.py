@@ -1,0 +1,64 @@
+"""Ops that depend on where a rank stands, without communication: its chunk, its offset, its padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .communicator import Communicator
+
+
+class RankOps:
+    """The `rank.*` ops of one rank.
+
+    Its tensor along a sharded dim holds `chunk` elements, of which the first clamp(extent - coordinate * chunk, 0,
+    chunk) are valid; the rest is padding.
+    """
+
+    def __init__(self, communicator: Communicator, device: torch.device) -> None:
+        self._communicator = communicator
+        self._device = device
+
+    def shard(self, tensor: Tensor, axes: Sequence[str], dim: int, chunk: int) -> Tensor:
+        """This rank's chunk of a whole tensor along `dim`, padded with zeros to `chunk`."""
+        return cut_dim(tensor, dim, self._communicator.coordinate(axes), chunk).contiguous()
+
+    def offset(self, axes: Sequence[str], chunk: int) -> Tensor:
+        """The global index of this rank's first element: a 0-d int64 tensor."""
+        return torch.tensor(self._communicator.coordinate(axes) * chunk, dtype=torch.int64, device=self._device)
+
+    def mask(
+        self, tensor: Tensor, axes: Sequence[str], dim: int, chunk: int, extent: int, fill: float | int | bool
+    ) -> Tensor:
+        """`tensor` with its padding along `dim` replaced by `fill`."""
+        valid = valid_extent(self._communicator.coordinate(axes), chunk, extent)
+        if valid == chunk:
+            return tensor
+        masked = tensor.clone()
+        masked.narrow(dim, valid, chunk - valid).fill_(fill)
+        return masked
+
+
+def valid_extent(coordinate: int, chunk: int, extent: int) -> int:
+    """How many of the `chunk` elements at `coordinate` lie inside `extent`.
+
+    >>> [valid_extent(coordinate, 3, 7) for coordinate in range(4)]
+    [3, 3, 1, 0]
+    """
+    return max(0, min(chunk, extent - coordinate * chunk))
+
+
+def cut_dim(tensor: Tensor, dim: int, coordinate: int, chunk: int) -> Tensor:
+    """Chunk number `coordinate` along `dim`: a view where it is whole, else a copy padded with zeros."""
+    extent = tensor.shape[dim]
+    valid = valid_extent(coordinate, chunk, extent)
+    piece = tensor.narrow(dim, min(extent, coordinate * chunk), valid)
+    if valid == chunk:
+        return piece
+    shape = list(tensor.shape)
+    shape[dim] = chunk
+    padded = tensor.new_zeros(shape)
+    padded.narrow(dim, 0, valid).copy_(piece)
+    return padded

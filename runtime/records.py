@@ -1,0 +1,221 @@
+"""The records a program is made of, and their JSON: inputs, outputs, functions, instructions.
+
+The names of their fields are the keys of `program.json` and `reference.json`. Arguments are held decoded (`Slot`,
+dtypes, floats), see `arguments.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .arguments import Json, Value, decode, encode, slots_in
+from .json_fields import Fields, Malformed
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Dim `dim` of `extent` elements is cut over `axes` (outermost first) into chunks of `chunk` elements."""
+
+    dim: int
+    axes: tuple[str, ...]
+    chunk: int
+    extent: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {"dim": self.dim, "axes": list(self.axes), "chunk": self.chunk, "extent": self.extent}
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Shard:
+        fields = Fields(value, path)
+        return Shard(fields.whole("dim"), fields.texts("axes"), fields.whole("chunk"), fields.whole("extent"))
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor the program takes: `kind` is parameter, buffer, constant, input or tangent; `shape` is global."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    slot: int
+    shards: tuple[Shard, ...] = ()
+    aliases: tuple[str, ...] = ()
+    requires_grad: bool = False
+    index: int | None = None
+    """Position among the flattened user inputs, or the index of the output that a tangent belongs to."""
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "name": self.name, "kind": self.kind, "aliases": list(self.aliases), "shape": list(self.shape),
+            "dtype": self.dtype, "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
+            "requires_grad": self.requires_grad, "index": self.index,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Input:
+        fields = Fields(value, path)
+        return Input(
+            name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
+            dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
+            aliases=fields.texts("aliases"), requires_grad=fields.flag("requires_grad"),
+            index=fields.whole_or_none("index"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor the program gives: `kind` is output, gradient (named as its parameter) or buffer (its new value)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    slot: int
+    shards: tuple[Shard, ...] = ()
+    index: int | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "kind": self.kind, "name": self.name, "index": self.index, "shape": list(self.shape), "dtype": self.dtype,
+            "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Output:
+        fields = Fields(value, path)
+        return Output(
+            name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
+            dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
+            index=fields.whole_or_none("index"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One call of `op`: `out` are the slots its results go to (None: dropped), `free` those not needed after it."""
+
+    op: str
+    args: tuple[Value, ...] = ()
+    kwargs: Mapping[str, Value] = field(default_factory=dict)
+    out: tuple[int | None, ...] = ()
+    free: tuple[int, ...] = ()
+    loc: int | None = None
+    """Index into the program's locations."""
+
+    def reads(self) -> tuple[int, ...]:
+        """The slots whose values it uses."""
+        return tuple(slots_in([*self.args, *self.kwargs.values()]))
+
+    def writes(self) -> tuple[int, ...]:
+        """The slots it sets."""
+        return tuple(slot for slot in self.out if slot is not None)
+
+    def to_json(self) -> dict[str, Json]:
+        kwargs = {key: encode(each) for key, each in self.kwargs.items()}
+        return {
+            "op": self.op, "args": encode(self.args), "kwargs": kwargs,
+            "out": list(self.out), "free": list(self.free), "loc": self.loc,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Instruction:
+        fields = Fields(value, path)
+        return Instruction(
+            op=fields.text("op"), args=fields.each("args", _argument),
+            kwargs={key: _argument(each, f"{path}.kwargs.{key}") for key, each in fields.mapping("kwargs").items()},
+            out=fields.wholes_or_none("out"), free=fields.wholes("free"), loc=fields.whole_or_none("loc"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Function:
+    """A list of instructions over `slots` slots. Only "main" has `backward_at`: where its backward begins."""
+
+    slots: int
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+    code: tuple[Instruction, ...]
+    backward_at: int | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "slots": self.slots, "arguments": list(self.arguments), "results": list(self.results),
+            "code": [each.to_json() for each in self.code], "backward_at": self.backward_at,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Function:
+        fields = Fields(value, path)
+        return Function(
+            slots=fields.whole("slots"), arguments=fields.wholes("arguments"), results=fields.wholes("results"),
+            code=fields.each("code", Instruction.from_json), backward_at=fields.whole_or_none("backward_at"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where in the user's sources an instruction comes from; `module` is a path such as "layers.0.mlp", or empty."""
+
+    file: str
+    line: int
+    module: str = ""
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Location:
+        match value:
+            case [str(file), int(line), str(module)]:
+                return Location(file, line, module)
+        raise Malformed(f"{path}: expected [file, line, module path], found {value!r:.60}")
+
+
+@dataclass(frozen=True)
+class ReferenceInput:
+    """A tensor the reference takes; it stands in the slot of its position in the list."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    aliases: tuple[str, ...] = ()
+    index: int | None = None
+
+    @staticmethod
+    def from_json(value: object, path: str) -> ReferenceInput:
+        fields = Fields(value, path)
+        return ReferenceInput(
+            fields.text("name"), fields.text("kind"), fields.wholes("shape"), fields.text("dtype"),
+            fields.texts("aliases"), fields.whole_or_none("index"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The exported single-device forward: what the program must compute."""
+
+    inputs: tuple[ReferenceInput, ...]
+    outputs: tuple[tuple[int, int], ...]
+    """(index of the output, its slot)."""
+    slots: int
+    code: tuple[Instruction, ...]
+
+    @staticmethod
+    def from_json(value: object, path: str = "reference.json") -> Reference:
+        fields = Fields(value, path)
+        return Reference(
+            inputs=fields.each("inputs", ReferenceInput.from_json), outputs=fields.each("outputs", _index_and_slot),
+            slots=fields.whole("slots"), code=fields.each("code", Instruction.from_json),
+        )  # fmt: skip
+
+
+def _index_and_slot(value: object, path: str) -> tuple[int, int]:
+    fields = Fields(value, path)
+    return fields.whole("index"), fields.whole("slot")
+
+
+def _argument(value: object, path: str) -> Value:
+    try:
+        return decode(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise Malformed(f"{path}: {error}") from None

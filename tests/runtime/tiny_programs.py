@@ -1,0 +1,99 @@
+"""Tiny programs, written by hand, that the tests of the runtime share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from stretto.runtime.arguments import Slot, Value
+from stretto.runtime.executor import Executor
+from stretto.runtime.in_process import RankGroup
+from stretto.runtime.program import Manifest, Program
+from stretto.runtime.records import Function, Input, Instruction, Location, Output, Shard
+from torch import Tensor
+
+S = Slot
+F32 = "float32"
+
+
+def step(
+    op: str, *args: Value, out: Sequence[int | None] = (), free: Sequence[int] = (), loc: int | None = None, **kw: Value
+) -> Instruction:
+    """One instruction."""
+    return Instruction(op, args, kw, tuple(out), tuple(free), loc)
+
+
+def linear(ranks: int = 2, dtype: str = F32, width: int = 4) -> Program:
+    """loss = sum((x @ w)^2) with w (4, 3) cut by rows over tp: x's columns are cut on the rank, products are summed.
+
+    Backward: dw = x^T @ 2 (x @ w) * tangent, on this rank's rows.
+    """
+    chunk = -(-width // ranks)
+    rows = (Shard(0, ("tp",), chunk, width),)
+    code = (
+        step("rank.shard", S(1), axes=["tp"], dim=1, chunk=chunk, out=[2], loc=0),
+        step("aten.mm.default", S(2), S(0), out=[3], loc=0),
+        step("comm.all_reduce_start", S(3), axes=["tp"], reduce="sum", out=[4], free=[3], loc=1),
+        step("comm.wait", S(4), out=[5], free=[4], loc=1),
+        step("aten.pow.Tensor_Scalar", S(5), 2, out=[6]),
+        step("aten.sum.default", S(6), out=[7], free=[6]),
+        step("aten.mul.Tensor", S(5), S(8), out=[9], free=[8]),
+        step("aten.mul.Scalar", S(9), 2.0, out=[10], free=[9]),
+        step("aten.t.default", S(2), out=[11], free=[2]),
+        step("aten.mm.default", S(11), S(10), out=[12], free=[11, 10], loc=2),
+    )
+    reference: list[Instruction] = [
+        step("aten.mm.default", S(1), S(0), out=[2]),
+        step("aten.pow.Tensor_Scalar", S(2), 2, out=[3]),
+        step("aten.sum.default", S(3), out=[4]),
+    ]
+    return Program(
+        manifest=Manifest(mode="train", dtype=dtype, mesh=(("tp", ranks),)),
+        inputs=(
+            Input("w", "parameter", (width, 3), dtype, 0, rows, aliases=("w",), requires_grad=True),
+            Input("x", "input", (5, width), dtype, 1, index=0),
+            Input("loss", "tangent", (), dtype, 8, index=0),
+        ),
+        outputs=(
+            Output("loss", "output", (), dtype, 7, index=0),
+            Output("y", "output", (5, 3), dtype, 5, index=1),
+            Output("w", "gradient", (width, 3), dtype, 12, rows),
+        ),
+        functions={"main": Function(13, (0, 1, 8), (7, 5, 12), code, backward_at=6)},
+        locations=(Location("model.py", 7, "proj"), Location("model.py", 8), Location("model.py", 9)),
+        reference={
+            "inputs": [
+                {"name": "w", "kind": "parameter", "aliases": ["w"], "shape": [width, 3], "dtype": dtype, "index": None},
+                {"name": "x", "kind": "input", "aliases": [], "shape": [5, width], "dtype": dtype, "index": 0},
+            ],
+            "outputs": [{"index": 0, "slot": 4}, {"index": 1, "slot": 2}],
+            "slots": 5,
+            "code": [each.to_json() for each in reference],
+        },
+    )
+
+
+def infer(
+    code: Sequence[Instruction],
+    shapes: Sequence[tuple[int, ...]],
+    results: Sequence[int],
+    mesh: tuple[tuple[str, int], ...] = (),
+    functions: dict[str, Function] | None = None,
+) -> Program:
+    """Instructions on inputs of `shapes` in slots 0, 1, ..; the results' shapes are not checked by what runs here."""
+    slots = 1 + max([len(shapes), *(slot for each in code for slot in each.writes())])
+    inputs = tuple(Input(f"x{at}", "input", shape, F32, at, index=at) for at, shape in enumerate(shapes))
+    outputs = tuple(Output(f"y{at}", "output", (), F32, slot, index=at) for at, slot in enumerate(results))
+    main = Function(slots, tuple(range(len(shapes))), tuple(results), tuple(code))
+    return Program(Manifest("infer", F32, mesh), inputs, outputs, {"main": main, **(functions or {})})
+
+
+def run_alone(program: Program, *inputs: Tensor) -> list[Tensor]:
+    """The outputs of a program for one rank."""
+    return Executor(program, RankGroup(program.mesh).communicator(0)).forward(inputs)[0]
+
+
+def numbers(*shape: int, start: int = 0) -> Tensor:
+    """0, 1, 2, .. in `shape`."""
+    count = int(torch.Size(shape).numel())
+    return torch.arange(start, start + count, dtype=torch.float32).reshape(shape)
