@@ -1,1 +1,41 @@
-"""(described when its first module lands)"""
+"""The plan language: text to frozen values with their places, back to text, and what a plan says of a model's tensors.
+
+Nothing here knows torch or the IR. Start reading at `plan.py`; the grammar is `plan.lark`. A kind of statement is a
+rule of the grammar, a file with its value and its reader, a line in the table of `parser.py`, words in `syntax.py`.
+"""
+
+from .error import PlanCode, PlanError
+from .globs import match
+from .mesh import Mesh
+from .parser import Statement
+from .plan import Plan, check_world
+from .resolve import (
+    OwnerKind,
+    ParameterInfo,
+    ParameterSharding,
+    resolve_parameters,
+)
+from .resolve_values import resolve_activations, resolve_inputs
+from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParameters
+
+__all__ = [
+    "Dim",
+    "Layout",
+    "Mesh",
+    "OwnerKind",
+    "ParameterInfo",
+    "ParameterSharding",
+    "Plan",
+    "PlanCode",
+    "PlanError",
+    "Role",
+    "ShardActivations",
+    "ShardInputs",
+    "ShardParameters",
+    "Statement",
+    "check_world",
+    "match",
+    "resolve_activations",
+    "resolve_inputs",
+    "resolve_parameters",
+]

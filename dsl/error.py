@@ -1,0 +1,36 @@
+"""The error of a plan: what is wrong in its text, or between it and the model or the processes it is used with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from ..diagnostics import StrettoError
+
+
+class PlanCode(StrEnum):
+    """Every code that a plan can raise; `docs/errors.md` has a line for each."""
+
+    SYNTAX = "E0101"
+    STRAY_CHARACTER = "E0102"
+    UNTERMINATED = "E0103"
+    UNKNOWN_STATEMENT = "E0104"
+    UNKNOWN_SUBJECT = "E0105"
+    UNKNOWN_ROLE = "E0106"
+    UNKNOWN_AXIS = "E0107"
+    BAD_MESH = "E0108"
+    DUPLICATE_AXIS = "E0109"
+    DUPLICATE_MESH = "E0110"
+    NO_MESH = "E0111"
+    AXIS_USED_TWICE = "E0112"
+    BAD_PATTERN = "E0113"
+    NO_MATCH = "E0114"
+    DIM_OUT_OF_RANGE = "E0115"
+    UNSUITED_ROLE = "E0116"
+    ALIASES_DISAGREE = "E0117"
+    NOT_FOUND = "E0118"
+    NOT_TEXT = "E0119"
+    WORLD_SIZE = "E0120"
+
+
+class PlanError(StrettoError):
+    """A mistake in a plan; `code` is one of `PlanCode`."""

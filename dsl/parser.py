@@ -1,0 +1,47 @@
+"""Text to statements: the grammar's tree, read by one function per kind of statement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
+from .mesh import Mesh, read_mesh
+from .shard import ShardActivations, ShardInputs, ShardParameters, read_shard
+from .source import Source
+from .syntax import unexpected_character, unexpected_token
+
+Statement = ShardParameters | ShardActivations | ShardInputs
+"""Any statement but `mesh`."""
+
+READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
+    "mesh": read_mesh,
+    "shard": read_shard,
+}
+"""For each kind of statement, by its rule in the grammar, what makes its value."""
+
+
+@cache
+def grammar() -> Lark:
+    """The parser that `plan.lark` describes."""
+    text = files(__package__).joinpath("plan.lark").read_text(encoding="utf-8")
+    return Lark(text, parser="lalr")
+
+
+def parse_statements(source: Source) -> tuple[Mesh | Statement, ...]:
+    """The statements in the order of the text. Raises PlanError at the first mistake."""
+    try:
+        tree = grammar().parse(source.text + "\n")
+    except UnexpectedToken as error:
+        raise unexpected_token(error.token, _accepted(error), source) from None
+    except UnexpectedCharacters as error:
+        raise unexpected_character(error.line, error.column, _accepted(error), source) from None
+    return tuple(READERS[node.data](node, source) for node in tree.children if isinstance(node, Tree))
+
+
+def _accepted(error: UnexpectedInput) -> frozenset[str]:
+    """The terminals that the grammar allows where the error is."""
+    return frozenset(error.interactive_parser.accepts())  # type: ignore[no-untyped-call]  # lark leaves it untyped

@@ -1,0 +1,172 @@
+"""A plan: the mesh, and what to do where. Read from text, printed back, checked for what the text alone can show."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..diagnostics import Span
+from .error import PlanCode, PlanError
+from .mesh import Mesh
+from .parser import Statement, parse_statements
+from .shard import Dim, Role, ShardActivations, ShardInputs, ShardParameters
+from .source import Places, Source
+from .spelling import did_you_mean, listed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan file says. Two plans are equal when they say the same, wherever they were written.
+
+    Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112).
+
+    >>> print(Plan.parse('mesh (dp=2,tp=2)  # four ranks'))
+    mesh (dp=2, tp=2)
+    """
+
+    mesh: Mesh
+    statements: tuple[Statement, ...] = ()
+    """All but the mesh, in order."""
+    file: str = field(default="<plan>", compare=False)
+    text: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for statement in self.statements:
+            self._check_axes_exist(statement)
+        _check_axes_once(self.inputs)
+        _check_axes_once(self.activations)
+        self._check_activations_beside_inputs()
+
+    @staticmethod
+    def parse(text: str, file: str = "<plan>") -> Plan:
+        """The plan that `text` spells; `file` names it in messages. Raises PlanError at the first mistake."""
+        parsed = parse_statements(source := Source(file, text))
+        meshes = [statement for statement in parsed if isinstance(statement, Mesh)]
+        rest = tuple(statement for statement in parsed if not isinstance(statement, Mesh))
+        return Plan(_only_mesh(meshes, source), rest, file, text)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """The plan in a file of UTF-8 text. Raises PlanError where it cannot be read (E0118, E0119) or parsed."""
+        file = os.fspath(path)
+        try:
+            with open(file, "rb") as stream:
+                content = stream.read()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise PlanError(PlanCode.NOT_FOUND, f'cannot read the plan "{file}": {why}') from None
+        try:
+            return Plan.parse(content.decode("utf-8-sig"), file)
+        except UnicodeDecodeError as error:
+            message = f'the plan "{file}" is not UTF-8 text (byte {error.start})'
+            raise PlanError(PlanCode.NOT_TEXT, message) from None
+
+    def __str__(self) -> str:
+        return "\n".join(str(line) for line in (self.mesh, *self.statements))
+
+    @property
+    def parameters(self) -> tuple[ShardParameters, ...]:
+        """The statements about parameters, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, ShardParameters))
+
+    @property
+    def activations(self) -> tuple[ShardActivations, ...]:
+        """The statements about the residual stream, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, ShardActivations))
+
+    @property
+    def inputs(self) -> tuple[ShardInputs, ...]:
+        """The statements about inputs, in order, and the one that an unmentioned axis named `dp` implies."""
+        written = tuple(statement for statement in self.statements if isinstance(statement, ShardInputs))
+        if "dp" not in self.mesh.names or any("dp" in statement.axes for statement in written):
+            return written
+        return (*written, ShardInputs(Role.BATCH, ("dp",), Places(self.mesh.span_of("dp"))))
+
+    @property
+    def data_axes(self) -> tuple[str, ...]:
+        """The axes that cut the batch of the inputs, in mesh order."""
+        statements = [statement for statement in self.inputs if statement.layout in (Role.BATCH, Dim(0))]
+        return tuple(axis for axis in self.mesh.names if any(axis in statement.axes for statement in statements))
+
+    def _check_axes_exist(self, statement: Statement) -> None:
+        for index, axis in enumerate(statement.axes):
+            if axis not in self.mesh.names:
+                raise PlanError(
+                    PlanCode.UNKNOWN_AXIS,
+                    f'the mesh has no axis "{axis}"',
+                    span=statement.places.axis(index),
+                    expected=f"expected {listed(self.mesh.names)}",
+                    notes=(("the mesh is declared here", self.mesh.span),),
+                    help=did_you_mean(axis, self.mesh.names),
+                )
+
+    def _check_activations_beside_inputs(self) -> None:
+        """The residual stream keeps the inputs' batch, so an axis of the batch cannot cut another dim of it."""
+        for statement in self.activations:
+            for index, axis in enumerate(statement.axes):
+                if axis in self.data_axes and statement.layout not in (Dim(0), Dim(-3)):
+                    raise PlanError(
+                        PlanCode.AXIS_USED_TWICE,
+                        f'the axis "{axis}" is used twice on the activations: for the batch and for {statement.layout}',
+                        span=statement.places.axis(index),
+                        notes=(self._batch_note(axis),),
+                        help="shard the activations over another axis",
+                    )
+
+    def _batch_note(self, axis: str) -> tuple[str, Span | None]:
+        """Where, and why, `axis` shards the batch."""
+        for statement in self.statements:
+            if isinstance(statement, ShardInputs) and axis in statement.axes:
+                return "it shards the batch of the inputs here", statement.places.axis(statement.axes.index(axis))
+        return f'an axis named "{axis}" shards the batch of the inputs', self.mesh.span_of(axis)
+
+
+def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:
+    """An axis cuts one dim of a tensor, so statements about the same tensors name it once."""
+    places: dict[str, Span | None] = {}
+    for statement in statements:
+        for index, axis in enumerate(statement.axes):
+            span = statement.places.axis(index)
+            if axis in places:
+                raise PlanError(
+                    PlanCode.AXIS_USED_TWICE,
+                    f'the axis "{axis}" is used twice on the {statement.subject}',
+                    span=span,
+                    notes=(("first used here", places[axis]),),
+                    help="keep one of the two statements, or name another axis",
+                )
+            places[axis] = span
+
+
+def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:
+    """The one mesh of a plan. Raises PlanError where there is none (E0111) or a second (E0110)."""
+    if not meshes:
+        help = "add a line such as: mesh (dp=2, tp=2)"
+        raise PlanError(PlanCode.NO_MESH, "the plan declares no mesh", span=source.span(1, 1, 1), help=help)
+    if len(meshes) > 1:
+        raise PlanError(
+            PlanCode.DUPLICATE_MESH,
+            "the plan declares a second mesh",
+            span=meshes[1].span,
+            notes=(("the first is here", meshes[0].span),),
+            help="keep one of them",
+        )
+    return meshes[0]
+
+
+def check_world(plan: Plan, processes: int) -> None:
+    """Raises PlanError E0120 where the number of processes is not the number of the mesh's ranks."""
+    if processes != plan.mesh.size:
+        axes = str(plan.mesh).removeprefix("mesh ")
+        ranks, were = _count(plan.mesh.size, "rank"), "was" if processes == 1 else "were"
+        raise PlanError(
+            PlanCode.WORLD_SIZE,
+            f"the mesh {axes} has {ranks}, but {_count(processes, 'process', 'es')} {were} started",
+            span=plan.mesh.span,
+            help=f"start {_count(plan.mesh.size, 'process', 'es')}, or change the mesh",
+        )
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

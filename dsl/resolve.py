@@ -1,0 +1,191 @@
+"""What a plan says of a model's own tensors: which dim of each is cut over which axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..diagnostics import Span
+from . import globs
+from .error import PlanCode, PlanError
+from .plan import Plan
+from .shard import Dim, Role, ShardParameters, layout_dim
+from .spelling import listed, range_text, shape_text
+
+
+class OwnerKind(StrEnum):
+    """What the module that owns a parameter is, as far as roles are concerned."""
+
+    LINEAR = "linear"
+    """weight (out, in), bias (out,)"""
+    LINEAR_TRANSPOSED = "linear_transposed"
+    """weight (in, out), bias (out,); as in GPT-2"""
+    EMBEDDING = "embedding"
+    """weight (vocab, hidden)"""
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """A parameter of the model: its dotted name, its other names where it is tied, its shape and its owner's kind."""
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    owner_kind: OwnerKind
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name once, the parameter's own first."""
+        return tuple(dict.fromkeys((self.name, *self.aliases)))
+
+
+@dataclass(frozen=True)
+class ParameterSharding:
+    """Which dim of a parameter each axis cuts, in mesh order; an axis that is not named replicates it."""
+
+    name: str
+    dims: Mapping[str, int]
+    """The dim (not negative) by axis."""
+    span: Span | None = None
+    """The statement that decided; None where none matched, or where it was made in Python."""
+
+
+_DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
+    (OwnerKind.LINEAR, Role.COLUMNS, "weight"): 0,
+    (OwnerKind.LINEAR, Role.COLUMNS, "bias"): 0,
+    (OwnerKind.LINEAR, Role.ROWS, "weight"): 1,
+    (OwnerKind.LINEAR, Role.ROWS, "bias"): None,
+    (OwnerKind.LINEAR, Role.VOCAB, "weight"): 0,
+    (OwnerKind.LINEAR, Role.VOCAB, "bias"): 0,
+    (OwnerKind.LINEAR_TRANSPOSED, Role.COLUMNS, "weight"): 1,
+    (OwnerKind.LINEAR_TRANSPOSED, Role.COLUMNS, "bias"): 0,
+    (OwnerKind.LINEAR_TRANSPOSED, Role.ROWS, "weight"): 0,
+    (OwnerKind.LINEAR_TRANSPOSED, Role.ROWS, "bias"): None,
+    (OwnerKind.LINEAR_TRANSPOSED, Role.VOCAB, "weight"): 1,
+    (OwnerKind.LINEAR_TRANSPOSED, Role.VOCAB, "bias"): 0,
+    (OwnerKind.EMBEDDING, Role.VOCAB, "weight"): 0,
+}
+"""The dim that a role means for the weight (2 dims) or bias (1 dim) of each kind of owner; None: it stays whole."""
+
+_RANKS = {"weight": 2, "bias": 1}
+
+
+def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[ParameterSharding, ...]:
+    """The placement of every parameter, in the given order: the last statement that matches a name decides.
+
+    Raises PlanError for a pattern that matches nothing (E0114), a dim that a parameter lacks (E0115), a role that does
+    not suit a parameter (E0116), names of one parameter that are decided differently (E0117).
+    """
+    _check_all_match(plan, parameters)
+    return tuple(_resolve(plan, parameter) for parameter in parameters)
+
+
+def _owner(name: str) -> str:
+    """The module that owns the parameter; empty for the model itself."""
+    return name.rpartition(".")[0]
+
+
+def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
+    names = dict.fromkeys(name for parameter in parameters for name in parameter.names)
+    known = dict.fromkeys(text for name in names for text in (name, _owner(name)) if text)
+    for statement in plan.parameters:
+        for index, pattern in enumerate(statement.patterns):
+            if not any(globs.matches(pattern, text) for text in known):
+                raise _no_match(pattern, statement.places.pattern(index), tuple(known))
+
+
+def _no_match(pattern: str, span: Span | None, known: tuple[str, ...]) -> PlanError:
+    near = [f'"{text}"' for text in globs.nearest_patterns(pattern, known)]
+    if near:
+        help = f"did you mean {listed(near)}?"
+    else:
+        help = f'names in this model look like "{max(known, key=len)}"' if known else "the model has no parameters"
+    message = f'"{pattern}" matches no parameter and no module that owns one'
+    return PlanError(PlanCode.NO_MATCH, message, span=span, help=help)
+
+
+def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
+    """The decision for one parameter, which all of its names that any statement matches must share."""
+    decided: list[tuple[str, ShardParameters, dict[str, int]]] = []
+    for name in parameter.names:
+        statement = _last_match(plan, name)
+        if statement is not None:
+            decided.append((name, statement, _dims(plan, statement, name, parameter)))
+    if not decided:
+        return ParameterSharding(parameter.name, {})
+    for other in decided[1:]:
+        if other[2] != decided[0][2]:
+            raise _disagreement(decided[0], other)
+    _, statement, dims = decided[0]
+    return ParameterSharding(parameter.name, dims, statement.span)
+
+
+def _last_match(plan: Plan, name: str) -> ShardParameters | None:
+    for statement in reversed(plan.parameters):
+        if any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns):
+            return statement
+    return None
+
+
+def _dims(plan: Plan, statement: ShardParameters, name: str, parameter: ParameterInfo) -> dict[str, int]:
+    """The dim by axis that the statement means for a parameter that it matched by `name`."""
+    layout = statement.layout
+    dim = (
+        _numbered(layout, statement, name, parameter.shape)
+        if isinstance(layout, Dim)
+        else _by_role(layout, statement, name, parameter)
+    )
+    if dim is None:
+        return {}
+    return {axis: dim for axis in plan.mesh.names if axis in statement.axes}
+
+
+def _numbered(layout: Dim, statement: ShardParameters, name: str, shape: tuple[int, ...]) -> int:
+    dim = layout_dim(layout, len(shape))
+    if dim is not None:
+        return dim
+    raise PlanError(
+        PlanCode.DIM_OUT_OF_RANGE,
+        f'"{name}" {shape_text(shape)} has no dim {layout.number}',
+        span=statement.places.layout,
+        expected=f"expected {range_text(len(shape))}",
+        help="name the parameter, not its module, to leave its others alone",
+    )
+
+
+def _by_role(role: Role, statement: ShardParameters, name: str, parameter: ParameterInfo) -> int | None:
+    part = name.rpartition(".")[2]
+    key = (parameter.owner_kind, role, part)
+    if key in _DIMS and _RANKS[part] == len(parameter.shape):
+        return _DIMS[key]
+    kind = parameter.owner_kind
+    owner = "of no linear layer or embedding" if kind is OwnerKind.OTHER else f"of a module of kind {kind}"
+    raise PlanError(
+        PlanCode.UNSUITED_ROLE,
+        f'"{name}" {shape_text(parameter.shape)}, {owner}, has no {role}',
+        span=statement.places.layout,
+        expected="expected dim N",
+        help=f'say which dim to shard, as in: shard "{name}" dim 0 over {", ".join(statement.axes)}',
+    )
+
+
+def _disagreement(
+    first: tuple[str, ShardParameters, dict[str, int]], second: tuple[str, ShardParameters, dict[str, int]]
+) -> PlanError:
+    name, statement, dims = first
+    alias, other, other_dims = second
+    return PlanError(
+        PlanCode.ALIASES_DISAGREE,
+        f'"{alias}" and "{name}" are one parameter, but {_says(other_dims)} as the one, {_says(dims)} as the other',
+        span=other.span,
+        notes=((f'"{name}" is decided here', statement.span),),
+        help="make the two statements say the same, or drop one",
+    )
+
+
+def _says(dims: Mapping[str, int]) -> str:
+    by_dim = dict.fromkeys(dims.values())
+    cuts = [f"dim {dim} over {', '.join(axis for axis in dims if dims[axis] == dim)}" for dim in by_dim]
+    return f"sharded on {' and '.join(cuts)}" if cuts else "whole"

@@ -1,0 +1,204 @@
+"""`shard`: which dim of which tensors is cut over which axes of the mesh.
+
+shard "*.q_proj", "*.k_proj" columns over tp     parameters, by glob
+shard activations tokens over tp                 the residual stream between blocks
+shard inputs batch over dp                       the user's inputs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from lark import Token, Tree
+
+from ..diagnostics import Span
+from . import globs
+from .error import PlanCode, PlanError
+from .mesh import read_number
+from .source import Places, Source, tokens
+from .spelling import did_you_mean, listed, range_text, shortened
+
+MAX_DIMS = 64
+"""The most dims a tensor has."""
+
+
+class Role(StrEnum):
+    """A dim named by what it means."""
+
+    COLUMNS = "columns"
+    """The output features of a linear layer."""
+    ROWS = "rows"
+    """The input features of a linear layer; its bias stays whole."""
+    VOCAB = "vocab"
+    """The vocabulary of an embedding or of the head."""
+    TOKENS = "tokens"
+    """The last dim but one of the residual stream (batch, tokens, hidden)."""
+    BATCH = "batch"
+    """The first dim of an input."""
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dim by its number; negative numbers count from the end."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"dim {self.number}"
+
+
+Layout = Role | Dim
+"""Which dim a statement shards."""
+
+
+def layout_dim(layout: Layout, rank: int) -> int | None:
+    """The dim (0 <= dim < rank) of an input or activation of `rank` dims, None where it has no such dim."""
+    number = {Role.BATCH: 0, Role.TOKENS: -2}.get(layout) if isinstance(layout, Role) else layout.number
+    if number is None or not -rank <= number < rank:
+        return None
+    return number % rank
+
+
+class Sharding:
+    """What the statements of this file share: a layout, the axes it is cut over, and where they stand."""
+
+    subject: ClassVar[str]
+    roles: ClassVar[tuple[Role, ...]]
+    layout: Layout
+    axes: tuple[str, ...]
+    places: Places
+
+    @property
+    def span(self) -> Span | None:
+        """The whole statement's place."""
+        return self.places.statement
+
+    def _check(self) -> None:
+        layout, places = self.layout, self.places
+        if isinstance(layout, Role) and layout not in self.roles:
+            raise _unknown_role(layout, type(self), places.layout)
+        if isinstance(layout, Dim) and not -MAX_DIMS <= layout.number < MAX_DIMS:
+            message = f"no tensor has as many dims as {layout} needs"
+            expected = f"expected {range_text(MAX_DIMS)}"
+            raise PlanError(PlanCode.DIM_OUT_OF_RANGE, message, span=places.layout, expected=expected)
+        if not self.axes:
+            raise PlanError(PlanCode.SYNTAX, f"the statement about {self.subject} names no axis", span=self.span)
+        for index, axis in enumerate(self.axes):
+            if axis in self.axes[:index]:
+                message = f'the axis "{axis}" is used twice on one tensor'
+                raise PlanError(PlanCode.AXIS_USED_TWICE, message, span=places.axis(index), help=f'name "{axis}" once')
+
+
+@dataclass(frozen=True)
+class ShardParameters(Sharding):
+    """Shard the parameters whose name, or whose module's name, a pattern matches.
+
+    Raises PlanError for a bad pattern (E0113), a role of something else (E0106), an axis named twice (E0112).
+    """
+
+    subject: ClassVar[str] = "parameters"
+    roles: ClassVar[tuple[Role, ...]] = (Role.COLUMNS, Role.ROWS, Role.VOCAB)
+    patterns: tuple[str, ...]
+    layout: Layout
+    axes: tuple[str, ...]
+    places: Places = field(default=Places(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.patterns:
+            raise PlanError(PlanCode.BAD_PATTERN, "a statement about parameters needs a pattern")
+        for index, pattern in enumerate(self.patterns):
+            if flaw := globs.flaw(pattern):
+                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
+                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        self._check()
+
+    def __str__(self) -> str:
+        patterns = ", ".join(f'"{pattern}"' for pattern in self.patterns)
+        return f"shard {patterns} {self.layout} over {', '.join(self.axes)}"
+
+
+@dataclass(frozen=True)
+class ShardActivations(Sharding):
+    """Shard the residual stream between blocks. Raises PlanError E0106, E0112."""
+
+    subject: ClassVar[str] = "activations"
+    roles: ClassVar[tuple[Role, ...]] = (Role.TOKENS,)
+    layout: Layout
+    axes: tuple[str, ...]
+    places: Places = field(default=Places(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def __str__(self) -> str:
+        return f"shard activations {self.layout} over {', '.join(self.axes)}"
+
+
+@dataclass(frozen=True)
+class ShardInputs(Sharding):
+    """Shard the model's inputs: data parallelism, or any other dim of them. Raises PlanError E0106, E0112."""
+
+    subject: ClassVar[str] = "inputs"
+    roles: ClassVar[tuple[Role, ...]] = (Role.BATCH,)
+    layout: Layout
+    axes: tuple[str, ...]
+    places: Places = field(default=Places(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def __str__(self) -> str:
+        return f"shard inputs {self.layout} over {', '.join(self.axes)}"
+
+
+def _unknown_role(word: str, statement: type[Sharding], span: Span | None) -> PlanError:
+    return PlanError(
+        PlanCode.UNKNOWN_ROLE,
+        f'{statement.subject} have no role "{shortened(word)}"',
+        span=span,
+        expected=f"expected {listed([*statement.roles, 'dim N'])}",
+        help=did_you_mean(word, [*statement.roles, "dim"]),
+    )
+
+
+def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActivations | ShardInputs:
+    """The value of a `shard` statement; raises PlanError for an unknown subject (E0105) and as the values do."""
+    keyword, *subjects = tokens(tree, "SHARD", "SUBJECT", "PATTERN")
+    layout, axes = tokens(tree, "ROLE", "DIM", "NUMBER"), tokens(tree, "AXIS")
+    places = Places(
+        statement=source.of(keyword, axes[-1]),
+        layout=source.of(layout[0], layout[-1]),
+        axes=tuple(source.of(axis) for axis in axes),
+        patterns=tuple(source.of(subject) for subject in subjects),
+    )
+    names = tuple(str(axis) for axis in axes)
+    if subjects[0].type == "PATTERN":
+        patterns = tuple(pattern[1:-1] for pattern in subjects)
+        return ShardParameters(patterns, _read_layout(layout, ShardParameters, places), names, places)
+    if subjects[0] == ShardActivations.subject:
+        return ShardActivations(_read_layout(layout, ShardActivations, places), names, places)
+    if subjects[0] == ShardInputs.subject:
+        return ShardInputs(_read_layout(layout, ShardInputs, places), names, places)
+    raise _unknown_subject(subjects[0], source.of(subjects[0]))
+
+
+def _read_layout(words: list[Token], statement: type[Sharding], places: Places) -> Layout:
+    if words[0].type == "DIM":
+        return Dim(read_number(words[1]))
+    for role in statement.roles:
+        if role == words[0]:
+            return role
+    raise _unknown_role(words[0], statement, places.layout)
+
+
+def _unknown_subject(word: str, span: Span) -> PlanError:
+    subjects = (ShardActivations.subject, ShardInputs.subject)
+    return PlanError(
+        PlanCode.UNKNOWN_SUBJECT,
+        f'there is no "{shortened(word)}" to shard',
+        span=span,
+        expected=f"expected {listed([*subjects, 'a pattern in quotes'])}",
+        help=did_you_mean(word, subjects) or f'for parameters by name, write "{word}" in quotes',
+    )

@@ -1,0 +1,101 @@
+"""What is said of text that the grammar does not allow: in words, never in the names of its terminals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from lark import Token
+
+from ..diagnostics import Span
+from .error import PlanCode, PlanError
+from .source import Source
+from .spelling import did_you_mean, listed, shortened
+
+STATEMENTS = {"MESH": "mesh", "SHARD": "shard"}
+"""The keyword that starts each kind of statement, by its terminal."""
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "LPAR": ('"("',),
+    "RPAR": ('")"',),
+    "EQUAL": ('"="',),
+    "COMMA": ('","',),
+    "OVER": ('"over"',),
+    "SUBJECT": ("activations", "inputs"),
+    "PATTERN": ("a pattern in quotes",),
+    "AXIS": ("a mesh axis",),
+    "NUMBER": ("a number",),
+    "ROLE": ("a role such as columns",),
+    "DIM": ("dim N",),
+    "_NL": ("the end of the line",),
+}
+"""How a person calls each terminal, in the order in which they are listed."""
+
+KEYWORDS = {"OVER": "over", "DIM": "dim"}
+"""The words inside statements, which may be misspelt."""
+
+_CODE = re.compile(r'(?:"[^"]*"|[^"#])*')
+_NAME = re.compile(r"[^\W\d]\w*")
+_QUOTES = "'`*.?[]{}\u2018\u2019\u201c\u201d"
+
+
+def unexpected_token(token: Token, expected: Collection[str], source: Source) -> PlanError:
+    """The error for a token where one of the terminals `expected` should stand."""
+    if token.type == "$END":
+        span = _end_of_code(source, len(source.lines))
+        return PlanError(PlanCode.SYNTAX, "the plan ends too early", span=span, expected=_expected(expected))
+    if token.startswith("\n"):
+        span = _end_of_code(source, token.line or 1)
+        return PlanError(PlanCode.SYNTAX, "the line ends too early", span=span, expected=_expected(expected))
+    span = source.of(token)
+    if STATEMENTS.keys() <= set(expected) and _NAME.fullmatch(token):
+        return _unknown_statement(token, span)
+    help = did_you_mean(token, [word for name, word in KEYWORDS.items() if name in expected])
+    word = shortened(token)
+    message = f"unexpected pattern {word}" if token.type == "PATTERN" else f'unexpected "{word}"'
+    return PlanError(PlanCode.SYNTAX, message, span=span, expected=_expected(expected), help=help)
+
+
+def _unknown_statement(word: str, span: Span) -> PlanError:
+    return PlanError(
+        PlanCode.UNKNOWN_STATEMENT,
+        f'unknown statement "{shortened(word)}"',
+        span=span,
+        expected=f"expected {listed([*STATEMENTS.values()])}",
+        help=did_you_mean(word, STATEMENTS.values()),
+    )
+
+
+def _expected(terminals: Collection[str]) -> str:
+    """The terminals in words; those that start a statement are one."""
+    words = [word for name, words in WORDS.items() if name in terminals for word in words]
+    if STATEMENTS.keys() <= set(terminals):
+        words = [f"a statement ({listed([*STATEMENTS.values()])})"]
+    return f"expected {listed(words)}"
+
+
+def _end_of_code(source: Source, line: int) -> Span:
+    """The place just after the last word at or above `line`, comments left out."""
+    while True:
+        found = _CODE.match(source.lines[min(line, len(source.lines)) - 1])
+        code = found[0].rstrip() if found else ""
+        if code or line <= 1:
+            return source.span(line, len(code) + 1, 1)
+        line -= 1
+
+
+def unexpected_character(line: int, column: int, expected: Collection[str], source: Source) -> PlanError:
+    """The error for a character that starts no word: an open string, or one that the language does not use."""
+    text = source.lines[line - 1]
+    char = text[column - 1]
+    if char == '"':
+        span = source.span(line, column, len(text.rstrip()) - column + 1)
+        return PlanError(PlanCode.UNTERMINATED, "the pattern has no closing quote", span=span, help='close it with "')
+    shown = f'"{char}"' if char.isprintable() else f"U+{ord(char):04X}"
+    return PlanError(
+        PlanCode.STRAY_CHARACTER,
+        f"the character {shown} has no meaning here",
+        span=source.span(line, column, 1),
+        expected=_expected(expected),
+        help='patterns stand in double quotes: "*.q_proj"' if char in _QUOTES else "",
+    )
