@@ -28,6 +28,8 @@ _RENAMED = {
     "aten.view.default": "aten.reshape.default",
     "aten._unsafe_view.default": "aten.reshape.default",
 }
+_RESHAPES = frozenset({"aten.reshape.default"})
+"""Ops whose sizes may hold a -1, which no later stage should have to resolve."""
 _IDENTITIES = frozenset(
     {
         "aten.clone.default",
@@ -61,6 +63,7 @@ def to_module(capture: Capture, *, floats: Floats = Floats.AS_CAPTURED) -> Modul
     converter = _Converter(floats)
     with context(), mlir.InsertionPoint(entry(main)):
         arguments = iter(entry(main).arguments)
+        results: list[Any] = []
         for node in capture.graph.graph.nodes:
             match node.op:
                 case "placeholder":
@@ -68,7 +71,7 @@ def to_module(capture: Capture, *, floats: Floats = Floats.AS_CAPTURED) -> Modul
                 case "call_function":
                     converter.convert(node)
                 case "output":
-                    results = [converter.values[v] for v in node.args[0]]
+                    results = converter.returned(node)
                 case _:
                     raise _unsupported(node, f'a graph node of kind "{node.op}"')
     finish_function(main, results, [_result_record(o, capture.mode) for o in capture.outputs])
@@ -83,26 +86,37 @@ class _Converter:
         self.values: dict[fx.Node, Any] = {}
 
     def convert(self, node: fx.Node) -> None:
+        """Add the operation of one node."""
+        inputs: Sequence[Any] = node.args
         if node.target is operator.getitem:
-            source, index = node.args
+            source, index = inputs
             self.values[node] = self.values[source][index]
             return
         name = _name(node)
         if name in _IDENTITIES or self._is_idle_cast(name, node):
-            self.values[node] = self.values[node.args[0]]
+            self.values[node] = self.values[inputs[0]]
             return
         loc = to_location(_origin(node))
         result_types = self._result_types(node)
-        name, args = self._scalars(name, [self._argument(a) for a in node.args], loc)
+        name, args = self._scalars(name, [self._argument(a) for a in inputs], loc)
+        if name in _RESHAPES:
+            args[1] = list(node.meta["val"].shape)
         kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
         results = build(Call(name, tuple(args), kwargs), result_types, loc)
         self.values[node] = results[0] if _is_single(node.meta["val"]) else _as_fx(node.meta["val"], results)
 
+    def returned(self, node: fx.Node) -> list[Any]:
+        """The values that the graph's output node returns."""
+        [outputs] = node.args
+        return [self.values[v] for v in outputs]  # type: ignore[union-attr, index]
+
     def _is_idle_cast(self, name: str, node: fx.Node) -> bool:
         if name != "aten._to_copy.default":
             return False
-        source = node.args[0].meta["val"].dtype
-        return self.floats.of(node.kwargs.get("dtype") or source) == self.floats.of(source)
+        inputs: Sequence[Any] = node.args
+        source: torch.dtype = inputs[0].meta["val"].dtype
+        wanted: Any = node.kwargs.get("dtype") or source
+        return self.floats.of(wanted) == self.floats.of(source)
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):

@@ -96,6 +96,10 @@ class Module:
         """MLIR's own verification; raises an internal error, since no input of a user can break it."""
         self.operation.verify()
 
+    def become(self, other: Module) -> None:
+        """Take over another module's contents; handles to operations of this one are no longer valid."""
+        self._module = other._module
+
     def run_upstream(self, pipeline: str) -> None:
         """Run passes of upstream MLIR, such as "cse,canonicalize"."""
         with context():

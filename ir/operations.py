@@ -159,5 +159,16 @@ def results_of(op: Operation) -> list[Any]:
     return found
 
 
+def flatten(results: Sequence[Any]) -> list[Value]:
+    """The values among the results of an operation, lists taken apart."""
+    return [v for r in results for v in (r if isinstance(r, list) else [r])]
+
+
+def regroup(results: Sequence[Any], items: Sequence[Any]) -> list[Any]:
+    """`items`, one per value of `flatten(results)`, grouped as `results` groups its values."""
+    rest = iter(items)
+    return [[next(rest) for _ in r] if isinstance(r, list) else next(rest) for r in results]
+
+
 def _tuple_type(types: Sequence[Type]) -> Type:
     return mlir.TupleType.get_tuple(list(types), context())

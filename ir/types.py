@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -123,6 +124,21 @@ def from_mlir(type_: Type) -> TensorType:
             else:
                 placement.append((entry.name, _axis_from_text(mlir.StringAttr(entry.attr).value)))
     return TensorType(_FROM_TEXT[str(tensor.element_type)], tuple(tensor.shape), tuple(sorted(placement)), extents)
+
+
+def absent() -> Type:
+    """The type of a result that an operation was told not to compute."""
+    return mlir.NoneType.get(context())
+
+
+def is_tensor(type_: Type) -> bool:
+    """Whether a type is a ranked tensor (not a future, a tuple or `absent`)."""
+    return isinstance(type_, mlir.RankedTensorType)
+
+
+def element_bytes(tensor: TensorType) -> int:
+    """Bytes of the tensor's elements as the type states its shape."""
+    return prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def future_of(type_: Type) -> Type:

@@ -1,0 +1,224 @@
+"""A module of level `comm` as a program: one instruction list per function, slots for values, a table of places.
+
+All ranks run the same instructions; what differs (coordinates, peers, offsets) the runtime derives from a rank's
+place on the mesh. Of main, what the backward alone needs is put behind everything that the forward's results need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir.bindings import Operation, Value, mlir
+from ..ir.locations import Origin, from_location
+from ..ir.module import Module, Record, argument_records, callee, entry, operations, result_records, terminator
+from ..ir.operations import Call, flatten, is_packing, read, results_of
+from ..ir.placement import Mesh, axes_size, chunk_size
+from ..ir.types import TensorType, from_mlir
+from ..runtime.arguments import Slot, dtype_name
+from ..runtime.records import Function, Input, Instruction, Location, Output, Shard
+
+_RENAMED = {"comm.shard": "rank.shard", "comm.offset": "rank.offset", "comm.mask": "rank.mask"}
+_KEYWORDS = {
+    "comm.all_reduce_start": ("axes", "reduce"),
+    "comm.all_gather_start": ("axes", "dim"),
+    "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
+    "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    "comm.shard": ("axes", "dim", "chunk"),
+    "comm.mask": ("axes", "dim", "chunk", "extent", "fill"),
+}
+"""The constants of our operations after their tensor, by the keywords that a program gives them."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The parts of a program that come from the IR."""
+
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    functions: dict[str, Function]
+    locations: tuple[Location, ...]
+
+
+def lower_program(module: Module) -> Lowered:
+    """Instruction lists, inputs and outputs of a module whose collectives are started and waited on."""
+    places = _Places()
+    functions: dict[str, Function] = {}
+    for name, function in module.functions().items():
+        functions[name] = _Body(function, places).lowered(is_main=name == "main")
+    main = module.functions()["main"]
+    slots = functions["main"]
+    inputs = tuple(
+        _input(record, from_mlir(a.type), slot, module.mesh)
+        for record, a, slot in zip(argument_records(main), entry(main).arguments, slots.arguments, strict=True)
+    )
+    outputs = tuple(
+        _output(record, from_mlir(v.type), slot, module.mesh)
+        for record, v, slot in zip(result_records(main), terminator(main).operands, slots.results, strict=True)
+    )
+    return Lowered(inputs, outputs, functions, tuple(places.table))
+
+
+@dataclass
+class _Places:
+    """The table of source locations, each once."""
+
+    table: dict[Location, int] = field(default_factory=dict)
+
+    def index(self, origin: Origin) -> int | None:
+        """The number of a place; None for an operation that has none."""
+        if not origin.file and not origin.module_path:
+            return None
+        return self.table.setdefault(Location(origin.file, origin.line, origin.module_path), len(self.table))
+
+
+class _Body:
+    """One function's instructions; every value has a slot of its own."""
+
+    def __init__(self, function: Operation, places: _Places) -> None:
+        self.function = function
+        self.places = places
+        self.slots: dict[Value, int] = {}
+        self.arguments = tuple(self._slot(a) for a in entry(function).arguments)
+
+    def lowered(self, *, is_main: bool) -> Function:
+        """The instruction list, with the slots freed after their last use."""
+        body = [op for op in operations(self.function) if not is_packing(op)][:-1]
+        backward_at = None
+        if is_main:
+            body, backward_at = self._forward_first(body)
+        code = [self._instruction(op) for op in body]
+        results = tuple(self.slots[v] for v in terminator(self.function).operands)
+        code = _with_frees(code, self.arguments, results)
+        return Function(len(self.slots), self.arguments, results, tuple(code), backward_at)
+
+    def _forward_first(self, body: list[Operation]) -> tuple[list[Operation], int | None]:
+        """A stable order in which all that the forward's results need comes first, and where the backward begins."""
+        records = argument_records(self.function)
+        tangents = [
+            a for a, r in zip(entry(self.function).arguments, records, strict=True) if r.get("kind") == "tangent"
+        ]
+        if not tangents:
+            return body, None
+        late = _dependents(tangents, body)
+        pairs = zip(terminator(self.function).operands, result_records(self.function), strict=True)
+        early = [v for v, record in pairs if record.get("kind") != "gradient"]
+        for op in body:
+            if op not in late and not from_location(op.location).backward:
+                early.extend(flatten(results_of(op)))
+        needed = _needed(early, body)
+        forward = [op for op in body if op in needed]
+        return forward + [op for op in body if op not in needed], len(forward)
+
+    def _instruction(self, op: Operation) -> Instruction:
+        loc = self.places.index(from_location(op.location))
+        name = callee(op)
+        if name is not None:
+            args = (name, [Slot(self.slots[v]) for v in op.operands])
+            return Instruction("call", args, {}, tuple(self._slot(r) for r in op.results), (), loc)
+        call = read(op)
+        if call is None:
+            raise RuntimeError(f"no instruction for {op}")
+        out = tuple(self._slot(r) if list(r.uses) else None for r in flatten(results_of(op)))
+        args, kwargs = self._arguments(call)
+        return Instruction(_RENAMED.get(call.name, call.name), args, kwargs, out, (), loc)
+
+    def _arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = tuple(self._argument(a) for a in call.args)
+        if call.name == "comm.offset":
+            return (), {"axes": args[0], "chunk": args[1]}
+        if call.name in _KEYWORDS:
+            return args[:1], dict(zip(_KEYWORDS[call.name], args[1:], strict=True))
+        return args, {key: self._argument(value) for key, value in call.kwargs.items()}
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, mlir.Value):
+            return Slot(self.slots[argument])
+        if isinstance(argument, (list, tuple)):
+            return [self._argument(a) for a in argument]
+        return argument
+
+    def _slot(self, value: Value) -> int:
+        return self.slots.setdefault(value, len(self.slots))
+
+
+def _dependents(values: Sequence[Value], body: Sequence[Operation]) -> set[Operation]:
+    """The operations that use one of the values, directly or not."""
+    tainted = set(values)
+    found: set[Operation] = set()
+    for op in body:
+        if any(v in tainted for v in _operands(op)):
+            found.add(op)
+            tainted.update(flatten(results_of(op)))
+    return found
+
+
+def _needed(values: Iterable[Value], body: Sequence[Operation]) -> set[Operation]:
+    """The operations that the values come from, directly or not."""
+    wanted = set(values)
+    found: set[Operation] = set()
+    for op in reversed(body):
+        if any(r in wanted for r in flatten(results_of(op))):
+            found.add(op)
+            wanted.update(_operands(op))
+    return found
+
+
+def _operands(op: Operation) -> list[Value]:
+    """The values an operation uses, lists taken apart."""
+    call = read(op)
+    return list(op.operands) if call is None else call.values()
+
+
+def _with_frees(code: list[Instruction], arguments: Sequence[int], results: Sequence[int]) -> list[Instruction]:
+    """Each instruction with the slots that nothing uses after it; the forward frees what only it used."""
+    last: dict[int, int] = dict.fromkeys(arguments, -1)
+    for i, instruction in enumerate(code):
+        for slot in (*instruction.reads(), *instruction.writes()):
+            last[slot] = i
+    kept = set(results)
+    frees: list[list[int]] = [[] for _ in code]
+    for slot, i in last.items():
+        if i >= 0 and slot not in kept:
+            frees[i].append(slot)
+    return [
+        Instruction(c.op, c.args, c.kwargs, c.out, tuple(sorted(free)), c.loc)
+        for c, free in zip(code, frees, strict=True)
+    ]
+
+
+def _shards(type_: TensorType, mesh: Mesh) -> tuple[Shard, ...]:
+    shape = type_.global_shape(mesh)
+    dims = type_.placement_on(mesh).dims
+    return tuple(
+        Shard(dim, axes, chunk_size(shape[dim], axes_size(mesh, axes)), shape[dim])
+        for dim, axes in enumerate(dims)
+        if axes
+    )
+
+
+def _input(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Input:
+    return Input(
+        name=record["name"],
+        kind=record["kind"],
+        shape=type_.global_shape(mesh),
+        dtype=dtype_name(type_.dtype),
+        slot=slot,
+        shards=_shards(type_, mesh),
+        aliases=tuple(record.get("aliases", ())),
+        requires_grad=bool(record.get("requires_grad", False)),
+        index=record["index"] if record["index"] >= 0 else None,
+    )
+
+
+def _output(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Output:
+    return Output(
+        name=record["name"],
+        kind=record["kind"],
+        shape=type_.global_shape(mesh),
+        dtype=dtype_name(type_.dtype),
+        slot=slot,
+        shards=_shards(type_, mesh),
+        index=record["index"],
+    )

@@ -1,0 +1,107 @@
+"""Put a plan's mesh and placements on a module: on main's parameters and inputs, and the activations' policy.
+
+Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", owner = "linear"}})
+After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
+
+Parameters go where the plan's last matching statement says, everything else stays whole; inputs are cut by the axes
+of the batch. Needs: names in `aten.argument`.   Keeps: values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..diagnostics import Span, StrettoError
+from ..dsl.plan import Plan
+from ..dsl.resolve import OwnerKind, ParameterInfo, resolve_parameters
+from ..dsl.resolve_values import resolve_activations, resolve_inputs
+from ..ir.module import Module, Record, argument_records, entry, refresh_type
+from ..ir.placement import Placement, Shard
+from ..ir.types import TensorType, from_mlir, to_mlir
+from .base import Pass, Report
+from .sharding.policy import Policy
+
+
+@dataclass(frozen=True)
+class PlaceArguments(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "place-arguments"
+    plan: Plan
+    """The plan; its parameter, input and activation statements are used."""
+
+    def run(self, module: Module) -> Report:
+        module.mesh = self.plan.mesh.axes
+        main = module.functions()["main"]
+        records = argument_records(main)
+        types = [from_mlir(a.type) for a in entry(main).arguments]
+        dims = _parameter_dims(self.plan, records, types) | _input_dims(self.plan, records, types)
+        for i, argument in enumerate(entry(main).arguments):
+            by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
+            placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
+            argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
+        refresh_type(main)
+        _policy(self.plan, records, types).store(module)
+        return Report(rewritten=len(dims))
+
+
+def _parameter_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:
+    indices = [i for i, record in enumerate(records) if record.get("kind") == "parameter"]
+    infos = [
+        ParameterInfo(
+            records[i]["name"],
+            tuple(records[i].get("aliases", ())),
+            types[i].shape,
+            OwnerKind(records[i].get("owner", "other")),
+        )
+        for i in indices
+    ]
+    found = resolve_parameters(plan, infos)
+    return {i: sharding.dims for i, sharding in zip(indices, found, strict=True)}
+
+
+def _input_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:
+    """The dims by which inputs are cut; an input whose first dim is not the batch's size stays whole."""
+    indices = _inputs(records)
+    batch = next((types[i].shape[0] for i in indices if types[i].shape), None)
+    cut = [i for i in indices if types[i].shape and types[i].shape[0] == batch]
+    found = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in cut}) if cut else {}
+    dims = {i: found[records[i]["name"]] for i in cut}
+    for i, by_axis in dims.items():
+        _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
+    return dict(dims)
+
+
+def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mapping[str, int]) -> None:
+    sizes = dict(plan.mesh.axes)
+    for dim in set(by_axis.values()):
+        axes = [axis for axis, d in by_axis.items() if d == dim]
+        parts = 1
+        for axis in axes:
+            parts *= sizes[axis]
+        if shape[dim] % parts:
+            raise StrettoError(
+                "E0401",
+                f'input "{name}" has {shape[dim]} rows in dim {dim}, which {parts} ranks over {", ".join(axes)} '
+                "cannot share evenly",
+                span=_statement_of(plan, axes[0]),
+                expected=f"a multiple of {parts}",
+                help=f"pass {shape[dim] // parts * parts or parts} or {(shape[dim] // parts + 1) * parts} rows",
+            )
+
+
+def _statement_of(plan: Plan, axis: str) -> Span | None:
+    return next((s.span for s in plan.inputs if axis in s.axes), None)
+
+
+def _policy(plan: Plan, records: list[Record], types: list[TensorType]) -> Policy:
+    leading = next((types[i].shape[:2] for i in _inputs(records) if len(types[i].shape) >= 2), ())
+    if not plan.activations:
+        return Policy((), leading)
+    return Policy(tuple(resolve_activations(plan, 3).items()), leading)
+
+
+def _inputs(records: list[Record]) -> list[int]:
+    return [i for i, record in enumerate(records) if record.get("kind") == "input"]

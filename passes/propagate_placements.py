@@ -1,0 +1,278 @@
+"""Give every value a placement, forward and backward, and say where one has to change.
+
+Before                                              After
+  %h = aten.mm %x, %w : (.., t<.. {tp=shard(1)}>)     %h = aten.mm %x, %w : .. -> t<.. {tp="shard(1)"}>
+  %y = aten.mm %h, %v : (.., t<.. {tp=shard(0)}>)     %y = aten.mm %h, %v : .. -> t<.. {tp="partial(sum)"}>
+  %z = nn.rms_norm %y, %g                             %r = comm.reshard %y : .. -> t<..>
+                                                      %z = nn.rms_norm %r, %g
+
+Each op in order takes the cheapest legal row of its sharding rules on each axis (`sharding/choice.py`), given where
+its operands are. A value that was moved is there for later ops too; a partial value, once reduced, is not used again
+as partial. A function is copied once for each combination of placements that it is called with. Gradients are brought
+to their parameters' placements where they are made, so that a reduction can start at once.
+
+Source: the propagation of PyTorch's DTensor, applied to a whole graph; Megatron-LM's placements fall out of it.
+Needs: placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..ir.bindings import Operation, Type, Value, mlir
+from ..ir.dialects import context
+from ..ir.locations import from_location
+from ..ir.module import (
+    Module,
+    Record,
+    argument_records,
+    build_call,
+    build_function,
+    callee,
+    entry,
+    finish_function,
+    operations,
+    result_records,
+    terminator,
+)
+from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ..ir.placement import Mesh, Placement
+from ..ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
+from .base import Pass, Remark, RemarkKind, Report
+from .sharding.choice import Operand, cheapest_source, choose
+from .sharding.described import rules_of
+from .sharding.policy import Policy
+
+_FOLLOWS_WEIGHT = ("t.", "transpose.", "permute.", "view.", "reshape.", "_to_copy.", "expand.", "detach.", "alias.")
+
+
+@dataclass
+class _Tracked:
+    """A value of the old function: the copies of it in the new one, each with its placement; the first is the main."""
+
+    type: TensorType
+    copies: dict[Placement, Value]
+    is_weight: bool = False
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a function is specialised by."""
+
+    name: str
+    placements: tuple[Placement | None, ...]
+    weights: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class _Specialised:
+    name: str
+    results: tuple[Type, ...]
+
+
+@dataclass(frozen=True)
+class PropagatePlacements(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "propagate-placements"
+
+    def run(self, module: Module) -> Report:
+        made = Module.empty(module.level, module.mesh)
+        state = _State(module, made, Policy.of(module))
+        main = module.functions()["main"]
+        placements = tuple(from_mlir(a.type).placement_on(module.mesh) for a in entry(main).arguments)
+        weights = tuple(record.get("kind") == "parameter" for record in argument_records(main))
+        state.specialise(_Signature("main", placements, weights))
+        module.become(made)
+        return Report(rewritten=state.moved, remarks=tuple(state.remarks))
+
+
+@dataclass
+class _State:
+    """What one run knows: the old and the new module, and the functions that were specialised so far."""
+
+    old: Module
+    new: Module
+    policy: Policy
+    done: dict[_Signature, _Specialised] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+    moved: int = 0
+
+    def specialise(self, signature: _Signature) -> _Specialised:
+        """The copy of a function for these argument placements, made at its first use."""
+        if signature not in self.done:
+            number = self.counts.get(signature.name, 0)
+            self.counts[signature.name] = number + 1
+            name = f"{signature.name}_{number}" if number else signature.name
+            self.done[signature] = _Body(self, signature, name).rewrite()
+        return self.done[signature]
+
+
+class _Body:
+    """The rewrite of one function for one combination of argument placements."""
+
+    def __init__(self, state: _State, signature: _Signature, name: str) -> None:
+        self.state = state
+        self.mesh: Mesh = state.new.mesh
+        self.name = name
+        self.old = state.old.functions()[signature.name]
+        self.tracked: dict[Value, _Tracked] = {}
+        types = [
+            to_mlir(from_mlir(a.type).placed(p, self.mesh)) if p is not None else a.type
+            for a, p in zip(entry(self.old).arguments, signature.placements, strict=True)
+        ]
+        records = argument_records(self.old) if name == "main" else None
+        self.new = build_function(state.new, name, types, records=records)
+        for old, new, weight in zip(
+            entry(self.old).arguments, entry(self.new).arguments, signature.weights, strict=True
+        ):
+            self._track(old, new, weight)
+        self.targets = self._gradient_targets(records) if records is not None else {}
+
+    def rewrite(self) -> _Specialised:
+        with context(), mlir.InsertionPoint(entry(self.new)):
+            for op in list(operations(self.old))[:-1]:
+                self._rewrite(op)
+            results = self._returned()
+        finish_function(self.new, results, result_records(self.old) if self.name == "main" else None)
+        return _Specialised(self.name, tuple(v.type for v in results))
+
+    def _rewrite(self, op: Operation) -> None:
+        name = callee(op)
+        if name is not None:
+            self._rewrite_call(op, name)
+        elif not is_packing(op):
+            self._rewrite_operation(op)
+        for result in flatten(results_of(op)):
+            if result in self.targets and result in self.tracked:
+                self._commit(result, self._move(result, self.targets[result], op))
+
+    def _rewrite_operation(self, op: Operation) -> None:
+        call = read(op)
+        if call is None:
+            raise RuntimeError(f"propagate-placements met an operation it does not know: {op}")
+        values = call.values()
+        results = results_of(op)
+        flat = flatten(results)
+        types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flat]
+        rules = rules_of(call, types)
+        if not rules.known:
+            self._remark_unknown(call, op)
+        output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
+        operands = [self._operand(v, output_bytes) for v in values]
+        choice = choose(operands, rules, [None if t is None else len(t.shape) for t in types], output_bytes, self.mesh)
+        moved = [self._move(v, p, op) for v, p in zip(values, choice.inputs, strict=True)]
+        placed = [
+            to_mlir(t.placed(p, self.mesh)) if t is not None and p is not None else r.type
+            for r, t, p in zip(flat, types, choice.outputs, strict=True)
+        ]
+        made = build(call.replace_values(moved), regroup(results, placed), op.location)
+        weight = len(values) == 1 and self.tracked[values[0]].is_weight and _follows_weight(call.name)
+        for old, new in zip(flat, flatten(made), strict=True):
+            self._track(old, new, weight)
+
+    def _rewrite_call(self, op: Operation, name: str) -> None:
+        operands = []
+        for value in op.operands:
+            tracked = self.tracked[value]
+            placement = next(iter(tracked.copies))
+            if placement.partial:
+                placement = self._reduced(tracked.type, placement)
+            operands.append(self._move(value, placement, op))
+        placements = tuple(from_mlir(v.type).placement_on(self.mesh) if is_tensor(v.type) else None for v in operands)
+        weights = tuple(self.tracked[v].is_weight for v in op.operands)
+        target = self.state.specialise(_Signature(name, placements, weights))
+        results = build_call(target.name, operands, list(target.results), op.location)
+        for old, new in zip(op.results, results, strict=True):
+            self._track(old, new)
+
+    def _returned(self) -> list[Value]:
+        values = list(terminator(self.old).operands)
+        if self.name != "main":
+            return [next(iter(self.tracked[v].copies.values())) for v in values]
+        last = terminator(self.old)
+        found = []
+        for value, record in zip(values, result_records(self.old), strict=True):
+            tracked = self.tracked[value]
+            target = self.targets.get(value) or self.state.policy.output(
+                record, tracked.type, next(iter(tracked.copies)), self.mesh
+            )
+            found.append(self._move(value, target, last))
+        return found
+
+    def _gradient_targets(self, records: Sequence[Record]) -> dict[Value, Placement]:
+        """Where each gradient and each updated buffer has to be: as the argument that it belongs to."""
+        arguments = entry(self.new).arguments
+        by_name = {
+            r["name"]: from_mlir(a.type).placement_on(self.mesh) for r, a in zip(records, arguments, strict=True)
+        }
+        values = terminator(self.old).operands
+        return {
+            value: by_name[record["name"]]
+            for value, record in zip(values, result_records(self.old), strict=True)
+            if record.get("kind") in ("gradient", "buffer")
+        }
+
+    def _operand(self, value: Value, output_bytes: int) -> Operand:
+        tracked = self.tracked[value]
+        nbytes = element_bytes(tracked.type)
+        return Operand(
+            placements=tuple(tracked.copies),
+            nbytes=nbytes,
+            is_weight=tracked.is_weight,
+            is_broadcast=nbytes < output_bytes,
+            scatter_dims=self.state.policy.scatter_dims(tracked.type),
+        )
+
+    def _reduced(self, type_: TensorType, placement: Placement) -> Placement:
+        """The placement after its partial axes are reduced, onto shards where the plan shards activations."""
+        by_axis = {axis: placement.on(axis) for axis, _ in self.mesh}
+        scatter = dict(self.state.policy.scatter_dims(type_))
+        for axis, _ in placement.partial:
+            by_axis[axis] = self.state.policy.reduced_to(axis, scatter)
+        return Placement.of(len(placement.dims), by_axis, self.mesh)
+
+    def _move(self, value: Value, target: Placement, op: Operation) -> Value:
+        """The copy of `value` at `target`, made by a `comm.reshard` if it is not there yet."""
+        tracked = self.tracked[value]
+        if target in tracked.copies:
+            return tracked.copies[target]
+        operand = self._operand(value, 0)
+        source = list(tracked.copies)[cheapest_source(operand, target, self.mesh)]
+        type_ = to_mlir(tracked.type.placed(target, self.mesh))
+        [moved] = build(Call("comm.reshard", (tracked.copies[source],)), [type_], op.location)
+        self.state.moved += 1
+        if source.partial and not target.partial:
+            self._commit(value, moved)
+        elif not target.partial:
+            tracked.copies[target] = moved
+        return moved
+
+    def _commit(self, value: Value, moved: Value) -> None:
+        """Use `moved` instead of every partial copy from now on."""
+        tracked = self.tracked[value]
+        kept = {p: v for p, v in tracked.copies.items() if not p.partial}
+        target = from_mlir(moved.type).placement_on(self.mesh)
+        tracked.copies = {target: moved, **kept}
+
+    def _track(self, old: Value, new: Value, is_weight: bool = False) -> None:
+        if is_tensor(new.type):
+            type_ = from_mlir(new.type)
+            bare = TensorType(type_.dtype, type_.shape)
+            self.tracked[old] = _Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight)
+
+    def _remark_unknown(self, call: Call, op: Operation) -> None:
+        origin = from_location(op.location)
+        key = f"{call.name} {origin.module_path}"
+        if key not in self.state.unknown:
+            self.state.unknown.add(key)
+            message = f'"{call.name}" has no sharding rule: its operands are gathered and every rank computes it'
+            self.state.remarks.append(Remark("propagate-placements", RemarkKind.MISSED, message, origin))
+
+
+def _follows_weight(name: str) -> bool:
+    return name.removeprefix("aten.").startswith(_FOLLOWS_WEIGHT)

@@ -1,0 +1,145 @@
+"""Choosing how one op runs on each mesh axis: the legal row that moves the fewest bytes from where its operands are.
+
+Costs are bytes per rank. The order of preference that the numbers encode: leave things where they are; move
+activations, never weights; finish partial sums by an all-reduce, or by a reduce-scatter where the plan shards
+activations; cut a replicated operand only to meet a sharded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, prod
+
+from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
+from .row import Row, Rules
+
+_CUT = 1e-3
+"""Cost of cutting a replicated operand, per byte: nothing moves, but what follows may have to be gathered."""
+_ADDEND = 2e-3
+"""Cost of making a replicated broadcast operand (a bias) one addend of a partial sum, per byte."""
+_WEIGHT = 1e3
+"""How many times dearer it is to move a weight than an activation of the same size."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor operand: where copies of it are, and what it would cost to move."""
+
+    placements: tuple[Placement, ...]
+    """The placements in which the value is there already."""
+    nbytes: int
+    """Bytes of the whole tensor."""
+    is_weight: bool
+    is_broadcast: bool
+    """Whether it has fewer elements than the op's result."""
+    scatter_dims: tuple[tuple[str, int], ...] = ()
+    """(axis, dim): where the plan wants a partial result of this shape reduce-scattered."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an op runs: the placement of each operand and of each output, and the row chosen on each axis."""
+
+    inputs: tuple[Placement, ...]
+    outputs: tuple[Placement | None, ...]
+    rows: tuple[tuple[str, Row], ...]
+
+
+def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacement, target: AxisPlacement) -> float:
+    """Bytes each rank sends to move `operand` along one axis from one placement to another; inf where impossible."""
+    if source == target:
+        return 0.0
+    share = operand.nbytes * (size - 1) / size
+    weight = _WEIGHT if operand.is_weight else 1.0
+    match source, target:
+        case Replicate(), Shard():
+            return _CUT * operand.nbytes
+        case Replicate(), Partial():
+            return _ADDEND * operand.nbytes if operand.is_broadcast else inf
+        case Shard(), Replicate():
+            return weight * share
+        case Shard(), Shard():
+            return weight * share / size + _CUT * operand.nbytes
+        case Partial(), Replicate():
+            return weight * 2 * share
+        case Partial(), Shard(dim):
+            wanted = (axis, dim) in operand.scatter_dims
+            return weight * (share if wanted else 2 * share + _CUT * operand.nbytes)
+        case _:
+            return inf
+
+
+def choose(
+    operands: Sequence[Operand],
+    rules: Rules,
+    output_ranks: Sequence[int | None],
+    output_bytes: int,
+    mesh: Mesh,
+) -> Choice:
+    """The cheapest legal row on each axis, decided axis by axis in mesh order; ties go to the earlier row."""
+    picked: list[tuple[str, Row]] = []
+    for axis, size in mesh:
+
+        def cost(row: Row, axis: str = axis, size: int = size) -> float:
+            if not _legal(row, axis, picked, mesh):
+                return inf
+            moves = sum(
+                min(transition_cost(o, axis, size, p.on(axis), target) for p in o.placements)
+                for o, target in zip(operands, row.inputs, strict=True)
+            )
+            return moves + _deferred(operands, row, output_bytes, size)
+
+        picked.append((axis, _cheapest(rules.rows, cost)))
+    ranks = [len(o.placements[0].dims) for o in operands]
+    inputs = tuple(
+        Placement.of(rank, {axis: row.inputs[i] for axis, row in picked}, mesh) for i, rank in enumerate(ranks)
+    )
+    outputs = tuple(
+        None if rank is None else Placement.of(rank, _outputs(picked, i), mesh) for i, rank in enumerate(output_ranks)
+    )
+    return Choice(inputs, outputs, tuple(picked))
+
+
+def cheapest_source(operand: Operand, target: Placement, mesh: Mesh) -> int:
+    """Which of the operand's copies reaches `target` at the least cost; its index."""
+
+    def cost(placement: Placement) -> float:
+        return sum(transition_cost(operand, a, n, placement.on(a), target.on(a)) for a, n in mesh)
+
+    costs = [cost(p) for p in operand.placements]
+    return costs.index(min(costs))
+
+
+def _cheapest(rows: Sequence[Row], cost: Callable[[Row], float]) -> Row:
+    costs = [cost(row) for row in rows]
+    return rows[costs.index(min(costs))]
+
+
+def _deferred(operands: Sequence[Operand], row: Row, output_bytes: int, size: int) -> float:
+    """What a partial operand's reduction costs more when it is put off until after an op that enlarges it."""
+    partial = [o.nbytes for o, p in zip(operands, row.inputs, strict=True) if isinstance(p, Partial)]
+    if not partial:
+        return 0.0
+    return 2 * max(0, output_bytes - max(partial)) * (size - 1) / size
+
+
+def _outputs(picked: Sequence[tuple[str, Row]], index: int) -> dict[str, AxisPlacement]:
+    return {axis: row.outputs[index] or Replicate() for axis, row in picked}
+
+
+def _legal(row: Row, axis: str, picked: Sequence[tuple[str, Row]], mesh: Mesh) -> bool:
+    """Whether the row holds beside the rows picked on earlier axes: chunks nested on one dim, one lowering an op."""
+    sizes = dict(mesh)
+    if row.lowering is not None and any(_clashes(row, other) for _, other in picked):
+        return False
+    parts = {sizes[axis]}
+    for i, placement in enumerate(row.inputs):
+        if isinstance(placement, Shard):
+            same = [a for a, other in picked if other.inputs[i] == placement]
+            parts.add(prod(sizes[a] for a in same) * sizes[axis])
+    return all(row.legal(n) for n in parts)
+
+
+def _clashes(row: Row, other: Row) -> bool:
+    return other.lowering is not None and other != row

@@ -1,0 +1,63 @@
+"""Start every collective where its operand is ready, and wait for it where its result is first used.
+
+Before                                     After
+  %1 = comm.all_reduce %0 over ["tp"]        %f = comm.all_reduce_start %0 over ["tp"] : !async.value<..>
+  %2 = aten.mm %a, %b                        %2 = aten.mm %a, %b
+  %3 = aten.add %1, %2                       %1 = comm.wait %f
+                                             %3 = aten.add %1, %2
+
+What stands between the two runs while the collective does. Needs: tensors partitioned.   Keeps: values, and the order
+of collectives, which all ranks share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..ir.bindings import Operation, mlir
+from ..ir.comm import COLLECTIVES
+from ..ir.dialects import context
+from ..ir.module import Module, operations
+from ..ir.operations import Call, build, read
+from ..ir.types import future_of
+from .base import Pass, Report
+
+
+@dataclass(frozen=True)
+class StartCollectives(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "start-collectives"
+
+    def run(self, module: Module) -> Report:
+        count = 0
+        for function in module.functions().values():
+            for op in operations(function):
+                call = read(op)
+                if call is not None and call.name in COLLECTIVES:
+                    _split(op, call)
+                    count += 1
+        return Report(rewritten=count)
+
+
+def _split(op: Operation, call: Call) -> None:
+    """Replace one collective; its users are in the same block, the terminator among them at the last."""
+    [result] = op.results
+    first = _first([use.owner for use in result.uses])
+    with context():
+        with mlir.InsertionPoint(op):
+            [future] = build(Call(f"{call.name}_start", call.args, call.kwargs), [future_of(result.type)], op.location)
+        with mlir.InsertionPoint(op if first is None else first):
+            [value] = build(Call("comm.wait", (future,)), [result.type], op.location)
+    result.replace_all_uses_with(value)
+    op.operation.erase()
+
+
+def _first(users: list[Operation]) -> Operation | None:
+    """The one that stands before all others in their block."""
+    found: Operation | None = None
+    for user in users:
+        if found is None or user.operation.is_before_in_block(found.operation):
+            found = user
+    return found
