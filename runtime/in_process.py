@@ -74,8 +74,8 @@ class RankGroup:
     def __init__(self, mesh: RankMesh, timeout_s: float = 60.0) -> None:
         self.mesh = mesh
         self.timeout_s = timeout_s
-        self.failure: tuple[int, BaseException] | None = None
-        """The rank that failed first, and its error."""
+        self.failure: tuple[int | None, BaseException] | None = None
+        """The rank that failed first (None: the caller interrupted), and its error."""
         self._lock = threading.Lock()
         self._meetings: dict[tuple[tuple[int, ...], int], _Meeting] = {}
         self._last: dict[int, str] = {}
@@ -85,8 +85,11 @@ class RankGroup:
         """The communicator of one rank, to be used by one thread at a time."""
         return self._communicators[rank]
 
-    def abort(self, rank: int, error: BaseException) -> None:
-        """Say that `rank` failed: every rank that waits, or starts a collective later, raises at once."""
+    def abort(self, rank: int | None, error: BaseException) -> None:
+        """Say that `rank` failed (None: the caller wants to stop).
+
+        Every rank that waits, or starts a collective later, raises at once.
+        """
         with self._lock:
             self._fail(rank, error)
 
@@ -145,7 +148,7 @@ class RankGroup:
             if not woken:
                 deadline = time.monotonic() + self.timeout_s
 
-    def _fail(self, rank: int, error: BaseException) -> None:
+    def _fail(self, rank: int | None, error: BaseException) -> None:
         if self.failure is None:
             self.failure = (rank, error)
         for meeting in self._meetings.values():
@@ -157,7 +160,8 @@ class RankGroup:
             raise _again(meeting.error)
         if self.failure is not None:
             failed, error = self.failure
-            raise PeerFailed("E0323", f"rank {rank} stopped because rank {failed} failed: {error}") from error
+            cause = "the step was interrupted" if failed is None else f"rank {failed} failed: {error}"
+            raise PeerFailed("E0323", f"rank {rank} stopped because {cause}") from error
 
     def _missing(self, rank: int, meeting: _Meeting) -> CollectiveError:
         missing = [other for other in meeting.members if other not in meeting.tensors]

@@ -31,6 +31,10 @@ class Fields:
         """A string."""
         return self._of(key, str, "a string")
 
+    def text_or(self, key: str, otherwise: str) -> str:
+        """A string, or `otherwise` where the key is missing."""
+        return self.text(key) if key in self._values else otherwise
+
     def whole(self, key: str) -> int:
         """An integer."""
         return _whole(self.raw(key), f"{self.path}.{key}")

@@ -191,12 +191,27 @@ class ReferenceInput:
 
 
 @dataclass(frozen=True)
+class ReferenceOutput:
+    """What a slot holds at the end: output `index` of the model, or (kind "buffer") the new value of a buffer."""
+
+    kind: str
+    name: str
+    index: int
+    slot: int
+
+    @staticmethod
+    def from_json(value: object, path: str) -> ReferenceOutput:
+        fields = Fields(value, path)
+        kind, name = fields.text_or("kind", "output"), fields.text_or("name", "")
+        return ReferenceOutput(kind, name, fields.whole("index"), fields.whole("slot"))
+
+
+@dataclass(frozen=True)
 class Reference:
     """The exported single-device forward: what the program must compute."""
 
     inputs: tuple[ReferenceInput, ...]
-    outputs: tuple[tuple[int, int], ...]
-    """(index of the output, its slot)."""
+    outputs: tuple[ReferenceOutput, ...]
     slots: int
     code: tuple[Instruction, ...]
 
@@ -204,14 +219,10 @@ class Reference:
     def from_json(value: object, path: str = "reference.json") -> Reference:
         fields = Fields(value, path)
         return Reference(
-            inputs=fields.each("inputs", ReferenceInput.from_json), outputs=fields.each("outputs", _index_and_slot),
+            inputs=fields.each("inputs", ReferenceInput.from_json),
+            outputs=fields.each("outputs", ReferenceOutput.from_json),
             slots=fields.whole("slots"), code=fields.each("code", Instruction.from_json),
         )  # fmt: skip
-
-
-def _index_and_slot(value: object, path: str) -> tuple[int, int]:
-    fields = Fields(value, path)
-    return fields.whole("index"), fields.whole("slot")
 
 
 def _argument(value: object, path: str) -> Value:

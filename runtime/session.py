@@ -1,0 +1,154 @@
+"""A program on ranks that are threads of this process: full tensors in, full tensors out.
+
+Parameters are the caller's own: a rank sees a view of its shard, or, where padding forbids a view, a copy made at every
+step's start. Gradients are written by the ranks into views of one full tensor per parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from .arguments import DTYPES
+from .errors import RunError
+from .executor import Executor, Frame
+from .in_process import RankGroup
+from .interface import State, check_given, tangents_or_zero
+from .program import Program
+from .rank_pool import RankPool
+from .records import Input, Output
+from .replicas import compare_replicas
+from .shards import cut, sharding_axes, valid_part, window
+
+
+class Replicas(StrEnum):
+    """What is done with a result that a placement says is the same on several ranks; one of them is kept."""
+
+    TRUST = "trust"
+    CHECK = "check"
+    """The others must equal it, so that a missing reduction cannot hide (costs a comparison of everything)."""
+
+
+class RankThreads:
+    """A `Session` whose ranks are threads. `timeout_s`: how long a rank waits for the others in a collective."""
+
+    def __init__(self, program: Program, *, timeout_s: float = 60.0, replicas: Replicas = Replicas.TRUST) -> None:
+        self._program = program.validated
+        self._replicas = replicas
+        self._mesh = program.mesh
+        self._group = RankGroup(program.mesh, timeout_s)
+        self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
+        self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
+        self._constants = _constants(program)
+        self._pool = RankPool(self._group)
+
+    @property
+    def program(self) -> Program:
+        """What it runs."""
+        return self._program
+
+    def forward(
+        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> tuple[list[Tensor], State]:
+        """See `Session.forward`. Outputs are fresh tensors."""
+        given = {"parameter": parameters, "buffer": buffers, "input": inputs, "constant": self._constants}
+        for kind, tensors in given.items():
+            check_given(kind, self._program.of_kind(kind), tensors, self._mesh)
+        queues = {kind: iter(tensors) for kind, tensors in given.items()}
+        takes = [each for each in self._program.inputs if each.kind != "tangent"]
+        whole = [(each, next(queues[each.kind])) for each in takes]
+        gives = [each for each in self._program.outputs if each.kind != "gradient"]
+        gathered = _Gathered(self._program, gives, self._replicas)
+
+        def step(rank: int) -> Frame:
+            local = [self._local(each, tensor, rank) for each, tensor in whole]
+            results, frame = self._executors[rank].forward(local)
+            gathered.put(rank, results)
+            return frame
+
+        frames = self._pool.run(step)
+        outputs, buffered = gathered.by_kind("output"), gathered.by_kind("buffer")
+        names = [each.name for each in gives if each.kind == "buffer"]
+        return outputs, State(dict(zip(names, buffered, strict=True)), frames)
+
+    def backward(self, state: State, tangents: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """See `Session.backward`. Raises RunError E0332 for a state that was used already."""
+        takes = self._program.of_kind("tangent")
+        gives = self._program.results_of_kind("gradient")
+        frames = state.kept
+        if not gives or not isinstance(frames, list):
+            raise RunError("E0333", "the program was compiled for inference: it has no backward", help="--mode train")
+        whole = list(zip(takes, tangents_or_zero(takes, tangents, self._mesh), strict=True))
+        kept = [frame.take() for frame in frames]
+        gathered = _Gathered(self._program, gives, self._replicas)
+
+        def step(rank: int) -> None:
+            local = [cut(tensor.detach(), each.shards, self._mesh, rank) for each, tensor in whole]
+            gathered.put(rank, self._executors[rank].backward(Frame(kept[rank]), local))
+
+        self._pool.run(step)
+        return dict(zip([each.name for each in gives], gathered.by_kind("gradient"), strict=True))
+
+    def close(self) -> None:
+        """End the rank threads; the session cannot be used afterwards."""
+        self._pool.close()
+
+    def __enter__(self) -> RankThreads:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def _local(self, each: Input, tensor: Tensor, rank: int) -> Tensor:
+        """This rank's part; views of parameters are made once, as long as the parameter stays where it is."""
+        if each.kind != "parameter":
+            return cut(tensor.detach(), each.shards, self._mesh, rank)
+        at = (tensor.data_ptr(), tensor.stride())
+        known = self._views[rank].get(each.name)
+        if known is not None and known[:2] == at:
+            return known[2]
+        local = cut(tensor.detach(), each.shards, self._mesh, rank)
+        if local.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            self._views[rank][each.name] = (*at, local)
+        return local
+
+
+class _Gathered:
+    """Collects what the ranks computed into global tensors; one per result, in the order of `gives`."""
+
+    def __init__(self, program: Program, gives: Sequence[Output], replicas: Replicas) -> None:
+        self._mesh = program.mesh
+        self._gives = gives
+        self._replicas = replicas
+        self._axes = [sharding_axes(each.shards) for each in gives]
+        self._whole = [torch.empty(each.shape, dtype=DTYPES[each.dtype]) for each in gives]
+        self._others: list[list[tuple[int, Tensor]]] = [[] for _ in gives]
+
+    def put(self, rank: int, results: Sequence[Tensor]) -> None:
+        """Called by every rank, from its thread: the first of each set of replicas writes, the others may be kept."""
+        for at, (each, local) in enumerate(zip(self._gives, results, strict=True)):
+            if self._mesh.is_first(rank, self._axes[at]):
+                own = window(self._whole[at], each.shards, self._mesh, rank)
+                own.copy_(valid_part(local, each.shards, self._mesh, rank))
+            elif self._replicas is Replicas.CHECK:
+                self._others[at].append((rank, local))
+
+    def by_kind(self, kind: str) -> list[Tensor]:
+        """The global tensors of one kind, once all ranks have ended; compares replicas when asked to."""
+        for each, whole, others in zip(self._gives, self._whole, self._others, strict=True):
+            for rank, local in sorted(others, key=lambda other: other[0]):
+                expected = window(whole, each.shards, self._mesh, rank)
+                compare_replicas(each, expected, valid_part(local, each.shards, self._mesh, rank), rank)
+            others.clear()
+        return [whole for each, whole in zip(self._gives, self._whole, strict=True) if each.kind == kind]
+
+
+def _constants(program: Program) -> list[Tensor]:
+    takes = program.of_kind("constant")
+    missing = [each.name for each in takes if each.name not in program.weights]
+    if missing:
+        raise RunError("E0313", f"the program has no value for constant '{missing[0]}'", help="compile it again")
+    return [program.weights[each.name] for each in takes]
