@@ -21,14 +21,7 @@ from torch._functorch._aot_autograd.descriptors import (
 
 from .captured import META_KEY, CapturedOutput, CapturedTensor, CaptureError, InputKind, Origin, OutputKind
 from .model_names import merged_buffers, merged_parameters
-
-ASSERTIONS = (
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_async.msg,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-    torch.ops.aten.sym_constrain_range.default,
-)
+from .regions import drop_assertions
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def assemble(joint: fx.GraphModule, model: nn.Module, names: Names) -> Assembled
     gradients (in the parameters' order), buffers. Errors: E0216 where the forward changes an input or a parameter.
     """
     graph = joint.graph
-    _drop_assertions(graph)
+    drop_assertions(graph)
     results = _describe_results(graph, names)
     tensors, placeholders = _merge_placeholders(graph, model, names)
     _order_placeholders(placeholders)
@@ -95,12 +88,6 @@ def assemble(joint: fx.GraphModule, model: nn.Module, names: Names) -> Assembled
     graph.eliminate_dead_code()
     joint.recompile()
     return assembled
-
-
-def _drop_assertions(graph: fx.Graph) -> None:
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and node.target in ASSERTIONS and not node.users:
-            graph.erase_node(node)
 
 
 @dataclass

@@ -19,9 +19,10 @@ import torch
 from torch import fx, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from .captured import Mode
-from .regions import inline_regions
+from .regions import drop_assertions, inline_regions
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,18 @@ class TracedGraphs:
 def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
     """Both graphs of `module` called with `tensors`; no kernel is run and no parameter is copied."""
     inputs = _distinct(module, tensors)
-    with _quiet(), torch.set_grad_enabled(mode is Mode.TRAIN):
+    # Lazy modules generate Python code when they are first called, which most of those made here never are.
+    with _quiet(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
         exported = torch.export.export(module, inputs, strict=False)
         forward = exported.module(check_guards=False)
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
         inline_regions(forward)
+        drop_assertions(forward.graph)
         with contextlib.ExitStack() as stack:
-            joint = aot_export_joint_with_descriptors(stack, forward, inputs, {}, _record_nn_module_stack=True)
+            joint = aot_export_joint_with_descriptors(
+                stack, forward, inputs, {}, _record_nn_module_stack=True, _disable_torch_fn_metadata_mode=True
+            )
     return TracedGraphs(forward, joint.graph_module, constants)
 
 

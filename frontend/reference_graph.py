@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from .argument_json import encode_call
-from .assemble import ASSERTIONS, Names
+from .assemble import Names
 from .captured import CapturedOutput, CapturedTensor, InputKind, OutputKind
 
 
@@ -69,14 +69,9 @@ class _Writer:
                 self._slots[node] = self._input_slot[InputKind.INPUT, self._names.inputs[index]]
             elif node.op == "get_attr":
                 self._slots[node] = self._input_slot[self._names.own(node.target)]
-            elif node.op == "call_function" and not self._is_dropped(node):
+            elif node.op == "call_function" and node.target is not operator.getitem:
                 code.append(self._instruction(node))
         return code
-
-    def _is_dropped(self, node: fx.Node) -> bool:
-        if node.target is operator.getitem:
-            return True
-        return node.target in ASSERTIONS
 
     def _instruction(self, node: fx.Node) -> dict[str, Any]:
         op, args, kwargs = encode_call(node, self._slots.__getitem__)

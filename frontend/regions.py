@@ -22,6 +22,13 @@ from .metadata import source_span
 
 _SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_ASSERTIONS = (
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_async.msg,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten.sym_constrain_range.default,
+)
 
 
 def inline_regions(module: fx.GraphModule) -> None:
@@ -35,6 +42,13 @@ def inline_regions(module: fx.GraphModule) -> None:
     if regions:
         module.graph.eliminate_dead_code(is_impure_node=_has_effect)
         module.recompile()
+
+
+def drop_assertions(graph: fx.Graph) -> None:
+    """Remove the checks that tracing leaves behind: they compute nothing."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node.target in _ASSERTIONS and not node.users:
+            graph.erase_node(node)
 
 
 def _inline(graph: fx.Graph, owner: fx.GraphModule, node: fx.Node) -> None:
