@@ -1,0 +1,174 @@
+"""What every nn operation computes, as plain torch functions with the operations' own arguments and results.
+
+B batch, H heads, S and T tokens of queries and keys, D head size, N rows, V classes, C features. Inputs of 16 bits are
+summed in float32 (`_wide`); `rstd`, `logsumexp`, `total` and `count` then are float32. `lower-idioms` traces these
+functions, so that they are also what runs where no kernel of the target stands for the operation (`expansions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """softmax(query @ key^T * scale + mask) @ value, and the logsumexp of each row of scores.
+
+    query (B, H, S, D); key and value (B, H, T, D); mask, added to the scores, broadcasts to (B, H, S, T); `causal`
+    hides key j from query i < j; scale is 1 / sqrt(D) where it is None. Returns (B, H, S, D) and (B, H, S).
+    """
+    scores = _scores(query, key, mask, causal, scale)
+    logsumexp = torch.logsumexp(scores, -1)
+    weights = torch.exp(scores - logsumexp.unsqueeze(-1))
+    return (weights @ _wide(value)).to(value.dtype), logsumexp
+
+
+def attention_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, from the weights exp(scores - logsumexp)."""
+    weights = torch.exp(_scores(query, key, mask, causal, scale) - logsumexp.unsqueeze(-1))
+    wide = _wide(grad)
+    grad_value = weights.transpose(-1, -2) @ wide
+    grad_weights = wide @ _wide(value).transpose(-1, -2)
+    grad_scores = weights * (grad_weights - (wide * _wide(out)).sum(-1, keepdim=True)) * _scale(query, scale)
+    grad_query = grad_scores @ _wide(key)
+    grad_key = grad_scores.transpose(-1, -2) @ _wide(query)
+    return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2, -1) + eps).
+
+    x (..., C), weight (C); returns y (..., C) and rstd (..., 1). The product x * rstd is rounded to x's dtype first.
+    """
+    wide = _wide(x)
+    rstd = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (wide * rstd).to(x.dtype) * weight, rstd
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """grad_x = (g - n * mean(g * n, -1)) * rstd and grad_weight = sum(grad * n); n = x * rstd, g = grad * weight."""
+    normal = _wide(x) * rstd
+    grad_weight = (grad * normal.to(x.dtype)).sum(tuple(range(x.dim() - 1)))
+    inner = (grad * weight).to(rstd.dtype)
+    grad_x = (inner - normal * (inner * normal).mean(-1, keepdim=True)) * rstd
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = (x - mean) * rstd * weight + bias over the last len(shape) dims; mean and rstd keep those dims as 1."""
+    y, mean, rstd = torch.ops.aten.native_layer_norm.default(x, shape, weight, bias, eps)
+    return y, mean, rstd
+
+
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shape: list[int],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, and of weight and bias where they are there."""
+    mask = [True, weight is not None, bias is not None]
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward.default(
+        grad, x, shape, mean, rstd, weight, bias, mask
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x * cos + rotate_half(x) * sin with rotate_half([a, b]) = [-b, a] over the halves of the last dim.
+
+    x (B, H, S, D); cos and sin (B or 1, S, D).
+    """
+    low, high = _halves(x)
+    return x * cos.unsqueeze(1) + torch.cat([-high, low], -1) * sin.unsqueeze(1)
+
+
+def rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """grad * cos + [v, -u] with [u, v] = grad * sin: the transpose of `rotary`."""
+    low, high = _halves(grad * sin.unsqueeze(1))
+    return grad * cos.unsqueeze(1) + torch.cat([high, -low], -1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """total = sum over valid rows of logsumexp - logit[label]; count of valid rows; logsumexp (N).
+
+    logits (N, V), labels (N). A row is valid where its label is not `ignore_index`. A label outside [0, V) reads the
+    nearest class, never memory that is not there.
+    """
+    wide = _wide(logits)
+    logsumexp = torch.logsumexp(wide, 1)
+    valid, index = _valid_and_index(logits, labels, ignore_index)
+    losses = logsumexp - wide.gather(1, index).squeeze(1)
+    return torch.where(valid, losses, 0.0).sum(), valid.sum(dtype=wide.dtype), logsumexp
+
+
+def cross_entropy_backward(
+    scale: Tensor, logits: Tensor, labels: Tensor, logsumexp: Tensor, ignore_index: int
+) -> Tensor:
+    """(softmax(logits) - onehot(labels)) * scale, zero in ignored rows whatever `scale` (0-d) is there."""
+    valid, index = _valid_and_index(logits, labels, ignore_index)
+    rows = torch.where(valid, scale, 0.0).unsqueeze(1)
+    softmax = torch.exp(_wide(logits) - logsumexp.unsqueeze(1))
+    return (softmax * rows).scatter_add(1, index, -rows).to(logits.dtype)
+
+
+REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
+    "nn.attention": attention,
+    "nn.attention_backward": attention_backward,
+    "nn.rms_norm": rms_norm,
+    "nn.rms_norm_backward": rms_norm_backward,
+    "nn.layer_norm": layer_norm,
+    "nn.layer_norm_backward": layer_norm_backward,
+    "nn.rotary": rotary,
+    "nn.rotary_backward": rotary_backward,
+    "nn.cross_entropy": cross_entropy,
+    "nn.cross_entropy_backward": cross_entropy_backward,
+}
+"""The function of each nn operation."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize == 2 else tensor
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return float(query.shape[-1]) ** -0.5 if scale is None else scale
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    scores = _wide(query) @ _wide(key).transpose(-1, -2) * _scale(query, scale)
+    if mask is not None:
+        scores = scores + mask
+    if causal:
+        rows, columns = scores.shape[-2:]
+        hidden = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def _valid_and_index(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    return labels != ignore_index, labels.clamp(0, logits.shape[1] - 1).unsqueeze(1)

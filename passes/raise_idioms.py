@@ -1,0 +1,55 @@
+"""Replace chains of aten operations that compute a known idiom by one nn operation, forward and backward.
+
+Before                                                       After
+  %0 = aten._log_softmax %logits, 1                            %total, %count, %lse = nn.cross_entropy %logits, %labels
+  %loss, %n = aten.nll_loss_forward %0, %labels                %loss = aten.div %total, %count
+  ...                                                          ...
+  %1 = aten.nll_loss_backward %grad, %0, %labels, %n           %scale = aten.div %grad, %count
+  %2 = aten._log_softmax_backward_data %1, %0, 1               %2 = nn.cross_entropy_backward %scale, %logits, ..., %lse
+
+Idioms: attention, layer_norm, rms_norm, rotary, cross_entropy. They are recognised by dataflow alone. What comes close
+but differs is left, and a remark says what differed.
+
+Needs: level `aten`, forward and backward in one function.   Keeps: values (up to rounding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..ir.module import Module
+from .base import Pass, Remark, RemarkKind, Report
+from .idioms.attention import raise_attention
+from .idioms.cross_entropy import raise_cross_entropy
+from .idioms.findings import Findings
+from .idioms.function_graph import FunctionGraph
+from .idioms.layer_norm import raise_layer_norm
+
+_SEARCHES = (raise_attention, raise_layer_norm, raise_cross_entropy)
+
+
+@dataclass(frozen=True)
+class RaiseIdioms(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "raise-idioms"
+
+    def run(self, module: Module) -> Report:
+        """Search every function for every idiom."""
+        findings = Findings()
+        for function in module.functions().values():
+            graph = FunctionGraph(function)
+            for search in _SEARCHES:
+                search(graph, findings)
+            graph.erase_dead()
+        return Report(findings.raised.total(), tuple(_remarks(findings)))
+
+
+def _remarks(findings: Findings) -> list[Remark]:
+    applied = [
+        Remark(RaiseIdioms.name, RemarkKind.APPLIED, f"{count} x {name}")
+        for name, count in sorted(findings.raised.items())
+    ]
+    missed = [Remark(RaiseIdioms.name, RemarkKind.MISSED, message, origin) for message, origin in findings.missed]
+    return applied + missed
