@@ -41,9 +41,10 @@ from ..ir.operations import Call, build, flatten, is_packing, read, regroup, res
 from ..ir.placement import Mesh, Placement
 from ..ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
 from .base import Pass, Remark, RemarkKind, Report
-from .sharding.choice import Operand, cheapest_source, choose
+from .sharding.choice import Operand, Output, cheapest_source, choose
 from .sharding.described import rules_of
 from .sharding.policy import Policy
+from .sharding.view_rules import TABLE as VIEWS
 
 _FOLLOWS_WEIGHT = ("t.", "transpose.", "permute.", "view.", "reshape.", "_to_copy.", "expand.", "detach.", "alias.")
 
@@ -163,8 +164,9 @@ class _Body:
         if not rules.known:
             self._remark_unknown(call, op)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
-        operands = [self._operand(v, output_bytes) for v in values]
-        choice = choose(operands, rules, [None if t is None else len(t.shape) for t in types], output_bytes, self.mesh)
+        operands = [self._operand(v, output_bytes, call.name in VIEWS) for v in values]
+        outputs = [None if t is None else Output(len(t.shape), element_bytes(t)) for t in types]
+        choice = choose(operands, rules, outputs, self.mesh)
         moved = [self._move(v, p, op) for v, p in zip(values, choice.inputs, strict=True)]
         placed = [
             to_mlir(t.placed(p, self.mesh)) if t is not None and p is not None else r.type
@@ -217,7 +219,7 @@ class _Body:
             if record.get("kind") in ("gradient", "buffer")
         }
 
-    def _operand(self, value: Value, output_bytes: int) -> Operand:
+    def _operand(self, value: Value, output_bytes: int = 0, is_viewed: bool = False) -> Operand:
         tracked = self.tracked[value]
         nbytes = element_bytes(tracked.type)
         return Operand(
@@ -225,6 +227,7 @@ class _Body:
             nbytes=nbytes,
             is_weight=tracked.is_weight,
             is_broadcast=nbytes < output_bytes,
+            is_viewed=is_viewed,
             scatter_dims=self.state.policy.scatter_dims(tracked.type),
         )
 
@@ -241,7 +244,7 @@ class _Body:
         tracked = self.tracked[value]
         if target in tracked.copies:
             return tracked.copies[target]
-        operand = self._operand(value, 0)
+        operand = self._operand(value)
         source = list(tracked.copies)[cheapest_source(operand, target, self.mesh)]
         type_ = to_mlir(tracked.type.placed(target, self.mesh))
         [moved] = build(Call("comm.reshard", (tracked.copies[source],)), [type_], op.location)

@@ -19,14 +19,14 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.attention_backward": _ATTENTION_BACKWARD,
     "nn.rms_norm": ("x", "weight"),
     "nn.rms_norm_backward": ("dy", "x", "rstd", "weight"),
-    "nn.layer_norm": ("x", "weight", "bias"),
-    "nn.layer_norm_backward": ("dy", "x", "mean", "rstd", "weight"),
+    "nn.layer_norm": ("x", "weight", "bias", "normalized_shape"),
+    "nn.layer_norm_backward": ("dy", "x", "mean", "rstd", "weight", "bias", "normalized_shape"),
     "nn.rotary": ("x", "cos", "sin"),
     "nn.rotary_backward": ("x", "cos", "sin"),
-    "nn.cross_entropy": ("logits", "labels"),
-    "nn.cross_entropy_backward": ("scale", "logits", "labels", "lse"),
+    "nn.cross_entropy": ("logits", "labels", "ignore_index"),
+    "nn.cross_entropy_backward": ("scale", "logits", "labels", "lse", "ignore_index"),
 }
-"""The tensor operands of each op of the nn dialect, in order; trailing ones may be absent or None."""
+"""The operands of each op of the nn dialect that rules look at, in order; tensors may be absent or None."""
 
 
 @cache

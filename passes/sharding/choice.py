@@ -18,6 +18,8 @@ _CUT = 1e-3
 """Cost of cutting a replicated operand, per byte: nothing moves, but what follows may have to be gathered."""
 _ADDEND = 2e-3
 """Cost of making a replicated broadcast operand (a bias) one addend of a partial sum, per byte."""
+_LATER = 0.999
+"""What a reduction put off costs of one made now: where they are the same size, the later one may meet its user."""
 _WEIGHT = 1e3
 """How many times dearer it is to move a weight than an activation of the same size."""
 
@@ -33,8 +35,18 @@ class Operand:
     is_weight: bool
     is_broadcast: bool
     """Whether it has fewer elements than the op's result."""
+    is_viewed: bool = False
+    """Whether the op only views it: moves elements about, and computes nothing."""
     scatter_dims: tuple[tuple[str, int], ...] = ()
     """(axis, dim): where the plan wants a partial result of this shape reduce-scattered."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result: how many dims and bytes the whole tensor has."""
+
+    rank: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,11 @@ class Choice:
 
 
 def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacement, target: AxisPlacement) -> float:
-    """Bytes each rank sends to move `operand` along one axis from one placement to another; inf where impossible."""
+    """Bytes each rank sends to move `operand` along one axis from one placement to another; inf where impossible.
+
+    What only views the operand does not exchange the sharded dim for another: it would decide, for the sake of no
+    computation, what its users compute on.
+    """
     if source == target:
         return 0.0
     share = operand.nbytes * (size - 1) / size
@@ -60,7 +76,8 @@ def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacemen
         case Shard(), Replicate():
             return weight * share
         case Shard(), Shard():
-            return weight * share / size + _CUT * operand.nbytes
+            exchanged = share if operand.is_viewed else share / size
+            return weight * exchanged + _CUT * operand.nbytes
         case Partial(), Replicate():
             return weight * 2 * share
         case Partial(), Shard(dim):
@@ -73,8 +90,7 @@ def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacemen
 def choose(
     operands: Sequence[Operand],
     rules: Rules,
-    output_ranks: Sequence[int | None],
-    output_bytes: int,
+    outputs: Sequence[Output | None],
     mesh: Mesh,
 ) -> Choice:
     """The cheapest legal row on each axis, decided axis by axis in mesh order; ties go to the earlier row."""
@@ -88,17 +104,17 @@ def choose(
                 min(transition_cost(o, axis, size, p.on(axis), target) for p in o.placements)
                 for o, target in zip(operands, row.inputs, strict=True)
             )
-            return moves + _deferred(operands, row, output_bytes, size)
+            return moves + _deferred(outputs, row, size)
 
         picked.append((axis, _cheapest(rules.rows, cost)))
     ranks = [len(o.placements[0].dims) for o in operands]
     inputs = tuple(
         Placement.of(rank, {axis: row.inputs[i] for axis, row in picked}, mesh) for i, rank in enumerate(ranks)
     )
-    outputs = tuple(
-        None if rank is None else Placement.of(rank, _outputs(picked, i), mesh) for i, rank in enumerate(output_ranks)
+    made = tuple(
+        None if out is None else Placement.of(out.rank, _outputs(picked, i), mesh) for i, out in enumerate(outputs)
     )
-    return Choice(inputs, outputs, tuple(picked))
+    return Choice(inputs, made, tuple(picked))
 
 
 def cheapest_source(operand: Operand, target: Placement, mesh: Mesh) -> int:
@@ -116,12 +132,12 @@ def _cheapest(rows: Sequence[Row], cost: Callable[[Row], float]) -> Row:
     return rows[costs.index(min(costs))]
 
 
-def _deferred(operands: Sequence[Operand], row: Row, output_bytes: int, size: int) -> float:
-    """What a partial operand's reduction costs more when it is put off until after an op that enlarges it."""
-    partial = [o.nbytes for o, p in zip(operands, row.inputs, strict=True) if isinstance(p, Partial)]
-    if not partial:
+def _deferred(outputs: Sequence[Output | None], row: Row, size: int) -> float:
+    """What it will cost to reduce the partial outputs of a row that takes partial operands as they are."""
+    if not any(isinstance(p, Partial) for p in row.inputs):
         return 0.0
-    return 2 * max(0, output_bytes - max(partial)) * (size - 1) / size
+    later = sum(o.nbytes for o, p in zip(outputs, row.outputs, strict=True) if o and isinstance(p, Partial))
+    return _LATER * 2 * later * (size - 1) / size
 
 
 def _outputs(picked: Sequence[tuple[str, Row]], index: int) -> dict[str, AxisPlacement]:

@@ -17,7 +17,7 @@ from ...ir.types import TensorType
 
 @dataclass(frozen=True)
 class Policy:
-    """`activations`: (axis, dim) of each `shard activations` statement; `leading`: extents of the inputs' first dims."""
+    """`activations`: (axis, dim) of each statement about them; `leading`: the extents of the inputs' first two dims."""
 
     activations: tuple[tuple[str, int], ...] = ()
     leading: tuple[int, ...] = ()
