@@ -1,7 +1,7 @@
 """The few words in which rules are written: rows from dim numbers, rows that carry partial sums through.
 
 A rule may offer rows without caring for extents: `finish` drops those that shard a dim of extent 0 or 1, or one that is
-not there, gives the fills of contractions, and puts all-Replicate first.
+not there, and partial bools; it gives the fills of contractions, and puts all-Replicate first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import inf
+
+import torch
 
 from ...ir.placement import AxisPlacement, Partial, Reduce, Replicate, Shard
 from .call import Call
@@ -80,12 +82,12 @@ def _fits(call: Call, found: Row) -> bool:
     if len(found.inputs) != len(call.inputs):
         return False
     sides = [*zip(call.outputs, found.outputs, strict=True), *zip(call.inputs, found.inputs, strict=True)]
-    return all(_divisible(meta, placement) for meta, placement in sides)
+    return all(_possible(meta, placement) for meta, placement in sides)
 
 
-def _divisible(meta: TensorMeta | None, placement: AxisPlacement | None) -> bool:
+def _possible(meta: TensorMeta | None, placement: AxisPlacement | None) -> bool:
     if meta is None or not isinstance(placement, Shard):
-        return True
+        return not (isinstance(placement, Partial) and meta is not None and meta.dtype == torch.bool)
     return 0 <= placement.dim < len(meta.shape) and meta.shape[placement.dim] > 1
 
 

@@ -5,12 +5,15 @@ candidate placement of the first operand is tried, alone, on a mesh of one (whic
 
 Taken: Shard, Replicate, Partial(sum). Left out: partial averages, products and extremes, strided shards and partials
 that carry a mask. A row that turns a shard into a partial sum is taken only of ops to which zeros as
-padding add nothing. Random ops are refused: their values depend on who computes them.
+padding add nothing. Refused: random ops, whose values depend on who computes them, and factorisations, which fail on
+the numbers that padding may hold.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +33,8 @@ from .row import Row, TensorMeta
 _REFUSALS = (AssertionError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What strategies raise for operands that they do not take."""
 
+_SOLVER = re.compile(r"aten\._?(linalg_|cholesky|lu_|geqrf|ormqr|triangular_solve)")
+
 CONTRACTIONS = frozenset(
     {
         "aten.mm.default",
@@ -47,7 +52,7 @@ CONTRACTIONS = frozenset(
 def rows(call: Call) -> list[Row] | None:
     """DTensor's rows for the call, extents not yet looked at; None where it has no strategy, or refuses it."""
     op = overload(call.op)
-    if op is None or torch.Tag.nondeterministic_seeded in op.tags:
+    if op is None or torch.Tag.nondeterministic_seeded in op.tags or _SOLVER.match(call.op):
         return None
     propagator = DTensor._op_dispatcher.sharding_propagator
     if op in propagator.op_single_dim_strategy_funcs:
@@ -56,7 +61,10 @@ def rows(call: Call) -> list[Row] | None:
         found = list(_placed(op, call))
     else:
         return None
-    return None if found is None else [kept for kept in found if _usable(call, kept)]
+    if found is None:
+        return None
+    usable = [kept for kept in found if _usable(call, kept)]
+    return usable if torch.Tag.pointwise in op.tags else [_with_safe_indices(call, kept) for kept in usable]
 
 
 def _single_dim(op: torch._ops.OpOverload, call: Call) -> list[Row] | None:
@@ -135,6 +143,13 @@ def _usable(call: Call, found: Row) -> bool:
     return not (sums and cut) or call.op in CONTRACTIONS
 
 
+def _with_safe_indices(call: Call, found: Row) -> Row:
+    """Integers are indices in most ops that are not pointwise: pad them with one that exists."""
+    pairs = zip(call.inputs, found.inputs, strict=True)
+    indices = [isinstance(p, Shard) and not (m.dtype.is_floating_point or m.dtype.is_complex) for m, p in pairs]
+    return replace(found, fills=tuple(0.0 if index else None for index in indices)) if any(indices) else found
+
+
 def _arguments(op: torch._ops.OpOverload, call: Call, convert: Any) -> tuple[list[Any], dict[str, Any]]:
     """The call's operands as torch's schema has them, with each TensorMeta converted."""
     args, kwargs = [], {}
@@ -170,4 +185,4 @@ def _their_meta(meta: TensorMeta) -> TheirMeta:
 
 @lru_cache(maxsize=1)
 def _mesh() -> DeviceMesh:
-    return DeviceMesh("cpu", [0], _init_backend=False)
+    return DeviceMesh("cpu", [0], _init_backend=False, _rank=0)

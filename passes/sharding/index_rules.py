@@ -17,15 +17,17 @@ from .row import Lowering, Row, TensorMeta
 def embedding(call: Call) -> list[Row]:
     """embedding: by vocabulary (a partial sum: each rank has the rows it owns), by hidden size, by index."""
     rank = len(call.meta("indices").shape)
-    rows = [row([P], [0, None], lowering=Lowering.OFFSET), row([rank], [1, None]), linear(call, "weight")]
+    by_vocabulary = row([P], [0, None], fills=(None, None), lowering=Lowering.OFFSET)
+    rows = [by_vocabulary, row([rank], [1, None]), linear(call, "weight")]
     return rows + [row([d], [None, d], fills=(None, 0.0)) for d in range(rank)]
 
 
 def embedding_backward(call: Call) -> list[Row]:
     """embedding_dense_backward: by vocabulary, by hidden size, and by index (a partial sum)."""
     rank = len(call.meta("indices").shape)
-    rows = [row([0], [None, None], lowering=Lowering.OFFSET), row([1], [rank, None]), linear(call, "grad_output")]
+    rows = [row([1], [rank, None]), linear(call, "grad_output")]
     if not call.flag("scale_grad_by_freq"):
+        rows.append(row([0], [None, None], lowering=Lowering.OFFSET))
         rows += [row([P], [d, d], fills=(0.0, 0.0)) for d in range(rank)]
     return rows
 

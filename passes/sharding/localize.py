@@ -28,6 +28,9 @@ _SIZE_OPERAND = {
 }
 """The operand of each op that states the shape of its result."""
 
+_EXTENT_OPERAND = {"aten.embedding_dense_backward.default": "num_weights", "aten.native_group_norm.default": "N"}
+"""The operand of each op that states the first extent of its result."""
+
 _RESHAPES = frozenset(
     {
         "aten.squeeze.default",
@@ -83,10 +86,10 @@ def with_local_sizes(
         return "aten.reshape.default", (args[0], list(shape)), {}
     if op in _SIZE_OPERAND:
         return (op, *_with(op, args, kwargs, _SIZE_OPERAND[op], list(shape)))
+    if op in _EXTENT_OPERAND:
+        return (op, *_with(op, args, kwargs, _EXTENT_OPERAND[op], shape[0]))
     if op == _SLICE:
         return (op, *_slice(args, kwargs, whole, shape))
-    if op == "aten.embedding_dense_backward.default":
-        return (op, *_with(op, args, kwargs, "num_weights", shape[0]))
     return op, args, dict(kwargs)
 
 

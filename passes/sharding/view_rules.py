@@ -195,7 +195,7 @@ TABLE: dict[str, Rule] = {
         ("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default"), same
     ),
     "aten.contiguous.default": same,
-    "aten._to_copy.default": cast,
+    **dict.fromkeys(("aten._to_copy.default", "aten.to.dtype"), cast),
     **dict.fromkeys(("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"), reshape),
     **dict.fromkeys(("aten.view_copy.default", "aten.flatten.using_ints", "aten.unflatten.int"), reshape),
     "aten.expand.default": expand,
