@@ -37,10 +37,10 @@ def annotate(graph: fx.Graph, model_attribute: str) -> None:
     position = {node: at for at, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         origin = _own_origin(node, model_attribute)
+        if not origin.file and node.op == "call_function":
+            origin = _of_latest_operand(node, origin, position) or _paired(origin, forward) or origin
         if not origin.backward:
             forward.setdefault(origin.seq_nr, origin)
-        elif not origin.module_path and not origin.file:
-            origin = _of_latest_operand(node, position) or _paired(origin, forward) or origin
         node.meta[META_KEY] = origin
 
 
@@ -56,12 +56,17 @@ def _own_origin(node: fx.Node, model_attribute: str) -> Origin:
     return Origin(_module_path(stack, model_attribute), file, line, backward, -1 if seq_nr is None else seq_nr)
 
 
-def _of_latest_operand(node: fx.Node, position: dict[fx.Node, int]) -> Origin | None:
-    known = [operand for operand in node.all_input_nodes if operand.meta[META_KEY].backward]
+def _of_latest_operand(node: fx.Node, origin: Origin, position: dict[fx.Node, int]) -> Origin | None:
+    """The place of the operand computed last: for sums of gradients, and for what tracing adds to the forward's end."""
+    operands = node.all_input_nodes
+    known = [
+        operand for operand in operands if (own := operand.meta[META_KEY]).backward == origin.backward and own.file
+    ]
     if not known:
         return None
     latest: Origin = max(known, key=position.__getitem__).meta[META_KEY]
-    return Origin(latest.module_path, latest.file, latest.line, True, -1)
+    seq_nr = -1 if origin.backward else origin.seq_nr
+    return Origin(latest.module_path, latest.file, latest.line, origin.backward, seq_nr)
 
 
 def _paired(origin: Origin, forward: dict[int, Origin]) -> Origin | None:
