@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 
@@ -31,10 +31,7 @@ class RankMesh:
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """The position of `rank` on each axis."""
-        place: dict[str, int] = {}
-        for name, size in reversed(self.axes):
-            rank, place[name] = divmod(rank, size)
-        return {name: place[name] for name, _ in self.axes}
+        return dict(zip(self.sizes, _unravel(self.axes, rank), strict=True))
 
     def rank_at(self, place: dict[str, int]) -> int:
         """The rank at one coordinate on every axis."""
@@ -53,11 +50,7 @@ class RankMesh:
         >>> RankMesh((("dp", 2), ("tp", 3))).coordinate(4, ("tp", "dp"))
         3
         """
-        place = self.coordinates(rank)
-        position = 0
-        for axis in axes:
-            position = position * self.sizes[axis] + place[axis]
-        return position
+        return _coordinate(self.axes, rank, tuple(axes))
 
     def group(self, rank: int, axes: Sequence[str]) -> tuple[int, ...]:
         """The ranks that differ from `rank` on `axes` only, ordered by their coordinate over `axes` as listed."""
@@ -67,4 +60,23 @@ class RankMesh:
 
     def is_first(self, rank: int, axes: Sequence[str]) -> bool:
         """Whether `rank` stands at 0 on every axis that is NOT in `axes`: the one that speaks for its replicas."""
-        return all(at == 0 for axis, at in self.coordinates(rank).items() if axis not in axes)
+        return all(at == 0 or axis in axes for axis, at in zip(self.sizes, _unravel(self.axes, rank), strict=True))
+
+
+@lru_cache(maxsize=1 << 16)
+def _unravel(axes: tuple[tuple[str, int], ...], rank: int) -> tuple[int, ...]:
+    place: list[int] = []
+    for _, size in reversed(axes):
+        rank, at = divmod(rank, size)
+        place.append(at)
+    return tuple(reversed(place))
+
+
+@lru_cache(maxsize=1 << 16)
+def _coordinate(mesh: tuple[tuple[str, int], ...], rank: int, axes: tuple[str, ...]) -> int:
+    places = {name: (at, size) for (name, size), at in zip(mesh, _unravel(mesh, rank), strict=True)}
+    position = 0
+    for axis in axes:
+        at, size = places[axis]
+        position = position * size + at
+    return position

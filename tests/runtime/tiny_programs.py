@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from stretto.runtime.arguments import Slot, Value
+from stretto.runtime.communicator import Communicator
 from stretto.runtime.executor import Executor
 from stretto.runtime.in_process import RankGroup
+from stretto.runtime.mesh import RankMesh
 from stretto.runtime.program import Manifest, Program
+from stretto.runtime.rank_pool import RankPool
 from stretto.runtime.records import Function, Input, Instruction, Location, Output, Shard
 from torch import Tensor
 
 S = Slot
+T = TypeVar("T")
 F32 = "float32"
 
 
@@ -24,7 +29,7 @@ def step(
 
 
 def linear(ranks: int = 2, dtype: str = F32, width: int = 4) -> Program:
-    """loss = sum((x @ w)^2) with w (4, 3) cut by rows over tp: x's columns are cut on the rank, products are summed.
+    """loss = sum((x @ w)^2) with w (width, 3) cut by rows over tp: x's columns are cut on the rank, products summed.
 
     Backward: dw = x^T @ 2 (x @ w) * tangent, on this rank's rows.
     """
@@ -63,10 +68,13 @@ def linear(ranks: int = 2, dtype: str = F32, width: int = 4) -> Program:
         locations=(Location("model.py", 7, "proj"), Location("model.py", 8), Location("model.py", 9)),
         reference={
             "inputs": [
-                {"name": "w", "kind": "parameter", "aliases": ["w"], "shape": [width, 3], "dtype": dtype, "index": None},
+                {"name": "w", "kind": "parameter", "aliases": [], "shape": [width, 3], "dtype": dtype, "index": -1},
                 {"name": "x", "kind": "input", "aliases": [], "shape": [5, width], "dtype": dtype, "index": 0},
             ],
-            "outputs": [{"index": 0, "slot": 4}, {"index": 1, "slot": 2}],
+            "outputs": [
+                {"kind": "output", "name": "loss", "index": 0, "slot": 4},
+                {"kind": "output", "name": "y", "index": 1, "slot": 2},
+            ],
             "slots": 5,
             "code": [each.to_json() for each in reference],
         },
@@ -91,6 +99,16 @@ def infer(
 def run_alone(program: Program, *inputs: Tensor) -> list[Tensor]:
     """The outputs of a program for one rank."""
     return Executor(program, RankGroup(program.mesh).communicator(0)).forward(inputs)[0]
+
+
+def on_ranks(mesh: tuple[tuple[str, int], ...], job: Callable[[Communicator], T], timeout_s: float = 20.0) -> list[T]:
+    """`job(communicator)` on every rank of `mesh`, in rank order; raises the first failure."""
+    group = RankGroup(RankMesh(mesh), timeout_s)
+    pool = RankPool(group)
+    try:
+        return pool.run(lambda rank: job(group.communicator(rank)))
+    finally:
+        pool.close()
 
 
 def numbers(*shape: int, start: int = 0) -> Tensor:
