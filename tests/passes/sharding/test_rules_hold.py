@@ -37,12 +37,12 @@ def _check(call: Recorded, row: Row, parts: int) -> None:
             assert all(results[index] is None for results in ranks)
             continue
         held = [_tensor(results[index]) for results in ranks]
-        tolerance = 1e-12 * max(1.0, *(_largest(t) for t in (want, *held)))
+        tolerance = 1e-12 * max(1.0, *(largest(t) for t in (want, *held)))
         for got in gathered(held, placement, want.shape):
             torch.testing.assert_close(got, want, rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _largest(value: Tensor) -> float:
+def largest(value: Tensor) -> float:
     """The largest finite magnitude; partial addends may be far larger than their sum."""
     return float(value.double().abs().nan_to_num(0, 0, 0).max()) if value.numel() else 0.0
 
