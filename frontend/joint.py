@@ -10,6 +10,7 @@ and backward, in which each node keeps the module stack and the user's stack tra
 from __future__ import annotations
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from torch import fx, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.proxy import TracerBase
 
+from . import traced
 from .captured import Mode
+from .metadata import is_users_file
 from .regions import drop_assertions, inline_regions
 
 
@@ -41,7 +45,7 @@ def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> Tra
     """Both graphs of `module` called with `tensors`; no kernel is run and no parameter is copied."""
     inputs = _distinct(module, tensors)
     # Lazy modules generate Python code when they are first called, which most of those made here never are.
-    with _quiet(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
+    with _quiet(), _users_frames(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
         exported = torch.export.export(module, inputs, strict=False)
         forward = exported.module(check_guards=False)
         assert isinstance(forward, fx.GraphModule)
@@ -86,6 +90,26 @@ def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[
         owner.register_buffer(leaf, value)
         held[name] = value
     return held
+
+
+@contextlib.contextmanager
+def _users_frames() -> Iterator[None]:
+    """Record of each op's stack the innermost line of the model's source; torch keeps only frames named "forward"."""
+    kept = TracerBase._filter_traceback_frames
+    TracerBase._filter_traceback_frames = _innermost_users_frame  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        TracerBase._filter_traceback_frames = kept  # type: ignore[method-assign]
+
+
+def _innermost_users_frame(_tracer: TracerBase, summary: traceback.StackSummary) -> traceback.StackSummary:
+    for frame in reversed(summary):
+        if frame.filename == traced.__file__:
+            break
+        if is_users_file(frame.filename):
+            return traceback.StackSummary.from_list([frame])
+    return traceback.StackSummary.from_list([])
 
 
 @contextlib.contextmanager

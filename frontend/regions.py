@@ -102,20 +102,20 @@ def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple
     """The body of a region, its arguments, and whether they are cut off from the gradient."""
     if node.target is _SET_GRAD:
         enabled, reference, *arguments = node.args
-        detached = not enabled
+        detached, casting = not enabled, False
     else:
-        _device, _dtype, enabled, _cache, reference, *arguments = node.args
+        _device, _dtype, casting, _cache, reference, *arguments = node.args
         detached = False
-        if enabled:
-            raise CaptureError(
-                "E0223",
-                "the forward opens an autocast region, whose casts are not in the captured graph",
-                span=source_span(node),
-                help="cast with .to(dtype) where the model needs it, or choose the dtype of the whole model",
-            )
     assert isinstance(reference, fx.Node) and isinstance(reference.target, str)
     body = owner.get_submodule(reference.target)
     assert isinstance(body, fx.GraphModule)
+    if casting:
+        raise CaptureError(
+            "E0223",
+            "the forward opens an autocast region, whose casts are not in the captured graph",
+            span=next((span for span in map(source_span, body.graph.nodes) if span), None),
+            help="cast with .to(dtype) where the model needs it, or choose the dtype of the whole model",
+        )
     return body, tuple(arguments), detached
 
 

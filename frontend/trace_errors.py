@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..diagnostics import Span
 from .captured import CaptureError
-from .metadata import is_users_file, line_span
+from .metadata import is_users_file, line_span, source_line
 
 _RAISED_BY_FORWARD = (
     RuntimeError,
@@ -84,11 +84,15 @@ def _without_kernel(op: str, span: Span) -> CaptureError:
 
 
 def _users_line(error: BaseException) -> Span | None:
-    """The innermost line of the traceback that belongs to the model's source."""
+    """The innermost line of the traceback that belongs to the model's source.
+
+    Where a recorded graph is run again, the line is in the message ("Original traceback: ...").
+    """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_users_file(frame.filename):
             return line_span(frame.filename, frame.lineno or 1)
-    return None
+    file, line = source_line(str(error))
+    return line_span(file, line) if file else None
 
 
 def _first_line(error: BaseException) -> str:

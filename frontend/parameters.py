@@ -1,0 +1,34 @@
+"""The model's parameters before any capture: names, shapes, and what kind of module owns each, which roles depend on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..dsl.resolve import OwnerKind, ParameterInfo
+
+_TRANSPOSED = frozenset({"transformers.pytorch_utils.Conv1D"})
+"""Linear layers whose weight is stored (in, out), by qualified class name."""
+
+
+def parameter_infos(model: nn.Module) -> tuple[ParameterInfo, ...]:
+    """Every parameter once, in the order of `model.named_parameters()`, with all names of tied ones.
+
+    A parameter tied between modules has the kind of the one that names it first.
+    """
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    return tuple(
+        ParameterInfo(name, tuple(aliases[id(parameter)]), tuple(parameter.shape), _owner_kind(model, name))
+        for name, parameter in model.named_parameters()
+    )
+
+
+def _owner_kind(model: nn.Module, name: str) -> OwnerKind:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, nn.Linear):
+        return OwnerKind.LINEAR
+    if isinstance(owner, nn.Embedding):
+        return OwnerKind.EMBEDDING
+    classes = {f"{c.__module__}.{c.__qualname__}" for c in type(owner).__mro__}
+    return OwnerKind.LINEAR_TRANSPOSED if classes & _TRANSPOSED else OwnerKind.OTHER
