@@ -42,7 +42,7 @@ class RankThreads:
         self._group = RankGroup(program.mesh, timeout_s)
         self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
         self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
-        self._constants = _constants(program)
+        self._constants = constants_of(program)
         self._pool = RankPool(self._group)
 
     @property
@@ -146,7 +146,8 @@ class _Gathered:
         return [whole for each, whole in zip(self._gives, self._whole, strict=True) if each.kind == kind]
 
 
-def _constants(program: Program) -> list[Tensor]:
+def constants_of(program: Program) -> list[Tensor]:
+    """Their values, in the program's order; raises RunError E0313 when one is missing."""
     takes = program.of_kind("constant")
     missing = [each.name for each in takes if each.name not in program.weights]
     if missing:

@@ -1,0 +1,157 @@
+"""Parameters as DTensors: how a program's shards are said in torch's words, and a module made to hold only its part.
+
+This is the one module that touches DTensor's internals (its constructor and spec, because `DTensor.from_local` costs
+70 us a tensor and the constructor 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from .errors import RunError
+from .mesh import RankMesh
+from .program import Program
+from .records import Shard as ProgramShard
+from .shards import cut, valid_part
+from .watchdog import name as ranks_are
+from .world import World
+
+
+class Layout:
+    """One global tensor of a program on the mesh: between DTensors, whose shards are not padded, and padded locals."""
+
+    def __init__(
+        self, world: World, mesh: RankMesh, shape: Sequence[int], shards: Sequence[ProgramShard], dtype: torch.dtype
+    ) -> None:
+        self.shards = tuple(shards)
+        self.placements = placements_of(shards, mesh)
+        self._mesh = mesh
+        self._rank = world.rank
+        self._device_mesh = world.device_mesh(mesh)
+        whole = torch.empty(list(shape), dtype=dtype, device="meta")
+        own = torch.empty(valid_part(cut(whole, shards, mesh, world.rank), shards, mesh, world.rank).shape, dtype=dtype)
+        example = DTensor.from_local(
+            own.to(world.device), self._device_mesh, self.placements, shape=whole.shape, stride=whole.stride()
+        )
+        self._spec: Any = example._spec
+
+    def dtensor(self, padded: Tensor) -> DTensor:
+        """The global tensor of which this rank holds `padded`; shares its memory where that is contiguous."""
+        local = valid_part(padded, self.shards, self._mesh, self._rank).contiguous()
+        make: Any = DTensor
+        made: DTensor = make(local, self._spec, requires_grad=False)
+        return made
+
+    def padded(self, tensor: DTensor) -> Tensor:
+        """What the program takes for a DTensor of these placements: its local part, copied only where it is padded."""
+        local = tensor.to_local()
+        shape = list(local.shape)
+        for shard in self.shards:
+            shape[shard.dim] = shard.chunk
+        if shape == list(local.shape):
+            return local
+        padded = local.new_zeros(shape)
+        valid_part(padded, self.shards, self._mesh, self._rank).copy_(local)
+        return padded
+
+    def moved(self, tensor: DTensor) -> DTensor:
+        """`tensor` in these placements; communicates where it has others."""
+        if tuple(tensor.placements) == self.placements and tensor.device_mesh == self._device_mesh:
+            return tensor
+        return tensor.redistribute(self._device_mesh, self.placements)
+
+    def fits(self, tensor: DTensor) -> bool:
+        """Whether a DTensor has these placements on this mesh."""
+        return tuple(tensor.placements) == self.placements and tensor.device_mesh == self._device_mesh
+
+
+def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh) -> tuple[Placement, ...]:
+    """One placement per axis of the mesh. Raises RunError E0355 for what DTensor cuts differently.
+
+    DTensor cuts a dim by one axis after the other, in the mesh's order; that is one cut into equal chunks only where
+    the axes stand in this order and divide the extent.
+    """
+    by_axis: dict[str, int] = {}
+    for shard in shards:
+        cutting = [axis for axis in shard.axes if mesh.sizes[axis] > 1]
+        in_order = [axis for axis, _ in mesh.axes if axis in cutting]
+        if cutting != in_order or (len(cutting) > 1 and shard.extent % mesh.size(cutting)):
+            raise RunError(
+                "E0355",
+                f"dim {shard.dim} of extent {shard.extent} is cut over {', '.join(shard.axes)}, "
+                "which a DTensor cannot say",
+                help="cut it over axes in the order of the mesh whose sizes divide it, or run the ranks as threads",
+            )
+        by_axis.update(dict.fromkeys(shard.axes, shard.dim))
+    axes = [axis for axis, _ in mesh.axes] or ["rank"]
+    return tuple(Shard(by_axis[axis]) if axis in by_axis else Replicate() for axis in axes)
+
+
+def parameter_shards(program: Program) -> dict[str, tuple[ProgramShard, ...]]:
+    """How each parameter is cut, by all of its names."""
+    return {
+        name: each.shards for each in program.of_kind("parameter") for name in dict.fromkeys([each.name, *each.aliases])
+    }
+
+
+def distribute_parameters(
+    module: nn.Module, shards: Mapping[str, Sequence[ProgramShard]], world: World, mesh: RankMesh
+) -> None:
+    """Replace the module's parameters, in place, by DTensors of which this process holds its part.
+
+    Names, order, ties, `requires_grad` and attributes stay. `shards` is by any name of a parameter; what it does not
+    name is replicated. Every process must hold the same full values: RunError E0354 otherwise. Parameters that are
+    DTensors already stay as they are.
+    """
+    names: dict[int, list[str]] = {}
+    full: dict[int, nn.Parameter] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not isinstance(parameter, DTensor):
+            names.setdefault(id(parameter), []).append(name)
+            full[id(parameter)] = parameter
+    _check_equal({names[key][0]: parameter for key, parameter in full.items()}, world)
+    made = {
+        key: _distributed(full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh)
+        for key, aliases in names.items()
+    }
+    for part in module.modules():
+        for key, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in made:
+                part.register_parameter(key, made[id(parameter)])
+
+
+def _distributed(parameter: nn.Parameter, shards: Sequence[ProgramShard], world: World, mesh: RankMesh) -> nn.Parameter:
+    with torch.no_grad():
+        layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype)
+        own = cut(parameter.detach(), shards, mesh, world.rank).to(world.device)
+        distributed = nn.Parameter(layout.dtensor(own.clone()), parameter.requires_grad)
+    distributed.__dict__.update(parameter.__dict__)
+    return distributed
+
+
+def _check_equal(parameters: Mapping[str, Tensor], world: World) -> None:
+    """Raise RunError E0354 unless all processes hold the same values; costs a hash of all of them, once."""
+    digests = {name: _digest(each) for name, each in parameters.items() if not each.is_meta}
+    together = world.everyones(hashlib.sha256(b"".join(digests.values())).digest())
+    if len(set(together)) == 1:
+        return
+    for name, digest in digests.items():
+        each = world.everyones(digest)
+        if len(set(each)) > 1:
+            differing = [rank for rank, one in enumerate(each) if one != each[0]]
+            raise RunError(
+                "E0354",
+                f"parameter '{name}' has not the same value in all processes: {ranks_are(differing)} unlike rank 0",
+                help="seed every process alike (torch.manual_seed) before the model is made, or load the same weights",
+            )
+
+
+def _digest(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).digest()
