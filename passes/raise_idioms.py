@@ -22,11 +22,12 @@ from ..ir.module import Module
 from .base import Pass, Remark, RemarkKind, Report
 from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
+from .idioms.derive import Derivations
 from .idioms.findings import Findings
 from .idioms.function_graph import FunctionGraph
 from .idioms.layer_norm import raise_layer_norm
-
-_SEARCHES = (raise_attention, raise_layer_norm, raise_cross_entropy)
+from .idioms.rms_norm import raise_rms_norm
+from .idioms.rotary import raise_rotary
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class RaiseIdioms(Pass):
 
     def run(self, module: Module) -> Report:
         """Search every function for every idiom."""
-        findings = Findings()
+        findings, derivations = Findings(), Derivations()
         for function in module.functions().values():
             graph = FunctionGraph(function)
-            for search in _SEARCHES:
-                search(graph, findings)
+            raise_attention(graph, findings)
+            raise_layer_norm(graph, findings)
+            raise_cross_entropy(graph, findings)
+            raise_rms_norm(graph, findings, derivations)
+            raise_rotary(graph, findings, derivations)
             graph.erase_dead()
         return Report(findings.raised.total(), tuple(_remarks(findings)))
 

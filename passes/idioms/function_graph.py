@@ -33,8 +33,8 @@ class FunctionGraph(Graph):
             if not is_packing(op):
                 self._read(op)
 
-    def current(self, ref: Ref | None) -> Value | None:
-        """The value that stands for a number now."""
+    def current(self, ref: Ref | None) -> Value:
+        """The value that stands for a number now; None for None."""
         return None if ref is None else self._values[ref]
 
     def slot(self, matched: Iterable[Node], inputs: Iterable[Ref], replaced: Iterable[Ref]) -> int | None:
@@ -53,10 +53,16 @@ class FunctionGraph(Graph):
 
     def replace(self, ref: Ref, value: Value, slot: int) -> None:
         """Let `value`, made before the node of index `slot`, stand for a number wherever that is used."""
-        self._values[ref].replace_all_uses_with(value)
-        self._values[ref] = value
-        self._refs[value] = ref
+        self.exchange(self._values[ref], value)
         self._ready[ref] = slot
+
+    def exchange(self, old: Value, new: Value) -> None:
+        """Let `new` stand wherever `old` is used now."""
+        old.replace_all_uses_with(new)
+        if old in self._refs:
+            ref = self._refs[old]
+            self._values[ref] = new
+            self._refs.setdefault(new, ref)
 
     def substitute(self, node: Node, call: Call) -> None:
         """Let an operation with results of the same types stand for a node."""
@@ -64,10 +70,6 @@ class FunctionGraph(Graph):
         made = self.insert(node.index, call, [r.type for r in results], node.op.location)
         for ref, value in zip(node.results, made, strict=True):
             self.replace(ref, value, node.index)
-
-    def ref(self, value: Value) -> Ref:
-        """The number that a value of the function stands for."""
-        return self._refs[value]
 
     def erase_dead(self) -> None:
         """Remove the operations that nothing uses and that do nothing else."""

@@ -7,7 +7,7 @@ both go through `canonical.py`, so that the same computation looks the same.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,12 @@ class Graph:
     def users_of(self, ref: Ref, *names: str) -> list[Node]:
         """The nodes of one of `names` that use a value."""
         return [node for node in self.users[ref] if node.name in names]
+
+    def outside_user(self, matched: Iterable[Node], kept: Collection[Ref]) -> Node | None:
+        """A node outside `matched` that uses a value made inside, other than those in `kept`; None where none does."""
+        inside = {node.index: node for node in matched}
+        made = (ref for node in inside.values() for ref in node.results if ref not in kept)
+        return next((user for ref in made for user in self.users[ref] if user.index not in inside), None)
 
     def type_of(self, ref: Ref) -> TensorType:
         """The type of a value that is a tensor."""
