@@ -1,4 +1,4 @@
-"""The model's parameters before any capture: names, shapes, and what kind of module owns each, which roles depend on."""
+"""The model's parameters before any capture: names, shapes, and the kind of module that owns each (for plans' roles)."""
 
 from __future__ import annotations
 

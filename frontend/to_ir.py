@@ -7,7 +7,7 @@ scalars in tensor places take the op's scalar overload, or become a 0-d constant
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -55,11 +55,16 @@ class Floats(Enum):
         return torch.float64 if self is Floats.FLOAT64 and dtype.is_floating_point else dtype
 
 
-def to_module(capture: Capture, *, floats: Floats = Floats.AS_CAPTURED) -> Module:
-    """The captured graph as function `main`; arguments and results in the order of `capture.inputs` and `.outputs`."""
+def to_module(
+    capture: Capture, owners: Mapping[str, str] | None = None, *, floats: Floats = Floats.AS_CAPTURED
+) -> Module:
+    """The captured graph as function `main`; arguments and results in the order of `capture.inputs` and `.outputs`.
+
+    `owners` says by parameter name what kind of module owns it (`parameters.py`), which a plan's roles depend on.
+    """
     module = Module.empty()
     types = [to_mlir(TensorType(floats.of(t.dtype), t.shape)) for t in capture.inputs]
-    main = build_function(module, "main", types, records=[_argument_record(t) for t in capture.inputs])
+    main = build_function(module, "main", types, records=[_argument_record(t, owners or {}) for t in capture.inputs])
     converter = _Converter(floats)
     with context(), mlir.InsertionPoint(entry(main)):
         arguments = iter(entry(main).arguments)
@@ -198,10 +203,11 @@ def _origin(node: fx.Node) -> Origin:
     return Origin(found.module_path, found.file, found.line, found.backward)
 
 
-def _argument_record(tensor: CapturedTensor) -> Record:
+def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str]) -> Record:
     record: Record = {"kind": str(tensor.kind), "name": tensor.name, "index": tensor.index}
     if tensor.kind is InputKind.PARAMETER:
         record["requires_grad"] = tensor.requires_grad
+        record["owner"] = owners.get(tensor.name, "other")
     if len(tensor.aliases) > 1:
         record["aliases"] = list(tensor.aliases)
     return record

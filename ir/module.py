@@ -42,6 +42,13 @@ class Module:
         made.mesh = mesh
         return made
 
+    def successor(self) -> Module:
+        """A module without functions that bears this one's attributes: its level, its mesh, what passes stored on it."""
+        made = Module.empty(self.level, self.mesh)
+        for attribute in self.operation.attributes:
+            made.operation.attributes[attribute] = self.operation.attributes[attribute]
+        return made
+
     @staticmethod
     def parse(text: str, file: str = "<module>") -> Module:
         """Read a module's text; E0504 with the place of what is wrong."""

@@ -110,7 +110,7 @@ class FoldLayers(Pass):
             order, _ = _order(ops, groups)
         if not groups:
             return Report(remarks=tuple(_refusals(refused)))
-        made = Module.empty(module.level, module.mesh)
+        made = module.successor()
         _Rebuild(main, made, groups).run(order)
         module.become(made)
         return Report(sum(len(g) for g in groups), (*_folded(groups), *_refusals(refused)))

@@ -53,7 +53,8 @@ class PartitionTensors(Pass):
     name: ClassVar[str] = "partition-tensors"
 
     def run(self, module: Module) -> Report:
-        made = Module.empty(Level.COMM, module.mesh)
+        made = module.successor()
+        made.level = Level.COMM
         count = 0
         for function in module.functions().values():
             count += _Partitioner(function, made).rewrite()

@@ -80,7 +80,7 @@ class PropagatePlacements(Pass):
     name: ClassVar[str] = "propagate-placements"
 
     def run(self, module: Module) -> Report:
-        made = Module.empty(module.level, module.mesh)
+        made = module.successor()
         state = _State(module, made, Policy.of(module))
         main = module.functions()["main"]
         placements = tuple(from_mlir(a.type).placement_on(module.mesh) for a in entry(main).arguments)

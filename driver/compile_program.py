@@ -1,0 +1,167 @@
+"""A model and a plan become a program: capture, the passes in their order, lowering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..backends.lower_program import lower_program
+from ..dsl.plan import Plan
+from ..frontend.capture import capture
+from ..frontend.captured import Capture, InputKind, Mode
+from ..frontend.parameters import parameter_infos
+from ..frontend.to_ir import Floats, to_module
+from ..ir.module import Module
+from ..passes.base import Remark
+from ..passes.fold_layers import FoldLayers
+from ..passes.lower_idioms import LowerIdioms
+from ..passes.manager import PassManager, PassRun, Step
+from ..passes.partition_tensors import PartitionTensors
+from ..passes.place_arguments import PlaceArguments
+from ..passes.propagate_placements import PropagatePlacements
+from ..passes.raise_idioms import RaiseIdioms
+from ..passes.start_collectives import StartCollectives
+from ..runtime.arguments import Json, dtype_name
+from ..runtime.program import Manifest, Program
+
+Progress = Callable[[str], None]
+"""Told the name of each stage as it begins."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile, beside the model and the plan."""
+
+    mode: Mode = Mode.TRAIN
+    loss_only: bool = False
+    """Keep of the forward's result the loss alone."""
+    floats: Floats = Floats.AS_CAPTURED
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    """What checks need to know of the inputs: {"inputs": {name: {"high": vocabulary}}}."""
+    source: Mapping[str, Json] = field(default_factory=dict)
+    """Where the model came from, for the manifest."""
+    keep_weights: bool = True
+    """Store the model's present parameters and buffers in the program."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program and how it came to be."""
+
+    program: Program
+    capture: Capture
+    runs: tuple[PassRun, ...]
+
+
+def pipeline(plan: Plan) -> list[Step]:
+    """The passes that a plan asks for, in order."""
+    return [
+        PlaceArguments(plan),
+        RaiseIdioms(),
+        FoldLayers(),
+        PropagatePlacements(),
+        PartitionTensors(),
+        LowerIdioms(),
+        "canonicalize,cse,symbol-dce",
+        StartCollectives(),
+    ]
+
+
+def compile_program(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    plan: Plan,
+    options: Options = Options(),
+    *,
+    progress: Progress = lambda stage: None,
+    after: Callable[[str, Module], None] | None = None,
+) -> Compiled:
+    """Compile one call of a model under a plan. `after` sees the module each pass leaves.
+
+    Errors: CaptureError, PlanError, and StrettoError E04xx where the plan does not fit the model's inputs.
+    """
+    progress("capture")
+    captured = capture(model, args, kwargs, mode=options.mode, loss_only=options.loss_only)
+    return compile_capture(captured, model, plan, options, progress=progress, after=after)
+
+
+def compile_capture(
+    captured: Capture,
+    model: nn.Module,
+    plan: Plan,
+    options: Options = Options(),
+    *,
+    progress: Progress = lambda stage: None,
+    after: Callable[[str, Module], None] | None = None,
+) -> Compiled:
+    """Compile a model that is captured already."""
+    progress("convert")
+    owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
+    module = to_module(captured, owners, floats=options.floats)
+    manager = PassManager(pipeline(plan), after)
+    progress("passes")
+    remarks = manager.run(module)
+    progress("lower")
+    program = _program(captured, model, module, remarks, options)
+    return Compiled(program, captured, tuple(manager.runs))
+
+
+def _program(
+    captured: Capture, model: nn.Module, module: Module, remarks: Sequence[Remark], options: Options
+) -> Program:
+    lowered = lower_program(module)
+    manifest = Manifest(
+        mode=str(captured.mode),
+        dtype=dtype_name(_dtype(captured, options.floats)),
+        mesh=module.mesh,
+        stretto=__version__,
+        torch=torch.__version__,
+        arguments=options.arguments,
+        source=options.source,
+    )
+    program = Program(
+        manifest,
+        lowered.inputs,
+        lowered.outputs,
+        lowered.functions,
+        lowered.locations,
+        ir=module.text(),
+        remarks=[_remark_json(r) for r in remarks],
+        reference=captured.reference,
+        initial=_initial(captured, model, options),
+    )
+    return program.validated
+
+
+def _dtype(captured: Capture, floats: Floats) -> torch.dtype:
+    """The dtype that results are judged in: of the parameters, else of the first floating input."""
+    found = (t.dtype for t in captured.inputs if t.dtype.is_floating_point)
+    return floats.of(next(found, torch.float32))
+
+
+def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str, Tensor]:
+    """Values by name: the graph's own constants always, the model's parameters and buffers when they are kept."""
+    values: dict[str, Tensor] = dict(captured.constants)
+    if options.keep_weights:
+        held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        wanted = (t.name for t in captured.inputs if t.kind in (InputKind.PARAMETER, InputKind.BUFFER))
+        values |= {name: held[name].detach() for name in wanted}
+    return {name: v.to(options.floats.of(v.dtype)) for name, v in values.items()}
+
+
+def _remark_json(remark: Remark) -> dict[str, Json]:
+    origin = remark.origin
+    return {
+        "pass": remark.pass_name,
+        "kind": str(remark.kind),
+        "message": remark.message,
+        "module": origin.module_path,
+        "file": origin.file,
+        "line": origin.line,
+    }
