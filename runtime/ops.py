@@ -36,7 +36,7 @@ _NAME = re.compile(r"([a-z_][a-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-
 
 _QUICK: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": torch.add, "aten.sub.Tensor": torch.sub, "aten.mul.Tensor": torch.mul,
-    "aten.div.Tensor": torch.div, "aten.add.Scalar": torch.add, "aten.sub.Scalar": torch.sub,
+    "aten.div.Tensor": torch.div,
     "aten.mul.Scalar": torch.mul, "aten.div.Scalar": torch.div, "aten.mm.default": torch.mm,
     "aten.bmm.default": torch.bmm, "aten.addmm.default": torch.addmm, "aten.neg.default": torch.neg,
     "aten.exp.default": torch.exp, "aten.log.default": torch.log, "aten.rsqrt.default": torch.rsqrt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -16,16 +17,20 @@ from .in_process import RankGroup
 
 T = TypeVar("T")
 Job = Callable[[], None]
+_LOOK_S = 0.02
+"""How often ranks that must stop are looked at: an interruption may have taken the news of one."""
 _JOIN_S = 5.0
 """How long closing waits for a thread that still runs an op."""
 
 
-class _Ended(Generic[T]):
-    """How one rank's job ended: `result` holds one value, or none when it failed."""
+class _Step(Generic[T]):
+    """One job on all ranks: what has come of it so far."""
 
-    def __init__(self, rank: int, result: tuple[T, ...]) -> None:
-        self.rank = rank
-        self.result = result
+    def __init__(self) -> None:
+        self.ended: dict[int, tuple[T, ...]] = {}
+        """By rank: its result, or nothing when it failed."""
+        self.news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """One entry for each rank that has ended."""
 
 
 class RankPool:
@@ -50,38 +55,36 @@ class RankPool:
         with self._one_step:
             if self._stuck or not self._close.alive:
                 raise RunError("E0325", f"the ranks were stopped{_who(self._stuck)}", help="make a new session")
-            ended: queue.SimpleQueue[_Ended[T]] = queue.SimpleQueue()
-            for rank, jobs in enumerate(self._jobs):
-                jobs.put(_job(job, rank, self._group, ended))
-            results: dict[int, tuple[T, ...]] = {}
+            step = _Step[T]()
             try:
-                self._collect(ended, results)
+                for rank, jobs in enumerate(self._jobs):
+                    jobs.put(_job(job, rank, self._group, step))
+                self._wait(step)
             except KeyboardInterrupt as interruption:
                 self._group.abort(None, interruption)
-                self._collect(ended, results)
+                self._wait(step)
                 self._group.reset()
                 raise
             if self._group.failure is not None:
                 _, error = self._group.failure
                 self._group.reset()
                 raise error
-            return [value for rank in range(len(self._jobs)) for value in results[rank]]
+            return [value for rank in range(len(self._jobs)) for value in step.ended[rank]]
 
     def close(self) -> None:
         """End the threads; a rank inside an op ends after it."""
         self._close()
 
-    def _collect(self, ended: queue.SimpleQueue[_Ended[T]], results: dict[int, tuple[T, ...]]) -> None:
+    def _wait(self, step: _Step[T]) -> None:
         """Wait for every rank's end; once one has failed, the others have the group's timeout to stop."""
         deadline: float | None = None
-        while len(results) < len(self._jobs):
+        while len(step.ended) < len(self._jobs):
             if deadline is None and self._group.failure is not None:
                 deadline = time.monotonic() + self._group.timeout_s
-            try:
-                one = ended.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise self._given_up(results.keys()) from None
-            results[one.rank] = one.result
+            if deadline is not None and time.monotonic() > deadline:
+                raise self._given_up(step.ended.keys())
+            with contextlib.suppress(queue.Empty):
+                step.news.get(timeout=None if deadline is None else _LOOK_S)
 
     def _given_up(self, stopped: Collection[int]) -> RunError:
         self._stuck = tuple(rank for rank in range(len(self._jobs)) if rank not in stopped)
@@ -113,15 +116,14 @@ def _serve(jobs: queue.SimpleQueue[Job | None]) -> None:
         del job
 
 
-def _job(job: Callable[[int], T], rank: int, group: RankGroup, ended: queue.SimpleQueue[_Ended[T]]) -> Job:
+def _job(job: Callable[[int], T], rank: int, group: RankGroup, step: _Step[T]) -> Job:
     def run() -> None:
-        result: tuple[T, ...]
         try:
-            result = (job(rank),)
+            step.ended[rank] = (job(rank),)
         except BaseException as error:  # carried to the caller's thread, which raises it
             group.abort(rank, error)
-            result = ()
-        ended.put(_Ended(rank, result))
+            step.ended[rank] = ()
+        step.news.put(None)
 
     return run
 

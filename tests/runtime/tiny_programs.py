@@ -81,6 +81,61 @@ def linear(ranks: int = 2, dtype: str = F32, width: int = 4) -> Program:
     )
 
 
+def data_parallel(reduced: bool = True) -> Program:
+    """loss = sum(x @ w) over a batch that dp cuts into 2, w replicated; the gradient is summed if `reduced`."""
+    batch = (Shard(0, ("dp",), 2, 4),)
+    total = [
+        step("comm.all_reduce_start", S(7), axes=["dp"], reduce="sum", out=[8], free=[7]),
+        step("comm.wait", S(8), out=[9], free=[8]),
+    ]
+    code = (
+        step("aten.mm.default", S(1), S(0), out=[3]),
+        step("aten.sum.default", S(3), out=[4]),
+        step("comm.all_reduce_start", S(4), axes=["dp"], reduce="sum", out=[5]),
+        step("comm.wait", S(5), out=[6]),
+        step("aten.add.Scalar", S(10), 1.0, out=[11]),
+        step("aten.expand.default", S(2), [2, 3], out=[12]),
+        step("aten.t.default", S(1), out=[13]),
+        step("aten.mm.default", S(13), S(12), out=[7]),
+        *(total if reduced else [step("aten.clone.default", S(7), out=[9])]),
+    )
+    reference = [
+        step("aten.matmul.default", S(2), S(0), out=[3]),
+        step("aten.sum.default", S(3), out=[4]),
+        step("aten.add_.Scalar", S(1), 1.0, out=[5]),
+    ]
+    return Program(
+        manifest=Manifest(mode="train", dtype=F32, mesh=(("dp", 2),)),
+        inputs=(
+            Input("w", "parameter", (3, 3), F32, 0, requires_grad=True),
+            Input("x", "input", (4, 3), F32, 1, batch, index=0),
+            Input("loss", "tangent", (), F32, 2, index=0),
+            Input("count", "buffer", (), F32, 10),
+        ),
+        outputs=(
+            Output("loss", "output", (), F32, 6, index=0),
+            Output("y", "output", (4, 3), F32, 3, batch, index=1),
+            Output("w", "gradient", (3, 3), F32, 9),
+            Output("count", "buffer", (), F32, 11),
+        ),
+        functions={"main": Function(14, (0, 1, 2, 10), (), code, backward_at=5)},
+        reference={
+            "inputs": [
+                {"name": "w", "kind": "parameter", "aliases": [], "shape": [3, 3], "dtype": F32, "index": -1},
+                {"name": "count", "kind": "buffer", "aliases": [], "shape": [], "dtype": F32, "index": -1},
+                {"name": "x", "kind": "input", "aliases": [], "shape": [4, 3], "dtype": F32, "index": 0},
+            ],
+            "outputs": [
+                {"kind": "output", "name": "loss", "index": 0, "slot": 4},
+                {"kind": "output", "name": "y", "index": 1, "slot": 3},
+                {"kind": "buffer", "name": "count", "index": 1, "slot": 1},
+            ],
+            "slots": 6,
+            "code": [each.to_json() for each in reference],
+        },
+    )
+
+
 def infer(
     code: Sequence[Instruction],
     shapes: Sequence[tuple[int, ...]],
