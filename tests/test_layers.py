@@ -1,0 +1,85 @@
+"""Imports go one way: which folder may import which, as docs/architecture.md lists them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {
+    "diagnostics": set(),
+    "dsl": {"diagnostics"},
+    "runtime": {"diagnostics"},
+    "ir": {"diagnostics", "dsl"},
+    "frontend": {"diagnostics", "dsl", "ir"},
+    "passes": {"diagnostics", "dsl", "ir"},
+    "backends": {"diagnostics", "dsl", "ir", "runtime"},
+    "driver": {"diagnostics", "dsl", "ir", "frontend", "passes", "backends", "runtime", "."},
+}
+"""The folders that a folder may import beside itself; "." is the root, of which only the version is taken."""
+
+COMPILER_ONLY = {"torch_mlir", "lark", "networkx", "transformers"}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything a module imports, also under TYPE_CHECKING and in functions."""
+    package = ["stretto", *file.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{start}.{alias.name}") for alias in node.names)
+
+
+def folder_of(name: str) -> str | None:
+    """The folder of ours that a dotted name is in; "." for the root; None for other packages."""
+    parts = name.split(".")
+    if parts[0] != "stretto":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "."
+
+
+def test_every_folder_of_the_package_has_its_row() -> None:
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | {folder, None}
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in modules(folder)
+        for line, name in imports(file)
+        if folder_of(name) not in allowed
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", ["diagnostics", "runtime"])
+def test_what_runs_a_program_imports_nothing_of_the_compiler(folder: str) -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in modules(folder)
+        for line, name in imports(file)
+        if name.split(".")[0] in COMPILER_ONLY
+    ]
+    assert not wrong
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    files = [file for folder in MAY_IMPORT for file in modules(folder)] + sorted(ROOT.glob("*.py"))
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "stretto"
+    ]
+    assert not wrong
