@@ -37,9 +37,16 @@ def checking_threads(program: Program) -> Session:
 
 
 def check(
-    program: Program, *, ranks: Callable[[Program], Session] = checking_threads, steps: int = 3, seed: int = 0
+    program: Program,
+    *,
+    ranks: Callable[[Program], Session] = checking_threads,
+    side: Callable[[Session, Mapping[Key, Tensor]], AllRanks] = AllRanks,
+    steps: int = 3,
+    seed: int = 0,
 ) -> CheckReport:
     """Run the program and its reference; `steps` steps of the optimizer in train mode.
+
+    `side` holds parameters and optimizer for the session that `ranks` makes.
 
     Errors: RunError E0340 when the program carries no reference, and all that running it can raise (E0330 where
     replicas differ).
@@ -49,11 +56,11 @@ def check(
         raise RunError("E0340", "the program carries no single-device reference to check with", help="compile it again")
     random = torch.Generator().manual_seed(seed)
     tolerance = TOLERANCES.get(program.manifest.dtype)
-    values = _values(program, reference, random)
+    values = initial_values(program, reference, random)
     expected = SingleDevice(program, reference, values)
     session = ranks(program)
     try:
-        found = AllRanks(session, values)
+        found = side(session, values)
         rows = _compare_steps(program, reference, expected, found, steps, random, tolerance)
     finally:
         session.close()
@@ -73,7 +80,7 @@ def _compare_steps(
     drift = Drift(tolerance or 0.0)
     names = [each.name or str(each.index) for each in program.results_of_kind("output")]
     for step in range(steps if program.manifest.mode == "train" else 1):
-        inputs = _inputs(program, reference, random)
+        inputs = random_inputs(program, reference, random)
         ours, theirs = found.forward(inputs), expected.forward(inputs)
         if step == 0:
             pairs = zip(names, theirs, ours, strict=True)
@@ -89,7 +96,7 @@ def _compare_steps(
             found.step()
             expected.step()
     if program.manifest.mode == "train":
-        rows += [drift.compare(name, expected.parameters[name], value) for name, value in found.parameters.items()]
+        rows += [drift.compare(name, expected.parameters[name], value) for name, value in found.whole().items()]
     rows += [compare("buffer", name, value, found.buffers[name], tolerance) for name, value in expected.changed.items()]
     return rows
 
@@ -123,9 +130,10 @@ def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generat
     return tangents
 
 
-def _values(program: Program, reference: Reference, random: torch.Generator) -> dict[Key, Tensor]:
+def initial_values(program: Program, reference: Reference | None, random: torch.Generator) -> dict[Key, Tensor]:
+    """Random parameters, and buffers and constants as the program came with them (random buffers otherwise)."""
     values: dict[Key, Tensor] = {}
-    takes: list[Input | ReferenceInput] = [*program.inputs, *reference.inputs]
+    takes: list[Input | ReferenceInput] = [*program.inputs, *(reference.inputs if reference else ())]
     for each in takes:
         key = (each.kind, each.name)
         if key in values or each.kind in ("input", "tangent"):
@@ -141,10 +149,11 @@ def _values(program: Program, reference: Reference, random: torch.Generator) -> 
     return values
 
 
-def _inputs(program: Program, reference: Reference, random: torch.Generator) -> dict[int | None, Tensor]:
+def random_inputs(program: Program, reference: Reference | None, random: torch.Generator) -> dict[int | None, Tensor]:
+    """One batch, by index."""
     abouts = program.manifest.arguments.get("inputs", {})
     inputs: dict[int | None, Tensor] = {}
-    takes: list[Input | ReferenceInput] = [*program.of_kind("input"), *reference.inputs]
+    takes: list[Input | ReferenceInput] = [*program.of_kind("input"), *(reference.inputs if reference else ())]
     for each in takes:
         if each.kind == "input" and each.index not in inputs:
             about: Json = abouts.get(each.name, {}) if isinstance(abouts, Mapping) else {}

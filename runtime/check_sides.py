@@ -10,7 +10,7 @@ from torch import Tensor
 from .autograd import run
 from .interface import Session
 from .program import Program
-from .records import Reference
+from .records import Input, Reference
 from .reference import Promote, run_reference
 
 LEARNING_RATE = 1e-3
@@ -30,6 +30,10 @@ class Side:
     def gradients(self) -> dict[str, Tensor]:
         """The gradients accumulated since the last step, by parameter."""
         return {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
+
+    def whole(self) -> dict[str, Tensor]:
+        """The parameters as they are now, each of them global."""
+        return dict(self.parameters)
 
     def step(self) -> None:
         """One step of the optimizer; the gradients are dropped."""
@@ -64,13 +68,15 @@ class AllRanks(Side):
 
     def __init__(self, session: Session, values: Mapping[Key, Tensor]) -> None:
         self._session = session
-        program = session.program
+        self.program = program = session.program
         self._inputs = program.of_kind("input")
         self.buffers = {each.name: values["buffer", each.name].clone() for each in program.of_kind("buffer")}
         takes = program.of_kind("parameter")
-        super().__init__(
-            {each.name: values["parameter", each.name].clone().requires_grad_(each.requires_grad) for each in takes}
-        )
+        super().__init__({each.name: self.parameter(each, values["parameter", each.name]) for each in takes})
+
+    def parameter(self, each: Input, value: Tensor) -> Tensor:
+        """A parameter with this initial value, as the session's caller holds it."""
+        return value.clone().requires_grad_(each.requires_grad)
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
