@@ -104,7 +104,7 @@ class DistributedCommunicator:
     def _connect(self, axes: tuple[str, ...], members: tuple[int, ...]) -> _Group:
         order = sorted(members)
         places = tuple(order.index(rank) for rank in members)
-        connected = wire(self._world.group(self._mesh, axes), len(members), self._world.device)
+        connected = wire(self._world.group(self._mesh, axes), places, self._world.device)
         return _Group(members, None if list(members) == order else places, connected)
 
     def _parts(self, group: _Group, tensor: Tensor, dim: int, where: str) -> Tensor:

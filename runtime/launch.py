@@ -88,8 +88,7 @@ def _explain(folder: Path, failures: Mapping[int, ProcessFailure]) -> RunError:
     notes: list[tuple[str, Span | None]] = []
     for rank, words in sorted(said.items()):
         if rank != first and words:
-            notes.append((f"rank {rank}: {words['message']}", None))
-            notes += [(f"  {message}", None) for message, _ in words.get("notes", ())]
+            notes.append((words["message"] if words["code"] else f"rank {rank} failed: {words['message']}", None))
     words = said[first]
     if words and words["code"]:
         own = tuple((f"{message}: {place}" if place else message, None) for message, place in words["notes"])

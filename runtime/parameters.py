@@ -117,7 +117,7 @@ def distribute_parameters(
             full[id(parameter)] = parameter
     _check_equal({names[key][0]: parameter for key, parameter in full.items()}, world)
     made = {
-        key: _distributed(full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh)
+        key: distributed(full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh)
         for key, aliases in names.items()
     }
     for part in module.modules():
@@ -126,13 +126,14 @@ def distribute_parameters(
                 part.register_parameter(key, made[id(parameter)])
 
 
-def _distributed(parameter: nn.Parameter, shards: Sequence[ProgramShard], world: World, mesh: RankMesh) -> nn.Parameter:
+def distributed(parameter: Tensor, shards: Sequence[ProgramShard], world: World, mesh: RankMesh) -> nn.Parameter:
+    """The DTensor parameter of which this process holds its part of the full `parameter`."""
     with torch.no_grad():
         layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype)
         own = cut(parameter.detach(), shards, mesh, world.rank).to(world.device)
-        distributed = nn.Parameter(layout.dtensor(own.clone()), parameter.requires_grad)
-    distributed.__dict__.update(parameter.__dict__)
-    return distributed
+        made = nn.Parameter(layout.dtensor(own.clone()), parameter.requires_grad)
+    made.__dict__.update(parameter.__dict__)
+    return made
 
 
 def _check_equal(parameters: Mapping[str, Tensor], world: World) -> None:

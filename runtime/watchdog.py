@@ -147,7 +147,7 @@ class Watchdog:
 
     def _notes(self, reports: dict[int, Report], alive: set[int]) -> tuple[tuple[str, None], ...]:
         notes = [f"rank {rank} stopped in {each.where}" for rank, each in sorted(reports.items()) if each.where]
-        busy = sorted(alive - reports.keys())
+        busy = sorted(alive - reports.keys() - {self._rank})
         if busy:
             notes.append(f"{name(busy)} alive, but waited in no collective")
         if len(notes) > _SHOWN:

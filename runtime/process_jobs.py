@@ -1,0 +1,108 @@
+"""Checking a program folder, and running it for some steps, on processes of this machine.
+
+`check_processes` and `run_processes_for` are called by a launcher; the two entries after them by every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from .arguments import Json
+from .check import check
+from .check_report import CheckReport, CheckRow, Verdict
+from .check_sides import AllRanks
+from .interface import Session
+from .json_fields import Fields
+from .launch import run_processes
+from .parameters import distributed
+from .process_session import ProcessRank
+from .program import Program
+from .records import Input
+from .session import Replicas
+from .steps import StepsReport, run_steps
+from .world import join
+
+
+def check_processes(folder: str | Path, *, steps: int = 3, seed: int = 0) -> CheckReport:
+    """`check` with one process per rank and parameters that are DTensors; rank 0's report."""
+    program = Program.load(folder)
+    arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed}
+    reports = run_processes(f"{__name__}:check_entry", arguments, program.mesh.ranks)
+    fields = Fields(reports[0], "report")
+    return CheckReport(fields.each("rows", _row), fields.text("dtype"), fields.whole("steps"), fields.whole("seed"))
+
+
+def run_processes_for(folder: str | Path, *, steps: int = 10, seed: int = 0) -> StepsReport:
+    """`run_steps` with one process per rank and parameters that are DTensors; rank 0's times."""
+    program = Program.load(folder)
+    arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed}
+    fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
+    return StepsReport(
+        fields.text("mode"),
+        fields.each("losses", _number),
+        fields.each("seconds", _number),
+        fields.whole_or_none("tokens"),
+    )
+
+
+def check_entry(arguments: Json) -> Json:
+    """One process of `check_processes`."""
+    program, steps, seed = _given(arguments)
+    report = check(program, ranks=_checking, side=ProcessSide, steps=steps, seed=seed)
+    return report.to_json()
+
+
+def steps_entry(arguments: Json) -> Json:
+    """One process of `run_processes_for`."""
+    program, steps, seed = _given(arguments)
+    return run_steps(program, ranks=ProcessRank, side=ProcessSide, steps=steps, seed=seed).to_json()
+
+
+class ProcessSide(AllRanks):
+    """The program seen from one of its processes: parameters, gradients and optimizer state are DTensors."""
+
+    def parameter(self, each: Input, value: Tensor) -> Tensor:
+        """The DTensor of which this process holds its part."""
+        world, mesh = join(self.program.manifest.target), self.program.mesh
+        return distributed(value.clone().requires_grad_(each.requires_grad), each.shards, world, mesh)
+
+    def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+        """The outputs, each of them whole on every rank."""
+        return [_whole(each) for each in super().forward(inputs)]
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients, each of them whole on every rank."""
+        return {name: _whole(each) for name, each in super().gradients().items()}
+
+    def whole(self) -> dict[str, Tensor]:
+        """The parameters, each of them whole on every rank."""
+        return {name: _whole(each) for name, each in super().whole().items()}
+
+
+def _checking(program: Program) -> Session:
+    return ProcessRank(program, replicas=Replicas.CHECK)
+
+
+def _given(arguments: Json) -> tuple[Program, int, int]:
+    fields = Fields(arguments, "arguments")
+    return Program.load(fields.text("folder")), fields.whole("steps"), fields.whole("seed")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _row(value: object, path: str) -> CheckRow:
+    fields = Fields(value, path)
+    return CheckRow(
+        fields.text("kind"), fields.text("name"), _number(fields.raw("error"), path), Verdict(fields.text("verdict")),
+        fields.text("note"),
+    )  # fmt: skip
+
+
+def _number(value: object, path: str) -> float:
+    return float(str(value))
