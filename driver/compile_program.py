@@ -25,6 +25,7 @@ from ..passes.partition_tensors import PartitionTensors
 from ..passes.place_arguments import PlaceArguments
 from ..passes.propagate_placements import PropagatePlacements
 from ..passes.raise_idioms import RaiseIdioms
+from ..passes.simplify_views import SimplifyViews
 from ..passes.start_collectives import StartCollectives
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
@@ -63,6 +64,8 @@ def pipeline(plan: Plan) -> list[Step]:
     return [
         PlaceArguments(plan),
         RaiseIdioms(),
+        SimplifyViews(),
+        "canonicalize",
         FoldLayers(),
         PropagatePlacements(),
         PartitionTensors(),

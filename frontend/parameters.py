@@ -1,4 +1,4 @@
-"""The model's parameters before any capture: names, shapes, and the kind of module that owns each (for plans' roles)."""
+"""The model's parameters before any capture: names, shapes, and the kind of module that owns each."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Module:
         return made
 
     def successor(self) -> Module:
-        """A module without functions that bears this one's attributes: its level, its mesh, what passes stored on it."""
+        """A module without functions that bears this one's attributes: level, mesh, and what passes stored on it."""
         made = Module.empty(self.level, self.mesh)
         for attribute in self.operation.attributes:
             made.operation.attributes[attribute] = self.operation.attributes[attribute]
@@ -142,7 +142,7 @@ def operations(function: Operation) -> Iterator[Operation]:
 
 def terminator(function: Operation) -> Operation:
     """The `func.return` of a function."""
-    return list(entry(function).operations)[-1]
+    return entry(function).operations[-1]
 
 
 def callee(op: Operation) -> str | None:

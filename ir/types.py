@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -97,6 +98,7 @@ def _axis_from_text(text: str) -> AxisPlacement:
     return Shard(int(value)) if kind == "shard" else Partial(Reduce(value))
 
 
+@lru_cache(maxsize=65536)
 def to_mlir(tensor: TensorType) -> Type:
     """The MLIR type."""
     ctx = context()
@@ -109,6 +111,7 @@ def to_mlir(tensor: TensorType) -> Type:
         return mlir.RankedTensorType.get(list(tensor.shape), element, encoding)
 
 
+@lru_cache(maxsize=65536)
 def from_mlir(type_: Type) -> TensorType:
     """Read an MLIR ranked tensor type (or a future of one) back."""
     text = str(type_)

@@ -188,7 +188,10 @@ class _Rebuild:
         self.main = main
         self.made = made
         self.values: dict[Value, Value] = {}
-        self.kept = {id(i): _exported(group, main) for group in groups for i in group}
+        returned = set(terminator(main).operands)
+        self.kept: dict[int, list[int]] = {}
+        for group in groups:
+            self.kept.update(dict.fromkeys(map(id, group), _exported(group, returned)))
         self.names = _names(groups)
         for group in groups:
             self._function(group[0])
@@ -231,10 +234,9 @@ def _copy(each: _Op, values: dict[Value, Value], loc: Any) -> None:
     values.update(zip(made, flatten(results), strict=True))
 
 
-def _exported(group: Sequence[_Instance], main: Operation) -> list[int]:
+def _exported(group: Sequence[_Instance], returned: set[Value]) -> list[int]:
     """Which of the values made inside are used outside by any instance of the group, by number."""
     kept: set[int] = set()
-    returned = set(terminator(main).operands)
     for instance in group:
         inside = {each.op.operation for each in instance.ops}
         for number, value in enumerate(instance.values):
