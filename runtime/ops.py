@@ -46,6 +46,12 @@ _QUICK: dict[str, Callable[..., Any]] = {
     "aten.transpose.int": torch.transpose, "aten.permute.default": torch.permute,
     "aten.unsqueeze.default": torch.unsqueeze, "aten.squeeze.dim": torch.squeeze, "aten.cat.default": torch.cat,
     "aten.where.self": torch.where, "aten.sum.dim_IntList": torch.sum, "aten.mean.dim": torch.mean,
+    "aten.where.ScalarOther": torch.where, "aten.sum.default": torch.sum, "aten.amax.default": torch.amax,
+    "aten.eq.Scalar": torch.eq, "aten.ne.Scalar": torch.ne, "aten.lt.Scalar": torch.lt, "aten.le.Scalar": torch.le,
+    "aten.gt.Scalar": torch.gt, "aten.ge.Scalar": torch.ge, "aten.stack.default": torch.stack,
+    "aten.constant_pad_nd.default": torch.constant_pad_nd, "aten.gather.default": torch.gather,
+    "aten.scatter_add.default": torch.scatter_add, "aten.native_layer_norm.default": torch.native_layer_norm,
+    "aten.expand.default": torch.Tensor.expand, "aten.unbind.int": torch.unbind,
     "aten.clone.default": torch.clone, "aten.embedding.default": torch.embedding,
 }  # fmt: skip
 """Direct bindings that call the same overload as the name says, for about 1 us less than torch.ops (CPU)."""

@@ -1,9 +1,9 @@
-"""A program: what every rank runs, as data. A folder of JSON and safetensors that needs no compiler to run.
+"""A program: what every rank runs, as data. A folder of JSON and safetensors that needs no compiler to run:
 
-    manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and a hash of it all
-    program.json    inputs, outputs, functions (instruction lists), source locations
-    ir.mlir         the final IR, for people          remarks.json   what the passes said
-    reference.json  the single-device forward         weights.safetensors   initial values by name (optional)
+- manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and a hash of it all
+- program.json    inputs, outputs, functions (instruction lists), source locations
+- ir.mlir         the final IR, for people; remarks.json: what the passes said
+- reference.json  the single-device forward; weights.safetensors: initial values by name (optional)
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class _Writer:
                 return repr(value)
             case float() if math.isfinite(value):
                 return repr(value)
-            case (list() | tuple()) if any(True for _ in slots_in(value)):
+            case list() | tuple() if any(True for _ in slots_in(value)):
                 return f"[{', '.join(self._value(part) for part in value)}]"
             case _:
                 return self._constant(value)

@@ -73,9 +73,7 @@ def _axes(axes: object, mesh: RankMesh, path: str) -> None:
     _need(len(set(listed)) == len(listed), f"{path}: {axes!r} names an axis twice")
 
 
-def _function(
-    name: str, function: Function, functions: Mapping[str, Function], mesh: RankMesh, locations: int
-) -> None:
+def _function(name: str, function: Function, functions: Mapping[str, Function], mesh: RankMesh, locations: int) -> None:
     path = f"program.json.functions.{name}"
     _need(function.slots >= 0, f"{path}.slots: {function.slots}")
     at = function.backward_at

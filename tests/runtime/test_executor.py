@@ -197,6 +197,15 @@ def test_quick_ways_to_an_op_take_the_same_arguments() -> None:
         "embedding.default": ((x, torch.tensor([1, 0]), -1, False, False), {}),
         "mul.Tensor": ((x, x), {}), "div.Tensor": ((x, x), {}), "mm.default": ((x, x), {}),
     }  # fmt: skip
+    rows = torch.tensor([[1, 0], [0, 1]])
+    given |= {
+        "where.ScalarOther": ((x > 2, x, 0.5), {}), "sum.default": ((x,), {"dtype": torch.float64}),
+        "amax.default": ((x, [1], True), {}), "stack.default": (([x, x], 1), {}),
+        "constant_pad_nd.default": ((x, [0, 1], 2.0), {}), "gather.default": ((x, 1, rows), {}),
+        "scatter_add.default": ((x, 1, rows, x), {}), "native_layer_norm.default": ((x, [2], None, None, 1e-5), {}),
+        "expand.default": ((x[None], [3, 2, 2]), {}), "unbind.int": ((x, 1), {}),
+        **{f"{name}.Scalar": ((x, 2), {}) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    }  # fmt: skip
     for name in _QUICK:
         args, kwargs = given.get(name.removeprefix("aten."), ((x,), {}))
         op = torch_op(name)
