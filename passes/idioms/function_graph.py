@@ -6,7 +6,7 @@ now, so that matches found earlier stay usable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ...ir.bindings import Location, Operation, Type, Value, mlir
@@ -37,14 +37,15 @@ class FunctionGraph(Graph):
         """The value that stands for a number now; None for None."""
         return None if ref is None else self._values[ref]
 
-    def slot(self, matched: Iterable[Node], inputs: Iterable[Ref], replaced: Iterable[Ref]) -> int | None:
+    def slot(self, matched: Collection[Node], inputs: Iterable[Ref], replaced: Iterable[Ref]) -> int | None:
         """The index of the node before which a replacement stands: the first matched one, or later for its inputs.
 
-        None where that comes after something that is to be replaced, which uses in between could need.
+        None where that comes after a use, outside of `matched`, of what is to be replaced.
         """
         slot = max(min(node.index for node in matched), *(self._ready[ref] for ref in inputs))
-        makers = (self.producers[ref] for ref in replaced)
-        return slot if all(maker is not None and slot <= maker.index for maker in makers) else None
+        inside = {node.index for node in matched}
+        uses = (user.index for ref in replaced for user in self.users[ref] if user.index not in inside)
+        return slot if slot <= min(uses, default=slot) else None
 
     def insert(self, slot: int, call: Call, types: Sequence[Type], loc: Location) -> list[Any]:
         """Build an operation before the node of index `slot`."""

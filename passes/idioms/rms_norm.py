@@ -130,12 +130,10 @@ def _rewrite(graph: FunctionGraph, norm: Norm, findings: Findings, derivations: 
     slot = graph.slot(norm.region.nodes, norm.region.inputs, norm.kept)
     if slot is None:
         return "its weight is computed after it"
-    backward = None
+    backward = next(_backwards(graph, norm, derivations), None)
     user = graph.outside_user(_own(norm), norm.kept)
-    if user is not None:
-        backward = next(_backwards(graph, norm, derivations), None)
-        if backward is None:
-            return f'an intermediate value is also used by "{user.name}", which is no part of its backward'
+    if backward is None and user is not None:
+        return f'an intermediate value is also used by "{user.name}", which is no part of its backward'
     _replace_forward(graph, norm, slot)
     findings.raised["nn.rms_norm"] += 1
     if backward is not None:

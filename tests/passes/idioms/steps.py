@@ -92,10 +92,15 @@ def assert_kept(module: Module, inputs: Sequence[Tensor], tolerance: float = 1e-
     for rewrite in (RaiseIdioms(), LowerIdioms()):
         rewrite.run(module)
         module.verify()
-        for ours, theirs in zip(execute(module, inputs), expected, strict=True):
-            assert ours.dtype == theirs.dtype
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * _largest(theirs), equal_nan=True)
+        assert_same(execute(module, inputs), expected, tolerance)
     assert not any(name.startswith("nn.") for name in names(module))
+
+
+def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 1e-12) -> None:
+    """Each tensor is the other, relative to its largest element."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * _largest(other), equal_nan=True)
 
 
 def _largest(tensor: Tensor) -> float:
