@@ -23,6 +23,19 @@ def refuse_random_ops(graph: fx.Graph) -> None:
             )
 
 
+def refuse_unknown_operators(graph: fx.Graph) -> None:
+    """Operators that take functions have no meaning in the IR: no `torch.cond`, no `flex_attention`. Errors: E0226."""
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                "E0226",
+                f'the operator "{node.target.__name__}" cannot be captured',
+                span=source_span(node),
+                expected="tensor ops only",
+                help="write it with plain tensor ops: torch.where for torch.cond, a Python loop for while_loop",
+            )
+
+
 def _draws(node: fx.Node) -> bool:
     """Whether the op draws: attention is tagged as random but does so only with a dropout above 0."""
     assert isinstance(node.target, torch._ops.OpOverload)

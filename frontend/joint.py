@@ -25,6 +25,7 @@ from torch.fx.proxy import TracerBase
 
 from . import traced
 from .captured import Mode
+from .checks import refuse_unknown_operators
 from .metadata import is_users_file
 from .regions import drop_assertions, inline_regions
 
@@ -52,6 +53,7 @@ def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> Tra
         constants = _hold_constants(forward, exported.constants)
         inline_regions(forward)
         drop_assertions(forward.graph)
+        refuse_unknown_operators(forward.graph)
         with contextlib.ExitStack() as stack:
             joint = aot_export_joint_with_descriptors(
                 stack, forward, inputs, {}, _record_nn_module_stack=True, _disable_torch_fn_metadata_mode=True

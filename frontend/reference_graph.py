@@ -14,7 +14,8 @@ from torch import fx
 
 from .argument_json import encode_call
 from .assemble import Names
-from .captured import CapturedOutput, CapturedTensor, InputKind, OutputKind
+from .captured import CapturedOutput, CapturedTensor, CaptureError, InputKind, OutputKind
+from .metadata import source_span
 
 
 def reference_graph(
@@ -23,7 +24,7 @@ def reference_graph(
     """`{inputs, outputs, slots, code}` of `forward`; slot i < len(inputs) is input i, tangents are left out.
 
     Outputs stand in the capture's order: results, then the buffers that the forward changes in place, whose slot is the
-    buffer's own.
+    buffer's own. Errors: E0225 where an op has an argument that JSON cannot say.
     """
     given = [tensor for tensor in inputs if tensor.kind is not InputKind.TANGENT]
     return _Writer(forward, names, given).write(outputs)
@@ -74,7 +75,10 @@ class _Writer:
         return code
 
     def _instruction(self, node: fx.Node) -> dict[str, Any]:
-        op, args, kwargs = encode_call(node, self._slots.__getitem__)
+        try:
+            op, args, kwargs = encode_call(node, self._slots.__getitem__)
+        except ValueError as error:
+            raise CaptureError("E0225", f'"{node.target}": {error}', span=source_span(node)) from None
         return {"op": op, "args": args, "kwargs": kwargs, "out": self._out(node), "free": [], "loc": None}
 
     def _out(self, node: fx.Node) -> list[int | None]:

@@ -100,9 +100,10 @@ class _Body:
 
 def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool]:
     """The body of a region, its arguments, and whether they are cut off from the gradient."""
+    casting: Any = False
     if node.target is _SET_GRAD:
         enabled, reference, *arguments = node.args
-        detached, casting = not enabled, False
+        detached = not enabled
     else:
         _device, _dtype, casting, _cache, reference, *arguments = node.args
         detached = False

@@ -18,7 +18,7 @@ from ..diagnostics import Span
 from .captured import CaptureError
 from .metadata import is_users_file, line_span, source_line
 
-_RAISED_BY_FORWARD = (
+RAISED_BY_USER_CODE = (
     RuntimeError,
     TypeError,
     ValueError,
@@ -27,7 +27,10 @@ _RAISED_BY_FORWARD = (
     AssertionError,
     ArithmeticError,
     ImportError,
+    SyntaxError,
+    OSError,
 )
+"""What the user's own code may raise and is told about; an interrupt, or memory that runs out, goes on."""
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def user_errors(model: nn.Module) -> Iterator[None]:
         yield
     except CaptureError:
         raise
-    except _RAISED_BY_FORWARD as error:
+    except RAISED_BY_USER_CODE as error:
         span = _users_line(error)
         if span is None:
             raise

@@ -133,6 +133,24 @@ def test_autocast_inside_the_forward_is_refused() -> None:
     assert error.span is not None and error.span.file == __file__
 
 
+def test_a_control_flow_operator_is_refused_at_its_line() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda y: model.linear(y), lambda y: y - 1, (x,)).sum()
+
+    error = refused(body)
+    assert error.code == "E0226" and "cond" in error.message and "torch.where" in error.help
+    assert_at(error, body, "torch.cond")
+
+
+def test_an_argument_that_json_cannot_say_is_refused_at_its_line() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return (model.linear(x) * 2j).abs().sum()
+
+    error = refused(body)
+    assert error.code == "E0225" and "complex" in error.message
+    assert_at(error, body, "2j")
+
+
 def test_an_error_in_the_forward_is_shown_at_its_line() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         return model.linear(x.reshape(2, 8)).sum()
