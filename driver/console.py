@@ -1,0 +1,144 @@
+"""What commands print: tables that are drawn on a terminal and plain when piped, sizes, paths, a progress bar.
+
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+_WIDEST = 100
+"""Columns of a table on a terminal that is wider."""
+
+
+def say(text: str = "") -> None:
+    """One line of the result."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """One line that is not part of the result."""
+    sys.stderr.write(text + "\n")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table on stdout; the columns named in `right` hold numbers, and the first is the one that may wrap."""
+    if sys.stdout.isatty():
+        _drawn(headers, rows, right)
+        return
+    widths = [max(len(row[at]) for row in (headers, *rows)) for at in range(len(headers))]
+    for row in (headers, *rows):
+        cells = [
+            cell.rjust(width) if header in right else cell.ljust(width)
+            for cell, width, header in zip(row, widths, headers, strict=True)
+        ]
+        say("  " + "  ".join(cells).rstrip())
+
+
+def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    for header in headers:
+        drawn.add_column(
+            header, justify="right" if header in right else "left", overflow="fold", no_wrap=header != headers[0]
+        )
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn, width=min(_WIDEST, console.width))
+
+
+def heading(text: str) -> None:
+    """A heading between two parts of a result."""
+    say()
+    say(f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text)
+
+
+class Bar(Protocol):
+    """A progress bar, or nothing."""
+
+    def to(self, what: str, done: int | None = None) -> None:
+        """Say what is being done now, and how much is done."""
+        ...
+
+
+class _Silent:
+    def to(self, what: str, done: int | None = None) -> None:
+        """See `Bar.to`."""
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Bar]:
+    """A bar of `total` steps on stderr while it is a terminal; it leaves nothing behind."""
+    if not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), BarColumn(30), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=total)
+
+        class _Shown:
+            def to(self, what: str, done: int | None = None) -> None:
+                """See `Bar.to`."""
+                shown.update(task, description=what, completed=done)
+
+        yield _Shown()
+
+
+def size_text(size: int) -> str:
+    """A size in bytes, in the largest unit that it fills.
+
+    >>> size_text(512), size_text(1536), size_text(3 << 30)
+    ('512 B', '1.5 KiB', '3.0 GiB')
+    """
+    if size < 1024:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1024 or unit == "TiB":
+            break
+    return f"{value:.1f} {unit}"
+
+
+def place_text(file: str, line: int) -> str:
+    """A source place, short: from the current folder, or from the folder that packages are installed in."""
+    if not file:
+        return ""
+    path = Path(file)
+    if path.is_relative_to(Path.cwd()):
+        file = str(path.relative_to(Path.cwd()))
+    elif "site-packages" in path.parts:
+        parts = path.parts
+        file = os.path.join(*parts[len(parts) - parts[::-1].index("site-packages") :])
+    return f"{file}:{line}" if line else file
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as torch writes it.
+
+    >>> shape_text((2, 3))
+    '[2, 3]'
+    """
+    return str(list(shape))
+
+
+def count_text(number: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> count_text(1, "rank"), count_text(3, "rank")
+    ('1 rank', '3 ranks')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"

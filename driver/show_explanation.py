@@ -1,0 +1,133 @@
+"""`stretto explain DIR`: an explanation as text and tables, readable in 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..runtime.arguments import Json
+from ..runtime.program import Manifest
+from .console import count_text, heading, place_text, say, shape_text, size_text, table
+from .explain import Communication, Explanation, Placed
+
+_NAMES_SHOWN = 2
+
+
+def show_explanation(explanation: Explanation) -> None:
+    """Print all of it."""
+    program = explanation.program
+    manifest = program.manifest
+    say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}")
+    say(f"from     {source_text(manifest)}; stretto {manifest.stretto}, torch {manifest.torch}")
+    say(f"mesh     {mesh_text(manifest)}")
+    _parameters(explanation)
+    _others(explanation)
+    _communication(explanation)
+    _remarks(explanation)
+
+
+def mesh_text(manifest: Manifest) -> str:
+    """The mesh's axes and how many ranks they make."""
+    ranks = 1
+    for _, size in manifest.mesh:
+        ranks *= size
+    axes = ", ".join(f"{name}={size}" for name, size in manifest.mesh)
+    return f"({axes}): {count_text(ranks, 'rank')}"
+
+
+def source_text(manifest: Manifest) -> str:
+    """Where the model came from."""
+    source = manifest.source
+    if source.get("kind") == "hf":
+        return f"hf:{source.get('path')} ({source.get('architecture')})"
+    return f"{source.get('path')}:{source.get('name')}" if "path" in source else "a model given in Python"
+
+
+def totals_text(explanation: Explanation) -> list[str]:
+    """One line for each kind of collective over each set of axes."""
+    return [
+        f"{count} x {kind} over {', '.join(axes)}, {size_text(sent)} sent by each rank"
+        for kind, axes, count, sent in explanation.totals
+    ]
+
+
+def parameters_text(explanation: Explanation) -> str:
+    """How many parameters are sharded, and what they weigh."""
+    return (
+        f"{explanation.count(sharded=True)} sharded, {explanation.count(sharded=False)} replicated; "
+        f"{size_text(explanation.parameter_bytes)} in all, "
+        f"{size_text(explanation.parameter_bytes_per_rank)} on each rank"
+    )
+
+
+def _parameters(explanation: Explanation) -> None:
+    heading("Parameters")
+    _placed(explanation.parameters)
+    say(f"  {parameters_text(explanation)}")
+
+
+def _others(explanation: Explanation) -> None:
+    if explanation.others:
+        heading("Inputs, buffers and constants")
+        _placed(explanation.others)
+
+
+def _placed(tensors: tuple[Placed, ...]) -> None:
+    rows = []
+    for each in tensors:
+        tied = f" = {', '.join(each.aliases[:_NAMES_SHOWN])}" if each.aliases and len(each.names) == 1 else ""
+        times = f"{len(each.names)} x" if len(each.names) > 1 else ""
+        rows.append(
+            (
+                each.name + tied, times, shape_text(each.shape), each.placement, shape_text(each.local_shape),
+                size_text(each.bytes_per_rank),
+            )
+        )  # fmt: skip
+    table(("name", "", "shape", "placement", "on a rank", "bytes"), rows, right=("", "bytes"))
+
+
+def _communication(explanation: Explanation) -> None:
+    heading("Communication of one step")
+    if not explanation.communication:
+        say("  none")
+        return
+    rows = [
+        (
+            _cause(each), "backward" if each.backward else "forward", each.kind, ",".join(each.axes), str(each.count),
+            size_text(each.sent_bytes), _source(each),
+        )
+        for each in explanation.communication
+    ]  # fmt: skip
+    table(("cause", "phase", "kind", "over", "count", "sent", "source"), rows, right=("count", "sent"))
+    for line in totals_text(explanation):
+        say(f"  {line}")
+    say("  (sent: by each rank in a step, done as a ring: 2(n-1)/n of an all-reduced tensor, (n-1)/n of another)")
+
+
+def _cause(each: Communication) -> str:
+    if not each.gradients:
+        return each.module or "(model)"
+    return f"gradients of {each.module}" if each.module else "gradients of (model)"
+
+
+def _source(each: Communication) -> str:
+    return count_text(len(each.gradients), "parameter") if each.gradients else place_text(each.file, each.line)
+
+
+def _remarks(explanation: Explanation) -> None:
+    heading("Ops without a sharding rule")
+    for each in explanation.without_rule:
+        say(f"  {_remark(each)}")
+    if not explanation.without_rule:
+        say("  none")
+    if explanation.other_remarks:
+        heading("Remarks")
+        for each in explanation.other_remarks:
+            say(f"  {each.get('kind')}[{each.get('pass')}]: {_remark(each)}")
+
+
+def _remark(each: Mapping[str, Json]) -> str:
+    line = each.get("line")
+    place = place_text(str(each.get("file") or ""), line if isinstance(line, int) else 0)
+    module = str(each.get("module") or "")
+    where = ", ".join(part for part in (module, place) if part)
+    return f"{each.get('message')} ({where})" if where else str(each.get("message"))

@@ -1,0 +1,194 @@
+"""What crosses the links in one step of a program, without running it: every collective, how often, how many bytes.
+
+The instructions are followed with tensors that have a shape and no values. A function that is called many times is
+followed once for all calls with equal shapes, so that the cost does not grow with depth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..runtime.arguments import DTYPES, Slot, fill_in
+from ..runtime.ops import COLLECTIVES, torch_op
+from ..runtime.program import Program
+from ..runtime.records import Input, Instruction, Location
+from ..runtime.shards import local_shape
+from ..runtime.validate import ENTRY
+
+_META = torch.device("meta")
+_CARRYING = ("comm.", "rank.", "aten.add.Tensor")
+"""Ops through which a part of a gradient stays one."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A collective of the program: where it stands, and what it moves each time."""
+
+    function: str
+    index: int
+    backward: bool
+    kind: str
+    """all_reduce, all_gather, reduce_scatter or all_to_all."""
+    axes: tuple[str, ...]
+    tensor_bytes: int
+    """The largest tensor it takes or gives, on one rank."""
+    sent_bytes: int
+    """What a rank sends when it is done as a ring: 2(n-1)/n of an all-reduced tensor, else (n-1)/n of `tensor_bytes`."""
+
+
+Traffic = Mapping[Site, int]
+"""How often a step runs each collective."""
+
+
+def traffic_of(program: Program) -> Traffic:
+    """Every collective of one step (forward and, in train mode, backward), in the order of the first run."""
+    return _Follower(program).main()
+
+
+def place_of(program: Program, site: Site) -> Location:
+    """The source place of a collective; empty when it has none."""
+    loc = program.functions[site.function].code[site.index].loc
+    return Location("", 0) if loc is None else program.locations[loc]
+
+
+def gradients_from(program: Program, site: Site) -> tuple[str, ...]:
+    """The parameters whose gradients the collective completes: what it gives, further reduced, or added to others."""
+    if site.function != ENTRY:
+        return ()
+    code = program.functions[ENTRY].code
+    names: dict[int, list[str]] = {}
+    for each in program.results_of_kind("gradient"):
+        names.setdefault(each.slot, []).append(each.name)
+    found: list[str] = []
+    ours = set(code[site.index].writes())
+    for each in code[site.index + 1 :]:
+        if each.op.startswith(_CARRYING) and ours.intersection(each.reads()):
+            ours.update(each.writes())
+        else:
+            ours.difference_update(each.writes())
+    for slot in sorted(ours):
+        found += names.get(slot, [])
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """What a function gives for arguments of some shapes, and what it sends on the way."""
+
+    results: tuple[object, ...]
+    traffic: Counter[Site]
+
+
+class _Follower:
+    """Follows the instructions of one program with tensors that have no values."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._mesh = program.mesh
+        self._known: dict[tuple[object, ...], _Followed] = {}
+
+    def main(self) -> Traffic:
+        main = self._program.functions[ENTRY]
+        frame: dict[int, object] = {each.slot: _meta(each) for each in self._program.inputs}
+        split = len(main.code) if main.backward_at is None else main.backward_at
+        traffic = self._follow(ENTRY, main.code[:split], 0, frame)
+        for site, count in self._follow(ENTRY, main.code[split:], split, frame).items():
+            traffic[replace(site, backward=True)] += count
+        return traffic
+
+    def _function(self, name: str, given: Sequence[object]) -> _Followed:
+        key = (name, *(_shape(value) for value in given))
+        if key not in self._known:
+            function = self._program.functions[name]
+            frame = dict(zip(function.arguments, given, strict=True))
+            traffic = self._follow(name, function.code, 0, frame)
+            self._known[key] = _Followed(tuple(frame[slot] for slot in function.results), traffic)
+        return self._known[key]
+
+    def _follow(self, name: str, code: Sequence[Instruction], start: int, frame: dict[int, object]) -> Counter[Site]:
+        traffic: Counter[Site] = Counter()
+        for index, each in enumerate(code, start):
+            args = [fill_in(value, frame.__getitem__) for value in each.args]
+            if each.op == "call":
+                followed = self._function(str(args[0]), args[1])  # type: ignore[arg-type]  # validated
+                traffic.update(followed.traffic)
+                results: Sequence[object] = followed.results
+            elif each.op in COLLECTIVES:
+                result, site = self._collective(each, args[0], name, index)
+                traffic[site] += 1
+                results = [result]
+            else:
+                results = self._local(each, args, frame)
+            frame.update({slot: value for slot, value in zip(each.out, results, strict=False) if slot is not None})
+            for slot in each.free:
+                frame.pop(slot, None)
+        return traffic
+
+    def _local(self, each: Instruction, args: list[object], frame: Mapping[int, object]) -> Sequence[object]:
+        if each.op in _OWN:
+            return [_OWN[each.op](args, each.kwargs)]
+        op = torch_op(each.op)
+        kwargs = {key: fill_in(value, frame.__getitem__) for key, value in each.kwargs.items()}
+        if op.is_factory:
+            kwargs["device"] = _META
+        with torch.no_grad():
+            result = op.overload(*args, **kwargs)
+        return list(result) if op.gives_list else [result]
+
+    def _collective(self, each: Instruction, given: object, name: str, index: int) -> tuple[Tensor, Site]:
+        assert isinstance(given, Tensor) and isinstance(each.args[0], Slot), "validated"
+        axes = tuple(each.kwargs["axes"])  # type: ignore[arg-type]  # validated
+        kind = each.op.removeprefix("comm.").removesuffix("_start")
+        ranks = self._mesh.size(axes)
+        result = given.new_empty(_given_shape(kind, list(given.shape), each.kwargs, ranks))
+        most = max(given.nbytes, result.nbytes)
+        sent = most * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
+        return result, Site(name, index, False, kind, axes, most, sent)
+
+
+def _given_shape(kind: str, shape: list[int], kwargs: Mapping[str, object], ranks: int) -> list[int]:
+    """The shape that a collective gives each rank."""
+    match kind:
+        case "all_gather":
+            shape[_whole(kwargs["dim"])] *= ranks
+        case "reduce_scatter":
+            shape[_whole(kwargs["dim"])] //= ranks
+        case "all_to_all":
+            shape[_whole(kwargs["split_dim"])] //= ranks
+            shape[_whole(kwargs["concat_dim"])] *= ranks
+    return shape
+
+
+def _shard(args: list[object], kwargs: Mapping[str, object]) -> Tensor:
+    (whole,) = args
+    assert isinstance(whole, Tensor), "validated"
+    shape = list(whole.shape)
+    shape[_whole(kwargs["dim"])] = _whole(kwargs["chunk"])
+    return whole.new_empty(shape)
+
+
+_OWN: dict[str, Callable[[list[object], Mapping[str, object]], object]] = {
+    "comm.wait": lambda args, kwargs: args[0],
+    "rank.shard": _shard,
+    "rank.offset": lambda args, kwargs: torch.empty((), dtype=torch.int64, device=_META),
+    "rank.mask": lambda args, kwargs: args[0],
+}
+"""Ops of ours that are no collectives, by what they give."""
+
+
+def _meta(each: Input) -> Tensor:
+    return torch.empty(local_shape(each.shape, each.shards), dtype=DTYPES[each.dtype], device=_META)
+
+
+def _shape(value: object) -> object:
+    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int), "validated"
+    return value
