@@ -1,3 +1,38 @@
-"""Stretto: a graph compiler for parallel execution plans."""
+"""Stretto: a graph compiler for parallel execution plans.
+
+`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong).
+Each is imported when it is first used, so that the base install runs programs without the compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .diagnostics import StrettoError
+    from .driver.compiled_module import program_of
+    from .driver.decorator import compile
+    from .dsl import Plan
 
 __version__ = "0.1.0"
+__all__ = ["Plan", "StrettoError", "__version__", "compile", "program_of"]
+
+_HOMES = {
+    "Plan": ".dsl",
+    "StrettoError": ".diagnostics",
+    "compile": ".driver.decorator",
+    "program_of": ".driver.compiled_module",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stretto' has no attribute '{name}'")
+    value: object = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

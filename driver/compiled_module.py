@@ -1,0 +1,103 @@
+"""What a compiled model keeps between calls: its plan, and a program for each kind of call that it has seen."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+from ..diagnostics import StrettoError
+from ..dsl.plan import Plan
+from ..frontend.call import BoundCall, bind_call
+from ..runtime.program import Program
+from .variants import Held, Key, Variant, key_of, make_variant
+
+PLAN_ATTRIBUTE = "__stretto_plan__"
+"""Where a compiled class keeps its plan."""
+MAX_VARIANTS = 32
+"""Programs kept for one model; beyond it the one that was not called for longest goes, with its threads."""
+
+_log = logging.getLogger("stretto")
+_tracing: ContextVar[bool] = ContextVar("stretto_tracing", default=False)
+
+
+class CompiledModule:
+    """The programs of one model. It does not hold the model, which is given at every call."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._variants: OrderedDict[Key, Variant] = OrderedDict()
+
+    def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """`model(*args, **kwargs)` on all ranks; compiles at the first call of its kind."""
+        call = bind_call(model, args, kwargs)
+        held = Held.by(model)
+        key = key_of(model, held, call)
+        variant = self._variants.get(key) or self._add(key, model, call)
+        self._variants.move_to_end(key)
+        return variant.call(held, call.tensors)
+
+    @property
+    def last(self) -> Variant | None:
+        """The variant that was called last."""
+        return next(reversed(self._variants.values()), None)
+
+    def _add(self, key: Key, model: nn.Module, call: BoundCall) -> Variant:
+        began = time.perf_counter()
+        why = "first call" if not self._variants else f"{key.differs_in(next(reversed(self._variants)))} changed"
+        with _trace():
+            variant = make_variant(model, call, key.mode, self._plan)
+        self._variants[key] = variant
+        if len(self._variants) > MAX_VARIANTS:
+            self._variants.popitem(last=False)
+        seconds = time.perf_counter() - began
+        _log.info("%s compiled (%s) in %.1f s: %s", type(model).__name__, key.mode, seconds, why)
+        return variant
+
+
+_compiled: weakref.WeakKeyDictionary[nn.Module, CompiledModule] = weakref.WeakKeyDictionary()
+"""By model, and not in it: so copies and pickles of a model carry no threads, and start with no program."""
+
+
+def compiled_module(model: nn.Module) -> CompiledModule:
+    """What Stretto keeps for a model of a compiled class."""
+    found = _compiled.get(model)
+    if found is None:
+        found = _compiled[model] = CompiledModule(getattr(type(model), PLAN_ATTRIBUTE))
+    return found
+
+
+def is_tracing() -> bool:
+    """Whether a model is being captured: then compiled models inside it run as plain ones."""
+    return _tracing.get()
+
+
+@contextmanager
+def _trace() -> Iterator[None]:
+    token = _tracing.set(True)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
+
+
+def program_of(model: nn.Module) -> Program:
+    """The program that the model's last call ran, to explain or to save. Raises StrettoError E0602 before any call."""
+    compiled = hasattr(type(model), PLAN_ATTRIBUTE)
+    variant = compiled_module(model).last if compiled else None
+    if variant is None:
+        raise StrettoError(
+            "E0602",
+            f"this {type(model).__name__} has no program: it was {'not called yet' if compiled else 'never compiled'}",
+            help="call it once: a program is made at the first call"
+            if compiled
+            else "wrap it: model = stretto.compile(model, plan=...)",
+        )
+    return variant.program

@@ -1,0 +1,135 @@
+"""One program among those of a compiled model: for which calls it is, how it is made, how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..dsl.plan import Plan
+from ..frontend.call import BoundCall
+from ..frontend.capture import capture_call
+from ..frontend.captured import CaptureError, Mode, OutputTree
+from ..runtime.autograd import run
+from ..runtime.interface import Session
+from ..runtime.process_session import ProcessRank
+from ..runtime.program import Program
+from ..runtime.session import RankThreads
+from .compile_program import Compiled, Options, compile_capture
+from .distribution import check_same_inputs, global_shapes, processes
+
+TensorKind = tuple[tuple[int, ...], torch.dtype]
+"""Global shape and dtype."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that a captured graph depends on; calls with equal keys run one program."""
+
+    mode: Mode
+    training: tuple[bool, ...]
+    """Of every module, in order: train() or eval()."""
+    structure: tuple[str, str]
+    inputs: tuple[TensorKind, ...]
+    parameters: tuple[TensorKind, ...]
+    trainable: tuple[bool, ...]
+    """Which parameters require a gradient; empty for inference, which does not ask."""
+    autocast: torch.dtype | None
+
+    def differs_in(self, other: Key) -> str:
+        """The names of what differs, for a log."""
+        return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The model's tensors as they are at one call, by all of their names."""
+
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+
+    @staticmethod
+    def by(model: nn.Module) -> Held:
+        """What the model holds now."""
+        return Held(
+            dict(model.named_parameters(remove_duplicate=False)), dict(model.named_buffers(remove_duplicate=False))
+        )
+
+
+def key_of(model: nn.Module, held: Held, call: BoundCall) -> Key:
+    """The key of a call in the state that the model, grad mode and autocast are in."""
+    trainable = tuple(each.requires_grad for each in held.parameters.values())
+    mode = Mode.TRAIN if torch.is_grad_enabled() and any(trainable) else Mode.INFER
+    return Key(
+        mode=mode,
+        training=tuple(each.training for each in model.modules()),
+        structure=call.structure,
+        inputs=tuple(_kind(each) for each in call.tensors),
+        parameters=tuple(_kind(each) for each in held.parameters.values()),
+        trainable=trainable if mode is Mode.TRAIN else (),
+        autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+    )
+
+
+def _kind(tensor: Tensor) -> TensorKind:
+    return tuple(tensor.shape), tensor.dtype
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A program with the ranks that run it, and the structure of what the model returns."""
+
+    session: Session
+    tree: OutputTree
+
+    @property
+    def program(self) -> Program:
+        """What it runs."""
+        return self.session.program
+
+    def call(self, held: Held, tensors: Sequence[Tensor]) -> Any:
+        """The model's result for the tensors of a call; new values of buffers are written into the model's."""
+        program = self.program
+        changing = {each.name for each in program.results_of_kind("buffer")}
+        parameters = [held.parameters[each.name] for each in program.of_kind("parameter")]
+        # A backward may need the old value, so that the program gets a copy of what is written to below.
+        buffers = [
+            held.buffers[each.name].clone() if each.name in changing else held.buffers[each.name]
+            for each in program.of_kind("buffer")
+        ]
+        inputs = [tensors[each.index] for each in program.of_kind("input") if each.index is not None]
+        outputs, changed = run(self.session, parameters, buffers, inputs)
+        with torch.no_grad():
+            for name, value in changed.items():
+                held.buffers[name].copy_(value)
+        return self.tree.rebuild(outputs)
+
+
+def make_variant(model: nn.Module, call: BoundCall, mode: Mode, plan: Plan) -> Variant:
+    """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
+
+    Raises what capture and passes raise, and RunError E0352, E0353 or StrettoError E0603 where processes disagree.
+    """
+    with global_shapes(model, call) as plain:
+        compiled = _compiled(model, plain, mode, plan)
+    if processes() == 1:
+        return Variant(RankThreads(compiled.program), compiled.capture.output_tree)
+    session = ProcessRank(compiled.program)
+    check_same_inputs(call, session.world)
+    return Variant(session, compiled.capture.output_tree)
+
+
+def _compiled(model: nn.Module, call: BoundCall, mode: Mode, plan: Plan) -> Compiled:
+    options = Options(mode=mode, keep_weights=False)
+    try:
+        captured = capture_call(model, call, mode=mode)
+    except CaptureError as error:
+        if error.code != "E0215":
+            raise
+        # As in eager mode, a result without a gradient is no error before somebody asks for one.
+        options = Options(mode=Mode.INFER, keep_weights=False)
+        captured = capture_call(model, call, mode=Mode.INFER)
+    return compile_capture(captured, model, plan, options)
