@@ -1,0 +1,112 @@
+"""Pipelines as text: what they mean, what they print, and where they are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stretto.diagnostics import StrettoError
+from stretto.ir.module import Module
+from stretto.passes import pipeline, registry
+from stretto.passes.base import Pass, Report
+from stretto.passes.fold_layers import FoldLayers
+from stretto.passes.pipeline import parse_pipeline, print_pipeline
+from stretto.passes.place_arguments import PlaceArguments
+from stretto.passes.registry import TABLE, names, pass_class
+from stretto.passes.start_collectives import StartCollectives
+
+
+def test_a_pipeline_names_passes_of_ours_and_of_upstream() -> None:
+    assert parse_pipeline("fold-layers, canonicalize ,start-collectives") == [
+        FoldLayers(),
+        "canonicalize",
+        StartCollectives(),
+    ]
+
+
+def test_a_pipeline_prints_as_it_is_read(tmp_path: object) -> None:
+    text = "fold-layers,cse,start-collectives"
+    assert print_pipeline(parse_pipeline(text)) == text
+
+
+def test_a_plan_is_an_option_that_names_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "small.plan"
+    file.write_text("mesh (dp=2)\n")
+    [step] = parse_pipeline(f"place-arguments{{plan={file}}}")
+    assert isinstance(step, PlaceArguments)
+    assert step.plan.mesh.size == 2
+    assert parse_pipeline(print_pipeline([step])) == [step]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_registered_pass_has_the_name_of_its_file(name: str) -> None:
+    cls = pass_class(name)
+    assert cls.name == name
+    assert cls.__module__.endswith(name.replace("-", "_"))
+    assert name in names()
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "column"),
+    [
+        ("", "E0412", 1),
+        ("fold-layer", "E0410", 1),
+        ("cse,fold-layer", "E0410", 5),
+        ("fold-layers{", "E0412", 12),
+        ("fold-layers{a", "E0412", 14),
+        ("fold-layers{a=}", "E0412", 15),
+        ("fold-layers{a=1}", "E0414", 13),
+        ("fold-layers;cse", "E0412", 12),
+        ("fold-layers,", "E0412", 13),
+        ("cse{a=b}", "E0413", 5),
+        ("place-arguments", "E0415", 1),
+    ],
+)
+def test_a_wrong_pipeline_is_refused_at_its_place(text: str, code: str, column: int) -> None:
+    with pytest.raises(StrettoError) as caught:
+        parse_pipeline(text)
+    assert caught.value.code == code
+    assert caught.value.span is not None
+    assert caught.value.span.column == column
+
+
+@dataclass(frozen=True)
+class _Counted(Pass):
+    name: ClassVar[str] = "fold-layers"
+    times: int = 1
+
+    def run(self, module: Module) -> Report:
+        return Report()
+
+
+def test_a_value_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "pass_class", lambda name: _Counted)
+    assert parse_pipeline("fold-layers{times=3}") == [_Counted(3)]
+    assert print_pipeline([_Counted(3)]) == "fold-layers{times=3}"
+    with pytest.raises(StrettoError, match="expected an integer") as caught:
+        parse_pipeline("fold-layers{times=many}")
+    assert caught.value.code == "E0416"
+
+
+def test_what_others_register_must_be_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_others", lambda: {"theirs": "math:pi"})
+    with pytest.raises(StrettoError, match="no subclass of Pass") as caught:
+        parse_pipeline("theirs")
+    assert caught.value.code == "E0411"
+
+
+def test_an_unknown_pass_names_the_nearest() -> None:
+    with pytest.raises(StrettoError, match='did you mean "fold-layers"'):
+        parse_pipeline("fold-layer")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_pipeline_or_an_error_of_ours(text: str) -> None:
+    try:
+        steps = parse_pipeline(text)
+    except StrettoError:
+        return
+    assert parse_pipeline(print_pipeline(steps)) == steps
