@@ -20,12 +20,15 @@ from . import random_values
 from .arguments import DTYPES, Json
 from .check_drift import Drift
 from .check_report import TOLERANCES, CheckReport, CheckRow, compare
-from .check_sides import AllRanks, Key, SingleDevice, backward
+from .check_sides import AllRanks, Key, OneDevice, SingleDevice, backward
 from .errors import RunError
 from .interface import Session
 from .program import Program
 from .records import Input, Reference, ReferenceInput
 from .session import RankThreads, Replicas
+
+Expected = Callable[[Program, Reference, Mapping[Key, Tensor]], OneDevice]
+"""Makes the single-device side of a check from the program, its reference, and the initial values."""
 
 _ROUNDINGS = 64
 """A gradient whose largest magnitude is below this many roundings of the model's largest one is zero up to rounding."""
@@ -41,12 +44,13 @@ def check(
     *,
     ranks: Callable[[Program], Session] = checking_threads,
     side: Callable[[Session, Mapping[Key, Tensor]], AllRanks] = AllRanks,
+    expected: Expected = SingleDevice,
     steps: int = 3,
     seed: int = 0,
 ) -> CheckReport:
     """Run the program and its reference; `steps` steps of the optimizer in train mode.
 
-    `side` holds parameters and optimizer for the session that `ranks` makes.
+    `side` holds parameters and optimizer for the session that `ranks` makes, `expected` is what it must equal.
 
     Errors: RunError E0340 when the program carries no reference, and all that running it can raise (E0330 where
     replicas differ).
@@ -57,11 +61,11 @@ def check(
     random = torch.Generator().manual_seed(seed)
     tolerance = TOLERANCES.get(program.manifest.dtype)
     values = initial_values(program, reference, random)
-    expected = SingleDevice(program, reference, values)
+    single = expected(program, reference, values)
     session = ranks(program)
     try:
         found = side(session, values)
-        rows = _compare_steps(program, reference, expected, found, steps, random, tolerance)
+        rows = _compare_steps(program, reference, single, found, steps, random, tolerance)
     finally:
         session.close()
     return CheckReport(tuple(rows), program.manifest.dtype, steps if program.manifest.mode == "train" else 0, seed)
@@ -70,7 +74,7 @@ def check(
 def _compare_steps(
     program: Program,
     reference: Reference,
-    expected: SingleDevice,
+    expected: OneDevice,
     found: AllRanks,
     steps: int,
     random: torch.Generator,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -42,15 +43,25 @@ class Side:
             self._optimizer.zero_grad()
 
 
-class SingleDevice(Side):
+class OneDevice(Side, ABC):
+    """The model on one device, whatever runs it: what the program must equal."""
+
+    changed: Mapping[str, Tensor]
+    """New values of buffers after the last forward, by name."""
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+        """The outputs for inputs by index; buffers are written back."""
+
+
+class SingleDevice(OneDevice):
     """The reference; in float64 it is computed with every floating dtype raised."""
 
     def __init__(self, program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> None:
         self._reference = reference
         self._promote = Promote.FLOAT64 if program.manifest.dtype == "float64" else Promote.NOTHING
         self._values = {key: value.clone() for key, value in values.items()}
-        self.changed: dict[str, Tensor] = {}
-        """New values of buffers, by name."""
+        self.changed = {}
         trained = {each.name for each in program.of_kind("parameter") if each.requires_grad}
         named = {name: value for (kind, name), value in self._values.items() if kind == "parameter"}
         super().__init__({name: value.requires_grad_(name in trained) for name, value in named.items()})

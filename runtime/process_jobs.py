@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from .arguments import Json
-from .check import check
+from .check import Expected, check
 from .check_report import CheckReport, CheckRow, Verdict
-from .check_sides import AllRanks
+from .check_sides import AllRanks, SingleDevice
 from .interface import Session
 from .json_fields import Fields
 from .launch import run_processes
@@ -27,11 +27,16 @@ from .steps import StepsReport, run_steps
 from .world import join
 
 
-def check_processes(folder: str | Path, *, steps: int = 3, seed: int = 0) -> CheckReport:
-    """`check` with one process per rank and parameters that are DTensors; rank 0's report."""
+def check_processes(
+    folder: str | Path, *, steps: int = 3, seed: int = 0, entry: str = f"{__name__}:check_entry"
+) -> CheckReport:
+    """`check` with one process per rank and parameters that are DTensors; rank 0's report.
+
+    `entry` is what a process runs; another one may call `check_process` with another reference.
+    """
     program = Program.load(folder)
     arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed}
-    reports = run_processes(f"{__name__}:check_entry", arguments, program.mesh.ranks)
+    reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
     return CheckReport(fields.each("rows", _row), fields.text("dtype"), fields.whole("steps"), fields.whole("seed"))
 
@@ -51,9 +56,14 @@ def run_processes_for(folder: str | Path, *, steps: int = 10, seed: int = 0) -> 
 
 def check_entry(arguments: Json) -> Json:
     """One process of `check_processes`."""
+    return check_process(arguments, lambda program: SingleDevice)
+
+
+def check_process(arguments: Json, expected: Callable[[Program], Expected]) -> Json:
+    """One process of a check against what `expected` says of the program."""
     program, steps, seed = _given(arguments)
-    report = check(program, ranks=_checking, side=ProcessSide, steps=steps, seed=seed)
-    return report.to_json()
+    single = expected(program)
+    return check(program, ranks=_checking, side=ProcessSide, expected=single, steps=steps, seed=seed).to_json()
 
 
 def steps_entry(arguments: Json) -> Json:
