@@ -18,7 +18,10 @@ from .graph import Graph, Node, Ref, Tensor
 
 
 class FunctionGraph(Graph):
-    """The graph of a function's block; operands of an operation that is not ours are named "0", "1", ..."""
+    """The graph of a function's block; operands of an operation that is not ours are named "0", "1", ...
+
+    Types are without the placements that some values may have already: what is computed does not depend on them.
+    """
 
     def __init__(self, function: Operation) -> None:
         super().__init__()
@@ -105,8 +108,12 @@ class FunctionGraph(Graph):
 
     def _type(self, type_: Type) -> TensorType | None:
         if type_ not in self._types:
-            self._types[type_] = from_mlir(type_) if is_tensor(type_) else None
+            self._types[type_] = _plain(from_mlir(type_)) if is_tensor(type_) else None
         return self._types[type_]
+
+
+def _plain(type_: TensorType) -> TensorType:
+    return TensorType(type_.dtype, type_.shape)
 
 
 def _is_pure(op: Operation) -> bool:

@@ -166,7 +166,7 @@ def _replace_forward(graph: FunctionGraph, norm: Norm, slot: int) -> None:
 def _replace_backward(graph: FunctionGraph, norm: Norm, backward: Backward) -> None:
     x, weight = (graph.current(ref) for ref in norm.region.inputs)
     call = Call("nn.rms_norm_backward", (graph.current(backward.grad), x, graph.current(norm.rstd), weight))
-    types = [value.type if place in backward.sums else absent() for place, value in ((X, x), (WEIGHT, weight))]
+    types = [backward.sums[place].type if place in backward.sums else absent() for place in (X, WEIGHT)]
     made = graph.insert(backward.slot, call, types, backward.location)
     for place, found in backward.sums.items():
         found.replace(graph, made[place])

@@ -174,6 +174,6 @@ def _replace_backwards(graph: FunctionGraph, derived: Derived) -> int:
         count += 1
         angles = [_angle(graph, backward.values[ref], backward.slot, backward.location) for ref in (cos, sin)]
         call = Call("nn.rotary_backward", (graph.current(backward.grad), *angles))
-        [made] = graph.insert(backward.slot, call, [graph.current(backward.grad).type], backward.location)
+        [made] = graph.insert(backward.slot, call, [backward.sums[X].type], backward.location)
         backward.sums[X].replace(graph, made)
     return count

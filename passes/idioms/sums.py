@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...ir.bindings import Operation, Value
+from ...ir.bindings import Operation, Type, Value
 from ...ir.operations import read
 from .function_graph import FunctionGraph
 
@@ -22,6 +22,11 @@ class Sum:
     terms: tuple[Value, ...]
     adds: tuple[Operation, ...]
     """The additions that the terms go through, in order; the last one gives the whole sum. None for a lone term."""
+
+    @property
+    def type(self) -> Type:
+        """The type of the terms and of their sum."""
+        return self.terms[0].type
 
     def replace(self, graph: FunctionGraph, value: Value) -> None:
         """Let `value` stand for all the terms."""

@@ -1,9 +1,13 @@
 """Every way to write an rms_norm becomes nn.rms_norm with its backward; what only looks like one is left."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from stretto.ir.module import entry, refresh_type, terminator
+from stretto.ir.placement import Shard
+from stretto.ir.types import from_mlir, to_mlir
 from torch import Tensor
 
 from .steps import assert_kept, misses, names, raised, step
@@ -70,6 +74,16 @@ def test_casts_around_the_norm_are_part_of_it() -> None:
     assert raised(module) == BOTH
     assert set(names(module)) == set(BOTH)
     assert_kept(step(in_float32, (x, weight), (0, 1)), (x, weight, grad), tolerance=2e-2)
+
+
+def test_a_gradient_does_not_take_the_placement_of_its_parameter() -> None:
+    module = step(power, (X, WEIGHT), (0, 1))
+    [main] = module.functions().values()
+    weight = entry(main).arguments[1]
+    weight.set_type(to_mlir(replace(from_mlir(weight.type), placement=(("tp", Shard(0)),))))
+    refresh_type(main)
+    assert raised(module) == BOTH
+    assert [from_mlir(v.type).placement for v in terminator(main).operands] == [(), (), ()]
 
 
 def test_nothing_of_the_chains_is_left() -> None:
