@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..diagnostics import Span
 from .captured import CaptureError
+from .metadata import forward_span
 
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 """Leaves of arguments and results that are no tensors: they become part of the captured graph."""
@@ -64,7 +64,7 @@ def bind_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         raise CaptureError(
             "E0210",
             f"{type(model).__name__}.forward cannot be called with these arguments: {error}",
-            span=_definition(model),
+            span=forward_span(model),
             help=f"its signature is forward{signature}",
         ) from None
     arguments = dict(bound.arguments)
@@ -135,9 +135,3 @@ def _spread(signature: inspect.Signature, values: dict[str, Any]) -> tuple[tuple
         else:
             kwargs[name] = value
     return tuple(args), kwargs
-
-
-def _definition(model: nn.Module) -> Span | None:
-    """Where the model's forward is written."""
-    code = getattr(inspect.unwrap(model.forward), "__code__", None)
-    return None if code is None else Span(code.co_filename, code.co_firstlineno)

@@ -15,6 +15,7 @@ from .captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, Ou
 from .checks import refuse_random_ops
 from .joint import TracedGraphs, trace
 from .metadata import annotate
+from .own_gradients import refuse_backward_hooks
 from .reference_graph import reference_graph
 from .trace_errors import user_errors
 from .traced import MODEL_ATTRIBUTE, TracedModel
@@ -34,17 +35,18 @@ def capture(
 
 def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False) -> Capture:
     """`capture` for a call that is taken apart already."""
-    module = TracedModel(model, call, mode, loss_only=loss_only)
-    module.train(model.training)
     with user_errors(model):
+        if mode is Mode.TRAIN:
+            refuse_backward_hooks(model)
+        module = TracedModel(model, call, mode, loss_only=loss_only)
         graphs = trace(module, call.tensors, mode)
-    if mode is Mode.TRAIN and not module.result.differentiable:
-        raise CaptureError(
-            "E0215",
-            "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
-            help="return the loss without .detach() or .item(), or capture for inference",
-        )
-    return _finish(model, call, module, graphs)
+        if mode is Mode.TRAIN and not module.result.differentiable:
+            raise CaptureError(
+                "E0215",
+                "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
+                help="return the loss without .detach() or .item(), or capture for inference",
+            )
+        return _finish(model, call, module, graphs)
 
 
 def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:

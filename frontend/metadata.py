@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import re
@@ -9,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..diagnostics import Span
 from .captured import META_KEY, Origin
@@ -105,3 +106,9 @@ def line_span(file: str, line: int) -> Span:
     text = linecache.getline(file, line).rstrip("\n")
     stripped = text.strip()
     return Span(file, line, len(text) - len(text.lstrip()) + 1, max(1, len(stripped)), text)
+
+
+def forward_span(model: nn.Module) -> Span | None:
+    """Where the model's forward is written."""
+    code = getattr(inspect.unwrap(model.forward), "__code__", None)
+    return None if code is None else line_span(code.co_filename, code.co_firstlineno)

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..diagnostics import Span
 from .captured import CaptureError
-from .metadata import is_users_file, line_span, source_line
+from .metadata import forward_span, is_users_file, line_span, source_line
 
 RAISED_BY_USER_CODE = (
     RuntimeError,
@@ -42,13 +42,21 @@ def user_errors(model: nn.Module) -> Iterator[None]:
     """
     try:
         yield
-    except CaptureError:
-        raise
+    except CaptureError as error:
+        raise _placed(model, error) from None
     except RAISED_BY_USER_CODE as error:
         span = _users_line(error)
         if span is None:
             raise
         raise _explained(model, error, span) from None
+
+
+def _placed(model: nn.Module, error: CaptureError) -> CaptureError:
+    """The error with a place: its own, else the user's line that led to it, else the model's forward."""
+    span = error.span or _users_line(error) or forward_span(model)
+    return CaptureError(
+        error.code, error.message, span=span, expected=error.expected, notes=error.notes, help=error.help
+    )
 
 
 def _explained(model: nn.Module, error: BaseException, span: Span) -> CaptureError:

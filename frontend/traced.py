@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from .call import PLAIN_TYPES, BoundCall
 from .captured import CaptureError, Mode, OutputTree, TensorLeaf
+from .own_gradients import derived_gradients_only
 
 MODEL_ATTRIBUTE = "_stretto_model"
 """Under this name the user's model hangs in the traced module; all names in the graph begin with it."""
@@ -36,6 +38,7 @@ class TracedModel(nn.Module):
     def __init__(self, model: nn.Module, call: BoundCall, mode: Mode, *, loss_only: bool) -> None:
         super().__init__()
         setattr(self, MODEL_ATTRIBUTE, model)
+        self.training = model.training
         self.call = call
         self.mode = mode
         self.loss_only = loss_only
@@ -43,7 +46,9 @@ class TracedModel(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.call.arguments(tensors)
-        result = getattr(self, MODEL_ATTRIBUTE)(*args, **kwargs)
+        model = getattr(self, MODEL_ATTRIBUTE)
+        with derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext():
+            result = model(*args, **kwargs)
         if self.loss_only:
             result = _loss_of(result)
         return self._flatten(result, tensors)

@@ -116,11 +116,45 @@ def test_nodes_of_a_gradient_free_region_keep_their_lines(mixed: MixedCapture) -
 
 def test_capture_leaves_the_model_as_it_was() -> None:
     model = Mixed()
+    model.unused.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     capture(model, (torch.randn(8, 4),), {}, mode=Mode.TRAIN)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training and model.norm.training and not model.unused.training
     assert isinstance(model.shift, torch.Tensor) and "shift" not in dict(model.named_buffers())
+
+
+def test_a_buffer_updated_without_gradients_is_an_output() -> None:
+    class Averaging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("average", torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.linear(x)
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(hidden.mean(0))
+                with torch.enable_grad():
+                    again = self.linear(hidden)
+            return (again * self.average).sum()
+
+    model, x = Averaging(), torch.randn(3, 4)
+    captured = capture(model, (x,), {}, mode=Mode.TRAIN)
+    found = run_graph(captured, model, [x])
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    model(x).backward()
+    loss, average = run_reference(captured.reference, {**parameters, **buffers}, [x])
+    loss.backward()
+    for value in (found[OutputKind.BUFFER, "average"], average):
+        assert largest_error(value, model.average) < 1e-6
+    for name, parameter in model.named_parameters():
+        reference = parameters[name].grad
+        assert parameter.grad is not None and reference is not None
+        assert largest_error(found[OutputKind.GRADIENT, name], parameter.grad) < 1e-5
+        assert largest_error(reference, parameter.grad) < 1e-5
 
 
 class Calling(nn.Module):

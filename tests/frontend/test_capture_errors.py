@@ -151,6 +151,47 @@ def test_an_argument_that_json_cannot_say_is_refused_at_its_line() -> None:
     assert_at(error, body, "2j")
 
 
+class Tripled(torch.autograd.Function):
+    """The identity with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 3
+
+
+def test_a_custom_autograd_function_is_refused_at_its_line_and_is_fine_for_inference() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return Tripled.apply(model.linear(x)).sum()
+
+    error = refused(body)
+    assert error.code == "E0227" and '"Tripled"' in error.message
+    assert_at(error, body, "Tripled.apply")
+    capture(Written(body), (torch.randn(4, 4),), {}, mode=Mode.INFER)
+
+
+def test_a_hook_on_a_tensors_gradient_is_refused_at_its_line() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        hidden = model.linear(x)
+        hidden.register_hook(lambda gradient: gradient * 5)
+        return hidden.sum()
+
+    error = refused(body)
+    assert error.code == "E0227"
+    assert_at(error, body, "register_hook")
+
+
+def test_a_backward_hook_on_a_module_is_refused_by_its_name() -> None:
+    model = Written(lambda model, x: model.linear(x).sum())
+    model.linear.register_full_backward_hook(lambda module, inputs, outputs: None)
+    with pytest.raises(CaptureError, match='"linear"') as caught:
+        capture(model, (torch.randn(4, 4),), {}, mode=Mode.TRAIN)
+    assert caught.value.code == "E0227"
+
+
 def test_an_error_in_the_forward_is_shown_at_its_line() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         return model.linear(x.reshape(2, 8)).sum()
@@ -166,6 +207,7 @@ def test_training_without_a_loss_is_refused_where_a_loss_is_asked_for() -> None:
 
     error = refused(body, loss_only=True)
     assert error.code == "E0213" and "(4, 4)" in error.message
+    assert_at(error, Written, "def forward")
 
 
 def test_a_loss_that_is_cut_off_is_refused() -> None:
