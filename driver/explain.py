@@ -6,7 +6,7 @@ Reads the program and nothing else; it needs no compiler.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 
 from ..runtime.arguments import DTYPES, Json
@@ -77,8 +77,9 @@ class Communication:
 
     def to_json(self) -> dict[str, Json]:
         return {
-            **asdict(self), "axes": list(self.axes), "gradients": list(self.gradients),
-            "phase": "backward" if self.backward else "forward",
+            "phase": "backward" if self.backward else "forward", "kind": self.kind, "axes": list(self.axes),
+            "count": self.count, "tensor_bytes": self.tensor_bytes, "sent_bytes": self.sent_bytes,
+            "module": self.module, "file": self.file, "line": self.line, "gradients": list(self.gradients),
         }  # fmt: skip
 
 
@@ -132,7 +133,7 @@ class Explanation:
         return {
             **{key: about[key] for key in ("mode", "dtype", "target", "stretto", "torch", "source")},
             "hash": self.program.hash,
-            "mesh": {name: size for name, size in manifest.mesh},
+            "mesh": dict(manifest.mesh),
             "ranks": self.program.mesh.ranks,
             "parameters": [each.to_json() for each in self.parameters],
             "parameters_sharded": self.count(sharded=True),
@@ -184,9 +185,7 @@ def _group(members: Sequence[Input]) -> Placed:
     local = local_shape(first.shape, first.shards)
     size = prod(local) * DTYPES[first.dtype].itemsize
     aliases = tuple(name for each in members for name in each.aliases if name != each.name)
-    return Placed(
-        folded(names), tuple(names), first.kind, first.shape, local, first.dtype, first.shards, size, aliases
-    )
+    return Placed(folded(names), tuple(names), first.kind, first.shape, local, first.dtype, first.shards, size, aliases)
 
 
 def _cut(shard: Shard) -> str:

@@ -38,7 +38,7 @@ class Site:
     tensor_bytes: int
     """The largest tensor it takes or gives, on one rank."""
     sent_bytes: int
-    """What a rank sends when it is done as a ring: 2(n-1)/n of an all-reduced tensor, else (n-1)/n of `tensor_bytes`."""
+    """What a rank sends when it is done as a ring: (n-1)/n of `tensor_bytes`, twice that for an all_reduce."""
 
 
 Traffic = Mapping[Site, int]
@@ -62,8 +62,8 @@ def gradients_from(program: Program, site: Site) -> tuple[str, ...]:
         return ()
     code = program.functions[ENTRY].code
     names: dict[int, list[str]] = {}
-    for each in program.results_of_kind("gradient"):
-        names.setdefault(each.slot, []).append(each.name)
+    for output in program.results_of_kind("gradient"):
+        names.setdefault(output.slot, []).append(output.name)
     found: list[str] = []
     ours = set(code[site.index].writes())
     for each in code[site.index + 1 :]:
@@ -142,7 +142,7 @@ class _Follower:
 
     def _collective(self, each: Instruction, given: object, name: str, index: int) -> tuple[Tensor, Site]:
         assert isinstance(given, Tensor) and isinstance(each.args[0], Slot), "validated"
-        axes = tuple(each.kwargs["axes"])  # type: ignore[arg-type]  # validated
+        axes: tuple[str, ...] = tuple(each.kwargs["axes"])  # type: ignore[arg-type]  # validated
         kind = each.op.removeprefix("comm.").removesuffix("_start")
         ranks = self._mesh.size(axes)
         result = given.new_empty(_given_shape(kind, list(given.shape), each.kwargs, ranks))

@@ -1,0 +1,131 @@
+"""`stretto compile TARGET --plan FILE -o DIR`: a target and a plan become a program folder."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..dsl.plan import Plan
+from ..frontend.captured import Mode
+from ..frontend.targets import Request, load_target
+from ..frontend.to_ir import Floats
+from ..ir.module import Module
+from ..runtime.program import Program
+from .compile_program import Options, compile_program
+from .console import progress, say
+from .explain import explain
+from .live_model import source_record
+from .show_explanation import mesh_text, parameters_text, totals_text
+
+_STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "save")
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """What the command line asks for. `batch` and `seq` are for `hf:` targets; None: the target's own choice."""
+
+    target: str
+    plan: str
+    output: str
+    mode: str = "train"
+    dtype: str | None = None
+    batch: int | None = None
+    seq: int | None = None
+
+
+def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
+    """Compile and write the folder, whole or not at all; the program, and the seconds that each stage took.
+
+    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program).
+    """
+    clock = _Clock()
+    with progress(len(_STAGES)) as bar, _ir_of_failures() as keep:
+
+        def begin(stage: str) -> None:
+            clock.begin(stage)
+            bar.to(stage, _STAGES.index(stage))
+
+        def after(name: str, module: Module) -> None:
+            keep(module)
+            bar.to(f"passes: {name}")
+
+        begin("plan")
+        plan = Plan.load(job.plan)
+        begin("target")
+        program = _compiled(job, plan, begin, after)
+        begin("save")
+        program.save(job.output)
+        clock.end()
+    return program, clock.seconds
+
+
+def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) -> None:
+    """Print a summary."""
+    explanation = explain(program)
+    say(f"mesh           {mesh_text(program.manifest)}")
+    say(f"parameters     {parameters_text(explanation)}")
+    for at, line in enumerate(totals_text(explanation) or ["none"]):
+        say(f"{'communication' if at == 0 else '':<15}{line}")
+    missing = len(explanation.without_rule)
+    if missing:
+        say(f"no rule        {missing} ops are computed by every rank; `stretto explain {job.output}` names them")
+    say(f"seconds        {', '.join(f'{stage} {took:.1f}' for stage, took in seconds.items())}")
+    say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
+
+
+def _compiled(
+    job: CompileJob, plan: Plan, begin: Callable[[str], None], after: Callable[[str, Module], None]
+) -> Program:
+    mode = Mode(job.mode)
+    wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
+    target = load_target(job.target, Request(mode=mode, dtype=job.dtype, **wanted))
+    options = Options(
+        mode=mode,
+        loss_only=mode is Mode.TRAIN,
+        floats=Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED,
+        arguments={"inputs": target.input_ranges},
+        source=source_record(target.source, {"dtype": job.dtype, **wanted}),
+        keep_weights=target.weights_are_real,
+    )
+    return compile_program(target.model, (), target.inputs, plan, options, progress=begin, after=after).program
+
+
+@dataclass
+class _Clock:
+    """How long each stage took (seconds)."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str = ""
+    _since: float = 0.0
+
+    def begin(self, stage: str) -> None:
+        """End the stage before, and begin this one."""
+        self.end()
+        self._stage, self._since = stage, time.perf_counter()
+
+    def end(self) -> None:
+        """End the present stage."""
+        if self._stage:
+            self.seconds[self._stage] = time.perf_counter() - self._since
+
+
+@contextmanager
+def _ir_of_failures() -> Iterator[Callable[[Module], None]]:
+    """Gives a function that is told of the module as it is rewritten; an internal error then says where its IR is."""
+    last: list[Module] = []
+
+    def keep(module: Module) -> None:
+        last[:] = [module]
+
+    try:
+        yield keep
+    except (AssertionError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        if last:
+            with tempfile.NamedTemporaryFile("w", prefix="stretto-", suffix=".mlir", delete=False) as file:
+                file.write(last[0].text())
+            error.add_note(f"The IR at that point is in {Path(file.name)}")
+        raise
