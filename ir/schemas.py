@@ -40,7 +40,9 @@ class Argument:
     kind: Kind
     keyword: bool
     type: str
-    """The schema's type text, such as "int[]" or "ScalarType?"; checked by the verifier."""
+    """The schema's type text, such as "int" or "List[int]"; checked by the verifier."""
+    required: bool = False
+    """Whether the schema has no default for it, and does not admit None."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,14 @@ def _kind(argument: torch.Argument) -> Kind:
     return _KINDS.get(str(argument.type), Kind.CONSTANT)
 
 
+def _is_required(argument: torch.Argument) -> bool:
+    return not argument.has_default_value() and not str(argument.type).startswith("Optional[")
+
+
 def _define(schema: torch.FunctionSchema, name: str, pure: bool) -> OpDef:
-    arguments = tuple(Argument(a.name, _kind(a), bool(a.kwarg_only), str(a.type)) for a in schema.arguments)
+    arguments = tuple(
+        Argument(a.name, _kind(a), bool(a.kwarg_only), str(a.type), _is_required(a)) for a in schema.arguments
+    )
     results = tuple("Tensor[]" if "List" in str(r.type) else "Tensor" for r in schema.returns)
     return OpDef(name, mlir_name(name), arguments, results, pure)
 

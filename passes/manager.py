@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..ir.bindings import mlir
+from ..diagnostics import StrettoError
 from ..ir.module import Module
+from ..ir.verifier import verify
 from .base import Pass, Remark, Report
 
 Step = Pass | str
@@ -53,6 +54,6 @@ def _run(step: Step, module: Module) -> Report:
 
 def _verify(module: Module, name: str) -> None:
     try:
-        module.verify()
-    except mlir.MLIRError as error:
+        verify(module)
+    except StrettoError as error:
         raise RuntimeError(f'pass "{name}" left an invalid module: {error}') from error

@@ -1,0 +1,163 @@
+"""What a module must satisfy beyond MLIR's own rules: placements that the mesh has, collectives whose shapes fit.
+
+Checked of every type: its axes are of the mesh, shard dims that it has, and shard each at most one of them. Of every
+operation: its constants are there and of the schema's kind. Of collectives (level `comm`): what goes in and what comes
+out have the shapes that the groups' sizes demand, and a future is waited on exactly once, in its own function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..diagnostics import Span, StrettoError
+from .bindings import Operation, Value, mlir
+from .locations import from_location
+from .module import Level, Module, entry, operations
+from .operations import Call, read
+from .placement import Mesh, Shard, axes_size
+from .schemas import Argument, Kind, by_mlir_name
+from .types import TensorType, from_mlir, is_tensor
+
+_STARTS = ("comm.all_reduce_start", "comm.all_gather_start", "comm.reduce_scatter_start", "comm.all_to_all_start")
+_PLAIN = {
+    "int": (mlir.IntegerAttr, mlir.TypeAttr),
+    "float": (mlir.FloatAttr, mlir.IntegerAttr),
+    "bool": (mlir.BoolAttr,),
+    "str": (mlir.StringAttr,),
+}
+"""The attributes that a constant of a schema's type may be; torch calls a dtype an int."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One violation, and the operation (or the function, for a type of its arguments) where it is."""
+
+    message: str
+    op: Operation
+
+
+def verify(module: Module) -> None:
+    """Raise StrettoError E0505 for the first violation, E0506 where MLIR's own verification fails."""
+    try:
+        module.verify()
+    except mlir.MLIRError as error:
+        raise StrettoError("E0506", f"the module is not valid: {error}") from None
+    for problem in problems(module):
+        raise _error(problem)
+
+
+def problems(module: Module) -> Iterator[Problem]:
+    """Every violation of Stretto's own rules."""
+    checker = _Checker(module.mesh, module.level)
+    for function in module.functions().values():
+        for argument in entry(function).arguments:
+            yield from checker.type_problems(argument, function)
+        for op in operations(function):
+            yield from checker.op_problems(op)
+
+
+def _error(problem: Problem) -> StrettoError:
+    origin = from_location(problem.op.location)
+    span = Span(origin.file, origin.line) if origin.file else None
+    where = f" in {origin.module_path}" if origin.module_path else ""
+    return StrettoError("E0505", f'"{problem.op.operation.name}"{where}: {problem.message}', span=span)
+
+
+class _Checker:
+    """The checks of one module; types are checked once each."""
+
+    def __init__(self, mesh: Mesh, level: Level) -> None:
+        self.mesh = mesh
+        self.level = level
+        self.sound: set[TensorType] = set()
+
+    def op_problems(self, op: Operation) -> Iterator[Problem]:
+        for result in op.results:
+            yield from self.type_problems(result, op)
+        definition = by_mlir_name().get(op.operation.name)
+        if definition is None:
+            return
+        broken = [message for a in definition.arguments for message in _constant_problem(a, op)]
+        yield from (Problem(message, op) for message in broken)
+        if definition.name.startswith("comm.") and not broken:
+            call = read(op)
+            if call is not None:
+                yield from self.comm_problems(op, call)
+
+    def type_problems(self, value: Value, op: Operation) -> Iterator[Problem]:
+        if not is_tensor(value.type):
+            return
+        type_ = from_mlir(value.type)
+        if type_ in self.sound:
+            return
+        known = {axis for axis, _ in self.mesh}
+        for axis, placement in type_.placement:
+            if axis not in known:
+                yield Problem(f'the mesh has no axis "{axis}", which type {value.type} names', op)
+            elif isinstance(placement, Shard) and not 0 <= placement.dim < len(type_.shape):
+                yield Problem(f"type {value.type} shards dim {placement.dim}, which it does not have", op)
+        if type_.extents is not None and len(type_.extents) != len(type_.shape):
+            yield Problem(f"type {value.type} has {len(type_.shape)} dims and {len(type_.extents)} extents", op)
+        self.sound.add(type_)
+
+    def comm_problems(self, op: Operation, call: Call) -> Iterator[Problem]:
+        if call.name == "comm.reshard":
+            if self.level is Level.COMM:
+                yield Problem("tensors are cut already: a change of placement must be a collective", op)
+            return
+        axes = next((a for a in call.args if isinstance(a, list)), [])
+        unknown = [axis for axis in axes if axis not in dict(self.mesh)]
+        if unknown:
+            yield Problem(f'the mesh has no axis "{unknown[0]}"', op)
+            return
+        if call.name in _STARTS:
+            yield from _future_problems(op)
+        wanted = self._wanted_shape(call, axes)
+        found = from_mlir(op.results[0].type).shape
+        if wanted is not None and wanted != found:
+            yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
+
+    def _wanted_shape(self, call: Call, axes: list[str]) -> tuple[int, ...] | None:
+        """The shape of the result of a comm operation; None where it has no operand, or the dims do not fit it."""
+        if not call.args or not isinstance(call.args[0], mlir.Value):
+            return ()
+        shape = list(from_mlir(call.args[0].type).shape)
+        size = axes_size(self.mesh, tuple(axes))
+        match call.name.removesuffix("_start"), call.args[2:]:
+            case ("comm.all_gather", [int(dim)]):
+                shape[dim] *= size
+            case ("comm.reduce_scatter", [int(dim), _]):
+                if shape[dim] % size:
+                    return None
+                shape[dim] //= size
+            case ("comm.all_to_all", [int(split), int(concat)]):
+                if shape[split] % size:
+                    return None
+                shape[split] //= size
+                shape[concat] *= size
+            case ("comm.shard", [int(dim), int(chunk)]):
+                shape[dim] = chunk
+            case _:
+                pass
+        return tuple(shape)
+
+
+def _future_problems(op: Operation) -> Iterator[Problem]:
+    waits = [use.owner for use in op.results[0].uses]
+    if len(waits) != 1 or waits[0].operation.name != "comm.wait":
+        yield Problem(f"its future must be waited on exactly once, not {len(waits)} times", op)
+
+
+def _constant_problem(argument: Argument, op: Operation) -> Iterator[str]:
+    """What is wrong with one constant: missing though the schema demands it, or of another kind."""
+    if argument.kind is not Kind.CONSTANT:
+        return
+    there = argument.name in op.attributes
+    if not there:
+        if argument.required:
+            yield f'the constant "{argument.name}" of type {argument.type} is missing'
+        return
+    wanted = _PLAIN.get(argument.type)
+    if wanted is not None and not isinstance(op.attributes[argument.name], wanted):
+        yield f'the constant "{argument.name}" must be of type {argument.type}, not {op.attributes[argument.name]}'

@@ -1,0 +1,89 @@
+"""The verifier refuses modules that break a rule of the IR, and says which and where."""
+
+from __future__ import annotations
+
+import pytest
+from stretto.diagnostics import StrettoError
+from stretto.ir.module import Module
+from stretto.ir.verifier import verify
+
+_HEAD = 'module attributes {comm.level = "comm", comm.mesh = [["dp", 2], ["tp", 4]]} {\n'
+_SUM = 'axes = ["tp"], reduce = "sum"'
+
+
+def _module(arguments: str, body: str, level: str = "comm") -> Module:
+    head = _HEAD.replace('level = "comm"', f'level = "{level}"')
+    return Module.parse(f"{head}func.func @main({arguments}) {{\n{body}\nreturn }} }}")
+
+
+def test_a_sound_module_passes() -> None:
+    verify(
+        _module(
+            "%x: tensor<8x4xf32>",
+            f'%f = "comm.all_reduce_start"(%x) {{{_SUM}}} : (tensor<8x4xf32>) -> !async.value<tensor<8x4xf32>>\n'
+            '%y = "comm.wait"(%f) : (!async.value<tensor<8x4xf32>>) -> tensor<8x4xf32>\n'
+            '%z = "comm.reduce_scatter"(%y) {axes = ["tp"], dim = 0, reduce = "sum"}'
+            " : (tensor<8x4xf32>) -> tensor<2x4xf32>",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body", "says"),
+    [
+        ('%x: tensor<4xf32, {pp = "shard(0)"}>', "", 'the mesh has no axis "pp"'),
+        ('%x: tensor<4xf32, {tp = "shard(1)"}>', "", "shards dim 1, which it does not have"),
+        ("%x: tensor<4xf32, {extents = array<i64: 4, 4>}>", "", "1 dims and 2 extents"),
+        (
+            "%x: tensor<4xf32>",
+            '%y = "comm.all_gather"(%x) {axes = ["tp"], dim = 0} : (tensor<4xf32>) -> tensor<8xf32>',
+            r"must have shape \[16\], not \[8\]",
+        ),
+        (
+            "%x: tensor<4xf32>",
+            '%y = "comm.all_reduce"(%x) {axes = ["ep"], reduce = "sum"} : (tensor<4xf32>) -> tensor<4xf32>',
+            'the mesh has no axis "ep"',
+        ),
+        (
+            "%x: tensor<4xf32>",
+            f'%f = "comm.all_reduce_start"(%x) {{{_SUM}}} : (tensor<4xf32>) -> !async.value<tensor<4xf32>>',
+            "waited on exactly once, not 0 times",
+        ),
+        (
+            "%x: tensor<4xf32>",
+            f'%f = "comm.all_reduce_start"(%x) {{{_SUM}}} : (tensor<4xf32>) -> !async.value<tensor<4xf32>>\n'
+            '%y = "comm.wait"(%f) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>\n'
+            '%z = "comm.wait"(%f) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>',
+            "waited on exactly once, not 2 times",
+        ),
+        ("%x: tensor<4xf32>", '%y = "comm.reshard"(%x) : (tensor<4xf32>) -> tensor<4xf32>', "must be a collective"),
+        (
+            "%x: tensor<4xf32>",
+            '%y = "comm.all_gather"(%x) {axes = ["tp"]} : (tensor<4xf32>) -> tensor<16xf32>',
+            'the constant "dim" of type int is missing',
+        ),
+        (
+            "%x: tensor<4xf32>",
+            '%y = "comm.all_gather"(%x) {axes = ["tp"], dim = "0"} : (tensor<4xf32>) -> tensor<16xf32>',
+            'the constant "dim" must be of type int',
+        ),
+    ],
+)
+def test_a_broken_rule_is_named(arguments: str, body: str, says: str) -> None:
+    with pytest.raises(StrettoError, match=says) as caught:
+        verify(_module(arguments, body))
+    assert caught.value.code == "E0505"
+
+
+def test_a_change_of_placement_is_fine_before_tensors_are_cut() -> None:
+    verify(_module("%x: tensor<4xf32>", '%y = "comm.reshard"(%x) : (tensor<4xf32>) -> tensor<4xf32>', "aten"))
+
+
+def test_what_mlir_refuses_is_refused() -> None:
+    module = _module("%x: tensor<4xf32>", "")
+    module.functions()["main"].attributes["function_type"] = (
+        Module.parse("func.func @f() { return }").functions()["f"].attributes["function_type"]
+    )
+    with pytest.raises(StrettoError) as caught:
+        verify(module)
+    assert caught.value.code == "E0506"
