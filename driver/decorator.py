@@ -153,10 +153,10 @@ def _folder_of(cls: type) -> Path | None:
 
 
 def _no_model(target: object) -> StrettoError:
-    found = f'the class "{target.__qualname__}"' if isinstance(target, type) else f'a "{type(target).__qualname__}"'
+    kind, cls = ("class", target) if isinstance(target, type) else ("value of type", type(target))
     return StrettoError(
         "E0601",
-        f"stretto.compile was given {found}",
+        f'stretto.compile was given the {kind} "{cls.__qualname__}"',
         expected="a subclass of torch.nn.Module, or an instance of one",
         help="put @stretto.compile(plan=...) on the model's class, or call stretto.compile(model, plan=...)",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,6 +39,7 @@ class Key:
     trainable: tuple[bool, ...]
     """Which parameters require a gradient; empty for inference, which does not ask."""
     autocast: torch.dtype | None
+    default_dtype: torch.dtype
 
     def differs_in(self, other: Key) -> str:
         """The names of what differs, for a log."""
@@ -71,6 +73,7 @@ def key_of(model: nn.Module, held: Held, call: BoundCall) -> Key:
         parameters=tuple(_kind(each) for each in held.parameters.values()),
         trainable=trainable if mode is Mode.TRAIN else (),
         autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        default_dtype=torch.get_default_dtype(),
     )
 
 
@@ -101,7 +104,10 @@ class Variant:
             for each in program.of_kind("buffer")
         ]
         inputs = [tensors[each.index] for each in program.of_kind("input") if each.index is not None]
-        outputs, changed = run(self.session, parameters, buffers, inputs)
+        # Inference mode is known to the caller's thread alone, and other ranks may not write to tensors made in it.
+        grad_mode = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
+            outputs, changed = run(self.session, parameters, buffers, inputs)
         with torch.no_grad():
             for name, value in changed.items():
                 held.buffers[name].copy_(value)
@@ -132,4 +138,12 @@ def _compiled(model: nn.Module, call: BoundCall, mode: Mode, plan: Plan) -> Comp
         # As in eager mode, a result without a gradient is no error before somebody asks for one.
         options = Options(mode=Mode.INFER, keep_weights=False)
         captured = capture_call(model, call, mode=Mode.INFER)
-    return compile_capture(captured, model, plan, options)
+    with _neutral():
+        return compile_capture(captured, model, plan, options)
+
+
+@contextmanager
+def _neutral() -> Iterator[None]:
+    """Passes compute with torch themselves: what the caller has switched on or off is not meant for them."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        yield
