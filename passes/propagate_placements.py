@@ -17,7 +17,7 @@ Needs: placements on main's arguments (`place-arguments`).   Keeps: values.   Sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -133,6 +133,7 @@ class _Body:
         ):
             self._track(old, new, weight)
         self.targets = self._gradient_targets(records) if records is not None else {}
+        self.wanted = _with_addends(self.targets)
 
     def rewrite(self) -> _Specialised:
         with context(), mlir.InsertionPoint(entry(self.new)):
@@ -165,7 +166,10 @@ class _Body:
             self._remark_unknown(call, op)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
         operands = [self._operand(v, output_bytes, call.name in VIEWS) for v in values]
-        outputs = [None if t is None else Output(len(t.shape), element_bytes(t)) for t in types]
+        outputs = [
+            None if t is None else Output(len(t.shape), element_bytes(t), self.wanted.get(r))
+            for r, t in zip(flat, types, strict=True)
+        ]
         choice = choose(operands, rules, outputs, self.mesh)
         moved = [self._move(v, p, op) for v, p in zip(values, choice.inputs, strict=True)]
         placed = [
@@ -275,6 +279,20 @@ class _Body:
             self.state.unknown.add(key)
             message = f'"{call.name}" has no sharding rule: its operands are gathered and every rank computes it'
             self.state.remarks.append(Remark("propagate-placements", RemarkKind.MISSED, message, origin))
+
+
+def _with_addends(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
+    """The targets, and for each that is a sum of equal shapes the same for its addends (a tied weight's gradients)."""
+    found = dict(targets)
+    waiting = list(targets)
+    while waiting:
+        value = waiting.pop()
+        call = read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+        if call is not None and call.name == "aten.add.Tensor":
+            addends = [v for v in call.values() if v.type == value.type and v not in found]
+            found.update(dict.fromkeys(addends, found[value]))
+            waiting += addends
+    return found
 
 
 def _follows_weight(name: str) -> bool:

@@ -43,10 +43,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Output:
-    """One result: how many dims and bytes the whole tensor has."""
+    """One result: how many dims and bytes the whole tensor has, and where it will have to be, if that is known."""
 
     rank: int
     nbytes: int
+    target: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def choose(
                 min(transition_cost(o, axis, size, p.on(axis), target) for p in o.placements)
                 for o, target in zip(operands, row.inputs, strict=True)
             )
-            return moves + _deferred(outputs, row, size)
+            return moves + _deferred(outputs, row, axis, size)
 
         picked.append((axis, _cheapest(rules.rows, cost)))
     ranks = [len(o.placements[0].dims) for o in operands]
@@ -132,12 +133,24 @@ def _cheapest(rows: Sequence[Row], cost: Callable[[Row], float]) -> Row:
     return rows[costs.index(min(costs))]
 
 
-def _deferred(outputs: Sequence[Output | None], row: Row, size: int) -> float:
-    """What it will cost to reduce the partial outputs of a row that takes partial operands as they are."""
-    if not any(isinstance(p, Partial) for p in row.inputs):
-        return 0.0
-    later = sum(o.nbytes for o, p in zip(outputs, row.outputs, strict=True) if o and isinstance(p, Partial))
-    return _LATER * 2 * later * (size - 1) / size
+def _deferred(outputs: Sequence[Output | None], row: Row, axis: str, size: int) -> float:
+    """What the row's outputs will cost later: partial ones made of partial operands, and those that must be shards."""
+    taken = any(isinstance(p, Partial) for p in row.inputs)
+    later = 0.0
+    for output, placement in zip(outputs, row.outputs, strict=True):
+        if output is None or placement is None:
+            continue
+        target = output.target.on(axis) if output.target is not None else None
+        if isinstance(target, Shard):
+            later += transition_cost(_made(output, axis, target.dim), axis, size, placement, target)
+        elif taken and isinstance(placement, Partial):
+            later += 2 * output.nbytes * (size - 1) / size
+    return _LATER * later
+
+
+def _made(output: Output, axis: str, dim: int) -> Operand:
+    """The output as what moves it will see: a value that is wanted sharded on `dim`."""
+    return Operand((), output.nbytes, is_weight=False, is_broadcast=False, scatter_dims=((axis, dim),))
 
 
 def _outputs(picked: Sequence[tuple[str, Row]], index: int) -> dict[str, AxisPlacement]:
