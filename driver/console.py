@@ -5,7 +5,7 @@ Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +14,10 @@ from typing import Protocol
 
 _WIDEST = 100
 """Columns of a table on a terminal that is wider."""
+_NARROWEST = 20
+"""Columns that the names of a table have in any case."""
+_LONGEST_PLACE = 32
+"""Characters of a source file's path that are shown."""
 
 
 def say(text: str = "") -> None:
@@ -27,7 +31,11 @@ def note(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; the columns named in `right` hold numbers, and the first is the one that may wrap."""
+    """A table on stdout; the columns named in `right` hold numbers, the first holds names.
+
+    On a terminal it fits in its width, and in 100 columns: names that are too long go on below, broken at their dots.
+    Piped it is one line a row, whatever its width.
+    """
     if sys.stdout.isatty():
         _drawn(headers, rows, right)
         return
@@ -47,14 +55,28 @@ def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
     from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False)
-    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for header in headers:
-        drawn.add_column(
-            header, justify="right" if header in right else "left", overflow="fold", no_wrap=header != headers[0]
-        )
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console.print(drawn, width=min(_WIDEST, console.width))
+        drawn.add_column(header, justify="right" if header in right else "left", no_wrap=True)
+    others = sum(2 + max(len(row[at]) for row in (headers, *rows)) for at in range(1, len(headers)))
+    width = max(_NARROWEST, min(_WIDEST, console.width) - others)
+    for name, *row in rows:
+        drawn.add_row(*(Text(cell) for cell in (broken(name, width), *row)))
+    console.print(drawn, width=max(min(_WIDEST, console.width), others + _NARROWEST))
+
+
+def broken(name: str, width: int) -> str:
+    """A dotted name on as many lines of at most `width` characters as it needs, broken after dots.
+
+    >>> broken("model.layers.*.mlp.up_proj", 15)
+    'model.layers.*.\\n  mlp.up_proj'
+    """
+    lines = [""]
+    for part in re.findall(r"[^. ]*[. ]?", name):
+        if len(lines[-1]) + len(part.rstrip()) > width and lines[-1].strip():
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def heading(text: str) -> None:
@@ -114,15 +136,16 @@ def size_text(size: int) -> str:
 
 
 def place_text(file: str, line: int) -> str:
-    """A source place, short: from the current folder, or from the folder that packages are installed in."""
+    """A source place, short: the file's path from the current folder, or its end where that is long."""
     if not file:
         return ""
     path = Path(file)
-    if path.is_relative_to(Path.cwd()):
+    if "site-packages" in path.parts:
+        file = path.name
+    elif path.is_relative_to(Path.cwd()):
         file = str(path.relative_to(Path.cwd()))
-    elif "site-packages" in path.parts:
-        parts = path.parts
-        file = os.path.join(*parts[len(parts) - parts[::-1].index("site-packages") :])
+    if len(file) > _LONGEST_PLACE:
+        file = str(Path("...", *path.parts[-2:]))
     return f"{file}:{line}" if line else file
 
 

@@ -82,7 +82,7 @@ def _placed(tensors: tuple[Placed, ...]) -> None:
                 size_text(each.bytes_per_rank),
             )
         )  # fmt: skip
-    table(("name", "", "shape", "placement", "on a rank", "bytes"), rows, right=("", "bytes"))
+    table(("name", "", "shape", "placement", "a rank has", "bytes"), rows, right=("", "bytes"))
 
 
 def _communication(explanation: Explanation) -> None:
@@ -90,23 +90,28 @@ def _communication(explanation: Explanation) -> None:
     if not explanation.communication:
         say("  none")
         return
-    rows = [
-        (
-            _cause(each), "backward" if each.backward else "forward", each.kind, ",".join(each.axes), str(each.count),
-            size_text(each.sent_bytes), _source(each),
-        )
-        for each in explanation.communication
-    ]  # fmt: skip
-    table(("cause", "phase", "kind", "over", "count", "sent", "source"), rows, right=("count", "sent"))
+    rows: list[tuple[str, ...]] = []
+    phase = ""
+    for each in explanation.communication:
+        if phase != _phase(each):
+            phase = _phase(each)
+            rows.append((phase, "", "", "", "", ""))
+        sent = size_text(each.sent_bytes)
+        rows.append((f"  {_cause(each)}", each.kind, ",".join(each.axes), str(each.count), sent, _source(each)))
+    table(("cause", "kind", "over", "count", "sent", "source"), rows, right=("count", "sent"))
     for line in totals_text(explanation):
         say(f"  {line}")
     say("  (sent: by each rank in a step, done as a ring: 2(n-1)/n of an all-reduced tensor, (n-1)/n of another)")
 
 
+def _phase(each: Communication) -> str:
+    if each.gradients:
+        return "gradients of"
+    return "backward of" if each.backward else "forward of"
+
+
 def _cause(each: Communication) -> str:
-    if not each.gradients:
-        return each.module or "(model)"
-    return f"gradients of {each.module}" if each.module else "gradients of (model)"
+    return each.module or "(the model itself)"
 
 
 def _source(each: Communication) -> str:
