@@ -19,6 +19,7 @@ from ..frontend.to_ir import Floats, to_module
 from ..ir.module import Module
 from ..passes.base import Remark
 from ..passes.fold_layers import FoldLayers
+from ..passes.hoist_collectives import HoistCollectives
 from ..passes.lower_idioms import LowerIdioms
 from ..passes.manager import PassManager, PassRun, Step
 from ..passes.partition_tensors import PartitionTensors
@@ -71,6 +72,7 @@ def pipeline(plan: Plan) -> list[Step]:
         PartitionTensors(),
         LowerIdioms(),
         "canonicalize,cse,symbol-dce",
+        HoistCollectives(),
         StartCollectives(),
     ]
 

@@ -17,6 +17,7 @@ ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
     "fold-layers": "FoldLayers",
+    "hoist-collectives": "HoistCollectives",
     "lower-idioms": "LowerIdioms",
     "partition-tensors": "PartitionTensors",
     "place-arguments": "PlaceArguments",
