@@ -1,7 +1,7 @@
 """Starts processes of this machine through torch's elastic launch API, and says what became of them.
 
 Every process is a fresh interpreter that imports the entry by name, so nothing of the caller is run twice. What they
-print goes to files; rank 0's standard error is shown when all have ended, a failed rank's last lines with its error.
+print goes to files: rank 0's is shown on standard error when all have ended, a dead rank's last lines with its error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -53,7 +53,7 @@ def run_processes(entry: str, arguments: Json, processes: int) -> list[Json]:
                 raise _explain(folder, error.failures) from None
             except SignalException as error:
                 raise KeyboardInterrupt from error
-        sys.stderr.write("".join(path.read_text(errors="replace") for path in _files(folder, 0, "stderr.log")))
+        sys.stderr.write(_printed(folder, 0))
         return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)]
 
 
@@ -69,7 +69,7 @@ def _config(folder: Path, processes: int) -> LaunchConfig:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=_GRACE_S,
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.ALL),
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
 
 
@@ -95,7 +95,7 @@ def _explain(folder: Path, failures: Mapping[int, ProcessFailure]) -> RunError:
         span = Span(*words["place"]) if words["place"] else None
         return RunError(words["code"], words["message"], span=span, notes=(*own, *notes), help=words["help"])
     what = words["message"] if words else _how(failures[first].exitcode)
-    details = words.get("traceback", "") or _last_lines(folder, first)
+    details = words.get("traceback", "") or "\n".join(_printed(folder, first).splitlines()[-_LAST_LINES:])
     return RunError(
         "E0357",
         f"rank {first} {'failed' if words else 'died'}: {what}",
@@ -127,13 +127,9 @@ def _said(folder: Path, rank: int) -> dict[str, Any]:
     return words
 
 
-def _last_lines(folder: Path, rank: int) -> str:
-    text = "".join(path.read_text(errors="replace") for path in _files(folder, rank, "stderr.log"))
-    return "\n".join(text.splitlines()[-_LAST_LINES:])
-
-
-def _files(folder: Path, rank: int, name: str) -> list[Path]:
-    return sorted(folder.glob(f"*/attempt_0/{rank}/{name}"))
+def _printed(folder: Path, rank: int) -> str:
+    path = folder / f"printed-{rank}.txt"
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 @contextmanager
@@ -163,10 +159,11 @@ def _signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    added = {key: value for key, value in defaults.items() if key not in os.environ}
-    os.environ.update(added)
+    """What is not set already is, for a while; what the launcher adds goes too."""
+    before = dict(os.environ)
+    os.environ.update({key: value for key, value in defaults.items() if key not in before})
     try:
         yield
     finally:
-        for key in added:
+        for key in os.environ.keys() - before.keys():
             del os.environ[key]

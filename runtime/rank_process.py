@@ -1,7 +1,8 @@
 """What a launched process runs: `python -m stretto.runtime.rank_process ENTRY FOLDER`.
 
 ENTRY is "module:function" or "path/to/file.py:function"; the function takes the JSON in FOLDER/arguments.json and
-returns JSON, which goes to FOLDER/result-RANK.json. An error goes to FOLDER/error-RANK.json.
+returns JSON, which goes to FOLDER/result-RANK.json. An error goes to FOLDER/error-RANK.json, and what is printed to
+FOLDER/printed-RANK.txt.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ def main(entry: str, folder: str) -> None:
     """Run the entry as the rank of this process, and end the process (1 after an error)."""
     place = Path(folder)
     rank = os.environ["RANK"]
+    _print_to(place / f"printed-{rank}.txt")
     try:
         arguments: Json = json.loads((place / "arguments.json").read_text())
         result = json.dumps(find_entry(entry)(arguments))
     except Exception as error:  # the process ends with it: it is written down, not swallowed
         _write(place / f"error-{rank}.json", json.dumps(_describe(error)))
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # connections to processes that are gone would hold up an orderly end
     _write(place / f"result-{rank}.json", result)
@@ -76,6 +79,14 @@ def _write(path: Path, text: str) -> None:
     draft = path.with_suffix(".part")
     draft.write_text(text)
     draft.replace(path)
+
+
+def _print_to(path: Path) -> None:
+    """Standard output and error of this process, of its libraries too."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(file, standard)
+    os.close(file)
 
 
 def _leave() -> None:
