@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..dsl.plan import Plan
+from ..dsl.resolve import resolve_parameters
 from ..frontend.captured import Mode
+from ..frontend.parameters import parameter_infos
 from ..frontend.targets import Request, load_target
 from ..frontend.to_ir import Floats
 from ..ir.module import Module
+from ..runtime.folder import refuse_what_is_not_ours
 from ..runtime.program import Program
 from .compile_program import Options, compile_program
 from .console import progress, say
@@ -54,6 +57,7 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
             bar.to(f"passes: {name}")
 
         begin("plan")
+        refuse_what_is_not_ours(Path(job.output))
         plan = Plan.load(job.plan)
         begin("target")
         program = _compiled(job, plan, begin, after)
@@ -83,6 +87,7 @@ def _compiled(
     mode = Mode(job.mode)
     wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
     target = load_target(job.target, Request(mode=mode, dtype=job.dtype, **wanted))
+    resolve_parameters(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
     options = Options(
         mode=mode,
         loss_only=mode is Mode.TRAIN,

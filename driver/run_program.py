@@ -34,7 +34,7 @@ def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
         from ..runtime.process_jobs import run_processes_for
 
         with progress(job.steps) as bar:
-            bar.to(f"{count_text(program.mesh.ranks, 'process')}".replace("processs", "processes"))
+            bar.to(f"{program.mesh.ranks} processes")
             return program, run_processes_for(job.folder, steps=job.steps)
     with progress(job.steps) as bar:
         bar.to("step 1")
@@ -103,7 +103,7 @@ def check_json(job: RunJob, report: CheckReport, comparison: Comparison) -> dict
 def _worst(rows: list[CheckRow]) -> tuple[str, str]:
     judged = [row for row in rows if row.verdict is not Verdict.NOT_CHECKED] or rows
     row = max(judged, key=lambda row: row.error)
-    return f"{row.error:.1e}", row.name or "(the result)"
+    return f"{row.error:.1e}", f"output {row.name}" if row.kind == "output" else row.name
 
 
 def _verdicts(rows: list[CheckRow]) -> str:

@@ -75,7 +75,7 @@ def write_folder(
     folder: Path, manifest: Mapping[str, Json], texts: Mapping[str, str], weights: Mapping[str, Tensor]
 ) -> None:
     """Write beside `folder`, then rename: what was there stays until everything is on disk."""
-    _refuse_what_is_not_ours(folder)
+    refuse_what_is_not_ours(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
@@ -106,7 +106,8 @@ def _swap(fresh: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def _refuse_what_is_not_ours(folder: Path) -> None:
+def refuse_what_is_not_ours(folder: Path) -> None:
+    """Raise ProgramError E0307 where a program would replace something that is none."""
     if not os.path.lexists(folder):
         return
     try:
