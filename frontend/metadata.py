@@ -6,6 +6,7 @@ import inspect
 import linecache
 import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +40,11 @@ def annotate(graph: fx.Graph, model_attribute: str) -> None:
     for node in graph.nodes:
         origin = _own_origin(node, model_attribute)
         if not origin.file and node.op == "call_function":
-            origin = _of_latest_operand(node, origin, position) or _paired(origin, forward) or origin
+            origins = {operand: operand.meta[META_KEY] for operand in node.all_input_nodes}
+            same = {operand: own for operand, own in origins.items() if own.backward == origin.backward}
+            origin = (
+                _of_latest(same, origin, position) or _paired(origin, forward) or _of_latest(origins, origin, position)
+            ) or origin
         if not origin.backward:
             forward.setdefault(origin.seq_nr, origin)
         node.meta[META_KEY] = origin
@@ -57,15 +62,12 @@ def _own_origin(node: fx.Node, model_attribute: str) -> Origin:
     return Origin(_module_path(stack, model_attribute), file, line, backward, -1 if seq_nr is None else seq_nr)
 
 
-def _of_latest_operand(node: fx.Node, origin: Origin, position: dict[fx.Node, int]) -> Origin | None:
+def _of_latest(operands: Mapping[fx.Node, Origin], origin: Origin, position: Mapping[fx.Node, int]) -> Origin | None:
     """The place of the operand computed last: for sums of gradients, and for what tracing adds to the forward's end."""
-    operands = node.all_input_nodes
-    known = [
-        operand for operand in operands if (own := operand.meta[META_KEY]).backward == origin.backward and own.file
-    ]
+    known = [operand for operand, own in operands.items() if own.file]
     if not known:
         return None
-    latest: Origin = max(known, key=position.__getitem__).meta[META_KEY]
+    latest = operands[max(known, key=position.__getitem__)]
     seq_nr = -1 if origin.backward else origin.seq_nr
     return Origin(latest.module_path, latest.file, latest.line, origin.backward, seq_nr)
 
