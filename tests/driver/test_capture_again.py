@@ -1,0 +1,125 @@
+"""When a compiled model is captured, and what it says when it cannot be."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import stretto
+import torch
+from torch import Tensor, nn
+
+from .models import DP, Small
+
+
+@stretto.compile(plan=DP)
+class Structured(nn.Module):
+    """Takes and returns nested tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: dict[str, Tensor] | list[Tensor] | Tensor, twice: bool = False) -> dict[str, Any]:
+        parts = [x] if isinstance(x, Tensor) else list(x.values()) if isinstance(x, dict) else x
+        y = sum(self.linear(part) for part in parts)
+        return {"y": y, "nested": (y * 2 if twice else y + 1, "label", None)}
+
+
+def program(model: nn.Module, *args: Any, **kwargs: Any) -> str:
+    """The hash of the program that a call runs."""
+    model(*args, **kwargs)
+    return stretto.program_of(model).hash
+
+
+def test_a_call_like_an_earlier_one_runs_its_program() -> None:
+    model, x = Small(), torch.randn(4, 4)
+    model(x)
+    first = stretto.program_of(model)
+    model(torch.randn(4, 4))
+    assert stretto.program_of(model) is first
+    with torch.no_grad():
+        model(x)
+    assert stretto.program_of(model) is not first
+    model(x)
+    assert stretto.program_of(model) is first
+
+
+def test_each_thing_that_a_graph_depends_on_makes_another_program(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = Small(), torch.randn(4, 4)
+    with caplog.at_level(logging.INFO, "stretto"):
+        found = [program(model, x)]
+        found.append(program(model, x, scale=2.0))
+        found.append(program(model, torch.randn(8, 4), scale=2.0))
+        model.linear.bias.requires_grad_(False)
+        found.append(program(model, torch.randn(8, 4), scale=2.0))
+        found.append(program(model.eval(), torch.randn(8, 4), scale=2.0))
+        with torch.no_grad():
+            found.append(program(model, torch.randn(8, 4), scale=2.0))
+        found.append(program(model.double(), torch.randn(8, 4).double(), scale=2.0))
+    assert len(set(found)) == len(found)
+    why = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert why == [
+        "first call",
+        "structure changed",
+        "inputs changed",
+        "trainable changed",
+        "training changed",
+        "mode, trainable changed",
+        "mode, inputs, parameters, trainable changed",
+    ]
+
+
+def test_one_module_in_eval_mode_counts() -> None:
+    model, x = Small(), torch.randn(4, 4)
+    first = program(model, x)
+    model.norm.eval()
+    assert program(model, x) != first
+    assert model.training and not model.norm.training
+
+
+def test_results_keep_their_structure() -> None:
+    model = Structured()
+    a, b = torch.randn(4, 4), torch.randn(4, 4)
+    for args, kwargs in [((a,), {}), (({"a": a, "b": b},), {}), (([a, b],), {"twice": True})]:
+        found, expected = model(*args, **kwargs), model.forward(*args, **kwargs)
+        assert torch.allclose(found["y"], expected["y"])
+        assert torch.allclose(found["nested"][0], expected["nested"][0])
+        assert found["nested"][1:] == ("label", None)
+
+
+def test_a_result_without_a_gradient_is_no_error() -> None:
+    class Choice(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(-1)
+
+    model = Choice(4, 4)
+    x = torch.randn(4, 4)
+    assert torch.equal(stretto.compile(model, plan=DP)(x), model(x))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_its_size() -> None:
+    model = Small()
+    model(torch.randn(4, 4))
+    with pytest.raises(stretto.StrettoError, match=r'E0401.*"x" has 3 rows'):
+        model(torch.randn(3, 4))
+    model(torch.randn(2, 4))
+
+
+def test_a_forward_that_branches_on_data_is_refused_at_its_line() -> None:
+    class Branching(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(stretto.StrettoError, match=r"test_capture_again\.py:\d+.*E0220"):
+        stretto.compile(Branching(4, 4), plan=DP)(torch.randn(4, 4))
+
+
+def test_programs_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto.driver.compiled_module.MAX_VARIANTS", 2)
+    model = Small().eval()
+    first = program(model, torch.randn(2, 4))
+    for rows in (4, 6):
+        program(model, torch.randn(rows, 4))
+    assert program(model, torch.randn(2, 4)) == first

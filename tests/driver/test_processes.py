@@ -1,0 +1,44 @@
+"""One script, as threads and under torchrun: the same losses, and parameters of which each process holds its part."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("train_script.py")
+
+
+def run(mesh: str, *launcher: str) -> dict[str, Any]:
+    """What the script prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), mesh], capture_output=True, text=True, check=False, env=environment
+    )
+    assert found.returncode == 0, found.stderr
+    report: dict[str, Any] = json.loads(found.stdout)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("mesh", "ranks"), [("tp=2", 2), pytest.param("dp=2, tp=2", 4, marks=pytest.mark.slow)], ids=["tp", "dp_tp"]
+)
+def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks: int) -> None:
+    threads = run(mesh)
+    processes = run(mesh, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    assert threads["class"] == pytest.approx(threads["plain"], rel=1e-9)
+    assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
+    assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
+    assert processes["hash"] == threads["hash"]
+    assert (
+        processes["names"] == threads["names"] == ["embed.weight", "up.weight", "up.bias", "down.weight", "down.bias"]
+    )
+    assert (threads["type"], processes["type"]) == ("Parameter", "DTensor")
+    assert threads["shapes"] == [[51, 8], [12, 8], [12], [8, 12], [8]]
+    assert processes["shapes"] == [[26, 8], [6, 8], [6], [8, 6], [8]]
+    assert processes["refused"] == ["E0120", "E0603"]

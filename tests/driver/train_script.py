@@ -1,0 +1,108 @@
+"""A training script that does not know how it is run: `python` makes its ranks threads, `torchrun` processes.
+
+Its argument is the plan's mesh. Prints one JSON object: losses of the plain model, of a decorated class and of a
+compiled model, and what the parameters are.
+"""
+
+import json
+import os
+import sys
+
+import stretto
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PLAN = f"""
+mesh ({sys.argv[1]})
+shard "up"    columns over tp
+shard "down"  rows    over tp
+shard "embed" vocab   over tp
+"""
+VOCAB = 51  # uneven over tp
+
+
+class Plain(nn.Module):
+    """An embedding, a feed-forward with running statistics, a tied head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(VOCAB, 8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, VOCAB, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mean", torch.zeros(8))
+        self.mean: Tensor
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        x = self.embed(tokens)
+        x = x + self.down(F.gelu(self.up(x)))
+        self.mean.mul_(0.5).add_(x.detach().mean((0, 1)))
+        logits = self.head(x - self.mean)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten()), "logits": logits}
+
+
+@stretto.compile(plan=PLAN)
+class Decorated(Plain):
+    """Distributed when it is built."""
+
+
+def train(model: nn.Module) -> list[float]:
+    """Three steps of two batches each, the second with frozen parameters, then an evaluation."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+    losses = []
+    generator = torch.Generator().manual_seed(1)
+    for step in range(3):
+        model.up.requires_grad_(step != 1)
+        for _ in range(2):
+            tokens = torch.randint(VOCAB, (4, 7), generator=generator)
+            loss = model(tokens[:, :-1], tokens[:, 1:])["loss"]
+            loss.backward()
+            losses.append(loss.item())
+        losses.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    with torch.no_grad():
+        losses.append(model.eval()(tokens[:, :-1], tokens[:, 1:])["loss"].item())
+    return [*losses, model.mean.sum().item()]
+
+
+def refused(model: nn.Module) -> list[str]:
+    """The codes of errors that only processes make; all of them stop alike."""
+    codes = []
+    rank = int(os.environ["RANK"])
+    tokens = torch.full((8, 6), rank)
+    for attempt in (
+        lambda: stretto.compile(Plain(), plan="mesh (dp=3)"),
+        lambda: model(tokens, tokens),
+    ):
+        try:
+            attempt()
+        except stretto.StrettoError as error:
+            codes.append(error.code)
+    return codes
+
+
+def main() -> None:
+    """Train both forms of one model."""
+    torch.set_default_dtype(torch.float64)
+    report: dict[str, object] = {}
+    torch.manual_seed(0)
+    model: nn.Module = Decorated()
+    report["names"] = [name for name, _ in model.named_parameters()]
+    report["type"] = type(next(model.parameters())).__name__
+    report["shapes"] = [list(getattr(each, "_local_tensor", each).shape) for each in model.parameters()]
+    report["class"] = train(model)
+    torch.manual_seed(0)
+    report["plain"] = train(Plain())
+    torch.manual_seed(0)
+    report["model"] = train(stretto.compile(Plain(), plan=PLAN))
+    report["refused"] = refused(model) if "RANK" in os.environ else []
+    report["hash"] = stretto.program_of(model).hash
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
