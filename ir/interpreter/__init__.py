@@ -1,0 +1,35 @@
+"""The reference interpreter: what a module means, run with torch on one machine, all ranks in one process.
+
+Lives here: decoding a module to steps (`code.py`), the formulas of nn operations (`nn.py`), collectives matched for
+real (`exchange.py`), cutting inputs and joining results (`cutting.py`), running (`running.py`, the place to start
+reading), and comparing two modules (`compare.py`). Not here: anything of `runtime/`; each checks the other, so they
+share nothing.
+"""
+
+from .compare import Comparison, ResultComparison, Verdict, compare
+from .errors import DeadlockError, InterpreterError, Stuck
+from .integer_ranges import IntegerRange
+from .memory import Estimate, estimate
+from .padding import Padding
+from .precision import Floats
+from .random_inputs import infer_ranges, random_inputs
+from .running import run, run_ranks
+
+__all__ = [
+    "Comparison",
+    "DeadlockError",
+    "Estimate",
+    "Floats",
+    "IntegerRange",
+    "InterpreterError",
+    "Padding",
+    "ResultComparison",
+    "Stuck",
+    "Verdict",
+    "compare",
+    "estimate",
+    "infer_ranges",
+    "random_inputs",
+    "run",
+    "run_ranks",
+]

@@ -1,0 +1,202 @@
+"""A module decoded once for all ranks: functions of steps, whose values live in numbered slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..bindings import Operation, Type, Value, mlir
+from ..locations import Origin, from_location
+from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records
+from ..operations import is_packing, read
+from ..placement import Mesh
+from ..types import TensorType, from_mlir, is_tensor
+from .errors import NO_MEANING, InterpreterError
+
+CALL = "func.call"
+UNPACK = "unpack"
+"""Takes one list of tensors, gives its elements."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An argument that is the value of a slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: arguments in schema order with `Ref`s in the values' places."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: tuple[int, ...]
+    """The slot of each result."""
+    free: tuple[int, ...]
+    """Slots whose values nothing uses after this step."""
+    origin: Origin
+    callee: str = ""
+    """The function that a call calls."""
+
+    def __str__(self) -> str:
+        name = f"call of {self.callee}" if self.callee else self.name
+        return f'"{name}" ({self.origin})'
+
+
+@dataclass(frozen=True)
+class Body:
+    """One function."""
+
+    name: str
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+    steps: tuple[Step, ...]
+    types: tuple[TensorType | None, ...]
+    """The type of each slot; of a future that of its tensor; None for lists of tensors and for what is not computed."""
+    argument_records: tuple[Record, ...]
+    result_records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """All functions of a module."""
+
+    level: Level
+    mesh: Mesh
+    bodies: dict[str, Body]
+
+    @property
+    def main(self) -> Body:
+        return self.bodies["main"]
+
+    def global_shape(self, type_: TensorType) -> tuple[int, ...]:
+        """The whole tensor's shape."""
+        return type_.shape if self.level is Level.ATEN else type_.global_shape(self.mesh)
+
+    def argument_types(self) -> list[TensorType]:
+        """The types of main's arguments."""
+        return _tensors(self.main, self.main.arguments)
+
+    def result_types(self) -> list[TensorType]:
+        """The types of main's results."""
+        return _tensors(self.main, self.main.results)
+
+
+def decode(module: Module) -> Code:
+    """Decode every function; E0652 where there is no `main`, or an operation that is not Stretto's."""
+    bodies = {name: _Decoder(function).body(name) for name, function in module.functions().items()}
+    if "main" not in bodies:
+        raise InterpreterError(NO_MEANING, 'the module has no function "main"', help="name the entry function main")
+    missing = {s.callee for b in bodies.values() for s in b.steps if s.callee} - set(bodies)
+    if missing:
+        raise InterpreterError(NO_MEANING, f'function "{min(missing)}" is called and not there')
+    return Code(module.level, module.mesh, bodies)
+
+
+def refs(argument: Any) -> list[int]:
+    """The slots that an argument, or a sequence of arguments, refers to."""
+    if isinstance(argument, Ref):
+        return [argument.slot]
+    return [slot for a in argument for slot in refs(a)] if isinstance(argument, (list, tuple)) else []
+
+
+def used(step: Step) -> list[int]:
+    """The slots that a step reads."""
+    return refs((*step.args, *step.kwargs.values()))
+
+
+class _Decoder:
+    """Numbers the values of one function."""
+
+    def __init__(self, function: Operation) -> None:
+        self.function = function
+        self.slots: dict[Value, int] = {}
+        self.types: list[TensorType | None] = []
+
+    def body(self, name: str) -> Body:
+        is_main = name == "main"
+        arguments = tuple(self._new(a) for a in entry(self.function).arguments)
+        *before, last = operations(self.function)
+        raw = [step for op in before if (step := self._step(op)) is not None]
+        results = tuple(self.slots[v] for v in last.operands)
+        return Body(
+            name,
+            arguments,
+            results,
+            _with_frees(raw, arguments, results),
+            tuple(self.types),
+            tuple(argument_records(self.function)) if is_main else (),
+            tuple(result_records(self.function)) if is_main else (),
+        )
+
+    def _new(self, value: Value) -> int:
+        self.slots[value] = len(self.types)
+        self.types.append(_tensor_type(value.type))
+        return self.slots[value]
+
+    def _step(self, op: Operation) -> Step | None:
+        origin = from_location(op.location)
+        name = callee(op)
+        if name is not None:
+            args = tuple(Ref(self.slots[v]) for v in op.operands)
+            return Step(CALL, args, {}, self._results(op), (), origin, name)
+        if is_packing(op):
+            return self._packing(op, origin)
+        call = read(op)
+        if call is None:
+            raise InterpreterError(NO_MEANING, f'"{op.operation.name}" ({origin}) is no operation of a Stretto module')
+        args = tuple(self._argument(a) for a in call.args)
+        kwargs = {key: self._argument(value) for key, value in call.kwargs.items()}
+        return Step(call.name, args, kwargs, self._results(op), (), origin)
+
+    def _packing(self, op: Operation, origin: Origin) -> Step | None:
+        """Packing is left out, since `read` looks through it."""
+        operands = list(op.operands)
+        if len(operands) != 1 or not _is_tuple(operands[0].type):
+            return None
+        return Step(UNPACK, (Ref(self.slots[operands[0]]),), {}, self._results(op), (), origin)
+
+    def _results(self, op: Operation) -> tuple[int, ...]:
+        return tuple(self._new(r) for r in op.results)
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, mlir.Value):
+            return Ref(self.slots[argument])
+        return [self._argument(a) for a in argument] if isinstance(argument, list) else argument
+
+
+def _with_frees(steps: Sequence[Step], arguments: Iterable[int], results: Iterable[int]) -> tuple[Step, ...]:
+    last = {slot: i for i, step in enumerate(steps) for slot in (*step.out, *used(step))}
+    kept = set(results)
+    free: list[list[int]] = [[] for _ in steps]
+    for slot, i in last.items():
+        if slot not in kept:
+            free[i].append(slot)
+    if steps:
+        free[0].extend(slot for slot in arguments if slot not in last and slot not in kept)
+    return tuple(
+        Step(s.name, s.args, s.kwargs, s.out, tuple(f), s.origin, s.callee) for s, f in zip(steps, free, strict=True)
+    )
+
+
+def _is_tuple(type_: Type) -> bool:
+    return str(type_).startswith("tuple<")
+
+
+def _tensor_type(type_: Type) -> TensorType | None:
+    if is_tensor(type_) or str(type_).startswith("!async.value<tensor"):
+        return from_mlir(type_)
+    return None
+
+
+def _tensors(body: Body, slots: Iterable[int]) -> list[TensorType]:
+    found = []
+    for slot in slots:
+        type_ = body.types[slot]
+        if type_ is None:
+            raise InterpreterError(NO_MEANING, f'function "{body.name}" takes or gives something that is no tensor')
+        found.append(type_)
+    return found

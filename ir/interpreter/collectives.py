@@ -1,0 +1,73 @@
+"""What each collective gives every member of its group, by definition, from what all members brought."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+Option = list[str] | str | int
+Options = dict[str, Option]
+"""The constant arguments of a collective: axes, dim, split_dim, concat_dim, reduce."""
+
+_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+
+
+def combine(tensors: Sequence[Tensor], how: str) -> Tensor:
+    """All of them added up (or their elementwise maximum or minimum), in order."""
+    return reduce(_COMBINE[how], tensors)
+
+
+def all_reduce(tensors: Sequence[Tensor], how: str) -> list[Tensor]:
+    """Every member gets the combination."""
+    return [combine(tensors, how).clone() for _ in tensors]
+
+
+def all_gather(tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Every member gets all tensors joined along dim, in the order of the group."""
+    return [torch.cat(list(tensors), dim) for _ in tensors]
+
+
+def reduce_scatter(tensors: Sequence[Tensor], dim: int, how: str) -> list[Tensor]:
+    """Member i gets part i of the combination, cut along dim into equal parts."""
+    return [part.clone() for part in _parts(combine(tensors, how), len(tensors), dim)]
+
+
+def all_to_all(tensors: Sequence[Tensor], split_dim: int, concat_dim: int) -> list[Tensor]:
+    """Member i gets part i of every tensor, cut along split_dim, joined along concat_dim."""
+    parts = [_parts(t, len(tensors), split_dim) for t in tensors]
+    return [torch.cat([p[i] for p in parts], concat_dim) for i in range(len(tensors))]
+
+
+def perform(kind: str, tensors: Sequence[Tensor], options: Options) -> list[Tensor]:
+    """The results of the collective "comm.<kind>" in the order of the group; ValueError where a dim cannot be cut."""
+    if kind == "all_reduce":
+        return all_reduce(tensors, str(options["reduce"]))
+    if kind == "all_gather":
+        return all_gather(tensors, _int(options, "dim"))
+    if kind == "reduce_scatter":
+        return reduce_scatter(tensors, _int(options, "dim"), str(options["reduce"]))
+    if kind == "all_to_all":
+        return all_to_all(tensors, _int(options, "split_dim"), _int(options, "concat_dim"))
+    raise ValueError(f'there is no collective "{kind}"')
+
+
+def _int(options: Options, key: str) -> int:
+    value = options[key]
+    if not isinstance(value, int):
+        raise ValueError(f'"{key}" is {value!r}, not a dim')
+    return value
+
+
+def _parts(tensor: Tensor, count: int, dim: int) -> Sequence[Tensor]:
+    extent = tensor.shape[dim]
+    if extent % count:
+        raise ValueError(f"dim {dim} has {extent} elements, which {count} ranks do not divide")
+    size = extent // count
+    return [tensor.narrow(dim, i * size, size) for i in range(count)]

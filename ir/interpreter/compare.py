@@ -1,0 +1,132 @@
+"""Whether two modules compute the same: both run in float64 on the same random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from ..module import Module
+from .code import Code, decode
+from .errors import UNLIKE, InterpreterError
+from .integer_ranges import IntegerRange
+from .padding import Padding
+from .precision import Floats
+from .random_inputs import argument_name, inputs_of, ranges_of
+from .running import result_name, run
+
+
+class Verdict(StrEnum):
+    """What a comparison says of one result."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    NOT_CHECKED = "not checked"
+    """It is all zero before and after, which many a wrong module would give too."""
+
+
+@dataclass(frozen=True)
+class ResultComparison:
+    """One result of `main`, before and after."""
+
+    name: str
+    error: float
+    """Largest absolute difference over the largest absolute value before; inf where one is not finite."""
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}" + (
+            f" ({self.error:.3g})" if self.verdict is not Verdict.NOT_CHECKED else ""
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All results, in order."""
+
+    results: tuple[ResultComparison, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether none differs, and at least one was checked."""
+        verdicts = {r.verdict for r in self.results}
+        return Verdict.DIFFERENT not in verdicts and Verdict.EQUAL in verdicts
+
+    @property
+    def error(self) -> float:
+        """The largest error."""
+        return max((r.error for r in self.results), default=0.0)
+
+    def of(self, verdict: Verdict) -> tuple[ResultComparison, ...]:
+        """The results of one verdict."""
+        return tuple(r for r in self.results if r.verdict is verdict)
+
+
+def compare(
+    before: Module,
+    after: Module,
+    seed: int = 0,
+    *,
+    ranges: Mapping[str, IntegerRange] | None = None,
+    values: Mapping[str, Tensor] | None = None,
+    tolerance: float = 1e-9,
+    padding: Padding = Padding.NAN,
+    max_bytes: int | None = None,
+) -> Comparison:
+    """Run two modules, of any levels, on the same inputs; `tolerance` bounds the error of an equal result.
+
+    Integer inputs are drawn from the range that the modules tell (an embedding's rows, a loss's classes and its ignored
+    label), else from `ranges` by name; `values` fixes inputs by name.
+    Errors: E0660 where arguments or results differ, E0661 for an unknown range, and those of `run`.
+    """
+    codes = [decode(before), decode(after)]
+    _check_alike(codes)
+    inputs = inputs_of(codes[0], seed, ranges_of(*codes) | dict(ranges or {}), values or {})
+    results = [run(m, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes) for m in (before, after)]
+    records = codes[0].main.result_records
+    names = [result_name(record, i) for i, record in enumerate(records)]
+    return Comparison(tuple(compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *results, strict=True)))
+
+
+def compare_tensors(name: str, before: Tensor, after: Tensor, tolerance: float) -> ResultComparison:
+    """Compare one result; integers and booleans must be equal."""
+    error = relative_error(before, after)
+    if not before.any() and error == 0:
+        return ResultComparison(name, 0.0, Verdict.NOT_CHECKED)
+    return ResultComparison(name, error, Verdict.EQUAL if error <= tolerance else Verdict.DIFFERENT)
+
+
+def relative_error(before: Tensor, after: Tensor) -> float:
+    """The largest absolute difference over the largest absolute value before; inf where that has no value.
+
+    Infinities and NaN must stand in the same places of both.
+    """
+    a, b = before.double(), after.double()
+    special = ~a.isfinite()
+    if not torch.equal(a[special].nan_to_num(), b[special].nan_to_num()) or not torch.equal(special, ~b.isfinite()):
+        return float("inf")
+    difference = float((a - b)[~special].abs().amax()) if (~special).any() else 0.0
+    if difference == 0:
+        return 0.0
+    scale = float(a[~special].abs().amax())
+    return difference / scale if scale else float("inf")
+
+
+def _check_alike(codes: Sequence[Code]) -> None:
+    for what, sides in (
+        ("arguments", [_arguments(c) for c in codes]),
+        ("results", [[(c.global_shape(t), Floats.FLOAT64.of(t.dtype)) for t in c.result_types()] for c in codes]),
+    ):
+        if sides[0] != sides[1]:
+            raise InterpreterError(UNLIKE, f"the modules have different {what}, so that they cannot be compared")
+
+
+def _arguments(code: Code) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    pairs = zip(code.argument_types(), code.main.argument_records, strict=True)
+    return [
+        (argument_name(record, i), code.global_shape(type_), Floats.FLOAT64.of(type_.dtype))
+        for i, (type_, record) in enumerate(pairs)
+    ]

@@ -1,0 +1,189 @@
+"""One rank: call frames and a program counter; it runs until it has to wait for others, or is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..comm import COLLECTIVES
+from ..module import Level
+from ..schemas import definitions
+from ..types import TensorType
+from .code import CALL, UNPACK, Body, Code, Ref, Step
+from .errors import FAILED, FUTURE, NO_MEANING, WRONG_TYPE, InterpreterError, Stuck
+from .evaluate import Evaluator
+from .exchange import Exchange, Future
+from .precision import Floats
+
+_STARTS = frozenset(f"{name}_start" for name in COLLECTIVES)
+
+
+@dataclass
+class Frame:
+    """A call of a function in progress."""
+
+    body: Body
+    values: list[Any]
+    at: int = 0
+    """The step to run next."""
+
+
+@dataclass
+class Machine:
+    """A rank in the middle of running a module's `main`."""
+
+    rank: int
+    code: Code
+    evaluator: Evaluator
+    exchange: Exchange
+    floats: Floats
+    frames: list[Frame] = field(default_factory=list)
+    results: list[Tensor] | None = None
+    """Set when it is done."""
+    _waiting: Future | None = None
+    """The collective that the next step waits for, once it has been started."""
+    _untaken: dict[int, Future] = field(default_factory=dict)
+
+    def begin(self, inputs: list[Any]) -> None:
+        """Enter `main`."""
+        self.frames.append(_frame(self.code.main, inputs))
+
+    @property
+    def is_done(self) -> bool:
+        return self.results is not None
+
+    def advance(self) -> bool:
+        """Run until the rank waits or is done; whether it got anywhere."""
+        moved = False
+        while not self.is_done:
+            frame = self.frames[-1]
+            if frame.at == len(frame.body.steps):
+                self._leave(frame)
+            elif not self._step(frame, frame.body.steps[frame.at]):
+                return moved
+            moved = True
+        return moved
+
+    def stuck(self) -> Stuck:
+        """Where it waits, and for whom."""
+        frame = self.frames[-1]
+        step = frame.body.steps[frame.at]
+        return Stuck(self.rank, step.name, step.origin, self._waiting.meeting.missing if self._waiting else ())
+
+    def _step(self, frame: Frame, step: Step) -> bool:
+        """Run one step and move on; False, and nothing moved, where it has to wait."""
+        name = step.name
+        if name == CALL:
+            self._enter(frame, step)
+            return True
+        if self.code.level is Level.COMM and name in COLLECTIVES:
+            self._waiting = self._waiting or self._start(frame, step)
+            return self._await(frame, step)
+        if name == "comm.wait":
+            self._waiting = self._waiting or self._future(_fill(step.args[0], frame.values), step)
+            return self._await(frame, step)
+        if self.code.level is Level.COMM and name in _STARTS:
+            future = self._start(frame, step)
+            self._untaken[id(future)] = future
+            frame.values[step.out[0]] = future
+        else:
+            self._compute(frame, step)
+        self._move_on(frame, step)
+        return True
+
+    def _move_on(self, frame: Frame, step: Step) -> None:
+        for slot in step.free:
+            frame.values[slot] = None
+        frame.at += 1
+
+    def _enter(self, frame: Frame, step: Step) -> None:
+        """Call a function; what the caller does not use again belongs to the callee alone."""
+        given = [_fill(a, frame.values) for a in step.args]
+        for slot in set(step.free) - set(step.out):
+            frame.values[slot] = None
+        self.frames.append(_frame(self.code.bodies[step.callee], given))
+
+    def _leave(self, frame: Frame) -> None:
+        values = [frame.values[slot] for slot in frame.body.results]
+        self.frames.pop()
+        if not self.frames:
+            self._finish(values)
+            return
+        caller = self.frames[-1]
+        step = caller.body.steps[caller.at]
+        for slot, value in zip(step.out, values, strict=True):
+            caller.values[slot] = value
+        self._move_on(caller, step)
+
+    def _finish(self, values: list[Any]) -> None:
+        for future in self._untaken.values():
+            raise InterpreterError(FUTURE, f"rank {self.rank} never waits for {future.step}")
+        self.results = values
+
+    def _start(self, frame: Frame, step: Step) -> Future:
+        names = [a.name for a in definitions()[step.name].arguments]
+        tensor, *constants = (_fill(a, frame.values) for a in step.args)
+        if not isinstance(tensor, Tensor):
+            raise InterpreterError(NO_MEANING, f"rank {self.rank}: {step} takes a future that was not waited on")
+        return self.exchange.start(self.rank, step, tensor, dict(zip(names[1:], constants, strict=True)))
+
+    def _future(self, value: Any, step: Step) -> Future:
+        if not isinstance(value, Future):
+            raise InterpreterError(FUTURE, f"rank {self.rank}: {step} waits on what is no future")
+        if value.is_taken:
+            raise InterpreterError(FUTURE, f"rank {self.rank} waits twice for {value.step}")
+        return value
+
+    def _await(self, frame: Frame, step: Step) -> bool:
+        future = self._waiting
+        if future is None or not future.is_ready:
+            return False
+        self._waiting = None
+        self._untaken.pop(id(future), None)
+        self._put(frame, step, [future.take()])
+        self._move_on(frame, step)
+        return True
+
+    def _compute(self, frame: Frame, step: Step) -> None:
+        args = [_fill(a, frame.values) for a in step.args]
+        if step.name == UNPACK:
+            self._put(frame, step, args[0])
+            return
+        kwargs = {key: _fill(a, frame.values) for key, a in step.kwargs.items()}
+        try:
+            made = self.evaluator.evaluate(step.name, self.rank, args, kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            raise InterpreterError(FAILED, f"rank {self.rank}: {step} fails: {error}") from None
+        is_single = isinstance(made, Tensor) or definitions()[step.name].results == ("Tensor[]",)
+        self._put(frame, step, [made] if is_single else list(made))
+
+    def _put(self, frame: Frame, step: Step, made: list[Any]) -> None:
+        """Store results, each of the shape and dtype that its type says."""
+        if len(made) != len(step.out):
+            raise InterpreterError(WRONG_TYPE, f"{step} gives {len(made)} results, but {len(step.out)} are named")
+        for slot, value in zip(step.out, made, strict=True):
+            type_ = frame.body.types[slot]
+            if type_ is not None:
+                self._check(value, type_, step)
+            frame.values[slot] = value
+
+    def _check(self, value: Any, type_: TensorType, step: Step) -> None:
+        dtype = self.floats.of(type_.dtype)
+        if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != type_.shape:
+            found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else "no tensor"
+            raise InterpreterError(WRONG_TYPE, f"{step} gives {found}, but its type says {dtype} {type_.shape}")
+
+
+def _frame(body: Body, inputs: list[Any]) -> Frame:
+    values: list[Any] = [None] * len(body.types)
+    for slot, value in zip(body.arguments, inputs, strict=True):
+        values[slot] = value
+    return Frame(body, values)
+
+
+def _fill(argument: Any, values: list[Any]) -> Any:
+    if isinstance(argument, Ref):
+        return values[argument.slot]
+    return [_fill(a, values) for a in argument] if isinstance(argument, list) else argument

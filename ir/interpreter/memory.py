@@ -1,0 +1,114 @@
+"""How many bytes running a module takes, told from its types before it runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+from ..module import Level
+from .code import Body, Code, Step, used
+from .errors import MEMORY, InterpreterError
+from .grid import Grid
+from .precision import Floats
+
+_GIB = 1 << 30
+_SCORES = 3
+"""Temporary tensors of the size of the attention scores that an attention holds at once."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes at the worst moment; every value counts whole, views too."""
+
+    rank_bytes: int
+    """Of one rank, its inputs among them."""
+    ranks: int
+    global_bytes: int
+    """Of the global inputs, from which ranks cut theirs."""
+    largest_input: str
+
+    @property
+    def total_bytes(self) -> int:
+        """All ranks stand in one process, each at its own worst moment."""
+        return self.rank_bytes * self.ranks + self.global_bytes
+
+
+def estimate(code: Code, floats: Floats) -> Estimate:
+    """The bytes that running a module takes."""
+    ranks = Grid(code.mesh).ranks if code.level is Level.COMM else 1
+    sizes = {}
+    for i, (type_, record) in enumerate(zip(code.argument_types(), code.main.argument_records, strict=True)):
+        name = str(record.get("name") or f"argument {i}")
+        sizes[name] = prod(code.global_shape(type_)) * floats.of(type_.dtype).itemsize
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    whole = sum(sizes.values()) if code.level is Level.COMM else 0
+    return Estimate(_Meter(code, floats).peak("main"), ranks, whole, largest)
+
+
+def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
+    """E0655 where the estimate is above the cap: `max_bytes`, or half of the machine's memory."""
+    needed = estimate(code, floats)
+    cap = machine_bytes() // 2 if max_bytes is None else max_bytes
+    if needed.total_bytes <= cap:
+        return
+    ways = ["capture the model with a smaller batch, sequence or number of layers"]
+    if floats is Floats.FLOAT64:
+        ways.append("run in the module's own dtypes (floats=Floats.AS_IS)")
+    ways.append("raise the cap (max_bytes)")
+    raise InterpreterError(
+        MEMORY,
+        f"running this module takes about {needed.total_bytes / _GIB:.3g} GiB on {needed.ranks} rank(s) "
+        f"({needed.rank_bytes / _GIB:.3g} GiB each), more than the cap of {cap / _GIB:.3g} GiB",
+        notes=((f'the largest argument is "{needed.largest_input}"', None),),
+        help=", or ".join(ways),
+    )
+
+
+def machine_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class _Meter:
+    """Peaks of functions by liveness; one call's worst moment is inside it."""
+
+    def __init__(self, code: Code, floats: Floats) -> None:
+        self._code = code
+        self._floats = floats
+        self.peak = cache(self._peak)
+
+    def _peak(self, name: str) -> int:
+        body = self._code.bodies[name]
+        live = {slot: self._size(body, slot) for slot in body.arguments}
+        total = sum(live.values())
+        peak = total
+        for step in body.steps:
+            inside = 0
+            if step.callee:
+                given = sum(self._size(body, slot) for slot in set(used(step)))
+                inside = max(0, self.peak(step.callee) - given)
+            peak = max(peak, total + inside)
+            for slot in step.out:
+                live[slot] = self._size(body, slot)
+                total += live[slot]
+            peak = max(peak, total + self._workspace(body, step))
+            for slot in step.free:
+                total -= live.pop(slot, 0)
+        return peak
+
+    def _size(self, body: Body, slot: int) -> int:
+        type_ = body.types[slot]
+        return 0 if type_ is None else prod(type_.shape) * self._floats.of(type_.dtype).itemsize
+
+    def _workspace(self, body: Body, step: Step) -> int:
+        """Bytes of what an operation holds beside its operands and results."""
+        if not step.name.startswith("nn.attention"):
+            return 0
+        types = [body.types[slot] for slot in used(step)]
+        query, key = types[:2] if step.name == "nn.attention" else types[1:3]
+        if query is None or key is None:
+            return 0
+        scores = prod(query.shape[:3]) * key.shape[2]
+        return _SCORES * scores * self._floats.of(query.dtype).itemsize

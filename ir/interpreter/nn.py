@@ -1,0 +1,196 @@
+"""What every nn operation means, computed from its formula with elementary tensor algebra.
+
+Letters: b batch, h heads, s and t tokens of queries and keys, d head size, n rows, v classes, c features. Tensors of 16
+bits are computed in float32, and what has the type of an operand is rounded to it at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Results = tuple[Tensor | None, ...]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Results:
+    """out = softmax(q k^T scale + mask) v, and each row's log of the sum of exponentials."""
+    weights, logsumexp = _weights(q, k, mask, causal, scale)
+    return torch.einsum("bhst,bhtd->bhsd", weights, _wide(v)).to(v.dtype), logsumexp
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+) -> Results:
+    """With P = exp(scores - logsumexp), dS = P (g V^T - sum(g out)): dV = P^T g, dQ = dS K scale, dK = dS^T Q scale."""
+    wide, factor = _wide(grad), _factor(q, scale)
+    p = (_scores(q, k, mask, causal, scale) - logsumexp[..., None]).exp()
+    ds = p * (torch.einsum("bhsd,bhtd->bhst", wide, _wide(v)) - (wide * _wide(out)).sum(-1)[..., None])
+    dq = torch.einsum("bhst,bhtd->bhsd", ds, _wide(k)) * factor
+    dk = torch.einsum("bhst,bhsd->bhtd", ds, _wide(q)) * factor
+    dv = torch.einsum("bhst,bhsd->bhtd", p, wide)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Results:
+    """rstd = (mean of squares + eps)^(-1/2); y = (x rstd, rounded to x's dtype) weight."""
+    wide = _wide(x)
+    rstd = (wide.square().sum(-1, keepdim=True) / x.shape[-1] + eps).pow(-0.5)
+    return (wide * rstd).to(x.dtype) * weight, rstd
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, rstd: Tensor, weight: Tensor) -> Results:
+    """dx_i = rstd (g_i w_i) - x_i rstd^3 / C * sum_j (g_j w_j x_j); dw = sum over rows of g x rstd."""
+    wide, weighted = _wide(x), _wide(grad) * _wide(weight)
+    inner = (weighted * wide).sum(-1, keepdim=True)
+    dx = rstd * weighted - wide * rstd.pow(3) * inner / x.shape[-1]
+    dw = (_wide(grad) * wide * rstd).reshape(-1, x.shape[-1]).sum(0)
+    return dx.to(x.dtype), dw.to(weight.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], eps: float) -> Results:
+    """y = (x - mean) rstd weight + bias over the last len(shape) dims, with the variance divided by their size."""
+    wide, dims = _wide(x), _last(shape)
+    mean = wide.mean(dims, keepdim=True)
+    rstd = ((wide - mean).square().mean(dims, keepdim=True) + eps).pow(-0.5)
+    y = (wide - mean) * rstd
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    return y.to(x.dtype), mean, rstd
+
+
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shape: Sequence[int],
+) -> Results:
+    """With n = (x - mean) rstd, u = g weight: dx = rstd (u - mean(u) - n mean(u n)), dweight sums g n, dbias sums g."""
+    wide, dims = _wide(grad), _last(shape)
+    normal = (_wide(x) - mean) * rstd
+    u = wide if weight is None else wide * weight
+    dx = rstd * (u - u.mean(dims, keepdim=True) - normal * (u * normal).mean(dims, keepdim=True))
+    rows = tuple(range(x.dim() - len(shape)))
+    dweight = None if weight is None else _sum(wide * normal, rows).to(weight.dtype)
+    dbias = None if bias is None else _sum(wide, rows).to(bias.dtype)
+    return dx.to(x.dtype), dweight, dbias
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Results:
+    """y_i = x_i cos_i - x_(i+D/2) sin_i in the last dim's first half, x_i cos_i + x_(i-D/2) sin_i in its second."""
+    half, sign = x.shape[-1] // 2, _signs(x)
+    return (x * cos[:, None] + x.roll(half, -1) * sign * sin[:, None],)
+
+
+def rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Results:
+    """The transpose of `rotary`, which is linear in x."""
+    half, sign = grad.shape[-1] // 2, _signs(grad)
+    return (grad * cos[:, None] + (grad * sign * sin[:, None]).roll(half, -1),)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Results:
+    """total = sum over rows not ignored of logsumexp - logit of the label; count of these rows; logsumexp."""
+    wide = _wide(logits)
+    highest = wide.amax(1)
+    logsumexp = (wide - highest[:, None]).exp().sum(1).log() + highest
+    chosen = torch.where(_one_hot(logits, labels), wide, 0.0).sum(1)
+    counted = labels != ignore_index
+    losses = torch.where(counted, logsumexp - chosen, 0.0)
+    return losses.sum(), counted.to(wide.dtype).sum(), logsumexp
+
+
+def cross_entropy_backward(
+    scale: Tensor, logits: Tensor, labels: Tensor, logsumexp: Tensor, ignore_index: int
+) -> Results:
+    """(softmax - one-hot of the label) scale; zero in ignored rows."""
+    softmax = (_wide(logits) - logsumexp[:, None]).exp()
+    gradient = (softmax - _one_hot(logits, labels).to(softmax.dtype)) * scale
+    return (torch.where((labels != ignore_index)[:, None], gradient, 0.0).to(logits.dtype),)
+
+
+_OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
+    "nn.attention": (attention, 6),
+    "nn.attention_backward": (attention_backward, 9),
+    "nn.rms_norm": (rms_norm, 3),
+    "nn.rms_norm_backward": (rms_norm_backward, 4),
+    "nn.layer_norm": (layer_norm, 5),
+    "nn.layer_norm_backward": (layer_norm_backward, 7),
+    "nn.rotary": (rotary, 3),
+    "nn.rotary_backward": (rotary_backward, 3),
+    "nn.cross_entropy": (cross_entropy, 3),
+    "nn.cross_entropy_backward": (cross_entropy_backward, 5),
+}
+"""The function of each operation, and how many arguments it has."""
+
+
+def has_meaning(name: str) -> bool:
+    """Whether this is an nn operation."""
+    return name in _OPERATIONS
+
+
+def evaluate(name: str, args: Sequence[Any]) -> Results:
+    """The results of an nn operation; trailing arguments left out are None."""
+    function, count = _OPERATIONS[name]
+    return function(*args, *[None] * (count - len(args)))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _factor(q: Tensor, scale: float | None) -> float:
+    return 1.0 / float(q.shape[-1]) ** 0.5 if scale is None else scale
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    scores = torch.einsum("bhsd,bhtd->bhst", _wide(q), _wide(k)) * _factor(q, scale)
+    if mask is not None:
+        scores = scores + mask
+    if causal:
+        later = torch.arange(k.shape[2])[None, :] > torch.arange(q.shape[2])[:, None]
+        scores = torch.where(later, float("-inf"), scores)
+    return scores
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
+    """The softmax of the scores, and its logsumexp, both from scores less their highest."""
+    scores = _scores(q, k, mask, causal, scale)
+    highest = scores.amax(-1, keepdim=True)
+    shifted = (scores - highest).exp()
+    total = shifted.sum(-1, keepdim=True)
+    return shifted / total, (total.log() + highest).squeeze(-1)
+
+
+def _last(shape: Sequence[int]) -> list[int]:
+    return list(range(-len(shape), 0))
+
+
+def _sum(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The sum over some dims; over none, the tensor (torch would sum over all)."""
+    return tensor.sum(dims) if dims else tensor
+
+
+def _signs(x: Tensor) -> Tensor:
+    """-1 in the first half of the last dim, 1 in the second."""
+    half = x.shape[-1] // 2
+    signs = torch.ones(x.shape[-1], dtype=x.dtype)
+    signs[:half] = -1
+    return signs
+
+
+def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+    """(n, v): whether this class is the row's label; a label that is no class matches none."""
+    return labels[:, None] == torch.arange(logits.shape[1])[None, :]
