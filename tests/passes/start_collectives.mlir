@@ -1,0 +1,48 @@
+// RUN: stretto opt -p "start-collectives" %s | filecheck %s
+
+// The wait stands right before the first use; what was between runs meanwhile.
+
+// CHECK: %[[F:.+]] = "comm.all_reduce_start"(%arg0) {axes = ["tp"], reduce = "sum"} : {{.*}} -> !async.value<tensor<4xf32>>
+// CHECK-NEXT: %[[E:.+]] = "aten.exp_default"(%arg1)
+// CHECK-NEXT: %[[V:.+]] = "comm.wait"(%[[F]])
+// CHECK-NEXT: "aten.mul_tensor"(%[[V]], %[[E]])
+// CHECK-NEXT: "aten.neg_default"(%[[V]])
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>, %y: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = "aten.exp_default"(%y) : (tensor<4xf32>) -> tensor<4xf32>
+  %2 = "aten.mul_tensor"(%0, %1) : (tensor<4xf32>, tensor<4xf32>) -> tensor<4xf32>
+  %3 = "aten.neg_default"(%0) : (tensor<4xf32>) -> tensor<4xf32>
+  return %2, %3 : tensor<4xf32>, tensor<4xf32>
+}
+}
+
+// -----
+
+// A result that is only returned is waited for at the end; the order of starts is the order of the collectives.
+
+// CHECK: %[[A:.+]] = "comm.all_gather_start"(%arg0)
+// CHECK-NEXT: %[[B:.+]] = "comm.reduce_scatter_start"(%arg1)
+// CHECK-NEXT: "comm.wait"(%[[A]])
+// CHECK-NEXT: "comm.wait"(%[[B]])
+// CHECK-NEXT: return
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<2xf32, {tp = "shard(0)"}>, %y: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>, tensor<2xf32, {tp = "shard(0)"}>) {
+  %0 = "comm.all_gather"(%x) {axes = ["tp"], dim = 0 : i64} : (tensor<2xf32, {tp = "shard(0)"}>) -> tensor<4xf32>
+  %1 = "comm.reduce_scatter"(%y) {axes = ["tp"], dim = 0 : i64, reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<2xf32, {tp = "shard(0)"}>
+  return %0, %1 : tensor<4xf32>, tensor<2xf32, {tp = "shard(0)"}>
+}
+}
+
+// -----
+
+// Must not fire: nothing to send.
+
+// CHECK-NOT: _start
+// CHECK-NOT: comm.wait
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<4xf32>) -> tensor<2xf32, {tp = "shard(0)"}> {
+  %0 = "comm.shard"(%x) {axes = ["tp"], dim = 0 : i64, chunk = 2 : i64} : (tensor<4xf32>) -> tensor<2xf32, {tp = "shard(0)"}>
+  return %0 : tensor<2xf32, {tp = "shard(0)"}>
+}
+}
