@@ -49,10 +49,11 @@ def comparison_for(program: Program) -> Comparison:
     """The live model where its source is there, unchanged and can be loaded; else the program's own reference."""
     try:
         reason = _why_not(program)
-        if not reason:
-            maker = _live_maker(program)
+        expected = None if reason else _live_maker(program)
+        if expected is not None:
             source = program.manifest.source
-            return Comparison(maker, True, f"the uncompiled model, loaded again from {source['path']}")
+            return Comparison(expected, True, f"the uncompiled model, loaded again from {source['path']}")
+        reason = reason or "the model is too large to be given random weights"
     except (ImportError, StrettoError) as error:
         what = error.message if isinstance(error, StrettoError) else f"the compiler extra is not installed ({error})"
         reason = f"the model cannot be loaded again: {what}"
@@ -85,11 +86,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _live_maker(program: Program) -> Expected:
-    """Loads the target and says how to make a check's side of it. Raises StrettoError, ImportError."""
+def _live_maker(program: Program) -> Expected | None:
+    """Loads the target; how to make a check's side of it, or None where it is too large to have values.
+
+    Raises StrettoError, ImportError.
+    """
     from ..frontend.call import bind_call
     from ..frontend.captured import Mode
-    from ..frontend.targets import Request, TargetError, load_target
+    from ..frontend.targets import Request, load_target
     from ..frontend.traced import TracedModel
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
@@ -97,7 +101,7 @@ def _live_maker(program: Program) -> Expected:
     text = f"hf:{source['path']}" if source.get("kind") == "hf" else f"{source['path']}:{source.get('name')}"
     target = load_target(text, Request(mode=mode, **request))
     if not target.weights_are_real:
-        raise TargetError("E0601", "it is too large to be given random weights")
+        return None
     call = bind_call(target.model, (), target.inputs)
     module = TracedModel(target.model, call, mode, loss_only=mode is Mode.TRAIN)
     module.train(target.model.training)

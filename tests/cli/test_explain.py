@@ -1,0 +1,130 @@
+"""`stretto explain`: what it says is what the program's instructions do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stretto.driver.explain import explain
+from stretto.driver.traffic import traffic_of
+from stretto.runtime import Program
+
+from .conftest import MODEL, Command
+
+
+def counted(program: Program, function: str = "main") -> Counter[tuple[str, tuple[str, ...]]]:
+    """Collectives by kind and axes, every call followed."""
+    found: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for each in program.functions[function].code:
+        if each.op == "call":
+            found.update(counted(program, str(each.args[0])))
+        elif each.op.endswith("_start"):
+            axes: Any = each.kwargs["axes"]
+            found[each.op.removeprefix("comm.").removesuffix("_start"), tuple(axes)] += 1
+    return found
+
+
+def test_counts_are_those_of_the_instructions_with_calls_followed(program: Path) -> None:
+    loaded = Program.load(program)
+    assert any(each.op == "call" for each in loaded.functions["main"].code), "the layers are folded"
+    said = {(kind, axes): count for kind, axes, count, _ in explain(loaded).totals}
+    assert said == dict(counted(loaded))
+
+
+def test_bytes_are_those_of_a_ring(program: Path) -> None:
+    loaded = Program.load(program)
+    for site in traffic_of(loaded):
+        ranks = loaded.mesh.size(site.axes)
+        passes = 2 if site.kind == "all_reduce" else 1
+        assert site.sent_bytes == passes * site.tensor_bytes * (ranks - 1) // ranks
+
+
+def test_the_backward_reduces_each_gradient_once_over_the_data_axis(program: Path) -> None:
+    loaded = Program.load(program)
+    reduced = Counter(name for each in explain(loaded).communication for name in each.gradients if "dp" in each.axes)
+    assert reduced == Counter({each.name: 1 for each in loaded.results_of_kind("gradient")})
+
+
+def test_json_is_one_object_with_sizes_in_bytes(stretto: Command, program: Path) -> None:
+    done = stretto("explain", program, "--json")
+    said = json.loads(done.out)
+    assert done.code == 0 and said["mesh"] == {"dp": 2, "tp": 2} and said["ranks"] == 4
+    rows = {each["name"]: each for each in said["parameters"]}
+    row = rows["layers.*.q_proj.weight"]
+    assert row["names"] == [f"layers.{n}.q_proj.weight" for n in range(3)] and row["count"] == 3
+    assert (row["shape"], row["local_shape"], row["placement"]) == ([16, 16], [8, 16], "dim 0 over tp")
+    assert row["bytes_per_rank"] == 8 * 16 * 8
+    assert rows["embed.weight"]["aliases"] == ["head.weight"]
+    assert said["parameter_bytes"] == 8 * (40 * 16 + 3 * (4 * 16 * 16 + 3 * 16))
+    layer = 2 * 16 + 16 + 4 * 16 * 8
+    assert said["parameter_bytes_per_rank"] == 8 * (20 * 16 + 3 * layer)
+    assert {each["phase"] for each in said["communication"]} == {"forward", "backward"}
+
+
+def test_a_collective_is_traced_to_the_module_and_the_line_that_cause_it(stretto: Command, program: Path) -> None:
+    said = json.loads(stretto("explain", program, "--json").out)
+    lines = MODEL.splitlines()
+    rows = [each for each in said["communication"] if each["phase"] == "forward" and each["module"] == "layers.*"]
+    assert rows, said["communication"]
+    for row in rows:
+        assert row["file"].endswith("model.py") and "self.o_proj" in lines[row["line"] - 1]
+        assert (row["kind"], row["axes"], row["count"]) == ("all_reduce", ["tp"], 3)
+
+
+def test_the_text_has_every_part_and_one_line_a_row(stretto: Command, program: Path) -> None:
+    done = stretto("explain", program)
+    assert done.code == 0 and done.err == "" and "\033" not in done.out
+    headings = [line for line in done.out.splitlines() if line and not line.startswith(" ")]
+    for part in ("Parameters", "Inputs, buffers and constants", "Communication of one step", "Remarks"):
+        assert part in headings
+    (row,) = [line for line in done.out.splitlines() if "layers.*.q_proj.weight" in line]
+    assert row.split()[1:3] == ["3", "x"] and "dim 0 over tp" in row and "[8, 16]" in row and "1.0 KiB" in row
+    assert all(len(line) <= 100 or line.startswith("  (sent") for line in done.out.splitlines() if "[" not in line[:20])
+
+
+def test_ops_without_a_rule_stand_apart_from_other_remarks(program: Path) -> None:
+    missed = {
+        "pass": "propagate-placements", "kind": "missed", "message": '"x.y" has no sharding rule', "module": "head",
+        "file": "m.py", "line": 3,
+    }  # fmt: skip
+    loaded = Program.load(program)
+    explanation = explain(replace(loaded, remarks=[*loaded.remarks, missed]))  # type: ignore[misc]
+    assert explanation.without_rule == [missed] and missed not in explanation.other_remarks
+
+
+BASE = """
+import sys
+
+sys.modules.update(dict.fromkeys({blocked!r}))  # as where they are not installed
+from stretto import cli
+
+assert cli.main(["explain", {folder!r}]) == 0
+assert cli.main(["run", {folder!r}, "--check"]) == 0
+assert cli.main(["compile", "m.py:f", "--plan", "x", "-o", "p"]) == 1
+"""
+
+
+def test_a_base_install_runs_checks_and_explains(program: Path) -> None:
+    script = BASE.format(blocked=("torch_mlir", "lark", "networkx", "transformers"), folder=str(program))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Parameters" in done.stdout and "passed" in done.stdout
+    assert "the exported forward" in done.stdout and "not installed" in done.stdout
+    assert "error[E0501]" in done.stderr
+
+
+def test_the_command_itself_imports_neither_torch_nor_a_compiler() -> None:
+    script = "import sys, stretto.cli\nassert not {'torch', 'torch_mlir', 'lark', 'rich'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [["explain"], ["run"], ["run", "--check"]])
+def test_a_folder_that_is_no_program_is_refused(command: list[str], stretto: Command, tmp_path: Path) -> None:
+    done = stretto(*command, tmp_path)
+    assert (done.code, done.out) == (1, "") and "error[E0301]" in done.err

@@ -1,0 +1,148 @@
+"""`stretto run`: steps, checks against the live model, broken programs, processes, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stretto.runtime import Program
+
+from .conftest import Command
+
+
+def test_training_prints_a_falling_loss_and_how_fast_it_was(stretto: Command, program: Path) -> None:
+    done = stretto("run", program, "--steps", 4)
+    lines = done.out.splitlines()
+    losses = [float(line.split()[3]) for line in lines[:4]]
+    assert done.code == 0 and [line.split()[:3] for line in lines[:4]] == [
+        ["step", str(n), "loss"] for n in range(1, 5)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert "tokens/s" in lines[4] and "4 ranks as threads" in lines[4]
+
+
+def test_inference_has_no_loss(stretto: Command, llama: Path) -> None:
+    done = stretto("run", llama, "--json", "--steps", 2)
+    said = json.loads(done.out)
+    assert said["mode"] == "infer" and said["losses"] == [] and len(said["seconds"]) == 2 and said["tokens"] == 16
+
+
+def test_a_check_runs_the_uncompiled_model(stretto: Command, program: Path) -> None:
+    done = stretto("run", program, "--check", "--json")
+    said = json.loads(done.out)
+    assert done.code == 0 and said["passed"] and said["tolerance"] == 1e-9 and said["steps"] == 3
+    assert said["reference"]["live"] and "model.py" in said["reference"]["what"]
+    kinds = {row["kind"] for row in said["rows"]}
+    assert kinds == {"output", "gradient", "parameter"}
+    assert max(row["error"] for row in said["rows"] if row["verdict"] == "equal") < 1e-9
+    assert "the model's file prints" in done.err, "and not on stdout"
+
+
+def test_a_hugging_face_model_is_checked_live(stretto: Command, llama: Path) -> None:
+    said = json.loads(stretto("run", llama, "--check", "--json").out)
+    assert said["passed"] and said["reference"]["live"]
+    assert {row["kind"] for row in said["rows"]} == {"output"}
+
+
+def test_a_changed_source_is_not_the_reference(stretto: Command, sources: Path, program: Path, tmp_path: Path) -> None:
+    loaded = Program.load(program)
+    copy = tmp_path / "model.py"
+    copy.write_text((sources / "model.py").read_text() + "\n# changed\n")
+    moved = replace(loaded.manifest, source={**loaded.manifest.source, "path": str(copy)})
+    replace(loaded, manifest=moved, initial=dict(loaded.weights)).save(tmp_path / "p")
+    done = stretto("run", tmp_path / "p", "--check")
+    assert done.code == 0 and "the exported forward in the program" in done.out and "has changed" in done.out
+    assert done.out.splitlines()[-1].startswith("passed: ")
+    copy.unlink()
+    assert "is not there" in stretto("run", tmp_path / "p", "--check").out
+
+
+def wrong(program: Path, folder: Path) -> Path:
+    """The program with another reduction in the layers: the largest instead of the sum."""
+    loaded = Program.load(program)
+    functions = dict(loaded.functions)
+    for name, function in functions.items():
+        for at, each in enumerate(function.code):
+            if each.op == "comm.all_reduce_start" and each.kwargs["axes"] == ["tp"] and name != "main":
+                code = list(function.code)
+                code[at] = replace(each, kwargs={**each.kwargs, "reduce": "max"})
+                functions[name] = replace(function, code=tuple(code))
+                replace(loaded, functions=functions, initial=dict(loaded.weights)).save(folder)
+                return folder
+    raise AssertionError("no layer reduces")
+
+
+def test_a_wrong_program_fails_its_check(stretto: Command, program: Path, tmp_path: Path) -> None:
+    folder = wrong(program, tmp_path / "p")
+    done = stretto("run", folder, "--check")
+    assert done.code == 1 and done.err.count("error[") == 0
+    assert done.out.splitlines()[-1].startswith("failed: ") and "differs" in done.out
+    done = stretto("run", folder, "--check", "--json")
+    assert done.code == 1 and not json.loads(done.out)["passed"]
+
+
+def copied(program: Path, tmp_path: Path) -> Path:
+    shutil.copytree(program, tmp_path / "p")
+    return tmp_path / "p"
+
+
+@pytest.mark.parametrize("command", ["run", "explain"])
+def test_an_altered_program_is_refused(command: str, stretto: Command, program: Path, tmp_path: Path) -> None:
+    folder = copied(program, tmp_path)
+    text = (folder / "program.json").read_text()
+    (folder / "program.json").write_text(text.replace('"sum"', '"max"', 1))
+    done = stretto(command, folder, "--json")
+    assert (done.code, done.out) == (1, "") and "error[E0303]" in done.err
+
+
+def test_a_truncated_program_is_refused(stretto: Command, program: Path, tmp_path: Path) -> None:
+    folder = copied(program, tmp_path)
+    (folder / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:-8])
+    assert "error[E0303]" in stretto("run", folder).err
+    (folder / "program.json").unlink()
+    assert "error[E0302]" in stretto("run", folder).err
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:-40])
+    assert "error[E0302]" in stretto("run", folder).err
+
+
+def test_a_program_of_a_newer_format_is_refused(stretto: Command, program: Path, tmp_path: Path) -> None:
+    folder = copied(program, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    done = stretto("run", folder)
+    assert (done.code, done.out) == (1, "") and "error[E0304]" in done.err and "99" in done.err
+
+
+def test_ranks_as_processes_pass_the_check_against_the_live_model(stretto: Command, forward: Path) -> None:
+    done = stretto("run", forward, "--check", "--ranks", "processes", "--json")
+    said = json.loads(done.out)
+    assert done.code == 0 and said["passed"] and said["reference"]["live"] and said["ranks_as"] == "processes"
+
+
+def test_an_interruption_ends_quietly_with_130(program: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from stretto.cli import main; sys.exit(main())"]
+    running = subprocess.Popen(
+        [*command, "run", str(program), "--steps", "1000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while threads(running.pid) < 5 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 130, err
+    assert out == "" and err.splitlines()[-1] == "stretto: interrupted" and "Traceback" not in err
+
+
+def threads(process: int) -> int:
+    """How many threads a process has: the ranks are there once it has more than a few."""
+    folder = f"/proc/{process}/task"
+    return len(os.listdir(folder)) if os.path.isdir(folder) else 0
