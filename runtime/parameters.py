@@ -18,7 +18,7 @@ from .errors import RunError
 from .mesh import RankMesh
 from .program import Program
 from .records import Shard as ProgramShard
-from .shards import cut, valid_part
+from .shards import cut, local_shape, valid_part
 from .watchdog import name as ranks_are
 from .world import World
 
@@ -34,6 +34,7 @@ class Layout:
         self._mesh = mesh
         self._rank = world.rank
         self._device_mesh = world.device_mesh(mesh)
+        self._padded = any(shard.chunk * mesh.size(shard.axes) != shard.extent for shard in shards)
         whole = torch.empty(list(shape), dtype=dtype, device="meta")
         own = torch.empty(valid_part(cut(whole, shards, mesh, world.rank), shards, mesh, world.rank).shape, dtype=dtype)
         example = DTensor.from_local(
@@ -43,32 +44,28 @@ class Layout:
 
     def dtensor(self, padded: Tensor) -> DTensor:
         """The global tensor of which this rank holds `padded`; shares its memory where that is contiguous."""
-        local = valid_part(padded, self.shards, self._mesh, self._rank).contiguous()
+        local = valid_part(padded, self.shards, self._mesh, self._rank) if self._padded else padded
         make: Any = DTensor
-        made: DTensor = make(local, self._spec, requires_grad=False)
+        made: DTensor = make(local.contiguous(), self._spec, requires_grad=False)
         return made
 
     def padded(self, tensor: DTensor) -> Tensor:
         """What the program takes for a DTensor of these placements: its local part, copied only where it is padded."""
         local = tensor.to_local()
-        shape = list(local.shape)
-        for shard in self.shards:
-            shape[shard.dim] = shard.chunk
-        if shape == list(local.shape):
+        if not self._padded:
             return local
-        padded = local.new_zeros(shape)
+        padded = local.new_zeros(local_shape(tensor.shape, self.shards))
         valid_part(padded, self.shards, self._mesh, self._rank).copy_(local)
         return padded
 
     def moved(self, tensor: DTensor) -> DTensor:
         """`tensor` in these placements; communicates where it has others."""
-        if tuple(tensor.placements) == self.placements and tensor.device_mesh == self._device_mesh:
-            return tensor
-        return tensor.redistribute(self._device_mesh, self.placements)
+        return tensor if self.fits(tensor) else tensor.redistribute(self._device_mesh, self.placements)
 
     def fits(self, tensor: DTensor) -> bool:
         """Whether a DTensor has these placements on this mesh."""
-        return tuple(tensor.placements) == self.placements and tensor.device_mesh == self._device_mesh
+        same_mesh = tensor.device_mesh is self._device_mesh or tensor.device_mesh == self._device_mesh
+        return same_mesh and tuple(tensor.placements) == self.placements
 
 
 def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh) -> tuple[Placement, ...]:

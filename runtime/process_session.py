@@ -138,7 +138,7 @@ class ProcessRank:
                 f"{', '.join(str(placement) for placement in layout.placements)}",
                 help="compile with the plan that distributed the parameters",
             )
-        return layout.padded(layout.moved(tensor))
+        return layout.padded(tensor if each.kind == "parameter" else layout.moved(tensor))
 
     def _given_out(self, each: Output, local: Tensor) -> Tensor:
         layout = self._layouts[each.kind, each.name, each.index]

@@ -29,6 +29,7 @@ _GLANCE = timedelta(seconds=0.25)
 _STOPPED = "stretto/stopped"
 _BEAT = "stretto/beat"
 _SHOWN = 8
+_HELP = "set STRETTO_TIMEOUT_S (seconds) higher where ranks may be apart for longer, as when one writes a checkpoint"
 
 
 class Store(Protocol):
@@ -133,7 +134,8 @@ class Watchdog:
             return CollectiveError("E0350", message, notes=notes)
         if why is Why.TIMEOUT:
             missing = [rank for rank in members if rank not in reports and rank != self._rank]
-            return CollectiveError("E0322", self._too_late(self._rank, where, missing), notes=notes)
+            message = self._too_late(self._rank, where, missing)
+            return CollectiveError("E0322", message, notes=notes, help=_HELP)
         for rank, report in reports.items():
             if report.why == Why.TIMEOUT:
                 message = f"rank {self._rank} stopped in {where} because {self._too_late(rank, report.where, ())}"
