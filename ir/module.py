@@ -14,6 +14,7 @@ from ..diagnostics import Span, StrettoError
 from .attributes import from_attribute, to_attribute
 from .bindings import Block, Operation, PassManager, Type, Value, mlir
 from .dialects import context
+from .packing import restore_packing
 from .placement import Mesh
 
 Record = dict[str, Any]
@@ -54,7 +55,9 @@ class Module:
         """Read a module's text; E0504 with the place of what is wrong."""
         try:
             with context(), mlir.Location.unknown():
-                return Module(mlir.Module.parse(text))
+                parsed = mlir.Module.parse(text)
+                restore_packing(parsed.operation)
+                return Module(parsed)
         except mlir.MLIRError as error:
             raise _parse_error(error, text, file) from None
 
@@ -108,9 +111,10 @@ class Module:
         self._module = other._module
 
     def run_upstream(self, pipeline: str) -> None:
-        """Run passes of upstream MLIR, such as "cse,canonicalize"."""
+        """Run passes of upstream MLIR, such as "cse,canonicalize"; lists that they unpacked are packed again."""
         with context():
             PassManager.parse(f"builtin.module({pipeline})").run(self.operation)
+            restore_packing(self.operation)
 
 
 def _parse_error(error: Any, text: str, file: str) -> StrettoError:
