@@ -9,11 +9,11 @@ share nothing.
 from .compare import Comparison, ResultComparison, Verdict, compare
 from .errors import DeadlockError, InterpreterError, Stuck
 from .integer_ranges import IntegerRange
-from .memory import Estimate, estimate
+from .memory import Estimate
 from .padding import Padding
 from .precision import Floats
 from .random_inputs import infer_ranges, random_inputs
-from .running import run, run_ranks
+from .running import estimate, run, run_ranks
 
 __all__ = [
     "Comparison",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..module import Level
 from . import nn
 from .errors import NO_MEANING, InterpreterError
 from .grid import Grid
@@ -23,8 +24,9 @@ _HALF_TO_FLOAT = ("aten._softmax.default", "aten._log_softmax.default")
 class Evaluator:
     """Computes for the ranks of a grid, in one precision and with one padding."""
 
-    def __init__(self, grid: Grid, floats: Floats, padding: Padding) -> None:
+    def __init__(self, grid: Grid, level: Level, floats: Floats, padding: Padding) -> None:
         self._grid = grid
+        self._level = level
         self._floats = floats
         self._padding = padding
         self._local: dict[str, Callable[..., Tensor]] = {
@@ -37,10 +39,8 @@ class Evaluator:
         """The operation's result, or a sequence of its results. E0652 for one without a meaning; torch's own errors."""
         if nn.has_meaning(name):
             return nn.evaluate(name, args)
-        if name in self._local:
-            return self._local[name](rank, *args)
-        if name == "comm.reshard":
-            return args[0]
+        if name.startswith("comm."):
+            return self._comm(name, rank, args)
         args = [self._floats.raised(a) for a in args]
         kwargs = {key: self._floats.raised(a) for key, a in kwargs.items()}
         if self._floats is Floats.FLOAT64 and name in _HALF_TO_FLOAT:
@@ -49,8 +49,21 @@ class Evaluator:
             name = "aten.reshape.default"
         found = operator(name)
         _refuse_random(name, found, args, kwargs)
-        lookup = _LOOKUPS.get(name) if self._padding is Padding.NAN else None
-        return lookup(*args, **kwargs) if lookup else found(*args, **kwargs)
+        if self._padding is Padding.NAN and name in _INDEXING:
+            return _indexed(name, found, args, kwargs)
+        return found(*args, **kwargs)
+
+    def _comm(self, name: str, rank: int, args: list[Any]) -> Tensor:
+        """A change of placement is nothing to a global tensor; what depends on the rank means nothing to one."""
+        if self._level is Level.ATEN and name == "comm.reshard":
+            tensor: Tensor = args[0]
+            return tensor
+        if self._level is Level.ATEN or name not in self._local:
+            raise InterpreterError(NO_MEANING, f'"{name}" has no meaning at level {self._level}')
+        axes = args[0] if name == "comm.offset" else args[1]
+        if not self._grid.has(axes):
+            raise InterpreterError(NO_MEANING, f'"{name}" is over {axes}, which the mesh does not have')
+        return self._local[name](rank, *args)
 
     def _shard(self, rank: int, x: Tensor, axes: list[str], dim: int, chunk: int) -> Tensor:
         return chunk_of(x, dim, self._grid.coordinate(rank, axes), chunk, self._padding)
@@ -70,7 +83,7 @@ def operator(name: str) -> Any:
     """Torch's operator "aten.mm.default"; E0652 where there is none."""
     namespace, base, overload = (*name.split("."), "", "")[:3]
     found = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)
-    if found is None or namespace == "comm":
+    if found is None:
         raise InterpreterError(NO_MEANING, f'"{name}" has no meaning here')
     return found
 
@@ -87,20 +100,37 @@ def _refuse_random(name: str, found: Any, args: list[Any], kwargs: dict[str, Any
     raise InterpreterError(NO_MEANING, f'"{name}" draws random numbers, so that two runs of it cannot be compared')
 
 
-def _embedding(weight: Tensor, indices: Tensor, *rest: Any, **named: Any) -> Tensor:
-    """A lookup of padding gives padding, where torch would refuse the index."""
-    poison = is_poison(indices)
-    found: Tensor = torch.ops.aten.embedding.default(weight, indices.masked_fill(poison, 0), *rest, **named)
-    return found.masked_fill(poison.unsqueeze(-1), fill_value(found.dtype, Padding.NAN))
-
-
-def _gather(x: Tensor, dim: int, index: Tensor, *rest: Any, **named: Any) -> Tensor:
-    poison = is_poison(index)
-    found: Tensor = torch.ops.aten.gather.default(x, dim, index.masked_fill(poison, 0), *rest, **named)
-    return found.masked_fill(poison, fill_value(found.dtype, Padding.NAN))
-
-
-_LOOKUPS: dict[str, Callable[..., Tensor]] = {
-    "aten.embedding.default": _embedding,
-    "aten.gather.default": _gather,
+_INDEXING = {
+    "aten.embedding.default": 1,
+    "aten.gather.default": 2,
+    "aten.index.Tensor": 1,
+    "aten.index_select.default": 2,
+    "aten.index_put.default": 1,
+    "aten.embedding_dense_backward.default": 1,
+    "aten.scatter.src": 2,
+    "aten.scatter.value": 2,
+    "aten.scatter_add.default": 2,
+    "aten.nll_loss_forward.default": 1,
+    "aten.nll_loss_backward.default": 2,
 }
+"""Operations that read or write where indices say, and which argument these are."""
+
+
+def _indexed(name: str, found: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """An indexing operation where indices that come from padding point to element 0, since torch refuses theirs.
+
+    What a lookup gives for them is padding again. (Not for several indices at once; what writes shows its operand's.)
+    """
+    place = _INDEXING[name]
+    indices = args[place]
+    if isinstance(indices, list):
+        args[place] = [None if i is None else i.masked_fill(is_poison(i), 0) for i in indices]
+        return found(*args, **kwargs)
+    poison = is_poison(indices)
+    args[place] = indices.masked_fill(poison, 0)
+    result = found(*args, **kwargs)
+    if name == "aten.embedding.default":
+        return result.masked_fill(poison.unsqueeze(-1), fill_value(result.dtype, Padding.NAN))
+    return (
+        result.masked_fill(poison, fill_value(result.dtype, Padding.NAN)) if name == "aten.gather.default" else result
+    )

@@ -29,7 +29,7 @@ def random_inputs(
     ranges: Mapping[str, IntegerRange] | None = None,
     values: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
-    """Global inputs for `main` in order; floats as float64. Errors: E0661 for an integer input without a range.
+    """Global inputs for `main`, in order. Errors: E0661 for an integer input without a range.
 
     Parameters, float inputs and tangents are normal or near 1 and never 0; booleans true three times in four.
     `values` gives inputs by name that are to be taken as they are.
@@ -56,7 +56,7 @@ def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values:
         if name in values:
             made.append(values[name])
         elif type_.dtype.is_floating_point:
-            made.append(_floating(record, shape, random))
+            made.append(_floating(record, shape, random).to(type_.dtype))
         elif type_.dtype is torch.bool:
             made.append(torch.rand(shape, generator=random) < 0.75)
         else:
@@ -92,5 +92,7 @@ def _integers(
     drawn = torch.randint(0, range_.high, shape, generator=random, dtype=dtype)
     if range_.ignored is not None:
         share = torch.rand(shape, generator=random)
-        drawn = drawn.masked_fill((share < _IGNORED_SHARE) & (share > share.min()), range_.ignored)
+        drawn = drawn.masked_fill(
+            ((share < _IGNORED_SHARE) | (share == share.max())) & (share > share.min()), range_.ignored
+        )
     return drawn

@@ -58,6 +58,11 @@ def run_ranks(
     return _run(codes, inputs, floats, padding)
 
 
+def estimate(module: Module, floats: Floats = Floats.AS_IS) -> memory.Estimate:
+    """The bytes that running a module takes, told from its types."""
+    return memory.estimate(decode(module), floats)
+
+
 def result_name(record: Record, index: int) -> str:
     """What a result (or an argument) is called in messages."""
     kind, name = record.get("kind", ""), record.get("name", "")
@@ -73,7 +78,7 @@ def _run(codes: Sequence[Code], inputs: Sequence[Tensor], floats: Floats, paddin
     grid = _grid(code)
     given = _checked(code, inputs, floats)
     types = code.argument_types()
-    evaluator, exchange = Evaluator(grid, floats, padding), Exchange(grid)
+    evaluator, exchange = Evaluator(grid, code.level, floats, padding), Exchange(grid)
     machines = [Machine(rank, c, evaluator, exchange, floats) for rank, c in enumerate(codes)]
     with torch.no_grad(), floats.defaults():
         for m in machines:
