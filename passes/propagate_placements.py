@@ -47,6 +47,8 @@ from .sharding.policy import Policy
 from .sharding.view_rules import TABLE as VIEWS
 
 _FOLLOWS_WEIGHT = ("t.", "transpose.", "permute.", "view.", "reshape.", "_to_copy.", "expand.", "detach.", "alias.")
+_OWNERS = {"gradient": "parameter", "buffer": "buffer"}
+"""The kind of argument that has the name of each kind of result."""
 
 
 @dataclass
@@ -213,14 +215,15 @@ class _Body:
     def _gradient_targets(self, records: Sequence[Record]) -> dict[Value, Placement]:
         """Where each gradient and each updated buffer has to be: as the argument that it belongs to."""
         arguments = entry(self.new).arguments
-        by_name = {
-            r["name"]: from_mlir(a.type).placement_on(self.mesh) for r, a in zip(records, arguments, strict=True)
+        placed = {
+            (r.get("kind"), r.get("name")): from_mlir(a.type).placement_on(self.mesh)
+            for r, a in zip(records, arguments, strict=True)
         }
         values = terminator(self.old).operands
         return {
-            value: by_name[record["name"]]
+            value: placed[_OWNERS[record["kind"]], record["name"]]
             for value, record in zip(values, result_records(self.old), strict=True)
-            if record.get("kind") in ("gradient", "buffer")
+            if record.get("kind") in _OWNERS
         }
 
     def _operand(self, value: Value, output_bytes: int = 0, is_viewed: bool = False) -> Operand:
