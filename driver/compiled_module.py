@@ -17,7 +17,8 @@ from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall, bind_call
 from ..runtime.program import Program
-from .variants import Held, Key, Variant, key_of, make_variant
+from .held import Holder
+from .variants import Key, Variant, key_of, make_variant
 
 PLAN_ATTRIBUTE = "__stretto_plan__"
 """Where a compiled class keeps its plan."""
@@ -33,13 +34,14 @@ class CompiledModule:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._holder = Holder()
         self._variants: OrderedDict[Key, Variant] = OrderedDict()
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`model(*args, **kwargs)` on all ranks; compiles at the first call of its kind."""
         call = bind_call(model, args, kwargs)
-        held = Held.by(model)
-        key = key_of(model, held, call)
+        held = self._holder.look(model)
+        key = key_of(held, call)
         variant = self._variants.get(key) or self._add(key, model, call)
         self._variants.move_to_end(key)
         return variant.call(held, call.tensors)

@@ -45,7 +45,9 @@ def compile(target: Any = None, /, *, plan: PlanSource) -> Any:
     Ranks are threads of this process, or the processes that torchrun started; then parameters become DTensors, right
     after the model is built (class) or here (model), so make the optimizer afterwards. A program is made at the first
     call, and again when train/eval, grad mode, trainable parameters, or the structure, shapes or dtypes of the inputs
-    change. Raises PlanError, StrettoError E0601 for what is no model, and at calls what capture and passes raise.
+    change. What else a forward reads, such as numbers among the model's attributes, is fixed at capture.
+
+    Raises PlanError, StrettoError E0601 for what is no model, and at calls what capture and passes raise.
 
     >>> model = compile(nn.Linear(4, 4), plan="mesh (tp=2)")
     >>> isinstance(model, nn.Linear), list(model.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,8 +21,9 @@ from ..runtime.program import Program
 from ..runtime.session import RankThreads
 from .compile_program import Compiled, Options, compile_capture
 from .distribution import check_same_inputs, global_shapes, processes
+from .held import Held
 
-TensorKind = tuple[tuple[int, ...], torch.dtype]
+TensorKind = tuple[torch.Size, torch.dtype]
 """Global shape and dtype."""
 
 
@@ -32,10 +33,12 @@ class Key:
 
     mode: Mode
     training: tuple[bool, ...]
-    """Of every module, in order: train() or eval()."""
+    hooks: tuple[int, ...]
     structure: tuple[str, str]
     inputs: tuple[TensorKind, ...]
     parameters: tuple[TensorKind, ...]
+    buffers: tuple[TensorKind, ...]
+    ties: tuple[int, ...]
     trainable: tuple[bool, ...]
     """Which parameters require a gradient; empty for inference, which does not ask."""
     autocast: torch.dtype | None
@@ -46,39 +49,27 @@ class Key:
         return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
 
 
-@dataclass(frozen=True)
-class Held:
-    """The model's tensors as they are at one call, by all of their names."""
-
-    parameters: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
-
-    @staticmethod
-    def by(model: nn.Module) -> Held:
-        """What the model holds now."""
-        return Held(
-            dict(model.named_parameters(remove_duplicate=False)), dict(model.named_buffers(remove_duplicate=False))
-        )
-
-
-def key_of(model: nn.Module, held: Held, call: BoundCall) -> Key:
+def key_of(held: Held, call: BoundCall) -> Key:
     """The key of a call in the state that the model, grad mode and autocast are in."""
-    trainable = tuple(each.requires_grad for each in held.parameters.values())
+    trainable = tuple([each.requires_grad for each in held.parameters.values()])
     mode = Mode.TRAIN if torch.is_grad_enabled() and any(trainable) else Mode.INFER
     return Key(
         mode=mode,
-        training=tuple(each.training for each in model.modules()),
+        training=held.training,
+        hooks=held.hooks,
         structure=call.structure,
-        inputs=tuple(_kind(each) for each in call.tensors),
-        parameters=tuple(_kind(each) for each in held.parameters.values()),
+        inputs=_kinds(call.tensors),
+        parameters=_kinds(held.parameters.values()),
+        buffers=_kinds(held.buffers.values()),
+        ties=held.ties,
         trainable=trainable if mode is Mode.TRAIN else (),
         autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
         default_dtype=torch.get_default_dtype(),
     )
 
 
-def _kind(tensor: Tensor) -> TensorKind:
-    return tuple(tensor.shape), tensor.dtype
+def _kinds(tensors: Iterable[Tensor]) -> tuple[TensorKind, ...]:
+    return tuple([(each.shape, each.dtype) for each in tensors])
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_each_thing_that_a_graph_depends_on_makes_another_program(caplog: pytest
         "trainable changed",
         "training changed",
         "mode, trainable changed",
-        "mode, inputs, parameters, trainable changed",
+        "mode, inputs, parameters, buffers, trainable changed",
     ]
 
 
@@ -77,6 +77,36 @@ def test_one_module_in_eval_mode_counts() -> None:
     model.norm.eval()
     assert program(model, x) != first
     assert model.training and not model.norm.training
+
+
+def test_a_model_that_is_changed_is_captured_again() -> None:
+    class Pair(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return (super().forward(x)).pow(2).sum()
+
+    model = Pair(nn.Linear(4, 4), nn.Linear(4, 4))
+    compiled, x = stretto.compile(model, plan=DP), torch.randn(4, 4)
+
+    def check(parameters: int) -> None:
+        found, expected = compiled(x), model(x)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert len(stretto.program_of(compiled).of_kind("parameter")) == parameters
+        gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (found, expected)]
+        assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*gradients, strict=True))
+
+    check(4)
+    model[1].weight = model[0].weight
+    check(3)
+    model[1].weight = nn.Parameter(torch.randn(4, 4))
+    check(4)
+    model.append(nn.Linear(4, 4))
+    check(6)
+    model[2] = nn.Tanh()
+    check(4)
+    hook = model[0].register_forward_hook(lambda module, args, result: result * 2)
+    check(4)
+    hook.remove()
+    check(4)
 
 
 def test_results_keep_their_structure() -> None:
