@@ -1,0 +1,113 @@
+"""Summaries of functions, each made once for each distinct body and signature, whichever rank or layer asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from ..arguments import DTYPES
+from ..mesh import RankMesh
+from ..program import Program
+from ..shards import local_shape
+from ..validate import ENTRY
+from .collectives import Collective
+from .frame import Frame
+from .summary import Signature, Summary, entering
+from .values import Meta, Storage, TensorValue, Value
+
+
+class Analysis:
+    """All programs of one mesh: their summaries, and the table of the collectives that they start."""
+
+    def __init__(self, mesh: RankMesh) -> None:
+        self.mesh = mesh
+        self.collectives: list[Collective] = []
+        self._numbers: dict[Collective, int] = {}
+        self._summaries: dict[tuple[str, Signature], Summary] = {}
+
+    def program(self, program: Program) -> Summary:
+        """The summary of a sound program's main; raises Refuted."""
+        main = program.functions[ENTRY]
+        frame = self._main(program)
+        split = len(main.code) if main.backward_at is None else main.backward_at
+        frame.run(0, split)
+        frame.hold(each.slot for each in program.outputs if each.kind != "gradient")
+        frame.run(split, len(main.code))
+        frame.hold(each.slot for each in program.outputs if each.kind == "gradient")
+        return frame.summary(())
+
+    def input_bytes(self, program: Program) -> int:
+        """What a rank's inputs take, tangents included."""
+        return sum(value.storage.bytes for value in _inputs(program))
+
+    def largest_before(self, program: Program, index: int) -> Storage | None:
+        """The largest storage that is live in main before instruction `index`."""
+        frame = self._main(program)
+        frame.run(0, index)
+        return max(frame.counted, key=lambda storage: storage.bytes, default=None)
+
+    def _main(self, program: Program) -> Frame:
+        inputs = _inputs(program)
+        return _Bodies(self, program).frame(ENTRY, inputs, {value.storage for value in inputs})
+
+    def number(self, collective: Collective) -> int:
+        """The number of a collective in the table."""
+        if collective not in self._numbers:
+            self._numbers[collective] = len(self.collectives)
+            self.collectives.append(collective)
+        return self._numbers[collective]
+
+    def known(self, key: tuple[str, Signature]) -> Summary | None:
+        """The summary of a body for a signature, if it was made."""
+        return self._summaries.get(key)
+
+    def keep(self, key: tuple[str, Signature], summary: Summary) -> Summary:
+        """Remember a summary."""
+        self._summaries[key] = summary
+        return summary
+
+
+class _Bodies:
+    """The functions of one program, by name and by what stands in them."""
+
+    def __init__(self, analysis: Analysis, program: Program) -> None:
+        self._analysis = analysis
+        self._program = program
+        self._texts: dict[str, str] = {}
+
+    def frame(self, name: str, values: Sequence[Value], held: set[Storage]) -> Frame:
+        """A frame at the beginning of a function."""
+        function = self._program.functions[name]
+        return Frame(name, function, values, held, self._analysis.mesh, self.summary, self._analysis.number)
+
+    def summary(self, name: str, values: Sequence[Value], held: set[Storage]) -> Summary:
+        """The summary of a function for these arguments; raises Refuted."""
+        entry = entering(values, held)
+        key = (self._text(name), tuple(entry.signature))
+        known = self._analysis.known(key)
+        if known is not None:
+            return known
+        frame = self.frame(name, entry.values, entry.held)
+        function = self._program.functions[name]
+        frame.run(0, len(function.code))
+        return self._analysis.keep(key, frame.summary(function.results))
+
+    def _text(self, name: str) -> str:
+        """A text that two functions share only when they and all that they call are the same."""
+        if name not in self._texts:
+            function = self._program.functions[name]
+            callees = sorted({str(each.args[0]) for each in function.code if each.op == "call"})
+            parts = [name, json.dumps(function.to_json(), sort_keys=True), *(self._text(callee) for callee in callees)]
+            self._texts[name] = json.dumps(parts)
+        return self._texts[name]
+
+
+def _inputs(program: Program) -> list[TensorValue]:
+    """What a rank is given, in the order of main's arguments."""
+    by_slot = {each.slot: each for each in program.inputs}
+    values: list[TensorValue] = []
+    for slot in program.functions[ENTRY].arguments:
+        each = by_slot[slot]
+        meta = Meta.contiguous(local_shape(each.shape, each.shards), DTYPES[each.dtype])
+        values.append(TensorValue(meta, Storage(meta.bytes, name=each.name)))
+    return values

@@ -1,0 +1,48 @@
+"""Every group sees the same collectives in the same order on all its ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .collectives import Collective
+from .groups import Groups
+
+Positions = tuple[int, ...]
+
+
+class Sequences:
+    """The collectives of one class of ranks: numbers into a table, all together and by the axes of their group."""
+
+    def __init__(self, numbers: Sequence[int], table: Sequence[Collective]) -> None:
+        self.numbers = tuple(numbers)
+        self.axes: list[tuple[str, ...]] = [table[number].axes for number in numbers]
+        self._positions: dict[tuple[str, ...], list[int]] = {}
+        for position, axes in enumerate(self.axes):
+            self._positions.setdefault(axes, []).append(position)
+
+    def over(self, axes: tuple[str, ...]) -> tuple[int, ...]:
+        """The numbers of the collectives over `axes`, in order."""
+        return tuple(self.numbers[position] for position in self.positions(axes))
+
+    def positions(self, axes: tuple[str, ...]) -> Positions:
+        """Where these stand among all collectives of the class."""
+        return tuple(self._positions.get(axes, ()))
+
+
+def first_difference(
+    groups: Groups, class_of: Sequence[int], sequences: Sequence[Sequences]
+) -> tuple[tuple[int, int], int] | None:
+    """Two ranks of one group and the position in the group's sequence where they first differ; None when none do."""
+    alike: set[tuple[int, int]] = set()
+    for members in groups.first_of_each_kind():
+        for rank in members[1:]:
+            pair = (class_of[members[0]], class_of[rank])
+            if pair[0] == pair[1] or pair in alike:
+                continue
+            mine, theirs = (sequences[each].over(groups.axes) for each in pair)
+            if mine != theirs:
+                shared = min(len(mine), len(theirs))
+                at = next((at for at in range(shared) if mine[at] != theirs[at]), shared)
+                return (members[0], rank), at
+            alike.add(pair)
+    return None

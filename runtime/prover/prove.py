@@ -1,0 +1,181 @@
+"""Is a program safe? It is proved so for all its ranks, or two of its instructions show why it is not.
+
+Proved, in this order: slots are set, read and freed in order (`slots.py`); every future is waited on exactly once, and
+what it reads is left alone until then (`frame.py`); all ranks of a group see the same collectives in the same order
+(`order.py`); happens-before over all ranks has no cycle (`deadlock.py`); memory stays under the cap (`frame.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ProgramError
+from ..program import Program
+from .analysis import Analysis
+from .deadlock import find_cycle
+from .groups import Groups, Ranks, groups_over
+from .order import Sequences, first_difference
+from .slots import check_slots
+from .summary import Summary
+from .values import Path, Refuted
+from .verdict import Counterexample, PeakMemory, Place, Verdict, place_of
+
+
+@dataclass(frozen=True)
+class RankClass:
+    """A program and the ranks that run it."""
+
+    program: Program
+    ranks: tuple[int, ...]
+
+
+def prove(program: Program, *, memory_cap_bytes: int | None = None) -> Verdict:
+    """Prove a program that all ranks of its mesh run; raises ProgramError for one that is malformed otherwise."""
+    everyone = RankClass(program, tuple(range(program.mesh.ranks)))
+    return prove_ranks([everyone], memory_cap_bytes=memory_cap_bytes)
+
+
+def prove_ranks(classes: Sequence[RankClass], *, memory_cap_bytes: int | None = None) -> Verdict:
+    """Prove a mesh on which different ranks run different programs, one for each distinct kind of rank.
+
+    The cap is for each rank, in bytes. Raises ProgramError (E0715) unless every rank of one mesh is in one class, and
+    for a program that is malformed in a way that the proof is not about.
+    """
+    class_of = _class_of(classes)
+    mesh = classes[0].program.mesh
+    analysis = Analysis(mesh)
+    summaries: list[Summary] = []
+    for each in classes:
+        try:
+            check_slots(each.program)
+            summaries.append(analysis.program(each.program.validated))
+        except Refuted as refuted:
+            return Verdict(_counterexample(refuted, each))
+    proof = _Proof(classes, class_of, analysis, summaries)
+    found = proof.order() or proof.cycle()
+    peaks = tuple(proof.peak(number) for number in range(len(classes)))
+    if found is None and memory_cap_bytes is not None:
+        found = proof.over(peaks, memory_cap_bytes)
+    return Verdict(found, peaks, max(len(each.collectives) for each in summaries))
+
+
+class _Proof:
+    """What is known of every class once its functions are summarised."""
+
+    def __init__(
+        self, classes: Sequence[RankClass], class_of: Ranks, analysis: Analysis, summaries: Sequence[Summary]
+    ) -> None:
+        self.classes = classes
+        self.class_of = class_of
+        self.analysis = analysis
+        self.summaries = summaries
+        self.sequences = [Sequences(each.collectives, analysis.collectives) for each in summaries]
+        axes = sorted({axes for each in self.sequences for axes in each.axes})
+        self.groups: list[Groups] = [groups_over(analysis.mesh, each, class_of) for each in axes]
+
+    def order(self) -> Counterexample | None:
+        """Two ranks of one group whose collectives differ."""
+        for groups in self.groups:
+            different = first_difference(groups, self.class_of.tolist(), self.sequences)
+            if different is not None:
+                return self._differ(groups, *different)
+        return None
+
+    def cycle(self) -> Counterexample | None:
+        """A cycle of ranks, each of which would wait for the next."""
+        stuck = find_cycle(self.class_of, self.groups, self.sequences)
+        if not stuck:
+            return None
+        first, second = stuck[0], stuck[1 % len(stuck)]
+        places = (self._start(first.rank, first.at), self._start(second.rank, second.at))
+        notes = tuple(
+            f"rank {each.rank} stands there until all members come, and starts only later what is waited for: "
+            f"{self._start(each.rank, each.wanted)}"
+            for each in stuck
+        )
+        return Counterexample(
+            "E0712", f"deadlock: {len(stuck)} ranks start collectives of different groups in orders that do not agree",
+            places, notes, "start them in one order on all ranks",
+        )  # fmt: skip
+
+    def peak(self, number: int) -> PeakMemory:
+        """The peak of one class."""
+        each, summary = self.classes[number], self.summaries[number]
+        empty = not each.program.functions[summary.name].code
+        place = None if empty else place_of(each.program, summary.peak_at, each.ranks)
+        return PeakMemory(each.ranks, self.analysis.input_bytes(each.program) + summary.peak_bytes, place)
+
+    def over(self, peaks: Sequence[PeakMemory], cap_bytes: int) -> Counterexample | None:
+        """The first class whose peak does not fit."""
+        for number, peak in enumerate(peaks):
+            if peak.bytes > cap_bytes:
+                return self._too_much(number, peak, cap_bytes)
+        return None
+
+    def _too_much(self, number: int, peak: PeakMemory, cap_bytes: int) -> Counterexample:
+        each, summary = self.classes[number], self.summaries[number]
+        places = [peak.place] if peak.place else []
+        notes: tuple[str, ...] = ()
+        largest = self.analysis.largest_before(each.program, summary.peak_at[0][1])
+        if largest is not None:
+            name = f"input '{largest.name}'" if largest.name else "made by the second instruction"
+            notes = (f"the largest tensor that is live there takes {largest.bytes:,} bytes: {name}",)
+            places += [place_of(each.program, largest.made, each.ranks)] if largest.made else []
+        message = f"the peak is {peak.bytes:,} bytes a rank, and the cap is {cap_bytes:,}"
+        return Counterexample("E0713", message, tuple(places), notes, "shard more, or recompute")
+
+    def _differ(self, groups: Groups, ranks: tuple[int, int], at: int) -> Counterexample:
+        found = [self.sequences[int(self.class_of[rank])] for rank in ranks]
+        positions = [each.positions(groups.axes) for each in found]
+        counts = [len(each) for each in positions]
+        group = f"the group over {', '.join(groups.axes)} with ranks {ranks[0]} and {ranks[1]}"
+        note = f"rank {ranks[0]} starts {counts[0]} collectives in this group, rank {ranks[1]} {counts[1]}"
+        if at < min(counts):
+            mine, theirs = (
+                self.analysis.collectives[each.numbers[position[at]]]
+                for each, position in zip(found, positions, strict=True)
+            )
+            places = tuple(self._start(rank, each[at]) for rank, each in zip(ranks, positions, strict=True))
+            message = f"collective {at} of {group} differs: {mine.difference(theirs)}"
+            return Counterexample("E0710", message, places, (note,) if counts[0] != counts[1] else ())
+        has, lacks = (0, 1) if counts[0] > counts[1] else (1, 0)
+        places = (self._start(ranks[has], positions[has][at]), self._end(ranks[lacks], positions[lacks]))
+        message = f"collective {at} of {group} is never started by rank {ranks[lacks]}"
+        return Counterexample("E0711", message, places, (note,))
+
+    def _start(self, rank: int, position: int) -> Place:
+        """The instruction with which a rank starts collective number `position`."""
+        number = int(self.class_of[rank])
+        return place_of(self.classes[number].program, self.summaries[number].path(position), (rank,))
+
+    def _end(self, rank: int, positions: Sequence[int]) -> Place:
+        """The last collective that a rank starts in a group, else its last instruction."""
+        if positions:
+            return self._start(rank, positions[-1])
+        program = self.classes[int(self.class_of[rank])].program
+        name = self.summaries[int(self.class_of[rank])].name
+        last: Path = ((name, len(program.functions[name].code) - 1),)
+        return place_of(program, last, (rank,))
+
+
+def _counterexample(refuted: Refuted, each: RankClass) -> Counterexample:
+    places = tuple(place_of(each.program, path, each.ranks) for path in refuted.paths)
+    return Counterexample(refuted.code, refuted.message, places, help=refuted.help)
+
+
+def _class_of(classes: Sequence[RankClass]) -> Ranks:
+    """(ranks,): the class of every rank."""
+    meshes = {each.program.mesh for each in classes}
+    if len(meshes) != 1:
+        raise ProgramError("E0715", f"the programs are for {len(meshes)} different meshes; one is needed")
+    [mesh] = meshes
+    ranks = sorted(rank for each in classes for rank in each.ranks)
+    if ranks != list(range(mesh.ranks)) or not all(each.ranks for each in classes):
+        raise ProgramError("E0715", f"each of the {mesh.ranks} ranks of the mesh must run one program, found {ranks}")
+    class_of = np.empty(mesh.ranks, np.int64)
+    for number, each in enumerate(classes):
+        class_of[list(each.ranks)] = number
+    return class_of

@@ -1,0 +1,103 @@
+"""Slots alone: each is set before it is read, and not freed before its last use. Needs no shapes and no sound ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..program import Program
+from ..records import Function, Instruction
+from ..validate import ENTRY
+from .values import Path, Refuted
+
+WAIT = "comm.wait"
+
+
+def check_slots(program: Program) -> None:
+    """Raise Refuted for the first slot of the first function that is read, freed or returned when it is not set."""
+    for name, function in program.functions.items():
+        _Slots(name, function, _late(program) if name == ENTRY else {}).check(program)
+
+
+def _late(program: Program) -> dict[int, int]:
+    """The tangents: arguments of main that are given only when its backward begins."""
+    begins = program.functions[ENTRY].backward_at
+    slots = [each.slot for each in program.inputs if each.kind == "tangent"]
+    return dict.fromkeys(slots, begins) if begins is not None else {}
+
+
+class _Slots:
+    """One function's slots while its instructions are walked."""
+
+    def __init__(self, name: str, function: Function, late: dict[int, int]) -> None:
+        self.name = name
+        self.code = function.code
+        self.results = () if name == ENTRY else function.results
+        self.late = late
+        self.live = set(function.arguments) - late.keys()
+        self.freed: dict[int, int] = {}
+
+    def check(self, program: Program) -> None:
+        """Walk the function; `program` says when the outputs of main are taken."""
+        begins = program.functions[self.name].backward_at
+        outputs = program.outputs if self.name == ENTRY else ()
+        for index, each in enumerate(self.code):
+            if index == begins:
+                self._begin_backward()
+                self._all_set([o.slot for o in outputs if o.kind != "gradient"], index - 1, "outputs")
+            self._step(index, each)
+        end = len(self.code) - 1
+        if begins == len(self.code):
+            self._begin_backward()
+        taken = [o.slot for o in outputs if begins in (None, len(self.code)) or o.kind == "gradient"]
+        self._all_set([*self.results, *taken], end, "results")
+
+    def _begin_backward(self) -> None:
+        self.live |= self.late.keys()
+        self.late = {}
+
+    def _step(self, index: int, each: Instruction) -> None:
+        for slot in each.reads():
+            if slot not in self.live:
+                raise self._not_set(slot, index, each)
+        self.live.update(each.writes())
+        for slot in each.free:
+            if slot not in self.live:
+                before = self.freed.get(slot)
+                where = "twice" if before is not None else "before it is set"
+                raise Refuted("E0703", f"slot {slot} is freed {where}", self._at(index), self._at(before))
+        self.live.difference_update(each.free)
+        self.freed.update(dict.fromkeys(each.free, index))
+
+    def _not_set(self, slot: int, index: int, each: Instruction) -> Refuted:
+        before = self.freed.get(slot)
+        if before is not None and each.op == WAIT == self.code[before].op:
+            return Refuted("E0707", "a future is waited on twice", self._at(index), self._at(before))
+        if before is not None:
+            return Refuted(
+                "E0702", f"slot {slot} is read after it was freed", self._at(index), self._at(before),
+                help="free it with its last user",
+            )  # fmt: skip
+        if slot in self.late:
+            return Refuted(
+                "E0701", f"the tangent in slot {slot} is read in the forward, before it is given", self._at(index)
+            )
+        setter = next((at for at, later in enumerate(self.code) if at >= index and slot in later.writes()), None)
+        what = "a future is waited on before its start" if each.op == WAIT else f"slot {slot} is read before it is set"
+        return Refuted("E0701", what, self._at(index), self._at(setter))
+
+    def _all_set(self, slots: Iterable[int], last: int, what: str) -> None:
+        for slot in slots:
+            if slot not in self.live:
+                why = "was freed" if slot in self.freed else "is never set"
+                first = self.freed.get(slot, max(last, 0))
+                raise Refuted(
+                    "E0704", f'slot {slot}, one of the {what} of "{self.name}", {why} when they are taken',
+                    self._at(first), self._at(_setter(self.code, slot)),
+                )  # fmt: skip
+
+    def _at(self, index: int | None) -> Path:
+        return () if index is None else ((self.name, index),)
+
+
+def _setter(code: Sequence[Instruction], slot: int) -> int | None:
+    return next((at for at, each in enumerate(code) if slot in each.writes()), None)

@@ -1,0 +1,153 @@
+"""What a proof says: safe, with the peak memory; or a counterexample that names instructions, sources and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..arguments import Json
+from ..program import Program
+from ..records import Location
+from .collectives import axes_of
+from .values import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """An instruction on some ranks: the innermost one, and the calls that lead to it (outermost first)."""
+
+    ranks: tuple[int, ...]
+    function: str
+    index: int
+    op: str
+    axes: tuple[str, ...] = ()
+    location: Location | None = None
+    calls: Path = ()
+
+    def __str__(self) -> str:
+        over = f" over {', '.join(self.axes)}" if self.axes else ""
+        through = "".join(f", called by {name}[{at}]" for name, at in reversed(self.calls))
+        here = f"{_ranks(self.ranks)}: function {self.function}[{self.index}] {self.op}{over}"
+        return here + _source(self.location) + through
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON; `location` is [file, line, module path] or null."""
+        place = self.location
+        return {
+            "ranks": list(self.ranks), "function": self.function, "index": self.index, "op": self.op,
+            "axes": list(self.axes), "location": [place.file, place.line, place.module] if place else None,
+            "calls": [[name, at] for name, at in self.calls],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """Why a program is not safe: `places` are the instructions that show it (two, where there are two)."""
+
+    code: str
+    message: str
+    places: tuple[Place, ...]
+    notes: tuple[str, ...] = ()
+    help: str = ""
+
+    def render(self) -> str:
+        """The text shown to a person."""
+        first = self.places[0].location if self.places else None
+        where = f"{first.file}:{first.line}: " if first and first.file else ""
+        lines = [f"{where}error[{self.code}]: {self.message}"]
+        lines += [f"  {place}" for place in self.places]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"help: {self.help}"] if self.help else lines)
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "code": self.code, "message": self.message, "places": [place.to_json() for place in self.places],
+            "notes": list(self.notes), "help": self.help,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most bytes of tensors that are live at once on each of `ranks`, and the instruction where they are.
+
+    Counted are inputs, results and all slots; not what an op needs inside, nor what the allocator wastes.
+    """
+
+    ranks: tuple[int, ...]
+    bytes: int
+    place: Place | None
+    """None for a program without instructions."""
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "ranks": list(self.ranks), "bytes": self.bytes, "place": self.place.to_json() if self.place else None
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Safe when there is no counterexample."""
+
+    counterexample: Counterexample | None
+    peaks: tuple[PeakMemory, ...] = ()
+    """One for each class of ranks; empty when the proof failed before memory was counted."""
+    collectives: int = 0
+    """How many collectives the busiest rank starts."""
+
+    @property
+    def safe(self) -> bool:
+        """Whether the program was proved."""
+        return self.counterexample is None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest peak of any rank."""
+        return max((peak.bytes for peak in self.peaks), default=0)
+
+    def render(self) -> str:
+        """The text shown to a person."""
+        if self.counterexample is not None:
+            return self.counterexample.render()
+        ranks = sum(len(peak.ranks) for peak in self.peaks)
+        lines = [f"safe: {ranks} ranks of {len(self.peaks)} kinds, {self.collectives} collectives on a rank"]
+        lines += [f"  peak {peak.bytes:,} bytes, {peak.place or _ranks(peak.ranks)}" for peak in self.peaks]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Json]:
+        found = self.counterexample
+        return {
+            "verdict": "safe" if self.safe else "counterexample",
+            "counterexample": None if found is None else found.to_json(),
+            "peak_bytes": self.peak_bytes, "peaks": [peak.to_json() for peak in self.peaks],
+            "collectives": self.collectives,
+        }  # fmt: skip
+
+
+def place_of(program: Program, path: Path, ranks: Sequence[int]) -> Place:
+    """The instruction at the end of `path`, which is not empty; a function without instructions gives op "return"."""
+    *calls, (name, index) = path
+    code = program.functions[name].code
+    if not 0 <= index < len(code):
+        return Place(tuple(ranks), name, max(index, 0), "return", calls=tuple(calls))
+    each = code[index]
+    location = None if each.loc is None else program.locations[each.loc]
+    return Place(tuple(ranks), name, index, each.op, axes_of(each), location, tuple(calls))
+
+
+def _source(location: Location | None) -> str:
+    if location is None:
+        return ""
+    at = f" at {location.file}:{location.line}" if location.file else ""
+    return at + (f" ({location.module})" if location.module else "")
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """Ranks as ranges: "ranks 0-3, 6"."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"rank{'' if len(ranks) == 1 else 's'} {text}"
