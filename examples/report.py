@@ -36,10 +36,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 class Report:
-    """Prints a line a step, in one process of the run, and trains a copy of the model on one device beside it."""
+    """Prints a line a step, in one process of the run, and trains a copy of the model on one device beside it.
 
-    def __init__(self, options: argparse.Namespace, model: nn.Module, loss: Loss) -> None:
+    `floor`: the relative error that the model itself rounds to, whatever its dtype.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: nn.Module, loss: Loss, floor: float = 0.0) -> None:
         self.options = options
+        self.tolerance = max(TOLERANCES[options.dtype], floor)
         self.loss = loss
         self.prints = os.environ.get("RANK", "0") == "0"
         self.single = copy.deepcopy(model) if self.prints else None
@@ -69,12 +73,13 @@ class Report:
 
     def end(self) -> None:
         """The verdict; ends the script with 1 where a loss was not the single device's."""
-        tolerance = TOLERANCES[self.options.dtype]
         if not self.compared:
             return
-        if not self.worst <= tolerance:
-            sys.exit(f"losses differ from the single-device run's by up to {self.worst:.1e} (tolerance {tolerance:g})")
-        self._say(f"the first {self.compared} losses are the single-device run's to {tolerance:g}")
+        if not self.worst <= self.tolerance:
+            sys.exit(
+                f"losses differ from the single-device run's by up to {self.worst:.1e} (tolerance {self.tolerance:g})"
+            )
+        self._say(f"the first {self.compared} losses are the single-device run's to {self.tolerance:g}")
 
     def _single_device(self, *batch: Tensor) -> float:
         assert self.single is not None and self.optimizer is not None

@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 START = 256
 """The token that begins every sequence."""
+FLOAT32_PARTS = 1e-6
+"""This class computes its norms and its loss in float32, also where its parameters are float64."""
 
 
 def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def main() -> None:
         use_cache=False,
     )
     model = LlamaForCausalLM(config).to(DTYPES[options.dtype])
-    report = Report(options, model, loss_of)
+    report = Report(options, model, loss_of, FLOAT32_PARTS)
 
     model = stretto.compile(model, plan=options.plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
