@@ -151,7 +151,7 @@ def results_of(op: Operation) -> list[Any]:
     """The results of an operation, a list of values for each `Tensor[]` result (empty where nothing unpacks it)."""
     found: list[Any] = []
     for result in op.results:
-        if str(result.type).startswith("tuple<"):
+        if isinstance(result.type, mlir.TupleType):
             casts = [use.owner for use in result.uses]
             found.append(list(casts[0].results) if casts else [])
         else:

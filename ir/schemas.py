@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 
@@ -56,12 +56,12 @@ class OpDef:
     """"Tensor" or "Tensor[]", for each result."""
     pure: bool
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Argument, ...]:
         """The arguments that are SSA operands."""
         return tuple(a for a in self.arguments if a.kind not in (Kind.CONSTANT, Kind.IGNORED))
 
-    @property
+    @cached_property
     def has_segments(self) -> bool:
         """Whether MLIR needs `operandSegmentSizes` to tell which operands are there."""
         return any(a.kind is Kind.OPTIONAL_TENSOR for a in self.operands)
