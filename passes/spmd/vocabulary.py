@@ -110,6 +110,7 @@ def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType])
     e = vocabulary.emitter
     logits, labels, ignore = call.args
     total_type, count_type, lse_type = types
+    logits = _cast(e, logits, lse_type.dtype)
     rows, column = _bare(lse_type, lse_type.shape), _bare(lse_type, (*lse_type.shape, 1))
     full = _bare(lse_type, from_mlir(logits.type).shape)
     maximum = vocabulary.reduced(e.op("aten.amax.default", logits, [1], True, type=column), "max")
@@ -135,7 +136,8 @@ def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[Ten
     """scale, logits (N, chunk), labels (N), logsumexp (N) -> (softmax - onehot) * scale, zero in ignored rows."""
     e = vocabulary.emitter
     scale, logits, labels, lse, ignore = call.args
-    type_ = types[0]
+    type_ = replace(types[0], dtype=from_mlir(lse.type).dtype)
+    logits = _cast(e, logits, type_.dtype)
     bare = _bare(type_, type_.shape)
     column = _bare(type_, (type_.shape[0], 1))
     own = vocabulary.own(labels)
@@ -145,7 +147,17 @@ def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[Ten
     changed = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus, type=bare)
     valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, type_.shape[:1]))
     weight = e.op("aten.where.ScalarOther", vocabulary.column(valid), scale, 0.0, type=column)
-    return [e.op("aten.mul.Tensor", changed, weight, type=type_)]
+    return [_cast(e, e.op("aten.mul.Tensor", changed, weight, type=type_), types[0].dtype)]
+
+
+def _cast(e: Emitter, value: Value, dtype: torch.dtype) -> Value:
+    """The value in `dtype`: sums over a vocabulary are taken in float32 where logits have 16 bits."""
+    type_ = from_mlir(value.type)
+    return (
+        value
+        if type_.dtype == dtype
+        else e.op("aten._to_copy.default", value, type=replace(type_, dtype=dtype), dtype=dtype)
+    )
 
 
 _LOWERINGS: dict[str, Callable[[_Vocabulary, Any, list[TensorType]], list[Value]]] = {

@@ -65,6 +65,15 @@ def test_a_changed_source_is_not_the_reference(stretto: Command, sources: Path, 
     assert "is not there" in stretto("run", tmp_path / "p", "--check").out
 
 
+def test_a_16_bit_program_runs_and_is_compared_but_not_judged(stretto: Command, sources: Path, tmp_path: Path) -> None:
+    arguments = ("--plan", sources / "gpt.plan", "-o", tmp_path / "p", "--dtype", "bfloat16")
+    assert stretto("compile", f"{sources / 'model.py'}:make", *arguments).code == 0
+    done = stretto("run", tmp_path / "p", "--check", "--json")
+    rows = json.loads(done.out)["rows"]
+    assert done.code == 0 and max(row["error"] for row in rows) < 0.1
+    assert {row["verdict"] for row in rows} <= {"not judged", "not checked"}
+
+
 def wrong(program: Path, folder: Path) -> Path:
     """The program with another reduction in the layers: the largest instead of the sum."""
     loaded = Program.load(program)
