@@ -27,6 +27,7 @@ from ..passes.place_arguments import PlaceArguments
 from ..passes.propagate_placements import PropagatePlacements
 from ..passes.raise_idioms import RaiseIdioms
 from ..passes.simplify_views import SimplifyViews
+from ..passes.split_means import SplitMeans
 from ..passes.start_collectives import StartCollectives
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
@@ -65,6 +66,7 @@ def pipeline(plan: Plan) -> list[Step]:
     return [
         PlaceArguments(plan),
         RaiseIdioms(),
+        SplitMeans(),
         SimplifyViews(),
         "canonicalize",
         FoldLayers(),

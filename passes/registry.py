@@ -24,6 +24,7 @@ TABLE: dict[str, str] = {
     "propagate-placements": "PropagatePlacements",
     "raise-idioms": "RaiseIdioms",
     "simplify-views": "SimplifyViews",
+    "split-means": "SplitMeans",
     "start-collectives": "StartCollectives",
 }
 """The class of each of our passes; its module has the pass's name with underscores."""
