@@ -25,6 +25,13 @@ from .tiny_programs import linear
 ENTRIES = Path(__file__).with_name("rank_entries.py")
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left by others, who run at the same time, is not ours."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+
 def leftovers() -> tuple[set[str], str]:
     """Our files, and our processes."""
     files = {path.name for path in Path(tempfile.gettempdir()).glob("stretto-*")}
@@ -43,7 +50,7 @@ def test_results_come_by_rank_and_nothing_is_left(capfd: pytest.CaptureFixture[s
         assert (found["RANK"], found["WORLD_SIZE"]) == (str(rank), "2")
         assert found["MASTER_ADDR"] == "127.0.0.1"
         assert int(found["OMP_NUM_THREADS"]) >= 1
-    assert leftovers() == before
+    assert leftovers() == before == (set(), "")
     assert dict(os.environ) == environment
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert capfd.readouterr() == ("", "rank 0 was here\n")
