@@ -1,0 +1,50 @@
+"""README and docs/ show what is there: links lead somewhere, plans are plans, README's example is the file."""
+
+import re
+from pathlib import Path
+
+import pytest
+from stretto import Plan
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_readme_shows_the_plan_that_its_command_uses() -> None:
+    (plan,) = blocks(ROOT / "README.md", "plan")
+    assert plan == (ROOT / "examples" / "plans" / "dp_tp.plan").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("plan", sorted(ROOT.glob("examples/plans/**/*.plan")), ids=lambda plan: plan.stem)
+def test_every_plan_of_the_examples_is_one(plan: Path) -> None:
+    assert Plan.parse(str(Plan.load(plan))) == Plan.load(plan)
+
+
+def test_readme_has_the_two_commands_that_ci_runs() -> None:
+    start, tests = blocks(ROOT / "README.md", "sh")
+    assert "examples/train_gpt.py" in start
+    assert tests.rstrip().endswith("&& pytest")
+    assert len(blocks(ROOT / "README.md", "text")) == 1
+
+
+def test_architecture_names_every_folder_of_the_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert all(f"`{path.parent.name}/`" in text for path in ROOT.glob("*/__init__.py"))
+
+
+def test_architecture_names_only_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([a-z_./]+\.(?:py|lark))`", text))
+    missing = [name for name in names if not (ROOT / name).exists() and not list(ROOT.glob(f"*/{name}"))]
+    assert not missing
