@@ -142,9 +142,22 @@ class _Proof:
             message = f"collective {at} of {group} differs: {mine.difference(theirs)}"
             return Counterexample("E0710", message, places, (note,) if counts[0] != counts[1] else ())
         has, lacks = (0, 1) if counts[0] > counts[1] else (1, 0)
+        first = self._first_other_source(ranks, positions)
+        if first is not None:
+            message = f"a collective of {group} is never started by rank {ranks[lacks]}; sources differ from here on"
+            places = tuple(self._start(rank, each[first]) for rank, each in zip(ranks, positions, strict=True))
+            return Counterexample("E0711", message, places, (note,))
         places = (self._start(ranks[has], positions[has][at]), self._end(ranks[lacks], positions[lacks]))
         message = f"collective {at} of {group} is never started by rank {ranks[lacks]}"
         return Counterexample("E0711", message, places, (note,))
+
+    def _first_other_source(self, ranks: tuple[int, int], positions: Sequence[Sequence[int]]) -> int | None:
+        """Where two sequences that are equal as far as both go first come from other source lines; None if nowhere."""
+        for at, pair in enumerate(zip(*positions, strict=False)):
+            mine, theirs = (self._start(rank, position).location for rank, position in zip(ranks, pair, strict=True))
+            if mine != theirs:
+                return at
+        return None
 
     def _start(self, rank: int, position: int) -> Place:
         """The instruction with which a rank starts collective number `position`."""

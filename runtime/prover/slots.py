@@ -14,6 +14,8 @@ WAIT = "comm.wait"
 
 def check_slots(program: Program) -> None:
     """Raise Refuted for the first slot of the first function that is read, freed or returned when it is not set."""
+    if ENTRY not in program.functions:
+        return
     for name, function in program.functions.items():
         _Slots(name, function, _late(program) if name == ENTRY else {}).check(program)
 

@@ -130,7 +130,8 @@ def place_of(program: Program, path: Path, ranks: Sequence[int]) -> Place:
     if not 0 <= index < len(code):
         return Place(tuple(ranks), name, max(index, 0), "return", calls=tuple(calls))
     each = code[index]
-    location = None if each.loc is None else program.locations[each.loc]
+    known = each.loc is not None and 0 <= each.loc < len(program.locations)
+    location = program.locations[each.loc] if known and each.loc is not None else None
     return Place(tuple(ranks), name, index, each.op, axes_of(each), location, tuple(calls))
 
 

@@ -1,0 +1,78 @@
+"""What the compiler makes is proved safe, and so is what tests of the runtime run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stretto.driver.compile_program import Options, compile_program
+from stretto.dsl import Plan
+from stretto.frontend.captured import Mode
+from stretto.runtime.prover import prove
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..tiny_programs import data_parallel, linear
+
+SHARDS = """
+shard "*.{q,k,v}_proj", "*.up" columns over tp
+shard "*.o_proj", "*.down" rows over tp
+shard "wte" vocab over tp
+"""
+PLANS = {
+    "dp": "mesh (dp=2)",
+    "tp": f"mesh (tp=2){SHARDS}",
+    "dp and tp with sequence parallelism": f"mesh (dp=2, tp=2){SHARDS}shard activations tokens over tp",
+}
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        split = (batch, tokens, self.heads, width // self.heads)
+        y = self.ln1(x)
+        q, k, v = (proj(y).view(split).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o_proj(y.transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.down(F.gelu(self.up(self.ln2(x))))
+
+
+class GPT(nn.Module):
+    """Two blocks between an embedding and its transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(32, 16)
+        self.blocks = nn.ModuleList([Block(16, 2) for _ in range(2)])
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.wte(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(x).view(-1, 32), targets.view(-1))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_compiled_gpt_is_proved_safe(plan: str) -> None:
+    batch = {name: torch.zeros(4, 8, dtype=torch.int64) for name in ("tokens", "targets")}
+    compiled = compile_program(GPT(), (), batch, Plan.parse(plan), Options(mode=Mode.TRAIN, loss_only=True))
+    verdict = prove(compiled.program)
+    assert verdict.safe, verdict.render()
+    assert verdict.collectives > 0
+    assert verdict.peak_bytes > 4 * sum(parameter.numel() for parameter in GPT().parameters()) / 4
+
+
+def test_the_handwritten_programs_of_the_runtimes_tests_are_safe() -> None:
+    for program in (linear(), linear(ranks=3, width=7), data_parallel(), data_parallel(reduced=False)):
+        verdict = prove(program)
+        assert verdict.safe, verdict.render()

@@ -1,0 +1,136 @@
+"""Defects of one rank's program: futures, slots, shapes. Each is found, and named by its instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from stretto.runtime.program import Program
+from stretto.runtime.prover import Verdict, prove
+from stretto.runtime.records import Function, Instruction
+
+from .programs import S, layered, program, reduce, relu, step, wait
+
+Spot = tuple[str, int]
+
+
+def found(verdict: Verdict) -> tuple[str, list[Spot]]:
+    """The code, and the instructions that the counterexample names."""
+    assert verdict.counterexample is not None, verdict.render()
+    places = verdict.counterexample.places
+    return verdict.counterexample.code, [(place.function, place.index) for place in places]
+
+
+def main(*indices: int) -> list[Spot]:
+    return [("main", index) for index in indices]
+
+
+def double(*code: Instruction, results: Sequence[int], arguments: Sequence[int] = (0,)) -> dict[str, Function]:
+    """A callee named "body"."""
+    return {"body": Function(10, tuple(arguments), tuple(results), code)}
+
+
+def call(slots: Sequence[int], out: Sequence[int | None], free: Sequence[int] = ()) -> Instruction:
+    return step("call", "body", [S(slot) for slot in slots], out=out, free=free, loc=0)
+
+
+def test_a_wait_hidden_behind_an_op_is_safe() -> None:
+    assert prove(program(reduce(0, 1), relu(0, 2), wait(1, 3), result=3)).safe
+
+
+@pytest.mark.parametrize(
+    ("one", "code", "places"),
+    [
+        pytest.param(program(reduce(0, 1), relu(0, 2), result=2), "E0706", main(0, 1), id="dropped wait"),
+        pytest.param(program(reduce(0, 1, free=[1]), relu(0, 2), result=2), "E0705", main(0, 0), id="freed future"),
+        pytest.param(program(reduce(0, 1), relu(0, 1), result=1), "E0705", main(1, 0), id="overwritten future"),
+        pytest.param(program(reduce(0, None), relu(0, 1), result=1), "E0705", main(0, 0), id="no slot for a future"),
+        pytest.param(
+            program(reduce(0, 1), wait(1, 2, free=[]), wait(1, 3), result=3), "E0707", main(2, 1), id="double wait"
+        ),
+        pytest.param(program(reduce(0, 1), wait(1, 2), wait(1, 3), result=3), "E0707", main(2, 1), id="waited again"),
+        pytest.param(program(wait(1, 2), reduce(0, 1), result=2), "E0701", main(0, 1), id="wait before start"),
+        pytest.param(program(relu(0, 1), wait(1, 2), result=2), "E0708", main(1, 0), id="wait for a tensor"),
+        pytest.param(program(reduce(0, 1), relu(1, 2), wait(1, 3), result=3), "E0708", main(1, 0), id="not waited on"),
+        pytest.param(program(reduce(0, 1), result=1), "E0708", main(0), id="a future as result of the program"),
+        pytest.param(program(relu(0, 1, free=[0]), relu(0, 2), result=2), "E0702", main(1, 0), id="freed too early"),
+        pytest.param(program(relu(0, 1, free=[0]), relu(1, 2, free=[0]), result=2), "E0703", main(1, 0), id="two frees"),
+        pytest.param(program(relu(0, 1), relu(1, 2, free=[1]), result=1), "E0704", main(1, 0), id="freed result"),
+        pytest.param(program(relu(2, 1), relu(0, 2), result=1), "E0701", main(0, 1), id="read before set"),
+        pytest.param(
+            program(relu(0, 1), reduce(1, 2), relu(0, 1), wait(2, 3), result=3), "E0709", main(2, 1), id="overwritten"
+        ),
+        pytest.param(
+            program(relu(0, 1), reduce(1, 2, free=[1]), relu(0, 1), wait(2, 3), result=3),
+            "E0709", main(2, 1), id="slot used again while the collective still reads it",
+        ),
+        pytest.param(
+            program(relu(0, 1), reduce(1, 2), relu(0, 4, free=[1]), wait(2, 3), result=3),
+            "E0709", main(2, 1), id="freed by a stranger",
+        ),
+        pytest.param(
+            program(step("aten.mm.default", S(0), S(0), out=[1]), shape=(2, 3), result=1),
+            "E0714", main(0), id="shapes that do not fit",
+        ),
+        pytest.param(
+            program(step("comm.reduce_scatter_start", S(0), axes=["tp"], dim=1, reduce="sum", out=[1]),
+                    wait(1, 2), shape=(4, 3), result=2),
+            "E0714", main(0), id="a dim that the group does not divide",
+        ),
+    ],
+)  # fmt: skip
+def test_a_defect_is_found_and_named(one: Program, code: str, places: list[Spot]) -> None:
+    assert found(prove(one)) == (code, places)
+
+
+def test_the_last_user_of_an_operand_may_free_it_while_the_collective_runs() -> None:
+    assert prove(program(relu(0, 1), reduce(1, 2), relu(1, 4, free=[1]), wait(2, 3), result=3)).safe
+
+
+def test_a_future_may_be_started_in_one_function_and_waited_on_in_another() -> None:
+    starts = double(reduce(0, 1), results=[1])
+    assert prove(program(call([0], [1]), relu(0, 2), wait(1, 3), result=3, functions=starts)).safe
+    waits = double(wait(0, 1), results=[1])
+    assert prove(program(reduce(0, 1), call([1], [2], [1]), result=2, functions=waits)).safe
+
+
+def test_a_future_that_a_call_returned_must_be_waited_on() -> None:
+    starts = double(reduce(0, 1), results=[1])
+    verdict = prove(program(call([0], [1]), call([0], [2]), wait(2, 3), result=3, functions=starts))
+    assert found(verdict) == ("E0706", [("body", 0), ("main", 2)])
+    assert "called by main[0]" in verdict.render()
+
+
+def test_a_future_given_to_a_function_that_forgets_it_is_found() -> None:
+    forgets = double(relu(1, 2), results=[2], arguments=[0, 1])
+    verdict = prove(program(reduce(0, 1), call([1, 0], [2], [1]), result=2, functions=forgets))
+    assert found(verdict) == ("E0705", main(1, 0))
+
+
+def test_a_future_waited_on_by_a_callee_and_again_by_the_caller_is_found() -> None:
+    waits = double(wait(0, 1), results=[1])
+    verdict = prove(program(reduce(0, 1), call([1], [2]), wait(1, 3), result=3, functions=waits))
+    assert found(verdict) == ("E0707", [("main", 2), ("body", 0)])
+
+
+def test_a_dropped_wait_inside_a_folded_body_is_named_in_the_body() -> None:
+    one = layered(4)
+    body = one.functions["layers_forward"]
+    code = tuple(relu(5, 6) if at == 4 else each for at, each in enumerate(body.code))
+    assert body.code[4].op == "comm.wait"
+    broken = replace(one, functions={**one.functions, "layers_forward": replace(body, code=code)})
+    assert found(prove(broken)) == ("E0706", [("layers_forward", 2), ("layers_forward", len(code) - 1)])
+
+
+def test_a_counterexample_is_rendered_with_sources_and_as_json() -> None:
+    verdict = prove(program(reduce(0, 1), relu(0, 2), result=2))
+    assert verdict.render().splitlines() == [
+        'model.py:31: error[E0706]: a future is still not waited on when "main" ends',
+        "  ranks 0-1: function main[0] comm.all_reduce_start over tp at model.py:31 (model.layers.*.mlp)",
+        "  ranks 0-1: function main[1] aten.relu.default at model.py:7 (embed)",
+        "help: wait for it, or return it to the caller",
+    ]
+    report = verdict.to_json()
+    assert report["verdict"] == "counterexample"
+    assert report["counterexample"]["places"][0]["location"] == ["model.py", 31, "model.layers.*.mlp"]  # type: ignore[index,call-overload]
