@@ -6,6 +6,7 @@ Module attributes: `comm.level` ("aten" or "comm") and `comm.mesh` (axes in decl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,10 @@ from .placement import Mesh
 
 Record = dict[str, Any]
 """What is known of one argument or result of `main`: name, kind, index, aliases."""
+
+
+_PLACE = re.compile(r'loc\("-":(?P<line>\d+):(?P<column>\d+)\)')
+"""The location of a parse error: the bindings name the text they were given "-"."""
 
 
 class Level(StrEnum):
@@ -121,11 +126,11 @@ def _parse_error(error: Any, text: str, file: str) -> StrettoError:
     diagnostics = error.error_diagnostics
     message = diagnostics[0].message if diagnostics else str(error)
     span = None
-    if diagnostics and isinstance(diagnostics[0].location, mlir.FileLineColLoc):
-        place = diagnostics[0].location
+    place = _PLACE.fullmatch(str(diagnostics[0].location)) if diagnostics else None
+    if place is not None:
         lines = text.splitlines()
-        line = place.start_line
-        span = Span(file, line, place.start_col, 1, lines[line - 1] if 0 < line <= len(lines) else "")
+        line = int(place["line"])
+        span = Span(file, line, int(place["column"]), 1, lines[line - 1] if 0 < line <= len(lines) else "")
     return StrettoError("E0504", f"this is not a module of Stretto's IR: {message}", span=span)
 
 
