@@ -98,13 +98,13 @@ def test_a_text_that_is_no_placement_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("this is no module", 1, "expected operation name"),
+        ("this is no module", 1, "unknown"),
         (
             'module {\n  func.func @main() {\n    "aten.nope"() : () -> ()\n    return\n  }\n}',
             3,
             "unregistered operation",
         ),
-        ("module {\n  func.func @main() {\n", 3, "expected"),
+        ("module {\n  func.func @main() {\n", 2, "expected"),
     ],
 )
 def test_a_text_that_is_no_module_is_refused_at_its_line(text: str, line: int, says: str) -> None:
