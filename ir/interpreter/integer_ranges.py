@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..module import Level
 from ..types import TensorType
 from .code import Body, Code, Ref, Step, refs
 
@@ -17,6 +18,8 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 """Aten operations whose results hold the integers of their operands (moved into a rank's range, for `sub`)."""
+_GLOBAL = frozenset({"aten.embedding.default", "aten.gather.default", "aten.ne.Scalar", "aten.eq.Scalar"})
+"""What says enough where tensors are cut: the tables' types have global extents. Other operations name the rank's."""
 _CONSTANT_COMPARISONS = ("aten.ne.Scalar", "aten.eq.Scalar")
 
 
@@ -73,7 +76,7 @@ class _Walker:
 
     def _use(self, body: Body, step: Step, tags: dict[int, Tags]) -> None:
         rule = _RULES.get(step.name)
-        if rule is None:
+        if rule is None or (self._code.level is Level.COMM and step.name not in _GLOBAL):
             return
         indices, range_ = rule(lambda ref: self._extents(body, ref), step.args)
         if isinstance(indices, Ref):

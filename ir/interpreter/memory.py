@@ -13,7 +13,6 @@ from .errors import MEMORY, InterpreterError
 from .grid import Grid
 from .precision import Floats
 
-_GIB = 1 << 30
 _SCORES = 3
 """Temporary tensors of the size of the attention scores that an attention holds at once."""
 
@@ -59,11 +58,20 @@ def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
     ways.append("raise the cap (max_bytes)")
     raise InterpreterError(
         MEMORY,
-        f"running this module takes about {needed.total_bytes / _GIB:.3g} GiB on {needed.ranks} rank(s) "
-        f"({needed.rank_bytes / _GIB:.3g} GiB each), more than the cap of {cap / _GIB:.3g} GiB",
+        f"running this module takes about {_text(needed.total_bytes)} on {needed.ranks} rank(s) "
+        f"({_text(needed.rank_bytes)} each), more than the cap of {_text(cap)}",
         notes=((f'the largest argument is "{needed.largest_input}"', None),),
         help=", or ".join(ways),
     )
+
+
+def _text(size: float) -> str:
+    """Bytes in a unit that leaves few digits."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        del units[0]
+    return f"{size:.1f} {units[0]}"
 
 
 def machine_bytes() -> int:

@@ -1,0 +1,116 @@
+"""Every collective over every set of axes of a 2-D mesh, against its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from stretto.ir.interpreter import InterpreterError, run
+from torch import Tensor
+
+from .texts import module
+
+RANKS = [(dp, tp) for dp in range(2) for tp in range(3)]
+GROUPS = [["dp"], ["tp"], ["dp", "tp"], ["tp", "dp"]]
+
+
+def group(rank: int, axes: list[str]) -> list[int]:
+    """The members of a rank's group over the axes, outermost first, spelt out."""
+    dp, tp = RANKS[rank]
+    dps = range(2) if "dp" in axes else [dp]
+    tps = range(3) if "tp" in axes else [tp]
+    if axes == ["tp", "dp"]:
+        return [d * 3 + t for t in tps for d in dps]
+    return [d * 3 + t for d in dps for t in tps]
+
+
+def held(rows: int, columns: int) -> Tensor:
+    """What the six ranks hold, one in each row of dim 0."""
+    return torch.randn(6, rows, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def collective(name: str, axes: list[str], options: str, given: Tensor, rows: int, columns: int) -> Tensor:
+    """What every rank gets of a collective, one in each row of dim 0, by the synchronous and the asynchronous form."""
+    place = '{dp = "shard(0)", tp = "shard(0)"}'
+    before = f"tensor<1x{given.shape[1]}x{given.shape[2]}xf64, {place}>"
+    after = f"tensor<1x{rows}x{columns}xf64, {place}>"
+    text = str(axes).replace("'", '"')
+    body = f"""
+      %0 = "comm.{name}"(%a) {{axes = {text}, {options}}} : ({before}) -> {after}
+      %1 = "comm.{name}_start"(%a) {{axes = {text}, {options}}} : ({before}) -> !async.value<{after}>
+      %2 = "comm.wait"(%1) : (!async.value<{after}>) -> {after}
+      return %0, %2 : {after}, {after}"""
+    now, later = run(module(f"%a: {before}", f"{after}, {after}", body), [given])
+    assert torch.equal(now, later)
+    return now
+
+
+@pytest.mark.parametrize("axes", GROUPS, ids="_".join)
+@pytest.mark.parametrize(("how", "combine"), [("sum", torch.sum), ("max", torch.amax), ("min", torch.amin)])
+def test_all_reduce_gives_every_member_the_combination(
+    axes: list[str], how: str, combine: Callable[..., Tensor]
+) -> None:
+    given = held(2, 3)
+    made = collective("all_reduce", axes, f'reduce = "{how}"', given, 2, 3)
+    for rank in range(6):
+        torch.testing.assert_close(made[rank], combine(given[group(rank, axes)], 0))
+
+
+@pytest.mark.parametrize("axes", GROUPS, ids="_".join)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_all_gather_joins_in_the_order_of_the_axes(axes: list[str], dim: int) -> None:
+    given = held(2, 3)
+    size = len(group(0, axes))
+    rows, columns = (2 * size, 3) if dim == 1 else (2, 3 * size)
+    made = collective("all_gather", axes, f"dim = {dim} : i64", given, rows, columns)
+    for rank in range(6):
+        assert torch.equal(made[rank], torch.cat([given[r] for r in group(rank, axes)], dim - 1))
+
+
+@pytest.mark.parametrize("axes", GROUPS, ids="_".join)
+def test_reduce_scatter_gives_each_member_its_part_of_the_sum(axes: list[str]) -> None:
+    given = held(12, 2)
+    size = len(group(0, axes))
+    made = collective("reduce_scatter", axes, 'dim = 1 : i64, reduce = "sum"', given, 12 // size, 2)
+    for rank in range(6):
+        members = group(rank, axes)
+        part = given[members].sum(0).chunk(size, 0)[members.index(rank)]
+        torch.testing.assert_close(made[rank], part)
+
+
+@pytest.mark.parametrize("axes", GROUPS, ids="_".join)
+def test_all_to_all_gives_each_member_its_part_of_every_tensor(axes: list[str]) -> None:
+    given = held(6, 2)
+    size = len(group(0, axes))
+    made = collective("all_to_all", axes, "split_dim = 1 : i64, concat_dim = 2 : i64", given, 6 // size, 2 * size)
+    for rank in range(6):
+        members = group(rank, axes)
+        parts = [given[r].chunk(size, 0)[members.index(rank)] for r in members]
+        assert torch.equal(made[rank], torch.cat(parts, 1))
+
+
+def test_offset_shard_and_mask_follow_the_coordinate() -> None:
+    place = '{dp = "shard(0)", tp = "shard(0)"}'
+    offsets, parts = f"tensor<1xi64, {place}>", f"tensor<2xf32, {place}>"
+    body = f"""
+      %0 = "comm.offset"() {{axes = ["tp"], chunk = 10 : i64}} : () -> tensor<i64>
+      %1 = "aten.reshape_default"(%0) {{shape = array<i64: 1>}} : (tensor<i64>) -> {offsets}
+      %2 = "comm.shard"(%a) {{axes = ["tp"], dim = 0 : i64, chunk = 2 : i64}} : (tensor<5xf32>) -> {parts}
+      %3 = "comm.mask"(%2) {{axes = ["tp"], dim = 0 : i64, chunk = 2 : i64, extent = 5 : i64, fill = 9.0 : f64}}
+        : ({parts}) -> {parts}
+      return %1, %2, %3 : {offsets}, {parts}, {parts}"""
+    local = module("%a: tensor<5xf32>", f"{offsets}, {parts}, {parts}", body)
+    starts, shards, masked = run(local, [torch.arange(5.0)])
+    assert starts.tolist() == [0, 10, 20] * 2
+    assert shards.nan_to_num(-1).tolist() == [0, 1, 2, 3, 4, -1] * 2
+    assert masked.tolist() == [0, 1, 2, 3, 4, 9] * 2
+
+
+def test_a_dim_that_a_group_does_not_divide_cannot_be_scattered() -> None:
+    body = """
+      %0 = "comm.reduce_scatter"(%a) {axes = ["tp"], dim = 0 : i64, reduce = "sum"}
+        : (tensor<4xf32>) -> tensor<2xf32>
+      return %0 : tensor<2xf32>"""
+    with pytest.raises(InterpreterError, match=r"(?s)E0653.*4 elements, which 3 ranks do not divide"):
+        run(module("%a: tensor<4xf32>", "tensor<2xf32>", body), [torch.ones(4)])

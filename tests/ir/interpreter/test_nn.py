@@ -1,0 +1,113 @@
+"""The formulas of nn operations against torch's own functions, and their backwards against autograd; float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stretto.ir.interpreter.nn import evaluate
+from torch import Tensor
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def call(name: str, *args: Any) -> list[Tensor]:
+    """The results that are there."""
+    return [r for r in evaluate(f"nn.{name}", args) if r is not None]
+
+
+def same(made: list[Tensor], wanted: tuple[Tensor, ...]) -> None:
+    for a, b in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def gradients(out: Tensor, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(out, inputs, grad)
+
+
+@pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
+def test_attention_and_its_backward(causal: bool, masked: bool) -> None:
+    q, k, v = (normal(2, 3, 5, 4, seed=i).requires_grad_() for i in range(3))
+    mask = normal(2, 1, 5, 5, seed=3) if masked else None
+    wanted = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=0.3)
+    grad = normal(2, 3, 5, 4, seed=4)
+    back = gradients(wanted, [q, k, v], grad)
+    with torch.no_grad():
+        out, logsumexp = call("attention", q, k, v, mask, causal, 0.3)
+        same([out], (wanted,))
+        same(call("attention_backward", grad, q, k, v, out, logsumexp, mask, causal, 0.3), back)
+
+
+def test_attention_scales_by_the_root_of_the_head_size_where_nothing_is_said() -> None:
+    q, k, v = (normal(1, 1, 3, 4, seed=i) for i in range(3))
+    same(call("attention", q, k, v, None, False)[:1], (F.scaled_dot_product_attention(q, k, v),))
+
+
+def test_rms_norm_and_its_backward() -> None:
+    x, weight = normal(3, 4, 6).requires_grad_(), normal(6, seed=1).requires_grad_()
+    wanted = F.rms_norm(x, (6,), weight, 1e-3)
+    grad = normal(3, 4, 6, seed=2)
+    back = gradients(wanted, [x, weight], grad)
+    with torch.no_grad():
+        y, rstd = call("rms_norm", x, weight, 1e-3)
+        same([y], (wanted,))
+        same(call("rms_norm_backward", grad, x, rstd, weight), back)
+
+
+@pytest.mark.parametrize("shape", [[6], [4, 6]], ids=str)
+def test_layer_norm_and_its_backward(shape: list[int]) -> None:
+    x = normal(3, 4, 6).requires_grad_()
+    weight, bias = normal(*shape, seed=1).requires_grad_(), normal(*shape, seed=2).requires_grad_()
+    wanted = F.layer_norm(x, shape, weight, bias, 1e-3)
+    grad = normal(3, 4, 6, seed=3)
+    back = gradients(wanted, [x, weight, bias], grad)
+    with torch.no_grad():
+        y, mean, rstd = call("layer_norm", x, weight, bias, shape, 1e-3)
+        same([y], (wanted,))
+        same(call("layer_norm_backward", grad, x, mean, rstd, weight, bias, shape), back)
+
+
+def test_layer_norm_without_weight_and_bias_has_one_gradient() -> None:
+    x = normal(3, 6).requires_grad_()
+    wanted = F.layer_norm(x, [6])
+    back = gradients(wanted, [x], normal(3, 6, seed=1))
+    with torch.no_grad():
+        _, mean, rstd = call("layer_norm", x, None, None, [6], 1e-5)
+        same(call("layer_norm_backward", normal(3, 6, seed=1), x, mean, rstd, None, None, [6]), back)
+
+
+def test_rotary_rotates_pairs_of_the_halves_and_its_backward_is_its_transpose() -> None:
+    x, angle = normal(2, 3, 5, 8).requires_grad_(), normal(1, 5, 4, seed=1)
+    cos, sin = (torch.cat([f, f], -1) for f in (angle.cos(), angle.sin()))
+    wanted = torch.view_as_real(
+        torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    )
+    wanted = torch.cat([wanted[..., 0], wanted[..., 1]], -1)
+    grad = normal(2, 3, 5, 8, seed=2)
+    back = gradients(wanted, [x], grad)
+    with torch.no_grad():
+        same(call("rotary", x, cos, sin), (wanted,))
+        same(call("rotary_backward", grad, cos, sin), back)
+
+
+def test_cross_entropy_and_its_backward_leave_ignored_rows_out() -> None:
+    logits, labels = normal(7, 5).requires_grad_(), torch.tensor([0, 4, -100, 2, 2, -100, 1])
+    wanted = F.cross_entropy(logits, labels, reduction="sum")
+    back = gradients(wanted, [logits], torch.tensor(0.25, dtype=torch.float64))
+    with torch.no_grad():
+        total, count, logsumexp = call("cross_entropy", logits, labels, -100)
+        same([total, logsumexp], (wanted, logits.logsumexp(1)))
+        assert count.item() == 5
+        scale = torch.tensor(0.25, dtype=torch.float64)
+        same(call("cross_entropy_backward", scale, logits, labels, logsumexp, -100), back)
+
+
+def test_sixteen_bits_are_computed_in_float32_and_rounded_at_the_end() -> None:
+    x, weight = normal(4, 64).bfloat16(), normal(64, seed=1).bfloat16()
+    y, rstd = call("rms_norm", x, weight, 1e-6)
+    assert y.dtype is torch.bfloat16 and rstd.dtype is torch.float32
+    torch.testing.assert_close(rstd, x.float().square().mean(-1, keepdim=True).add(1e-6).rsqrt())

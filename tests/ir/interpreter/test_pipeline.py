@@ -1,0 +1,89 @@
+"""Every stage of the pipeline computes what the captured module computes, on four ranks, to 1e-10 in float64."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import pytest
+from stretto.driver.compile_program import pipeline
+from stretto.dsl import Plan
+from stretto.frontend.capture import capture
+from stretto.frontend.captured import Mode
+from stretto.frontend.parameters import parameter_infos
+from stretto.frontend.to_ir import to_module
+from stretto.ir.interpreter import Floats, Verdict, compare, infer_ranges, random_inputs, run
+from stretto.ir.interpreter.compare import compare_tensors
+from stretto.ir.module import Level, Module
+from stretto.passes.manager import PassManager
+from torch import Tensor
+
+from ...end_to_end.models import MODELS, Size, plan
+
+SIZES = {"even": Size(), "odd": Size(vocab=41, width=13, inner=21, layers=2, seq=9)}
+SECONDS = 2.0
+
+Stages = list[tuple[str, Module]]
+"""The captured module, and what each pass makes of it."""
+
+
+@cache
+def stages(model: str, size: str) -> tuple[Stages, dict[str, Tensor]]:
+    """A model under data, tensor and sequence parallelism, and its buffers."""
+    case = MODELS[model](SIZES[size])
+    captured = capture(case.model, (), case.inputs, mode=Mode.TRAIN, loss_only=True)
+    owners = {info.name: str(info.owner_kind) for info in parameter_infos(case.model)}
+    module = to_module(captured, owners)
+    found = [("capture", Module.parse(module.text()))]
+
+    def keep(name: str, left: Module) -> None:
+        found.append((name, Module.parse(left.text())))
+
+    text = plan(model, "dp=2, tp=2", "shard activations tokens over tp")
+    PassManager(pipeline(Plan.parse(text)), keep).run(module)
+    return found, dict(case.model.named_buffers())
+
+
+@pytest.mark.parametrize(("model", "size"), [("gpt", "even"), ("gpt", "odd"), ("llama", "odd")])
+def test_every_stage_computes_what_was_captured(model: str, size: str) -> None:
+    ((_, before), *after), buffers = stages(model, size)
+    inputs = random_inputs(before, seed=7, values=buffers)
+    wanted = run(before, inputs, floats=Floats.FLOAT64)
+    for name, module in after:
+        made = run(module, inputs, floats=Floats.FLOAT64)
+        found = [compare_tensors(str(i), a, b, 1e-10) for i, (a, b) in enumerate(zip(wanted, made, strict=True))]
+        assert {r.verdict for r in found} == {Verdict.EQUAL}, (name, found)
+    assert len(wanted) > 10 and after[-1][1].level is Level.COMM
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_the_ranges_of_tokens_and_labels_are_told_before_and_after_the_pipeline(model: str) -> None:
+    ((_, before), *_, (_, last)), _ = stages(model, "odd")
+    told = infer_ranges(before)
+    assert {(r.high, r.ignored) for r in told.values()} == {(41, None), (41, -100)}
+    assert infer_ranges(last) == told
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('reduce = "sum"', 'reduce = "max"'),
+        ("extent = 41 : i64", "extent = 42 : i64"),
+        ('"aten.mul_tensor"', '"aten.add_tensor"'),
+    ],
+    ids=["reduction", "mask", "operation"],
+)
+def test_one_wrong_operation_in_the_final_module_is_found(old: str, new: str) -> None:
+    ((_, before), *_, (_, last)), _ = stages("gpt", "odd")
+    text = last.text()
+    assert old in text
+    comparison = compare(before, Module.parse(text.replace(old, new, 1)), seed=7)
+    assert not comparison.is_equal and comparison.error > 1e-6
+
+
+def test_a_tiny_llama_on_four_ranks_is_quick() -> None:
+    (*_, (_, last)), buffers = stages("llama", "odd")
+    inputs = random_inputs(last, 0, values=buffers)
+    began = time.perf_counter()
+    run(last, inputs, floats=Floats.FLOAT64)
+    assert time.perf_counter() - began < SECONDS
