@@ -87,13 +87,22 @@ class Code:
 
 def decode(module: Module) -> Code:
     """Decode every function; E0652 where there is no `main`, or an operation that is not Stretto's."""
-    bodies = {name: _Decoder(function).body(name) for name, function in module.functions().items()}
-    if "main" not in bodies:
+    functions = {name: f for name, f in module.functions().items() if len(f.regions[0].blocks)}
+    if "main" not in functions:
         raise InterpreterError(NO_MEANING, 'the module has no function "main"', help="name the entry function main")
-    missing = {s.callee for b in bodies.values() for s in b.steps if s.callee} - set(bodies)
-    if missing:
-        raise InterpreterError(NO_MEANING, f'function "{min(missing)}" is called and not there')
+    bodies = {name: _Decoder(function).body(name) for name, function in functions.items()}
+    _check_calls(bodies, "main", ())
     return Code(module.level, module.mesh, bodies)
+
+
+def _check_calls(bodies: dict[str, Body], name: str, callers: tuple[str, ...]) -> None:
+    """E0652 for a function that is not there, or that calls itself."""
+    if name not in bodies:
+        raise InterpreterError(NO_MEANING, f'function "{name}" is called, but the module does not say what it does')
+    if name in callers:
+        raise InterpreterError(NO_MEANING, f'function "{name}" calls itself, and would for ever')
+    for called in dict.fromkeys(s.callee for s in bodies[name].steps if s.callee):
+        _check_calls(bodies, called, (*callers, name))
 
 
 def refs(argument: Any) -> list[int]:

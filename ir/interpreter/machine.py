@@ -156,7 +156,7 @@ class Machine:
             made = self.evaluator.evaluate(step.name, self.rank, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise InterpreterError(FAILED, f"rank {self.rank}: {step} fails: {error}") from None
-        is_single = isinstance(made, Tensor) or definitions()[step.name].results == ("Tensor[]",)
+        is_single = made is None or isinstance(made, Tensor) or definitions()[step.name].results == ("Tensor[]",)
         self._put(frame, step, [made] if is_single else list(made))
 
     def _put(self, frame: Frame, step: Step, made: list[Any]) -> None:
