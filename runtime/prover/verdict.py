@@ -109,7 +109,7 @@ class Verdict:
         if self.counterexample is not None:
             return self.counterexample.render()
         ranks = sum(len(peak.ranks) for peak in self.peaks)
-        lines = [f"safe: {ranks} ranks of {len(self.peaks)} kinds, {self.collectives} collectives on a rank"]
+        lines = [f"safe: {ranks} ranks ({len(self.peaks)} distinct), {self.collectives} collectives on a rank"]
         lines += [f"  peak {peak.bytes:,} bytes, {peak.place or _ranks(peak.ranks)}" for peak in self.peaks]
         return "\n".join(lines)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import pytest
 import torch
 from stretto.driver.compile_program import Options, compile_program
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
-from stretto.runtime.prover import prove
+from stretto.runtime.program import Program
+from stretto.runtime.prover import RankClass, prove, prove_ranks
+from stretto.runtime.records import Instruction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,14 +67,57 @@ class GPT(nn.Module):
         return F.cross_entropy(self.head(x).view(-1, 32), targets.view(-1))
 
 
+@cache
+def compiled(plan: str) -> Program:
+    """The training program of the GPT under a plan."""
+    batch = {name: torch.zeros(4, 8, dtype=torch.int64) for name in ("tokens", "targets")}
+    return compile_program(GPT(), (), batch, Plan.parse(plan), Options(mode=Mode.TRAIN, loss_only=True)).program
+
+
+def altered(program: Program, name: str, code: tuple[Instruction, ...]) -> Program:
+    """The program with other instructions in one function; when one is gone, the backward begins earlier."""
+    function = program.functions[name]
+    begins, gone = function.backward_at, len(function.code) - len(code)
+    if begins is not None and code[begins - gone :] == function.code[begins:]:
+        begins -= gone
+    return replace(program, functions={**program.functions, name: replace(function, code=code, backward_at=begins)})
+
+
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_compiled_gpt_is_proved_safe(plan: str) -> None:
-    batch = {name: torch.zeros(4, 8, dtype=torch.int64) for name in ("tokens", "targets")}
-    compiled = compile_program(GPT(), (), batch, Plan.parse(plan), Options(mode=Mode.TRAIN, loss_only=True))
-    verdict = prove(compiled.program)
+    verdict = prove(compiled(plan))
     assert verdict.safe, verdict.render()
     assert verdict.collectives > 0
-    assert verdict.peak_bytes > 4 * sum(parameter.numel() for parameter in GPT().parameters()) / 4
+
+
+def test_no_instruction_of_a_collective_can_be_left_out_of_a_compiled_program() -> None:
+    program = compiled(PLANS["tp"])
+    tried = 0
+    for name, function in program.functions.items():
+        for at, each in enumerate(function.code):
+            if each.op.startswith("comm."):
+                tried += 1
+                code = function.code[:at] + function.code[at + 1 :]
+                assert not prove(altered(program, name, code)).safe, f"{name}[{at}]"
+    assert tried > 10
+
+
+def test_no_collective_of_a_compiled_program_can_be_skipped_by_one_rank() -> None:
+    """Its start and wait become one op of the same shape, where the shape stays what it was."""
+    program = compiled(PLANS["tp"])
+    tried = 0
+    for name, function in program.functions.items():
+        for at, each in enumerate(function.code):
+            if each.op == "comm.all_reduce_start":
+                tried += 1
+                code = list(function.code)
+                code[at] = replace(each, op="aten.clone.default", kwargs={})
+                end = next(later for later in range(at, len(code)) if code[later].reads() == each.writes())
+                code[end] = replace(code[end], op="aten.clone.default")
+                classes = [RankClass(program, (0,)), RankClass(altered(program, name, tuple(code)), (1,))]
+                found = prove_ranks(classes).counterexample
+                assert found is not None and found.code in ("E0710", "E0711"), f"{name}[{at}]"
+    assert tried > 5
 
 
 def test_the_handwritten_programs_of_the_runtimes_tests_are_safe() -> None:

@@ -55,7 +55,7 @@ def test_a_wait_hidden_behind_an_op_is_safe() -> None:
         pytest.param(program(reduce(0, 1), relu(1, 2), wait(1, 3), result=3), "E0708", main(1, 0), id="not waited on"),
         pytest.param(program(reduce(0, 1), result=1), "E0708", main(0), id="a future as result of the program"),
         pytest.param(program(relu(0, 1, free=[0]), relu(0, 2), result=2), "E0702", main(1, 0), id="freed too early"),
-        pytest.param(program(relu(0, 1, free=[0]), relu(1, 2, free=[0]), result=2), "E0703", main(1, 0), id="two frees"),
+        pytest.param(program(relu(0, 1, free=[0]), relu(1, 2, free=[0]), result=2), "E0703", main(1, 0), id="frees"),
         pytest.param(program(relu(0, 1), relu(1, 2, free=[1]), result=1), "E0704", main(1, 0), id="freed result"),
         pytest.param(program(relu(2, 1), relu(0, 2), result=1), "E0701", main(0, 1), id="read before set"),
         pytest.param(

@@ -140,6 +140,8 @@ def test_the_peak_counts_inputs_results_and_what_a_collective_still_reads() -> N
     one = program(relu(0, 1), reduce(1, 2, free=[1]), wait(2, 3), result=3)
     verdict = prove(one, memory_cap_bytes=192)
     assert verdict.safe and verdict.peak_bytes == 192
+    assert verdict.render().splitlines()[0] == "safe: 2 ranks (1 distinct), 1 collectives on a rank"
+    assert verdict.to_json()["peak_bytes"] == 192
     peak = verdict.peaks[0].place
     assert peak is not None and (peak.function, peak.index) == ("main", 1)
 
@@ -172,4 +174,18 @@ def test_sixty_four_distinct_ranks_of_thirty_two_layers_are_proved_in_seconds() 
     begun = time.process_time()
     verdict = prove_ranks(classes)
     assert verdict.safe and verdict.collectives == 32 * 8
+    assert time.process_time() - begun < 10
+
+
+def test_unfolded_layers_of_distinct_ranks_cost_no_more_than_their_instructions() -> None:
+    """Sixteen ranks of 32 layers, each layer a function of its own: 16 x 32 x 41 instructions."""
+    mesh = (("dp", 8), ("tp", 2))
+    one = layered(1, 0, mesh)
+    body, call = one.functions["layers_forward"], one.functions["main"].code[1]
+    functions = {f"layer_{at}": body for at in range(32)}
+    calls = tuple(replace(call, args=(name, call.args[1]), out=(2,)) for name in functions)
+    main = replace(one.functions["main"], code=(one.functions["main"].code[0], *calls))
+    unfolded = replace(one, functions={"main": main, **functions})
+    begun = time.process_time()
+    assert prove_ranks([RankClass(unfolded, (rank,)) for rank in range(16)]).safe
     assert time.process_time() - begun < 10
