@@ -32,7 +32,7 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.bool: "i1",
 }
 _FROM_TEXT = {text: dtype for dtype, text in _DTYPES.items()}
-_PLACEMENT = re.compile(r"(shard|partial)\((\w+)\)")
+_PLACEMENT = re.compile(rf"shard\((?P<dim>[0-9]+)\)|partial\((?P<reduce>{'|'.join(Reduce)})\)")
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def _axis_from_text(text: str) -> AxisPlacement:
     match = _PLACEMENT.fullmatch(text)
     if match is None:
         raise StrettoError("E0503", f'"{text}" is no placement', expected='"shard(dim)" or "partial(sum|max|min)"')
-    kind, value = match.groups()
-    return Shard(int(value)) if kind == "shard" else Partial(Reduce(value))
+    return Shard(int(match["dim"])) if match["dim"] else Partial(Reduce(match["reduce"]))
 
 
 @lru_cache(maxsize=65536)
