@@ -18,6 +18,7 @@ from ..frontend.parameters import parameter_infos
 from ..frontend.to_ir import Floats, to_module
 from ..ir.module import Module
 from ..passes.base import Remark
+from ..passes.expand_losses import ExpandLosses
 from ..passes.fold_layers import FoldLayers
 from ..passes.hoist_collectives import HoistCollectives
 from ..passes.lower_idioms import LowerIdioms
@@ -66,6 +67,7 @@ def pipeline(plan: Plan) -> list[Step]:
     return [
         PlaceArguments(plan),
         RaiseIdioms(),
+        ExpandLosses(),
         SplitMeans(),
         SimplifyViews(),
         "canonicalize",

@@ -15,7 +15,7 @@ Needs: shapes as they are run; placements are not looked at.   Keeps: values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,17 +45,18 @@ class LowerIdioms(Pass):
             for op in operations(function):
                 call = read(op)
                 if call is not None and call.name in EXPANSIONS:
-                    _expand(op, call, traces)
+                    expand(op, call, EXPANSIONS[call.name], traces)
                     count += 1
         return Report(count)
 
 
-def _expand(op: Operation, call: Call, traces: dict[Any, Trace]) -> None:
+def expand(op: Operation, call: Call, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:
+    """Replace an operation by what `expansion` does on its arguments; equal calls share an entry of `traces`."""
     operands = call.values()
     types = tuple(_plain(from_mlir(v.type)) for v in operands)
     key = (call.name, types, repr(call.replace_values([_Hole()] * len(operands))))
     if key not in traces:
-        traces[key] = _trace(call, types)
+        traces[key] = _trace(call, types, expansion)
     wanted = [is_tensor(r.type) and any(True for _ in r.uses) for r in op.results]
     with mlir.InsertionPoint(op):
         values = _emit(traces[key], operands, op, wanted)
@@ -74,11 +75,11 @@ def _plain(type_: TensorType) -> TensorType:
     return TensorType(type_.dtype, type_.shape)
 
 
-def _trace(call: Call, types: Sequence[TensorType]) -> Trace:
+def _trace(call: Call, types: Sequence[TensorType], expansion: Callable[..., Any]) -> Trace:
     def function(tensors: list[torch.Tensor]) -> Sequence[torch.Tensor | None]:
         args = call.replace_values(tensors).args
         absent_args = [None] * (len(definitions()[call.name].arguments) - len(args))
-        made = EXPANSIONS[call.name](*args, *absent_args)
+        made = expansion(*args, *absent_args)
         return made if isinstance(made, tuple) else (made,)
 
     return trace(function, types)

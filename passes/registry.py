@@ -16,6 +16,7 @@ from .base import Pass
 ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
+    "expand-losses": "ExpandLosses",
     "fold-layers": "FoldLayers",
     "hoist-collectives": "HoistCollectives",
     "lower-idioms": "LowerIdioms",
