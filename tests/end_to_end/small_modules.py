@@ -102,6 +102,13 @@ def mean_squares(m: Any, x: Tensor, y: Tensor) -> Result:
     return F.mse_loss(m.down(torch.relu(m.up(x))), y)
 
 
+@_case(lambda: (torch.zeros(BATCH, IN), torch.zeros(BATCH, IN)), **_MLP)
+def other_losses(m: Any, x: Tensor, y: Tensor) -> Result:
+    h = m.down(m.up(x))
+    summed = F.huber_loss(h, y, reduction="sum") + F.mse_loss(h, y, reduction="none").pow(2).sum()
+    return summed + F.smooth_l1_loss(h, y) + F.l1_loss(h, y) + F.binary_cross_entropy_with_logits(h, y.sigmoid())
+
+
 @_case(_sequences, **_MLP)
 def means(m: Any, x: Tensor) -> Result:
     h = m.up(x)

@@ -84,8 +84,9 @@ def test_a_random_plan_changes_nothing(data: st.DataObject, name: str) -> None:
         assert refusal.help, f"{plan}\n{refusal}"
 
 
-def test_the_mean_over_a_batch_that_ranks_share_gathers_nothing() -> None:
-    model, inputs = MODULES["means"]()
+@pytest.mark.parametrize("name", ["means", "mean_squares"])
+def test_the_mean_over_a_batch_that_ranks_share_gathers_nothing(name: str) -> None:
+    model, inputs = MODULES[name]()
     sent = messages(compiled_model(model, inputs, PLANS["data"]))
     assert set(kinds(sent)) == {"all_reduce"}
 
