@@ -24,6 +24,7 @@ _REPORT = (
     "This is a mistake in Stretto, not in what you gave it. Please report it with the lines above, the command,\n"
     "the plan, and the output of `stretto --version`."
 )
+_PIPELINE = 'passes and their options, such as "fold-layers,canonicalize,place-arguments{plan=FILE}"'
 _COMPILER = ("torch_mlir", "lark", "networkx")
 """What the compiler needs and a base install lacks."""
 
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="show a program's placements, communication and remarks")
     explain.add_argument("folder", metavar="DIR", help="a program folder")
     explain.add_argument("--json", action="store_true", help="print one JSON object instead")
+    _add_opt(commands.add_parser("opt", help="run passes on a module of the IR and print what they leave"))
     return parser
 
 
@@ -76,7 +78,22 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: the model's own")
     parser.add_argument("--batch", type=_positive, metavar="B", help="examples in the global batch of an hf: target")
     parser.add_argument("--seq", type=_positive, metavar="S", help="tokens per example of an hf: target")
+    parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass into this folder, for opt")
     parser.set_defaults(usage_error=parser.error)
+
+
+def _add_opt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="a module; default: standard input")
+    parser.add_argument("-p", "--pipeline", required=True, metavar="PIPELINE", help=_PIPELINE)
+    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there instead of to standard output")
+    parser.add_argument(
+        "--print-after", action="append", default=[], metavar="PASS", help="print the module after a pass, to stderr"
+    )
+    parser.add_argument("--print-after-all", action="store_true", help="print the module after every pass")
+    parser.add_argument("--print-changed", action="store_true", help="print the module after passes that change it")
+    parser.add_argument("--time-passes", action="store_true", help="say how long each pass took")
+    parser.add_argument("--no-verify", action="store_true", help="verify neither the module nor what passes leave")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +116,7 @@ class _Outcome:
 
 
 def _run(given: argparse.Namespace) -> int:
-    commands = {"compile": _compile, "run": _run_program, "explain": _explain}
+    commands = {"compile": _compile, "run": _run_program, "explain": _explain, "opt": _opt}
     with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
         outcome = commands[given.command](given)
     if getattr(given, "json", False):
@@ -115,7 +132,9 @@ def _compile(given: argparse.Namespace) -> _Outcome:
     _require_compiler()
     from .driver.compile_target import CompileJob, compile_target, show_compiled
 
-    job = CompileJob(given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq)
+    job = CompileJob(
+        given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq, given.dump_ir
+    )
     program, seconds = compile_target(job)
     return _Outcome(0, lambda: show_compiled(program, job, seconds))
 
@@ -139,6 +158,25 @@ def _explain(given: argparse.Namespace) -> _Outcome:
 
     explanation = explain(Program.load(given.folder))
     return _Outcome(0, lambda: show_explanation(explanation), explanation.to_json)
+
+
+def _opt(given: argparse.Namespace) -> _Outcome:
+    _require_compiler()
+    from .driver.opt import OptJob, optimize, optimized_json, show_optimized
+    from .passes.manager import Verification
+
+    job = OptJob(
+        given.file,
+        given.pipeline,
+        given.output,
+        tuple(given.print_after),
+        given.print_after_all,
+        given.print_changed,
+        given.time_passes,
+        Verification.NEVER if given.no_verify else Verification.AFTER_EACH,
+    )
+    done = optimize(job)
+    return _Outcome(0, lambda: show_optimized(job, done), lambda: optimized_json(job, done))
 
 
 def _require_compiler() -> None:

@@ -33,6 +33,9 @@ from ..passes.start_collectives import StartCollectives
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
 
+CAPTURED = "captured"
+"""What `after` is told before the first pass, in place of a pass's name."""
+
 Progress = Callable[[str], None]
 """Told the name of each stage as it begins."""
 
@@ -91,7 +94,7 @@ def compile_program(
     progress: Progress = lambda stage: None,
     after: Callable[[str, Module], None] | None = None,
 ) -> Compiled:
-    """Compile one call of a model under a plan. `after` sees the module each pass leaves.
+    """Compile one call of a model under a plan. `after` sees the module as captured, and as each pass leaves it.
 
     Errors: CaptureError, PlanError, and StrettoError E04xx where the plan does not fit the model's inputs.
     """
@@ -115,6 +118,8 @@ def compile_capture(
     module = to_module(captured, owners, floats=options.floats)
     manager = PassManager(pipeline(plan), after)
     progress("passes")
+    if after is not None:
+        after(CAPTURED, module)
     remarks = manager.run(module)
     progress("lower")
     program = _program(captured, model, module, remarks, options)

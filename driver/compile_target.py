@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +16,11 @@ from ..frontend.to_ir import Floats
 from ..ir.module import Module
 from ..runtime.folder import refuse_what_is_not_ours
 from ..runtime.program import Program
-from .compile_program import Options, compile_program
+from .compile_program import Options, compile_program, pipeline
 from .console import progress, say
+from .dump_ir import IrDump
 from .explain import explain
+from .failures import ir_of_failures
 from .live_model import source_record
 from .show_explanation import mesh_text, parameters_text, totals_text
 
@@ -38,15 +38,17 @@ class CompileJob:
     dtype: str | None = None
     batch: int | None = None
     seq: int | None = None
+    dump_ir: str | None = None
+    """A folder for the module after each pass."""
 
 
 def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
     """Compile and write the folder, whole or not at all; the program, and the seconds that each stage took.
 
-    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program).
+    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0508.
     """
     clock = _Clock()
-    with progress(len(_STAGES)) as bar, _ir_of_failures() as keep:
+    with progress(len(_STAGES)) as bar, ir_of_failures() as keep:
 
         def begin(stage: str) -> None:
             clock.begin(stage)
@@ -55,10 +57,15 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
         def after(name: str, module: Module) -> None:
             keep(module)
             bar.to(f"passes: {name}")
+            if dump is not None:
+                dump.write(name, module)
 
         begin("plan")
         refuse_what_is_not_ours(Path(job.output))
         plan = Plan.load(job.plan)
+        dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
+        if dump is not None:
+            dump.write_pipeline(pipeline(plan))
         begin("target")
         program = _compiled(job, plan, begin, after)
         begin("save")
@@ -116,21 +123,3 @@ class _Clock:
         """End the present stage."""
         if self._stage:
             self.seconds[self._stage] = time.perf_counter() - self._since
-
-
-@contextmanager
-def _ir_of_failures() -> Iterator[Callable[[Module], None]]:
-    """Gives a function that is told of the module as it is rewritten; an internal error then says where its IR is."""
-    last: list[Module] = []
-
-    def keep(module: Module) -> None:
-        last[:] = [module]
-
-    try:
-        yield keep
-    except (AssertionError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        if last:
-            with tempfile.NamedTemporaryFile("w", prefix="stretto-", suffix=".mlir", delete=False) as file:
-                file.write(last[0].text())
-            error.add_note(f"The IR at that point is in {Path(file.name)}")
-        raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ..diagnostics import StrettoError
 from ..ir.module import Module
@@ -12,7 +13,14 @@ from ..ir.verifier import verify
 from .base import Pass, Remark, Report
 
 Step = Pass | str
-"""A pass of ours, or a pipeline of upstream's passes such as "canonicalize,cse"."""
+"""A pass of ours, or passes of upstream's by name, such as "canonicalize,cse"; each of those runs as one of its own."""
+
+
+class Verification(StrEnum):
+    """When the manager verifies."""
+
+    AFTER_EACH = "after each pass"
+    NEVER = "never"
 
 
 @dataclass
@@ -30,19 +38,35 @@ class PassManager:
 
     steps: Sequence[Step]
     after: Callable[[str, Module], None] | None = None
+    verification: Verification = Verification.AFTER_EACH
     runs: list[PassRun] = field(default_factory=list)
 
     def run(self, module: Module) -> list[Remark]:
         """Run every pass; the remarks of all. A pass that leaves an invalid module is an internal error."""
-        for step in self.steps:
-            name = step if isinstance(step, str) else step.name
+        for step in single(self.steps):
+            name = step_name(step)
             start = time.perf_counter()
             report = _run(step, module)
             self.runs.append(PassRun(name, report, time.perf_counter() - start))
-            _verify(module, name)
+            if self.verification is Verification.AFTER_EACH:
+                _verify(module, name)
             if self.after is not None:
                 self.after(name, module)
         return [remark for run in self.runs for remark in run.report.remarks]
+
+
+def single(steps: Sequence[Step]) -> Iterator[Step]:
+    """The steps with every list of upstream's passes taken apart."""
+    for step in steps:
+        if isinstance(step, str):
+            yield from step.split(",")
+        else:
+            yield step
+
+
+def step_name(step: Step) -> str:
+    """The name of one pass."""
+    return step if isinstance(step, str) else step.name
 
 
 def _run(step: Step, module: Module) -> Report:

@@ -1,0 +1,41 @@
+"""`stretto compile --dump-ir DIR`: the module as captured and as each pass leaves it, in files that `opt` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..ir.module import Module
+from ..passes.manager import Step, single
+from ..passes.pipeline import print_pipeline
+from .text_files import make_folder, write_text
+
+PIPELINE = "pipeline.txt"
+"""The passes, one a line; all of it is a pipeline too."""
+_MODULES = "[0-9][0-9]-*.mlir"
+
+
+@dataclass
+class IrDump:
+    """A folder of modules `00-captured.mlir`, `01-PASS.mlir` and so on."""
+
+    folder: Path
+    written: int = 0
+
+    @staticmethod
+    def start(folder: str) -> IrDump:
+        """An empty dump; the modules and the pipeline of an earlier one are removed, nothing else. Errors: E0508."""
+        made = make_folder(folder)
+        for old in [*made.glob(_MODULES), *made.glob(PIPELINE)]:
+            old.unlink()
+        return IrDump(made)
+
+    def write_pipeline(self, steps: Sequence[Step]) -> None:
+        """Write which passes are going to run."""
+        write_text(self.folder / PIPELINE, ",\n".join(print_pipeline([step]) for step in single(steps)) + "\n")
+
+    def write(self, name: str, module: Module) -> None:
+        """Write the module that a pass leaves; "captured" is the name before the first."""
+        write_text(self.folder / f"{self.written:02}-{name}.mlir", module.text())
+        self.written += 1

@@ -1,0 +1,72 @@
+"""Modules read from files that people write or edit: what is wrong is shown at its line and column in that file.
+
+A printed module carries the places of the user's model, so that MLIR and the verifier speak of those. To find the place
+in the module's own text, it is parsed once more with its locations blanked out.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..diagnostics import Span, StrettoError
+from .bindings import Operation, mlir
+from .module import Module
+from .verifier import problems, verify
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|[()]|(?<![\w.$-])#\w+\s*=\s*loc(?=\()|(?<![\w.$-])loc(?=\()')
+
+
+def read_module(text: str, file: str) -> Module:
+    """Parse and verify a module. Errors E0504 and E0505 have the place in `file`, E0506 where MLIR tells none."""
+    try:
+        module = Module.parse(text, file)
+        verify(module)
+    except StrettoError as error:
+        raise _placed(error, text, file) from None
+    return module
+
+
+def without_locations(text: str) -> str:
+    """The same module without its locations; what is left stands in the lines and columns where it stood.
+
+    >>> without_locations('return %0 : f32 loc("a.py":1:2)')
+    'return %0 : f32                 '
+    """
+    kept, begin, depth = list(text), 0, 0
+    for token in _TOKEN.finditer(text):
+        word = token.group()
+        if depth == 0:
+            if word.endswith("loc"):
+                begin, depth = token.start(), -1
+        elif word == "(":
+            depth = max(depth, 0) + 1
+        elif word == ")":
+            depth -= 1
+            if depth == 0:
+                kept[begin : token.end()] = [c if c == "\n" else " " for c in text[begin : token.end()]]
+    return "".join(kept)
+
+
+def _placed(error: StrettoError, text: str, file: str) -> StrettoError:
+    """The error with its place in the text, where that can be found."""
+    if error.code == "E0504" and error.span is not None:
+        return error
+    try:
+        bare = Module.parse(without_locations(text), file)
+    except StrettoError as found:
+        return found if found.span is not None else error
+    problem = next(problems(bare), None)
+    if error.code != "E0505" or problem is None:
+        return error
+    span = _span(problem.op, text, file)
+    notes = (("it was made for this line of the model", error.span),) if error.span and error.span.file != "-" else ()
+    return StrettoError("E0505", f'"{problem.op.operation.name}": {problem.message}', span=span, notes=notes)
+
+
+def _span(op: Operation, text: str, file: str) -> Span | None:
+    place = op.location
+    if not isinstance(place, mlir.FileLineColLoc):
+        return None
+    line, lines = int(place.start_line), text.splitlines()
+    shown = lines[line - 1] if 0 < line <= len(lines) else ""
+    return Span(file, line, int(place.start_col), len(op.operation.name) + 2, shown)

@@ -1,0 +1,213 @@
+"""`stretto opt`: passes on modules that are text; and `stretto compile --dump-ir`, whose files go back into it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from stretto import cli
+
+from .conftest import Command
+
+MODULE = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = "aten.neg_default"(%0) : (tensor<4xf32>) -> tensor<4xf32>
+  %2 = "aten.exp_default"(%0) : (tensor<4xf32>) -> tensor<4xf32>
+  return %1 : tensor<4xf32>
+}
+}
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    file = tmp_path / "module.mlir"
+    file.write_text(MODULE)
+    return file
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Standard input that holds bytes."""
+
+    buffer: io.BytesIO
+
+
+def test_a_pass_leaves_its_module_on_stdout(stretto: Command, module: Path) -> None:
+    done = stretto("opt", module, "-p", "start-collectives")
+    assert (done.code, done.err) == (0, "")
+    assert "comm.all_reduce_start" in done.out and "loc(" in done.out
+
+
+def test_standard_input_is_a_module(
+    stretto: Command, module: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    named = stretto("opt", module, "-p", "canonicalize")
+    for arguments in (("-",), ()):
+        monkeypatch.setattr(sys, "stdin", _Input(io.BytesIO(MODULE.encode())))
+        assert stretto("opt", *arguments, "-p", "canonicalize").out == named.out
+
+
+def test_the_output_goes_back_into_opt(stretto: Command, module: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mlir"
+    done = stretto("opt", module, "-p", "canonicalize", "-o", out)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    both = stretto("opt", module, "-p", "canonicalize,start-collectives").out
+    assert stretto("opt", out, "-p", "start-collectives").out == both
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["module.mlir", "out.mlir"]
+
+
+def test_modules_are_printed_after_the_passes_that_were_named(stretto: Command, module: Path) -> None:
+    pipeline = "cse,canonicalize,start-collectives"
+    named = stretto("opt", module, "-p", pipeline, "--print-after=cse").err
+    assert named.count("// -----// after") == 1 and "after cse" in named and "comm.all_reduce" in named
+    every = stretto("opt", module, "-p", pipeline, "--print-after-all").err
+    assert [f"after {name} " in every for name in pipeline.split(",")] == [True, True, True]
+    changed = stretto("opt", module, "-p", f"{pipeline},symbol-dce", "--print-changed").err
+    assert "after symbol-dce: no change" in changed and "after start-collectives //" in changed
+
+
+def test_times_and_json_tell_of_every_pass(stretto: Command, module: Path) -> None:
+    done = stretto("opt", module, "-p", "cse,start-collectives", "--time-passes", "--json")
+    assert [line.split()[-1] for line in done.err.splitlines()] == ["cse", "start-collectives", "total"]
+    told = json.loads(done.out)
+    assert [(each["name"], each["rewritten"]) for each in told["passes"]] == [("cse", 0), ("start-collectives", 1)]
+    assert "comm.wait" in told["module"]
+
+
+PIPELINES = {
+    "start-colectives": ("E0410", 'did you mean "start-collectives"'),
+    "cse,": ("E0412", "-p:1:5"),
+    "fold-layers{": ("E0412", "never closed"),
+    "fold-layers{nothing=1}": ("E0414", "^^^^^^^"),
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_mistake_in_the_pipeline_is_shown_at_its_place(pipeline: str, stretto: Command, module: Path) -> None:
+    code, shown = PIPELINES[pipeline]
+    done = stretto("opt", module, "-p", pipeline)
+    assert (done.code, done.out) == (1, "")
+    assert f"error[{code}]" in done.err and shown in done.err and "Traceback" not in done.err
+
+
+LOCATED = MODULE.replace("-> tensor<4xf32>\n", '-> tensor<4xf32> loc(fused["a.b", "model.py":3:0])\n')
+MODULES = {
+    "no MLIR": ("hello", "E0504", ":1:1"),
+    "an unknown op": (MODULE.replace("neg_default", "negg"), "E0504", ":4:8"),
+    "an unknown op with a location": (LOCATED.replace("neg_default", "negg"), "E0504", ":4:8"),
+    "a wrong type": (LOCATED.replace("return %1 : tensor<4xf32>", "return %1 : tensor<5xf32>"), "E0504", ":6:"),
+    "a result of another type": (LOCATED.replace("-> (tensor<4xf32>)", "-> (tensor<5xf32>)"), "E0504", ":6:3"),
+    "an unknown axis": (MODULE.replace('axes = ["tp"]', 'axes = ["pp"]'), "E0505", ":3:8"),
+    "an unknown axis with a location": (LOCATED.replace('axes = ["tp"]', 'axes = ["pp"]'), "E0505", ":3:8"),
+    "a constant that is missing": (LOCATED.replace(', reduce = "sum"', ""), "E0505", ":3:8"),
+}
+
+
+@pytest.mark.parametrize("mistake", MODULES)
+def test_a_mistake_in_the_module_is_shown_at_its_line_and_column(
+    mistake: str, stretto: Command, tmp_path: Path
+) -> None:
+    text, code, place = MODULES[mistake]
+    file, out = tmp_path / "bad.mlir", tmp_path / "out.mlir"
+    file.write_text(text)
+    done = stretto("opt", file, "-p", "cse", "-o", out)
+    assert (done.code, done.out) == (1, "")
+    assert f"{file}{place}" in done.err and f"error[{code}]" in done.err and "Traceback" not in done.err
+    assert not out.exists()
+
+
+def test_a_place_in_the_model_is_told_beside_that_in_the_module(stretto: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.mlir").write_text(MODULES["an unknown axis with a location"][0])
+    assert (
+        "note: it was made for this line of the model: model.py:3"
+        in stretto("opt", tmp_path / "bad.mlir", "-p", "cse").err
+    )
+
+
+def test_without_verification_a_broken_module_is_taken(stretto: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.mlir").write_text(MODULES["an unknown axis"][0])
+    done = stretto("opt", tmp_path / "bad.mlir", "-p", "cse", "--no-verify")
+    assert done.code == 0 and '"pp"' in done.out
+
+
+def test_files_that_cannot_be_read_or_written_are_named(stretto: Command, module: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.mlir").write_bytes(b"\xff")
+    for file in ("missing.mlir", "latin.mlir", "."):
+        done = stretto("opt", tmp_path / file, "-p", "cse")
+        assert done.code == 1 and "error[E0507]" in done.err and str(tmp_path / file) in done.err
+    for out in (tmp_path / "none" / "out.mlir", tmp_path):
+        done = stretto("opt", module, "-p", "cse", "-o", out)
+        assert (done.code, done.out) == (1, "") and "error[E0508]" in done.err and str(out) in done.err
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["latin.mlir", "module.mlir"]
+
+
+def test_an_interrupt_leaves_no_half_written_file(
+    stretto: Command, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Path, text: str, **how: object) -> int:
+        self.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupt)
+    assert stretto("opt", module, "-p", "cse", "-o", tmp_path / "out.mlir").code == 130
+    assert [each.name for each in tmp_path.iterdir()] == ["module.mlir"]
+
+
+def test_a_pass_to_print_after_must_be_one_that_runs(stretto: Command, module: Path) -> None:
+    done = stretto("opt", module, "-p", "cse,canonicalize", "--print-after=canonicalise")
+    assert done.code == 1 and "error[E0417]" in done.err and 'did you mean "canonicalize"' in done.err
+
+
+def test_wrong_usage_exits_with_2(stretto: Command, module: Path) -> None:
+    assert stretto("opt", module).code == 2
+
+
+@pytest.fixture(scope="module")
+def dump(sources: Path) -> Path:
+    """What `--dump-ir` wrote of the GPT, beside the program folder."""
+    before = os.getcwd()
+    os.chdir(sources)
+    try:
+        Path("dump").mkdir()
+        (Path("dump") / "42-stale.mlir").write_text("an earlier dump")
+        (Path("dump") / "notes.txt").write_text("mine")
+        command = ["compile", "model.py:make", "--plan", "gpt.plan", "-o", "dumped", "--dump-ir", "dump"]
+        assert cli.main(command) == 0
+    finally:
+        os.chdir(before)
+    return sources / "dump"
+
+
+def test_a_dump_has_a_file_for_every_pass(dump: Path) -> None:
+    names = [file.stem for file in sorted(dump.glob("*.mlir"))]
+    passes = [line.strip(",").split("{")[0] for line in (dump / "pipeline.txt").read_text().splitlines()]
+    assert names == [f"{number:02}-{name}" for number, name in enumerate(["captured", *passes])]
+    assert (dump / "notes.txt").exists()
+
+
+def test_opt_repeats_a_whole_compile_pass_by_pass_from_its_files(
+    stretto: Command, dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dump.parent)
+    files = sorted(dump.glob("*.mlir"))
+    passes = [line.strip(",") for line in (dump / "pipeline.txt").read_text().splitlines()]
+    for before, pipeline, after in zip(files[:-1], passes, files[1:], strict=True):
+        done = stretto("opt", before, "-p", pipeline)
+        assert done.code == 0, done.err
+        assert done.out == after.read_text(), f"{after.name} is not what opt makes of {before.name}"
+    assert files[-1].read_text() == (dump.parent / "dumped" / "ir.mlir").read_text()
+
+
+def test_a_dump_and_its_pipeline_make_the_compile_at_once(
+    stretto: Command, dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dump.parent)
+    done = stretto("opt", dump / "00-captured.mlir", "-p", (dump / "pipeline.txt").read_text())
+    assert done.out == sorted(dump.glob("*.mlir"))[-1].read_text()
