@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -62,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("folder", metavar="DIR", help="a program folder")
     explain.add_argument("--json", action="store_true", help="print one JSON object instead")
     _add_opt(commands.add_parser("opt", help="run passes on a module of the IR and print what they leave"))
+    passes = commands.add_parser("passes", help="list the passes, or show one's page")
+    passes.add_argument("name", metavar="NAME", nargs="?", help="a pass; default: list all")
+    passes.add_argument("--json", action="store_true", help="print one JSON object instead")
+    _add_verify(
+        commands.add_parser("verify", help="prove a program's order, or compare values before and after passes")
+    )
     return parser
 
 
@@ -96,6 +103,21 @@ def _add_opt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
+    parser.add_argument("-p", "--pipeline", metavar="PIPELINE", help=_PIPELINE)
+    parser.add_argument(
+        "--memory-cap",
+        type=_size,
+        metavar="SIZE",
+        help="what a rank of the program may take, such as 80GiB; with -p what all ranks of the interpreter may take "
+        "(default: half of the machine's memory)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="with -p: of the random inputs; default: 0")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(usage_error=parser.error)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a program folder")
     parser.add_argument("--ranks", choices=("threads", "processes"), default="threads", help="default: threads")
@@ -116,7 +138,10 @@ class _Outcome:
 
 
 def _run(given: argparse.Namespace) -> int:
-    commands = {"compile": _compile, "run": _run_program, "explain": _explain, "opt": _opt}
+    commands = {
+        "compile": _compile, "run": _run_program, "explain": _explain, "opt": _opt, "passes": _passes,
+        "verify": _verify_program if getattr(given, "pipeline", None) is None else _verify_passes,
+    }  # fmt: skip
     with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
         outcome = commands[given.command](given)
     if getattr(given, "json", False):
@@ -179,6 +204,36 @@ def _opt(given: argparse.Namespace) -> _Outcome:
     return _Outcome(0, lambda: show_optimized(job, done), lambda: optimized_json(job, done))
 
 
+def _passes(given: argparse.Namespace) -> _Outcome:
+    _require_compiler()
+    from .driver.pass_pages import all_pages, pass_page, show_list, show_page
+
+    if given.name is not None:
+        page = pass_page(given.name)
+        return _Outcome(0, lambda: show_page(page), page.to_json)
+    pages = all_pages()
+    return _Outcome(0, lambda: show_list(pages), lambda: {"passes": [page.to_json() for page in pages]})
+
+
+def _verify_program(given: argparse.Namespace) -> _Outcome:
+    if given.path == "-" or os.path.isfile(given.path):
+        given.usage_error("a module is verified pass by pass: name the passes with -p PIPELINE")
+    from .driver.verify_program import show_verdict, verify_program
+
+    proved = verify_program(given.path, given.memory_cap)
+    return _Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
+
+
+def _verify_passes(given: argparse.Namespace) -> _Outcome:
+    if os.path.isdir(given.path):
+        given.usage_error("-p is for a module's file; a program folder is proved without it")
+    _require_compiler()
+    from .driver.verify_passes import PassesJob, show_passes, verify_passes
+
+    report = verify_passes(PassesJob(given.path, given.pipeline, given.seed, memory_cap_bytes=given.memory_cap))
+    return _Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
+
+
 def _require_compiler() -> None:
     missing = [name for name in _COMPILER if find_spec(name) is None]
     if missing:
@@ -207,6 +262,15 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def _size(text: str) -> int:
+    """Bytes, of a number with or without a unit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'"{text}" is no size, such as 1000000, 512MiB or 80GiB')
+    unit = ("B", "KiB", "MiB", "GiB", "TiB").index(match[2] or "B")
+    return int(float(match[1]) * 1024**unit)
 
 
 def _version() -> str:

@@ -55,7 +55,7 @@ def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
     ways = ["capture the model with a smaller batch, sequence or number of layers"]
     if floats is Floats.FLOAT64:
         ways.append("run in the module's own dtypes (floats=Floats.AS_IS)")
-    ways.append("raise the cap (max_bytes)")
+    ways.append("raise the cap (max_bytes; on the command line --memory-cap)")
     raise InterpreterError(
         MEMORY,
         f"running this module takes about {_text(needed.total_bytes)} on {needed.ranks} rank(s) "

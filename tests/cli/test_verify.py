@@ -1,0 +1,145 @@
+"""`stretto verify`: programs are proved or refuted, and passes are compared before and after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from stretto.passes import registry
+
+from ..runtime.prover.programs import program as program_of
+from ..runtime.prover.programs import reduce, relu, wait
+from .conftest import Command
+
+MODULE = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = "aten.neg_default"(%0) : (tensor<4xf32>) -> tensor<4xf32>
+  return %1 : tensor<4xf32>
+}
+}
+"""
+SAFE = "canonicalize,cse,start-collectives"
+
+FAULTY = '''"""Do what no pass may do."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stretto.ir.attributes import to_attribute
+from stretto.ir.module import operations, terminator
+from stretto.passes.base import Pass, Report
+
+
+@dataclass(frozen=True)
+class Faulty(Pass):
+    name: ClassVar[str] = "do-harm"
+    reduce: str = "min"
+    """The reduction to write into every collective."""
+    axes: str = "tp"
+    """The axis to write into every collective."""
+
+    def run(self, module):
+        for op in operations(module.functions()["main"]):
+            if op.operation.name == "comm.all_reduce":
+                op.attributes["reduce"] = to_attribute(self.reduce)
+                op.attributes["axes"] = to_attribute([self.axes])
+        return Report(1)
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module, and a pass `do-harm` beside it."""
+    (tmp_path / "faulty_of_a_test.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_others", lambda: {"do-harm": "faulty_of_a_test:Faulty"})
+    monkeypatch.delitem(sys.modules, "faulty_of_a_test", raising=False)
+    file = tmp_path / "module.mlir"
+    file.write_text(MODULE)
+    return file
+
+
+def test_a_compiled_program_is_safe_and_its_figures_are_told(stretto: Command, program: Path) -> None:
+    done = stretto("verify", program)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("safe: 4 ranks (1 distinct), ") and "  peak " in done.out
+    told = json.loads(stretto("verify", program, "--json").out)
+    assert told["verdict"] == "safe" and told["ranks"] == 4 and told["peak_bytes"] > 0 and told["collectives"] > 10
+
+
+def test_a_rank_that_takes_more_than_the_cap_is_a_counterexample(stretto: Command, program: Path) -> None:
+    done = stretto("verify", program, "--memory-cap", "1KiB")
+    assert done.code == 1 and "error[E0713]" in done.out and "the cap is 1,024" in done.out
+    assert stretto("verify", program, "--memory-cap", "1GiB").code == 0
+
+
+def test_a_program_that_drops_a_future_is_refuted_with_its_place(stretto: Command, tmp_path: Path) -> None:
+    program_of(reduce(0, 1), wait(1, 2), relu(2, 3), result=3).save(str(tmp_path / "good"))
+    assert stretto("verify", tmp_path / "good").code == 0
+    program_of(reduce(0, 1), relu(0, 2), result=2).save(str(tmp_path / "bad"))
+    done = stretto("verify", tmp_path / "bad")
+    assert done.code == 1 and "error[E0706]" in done.out and "model.py:31" in done.out
+    told = json.loads(stretto("verify", tmp_path / "bad", "--json").out)
+    assert told["verdict"] == "counterexample" and told["counterexample"]["code"] == "E0706"
+
+
+def test_a_folder_that_is_no_program_is_refused(stretto: Command, tmp_path: Path) -> None:
+    done = stretto("verify", tmp_path)
+    assert (done.code, done.out) == (1, "") and "error[E0301]" in done.err
+
+
+def test_passes_that_keep_values_are_equal(stretto: Command, module: Path) -> None:
+    done = stretto("verify", module, "-p", SAFE)
+    rows = [line.split() for line in done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    assert [(row[0], row[-1]) for row in rows[1:4]] == [(name, "equal") for name in SAFE.split(",")]
+    assert done.out.splitlines()[-1] == "equal: all 3 passes left the values as they were"
+
+
+def test_the_first_pass_that_changes_values_is_named_and_no_later_one_runs(stretto: Command, module: Path) -> None:
+    done = stretto("verify", module, "-p", "cse,do-harm,start-collectives", "--seed", 3)
+    verdicts = [[line.split()[0], line.split()[-1]] for line in done.out.splitlines()[1:4]]
+    assert done.code == 1
+    assert verdicts == [["cse", "equal"], ["do-harm", "differs"], ["start-collectives", "run"]]
+    assert 'differs: "do-harm" is the first pass that changes values' in done.out
+    told = json.loads(stretto("verify", module, "-p", "cse,do-harm,start-collectives", "--json").out)
+    assert not told["passed"] and told["not_run"] == ["start-collectives"]
+    assert [each["equal"] for each in told["passes"]] == [True, False] and told["passes"][1]["error"] > 0.01
+
+
+def test_a_pass_that_leaves_an_invalid_module_differs(stretto: Command, module: Path) -> None:
+    done = stretto("verify", module, "-p", "do-harm{axes=pp}")
+    assert done.code == 1 and "E0505" in done.out and 'the mesh has no axis "pp"' in done.out
+
+
+def test_every_pass_of_a_compile_keeps_the_values(
+    stretto: Command, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sources)
+    done = stretto("compile", "model.py:make", "--plan", "gpt.plan", "-o", tmp_path / "p", "--dump-ir", tmp_path / "ir")
+    assert done.code == 0
+    pipeline = (tmp_path / "ir" / "pipeline.txt").read_text()
+    done = stretto("verify", tmp_path / "ir" / "00-captured.mlir", "-p", pipeline)
+    assert done.code == 0, done.out + done.err
+    assert done.out.splitlines()[-1] == f"equal: all {len(pipeline.splitlines())} passes left the values as they were"
+
+
+def test_a_module_that_needs_more_memory_says_how_much_and_which_flag(stretto: Command, module: Path) -> None:
+    done = stretto("verify", module, "-p", SAFE, "--memory-cap", "16")
+    assert (done.code, done.out) == (1, "") and "error[E0655]" in done.err
+    assert "more than the cap of 16" in done.err and "--memory-cap" in done.err
+
+
+def test_a_module_that_cannot_be_run_is_not_laid_to_a_pass(stretto: Command, module: Path) -> None:
+    module.write_text("module {}")
+    done = stretto("verify", module, "-p", SAFE)
+    assert (done.code, done.out) == (1, "") and "error[E0652]" in done.err and "Traceback" not in done.err
+
+
+def test_wrong_usage_exits_with_2(stretto: Command, module: Path, program: Path) -> None:
+    assert "name the passes with -p" in stretto("verify", module).err
+    assert "a program folder is proved without it" in stretto("verify", program, "-p", SAFE).err
+    assert "is no size" in stretto("verify", program, "--memory-cap", "much").err
+    assert [stretto("verify").code, stretto("verify", module).code] == [2, 2]
