@@ -47,6 +47,26 @@ def test_what_is_nan_is_not_checked_and_a_nan_in_one_alone_is_a_difference() -> 
     assert compare(log, scaled(1), values=given).of(Verdict.DIFFERENT)
 
 
+CANCELLED = f"""%1 = "aten.mul_scalar"(%a) {{other = 3.3 : f64}} : ({T}) -> {T}
+%2 = "aten.mul_scalar"(%a) {{other = 1.1 : f64}} : ({T}) -> {T}
+%3 = "aten.mul_scalar"(%2) {{other = 3.0 : f64}} : ({T}) -> {T}"""
+
+
+def cancelled(rest: str, result: str) -> Module:
+    """The rounding that is left of 3.3 a - 3 (1.1 a) in %d, and what is made of it."""
+    difference = f'%d = "aten.sub_tensor"(%1, %3) : ({T}, {T}) -> {T}'
+    return module(f"%a: {T}", T, f"{CANCELLED}\n{difference}\n{rest}\nreturn %{result} : {T}", level="aten")
+
+
+def test_what_is_nothing_but_rounding_is_not_checked_unless_it_becomes_something() -> None:
+    twice = f'%e = "aten.mul_scalar"(%d) {{other = 2.0 : f64}} : ({T}) -> {T}'
+    rounding, doubled = cancelled("", "d"), cancelled(twice, "e")
+    comparison = compare(rounding, doubled)
+    assert comparison.of(Verdict.NOT_CHECKED) and not comparison.is_equal and comparison.error == 0
+    assert compare(rounding, scaled(1e-9)).of(Verdict.DIFFERENT)
+    assert compare(scaled(1e-9), rounding).of(Verdict.DIFFERENT)
+
+
 def test_a_module_is_compared_with_what_its_ranks_compute_together() -> None:
     before = module(f"%a: {T}", "tensor<6xf32>", f"""
       %0 = "aten.sum_dim_intlist"(%a) {{dim = array<i64: 0>}} : ({T}) -> tensor<6xf32>
