@@ -27,7 +27,7 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     DIFFERENT = "different"
     NOT_CHECKED = "not checked"
-    """It is all zero, or holds a NaN, or is nothing but rounding, before and after: many a wrong module would give that."""
+    """It is all zero, or holds a NaN, or is nothing but rounding, before and after: a wrong module could give that."""
 
 
 @dataclass(frozen=True)
