@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..frontend.capture import capture
 from ..frontend.captured import Capture, InputKind, Mode
 from ..frontend.parameters import parameter_infos
 from ..frontend.to_ir import Floats, to_module
+from ..ir.interpreter import IntegerRange, infer_ranges
 from ..ir.module import Module
 from ..passes.base import Remark
 from ..passes.expand_losses import ExpandLosses
@@ -116,14 +117,37 @@ def compile_capture(
     progress("convert")
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
     module = to_module(captured, owners, floats=options.floats)
-    manager = PassManager(pipeline(plan), after)
+    ranges: dict[str, IntegerRange] = {}
+
+    def watch(name: str, module: Module) -> None:
+        if name == FoldLayers.name:
+            ranges.update(infer_ranges(module))
+        if after is not None:
+            after(name, module)
+
+    manager = PassManager(pipeline(plan), watch)
     progress("passes")
     if after is not None:
         after(CAPTURED, module)
     remarks = manager.run(module)
     progress("lower")
-    program = _program(captured, model, module, remarks, options)
+    program = _program(captured, model, module, remarks, replace(options, arguments=_told(options.arguments, ranges)))
     return Compiled(program, captured, tuple(manager.runs))
+
+
+def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> dict[str, Json]:
+    """What checks need to know of the inputs: what the caller said, and before that what the graph says of indices."""
+    given = arguments.get("inputs")
+    inputs: dict[str, dict[str, Json]] = {}
+    if isinstance(given, Mapping):
+        inputs.update({name: dict(about) for name, about in given.items() if isinstance(about, Mapping)})
+    for name, range_ in ranges.items():
+        about = inputs.setdefault(name, {})
+        if range_.high is not None:
+            about["high"] = range_.high
+        if range_.ignored is not None:
+            about["ignore_index"] = range_.ignored
+    return {**arguments, "inputs": inputs}
 
 
 def _program(

@@ -86,6 +86,9 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
         say(f"no rule        {missing} ops are computed by every rank; `stretto explain {job.output}` names them")
     say(f"seconds        {', '.join(f'{stage} {took:.1f}' for stage, took in seconds.items())}")
     say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
+    changed = program.manifest.source.get("set_to_zero")
+    if isinstance(changed, (list, tuple)):
+        say(f"note           random ops are not compiled yet: {', '.join(map(str, changed))} of the config set to 0")
 
 
 def _compiled(

@@ -125,7 +125,12 @@ def _describe_results(graph: fx.Graph, names: Names) -> _Results:
             case None:
                 pass
             case _:
-                raise AssertionError(f"a joint graph's output of unknown meaning: {description}")
+                raise CaptureError(
+                    "E0228",
+                    f"the forward has an effect beside its results, which torch tells as {type(description).__name__}",
+                    expected="ops whose only effect is their result",
+                    help="leave out checks of values inside forward: use torch.linalg.inv_ex for inv, and the like",
+                )
     return results
 
 

@@ -17,7 +17,7 @@ from .joint import TracedGraphs, trace
 from .metadata import annotate
 from .own_gradients import refuse_backward_hooks
 from .reference_graph import reference_graph
-from .trace_errors import user_errors
+from .trace_errors import quiet_torch, user_errors
 from .traced import MODEL_ATTRIBUTE, TracedModel
 
 
@@ -35,7 +35,7 @@ def capture(
 
 def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False) -> Capture:
     """`capture` for a call that is taken apart already."""
-    with user_errors(model):
+    with quiet_torch(), user_errors(model):
         if mode is Mode.TRAIN:
             refuse_backward_hooks(model)
         module = TracedModel(model, call, mode, loss_only=loss_only)

@@ -14,12 +14,13 @@ def refuse_random_ops(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _draws(node):
             path = origin_of(node).module_path
+            where = f' in module "{path}"' if path else ""
             raise CaptureError(
                 "E0217",
-                f'"{node.target}" in module "{path}" draws random numbers',
+                f'"{node.target}"{where} draws random numbers',
                 span=source_span(node),
                 expected="a forward without random ops",
-                help="set the dropout to 0 (or call model.eval())",
+                help="set the dropout to 0 (or call model.eval()); pass other noise in as an input",
             )
 
 

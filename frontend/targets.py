@@ -225,11 +225,11 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _seen_ranges(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Integer inputs index something; only values up to the largest that the example holds are known to be valid."""
+    """What the example shows of integer inputs: values up to its largest are valid. What they index says more."""
     ranges = {}
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and _is_index(value):
-            ranges[name] = {"high": int(value.max()) + 1}
+            ranges[name] = {"high": max(1, int(value.max()) + 1)}
     return ranges
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,23 @@ RAISED_BY_USER_CODE = (
     OSError,
 )
 """What the user's own code may raise and is told about; an interrupt, or memory that runs out, goes on."""
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keep torch's own log records about a trace to itself: what they report comes as an error of ours."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    handlers = list(logging.getLogger("torch").handlers)
+    for handler in handlers:
+        handler.addFilter(drop)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(drop)
 
 
 @contextmanager

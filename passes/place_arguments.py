@@ -20,7 +20,7 @@ from ..dsl.resolve_values import resolve_activations, resolve_inputs
 from ..ir.module import Module, Record, argument_records, entry, refresh_type
 from ..ir.placement import Placement, Shard
 from ..ir.types import TensorType, from_mlir, to_mlir
-from .base import Pass, Report
+from .base import Pass, Remark, RemarkKind, Report
 from .sharding.policy import Policy
 
 
@@ -44,7 +44,21 @@ class PlaceArguments(Pass):
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
         _policy(self.plan, records, types).store(module)
-        return Report(rewritten=len(dims))
+        return Report(len(dims), tuple(_idle_axes(self.plan, dims)))
+
+
+def _idle_axes(plan: Plan, dims: Mapping[int, Mapping[str, int]]) -> list[Remark]:
+    """A remark for every axis of more than one rank that cuts no argument and no activation."""
+    used = {axis for by_axis in dims.values() for axis in by_axis} | {a for s in plan.activations for a in s.axes}
+    return [
+        Remark(
+            PlaceArguments.name,
+            RemarkKind.MISSED,
+            f'axis "{axis}" of the mesh cuts nothing: its {size} ranks compute the same; say what it shards',
+        )
+        for axis, size in plan.mesh.axes
+        if size > 1 and axis not in used
+    ]
 
 
 def _parameter_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:
@@ -84,12 +98,18 @@ def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mappi
         if shape[dim] % parts:
             raise StrettoError(
                 "E0401",
-                f'input "{name}" has {shape[dim]} rows in dim {dim}, which {parts} ranks over {", ".join(axes)} '
+                f'input "{name}" has {shape[dim]} elements in dim {dim}, which {parts} ranks over {", ".join(axes)} '
                 "cannot share evenly",
                 span=_statement_of(plan, axes[0]),
                 expected=f"a multiple of {parts}",
-                help=f"pass {shape[dim] // parts * parts or parts} or {(shape[dim] // parts + 1) * parts} rows",
+                help=f"pass {_multiples(shape[dim], parts)}, or make the axis smaller",
             )
+
+
+def _multiples(extent: int, parts: int) -> str:
+    """The nearest extents that the parts can share, as a person would say them."""
+    below = extent // parts * parts
+    return f"{below} or {below + parts}" if below else str(parts)
 
 
 def _statement_of(plan: Plan, axis: str) -> Span | None:

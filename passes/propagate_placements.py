@@ -18,12 +18,12 @@ Needs: placements on main's arguments (`place-arguments`).   Keeps: values.   Sh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from ..ir.bindings import Operation, Type, Value, mlir
+from ..ir.bindings import Location, Operation, Type, Value, mlir
 from ..ir.dialects import context
-from ..ir.locations import from_location
+from ..ir.locations import Origin, from_location, to_location
 from ..ir.module import (
     Module,
     Record,
@@ -254,7 +254,9 @@ class _Body:
         operand = self._operand(value)
         source = list(tracked.copies)[cheapest_source(operand, target, self.mesh)]
         type_ = to_mlir(tracked.type.placed(target, self.mesh))
-        [moved] = build(Call("comm.reshard", (tracked.copies[source],)), [type_], op.location)
+        copy = tracked.copies[source]
+        loc = _cause(copy, op) if source.partial else op.location
+        [moved] = build(Call("comm.reshard", (copy,)), [type_], loc)
         self.state.moved += 1
         if source.partial and not target.partial:
             self._commit(value, moved)
@@ -296,6 +298,16 @@ def _with_addends(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
             found.update(dict.fromkeys(addends, found[value]))
             waiting += addends
     return found
+
+
+def _cause(partial: Value, user: Operation) -> Location:
+    """The place of a reduction: what made the value partial is its cause, in the direction of what needs it reduced."""
+    owner = partial.owner
+    made = Origin() if isinstance(owner, mlir.Block) else from_location(owner.location)
+    needed = from_location(user.location)
+    if not made.module_path and not made.file:
+        return user.location
+    return to_location(replace(made, backward=needed.backward or made.backward))
 
 
 def _follows_weight(name: str) -> bool:

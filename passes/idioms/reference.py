@@ -171,4 +171,5 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _valid_and_index(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    return labels != ignore_index, labels.clamp(0, logits.shape[1] - 1).unsqueeze(1)
+    valid = labels != ignore_index
+    return valid, torch.where(valid, labels, 0).unsqueeze(1)

@@ -50,14 +50,33 @@ class _Vocabulary:
 
     def own(self, indices: Value) -> _Own:
         """Tell this rank's indices from the others'."""
+        shifted, inside = self._shifted(indices)
+        zero = self.emitter.op("aten.where.ScalarOther", inside, shifted, 0, type=from_mlir(indices.type))
+        return _Own(inside, zero)
+
+    def own_checked(self, indices: Value) -> _Own:
+        """As `own`, but an index that is no entry of the vocabulary stays one that a lookup refuses."""
+        e, type_ = self.emitter, from_mlir(indices.type)
+        flags = replace(type_, dtype=torch.bool)
+        shifted, near = self._shifted(indices)
+        low = e.op("aten.ge.Scalar", indices, 0, type=flags)
+        high = e.op("aten.lt.Scalar", indices, self.shards.extent, type=flags)
+        known = e.op("aten.logical_and.default", low, high, type=flags)
+        inside = e.op("aten.logical_and.default", near, known, type=flags)
+        unknown = e.op("aten.logical_not.default", known, type=flags)
+        flag = e.op("aten._to_copy.default", unknown, type=type_, dtype=type_.dtype)
+        refused = e.op("aten.mul.Scalar", flag, self.shards.chunk, type=type_)
+        return _Own(inside, e.op("aten.where.self", inside, shifted, refused, type=type_))
+
+    def _shifted(self, indices: Value) -> tuple[Value, Value]:
+        """The indices counted from this rank's first, and which of them its chunk (padding included) holds."""
         e, chunk = self.emitter, self.shards.chunk
         flags = replace(from_mlir(indices.type), dtype=torch.bool)
         offset = e.op("comm.offset", list(self.shards.axes), chunk, type=TensorType(torch.int64, ()))
         shifted = e.like("aten.sub.Tensor", indices, offset)
         low = e.op("aten.ge.Scalar", shifted, 0, type=flags)
         high = e.op("aten.lt.Scalar", shifted, chunk, type=flags)
-        inside = e.op("aten.logical_and.default", low, high, type=flags)
-        return _Own(inside, e.op("aten.where.ScalarOther", inside, shifted, 0, type=from_mlir(indices.type)))
+        return shifted, e.op("aten.logical_and.default", low, high, type=flags)
 
     def reduced(self, value: Value, how: str) -> Value:
         """All-reduce over the vocabulary's axes."""
@@ -77,7 +96,7 @@ def _embedding(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> 
     """(chunk, hidden), (...) -> (..., hidden), zero where another rank holds the index."""
     e = vocabulary.emitter
     weight, indices = call.args[:2]
-    own = vocabulary.own(indices)
+    own = vocabulary.own_checked(indices)
     found = e.op("aten.embedding.default", weight, own.local, *call.args[2:], type=_bare(types[0], types[0].shape))
     shape = (*from_mlir(indices.type).shape, 1)
     inside = e.op("aten.unsqueeze.default", own.inside, -1, type=TensorType(torch.bool, shape))
@@ -120,11 +139,12 @@ def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType])
     logs = e.op("aten.log.default", sums, type=rows)
     base = e.op("aten.squeeze.dim", maximum, 1, type=rows)
     lse = e.op("aten.add.Tensor", logs, base, type=lse_type)
-    own = vocabulary.own(labels)
+    valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, lse_type.shape))
+    counted_labels = e.op("aten.where.ScalarOther", valid, labels, 0, type=from_mlir(labels.type))
+    own = vocabulary.own_checked(counted_labels)
     picked = e.op("aten.gather.default", logits, 1, vocabulary.column(own.local), type=column)
     local = e.op("aten.where.ScalarOther", own.inside, e.op("aten.squeeze.dim", picked, 1, type=rows), 0.0, type=rows)
     label_logit = vocabulary.reduced(local, "sum")
-    valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, lse_type.shape))
     losses = e.op("aten.sub.Tensor", lse, label_logit, type=rows)
     counted = e.op("aten.where.ScalarOther", valid, losses, 0.0, type=rows)
     total = e.op("aten.sum.default", counted, type=total_type)

@@ -279,3 +279,10 @@ def test_an_input_that_requires_a_gradient_is_refused() -> None:
     with pytest.raises(CaptureError, match="detach") as caught:
         capture(Written(lambda model, x: x), (torch.ones(4, 4, requires_grad=True),), {}, mode=Mode.TRAIN)
     assert caught.value.code == "E0212"
+
+
+def test_an_op_that_checks_values_is_refused() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.inv(model.linear.weight).sum() + x.sum()
+
+    assert refused(body).code == "E0228"

@@ -1,0 +1,54 @@
+"""What a compiled program tells its checks, and what compiling says of a plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stretto.diagnostics import StrettoError
+from stretto.driver.compile_program import Compiled, compile_program
+from stretto.dsl import Plan
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _Lookup(nn.Module):
+    """Tokens index a table of 11 entries; labels may be 3, which is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        logits = self.head(self.table(tokens.view(-1)))
+        return functional.cross_entropy(logits, labels.view(-1), ignore_index=3)
+
+
+def _compiled(plan: str, rows: int = 4) -> Compiled:
+    zeros = torch.zeros(rows, 3, dtype=torch.int64)
+    return compile_program(_Lookup(), (zeros, zeros.clone()), {}, Plan.parse(plan))
+
+
+def test_checks_learn_from_the_graph_what_indices_may_be_whatever_the_example_holds() -> None:
+    inputs = _compiled("mesh (dp=2)").program.manifest.arguments["inputs"]
+    assert inputs == {"tokens": {"high": 11}, "labels": {"high": 5, "ignore_index": 3}}
+
+
+def test_an_axis_that_cuts_nothing_is_said() -> None:
+    remarks = [str(r) for run in _compiled("mesh (dp=2, foo=2)").runs for r in run.report.remarks]
+    assert any('axis "foo" of the mesh cuts nothing' in remark for remark in remarks)
+    assert not any('axis "dp"' in remark for remark in remarks)
+
+
+@pytest.mark.parametrize(("rows", "says"), [(1, "pass 2, or"), (3, "pass 2 or 4, or")])
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(rows: int, says: str) -> None:
+    with pytest.raises(StrettoError, match=says) as caught:
+        _compiled("mesh (dp=2)", rows)
+    assert caught.value.code == "E0401"
+
+
+def test_a_reduction_bears_the_place_of_what_made_it_needed() -> None:
+    compiled = _compiled('mesh (tp=2)\nshard "head" rows over tp\n')
+    places = compiled.program.locations
+    starts = [i for f in compiled.program.functions.values() for i in f.code if i.op == "comm.all_reduce_start"]
+    assert places[starts[0].loc or 0].module == "head"
