@@ -63,7 +63,7 @@ def _transformers() -> Any:
         raise TargetError(
             "E0207",
             f'an "hf:" target needs the package "transformers": {error}',
-            help='pip install "transformers>=5,<6"',
+            help='pip install "stretto[compiler,transformers]"',
         ) from None
     return transformers
 
