@@ -7,11 +7,14 @@ in the module's own text, it is parsed once more with its locations blanked out.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, mlir
+from .locations import from_location
 from .module import Module
-from .verifier import problems, verify
+from .module_form import malformed, unreadable
+from .verifier import Problem, problems, verify
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|[()]|(?<![\w.$-])#\w+\s*=\s*loc(?=\()|(?<![\w.$-])loc(?=\()')
 
@@ -20,6 +23,8 @@ def read_module(text: str, file: str) -> Module:
     """Parse and verify a module. Errors E0504 and E0505 have the place in `file`, E0506 where MLIR tells none."""
     try:
         module = Module.parse(text, file)
+        _check(malformed(module))
+        _check(unreadable(module))
         verify(module)
     except StrettoError as error:
         raise _placed(error, text, file) from None
@@ -47,6 +52,26 @@ def without_locations(text: str) -> str:
     return "".join(kept)
 
 
+def _check(found: Iterator[Problem]) -> None:
+    for problem in found:
+        raise StrettoError("E0505", f'"{problem.op.operation.name}": {problem.message}', span=_origin(problem.op))
+
+
+def _first(module: Module) -> Problem | None:
+    """The first violation of any kind."""
+    for found in (malformed, unreadable, problems):
+        problem = next(found(module), None)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _origin(op: Operation) -> Span | None:
+    """The line of the user's model that an operation was made for."""
+    origin = from_location(op.location)
+    return Span(origin.file, origin.line) if origin.file else None
+
+
 def _placed(error: StrettoError, text: str, file: str) -> StrettoError:
     """The error with its place in the text, where that can be found."""
     if error.code == "E0504" and error.span is not None:
@@ -55,7 +80,7 @@ def _placed(error: StrettoError, text: str, file: str) -> StrettoError:
         bare = Module.parse(without_locations(text), file)
     except StrettoError as found:
         return found if found.span is not None else error
-    problem = next(problems(bare), None)
+    problem = _first(bare)
     if error.code != "E0505" or problem is None:
         return error
     span = _span(problem.op, text, file)

@@ -113,7 +113,11 @@ class _Checker:
             return
         if call.name in _STARTS:
             yield from _future_problems(op)
-        wanted = self._wanted_shape(call, axes)
+        try:
+            wanted = self._wanted_shape(call, axes)
+        except IndexError:
+            yield Problem(f"a dim of {list(call.args[2:])} is none of its operand {call.args[0].type}", op)
+            return
         found = from_mlir(op.results[0].type).shape
         if wanted is not None and wanted != found:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)

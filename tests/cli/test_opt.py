@@ -110,6 +110,32 @@ MODULES = {
 }
 
 
+FORMS = {
+    "module {}": "no function",
+    "func.func private @main(tensor<4xf32>)": "one block",
+    "func.func @main(%a: i32) { return }": "i32 is none",
+    "func.func @main(%a: tensor<?xf32>) { return }": "fixed extent",
+    "func.func @main(%a: tensor<4xi17>) { return }": "does not know",
+    'func.func @main(%a: tensor<4xf32, {tp = "shard(x)"}>) { return }': "no placement",
+    'func.func @main(%a: tensor<4xf32, "tp">) { return }': "does not know",
+    "func.func @main(%a: tensor<4xf32> {aten.argument = unit}) { return }": "cannot be read",
+    "module attributes {comm.level = 3} {}": "cannot be read",
+    'module attributes {comm.mesh = "tp"} {}': "cannot be read",
+    'module attributes {comm.mesh = [["tp", "two"]]} {}': "no list of axes and sizes",
+    "module { module {} }": "only functions",
+    MODULE.replace('"comm.all_reduce"', '"comm.all_gather"').replace('reduce = "sum"', "dim = 7 : i64"): "a dim of [7]",
+    MODULE.replace('axes = ["tp"]', "axes = unit"): "",
+}
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_a_module_without_the_form_that_passes_need_is_refused(text: str, stretto: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.mlir").write_text(text)
+    done = stretto("opt", tmp_path / "bad.mlir", "-p", "fold-layers")
+    assert (done.code, done.out) == (1, "")
+    assert "error[E0505]" in done.err and FORMS[text] in done.err and f"{tmp_path / 'bad.mlir'}:" in done.err
+
+
 @pytest.mark.parametrize("mistake", MODULES)
 def test_a_mistake_in_the_module_is_shown_at_its_line_and_column(
     mistake: str, stretto: Command, tmp_path: Path

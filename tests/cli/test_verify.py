@@ -133,7 +133,7 @@ def test_a_module_that_needs_more_memory_says_how_much_and_which_flag(stretto: C
 
 
 def test_a_module_that_cannot_be_run_is_not_laid_to_a_pass(stretto: Command, module: Path) -> None:
-    module.write_text("module {}")
+    module.write_text("func.func @main() { %0 = llvm.mlir.constant(1 : i32) : i32 return }")
     done = stretto("verify", module, "-p", SAFE)
     assert (done.code, done.out) == (1, "") and "error[E0652]" in done.err and "Traceback" not in done.err
 
