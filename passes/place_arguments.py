@@ -95,10 +95,11 @@ def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mappi
         parts = 1
         for axis in axes:
             parts *= sizes[axis]
+        unit = "elements" if dim else "rows"
         if shape[dim] % parts:
             raise StrettoError(
                 "E0401",
-                f'input "{name}" has {shape[dim]} elements in dim {dim}, which {parts} ranks over {", ".join(axes)} '
+                f'input "{name}" has {shape[dim]} {unit} in dim {dim}, which {parts} ranks over {", ".join(axes)} '
                 "cannot share evenly",
                 span=_statement_of(plan, axes[0]),
                 expected=f"a multiple of {parts}",

@@ -50,7 +50,7 @@ def run_processes(entry: str, arguments: Json, processes: int) -> list[Json]:
                     "-P", "-m", f"{__package__}.rank_process", entry, str(folder)
                 )
             except ChildFailedError as error:
-                raise _explain(folder, error.failures) from None
+                raise _explain(folder, error.failures, processes) from None
             except SignalException as error:
                 raise KeyboardInterrupt from error
         sys.stderr.write(_printed(folder, 0))
@@ -80,9 +80,12 @@ def _defaults(processes: int) -> dict[str, str]:
     return {**defaults, "GLOO_SOCKET_IFNAME": loopback[0]} if loopback else defaults
 
 
-def _explain(folder: Path, failures: Mapping[int, ProcessFailure]) -> RunError:
-    """The error that says which rank failed first and why; the others' last words are its notes."""
-    said = {rank: _said(folder, rank) for rank in failures}
+def _explain(folder: Path, failures: Mapping[int, ProcessFailure], processes: int) -> RunError:
+    """The error that says which rank failed first and why; the others' last words are its notes.
+
+    The launcher's `failures` hold whom it saw fail first; the others ended afterwards, and have left their words too.
+    """
+    said = {rank: _said(folder, rank) for rank in range(processes)}
     ended = {rank: each for rank, each in failures.items() if each.exitcode != -signal.SIGTERM}
     first = min(ended or failures, key=lambda rank: _order(said[rank], failures[rank], rank))
     notes: list[tuple[str, Span | None]] = []

@@ -12,12 +12,14 @@ from types import FrameType, TracebackType
 
 PATIENCE_S = 10.0
 """How long a step may go on after SIGTERM."""
+BETWEEN_S = 3.0
+"""How long the next step may take to begin after SIGTERM: its first collective then names who is missing."""
 
 
 class Step:
     """A `with` block in which SIGTERM waits: the block's error comes first, and a good end is followed by the signal.
 
-    Outside the block the signal does what it always does. Where the program has a handler of its own, nothing changes.
+    Between two blocks it waits a little for the next one. Where the program has a handler of its own, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,8 @@ class Step:
             signal.signal(signal.SIGTERM, self._told)
 
     def __enter__(self) -> None:
+        if self._timer is not None and not self._depth:
+            self._wait(PATIENCE_S)
         self._depth += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -39,12 +43,16 @@ class Step:
                 _end()
 
     def _told(self, number: int, frame: FrameType | None) -> None:
-        if not self._depth:
-            _end()
-        elif self._timer is None:
-            self._timer = threading.Timer(PATIENCE_S, os._exit, (128 + number,))
-            self._timer.daemon = True
-            self._timer.start()
+        if self._timer is None:
+            self._wait(PATIENCE_S if self._depth else BETWEEN_S)
+
+    def _wait(self, seconds: float) -> None:
+        """End the process after so many seconds, unless a block ends before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, os._exit, (128 + signal.SIGTERM,))
+        self._timer.daemon = True
+        self._timer.start()
 
 
 def _end() -> None:

@@ -32,7 +32,10 @@ def test_the_manifest_says_where_the_model_came_from(program: Path, sources: Pat
     assert (manifest.mode, manifest.dtype) == ("train", "float64")
     assert manifest.source["path"] == str(sources / "model.py") and manifest.source["name"] == "make"
     assert manifest.source["sha256"] == hashlib.sha256(MODEL.encode()).hexdigest()
-    assert manifest.arguments["inputs"] == {"tokens": {"high": 32}, "targets": {"high": 32}}
+    assert manifest.arguments["inputs"] == {
+        "tokens": {"high": 40},
+        "targets": {"high": 40, "ignore_index": -100},
+    }
 
 
 def test_a_hugging_face_config_is_a_target_with_batch_and_sequence(llama: Path) -> None:

@@ -70,7 +70,9 @@ def test_json_is_one_object_with_sizes_in_bytes(stretto: Command, program: Path)
 def test_a_collective_is_traced_to_the_module_and_the_line_that_cause_it(stretto: Command, program: Path) -> None:
     said = json.loads(stretto("explain", program, "--json").out)
     lines = MODEL.splitlines()
-    rows = [each for each in said["communication"] if each["phase"] == "forward" and each["module"] == "layers.*"]
+    rows = [
+        each for each in said["communication"] if each["phase"] == "forward" and each["module"] == "layers.*.o_proj"
+    ]
     assert rows, said["communication"]
     for row in rows:
         assert row["file"].endswith("model.py") and "self.o_proj" in lines[row["line"] - 1]
