@@ -30,6 +30,8 @@ from .errors import RunError
 _LAST_LINES = 12
 _GRACE_S = 15
 """How long processes may take to end after another one failed; then they are killed."""
+_TOLD = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""How a process ends that was told to, at once or after the patience of `termination.py`."""
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -86,7 +88,7 @@ def _explain(folder: Path, failures: Mapping[int, ProcessFailure], processes: in
     The launcher's `failures` hold whom it saw fail first; the others ended afterwards, and have left their words too.
     """
     said = {rank: _said(folder, rank) for rank in range(processes)}
-    ended = {rank: each for rank, each in failures.items() if each.exitcode != -signal.SIGTERM}
+    ended = {rank: each for rank, each in failures.items() if each.exitcode not in _TOLD}
     first = min(ended or failures, key=lambda rank: _order(said[rank], failures[rank], rank))
     notes: list[tuple[str, Span | None]] = []
     for rank, words in sorted(said.items()):
