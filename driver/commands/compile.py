@@ -1,0 +1,42 @@
+"""`stretto compile`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import positive
+from .outcome import Outcome, require_compiler
+
+HELP = "compile a model and a plan to a program folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="path/to/file.py:name, a function that returns (model, example inputs as a dict); or hf:PATH, a folder or "
+        "JSON file with a Hugging Face config",
+    )
+    parser.add_argument("--plan", required=True, metavar="FILE", help="the plan")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where to write the program folder")
+    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: the model's own")
+    parser.add_argument("--batch", type=positive, metavar="B", help="examples in the global batch of an hf: target")
+    parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
+    parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass into this folder, for opt")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    if not given.target.startswith("hf:") and (given.batch or given.seq):
+        given.usage_error("--batch and --seq are for hf: targets; a function in a file makes its own inputs")
+    require_compiler()
+    from ..compile_target import CompileJob, compile_target, show_compiled
+
+    job = CompileJob(
+        given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq, given.dump_ir
+    )
+    program, seconds = compile_target(job)
+    return Outcome(0, lambda: show_compiled(program, job, seconds))

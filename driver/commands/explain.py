@@ -1,0 +1,26 @@
+"""`stretto explain`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import add_json
+from .outcome import Outcome
+
+HELP = "show a program's placements, communication and remarks"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("folder", metavar="DIR", help="a program folder")
+    add_json(parser)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    from ...runtime.program import Program
+    from ..explain import explain
+    from ..show_explanation import show_explanation
+
+    explanation = explain(Program.load(given.folder))
+    return Outcome(0, lambda: show_explanation(explanation), explanation.to_json)

@@ -1,0 +1,45 @@
+"""`stretto opt`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import add_json, add_pipeline
+from .outcome import Outcome, require_compiler
+
+HELP = "run passes on a module of the IR and print what they leave"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="a module; default: standard input")
+    add_pipeline(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there instead of to standard output")
+    parser.add_argument(
+        "--print-after", action="append", default=[], metavar="PASS", help="print the module after a pass, to stderr"
+    )
+    parser.add_argument("--print-after-all", action="store_true", help="print the module after every pass")
+    parser.add_argument("--print-changed", action="store_true", help="print the module after passes that change it")
+    parser.add_argument("--time-passes", action="store_true", help="say how long each pass took")
+    parser.add_argument("--no-verify", action="store_true", help="verify neither the module nor what passes leave")
+    add_json(parser)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    require_compiler()
+    from ...passes.manager import Verification
+    from ..opt import OptJob, optimize, optimized_json, show_optimized
+
+    job = OptJob(
+        given.file,
+        given.pipeline,
+        given.output,
+        tuple(given.print_after),
+        given.print_after_all,
+        given.print_changed,
+        given.time_passes,
+        Verification.NEVER if given.no_verify else Verification.AFTER_EACH,
+    )
+    done = optimize(job)
+    return Outcome(0, lambda: show_optimized(job, done), lambda: optimized_json(job, done))

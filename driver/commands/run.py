@@ -1,0 +1,34 @@
+"""`stretto run`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import add_json, positive
+from .outcome import Outcome
+
+HELP = "run a program for some steps, or check it against one device"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("folder", metavar="DIR", help="a program folder")
+    parser.add_argument("--ranks", choices=("threads", "processes"), default="threads", help="default: threads")
+    parser.add_argument("--steps", type=positive, default=3, metavar="N", help="default: 3")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the model on one device; exit 1 if it differs"
+    )
+    add_json(parser)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    from ..run_program import RunJob, check_json, run_check, run_for_steps, show_check, show_steps, steps_json
+
+    job = RunJob(given.folder, given.ranks, given.steps)
+    if not given.check:
+        program, steps = run_for_steps(job)
+        return Outcome(0, lambda: show_steps(program, job, steps), lambda: steps_json(program, job, steps))
+    report, comparison = run_check(job)
+    code = 0 if report.passed else 1
+    return Outcome(code, lambda: show_check(report, comparison), lambda: check_json(job, report, comparison))

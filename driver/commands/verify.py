@@ -1,0 +1,51 @@
+"""`stretto verify`: a program with the order prover, or passes by their values."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .arguments import add_json, add_pipeline, size
+from .outcome import Outcome, require_compiler
+
+HELP = "prove a program's order, or compare values before and after passes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
+    add_pipeline(parser, required=False)
+    parser.add_argument(
+        "--memory-cap",
+        type=size,
+        metavar="SIZE",
+        help="what a rank of the program may take, such as 80GiB; with -p what all ranks of the interpreter may take "
+        "(default: half of the machine's memory)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="with -p: of the random inputs; default: 0")
+    add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    return _program(given) if given.pipeline is None else _passes(given)
+
+
+def _program(given: argparse.Namespace) -> Outcome:
+    if given.path == "-" or os.path.isfile(given.path):
+        given.usage_error("a module is verified pass by pass: name the passes with -p PIPELINE")
+    from ..verify_program import show_verdict, verify_program
+
+    proved = verify_program(given.path, given.memory_cap)
+    return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
+
+
+def _passes(given: argparse.Namespace) -> Outcome:
+    if os.path.isdir(given.path):
+        given.usage_error("-p is for a module's file; a program folder is proved without it")
+    require_compiler()
+    from ..verify_passes import PassesJob, show_passes, verify_passes
+
+    report = verify_passes(PassesJob(given.path, given.pipeline, given.seed, memory_cap_bytes=given.memory_cap))
+    return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
