@@ -14,8 +14,9 @@ import pytest
 from filecheck.matcher import Matcher
 from filecheck.options import Options
 from stretto.ir.module import Module
-from stretto.passes.manager import PassManager
+from stretto.passes.manager import PassManager, step_name
 from stretto.passes.pipeline import parse_pipeline
+from stretto.passes.registry import TABLE
 
 FOLDER = Path(__file__).parent
 _RUN = re.compile(r'^// RUN: stretto opt -p "(?P<pipeline>.*)" %s \| filecheck %s$', re.MULTILINE)
@@ -47,3 +48,14 @@ def test_the_pass_prints_what_the_case_expects(pipeline: str, text: str, tmp_pat
 
 def test_every_case_checks_something() -> None:
     assert [name for name, pipeline, text in CASES if not pipeline or "CHECK" not in text] == []
+
+
+def test_each_pass_of_ours_has_its_file_and_runs_in_it() -> None:
+    missing = [name for name in TABLE if not any(name in _names(pipeline, case) for case, pipeline, _ in CASES)]
+    assert missing == []
+
+
+def _names(pipeline: str, case: str) -> set[str]:
+    """The passes of a pipeline that the case's file is about."""
+    steps = parse_pipeline(pipeline.replace("%S", str(FOLDER)))
+    return {name for name in map(step_name, steps) if name.replace("-", "_") == case.rpartition("-")[0]}
