@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
 from textwrap import dedent
+from typing import Any, get_type_hints
 
+from ..dsl.plan import Plan
+from ..passes.base import Pass
+from ..passes.pipeline import option_name, print_value
 from ..passes.registry import TABLE, UPSTREAM, names, pass_class
 from ..runtime.arguments import Json
 from .console import heading, place_text, say, table
@@ -23,15 +29,22 @@ UPSTREAM_LINES: dict[str, str] = {
 }
 """What upstream's passes do, in one line each."""
 
+FACTS = ("Needs", "Keeps", "Cost", "Source")
+"""What a pass's docstring ends with, each once at the most: the label, a colon, and text."""
+
+_FACT = re.compile(rf"\b({'|'.join(FACTS)}): ")
+_SKETCH = re.compile(r"^(?:Before\b.*\bAfter\b|Before +\S)")
+"""The first line of a sketch of what a pass does; an empty line ends it."""
+
 
 @dataclass(frozen=True)
 class PassOption:
-    """One option: its kebab-case name, the source text of its type and default, and its field's docstring."""
+    """One option: its kebab-case name, what values it takes, its default, and its field's docstring."""
 
     name: str
     type: str
     default: str | None
-    """None: it must be given."""
+    """As a pipeline says it; None: it must be given."""
     text: str
 
 
@@ -45,17 +58,25 @@ class PassPage:
     text: str
     options: tuple[PassOption, ...] = ()
     file: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What it needs, keeps, costs, and where it comes from, by label; without those that are not said."""
 
     @property
     def line(self) -> str:
         """What it does: the docstring's first line."""
         return self.text.partition("\n")[0]
 
+    @property
+    def prose(self) -> str:
+        """The paragraphs below the first line, without the sketch and the facts."""
+        paragraphs = _FACT.split(self.text)[0].split("\n\n")[1:]
+        return "\n\n".join(p.strip() for p in paragraphs if p.strip() and not _SKETCH.match(p.strip()))
+
     def to_json(self) -> Mapping[str, Json]:
         options: Json = [{"name": o.name, "type": o.type, "default": o.default, "text": o.text} for o in self.options]
         return {
             "name": self.name, "origin": self.origin, "line": self.line, "text": self.text, "options": options,
-            "file": self.file or None,
+            "file": self.file or None, **{label.lower(): text for label, text in self.facts.items()},
         }  # fmt: skip
 
 
@@ -66,8 +87,7 @@ def pass_page(name: str) -> PassPage:
     cls = pass_class(name)
     origin = "stretto" if name in TABLE else cls.__module__.partition(".")[0]
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
-    file = inspect.getsourcefile(cls) or ""
-    return PassPage(name, origin, text, options_of(dedent(inspect.getsource(cls))), file)
+    return PassPage(name, origin, text, options_of(cls), inspect.getsourcefile(cls) or "", facts_of(text))
 
 
 def all_pages() -> tuple[PassPage, ...]:
@@ -75,23 +95,53 @@ def all_pages() -> tuple[PassPage, ...]:
     return tuple(pass_page(name) for name in names())
 
 
-def options_of(source: str) -> tuple[PassOption, ...]:
-    """The options of a pass, from the source of its class: its fields in order, class variables left out.
+def facts_of(text: str) -> dict[str, str]:
+    """What a docstring says under each label of `FACTS`, on one line.
 
-    >>> options_of('class P:\\n    min_bytes: int = 4\\n    "Leave smaller ones alone (bytes)."')
-    (PassOption(name='min-bytes', type='int', default='4', text='Leave smaller ones alone (bytes).'),)
+    >>> facts_of("Do it.\\n\\nNeeds: a level.   Keeps: values.")
+    {'Needs': 'a level.', 'Keeps': 'values.'}
     """
+    _, *parts = _FACT.split(text)
+    found = {label: " ".join(said.split()) for label, said in zip(parts[::2], parts[1::2], strict=True)}
+    return {label: found[label] for label in FACTS if label in found}
+
+
+def options_of(cls: type[Pass]) -> tuple[PassOption, ...]:
+    """The options of a pass: the fields of its class, in order."""
+    types, texts = get_type_hints(cls), _field_docstrings(dedent(inspect.getsource(cls)))
+    return tuple(
+        PassOption(option_name(each.name), type_text(types[each.name]), _default(each), texts.get(each.name, ""))
+        for each in fields(cls)
+    )
+
+
+def type_text(type_: Any) -> str:
+    """What values an option of this type takes.
+
+    >>> type_text(int), type_text(Plan)
+    ('integer', 'path of a plan')
+    """
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        return " or ".join(str(member.value) for member in type_)
+    known = {bool: "true or false", int: "integer", float: "number", str: "text", Plan: "path of a plan"}
+    return known.get(type_, getattr(type_, "__name__", str(type_)))
+
+
+def _default(each: Field[Any]) -> str | None:
+    if each.default is not MISSING:
+        return print_value(each.default)
+    return None if each.default_factory is MISSING else print_value(each.default_factory())
+
+
+def _field_docstrings(source: str) -> dict[str, str]:
+    """The string that stands behind each field of a class, on one line, by the field's name."""
     [definition] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    found = []
-    for node, following in zip(definition.body, [*definition.body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        type_ = ast.unparse(node.annotation)
-        if type_.startswith("ClassVar"):
-            continue
-        default = None if node.value is None else ast.unparse(node.value)
-        found.append(PassOption(node.target.id.replace("_", "-"), type_, default, _docstring(following)))
-    return tuple(found)
+    found = {}
+    for node, following in zip(definition.body, definition.body[1:], strict=False):
+        match node, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
 
 
 def show_list(pages: tuple[PassPage, ...]) -> None:
@@ -110,12 +160,3 @@ def show_page(page: PassPage) -> None:
     for option in page.options:
         say(f"  {option.name}={option.type}  {'required' if option.default is None else f'default {option.default}'}")
         say(f"      {option.text}")
-
-
-def _docstring(node: ast.stmt | None) -> str:
-    """The text of a string that stands as a statement, on one line."""
-    match node:
-        case ast.Expr(value=ast.Constant(value=str(text))):
-            return " ".join(text.split())
-        case _:
-            return ""

@@ -196,14 +196,15 @@ def _is_required(field: Field[Any]) -> bool:
 
 def _print_pass(step: Pass) -> str:
     given = [
-        f"{option_name(f.name)}={_print_value(getattr(step, f.name))}"
+        f"{option_name(f.name)}={print_value(getattr(step, f.name))}"
         for f in fields(step)
         if _is_required(f) or getattr(step, f.name) != f.default
     ]
     return f"{step.name}{{{' '.join(given)}}}" if given else step.name
 
 
-def _print_value(value: Any) -> str:
+def print_value(value: Any) -> str:
+    """The text that an option of this value has."""
     if isinstance(value, bool):
         return "true" if value else "false"
     text = value.file if isinstance(value, Plan) else str(value.value if isinstance(value, Enum) else value)

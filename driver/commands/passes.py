@@ -13,14 +13,24 @@ HELP = "list the passes, or show one's page"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="a pass; default: list all")
+    parser.add_argument("--markdown", action="store_true", help="print docs/passes.md, in a checkout")
     add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
+    if given.markdown and (given.name is not None or given.json):
+        given.usage_error("--markdown is about all passes, and no JSON")
     require_compiler()
     from ..pass_pages import all_pages, pass_page, show_list, show_page
 
+    if given.markdown:
+        from ..console import say
+        from ..pass_document import passes_document
+
+        text = passes_document()
+        return Outcome(0, lambda: say(text.rstrip("\n")))
     if given.name is not None:
         page = pass_page(given.name)
         return Outcome(0, lambda: show_page(page), page.to_json)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from stretto.driver.pass_pages import UPSTREAM_LINES, PassOption, options_of
+from stretto.driver import pass_document
+from stretto.driver.pass_document import TEXT_TESTS
+from stretto.driver.pass_pages import UPSTREAM_LINES, PassOption, all_pages, options_of
+from stretto.dsl import Plan
+from stretto.ir.module import Module
 from stretto.passes import registry
+from stretto.passes.base import Pass, Report
 from stretto.passes.registry import TABLE, UPSTREAM, names
 
 from .conftest import Command
@@ -29,7 +37,7 @@ def test_a_page_shows_before_and_after_and_the_options(stretto: Command) -> None
     assert done.code == 0 and done.out.startswith("place-arguments (")
     assert "place_arguments.py" in done.out.splitlines()[0]
     assert "Before   func @main" in done.out and "After    func @main" in done.out
-    assert "  plan=Plan  required\n      The plan; its parameter, input" in done.out
+    assert "  plan=path of a plan  required\n      The plan; its parameter, input" in done.out
 
 
 @pytest.mark.parametrize("name", names())
@@ -51,28 +59,59 @@ def test_an_unknown_pass_is_answered_with_the_nearest(stretto: Command) -> None:
     assert "error[E0410]" in done.err and 'did you mean "fold-layers"' in done.err
 
 
-def test_options_have_type_default_and_unit() -> None:
-    source = '''
+class Kind(StrEnum):
+    RING = "ring"
+    TREE = "tree"
+
+
+@dataclass(frozen=True)
 class SplitAllReduce(Pass):
-    """See the module's docstring."""
+    """A pass with an option of each kind."""
 
     name: ClassVar[str] = "split-all-reduce"
+    plan: Plan
     min_bytes: int = 1 << 20
     """Leave smaller tensors alone
     (bytes)."""
-    plan: Plan
     kind: Kind = Kind.RING
     """Which."""
+    eager: bool = False
 
     def run(self, module: Module) -> Report:
         count: int = 0
         return Report(count)
-'''
-    assert options_of(source) == (
-        PassOption("min-bytes", "int", "1 << 20", "Leave smaller tensors alone (bytes)."),
-        PassOption("plan", "Plan", None, ""),
-        PassOption("kind", "Kind", "Kind.RING", "Which."),
+
+
+def test_options_have_type_default_and_unit() -> None:
+    assert options_of(SplitAllReduce) == (
+        PassOption("plan", "path of a plan", None, ""),
+        PassOption("min-bytes", "integer", "1048576", "Leave smaller tensors alone (bytes)."),
+        PassOption("kind", "ring or tree", "ring", "Which."),
+        PassOption("eager", "true or false", "false", ""),
     )
+
+
+def test_every_pass_of_ours_says_what_it_needs_and_keeps() -> None:
+    assert [page.name for page in all_pages() if page.name in TABLE and not {"Needs", "Keeps"} <= set(page.facts)] == []
+
+
+def test_the_page_of_all_passes_is_the_one_that_docs_has(stretto: Command) -> None:
+    done = stretto("passes", "--markdown")
+    assert (done.code, done.err) == (0, "")
+    kept = (TEXT_TESTS.parents[1] / "docs" / "passes.md").read_text(encoding="utf-8")
+    assert done.out == kept, "the passes have changed: stretto passes --markdown > docs/passes.md"
+
+
+def test_the_page_of_all_passes_needs_a_checkout(
+    stretto: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pass_document, "TEXT_TESTS", tmp_path)
+    done = stretto("passes", "--markdown")
+    assert (done.code, done.out) == (1, "") and "error[E0507]" in done.err and "in a checkout" in done.err
+
+
+def test_one_page_is_no_markdown(stretto: Command) -> None:
+    assert stretto("passes", "cse", "--markdown").code == 2
 
 
 OTHERS = '''"""Do what another package does.
@@ -103,5 +142,5 @@ def test_a_pass_of_another_package_is_listed_with_its_package(
     monkeypatch.setattr(registry, "_others", lambda: {"do-other-things": "others_of_a_test:Other"})
     row = next(line for line in stretto("passes").out.splitlines() if "do-other-things" in line)
     assert row.split(maxsplit=2)[1:] == ["others_of_a_test", "Do what another package does."]
-    assert "share=float  default 0.5\n      How much (0 to 1)." in stretto("passes", "do-other-things").out
+    assert "share=number  default 0.5\n      How much (0 to 1)." in stretto("passes", "do-other-things").out
     sys.modules.pop("others_of_a_test")
