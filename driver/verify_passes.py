@@ -6,26 +6,17 @@ what it was given.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..diagnostics import StrettoError
-from ..ir.interpreter import Verdict as Judged
-from ..ir.interpreter import compare, infer_ranges
-from ..ir.interpreter.errors import MEMORY
-from ..ir.module import Module
 from ..ir.source_text import read_module
-from ..ir.verifier import verify
-from ..passes.manager import PassManager, Verification, single, step_name
+from ..passes.manager import single, step_name
 from ..passes.pipeline import parse_pipeline
 from ..runtime.arguments import Json
 from .console import progress, say, table
 from .failures import ir_of_failures
+from .judge import Judge, PassVerdict, Terms
 from .text_files import read_text
-
-_ITSELF = "(as given)"
-"""In place of a pass: the module compared with itself, so that what cannot be run is not laid to a pass."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +25,7 @@ class PassesJob:
 
     file: str
     pipeline: str
-    seed: int = 0
-    tolerance: float = 1e-9
-    """The largest error, relative to a result's largest value, that counts as equal."""
-    memory_cap_bytes: int | None = None
-    """Of all ranks together; None: half of the machine's memory."""
-
-
-@dataclass(frozen=True)
-class PassVerdict:
-    """What one pass did to the values."""
-
-    name: str
-    equal: bool
-    error: float
-    """The largest of all results, relative."""
-    results: int
-    """How many were compared; those that are all zero or NaN before and after say nothing, and are not counted."""
-    differ: tuple[str, ...] = ()
-    """Each result that differs, or why the module that the pass leaves cannot be run."""
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "pass": self.name, "equal": self.equal, "error": self.error, "results": self.results,
-            "differ": list(self.differ),
-        }  # fmt: skip
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True)
@@ -74,7 +41,7 @@ class PassesReport:
         return all(each.equal for each in self.verdicts)
 
     def to_json(self) -> Mapping[str, Json]:
-        rows: Json = [each.to_json() for each in self.verdicts]
+        rows: Json = [_row(each) for each in self.verdicts]
         return {"passed": self.passed, "passes": rows, "not_run": list(self.not_run)}
 
 
@@ -87,7 +54,7 @@ def verify_passes(job: PassesJob) -> PassesReport:
     steps = list(single(parse_pipeline(job.pipeline)))
     text, name = read_text(job.file)
     module = read_module(text, name)
-    judge = _Judge(job, module)
+    judge = Judge(module, job.terms)
     verdicts: list[PassVerdict] = []
     with progress(len(steps) + 1) as bar, ir_of_failures() as keep:
         keep(module)
@@ -95,8 +62,7 @@ def verify_passes(job: PassesJob) -> PassesReport:
         judge.check_runs()
         for number, step in enumerate(steps):
             bar.to(step_name(step), number + 1)
-            PassManager([step], verification=Verification.NEVER).run(module)
-            verdicts.append(judge.after(step_name(step), module))
+            verdicts.append(judge.run(step))
             if not verdicts[-1].equal:
                 break
     return PassesReport(tuple(verdicts), tuple(step_name(step) for step in steps[len(verdicts) :]))
@@ -114,46 +80,12 @@ def show_passes(report: PassesReport) -> None:
         say(f"equal: {'the pass' if count == 1 else f'all {count} passes'} left the values as they were")
         return
     say(f'differs: "{last.name}" is the first pass that changes values')
-    for line in last.differ:
+    for line in last.lines:
         say(f"  {line}")
 
 
-class _Judge:
-    """Compares each module with the one before it."""
-
-    def __init__(self, job: PassesJob, module: Module) -> None:
-        self.job = job
-        self.before = _copy(module)
-        self.ranges = infer_ranges(self.before)
-
-    def check_runs(self) -> None:
-        """Raise what the interpreter has against the module as given."""
-        self._compare(_ITSELF, self.before)
-
-    def after(self, name: str, module: Module) -> PassVerdict:
-        """The verdict on one pass; to leave a module that is invalid, or that cannot be run, is to differ."""
-        try:
-            verify(module)
-            left = _copy(module)
-            verdict = self._compare(name, left)
-        except StrettoError as error:
-            if error.code == MEMORY:
-                raise
-            return PassVerdict(name, False, math.inf, 0, tuple(error.render().splitlines()))
-        self.before = left
-        return verdict
-
-    def _compare(self, name: str, left: Module) -> PassVerdict:
-        job = self.job
-        found = compare(
-            self.before, left, job.seed, ranges=self.ranges, tolerance=job.tolerance, max_bytes=job.memory_cap_bytes
-        )
-        differ = tuple(str(each) for each in found.of(Judged.DIFFERENT))
-        if not found.is_equal and not differ:
-            differ = ("every result is all zero or holds a NaN, before and after: nothing could be compared",)
-        compared = len(found.results) - len(found.of(Judged.NOT_CHECKED))
-        return PassVerdict(name, found.is_equal, found.error, compared, differ)
-
-
-def _copy(module: Module) -> Module:
-    return Module.parse(module.text())
+def _row(verdict: PassVerdict) -> dict[str, Json]:
+    return {
+        "pass": verdict.name, "equal": verdict.equal, "error": verdict.error, "results": verdict.results,
+        "differ": list(verdict.lines),
+    }  # fmt: skip

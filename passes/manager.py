@@ -32,6 +32,17 @@ class PassRun:
     seconds: float
 
 
+class PassFailure(RuntimeError):
+    """A pass that raised what is no StrettoError (the cause), or left an invalid module: a mistake in the pass.
+
+    The module is then in the state in which the pass left it.
+    """
+
+    def __init__(self, pass_name: str, message: str) -> None:
+        self.pass_name = pass_name
+        super().__init__(message)
+
+
 @dataclass
 class PassManager:
     """A list of passes. `after` is called with each pass's name and the module it leaves."""
@@ -42,7 +53,7 @@ class PassManager:
     runs: list[PassRun] = field(default_factory=list)
 
     def run(self, module: Module) -> list[Remark]:
-        """Run every pass; the remarks of all. A pass that leaves an invalid module is an internal error."""
+        """Run every pass; the remarks of all. Errors: PassFailure, and those with which passes refuse a module."""
         for step in single(self.steps):
             name = step_name(step)
             start = time.perf_counter()
@@ -70,14 +81,20 @@ def step_name(step: Step) -> str:
 
 
 def _run(step: Step, module: Module) -> Report:
-    if isinstance(step, str):
-        module.run_upstream(step)
-        return Report()
-    return step.run(module)
+    try:
+        if isinstance(step, str):
+            module.run_upstream(step)
+            return Report()
+        return step.run(module)
+    except (StrettoError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # it goes on as the cause
+        name = step_name(step)
+        raise PassFailure(name, f'pass "{name}" failed: {type(error).__name__}: {error}') from error
 
 
 def _verify(module: Module, name: str) -> None:
     try:
         verify(module)
     except StrettoError as error:
-        raise RuntimeError(f'pass "{name}" left an invalid module: {error}') from error
+        raise PassFailure(name, f'pass "{name}" left an invalid module: {error}') from error

@@ -45,7 +45,9 @@ def _passes(given: argparse.Namespace) -> Outcome:
     if os.path.isdir(given.path):
         given.usage_error("-p is for a module's file; a program folder is proved without it")
     require_compiler()
+    from ..judge import Terms
     from ..verify_passes import PassesJob, show_passes, verify_passes
 
-    report = verify_passes(PassesJob(given.path, given.pipeline, given.seed, memory_cap_bytes=given.memory_cap))
+    terms = Terms(given.seed, memory_cap_bytes=given.memory_cap)
+    report = verify_passes(PassesJob(given.path, given.pipeline, terms))
     return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
