@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from ..diagnostics import Span
 from ..dsl.spelling import did_you_mean
 from .captured import Mode
 from .fake_parameters import fake_parameters
+from .model_inputs import TOKENS, ModelInput, NoInputs, main_input, model_inputs
 from .targets import DTYPES, Request, Target, TargetError, default_dtype
 
 LARGEST_RANDOM_BYTES = 2_000_000_000
@@ -27,7 +27,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_hugging_face(path: str, request: Request) -> Target:
-    """The causal language model that the config at `path` (a folder or a JSON file) describes, with token inputs.
+    """The model that the config at `path` (a folder or a JSON file) describes, with inputs of random tokens or images.
 
     Errors: E0206 to E0209.
     """
@@ -36,15 +36,19 @@ def load_hugging_face(path: str, request: Request) -> Target:
     config = _config(transformers, file, _read(path, file))
     model_class = _model_class(transformers, config, file)
     dropped = _without_dropout(config) if request.mode is Mode.TRAIN else []
-    ranges = _token_inputs(model_class, config, request.mode, file)
-    seq = _sequence(config, request, file)
+    seq = _sequence(config, request, file) if main_input(model_class) == TOKENS else 0
+    inputs = _inputs(transformers, model_class, config, request, seq, file)
     model, real = _build(model_class, config, os.path.dirname(file), request)
     model.train(request.mode is Mode.TRAIN)
-    shape = {"batch": request.batch, "seq": seq}
+    shape = {"batch": request.batch, **({"seq": seq} if seq else {})}
     source = {"kind": "hf", "path": path, "architecture": model_class.__name__, **shape}
     if dropped:
         source["set_to_zero"] = dropped
-    return Target(model, _tokens(ranges, (request.batch, seq), request.seed), real, source, ranges)
+    dtype = DTYPES[request.dtype] if request.dtype else torch.float32
+    generator = torch.Generator().manual_seed(request.seed)
+    samples = {name: each.sample(dtype, generator) for name, each in inputs.items()}
+    ranges = {name: each.range for name, each in inputs.items() if each.range}
+    return Target(model, samples, real, source, ranges)
 
 
 def _without_dropout(config: Any) -> list[str]:
@@ -132,22 +136,20 @@ def _model_class(transformers: Any, config: Any, file: str) -> type[nn.Module]:
     return model_class
 
 
-def _token_inputs(model_class: type[nn.Module], config: Any, mode: Mode, file: str) -> dict[str, dict[str, Any]]:
-    """Names of the token inputs with their range: `input_ids`, and `labels` for training."""
-    names = ["input_ids", "labels"] if mode is Mode.TRAIN else ["input_ids"]
-    accepted = inspect.signature(model_class.forward).parameters
-    text = config.get_text_config()
-    vocabulary = getattr(text, "vocab_size", None)
-    missing = [name for name in names if name not in accepted]
-    if missing or not isinstance(vocabulary, int):
-        what = f'takes no "{missing[0]}"' if missing else "has no vocabulary"
+def _inputs(
+    transformers: Any, model_class: type[nn.Module], config: Any, request: Request, seq: int, file: str
+) -> dict[str, ModelInput]:
+    """The model's inputs by name, with labels for training."""
+    labelled = request.mode is Mode.TRAIN
+    try:
+        return model_inputs(transformers, model_class, config, request.batch, seq, labelled=labelled)
+    except NoInputs as reason:
         raise TargetError(
             "E0209",
-            f'"{model_class.__name__}" {what}, so that its inputs cannot be made from batch and seq',
+            f'"{model_class.__name__}" {reason}, so that its inputs cannot be made from batch and seq',
             span=Span(file, 1),
             help='write a function that returns (model, inputs) and give it as "file.py:name"',
-        )
-    return {name: {"high": vocabulary, **({"ignore_index": True} if name == "labels" else {})} for name in names}
+        ) from None
 
 
 def _sequence(config: Any, request: Request, file: str) -> int:
@@ -163,12 +165,6 @@ def _sequence(config: Any, request: Request, file: str) -> int:
             help=f'ask for at most {longest}, or raise "max_position_embeddings"',
         )
     return request.seq or min(longest, DEFAULT_SEQUENCE)
-
-
-def _tokens(ranges: dict[str, dict[str, Any]], shape: tuple[int, int], seed: int) -> dict[str, torch.Tensor]:
-    """Uniform tokens, (batch, seq) int64."""
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randint(0, item["high"], shape, generator=generator) for name, item in ranges.items()}
 
 
 def _build(model_class: type[nn.Module], config: Any, folder: str, request: Request) -> tuple[nn.Module, bool]:
