@@ -1,6 +1,7 @@
 """Stretto: a graph compiler for parallel execution plans.
 
-`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong).
+`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `clip_grad_norm_` (under any
+plan), `StrettoError` (what was wrong).
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .diagnostics import StrettoError
+    from .driver.clipping import clip_grad_norm_
     from .driver.compiled_module import program_of
     from .driver.decorator import compile
     from .dsl import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "StrettoError", "__version__", "compile", "program_of"]
+__all__ = ["Plan", "StrettoError", "__version__", "clip_grad_norm_", "compile", "program_of"]
 
 _HOMES = {
     "Plan": ".dsl",
     "StrettoError": ".diagnostics",
+    "clip_grad_norm_": ".driver.clipping",
     "compile": ".driver.decorator",
     "program_of": ".driver.compiled_module",
 }

@@ -221,4 +221,5 @@ def _output(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Output:
         slot=slot,
         shards=_shards(type_, mesh),
         index=record["index"],
+        addends=tuple(axis for axis, _ in type_.placement_on(mesh).partial),
     )

@@ -54,7 +54,7 @@ class StrettoError(Exception):
             carets = "^" * max(1, self.span.length)
             lines.append(f"      | {' ' * (self.span.column - 1)}{carets} {self.expected}".rstrip())
         elif self.expected:
-            lines.append(self.expected)
+            lines.append(f"expected: {self.expected}")
         for message, place in self.notes:
             lines.append(f"note: {message}" + (f": {place}" if place else ""))
         if self.help:

@@ -55,6 +55,8 @@ class Options:
     """Where the model came from, for the manifest."""
     keep_weights: bool = True
     """Store the model's present parameters and buffers in the program."""
+    delay_reductions: bool = False
+    """Leave the parameters' gradients as the ranks' addends, for steps that accumulate before they reduce."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Compiled:
     runs: tuple[PassRun, ...]
 
 
-def pipeline(plan: Plan) -> list[Step]:
+def pipeline(plan: Plan, *, delay_reductions: bool = False) -> list[Step]:
     """The passes that a plan asks for, in order."""
     return [
         PlaceArguments(plan),
@@ -76,7 +78,7 @@ def pipeline(plan: Plan) -> list[Step]:
         SimplifyViews(),
         "canonicalize",
         FoldLayers(),
-        PropagatePlacements(),
+        PropagatePlacements(delay_reductions),
         PartitionTensors(),
         LowerIdioms(),
         "canonicalize,cse,symbol-dce",
@@ -125,7 +127,7 @@ def compile_capture(
         if after is not None:
             after(name, module)
 
-    manager = PassManager(pipeline(plan), watch)
+    manager = PassManager(pipeline(plan, delay_reductions=options.delay_reductions), watch)
     progress("passes")
     if after is not None:
         after(CAPTURED, module)

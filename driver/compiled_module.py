@@ -16,8 +16,11 @@ from torch import nn
 from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall, bind_call
+from ..runtime.addends import Addends
+from ..runtime.autograd import Accumulation
 from ..runtime.program import Program
 from .held import Holder
+from .optimizers import note_waiting
 from .variants import Key, Variant, key_of, make_variant
 
 PLAN_ATTRIBUTE = "__stretto_plan__"
@@ -36,15 +39,35 @@ class CompiledModule:
         self._plan = plan
         self._holder = Holder()
         self._variants: OrderedDict[Key, Variant] = OrderedDict()
+        self._addends = Addends()
+        self._delays = False
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`model(*args, **kwargs)` on all ranks; compiles at the first call of its kind."""
         call = bind_call(model, args, kwargs)
         held = self._holder.look(model)
-        key = key_of(held, call)
+        # While gradients wait, the step that ends the waiting adds its own to them, and all are reduced once.
+        delayed = self._delays or bool(self._addends)
+        if delayed:
+            note_waiting(self._addends, held.parameters.values())
+        key = key_of(held, call, delayed=delayed)
         variant = self._variants.get(key) or self._add(key, model, call)
         self._variants.move_to_end(key)
-        return variant.call(held, call.tensors)
+        return variant.call(held, call.tensors, Accumulation(self._addends, delivers=not self._delays))
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, the gradients of forwards wait on their ranks instead of being reduced over them."""
+        delayed, self._delays = self._delays, True
+        try:
+            yield
+        finally:
+            self._delays = delayed
+
+    @property
+    def waits(self) -> bool:
+        """Whether gradients wait for a reduction."""
+        return bool(self._addends)
 
     @property
     def last(self) -> Variant | None:
@@ -55,7 +78,7 @@ class CompiledModule:
         began = time.perf_counter()
         why = "first call" if not self._variants else f"{key.differs_in(next(reversed(self._variants)))} changed"
         with _trace():
-            variant = make_variant(model, call, key.mode, self._plan)
+            variant = make_variant(model, call, key, self._plan)
         self._variants[key] = variant
         if len(self._variants) > MAX_VARIANTS:
             self._variants.popitem(last=False)

@@ -11,6 +11,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -68,6 +69,8 @@ def _compile_class(cls: type[M], *, plan: PlanSource) -> type[M]:
     found = find_plan(plan, _folder_of(cls))
     type.__setattr__(cls, "__call__", _call_of(cls))
     type.__setattr__(cls, PLAN_ATTRIBUTE, found)
+    for name, member in _additions(cls).items():
+        type.__setattr__(cls, name, member)
     _place_after_init(cls)
     type.__setattr__(cls, "__init_subclass__", classmethod(_init_subclass_of(cls)))
     return cls
@@ -86,6 +89,7 @@ def _second_face(model: M, plan: Plan) -> M:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__call__": _call_of(base),
+        **_additions(base),
         "__reduce_ex__": functools.partialmethod(_reduced, base),
         PLAN_ATTRIBUTE: plan,
     }
@@ -115,6 +119,27 @@ def _call_of(cls: type[nn.Module]) -> Callable[..., Any]:
         return compiled_module(self).call(self, args, kwargs)
 
     return __call__
+
+
+def _additions(cls: type[nn.Module]) -> dict[str, Any]:
+    """Methods that compiled models have and `cls` lacks."""
+
+    def no_sync(self: nn.Module) -> AbstractContextManager[None]:
+        """Inside, gradients of this model's forwards wait to be reduced until the next backward outside.
+
+        What waits is not in `.grad` yet: the backward of the first forward outside adds all of it at once. A gradient
+        that needs no reduction is in `.grad` as ever.
+
+        >>> import torch
+        >>> model = compile(nn.Linear(4, 4), plan="mesh (dp=2)")
+        >>> with model.no_sync():
+        ...     model(torch.ones(2, 4)).sum().backward()
+        >>> model.weight.grad is None
+        True
+        """
+        return compiled_module(self).no_sync()
+
+    return {} if hasattr(cls, "no_sync") else {"no_sync": no_sync}
 
 
 def _place_after_init(cls: type[nn.Module]) -> None:

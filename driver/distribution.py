@@ -30,6 +30,7 @@ from ..runtime.mesh import RankMesh
 from ..runtime.parameters import distribute_parameters
 from ..runtime.records import Shard
 from ..runtime.world import World, is_launched, join
+from .optimizers import note_replaced
 
 
 def processes() -> int:
@@ -54,7 +55,7 @@ def place_parameters(model: nn.Module, plan: Plan) -> None:
         return
     check_world(plan, number)
     if not any(each.is_meta for each in model.parameters()):
-        distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes))
+        note_replaced(distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes)))
 
 
 def parameter_shards(model: nn.Module, plan: Plan) -> dict[str, tuple[Shard, ...]]:

@@ -14,7 +14,7 @@ from ..dsl.plan import Plan
 from ..frontend.call import BoundCall
 from ..frontend.capture import capture_call
 from ..frontend.captured import CaptureError, Mode, OutputTree
-from ..runtime.autograd import run
+from ..runtime.autograd import Accumulation, run
 from ..runtime.interface import Session
 from ..runtime.process_session import ProcessRank
 from ..runtime.program import Program
@@ -43,13 +43,15 @@ class Key:
     """Which parameters require a gradient; empty for inference, which does not ask."""
     autocast: torch.dtype | None
     default_dtype: torch.dtype
+    delayed: bool
+    """Whether gradients wait for a reduction, as in `no_sync`."""
 
     def differs_in(self, other: Key) -> str:
         """The names of what differs, for a log."""
         return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
 
 
-def key_of(held: Held, call: BoundCall) -> Key:
+def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
     """The key of a call in the state that the model, grad mode and autocast are in."""
     trainable = tuple([each.requires_grad for each in held.parameters.values()])
     mode = Mode.TRAIN if torch.is_grad_enabled() and any(trainable) else Mode.INFER
@@ -65,6 +67,7 @@ def key_of(held: Held, call: BoundCall) -> Key:
         trainable=trainable if mode is Mode.TRAIN else (),
         autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
         default_dtype=torch.get_default_dtype(),
+        delayed=delayed and mode is Mode.TRAIN,
     )
 
 
@@ -84,7 +87,7 @@ class Variant:
         """What it runs."""
         return self.session.program
 
-    def call(self, held: Held, tensors: Sequence[Tensor]) -> Any:
+    def call(self, held: Held, tensors: Sequence[Tensor], accumulation: Accumulation) -> Any:
         """The model's result for the tensors of a call; new values of buffers are written into the model's."""
         program = self.program
         changing = {each.name for each in program.results_of_kind("buffer")}
@@ -98,20 +101,20 @@ class Variant:
         # Inference mode is known to the caller's thread alone, and other ranks may not write to tensors made in it.
         grad_mode = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
-            outputs, changed = run(self.session, parameters, buffers, inputs)
+            outputs, changed = run(self.session, parameters, buffers, inputs, accumulation)
         with torch.no_grad():
             for name, value in changed.items():
                 held.buffers[name].copy_(value)
         return self.tree.rebuild(outputs)
 
 
-def make_variant(model: nn.Module, call: BoundCall, mode: Mode, plan: Plan) -> Variant:
+def make_variant(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Variant:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
     Raises what capture and passes raise, and RunError E0352, E0353 or StrettoError E0603 where processes disagree.
     """
     with global_shapes(model, call) as plain:
-        compiled = _compiled(model, plain, mode, plan)
+        compiled = _compiled(model, plain, key, plan)
     if processes() == 1:
         return Variant(RankThreads(compiled.program), compiled.capture.output_tree)
     session = ProcessRank(compiled.program)
@@ -119,10 +122,10 @@ def make_variant(model: nn.Module, call: BoundCall, mode: Mode, plan: Plan) -> V
     return Variant(session, compiled.capture.output_tree)
 
 
-def _compiled(model: nn.Module, call: BoundCall, mode: Mode, plan: Plan) -> Compiled:
-    options = Options(mode=mode, keep_weights=False)
+def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Compiled:
+    options = Options(mode=key.mode, keep_weights=False, delay_reductions=key.delayed)
     try:
-        captured = capture_call(model, call, mode=mode)
+        captured = capture_call(model, call, mode=key.mode)
     except CaptureError as error:
         if error.code != "E0215":
             raise

@@ -38,7 +38,7 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
-from ..ir.placement import Mesh, Placement
+from ..ir.placement import Mesh, Partial, Placement, Reduce
 from ..ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
 from .base import Pass, Remark, RemarkKind, Report
 from .sharding.choice import Operand, Output, cheapest_source, choose
@@ -80,10 +80,12 @@ class PropagatePlacements(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "propagate-placements"
+    delay_reductions: bool = False
+    """Leave the parameters' gradients as the ranks' addends: whoever takes them sums them, several steps' at once."""
 
     def run(self, module: Module) -> Report:
         made = module.successor()
-        state = _State(module, made, Policy.of(module))
+        state = _State(module, made, Policy.of(module), self.delay_reductions)
         main = module.functions()["main"]
         placements = tuple(from_mlir(a.type).placement_on(module.mesh) for a in entry(main).arguments)
         weights = tuple(record.get("kind") == "parameter" for record in argument_records(main))
@@ -99,6 +101,7 @@ class _State:
     old: Module
     new: Module
     policy: Policy
+    delay_reductions: bool
     done: dict[_Signature, _Specialised] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
@@ -135,6 +138,7 @@ class _Body:
         ):
             self._track(old, new, weight)
         self.targets = self._gradient_targets(records) if records is not None else {}
+        self.delayed = self._delayed_gradients() if self.targets else frozenset()
         self.wanted = _with_addends(self.targets)
 
     def rewrite(self) -> _Specialised:
@@ -153,7 +157,7 @@ class _Body:
             self._rewrite_operation(op)
         for result in flatten(results_of(op)):
             if result in self.targets and result in self.tracked:
-                self._commit(result, self._move(result, self.targets[result], op))
+                self._commit(result, self._move(result, self._target(result), op))
 
     def _rewrite_operation(self, op: Operation) -> None:
         call = read(op)
@@ -206,11 +210,25 @@ class _Body:
         found = []
         for value, record in zip(values, result_records(self.old), strict=True):
             tracked = self.tracked[value]
-            target = self.targets.get(value) or self.state.policy.output(
-                record, tracked.type, next(iter(tracked.copies)), self.mesh
+            placement = next(iter(tracked.copies))
+            is_given = value in self.targets
+            target = (
+                self._target(value)
+                if is_given
+                else self.state.policy.output(record, tracked.type, placement, self.mesh)
             )
             found.append(self._move(value, target, last))
         return found
+
+    def _target(self, value: Value) -> Placement:
+        """Where a gradient or updated buffer has to be, given where it is: a delayed gradient stays partial."""
+        target = self.targets[value]
+        if value not in self.delayed:
+            return target
+        placement = next(iter(self.tracked[value].copies))
+        by_axis = {axis: target.on(axis) for axis, _ in self.mesh}
+        by_axis.update({axis: Partial(reduce) for axis, reduce in placement.partial if reduce is Reduce.SUM})
+        return Placement.of(len(target.dims), by_axis, self.mesh)
 
     def _gradient_targets(self, records: Sequence[Record]) -> dict[Value, Placement]:
         """Where each gradient and each updated buffer has to be: as the argument that it belongs to."""
@@ -225,6 +243,12 @@ class _Body:
             for value, record in zip(values, result_records(self.old), strict=True)
             if record.get("kind") in _OWNERS
         }
+
+    def _delayed_gradients(self) -> frozenset[Value]:
+        if not self.state.delay_reductions:
+            return frozenset()
+        pairs = zip(terminator(self.old).operands, result_records(self.old), strict=True)
+        return frozenset(value for value, record in pairs if record.get("kind") == "gradient")
 
     def _operand(self, value: Value, output_bytes: int = 0, is_viewed: bool = False) -> Operand:
         tracked = self.tracked[value]

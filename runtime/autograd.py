@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .addends import Addends
 from .errors import RunError
 from .interface import Session, State
 from .records import Input
 
 
+@dataclass(frozen=True)
+class Accumulation:
+    """What a backward does with gradients that its program leaves unreduced, and with those that wait already."""
+
+    addends: Addends
+    """Where they wait, over several backwards."""
+    delivers: bool
+    """Whether this backward reduces all that waits and gives it to the parameters."""
+
+
 def run(
-    session: Session, parameters: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+    session: Session,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    accumulation: Accumulation | None = None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs, and new values of buffers by name, which the caller writes back once.
 
     Arguments stand as `program.of_kind("parameter" | "buffer" | "input")` lists them. Parameters (and float inputs)
     that the program has gradients for are differentiable, where they require a gradient and grad mode is on. Forwards
     may be run again before their backwards. Only outputs that the program has a tangent for may be differentiated.
+    Raises RunError E0335 in a backward whose parameters were written to since its forward.
     """
     tensors = [*parameters, *inputs]
     named = [*session.program.of_kind("parameter"), *session.program.of_kind("input")]
@@ -31,7 +48,7 @@ def run(
     if not (torch.is_grad_enabled() and wanted):
         outputs, state = session.forward(parameters, buffers, inputs)
         return outputs, dict(state.buffers)
-    call = _Call(session, named, len(parameters), buffers)
+    call = _Call(session, named, len(parameters), buffers, accumulation)
     results = _Step.apply(call, *tensors)  # type: ignore[no-untyped-call]
     assert call.state is not None, "forward has run"
     return list(results), dict(call.state.buffers)
@@ -40,11 +57,19 @@ def run(
 class _Call:
     """One forward and its backward."""
 
-    def __init__(self, session: Session, named: Sequence[Input], parameters: int, buffers: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        named: Sequence[Input],
+        parameters: int,
+        buffers: Sequence[Tensor],
+        accumulation: Accumulation | None,
+    ) -> None:
         self.session = session
         self.named = named
         self.parameters = parameters
         self.buffers = buffers
+        self.accumulation = accumulation
         self.state: State | None = None
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -63,7 +88,15 @@ class _Call:
             elif grad is not None:
                 raise _not_differentiable(output.index, output.name, list(tangents))
         assert self.state is not None, "forward has run"
-        return self.session.backward(self.state, [given.get(index) for index in tangents])
+        ordered = [given.get(index) for index in tangents]
+        if self.accumulation is None:
+            return self.session.backward(self.state, ordered)
+        addends = self.accumulation.addends
+        gradients = self.session.backward(self.state, ordered, addends)
+        if self.accumulation.delivers and addends:
+            for name, waiting in self.session.reduce(addends).items():
+                gradients[name] = gradients[name] + waiting if name in gradients else waiting
+        return gradients
 
 
 class _Step(torch.autograd.Function):
@@ -71,6 +104,7 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.call = call
+        ctx.given = [(tensor, _version(tensor)) for tensor in (*tensors, *call.buffers)]
         return call.forward(tensors)
 
     @staticmethod
@@ -82,9 +116,27 @@ class _Step(torch.autograd.Function):
                 help="compute the second derivative with the uncompiled model",
             )
         call: _Call = ctx.call
+        _check_unchanged([*call.named, *call.session.program.of_kind("buffer")], ctx.given)
         gradients = call.backward(grads)
         needs = ctx.needs_input_grad[1:]
         return None, *(gradients.get(each.name) if need else None for each, need in zip(call.named, needs, strict=True))
+
+
+def _check_unchanged(named: Sequence[Input], given: Sequence[tuple[Tensor, int]]) -> None:
+    """Raise RunError E0335 for a tensor that was written to since the forward, which its backward would now read."""
+    for each, (tensor, version) in zip(named, given, strict=True):
+        if _version(tensor) != version:
+            raise RunError(
+                "E0335",
+                f"{each.kind} '{each.name}' was changed between this forward and its backward",
+                expected="the values that the forward has used",
+                help="call backward() before optimizer.step() or any other in-place change, or run the forward again",
+            )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to; tensors made in inference mode do not count, and cannot be written to outside it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _not_differentiable(index: int | None, name: str, tangents: Sequence[int | None]) -> RunError:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .addends import Addends
 from .arguments import DTYPES, dtype_name
 from .errors import RunError
 from .mesh import RankMesh
@@ -39,8 +40,17 @@ class Session(Protocol):
         """The outputs (kind "output") in the program's order; arguments stand as `program.of_kind(...)` lists them."""
         ...
 
-    def backward(self, state: State, tangents: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Gradients by parameter name, for one tangent per `program.of_kind("tangent")` (None: zero); once a state."""
+    def backward(
+        self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
+    ) -> dict[str, Tensor]:
+        """Gradients by parameter name, for one tangent per `program.of_kind("tangent")` (None: zero); once a state.
+
+        What the program leaves unreduced is added to `addends` and not returned; where there is none, it is reduced.
+        """
+        ...
+
+    def reduce(self, addends: Addends) -> dict[str, Tensor]:
+        """The gradients that were waiting for their reduction, summed over the ranks; nothing waits afterwards."""
         ...
 
     def close(self) -> None:

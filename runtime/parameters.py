@@ -99,12 +99,12 @@ def parameter_shards(program: Program) -> dict[str, tuple[ProgramShard, ...]]:
 
 def distribute_parameters(
     module: nn.Module, shards: Mapping[str, Sequence[ProgramShard]], world: World, mesh: RankMesh
-) -> None:
+) -> dict[str, nn.Parameter]:
     """Replace the module's parameters, in place, by DTensors of which this process holds its part.
 
     Names, order, ties, `requires_grad` and attributes stay. `shards` is by any name of a parameter; what it does not
     name is replicated. Every process must hold the same full values: RunError E0354 otherwise. Parameters that are
-    DTensors already stay as they are.
+    DTensors already stay as they are. Returns those that were replaced, by name.
     """
     names: dict[int, list[str]] = {}
     full: dict[int, nn.Parameter] = {}
@@ -112,7 +112,8 @@ def distribute_parameters(
         if not isinstance(parameter, DTensor):
             names.setdefault(id(parameter), []).append(name)
             full[id(parameter)] = parameter
-    _check_equal({names[key][0]: parameter for key, parameter in full.items()}, world)
+    replaced = {names[key][0]: parameter for key, parameter in full.items()}
+    _check_equal(replaced, world)
     made = {
         key: distributed(full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh)
         for key, aliases in names.items()
@@ -121,6 +122,7 @@ def distribute_parameters(
         for key, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) in made:
                 part.register_parameter(key, made[id(parameter)])
+    return replaced
 
 
 def distributed(parameter: Tensor, shards: Sequence[ProgramShard], world: World, mesh: RankMesh) -> nn.Parameter:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .addends import Addends
 from .arguments import DTYPES
 from .distributed import DistributedCommunicator, groups_of
 from .errors import CollectiveError, RunError
@@ -55,6 +56,8 @@ class ProcessRank:
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
         self._constants = [self._part(each, tensor) for each, tensor in constants]
         self._step = _step()
+        self._distributed: frozenset[str] = frozenset()
+        """Which arguments of the last forward were DTensors."""
 
     @property
     def program(self) -> Program:
@@ -92,10 +95,12 @@ class ProcessRank:
                 for each, one in zip(gives, results, strict=True)
                 if each.kind == "buffer"
             }
-        distributed = frozenset(name for (_, name), tensor in whole.items() if isinstance(tensor, DTensor))
-        return outputs, State(changed, _Kept(frame, distributed))
+        self._distributed = frozenset(name for (_, name), tensor in whole.items() if isinstance(tensor, DTensor))
+        return outputs, State(changed, _Kept(frame, self._distributed))
 
-    def backward(self, state: State, tangents: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def backward(
+        self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
+    ) -> dict[str, Tensor]:
         """See `Session.backward`."""
         takes = self._program.of_kind("tangent")
         gives = self._program.results_of_kind("gradient")
@@ -109,10 +114,25 @@ class ProcessRank:
             self._compare(gives, results)
             used = {tensor.untyped_storage().data_ptr() for tensor in local}
             gradients = {}
+            waiting = Addends() if addends is None else addends
             for each, result in zip(gives, results, strict=True):
                 own = result.clone() if result.untyped_storage().data_ptr() in used else result
                 used.add(own.untyped_storage().data_ptr())
-                gradients[each.name] = self._gradient(each, own, each.name in kept.distributed)
+                if each.addends:
+                    waiting.add(each, self._world.rank, own)
+                else:
+                    gradients[each.name] = self._gradient(each, own, each.name in kept.distributed)
+        return gradients if addends is not None else gradients | self.reduce(waiting)
+
+    def reduce(self, addends: Addends) -> dict[str, Tensor]:
+        """See `Session.reduce`; every process must call it at the same point. A DTensor parameter's is a DTensor."""
+        gradients = {}
+        with torch.no_grad(), self._in_step():
+            for each, by_rank in addends.take():
+                where = f"reducing gradient '{each.name}'"
+                local = by_rank[self._world.rank]
+                local = self._communicator.all_reduce_start(local, each.addends, "sum", where).wait()
+                gradients[each.name] = self._reduced(each, local)
         return gradients
 
     def close(self) -> None:
@@ -150,6 +170,16 @@ class ProcessRank:
         layout = self._layouts[each.kind, each.name, each.index]
         if not distributed or layout is None:
             return self._whole(each, local)
+        return layout.dtensor(local)
+
+    def _reduced(self, each: Output, local: Tensor) -> Tensor:
+        """What the caller gets of a gradient that was summed, cut as its parameter is."""
+        owner = next(takes for takes in self._program.of_kind("parameter") if takes.name == each.name)
+        layout = self._layouts[owner.kind, owner.name, owner.index]
+        if each.name not in self._distributed or layout is None:
+            return self._whole(each, local)
+        if owner.shards != each.shards:
+            local = cut(self._whole(each, local), owner.shards, self._mesh, self._world.rank)
         return layout.dtensor(local)
 
     def _whole(self, each: Output, local: Tensor) -> Tensor:

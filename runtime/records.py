@@ -75,11 +75,13 @@ class Output:
     slot: int
     shards: tuple[Shard, ...] = ()
     index: int | None = None
+    addends: tuple[str, ...] = ()
+    """The axes over which the tensors of the ranks are addends: whoever takes them has to sum them."""
 
     def to_json(self) -> dict[str, Json]:
         return {
             "kind": self.kind, "name": self.name, "index": self.index, "shape": list(self.shape), "dtype": self.dtype,
-            "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
+            "shards": [shard.to_json() for shard in self.shards], "slot": self.slot, "addends": list(self.addends),
         }  # fmt: skip
 
     @staticmethod
@@ -88,7 +90,7 @@ class Output:
         return Output(
             name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
             dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
-            index=fields.whole_or_none("index"),
+            index=fields.whole_or_none("index"), addends=fields.texts("addends"),
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from .addends import Addends
 from .arguments import DTYPES
 from .errors import RunError
 from .executor import Executor, Frame
@@ -74,23 +75,47 @@ class RankThreads:
         names = [each.name for each in gives if each.kind == "buffer"]
         return outputs, State(dict(zip(names, buffered, strict=True)), frames)
 
-    def backward(self, state: State, tangents: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def backward(
+        self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
+    ) -> dict[str, Tensor]:
         """See `Session.backward`. Raises RunError E0332 for a state that was used already."""
         takes = self._program.of_kind("tangent")
         gives = self._program.results_of_kind("gradient")
+        whole_gives = [each for each in gives if not each.addends]
+        waiting = Addends() if addends is None else addends
         frames = state.kept
         if not gives or not isinstance(frames, list):
             raise RunError("E0333", "the program was compiled for inference: it has no backward", help="--mode train")
         whole = list(zip(takes, tangents_or_zero(takes, tangents, self._mesh), strict=True))
         kept = [frame.take() for frame in frames]
-        gathered = _Gathered(self._program, gives, self._replicas)
+        gathered = _Gathered(self._program, whole_gives, self._replicas)
 
-        def step(rank: int) -> None:
+        def step(rank: int) -> list[Tensor]:
             local = [cut(tensor.detach(), each.shards, self._mesh, rank) for each, tensor in whole]
-            gathered.put(rank, self._executors[rank].backward(Frame(kept[rank]), local))
+            results = self._executors[rank].backward(Frame(kept[rank]), local)
+            pairs = list(zip(gives, results, strict=True))
+            gathered.put(rank, [local for each, local in pairs if not each.addends])
+            return [local for each, local in pairs if each.addends]
 
-        self._pool.run(step)
-        return dict(zip([each.name for each in gives], gathered.by_kind("gradient"), strict=True))
+        left = [each for each in gives if each.addends]
+        for rank, locals_ in enumerate(self._pool.run(step)):
+            for each, local in zip(left, locals_, strict=True):
+                waiting.add(each, rank, local)
+        found = dict(zip([each.name for each in whole_gives], gathered.by_kind("gradient"), strict=True))
+        return found if addends is not None else found | self.reduce(waiting)
+
+    def reduce(self, addends: Addends) -> dict[str, Tensor]:
+        """See `Session.reduce`; sums in the order of the ranks."""
+        gradients = {}
+        for each, by_rank in addends.take():
+            total = torch.zeros(each.shape, dtype=DTYPES[each.dtype])
+            axes = (*sharding_axes(each.shards), *each.addends)
+            for rank, local in by_rank.items():
+                if self._mesh.is_first(rank, axes):
+                    own = window(total, each.shards, self._mesh, rank)
+                    own += valid_part(local, each.shards, self._mesh, rank)
+            gradients[each.name] = total
+        return gradients
 
     def close(self) -> None:
         """End the rank threads; the session cannot be used afterwards."""

@@ -35,6 +35,7 @@ def validate(
         _tensor(each, INPUT_KINDS, mesh, f"program.json.inputs[{at}]")
     for at, result in enumerate(outputs):
         _tensor(result, OUTPUT_KINDS, mesh, f"program.json.outputs[{at}]")
+        _addends(result, mesh, f"program.json.outputs[{at}].addends")
     for name, function in functions.items():
         _function(name, function, functions, mesh, locations)
     _no_recursion(functions)
@@ -56,6 +57,13 @@ def _tensor(tensor: Input | Output, kinds: frozenset[str], mesh: RankMesh, path:
     _need(len(set(dims)) == len(dims), f"{path}.shards: a dim is sharded twice")
     for at, shard in enumerate(tensor.shards):
         _shard(shard, tensor.shape, mesh, f"{path}.shards[{at}]")
+
+
+def _addends(result: Output, mesh: RankMesh, path: str) -> None:
+    _need(not result.addends or result.kind == "gradient", f"{path}: only gradients may be left as addends")
+    _axes(list(result.addends), mesh, path)
+    cutting = set(chain.from_iterable(shard.axes for shard in result.shards))
+    _need(not cutting & set(result.addends), f"{path}: an axis shards '{result.name}' too")
 
 
 def _shard(shard: Shard, shape: tuple[int, ...], mesh: RankMesh, path: str) -> None:

@@ -5,8 +5,10 @@ compiled model, and what the parameters are.
 """
 
 import json
+import math
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import stretto
 import torch
@@ -54,18 +56,37 @@ def train(model: nn.Module) -> list[float]:
     generator = torch.Generator().manual_seed(1)
     for step in range(3):
         model.up.requires_grad_(step != 1)
-        for _ in range(2):
+        for half in range(2):
             tokens = torch.randint(VOCAB, (4, 7), generator=generator)
-            loss = model(tokens[:, :-1], tokens[:, 1:])["loss"]
-            loss.backward()
+            with waiting(model) if half == 0 and step == 2 else nullcontext():
+                loss = model(tokens[:, :-1], tokens[:, 1:])["loss"]
+                loss.backward()
             losses.append(loss.item())
-        losses.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        losses.append(norm(model) if step else float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
     with torch.no_grad():
         losses.append(model.eval()(tokens[:, :-1], tokens[:, 1:])["loss"].item())
     return [*losses, model.mean.sum().item()]
+
+
+def waiting(model: nn.Module) -> AbstractContextManager[None]:
+    """Where a compiled model's gradients wait for their reduction."""
+    found: AbstractContextManager[None] = getattr(model, "no_sync", nullcontext)()
+    return found
+
+
+def norm(model: nn.Module) -> float:
+    """The norm of the gradients, clipped."""
+    assert math.isclose(float(stretto.clip_grad_norm_(model, math.inf, math.inf)), largest(model), rel_tol=1e-9)
+    return float(stretto.clip_grad_norm_(model, 0.5))
+
+
+def largest(model: nn.Module) -> float:
+    """The largest magnitude among all gradients, each gathered."""
+    grads = [each.grad for each in model.parameters() if each.grad is not None]
+    return max(float(getattr(grad, "full_tensor", lambda grad=grad: grad)().abs().max()) for grad in grads)
 
 
 def refused(model: nn.Module) -> list[str]:
@@ -76,12 +97,22 @@ def refused(model: nn.Module) -> list[str]:
     for attempt in (
         lambda: stretto.compile(Plain(), plan="mesh (dp=3)"),
         lambda: model(tokens, tokens),
+        step_of_an_optimizer_made_before,
     ):
         try:
             attempt()
         except stretto.StrettoError as error:
             codes.append(error.code)
     return codes
+
+
+def step_of_an_optimizer_made_before() -> None:
+    """It holds parameters that the model has given up."""
+    torch.manual_seed(0)
+    model = Plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    stretto.compile(model, plan=PLAN)
+    optimizer.step()
 
 
 def main() -> None:
