@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ..runtime.arguments import DTYPES, Slot, fill_in
+from ..runtime.errors import ProgramError
 from ..runtime.ops import COLLECTIVES, torch_op
 from ..runtime.program import Program
+from ..runtime.prover.shapes import META_FAILURES
 from ..runtime.records import Input, Instruction, Location
 from ..runtime.shards import local_shape
 from ..runtime.validate import ENTRY
@@ -94,7 +96,12 @@ class _Follower:
 
     def main(self) -> Traffic:
         main = self._program.functions[ENTRY]
-        frame: dict[int, object] = {each.slot: _meta(each) for each in self._program.inputs}
+        frame: dict[int, object] = {}
+        for each in self._program.inputs:
+            try:
+                frame[each.slot] = _meta(each)
+            except META_FAILURES as error:
+                raise _unfit(f"input '{each.name}'", error) from None
         split = len(main.code) if main.backward_at is None else main.backward_at
         traffic = self._follow(ENTRY, main.code[:split], 0, frame)
         for site, count in self._follow(ENTRY, main.code[split:], split, frame).items():
@@ -113,21 +120,29 @@ class _Follower:
     def _follow(self, name: str, code: Sequence[Instruction], start: int, frame: dict[int, object]) -> Counter[Site]:
         traffic: Counter[Site] = Counter()
         for index, each in enumerate(code, start):
-            args = [fill_in(value, frame.__getitem__) for value in each.args]
-            if each.op == "call":
-                followed = self._function(str(args[0]), args[1])  # type: ignore[arg-type]  # validated
-                traffic.update(followed.traffic)
-                results: Sequence[object] = followed.results
-            elif each.op in COLLECTIVES:
-                result, site = self._collective(each, args[0], name, index)
-                traffic[site] += 1
-                results = [result]
-            else:
-                results = self._local(each, args, frame)
+            try:
+                results = self._step(each, frame, traffic, (name, index))
+            except META_FAILURES as error:
+                raise _unfit(f"instruction {index} of '{name}', {each.op}", error) from None
             frame.update({slot: value for slot, value in zip(each.out, results, strict=False) if slot is not None})
             for slot in each.free:
                 frame.pop(slot, None)
         return traffic
+
+    def _step(
+        self, each: Instruction, frame: Mapping[int, object], traffic: Counter[Site], at: tuple[str, int]
+    ) -> Sequence[object]:
+        """What one instruction gives; what it sends is added to `traffic`."""
+        args = [fill_in(value, frame.__getitem__) for value in each.args]
+        if each.op == "call":
+            followed = self._function(str(args[0]), args[1])  # type: ignore[arg-type]  # validated
+            traffic.update(followed.traffic)
+            return followed.results
+        if each.op in COLLECTIVES:
+            result, site = self._collective(each, args[0], *at)
+            traffic[site] += 1
+            return [result]
+        return self._local(each, args, frame)
 
     def _local(self, each: Instruction, args: list[object], frame: Mapping[int, object]) -> Sequence[object]:
         if each.op in _OWN:
@@ -149,6 +164,11 @@ class _Follower:
         most = max(given.nbytes, result.nbytes)
         sent = most * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
         return result, Site(name, index, False, kind, axes, most, sent)
+
+
+def _unfit(where: str, error: Exception) -> ProgramError:
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ProgramError("E0306", f"the program is malformed: {where}: {why}", help="compile the program again")
 
 
 def _given_shape(kind: str, shape: list[int], kwargs: Mapping[str, object], ranks: int) -> list[int]:

@@ -12,7 +12,7 @@ from .mesh import Mesh
 from .parser import Statement, parse_statements
 from .shard import Dim, Role, ShardActivations, ShardInputs, ShardParameters
 from .source import Places, Source
-from .spelling import did_you_mean, listed
+from .spelling import did_you_mean, listed, nearest, shortened
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
                 content = stream.read()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise PlanError(PlanCode.NOT_FOUND, f'cannot read the plan "{file}": {why}') from None
+            raise PlanError(PlanCode.NOT_FOUND, f'cannot read the plan "{file}": {why}', help=_near(file)) from None
         try:
             return Plan.parse(content.decode("utf-8-sig"), file)
         except UnicodeDecodeError as error:
@@ -120,6 +120,19 @@ class Plan:
             if isinstance(statement, ShardInputs) and axis in statement.axes:
                 return "it shards the batch of the inputs here", statement.places.axis(statement.axes.index(axis))
         return f'an axis named "{axis}" shards the batch of the inputs', self.mesh.span_of(axis)
+
+
+def _near(file: str) -> str:
+    """Offer the plan beside `file` whose name is most like it, else the nearest file, else a word on paths."""
+    folder, name = os.path.split(file)
+    try:
+        beside = sorted(os.listdir(folder or "."))
+    except (OSError, ValueError):
+        return f'there is no folder "{shortened(folder)}"' if folder else ""
+    found = nearest(name, [each for each in beside if each.endswith(".plan")]) or nearest(name, beside)
+    if found and found != name:
+        return f'did you mean "{os.path.join(folder, found)}"?'
+    return "" if found else "a relative path counts from the working directory"
 
 
 def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ WEIGHTS = "weights.safetensors"
 JSON_FILES = ("program.json", "remarks.json", "reference.json")
 TEXT_FILES = ("ir.mlir",)
 _CHUNK_BYTES = 1 << 22
+_DEEPEST = 64
+"""Levels of lists and objects inside each other that a file may have; ours have about ten."""
 
 
 def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, object], str]:
@@ -46,7 +49,7 @@ def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, 
     if whole_hash(manifest) != digest:
         raise _altered(folder, MANIFEST)
     files: dict[str, object] = {name: _json(folder, name) for name in JSON_FILES}
-    files.update({name: (folder / name).read_text(encoding="utf-8") for name in TEXT_FILES})
+    files.update({name: _text(folder, name) for name in TEXT_FILES})
     return files, manifest, digest
 
 
@@ -124,25 +127,77 @@ def refuse_what_is_not_ours(folder: Path) -> None:
 
 def _manifest(folder: Path) -> dict[str, object]:
     if not (folder / MANIFEST).is_file():
-        raise ProgramError(
-            "E0301",
-            f"'{folder}' is not a program folder: it has no {MANIFEST}",
-            help="a program folder is what `stretto compile ... -o DIR` writes",
-        )
+        raise _no_program(folder)
     value = _json(folder, MANIFEST)
     if not isinstance(value, dict):
         raise ProgramError("E0301", f"'{folder}' is not a program folder: its {MANIFEST} is not an object")
     return value
 
 
-def _json(folder: Path, name: str) -> object:
+def _no_program(folder: Path) -> ProgramError:
+    """The error for a path without a manifest, with the program nearest in name where the path does not exist."""
+    if folder.is_file():
+        return ProgramError("E0301", f"'{folder}' is a file, not a program folder")
+    if folder.is_dir():
+        return ProgramError(
+            "E0301",
+            f"'{folder}' is not a program folder: it has no {MANIFEST}",
+            help="a program folder is what `stretto compile ... -o DIR` writes",
+        )
+    programs = [each.parent.name for each in folder.parent.glob(f"*/{MANIFEST}")]
+    near = difflib.get_close_matches(folder.name, sorted(programs), 1)
+    return ProgramError(
+        "E0301",
+        f"'{folder}' is not a program folder: it does not exist",
+        help=f"did you mean '{folder.parent / near[0]}'?" if near else "`stretto compile ... -o DIR` writes one",
+    )
+
+
+def _text(folder: Path, name: str) -> str:
     try:
-        value: object = json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
+        return (folder / name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ProgramError(
-            "E0302", f"'{folder / name}' is truncated or not JSON: {error}", help="copy or compile the program again"
+            "E0302",
+            f"'{folder / name}' is not UTF-8 text (byte {error.start})",
+            help="copy or compile the program again",
         ) from None
-    return value
+    except OSError as error:
+        raise _unreadable(folder / name, error) from None
+
+
+def _json(folder: Path, name: str) -> object:
+    """A file's value. What is nested so deeply that reading it would exhaust the stack is refused, as NaN is."""
+    try:
+        value: object = json.loads(_text(folder, name), parse_constant=_no_constant)
+        if _depth(value) > _DEEPEST:
+            raise RecursionError
+    except RecursionError:
+        why = f"it is nested more than {_DEEPEST} levels deep"
+    except ValueError as error:
+        why = str(error)
+    else:
+        return value
+    raise ProgramError(
+        "E0302", f"'{folder / name}' is truncated or not JSON: {why}", help="copy or compile the program again"
+    )
+
+
+def _depth(value: object) -> int:
+    """How many lists and objects are inside each other at the most."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        level = [each for one in level for each in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _unreadable(path: Path, error: OSError) -> ProgramError:
+    return ProgramError("E0302", f"'{path}' cannot be read: {error.strerror}")
 
 
 def _check_sums(folder: Path, sums: Mapping[str, str]) -> None:
@@ -172,9 +227,12 @@ def _altered(folder: Path, name: str) -> ProgramError:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
-            digest.update(piece)
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(_CHUNK_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from ..ops import torch_op
 from .values import Meta
 
-_META_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
+META_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What a torch op raises for shapes that it cannot take, and where it has no meta kernel."""
 
 
@@ -53,7 +53,7 @@ def _results(op: str, args: object, kwargs: tuple[tuple[str, object], ...]) -> t
     try:
         with torch.no_grad():
             results = found.overload(*filled, **named)
-    except _META_FAILURES as error:
+    except META_FAILURES as error:
         raise NoShapes((str(error).strip() or type(error).__name__).splitlines()[0]) from error
     numbers = {_identity(tensor): at for at, tensor in reversed(list(enumerate(tensors)))}
     count = len(tensors)

@@ -138,6 +138,16 @@ def test_a_plan_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> Non
     assert caught.value.code == PlanCode.NOT_FOUND
 
 
+def test_a_plan_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "dp_tp.plan").write_text(MEGATRON)
+    (tmp_path / "dp_tp.py").write_text("")
+    with pytest.raises(PlanError) as caught:
+        Plan.load(tmp_path / "dp-tp.plan")
+    assert caught.value.help == f'did you mean "{tmp_path / "dp_tp.plan"}"?'
+    with pytest.raises(PlanError, match="there is no folder"):
+        Plan.load(tmp_path / "plans" / "dp_tp.plan")
+
+
 def test_a_plan_that_is_not_text_is_refused_with_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "weights.plan"
     path.write_bytes(b"mesh\xff\xfe")

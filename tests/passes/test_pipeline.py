@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.ir.module import Module
@@ -110,3 +111,27 @@ def test_any_text_is_a_pipeline_or_an_error_of_ours(text: str) -> None:
     except StrettoError:
         return
     assert parse_pipeline(print_pipeline(steps)) == steps
+
+
+WORDS = (
+    *names(), "fold-layer", "plan", "plan=", "=", "{", "}", ",", " ", "\n", '"', '"a b"', "times=3", "x=9", "9" * 5000,
+    "\0", "é", "{plan=", "-p", "place-arguments{plan=nowhere.plan}", "place-arguments{plan=.}", 'plan=""',
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
+@example("{" * 100_000)
+@example("cse," * 50_000)
+@example("place-arguments{plan=" + "a" * 100_000 + "}")
+@example("place-arguments{plan=\0}")
+def test_any_words_of_the_syntax_are_a_pipeline_or_an_error_with_a_place_in_the_text(text: str) -> None:
+    start = time.process_time()
+    try:
+        steps = parse_pipeline(text)
+    except StrettoError as error:
+        assert error.code.startswith(("E041", "E0118"))
+        assert error.span is None or 1 <= error.span.line <= text.count("\n") + 1
+    else:
+        assert parse_pipeline(print_pipeline(steps)) == steps
+    assert time.process_time() - start < 1

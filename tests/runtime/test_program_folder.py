@@ -76,7 +76,14 @@ def test_the_hash_of_a_loaded_program_is_its_manifests(folder: Path) -> None:
 
 def test_a_folder_without_a_manifest_is_not_a_program(tmp_path: Path) -> None:
     assert "not a program folder" in refused(tmp_path, "E0301")
-    assert "not a program folder" in refused(tmp_path / "nowhere", "E0301")
+    assert "it does not exist" in refused(tmp_path / "nowhere", "E0301")
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in refused(tmp_path / "file", "E0301")
+
+
+def test_a_folder_that_does_not_exist_is_answered_with_the_nearest_program(folder: Path) -> None:
+    said = refused(folder.parent / "porgram", "E0301")
+    assert "it does not exist" in said and f"did you mean '{folder}'?" in said
 
 
 @pytest.mark.parametrize("text", ["[]", "{}"])
