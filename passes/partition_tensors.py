@@ -6,7 +6,8 @@ Before (global shapes)                                After (what one rank holds
   %r = comm.reshard %y : .. -> t<8x16>                  %r = comm.all_reduce %y over ["tp"] sum
 
 A dim that its axes do not divide is padded to whole chunks; where an op adds padding up with the rest, the padding is
-masked first. Ops over a sharded vocabulary become lookups of a rank's own indices (`spmd/vocabulary.py`).
+masked first. Ops over a sharded vocabulary become lookups of a rank's own indices (`spmd/vocabulary.py`), and the
+statistics of a batch norm over a shared batch are reduced inside it (`spmd/batch_norm.py`).
 
 Needs: placements propagated (`propagate-placements`).   Keeps: values, up to the order of sums.
 Source: GSPMD (arXiv:2105.04663), section 3.5, for halo-free partitioning with padding and masks.
@@ -43,7 +44,9 @@ from .sharding.localize import with_local_sizes
 from .sharding.rules import Row
 from .spmd.emitter import Emitter, local_type
 from .spmd.reshard import Resharder
-from .spmd.vocabulary import Shards, lower
+from .spmd.shards import Shards
+
+_LOWERINGS = {**vocabulary.LOWERINGS, **batch_norm.LOWERINGS}
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,13 @@ class _Partitioner:
             for op in body:
                 if not is_packing(op):
                     for old, new in zip(flatten(results_of(op)), self._rewrite(op), strict=True):
-                        self.values[old] = new
+                        if new is not None:
+                            self.values[old] = new
         records = result_records(self.old) if name_of(self.old) == "main" else None
         finish_function(self.new, [self.values[v] for v in terminator(self.old).operands], records)
         return len(body)
 
-    def _rewrite(self, op: Operation) -> list[Value]:
+    def _rewrite(self, op: Operation) -> Sequence[Value | None]:
         name = callee(op)
         if name is not None:
             types = [self._local(r.type) for r in op.results]
@@ -104,7 +108,7 @@ class _Partitioner:
         mover = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
         return mover.to(target.placement_on(self.mesh))
 
-    def _partition(self, op: Operation, call: Call, emitter: Emitter) -> list[Value]:
+    def _partition(self, op: Operation, call: Call, emitter: Emitter) -> Sequence[Value | None]:
         old_values = call.values()
         results = results_of(op)
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flatten(results)]
@@ -115,7 +119,7 @@ class _Partitioner:
         lowered = [(axis, row) for axis, row in chosen if row.lowering is not None]
         if lowered:
             shards = self._shards(lowered[0][1], old_values, types)
-            return lower(local, shards, [t for t in local_types if t is not None], emitter)
+            return _LOWERINGS[call.name](emitter, local, shards, local_types)
         name, args, kwargs = with_local_sizes(
             local.name,
             local.args,
@@ -156,7 +160,7 @@ class _Partitioner:
     def _shards_of(self, type_: TensorType, dim: int) -> Shards:
         axes = type_.placement_on(self.mesh).dims[dim]
         chunk = local_type(type_, self.mesh).shape[dim]
-        return Shards(axes, chunk, type_.shape[dim])
+        return Shards(dim, axes, chunk, type_.shape[dim])
 
     def _local(self, type_: Type) -> Type:
         return to_mlir(local_type(from_mlir(type_), self.mesh)) if is_tensor(type_) else type_

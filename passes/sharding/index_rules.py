@@ -149,8 +149,8 @@ def index_select(call: Call) -> list[Row]:
 TABLE: dict[str, Rule] = {
     "aten.embedding.default": embedding,
     "aten.embedding_dense_backward.default": embedding_backward,
-    "aten.index.Tensor": index,
-    "aten.index_put.default": index_put,
+    **dict.fromkeys(("aten.index.Tensor", "aten._unsafe_index.Tensor"), index),
+    **dict.fromkeys(("aten.index_put.default", "aten._unsafe_index_put.default"), index_put),
     "aten.gather.default": gather,
     **dict.fromkeys(("aten.scatter.src", "aten.scatter.value", "aten.scatter_add.default"), scatter),
     "aten.index_select.default": index_select,

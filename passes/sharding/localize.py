@@ -6,11 +6,12 @@ local shapes of the results, so that nothing here depends on which axes shard wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...ir.placement import AxisPlacement, Shard, chunk_size
 from .building import dim
-from .call import bind
+from .call import Call, bind
+from .image_rules import INPUT_SIZES
 from .row import Row, TensorMeta
 
 Shape = tuple[int, ...]
@@ -25,10 +26,11 @@ _SIZE_OPERAND = {
     **dict.fromkeys(("aten.new_ones.default", "aten.new_empty.default"), "size"),
     **dict.fromkeys(("aten.slice_backward.default", "aten.select_backward.default"), "input_sizes"),
     "aten.reshape.default": "shape",
+    **dict.fromkeys(INPUT_SIZES, "input_size"),
 }
 """The operand of each op that states the shape of its result."""
 
-_EXTENT_OPERAND = {"aten.embedding_dense_backward.default": "num_weights", "aten.native_group_norm.default": "N"}
+_EXTENT_OPERAND = {"aten.embedding_dense_backward.default": "num_weights"}
 """The operand of each op that states the first extent of its result."""
 
 _RESHAPES = frozenset(
@@ -78,6 +80,8 @@ def with_local_sizes(
     Tensors in `args` and `kwargs` may be anything (values, names, TensorMeta): they are passed along untouched, and so
     is what is no size. The op itself may change (`squeeze` becomes `reshape`).
     """
+    if op in _SEVERAL:
+        return _with_several(op, args, kwargs, outputs, local_outputs)
     shape = local_outputs[0] if local_outputs else None
     whole = outputs[0].shape if outputs and outputs[0] is not None else None
     if shape is None or whole is None or shape == whole:
@@ -91,6 +95,60 @@ def with_local_sizes(
     if op == _SLICE:
         return (op, *_slice(args, kwargs, whole, shape))
     return op, args, dict(kwargs)
+
+
+def _with_several(
+    op: str,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    outputs: tuple[TensorMeta | None, ...],
+    local_outputs: Sequence[Shape | None],
+) -> LocalCall:
+    """The call of an op that states several sizes, with those that are not what they were."""
+    call = bind(op, args, kwargs, outputs)
+    left = dict(kwargs)
+    if call is not None:
+        for name, value in _SEVERAL[op](call, local_outputs).items():
+            args, left = _with(op, args, left, name, value)
+    return op, args, left
+
+
+def _group_norm(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
+    """Images, channels and groups; chunks of channels hold whole groups."""
+    shape = local[0]
+    if shape is None:
+        return {}
+    groups = call.integer("group") * shape[1] // call.integer("C")
+    return {"N": shape[0], "C": shape[1], "group": groups}
+
+
+def _convolution(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
+    """Groups, where a chunk of the output's channels holds some of them; else there is one group."""
+    shape = local[0]
+    if shape is None or call.integer("groups") == 1:
+        return {}
+    return {"groups": call.integer("groups") * shape[1] // call.out().shape[1]}
+
+
+def _convolution_backward(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
+    """The bias's size, and groups as the channels of the input's or the weight's gradient say."""
+    sizes: dict[str, object] = {} if local[2] is None else {"bias_sizes": list(local[2])}
+    if call.integer("groups") == 1:
+        return sizes
+    for at, d in ((0, 1), (1, 0)):
+        whole, shape = call.outputs[at], local[at]
+        if whole is not None and shape is not None:
+            return {**sizes, "groups": call.integer("groups") * shape[d] // whole.shape[d]}
+    return sizes
+
+
+_SEVERAL: dict[str, Callable[[Call, Sequence[Shape | None]], dict[str, object]]] = {
+    "aten.native_group_norm.default": _group_norm,
+    "aten.native_group_norm_backward.default": _group_norm,
+    "aten.convolution.default": _convolution,
+    "aten.convolution_backward.default": _convolution_backward,
+}
+"""Ops that state more than one size: the operands to set, from the call and the local shapes of its results."""
 
 
 def _slice(

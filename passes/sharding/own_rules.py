@@ -5,7 +5,7 @@ Pointwise ops and matrix products are DTensor's; `also` adds the partial sums th
 
 from __future__ import annotations
 
-from . import block_rules, factory_rules, index_rules, reduction_rules, view_rules
+from . import block_rules, factory_rules, image_rules, index_rules, reduction_rules, statistics_rules, view_rules
 from .building import Rule, linear
 from .call import Call
 from .row import Row

@@ -30,6 +30,8 @@ class Lowering(StrEnum):
     """Indices count from the global start of the sharded dim: subtract the rank's offset, drop those outside."""
     SOFTMAX = "softmax"
     """The normalisation over the sharded dim (and the pick of the label's logit) is reduced over the axis inside."""
+    STATISTICS = "statistics"
+    """Sums over the sharded dim, of which the results are made, are reduced over the axis inside."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -19,20 +18,7 @@ from ...ir.bindings import Value
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
 from .emitter import Emitter
-
-
-@dataclass(frozen=True)
-class Shards:
-    """How the indexed dim is sharded: over which axes, how many entries a rank holds, how many there are in all."""
-
-    axes: tuple[str, ...]
-    chunk: int
-    extent: int
-
-
-def lower(call: Call, shards: Shards, types: list[TensorType], emitter: Emitter) -> list[Value]:
-    """The results of `call` on one rank; `types` are their local types."""
-    return _LOWERINGS[call.name](_Vocabulary(emitter, shards), call, types)
+from .shards import Shards, Types
 
 
 @dataclass(frozen=True)
@@ -180,9 +166,22 @@ def _cast(e: Emitter, value: Value, dtype: torch.dtype) -> Value:
     )
 
 
-_LOWERINGS: dict[str, Callable[[_Vocabulary, Any, list[TensorType]], list[Value]]] = {
-    "aten.embedding.default": _embedding,
-    "aten.embedding_dense_backward.default": _embedding_backward,
-    "nn.cross_entropy": _cross_entropy,
-    "nn.cross_entropy_backward": _cross_entropy_backward,
+Lowering = Callable[[_Vocabulary, Call, list[TensorType]], list[Value]]
+
+
+def _lowering(made: Lowering) -> Callable[[Emitter, Call, Shards, Types], list[Value | None]]:
+    """The lowering in the form of the table: none of its results may be absent."""
+
+    def lowered(emitter: Emitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+        return [*made(_Vocabulary(emitter, shards), call, [t for t in types if t is not None])]
+
+    return lowered
+
+
+LOWERINGS: dict[str, Callable[[Emitter, Call, Shards, Types], list[Value | None]]] = {
+    "aten.embedding.default": _lowering(_embedding),
+    "aten.embedding_dense_backward.default": _lowering(_embedding_backward),
+    "nn.cross_entropy": _lowering(_cross_entropy),
+    "nn.cross_entropy_backward": _lowering(_cross_entropy_backward),
 }
+"""What a rank computes in place of each op over a sharded vocabulary."""

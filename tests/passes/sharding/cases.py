@@ -89,6 +89,30 @@ def _max_pool_backward() -> tuple[Any, ...]:
     return f(*y.shape), x, [2, 2], [2, 2], [0, 0], [1, 1], False, where
 
 
+def _convolution(transposed: bool = False, groups: int = 1, bias: bool = True) -> Made:
+    weight = f(4, 6 // groups, 3, 3) if transposed else f(6, 4 // groups, 3, 3)
+    spaces = [1, 1], [1, 1], [1, 1], transposed, [0, 0], groups
+    return "aten.convolution.default", (f(3, 4, 5, 5), weight, f(6) if bias else None, *spaces), {}
+
+
+def _convolution_backward(transposed: bool = False, groups: int = 1, mask: tuple[bool, ...] = (True,) * 3) -> Made:
+    _, (x, weight, _, *spaces), _ = _convolution(transposed, groups)
+    return "aten.convolution_backward.default", (f(3, 6, 5, 5), x, weight, [6], *spaces, list(mask)), {}
+
+
+def _group_norm_backward(mask: tuple[bool, ...] = (True,) * 3) -> Made:
+    x, weight = f(3, 6, 5), f(6)
+    _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, None, 3, 6, 5, 3, EPS)
+    return "aten.native_group_norm_backward.default", (f(3, 6, 5), x, mean, rstd, weight, 3, 6, 5, 3, list(mask)), {}
+
+
+def _batch_norm_backward(train: bool) -> Made:
+    x, rest = f(3, 6, 5), (f(6), f(6).abs())
+    saved = (x.mean((0, 2)), (x.var((0, 2), correction=0) + EPS).rsqrt()) if train else (f(0), f(0))
+    given = (f(3, 6, 5), x, f(6), *rest, *saved, train, EPS, [True, True, True])
+    return "aten.native_batch_norm_backward.default", given, {}
+
+
 _VIEWS: dict[str, tuple[Tensor, list[int]]] = {
     "flatten the leading dims": (f(4, 3, 6), [12, 6]),
     "unflatten a dim": (f(4, 18), [4, 6, 3]),
@@ -269,6 +293,36 @@ _MORE: dict[str, Callable[[], Made]] = {
     "scatter of ones": lambda: ("aten.scatter.value", (f(3, 5), 1, ints(5, 3, 2), 1.0), {}),
     "padding with ones": lambda: ("aten.constant_pad_nd.default", (f(3, 5), [1, 1], 1.0), {}),
     "add with alpha": lambda: ("aten.add.Tensor", (f(3, 5), f(5)), {"alpha": 2}),
+    **{
+        f"convolution{' transposed' * transposed}, {groups} groups{', no bias' * (not bias)}": (
+            lambda t=transposed, g=groups, b=bias: _convolution(t, g, b)
+        )
+        for transposed in (False, True) for groups in (1, 2) for bias in (True, False)
+    },
+    **{
+        f"convolution backward{' transposed' * transposed}, {groups} groups": (
+            lambda t=transposed, g=groups: _convolution_backward(t, g)
+        )
+        for transposed in (False, True) for groups in (1, 2)
+    },
+    "convolution backward of the weight alone": lambda: _convolution_backward(groups=2, mask=(False, True, False)),
+    "group norm backward": _group_norm_backward,
+    "group norm backward of the weight alone": lambda: _group_norm_backward((False, True, True)),
+    "batch norm backward while training": lambda: _batch_norm_backward(True),
+    "batch norm backward": lambda: _batch_norm_backward(False),
+    "upsample backward": lambda: (
+        "aten.upsample_nearest2d_backward.default", (f(3, 5, 6, 6), [6, 6], [3, 5, 3, 3]), {}
+    ),
+    "bilinear upsample backward": lambda: (
+        "aten.upsample_bilinear2d_backward.default", (f(3, 5, 6, 6), [6, 6], [3, 5, 3, 3], False), {}
+    ),
+    "pool of one dim": lambda: ("aten._adaptive_avg_pool3d.default", (f(3, 2, 4, 4, 4), [2, 2, 2]), {}),
+    "reflection": lambda: ("aten.reflection_pad2d.default", (f(3, 5, 4, 4), [1, 1, 1, 1]), {}),
+    "unsafe index": lambda: ("aten._unsafe_index.Tensor", (f(3, 5, 4, 7), [None, None, ints(4, 6, 1), ints(7, 5)]), {}),
+    "unsafe index_put": lambda: (
+        "aten._unsafe_index_put.default",
+        (f(3, 5, 4, 7), [None, None, ints(4, 6, 1), ints(7, 5)], f(3, 5, 6, 5), True), {},
+    ),
     "softmax backward": lambda: _softmax_backward("aten._softmax_backward_data.default"),
     "log_softmax backward": lambda: _softmax_backward("aten._log_softmax_backward_data.default"),
     "layer norm without weight": lambda: ("nn.layer_norm", (f(3, 5, 4), None, None, [4], EPS), {}),

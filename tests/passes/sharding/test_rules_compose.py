@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 from stretto.ir.placement import AxisPlacement, Partial, Shard, chunk_size
-from stretto.passes.sharding import Row
+from stretto.passes.sharding import Lowering, Row
 from stretto.passes.sharding.localize import LocalCall, with_local_sizes
 from torch import Tensor
 
@@ -56,6 +56,8 @@ def pairs_of(left: tuple[AxisPlacement | None, ...], right: tuple[AxisPlacement 
 def legal(a: Row, b: Row) -> bool:
     """Whether two rows may be used together, as `choice.py` sees it."""
     shared = any(nested(pair) for pair in [*pairs_of(a.inputs, b.inputs), *pairs_of(a.outputs, b.outputs)])
+    if Lowering.STATISTICS in (a.lowering, b.lowering):
+        return False
     if (a.lowering or b.lowering) and (shared or (a.lowering and b.lowering)):
         return False
     parts = SIZE * SIZE if shared else SIZE

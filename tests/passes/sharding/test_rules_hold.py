@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.passes.sharding import Row, Rules, rows
+from stretto.passes.sharding import Lowering, Row, Rules, rows
 from torch import Tensor
 
 from .cases import CASES
@@ -18,11 +18,14 @@ def rules_of(call: Recorded) -> Rules:
 
 
 def failures(call: Recorded) -> list[str]:
-    """The rows of the call that give something else than the call on one device, with what they give."""
+    """The rows of the call that give something else than the call on one device, with what they give.
+
+    Statistics that are reduced inside an op are not computed here: `../spmd/test_batch_norm.py` runs what is.
+    """
     found = []
     for row in rules_of(call).rows:
         for parts in (2, 3):
-            if row.legal(parts):
+            if row.legal(parts) and row.lowering is not Lowering.STATISTICS:
                 try:
                     _check(call, row, parts)
                 except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
