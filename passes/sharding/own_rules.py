@@ -17,6 +17,8 @@ TABLE: dict[str, Rule] = {
     **index_rules.TABLE,
     **block_rules.TABLE,
 }
+    **image_rules.TABLE,
+    **statistics_rules.TABLE,
 """The rule of each op that we answer ourselves."""
 
 _LINEAR_OPERANDS: dict[str, tuple[str, ...]] = {
