@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..ir.module import Module
 from ..passes.manager import Step, single, step_name
+from .guilty_op import GuiltyOp, find_guilty_op
 from .judge import Breakage, Judge, PassVerdict, Terms
 
 Told = Callable[[int, str], None]
@@ -26,6 +27,8 @@ class Bisection:
     """Of the first pass that breaks them."""
     index: int | None = None
     """Which of `passes` that is."""
+    op: GuiltyOp | None = None
+    """The operation in the module that it left; None where none can be named, as when the pass itself failed."""
 
     @property
     def pass_name(self) -> str | None:
@@ -53,5 +56,12 @@ def bisect(module: Module, steps: Sequence[Step], terms: Terms | None = None, to
             told(number, names[number])
         verdict = judge.try_run(step)
         if not verdict.equal:
-            return Bisection(names, verdict, number)
+            return Bisection(names, verdict, number, _guilty(judge, verdict))
     return Bisection(names)
+
+
+def _guilty(judge: Judge, verdict: PassVerdict) -> GuiltyOp | None:
+    if verdict.breakage not in (Breakage.VALUES, Breakage.ORDER, Breakage.REFUSED):
+        return None
+    wrong = [each.number for each in verdict.differ]
+    return find_guilty_op(judge.before, judge.module, judge.terms, judge.ranges, wrong)

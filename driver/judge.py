@@ -57,6 +57,7 @@ class Terms:
 class ResultError:
     """A result of `main` that differs; the error is relative to its largest value."""
 
+    number: int
     name: str
     error: float
 
@@ -161,7 +162,11 @@ class Judge:
 
 
 def _verdict(name: str, found: Comparison) -> PassVerdict:
-    differ = tuple(ResultError(each.name, each.error) for each in found.of(Judged.DIFFERENT))
+    differ = tuple(
+        ResultError(number, each.name, each.error)
+        for number, each in enumerate(found.results)
+        if each.verdict is Judged.DIFFERENT
+    )
     message: tuple[str, ...] = ()
     if not found.is_equal and not differ:
         message = ("every result is all zero or holds a NaN, before and after: nothing could be compared",)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bindings import Operation, Type, Value, mlir
 from ..locations import Origin, from_location
-from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records
+from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records, terminator
 from ..operations import is_packing, read
 from ..placement import Mesh
 from ..types import TensorType, from_mlir, is_tensor
@@ -105,6 +105,12 @@ def _check_calls(bodies: dict[str, Body], name: str, callers: tuple[str, ...]) -
         _check_calls(bodies, called, (*callers, name))
 
 
+def decoded(function: Operation) -> list[Operation]:
+    """The operations that are steps, in order: all but the terminator, and packing, since `read` looks through it."""
+    *found, _ = operations(function)
+    return [op for op in found if not is_packing(op) or _is_unpacking(op)]
+
+
 def refs(argument: Any) -> list[int]:
     """The slots that an argument, or a sequence of arguments, refers to."""
     if isinstance(argument, Ref):
@@ -128,8 +134,8 @@ class _Decoder:
     def body(self, name: str) -> Body:
         is_main = name == "main"
         arguments = tuple(self._new(a) for a in entry(self.function).arguments)
-        *before, last = operations(self.function)
-        raw = [step for op in before if (step := self._step(op)) is not None]
+        last = terminator(self.function)
+        raw = [self._step(op) for op in decoded(self.function)]
         results = tuple(self.slots[v] for v in last.operands)
         return Body(
             name,
@@ -146,27 +152,20 @@ class _Decoder:
         self.types.append(_tensor_type(value.type))
         return self.slots[value]
 
-    def _step(self, op: Operation) -> Step | None:
+    def _step(self, op: Operation) -> Step:
         origin = from_location(op.location)
         name = callee(op)
         if name is not None:
             args = tuple(Ref(self.slots[v]) for v in op.operands)
             return Step(CALL, args, {}, self._results(op), (), origin, name)
         if is_packing(op):
-            return self._packing(op, origin)
+            return Step(UNPACK, (Ref(self.slots[op.operands[0]]),), {}, self._results(op), (), origin)
         call = read(op)
         if call is None:
             raise InterpreterError(NO_MEANING, f'"{op.operation.name}" ({origin}) is no operation of a Stretto module')
         args = tuple(self._argument(a) for a in call.args)
         kwargs = {key: self._argument(value) for key, value in call.kwargs.items()}
         return Step(call.name, args, kwargs, self._results(op), (), origin)
-
-    def _packing(self, op: Operation, origin: Origin) -> Step | None:
-        """Packing is left out, since `read` looks through it."""
-        operands = list(op.operands)
-        if len(operands) != 1 or not _is_tuple(operands[0].type):
-            return None
-        return Step(UNPACK, (Ref(self.slots[operands[0]]),), {}, self._results(op), (), origin)
 
     def _results(self, op: Operation) -> tuple[int, ...]:
         return tuple(self._new(r) for r in op.results)
@@ -191,8 +190,8 @@ def _with_frees(steps: Sequence[Step], arguments: Iterable[int], results: Iterab
     )
 
 
-def _is_tuple(type_: Type) -> bool:
-    return str(type_).startswith("tuple<")
+def _is_unpacking(op: Operation) -> bool:
+    return len(op.operands) == 1 and str(op.operands[0].type).startswith("tuple<")
 
 
 def _tensor_type(type_: Type) -> TensorType | None:

@@ -15,6 +15,7 @@ from .code import CALL, UNPACK, Body, Code, Ref, Step
 from .errors import FAILED, FUTURE, NO_MEANING, WRONG_TYPE, InterpreterError, Stuck
 from .evaluate import Evaluator
 from .exchange import Exchange, Future
+from .observing import Observer
 from .precision import Floats
 
 _STARTS = frozenset(f"{name}_start" for name in COLLECTIVES)
@@ -39,6 +40,7 @@ class Machine:
     evaluator: Evaluator
     exchange: Exchange
     floats: Floats
+    observer: Observer | None = None
     frames: list[Frame] = field(default_factory=list)
     results: list[Tensor] | None = None
     """Set when it is done."""
@@ -74,6 +76,8 @@ class Machine:
 
     def _step(self, frame: Frame, step: Step) -> bool:
         """Run one step and move on; False, and nothing moved, where it has to wait."""
+        if self.observer is not None:
+            self.observer.begins(self.rank, self._path())
         name = step.name
         if name == CALL:
             self._enter(frame, step)
@@ -168,6 +172,11 @@ class Machine:
             if type_ is not None:
                 self._check(value, type_, step)
             frame.values[slot] = value
+        if self.observer is not None:
+            self.observer.made(self.rank, self._path(), made)
+
+    def _path(self) -> tuple[int, ...]:
+        return tuple(frame.at for frame in self.frames)
 
     def _check(self, value: Any, type_: TensorType, step: Step) -> None:
         dtype = self.floats.of(type_.dtype)

@@ -16,6 +16,7 @@ from .evaluate import Evaluator
 from .exchange import Exchange
 from .grid import Grid
 from .machine import Machine
+from .observing import Observer
 from .padding import Padding
 from .precision import Floats
 
@@ -27,16 +28,17 @@ def run(
     floats: Floats = Floats.AS_IS,
     padding: Padding = Padding.NAN,
     max_bytes: int | None = None,
+    observer: Observer | None = None,
 ) -> list[Tensor]:
     """The global results of `main` on global inputs, in the order of its arguments and results.
 
     With FLOAT64 floating inputs of any dtype are taken and raised. `max_bytes` (default: half of the machine's memory)
-    is compared with an estimate before anything runs.
+    is compared with an estimate before anything runs; what an observer keeps is not in the estimate.
     Errors: InterpreterError E0651 to E0659, DeadlockError among them.
     """
     code = decode(module)
     memory.check(code, floats, max_bytes)
-    return _run([code] * _grid(code).ranks, inputs, floats, padding)
+    return _run([code] * grid_of(code).ranks, inputs, floats, padding, observer)
 
 
 def run_ranks(
@@ -69,17 +71,24 @@ def result_name(record: Record, index: int) -> str:
     return " ".join(part for part in (str(kind), str(name)) if part) or f"number {index}"
 
 
-def _grid(code: Code) -> Grid:
+def grid_of(code: Code) -> Grid:
+    """The ranks that run a module: one at level `aten`."""
     return Grid(code.mesh if code.level is Level.COMM else ())
 
 
-def _run(codes: Sequence[Code], inputs: Sequence[Tensor], floats: Floats, padding: Padding) -> list[Tensor]:
+def _run(
+    codes: Sequence[Code],
+    inputs: Sequence[Tensor],
+    floats: Floats,
+    padding: Padding,
+    observer: Observer | None = None,
+) -> list[Tensor]:
     code = codes[0]
-    grid = _grid(code)
+    grid = grid_of(code)
     given = _checked(code, inputs, floats)
     types = code.argument_types()
     evaluator, exchange = Evaluator(grid, code.level, floats, padding), Exchange(grid)
-    machines = [Machine(rank, c, evaluator, exchange, floats) for rank, c in enumerate(codes)]
+    machines = [Machine(rank, c, evaluator, exchange, floats, observer) for rank, c in enumerate(codes)]
     with torch.no_grad(), floats.defaults():
         for m in machines:
             local = code.level is Level.COMM

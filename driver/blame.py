@@ -1,0 +1,182 @@
+"""Which operation of a module that a pass left first gives what the module before never had, and makes a result wrong.
+
+Both modules run on the same inputs, and every value of both is known as a whole tensor (`ir/interpreter/trace.py`).
+A value is *right* if the module before computed it too, or if something right is computed from it. The operation that
+is looked for has right operands and gives a value that is not right, on the way to a result that differs. Values of
+which this cannot be told (constants, what each rank has of its own, such as the offset of its chunk) are neither.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..ir.comm import COLLECTIVES
+from ..ir.interpreter.code import UNPACK
+from ..ir.interpreter.observing import Path
+from ..ir.interpreter.trace import Node, Trace, same_elements
+
+
+class Status(StrEnum):
+    """What is known of a value."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    """It is nowhere in the other module."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """The operations found; without any, the values are right and `main` returns them in the wrong places."""
+
+    first: Node | None
+    others: tuple[Node, ...] = ()
+    """What may be guilty in its stead: values between right ones that the other module lacks for no fault."""
+
+
+class Values:
+    """Every value of one trace, to be looked up by what it holds."""
+
+    def __init__(self, trace: Trace, tolerance: float) -> None:
+        self.trace = trace
+        self.tolerance = tolerance
+        by_count: dict[int, list[int]] = defaultdict(list)
+        for number, each in trace.prints.items():
+            by_count[each.count].append(number)
+        self._tables = {count: self._table(numbers) for count, numbers in by_count.items()}
+
+    def holds(self, trace: Trace, number: int) -> bool:
+        """Whether a value of another trace is one of these."""
+        wanted = trace.prints.get(number)
+        if wanted is None or wanted.count not in self._tables:
+            return False
+        sums, sizes = self._tables[wanted.count]
+        return bool(same_elements(sums, sizes, wanted, self.tolerance).any())
+
+    def _table(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        prints = [self.trace.prints[number] for number in numbers]
+        return torch.stack([each.sums for each in prints]), torch.tensor([each.size for each in prints]).double()
+
+
+@dataclass
+class Statuses:
+    """The status of every value of a trace, against the values of another."""
+
+    trace: Trace
+    other: Values
+    wrong_results: frozenset[int]
+    of: dict[int, Status] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.of.update(dict.fromkeys(self.trace.flow.arguments, Status.RIGHT))
+        for node in self.trace.flow.nodes:
+            for number in node.results:
+                self.of[number] = self._status(node, number)
+        for node in reversed(self.trace.flow.nodes):
+            if self._proves(node):
+                self.of.update(
+                    (number, Status.RIGHT)
+                    for number in self.operands(node)
+                    if self.of[number] is not Status.RIGHT and number not in self.wrong_results
+                )
+
+    def operands(self, node: Node) -> Iterator[int]:
+        """The tensors that a node reads, through lists and futures."""
+        for number in node.operands:
+            if self._is_seen(number):
+                yield number
+            elif number in self.trace.flow.makers:
+                yield from self.operands(self.trace.flow.makers[number])
+
+    def _status(self, node: Node, number: int) -> Status:
+        if not self._is_seen(number):
+            return Status.UNKNOWN
+        if self.other.holds(self.trace, number):
+            return Status.RIGHT
+        known = [self.of[operand] for operand in self.operands(node)]
+        if all(status is Status.UNKNOWN for status in known):
+            return Status.UNKNOWN
+        own = number in self.trace.torn and Status.UNKNOWN in known and not _communicates(node)
+        return Status.UNKNOWN if own else Status.WRONG
+
+    def _is_seen(self, number: int) -> bool:
+        return number in self.trace.prints or number in self.trace.torn
+
+    def _proves(self, node: Node) -> bool:
+        """Whether all results are right, and one could not be if an operand were not."""
+        seen = [number for number in node.results if self._is_seen(number)]
+        return (
+            "_like" not in node.step.name
+            and all(self.of[number] is Status.RIGHT for number in seen)
+            and any(self._says_something(number) for number in seen)
+        )
+
+    def _says_something(self, number: int) -> bool:
+        type_, found = self.trace.flow.types[number], self.trace.prints.get(number)
+        if type_ is None or not type_.dtype.is_floating_point:
+            return False
+        return found is None or not found.is_constant
+
+    @cached_property
+    def slice(self) -> list[Node]:
+        """The nodes that lead to wrong results through values that are not right, in execution order."""
+        wanted = set(self.wrong_results)
+        found = []
+        for node in reversed(self.trace.flow.nodes):
+            if any(number in wanted and self.of[number] is not Status.RIGHT for number in node.results):
+                found.append(node)
+                wanted.update(self.operands(node))
+        return found[::-1]
+
+
+def suspects(statuses: Statuses) -> Suspects:
+    """The operation with which a trace goes wrong."""
+    wrong = [node for node in statuses.slice if any(statuses.of[n] is Status.WRONG for n in node.results)]
+    starts = [n for n in wrong if all(statuses.of[o] is not Status.WRONG for o in statuses.operands(n))]
+    if not starts:
+        unknown = tuple(statuses.slice)
+        return Suspects(unknown[0], unknown[1:]) if unknown else Suspects(None)
+    return Suspects(_started(statuses.trace, starts[0]), tuple(_others(statuses, starts, wrong)))
+
+
+def _others(statuses: Statuses, starts: Sequence[Node], wrong: Sequence[Node]) -> Iterator[Node]:
+    """Other places where values go wrong; what the first one reads of unknown values, and what else its line makes."""
+    first = starts[0]
+    feeding = _unknown_before(statuses, first)
+    for node in statuses.slice:
+        if node is first:
+            continue
+        same_line = node in wrong and node.step.origin == first.step.origin and node.path > first.path
+        if node in starts or same_line or node.path in feeding:
+            yield _started(statuses.trace, node)
+
+
+def _unknown_before(statuses: Statuses, node: Node) -> set[Path]:
+    """The makers of the unknown values that a node reads, and of those that they read."""
+    found: set[Path] = set()
+    left = [node]
+    while left:
+        for number in statuses.operands(left.pop()):
+            maker = statuses.trace.flow.makers.get(number)
+            if maker is not None and statuses.of[number] is Status.UNKNOWN and maker.path not in found:
+                found.add(maker.path)
+                left.append(maker)
+    return found
+
+
+def _started(trace: Trace, node: Node) -> Node:
+    """What makes the value that a node only hands on: the start of a collective, the maker of a list."""
+    if node.step.name in ("comm.wait", UNPACK) and node.operands[0] in trace.flow.makers:
+        return trace.flow.makers[node.operands[0]]
+    return node
+
+
+def _communicates(node: Node) -> bool:
+    return node.step.name == "comm.wait" or node.step.name in COLLECTIVES

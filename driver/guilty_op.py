@@ -1,0 +1,256 @@
+"""The operation with which a broken module goes wrong, told to a person: where it stands, and what shows it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ..diagnostics import StrettoError
+from ..ir.interpreter import Floats, IntegerRange, infer_ranges, random_inputs, run
+from ..ir.interpreter.code import Code, decode
+from ..ir.interpreter.observing import Path
+from ..ir.interpreter.running import grid_of, result_name
+from ..ir.interpreter.trace import Node, Trace
+from ..ir.module import Module
+from ..ir.types import to_mlir
+from ..runtime.arguments import Json
+from .blame import Status, Statuses, Suspects, Values, suspects
+from .judge import Terms
+from .names import family
+from .places import Place, Places
+
+_OTHERS = 12
+"""So many other candidates are told."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What the guilty operation reads."""
+
+    type: str
+    made_by: str
+    """The operation or the argument that it is a result of."""
+    status: Status
+
+    def __str__(self) -> str:
+        return f"{self.type} of {self.made_by}: {self.status}"
+
+
+@dataclass(frozen=True)
+class GuiltyOp:
+    """The first operation that breaks a module, or that is most likely to."""
+
+    place: Place
+    operands: tuple[Operand, ...] = ()
+    results: tuple[str, ...] = ()
+    """Their types."""
+    why: tuple[str, ...] = ()
+    """What shows it, a sentence each."""
+    others: tuple[Place, ...] = ()
+    """Operations that may be guilty in its stead; empty where it alone can be."""
+    lost: Place | None = None
+    """The first operation of the module before whose value is nowhere in the module after."""
+
+    def to_json(self) -> dict[str, Json]:
+        operands: Json = [{"type": o.type, "made_by": o.made_by, "status": str(o.status)} for o in self.operands]
+        return {
+            **self.place.to_json(),
+            "operands": operands, "results": list(self.results), "why": list(self.why),
+            "others": [each.to_json() for each in self.others], "lost": self.lost.to_json() if self.lost else None,
+        }  # fmt: skip
+
+
+def find_guilty_op(
+    before: Module, after: Module, terms: Terms, ranges: Mapping[str, IntegerRange], wrong: Sequence[int]
+) -> GuiltyOp | None:
+    """Run both modules, and name the operation with which the one after goes wrong; None where it cannot be run at all.
+
+    `wrong` are the numbers of its results that differ; empty where they cannot be had.
+    """
+    inputs = random_inputs(before, terms.seed, {**infer_ranges(before, after), **ranges})
+    sides = [_Side(module, decode(module)) for module in (before, after)]
+    for side in sides:
+        side.trace = Trace.of(side.code, grid_of(side.code), inputs)
+    cap = terms.memory_cap_bytes
+    run(before, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=sides[0].trace)
+    try:
+        run(after, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=sides[1].trace)
+    except StrettoError:
+        if not sides[1].is_complete:
+            return sides[1].stopped()
+    return _compared(sides[0], sides[1], terms.tolerance, wrong)
+
+
+class _Side:
+    """A module, and its trace."""
+
+    trace: Trace
+
+    def __init__(self, module: Module, code: Code) -> None:
+        self.code = code
+        self.places = Places(module)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run came to its end, where only its results can have been refused."""
+        known = self.trace.prints.keys() | self.trace.torn
+        return all(number in known for number in self.trace.flow.results)
+
+    def stopped(self) -> GuiltyOp | None:
+        """The operation at which the run ended."""
+        node = self.trace.last
+        if node is None:
+            return None
+        operands = tuple(
+            Operand(self.type_text(number), self.maker_text(number), Status.UNKNOWN) for number in node.operands
+        )
+        return GuiltyOp(self.place(node), operands, self._results(node), ("the run stops here",))
+
+    def place(self, node: Node) -> Place:
+        return self.places.of(node.function, node.path[-1])
+
+    def guilty(self, statuses: Statuses, found: Suspects, why: Sequence[str], lost: Place | None) -> GuiltyOp:
+        """What `suspects` found, told."""
+        first = found.first
+        if first is None:
+            return GuiltyOp(self.places.returning("main"), why=tuple(why), lost=lost)
+        operands = tuple(
+            Operand(self.type_text(number), self.maker_text(number), statuses.of[number])
+            for number in statuses.operands(first)
+        )
+        others = tuple(dict.fromkeys(self.place(node) for node in found.others))[:_OTHERS]
+        return GuiltyOp(self.place(first), operands, self._results(first), tuple(why), others, lost)
+
+    def type_text(self, number: int) -> str:
+        type_ = self.trace.flow.types[number]
+        return "a list" if type_ is None else str(to_mlir(type_))
+
+    def maker_text(self, number: int) -> str:
+        maker = self.trace.flow.makers.get(number)
+        if maker is not None:
+            return str(self.place(maker))
+        at = self.trace.flow.arguments.index(number)
+        return f'argument "{result_name(self.code.main.argument_records[at], at)}"'
+
+    def maker(self, number: int) -> Node | None:
+        """The operation that a value is from: of what was waited for, the start."""
+        maker = self.trace.flow.makers.get(number)
+        if maker is not None and maker.step.name == "comm.wait":
+            return self.trace.flow.makers.get(maker.operands[0])
+        return maker
+
+    def given(self, node: Node) -> Sequence[int]:
+        """What an operation gives: a started collective through its wait."""
+        return self._delivered.get(node.path, node.results)
+
+    def twin(self, other: _Side, node: Node) -> Node | None:
+        """The operation here that has the name and origin of one of another module, and as many like it before it."""
+        mine, (at, key) = self._alike, other._numbers[node.path]
+        return mine[key][at] if at < len(mine[key]) else None
+
+    @cached_property
+    def _delivered(self) -> dict[Path, Sequence[int]]:
+        waits = [node for node in self.trace.flow.nodes if node.step.name == "comm.wait"]
+        starts = ((self.trace.flow.makers.get(wait.operands[0]), wait) for wait in waits)
+        return {start.path: wait.results for start, wait in starts if start is not None}
+
+    @cached_property
+    def _alike(self) -> dict[tuple[object, ...], list[Node]]:
+        found: dict[tuple[object, ...], list[Node]] = defaultdict(list)
+        for node in self.trace.flow.nodes:
+            found[_key(node)].append(node)
+        return found
+
+    @cached_property
+    def _numbers(self) -> dict[Path, tuple[int, tuple[object, ...]]]:
+        return {node.path: (at, key) for key, nodes in self._alike.items() for at, node in enumerate(nodes)}
+
+    def _results(self, node: Node) -> tuple[str, ...]:
+        return tuple(self.type_text(number) for number in node.results)
+
+
+def _compared(before: _Side, after: _Side, tolerance: float, wrong: Sequence[int]) -> GuiltyOp:
+    results = [side.trace.flow.results for side in (before, after)]
+    pairs = enumerate(zip(*results, strict=True))
+    numbers = list(wrong) or [i for i, (a, b) in pairs if _unlike(before.trace, a, after.trace, b, tolerance)]
+    known = [Values(side.trace, tolerance) for side in (before, after)]
+    statuses = Statuses(after.trace, known[0], frozenset(results[1][i] for i in numbers))
+    missing = Statuses(before.trace, known[1], frozenset(results[0][i] for i in numbers))
+    found, gone = _followed(before, after, suspects(statuses), numbers, tolerance), suspects(missing)
+    lost = None if gone.first is None else before.place(gone.first)
+    return after.guilty(statuses, found, list(_why(before, after, statuses, found, numbers, tolerance)), lost)
+
+
+def _followed(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tolerance: float) -> Suspects:
+    """What reads another value than before may be right, where the operation that the value is from has changed."""
+    pairs = [(before.trace.flow.results[i], after.trace.flow.results[i]) for i in wrong] if found.first is None else []
+    node = found.first
+    while True:
+        if node is not None:
+            twin = before.twin(after, node)
+            pairs = [] if twin is None else list(zip(twin.operands, node.operands, strict=False))
+        changed = next(_changed(before, after, pairs, tolerance), None)
+        if changed is None:
+            return Suspects(node, found.others) if node is not None else found
+        node = changed
+
+
+def _changed(before: _Side, after: _Side, pairs: Sequence[tuple[int, int]], tolerance: float) -> Iterator[Node]:
+    """Of values before and after: the makers of those that differ, though both are of the same operation."""
+    for old, new in pairs:
+        was, now = before.maker(old), after.maker(new)
+        if was is None or now is None or before.twin(after, now) is not was:
+            continue
+        old, new = before.given(was)[0], after.given(now)[0]
+        if _unlike(before.trace, old, after.trace, new, tolerance):
+            yield now
+
+
+def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float) -> bool:
+    """Whether two values are known to differ."""
+    if old in before.torn or new in after.torn:
+        return (old in before.torn) is not (new in after.torn)
+    prints = before.prints.get(old), after.prints.get(new)
+    return prints[0] is not None and prints[1] is not None and not prints[0].matches(prints[1], tolerance)
+
+
+def _why(
+    before: _Side, after: _Side, statuses: Statuses, found: Suspects, wrong: Sequence[int], tolerance: float
+) -> Iterator[str]:
+    """What shows that the operation is guilty."""
+    node = found.first
+    if node is None:
+        records = after.code.main.result_records
+        names = ", ".join(f'"{result_name(records[i], i)}"' for i in wrong)
+        yield f"every value that leads to {names} was computed before too, and is returned in the place of another"
+        return
+    if any(number in after.trace.torn for number in after.given(node)):
+        yield "ranks that should hold the same of its result, as its type says, do not"
+    twin = before.twin(after, node)
+    if twin is None:
+        yield "the module before has no such operation for this line"
+        return
+    for name, value in node.constants.items():
+        if twin.constants.get(name) != value:
+            yield f"{name} is {_text(value)}, and was {_text(twin.constants.get(name))}"
+    yield from _other_operands(before, after, twin, node, tolerance)
+
+
+def _other_operands(before: _Side, after: _Side, twin: Node, node: Node, tolerance: float) -> Iterator[str]:
+    for at, (old, new) in enumerate(zip(twin.operands, node.operands, strict=False)):
+        if _unlike(before.trace, old, after.trace, new, tolerance):
+            yield f"operand {at} is of {after.maker_text(new)}, and was of {before.maker_text(old)}"
+    if len(twin.operands) != len(node.operands):
+        yield f"it has {len(node.operands)} operands, and had {len(twin.operands)}"
+
+
+def _key(node: Node) -> tuple[object, ...]:
+    """What an operation keeps through passes; layers that a fold made one have no numbers."""
+    origin = node.step.origin
+    return node.step.name.removesuffix("_start"), replace(origin, module_path=family(origin.module_path))
+
+
+def _text(value: object) -> str:
+    return "not given" if value is None else str(value)
