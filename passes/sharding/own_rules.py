@@ -5,7 +5,15 @@ Pointwise ops and matrix products are DTensor's; `also` adds the partial sums th
 
 from __future__ import annotations
 
-from . import block_rules, factory_rules, image_rules, index_rules, reduction_rules, statistics_rules, view_rules
+from . import (
+    block_rules,
+    factory_rules,
+    image_rules,
+    index_rules,
+    reduction_rules,
+    statistics_rules,
+    view_rules,
+)
 from .building import Rule, linear
 from .call import Call
 from .row import Row
@@ -16,9 +24,9 @@ TABLE: dict[str, Rule] = {
     **reduction_rules.TABLE,
     **index_rules.TABLE,
     **block_rules.TABLE,
-}
     **image_rules.TABLE,
     **statistics_rules.TABLE,
+}
 """The rule of each op that we answer ourselves."""
 
 _LINEAR_OPERANDS: dict[str, tuple[str, ...]] = {
