@@ -42,6 +42,7 @@ from .base import Pass, Report
 from .sharding.described import metas, rules_of
 from .sharding.localize import with_local_sizes
 from .sharding.rules import Row
+from .spmd import batch_norm, vocabulary
 from .spmd.emitter import Emitter, local_type
 from .spmd.reshard import Resharder
 from .spmd.shards import Shards
