@@ -19,7 +19,12 @@ from ..ir.types import TensorType, from_mlir
 from ..runtime.arguments import Slot, dtype_name
 from ..runtime.records import Function, Input, Instruction, Location, Output, Shard
 
-_RENAMED = {"comm.shard": "rank.shard", "comm.offset": "rank.offset", "comm.mask": "rank.mask"}
+_RENAMED = {
+    "comm.shard": "rank.shard",
+    "comm.offset": "rank.offset",
+    "comm.mask": "rank.mask",
+    "comm.random": "rank.random",
+}
 _KEYWORDS = {
     "comm.all_reduce_start": ("axes", "reduce"),
     "comm.all_gather_start": ("axes", "dim"),
@@ -128,6 +133,8 @@ class _Body:
         args = tuple(self._argument(a) for a in call.args)
         if call.name == "comm.offset":
             return (), {"axes": args[0], "chunk": args[1]}
+        if call.name == "comm.random":
+            return args[:2], dict(zip(("size", "axes", "chunks", "below"), (*args[2:], None), strict=False))
         if call.name in _KEYWORDS:
             return args[:1], dict(zip(_KEYWORDS[call.name], args[1:], strict=True))
         return args, {key: self._argument(value) for key, value in call.kwargs.items()}

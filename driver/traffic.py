@@ -192,11 +192,18 @@ def _shard(args: list[object], kwargs: Mapping[str, object]) -> Tensor:
     return whole.new_empty(shape)
 
 
+def _drawn(chunks: object, below: object) -> Tensor:
+    assert isinstance(chunks, list | tuple), "validated"
+    dtype = torch.int64 if below is None else torch.bool
+    return torch.empty([_whole(each) for each in chunks], dtype=dtype, device=_META)
+
+
 _OWN: dict[str, Callable[[list[object], Mapping[str, object]], object]] = {
     "comm.wait": lambda args, kwargs: args[0],
     "rank.shard": _shard,
     "rank.offset": lambda args, kwargs: torch.empty((), dtype=torch.int64, device=_META),
     "rank.mask": lambda args, kwargs: args[0],
+    "rank.random": lambda args, kwargs: _drawn(kwargs["chunks"], kwargs["below"]),
 }
 """Ops of ours that are no collectives, by what they give."""
 

@@ -21,6 +21,7 @@ from torch._functorch._aot_autograd.descriptors import (
 
 from .captured import META_KEY, CapturedOutput, CapturedTensor, CaptureError, InputKind, Origin, OutputKind
 from .model_names import merged_buffers, merged_parameters
+from .random_op import RANDOM, RANDOM_STATE
 from .regions import drop_assertions
 
 
@@ -74,13 +75,15 @@ def model_names(
 def assemble(joint: fx.GraphModule, model: nn.Module, names: Names) -> Assembled:
     """Rewrite `joint` in place so that it takes and returns flat tensors in the documented order.
 
-    Inputs: parameters, buffers (both in the model's order), constants, inputs, tangents (by output). Outputs: results,
-    gradients (in the parameters' order), buffers. Errors: E0216 where the forward changes an input or a parameter.
+    Inputs: parameters, buffers (both in the model's order), constants, inputs, the random state where anything is
+    drawn, tangents (by output). Outputs: results, gradients (in the parameters' order), buffers. Errors: E0216 where
+    the forward changes an input or a parameter.
     """
     graph = joint.graph
     drop_assertions(graph)
     results = _describe_results(graph, names)
     tensors, placeholders = _merge_placeholders(graph, model, names)
+    _add_random_state(graph, tensors, placeholders)
     _order_placeholders(placeholders)
     assembled = Assembled(inputs=tensors)
     assembled.unused_parameters = _set_results(graph, results, assembled)
@@ -171,6 +174,23 @@ def _describe_input(description: Any, names: Names) -> tuple[InputKind, str, int
             return InputKind.TANGENT, names.outputs[index], index
         case _:
             raise AssertionError(f"a joint graph's input of unknown meaning: {description}")
+
+
+def _add_random_state(graph: fx.Graph, tensors: list[CapturedTensor], placeholders: list[fx.Node]) -> None:
+    """Give the ops that draw their input, before the tangents."""
+    draws = graph.find_nodes(op="call_function", target=RANDOM)
+    if not draws:
+        return
+    with graph.inserting_before(placeholders[0]):
+        state = graph.placeholder("random_state")
+    with placeholders[0].meta["val"].fake_mode:
+        state.meta["val"] = torch.empty(RANDOM_STATE.shape, dtype=RANDOM_STATE.dtype)
+    state.meta[META_KEY] = Origin()
+    for node in draws:
+        node.args = (state, *node.args[1:])
+    at = sum(tensor.kind is not InputKind.TANGENT for tensor in tensors)
+    tensors.insert(at, RANDOM_STATE)
+    placeholders.insert(at, state)
 
 
 def _order_placeholders(placeholders: list[fx.Node]) -> None:

@@ -35,6 +35,8 @@ class InputKind(StrEnum):
     BUFFER = "buffer"
     CONSTANT = "constant"
     INPUT = "input"
+    RANDOM = "random"
+    """Seed and step of the random numbers; there where the graph draws any."""
     TANGENT = "tangent"
 
 

@@ -10,17 +10,17 @@ from .metadata import source_span
 
 
 def refuse_random_ops(graph: fx.Graph) -> None:
-    """Random numbers are not planned yet: a mask must be the same under every plan. Errors: E0217."""
+    """Random numbers must be the same under every plan: refuse what `expand_random_ops` left. Errors: E0217."""
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _draws(node):
             path = origin_of(node).module_path
             where = f' in module "{path}"' if path else ""
             raise CaptureError(
                 "E0217",
-                f'"{node.target}"{where} draws random numbers',
+                f'"{node.target}"{where} draws random numbers in a way that cannot be the same under every plan',
                 span=source_span(node),
-                expected="a forward without random ops",
-                help="set the dropout to 0 (or call model.eval()); pass other noise in as an input",
+                expected="a dropout, or rand, randn, randint, bernoulli and their like, without a generator",
+                help="write it with torch.rand, pass the noise in as an input, or switch it off with model.eval()",
             )
 
 

@@ -26,6 +26,7 @@ from torch.fx.proxy import TracerBase
 from . import traced
 from .captured import Mode
 from .checks import refuse_unknown_operators
+from .expand_random_ops import expand_random_ops
 from .metadata import is_users_file
 from .regions import drop_assertions, inline_regions
 
@@ -54,6 +55,7 @@ def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> Tra
         inline_regions(forward)
         drop_assertions(forward.graph)
         refuse_unknown_operators(forward.graph)
+        expand_random_ops(forward.graph)
         with contextlib.ExitStack() as stack:
             joint = aot_export_joint_with_descriptors(
                 stack, forward, inputs, {}, _record_nn_module_stack=True, _disable_torch_fn_metadata_mode=True

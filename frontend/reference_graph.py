@@ -16,6 +16,7 @@ from .argument_json import encode_call
 from .assemble import Names
 from .captured import CapturedOutput, CapturedTensor, CaptureError, InputKind, OutputKind
 from .metadata import source_span
+from .random_op import RANDOM, RANDOM_STATE
 
 
 def reference_graph(
@@ -79,6 +80,8 @@ class _Writer:
             op, args, kwargs = encode_call(node, self._slots.__getitem__)
         except ValueError as error:
             raise CaptureError("E0225", f'"{node.target}": {error}', span=source_span(node)) from None
+        if node.target is RANDOM:
+            args[0] = {"%": self._input_slot[InputKind.RANDOM, RANDOM_STATE.name]}
         return {"op": op, "args": args, "kwargs": kwargs, "out": self._out(node), "free": [], "loc": None}
 
     def _out(self, node: fx.Node) -> list[int | None]:

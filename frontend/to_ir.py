@@ -23,6 +23,7 @@ from ..ir.operations import Call, build
 from ..ir.schemas import Kind, definitions
 from ..ir.types import TensorType, absent, to_mlir
 from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
+from .random_op import RANDOM
 
 _RENAMED = {
     "aten.view.default": "aten.reshape.default",
@@ -97,6 +98,9 @@ class _Converter:
             source, index = inputs
             self.values[node] = self.values[source][index]
             return
+        if node.target is RANDOM:
+            self.values[node] = self._draw(node)
+            return
         name = _name(node)
         if name in _IDENTITIES or self._is_idle_cast(name, node):
             self.values[node] = self.values[inputs[0]]
@@ -109,6 +113,16 @@ class _Converter:
         kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
         results = build(Call(name, tuple(args), kwargs), result_types, loc)
         self.values[node] = results[0] if _is_single(node.meta["val"]) else _as_fx(node.meta["val"], results)
+
+    def _draw(self, node: fx.Node) -> Any:
+        """A draw's number is a value that belongs to no layer, so that equal layers can become one function."""
+        state, like, _size, number, below = node.args
+        type_ = to_mlir(TensorType(torch.int64, ()))
+        call = Call("aten.scalar_tensor.default", (number,), {"dtype": torch.int64})
+        [numbered] = build(call, [type_], to_location(Origin()))
+        args = (self._argument(state), numbered, self._argument(like), list(node.meta["val"].shape), below)
+        [drawn] = build(Call("nn.random", args), [self._type(node.meta["val"])], to_location(_origin(node)))
+        return drawn
 
     def returned(self, node: fx.Node) -> list[Any]:
         """The values that the graph's output node returns."""

@@ -25,6 +25,9 @@ COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
     ("comm::offset(str[] axes, int chunk) -> Tensor", True),
     # elements of dim at or past this rank's valid extent replaced by `fill`
     ("comm::mask(Tensor x, str[] axes, int dim, int chunk, int extent, float fill) -> Tensor", True),
+    # this rank's part of nn.random's result of shape `size`: `chunks[d]` elements of dim d, which is sharded over the
+    # axes in `axes[d]` ("dp,tp"; "" for a whole dim); what lies past the end of a dim is padding
+    ("comm::random(Tensor state, Tensor number, int[] size, str[] axes, int[] chunks, int? below) -> Tensor", True),
 )
 """(schema, whether it is pure) of each operation."""
 

@@ -15,7 +15,7 @@ from .bindings import Operation, Value, mlir
 from .locations import from_location
 from .module import Level, Module, entry, operations
 from .operations import Call, read
-from .placement import Mesh, Shard, axes_size
+from .placement import Mesh, Shard, axes_size, chunk_size
 from .schemas import Argument, Kind, by_mlir_name
 from .types import TensorType, from_mlir, is_tensor
 
@@ -106,6 +106,9 @@ class _Checker:
             if self.level is Level.COMM:
                 yield Problem("tensors are cut already: a change of placement must be a collective", op)
             return
+        if call.name == "comm.random":
+            yield from (Problem(message, op) for message in self._draw_problems(op, call))
+            return
         axes = next((a for a in call.args if isinstance(a, list)), [])
         unknown = [axis for axis in axes if axis not in dict(self.mesh)]
         if unknown:
@@ -121,6 +124,25 @@ class _Checker:
         found = from_mlir(op.results[0].type).shape
         if wanted is not None and wanted != found:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
+
+    def _draw_problems(self, op: Operation, call: Call) -> Iterator[str]:
+        """What is wrong with the part of a draw that a rank is to make."""
+        size, names, chunks = call.args[2:5]
+        if not len(size) == len(names) == len(chunks):
+            yield f"size {size}, axes {names} and chunks {chunks} are not of one length"
+            return
+        for extent, axes, chunk in zip(size, names, chunks, strict=True):
+            cutting = tuple(axes.split(",")) if axes else ()
+            unknown = [axis for axis in cutting if axis not in dict(self.mesh)]
+            if unknown:
+                yield f'the mesh has no axis "{unknown[0]}"'
+                return
+            wanted = chunk_size(extent, axes_size(self.mesh, cutting))
+            if chunk != wanted:
+                yield f"a rank's chunk of {extent} elements over {list(cutting)} is {wanted}, not {chunk}"
+        found = from_mlir(op.results[0].type).shape
+        if tuple(chunks) != found:
+            yield f"its result must have shape {chunks}, not {list(found)}"
 
     def _wanted_shape(self, call: Call, axes: list[str]) -> tuple[int, ...] | None:
         """The shape of the result of a comm operation; None where it has no operand, or the dims do not fit it."""

@@ -43,6 +43,7 @@ from .sharding.described import metas, rules_of
 from .sharding.localize import with_local_sizes
 from .sharding.rules import Row
 from .spmd import batch_norm, vocabulary
+from .spmd.drawing import RANDOM, draw
 from .spmd.emitter import Emitter, local_type
 from .spmd.reshard import Resharder
 from .spmd.shards import Shards
@@ -106,6 +107,10 @@ class _Partitioner:
 
     def _reshard(self, value: Value, target: TensorType, emitter: Emitter) -> Value:
         source = from_mlir(value.type)
+        drawn = _read_owner(value)
+        if drawn is not None and drawn.name == RANDOM:
+            operands = [self.values[v] for v in drawn.values()]
+            return draw(drawn, operands, source, target.placement_on(self.mesh), emitter)
         mover = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
         return mover.to(target.placement_on(self.mesh))
 
@@ -113,6 +118,9 @@ class _Partitioner:
         old_values = call.values()
         results = results_of(op)
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flatten(results)]
+        if call.name == RANDOM and types[0] is not None:
+            given = [self.values[v] for v in old_values]
+            return [draw(call, given, types[0], types[0].placement_on(self.mesh), emitter)]
         chosen = self._rows(call, old_values, types)
         operands = [self._masked(i, v, chosen, emitter) for i, v in enumerate(old_values)]
         local = call.replace_values(operands)
@@ -165,6 +173,11 @@ class _Partitioner:
 
     def _local(self, type_: Type) -> Type:
         return to_mlir(local_type(from_mlir(type_), self.mesh)) if is_tensor(type_) else type_
+
+
+def _read_owner(value: Value) -> Call | None:
+    """The operation of ours that makes a value; None for an argument."""
+    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
 
 
 def _matching(

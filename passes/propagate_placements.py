@@ -285,7 +285,8 @@ class _Body:
         if source.partial and not target.partial:
             self._commit(value, moved)
         elif not target.partial:
-            tracked.copies[target] = moved
+            # What is drawn can be made anywhere: it is made where it is used, and nothing keeps it anywhere else.
+            tracked.copies = {target: moved} if _is_drawn(copy) else {**tracked.copies, target: moved}
         return moved
 
     def _commit(self, value: Value, moved: Value) -> None:
@@ -308,6 +309,11 @@ class _Body:
             self.state.unknown.add(key)
             message = f'"{call.name}" has no sharding rule: its operands are gathered and every rank computes it'
             self.state.remarks.append(Remark("propagate-placements", RemarkKind.MISSED, message, origin))
+
+
+def _is_drawn(value: Value) -> bool:
+    call = read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+    return call is not None and call.name == "nn.random"
 
 
 def _with_addends(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:

@@ -140,7 +140,7 @@ def initial_values(program: Program, reference: Reference | None, random: torch.
     takes: list[Input | ReferenceInput] = [*program.inputs, *(reference.inputs if reference else ())]
     for each in takes:
         key = (each.kind, each.name)
-        if key in values or each.kind in ("input", "tangent"):
+        if key in values or each.kind in ("input", "random", "tangent"):
             continue
         if each.kind == "parameter":
             values[key] = random_values.parameter(each.name, each.shape, each.dtype, random)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .autograd import run
 from .interface import Session
+from .philox import RandomState
 from .program import Program
 from .records import Input, Reference
 from .reference import Promote, run_reference
@@ -61,6 +62,7 @@ class SingleDevice(OneDevice):
         self._reference = reference
         self._promote = Promote.FLOAT64 if program.manifest.dtype == "float64" else Promote.NOTHING
         self._values = {key: value.clone() for key, value in values.items()}
+        self._step = 0
         self.changed = {}
         trained = {each.name for each in program.of_kind("parameter") if each.requires_grad}
         named = {name: value for (kind, name), value in self._values.items() if kind == "parameter"}
@@ -69,9 +71,14 @@ class SingleDevice(OneDevice):
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
         given = [inputs[each.index] for each in self._reference.inputs if each.kind == "input"]
-        outputs, self.changed = run_reference(self._reference, self._values, given, self._promote)
+        state = {(each.kind, each.name): self._draws_from() for each in self._reference.inputs if each.kind == "random"}
+        outputs, self.changed = run_reference(self._reference, self._values | state, given, self._promote)
         self._values.update({("buffer", name): value for name, value in self.changed.items()})
         return outputs
+
+    def _draws_from(self) -> Tensor:
+        self._step += 1
+        return RandomState(step=self._step - 1).tensor()
 
 
 class AllRanks(Side):
@@ -79,6 +86,7 @@ class AllRanks(Side):
 
     def __init__(self, session: Session, values: Mapping[Key, Tensor]) -> None:
         self._session = session
+        self._forwards = 0
         self.program = program = session.program
         self._inputs = program.of_kind("input")
         self.buffers = {each.name: values["buffer", each.name].clone() for each in program.of_kind("buffer")}
@@ -92,6 +100,8 @@ class AllRanks(Side):
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
         given = [inputs[each.index] for each in self._inputs]
+        self._session.random_state = RandomState(step=self._forwards)
+        self._forwards += 1
         outputs, buffers = run(self._session, list(self.parameters.values()), list(self.buffers.values()), given)
         self.buffers.update(buffers)
         return outputs

@@ -122,6 +122,7 @@ def _bind(translation: Translation, communicator: Communicator, device: torch.de
         "rank.shard": rank_ops.shard,
         "rank.offset": rank_ops.offset,
         "rank.mask": rank_ops.mask,
+        "rank.random": rank_ops.random,
     }
     names: dict[str, Any] = {**translation.constants, "device": device}
     for name, op in translation.ops.items():

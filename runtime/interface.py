@@ -12,6 +12,7 @@ from .addends import Addends
 from .arguments import DTYPES, dtype_name
 from .errors import RunError
 from .mesh import RankMesh
+from .philox import RandomState
 from .program import Program
 from .records import Input
 
@@ -28,6 +29,9 @@ class State:
 
 class Session(Protocol):
     """Runs a program on all its ranks, seen from outside: everything is global, nothing is a shard."""
+
+    random_state: RandomState
+    """What the next forward draws its random numbers from; the caller sets it before each, alike on all ranks."""
 
     @property
     def program(self) -> Program:

@@ -27,8 +27,13 @@ RANK_OPS: dict[str, frozenset[str]] = {
     "rank.shard": frozenset({"axes", "dim", "chunk"}),
     "rank.offset": frozenset({"axes", "chunk"}),
     "rank.mask": frozenset({"axes", "dim", "chunk", "extent", "fill"}),
+    "rank.random": frozenset({"size", "axes", "chunks", "below"}),
 }
-"""Ops that depend on the rank's coordinate, and the keywords each takes."""
+"""Ops that depend on the rank's coordinate, and the keywords each takes.
+
+`rank.random` gives the rank's part of a draw (`philox.py`) of global shape `size`: `chunks[d]` elements of dim d, which
+is cut over the axes in `axes[d]` ("dp,tp", outermost first; "" for a whole dim).
+"""
 
 OWN_OPS = frozenset({"call", "comm.wait", *COLLECTIVES, *RANK_OPS})
 

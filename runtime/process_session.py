@@ -18,6 +18,7 @@ from .errors import CollectiveError, RunError
 from .executor import Executor, Frame
 from .interface import State, check_given, tangents_or_zero
 from .parameters import Layout
+from .philox import RandomState
 from .program import Program
 from .records import Input, Output
 from .replicas import compare_replicas
@@ -55,6 +56,7 @@ class ProcessRank:
         self._layouts = {(each.kind, each.name, each.index): self._layout(each) for each in _tensors(program)}
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
         self._constants = [self._part(each, tensor) for each, tensor in constants]
+        self.random_state = RandomState()
         self._step = _step()
         self._distributed: frozenset[str] = frozenset()
         """Which arguments of the last forward were DTensors."""
@@ -76,6 +78,7 @@ class ProcessRank:
         given = {"parameter": parameters, "buffer": buffers, "input": inputs}
         for kind, tensors in given.items():
             check_given(kind, self._program.of_kind(kind), tensors, self._mesh)
+        given["random"] = [self.random_state.tensor() for _ in self._program.of_kind("random")]
         queues = {kind: iter(tensors) for kind, tensors in given.items()}
         takes = [each for each in self._program.inputs if each.kind in queues]
         whole = {(each.kind, each.name): next(queues[each.kind]) for each in takes}

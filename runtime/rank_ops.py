@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .communicator import Communicator
+from .philox import Part, draw
 
 
 class RankOps:
@@ -39,6 +40,29 @@ class RankOps:
         masked = tensor.clone()
         masked.narrow(dim, valid, chunk - valid).fill_(fill)
         return masked
+
+    def random(
+        self,
+        state: Tensor,
+        number: Tensor,
+        size: Sequence[int],
+        axes: Sequence[str],
+        chunks: Sequence[int],
+        below: int | None,
+    ) -> Tensor:
+        """This rank's part of draw `number` of a tensor of shape `size`; see `ops.RANK_OPS`."""
+        cut = [self._communicator.coordinate(axes_of_dim(each)) if each else 0 for each in axes]
+        starts = tuple(at * chunk for at, chunk in zip(cut, chunks, strict=True))
+        return draw(state, number, Part(tuple(size), starts, tuple(chunks)), below)
+
+
+def axes_of_dim(text: str) -> tuple[str, ...]:
+    """The axes that one dim of a draw is cut over.
+
+    >>> axes_of_dim("dp,tp"), axes_of_dim("")
+    (('dp', 'tp'), ())
+    """
+    return tuple(text.split(",")) if text else ()
 
 
 def valid_extent(coordinate: int, chunk: int, extent: int) -> int:

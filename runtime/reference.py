@@ -11,10 +11,15 @@ from torch import Tensor
 from .arguments import fill_in
 from .errors import RunError
 from .ops import Op, torch_op
+from .philox import Part, draw
 from .records import Instruction, Reference
 
 _RAISED = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64}
 _RAISED_COMPLEX = {torch.complex64: torch.complex128}
+
+
+_RANDOM = "stretto.random.default"
+"""The op of a reference that draws: its state, a tensor to be shaped as or a size, its number, a threshold or none."""
 
 
 class Promote(StrEnum):
@@ -33,7 +38,7 @@ def run_reference(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs in order, and the new values of the buffers it changes, by name.
 
-    `values` are parameters, buffers and constants by (kind, name); `inputs` stand in the order of the reference's
+    `values` are all others by (kind, name), the random state too; `inputs` stand in the order of the reference's
     inputs of kind "input". Parameters that require a gradient are differentiated through by the caller. What is given
     is not changed; floats are raised with the rest.
     """
@@ -65,8 +70,12 @@ def _raised(tensor: Tensor) -> Tensor:
 
 
 def _step(instruction: Instruction, frame: list[object], promote: Promote) -> None:
-    op = torch_op(instruction.op)
     args = [fill_in(value, frame.__getitem__) for value in instruction.args]
+    if instruction.op == _RANDOM:
+        frame[instruction.writes()[0]] = _draw(*args)
+        _free(instruction, frame)
+        return
+    op = torch_op(instruction.op)
     kwargs = {key: fill_in(value, frame.__getitem__) for key, value in instruction.kwargs.items()}
     if promote is Promote.FLOAT64:
         args = [_raise_dtype(value) for value in args]
@@ -75,8 +84,19 @@ def _step(instruction: Instruction, frame: list[object], promote: Promote) -> No
     if promote is Promote.FLOAT64 and op.is_factory and _is_low(result):
         result = op.overload(*args, **{**kwargs, "dtype": torch.float64})
     _store(instruction, op, result, frame)
+    _free(instruction, frame)
+
+
+def _free(instruction: Instruction, frame: list[object]) -> None:
     for slot in instruction.free:
         frame[slot] = None
+
+
+def _draw(state: object, like: object, size: object, number: object, below: object) -> Tensor:
+    """The same numbers that all ranks together make."""
+    shape = like.shape if isinstance(like, Tensor) else size
+    assert isinstance(state, Tensor) and isinstance(shape, list | tuple) and isinstance(number, int)
+    return draw(state, number, Part.whole(shape), below if isinstance(below, int) else None)
 
 
 def _store(instruction: Instruction, op: Op, result: object, frame: list[object]) -> None:

@@ -18,6 +18,7 @@ from .errors import RunError
 from .executor import Executor, Frame
 from .in_process import RankGroup
 from .interface import State, check_given, tangents_or_zero
+from .philox import RandomState
 from .program import Program
 from .rank_pool import RankPool
 from .records import Input, Output
@@ -44,6 +45,7 @@ class RankThreads:
         self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
         self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
         self._constants = constants_of(program)
+        self.random_state = RandomState()
         self._pool = RankPool(self._group)
 
     @property
@@ -58,6 +60,7 @@ class RankThreads:
         given = {"parameter": parameters, "buffer": buffers, "input": inputs, "constant": self._constants}
         for kind, tensors in given.items():
             check_given(kind, self._program.of_kind(kind), tensors, self._mesh)
+        given["random"] = [self.random_state.tensor() for _ in self._program.of_kind("random")]
         queues = {kind: iter(tensors) for kind, tensors in given.items()}
         takes = [each for each in self._program.inputs if each.kind != "tangent"]
         whole = [(each, next(queues[each.kind])) for each in takes]

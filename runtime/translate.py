@@ -197,6 +197,7 @@ _PARAMETERS = {
     "rank.shard": ("axes", "dim", "chunk"),
     "rank.offset": ("axes", "chunk"),
     "rank.mask": ("axes", "dim", "chunk", "extent", "fill"),
+    "rank.random": ("size", "axes", "chunks", "below"),
 }
 """The order in which communicators and rank ops take their keywords."""
 

@@ -13,10 +13,11 @@ from .errors import ProgramError
 from .json_fields import Malformed
 from .mesh import RankMesh
 from .ops import COLLECTIVES, OWN_OPS, RANK_OPS, torch_op
+from .rank_ops import axes_of_dim
 from .records import Function, Input, Instruction, Output, Shard
 
 ENTRY = "main"
-INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "tangent"})
+INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random", "tangent"})
 OUTPUT_KINDS = frozenset({"output", "gradient", "buffer"})
 _REDUCES = frozenset({"sum", "max", "min"})
 
@@ -130,10 +131,13 @@ def _call(each: Instruction, functions: Mapping[str, Function], path: str) -> No
 def _own(each: Instruction, mesh: RankMesh, path: str) -> None:
     expected = {**COLLECTIVES, **RANK_OPS}.get(each.op, frozenset())
     _need(each.kwargs.keys() == expected, f"{path}.kwargs: {each.op} takes {', '.join(sorted(expected)) or 'none'}")
-    arguments = 0 if each.op == "rank.offset" else 1
+    arguments = {"rank.offset": 0, "rank.random": 2}.get(each.op, 1)
     slots_only = all(isinstance(value, Slot) for value in each.args)
     _need(len(each.args) == arguments and slots_only, f"{path}.args: {each.op} takes {arguments} slot(s)")
     _need(len(each.out) == 1, f"{path}.out: {each.op} gives one value")
+    if each.op == "rank.random":
+        _draw(each, mesh, f"{path}.kwargs")
+        return
     for key, value in each.kwargs.items():
         if key == "axes":
             _axes(value, mesh, f"{path}.kwargs.axes")
@@ -141,6 +145,21 @@ def _own(each: Instruction, mesh: RankMesh, path: str) -> None:
             _need(value in _REDUCES, f"{path}.kwargs.reduce: {value!r} is not one of {', '.join(sorted(_REDUCES))}")
         elif key != "fill":
             _need(isinstance(value, int) and value >= 0, f"{path}.kwargs.{key}: {value!r} is not a size or a dim")
+
+
+def _draw(each: Instruction, mesh: RankMesh, path: str) -> None:
+    match each.kwargs:
+        case {"size": [*size], "axes": [*axes], "chunks": [*chunks], "below": None | int()}:
+            pass
+        case _:
+            raise Malformed(f"{path}: expected lists of sizes, axes and chunks, found {dict(each.kwargs)!r:.90}")
+    _need(len(size) == len(axes) == len(chunks), f"{path}: size, axes and chunks are not of one length")
+    for extent, names, chunk in zip(size, axes, chunks, strict=True):
+        if not (isinstance(names, str) and isinstance(extent, int) and extent >= 0):
+            raise Malformed(f"{path}: {extent!r} over {names!r} is not a size over axes")
+        cutting = axes_of_dim(names)
+        _axes(list(cutting), mesh, f"{path}.axes")
+        _need(chunk == -(-extent // mesh.size(cutting)), f"{path}.chunks: {chunk!r} of {extent} over {names!r}")
 
 
 def _no_recursion(functions: Mapping[str, Function]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..module import Level
-from . import nn
+from . import nn, random
 from .errors import NO_MEANING, InterpreterError
 from .grid import Grid
 from .padding import Padding, chunk_of, fill_value, is_poison
@@ -33,12 +33,15 @@ class Evaluator:
             "comm.shard": self._shard,
             "comm.offset": self._offset,
             "comm.mask": self._mask,
+            "comm.random": self._random,
         }
 
     def evaluate(self, name: str, rank: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The operation's result, or a sequence of its results. E0652 for one without a meaning; torch's own errors."""
         if nn.has_meaning(name):
             return nn.evaluate(name, args)
+        if name == "nn.random":
+            return random.whole(*args)
         if name.startswith("comm."):
             return self._comm(name, rank, args)
         args = [self._floats.raised(a) for a in args]
@@ -60,7 +63,7 @@ class Evaluator:
             return tensor
         if self._level is Level.ATEN or name not in self._local:
             raise InterpreterError(NO_MEANING, f'"{name}" has no meaning at level {self._level}')
-        axes = args[0] if name == "comm.offset" else args[1]
+        axes = _axes(name, args)
         if not self._grid.has(axes):
             raise InterpreterError(NO_MEANING, f'"{name}" is over {axes}, which the mesh does not have')
         return self._local[name](rank, *args)
@@ -76,6 +79,31 @@ class Evaluator:
         masked = x.clone()
         masked.narrow(dim, valid, x.shape[dim] - valid).fill_(fill)
         return masked
+
+    def _random(
+        self,
+        rank: int,
+        state: Tensor,
+        number: Tensor,
+        size: list[int],
+        axes: list[str],
+        chunks: list[int],
+        below: int | None = None,
+    ) -> Tensor:
+        """The rank's chunks of the whole draw."""
+        part = random.whole(state, number, None, size, below)
+        for dim, (names, chunk) in enumerate(zip(axes, chunks, strict=True)):
+            coordinate = self._grid.coordinate(rank, names.split(",")) if names else 0
+            part = chunk_of(part, dim, coordinate, chunk, self._padding)
+        return part
+
+
+def _axes(name: str, args: list[Any]) -> list[str]:
+    """The axes that a local operation is over."""
+    if name == "comm.random":
+        return [axis for names in args[3] if names for axis in names.split(",")]
+    axes: list[str] = args[0] if name == "comm.offset" else args[1]
+    return axes
 
 
 @cache

@@ -55,6 +55,8 @@ def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values:
         name, shape = argument_name(record, i), code.global_shape(type_)
         if name in values:
             made.append(values[name])
+        elif record.get("kind") == "random":
+            made.append(torch.tensor([seed, 0]))
         elif type_.dtype.is_floating_point:
             made.append(_floating(record, shape, random).to(type_.dtype))
         elif type_.dtype is torch.bool:

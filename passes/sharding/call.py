@@ -25,6 +25,7 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.rotary_backward": ("x", "cos", "sin"),
     "nn.cross_entropy": ("logits", "labels", "ignore_index"),
     "nn.cross_entropy_backward": ("scale", "logits", "labels", "lse", "ignore_index"),
+    "nn.random": ("state", "number", "like", "size", "below"),
 }
 """The operands of each op of the nn dialect that rules look at, in order; tensors may be absent or None."""
 

@@ -10,6 +10,7 @@ from . import (
     factory_rules,
     image_rules,
     index_rules,
+    random_rules,
     reduction_rules,
     statistics_rules,
     view_rules,
@@ -24,6 +25,7 @@ TABLE: dict[str, Rule] = {
     **reduction_rules.TABLE,
     **index_rules.TABLE,
     **block_rules.TABLE,
+    **random_rules.TABLE,
     **image_rules.TABLE,
     **statistics_rules.TABLE,
 }

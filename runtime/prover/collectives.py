@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..arguments import dtype_name
 from ..mesh import RankMesh
 from ..records import Instruction
@@ -67,6 +69,15 @@ def rank_result_of(each: Instruction, operand: Meta) -> Meta:
     if each.op == "rank.shard":
         shape[dim] = _whole(each, "chunk")
     return Meta.contiguous(tuple(shape), operand.dtype)
+
+
+def drawn_of(each: Instruction) -> Meta:
+    """What `rank.random` gives."""
+    chunks = each.kwargs["chunks"]
+    if not isinstance(chunks, list | tuple) or not all(isinstance(n, int) for n in chunks):
+        raise ValueError(f"chunks are {chunks!r}, which are no numbers")
+    shape = tuple(n for n in chunks if isinstance(n, int))
+    return Meta.contiguous(shape, torch.int64 if each.kwargs["below"] is None else torch.bool)
 
 
 def _cut(shape: list[int], dim: int, size: int) -> None:

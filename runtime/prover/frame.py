@@ -17,7 +17,7 @@ from ..arguments import Slot, fill_in
 from ..mesh import RankMesh
 from ..ops import COLLECTIVES, RANK_OPS
 from ..records import Function, Instruction
-from .collectives import Collective, collective_of, rank_result_of, result_of
+from .collectives import Collective, collective_of, drawn_of, rank_result_of, result_of
 from .shapes import NoShapes, results_of
 from .slots import WAIT
 from .summary import Summary, leaving
@@ -119,6 +119,8 @@ class Frame:
                 return [self._start(each, self._value(each), path)]
             if each.op == "rank.offset":
                 return [_fresh(Meta((), (), torch.int64), path)]
+            if each.op == "rank.random":
+                return [_fresh(drawn_of(each), path)]
             if each.op in RANK_OPS:
                 return [_fresh(rank_result_of(each, self._tensor(self._value(each), each.op, path).meta), path)]
             return self._torch(each, path)

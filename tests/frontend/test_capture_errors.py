@@ -11,7 +11,6 @@ import torch
 from stretto.frontend.capture import capture
 from stretto.frontend.captured import CaptureError, Mode
 from torch import nn
-from torch.nn import functional as F
 
 
 class Written(nn.Module):
@@ -94,32 +93,31 @@ def test_an_op_without_a_meta_kernel_is_refused_with_the_registration_that_helps
     assert_at(error, body, "stretto_test.opaque")
 
 
-def test_dropout_is_refused_with_its_module_and_line() -> None:
-    class Dropping(nn.Module):
+def test_a_random_op_that_is_not_a_function_of_the_place_is_refused_with_its_module_and_line() -> None:
+    class Leaky(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear = nn.Linear(4, 4)
-            self.drop = nn.Dropout(0.5)
+            self.leak = nn.RReLU()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.drop(self.linear(x)).sum()
+            return self.leak(x)
 
-    with pytest.raises(CaptureError) as caught:
-        capture(Dropping(), (torch.randn(4, 4),), {}, mode=Mode.TRAIN)
-    error = caught.value
-    assert error.code == "E0217" and '"drop"' in error.message and "dropout to 0" in error.help
-    assert_at(error, Dropping, "self.drop(self.linear")
-    capture(Dropping().eval(), (torch.randn(4, 4),), {}, mode=Mode.TRAIN)
-
-
-def test_attention_with_dropout_is_refused_and_without_is_not() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
-        q = model.linear(x).view(1, 1, 4, 4)
-        return F.scaled_dot_product_attention(q, q, q, dropout_p=0.1).sum()
+        return leaky(model.linear(x)).sum()
+
+    leaky = Leaky()
+    error = refused(body)
+    assert error.code == "E0217" and "torch.rand" in error.help
+    assert_at(error, Leaky, "self.leak(x)")
+
+
+def test_integers_from_a_range_wider_than_a_word_are_refused() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return (model.linear(x) * torch.randint(0, 1 << 40, (4, 4))).sum()
 
     error = refused(body)
-    assert error.code == "E0217"
-    assert_at(error, body, "scaled_dot_product_attention")
+    assert error.code == "E0217" and "2^31" in error.expected
+    assert_at(error, body, "torch.randint")
 
 
 def test_autocast_inside_the_forward_is_refused() -> None:
