@@ -21,6 +21,7 @@ from ..ir.comm import COLLECTIVES
 from ..ir.interpreter.code import UNPACK
 from ..ir.interpreter.observing import Path
 from ..ir.interpreter.trace import Node, Trace, same_elements
+from ..ir.placement import Shard
 
 
 class Status(StrEnum):
@@ -100,14 +101,22 @@ class Statuses:
             return Status.UNKNOWN
         if self.other.holds(self.trace, number):
             return Status.RIGHT
-        known = [self.of[operand] for operand in self.operands(node)]
+        operands = list(self.operands(node))
+        known = [self.of[operand] for operand in operands]
         if all(status is Status.UNKNOWN for status in known):
             return Status.UNKNOWN
-        own = number in self.trace.torn and Status.UNKNOWN in known and not _communicates(node)
-        return Status.UNKNOWN if own else Status.WRONG
+        is_own = Status.UNKNOWN in known or self._says_nothing(number, operands)
+        return Status.UNKNOWN if number in self.trace.torn and is_own and not _communicates(node) else Status.WRONG
+
+    def _says_nothing(self, number: int, operands: Sequence[int]) -> bool:
+        """Whether a type has no placement though operands are sharded: passes write so what a rank has of its own."""
+        placements = [type_.placement for each in operands if (type_ := self.trace.flow.types[each]) is not None]
+        type_ = self.trace.flow.types[number]
+        sharded = any(isinstance(placement, Shard) for pairs in placements for _, placement in pairs)
+        return type_ is not None and not type_.placement and sharded
 
     def _is_seen(self, number: int) -> bool:
-        return number in self.trace.prints or number in self.trace.torn
+        return number in self.trace.prints
 
     def _proves(self, node: Node) -> bool:
         """Whether all results are right, and one could not be if an operand were not."""

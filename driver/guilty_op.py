@@ -21,7 +21,7 @@ from .judge import Terms
 from .names import family
 from .places import Place, Places
 
-_OTHERS = 12
+_OTHERS = 16
 """So many other candidates are told."""
 
 
@@ -95,8 +95,7 @@ class _Side:
     @property
     def is_complete(self) -> bool:
         """Whether the run came to its end, where only its results can have been refused."""
-        known = self.trace.prints.keys() | self.trace.torn
-        return all(number in known for number in self.trace.flow.results)
+        return all(number in self.trace.prints for number in self.trace.flow.results)
 
     def stopped(self) -> GuiltyOp | None:
         """The operation at which the run ended."""
@@ -132,7 +131,8 @@ class _Side:
         if maker is not None:
             return str(self.place(maker))
         at = self.trace.flow.arguments.index(number)
-        return f'argument "{result_name(self.code.main.argument_records[at], at)}"'
+        record = self.code.main.argument_records[at]
+        return f"{record.get('kind', 'argument')} {record.get('name', at)}"
 
     def maker(self, number: int) -> Node | None:
         """The operation that a value is from: of what was waited for, the start."""
@@ -180,7 +180,7 @@ def _compared(before: _Side, after: _Side, tolerance: float, wrong: Sequence[int
     missing = Statuses(before.trace, known[1], frozenset(results[0][i] for i in numbers))
     found, gone = _followed(before, after, suspects(statuses), numbers, tolerance), suspects(missing)
     lost = None if gone.first is None else before.place(gone.first)
-    return after.guilty(statuses, found, list(_why(before, after, statuses, found, numbers, tolerance)), lost)
+    return after.guilty(statuses, found, list(_why(before, after, found, numbers, tolerance)), lost)
 
 
 def _followed(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tolerance: float) -> Suspects:
@@ -210,15 +210,11 @@ def _changed(before: _Side, after: _Side, pairs: Sequence[tuple[int, int]], tole
 
 def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float) -> bool:
     """Whether two values are known to differ."""
-    if old in before.torn or new in after.torn:
-        return (old in before.torn) is not (new in after.torn)
     prints = before.prints.get(old), after.prints.get(new)
     return prints[0] is not None and prints[1] is not None and not prints[0].matches(prints[1], tolerance)
 
 
-def _why(
-    before: _Side, after: _Side, statuses: Statuses, found: Suspects, wrong: Sequence[int], tolerance: float
-) -> Iterator[str]:
+def _why(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tolerance: float) -> Iterator[str]:
     """What shows that the operation is guilty."""
     node = found.first
     if node is None:
@@ -242,6 +238,8 @@ def _other_operands(before: _Side, after: _Side, twin: Node, node: Node, toleran
     for at, (old, new) in enumerate(zip(twin.operands, node.operands, strict=False)):
         if _unlike(before.trace, old, after.trace, new, tolerance):
             yield f"operand {at} is of {after.maker_text(new)}, and was of {before.maker_text(old)}"
+        elif before.code.level is after.code.level and before.type_text(old) != after.type_text(new):
+            yield f"operand {at} is a {after.type_text(new)}, and was a {before.type_text(old)}"
     if len(twin.operands) != len(node.operands):
         yield f"it has {len(node.operands)} operands, and had {len(twin.operands)}"
 

@@ -12,6 +12,10 @@ from ..ir.source_text import without_locations
 from ..runtime.arguments import Json
 
 
+UNNAMED = "-"
+"""The file that MLIR gives to what it reads without a location: the module's own text, not the model's."""
+
+
 @dataclass(frozen=True)
 class Place:
     """An operation, or the call or return that stands for one."""
@@ -63,7 +67,9 @@ class Places:
         at = bare.location
         line = int(at.start_line) if isinstance(at, mlir.FileLineColLoc) else 0
         text = self._lines[line - 1].strip() if line else ""
-        return Place(op.operation.name, function, from_location(op.location), line, text)
+        origin = from_location(op.location)
+        known = origin if origin.file != UNNAMED else Origin(origin.module_path)
+        return Place(op.operation.name, function, known, line, text)
 
 
 def _with_return(function: Operation) -> list[Operation]:

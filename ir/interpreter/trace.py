@@ -92,7 +92,7 @@ class Trace:
     grid: Grid
     prints: dict[int, Print] = field(default_factory=dict)
     torn: set[int] = field(default_factory=set)
-    """Values of which ranks that should hold the same, as the type says, do not."""
+    """Values of which ranks that should hold the same, as the type says, do not; their prints are of all ranks'."""
     last: Node | None = None
     """The operation that began last: where the run failed, if it did."""
     _nodes: dict[Path, Node] = field(default_factory=dict)
@@ -130,6 +130,7 @@ class Trace:
             if error.code != REPLICAS:
                 raise
             self.torn.add(number)
+            self.prints[number] = print_of(torch.stack(held))
 
 
 def same_elements(sums: Tensor, sizes: Tensor, other: Print, tolerance: float) -> Tensor:
