@@ -172,7 +172,7 @@ def _build(model_class: type[nn.Module], config: Any, folder: str, request: Requ
     dtype = DTYPES[request.dtype] if request.dtype else torch.float32
     if any(os.path.isfile(os.path.join(folder, name)) for name in _WEIGHTS):
         return _with_weights(model_class, config, folder, dtype), True
-    with fake_parameters(), default_dtype(dtype):
+    with fake_parameters(), default_dtype(dtype), _no_initial_values():
         model = model_class(config)
     if sum(p.numel() * p.element_size() for p in model.parameters()) > LARGEST_RANDOM_BYTES:
         return model, False
@@ -181,6 +181,13 @@ def _build(model_class: type[nn.Module], config: Any, folder: str, request: Requ
         stack.enter_context(default_dtype(dtype))
         torch.manual_seed(request.seed)
         return model_class(config), True
+
+
+def _no_initial_values() -> Any:
+    """Inside, models are built without drawing values, which some of them read while they do."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
 
 
 def _with_weights(model_class: Any, config: Any, folder: str, dtype: torch.dtype) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 from .bindings import ext, irdl, mlir
 from .schemas import Kind, OpDef, definitions
 
-_DIALECTS = ("aten", "nn", "comm")
+_DIALECTS = ("aten", "nn", "comm", "transformers")
 
 
 def _operation(definition: OpDef) -> str:

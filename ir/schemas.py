@@ -14,6 +14,7 @@ from functools import cache, cached_property
 import torch
 
 from .comm import COMM_SCHEMAS
+from .library import LIBRARY_SCHEMAS
 from .nn import NN_SCHEMAS
 
 
@@ -132,13 +133,17 @@ def _aten_definitions() -> dict[str, OpDef]:
 
 @cache
 def definitions() -> dict[str, OpDef]:
-    """Every operation by its Stretto name; about 1600 from torch and a few dozen of ours."""
+    """Every operation by its Stretto name; about 1600 from torch, a few dozen of ours, a few of other libraries."""
     table = _aten_definitions()
     for schemas in (NN_SCHEMAS, COMM_SCHEMAS):
         for text, pure in schemas:
             schema = torch._C.parse_schema(text)
             name = schema.name.replace("::", ".")
             table[name] = _define(schema, name, pure)
+    for text, pure in LIBRARY_SCHEMAS:
+        schema = torch._C.parse_schema(text)
+        name = f"{schema.name.replace('::', '.')}.default"
+        table[name] = _define(schema, name, pure)
     return table
 
 

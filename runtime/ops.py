@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from .errors import ProgramError
 
 NAMESPACES = frozenset({"aten", "prims", "transformers"})
 """The torch.ops namespaces whose ops a program may call."""
+
+_REGISTERED_BY = {"transformers": "transformers.integrations.moe"}
+"""The module that registers the ops of a library's namespace when it is imported."""
 
 COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.all_reduce_start": frozenset({"axes", "reduce"}),
@@ -84,6 +89,7 @@ def torch_op(name: str) -> Op:
     match = _NAME.fullmatch(name)
     if match is None or match[1] not in NAMESPACES:
         raise _unknown(name)
+    _register(match[1])
     overload = getattr(getattr(getattr(torch.ops, match[1]), match[2], None), match[3], None)
     if not isinstance(overload, torch._ops.OpOverload):
         raise _unknown(name)
@@ -94,6 +100,13 @@ def torch_op(name: str) -> Op:
     takes_device = any(each.name == "device" for each in schema.arguments)
     quick: Callable[..., Any] = _QUICK.get(name, overload)
     return Op(name, overload, quick, gives_list, takes_device and not takes_tensor, schema.is_mutable)
+
+
+def _register(namespace: str) -> None:
+    """Import what registers a library's ops with torch, where it is installed."""
+    module = _REGISTERED_BY.get(namespace, "")
+    if module and find_spec(module.partition(".")[0]) is not None:
+        import_module(module)
 
 
 def _unknown(name: str) -> ProgramError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..library import register
 from ..module import Level
 from . import nn, random
 from .errors import NO_MEANING, InterpreterError
@@ -110,6 +111,7 @@ def _axes(name: str, args: list[Any]) -> list[str]:
 def operator(name: str) -> Any:
     """Torch's operator "aten.mm.default"; E0652 where there is none."""
     namespace, base, overload = (*name.split("."), "", "")[:3]
+    register(namespace)
     found = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)
     if found is None:
         raise InterpreterError(NO_MEANING, f'"{name}" has no meaning here')
@@ -132,8 +134,10 @@ _INDEXING = {
     "aten.embedding.default": 1,
     "aten.gather.default": 2,
     "aten.index.Tensor": 1,
+    "aten._unsafe_index.Tensor": 1,
     "aten.index_select.default": 2,
     "aten.index_put.default": 1,
+    "aten._unsafe_index_put.default": 1,
     "aten.embedding_dense_backward.default": 1,
     "aten.scatter.src": 2,
     "aten.scatter.value": 2,

@@ -27,6 +27,7 @@ _SIZE_OPERAND = {
     **dict.fromkeys(("aten.slice_backward.default", "aten.select_backward.default"), "input_sizes"),
     "aten.reshape.default": "shape",
     **dict.fromkeys(INPUT_SIZES, "input_size"),
+    "aten.unfold_backward.default": "input_sizes",
 }
 """The operand of each op that states the shape of its result."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from . import (
     block_rules,
     factory_rules,
+    grouped_rules,
     image_rules,
     index_rules,
+    more_rules,
     random_rules,
     reduction_rules,
     statistics_rules,
@@ -26,6 +28,8 @@ TABLE: dict[str, Rule] = {
     **index_rules.TABLE,
     **block_rules.TABLE,
     **random_rules.TABLE,
+    **grouped_rules.TABLE,
+    **more_rules.TABLE,
     **image_rules.TABLE,
     **statistics_rules.TABLE,
 }

@@ -94,6 +94,7 @@ def nll_loss_backward(call: Call) -> list[Row]:
 
 _OTHER_DIMS = (
     "var.correction", "var.dim", "var_mean.correction", "var_mean.dim", "std.correction", "std.dim", "prod.dim_int",
+    "std_mean.correction", "std_mean.dim",
     "argmax.default", "argmin.default", "max.dim", "min.dim", "any.dim", "any.dims", "all.dim", "all.dims",
     "logsumexp.default", "cumprod.default", "logcumsumexp.default", "topk.default", "sort.default", "sort.stable",
     "linalg_vector_norm.default", "norm.ScalarOpt_dim", "median.dim", "kthvalue.default", "argsort.default",

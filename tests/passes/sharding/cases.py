@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from stretto.ir.library import register
 from torch import Tensor
 
 from .nn_reference import OPS
 
 EPS = 1e-5
+GROUPS = torch.tensor([2, 3, 7])
+register("transformers")
 Made = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -263,6 +266,24 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "aten.histc.default": lambda: (f(3, 5),),
     "aten.max_pool2d_with_indices_backward.default": lambda: _max_pool_backward(),
     "aten.bucketize.Tensor": lambda: (f(3, 5), f(4).sort().values),
+    "aten.floor_divide.default": lambda: (ints(9, 3, 5), ints(9, 5) + 1),
+    "aten.fill.Scalar": lambda: (f(3, 5), 2.5),
+    "aten.copy.default": lambda: (f(3, 5), f(5)),
+    "aten.hardswish.default": lambda: (f(3, 5),),
+    "aten.leaky_relu_backward.default": lambda: (f(3, 5), f(3, 5), 0.1, False),
+    "aten.log_sigmoid_forward.default": lambda: (f(3, 5),),
+    "aten._prelu_kernel.default": lambda: (f(3, 5), f(5)),
+    "aten._prelu_kernel_backward.default": lambda: (f(3, 5), f(3, 5), f(3, 5)),
+    "aten.glu.default": lambda: (f(3, 4, 5), 1),
+    "aten.glu_backward.default": lambda: (f(3, 2, 5), f(3, 4, 5), 1),
+    "aten.pixel_shuffle.default": lambda: (f(3, 4, 5, 5), 2),
+    "aten.im2col.default": lambda: (f(3, 4, 5, 5), [3, 3], [1, 1], [0, 0], [1, 1]),
+    "aten.col2im.default": lambda: (f(3, 36, 9), [5, 5], [3, 3], [1, 1], [0, 0], [1, 1]),
+    "aten.unfold.default": lambda: (f(3, 5, 7), 1, 2, 1),
+    "aten.unfold_backward.default": lambda: (f(3, 4, 7, 2), [3, 5, 7], 1, 2, 1),
+    "aten._weight_norm_interface.default": lambda: (f(3, 5), f(3, 1), 0),
+    "aten.index_add.default": lambda: (f(3, 5, 7), 1, ints(5, 4), f(3, 4, 7)),
+    "aten.std_mean.correction": lambda: (f(3, 5, 7), [1]),
     "aten.lerp.Scalar": lambda: (f(3, 5), f(3, 5), 0.3),
     "aten.addcmul.default": lambda: (f(3, 5), f(3, 5), f(5)),
     "aten.remainder.Scalar": lambda: (f(3, 5), 2),
@@ -318,6 +339,10 @@ _MORE: dict[str, Callable[[], Made]] = {
     ),
     "pool of one dim": lambda: ("aten._adaptive_avg_pool3d.default", (f(3, 2, 4, 4, 4), [2, 2, 2]), {}),
     "reflection": lambda: ("aten.reflection_pad2d.default", (f(3, 5, 4, 4), [1, 1, 1, 1]), {}),
+    "grouped product": lambda: ("transformers.grouped_mm_fallback.default", (f(7, 5), f(3, 5, 4), GROUPS), {}),
+    "grouped product backward": lambda: (
+        "transformers.grouped_mm_fallback_backward.default", (f(7, 5), f(3, 5, 4), GROUPS, f(7, 4)), {}
+    ),
     "unsafe index": lambda: ("aten._unsafe_index.Tensor", (f(3, 5, 4, 7), [None, None, ints(4, 6, 1), ints(7, 5)]), {}),
     "unsafe index_put": lambda: (
         "aten._unsafe_index_put.default",
