@@ -18,7 +18,9 @@ from ..dsl.plan import Plan
 from ..frontend.call import BoundCall, bind_call
 from ..runtime.addends import Addends
 from ..runtime.autograd import Accumulation
+from ..runtime.philox import RandomState
 from ..runtime.program import Program
+from .draws import Draws
 from .held import Holder
 from .optimizers import note_waiting
 from .variants import Key, Variant, key_of, make_variant
@@ -41,6 +43,7 @@ class CompiledModule:
         self._variants: OrderedDict[Key, Variant] = OrderedDict()
         self._addends = Addends()
         self._delays = False
+        self.draws = Draws()
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`model(*args, **kwargs)` on all ranks; compiles at the first call of its kind."""
@@ -53,6 +56,8 @@ class CompiledModule:
         key = key_of(held, call, delayed=delayed)
         variant = self._variants.get(key) or self._add(key, model, call)
         self._variants.move_to_end(key)
+        if variant.program.of_kind("random"):
+            self.draws.advance(variant.session)
         return variant.call(held, call.tensors, Accumulation(self._addends, delivers=not self._delays))
 
     @contextmanager
@@ -97,6 +102,22 @@ def compiled_module(model: nn.Module) -> CompiledModule:
     if found is None:
         found = _compiled[model] = CompiledModule(getattr(type(model), PLAN_ATTRIBUTE))
     return found
+
+
+def random_state(model: nn.Module) -> RandomState:
+    """Seed and step that the next forward of a compiled model which draws (a dropout in training) will draw from.
+
+    What is kept of it in a checkpoint and given to `set_random_state` later continues with the numbers due next.
+    """
+    return compiled_module(model).draws.state
+
+
+def set_random_state(model: nn.Module, state: RandomState) -> None:
+    """Let the next forward that draws use `state`, and those after it the next steps, until torch has another seed.
+
+    `dataclasses.replace(random_state(model), step=0)` makes it repeat the numbers from the beginning.
+    """
+    compiled_module(model).draws.state = state
 
 
 def is_tracing() -> bool:

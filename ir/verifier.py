@@ -127,7 +127,12 @@ class _Checker:
 
     def _draw_problems(self, op: Operation, call: Call) -> Iterator[str]:
         """What is wrong with the part of a draw that a rank is to make."""
-        size, names, chunks = call.args[2:5]
+        match call.args[2:5]:
+            case [[*size], [*names], [*chunks]] if all(isinstance(n, int) for n in (*size, *chunks)):
+                pass
+            case _:
+                yield "its constants must be lists of extents, of axes and of chunks"
+                return
         if not len(size) == len(names) == len(chunks):
             yield f"size {size}, axes {names} and chunks {chunks} are not of one length"
             return
