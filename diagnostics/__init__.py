@@ -3,6 +3,6 @@
 Everything may import this folder; it imports nothing of Stretto. Start reading at `error.py`.
 """
 
-from .error import Span, StrettoError
+from .error import Span, StrettoError, rendered
 
-__all__ = ["Span", "StrettoError"]
+__all__ = ["Span", "StrettoError", "rendered"]

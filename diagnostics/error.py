@@ -47,16 +47,33 @@ class StrettoError(Exception):
 
     def render(self) -> str:
         """The text shown to a person: place, code, message, the source line with carets, notes and help."""
-        where = f"{self.span}: " if self.span else ""
-        lines = [f"{where}error[{self.code}]: {self.message}"]
-        if self.span and self.span.text:
-            lines.append(f"{self.span.line:>5} | {self.span.text}")
-            carets = "^" * max(1, self.span.length)
-            lines.append(f"      | {' ' * (self.span.column - 1)}{carets} {self.expected}".rstrip())
-        elif self.expected:
-            lines.append(f"expected: {self.expected}")
-        for message, place in self.notes:
-            lines.append(f"note: {message}" + (f": {place}" if place else ""))
-        if self.help:
-            lines.append(f"help: {self.help}")
-        return "\n".join(lines)
+        head = f"error[{self.code}]: {self.message}"
+        return rendered(head, self.span, self.expected, self.notes, self.help)
+
+
+def rendered(
+    head: str,
+    span: Span | None,
+    expected: str = "",
+    notes: tuple[tuple[str, Span | None], ...] = (),
+    help: str = "",
+) -> str:
+    """An error or a warning as a person sees it: place and head, the source line with carets, notes and help.
+
+    >>> print(rendered("warning: this line has no effect", Span("a.plan", 2, 1, 5, "zero 1")))
+    a.plan:2:1: warning: this line has no effect
+        2 | zero 1
+          | ^^^^^
+    """
+    lines = [f"{span}: {head}" if span else head]
+    if span and span.text:
+        lines.append(f"{span.line:>5} | {span.text}")
+        carets = "^" * max(1, span.length)
+        lines.append(f"      | {' ' * (span.column - 1)}{carets} {expected}".rstrip())
+    elif expected:
+        lines.append(expected)
+    for message, place in notes:
+        lines.append(f"note: {message}" + (f": {place}" if place else ""))
+    if help:
+        lines.append(f"help: {help}")
+    return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..diagnostics import Span
@@ -50,6 +50,10 @@ class ParameterSharding:
     """The dim (not negative) by axis."""
     span: Span | None = None
     """The statement that decided; None where none matched, or where it was made in Python."""
+    decided_by: tuple[ShardParameters, ...] = field(default=(), compare=False, repr=False)
+    """The statements that decided, for each name that one matched; they agree."""
+    names: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """All of its names."""
 
 
 _DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
@@ -114,19 +118,25 @@ def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
         if statement is not None:
             decided.append((name, statement, _dims(plan, statement, name, parameter)))
     if not decided:
-        return ParameterSharding(parameter.name, {})
+        return ParameterSharding(parameter.name, {}, names=parameter.names)
     for other in decided[1:]:
         if other[2] != decided[0][2]:
             raise _disagreement(decided[0], other)
     _, statement, dims = decided[0]
-    return ParameterSharding(parameter.name, dims, statement.span)
+    by = tuple(each for _, each, _ in decided)
+    return ParameterSharding(parameter.name, dims, statement.span, by, parameter.names)
 
 
 def _last_match(plan: Plan, name: str) -> ShardParameters | None:
     for statement in reversed(plan.parameters):
-        if any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns):
+        if matches(statement, name):
             return statement
     return None
+
+
+def matches(statement: ShardParameters, name: str) -> bool:
+    """Whether a pattern of the statement matches a parameter's name, or that of the module that owns it."""
+    return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 
 
 def _dims(plan: Plan, statement: ShardParameters, name: str, parameter: ParameterInfo) -> dict[str, int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
+from ..diagnostics import Span
 from ..ir.locations import Origin
 from ..ir.module import Module
 
@@ -17,19 +19,24 @@ class RemarkKind(StrEnum):
     APPLIED = "applied"
     MISSED = "missed"
     NOTE = "note"
+    WARNING = "warning"
+    """What the user asked for has no effect."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing a pass did or declined, with the place in the user's model."""
+    """One thing a pass did or declined, with the place in the user's model, or in the plan."""
 
     pass_name: str
     kind: RemarkKind
     message: str
     origin: Origin = Origin()
+    span: Span | None = None
+    """The statement of the plan that it is about."""
 
     def __str__(self) -> str:
-        return f"{self.kind}[{self.pass_name}]: {self.message} ({self.origin})"
+        where = self.span or (self.origin if self.origin != Origin() else None)
+        return f"{self.kind}[{self.pass_name}]: {self.message}" + (f" ({where})" if where else "")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Report:
     rewritten: int = 0
     """Sites rewritten."""
     remarks: tuple[Remark, ...] = ()
+    effects: Mapping[str, str] = field(default_factory=dict)
+    """For statements of the plan, by their keys (`statements.py`): why it had no effect; empty where it had one."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from torch._decomp import decomposition_table
 
+from ..ir.locations import from_location
 from ..ir.module import Module, operations
 from ..ir.operations import read
 from ..ir.schemas import definitions
@@ -26,6 +27,7 @@ from .base import Pass, Report
 from .idioms.canonical import defaults, overload
 from .idioms.tracing import Trace
 from .lower_idioms import expand
+from .tally import Tally
 
 LOSSES = frozenset(
     {
@@ -48,14 +50,19 @@ class ExpandLosses(Pass):
 
     def run(self, module: Module) -> Report:
         traces: dict[Any, Trace] = {}
-        count = 0
+        count, tally = 0, Tally(self.name)
         for function in module.functions().values():
             for op in operations(function):
                 call = read(op)
-                if call is not None and call.name in LOSSES and not call.kwargs:
-                    expand(op, call, _expansion(call.name), traces)
-                    count += 1
-        return Report(rewritten=count)
+                if call is None or call.name not in LOSSES:
+                    continue
+                if call.kwargs:
+                    tally.missed(f"{call.name} left: it has named arguments", from_location(op.location))
+                    continue
+                tally.applied(f"{call.name} written out", from_location(op.location))
+                expand(op, call, _expansion(call.name), traces)
+                count += 1
+        return Report(count, tally.remarks())
 
 
 def _expansion(name: str) -> Callable[..., Any]:

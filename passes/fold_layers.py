@@ -11,7 +11,7 @@ forward and backward apart. Instances are the same when their operations, consta
 value; what later operations need of any of them is a result of the function. Different instances stay as they are.
 An instance that could not run in one piece, because what it needs depends on what it gives, is left alone.
 
-Needs: global shapes without placements.   Keeps: values.   Source: the repeated-subgraph folding of autoparallel.
+Needs: global shapes.   Keeps: values.   Source: the repeated-subgraph folding of autoparallel.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ from .base import Pass, Remark, RemarkKind, Report
 _NUMBERED = re.compile(r"^(?P<container>(?:[^.\d][^.]*\.)*[^.\d][^.]*)\.(?P<index>\d+)(?=\.|$)")
 
 
+_COMPARED = ("constants", "operands", "results")
+"""What a line of a signature has behind the operation's name."""
+
+
 @dataclass(frozen=True)
 class _Where:
     """Which instance of which container an operation belongs to."""
@@ -49,6 +53,11 @@ class _Where:
     container: str
     index: int
     backward: bool
+
+    @property
+    def path(self) -> str:
+        """The module path of the layer."""
+        return f"{self.container}.{self.index}"
 
 
 @dataclass
@@ -102,18 +111,19 @@ class FoldLayers(Pass):
     def run(self, module: Module) -> Report:
         main = module.functions()["main"]
         ops = [_read(op) for op in list(operations(main))[:-1] if not is_packing(op)]
-        groups = _same_instances(ops)
+        groups, alone = _same_instances(ops)
         order, refused = _order(ops, groups)
         if refused:
             groups = [[i for i in g if i not in refused] for g in groups]
             groups = [g for g in groups if len(g) > 1]
             order, _ = _order(ops, groups)
+        declined = (*_refusals(refused), *_unlike(alone, groups))
         if not groups:
-            return Report(remarks=tuple(_refusals(refused)))
+            return Report(remarks=declined)
         made = module.successor()
         _Rebuild(main, made, groups).run(order)
         module.become(made)
-        return Report(sum(len(g) for g in groups), (*_folded(groups), *_refusals(refused)))
+        return Report(sum(len(g) for g in groups), (*_folded(groups), *declined))
 
 
 def _read(op: Operation) -> _Op:
@@ -128,8 +138,8 @@ def _where(origin: Origin) -> _Where | None:
     return _Where(match["container"], int(match["index"]), origin.backward) if match else None
 
 
-def _same_instances(ops: Sequence[_Op]) -> list[list[_Instance]]:
-    """Instances with equal signatures, in order of first appearance; those that stand alone are left out."""
+def _same_instances(ops: Sequence[_Op]) -> tuple[list[list[_Instance]], list[_Instance]]:
+    """Instances with equal signatures, in order of first appearance, and those that are like no other."""
     instances: dict[_Where, _Instance] = {}
     for each in ops:
         where = _where(each.origin)
@@ -138,7 +148,8 @@ def _same_instances(ops: Sequence[_Op]) -> list[list[_Instance]]:
     groups: dict[tuple[Any, ...], list[_Instance]] = {}
     for where, instance in instances.items():
         groups.setdefault((where.container, where.backward, instance.signature()), []).append(instance)
-    return [group for group in groups.values() if len(group) > 1]
+    alone = [group[0] for group in groups.values() if len(group) == 1]
+    return [group for group in groups.values() if len(group) > 1], alone
 
 
 _Node = _Op | _Instance
@@ -296,10 +307,15 @@ def _folded(groups: Sequence[Sequence[_Instance]]) -> list[Remark]:
             RemarkKind.APPLIED,
             f"{len(group)} equal {'backward' if group[0].where.backward else 'forward'} layers of "
             f'"{group[0].where.container}" became one function of {len(group[0].ops)} operations',
-            Origin(group[0].where.container),
+            Origin(group[0].where.container, *_first_place(group[0]), group[0].where.backward),
         )
         for group in groups
     ]
+
+
+def _first_place(instance: _Instance) -> tuple[str, int]:
+    """File and line of the first operation that has them."""
+    return next(((e.origin.file, e.origin.line) for e in instance.ops if e.origin.file), ("", 0))
 
 
 def _refusals(refused: Sequence[_Instance]) -> list[Remark]:
@@ -307,8 +323,44 @@ def _refusals(refused: Sequence[_Instance]) -> list[Remark]:
         Remark(
             "fold-layers",
             RemarkKind.MISSED,
-            f'layer "{i.where.container}.{i.where.index}" needs a value that depends on what it gives',
-            Origin(f"{i.where.container}.{i.where.index}"),
+            f'layer "{i.where.path}" needs a value that depends on what it gives',
+            Origin(i.where.path, backward=i.where.backward),
         )
         for i in refused
     ]
+
+
+def _unlike(alone: Sequence[_Instance], groups: Sequence[Sequence[_Instance]]) -> list[Remark]:
+    """One remark for the layers of a container and direction that are like no other: how many, and how one differs."""
+    by_container: dict[tuple[str, bool], list[_Instance]] = {}
+    for instance in alone:
+        by_container.setdefault((instance.where.container, instance.where.backward), []).append(instance)
+    found = []
+    for (container, backward), members in by_container.items():
+        others = [g[0] for g in groups if (g[0].where.container, g[0].where.backward) == (container, backward)]
+        others += members
+        if len(others) > 1:
+            other = next(each for each in others if each is not members[0])
+            difference, origin = _difference(members[0], other)
+            direction = "backward" if backward else "forward"
+            numbers = ", ".join(str(each.where.index) for each in members)
+            message = f'{direction} layers {numbers} of "{container}" are like no other: {difference}'
+            found.append(Remark("fold-layers", RemarkKind.MISSED, message, origin))
+    return found
+
+
+def _difference(one: _Instance, other: _Instance) -> tuple[str, Origin]:
+    """The first difference between two instances, and where it is."""
+    ours, theirs = one.signature(), other.signature()
+    for at, (our, their) in enumerate(zip(ours[:-1], theirs[:-1], strict=False)):
+        if our != their:
+            each = one.ops[at]
+            if our[0] != their[0]:
+                return f'"{our[0]}" stands where "{other.where.path}" has "{their[0]}"', each.origin
+            what = next(w for w, a, b in zip(_COMPARED, our[1:], their[1:], strict=True) if a != b)
+            return f'"{our[0]}" has other {what} than in "{other.where.path}"', each.origin
+    if len(ours) != len(theirs):
+        count = f"{len(ours) - 1} operations, where {other.where.path} has {len(theirs) - 1}"
+        return f"{one.where.path} has {count}", one.ops[-1].origin
+    our, their = next((a, b) for a, b in zip(ours[-1], theirs[-1], strict=True) if a != b)
+    return f'it takes {our} where "{other.where.path}" takes {their}', one.ops[0].origin

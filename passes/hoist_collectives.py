@@ -21,9 +21,12 @@ from typing import ClassVar
 
 from ..ir.bindings import Operation, Value
 from ..ir.comm import COLLECTIVES
+from ..ir.locations import from_location
 from ..ir.module import Module, operations
 from ..ir.operations import read
 from .base import Pass, Report
+from .start_collectives import described
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class HoistCollectives(Pass):
     name: ClassVar[str] = "hoist-collectives"
 
     def run(self, module: Module) -> Report:
-        moved = 0
+        moved, tally = 0, Tally(self.name)
         for function in module.functions().values():
             pending: list[Operation] = []
             for op in list(operations(function))[:-1]:
@@ -41,10 +44,14 @@ class HoistCollectives(Pass):
                     later = _not_needed(op, pending)
                     _move_after(op, later)
                     moved += len(later)
+                    if later:
+                        tally.applied(
+                            f"{described(op)} begins before work that does not need it", from_location(op.location)
+                        )
                     pending = later
                 else:
                     pending.append(op)
-        return Report(rewritten=moved)
+        return Report(moved, tally.remarks())
 
 
 def _is_collective(op: Operation) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..ir.bindings import Location, Operation, Type, Value, mlir
+from ..ir.locations import from_location
 from ..ir.module import Module, operations
 from ..ir.operations import Call, build, read
 from ..ir.schemas import definitions
@@ -29,6 +30,7 @@ from ..ir.types import TensorType, absent, from_mlir, is_tensor, to_mlir
 from .base import Pass, Report
 from .idioms.expansions import EXPANSIONS
 from .idioms.tracing import Step, Trace, Traced, trace
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,15 @@ class LowerIdioms(Pass):
     def run(self, module: Module) -> Report:
         """Expand the nn operations of every function; equal ones are traced once."""
         traces: dict[Any, Trace] = {}
-        count = 0
+        count, tally = 0, Tally(self.name)
         for function in module.functions().values():
             for op in operations(function):
                 call = read(op)
                 if call is not None and call.name in EXPANSIONS:
+                    tally.applied(f"{call.name} written out", from_location(op.location))
                     expand(op, call, EXPANSIONS[call.name], traces)
                     count += 1
-        return Report(count)
+        return Report(count, tally.remarks())
 
 
 def expand(op: Operation, call: Call, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:

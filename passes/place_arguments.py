@@ -15,12 +15,13 @@ from typing import ClassVar
 
 from ..diagnostics import Span, StrettoError
 from ..dsl.plan import Plan
-from ..dsl.resolve import OwnerKind, ParameterInfo, resolve_parameters
+from ..dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
 from ..dsl.resolve_values import resolve_activations, resolve_inputs
 from ..ir.module import Module, Record, argument_records, entry, refresh_type
 from ..ir.placement import Placement, Shard
 from ..ir.types import TensorType, from_mlir, to_mlir
-from .base import Pass, Remark, RemarkKind, Report
+from .base import Pass, Report
+from .plan_effects import Decisions
 from .sharding.policy import Policy
 
 
@@ -37,31 +38,23 @@ class PlaceArguments(Pass):
         main = module.functions()["main"]
         records = argument_records(main)
         types = [from_mlir(a.type) for a in entry(main).arguments]
-        dims = _parameter_dims(self.plan, records, types) | _input_dims(self.plan, records, types)
+        shardings = _parameters(self.plan, records, types)
+        parameters: dict[int, Mapping[str, int]] = {i: each.dims for i, each in shardings.items()}
+        inputs = _input_dims(self.plan, records, types)
+        dims = parameters | inputs
         for i, argument in enumerate(entry(main).arguments):
             by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
             placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
         _policy(self.plan, records, types).store(module)
-        return Report(len(dims), tuple(_idle_axes(self.plan, dims)))
+        whole = [records[i]["name"] for i in _inputs(records) if not inputs.get(i)]
+        decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(whole))
+        return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
 
 
-def _idle_axes(plan: Plan, dims: Mapping[int, Mapping[str, int]]) -> list[Remark]:
-    """A remark for every axis of more than one rank that cuts no argument and no activation."""
-    used = {axis for by_axis in dims.values() for axis in by_axis} | {a for s in plan.activations for a in s.axes}
-    return [
-        Remark(
-            PlaceArguments.name,
-            RemarkKind.MISSED,
-            f'axis "{axis}" of the mesh cuts nothing: its {size} ranks compute the same; say what it shards',
-        )
-        for axis, size in plan.mesh.axes
-        if size > 1 and axis not in used
-    ]
-
-
-def _parameter_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:
+def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, ParameterSharding]:
+    """What the plan decides for each parameter, by its number among the arguments."""
     indices = [i for i, record in enumerate(records) if record.get("kind") == "parameter"]
     infos = [
         ParameterInfo(
@@ -72,8 +65,7 @@ def _parameter_dims(plan: Plan, records: list[Record], types: list[TensorType]) 
         )
         for i in indices
     ]
-    found = resolve_parameters(plan, infos)
-    return {i: sharding.dims for i, sharding in zip(indices, found, strict=True)}
+    return dict(zip(indices, resolve_parameters(plan, infos), strict=True))
 
 
 def _input_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:

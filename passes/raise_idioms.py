@@ -15,11 +15,14 @@ Needs: level `aten`, forward and backward in one function.   Keeps: values (up t
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir.module import Module
-from .base import Pass, Remark, RemarkKind, Report
+from ..ir.locations import Origin, from_location
+from ..ir.module import Module, operations
+from ..ir.operations import read
+from .base import Pass, Report
 from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
 from .idioms.derive import Derivations
@@ -28,6 +31,7 @@ from .idioms.function_graph import FunctionGraph
 from .idioms.layer_norm import raise_layer_norm
 from .idioms.rms_norm import raise_rms_norm
 from .idioms.rotary import raise_rotary
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class RaiseIdioms(Pass):
     def run(self, module: Module) -> Report:
         """Search every function for every idiom."""
         findings, derivations = Findings(), Derivations()
+        before = _idioms(module)
         for function in module.functions().values():
             graph = FunctionGraph(function)
             raise_attention(graph, findings)
@@ -47,13 +52,17 @@ class RaiseIdioms(Pass):
             raise_rms_norm(graph, findings, derivations)
             raise_rotary(graph, findings, derivations)
             graph.erase_dead()
-        return Report(findings.raised.total(), tuple(_remarks(findings)))
+        tally = Tally(self.name)
+        for (name, origin), count in (_idioms(module) - before).items():
+            tally.applied(name, origin, count)
+        for message, origin in findings.missed:
+            tally.missed(message, origin)
+        return Report(findings.raised.total(), tally.remarks())
 
 
-def _remarks(findings: Findings) -> list[Remark]:
-    applied = [
-        Remark(RaiseIdioms.name, RemarkKind.APPLIED, f"{count} x {name}")
-        for name, count in sorted(findings.raised.items())
-    ]
-    missed = [Remark(RaiseIdioms.name, RemarkKind.MISSED, message, origin) for message, origin in findings.missed]
-    return applied + missed
+def _idioms(module: Module) -> Counter[tuple[str, Origin]]:
+    """The nn operations of all functions, by name and place."""
+    calls = [(read(op), op) for function in module.functions().values() for op in operations(function)]
+    return Counter(
+        (c.name, from_location(op.location)) for c, op in calls if c is not None and c.name.startswith("nn.")
+    )

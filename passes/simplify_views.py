@@ -13,6 +13,7 @@ apart and flattened again. Needs: global shapes without placements.   Keeps: val
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from ..ir.bindings import Operation, Value, mlir
 from ..ir.dialects import context
 from ..ir.module import Module, operations
 from ..ir.operations import Call, build, read
-from .base import Pass, Report
+from .base import Pass, Remark, RemarkKind, Report
 
 _RESHAPE = "aten.reshape.default"
 _INVOLUTIONS = frozenset({"aten.t.default", "aten.transpose.int"})
@@ -34,13 +35,17 @@ class SimplifyViews(Pass):
     name: ClassVar[str] = "simplify-views"
 
     def run(self, module: Module) -> Report:
-        count = 0
+        counts: Counter[str] = Counter()
         for function in module.functions().values():
             for op in operations(function):
                 call = read(op)
-                if call is not None and (call.name == _RESHAPE or call.name in _INVOLUTIONS):
-                    count += _simplify(op, call)
-        return Report(rewritten=count)
+                if call is not None and (call.name == _RESHAPE or call.name in _INVOLUTIONS) and _simplify(op, call):
+                    counts[call.name] += 1
+        remarks = [
+            Remark(self.name, RemarkKind.APPLIED, f"{count} x {name} dropped or merged with the view before it")
+            for name, count in counts.items()
+        ]
+        return Report(counts.total(), tuple(remarks))
 
 
 def _simplify(op: Operation, call: Call) -> bool:

@@ -21,10 +21,12 @@ import torch
 
 from ..ir.bindings import Operation, Value, mlir
 from ..ir.dialects import context
+from ..ir.locations import from_location
 from ..ir.module import Module, operations
 from ..ir.operations import Call, build, read
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Pass, Report
+from .tally import Tally
 
 _SUMS = {"aten.mean.default": "aten.sum.default", "aten.mean.dim": "aten.sum.dim_IntList"}
 
@@ -36,13 +38,19 @@ class SplitMeans(Pass):
     name: ClassVar[str] = "split-means"
 
     def run(self, module: Module) -> Report:
-        count = 0
+        count, tally = 0, Tally(self.name)
         for function in module.functions().values():
             for op in operations(function):
                 call = read(op)
-                if call is not None and call.name in _SUMS:
-                    count += _split(op, call)
-        return Report(rewritten=count)
+                if call is None or call.name not in _SUMS:
+                    continue
+                origin = from_location(op.location)
+                if _split(op, call):
+                    count += 1
+                    tally.applied("mean written as a sum and a division", origin)
+                else:
+                    tally.missed("mean left: it has no elements", origin)
+        return Report(count, tally.remarks())
 
 
 def _split(op: Operation, call: Call) -> bool:

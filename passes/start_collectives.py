@@ -15,13 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir.bindings import Operation, mlir
+from ..ir.attributes import from_attribute
+from ..ir.bindings import Operation, Value, mlir
 from ..ir.comm import COLLECTIVES
 from ..ir.dialects import context
+from ..ir.locations import from_location
 from ..ir.module import Module, operations
 from ..ir.operations import Call, build, read
 from ..ir.types import future_of
 from .base import Pass, Report
+from .sharding.view_rules import TABLE as VIEWS
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,21 @@ class StartCollectives(Pass):
     name: ClassVar[str] = "start-collectives"
 
     def run(self, module: Module) -> Report:
-        count = 0
+        count, tally = 0, Tally(self.name)
         for function in module.functions().values():
             for op in operations(function):
                 call = read(op)
                 if call is not None and call.name in COLLECTIVES:
                     _split(op, call)
                     count += 1
-        return Report(rewritten=count)
+            _say(function, tally)
+        return Report(count, tally.remarks())
+
+
+def described(op: Operation) -> str:
+    """A collective as remarks name it: "all_reduce over tp"."""
+    kind = op.operation.name.removeprefix("comm.").removesuffix("_start")
+    return f"{kind} over {', '.join(from_attribute(op.attributes['axes']))}"
 
 
 def _split(op: Operation, call: Call) -> None:
@@ -61,3 +72,21 @@ def _first(users: list[Operation]) -> Operation | None:
         if found is None or user.operation.is_before_in_block(found.operation):
             found = user
     return found
+
+
+def _say(function: Operation, tally: Tally) -> None:
+    """Count the collectives that work hides, and those that it does not."""
+    hidden: dict[Value, bool] = {}
+    for op in operations(function):
+        call = read(op)
+        if call is not None and call.name == "comm.wait":
+            start = call.args[0].owner
+            if hidden.get(call.args[0]):
+                tally.applied(f"{described(start)} runs beside other work", from_location(start.location))
+            else:
+                message = f"{described(start)} stays exposed: no work stands between it and its first use"
+                tally.missed(message, from_location(start.location))
+        elif call is not None and call.name.endswith("_start"):
+            hidden[op.results[0]] = False
+        elif call is None or not (call.name.startswith("comm.") or call.name in VIEWS):
+            hidden = dict.fromkeys(hidden, True)

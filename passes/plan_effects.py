@@ -1,0 +1,102 @@
+"""What a plan's statements about arguments did: which parameters and inputs each of them cut, or why it cut none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..dsl.plan import Plan
+from ..dsl.resolve import ParameterSharding, matches
+from ..dsl.shard import ShardInputs, ShardParameters
+from .base import Remark, RemarkKind
+from .statements import key_of
+
+_PASS = "place-arguments"
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A plan, and what became of the arguments under it."""
+
+    plan: Plan
+    parameters: tuple[ParameterSharding, ...]
+    inputs: tuple[Mapping[str, int], ...]
+    """The dim that each axis cuts, for each input that has the batch."""
+    whole: tuple[str, ...]
+    """The names of the inputs that stay whole."""
+
+    def effects(self) -> dict[str, str]:
+        """By key of a statement: why it had no effect, empty where it had one; of the activations only what is sure."""
+        found: dict[str, str] = {}
+        for index, statement in enumerate(self.plan.statements):
+            if all(self._size(axis) == 1 for axis in statement.axes):
+                found[key_of(index)] = f"{_one_rank(statement.axes)} in this mesh"
+            elif isinstance(statement, ShardParameters):
+                found[key_of(index)] = self._why_no_parameter(statement)
+            elif isinstance(statement, ShardInputs):
+                cut = any(set(statement.axes) & each.keys() for each in self.inputs)
+                found[key_of(index)] = "" if cut else "no input has the dim that it cuts"
+        return found
+
+    def remarks(self) -> list[Remark]:
+        """What each statement cut, and the inputs that were left whole."""
+        found = []
+        for statement in self.plan.statements:
+            over = ", ".join(statement.axes)
+            if isinstance(statement, ShardParameters):
+                count, what = len(self._cut(statement)), "parameters"
+            elif isinstance(statement, ShardInputs):
+                count, what = sum(bool(set(statement.axes) & each.keys()) for each in self.inputs), "inputs"
+            else:
+                continue
+            if count:
+                found.append(
+                    Remark(_PASS, RemarkKind.APPLIED, f"{count} x {what} cut over {over}", span=statement.span)
+                )
+        if self.whole and any(self._size(axis) > 1 for axis in self.plan.data_axes):
+            message = f"inputs without the batch's dim stay whole on every rank: {_listed(self.whole)}"
+            found.append(Remark(_PASS, RemarkKind.MISSED, message))
+        return found
+
+    def idle_axes(self) -> list[Remark]:
+        """A warning for every axis of more than one rank that cuts no argument and no activation."""
+        used = {axis for each in self.parameters for axis in each.dims} | {a for each in self.inputs for a in each}
+        used |= {axis for statement in self.plan.activations for axis in statement.axes}
+        return [
+            Remark(
+                _PASS,
+                RemarkKind.WARNING,
+                f'axis "{axis}" of the mesh cuts nothing: its {size} ranks compute the same; say what it shards',
+                span=self.plan.mesh.span_of(axis),
+            )
+            for axis, size in self.plan.mesh.axes
+            if size > 1 and axis not in used
+        ]
+
+    def _why_no_parameter(self, statement: ShardParameters) -> str:
+        if self._cut(statement):
+            return ""
+        if any(s is statement for each in self.parameters for s in each.decided_by):
+            return f"what it matches has no {statement.layout} and stays whole"
+        matched = [each for each in self.parameters if any(matches(statement, name) for name in each.names)]
+        lines = sorted({s.span.line for each in matched for s in each.decided_by if s.span})
+        places = f" (line {', '.join(map(str, lines))})" if lines else ""
+        return f"later statements decide for everything that it matches{places}"
+
+    def _cut(self, statement: ShardParameters) -> list[str]:
+        """The parameters that a statement decided and cut."""
+        return [each.name for each in self.parameters if each.dims and any(s is statement for s in each.decided_by)]
+
+    def _size(self, axis: str) -> int:
+        return dict(self.plan.mesh.axes)[axis]
+
+
+def _one_rank(axes: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{axis}"' for axis in axes)
+    return f"axis {names} has one rank" if len(axes) == 1 else f"each of the axes {names} has one rank"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(f'"{name}"' for name in names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
