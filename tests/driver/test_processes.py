@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("train_script.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
-def run(mesh: str, *launcher: str) -> dict[str, Any]:
-    """What the script prints."""
+def run(mesh: str, *launcher: str, script: Path = SCRIPT) -> dict[str, Any]:
+    """What a script prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), mesh], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, *launcher, str(script), mesh], capture_output=True, text=True, check=False, env=environment
     )
     assert found.returncode == 0, found.stderr
     report: dict[str, Any] = json.loads(found.stdout)
@@ -30,7 +31,7 @@ def run(mesh: str, *launcher: str) -> dict[str, Any]:
 )
 def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks: int) -> None:
     threads = run(mesh)
-    processes = run(mesh, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    processes = run(mesh, *TORCHRUN, str(ranks))
     assert threads["class"] == pytest.approx(threads["plain"], rel=1e-9)
     assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
     assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
@@ -42,3 +43,11 @@ def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks
     assert threads["shapes"] == [[51, 8], [12, 8], [12], [8, 12], [8]]
     assert processes["shapes"] == [[26, 8], [6, 8], [6], [8, 6], [8]]
     assert processes["refused"] == ["E0120", "E0603", "E0604"]
+
+
+def test_processes_drop_what_threads_drop_and_refuse_different_seeds() -> None:
+    script = SCRIPT.with_name("dropout_script.py")
+    threads, processes = run("", script=script), run("", *TORCHRUN, "2", script=script)
+    assert processes["losses"] == pytest.approx(threads["losses"], rel=1e-12, abs=0)
+    assert len(set(threads["losses"])) == 3 and threads["step"] == processes["step"] == 3
+    assert (threads["code"], processes["code"]) == ("", "E0609")

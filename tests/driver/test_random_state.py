@@ -1,4 +1,4 @@
-"""A compiled model draws from torch's seed and a step of its own: alike under every plan, otherwise at every forward."""
+"""A compiled model draws from torch's seed and a step of its own: alike under every plan, anew at every forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stretto.driver.compiled_module import random_state, set_random_state
 from stretto.runtime.philox import RandomState
 from torch import Tensor, nn
 
-from .models import PLANS, PlainGPT, batch, train
+from .models import PLANS, PlainGPT, train
 
 
 class Dropping(PlainGPT):
