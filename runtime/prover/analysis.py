@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ..arguments import DTYPES
+import torch
+
+from ..arguments import DTYPES, dtype_name
 from ..mesh import RankMesh
 from ..program import Program
+from ..records import Output
 from ..shards import local_shape
 from ..validate import ENTRY
 from .collectives import Collective
 from .frame import Frame
 from .summary import Signature, Summary, entering
-from .values import Meta, Storage, TensorValue, Value
+from .values import Meta, Refuted, Storage, TensorValue, Value
 
 
 class Analysis:
@@ -25,16 +28,16 @@ class Analysis:
         self._numbers: dict[Collective, int] = {}
         self._summaries: dict[tuple[str, Signature], Summary] = {}
 
-    def program(self, program: Program) -> Summary:
-        """The summary of a sound program's main; raises Refuted."""
+    def program(self, program: Program) -> tuple[Summary, Refuted | None]:
+        """The summary of a sound program's main, and what is wrong with the shape of a result; raises Refuted."""
         main = program.functions[ENTRY]
         frame = self._main(program)
         split = len(main.code) if main.backward_at is None else main.backward_at
         frame.run(0, split)
-        frame.hold(each.slot for each in program.outputs if each.kind != "gradient")
+        early = _take(frame, [each for each in program.outputs if each.kind != "gradient"])
         frame.run(split, len(main.code))
-        frame.hold(each.slot for each in program.outputs if each.kind == "gradient")
-        return frame.summary(())
+        late = _take(frame, [each for each in program.outputs if each.kind == "gradient"])
+        return frame.summary(()), early or late
 
     def input_bytes(self, program: Program) -> int:
         """What a rank's inputs take, tangents included."""
@@ -100,6 +103,25 @@ class _Bodies:
             parts = [name, json.dumps(function.to_json(), sort_keys=True), *(self._text(callee) for callee in callees)]
             self._texts[name] = json.dumps(parts)
         return self._texts[name]
+
+
+def _take(frame: Frame, outputs: Sequence[Output]) -> Refuted | None:
+    """Keep results to the end; the first that is not as the program says. Raises Refuted for a future."""
+    frame.hold(each.slot for each in outputs)
+    for each in outputs:
+        value = frame.slots[each.slot]
+        wanted = (local_shape(each.shape, each.shards), DTYPES[each.dtype])
+        if isinstance(value, TensorValue) and (value.meta.shape, value.meta.dtype) != wanted:
+            found, said = _tensor(value.meta.shape, value.meta.dtype), _tensor(*wanted)
+            return Refuted(
+                "E0716", f"{each.kind} '{each.name}' is {found} on a rank, but the program says {said}",
+                value.storage.made,
+            )  # fmt: skip
+    return None
+
+
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{dtype_name(dtype)} {list(shape)}"
 
 
 def _inputs(program: Program) -> list[TensorValue]:

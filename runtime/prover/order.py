@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 
 from .collectives import Collective
 from .groups import Groups
@@ -44,5 +45,27 @@ def first_difference(
                 shared = min(len(mine), len(theirs))
                 at = next((at for at in range(shared) if mine[at] != theirs[at]), shared)
                 return (members[0], rank), at
+            alike.add(pair)
+    return None
+
+
+def first_exchange(
+    groups: Groups, class_of: Sequence[int], named: Callable[[int], Sequence[Hashable]]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Two ranks of one group that start the same collectives in another order, as their identities tell.
+
+    `named(rank)` identifies the rank's collectives of the group, in order. Then the position where the two first
+    differ, and the position at which the second rank starts what the first starts there; None when there are none.
+    """
+    alike: set[tuple[int, int]] = set()
+    for members in groups.first_of_each_kind():
+        for rank in members[1:]:
+            pair = (class_of[members[0]], class_of[rank])
+            if pair[0] == pair[1] or pair in alike:
+                continue
+            mine, theirs = named(members[0]), named(rank)
+            if mine != theirs and Counter(mine) == Counter(theirs):
+                at = next(at for at, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other)
+                return (members[0], rank), (at, at + list(theirs[at:]).index(mine[at]))
             alike.add(pair)
     return None

@@ -2,13 +2,15 @@
 
 Proved, in this order: slots are set, read and freed in order (`slots.py`); every future is waited on exactly once, and
 what it reads is left alone until then (`frame.py`); all ranks of a group see the same collectives in the same order
-(`order.py`); happens-before over all ranks has no cycle (`deadlock.py`); memory stays under the cap (`frame.py`).
+(`order.py`), and the same values in each (`origins.py`); happens-before over all ranks has no cycle (`deadlock.py`);
+results have the shapes that the program says; memory stays under the cap (`frame.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +19,8 @@ from ..program import Program
 from .analysis import Analysis
 from .deadlock import find_cycle
 from .groups import Groups, Ranks, groups_over
-from .order import Sequences, first_difference
+from .order import Sequences, first_difference, first_exchange
+from .origins import Origins
 from .slots import check_slots
 from .summary import Summary
 from .values import Path, Refuted
@@ -48,14 +51,17 @@ def prove_ranks(classes: Sequence[RankClass], *, memory_cap_bytes: int | None = 
     mesh = classes[0].program.mesh
     analysis = Analysis(mesh)
     summaries: list[Summary] = []
+    wrong: list[Counterexample] = []
     for each in classes:
         try:
             check_slots(each.program)
-            summaries.append(analysis.program(each.program.validated))
+            summary, result = analysis.program(each.program.validated)
         except Refuted as refuted:
             return Verdict(_counterexample(refuted, each))
+        summaries.append(summary)
+        wrong += [_counterexample(result, each)] if result else []
     proof = _Proof(classes, class_of, analysis, summaries)
-    found = proof.order() or proof.cycle()
+    found = proof.order() or proof.cycle() or next(iter(wrong), None)
     peaks = tuple(proof.peak(number) for number in range(len(classes)))
     if found is None and memory_cap_bytes is not None:
         found = proof.over(peaks, memory_cap_bytes)
@@ -73,6 +79,8 @@ class _Proof:
         self.analysis = analysis
         self.summaries = summaries
         self.sequences = [Sequences(each.collectives, analysis.collectives) for each in summaries]
+        self._origins: dict[int, Origins] = {}
+        self._named: dict[tuple[int, tuple[str, ...]], tuple[tuple[str, ...], ...]] = {}
         axes = sorted({axes for each in self.sequences for axes in each.axes})
         self.groups: list[Groups] = [groups_over(analysis.mesh, each, class_of) for each in axes]
 
@@ -82,6 +90,10 @@ class _Proof:
             different = first_difference(groups, self.class_of.tolist(), self.sequences)
             if different is not None:
                 return self._differ(groups, *different)
+        for groups in self.groups:
+            exchange = first_exchange(groups, self.class_of.tolist(), partial(self._identities, groups))
+            if exchange is not None:
+                return self._exchanged(groups, *exchange)
         return None
 
     def cycle(self) -> Counterexample | None:
@@ -150,6 +162,25 @@ class _Proof:
         places = (self._start(ranks[has], positions[has][at]), self._end(ranks[lacks], positions[lacks]))
         message = f"collective {at} of {group} is never started by rank {ranks[lacks]}"
         return Counterexample("E0711", message, places, (note,))
+
+    def _identities(self, groups: Groups, rank: int) -> tuple[tuple[str, ...], ...]:
+        """What tells the collectives of a rank in a group apart, beside their shapes."""
+        number = int(self.class_of[rank])
+        if (number, groups.axes) not in self._named:
+            program, summary = self.classes[number].program, self.summaries[number]
+            origins = self._origins.setdefault(number, Origins(program))
+            positions = self.sequences[number].positions(groups.axes)
+            self._named[number, groups.axes] = tuple(origins.of(summary.path(at)) for at in positions)
+        return self._named[number, groups.axes]
+
+    def _exchanged(self, groups: Groups, ranks: tuple[int, int], at: tuple[int, int]) -> Counterexample:
+        positions = [self.sequences[int(self.class_of[rank])].positions(groups.axes) for rank in ranks]
+        message = (
+            f"rank {ranks[0]} starts as collective {at[0]} of the group over {', '.join(groups.axes)} what rank "
+            f"{ranks[1]} starts as collective {at[1]}: they fit together, but each gets a mixture of the two"
+        )
+        places = tuple(self._start(rank, each[n]) for rank, each, n in zip(ranks, positions, at, strict=True))
+        return Counterexample("E0717", message, places, help="start them in one order on all ranks")
 
     def _first_other_source(self, ranks: tuple[int, int], positions: Sequence[Sequence[int]]) -> int | None:
         """Where two sequences that are equal as far as both go first come from other source lines; None if nowhere."""

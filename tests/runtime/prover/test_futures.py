@@ -78,6 +78,9 @@ def test_a_wait_hidden_behind_an_op_is_safe() -> None:
                     wait(1, 2), shape=(4, 3), result=2),
             "E0714", main(0), id="a dim that the group does not divide",
         ),
+        pytest.param(
+            program(step("aten.sum.default", S(0), out=[1]), result=1), "E0716", main(0), id="a result of another shape"
+        ),
     ],
 )  # fmt: skip
 def test_a_defect_is_found_and_named(one: Program, code: str, places: list[Spot]) -> None:

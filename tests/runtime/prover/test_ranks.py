@@ -68,6 +68,17 @@ def test_collectives_swapped_on_one_rank_are_found() -> None:
     assert places(verdict) == [((0,), "main", 0), ((1,), "main", 0)]
 
 
+def test_collectives_swapped_on_one_rank_are_found_even_where_their_shapes_fit() -> None:
+    both = (relu(0, 1), step("aten.neg.default", S(0), out=[2]))
+    waits = (wait(3, 5), wait(4, 6), step("aten.sub.Tensor", S(5), S(6), out=[7]))
+    plain = program(*both, reduce(1, 3), reduce(2, 4), *waits, result=7)
+    swapped = program(*both, reduce(2, 4), reduce(1, 3), *waits, result=7)
+    verdict = on_two(plain, swapped)
+    assert verdict.counterexample is not None and verdict.counterexample.code == "E0717"
+    assert places(verdict) == [((0,), "main", 2), ((1,), "main", 3)]
+    assert on_two(plain, replace(plain, ir="other text")).safe
+
+
 def test_a_collective_missing_on_one_rank_is_found() -> None:
     twice = program(reduce(0, 1), wait(1, 2), reduce(2, 3), wait(3, 4), result=4)
     verdict = on_two(twice, reduced())
