@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import __version__
 from .diagnostics import StrettoError
+from .driver.commands import bisect, explain, opt, passes, run, verify
 from .driver.commands import compile as compile_
-from .driver.commands import explain, opt, passes, run, verify
 from .driver.commands.outcome import Command
 
 _INTERRUPTED = 130
@@ -33,6 +33,7 @@ _COMMANDS: dict[str, Command] = {
     "opt": opt,
     "passes": passes,
     "verify": verify,
+    "bisect": bisect,
 }
 
 

@@ -159,12 +159,24 @@ def _others(statuses: Statuses, starts: Sequence[Node], wrong: Sequence[Node]) -
     """Other places where values go wrong; what the first one reads of unknown values, and what else its line makes."""
     first = starts[0]
     feeding = _unknown_before(statuses, first)
+    tainted = _tainted(statuses, first)
     for node in statuses.slice:
         if node is first:
             continue
         same_line = node in wrong and node.step.origin == first.step.origin and node.path > first.path
-        if node in starts or same_line or node.path in feeding:
+        is_start = node in starts and node.path not in tainted
+        if is_start or same_line or node.path in feeding:
             yield _started(statuses.trace, node)
+
+
+def _tainted(statuses: Statuses, first: Node) -> set[Path]:
+    """What reads a value of a node, or of another that does."""
+    values, found = set(first.results), set[Path]()
+    for node in statuses.slice:
+        if values.intersection(statuses.operands(node)):
+            values.update(node.results)
+            found.add(node.path)
+    return found
 
 
 def _unknown_before(statuses: Statuses, node: Node) -> set[Path]:

@@ -13,6 +13,8 @@ from .text_files import make_folder, write_text
 
 PIPELINE = "pipeline.txt"
 """The passes, one a line; all of it is a pipeline too."""
+CAPTURED = "00-captured.mlir"
+"""The module before the first pass."""
 _MODULES = "[0-9][0-9]-*.mlir"
 
 

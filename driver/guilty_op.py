@@ -51,7 +51,7 @@ class GuiltyOp:
     others: tuple[Place, ...] = ()
     """Operations that may be guilty in its stead; empty where it alone can be."""
     lost: Place | None = None
-    """The first operation of the module before whose value is nowhere in the module after."""
+    """The first operation of the module before whose value is nowhere after; None where `why` says all."""
 
     def to_json(self) -> dict[str, Json]:
         operands: Json = [{"type": o.type, "made_by": o.made_by, "status": str(o.status)} for o in self.operands]
@@ -179,6 +179,8 @@ def _compared(before: _Side, after: _Side, tolerance: float, wrong: Sequence[int
     statuses = Statuses(after.trace, known[0], frozenset(results[1][i] for i in numbers))
     missing = Statuses(before.trace, known[1], frozenset(results[0][i] for i in numbers))
     found, gone = _followed(before, after, suspects(statuses), numbers, tolerance), suspects(missing)
+    if found.first is not None and _is_altered(before, after, found.first, tolerance):
+        found, gone = Suspects(found.first), Suspects(None)
     lost = None if gone.first is None else before.place(gone.first)
     return after.guilty(statuses, found, list(_why(before, after, found, numbers, tolerance)), lost)
 
@@ -212,6 +214,17 @@ def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float) -
     """Whether two values are known to differ."""
     prints = before.prints.get(old), after.prints.get(new)
     return prints[0] is not None and prints[1] is not None and not prints[0].matches(prints[1], tolerance)
+
+
+def _is_altered(before: _Side, after: _Side, node: Node, tolerance: float) -> bool:
+    """Whether the operation was there before, read the same, and differs in its constants alone."""
+    twin = before.twin(after, node)
+    if twin is None or len(twin.operands) != len(node.operands):
+        return False
+    pairs = zip(twin.operands, node.operands, strict=True)
+    return twin.constants != node.constants and not any(
+        _unlike(before.trace, old, after.trace, new, tolerance) for old, new in pairs
+    )
 
 
 def _why(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tolerance: float) -> Iterator[str]:

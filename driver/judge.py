@@ -5,13 +5,14 @@ All ranks run in this process, in float64, on random inputs, with NaN in padding
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ..diagnostics import Span, StrettoError
-from ..ir.interpreter import Comparison, IntegerRange, Stuck, compare, infer_ranges
+from ..ir.interpreter import Comparison, IntegerRange, Stuck, compare, infer_ranges, integer_arguments
 from ..ir.interpreter import Verdict as Judged
 from ..ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLICAS, DeadlockError
 from ..ir.module import Module
@@ -20,6 +21,8 @@ from ..passes.manager import PassFailure, PassManager, Step, Verification, step_
 
 _ITSELF = "(as given)"
 """In place of a pass: the module compared with itself, so that what cannot be run is not laid to a pass."""
+_DUMP = "see current operation: "
+"""In the lines of MLIR's verification that hold an operation's whole text."""
 _NOT_THE_PASS = (MEMORY, NO_RANGE)
 """What comparing wants, and the caller can give."""
 
@@ -51,6 +54,12 @@ class Terms:
     """Of all ranks together; None: half of the machine's memory."""
     ranges: Mapping[str, IntegerRange] = field(default_factory=dict)
     """By name, of integer inputs of which the module does not tell."""
+
+
+def terms_of(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tuple[str, int, int]]) -> Terms:
+    """What the command line says; ranges are (name, low, high)."""
+    by_name = {name: IntegerRange(high, low=low) for name, low, high in ranges}
+    return Terms(seed, memory_cap_bytes=memory_cap_bytes, ranges=by_name)
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,10 @@ class Judge:
         self.module = module
         self.terms = terms
         self.before = _copy(module)
-        self.ranges = {**infer_ranges(self.before), **terms.ranges}
+        _check_names(self.before, terms.ranges)
+        told = infer_ranges(self.before)
+        given = {name: replace(each, ignored=told.get(name, each).ignored) for name, each in terms.ranges.items()}
+        self.ranges = {**told, **given}
 
     def check_runs(self) -> None:
         """Raise what the interpreter has against the module as given."""
@@ -161,6 +173,16 @@ class Judge:
         return _verdict(name, found)
 
 
+def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:
+    """E0662 for a range of what is no integer input."""
+    known = integer_arguments(module)
+    for name in ranges:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f'did you mean "{near[0]}"?' if near else f"integer inputs: {', '.join(known) or 'none'}"
+            raise StrettoError("E0662", f'a range is given for "{name}", which is no integer input', help=hint)
+
+
 def _verdict(name: str, found: Comparison) -> PassVerdict:
     differ = tuple(
         ResultError(number, each.name, each.error)
@@ -183,7 +205,7 @@ def _kind(error: StrettoError) -> Breakage:
 
 def _refusal(name: str, breakage: Breakage, error: StrettoError) -> PassVerdict:
     stuck = error.stuck if isinstance(error, DeadlockError) else ()
-    lines = tuple(error.render().splitlines())
+    lines = tuple(line for line in error.render().splitlines() if _DUMP not in line)
     return PassVerdict(name, breakage, math.inf, 0, (), lines, error.code, error.span, stuck)
 
 

@@ -10,7 +10,7 @@ from ..ir.locations import Origin, from_location
 from ..ir.module import Module, terminator
 from ..ir.source_text import without_locations
 from ..runtime.arguments import Json
-
+from .console import place_text
 
 UNNAMED = "-"
 """The file that MLIR gives to what it reads without a location: the module's own text, not the model's."""
@@ -29,7 +29,10 @@ class Place:
     """That line without its location."""
 
     def __str__(self) -> str:
-        return f'"{self.op}" ({self.origin})'
+        origin = self.origin
+        parts = (place_text(origin.file, origin.line), origin.module_path, "backward" if origin.backward else "")
+        where = ", ".join(part for part in parts if part)
+        return f'"{self.op}"' + (f" ({where})" if where else f" in @{self.function}")
 
     def to_json(self) -> dict[str, Json]:
         origin = self.origin

@@ -11,20 +11,18 @@ from dataclasses import dataclass
 
 from ..ir.source_text import read_module
 from ..passes.manager import single, step_name
-from ..passes.pipeline import parse_pipeline
 from ..runtime.arguments import Json
 from .console import progress, say, table
 from .failures import ir_of_failures
 from .judge import Judge, PassVerdict, Terms
-from .text_files import read_text
+from .module_source import Source
 
 
 @dataclass(frozen=True)
 class PassesJob:
     """What the command line asks for."""
 
-    file: str
-    pipeline: str
+    source: Source
     terms: Terms = Terms()
 
 
@@ -51,9 +49,8 @@ def verify_passes(job: PassesJob) -> PassesReport:
     Errors: those of `optimize` (`opt.py`), E0655 where the interpreter would need more memory than the cap, and those
     with which it refuses the module as given.
     """
-    steps = list(single(parse_pipeline(job.pipeline)))
-    text, name = read_text(job.file)
-    module = read_module(text, name)
+    steps = list(single(job.source.steps()))
+    module = read_module(job.source.text, job.source.name)
     judge = Judge(module, job.terms)
     verdicts: list[PassVerdict] = []
     with progress(len(steps) + 1) as bar, ir_of_failures() as keep:

@@ -18,12 +18,33 @@ def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also
     parser.add_argument("-p", "--pipeline", required=required, metavar="PIPELINE", help=_PIPELINE + also)
 
 
+def add_terms(parser: argparse.ArgumentParser, memory: str) -> None:
+    """`--seed`, `--range` and `--memory-cap`: how modules are compared."""
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs; default: 0")
+    parser.add_argument(
+        "--range", action="append", default=[], type=integer_range, metavar="NAME=LO:HI", dest="ranges",
+        help="the integers from LO up to but without HI for an input of which the module does not tell",
+    )  # fmt: skip
+    parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
+
+
+def integer_range(text: str) -> tuple[str, int, int]:
+    """A name, and integers [low, high)."""
+    match = re.fullmatch(r"(?P<name>.+)=(?P<low>-?\d+):(?P<high>-?\d+)", text)
+    if match is None or int(match["low"]) >= int(match["high"]):
+        raise argparse.ArgumentTypeError(f'"{text}" is no range of an input, such as tokens=0:1000')
+    return match["name"], int(match["low"]), int(match["high"])
+
+
 def positive(text: str) -> int:
     """An integer of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+MEMORY_CAP = "what all ranks of the interpreter may take together; default: half of the machine's memory"
 
 
 def size(text: str) -> int:

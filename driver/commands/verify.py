@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import add_json, add_pipeline, size
+from .arguments import MEMORY_CAP, add_json, add_pipeline, add_terms
 from .outcome import Outcome, require_compiler
 
 HELP = "prove a program's order, or compare values before and after passes"
@@ -15,14 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
     add_pipeline(parser, required=False)
-    parser.add_argument(
-        "--memory-cap",
-        type=size,
-        metavar="SIZE",
-        help="what a rank of the program may take, such as 80GiB; with -p what all ranks of the interpreter may take "
-        "(default: half of the machine's memory)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="with -p: of the random inputs; default: 0")
+    add_terms(parser, f"what a rank of the program may take, such as 80GiB; with -p {MEMORY_CAP}")
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -45,9 +38,10 @@ def _passes(given: argparse.Namespace) -> Outcome:
     if os.path.isdir(given.path):
         given.usage_error("-p is for a module's file; a program folder is proved without it")
     require_compiler()
-    from ..judge import Terms
+    from ..judge import terms_of
+    from ..module_source import read_source
     from ..verify_passes import PassesJob, show_passes, verify_passes
 
-    terms = Terms(given.seed, memory_cap_bytes=given.memory_cap)
-    report = verify_passes(PassesJob(given.path, given.pipeline, terms))
+    source = read_source(given.path, given.pipeline)
+    report = verify_passes(PassesJob(source, terms_of(given.seed, given.memory_cap, given.ranges)))
     return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)

@@ -12,7 +12,7 @@ from .integer_ranges import IntegerRange
 from .memory import Estimate
 from .padding import Padding
 from .precision import Floats
-from .random_inputs import infer_ranges, random_inputs
+from .random_inputs import infer_ranges, integer_arguments, random_inputs
 from .running import estimate, run, run_ranks
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "estimate",
     "infer_ranges",
+    "integer_arguments",
     "random_inputs",
     "run",
     "run_ranks",

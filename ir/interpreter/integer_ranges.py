@@ -25,15 +25,17 @@ _CONSTANT_COMPARISONS = ("aten.ne.Scalar", "aten.eq.Scalar")
 
 @dataclass(frozen=True)
 class IntegerRange:
-    """Values in [0, high), and the value that marks what is to be ignored, if there is one."""
+    """Values in [low, high), and the value that marks what is to be ignored, if there is one."""
 
     high: int | None = None
     ignored: int | None = None
+    low: int = 0
 
     def narrowed(self, other: IntegerRange) -> IntegerRange:
         """What satisfies both."""
         highs = [h for h in (self.high, other.high) if h is not None]
-        return IntegerRange(min(highs, default=None), self.ignored if other.ignored is None else other.ignored)
+        ignored = self.ignored if other.ignored is None else other.ignored
+        return IntegerRange(min(highs, default=None), ignored, max(self.low, other.low))
 
 
 def integer_ranges(code: Code) -> dict[int, IntegerRange]:

@@ -23,6 +23,13 @@ def infer_ranges(*modules: Module) -> dict[str, IntegerRange]:
     return ranges_of(*(decode(m) for m in modules))
 
 
+def integer_arguments(module: Module) -> list[str]:
+    """The names of the integer inputs of `main`."""
+    code = decode(module)
+    pairs = enumerate(zip(code.argument_types(), code.main.argument_records, strict=True))
+    return [argument_name(record, i) for i, (type_, record) in pairs if _is_integer(type_.dtype)]
+
+
 def random_inputs(
     module: Module,
     seed: int,
@@ -71,6 +78,10 @@ def argument_name(record: Record, index: int) -> str:
     return str(record.get("name") or f"argument {index}")
 
 
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and dtype is not torch.bool
+
+
 def _floating(record: Record, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     normal = torch.randn(shape, generator=random, dtype=torch.float64)
     if record.get("kind") == "input":
@@ -89,9 +100,10 @@ def _integers(
         raise InterpreterError(
             NO_RANGE,
             f'nothing in the module says which integers input "{name}" may hold',
-            help=f'give its range: ranges={{"{name}": IntegerRange(high=...)}}, or its value',
+            help=f'give its range: ranges={{"{name}": IntegerRange(high=...)}}, or its value; on the command line '
+            f"--range {name}=0:HIGH, up to but without HIGH",
         )
-    drawn = torch.randint(0, range_.high, shape, generator=random, dtype=dtype)
+    drawn = torch.randint(range_.low, range_.high, shape, generator=random, dtype=dtype)
     if range_.ignored is not None:
         share = torch.rand(shape, generator=random)
         drawn = drawn.masked_fill(

@@ -48,6 +48,7 @@ def run_ranks(
     floats: Floats = Floats.AS_IS,
     padding: Padding = Padding.NAN,
     max_bytes: int | None = None,
+    observer: Observer | None = None,
 ) -> list[Tensor]:
     """As `run`, with a module of its own for each rank, all of one mesh and with the same arguments and results.
 
@@ -57,7 +58,7 @@ def run_ranks(
     codes = [decoded[id(m)] for m in modules]
     _check_together(codes)
     memory.check(codes[0], floats, max_bytes)
-    return _run(codes, inputs, floats, padding)
+    return _run(codes, inputs, floats, padding, observer)
 
 
 def estimate(module: Module, floats: Floats = Floats.AS_IS) -> memory.Estimate:

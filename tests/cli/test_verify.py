@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from stretto.passes import registry
 
 from ..runtime.prover.programs import program as program_of
 from ..runtime.prover.programs import reduce, relu, wait
 from .conftest import Command
+from .faulty import MODULE, register
 
-MODULE = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
-func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>) {
-  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
-  %1 = "aten.neg_default"(%0) : (tensor<4xf32>) -> tensor<4xf32>
-  return %1 : tensor<4xf32>
-}
-}
-"""
 SAFE = "canonicalize,cse,start-collectives"
 
-FAULTY = '''"""Do what no pass may do."""
-from dataclasses import dataclass
-from typing import ClassVar
-
-from stretto.ir.attributes import to_attribute
-from stretto.ir.module import operations, terminator
-from stretto.passes.base import Pass, Report
-
-
-@dataclass(frozen=True)
-class Faulty(Pass):
-    name: ClassVar[str] = "do-harm"
-    reduce: str = "min"
-    """The reduction to write into every collective."""
-    axes: str = "tp"
-    """The axis to write into every collective."""
-
-    def run(self, module):
-        for op in operations(module.functions()["main"]):
-            if op.operation.name == "comm.all_reduce":
-                op.attributes["reduce"] = to_attribute(self.reduce)
-                op.attributes["axes"] = to_attribute([self.axes])
-        return Report(1)
-'''
+INTEGERS = """func.func @main(%x: tensor<4xi64> {aten.argument = {kind = "input", name = "ids"}}) -> tensor<4xi64> {
+  %0 = "aten.neg_default"(%x) : (tensor<4xi64>) -> tensor<4xi64>
+  return %0 : tensor<4xi64>
+}
+"""
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module, and a pass `do-harm` beside it."""
-    (tmp_path / "faulty_of_a_test.py").write_text(FAULTY)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_others", lambda: {"do-harm": "faulty_of_a_test:Faulty"})
-    monkeypatch.delitem(sys.modules, "faulty_of_a_test", raising=False)
+    register(tmp_path, monkeypatch)
     file = tmp_path / "module.mlir"
     file.write_text(MODULE)
     return file
@@ -136,6 +105,16 @@ def test_a_module_that_cannot_be_run_is_not_laid_to_a_pass(stretto: Command, mod
     module.write_text("func.func @main() { %0 = llvm.mlir.constant(1 : i32) : i32 return }")
     done = stretto("verify", module, "-p", SAFE)
     assert (done.code, done.out) == (1, "") and "error[E0652]" in done.err and "Traceback" not in done.err
+
+
+def test_an_integer_input_of_which_nothing_tells_needs_a_range(stretto: Command, module: Path) -> None:
+    module.write_text(INTEGERS)
+    done = stretto("verify", module, "-p", "cse")
+    assert (done.code, done.out) == (1, "") and "error[E0661]" in done.err and "--range ids=0:HIGH" in done.err
+    assert stretto("verify", module, "-p", "cse", "--range", "ids=2:9").code == 0
+    wrong = stretto("verify", module, "-p", "cse", "--range", "idz=2:9")
+    assert (wrong.code, wrong.out) == (1, "") and "error[E0662]" in wrong.err and 'did you mean "ids"' in wrong.err
+    assert stretto("verify", module, "-p", "cse", "--range", "ids=9:2").code == 2
 
 
 def test_wrong_usage_exits_with_2(stretto: Command, module: Path, program: Path) -> None:
