@@ -80,7 +80,8 @@ def dtype_from_text(text: str) -> torch.dtype:
     return _FROM_TEXT[text]
 
 
-def _axis_text(placement: AxisPlacement) -> str:
+def axis_text(placement: AxisPlacement) -> str:
+    """A placement on one axis as types spell it: "shard(0)"."""
     match placement:
         case Shard(dim):
             return f"shard({dim})"
@@ -102,7 +103,7 @@ def to_mlir(tensor: TensorType) -> Type:
     """The MLIR type."""
     ctx = context()
     element = mlir.Type.parse(dtype_text(tensor.dtype), ctx)
-    entries = [f'{axis} = "{_axis_text(p)}"' for axis, p in tensor.placement]
+    entries = [f'{axis} = "{axis_text(p)}"' for axis, p in tensor.placement]
     if tensor.extents is not None:
         entries.insert(0, f"extents = array<i64: {', '.join(map(str, tensor.extents))}>")
     encoding = mlir.Attribute.parse(f"{{{', '.join(entries)}}}", ctx) if entries else None

@@ -19,8 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ir.attributes import from_attribute
 from ..ir.bindings import Operation, Type, Value, mlir
+from ..ir.comm import COLLECTIVES
 from ..ir.dialects import context
+from ..ir.locations import from_location
 from ..ir.module import (
     Level,
     Module,
@@ -38,7 +41,7 @@ from ..ir.module import (
 from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
 from ..ir.placement import Mesh, Placement, Shard, is_even
 from ..ir.types import TensorType, from_mlir, is_tensor, to_mlir
-from .base import Pass, Report
+from .base import Pass, Remark, RemarkKind, Report
 from .sharding.described import metas, rules_of
 from .sharding.localize import with_local_sizes
 from .sharding.rules import Row
@@ -47,6 +50,8 @@ from .spmd.drawing import RANDOM, draw
 from .spmd.emitter import Emitter, local_type
 from .spmd.reshard import Resharder
 from .spmd.shards import Shards
+from .start_collectives import described
+from .tally import Tally
 
 _LOWERINGS = {**vocabulary.LOWERINGS, **batch_norm.LOWERINGS}
 
@@ -64,7 +69,22 @@ class PartitionTensors(Pass):
         for function in module.functions().values():
             count += _Partitioner(function, made).rewrite()
         module.become(made)
-        return Report(rewritten=count)
+        return Report(count, _communication(module))
+
+
+def _communication(module: Module) -> tuple[Remark, ...]:
+    """The collectives that cut tensors need, and the dims whose padding is masked."""
+    tally = Tally(PartitionTensors.name)
+    for function in module.functions().values():
+        for op in operations(function):
+            name = op.operation.name
+            if name in COLLECTIVES:
+                tally.applied(described(op), from_location(op.location))
+            elif name == "comm.mask":
+                axes = ", ".join(from_attribute(op.attributes["axes"]))
+                message = f"padding masked: {axes} does not divide a dim that is added up"
+                tally.add(RemarkKind.NOTE, message, from_location(op.location))
+    return tally.remarks()
 
 
 class _Partitioner:

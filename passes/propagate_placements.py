@@ -38,13 +38,15 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
-from ..ir.placement import Mesh, Partial, Placement, Reduce
-from ..ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
+from ..ir.placement import Mesh, Partial, Placement, Reduce, Shard
+from ..ir.types import TensorType, axis_text, element_bytes, from_mlir, is_tensor, to_mlir
 from .base import Pass, Remark, RemarkKind, Report
 from .sharding.choice import Operand, Output, cheapest_source, choose
 from .sharding.described import rules_of
 from .sharding.policy import Policy
 from .sharding.view_rules import TABLE as VIEWS
+from .statements import activations_key
+from .tally import Tally
 
 _FOLLOWS_WEIGHT = ("t.", "transpose.", "permute.", "view.", "reshape.", "_to_copy.", "expand.", "detach.", "alias.")
 _OWNERS = {"gradient": "parameter", "buffer": "buffer"}
@@ -91,7 +93,7 @@ class PropagatePlacements(Pass):
         weights = tuple(record.get("kind") == "parameter" for record in argument_records(main))
         state.specialise(_Signature("main", placements, weights))
         module.become(made)
-        return Report(rewritten=state.moved, remarks=tuple(state.remarks))
+        return Report(state.moved, (*state.remarks, *state.moves.remarks()), state.effects())
 
 
 @dataclass
@@ -107,6 +109,30 @@ class _State:
     remarks: list[Remark] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     moved: int = 0
+    moves: Tally = field(default_factory=lambda: Tally(PropagatePlacements.name))
+    scattered: set[str] = field(default_factory=set)
+    """The axes over which sums were scattered because the plan shards activations there."""
+
+    def count_move(self, type_: TensorType, source: Placement, target: Placement, loc: Location) -> None:
+        """Count a value that is brought from one placement to another."""
+        self.moved += 1
+        wanted = self.policy.scatter_dims(type_)
+        for axis, _ in self.new.mesh:
+            ours, theirs = source.on(axis), target.on(axis)
+            if ours != theirs:
+                change = f"{axis_text(ours)} to {axis_text(theirs)} over {axis}"
+                self.moves.applied(change, from_location(loc))
+            if isinstance(ours, Partial) and isinstance(theirs, Shard) and (axis, theirs.dim) in wanted:
+                self.scattered.add(axis)
+
+    def effects(self) -> dict[str, str]:
+        """By key of the statements about activations: why nothing was cut; empty where something was."""
+        leading = ", ".join(str(extent) for extent in self.policy.leading)
+        why = f"no sum of shape ({leading}, ...) is left to reduce over {{axis}}, and only such sums are scattered"
+        return {
+            activations_key(axis): "" if axis in self.scattered else why.format(axis=f'"{axis}"')
+            for axis, _ in self.policy.activations
+        }
 
     def specialise(self, signature: _Signature) -> _Specialised:
         """The copy of a function for these argument placements, made at its first use."""
@@ -281,7 +307,7 @@ class _Body:
         copy = tracked.copies[source]
         loc = _cause(copy, op) if source.partial else op.location
         [moved] = build(Call("comm.reshard", (copy,)), [type_], loc)
-        self.state.moved += 1
+        self.state.count_move(tracked.type, source, target, loc)
         if source.partial and not target.partial:
             self._commit(value, moved)
         elif not target.partial:
