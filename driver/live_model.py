@@ -26,6 +26,7 @@ from ..runtime.process_jobs import check_process
 from ..runtime.program import Program
 from ..runtime.records import Reference
 from ..runtime.reference import raised_dtype
+from .float64_kernels import InFloat64
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _float64() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Raise():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with InFloat64(), _Raise():  # type: ignore[no-untyped-call]  # torch leaves them untyped
             yield
     finally:
         torch.set_default_dtype(before)

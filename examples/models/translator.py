@@ -101,4 +101,4 @@ class Translator(nn.Module):
 def translator() -> tuple[nn.Module, dict[str, Any]]:
     """A small one with a batch of four pairs of sentences."""
     source, labels = torch.randint(0, 64, (4, 12)), torch.randint(0, 64, (4, 10))
-    return Translator(), {"source": source, "target": labels.roll(1, 1), "labels": labels}
+    return Translator(layers=1), {"source": source, "target": labels.roll(1, 1), "labels": labels}

@@ -43,11 +43,15 @@ ZOO: dict[str, Entry] = {
 }
 
 
+def target_of(name: str) -> str:
+    """What the command line calls an entry."""
+    path = EXAMPLES / ZOO[name].target
+    return f"hf:{path}" if path.suffix == ".json" else str(path)
+
+
 def compiled(name: str, plan: str, mode: Mode, after: Callable[[str, Module], None] | None = None) -> Compiled:
     """The program of an entry in float64, as `stretto compile TARGET --plan FILE --dtype float64` makes it."""
-    path = EXAMPLES / ZOO[name].target
-    text = f"hf:{path}" if path.suffix == ".json" else str(path)
-    target = load_target(text, Request(mode=mode, batch=BATCH, seq=SEQ))
+    target = load_target(target_of(name), Request(mode=mode, batch=BATCH, seq=SEQ))
     inputs = target.inputs
     if mode is Mode.INFER:
         inputs = {key: value for key, value in inputs.items() if key not in ZOO[name].labels}
