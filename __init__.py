@@ -1,7 +1,8 @@
 """Stretto: a graph compiler for parallel execution plans.
 
-`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `clip_grad_norm_` (under any
-plan), `StrettoError` (what was wrong).
+`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong);
+for training under any plan `clip_grad_norm_`, `save_checkpoint` and `load_checkpoint`, `save_weights` and
+`load_weights`, `meta_parameters`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -15,17 +16,28 @@ if TYPE_CHECKING:
     from .driver.clipping import clip_grad_norm_
     from .driver.compiled_module import program_of
     from .driver.decorator import compile
+    from .driver.state.checkpoints import load_checkpoint, save_checkpoint
+    from .driver.state.meta import meta_parameters
+    from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "StrettoError", "__version__", "clip_grad_norm_", "compile", "program_of"]
+__all__ = [
+    "Plan", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint", "load_weights",
+    "meta_parameters", "program_of", "save_checkpoint", "save_weights",
+]  # fmt: skip
 
 _HOMES = {
     "Plan": ".dsl",
     "StrettoError": ".diagnostics",
     "clip_grad_norm_": ".driver.clipping",
     "compile": ".driver.decorator",
+    "load_checkpoint": ".driver.state.checkpoints",
+    "load_weights": ".driver.state.weights",
+    "meta_parameters": ".driver.state.meta",
     "program_of": ".driver.compiled_module",
+    "save_checkpoint": ".driver.state.checkpoints",
+    "save_weights": ".driver.state.weights",
 }
 
 

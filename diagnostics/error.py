@@ -71,7 +71,7 @@ def rendered(
         carets = "^" * max(1, span.length)
         lines.append(f"      | {' ' * (span.column - 1)}{carets} {expected}".rstrip())
     elif expected:
-        lines.append(expected)
+        lines.append(expected if expected.startswith("expected ") else f"expected: {expected}")
     for message, place in notes:
         lines.append(f"note: {message}" + (f": {place}" if place else ""))
     if help:

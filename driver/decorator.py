@@ -24,29 +24,35 @@ from .distribution import place_parameters
 from .plan_source import PlanSource, find_plan
 
 M = TypeVar("M", bound=nn.Module)
+Weights = str | Path | None
+"""Where to read a model's weights, if not from the model."""
+_WEIGHTS = "__stretto_weights__"
 _PLACES = "__stretto_places__"
 """Marks an `__init__` that places the parameters when it is the outermost one."""
 
 
 @overload
-def compile(*, plan: PlanSource) -> Callable[[type[M]], type[M]]: ...
+def compile(*, plan: PlanSource, weights: Weights = None) -> Callable[[type[M]], type[M]]: ...
 
 
 @overload
-def compile(target: type[M], /, *, plan: PlanSource) -> type[M]: ...
+def compile(target: type[M], /, *, plan: PlanSource, weights: Weights = None) -> type[M]: ...
 
 
 @overload
-def compile(target: M, /, *, plan: PlanSource) -> M: ...
+def compile(target: M, /, *, plan: PlanSource, weights: Weights = None) -> M: ...
 
 
-def compile(target: Any = None, /, *, plan: PlanSource) -> Any:
+def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None) -> Any:
     """Run a model under a plan: `@stretto.compile(plan=...)` on its class, or `stretto.compile(model, plan=...)`.
 
     Ranks are threads of this process, or the processes that torchrun started; then parameters become DTensors, right
     after the model is built (class) or here (model), so make the optimizer afterwards. A program is made at the first
     call, and again when train/eval, grad mode, trainable parameters, or the structure, shapes or dtypes of the inputs
     change. What else a forward reads, such as numbers among the model's attributes, is fixed at capture.
+
+    `weights` is a safetensors file, or a folder of them, that the model is filled from: each process reads its own part
+    alone, and parameters may be on the meta device until then (see `meta_parameters`).
 
     Raises PlanError, StrettoError E0601 for what is no model, and at calls what capture and passes raise.
 
@@ -55,15 +61,15 @@ def compile(target: Any = None, /, *, plan: PlanSource) -> Any:
     (True, ['weight', 'bias'])
     """
     if target is None:
-        return functools.partial(_compile_class, plan=plan)
+        return functools.partial(_compile_class, plan=plan, weights=weights)
     if isinstance(target, type):
-        return _compile_class(target, plan=plan)
+        return _compile_class(target, plan=plan, weights=weights)
     if isinstance(target, nn.Module):
-        return _compile_model(target, find_plan(plan))
+        return _compile_model(target, find_plan(plan), weights)
     raise _no_model(target)
 
 
-def _compile_class(cls: type[M], *, plan: PlanSource) -> type[M]:
+def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None) -> type[M]:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise _no_model(cls)
     found = find_plan(plan, _folder_of(cls))
@@ -71,13 +77,14 @@ def _compile_class(cls: type[M], *, plan: PlanSource) -> type[M]:
     type.__setattr__(cls, PLAN_ATTRIBUTE, found)
     for name, member in _additions(cls).items():
         type.__setattr__(cls, name, member)
+    type.__setattr__(cls, _WEIGHTS, weights)
     _place_after_init(cls)
     type.__setattr__(cls, "__init_subclass__", classmethod(_init_subclass_of(cls)))
     return cls
 
 
-def _compile_model(model: M, plan: Plan) -> M:
-    place_parameters(model, plan)
+def _compile_model(model: M, plan: Plan, weights: Weights) -> M:
+    place_parameters(model, plan, weights)
     return _second_face(model, plan)
 
 
@@ -152,7 +159,7 @@ def _place_after_init(cls: type[nn.Module]) -> None:
     def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         built(self, *args, **kwargs)
         if type(self).__init__ is __init__:
-            place_parameters(self, getattr(type(self), PLAN_ATTRIBUTE))
+            place_parameters(self, getattr(type(self), PLAN_ATTRIBUTE), getattr(type(self), _WEIGHTS))
 
     setattr(__init__, _PLACES, True)
     type.__setattr__(cls, "__init__", __init__)

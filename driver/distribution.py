@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,7 @@ from ..runtime.parameters import distribute_parameters
 from ..runtime.records import Shard
 from ..runtime.world import World, is_launched, join
 from .optimizers import note_replaced
+from .state.weights import load_weights
 
 
 def processes() -> int:
@@ -40,22 +42,23 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
-def place_parameters(model: nn.Module, plan: Plan) -> None:
+def place_parameters(model: nn.Module, plan: Plan, weights: str | Path | None = None) -> None:
     """Check the plan against the model's parameters, and where ranks are processes keep this one's part of them.
 
-    Parameters without values (on the meta device, or lazy) are left for later: a program takes full ones too. Raises
-    PlanError E0114 to E0117 where plan and names do not fit, E0120 where mesh and processes do not, and RunError E0354
-    where the processes hold different values.
+    Parameters without values (on the meta device, or lazy) are left for later, unless `weights` names files that fill
+    them: a program takes full ones too. Raises PlanError E0114 to E0117 where plan and names do not fit, E0120 where
+    mesh and processes do not, RunError E0354 where the processes hold different values, and what `load_weights` raises.
     """
     if any(is_lazy(each) for each in model.parameters()):
         return
     shards = parameter_shards(model, plan)
     number = processes()
-    if number == 1:
-        return
-    check_world(plan, number)
-    if not any(each.is_meta for each in model.parameters()):
-        note_replaced(distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes)))
+    if number > 1:
+        check_world(plan, number)
+        if weights is not None or not any(each.is_meta for each in model.parameters()):
+            note_replaced(distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes)))
+    if weights is not None:
+        load_weights(model, weights)
 
 
 def parameter_shards(model: nn.Module, plan: Plan) -> dict[str, tuple[Shard, ...]]:

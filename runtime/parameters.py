@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from .errors import RunError
 from .mesh import RankMesh
@@ -104,7 +105,7 @@ def distribute_parameters(
 
     Names, order, ties, `requires_grad` and attributes stay. `shards` is by any name of a parameter; what it does not
     name is replicated. Every process must hold the same full values: RunError E0354 otherwise. Parameters that are
-    DTensors already stay as they are. Returns those that were replaced, by name.
+    DTensors already stay as they are. `load_state_dict` takes full tensors as before. Returns what was replaced, by name.
     """
     names: dict[int, list[str]] = {}
     full: dict[int, nn.Parameter] = {}
@@ -118,21 +119,46 @@ def distribute_parameters(
         key: distributed(full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh)
         for key, aliases in names.items()
     }
+    fresh = {id(each) for each in made.values()}
     for part in module.modules():
         for key, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) in made:
                 part.register_parameter(key, made[id(parameter)])
+        if any(id(each) in fresh for each in part.parameters(recurse=False)):
+            part.register_load_state_dict_pre_hook(_take_parts)
     return replaced
 
 
 def distributed(parameter: Tensor, shards: Sequence[ProgramShard], world: World, mesh: RankMesh) -> nn.Parameter:
-    """The DTensor parameter of which this process holds its part of the full `parameter`."""
+    """The DTensor parameter of which this process holds its part of the full `parameter`; unfilled if that is meta."""
     with torch.no_grad():
         layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype)
-        own = cut(parameter.detach(), shards, mesh, world.rank).to(world.device)
-        made = nn.Parameter(layout.dtensor(own.clone()), parameter.requires_grad)
+        own = cut(parameter.detach(), shards, mesh, world.rank)
+        own = torch.empty_like(own, device=world.device) if own.is_meta else own.to(world.device, copy=True)
+        made = nn.Parameter(layout.dtensor(own), parameter.requires_grad)
     made.__dict__.update(parameter.__dict__)
     return made
+
+
+def own_window(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of what this process holds of a DTensor, and where in the whole it begins."""
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+
+
+def _take_parts(module: nn.Module, state: dict[str, Any], prefix: str, *unused: object) -> None:
+    """Before a module loads its state: of full tensors that are given for DTensors, take this process's parts."""
+    for name, own in module.named_parameters(recurse=False, remove_duplicate=False):
+        given = state.get(prefix + name)
+        if not (isinstance(own, DTensor) and isinstance(given, Tensor)) or isinstance(given, DTensor):
+            continue
+        if given.shape == own.shape:
+            shape, offsets = own_window(own)
+            for dim, (start, extent) in enumerate(zip(offsets, shape, strict=True)):
+                given = given.narrow(dim, min(start, given.shape[dim]), extent)
+            local = given.detach().to(own.to_local().device)
+            state[prefix + name] = DTensor.from_local(
+                local, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
+            )
 
 
 def _check_equal(parameters: Mapping[str, Tensor], world: World) -> None:

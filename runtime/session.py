@@ -6,8 +6,9 @@ step's start. Gradients are written by the ranks into views of one full tensor p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from .errors import RunError
 from .executor import Executor, Frame
 from .in_process import RankGroup
 from .interface import State, check_given, tangents_or_zero
+from .nan_watch import NanFound
 from .philox import RandomState
 from .program import Program
 from .rank_pool import RankPool
 from .records import Input, Output
 from .replicas import compare_replicas
 from .shards import cut, sharding_axes, valid_part, window
+
+T = TypeVar("T")
 
 
 class Replicas(StrEnum):
@@ -73,7 +77,7 @@ class RankThreads:
             gathered.put(rank, results)
             return frame
 
-        frames = self._pool.run(step)
+        frames = self._run(step)
         outputs, buffered = gathered.by_kind("output"), gathered.by_kind("buffer")
         names = [each.name for each in gives if each.kind == "buffer"]
         return outputs, State(dict(zip(names, buffered, strict=True)), frames)
@@ -101,7 +105,7 @@ class RankThreads:
             return [local for each, local in pairs if each.addends]
 
         left = [each for each in gives if each.addends]
-        for rank, locals_ in enumerate(self._pool.run(step)):
+        for rank, locals_ in enumerate(self._run(step)):
             for each, local in zip(left, locals_, strict=True):
                 waiting.add(each, rank, local)
         found = dict(zip([each.name for each in whole_gives], gathered.by_kind("gradient"), strict=True))
@@ -129,6 +133,22 @@ class RankThreads:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+    def _run(self, step: Callable[[int], T]) -> list[T]:
+        """`step(rank)` on every rank; of NaNs that several found, the one told is where it was made."""
+        found: dict[int, NanFound] = {}
+
+        def watched(rank: int) -> tuple[T, ...]:
+            try:
+                return (step(rank),)
+            except NanFound as error:
+                found[rank] = error
+                return ()
+
+        results = self._pool.run(watched)
+        if found:
+            raise min(sorted(found.items()), key=lambda pair: pair[1].arrived)[1]
+        return [value for result in results for value in result]
 
     def _local(self, each: Input, tensor: Tensor, rank: int) -> Tensor:
         """This rank's part; views of parameters are made once, as long as the parameter stays where it is."""

@@ -46,13 +46,19 @@ class Translation:
 
 
 def translate(
-    inputs: Sequence[Input], outputs: Sequence[Output], functions: Mapping[str, Function], locations: Sequence[Location]
+    inputs: Sequence[Input],
+    outputs: Sequence[Output],
+    functions: Mapping[str, Function],
+    locations: Sequence[Location],
+    *,
+    watched: bool = False,
 ) -> Translation:
     """Functions forward([inputs]) -> ([outputs and buffers], [saved]) and backward([saved, tangents]) -> [gradients].
 
-    Inputs, outputs and gradients are in the program's order; the program must be valid.
+    Inputs, outputs and gradients are in the program's order; the program must be valid. Where it is `watched`, a
+    global `watch(function, index, op, *results)` is called after every instruction.
     """
-    writer = _Writer(functions, locations)
+    writer = _Writer(functions, locations, watched=watched)
     for name, function in functions.items():
         if name != ENTRY:
             results = f"return [{_names(function.results)}]"
@@ -92,7 +98,7 @@ def _clear(slots: Iterable[int]) -> str:
 class _Writer:
     """Collects the text, and what its names stand for."""
 
-    def __init__(self, functions: Mapping[str, Function], locations: Sequence[Location]) -> None:
+    def __init__(self, functions: Mapping[str, Function], locations: Sequence[Location], *, watched: bool) -> None:
         self.text: list[str] = []
         self.ops: dict[str, str] = {}
         self.constants: dict[str, object] = {}
@@ -101,6 +107,7 @@ class _Writer:
         self._constant_names: dict[tuple[type, str], str] = {}
         self._callees = {name: f"f{at}" for at, name in enumerate(functions)}
         self._locations = locations
+        self._watched = watched
 
     def callee(self, name: str) -> str:
         """The Python name of a function of the program."""
@@ -120,7 +127,7 @@ class _Writer:
     def _line(self, each: Instruction, index: int, function: str) -> str:
         if each.op == "call":
             return self._call(each)
-        after = _clear(each.free)
+        after = self._watch(each, index, function) + _clear(each.free)
         if each.op == "comm.wait":
             return self._store(each, f"{self._value(each.args[0])}.wait()", gives_list=False) + after
         arguments = [self._value(value) for value in each.args]
@@ -137,6 +144,12 @@ class _Writer:
         if op.is_factory:
             arguments.append("device=device")
         return self._store(each, f"{self._op(each.op)}({', '.join(arguments)})", gives_list=op.gives_list) + after
+
+    def _watch(self, each: Instruction, index: int, function: str) -> str:
+        if not (self._watched and each.writes()):
+            return ""
+        told = f"{self._constant(function)}, {index}, {self._constant(each.op)}, {_names(each.writes())}"
+        return f"; watch({told})"
 
     def _call(self, each: Instruction) -> str:
         refs = list(slots_in(each.args[1]))

@@ -1,0 +1,233 @@
+"""Checkpoints of a model and its optimizer, in the format of `torch.distributed.checkpoint`, whole or not there.
+
+What is saved under one plan is loaded under another, on another number of ranks, or by plain PyTorch: names are the
+model's own, and each rank reads the parts that it holds. A checkpoint is a folder that torch writes, with one file of
+ours beside it, `stretto.json`, for what is no tensor. It is written beside its place and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from ...diagnostics import StrettoError
+from ...runtime.world import join
+from ..distribution import processes
+from .held_tensors import is_writer, meet
+
+OURS = "stretto.json"
+_METADATA = ".metadata"
+_FORMAT = 1
+_SHOWN = 5
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    ValueError,
+    TypeError,
+    OSError,
+)
+"""What reading a damaged list of contents raises."""
+
+Json = Any
+"""What `json` can write: numbers, strings, None, lists and dicts of them."""
+
+
+def save_checkpoint(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **extra: Json
+) -> None:
+    """Write a checkpoint folder; what was there stays until all is written. All processes call it.
+
+    `extra` are values that JSON can hold, such as `step=3` or `scheduler=scheduler.state_dict()`; `load_checkpoint`
+    gives them back. Raises StrettoError E0508 where the folder cannot be written, and where it is no checkpoint.
+    """
+    path = Path(path)
+    _join()
+    partial = path.with_name(f".{path.name}.partial")
+    if path.exists() and not (path / _METADATA).exists():
+        raise StrettoError("E0508", f"'{path}' is there and is no checkpoint", help="choose another name, or remove it")
+    text = json.dumps({"format": _FORMAT, "extra": extra}, indent=1)
+    state = _state_of(model, optimizer)
+    try:
+        if is_writer():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            (partial / OURS).write_text(text, encoding="utf-8")
+        meet()
+        with _one_process_is_meant():
+            save(state, storage_writer=FileSystemWriter(partial, overwrite=True), no_dist=not dist.is_initialized())
+        if is_writer():
+            _swap(partial, path)
+    except OSError as error:
+        raise StrettoError("E0508", f"'{path}' cannot be written: {error.strerror}") from None
+    meet()
+
+
+def load_checkpoint(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Json]:
+    """Fill the model, and the optimizer if one is given, from a checkpoint; the `extra` values that it was saved with.
+
+    Each process reads the parts that it holds now, whatever plan or number of ranks wrote them. Checkpoints that torch
+    itself wrote are read where they hold {"model": ..., "optimizer": ...}. Raises StrettoError E0610 for a folder that
+    is no checkpoint or a torn one, E0611 where it is of another model or optimizer; then nothing is changed.
+    """
+    path = Path(path)
+    metadata = _metadata(path)
+    _join()
+    state = _state_of(model, optimizer)
+    _check_fits(path, metadata, state)
+    with _one_process_is_meant():
+        load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
+    set_model_state_dict(model, state["model"])
+    if optimizer is not None:
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    return _extra(path)
+
+
+def _join() -> None:
+    """Where ranks are processes, they are connected before they save: a model may not have been called yet."""
+    if processes() > 1:
+        join()
+
+
+def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    if optimizer is not None:
+        with _gradients_kept(model):
+            state["optimizer"] = get_optimizer_state_dict(model, optimizer)
+    return state
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """Without the warning that one process saves alone: with ranks as threads it holds everything."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+@contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """An optimizer that has not stepped yet is asked for its state by a step of zeros, which drops the gradients."""
+    kept = [(each, each.grad) for each in model.parameters()]
+    try:
+        yield
+    finally:
+        for each, gradient in kept:
+            each.grad = gradient
+
+
+def _metadata(path: Path) -> Metadata:
+    """What the checkpoint says of itself; E0610 unless all of it is there."""
+    if not (path / _METADATA).is_file():
+        torn = path.is_dir() and any(path.glob("*.distcp"))
+        raise StrettoError(
+            "E0610",
+            f"'{path}' is {'a torn checkpoint: its list of contents is missing' if torn else 'no checkpoint'}",
+            expected="a folder written by stretto.save_checkpoint or torch.distributed.checkpoint",
+            help="load an earlier one" if torn else "safetensors files are read by stretto.load_weights",
+        )
+    try:
+        found = FileSystemReader(path).read_metadata()
+    except _UNREADABLE as error:
+        raise _torn(path, f"its list of contents cannot be read: {error}") from None
+    ends: dict[str, int] = {}
+    for place in (found.storage_data or {}).values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in sorted(ends.items()):
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size is None or size < end:
+            raise _torn(path, f"{name} is missing" if size is None else f"{name} has {size} bytes of {end}")
+    return found
+
+
+def _torn(path: Path, why: str) -> StrettoError:
+    return StrettoError("E0610", f"'{path}' is a torn checkpoint: {why}", help="load an earlier one")
+
+
+def _check_fits(path: Path, metadata: Metadata, state: Mapping[str, Any]) -> None:
+    """Raise StrettoError E0611 unless the checkpoint has every tensor of the state, in its shape."""
+    saved = metadata.state_dict_metadata
+    notes = []
+    for part, wanted in ((part, _tensors(part, values)) for part, values in state.items()):
+        held = {
+            name: tuple(each.size)
+            for name, each in saved.items()
+            if name.startswith(f"{part}.") and isinstance(each, TensorStorageMetadata)
+        }
+        missing = [name for name in wanted if name not in held]
+        left = [name for name in held if name not in wanted]
+        other = [name for name in wanted if name in held and held[name] != wanted[name]]
+        if part == "optimizer" and not held:
+            notes.append(f"it holds no state of an optimizer, and {part} was asked for")
+            continue
+        notes += [f"it lacks {_few(missing)}"] * bool(missing)
+        notes += [f"the {part} lacks {_few(left)}"] * bool(left)
+        notes += [f"{name} is {list(held[name])} there, and {list(wanted[name])} here" for name in other[:_SHOWN]]
+    if notes:
+        raise StrettoError(
+            "E0611",
+            f"'{path}' is a checkpoint of another model or optimizer",
+            notes=tuple((note, None) for note in notes),
+            help="build the model with the config, and the optimizer with the class, that were saved",
+        )
+
+
+def _tensors(part: str, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a nest of dicts, by the dotted names that a checkpoint gives them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            found[f"{part}.{name}"] = tuple(value.shape)
+        elif isinstance(value, Mapping):
+            found.update(_tensors(f"{part}.{name}", value))
+    return found
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _extra(path: Path) -> dict[str, Json]:
+    file = path / OURS
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return dict(found["extra"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _torn(path, f"{OURS} cannot be read: {error}") from None
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(fresh, path)
+    shutil.rmtree(old, ignore_errors=True)

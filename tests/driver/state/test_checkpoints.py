@@ -1,0 +1,151 @@
+"""Checkpoints: saved under one plan and continued under another give the losses of a run without interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import stretto
+import torch
+import torch.distributed.checkpoint as dcp
+from stretto.driver.state.checkpoints import OURS
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
+from .models import PLAN, adamw, seeded, train
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A checkpoint after three steps under (dp=2, tp=2), and the losses of the three after it."""
+    path = tmp_path_factory.mktemp("checkpoints") / "step3"
+    model = stretto.compile(seeded(), plan=PLAN.format(mesh="dp=2, tp=2"))
+    optimizer = adamw(model)
+    train(model, optimizer, range(3))
+    stretto.save_checkpoint(path, model, optimizer, step=3, scheduler={"lr": [0.5]})
+    return path, train(model, optimizer, range(3, 6))
+
+
+@pytest.mark.parametrize("mesh", ["tp=4", "dp=2", None], ids=["tp=4", "dp=2", "plain"])
+def test_a_run_continues_under_another_plan_and_under_plain_pytorch(
+    saved: tuple[Path, list[float]], mesh: str | None
+) -> None:
+    path, expected = saved
+    model = seeded(1)
+    if mesh is not None:
+        plan = PLAN.format(mesh=mesh) if "tp" in mesh else f"mesh ({mesh})"
+        model = stretto.compile(model, plan=plan)
+    optimizer = adamw(model)
+    extra = stretto.load_checkpoint(path, model, optimizer)
+    assert extra == {"step": 3, "scheduler": {"lr": [0.5]}}
+    assert train(model, optimizer, range(3, 6)) == pytest.approx(expected, rel=1e-12)
+    assert model.count.item() == 6
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_torch_alone_reads_what_stretto_wrote_and_the_other_way_round(
+    saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    path, expected = saved
+    model = seeded(1)
+    optimizer = adamw(model)
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, checkpoint_id=path, no_dist=True)
+    optimizer.load_state_dict(optimizer_state_of(state, optimizer))
+    model.load_state_dict(state["model"])
+    assert train(model, optimizer, range(3, 6)) == pytest.approx(expected, rel=1e-12)
+
+    dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=tmp_path / "torchs", no_dist=True)
+    again = stretto.compile(seeded(2), plan=PLAN.format(mesh="tp=2"))
+    assert stretto.load_checkpoint(tmp_path / "torchs", again) == {}
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def optimizer_state_of(state: dict[str, dict[str, dict[str, object]]], optimizer: torch.optim.Optimizer) -> object:
+    """torch's optimizer state by name as the optimizer itself numbers it."""
+    own = optimizer.state_dict()
+    for number, values in enumerate(state["optimizer"]["state"].values()):
+        own["state"][number] = values
+    return own
+
+
+def test_saving_again_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    model = seeded()
+    stretto.save_checkpoint(tmp_path / "last", model, step=1)
+    stretto.save_checkpoint(tmp_path / "last", model, step=2)
+    assert stretto.load_checkpoint(tmp_path / "last", model) == {"step": 2}
+    assert [each.name for each in tmp_path.iterdir()] == ["last"]
+
+
+def test_gradients_outlive_the_saving_of_an_optimizer_that_has_not_stepped(tmp_path: Path) -> None:
+    model = seeded()
+    optimizer = adamw(model)
+    model(torch.zeros(1, 3, dtype=torch.long)).backward()
+    before = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    stretto.save_checkpoint(tmp_path / "early", model, optimizer)
+    after = {name: each.grad for name, each in model.named_parameters()}
+    assert all(torch.equal(after[name], before[name]) for name in before)  # type: ignore[arg-type]
+    assert len(before) == len(after)
+
+
+def test_a_checkpoint_of_another_model_names_what_differs(saved: tuple[Path, list[float]]) -> None:
+    other = seeded(hidden=16)
+    del other.norm
+    other.norm2 = torch.nn.LayerNorm(8).double()
+    with pytest.raises(stretto.StrettoError, match="another model or optimizer") as caught:
+        stretto.load_checkpoint(saved[0], other)
+    assert caught.value.code == "E0611"
+    text = str(caught.value)
+    assert 'it lacks "model.norm2.weight", "model.norm2.bias"' in text
+    assert 'the model lacks "model.norm.weight", "model.norm.bias"' in text
+    assert "model.up.weight is [12, 8] there, and [16, 8] here" in text
+
+
+def test_another_optimizer_is_told_from_none(saved: tuple[Path, list[float]], tmp_path: Path) -> None:
+    model = seeded()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(stretto.StrettoError, match="momentum_buffer") as caught:
+        stretto.load_checkpoint(saved[0], model, sgd)
+    assert caught.value.code == "E0611"
+    stretto.save_checkpoint(tmp_path / "bare", model)
+    with pytest.raises(stretto.StrettoError, match="no state of an optimizer"):
+        stretto.load_checkpoint(tmp_path / "bare", model, sgd)
+
+
+def test_a_torn_checkpoint_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    path = tmp_path / "torn"
+    model = seeded()
+    stretto.save_checkpoint(path, model)
+    [data] = path.glob("*.distcp")
+    whole = data.read_bytes()
+    before = model.up.weight.detach().clone()
+    for damage, message in (
+        (lambda: data.write_bytes(whole[: len(whole) // 2]), "bytes of"),
+        (data.unlink, "is missing"),
+        (lambda: (path / ".metadata").write_bytes(b"\x80\x04nonsense"), "cannot be read"),
+        (lambda: (data.write_bytes(whole), (path / ".metadata").unlink()), "its list of contents is missing"),
+    ):
+        damage()
+        with pytest.raises(stretto.StrettoError, match=message) as caught:
+            stretto.load_checkpoint(path, model)
+        assert caught.value.code == "E0610"
+    assert torch.equal(model.up.weight, before)
+
+
+def test_what_is_no_checkpoint_is_said_so_and_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(stretto.StrettoError, match=re.escape(f"'{tmp_path / 'notes'}' is no checkpoint")) as caught:
+        stretto.load_checkpoint(tmp_path / "notes", seeded())
+    assert caught.value.code == "E0610"
+    with pytest.raises(stretto.StrettoError, match="is there and is no checkpoint") as caught:
+        stretto.save_checkpoint(tmp_path / "notes", seeded())
+    assert caught.value.code == "E0508"
+
+
+def test_a_damaged_file_of_ours_is_a_torn_checkpoint(tmp_path: Path) -> None:
+    stretto.save_checkpoint(tmp_path / "here", seeded())
+    for text in ("{", json.dumps([1]), "[" * 100_000):
+        (tmp_path / "here" / OURS).write_text(text)
+        with pytest.raises(stretto.StrettoError, match=re.escape(OURS)):
+            stretto.load_checkpoint(tmp_path / "here", seeded())

@@ -1,0 +1,49 @@
+"""State where ranks are processes: each reads and writes its own part of what one process has written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import stretto
+import torch
+from safetensors.torch import load_file
+
+from .models import adamw, seeded, train
+
+SCRIPT = Path(__file__).with_name("checkpoint_script.py")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "ranks"), [("tp=2", 2), pytest.param("dp=2, tp=2", 4, marks=pytest.mark.slow)], ids=["tp", "dp_tp"]
+)
+def test_processes_continue_what_threads_began_and_one_process_continues_theirs(
+    mesh: str, ranks: int, tmp_path: Path
+) -> None:
+    model = stretto.compile(seeded(), plan="mesh (dp=2)")
+    optimizer = adamw(model)
+    train(model, optimizer, range(3))
+    stretto.save_checkpoint(tmp_path / "from", model, optimizer, step=3)
+    stretto.save_weights(model, tmp_path / "from.safetensors")
+    expected = train(model, optimizer, range(3, 9))
+
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    found = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), mesh, str(tmp_path)],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert report["losses"] == pytest.approx(expected[:3], rel=1e-12)
+    assert report["kind"] == "DTensor" and all(report["same"]) and all(report["loaded"])
+
+    plain = seeded(5)
+    optimizer = adamw(plain)
+    assert stretto.load_checkpoint(tmp_path / "to", plain, optimizer) == {"step": 6}
+    weights = load_file(tmp_path / "to.safetensors")
+    assert all(torch.equal(weights[name], each) for name, each in plain.named_parameters())
+    assert train(plain, optimizer, range(6, 9)) == pytest.approx(expected[3:], rel=1e-12)
