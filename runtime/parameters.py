@@ -125,7 +125,7 @@ def distribute_parameters(
             if id(parameter) in made:
                 part.register_parameter(key, made[id(parameter)])
         if any(id(each) in fresh for each in part.parameters(recurse=False)):
-            part.register_load_state_dict_pre_hook(_take_parts)
+            part.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
     return replaced
 
 
