@@ -21,8 +21,6 @@ from ..passes.manager import PassFailure, PassManager, Step, Verification, step_
 
 _ITSELF = "(as given)"
 """In place of a pass: the module compared with itself, so that what cannot be run is not laid to a pass."""
-_DUMP = "see current operation: "
-"""In the lines of MLIR's verification that hold an operation's whole text."""
 _NOT_THE_PASS = (MEMORY, NO_RANGE)
 """What comparing wants, and the caller can give."""
 
@@ -205,7 +203,7 @@ def _kind(error: StrettoError) -> Breakage:
 
 def _refusal(name: str, breakage: Breakage, error: StrettoError) -> PassVerdict:
     stuck = error.stuck if isinstance(error, DeadlockError) else ()
-    lines = tuple(line for line in error.render().splitlines() if _DUMP not in line)
+    lines = tuple(error.render().splitlines())
     return PassVerdict(name, breakage, math.inf, 0, (), lines, error.code, error.span, stuck)
 
 

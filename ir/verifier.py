@@ -20,6 +20,8 @@ from .schemas import Argument, Kind, by_mlir_name
 from .types import TensorType, from_mlir, is_tensor
 
 _STARTS = ("comm.all_reduce_start", "comm.all_gather_start", "comm.reduce_scatter_start", "comm.all_to_all_start")
+_DUMP = "see current operation: "
+"""In the lines of MLIR's errors that hold an operation's whole text."""
 _PLAIN = {
     "int": (mlir.IntegerAttr, mlir.TypeAttr),
     "float": (mlir.FloatAttr, mlir.IntegerAttr),
@@ -42,7 +44,8 @@ def verify(module: Module) -> None:
     try:
         module.verify()
     except mlir.MLIRError as error:
-        raise StrettoError("E0506", f"the module is not valid: {error}") from None
+        lines = [line for line in str(error).splitlines() if _DUMP not in line]
+        raise StrettoError("E0506", "the module is not valid: " + "\n".join(lines)) from None
     for problem in problems(module):
         raise _error(problem)
 

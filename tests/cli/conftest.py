@@ -125,6 +125,10 @@ class Command:
             code = int(end.code or 0)
         return Result(code, *self._capture.readouterr())
 
+    def err(self) -> str:
+        """What was written to stderr by a call that raised."""
+        return self._capture.readouterr().err
+
 
 @pytest.fixture
 def stretto(capsys: pytest.CaptureFixture[str]) -> Command:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -88,6 +89,37 @@ def test_the_text_has_every_part_and_one_line_a_row(stretto: Command, program: P
     (row,) = [line for line in done.out.splitlines() if "layers.*.q_proj.weight" in line]
     assert row.split()[1:3] == ["3", "x"] and "dim 0 over tp" in row and "[8, 16]" in row and "1.0 KiB" in row
     assert all(len(line) <= 100 or line.startswith("  (sent") for line in done.out.splitlines() if "[" not in line[:20])
+
+
+def test_remarks_are_counted_by_pass_and_shown_with_their_places_on_demand(stretto: Command, program: Path) -> None:
+    counted = stretto("explain", program).out.split("\nRemarks\n")[1]
+    assert re.search(r"^  raise-idioms +\d+ applied", counted) or "raise-idioms" in counted
+    assert "fold-layers           2 applied" in counted and "--remarks" in counted
+    every = stretto("explain", program, "--remarks").out.split("\nRemarks\n")[1]
+    assert "applied[raise-idioms]: 3 x nn.attention (layers.*" in every and "model.py:" in every
+    assert "gpt.plan:2:1" in every and re.search(r"missed\[start-collectives\]: .*stays exposed.*model\.py", every)
+    passes = {line.split("[")[1].split("]")[0] for line in every.splitlines() if "[" in line}
+    assert passes >= {"place-arguments", "fold-layers", "propagate-placements", "partition-tensors", "lower-idioms"}
+
+
+def test_a_statement_without_effect_is_a_warning_when_compiled_and_explained(stretto: Command, sources: Path) -> None:
+    plan = sources / "void.plan"
+    plan.write_text('mesh (tp=2)\nshard "embed" dim 0 over tp\nshard "embed" vocab over tp\n')
+    done = stretto("compile", f"{sources / 'model.py'}:make_forward", "--plan", plan, "-o", sources / "void")
+    said = (
+        f"{plan}:2:1: warning: this statement has no effect: later statements decide for everything that it matches "
+        '(line 3)\n    2 | shard "embed" dim 0 over tp\n      | ^^^^^^^^^^^^^^^^^^^^^^^^^^^\n'
+    )
+    assert done.code == 0 and said in done.err and "warning" not in done.out
+    assert "Warnings\n  " + said.replace("\n", "\n  ").rstrip(" ") in stretto("explain", sources / "void").out
+    (warning,) = json.loads(stretto("explain", sources / "void", "--json").out)["warnings"]
+    assert (warning["kind"], warning["plan"]["line"], warning["plan"]["file"]) == ("warning", 2, str(plan))
+    held = json.loads((sources / "void" / "remarks.json").read_text())
+    assert [each for each in held if each["kind"] == "warning"] == [warning]
+
+
+def test_a_plan_whose_statements_all_do_something_has_no_warnings(stretto: Command, program: Path) -> None:
+    assert json.loads(stretto("explain", program, "--json").out)["warnings"] == []
 
 
 def test_ops_without_a_rule_stand_apart_from_other_remarks(program: Path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from stretto import cli
+from stretto.passes.manager import PassFailure
 
 from .conftest import Command
+from .faulty import register
 
 MODULE = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
 func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>) {
@@ -165,9 +167,9 @@ def test_without_verification_a_broken_module_is_taken(stretto: Command, tmp_pat
 
 def test_files_that_cannot_be_read_or_written_are_named(stretto: Command, module: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.mlir").write_bytes(b"\xff")
-    for file in ("missing.mlir", "latin.mlir", "."):
+    for file, code in (("missing.mlir", "E0507"), ("latin.mlir", "E0507"), (".", "E0509")):
         done = stretto("opt", tmp_path / file, "-p", "cse")
-        assert done.code == 1 and "error[E0507]" in done.err and str(tmp_path / file) in done.err
+        assert done.code == 1 and f"error[{code}]" in done.err and str(tmp_path / file) in done.err
     for out in (tmp_path / "none" / "out.mlir", tmp_path):
         done = stretto("opt", module, "-p", "cse", "-o", out)
         assert (done.code, done.out) == (1, "") and "error[E0508]" in done.err and str(out) in done.err
@@ -192,7 +194,74 @@ def test_a_pass_to_print_after_must_be_one_that_runs(stretto: Command, module: P
 
 
 def test_wrong_usage_exits_with_2(stretto: Command, module: Path) -> None:
-    assert stretto("opt", module).code == 2
+    done = stretto("opt", module)
+    assert done.code == 2 and "-p PIPELINE" in done.err
+
+
+def test_remarks_are_printed_with_their_places_and_are_structured_in_json(
+    stretto: Command, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tmp_path, monkeypatch)
+    module.write_text(LOCATED)
+    done = stretto("opt", module, "-p", "do-harm", "--remarks")
+    assert done.code == 0
+    assert done.err == "model.py:3: applied[do-harm]: now min over tp (in a.b)\n"
+    [said] = json.loads(stretto("opt", module, "-p", "do-harm", "--json").out)["passes"]
+    assert said["remarks"] == [
+        {
+            "pass": "do-harm", "kind": "applied", "message": "now min over tp", "file": "model.py", "line": 3,
+            "module_path": "a.b",
+        }
+    ]  # fmt: skip
+
+
+FAILING = {"do-harm{raises=true}": "OfItsOwn: no such thing", "do-harm{axes=pp}": 'the mesh has no axis "pp"'}
+
+
+@pytest.mark.parametrize("failing", FAILING)
+def test_a_reproducer_holds_the_pass_that_fails_and_its_module(
+    failing: str, stretto: Command, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tmp_path, monkeypatch)
+    file = tmp_path / "fails.mlir"
+    first = shown(stretto, "opt", module, "-p", f"canonicalize,{failing},cse", "--reproducer", file)
+    assert FAILING[failing] in first and str(file) in first
+    text = file.read_text()
+    assert text.startswith("// do-harm: ") and f"\n// pipeline: {failing}\n" in text
+    again = shown(stretto, "opt", file)
+    assert FAILING[failing] in again and "--reproducer" in again
+    assert stretto("opt", file, "-p", "cse").code == 0
+    assert "do-harm" in stretto("bisect", file).out
+
+
+def test_a_reproducer_is_not_written_where_no_pass_fails(stretto: Command, module: Path, tmp_path: Path) -> None:
+    assert stretto("opt", module, "-p", "cse", "--reproducer", tmp_path / "none.mlir").code == 0
+    assert not (tmp_path / "none.mlir").exists()
+
+
+def shown(stretto: Command, *arguments: object) -> str:
+    """What a user sees of a command that fails: its stderr, or what Python prints of an internal error."""
+    try:
+        done = stretto(*arguments)
+    except PassFailure as failure:
+        return "\n".join([*getattr(failure, "__notes__", ()), str(failure), stretto.err()])
+    assert (done.code, done.out) == (1, "") and "error[E0418]" in done.err and "Traceback" not in done.err
+    return done.err
+
+
+def test_a_pass_that_fails_on_a_module_that_was_not_verified_gives_no_traceback(
+    stretto: Command, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tmp_path, monkeypatch)
+    done = stretto("opt", module, "-p", "do-harm{raises=true}", "--no-verify")
+    assert (done.code, done.out) == (1, "") and "error[E0419]" in done.err and "without --no-verify" in done.err
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_malformed_modules_give_no_traceback_without_verification(text: str, stretto: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.mlir").write_text(text)
+    for pipeline in ("fold-layers", "propagate-placements,partition-tensors", "start-collectives"):
+        assert stretto("opt", tmp_path / "bad.mlir", "-p", pipeline, "--no-verify").code in (0, 1)
 
 
 @pytest.fixture(scope="module")
