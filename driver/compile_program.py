@@ -31,9 +31,11 @@ from ..passes.raise_idioms import RaiseIdioms
 from ..passes.simplify_views import SimplifyViews
 from ..passes.split_means import SplitMeans
 from ..passes.start_collectives import StartCollectives
+from ..passes.statements import void_statements
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
 
+_SPAN = ("file", "line", "column", "length", "text")
 CAPTURED = "captured"
 """What `after` is told before the first pass, in place of a pass's name."""
 
@@ -132,6 +134,7 @@ def compile_capture(
     if after is not None:
         after(CAPTURED, module)
     remarks = manager.run(module)
+    remarks += void_statements(plan, [(run.name, run.report.effects) for run in manager.runs])
     progress("lower")
     program = _program(captured, model, module, remarks, replace(options, arguments=_told(options.arguments, ranges)))
     return Compiled(program, captured, tuple(manager.runs))
@@ -196,7 +199,8 @@ def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str,
 
 
 def _remark_json(remark: Remark) -> dict[str, Json]:
-    origin = remark.origin
+    origin, span = remark.origin, remark.span
+    plan: Json = None if span is None else {key: getattr(span, key) for key in _SPAN}
     return {
         "pass": remark.pass_name,
         "kind": str(remark.kind),
@@ -204,4 +208,6 @@ def _remark_json(remark: Remark) -> dict[str, Json]:
         "module": origin.module_path,
         "file": origin.file,
         "line": origin.line,
+        "backward": origin.backward,
+        "plan": plan,
     }

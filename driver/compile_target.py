@@ -17,11 +17,12 @@ from ..ir.module import Module
 from ..runtime.folder import refuse_what_is_not_ours
 from ..runtime.program import Program
 from .compile_program import Options, compile_program, pipeline
-from .console import progress, say
+from .console import note, progress, say
 from .dump_ir import IrDump
 from .explain import explain
 from .failures import ir_of_failures
 from .live_model import source_record
+from .remarks import is_warning, remarks_of, warning_text
 from .show_explanation import mesh_text, parameters_text, totals_text
 
 _STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "save")
@@ -44,6 +45,8 @@ class CompileJob:
 
 def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
     """Compile and write the folder, whole or not at all; the program, and the seconds that each stage took.
+
+    What the plan says to no effect is a warning on stderr.
 
     Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0508.
     """
@@ -71,6 +74,9 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
         begin("save")
         program.save(job.output)
         clock.end()
+    for each in remarks_of(program):
+        if is_warning(each):
+            note(warning_text(each))
     return program, clock.seconds
 
 
@@ -86,9 +92,6 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
         say(f"no rule        {missing} ops are computed by every rank; `stretto explain {job.output}` names them")
     say(f"seconds        {', '.join(f'{stage} {took:.1f}' for stage, took in seconds.items())}")
     say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
-    changed = program.manifest.source.get("set_to_zero")
-    if isinstance(changed, (list, tuple)):
-        say(f"note           random ops are not compiled yet: {', '.join(map(str, changed))} of the config set to 0")
 
 
 def _compiled(

@@ -5,7 +5,7 @@ Reads the program and nothing else; it needs no compiler.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -14,6 +14,7 @@ from ..runtime.program import Program
 from ..runtime.records import Input, Shard
 from ..runtime.shards import local_shape
 from .names import family, folded
+from .remarks import RemarkJson, is_warning, remarks_of
 from .traffic import Site, Traffic, gradients_from, place_of, traffic_of
 
 
@@ -117,14 +118,19 @@ class Explanation:
         return [(kind, axes, count, sent) for (kind, axes), (count, sent) in sums.items()]
 
     @property
-    def without_rule(self) -> list[Mapping[str, Json]]:
+    def without_rule(self) -> list[RemarkJson]:
         """Remarks about ops that no sharding rule covers."""
         return [each for each in remarks_of(self.program) if _misses_rule(each)]
 
     @property
-    def other_remarks(self) -> list[Mapping[str, Json]]:
+    def warnings(self) -> list[RemarkJson]:
+        """Remarks about what the plan says to no effect."""
+        return [each for each in remarks_of(self.program) if is_warning(each)]
+
+    @property
+    def other_remarks(self) -> list[RemarkJson]:
         """All other remarks."""
-        return [each for each in remarks_of(self.program) if not _misses_rule(each)]
+        return [each for each in remarks_of(self.program) if not _misses_rule(each) and not is_warning(each)]
 
     def to_json(self) -> dict[str, Json]:
         """One JSON object; every size is in bytes."""
@@ -146,6 +152,7 @@ class Explanation:
                 {"kind": kind, "axes": list(axes), "count": count, "sent_bytes": sent}
                 for kind, axes, count, sent in self.totals
             ],
+            "warnings": [dict(each) for each in self.warnings],
             "without_rule": [dict(each) for each in self.without_rule],
             "remarks": [dict(each) for each in self.other_remarks],
         }
@@ -162,13 +169,7 @@ def explain(program: Program) -> Explanation:
     )
 
 
-def remarks_of(program: Program) -> list[Mapping[str, Json]]:
-    """What the passes said, as the program holds it."""
-    remarks = program.remarks if isinstance(program.remarks, Sequence) else ()
-    return [each for each in remarks if isinstance(each, Mapping)]
-
-
-def _misses_rule(remark: Mapping[str, Json]) -> bool:
+def _misses_rule(remark: RemarkJson) -> bool:
     return remark.get("pass") == "propagate-placements" and remark.get("kind") == "missed"
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from enum import StrEnum
+from textwrap import indent
 
-from ..runtime.arguments import Json
 from ..runtime.program import Manifest
 from .console import count_text, heading, place_text, say, shape_text, size_text, table
 from .explain import Communication, Explanation, Placed
+from .remarks import counted, remark_text, warning_text
 
 _NAMES_SHOWN = 2
 
 
-def show_explanation(explanation: Explanation) -> None:
-    """Print all of it."""
+class Detail(StrEnum):
+    """How much is said of the passes' remarks."""
+
+    SUMMARY = "summary"
+    ALL = "all"
+
+
+def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) -> None:
+    """Print all of it, the remarks counted or one by one."""
     program = explanation.program
     manifest = program.manifest
     say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}")
@@ -22,7 +30,8 @@ def show_explanation(explanation: Explanation) -> None:
     _parameters(explanation)
     _others(explanation)
     _communication(explanation)
-    _remarks(explanation)
+    _warnings(explanation)
+    _remarks(explanation, detail)
 
 
 def mesh_text(manifest: Manifest) -> str:
@@ -118,21 +127,26 @@ def _source(each: Communication) -> str:
     return count_text(len(each.gradients), "parameter") if each.gradients else place_text(each.file, each.line)
 
 
-def _remarks(explanation: Explanation) -> None:
+def _warnings(explanation: Explanation) -> None:
+    if explanation.warnings:
+        heading("Warnings")
+    for each in explanation.warnings:
+        say(indent(warning_text(each), "  "))
+
+
+def _remarks(explanation: Explanation, detail: Detail) -> None:
     heading("Ops without a sharding rule")
     for each in explanation.without_rule:
-        say(f"  {_remark(each)}")
+        say(f"  {remark_text(each)}")
     if not explanation.without_rule:
         say("  none")
-    if explanation.other_remarks:
-        heading("Remarks")
+    if not explanation.other_remarks:
+        return
+    heading("Remarks")
+    if detail is Detail.ALL:
         for each in explanation.other_remarks:
-            say(f"  {each.get('kind')}[{each.get('pass')}]: {_remark(each)}")
-
-
-def _remark(each: Mapping[str, Json]) -> str:
-    line = each.get("line")
-    place = place_text(str(each.get("file") or ""), line if isinstance(line, int) else 0)
-    module = str(each.get("module") or "")
-    where = ", ".join(part for part in (module, place) if part)
-    return f"{each.get('message')} ({where})" if where else str(each.get("message"))
+            say(f"  {remark_text(each)}")
+        return
+    for name, counts in counted(explanation.other_remarks):
+        say(f"  {name:<22}{counts}")
+    say("  (each of them: stretto explain DIR --remarks)")

@@ -30,10 +30,10 @@ class Decisions:
         """By key of a statement: why it had no effect, empty where it had one; of the activations only what is sure."""
         found: dict[str, str] = {}
         for index, statement in enumerate(self.plan.statements):
-            if all(self._size(axis) == 1 for axis in statement.axes):
-                found[key_of(index)] = f"{_one_rank(statement.axes)} in this mesh"
-            elif isinstance(statement, ShardParameters):
-                found[key_of(index)] = self._why_no_parameter(statement)
+            if isinstance(statement, ShardParameters):
+                found[key_of(index)] = self._why_no_parameter(index, statement)
+            elif self._is_trivial(statement.axes):
+                found[key_of(index)] = _one_rank(statement.axes)
             elif isinstance(statement, ShardInputs):
                 cut = any(set(statement.axes) & each.keys() for each in self.inputs)
                 found[key_of(index)] = "" if cut else "no input has the dim that it cuts"
@@ -51,9 +51,8 @@ class Decisions:
             else:
                 continue
             if count:
-                found.append(
-                    Remark(_PASS, RemarkKind.APPLIED, f"{count} x {what} cut over {over}", span=statement.span)
-                )
+                message = f"{count} {what if count > 1 else what[:-1]} cut over {over}"
+                found.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
         if self.whole and any(self._size(axis) > 1 for axis in self.plan.data_axes):
             message = f"inputs without the batch's dim stay whole on every rank: {_listed(self.whole)}"
             found.append(Remark(_PASS, RemarkKind.MISSED, message))
@@ -74,11 +73,16 @@ class Decisions:
             if size > 1 and axis not in used
         ]
 
-    def _why_no_parameter(self, statement: ShardParameters) -> str:
-        if self._cut(statement):
+    def _why_no_parameter(self, index: int, statement: ShardParameters) -> str:
+        """Empty where the statement cuts a parameter, or keeps one from what an earlier statement says of it."""
+        decided = [each for each in self.parameters if any(s is statement for s in each.decided_by)]
+        earlier = [s for s in self.plan.statements[:index] if isinstance(s, ShardParameters)]
+        if any(matches(other, name) for other in earlier for each in decided for name in each.names):
             return ""
-        if any(s is statement for each in self.parameters for s in each.decided_by):
-            return f"what it matches has no {statement.layout} and stays whole"
+        if decided and self._is_trivial(statement.axes):
+            return _one_rank(statement.axes)
+        if decided:
+            return "" if self._cut(statement) else f"what it matches has no {statement.layout} and stays whole"
         matched = [each for each in self.parameters if any(matches(statement, name) for name in each.names)]
         lines = sorted({s.span.line for each in matched for s in each.decided_by if s.span})
         places = f" (line {', '.join(map(str, lines))})" if lines else ""
@@ -88,13 +92,17 @@ class Decisions:
         """The parameters that a statement decided and cut."""
         return [each.name for each in self.parameters if each.dims and any(s is statement for s in each.decided_by)]
 
+    def _is_trivial(self, axes: tuple[str, ...]) -> bool:
+        """Whether each of the axes has one rank."""
+        return all(self._size(axis) == 1 for axis in axes)
+
     def _size(self, axis: str) -> int:
         return dict(self.plan.mesh.axes)[axis]
 
 
 def _one_rank(axes: tuple[str, ...]) -> str:
     names = ", ".join(f'"{axis}"' for axis in axes)
-    return f"axis {names} has one rank" if len(axes) == 1 else f"each of the axes {names} has one rank"
+    return f"{f'axis {names}' if len(axes) == 1 else f'each of the axes {names}'} has one rank in this mesh"
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -132,6 +132,7 @@ class _State:
         return {
             activations_key(axis): "" if axis in self.scattered else why.format(axis=f'"{axis}"')
             for axis, _ in self.policy.activations
+            if dict(self.new.mesh)[axis] > 1
         }
 
     def specialise(self, signature: _Signature) -> _Specialised:

@@ -13,6 +13,7 @@ HELP = "show a program's placements, communication and remarks"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.add_argument("folder", metavar="DIR", help="a program folder")
+    parser.add_argument("--remarks", action="store_true", help="show each remark of the passes, with its place")
     add_json(parser)
 
 
@@ -20,7 +21,8 @@ def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ...runtime.program import Program
     from ..explain import explain
-    from ..show_explanation import show_explanation
+    from ..show_explanation import Detail, show_explanation
 
     explanation = explain(Program.load(given.folder))
-    return Outcome(0, lambda: show_explanation(explanation), explanation.to_json)
+    detail = Detail.ALL if given.remarks else Detail.SUMMARY
+    return Outcome(0, lambda: show_explanation(explanation, detail), explanation.to_json)

@@ -1,0 +1,104 @@
+"""A statement of a plan that changes nothing is warned about at its line; one that changes anything is not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from stretto.dsl import Plan
+from stretto.ir.module import Module
+from stretto.passes.base import Remark, RemarkKind
+from stretto.passes.manager import PassManager
+from stretto.passes.pipeline import parse_pipeline
+from stretto.passes.place_arguments import PlaceArguments
+from stretto.passes.statements import void_statements
+
+MODEL = """
+func.func @main(
+  %w: tensor<8x8xf32> {aten.argument = {index = -1, kind = "parameter", name = "up.weight", owner = "linear"}},
+  %b: tensor<8xf32> {aten.argument = {index = -1, kind = "parameter", name = "up.bias", owner = "linear"}},
+  %v: tensor<8x8xf32> {aten.argument = {index = -1, kind = "parameter", name = "down.weight", owner = "linear"}},
+  %x: tensor<4x6x8xf32> {aten.argument = {index = 0, kind = "input", name = "x"}},
+  %s: tensor<3xf32> {aten.argument = {index = 1, kind = "input", name = "scale"}}) -> tensor<24x8xf32> {
+  %0 = "aten.reshape_default"(%x) {shape = array<i64: 24, 8>} : (tensor<4x6x8xf32>) -> tensor<24x8xf32>
+  %1 = "aten.t_default"(%w) : (tensor<8x8xf32>) -> tensor<8x8xf32>
+  %2 = "aten.mm_default"(%0, %1) : (tensor<24x8xf32>, tensor<8x8xf32>) -> tensor<24x8xf32>
+  %3 = "aten.t_default"(%v) : (tensor<8x8xf32>) -> tensor<8x8xf32>
+  %4 = "aten.mm_default"(%2, %3) : (tensor<24x8xf32>, tensor<8x8xf32>) -> tensor<24x8xf32>
+  %5 = "aten.reshape_default"(%4) {shape = array<i64: 4, 6, 8>} : (tensor<24x8xf32>) -> tensor<4x6x8xf32>
+  %6 = "aten.relu_default"(%5) : (tensor<4x6x8xf32>) -> tensor<4x6x8xf32>
+  %7 = "aten.reshape_default"(%6) {shape = array<i64: 24, 8>} : (tensor<4x6x8xf32>) -> tensor<24x8xf32>
+  return %7 : tensor<24x8xf32>
+}
+"""
+
+
+def said(plan: str) -> list[Remark]:
+    """The warnings for a plan, of its statements and of its mesh."""
+    parsed = Plan.parse(plan, "a.plan")
+    manager = PassManager([PlaceArguments(parsed), *parse_pipeline("propagate-placements")])
+    remarks = manager.run(Module.parse(MODEL))
+    remarks += void_statements(parsed, [(run.name, run.report.effects) for run in manager.runs])
+    return [each for each in remarks if each.kind is RemarkKind.WARNING]
+
+
+MESH = "mesh (tp=2, ep=1)\n"
+COLUMNS = 'shard "up" columns over tp\n'
+ROWS = 'shard "down" rows over tp\n'
+
+
+@pytest.mark.parametrize(
+    ("plan", "line", "why"),
+    [
+        (
+            COLUMNS + 'shard "*.weight", "*.bias" dim 0 over tp',
+            2,
+            "later statements decide (.*) .line 3",
+        ),
+        (COLUMNS + COLUMNS, 2, "later statements decide"),
+        (COLUMNS + 'shard "down" rows over ep', 3, 'axis "ep" has one rank'),
+        ('shard "down" rows over tp\nshard "up.bias" rows over tp', 3, "has no rows and stays whole"),
+        (COLUMNS + "shard inputs batch over ep", 3, 'axis "ep" has one rank'),
+        (COLUMNS + "shard activations tokens over ep", 3, 'axis "ep" has one rank'),
+        ('shard "down" columns over tp\nshard activations tokens over tp', 3, "no sum of shape .4, 6, ...."),
+    ],
+)
+def test_a_statement_without_effect_is_warned_about_at_its_line(plan: str, line: int, why: str) -> None:
+    (warning,) = said(MESH + plan)
+    assert warning.span is not None and (warning.span.file, warning.span.line) == ("a.plan", line)
+    assert warning.message.startswith("this statement has no effect: ")
+    assert re.search(why, warning.message)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        COLUMNS + ROWS,
+        COLUMNS + 'shard "up.bias" rows over tp',
+        COLUMNS + 'shard "up.bias" columns over ep',
+        COLUMNS + "shard inputs batch over ep, tp",
+        COLUMNS + ROWS + "shard activations tokens over tp",
+    ],
+)
+def test_a_statement_that_changes_anything_is_not(plan: str) -> None:
+    assert said(MESH + plan) == []
+
+
+def test_an_axis_that_cuts_nothing_is_warned_about_where_the_mesh_names_it() -> None:
+    (warning,) = said("mesh (tp=2, idle=3)\n" + COLUMNS)
+    assert 'axis "idle" of the mesh cuts nothing' in warning.message
+    assert warning.span is not None and (warning.span.line, warning.span.column) == (1, 13)
+    assert str(warning).endswith("(a.plan:1:13)")
+
+
+def test_an_input_without_the_batch_is_said_to_stay_whole() -> None:
+    report = PlaceArguments(Plan.parse("mesh (dp=2)")).run(Module.parse(MODEL))
+    (missed,) = [each for each in report.remarks if each.kind is RemarkKind.MISSED]
+    assert missed.message.endswith('stay whole on every rank: "scale"')
+
+
+def test_what_cut_something_says_how_much() -> None:
+    plan = Plan.parse(f"mesh (tp=2, dp=2)\n{COLUMNS}shard inputs batch over dp")
+    report = PlaceArguments(plan).run(Module.parse(MODEL))
+    applied = [each.message for each in report.remarks if each.kind is RemarkKind.APPLIED]
+    assert applied == ["2 parameters cut over tp", "1 input cut over dp"]
