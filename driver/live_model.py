@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from ..diagnostics import StrettoError
 from ..runtime.arguments import Json
 from ..runtime.check import Expected
 from ..runtime.check_sides import Key, OneDevice, SingleDevice
+from ..runtime.philox import RandomState
 from ..runtime.process_jobs import check_process
 from ..runtime.program import Program
 from ..runtime.records import Reference
 from ..runtime.reference import raised_dtype
 from .float64_kernels import InFloat64
+from .placed_draws import PlacedDraws, draws_masks_alone
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def check_entry(arguments: Json) -> Json:
 def _why_not(program: Program) -> str:
     """Why the live model cannot be used; empty when nothing is known to be in the way."""
     source = program.manifest.source
+    if not draws_masks_alone(program):
+        return "the model draws random numbers that are no masks, and would draw others by itself"
     if "sha256" not in source:
         return "the program does not say where its model came from"
     if not os.path.isfile(_file_of(source.get("kind"), str(source["path"]))):
@@ -130,6 +134,8 @@ class LiveModel(OneDevice):
     ) -> None:
         self._forward, self._example = forward, example
         self._raised = program.manifest.dtype == "float64"
+        self._draws = bool(program.of_kind("random"))
+        self._step = 0
         self._buffers = {each.name for each in program.results_of_kind("buffer")}
         self._model = model
         self.changed = {}
@@ -144,10 +150,13 @@ class LiveModel(OneDevice):
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index (an input that the program does not use keeps the example's value)."""
         given = [inputs.get(index, example) for index, example in enumerate(self._example)]
+        draws = PlacedDraws(RandomState(step=self._step)) if self._draws else nullcontext()
+        self._step += 1
         if not self._raised:
-            outputs = self._forward(*given)
+            with draws:
+                outputs = self._forward(*given)
         else:
-            with _float64():
+            with _float64(), draws:
                 outputs = self._forward(*(each.to(raised_dtype(each.dtype)) for each in given))
         buffers = dict(self._model.named_buffers())
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}

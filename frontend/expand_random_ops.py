@@ -66,6 +66,8 @@ def _arguments(node: fx.Node) -> Arguments:
 def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node | tuple[fx.Node, ...]) -> None:
     assert isinstance(node.target, torch._ops.OpOverload)
     if isinstance(result, tuple):
+        for each, value in zip(result, node.meta["val"], strict=True):
+            each.meta["val"] = value
         for user in list(node.users):
             user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
@@ -73,6 +75,7 @@ def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node | tuple[fx.Node, ..
         if node.target._schema.is_mutable:
             with graph.inserting_before(node):
                 result = _Writer(graph, node, 0)(aten.copy_.default, node.args[0], result)
+        result.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(result)
     graph.erase_node(node)
 

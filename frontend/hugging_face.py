@@ -35,29 +35,17 @@ def load_hugging_face(path: str, request: Request) -> Target:
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
     config = _config(transformers, file, _read(path, file))
     model_class = _model_class(transformers, config, file)
-    dropped = _without_dropout(config) if request.mode is Mode.TRAIN else []
     seq = _sequence(config, request, file) if main_input(model_class) == TOKENS else 0
     inputs = _inputs(transformers, model_class, config, request, seq, file)
     model, real = _build(model_class, config, os.path.dirname(file), request)
     model.train(request.mode is Mode.TRAIN)
     shape = {"batch": request.batch, **({"seq": seq} if seq else {})}
     source = {"kind": "hf", "path": path, "architecture": model_class.__name__, **shape}
-    if dropped:
-        source["set_to_zero"] = dropped
     dtype = DTYPES[request.dtype] if request.dtype else torch.float32
     generator = torch.Generator().manual_seed(request.seed)
     samples = {name: each.sample(dtype, generator) for name, each in inputs.items()}
     ranges = {name: each.range for name, each in inputs.items() if each.range}
     return Target(model, samples, real, source, ranges)
-
-
-def _without_dropout(config: Any) -> list[str]:
-    """Set the config's dropout probabilities to 0, since random ops are not compiled yet; which were changed."""
-    probabilities = [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float)]
-    changed = [key for key in probabilities if getattr(config, key) > 0]
-    for key in changed:
-        setattr(config, key, 0.0)
-    return changed
 
 
 def _transformers() -> Any:

@@ -255,10 +255,9 @@ def test_parameters_are_listed_once_with_all_names_and_their_owners_kind() -> No
     assert infos["transformer.ln_f.weight"].owner_kind == "other"
 
 
-def test_the_dropout_of_a_stock_config_is_set_to_zero_for_training_and_said(tmp_path: Path) -> None:
+def test_the_dropout_of_a_stock_config_stays_as_it_is(tmp_path: Path) -> None:
     data = {"model_type": "gpt2", "vocab_size": 33, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
     (tmp_path / "config.json").write_text(json.dumps(data))
     training = load_target(f"hf:{tmp_path}", Request(seq=4))
-    assert {"attn_pdrop", "embd_pdrop", "resid_pdrop"} <= set(training.source["set_to_zero"])
-    assert all(m.p == 0 for m in training.model.modules() if isinstance(m, torch.nn.Dropout))
-    assert "set_to_zero" not in load_target(f"hf:{tmp_path}", Request(mode=Mode.INFER, seq=4)).source
+    assert {m.p for m in training.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert training.model.training and not load_target(f"hf:{tmp_path}", Request(mode=Mode.INFER, seq=4)).model.training
