@@ -1,0 +1,125 @@
+"""Who finds a fault: the verifier, the interpreter of all ranks (and how), the order prover, a check of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+from stretto.diagnostics import StrettoError
+from stretto.ir.interpreter import Floats, infer_ranges, random_inputs, run, run_ranks
+from stretto.ir.interpreter.compare import Verdict, compare_tensors
+from stretto.ir.interpreter.errors import DEADLOCK, MISMATCH, REPLICAS
+from stretto.ir.interpreter.padding import Padding
+from stretto.ir.interpreter.rounding import is_rounding, rounding
+from stretto.ir.module import Module, result_records
+from stretto.ir.verifier import verify
+from torch import Tensor
+
+from .corpus import CAPTURED, Case, compiled
+
+SEEDS = (0, 1, 2)
+"""Of inputs: what one batch does not show, since the rows that would are ignored, another does."""
+TOLERANCE = 1e-9
+
+
+class Checker(StrEnum):
+    """What can find a fault."""
+
+    VERIFIER = "verifier"
+    REFUSED = "interpreter: cannot run"
+    DEADLOCK = "interpreter: ranks do not meet"
+    REPLICAS = "interpreter: replicas differ"
+    VALUES = "interpreter: values differ"
+    SOUNDNESS = "program: malformed"
+    PROVER = "order prover"
+    CHECK = "check against one device"
+    MEMORY = "order prover: memory cap"
+
+
+_BY_CODE = {DEADLOCK: Checker.DEADLOCK, MISMATCH: Checker.DEADLOCK, REPLICAS: Checker.REPLICAS}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the unaltered module of a case gives, at one level."""
+
+    module: Module
+    inputs: list[Tensor]
+    results: list[Tensor]
+    moved: list[float]
+    """How far rounding alone moves each result."""
+
+    @property
+    def names(self) -> list[str]:
+        """What the results are called."""
+        records = result_records(self.module.functions()["main"])
+        return [f"{r.get('kind')} {r.get('name')}" for r in records]
+
+    @property
+    def unchecked(self) -> set[int]:
+        """Results that say nothing, since they are zero but for rounding."""
+        return {
+            i
+            for i, (result, far) in enumerate(zip(self.results, self.moved, strict=True))
+            if is_rounding(result, result, far, TOLERANCE) or not result.any()
+        }
+
+    def differ(self, results: Sequence[Tensor]) -> list[str]:
+        """The results that are not as they should be."""
+        found = []
+        for name, before, after, far in zip(self.names, self.results, results, self.moved, strict=True):
+            different = compare_tensors(name, before, after, TOLERANCE).verdict is Verdict.DIFFERENT
+            if different and not is_rounding(before, after, far, TOLERANCE):
+                found.append(name)
+        return found
+
+
+@cache
+def baseline(case: Case, level: str, seed: int = SEEDS[0]) -> Baseline:
+    """The unaltered module's results, made once."""
+    module = compiled(case).module(level)
+    inputs = random_inputs(module, seed, infer_ranges(compiled(case).module(CAPTURED)))
+    results = run(module, inputs, floats=Floats.FLOAT64)
+    return Baseline(module, inputs, results, rounding(module, inputs, results, Padding.NAN, None))
+
+
+def find(altered: Module, case: Case, level: str) -> Checker | None:
+    """Who finds what is wrong with a module; None when nobody does."""
+    return _find([altered], case, level)
+
+
+def find_on_one_rank(altered: Module, rank: int, case: Case, level: str) -> Checker | None:
+    """Who finds a fault that one rank alone has."""
+    before = baseline(case, level).module
+    return _find([altered if r == rank else before for r in range(ranks(before))], case, level)
+
+
+def ranks(module: Module) -> int:
+    """How many ranks a module is for."""
+    count = 1
+    for _, size in module.mesh:
+        count *= size
+    return count
+
+
+def _find(modules: Sequence[Module], case: Case, level: str) -> Checker | None:
+    try:
+        for module in modules:
+            if module is not baseline(case, level).module:
+                verify(module)
+    except StrettoError:
+        return Checker.VERIFIER
+    return next((found for seed in SEEDS if (found := _run(modules, baseline(case, level, seed)))), None)
+
+
+def _run(modules: Sequence[Module], expected: Baseline) -> Checker | None:
+    try:
+        if len(modules) == 1:
+            results = run(modules[0], expected.inputs, floats=Floats.FLOAT64)
+        else:
+            results = run_ranks(modules, expected.inputs, floats=Floats.FLOAT64)
+    except StrettoError as error:
+        return _BY_CODE.get(error.code, Checker.REFUSED)
+    return Checker.VALUES if expected.differ(results) else None

@@ -1,0 +1,110 @@
+"""What faults of programs are made with: one function's instructions, and edits that keep the rest as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from stretto.runtime.arguments import Slot, fill_in
+from stretto.runtime.program import Program
+from stretto.runtime.records import Function, Instruction
+
+
+@dataclass(frozen=True)
+class Place:
+    """A function of a program, and the dice."""
+
+    program: Program
+    name: str
+    random: Random
+
+    @property
+    def function(self) -> Function:
+        return self.program.functions[self.name]
+
+    @property
+    def code(self) -> tuple[Instruction, ...]:
+        return self.function.code
+
+    def indices(self, wanted: Callable[[Instruction], bool]) -> list[int]:
+        """The instructions that are wanted, in a random order."""
+        found = [i for i, each in enumerate(self.code) if wanted(each)]
+        self.random.shuffle(found)
+        return found
+
+    def with_code(self, code: Sequence[Instruction], *, slots: int = 0) -> Program:
+        """The program with other instructions here, and so many more slots; the backward begins where it did."""
+        function = self.function
+        begins = function.backward_at
+        if begins is not None and begins < len(function.code):
+            first = function.code[begins]
+            begins = next((i for i, each in enumerate(code) if each is first), begins)
+        return self.with_function(replace(function, code=tuple(code), slots=function.slots + slots, backward_at=begins))
+
+    def with_function(self, function: Function) -> Program:
+        """The program with another function of this name."""
+        return replace(self.program, functions={**self.program.functions, self.name: function}, ir="")
+
+    def replaced(self, index: int, *instead: Instruction, slots: int = 0) -> Program:
+        """The program with other instructions in place of one."""
+        return self.with_code([*self.code[:index], *instead, *self.code[index + 1 :]], slots=slots)
+
+    def moved(self, index: int, to: int) -> Program:
+        """The program with one instruction at another place; `to` counts without it."""
+        rest = [*self.code[:index], *self.code[index + 1 :]]
+        return self.with_code([*rest[:to], self.code[index], *rest[to:]])
+
+    def wait_of(self, start: int) -> int | None:
+        """The instruction that waits for what one starts; None where another function does."""
+        [future] = self.code[start].writes() or (None,)
+        return next((i for i, c in enumerate(self.code) if c.op == "comm.wait" and c.reads() == (future,)), None)
+
+    def holds_the_same(self, slot: int, other: int) -> bool:
+        """Whether two slots are one, or take the same value from one call."""
+        return self._origin(slot) == self._origin(other)
+
+    def _origin(self, slot: int) -> tuple[int, int]:
+        """The call that makes a slot's value and what it is there, else -1 and the slot itself."""
+        made = [(i, c) for i, c in enumerate(self.code) if c.op == "call" and slot in c.out]
+        if not made:
+            return -1, slot
+        index, call = made[0]
+        return index, self.program.functions[str(call.args[0])].results[call.out.index(slot)]
+
+    def freed_at(self, slot: int, after: int) -> int | None:
+        """The first instruction from `after` on that frees a slot."""
+        return next((i for i, c in enumerate(self.code) if i >= after and slot in c.free), None)
+
+
+def renamed(each: Instruction, old: int, new: int) -> Instruction:
+    """An instruction that reads one slot in place of another."""
+
+    def named(slot: int) -> Slot:
+        return Slot(new if slot == old else slot)
+
+    return replace(
+        each,
+        args=tuple(fill_in(a, named) for a in each.args),
+        kwargs={key: fill_in(a, named) for key, a in each.kwargs.items()},
+    )
+
+
+def freeing(each: Instruction, *slots: int) -> Instruction:
+    """An instruction that frees these slots too."""
+    return replace(each, free=tuple(sorted({*each.free, *slots})))
+
+
+def keeping(each: Instruction, *slots: int) -> Instruction:
+    """An instruction that does not free these slots."""
+    return replace(each, free=tuple(slot for slot in each.free if slot not in slots))
+
+
+def is_start(each: Instruction) -> bool:
+    """Whether an instruction starts a collective."""
+    return each.op.startswith("comm.") and each.op.endswith("_start")
+
+
+def is_wait(each: Instruction) -> bool:
+    """Whether an instruction waits for a collective."""
+    return each.op == "comm.wait"
