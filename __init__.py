@@ -2,7 +2,7 @@
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong);
 for training under any plan `clip_grad_norm_`, `save_checkpoint` and `load_checkpoint`, `save_weights` and
-`load_weights`, `meta_parameters`.
+`load_weights`, `meta_parameters`, `random_state` and `set_random_state`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .diagnostics import StrettoError
     from .driver.clipping import clip_grad_norm_
-    from .driver.compiled_module import program_of
+    from .driver.compiled_module import program_of, random_state, set_random_state
     from .driver.decorator import compile
     from .driver.state.checkpoints import load_checkpoint, save_checkpoint
     from .driver.state.meta import meta_parameters
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Plan", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint", "load_weights",
-    "meta_parameters", "program_of", "save_checkpoint", "save_weights",
+    "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights", "set_random_state",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,8 +36,10 @@ _HOMES = {
     "load_weights": ".driver.state.weights",
     "meta_parameters": ".driver.state.meta",
     "program_of": ".driver.compiled_module",
+    "random_state": ".driver.compiled_module",
     "save_checkpoint": ".driver.state.checkpoints",
     "save_weights": ".driver.state.weights",
+    "set_random_state": ".driver.compiled_module",
 }
 
 
