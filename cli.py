@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import __version__
 from .diagnostics import StrettoError
-from .driver.commands import bisect, explain, opt, passes, run, verify
+from .driver.commands import bisect, explain, opt, passes, reduce, run, verify
 from .driver.commands import compile as compile_
 from .driver.commands.outcome import Command
 
@@ -34,6 +34,7 @@ _COMMANDS: dict[str, Command] = {
     "passes": passes,
     "verify": verify,
     "bisect": bisect,
+    "reduce": reduce,
 }
 
 

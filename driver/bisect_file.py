@@ -19,13 +19,14 @@ _DIFFER = 6
 """So many results that differ are told."""
 _OTHERS = 5
 """So many other candidates are told."""
-_BROKEN: Mapping[Breakage, str] = {
+BROKEN: Mapping[Breakage, str] = {
     Breakage.VALUES: "changes values",
     Breakage.ORDER: "lets ranks wait for each other, or differ in a collective",
     Breakage.INVALID: "leaves a module that is not valid",
     Breakage.REFUSED: "leaves a module that cannot be run",
     Breakage.FAILED: "fails",
 }
+"""What a pass does that breaks a module."""
 
 
 def bisect_source(source: Source, terms: Terms) -> Bisection:
@@ -68,7 +69,7 @@ def show_bisection(found: Bisection, source: Source) -> None:
         say(f"kept: {'the pass' if count == 1 else f'all {count} passes'} left values and order as they were")
         return
     say()
-    say(f'"{broken.name}" is the first pass that {_BROKEN[broken.breakage or Breakage.VALUES]}')
+    say(f'"{broken.name}" is the first pass that {BROKEN[broken.breakage or Breakage.VALUES]}')
     _show_verdict(broken)
     if found.op is not None:
         _show_op(found.op)

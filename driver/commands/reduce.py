@@ -1,0 +1,42 @@
+"""`stretto reduce`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import MEMORY_CAP, add_json, add_pipeline, add_terms, positive
+from .outcome import Outcome, require_compiler
+
+HELP = "find the smallest module on which a pass still fails in the same way"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.description = (
+        "The first pass that fails, or that changes values or order, is named with the smallest module found on which "
+        "it still does; both stand in one file, which opt, bisect and reduce read. Exit code 0 when there is one."
+    )
+    parser.add_argument(
+        "path", metavar="FILE", help="a module, - for standard input, or a folder that compile --dump-ir wrote"
+    )
+    add_pipeline(parser, required=False, also="; default: what the file or the folder names")
+    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there instead of to standard output")
+    parser.add_argument("--seconds", type=positive, default=60, metavar="S", help="stop then; default: 60")
+    add_terms(parser, MEMORY_CAP)
+    add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    require_compiler()
+    from ..judge import terms_of
+    from ..module_source import read_source
+    from ..reduce_file import reduce_source, reduced_json, show_reduced
+
+    source = read_source(given.path, given.pipeline)
+    if source.pipeline is None:
+        given.usage_error("name the passes with -p PIPELINE")
+    terms = terms_of(given.seed, given.memory_cap, given.ranges)
+    found = reduce_source(source, terms, given.seconds, given.output)
+    return Outcome(0, lambda: show_reduced(found, given.output), lambda: reduced_json(found, given.output))
