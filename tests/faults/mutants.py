@@ -35,12 +35,15 @@ class Alteration:
     """Where the fault is."""
     index: int | None
     """Which of the function's steps was altered, or has others in its place; None for what it returns."""
-    text: str
-    """The operation as it was."""
     steps: dict[str, list[Operation]]
     """The operations before the fault, by function; the altered one may be gone."""
     changed: Changed
     """What stands for the operation's results."""
+
+    def original(self, before: Module) -> str:
+        """The text of the altered operation as it is in the module without the fault."""
+        steps = decoded(before.functions()[self.function])
+        return str(steps[self.index])[:200] if self.index is not None else "what it returns"
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,19 @@ class Mutant:
 
     def __str__(self) -> str:
         rank = f" on rank {self.rank}" if self.rank is not None else ""
-        altered = self.alteration
-        return f"{self.kind}{rank}: {self.case} after {self.level}, in {altered.function}: {altered.text}"
+        place = f"{self.case} after {self.level}, in {self.alteration.function}"
+        return f"{self.kind}{rank}: {place}: {self.alteration.original(compiled(self.case).module(self.level))}"
 
 
 def alter(module: Module, kind: str, random: Random) -> Alteration | None:
     """The module, altered at one of the places where the kind of fault can be; None where there is none."""
     steps = {name: decoded(function) for name, function in module.functions().items()}
+    indices = {op: i for each in steps.values() for i, op in enumerate(each)}
     for site in sites(module, random):
-        text, name = str(site.op)[:200], name_of(site.function)
-        index = steps[name].index(site.op) if site.op in steps[name] else None
+        index = indices.get(site.op)
         changed = MODULE_FAULTS[kind](site)
         if changed is not None:
-            return Alteration(module, name, index, text, steps, changed)
+            return Alteration(module, name_of(site.function), index, steps, changed)
     return None
 
 
