@@ -81,6 +81,8 @@ class Variant:
 
     session: Session
     tree: OutputTree
+    constant: frozenset[int] = frozenset()
+    """Indices of the outputs that require no gradient."""
 
     @property
     def program(self) -> Program:
@@ -105,7 +107,7 @@ class Variant:
         with torch.no_grad():
             for name, value in changed.items():
                 held.buffers[name].copy_(value)
-        return self.tree.rebuild(outputs)
+        return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
 
 
 def make_variant(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Variant:
@@ -115,11 +117,12 @@ def make_variant(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Var
     """
     with global_shapes(model, call) as plain:
         compiled = _compiled(model, plain, key, plan)
+    constant = frozenset(compiled.capture.constant)
     if processes() == 1:
-        return Variant(RankThreads(compiled.program), compiled.capture.output_tree)
+        return Variant(RankThreads(compiled.program), compiled.capture.output_tree, constant)
     session = ProcessRank(compiled.program)
     check_same_inputs(call, session.world)
-    return Variant(session, compiled.capture.output_tree)
+    return Variant(session, compiled.capture.output_tree, constant)
 
 
 def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Compiled:

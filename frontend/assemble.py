@@ -23,6 +23,7 @@ from .captured import META_KEY, CapturedOutput, CapturedTensor, CaptureError, In
 from .model_names import merged_buffers, merged_parameters
 from .random_op import RANDOM, RANDOM_STATE
 from .regions import drop_assertions
+from .trace_errors import shared_memory
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def _describe_results(graph: fx.Graph, names: Names) -> _Results:
                 raise _mutated(
                     f'input "{names.inputs[index]}"', "work on a copy of it, .clone(), and return the result"
                 )
+            case InputMutationAOTOutput():
+                raise shared_memory()
             case None:
                 pass
             case _:

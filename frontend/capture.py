@@ -46,7 +46,9 @@ def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bo
                 "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
                 help="return the loss without .detach() or .item(), or capture for inference",
             )
-        return _finish(model, call, module, graphs)
+        captured = _finish(model, call, module, graphs)
+    module.result.effects.warn()
+    return captured
 
 
 def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
@@ -69,6 +71,7 @@ def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: Trac
         output_tree=module.result.tree,
         unused_parameters=assembled.unused_parameters,
         differentiable=module.result.differentiable,
+        constant=module.result.constant,
     )
 
 

@@ -136,6 +136,8 @@ class Capture:
     """Trainable parameters that no differentiable output depends on, so that they have no gradient."""
     differentiable: tuple[int, ...] = field(default=())
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
+    constant: tuple[int, ...] = ()
+    """Indices of the outputs that no trainable parameter has a part in: in eager mode they require no gradient."""
 
 
 def origin_of(node: fx.Node) -> Origin:

@@ -21,7 +21,7 @@ from ..ir.locations import Origin, to_location
 from ..ir.module import Module, Record, build_function, entry, finish_function
 from ..ir.operations import Call, build
 from ..ir.schemas import Kind, definitions
-from ..ir.types import TensorType, absent, to_mlir
+from ..ir.types import TensorType, absent, from_mlir, to_mlir
 from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
 from .random_op import RANDOM
 
@@ -111,8 +111,26 @@ class _Converter:
         if name in _RESHAPES:
             args[1] = list(node.meta["val"].shape)
         kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
+        self._fix_default(name, node, args, kwargs, loc)
         results = build(Call(name, tuple(args), kwargs), result_types, loc)
         self.values[node] = results[0] if _is_single(node.meta["val"]) else _as_fx(node.meta["val"], results)
+
+    def _fix_default(self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], loc: Any) -> None:
+        """Leave no dtype to torch's default where a program runs: say it, or cast the integers that floats are made of.
+
+        Torch makes floats of its default dtype from plain numbers, and of integers that meet them.
+        """
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or kwargs.get("dtype") is not None:
+            return
+        wanted = self.floats.of(value.dtype)
+        given = [each.meta["val"] for each in node.all_input_nodes]
+        if not given and any(argument.name == "dtype" for argument in definitions()[name].arguments):
+            kwargs["dtype"] = wanted
+        elif wanted != torch.float32 and given and not any(_is_float(v) for v in given) and ".where" not in name:
+            type_ = {at: TensorType(wanted, from_mlir(a.type).shape) for at, a in enumerate(args) if _is_value(a)}
+            for at, cast in type_.items():
+                [args[at]] = build(Call("aten._to_copy.default", (args[at],), {"dtype": wanted}), [to_mlir(cast)], loc)
 
     def _draw(self, node: fx.Node) -> Any:
         """A draw's number is a value that belongs to no layer, so that equal layers can become one function."""
@@ -175,6 +193,15 @@ class _Converter:
         if value is None:
             return absent()
         return to_mlir(TensorType(self.floats.of(value.dtype), tuple(value.shape)))
+
+
+def _is_float(value: Any) -> bool:
+    """Whether a result (or one of several) holds floats."""
+    return any(each is not None and each.is_floating_point() for each in (value if not _is_single(value) else (value,)))
+
+
+def _is_value(argument: Any) -> bool:
+    return isinstance(argument, mlir.Value)
 
 
 def _is_single(value: Any) -> bool:

@@ -34,6 +34,13 @@ RAISED_BY_USER_CODE = (
 """What the user's own code may raise and is told about; an interrupt, or memory that runs out, goes on."""
 
 
+_UNTRACKED = "a fake tensor in the exported program constant's list"
+"""In torch's words: the graph would hold a tensor that was made while tracing, past what tracing sees."""
+
+_SHARED = "aot_autograd() does not yet handle non-differentiable view input mutations"
+"""In torch's words: a tensor is changed that has memory in common with another."""
+
+
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """Keep torch's own log records about a trace to itself: what they report comes as an error of ours."""
@@ -64,6 +71,10 @@ def user_errors(model: nn.Module) -> Iterator[None]:
         raise _placed(model, error) from None
     except RAISED_BY_USER_CODE as error:
         span = _users_line(error)
+        if _UNTRACKED in str(error):
+            raise _placed(model, _untracked()) from None
+        if _SHARED in str(error):
+            raise _placed(model, shared_memory()) from None
         if span is None:
             raise
         raise _explained(model, error, span) from None
@@ -100,6 +111,25 @@ def _explained(model: nn.Module, error: BaseException, span: Span) -> CaptureErr
         f"{type(model).__name__}.forward raises {type(error).__name__}: {_first_line(error)}",
         span=span,
         help="the forward must run on these inputs; call the model once without Stretto",
+    )
+
+
+def _untracked() -> CaptureError:
+    return CaptureError(
+        "E0216",
+        'forward changes a tensor through its ".data", or uses one that an earlier forward has kept in an attribute',
+        expected="changes that autograd sees, of buffers alone",
+        help="update parameters outside of forward, and keep what lasts from call to call in buffers",
+    )
+
+
+def shared_memory() -> CaptureError:
+    """A buffer is changed whose memory another buffer or a parameter has too."""
+    return CaptureError(
+        "E0216",
+        "forward changes a buffer that shares memory with another tensor of the model, which would change with it",
+        expected="buffers with memory of their own",
+        help="register a copy, .clone(), and change both where both should change",
     )
 
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from .call import PLAIN_TYPES, BoundCall
 from .captured import CaptureError, Mode, OutputTree, TensorLeaf
 from .own_gradients import derived_gradients_only
+from .side_effects import SideEffects, watched
 
 MODEL_ATTRIBUTE = "_stretto_model"
 """Under this name the user's model hangs in the traced module; all names in the graph begin with it."""
@@ -27,6 +28,9 @@ class Result:
     names: tuple[str, ...] = ()
     differentiable: tuple[int, ...] = ()
     """Indices of the outputs that have a tangent."""
+    constant: tuple[int, ...] = ()
+    """Indices of the outputs that no trainable parameter has a part in."""
+    effects: SideEffects = field(default_factory=SideEffects)
 
 
 class TracedModel(nn.Module):
@@ -47,7 +51,11 @@ class TracedModel(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.call.arguments(tensors)
         model = getattr(self, MODEL_ATTRIBUTE)
-        with derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext():
+        self.result.effects = SideEffects()
+        with (
+            derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
+            watched(model, self.result.effects),
+        ):
             result = model(*args, **kwargs)
         if self.loss_only:
             result = _loss_of(result)
@@ -79,6 +87,7 @@ class TracedModel(nn.Module):
         self.result.tree = OutputTree(spec, tuple(leaves))
         self.result.names = tuple(names)
         self.result.differentiable = differentiable
+        self.result.constant = tuple(at for at, tensor in enumerate(outputs) if not tensor.requires_grad)
         given = {id(tensor) for tensor in (*inputs, *self.parameters(), *self.buffers())}
         return tuple(_owned(tensor, position in differentiable, given) for position, tensor in enumerate(outputs))
 

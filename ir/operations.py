@@ -121,7 +121,8 @@ def read(op: Operation) -> Call | None:
                 kwargs[argument.name] = value
         else:
             args.append(value)
-    while args and args[-1] is None:
+    placed = [argument for argument in definition.arguments if not argument.keyword]
+    while args and args[-1] is None and placed[len(args) - 1].has_default:
         args.pop()
     return Call(definition.name, tuple(args), kwargs)
 

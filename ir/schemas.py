@@ -44,6 +44,8 @@ class Argument:
     """The schema's type text, such as "int" or "List[int]"; checked by the verifier."""
     required: bool = False
     """Whether the schema has no default for it, and does not admit None."""
+    has_default: bool = True
+    """Whether a call may leave it out; None may be given for one that it may not."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _is_required(argument: torch.Argument) -> bool:
 
 def _define(schema: torch.FunctionSchema, name: str, pure: bool) -> OpDef:
     arguments = tuple(
-        Argument(a.name, _kind(a), bool(a.kwarg_only), str(a.type), _is_required(a)) for a in schema.arguments
+        Argument(a.name, _kind(a), bool(a.kwarg_only), str(a.type), _is_required(a), bool(a.has_default_value()))
+        for a in schema.arguments
     )
     results = tuple("Tensor[]" if "List" in str(r.type) else "Tensor" for r in schema.returns)
     return OpDef(name, mlir_name(name), arguments, results, pure)

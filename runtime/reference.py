@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 
 import torch
@@ -50,14 +51,26 @@ def run_reference(
             raise RunError("E0341", f"the reference takes {each.kind} '{each.name}', which was not given")
         tensor = _raised(given) if promote is Promote.FLOAT64 else given
         frame[slot] = tensor.clone() if each.kind == "buffer" else tensor
-    for instruction in reference.code:
-        _step(instruction, frame, promote)
+    with _default_dtype(torch.float64 if promote is Promote.FLOAT64 else torch.get_default_dtype()):
+        for instruction in reference.code:
+            _step(instruction, frame, promote)
     outputs = [each for each in reference.outputs if each.kind == "output"]
     buffers = [each for each in reference.outputs if each.kind == "buffer"]
     return (
         [_tensor(frame[each.slot]) for each in sorted(outputs, key=lambda each: each.index)],
         {each.name: _tensor(frame[each.slot]).detach() for each in buffers},
     )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What torch makes of integers that meet plain floats."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def raised_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -198,6 +198,32 @@ def convolution(m: Any, x: Tensor) -> Result:
     return m.down(F.max_pool2d(F.relu(m.norm(m.up(x))), 2).mean((2, 3))).pow(2).sum()
 
 
+@_case(
+    _images,
+    up=lambda: nn.Conv2d(3, 6, 3, padding=1, bias=False),
+    norm=lambda: nn.BatchNorm2d(6),
+    groups=lambda: nn.Conv2d(6, 12, 3, padding=1, groups=3),
+    down=lambda: nn.ConvTranspose2d(12, 8, 2, stride=2),
+    rms=lambda: nn.GroupNorm(4, 8, affine=False),
+)
+def images(m: Any, x: Tensor) -> Result:
+    h = m.groups(F.interpolate(F.silu(m.norm(m.up(x))), scale_factor=2.0, mode="bilinear"))
+    h = F.pixel_shuffle(m.rms(m.down(F.avg_pool2d(h, 2))), 2)
+    return F.pad(h, (1, 1, 1, 1), mode="reflect").pow(2).mean() + F.interpolate(h, scale_factor=2.0).pow(3).mean()
+
+
+@_case(_sequences, up=lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(TOKENS, 4, 3)), down=_linear(2, IN))
+def windows(m: Any, x: Tensor) -> Result:
+    h = F.glu(m.up(x).unfold(2, 3, 1).sum(-1), 1)
+    return m.down(h).pow(2).sum() + F.leaky_relu(h).sum() + F.hardswish(h).sum() + F.logsigmoid(h).sum()
+
+
+@_case(_rows, **_MLP)
+def floats_of_integers(m: Any, x: Tensor) -> Result:
+    rates = torch.exp(torch.arange(IN, device=x.device) * -0.3) + torch.arange(0, 0.6, 0.1, device=x.device)
+    return m.down(m.up(x * rates)).pow(2).sum()
+
+
 @_case(_rows, up=_linear(IN, INNER), norm=lambda: nn.BatchNorm1d(INNER), down=_linear(INNER, IN))
 def batch_norm(m: Any, x: Tensor) -> Result:
     return m.down(m.norm(m.up(x))).pow(2).sum()

@@ -1,0 +1,100 @@
+"""What a forward leaves on its modules besides its result: buffers that it replaces, attributes that it sets.
+
+A buffer that is replaced (`self.mean = 0.9 * self.mean + ...`) is one that is changed: its new value is written into
+the old one, which keeps its place. An attribute that is no buffer belongs to Python: a program does not set it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .captured import CaptureError
+from .metadata import forward_span
+
+_NUMBERS = (bool, int, float)
+
+
+@dataclass
+class SideEffects:
+    """What was seen of one forward; paths are module paths with the attribute's name, such as "encoder.steps"."""
+
+    counted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Numbers that were there before and have another value now: (before, after)."""
+    kept: list[str] = field(default_factory=list)
+    """Attributes that hold a tensor which they did not hold before."""
+
+    def warn(self) -> None:
+        """Say what a compiled model will not do; nothing where there is nothing to say."""
+        for path, (before, after) in self.counted.items():
+            warnings.warn(
+                f'forward changes the number "{path}" (from {before!r} to {after!r}), which a compiled model does not:'
+                " every call computes what the first one did; make it a buffer, such as torch.tensor(0)",
+                stacklevel=2,
+            )
+        for path in self.kept:
+            warnings.warn(
+                f'forward keeps a tensor in "{path}", which a compiled model does not: return it, or make it a buffer',
+                stacklevel=2,
+            )
+
+
+@contextmanager
+def watched(model: nn.Module, seen: SideEffects) -> Iterator[None]:
+    """Around a traced forward: what it replaces is written back, what it sets is noted and taken back.
+
+    Errors: E0216 where a buffer is replaced by one of another shape or dtype, or by none.
+    """
+    modules = dict(model.named_modules())
+    buffers = {path: dict(module._buffers) for path, module in modules.items()}
+    attributes = {path: dict(vars(module)) for path, module in modules.items()}
+    yield
+    for path, module in modules.items():
+        for name, old in buffers[path].items():
+            if module._buffers.get(name) is not old:
+                _write_back(model, _joined(path, name), old, module._buffers.get(name))
+                module._buffers[name] = old
+        _take_back(path, module, attributes[path], seen)
+
+
+def _write_back(model: nn.Module, path: str, old: Tensor | None, new: Tensor | None) -> None:
+    if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
+        raise CaptureError(
+            "E0216",
+            f'forward replaces its buffer "{path}" ({_said(old)}) by {_said(new)}',
+            span=forward_span(model),
+            expected="a tensor of the same shape and dtype",
+            help="register the buffer with the shape and dtype that it will have",
+        )
+    with torch.no_grad():
+        old.copy_(new.detach())
+
+
+def _said(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _take_back(path: str, module: nn.Module, before: dict[str, Any], seen: SideEffects) -> None:
+    for name, value in list(vars(module).items()):
+        old = before.get(name)
+        if value is old:
+            continue
+        if isinstance(value, Tensor):
+            seen.kept.append(_joined(path, name))
+            if name in before:
+                setattr(module, name, old)
+            else:
+                delattr(module, name)
+        elif type(value) in _NUMBERS and type(old) in _NUMBERS and value != old:
+            seen.counted[_joined(path, name)] = (old, value)
+            setattr(module, name, old)
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
