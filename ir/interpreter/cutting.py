@@ -19,13 +19,55 @@ _ROUNDING = 1024
 
 
 def cut(tensor: Tensor, type_: TensorType, rank: int, grid: Grid, padding: Padding) -> Tensor:
-    """What a rank holds of a global tensor; of a partial sum, the first rank the tensor and the others zeros."""
+    """What a rank holds of a global tensor; of a partial value a part that cannot pass for the whole."""
     placement = type_.placement_on(grid.mesh)
     for dim, axes in enumerate(placement.dims):
         if axes:
             tensor = chunk_of(tensor, dim, grid.coordinate(rank, axes), type_.shape[dim], padding)
-    summed = [axis for axis, reduce in placement.partial if reduce is Reduce.SUM]
-    return torch.zeros_like(tensor) if grid.coordinate(rank, summed) else tensor
+    for axis, reduce in reversed(placement.partial):
+        if grid.size([axis]) > 1:
+            tensor = _SPLITS[reduce](tensor, grid.coordinate(rank, [axis]), grid.size([axis]))
+    return tensor
+
+
+def _addend(tensor: Tensor, member: int, count: int) -> Tensor:
+    """One of `count` tensors that add up to this one without rounding: twice an element, minus it, and zeros.
+
+    Who holds which goes round from element to element; what is no finite number is held by one alone.
+    """
+    one, other = _turns(tensor, member, count)
+    if not tensor.dtype.is_floating_point:
+        return torch.where(one, tensor + 1, torch.where(other, -1, 0)).to(tensor.dtype)
+    finite = tensor.isfinite()
+    return torch.where(one, tensor.where(~finite, 2 * tensor), (-tensor).where(other & finite, 0.0))
+
+
+def _lower(tensor: Tensor, member: int, count: int) -> Tensor:
+    """One of `count` tensors whose maximum this is; each holds some elements of it, and smaller ones for the rest."""
+    return _bounded(tensor, member, count, -1)
+
+
+def _higher(tensor: Tensor, member: int, count: int) -> Tensor:
+    """One of `count` tensors whose minimum this is."""
+    return _bounded(tensor, member, count, 1)
+
+
+def _bounded(tensor: Tensor, member: int, count: int, sign: int) -> Tensor:
+    own, _ = _turns(tensor, member, count)
+    if tensor.dtype in (torch.bool, torch.uint8):
+        limit = 0 if sign < 0 else (1 if tensor.dtype is torch.bool else 255)
+        return torch.where(own, tensor, torch.full_like(tensor, limit))
+    return torch.where(own, tensor, tensor + sign * (tensor.abs() + 1))
+
+
+def _turns(tensor: Tensor, member: int, count: int) -> tuple[Tensor, Tensor]:
+    """The elements of which it is this member's turn, and those of which it was the turn of the one before."""
+    turn = torch.arange(tensor.numel()).reshape(tensor.shape) % count
+    return turn == member, (turn + 1) % count == member
+
+
+_SPLITS = {Reduce.MAX: _lower, Reduce.MIN: _higher, Reduce.SUM: _addend}
+"""By reduction, how a whole tensor is split over one axis."""
 
 
 def join(held: Sequence[Tensor], type_: TensorType, grid: Grid, name: str) -> Tensor:
