@@ -162,8 +162,12 @@ class _Follower:
         ranks = self._mesh.size(axes)
         result = given.new_empty(_given_shape(kind, list(given.shape), each.kwargs, ranks))
         most = max(given.nbytes, result.nbytes)
-        sent = most * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
-        return result, Site(name, index, False, kind, axes, most, sent)
+        return result, Site(name, index, False, kind, axes, most, ring_bytes(kind, most, ranks))
+
+
+def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
+    """What each of some ranks sends in a ring: (n-1)/n of the tensor, twice that for an all_reduce."""
+    return tensor_bytes * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
 
 
 def _unfit(where: str, error: Exception) -> ProgramError:

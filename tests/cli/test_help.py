@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import Command
 
-COMMANDS = ("compile", "run", "explain", "opt", "passes", "verify", "bisect", "reduce")
+COMMANDS = ("compile", "run", "explain", "opt", "passes", "verify", "bisect", "reduce", "diff")
 HEAVY = ("torch", "torch_mlir", "numpy", "lark", "networkx", "transformers", "rich")
 
 

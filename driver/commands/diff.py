@@ -1,0 +1,42 @@
+"""`stretto diff`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .arguments import add_json
+from .outcome import Outcome, require_compiler
+
+HELP = "show what differs between two modules or two programs: ops, communication, bytes, memory"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.description = (
+        "Counts are of one step of one rank. Peak memory: of programs as `stretto verify` proves it; of modules by "
+        "their types. Exit code 0 when both are equal, 1 when they differ."
+    )
+    parser.add_argument("a", metavar="A", help="a module, or a program folder")
+    parser.add_argument("b", metavar="B", help="another of the same kind")
+    add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(given: argparse.Namespace) -> Outcome:
+    """See `Command`."""
+    from ..diff import Difference, show_difference
+    from ..summary import program_summary
+
+    kinds = {os.path.isdir(path) for path in (given.a, given.b)}
+    if len(kinds) > 1:
+        given.usage_error("give two modules or two program folders; a program's module is in its ir.mlir")
+    if kinds == {True}:
+        found = Difference(program_summary(given.a), program_summary(given.b))
+    else:
+        require_compiler()
+        from ..module_source import read_source
+        from ..module_summary import module_summary
+
+        found = Difference(*(module_summary(read_source(path, None)) for path in (given.a, given.b)))
+    return Outcome(0 if found.is_equal else 1, lambda: show_difference(found), found.to_json)
