@@ -28,6 +28,7 @@ from ..passes.partition_tensors import PartitionTensors
 from ..passes.place_arguments import PlaceArguments
 from ..passes.propagate_placements import PropagatePlacements
 from ..passes.raise_idioms import RaiseIdioms
+from ..passes.raise_matmuls import RaiseMatmuls
 from ..passes.simplify_views import SimplifyViews
 from ..passes.split_means import SplitMeans
 from ..passes.start_collectives import StartCollectives
@@ -77,6 +78,7 @@ def pipeline(plan: Plan, *, delay_reductions: bool = False) -> list[Step]:
         RaiseIdioms(),
         ExpandLosses(),
         SplitMeans(),
+        RaiseMatmuls(),
         SimplifyViews(),
         "canonicalize",
         FoldLayers(),

@@ -53,6 +53,8 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
         " -> Tensor",
         True,
     ),
+    # a @ b over the last two dims, (..., M, K) and (..., K, N); the leading dims, two or more, are the same
+    ("nn::matmul(Tensor a, Tensor b) -> Tensor", True),
     # uniform words in [0, 2^32), int64, or with `below` whether each is below it, of shape `size`: a function of state
     # (seed, step), the 0-d number of the draw, and the element's place; `like`, of the same shape, is where it is used
     ("nn::random(Tensor state, Tensor number, Tensor? like, int[] size, int? below) -> Tensor", True),

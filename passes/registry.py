@@ -24,6 +24,7 @@ TABLE: dict[str, str] = {
     "place-arguments": "PlaceArguments",
     "propagate-placements": "PropagatePlacements",
     "raise-idioms": "RaiseIdioms",
+    "raise-matmuls": "RaiseMatmuls",
     "simplify-views": "SimplifyViews",
     "split-means": "SplitMeans",
     "start-collectives": "StartCollectives",

@@ -121,6 +121,11 @@ def cross_entropy_backward(
     return (torch.where((labels != ignore_index)[:, None], gradient, 0.0).to(logits.dtype),)
 
 
+def matmul(a: Tensor, b: Tensor) -> Results:
+    """a b over the last two dims."""
+    return (torch.einsum("...mk,...kn->...mn", _wide(a), _wide(b)).to(a.dtype),)
+
+
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.attention": (attention, 6),
     "nn.attention_backward": (attention_backward, 9),
@@ -132,6 +137,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.rotary_backward": (rotary_backward, 3),
     "nn.cross_entropy": (cross_entropy, 3),
     "nn.cross_entropy_backward": (cross_entropy_backward, 5),
+    "nn.matmul": (matmul, 2),
 }
 """The function of each operation, and how many arguments it has."""
 

@@ -131,6 +131,12 @@ def cross_entropy_backward(
     return (softmax * rows).scatter_add(1, index, -rows).to(logits.dtype)
 
 
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b over the last two dims; a (..., M, K), b (..., K, N), of the same leading dims."""
+    product = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
+    return product.reshape(*a.shape[:-1], b.shape[-1])
+
+
 REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.attention": attention,
     "nn.attention_backward": attention_backward,
@@ -142,6 +148,7 @@ REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.rotary_backward": rotary_backward,
     "nn.cross_entropy": cross_entropy,
     "nn.cross_entropy_backward": cross_entropy_backward,
+    "nn.matmul": matmul,
 }
 """The function of each nn operation."""
 

@@ -100,8 +100,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _functional(name: str, args: Sequence[Any]) -> str:
-    """The name that Stretto gives a call: in-place sums are sums, and a number as second operand is a scalar."""
+    """The name that Stretto gives a call: in-place sums are sums, views reshapes, numbers as operands scalars."""
     name = name.replace("add_.", "add.")
+    if name in ("aten.view.default", "aten._unsafe_view.default"):
+        return "aten.reshape.default"
     if name.endswith(".Tensor") and len(args) > 1 and isinstance(args[1], (bool, int, float)):
         scalar = name.replace(".Tensor", ".Scalar")
         return scalar if scalar in definitions() else name

@@ -66,6 +66,13 @@ def cpu_attention_backward(call: Call) -> list[Row]:
     return _attention_rows(call, "attn_mask", backward=True)
 
 
+def matmul(call: Call) -> list[Row]:
+    """nn.matmul(a (..., m, k), b (..., k, n)): by leading dims, by m, by n; by k into sums; linear in each."""
+    m, n = len(call.out().shape) - 2, len(call.out().shape) - 1
+    leading = [row([d], [d, d]) for d in range(m)]
+    return [*leading, row([m], [m, None]), row([n], [None, n]), row([P], [n, m]), linear(call, "a"), linear(call, "b")]
+
+
 def _leading(call: Call, x: str) -> range:
     """The dims of `x` that a norm does not normalise over."""
     rank, weight = len(call.meta(x).shape), call.maybe("weight")
@@ -139,6 +146,7 @@ def cross_entropy_backward(call: Call) -> list[Row]:
 
 TABLE: dict[str, Rule] = {
     "nn.attention": attention,
+    "nn.matmul": matmul,
     "nn.attention_backward": attention_backward,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": cpu_attention,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": cpu_attention_backward,

@@ -27,6 +27,7 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.cross_entropy_backward": ("scale", "logits", "labels", "lse", "ignore_index"),
     "transformers.grouped_mm_fallback.default": ("input", "weight", "offs"),
     "transformers.grouped_mm_fallback_backward.default": ("input", "weight", "offs", "grad_output"),
+    "nn.matmul": ("a", "b"),
     "nn.random": ("state", "number", "like", "size", "below"),
 }
 """The operands of each op that is not torch's own which rules look at, in order; tensors may be absent or None."""

@@ -43,10 +43,13 @@ class DroppingBlock(Block):
 
 def dropping(size: Size) -> Case:
     """The GPT of these blocks."""
+    return of_blocks(DroppingBlock, size)
+
+
+def of_blocks(kind: type[Block], size: Size) -> Case:
+    """The GPT of some blocks."""
     model = GPT(size)
-    model.blocks = nn.ModuleList(
-        DroppingBlock(size.width, size.heads, size.head, size.inner) for _ in range(size.layers)
-    )
+    model.blocks = nn.ModuleList(kind(size.width, size.heads, size.head, size.inner) for _ in range(size.layers))
     tokens = torch.zeros(size.batch, size.seq, dtype=torch.int64)
     return Case(model, {"tokens": tokens, "targets": tokens.clone()}, "targets", size.vocab)
 
@@ -121,4 +124,37 @@ def test_other_random_ops_are_the_same_under_every_plan(mesh: str) -> None:
     torch.manual_seed(0)
     placed = 'shard "up" columns over tp\nshard "down" rows over tp' if "tp" in mesh else ""
     program = compiled_model(Noise(), {"x": torch.randn(4, 6)}, f"mesh ({mesh})\n{placed}", Mode.TRAIN).program
+    assert_report(check(program))
+
+
+def test_no_rank_makes_more_of_a_mask_than_it_uses() -> None:
+    program = compiled(dropping(EVEN), plan("gpt", "tp=2", TOKENS)).program
+    for function in program.functions.values():
+        for each in function.code:
+            if each.op == "rank.random":
+                size, chunks = each.kwargs["size"], each.kwargs["chunks"]
+                assert [a // b for a, b in zip(size, chunks, strict=True)].count(2) == 1  # type: ignore[arg-type]
+
+
+class EagerBlock(Block):
+    """Attention written as products and a softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention, given = self.attention, self.attention_norm(x)
+        batch, seq, _ = x.shape
+        q, k, v = (
+            p(given).view(batch, seq, attention.heads, -1).transpose(1, 2)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        weights = (q @ k.transpose(-2, -1) * 0.3).softmax(-1)
+        x = x + attention.o_proj((weights @ v).transpose(1, 2).reshape(batch, seq, -1))
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+@pytest.mark.parametrize("kind", [DroppingBlock, EagerBlock])
+def test_attention_in_products_keeps_its_heads_apart_and_gathers_nothing(kind: type[Block]) -> None:
+    torch.manual_seed(0)
+    program = compiled(of_blocks(kind, EVEN), plan("gpt", "dp=2, tp=2")).program
+    ops = {each.op for function in program.functions.values() for each in function.code}
+    assert "comm.all_gather_start" not in ops and "comm.all_reduce_start" in ops
     assert_report(check(program))

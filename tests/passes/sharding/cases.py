@@ -296,6 +296,7 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nn.layer_norm_backward": lambda: _layer_backward(f(4), f(4)),
     "nn.rotary": lambda: (f(3, 5, 7, 4), f(3, 7, 4), f(3, 7, 4)),
     "nn.rotary_backward": lambda: (f(3, 5, 7, 4), f(1, 7, 4), f(1, 7, 4)),
+    "nn.matmul": lambda: (f(3, 5, 7, 4), f(3, 5, 4, 6)),
     "nn.cross_entropy": lambda: (f(7, 5), _labels(7, 5), -100),
     "nn.cross_entropy_backward": _cross_entropy_backward,
 }
