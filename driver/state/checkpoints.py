@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
+from ...runtime.philox import RandomState
 from ...runtime.world import join
+from ..compiled_module import PLAN_ATTRIBUTE, random_state, set_random_state
 from ..distribution import processes
 from .held_tensors import is_writer, meet
 
@@ -62,14 +65,15 @@ def save_checkpoint(
     """Write a checkpoint folder; what was there stays until all is written. All processes call it.
 
     `extra` are values that JSON can hold, such as `step=3` or `scheduler=scheduler.state_dict()`; `load_checkpoint`
-    gives them back. Raises StrettoError E0508 where the folder cannot be written, and where it is no checkpoint.
+    gives them back. Of a compiled model the state of its random numbers is kept too. Raises StrettoError E0508 where
+    the folder cannot be written, and where it is no checkpoint.
     """
     path = Path(path)
     _join()
     partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not (path / _METADATA).exists():
         raise StrettoError("E0508", f"'{path}' is there and is no checkpoint", help="choose another name, or remove it")
-    text = json.dumps({"format": _FORMAT, "extra": extra}, indent=1)
+    text = json.dumps({"format": _FORMAT, "extra": extra, "random": _random_state_of(model)}, indent=1)
     state = _state_of(model, optimizer)
     try:
         if is_writer():
@@ -100,12 +104,15 @@ def load_checkpoint(
     _join()
     state = _state_of(model, optimizer)
     _check_fits(path, metadata, state)
+    ours = _ours(path)
     with _one_process_is_meant():
         load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    return _extra(path)
+    if "random" in ours and _is_compiled(model):
+        set_random_state(model, RandomState(**ours["random"]))
+    return dict(ours["extra"])
 
 
 def _join() -> None:
@@ -213,14 +220,28 @@ def _few(names: list[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _extra(path: Path) -> dict[str, Json]:
+def _random_state_of(model: nn.Module) -> Json:
+    return asdict(random_state(model)) if _is_compiled(model) else None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return hasattr(type(model), PLAN_ATTRIBUTE)
+
+
+def _ours(path: Path) -> dict[str, Json]:
+    """What stands in our file; "extra" always, "random" where a compiled model was saved."""
     file = path / OURS
     if not file.exists():
-        return {}
+        return {"extra": {}}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return dict(found["extra"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        match json.loads(file.read_text(encoding="utf-8")):
+            case {"extra": dict(extra), "random": {"seed": int(seed), "step": int(step)}}:
+                return {"extra": extra, "random": {"seed": seed, "step": step}}
+            case {"extra": dict(extra), "random": None}:
+                return {"extra": extra}
+            case _:
+                raise _torn(path, f"{OURS} lacks what stretto.save_checkpoint writes")
+    except (ValueError, RecursionError) as error:
         raise _torn(path, f"{OURS} cannot be read: {error}") from None
 
 

@@ -38,6 +38,13 @@ def test_llama_trains_as_one_device_does() -> None:
     assert lines[-1] == "the first 4 losses are the single-device run's to 0.0001"
 
 
+def test_a_run_goes_on_under_another_plan_and_under_none() -> None:
+    command = [sys.executable, str(EXAMPLES / "resume_gpt.py"), "--steps", "4"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "all 3 go on alike, to 1e-09"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("plan", PLANS)

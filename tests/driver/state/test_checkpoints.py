@@ -70,6 +70,28 @@ def optimizer_state_of(state: dict[str, dict[str, dict[str, object]]], optimizer
     return own
 
 
+def test_random_numbers_continue_under_another_plan(tmp_path: Path) -> None:
+    class Dropping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.drop = seeded(), torch.nn.Dropout(0.5)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.drop(self.inner(tokens).expand(64)).sum()
+
+    losses = []
+    for mesh in ("dp=2", "dp=4"):
+        model = stretto.compile(Dropping(), plan=f"mesh ({mesh})")
+        optimizer = adamw(model)
+        if mesh == "dp=4":
+            stretto.load_checkpoint(tmp_path / "dropping", model, optimizer)
+        else:
+            train(model, optimizer, range(2))
+            stretto.save_checkpoint(tmp_path / "dropping", model, optimizer)
+        losses.append(train(model, optimizer, range(2, 4)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
 def test_saving_again_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     model = seeded()
     stretto.save_checkpoint(tmp_path / "last", model, step=1)
