@@ -28,7 +28,8 @@ class Bisection:
     index: int | None = None
     """Which of `passes` that is."""
     op: GuiltyOp | None = None
-    """The operation in the module that it left; None where none can be named, as when the pass itself failed."""
+    """The operation in the module that it left; None where none can be named, as when the pass itself failed, and for
+    an order that is broken: `broken.stuck` then has the operation of each rank that takes part."""
 
     @property
     def pass_name(self) -> str | None:
@@ -61,7 +62,7 @@ def bisect(module: Module, steps: Sequence[Step], terms: Terms | None = None, to
 
 
 def _guilty(judge: Judge, verdict: PassVerdict) -> GuiltyOp | None:
-    if verdict.breakage not in (Breakage.VALUES, Breakage.ORDER, Breakage.REFUSED):
+    if verdict.breakage not in (Breakage.VALUES, Breakage.REFUSED):
         return None
     wrong = [each.number for each in verdict.differ]
     return find_guilty_op(judge.before, judge.module, judge.terms, judge.ranges, wrong)

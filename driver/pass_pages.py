@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 
 from ..dsl.plan import Plan
 from ..passes.base import Pass
-from ..passes.pipeline import option_name, print_value
+from ..passes.option_values import print_value
+from ..passes.pipeline import option_name
 from ..passes.registry import TABLE, UPSTREAM, names, pass_class
 from ..runtime.arguments import Json
 from .console import heading, place_text, say, table

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, Value, mlir
@@ -21,7 +22,7 @@ from .types import TensorType, from_mlir, is_tensor
 
 _STARTS = ("comm.all_reduce_start", "comm.all_gather_start", "comm.reduce_scatter_start", "comm.all_to_all_start")
 _DUMP = "see current operation: "
-"""In the lines of MLIR's errors that hold an operation's whole text."""
+"""With this an operation's whole text begins in MLIR's errors."""
 _PLAIN = {
     "int": (mlir.IntegerAttr, mlir.TypeAttr),
     "float": (mlir.FloatAttr, mlir.IntegerAttr),
@@ -44,7 +45,7 @@ def verify(module: Module) -> None:
     try:
         module.verify()
     except mlir.MLIRError as error:
-        lines = [line for line in str(error).splitlines() if _DUMP not in line]
+        lines = takewhile(lambda line: _DUMP not in line, str(error).splitlines())
         raise StrettoError("E0506", "the module is not valid: " + "\n".join(lines)) from None
     for problem in problems(module):
         raise _error(problem)

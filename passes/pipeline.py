@@ -1,7 +1,8 @@
 """Pipelines as text, in MLIR's syntax: `fold-layers,propagate-placements,start-collectives{option=value other=value}`.
 
 Options are the fields of a pass's dataclass, in kebab-case; values are parsed by the field's type: int, float, bool
-(true, false), text, an enumeration's value, or a plan file's path. Text with blanks or braces stands in double quotes.
+(true, false), text, an enumeration's value, or a plan file's path (`option_values.py`). Text with blanks or braces
+stands in double quotes.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from enum import Enum
 from typing import Any, get_type_hints
 
 from ..diagnostics import Span, StrettoError
-from ..dsl.plan import Plan
 from .base import Pass
 from .manager import Step
+from .option_values import VALUE, parse_value, print_value
 from .registry import UPSTREAM, pass_class, unknown_pass
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_VALUE = re.compile(r'"(?P<quoted>[^"]*)"|(?P<bare>[^\s{}"]+)')
 
 
 def parse_pipeline(text: str, source: str = "-p") -> list[Step]:
@@ -106,7 +105,7 @@ class _Parser:
                 raise self._error("E0412", f'option "{name}" has no value', f'expected "=" after "{name}"')
             self.at += 1
             valued = self.at
-            match = _VALUE.match(self.text, self.at)
+            match = VALUE.match(self.text, self.at)
             if match is None:
                 raise self._error("E0412", f'option "{name}" has no value', "expected a value")
             self.at = match.end()
@@ -115,7 +114,7 @@ class _Parser:
 
     def _build(self, cls: type[Pass], name: str, given: Mapping[str, _Given], start: int) -> Pass:
         known = {option_name(f.name): f for f in fields(cls)}
-        types = get_type_hints(cls)
+        types = get_type_hints(cls, include_extras=True)
         values: dict[str, Any] = {}
         for option, value in given.items():
             if option not in known:
@@ -135,7 +134,7 @@ class _Parser:
 
     def _value(self, type_: Any, option: str, value: _Given) -> Any:
         try:
-            return _parse_value(type_, value.text)
+            return parse_value(type_, value.text)
         except ValueError as error:
             raise self._error(
                 "E0416",
@@ -169,27 +168,6 @@ class _Parser:
         return StrettoError(code, message, span=span, expected=expected, help=help)
 
 
-def _parse_value(type_: Any, text: str) -> Any:
-    """The value of a field's type that a text spells; a ValueError says what was expected."""
-    if type_ is bool:
-        if text not in ("true", "false"):
-            raise ValueError("true or false")
-        return text == "true"
-    if type_ is int or type_ is float:
-        try:
-            return type_(text)
-        except ValueError:
-            raise ValueError("an integer" if type_ is int else "a number") from None
-    if type_ is Plan:
-        return Plan.load(text)
-    if isinstance(type_, type) and issubclass(type_, Enum):
-        try:
-            return type_(text)
-        except ValueError:
-            raise ValueError(" or ".join(str(member.value) for member in type_)) from None
-    return text
-
-
 def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
@@ -201,11 +179,3 @@ def _print_pass(step: Pass) -> str:
         if _is_required(f) or getattr(step, f.name) != f.default
     ]
     return f"{step.name}{{{' '.join(given)}}}" if given else step.name
-
-
-def print_value(value: Any) -> str:
-    """The text that an option of this value has."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = value.file if isinstance(value, Plan) else str(value.value if isinstance(value, Enum) else value)
-    return text if _VALUE.fullmatch(text) else f'"{text}"'

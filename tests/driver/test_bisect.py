@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+from stretto.driver import judge
 from stretto.driver.bisect import bisect
 from stretto.driver.blame import Status
 from stretto.driver.judge import Breakage, Terms
 from stretto.ir.attributes import to_attribute
 from stretto.ir.bindings import Operation, mlir
 from stretto.ir.dialects import context
+from stretto.ir.interpreter import Comparison, DeadlockError, Stuck
+from stretto.ir.interpreter.errors import DEADLOCK
+from stretto.ir.locations import Origin
 from stretto.ir.module import Module, entry, operations, terminator
 from stretto.ir.source_text import without_locations
 from stretto.passes.base import Pass, Report
@@ -166,3 +170,19 @@ def test_a_pass_that_leaves_a_module_which_cannot_be_run_has_the_operation_where
 
     found = bisect(Module.parse(TWO), [Harm(harm)])
     assert found.breakage is Breakage.INVALID or (found.op and found.op.place.op == "comm.wait")
+
+
+def test_ranks_that_wait_for_each_other_are_named_with_their_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, ran = Module.parse(TWO), judge.compare
+    origins = [Origin("layers.*", "model.py", line) for line in (7, 8)]
+    places = tuple(Stuck(rank, "comm.all_reduce", origins[rank], (1 - rank,)) for rank in (0, 1))
+
+    def compare(before: Module, after: Module, *args: object, **options: object) -> Comparison:
+        if "-1" not in after.text():
+            return ran(before, after, *args, **options)  # type: ignore[arg-type]
+        raise DeadlockError(DEADLOCK, "ranks wait for each other for ever", places)
+
+    monkeypatch.setattr(judge, "compare", compare)
+    found = bisect(module, [Harm(lambda module: module.operation.attributes.__setitem__("comm.x", to_attribute(-1)))])
+    assert found.broken is not None and (found.breakage, found.op) == (Breakage.ORDER, None)
+    assert found.broken.stuck == places and "rank 0 is in" in "".join(found.broken.message)

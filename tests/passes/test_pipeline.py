@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,6 +14,7 @@ from stretto.ir.module import Module
 from stretto.passes import pipeline, registry
 from stretto.passes.base import Pass, Report
 from stretto.passes.fold_layers import FoldLayers
+from stretto.passes.option_values import Range
 from stretto.passes.pipeline import parse_pipeline, print_pipeline
 from stretto.passes.place_arguments import PlaceArguments
 from stretto.passes.registry import TABLE, names, pass_class
@@ -90,6 +91,32 @@ def test_a_value_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(StrettoError, match="expected an integer") as caught:
         parse_pipeline("fold-layers{times=many}")
     assert caught.value.code == "E0416"
+
+
+@dataclass(frozen=True)
+class _Limited(Pass):
+    name: ClassVar[str] = "fold-layers"
+    least: Annotated[int, Range(0, unit="bytes")] = 0
+    share: Annotated[float | None, Range(0, 1)] = None
+    way: str | None = None
+
+    def run(self, module: Module) -> Report:
+        return Report()
+
+
+def test_a_value_out_of_its_range_is_refused_at_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "pass_class", lambda name: _Limited)
+    for text in ("fold-layers", "fold-layers{least=3 share=0.5 way=up}"):
+        assert print_pipeline(parse_pipeline(text)) == text
+    assert parse_pipeline("fold-layers{share=none}") == [_Limited()]
+    for text, expected in {
+        "least=-1": "an integer of at least 0 bytes", "least=x": "an integer of at least 0 bytes",
+        "share=1.5": "a number from 0 to 1", "share=nan": "a number from 0 to 1",
+    }.items():  # fmt: skip
+        with pytest.raises(StrettoError, match=expected) as caught:
+            parse_pipeline(f"fold-layers{{{text}}}")
+        assert caught.value.code == "E0416" and caught.value.span is not None
+        assert caught.value.span.column == len("fold-layers{") + text.index("=") + 2
 
 
 def test_what_others_register_must_be_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Values of passes' options as text, by the type of the dataclass's field: read, checked against a range, printed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from ..dsl.plan import Plan
+
+VALUE = re.compile(r'"(?P<quoted>[^"]*)"|(?P<bare>[^\s{}"]+)')
+"""A value in a pipeline: in double quotes, or without blanks and braces."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be, ends included, and its unit: `min_bytes: Annotated[int, Range(0, unit="bytes")] = 0`."""
+
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        if self.high is None:
+            return f"of at least {self.low}{unit}"
+        return f"from {self.low} to {self.high}{unit}" if self.low is not None else f"of at most {self.high}{unit}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is in it; NaN is in none."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high) and value == value
+
+
+def parse_value(type_: Any, text: str) -> Any:
+    """The value of a field's type (as `get_type_hints` tells it, with extras) that a text spells.
+
+    ValueError says what was expected. For a type that may be None, the text "none" is None.
+    """
+    if get_origin(type_) is Annotated:
+        base, *extras = get_args(type_)
+        limits = [each for each in extras if isinstance(each, Range)]
+        return _within(base, limits, text)
+    if get_origin(type_) in (Union, UnionType):
+        kinds = [each for each in get_args(type_) if each is not NoneType]
+        if len(kinds) < len(get_args(type_)) and text == "none":
+            return None
+        return parse_value(kinds[0], text)
+    if type_ is bool:
+        if text not in ("true", "false"):
+            raise ValueError("true or false")
+        return text == "true"
+    if type_ is int or type_ is float:
+        try:
+            return type_(text)
+        except ValueError:
+            raise ValueError(_kind(type_)) from None
+    if type_ is Plan:
+        return Plan.load(text)
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        try:
+            return type_(text)
+        except ValueError:
+            raise ValueError(" or ".join(str(member.value) for member in type_)) from None
+    return text
+
+
+def print_value(value: Any) -> str:
+    """The text that `parse_value` reads as this value."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = value.file if isinstance(value, Plan) else str(value.value if isinstance(value, Enum) else value)
+    return text if VALUE.fullmatch(text) else f'"{text}"'
+
+
+def _within(base: Any, limits: list[Range], text: str) -> Any:
+    expected = " ".join([_kind(base), *map(str, limits)])
+    try:
+        value = parse_value(base, text)
+    except ValueError:
+        raise ValueError(expected) from None
+    if value is not None and not all(each.holds(value) for each in limits):
+        raise ValueError(expected)
+    return value
+
+
+def _kind(type_: Any) -> str:
+    return "an integer" if type_ is int or int in get_args(type_) else "a number"
