@@ -18,7 +18,7 @@ from stretto.ir.interpreter.compare import relative_error
 from stretto.ir.module import Module
 from torch import Tensor
 
-from .checkers import TOLERANCE, baseline, ranks
+from .checkers import SEEDS, TOLERANCE, Baseline, baseline, ranks
 from .mutants import Mutant
 
 Slot = tuple[str, int]
@@ -61,8 +61,15 @@ _MAXIMA = ("aten.amax.default", "comm.all_reduce", "comm.all_reduce_start")
 
 
 def reasons_of(mutant: Mutant) -> frozenset[Reason]:
-    """Why a fault changes no result, all of it; empty where it is not explained."""
-    before = baseline(mutant.case, mutant.level)
+    """Why a fault changes no result, all of it, on all inputs that were tried; empty where it is not explained."""
+    found = [_reasons(mutant, baseline(mutant.case, mutant.level, seed)) for seed in SEEDS]
+    if not all(found):
+        return frozenset()
+    together = frozenset[Reason]().union(*found)
+    return together - {Reason.SAME} or together
+
+
+def _reasons(mutant: Mutant, before: Baseline) -> frozenset[Reason]:
     spread = _Spread(before.module, mutant, before.inputs)
     if spread.results and spread.results <= before.unchecked:
         return frozenset([Reason.ROUNDING])

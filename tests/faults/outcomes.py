@@ -11,7 +11,7 @@ from .equivalence import Reason, reasons_of
 from .mutants import Mutant
 from .program_checkers import ProgramMutant, find_in_program, reasons_of_program
 
-_USUAL = frozenset([Reason.SAME, Reason.UNUSED, Reason.ROUNDING])
+_USUAL = frozenset([Reason.SAME, Reason.UNUSED, Reason.ROUNDING, Reason.SHIFT])
 _UNSEEN = _USUAL | {Reason.UNSELECTED, Reason.COMPARED, Reason.REDUCED}
 MAY_BE: dict[str, frozenset[Reason]] = {
     **dict.fromkeys(
@@ -32,8 +32,6 @@ MAY_BE: dict[str, frozenset[Reason]] = {
         _UNSEEN,
     ),
     "own part repeated in place of a gather": _USUAL | {Reason.UNSELECTED, Reason.CANCELS},
-    "wrong reduction": _USUAL | {Reason.SHIFT},
-    "only the first summed": _USUAL | {Reason.SHIFT},
     "never freed": frozenset([Reason.PEAK]),
     "collectives of two groups swapped": frozenset([Reason.ORDERED]),
 }  # fmt: skip

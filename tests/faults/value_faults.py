@@ -106,6 +106,7 @@ def wrong_constant(site: Site) -> Changed | None:
     if definition is None or definition.name.startswith("comm."):
         return None
     names = [a.name for a in definition.arguments if a.kind is Kind.CONSTANT and a.type in _SCALARS]
+    names = [name for name in names if name != "dropout_p"]
     there = [name for name in names if name in site.op.attributes and isfinite(float(site.constant(name)))]
     if not there:
         return None
