@@ -286,6 +286,7 @@ class _Body:
             is_weight=tracked.is_weight,
             is_broadcast=nbytes < output_bytes,
             is_viewed=is_viewed,
+            is_zero=_is_zero(value),
             scatter_dims=self.state.policy.scatter_dims(tracked.type),
         )
 
@@ -365,6 +366,14 @@ def _cause(partial: Value, user: Operation) -> Location:
     if not made.module_path and not made.file:
         return user.location
     return to_location(replace(made, backward=needed.backward or made.backward))
+
+
+def _is_zero(value: Value) -> bool:
+    """Whether a value is made as zeros."""
+    call = read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+    if call is None or not call.name.startswith(("aten.full", "aten.new_full", "aten.zeros", "aten.new_zeros")):
+        return False
+    return "zeros" in call.name or call.args[-1] == 0
 
 
 def _follows_weight(name: str) -> bool:

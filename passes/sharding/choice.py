@@ -37,6 +37,8 @@ class Operand:
     """Whether it has fewer elements than the op's result."""
     is_viewed: bool = False
     """Whether the op only views it: moves elements about, and computes nothing."""
+    is_zero: bool = False
+    """Whether all its elements are known to be zero: then it is an addend of any sum."""
     scatter_dims: tuple[tuple[str, int], ...] = ()
     """(axis, dim): where the plan wants a partial result of this shape reduce-scattered."""
 
@@ -73,7 +75,7 @@ def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacemen
         case Replicate(), Shard():
             return _CUT * operand.nbytes
         case Replicate(), Partial():
-            return _ADDEND * operand.nbytes if operand.is_broadcast else inf
+            return _ADDEND * operand.nbytes if operand.is_broadcast or operand.is_zero else inf
         case Shard(), Replicate():
             return weight * share
         case Shard(), Shard():

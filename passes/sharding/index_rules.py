@@ -104,6 +104,17 @@ def index_put(call: Call) -> list[Row]:
         place = out - full + len(values)
         there = place if place >= 0 and values[place] == call.meta("self").shape[d] else None
         rows.append(row([d], [d, *[None] * len(how.dims), there]))
+    return rows + (_added(how, values) if call.flag("accumulate") else [])
+
+
+def _added(how: _Indexing, values: tuple[int, ...]) -> list[Row]:
+    """Where values are added up: the indices with their values, each rank's addends to a partial sum."""
+    rows: list[Row] = []
+    full = len(how.broadcast) + how.rank - len(how.dims)
+    for d, extent in enumerate(how.broadcast):
+        place = how.start + d - full + len(values)
+        if place >= 0 and values[place] == extent and None not in (given := how.index_dims(d)):
+            rows.append(row([P], [P, *given, place], fills=(None, *[0.0] * len(given), 0.0)))
     return rows
 
 
