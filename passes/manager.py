@@ -1,4 +1,4 @@
-"""Runs passes in order on one module, verifies after each, and collects what they say."""
+"""Runs passes in order on one module, verifies before the first and after each, and collects what they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Step = Pass | str
 class Verification(StrEnum):
     """When the manager verifies."""
 
-    AFTER_EACH = "after each pass"
+    AFTER_EACH = "before the first and after each pass"
     NEVER = "never"
 
 
@@ -53,7 +53,13 @@ class PassManager:
     runs: list[PassRun] = field(default_factory=list)
 
     def run(self, module: Module) -> list[Remark]:
-        """Run every pass; the remarks of all. Errors: PassFailure, and those with which passes refuse a module."""
+        """Run every pass; the remarks of all.
+
+        Errors: E0505 and E0506 where the module is invalid to begin with, PassFailure, and those with which passes
+        refuse a module.
+        """
+        if self.verification is Verification.AFTER_EACH:
+            verify(module)
         for step in single(self.steps):
             name = step_name(step)
             start = time.perf_counter()
