@@ -13,7 +13,7 @@ import pytest
 from stretto.driver import pass_document
 from stretto.passes import registry
 
-from .typing_in import Block, blocks, forget, type_in
+from .typing_in import Block, blocks, type_in, working_in
 
 PAGE = Path(__file__).parents[1] / "docs" / "first-pass.md"
 SECTIONS = ("The pass", "Registering it", "A text test", "Is it right?")
@@ -22,13 +22,9 @@ SECTIONS = ("The pass", "Registering it", "A text test", "Is it right?")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder, in which one works."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setenv("STRETTO", str(PAGE.parents[1]))
-    yield tmp_path
-    monkeypatch.undo()
-    forget()
+    with working_in(tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def typed(folder: Path, *sections: str) -> list[Block]:

@@ -10,10 +10,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from filecheck.matcher import Matcher
 from filecheck.options import Options
 from stretto import cli
@@ -39,6 +40,17 @@ class Block:
             yield command, printed
 
 
+@contextmanager
+def working_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder as the working directory, which may be put on PYTHONPATH; afterwards nothing is left of it."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    monkeypatch.undo()
+    forget()
+
+
 def blocks(page: Path, section: str = "") -> list[Block]:
     """The blocks of a page, or of those of its sections whose heading is given, in order."""
     text = page.read_text(encoding="utf-8")
@@ -61,10 +73,14 @@ def type_in(block: Block, folder: Path) -> None:
 
 
 def run(command: str) -> str:
-    """What a command prints, errors included. `stretto` runs in this process, alone or piped into filecheck."""
+    """What a command prints, errors included. `stretto` runs in this process, alone or piped into filecheck.
+
+    `$(cat FILE)` stands for a file's text.
+    """
     if command == "export PYTHONPATH=$PWD":
         sys.path.insert(0, os.getcwd())
         return ""
+    command = re.sub(r"\$\(cat ([\w.]+)\)", lambda found: Path(found[1]).read_text(), command)
     line, _, checked = os.path.expandvars(command).partition(" | filecheck ")
     name, *arguments = shlex.split(line)
     assert name == "stretto", command
