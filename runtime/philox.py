@@ -63,31 +63,33 @@ def draw(state: Tensor, number: Tensor | int, part: Part, below: int | None = No
     """
     if prod(part.counts) == 0:
         return torch.empty(part.counts, dtype=torch.int64 if below is None else torch.bool, device=state.device)
-    first, run = _runs(part, state.device)
-    wide = (run + 6) // 4 if len(first) > 1 or int(first[0]) % 4 else (run + 3) // 4
-    blocks = ((first >> 2)[:, None] + torch.arange(wide, device=state.device)).flatten()
-    words = _filled(blocks, state, number, below).view(len(first), 4 * wide)
+    first, run = _runs(part)
     skipped = first & 3
+    wide = (int(skipped.max()) + run + 3) // 4
+    blocks = (first >> 2).to(state.device)[:, None] + torch.arange(wide, device=state.device)
+    words = _filled(blocks.flatten(), state, number, below).view(len(first), 4 * wide)
     if bool((skipped == skipped[0]).all()):
-        found = words.narrow(1, int(skipped[0]), run)
-    else:
-        found = words.gather(1, skipped[:, None] + torch.arange(run, device=state.device))
-    return found.reshape(part.counts)
+        return words.narrow(1, int(skipped[0]), run).reshape(part.counts)
+    places = skipped.to(state.device)[:, None] + torch.arange(run, device=state.device)
+    return words.gather(1, places).reshape(part.counts)
 
 
-def _runs(part: Part, device: torch.device) -> tuple[Tensor, int]:
-    """The global index of each run of elements that follow one another, in order, and how long all of them are."""
+def _runs(part: Part) -> tuple[Tensor, int]:
+    """The global index of each run of elements that follow one another, in order, and how long all of them are.
+
+    On the CPU, whatever the device: sizes are known there, and nobody has to wait for them.
+    """
     last = len(part.size) - 1
     run = 1
     while last >= 0 and (part.starts[last], part.counts[last]) == (0, part.size[last]):
         run *= part.size[last]
         last -= 1
-    first = torch.zeros(1, dtype=torch.int64, device=device)
+    first = torch.zeros(1, dtype=torch.int64)
     if last < 0:
         return first, run
     stride = prod(part.size[last:])
     for dim in reversed(range(last)):
-        places = (part.starts[dim] + torch.arange(part.counts[dim], device=device)) * stride
+        places = (part.starts[dim] + torch.arange(part.counts[dim])) * stride
         first = (places[:, None] + first).flatten()
         stride *= part.size[dim]
     return first + part.starts[last] * run, part.counts[last] * run
@@ -141,7 +143,7 @@ def _times(word: Word, factor: int) -> Word:
 def _mixed(product: Word, other: Word, key: Word) -> Word:
     """The high half of a product, mixed with the low halves of two more."""
     high = product >> 32
-    if not isinstance(high, Tensor):
+    if not isinstance(high, Tensor) or high.dim() == 0:
         return (high ^ other ^ key) & _LOW
     high ^= other
     high ^= key
