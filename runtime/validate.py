@@ -56,6 +56,9 @@ def _tensor(tensor: Input | Output, kinds: frozenset[str], mesh: RankMesh, path:
     _need(len(set(axes)) == len(axes), f"{path}.shards: an axis shards '{tensor.name}' twice")
     dims = [shard.dim for shard in tensor.shards]
     _need(len(set(dims)) == len(dims), f"{path}.shards: a dim is sharded twice")
+    if tensor.kind == "random":
+        _need((tensor.shape, tensor.dtype) == ((2,), "int64"), f"{path}: a random state is two numbers of int64")
+        _need(not tensor.shards, f"{path}.shards: a random state is whole on every rank")
     for at, shard in enumerate(tensor.shards):
         _shard(shard, tensor.shape, mesh, f"{path}.shards[{at}]")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from stretto.runtime.communicator import Communicator
 from stretto.runtime.mesh import RankMesh
+from stretto.runtime.philox import Part, RandomState, draw
 from stretto.runtime.rank_ops import RankOps
 from stretto.runtime.records import Shard
 from stretto.runtime.shards import cut, local_shape, valid_part, window
@@ -32,6 +33,18 @@ def test_chunks_are_padded_with_zeros_and_masked_with_a_fill(extent: int) -> Non
     padding = torch.zeros(2, 4 * chunk - extent)
     assert torch.equal(torch.cat([mine for mine, _, _ in results], 1), torch.cat([whole, padding], 1))
     assert torch.equal(torch.cat([masked for _, masked, _ in results], 1), torch.cat([whole, padding - 9], 1))
+
+
+def test_the_parts_that_ranks_draw_make_the_whole_uneven_ones_too() -> None:
+    state = RandomState(seed=4, step=1).tensor()
+    number = torch.tensor(3)
+
+    def job(communicator: Communicator) -> Tensor:
+        return RankOps(communicator, CPU).random(state, number, [5, 3], ["tp,dp", ""], [2, 3], None)
+
+    parts = on_ranks(GRID, job)
+    ordered = [parts[rank] for rank in (0, 2, 1, 3)]
+    assert torch.equal(torch.cat(ordered)[:5], draw(state, 3, Part.whole((5, 3))))
 
 
 def test_the_order_of_the_axes_is_the_order_of_the_chunks() -> None:

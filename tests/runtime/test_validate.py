@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from stretto.runtime import Program, ProgramError
+from stretto.runtime.arguments import Value
 from stretto.runtime.records import Function, Input, Instruction, Shard
 
 from .tiny_programs import F32, S, infer, linear, step
@@ -24,6 +25,10 @@ def refused(program: Program) -> str:
 
 def of(*code: Instruction, results: Sequence[int] = (0,), **functions: Function) -> Program:
     return infer(code, [(2,)], results, TP, functions)
+
+
+def drawn(**constants: Value) -> Instruction:
+    return step("rank.random", S(0), S(0), **constants, below=None, out=[1])
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,11 @@ def of(*code: Instruction, results: Sequence[int] = (0,), **functions: Function)
         (of(step("comm.wait", 3, out=[1])), "takes 1 slot"),
         (of(step("comm.wait", S(0), out=[])), "gives one value"),
         (of(step("rank.shard", S(0), axes=["tp"], dim=0, chunk="1", out=[1])), "not a size or a dim"),
+        (of(drawn(size=[4], axes=["pp"], chunks=[2])), "not axes of the mesh"),
+        (of(drawn(size=[4], axes=["tp"], chunks=[4])), "4 of 4 over 'tp'"),
+        (of(drawn(size=[4], axes=["", ""], chunks=[4])), "not of one length"),
+        (of(drawn(size=[4], axes=[0], chunks=[4])), "not a size over axes"),
+        (of(drawn(size="4", axes=[""], chunks=[4])), "expected lists"),
         (of(step("aten.neg.default", S(0), out=[1], **{"a-b": 1})), "identifiers"),
         (of(results=(5,)), "slot 5 of 'y0' is not set then"),
     ],
@@ -69,6 +79,7 @@ def test_unsound_instructions_are_refused(program: Program, message: str) -> Non
         ({"kind": "weight"}, "'weight' is not one of"),
         ({"dtype": "float31"}, "'float31' is not a dtype"),
         ({"shape": (-1, 3), "shards": ()}, "negative extent"),
+        ({"kind": "random", "shards": ()}, "two numbers of int64"),
         ({"slot": 1}, "share a slot"),
         ({"slot": 11}, "not the arguments of main"),
     ],
