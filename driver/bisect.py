@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..ir.module import Module
 from ..passes.manager import Step, single, step_name
-from .guilty_op import GuiltyOp, find_guilty_op
+from .guilty_op import GuiltyOp, find_guilty_op, invalid_op
 from .judge import Breakage, Judge, PassVerdict, Terms
 
 Told = Callable[[int, str], None]
@@ -62,6 +62,8 @@ def bisect(module: Module, steps: Sequence[Step], terms: Terms | None = None, to
 
 
 def _guilty(judge: Judge, verdict: PassVerdict) -> GuiltyOp | None:
+    if verdict.breakage is Breakage.INVALID:
+        return invalid_op(judge.module)
     if verdict.breakage not in (Breakage.VALUES, Breakage.REFUSED):
         return None
     wrong = [each.number for each in verdict.differ]

@@ -28,6 +28,12 @@ BROKEN: Mapping[Breakage, str] = {
 }
 """What a pass does that breaks a module."""
 
+_OPERATION: Mapping[Breakage, str] = {
+    **dict.fromkeys(Breakage, "The operation"),
+    Breakage.VALUES: "The first operation that gives what the module before never had",
+    Breakage.REFUSED: "The operation at which the run stops",
+}
+
 
 def bisect_source(source: Source, terms: Terms) -> Bisection:
     """Bisect a module's text. Errors: those of `read_module` and of `bisect`, E0410 to E0416 in the pipeline."""
@@ -72,6 +78,7 @@ def show_bisection(found: Bisection, source: Source) -> None:
     say(f'"{broken.name}" is the first pass that {BROKEN[broken.breakage or Breakage.VALUES]}')
     _show_verdict(broken)
     if found.op is not None:
+        heading(_OPERATION[broken.breakage or Breakage.VALUES])
         _show_op(found.op)
     _show_command(found, source)
 
@@ -88,7 +95,6 @@ def _show_verdict(broken: PassVerdict) -> None:
 
 def _show_op(op: GuiltyOp) -> None:
     place = op.place
-    heading("The first operation that gives what the module before never had")
     say(f"  {place}")
     if place.text:
         say(f"  line {place.line} of the module that the pass leaves, in @{place.function}:")

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..diagnostics import StrettoError
+from ..ir.bindings import mlir
 from ..ir.interpreter import Floats, IntegerRange, infer_ranges, random_inputs, run
 from ..ir.interpreter.code import Code, decode
 from ..ir.interpreter.observing import Path
 from ..ir.interpreter.running import grid_of, result_name
 from ..ir.interpreter.trace import Node, Trace
-from ..ir.module import Module
+from ..ir.locations import from_location
+from ..ir.module import Module, operations
 from ..ir.types import to_mlir
+from ..ir.verifier import problems
 from ..runtime.arguments import Json
 from .blame import Status, Statuses, Suspects, Values, suspects
 from .judge import Terms
@@ -81,6 +84,21 @@ def find_guilty_op(
         if not sides[1].is_complete:
             return sides[1].stopped()
     return _compared(sides[0], sides[1], terms.tolerance, wrong)
+
+
+def invalid_op(module: Module) -> GuiltyOp | None:
+    """The first operation that the verifier refuses; None where MLIR's own does, which names it in its message."""
+    try:
+        module.verify()
+        problem = next(problems(module), None)
+    except mlir.MLIRError:
+        return None
+    if problem is None:
+        return None
+    functions = module.functions().items()
+    inside = [name for name, function in functions if any(op == problem.op for op in operations(function))]
+    place = Place(problem.op.operation.name, inside[0] if inside else "", from_location(problem.op.location))
+    return GuiltyOp(place, why=(problem.message,))
 
 
 class _Side:

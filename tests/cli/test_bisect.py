@@ -57,6 +57,7 @@ def test_a_pass_that_fails_or_leaves_an_invalid_module_is_named_too(stretto: Com
     invalid = stretto("bisect", module, "-p", "do-harm{axes=pp}")
     assert invalid.code == 1 and "first pass that leaves a module that is not valid" in invalid.out
     assert "E0505" in invalid.out and "Traceback" not in failing.err + invalid.err
+    assert 'shown by  the mesh has no axis "pp"' in invalid.out
 
 
 def test_a_folder_of_a_dump_has_its_module_and_its_passes(stretto: Command, module: Path, tmp_path: Path) -> None:
