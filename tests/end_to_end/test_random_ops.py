@@ -9,6 +9,7 @@ from stretto.ir.interpreter import Verdict, compare
 from stretto.ir.module import Level, Module
 from stretto.runtime.arguments import Slot
 from stretto.runtime.check import check
+from stretto.runtime.prover import prove
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,7 +58,9 @@ def of_blocks(kind: type[Block], size: Size) -> Case:
 def assert_drops_alike(size: Size, name: str) -> None:
     mesh, lines = PLANS[name]
     torch.manual_seed(0)
-    assert_report(check(compiled(dropping(size), plan("gpt", mesh, *lines)).program))
+    program = compiled(dropping(size), plan("gpt", mesh, *lines)).program
+    assert prove(program).safe
+    assert_report(check(program))
 
 
 @pytest.mark.parametrize("name", ["dp_tp", "tp_sequence"])

@@ -108,3 +108,19 @@ func.func @main(%x: tensor<4x2x3xf32, {tp = "shard(0)"}>, %w: tensor<10x4xf32, {
   return %0, %1 : tensor<4x6xf32, {tp = "shard(0)"}>, tensor<3x4xf32, {tp = "partial(sum)"}>
 }
 }
+
+// -----
+
+// A mask of five rows over two: each rank draws its own three; for a user that cuts columns it draws these anew.
+
+// CHECK: @main(%[[S:.+]]: tensor<2xi64>, %[[N:.+]]: tensor<i64>, %{{.+}}: tensor<3x4xf32
+// CHECK-NEXT: %[[A:.+]] = "comm.random"(%[[S]], %[[N]]) {axes = ["tp", ""], below = 7 : i64, chunks = array<i64: 3, 4>, size = array<i64: 5, 4>} : {{.*}} -> tensor<3x4xi1, {extents = array<i64: 5, 4>, tp = "shard(0)"}>
+// CHECK-NEXT: %[[B:.+]] = "comm.random"(%[[S]], %[[N]]) {axes = ["", "tp"], below = 7 : i64, chunks = array<i64: 5, 2>, size = array<i64: 5, 4>} : {{.*}} -> tensor<5x2xi1, {tp = "shard(1)"}>
+// CHECK-NEXT: return %[[A]], %[[B]]
+module attributes {comm.mesh = [["tp", 2]]} {
+func.func @main(%s: tensor<2xi64>, %n: tensor<i64>, %x: tensor<5x4xf32, {tp = "shard(0)"}>) -> (tensor<5x4xi1, {tp = "shard(0)"}>, tensor<5x4xi1, {tp = "shard(1)"}>) {
+  %0 = "nn.random"(%s, %n, %x) {below = 7 : i64, operandSegmentSizes = array<i32: 1, 1, 1>, size = array<i64: 5, 4>} : (tensor<2xi64>, tensor<i64>, tensor<5x4xf32, {tp = "shard(0)"}>) -> tensor<5x4xi1, {tp = "shard(0)"}>
+  %1 = "comm.reshard"(%0) : (tensor<5x4xi1, {tp = "shard(0)"}>) -> tensor<5x4xi1, {tp = "shard(1)"}>
+  return %0, %1 : tensor<5x4xi1, {tp = "shard(0)"}>, tensor<5x4xi1, {tp = "shard(1)"}>
+}
+}
