@@ -74,6 +74,12 @@ _DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
 """The dim that a role means for the weight (2 dims) or bias (1 dim) of each kind of owner; None: it stays whole."""
 
 _RANKS = {"weight": 2, "bias": 1}
+_KINDS = {
+    OwnerKind.LINEAR: "a linear layer",
+    OwnerKind.LINEAR_TRANSPOSED: "a transposed linear layer",
+    OwnerKind.EMBEDDING: "an embedding",
+    OwnerKind.OTHER: "neither a linear layer nor an embedding",
+}
 
 
 def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[ParameterSharding, ...]:
@@ -161,8 +167,15 @@ def _numbered(layout: Dim, statement: ShardParameters, name: str, shape: tuple[i
         f'"{name}" {shape_text(shape)} has no dim {layout.number}',
         span=statement.places.layout,
         expected=f"expected {range_text(len(shape))}",
-        help="name the parameter, not its module, to leave its others alone",
+        help=_narrower(statement, name),
     )
+
+
+def _narrower(statement: ShardParameters, name: str) -> str:
+    """How to leave a parameter out that the statement matches and cannot cut."""
+    if any(globs.matches(glob, name) for glob in statement.patterns):
+        return "leave it out of the pattern, or let a later statement say something else of it"
+    return "name the parameter, not its module, to leave its others alone"
 
 
 def _by_role(role: Role, statement: ShardParameters, name: str, parameter: ParameterInfo) -> int | None:
@@ -170,13 +183,13 @@ def _by_role(role: Role, statement: ShardParameters, name: str, parameter: Param
     key = (parameter.owner_kind, role, part)
     if key in _DIMS and _RANKS[part] == len(parameter.shape):
         return _DIMS[key]
-    kind = parameter.owner_kind
-    owner = "of no linear layer or embedding" if kind is OwnerKind.OTHER else f"of a module of kind {kind}"
+    suited = [each for each in ShardParameters.roles if _DIMS.get((parameter.owner_kind, each, part)) is not None]
+    suited = suited if _RANKS.get(part) == len(parameter.shape) else []
     raise PlanError(
         PlanCode.UNSUITED_ROLE,
-        f'"{name}" {shape_text(parameter.shape)}, {owner}, has no {role}',
+        f'"{name}" {shape_text(parameter.shape)} belongs to {_KINDS[parameter.owner_kind]}: it has no {role}',
         span=statement.places.layout,
-        expected="expected dim N",
+        expected=f"expected {listed([*suited, 'dim N'])}",
         help=f'say which dim to shard, as in: shard "{name}" dim 0 over {", ".join(statement.axes)}',
     )
 

@@ -97,5 +97,14 @@ def unexpected_character(line: int, column: int, expected: Collection[str], sour
         f"the character {shown} has no meaning here",
         span=source.span(line, column, 1),
         expected=_expected(expected),
-        help='patterns stand in double quotes: "*.q_proj"' if char in _QUOTES else "",
+        help=f'patterns stand in double quotes: "{_unquoted(text[column - 1 :])}"' if char in _QUOTES else "",
     )
+
+
+def _unquoted(text: str) -> str:
+    """The pattern that a text begins with, without the quotes that are none.
+
+    >>> _unquoted("'*.q_proj', 'x' columns")
+    '*.q_proj'
+    """
+    return shortened(text.split(maxsplit=1)[0].strip(",'`\u2018\u2019\u201c\u201d\"") or "*.q_proj")
