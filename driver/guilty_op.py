@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 from ..diagnostics import StrettoError
 from ..ir.bindings import mlir
 from ..ir.interpreter import Floats, IntegerRange, infer_ranges, random_inputs, run
-from ..ir.interpreter.code import Code, decode
-from ..ir.interpreter.observing import Path
-from ..ir.interpreter.running import grid_of, result_name
+from ..ir.interpreter.running import result_name
 from ..ir.interpreter.trace import Node, Trace
 from ..ir.locations import from_location
 from ..ir.module import Module, operations
-from ..ir.types import to_mlir
 from ..ir.verifier import problems
 from ..runtime.arguments import Json
 from .blame import Status, Statuses, Suspects, Values, suspects
 from .judge import Terms
-from .names import family
-from .places import Place, Places
+from .places import Place
+from .traced_module import TracedModule
 
 _OTHERS = 16
 """So many other candidates are told."""
@@ -73,16 +68,14 @@ def find_guilty_op(
     `wrong` are the numbers of its results that differ; empty where they cannot be had.
     """
     inputs = random_inputs(before, terms.seed, {**infer_ranges(before, after), **ranges})
-    sides = [_Side(module, decode(module)) for module in (before, after)]
-    for side in sides:
-        side.trace = Trace.of(side.code, grid_of(side.code), inputs)
+    sides = [TracedModule(module, inputs) for module in (before, after)]
     cap = terms.memory_cap_bytes
     run(before, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=sides[0].trace)
     try:
         run(after, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=sides[1].trace)
     except StrettoError:
         if not sides[1].is_complete:
-            return sides[1].stopped()
+            return _stopped(sides[1])
     return _compared(sides[0], sides[1], terms.tolerance, wrong)
 
 
@@ -101,95 +94,32 @@ def invalid_op(module: Module) -> GuiltyOp | None:
     return GuiltyOp(place, why=(problem.message,))
 
 
-class _Side:
-    """A module, and its trace."""
-
-    trace: Trace
-
-    def __init__(self, module: Module, code: Code) -> None:
-        self.code = code
-        self.places = Places(module)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run came to its end, where only its results can have been refused."""
-        return all(number in self.trace.prints for number in self.trace.flow.results)
-
-    def stopped(self) -> GuiltyOp | None:
-        """The operation at which the run ended."""
-        node = self.trace.last
-        if node is None:
-            return None
-        operands = tuple(
-            Operand(self.type_text(number), self.maker_text(number), Status.UNKNOWN) for number in node.operands
-        )
-        return GuiltyOp(self.place(node), operands, self._results(node), ("the run stops here",))
-
-    def place(self, node: Node) -> Place:
-        return self.places.of(node.function, node.path[-1])
-
-    def guilty(self, statuses: Statuses, found: Suspects, why: Sequence[str], lost: Place | None) -> GuiltyOp:
-        """What `suspects` found, told."""
-        first = found.first
-        if first is None:
-            return GuiltyOp(self.places.returning("main"), why=tuple(why), lost=lost)
-        operands = tuple(
-            Operand(self.type_text(number), self.maker_text(number), statuses.of[number])
-            for number in statuses.operands(first)
-        )
-        others = tuple(dict.fromkeys(self.place(node) for node in found.others))[:_OTHERS]
-        return GuiltyOp(self.place(first), operands, self._results(first), tuple(why), others, lost)
-
-    def type_text(self, number: int) -> str:
-        type_ = self.trace.flow.types[number]
-        return "a list" if type_ is None else str(to_mlir(type_))
-
-    def maker_text(self, number: int) -> str:
-        maker = self.trace.flow.makers.get(number)
-        if maker is not None:
-            return str(self.place(maker))
-        at = self.trace.flow.arguments.index(number)
-        record = self.code.main.argument_records[at]
-        return f"{record.get('kind', 'argument')} {record.get('name', at)}"
-
-    def maker(self, number: int) -> Node | None:
-        """The operation that a value is from: of what was waited for, the start."""
-        maker = self.trace.flow.makers.get(number)
-        if maker is not None and maker.step.name == "comm.wait":
-            return self.trace.flow.makers.get(maker.operands[0])
-        return maker
-
-    def given(self, node: Node) -> Sequence[int]:
-        """What an operation gives: a started collective through its wait."""
-        return self._delivered.get(node.path, node.results)
-
-    def twin(self, other: _Side, node: Node) -> Node | None:
-        """The operation here that has the name and origin of one of another module, and as many like it before it."""
-        mine, (at, key) = self._alike, other._numbers[node.path]
-        return mine[key][at] if at < len(mine[key]) else None
-
-    @cached_property
-    def _delivered(self) -> dict[Path, Sequence[int]]:
-        waits = [node for node in self.trace.flow.nodes if node.step.name == "comm.wait"]
-        starts = ((self.trace.flow.makers.get(wait.operands[0]), wait) for wait in waits)
-        return {start.path: wait.results for start, wait in starts if start is not None}
-
-    @cached_property
-    def _alike(self) -> dict[tuple[object, ...], list[Node]]:
-        found: dict[tuple[object, ...], list[Node]] = defaultdict(list)
-        for node in self.trace.flow.nodes:
-            found[_key(node)].append(node)
-        return found
-
-    @cached_property
-    def _numbers(self) -> dict[Path, tuple[int, tuple[object, ...]]]:
-        return {node.path: (at, key) for key, nodes in self._alike.items() for at, node in enumerate(nodes)}
-
-    def _results(self, node: Node) -> tuple[str, ...]:
-        return tuple(self.type_text(number) for number in node.results)
+def _stopped(side: TracedModule) -> GuiltyOp | None:
+    """The operation at which a run ended."""
+    node = side.trace.last
+    if node is None:
+        return None
+    operands = tuple(_operand(side, number, Status.UNKNOWN) for number in node.operands)
+    return GuiltyOp(side.place(node), operands, side.result_types(node), ("the run stops here",))
 
 
-def _compared(before: _Side, after: _Side, tolerance: float, wrong: Sequence[int]) -> GuiltyOp:
+def _operand(side: TracedModule, number: int, status: Status) -> Operand:
+    return Operand(side.type_text(number), side.maker_text(number), status)
+
+
+def _guilty(
+    side: TracedModule, statuses: Statuses, found: Suspects, why: tuple[str, ...], lost: Place | None
+) -> GuiltyOp:
+    """What `suspects` found, told."""
+    first = found.first
+    if first is None:
+        return GuiltyOp(side.places.returning("main"), why=why, lost=lost)
+    operands = tuple(_operand(side, number, statuses.of[number]) for number in statuses.operands(first))
+    others = tuple(dict.fromkeys(side.place(node) for node in found.others))[:_OTHERS]
+    return GuiltyOp(side.place(first), operands, side.result_types(first), why, others, lost)
+
+
+def _compared(before: TracedModule, after: TracedModule, tolerance: float, wrong: Sequence[int]) -> GuiltyOp:
     results = [side.trace.flow.results for side in (before, after)]
     pairs = enumerate(zip(*results, strict=True))
     numbers = list(wrong) or [i for i, (a, b) in pairs if _unlike(before.trace, a, after.trace, b, tolerance)]
@@ -200,10 +130,12 @@ def _compared(before: _Side, after: _Side, tolerance: float, wrong: Sequence[int
     if found.first is not None and _is_altered(before, after, found.first, tolerance):
         found, gone = Suspects(found.first), Suspects(None)
     lost = None if gone.first is None else before.place(gone.first)
-    return after.guilty(statuses, found, list(_why(before, after, found, numbers, tolerance)), lost)
+    return _guilty(after, statuses, found, tuple(_why(before, after, found, numbers, tolerance)), lost)
 
 
-def _followed(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tolerance: float) -> Suspects:
+def _followed(
+    before: TracedModule, after: TracedModule, found: Suspects, wrong: Sequence[int], tolerance: float
+) -> Suspects:
     """What reads another value than before may be right, where the operation that the value is from has changed."""
     pairs = [(before.trace.flow.results[i], after.trace.flow.results[i]) for i in wrong] if found.first is None else []
     node = found.first
@@ -217,13 +149,16 @@ def _followed(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int]
         node = changed
 
 
-def _changed(before: _Side, after: _Side, pairs: Sequence[tuple[int, int]], tolerance: float) -> Iterator[Node]:
+def _changed(
+    before: TracedModule, after: TracedModule, pairs: Sequence[tuple[int, int]], tolerance: float
+) -> Iterator[Node]:
     """Of values before and after: the makers of those that differ, though both are of the same operation."""
     for old, new in pairs:
         was, now = before.maker(old), after.maker(new)
         if was is None or now is None or before.twin(after, now) is not was:
             continue
-        old, new = before.given(was)[0], after.given(now)[0]
+        if old not in before.trace.prints:
+            old, new = before.given(was)[0], after.given(now)[0]
         if _unlike(before.trace, old, after.trace, new, tolerance):
             yield now
 
@@ -234,7 +169,7 @@ def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float) -
     return prints[0] is not None and prints[1] is not None and not prints[0].matches(prints[1], tolerance)
 
 
-def _is_altered(before: _Side, after: _Side, node: Node, tolerance: float) -> bool:
+def _is_altered(before: TracedModule, after: TracedModule, node: Node, tolerance: float) -> bool:
     """Whether the operation was there before, read the same, and differs in its constants alone."""
     twin = before.twin(after, node)
     if twin is None or len(twin.operands) != len(node.operands):
@@ -245,7 +180,9 @@ def _is_altered(before: _Side, after: _Side, node: Node, tolerance: float) -> bo
     )
 
 
-def _why(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tolerance: float) -> Iterator[str]:
+def _why(
+    before: TracedModule, after: TracedModule, found: Suspects, wrong: Sequence[int], tolerance: float
+) -> Iterator[str]:
     """What shows that the operation is guilty."""
     node = found.first
     if node is None:
@@ -265,7 +202,9 @@ def _why(before: _Side, after: _Side, found: Suspects, wrong: Sequence[int], tol
     yield from _other_operands(before, after, twin, node, tolerance)
 
 
-def _other_operands(before: _Side, after: _Side, twin: Node, node: Node, tolerance: float) -> Iterator[str]:
+def _other_operands(
+    before: TracedModule, after: TracedModule, twin: Node, node: Node, tolerance: float
+) -> Iterator[str]:
     for at, (old, new) in enumerate(zip(twin.operands, node.operands, strict=False)):
         if _unlike(before.trace, old, after.trace, new, tolerance):
             yield f"operand {at} is of {after.maker_text(new)}, and was of {before.maker_text(old)}"
@@ -273,12 +212,6 @@ def _other_operands(before: _Side, after: _Side, twin: Node, node: Node, toleran
             yield f"operand {at} is a {after.type_text(new)}, and was a {before.type_text(old)}"
     if len(twin.operands) != len(node.operands):
         yield f"it has {len(node.operands)} operands, and had {len(twin.operands)}"
-
-
-def _key(node: Node) -> tuple[object, ...]:
-    """What an operation keeps through passes; layers that a fold made one have no numbers."""
-    origin = node.step.origin
-    return node.step.name.removesuffix("_start"), replace(origin, module_path=family(origin.module_path))
 
 
 def _text(value: object) -> str:
