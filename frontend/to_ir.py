@@ -29,6 +29,11 @@ _RENAMED = {
     "aten.view.default": "aten.reshape.default",
     "aten._unsafe_view.default": "aten.reshape.default",
 }
+_STRIDELESS = {
+    "aten.new_empty_strided.default": ("aten.new_empty.default", 2),
+    "aten.empty_strided.default": ("aten.empty.memory_format", 1),
+}
+"""Ops that only ask for strides beside what another op gives: its name, and how many arguments the two share."""
 _RESHAPES = frozenset({"aten.reshape.default"})
 """Ops whose sizes may hold a -1, which no later stage should have to resolve."""
 _IDENTITIES = frozenset(
@@ -41,6 +46,8 @@ _IDENTITIES = frozenset(
     }
 )
 """Ops that return their operand's value: they matter only where storage does."""
+_EPSILON = torch.finfo(torch.float32).eps
+"""What an op that is told no epsilon, such as rms_norm, takes of its operands' dtype while it is traced."""
 _STRIDED = frozenset({"aten.as_strided.default", "aten.as_strided_scatter.default", "aten.set_.source_Tensor"})
 
 
@@ -108,6 +115,9 @@ class _Converter:
         loc = to_location(_origin(node))
         result_types = self._result_types(node)
         name, args = self._scalars(name, [self._argument(a) for a in inputs], loc)
+        if name in _STRIDELESS:
+            name, shared = _STRIDELESS[name]
+            args = args[:shared]
         if name in _RESHAPES:
             args[1] = list(node.meta["val"].shape)
         kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
@@ -160,6 +170,8 @@ class _Converter:
             return self.values[argument]
         if isinstance(argument, (list, tuple)):
             return [self._argument(a) for a in argument]
+        if isinstance(argument, float) and self.floats is Floats.FLOAT64 and argument == _EPSILON:
+            return torch.finfo(torch.float64).eps
         return self.floats.of(argument) if isinstance(argument, torch.dtype) else argument
 
     def _scalars(self, name: str, args: list[Any], loc: Any) -> tuple[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .building import Rule, dim, everywhere, linear, row
+from .building import P, Rule, dim, everywhere, linear, row
 from .call import Call
 from .row import Row
 
@@ -67,10 +67,44 @@ _POINTWISE = (
     "softplus_backward.default", "leaky_relu_backward.default", "hardswish_backward.default",
     "hardsigmoid_backward.default", "hardshrink_backward.default", "softshrink_backward.default",
     "elu_backward.default", "hardtanh_backward.default", "log_sigmoid_backward.default",
+    "mish_backward.default",
     "_prelu_kernel_backward.default", "_masked_scale.default",
 )  # fmt: skip
 
+
+def scatter_reduce(call: Call) -> list[Row]:
+    """scatter_reduce: every dim but the scattered one, where the operands have the same extents."""
+    shape = call.meta("self").shape
+    along = dim(call.integer("dim"), len(shape)) if shape else 0
+    shapes = [call.meta(name).shape for name in ("self", "index", "src")]
+    kept = [d for d in range(len(shape)) if d != along and len({each[d] for each in shapes}) == 1]
+    return [row([d], [d, d, d], fills=(None, 0.0, None)) for d in kept]
+
+
+def cross(call: Call) -> list[Row]:
+    """linalg_cross: every dim but that of the three components, where the operands do not broadcast."""
+    rank, shapes = len(call.out().shape), {meta.shape for meta in call.inputs}
+    along = dim(call.integer("dim"), rank)
+    return [everywhere(call, d, d) for d in range(rank) if d != along] if len(shapes) == 1 else []
+
+
+def matrix_vector(call: Call) -> list[Row]:
+    """mv: by rows, and by columns (a partial sum)."""
+    return [row([0], [0, None]), row([P], [1, 0]), linear(call, "self"), linear(call, "vec")]
+
+
+def searched(call: Call) -> list[Row]:
+    """searchsorted in one sorted row: by the values that are looked for."""
+    if len(call.meta("sorted_sequence").shape) != 1 or call.maybe("sorter") is not None:
+        return []
+    return [row([d], [None, d]) for d in range(len(call.out().shape))]
+
+
 TABLE: dict[str, Rule] = {
+    "aten.scatter_reduce.two": scatter_reduce,
+    "aten.linalg_cross.default": cross,
+    "aten.mv.default": matrix_vector,
+    "aten.searchsorted.Tensor": searched,
     **dict.fromkeys((f"aten.{name}" for name in _POINTWISE), pointwise),
     **dict.fromkeys(("aten.glu.default", "aten.glu_backward.default"), halves),
     **dict.fromkeys(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default"), examples),

@@ -218,6 +218,12 @@ def windows(m: Any, x: Tensor) -> Result:
     return m.down(h).pow(2).sum() + F.leaky_relu(h).sum() + F.hardswish(h).sum() + F.logsigmoid(h).sum()
 
 
+@_case(_sequences, norm=lambda: nn.RMSNorm(IN), **_MLP)
+def a_norm_without_an_epsilon(m: Any, x: Tensor) -> Result:
+    kept = torch.empty_strided((IN, BATCH), (1, IN), dtype=x.dtype, device=x.device)
+    return m.down(m.up(m.norm(x))).pow(2).sum() + kept.copy_(m.norm(x)[:, 0].t()).pow(3).sum()
+
+
 @_case(_rows, **_MLP)
 def floats_of_integers(m: Any, x: Tensor) -> Result:
     rates = torch.exp(torch.arange(IN, device=x.device) * -0.3) + torch.arange(0, 0.6, 0.1, device=x.device)
