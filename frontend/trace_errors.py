@@ -48,7 +48,8 @@ def quiet_torch() -> Iterator[None]:
     def drop(record: logging.LogRecord) -> bool:
         return False
 
-    handlers = list(logging.getLogger("torch").handlers)
+    loggers = [each for name, each in logging.root.manager.loggerDict.items() if name.split(".")[0] == "torch"]
+    handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
     for handler in handlers:
         handler.addFilter(drop)
     try:
