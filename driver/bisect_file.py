@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ..ir.source_text import read_module
 from ..passes.manager import single
@@ -117,8 +117,8 @@ def _show_command(found: Bisection, source: Source) -> None:
     """How to get the module that the pass leaves; to stderr, since it is no result."""
     steps = list(single(source.steps()))[: (found.index or 0) + 1]
     if source.name != "<stdin>" and found.breakage is not Breakage.FAILED:
-        shown = print_pipeline(steps)
-        note(f"the module that it leaves: stretto opt {Path(source.name)} --no-verify -p '{shown}'")
+        command = ["stretto", "opt", source.name, "--no-verify", "-p", print_pipeline(steps)]
+        note(f"the module that it leaves: {shlex.join(command)}")
 
 
 def _stuck(broken: PassVerdict, at: int) -> Json:

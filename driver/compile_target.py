@@ -25,6 +25,7 @@ from .live_model import source_record
 from .remarks import is_warning, remarks_of, warning_text
 from .show_explanation import mesh_text, parameters_text, totals_text
 
+_PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
 _STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "save")
 
 
@@ -51,7 +52,7 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
     Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0508.
     """
     clock = _Clock()
-    with progress(len(_STAGES)) as bar, ir_of_failures() as keep:
+    with progress(len(_STAGES)) as bar, ir_of_failures(_PASS_ALONE) as keep:
 
         def begin(stage: str) -> None:
             clock.begin(stage)

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..ir.module import Module
+from ..passes.manager import PassFailure
 
 
 @contextmanager
-def ir_of_failures() -> Iterator[Callable[[Module], None]]:
-    """Gives a function that is told of the module as it is rewritten; an internal error then says where its IR is."""
+def ir_of_failures(pass_help: str = "") -> Iterator[Callable[[Module], None]]:
+    """Gives a function that is told of the module as it is rewritten; an internal error then says where its IR is.
+
+    `pass_help` says how to run a pass that failed alone; "PASS" in it stands for the pass.
+    """
     last: list[Module] = []
 
     def keep(module: Module) -> None:
@@ -25,4 +29,6 @@ def ir_of_failures() -> Iterator[Callable[[Module], None]]:
             with tempfile.NamedTemporaryFile("w", prefix="stretto-", suffix=".mlir", delete=False) as file:
                 file.write(last[0].text())
             error.add_note(f"The IR at that point is in {Path(file.name)}")
+        if isinstance(error, PassFailure) and pass_help:
+            error.add_note(f"help: {pass_help.replace('PASS', error.pass_name)}")
         raise

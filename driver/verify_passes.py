@@ -17,6 +17,8 @@ from .failures import ir_of_failures
 from .judge import Judge, PassVerdict, Terms
 from .module_source import Source
 
+_PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
+
 
 @dataclass(frozen=True)
 class PassesJob:
@@ -53,7 +55,7 @@ def verify_passes(job: PassesJob) -> PassesReport:
     module = read_module(job.source.text, job.source.name)
     judge = Judge(module, job.terms)
     verdicts: list[PassVerdict] = []
-    with progress(len(steps) + 1) as bar, ir_of_failures() as keep:
+    with progress(len(steps) + 1) as bar, ir_of_failures(_PASS_ALONE) as keep:
         keep(module)
         bar.to("the module as given")
         judge.check_runs()

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from stretto import cli
+from stretto.ir.module import Module
+from stretto.passes.base import Report
+from stretto.passes.fold_layers import FoldLayers
+from stretto.passes.manager import PassFailure
 from stretto.runtime import Program
 
 from .conftest import MODEL, PLAN, Command
@@ -177,3 +181,19 @@ def test_a_program_is_replaced_by_the_next_one(stretto: Command, llama: Path, so
     done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "p")
     assert done.code == 0
     assert json.loads((tmp_path / "p" / "manifest.json").read_text())["mode"] == "train"
+
+
+def test_a_pass_that_fails_in_a_compile_can_be_found_again_from_its_dump(
+    stretto: Command, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FoldLayers, module: Module) -> Report:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.chdir(sources)
+    monkeypatch.setattr(FoldLayers, "run", fail)
+    dump = tmp_path / "ir"
+    with pytest.raises(PassFailure, match='pass "fold-layers" failed: ZeroDivisionError') as caught:
+        stretto("compile", "model.py:make", "--plan", "gpt.plan", "-o", tmp_path / "p", "--dump-ir", dump)
+    assert any("--dump-ir DIR" in note and "fold-layers" in note for note in caught.value.__notes__)
+    assert not (tmp_path / "p").exists()
+    assert '"fold-layers" is the first pass that fails' in stretto("bisect", dump).out

@@ -99,6 +99,15 @@ def test_a_mistake_in_the_pipeline_is_shown_at_its_place(pipeline: str, stretto:
     assert f"error[{code}]" in done.err and shown in done.err and "Traceback" not in done.err
 
 
+def test_an_option_of_another_type_is_shown_at_its_place(
+    stretto: Command, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tmp_path, monkeypatch)
+    done = stretto("opt", module, "-p", "do-harm{raises=maybe}")
+    assert (done.code, done.out) == (1, "") and "-p:1:16: error[E0416]" in done.err
+    assert "^^^^^ expected true or false" in done.err
+
+
 LOCATED = MODULE.replace("-> tensor<4xf32>\n", '-> tensor<4xf32> loc(fused["a.b", "model.py":3:0])\n')
 MODULES = {
     "no MLIR": ("hello", "E0504", ":1:1"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from stretto.passes.manager import PassFailure
 
 from ..runtime.prover.programs import program as program_of
 from ..runtime.prover.programs import reduce, relu, wait
@@ -81,6 +82,13 @@ def test_the_first_pass_that_changes_values_is_named_and_no_later_one_runs(stret
 def test_a_pass_that_leaves_an_invalid_module_differs(stretto: Command, module: Path) -> None:
     done = stretto("verify", module, "-p", "do-harm{axes=pp}")
     assert done.code == 1 and "E0505" in done.out and 'the mesh has no axis "pp"' in done.out
+
+
+def test_a_pass_that_raises_keeps_its_traceback_and_says_how_to_make_it_small(stretto: Command, module: Path) -> None:
+    with pytest.raises(PassFailure, match='pass "do-harm" failed: OfItsOwn: no such thing') as caught:
+        stretto("verify", module, "-p", "cse,do-harm{raises=true}")
+    notes = "\n".join(caught.value.__notes__)
+    assert "stretto reduce" in notes and "The IR at that point is in" in notes
 
 
 def test_every_pass_of_a_compile_keeps_the_values(
