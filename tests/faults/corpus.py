@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,9 @@ from stretto.ir.module import Module
 from stretto.runtime.program import Program
 from torch import nn
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from ..models.zoo import EXAMPLES, ZOO
+from ..models.zoo import compiled as compiled_of_zoo
+
 VOCABULARY, BATCH, SEQUENCE, LAYERS = 19, 4, 6, 2
 """Two ranks do not divide the vocabulary."""
 LEVELS = ("partition-tensors", "hoist-collectives", "start-collectives")
@@ -117,10 +118,15 @@ def _captured(name: str, mode: Mode) -> tuple[Capture, nn.Module]:
     return capture(model, (), batch, mode=mode), model
 
 
+def other_cases() -> list[Case]:
+    """Training of the examples' other models, each under the plan that was written for it."""
+    others = {name: entry.plans[-1] for name, entry in ZOO.items() if name not in _MODELS}
+    return [Case(name, plan, Mode.TRAIN) for name, plan in others.items() if "/" in plan]
+
+
 @cache
 def compiled(case: Case) -> Compiled:
     """The modules and the program of a case, in float64."""
-    captured, model = _captured(case.model, case.mode)
     plan = Plan.parse((EXAMPLES / "plans" / case.plan).read_text())
     texts: dict[str, str] = {}
 
@@ -128,5 +134,8 @@ def compiled(case: Case) -> Compiled:
         if name in (CAPTURED, *LEVELS):
             texts[name] = module.text()
 
+    if case.model not in _MODELS:
+        return Compiled(texts, compiled_of_zoo(case.model, case.plan, case.mode, keep).program, plan)
+    captured, model = _captured(case.model, case.mode)
     options = Options(mode=case.mode, floats=Floats.FLOAT64)
     return Compiled(texts, compile_capture(captured, model, plan, options, after=keep).program, plan)

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     ROUNDING = "reaches nothing but results that are zero up to rounding"
     PEAK = "memory is fullest elsewhere"
     ORDERED = "ranks come together in this order too"
+    CENTERED = "added to every element, which a norm takes off"
     CANCELS = "in a sum that is zero up to rounding, such as a key bias's gradient"
 
 
@@ -55,6 +56,10 @@ _ENDS: dict[str, Reason] = {
     **{f"aten.{how}.{of}": Reason.COMPARED for how in _COMPARISONS for of in ("Scalar", "Tensor")},
     "aten.add.Tensor": Reason.SHIFT,
     "aten.sum.dim_IntList": Reason.CANCELS,
+    **dict.fromkeys(("nn.layer_norm", "nn.layer_norm_backward"), Reason.CENTERED),
+    **dict.fromkeys(
+        ("aten.native_layer_norm.default", "aten.native_layer_norm_backward.default"), Reason.CENTERED
+    ),
 }  # fmt: skip
 """By the operation where a fault ends: why."""
 _MAXIMA = ("aten.amax.default", "comm.all_reduce", "comm.all_reduce_start")
@@ -75,7 +80,7 @@ def _reasons(mutant: Mutant, before: Baseline) -> frozenset[Reason]:
         return frozenset([Reason.ROUNDING])
     if mutant.alteration.index is None or spread.results:
         return frozenset()
-    if not spread.differs:
+    if spread.site_is_the_same:
         return frozenset([Reason.SAME])
     reasons = [_ENDS.get(step.name) for step in spread.ends()]
     if None in reasons or (Reason.SHIFT in reasons and not _is_maximum(spread.site)):
@@ -124,6 +129,14 @@ class _Spread:
         """The step that was altered."""
         name = self._alteration.function
         return self.code.bodies[name].steps[self._alteration.index or 0]
+
+    @property
+    def site_is_the_same(self) -> bool:
+        """Whether the altered step gives what it should; elsewhere memory that nobody has set may differ."""
+        if self.site.name == CALL:
+            return not self.differs
+        name = self._alteration.function
+        return not any((name, slot) in self.differs for slot in _delivered(self.code.bodies[name], self.site))
 
     def ends(self) -> Iterator[Step]:
         """The steps that take what differs and give what does not."""

@@ -12,7 +12,7 @@ from .mutants import Mutant
 from .program_checkers import ProgramMutant, find_in_program, reasons_of_program
 
 _USUAL = frozenset([Reason.SAME, Reason.UNUSED, Reason.ROUNDING, Reason.SHIFT])
-_UNSEEN = _USUAL | {Reason.UNSELECTED, Reason.COMPARED, Reason.REDUCED}
+_UNSEEN = _USUAL | {Reason.UNSELECTED, Reason.COMPARED, Reason.REDUCED, Reason.CENTERED}
 MAY_BE: dict[str, frozenset[Reason]] = {
     **dict.fromkeys(
         (

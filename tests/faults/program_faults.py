@@ -1,4 +1,7 @@
-"""Faults of programs: of slots and futures, of the collectives that a rank starts, of calls and results."""
+"""Faults of programs: of slots and futures, of the collectives that a rank starts, of calls and results.
+
+Programs have no sends, receives and microbatches, so that there are no faults of these; rows of a batch are used twice.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from stretto.frontend.captured import Mode
 from stretto.ir.interpreter import compare, infer_ranges
 
 from .checkers import Checker
-from .corpus import CAPTURED, Case, cases, compiled
+from .corpus import CAPTURED, EXAMPLES, Case, cases, compiled, other_cases
 from .mutants import MODULE_FAULTS, ONE_RANK_FAULTS, Mutant, mutants, mutants_on_one_rank
 from .outcomes import Outcome, outcome, table
 from .program_checkers import PROGRAM_FAULTS, RANK_FAULTS, ProgramMutant, program_mutants, rank_mutants
@@ -60,6 +60,23 @@ def test_more_than_500_faults_in_all_plans_are_found_or_explained() -> None:
     assert len(outcomes) > 500
     assert {each.mutant.case for each in outcomes} == set(cases())
     assert sum(each.checker is None for each in outcomes) < 0.15 * len(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_faults_in_plans_of_other_models_are_found_or_explained() -> None:
+    others = other_cases()
+    outcomes = [
+        outcome(each) for make, kinds, _ in GROUPS.values() for kind in kinds for each in make(kind, 1, SEED, others)
+    ]
+    print(table(outcomes))
+    assert not undue(outcomes)
+    assert {each.mutant.case for each in outcomes} == set(others)
+
+
+def test_there_are_cases_for_every_plan_of_the_examples() -> None:
+    plans = {str(path.relative_to(EXAMPLES / "plans")) for path in (EXAMPLES / "plans").rglob("*.plan")}
+    assert {case.plan for case in (*cases(), *other_cases())} == plans
 
 
 def test_comparing_two_modules_finds_what_the_checkers_here_find() -> None:
