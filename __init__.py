@@ -1,7 +1,7 @@
 """Stretto: a graph compiler for parallel execution plans.
 
-`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong);
-for training under any plan `clip_grad_norm_`, `save_checkpoint` and `load_checkpoint`, `save_weights` and
+`compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
+`PlanWarning` (what a plan says to no effect); for training under any plan `clip_grad_norm_`, `save_checkpoint` and `load_checkpoint`, `save_weights` and
 `load_weights`, `meta_parameters`, `random_state` and `set_random_state`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .diagnostics import StrettoError
+    from .diagnostics import PlanWarning, StrettoError
     from .driver.clipping import clip_grad_norm_
     from .driver.compiled_module import program_of, random_state, set_random_state
     from .driver.decorator import compile
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Plan", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint", "load_weights",
-    "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights", "set_random_state",
+    "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint",
+    "load_weights", "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights", "set_random_state",
 ]  # fmt: skip
 
 _HOMES = {
     "Plan": ".dsl",
+    "PlanWarning": ".diagnostics",
     "StrettoError": ".diagnostics",
     "clip_grad_norm_": ".driver.clipping",
     "compile": ".driver.decorator",

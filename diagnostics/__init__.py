@@ -3,6 +3,6 @@
 Everything may import this folder; it imports nothing of Stretto. Start reading at `error.py`.
 """
 
-from .error import Span, StrettoError, rendered
+from .error import PlanWarning, Span, StrettoError, rendered
 
-__all__ = ["Span", "StrettoError", "rendered"]
+__all__ = ["PlanWarning", "Span", "StrettoError", "rendered"]

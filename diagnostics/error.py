@@ -51,6 +51,10 @@ class StrettoError(Exception):
         return rendered(head, self.span, self.expected, self.notes, self.help)
 
 
+class PlanWarning(UserWarning):
+    """Something that a plan says has no effect; the text shows where it says it."""
+
+
 def rendered(
     head: str,
     span: Span | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diagnostics import PlanWarning
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall
 from ..frontend.capture import capture_call
@@ -22,6 +24,7 @@ from ..runtime.session import RankThreads
 from .compile_program import Compiled, Options, compile_capture
 from .distribution import check_same_inputs, global_shapes, processes
 from .held import Held
+from .remarks import is_warning, remarks_of, warning_text
 
 TensorKind = tuple[torch.Size, torch.dtype]
 """Global shape and dtype."""
@@ -136,7 +139,11 @@ def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Compil
         options = Options(mode=Mode.INFER, keep_weights=False)
         captured = capture_call(model, call, mode=Mode.INFER)
     with _neutral():
-        return compile_capture(captured, model, plan, options)
+        compiled = compile_capture(captured, model, plan, options)
+    if processes() == 1 or torch.distributed.get_rank() == 0:
+        for each in filter(is_warning, remarks_of(compiled.program)):
+            warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
+    return compiled
 
 
 @contextmanager
