@@ -1,8 +1,8 @@
 """Stretto: a graph compiler for parallel execution plans.
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
-`PlanWarning` (what a plan says to no effect); for training under any plan `clip_grad_norm_`, `save_checkpoint` and `load_checkpoint`, `save_weights` and
-`load_weights`, `meta_parameters`, `random_state` and `set_random_state`.
+`PlanWarning` (what a plan says to no effect); for training under any plan `clip_grad_norm_`, `save_checkpoint` and
+`load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`, `random_state` and `set_random_state`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint",
-    "load_weights", "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights", "set_random_state",
+    "load_weights", "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights",
+    "set_random_state",
 ]  # fmt: skip
 
 _HOMES = {
