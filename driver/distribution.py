@@ -92,7 +92,12 @@ def global_shapes(model: nn.Module, call: BoundCall) -> Iterator[BoundCall]:
     try:
         for part, name, parameter in kept:
             part._parameters[name] = made[id(parameter)]
-        yield replace(call, tensors=tuple(_fake(t, mode) if isinstance(t, DTensor) else t for t in call.tensors))
+        yield replace(
+            call,
+            tensors=tuple(
+                _fake(t, mode).requires_grad_(t.requires_grad) if isinstance(t, DTensor) else t for t in call.tensors
+            ),
+        )
     finally:
         for part, name, parameter in kept:
             part._parameters[name] = parameter

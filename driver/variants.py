@@ -44,6 +44,8 @@ class Key:
     ties: tuple[int, ...]
     trainable: tuple[bool, ...]
     """Which parameters require a gradient; empty for inference, which does not ask."""
+    differentiable: tuple[bool, ...]
+    """Which inputs want a gradient; empty for inference."""
     autocast: torch.dtype | None
     default_dtype: torch.dtype
     delayed: bool
@@ -57,7 +59,8 @@ class Key:
 def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
     """The key of a call in the state that the model, grad mode and autocast are in."""
     trainable = tuple([each.requires_grad for each in held.parameters.values()])
-    mode = Mode.TRAIN if torch.is_grad_enabled() and any(trainable) else Mode.INFER
+    wanted = call.differentiable
+    mode = Mode.TRAIN if torch.is_grad_enabled() and (any(trainable) or any(wanted)) else Mode.INFER
     return Key(
         mode=mode,
         training=held.training,
@@ -68,6 +71,7 @@ def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
         buffers=_kinds(held.buffers.values()),
         ties=held.ties,
         trainable=trainable if mode is Mode.TRAIN else (),
+        differentiable=wanted if mode is Mode.TRAIN else (),
         autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
         default_dtype=torch.get_default_dtype(),
         delayed=delayed and mode is Mode.TRAIN,

@@ -39,6 +39,8 @@ class Names:
     outputs: Sequence[str]
     prefix: str
     """What the traced module puts before the model's own names."""
+    differentiable: frozenset[str] = frozenset()
+    """The inputs that want a gradient."""
 
     def own(self, target: str) -> tuple[InputKind, str]:
         """Kind and canonical name of the parameter, buffer or constant that the traced module calls `target`."""
@@ -77,7 +79,7 @@ def assemble(joint: fx.GraphModule, model: nn.Module, names: Names) -> Assembled
     """Rewrite `joint` in place so that it takes and returns flat tensors in the documented order.
 
     Inputs: parameters, buffers (both in the model's order), constants, inputs, the random state where anything is
-    drawn, tangents (by output). Outputs: results, gradients (in the parameters' order), buffers. Errors: E0216 where
+    drawn, tangents (by output). Outputs: results, gradients (of parameters, of inputs), buffers. Errors: E0216 where
     the forward changes an input or a parameter.
     """
     graph = joint.graph
@@ -115,6 +117,8 @@ def _describe_results(graph: fx.Graph, names: Names) -> _Results:
                 gradients = results.gradients.setdefault(names.own(target)[1], [])
                 if value is not None:
                     gradients.append(value)
+            case GradAOTOutput(grad_of=PlainAOTInput(idx=index)):
+                results.gradients[names.inputs[index]] = [] if value is None else [value]
             case InputMutationAOTOutput(mutated_input=BufferAOTInput(target=target)):
                 kind, name = names.own(target)
                 if kind is InputKind.CONSTANT:
@@ -158,7 +162,8 @@ def _merge_placeholders(graph: fx.Graph, model: nn.Module, names: Names) -> tupl
             graph.erase_node(node)
             continue
         value: torch.Tensor = node.meta["val"]
-        requires_grad = kind is InputKind.PARAMETER and trainable[name]
+        wanted = kind is InputKind.INPUT and name in names.differentiable
+        requires_grad = wanted or (kind is InputKind.PARAMETER and trainable[name])
         known = aliases.get(name, ()) if kind in (InputKind.PARAMETER, InputKind.BUFFER) else ()
         tensor = CapturedTensor(name, kind, known, tuple(value.shape), value.dtype, requires_grad, index)
         found[kind, name] = tensor, node
@@ -202,7 +207,7 @@ def _order_placeholders(placeholders: list[fx.Node]) -> None:
 
 
 def _set_results(graph: fx.Graph, results: _Results, assembled: Assembled) -> tuple[str, ...]:
-    """Write the output node and the list of outputs; the trainable parameters without a gradient are returned."""
+    """Write the output node and the list of outputs; the names of what wants a gradient and has none are returned."""
     position = {(tensor.kind, tensor.name): at for at, tensor in enumerate(assembled.inputs)}
     values: list[fx.Node] = []
     unused = []
@@ -217,7 +222,7 @@ def _set_results(graph: fx.Graph, results: _Results, assembled: Assembled) -> tu
         if not gradients:
             unused.append(tensor.name)
             continue
-        at = position[InputKind.PARAMETER, tensor.name]
+        at = position[tensor.kind, tensor.name]
         assembled.outputs.append(CapturedOutput(OutputKind.GRADIENT, tensor.name, at))
         values.append(_sum(graph, output, gradients))
     for tensor in assembled.inputs:

@@ -44,6 +44,11 @@ class BoundCall:
         """What a captured graph depends on beside shapes and dtypes: the nesting, and all that is no tensor."""
         return str(self.spec), repr(self.leaves)
 
+    @property
+    def differentiable(self) -> tuple[bool, ...]:
+        """For each tensor whether it wants a gradient."""
+        return tuple([tensor.requires_grad for tensor in self.tensors])
+
     def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the same call with other tensors."""
         leaves = [tensors[leaf.index] if isinstance(leaf, TensorArgument) else leaf for leaf in self.leaves]
@@ -82,7 +87,6 @@ def _flatten(signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCa
     for path, leaf in paths:
         name = _leaf_name(signature, path)
         if isinstance(leaf, torch.Tensor):
-            _refuse_gradient(name, leaf)
             leaves.append(TensorArgument(len(tensors)))
             names.append(name)
             tensors.append(leaf)
@@ -96,15 +100,6 @@ def _flatten(signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCa
                 help="pass the tensors that it holds instead",
             )
     return BoundCall(tuple(names), tuple(tensors), tuple(leaves), spec, signature)
-
-
-def _refuse_gradient(name: str, tensor: torch.Tensor) -> None:
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise CaptureError(
-            "E0212",
-            f'input "{name}" requires a gradient; only parameters have gradients',
-            help=f'pass "{name}.detach()", or make it a parameter of the model',
-        )
 
 
 def _leaf_name(signature: inspect.Signature, path: tuple[Any, ...]) -> str:

@@ -38,6 +38,7 @@ def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bo
     with quiet_torch(), user_errors(model):
         if mode is Mode.TRAIN:
             refuse_backward_hooks(model)
+            _refuse_ambiguous_gradients(model, call)
         module = TracedModel(model, call, mode, loss_only=loss_only)
         graphs = trace(module, call.tensors, mode)
         if mode is Mode.TRAIN and not module.result.differentiable:
@@ -54,6 +55,9 @@ def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bo
 def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
     prefix = MODEL_ATTRIBUTE + "."
     names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix)
+    if module.mode is Mode.TRAIN:
+        wanted = zip(call.names, call.differentiable, strict=True)
+        names = replace(names, differentiable=frozenset(name for name, wants in wanted if wants))
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
     assembled = assemble(graphs.joint, model, names)
     _check_gradients(assembled, module.mode)
@@ -75,8 +79,20 @@ def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: Trac
     )
 
 
+def _refuse_ambiguous_gradients(model: nn.Module, call: BoundCall) -> None:
+    """Gradients go by name: an input that wants one must not be called like a parameter."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, wants in zip(call.names, call.differentiable, strict=True):
+        if wants and name in parameters:
+            raise CaptureError(
+                "E0212",
+                f'input "{name}" requires a gradient and has the name of a parameter',
+                help=f'rename the argument of forward, or pass "{name}.detach()"',
+            )
+
+
 def _check_gradients(assembled: Assembled, mode: Mode) -> None:
-    """Every trainable parameter has a gradient or is known to have none: torch can lose a backward in silence."""
+    """All that wants a gradient has one or is known to have none: torch can lose a backward in silence."""
     trainable = {tensor.name for tensor in assembled.inputs if tensor.requires_grad}
     having = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
     if mode is Mode.TRAIN and trainable != having | set(assembled.unused_parameters):

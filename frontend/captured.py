@@ -133,7 +133,7 @@ class Capture:
     """The forward before autograd as JSON-able data (the program's `reference.json`)."""
     output_tree: OutputTree
     unused_parameters: tuple[str, ...] = ()
-    """Trainable parameters that no differentiable output depends on, so that they have no gradient."""
+    """Trainable parameters, and inputs that want a gradient, on which no differentiable output depends."""
     differentiable: tuple[int, ...] = field(default=())
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
     constant: tuple[int, ...] = ()

@@ -45,7 +45,7 @@ class TracedGraphs:
 
 def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
     """Both graphs of `module` called with `tensors`; no kernel is run and no parameter is copied."""
-    inputs = _distinct(module, tensors)
+    inputs = _distinct(module, tensors, mode)
     # Lazy modules generate Python code when they are first called, which most of those made here never are.
     with _quiet(), _users_frames(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
         exported = torch.export.export(module, inputs, strict=False)
@@ -72,13 +72,18 @@ def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:
     return None
 
 
-def _distinct(module: nn.Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _distinct(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> tuple[torch.Tensor, ...]:
     """Inputs that share no memory: export takes two names of one tensor for one input, silently."""
-    fake = fake_mode_of(module)
-    if fake is None:
-        return tuple(tensor.detach().clone() for tensor in tensors)
-    with fake:
-        return tuple(torch.empty_like(tensor, device="cpu") for tensor in tensors)
+    with fake_mode_of(module) or contextlib.nullcontext():
+        return tuple(
+            _copy(tensor, module).requires_grad_(mode is Mode.TRAIN and tensor.requires_grad) for tensor in tensors
+        )
+
+
+def _copy(tensor: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    if fake_mode_of(module) is None:
+        return tensor.detach().clone()
+    return torch.empty_like(tensor, device="cpu", requires_grad=False)
 
 
 def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[str, torch.Tensor]:

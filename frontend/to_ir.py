@@ -258,8 +258,9 @@ def _origin(node: fx.Node) -> Origin:
 
 def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str]) -> Record:
     record: Record = {"kind": str(tensor.kind), "name": tensor.name, "index": tensor.index}
-    if tensor.kind is InputKind.PARAMETER:
+    if tensor.kind is InputKind.PARAMETER or tensor.requires_grad:
         record["requires_grad"] = tensor.requires_grad
+    if tensor.kind is InputKind.PARAMETER:
         record["owner"] = owners.get(tensor.name, "other")
     if len(tensor.aliases) > 1:
         record["aliases"] = list(tensor.aliases)

@@ -49,8 +49,8 @@ from .statements import activations_key
 from .tally import Tally
 
 _FOLLOWS_WEIGHT = ("t.", "transpose.", "permute.", "view.", "reshape.", "_to_copy.", "expand.", "detach.", "alias.")
-_OWNERS = {"gradient": "parameter", "buffer": "buffer"}
-"""The kind of argument that has the name of each kind of result."""
+_OWNERS = {"gradient": ("parameter", "input"), "buffer": ("buffer",)}
+"""The kinds of arguments one of which has the name of a result of each kind."""
 
 
 @dataclass
@@ -265,17 +265,19 @@ class _Body:
             for r, a in zip(records, arguments, strict=True)
         }
         values = terminator(self.old).operands
-        return {
-            value: placed[_OWNERS[record["kind"]], record["name"]]
-            for value, record in zip(values, result_records(self.old), strict=True)
-            if record.get("kind") in _OWNERS
-        }
+        found = {}
+        for value, record in zip(values, result_records(self.old), strict=True):
+            owners = [(kind, record.get("name")) for kind in _OWNERS.get(str(record.get("kind")), ())]
+            if owners:
+                found[value] = next(placed[owner] for owner in owners if owner in placed)
+        return found
 
     def _delayed_gradients(self) -> frozenset[Value]:
         if not self.state.delay_reductions:
             return frozenset()
+        parameters = {r.get("name") for r in argument_records(self.old) if r.get("kind") == "parameter"}
         pairs = zip(terminator(self.old).operands, result_records(self.old), strict=True)
-        return frozenset(value for value, record in pairs if record.get("kind") == "gradient")
+        return frozenset(v for v, r in pairs if r.get("kind") == "gradient" and r.get("name") in parameters)
 
     def _operand(self, value: Value, output_bytes: int = 0, is_viewed: bool = False) -> Operand:
         tracked = self.tracked[value]

@@ -84,8 +84,9 @@ def _compare_steps(
     drift = Drift(tolerance or 0.0)
     names = [each.name or str(each.index) for each in program.results_of_kind("output")]
     for step in range(steps if program.manifest.mode == "train" else 1):
-        inputs = random_inputs(program, reference, random)
-        ours, theirs = found.forward(inputs), expected.forward(inputs)
+        batch = random_inputs(program, reference, random)
+        own_inputs, their_inputs = _leaves(program, batch), _leaves(program, batch)
+        ours, theirs = found.forward(own_inputs), expected.forward(their_inputs)
         if step == 0:
             pairs = zip(names, theirs, ours, strict=True)
             rows += [compare("output", name, right, left, tolerance) for name, right, left in pairs]
@@ -95,7 +96,9 @@ def _compare_steps(
             backward(theirs, tangents)
             rounding = _rounding(expected.gradients(), program.manifest.dtype)
             if step == 0:
-                rows += _compare_gradients(expected.gradients(), found.gradients(), tolerance, rounding)
+                left = expected.gradients() | _input_gradients(program, their_inputs)
+                right = found.gradients() | _input_gradients(program, own_inputs)
+                rows += _compare_gradients(left, right, tolerance, rounding)
             drift.note(expected.gradients(), rounding)
             found.step()
             expected.step()
@@ -103,6 +106,17 @@ def _compare_steps(
         rows += [drift.compare(name, expected.parameters[name], value) for name, value in found.whole().items()]
     rows += [compare("buffer", name, value, found.buffers[name], tolerance) for name, value in expected.changed.items()]
     return rows
+
+
+def _leaves(program: Program, inputs: Mapping[int | None, Tensor]) -> dict[int | None, Tensor]:
+    """The inputs of a side, those that want a gradient as leaves of its own."""
+    wanted = {each.index for each in program.of_kind("input") if each.requires_grad}
+    return {at: value.clone().requires_grad_() if at in wanted else value for at, value in inputs.items()}
+
+
+def _input_gradients(program: Program, inputs: Mapping[int | None, Tensor]) -> dict[str, Tensor]:
+    takes = ((each.name, inputs[each.index].grad) for each in program.of_kind("input") if each.requires_grad)
+    return {name: gradient for name, gradient in takes if gradient is not None}
 
 
 def _compare_gradients(

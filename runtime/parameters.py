@@ -105,7 +105,7 @@ def distribute_parameters(
 
     Names, order, ties, `requires_grad` and attributes stay. `shards` is by any name of a parameter; what it does not
     name is replicated. Every process must hold the same full values: RunError E0354 otherwise. Parameters that are
-    DTensors already stay as they are. `load_state_dict` takes full tensors as before. Returns what was replaced, by name.
+    DTensors already stay as they are. `load_state_dict` takes full tensors as before. Returns those replaced, by name.
     """
     names: dict[int, list[str]] = {}
     full: dict[int, nn.Parameter] = {}

@@ -273,9 +273,18 @@ def test_an_argument_of_an_unknown_type_is_refused_by_its_name() -> None:
     assert caught.value.code == "E0211"
 
 
-def test_an_input_that_requires_a_gradient_is_refused() -> None:
+def test_an_input_that_wants_a_gradient_under_the_name_of_a_parameter_is_refused() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(4))
+
+        def forward(self, scale: torch.Tensor) -> torch.Tensor:
+            return (scale * self.scale).sum()
+
+    capture(Scaled(), (torch.ones(4),), {}, mode=Mode.TRAIN)
     with pytest.raises(CaptureError, match="detach") as caught:
-        capture(Written(lambda model, x: x), (torch.ones(4, 4, requires_grad=True),), {}, mode=Mode.TRAIN)
+        capture(Scaled(), (torch.ones(4, requires_grad=True),), {}, mode=Mode.TRAIN)
     assert caught.value.code == "E0212"
 
 
