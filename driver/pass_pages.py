@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from textwrap import dedent
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ..dsl.plan import Plan
 from ..passes.base import Pass
-from ..passes.option_values import print_value
+from ..passes.option_values import Range, print_value
 from ..passes.pipeline import option_name
 from ..passes.registry import TABLE, UPSTREAM, names, pass_class
 from ..runtime.arguments import Json
@@ -109,7 +110,7 @@ def facts_of(text: str) -> dict[str, str]:
 
 def options_of(cls: type[Pass]) -> tuple[PassOption, ...]:
     """The options of a pass: the fields of its class, in order."""
-    types, texts = get_type_hints(cls), _field_docstrings(dedent(inspect.getsource(cls)))
+    types, texts = get_type_hints(cls, include_extras=True), _field_docstrings(dedent(inspect.getsource(cls)))
     return tuple(
         PassOption(option_name(each.name), type_text(types[each.name]), _default(each), texts.get(each.name, ""))
         for each in fields(cls)
@@ -122,6 +123,11 @@ def type_text(type_: Any) -> str:
     >>> type_text(int), type_text(Plan)
     ('integer', 'path of a plan')
     """
+    if get_origin(type_) is Annotated:
+        base, *limits = get_args(type_)
+        return " ".join((type_text(base), *(str(each) for each in limits if isinstance(each, Range))))
+    if get_origin(type_) in (Union, UnionType):
+        return " or ".join("none" if each is NoneType else type_text(each) for each in get_args(type_))
     if isinstance(type_, type) and issubclass(type_, Enum):
         return " or ".join(str(member.value) for member in type_)
     known = {bool: "true or false", int: "integer", float: "number", str: "text", Plan: "path of a plan"}

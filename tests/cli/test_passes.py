@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 from stretto.driver import pass_document
@@ -17,6 +17,7 @@ from stretto.dsl import Plan
 from stretto.ir.module import Module
 from stretto.passes import registry
 from stretto.passes.base import Pass, Report
+from stretto.passes.option_values import Range
 from stretto.passes.registry import TABLE, UPSTREAM, names
 
 from .conftest import Command
@@ -70,12 +71,13 @@ class SplitAllReduce(Pass):
 
     name: ClassVar[str] = "split-all-reduce"
     plan: Plan
-    min_bytes: int = 1 << 20
+    min_bytes: Annotated[int, Range(0, unit="bytes")] = 1 << 20
     """Leave smaller tensors alone
     (bytes)."""
     kind: Kind = Kind.RING
     """Which."""
     eager: bool = False
+    share: Annotated[float, Range(0, 1)] | None = None
 
     def run(self, module: Module) -> Report:
         count: int = 0
@@ -85,9 +87,10 @@ class SplitAllReduce(Pass):
 def test_options_have_type_default_and_unit() -> None:
     assert options_of(SplitAllReduce) == (
         PassOption("plan", "path of a plan", None, ""),
-        PassOption("min-bytes", "integer", "1048576", "Leave smaller tensors alone (bytes)."),
+        PassOption("min-bytes", "integer of at least 0 bytes", "1048576", "Leave smaller tensors alone (bytes)."),
         PassOption("kind", "ring or tree", "ring", "Which."),
         PassOption("eager", "true or false", "false", ""),
+        PassOption("share", "number from 0 to 1 or none", "none", ""),
     )
 
 
