@@ -1,4 +1,4 @@
-"""`torch.compile(.., backend="stretto")` gives what plain PyTorch gives, graph by graph, under the model's own names."""
+"""`torch.compile(.., backend="stretto")` gives what plain PyTorch gives, graph by graph, under the model's names."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def test_torch_finds_the_backend_by_its_name() -> None:
     assert found.load() is backend
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("breaks", [False, True], ids=["one graph", "two graphs"])
 def test_a_model_trains_and_evaluates_as_in_plain_pytorch(breaks: bool, made: list[_Compiled]) -> None:
     torch.manual_seed(0)
