@@ -141,6 +141,7 @@ def test_options_other_than_a_plan_are_refused(options: dict[str, Any] | None) -
     assert caught.value.code == "E0607"
 
 
+@pytest.mark.filterwarnings("ignore:.*cuts nothing:stretto.diagnostics.PlanWarning")
 def test_a_plan_that_matches_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     plan = 'mesh (tp=2)\nshard "layer.0" columns over tp'
     compiled = torch.compile(Model(), backend=backend, options={"plan": plan})
