@@ -103,10 +103,16 @@ class Statuses:
             return Status.RIGHT
         operands = list(self.operands(node))
         known = [self.of[operand] for operand in operands]
-        if all(status is Status.UNKNOWN for status in known):
+        if not self._is_floating(number):
+            return Status.UNKNOWN
+        if all(status is Status.UNKNOWN for status in known) and not (known and _communicates(node)):
             return Status.UNKNOWN
         is_own = Status.UNKNOWN in known or self._says_nothing(number, operands)
         return Status.UNKNOWN if number in self.trace.torn and is_own and not _communicates(node) else Status.WRONG
+
+    def _is_floating(self, number: int) -> bool:
+        type_ = self.trace.flow.types[number]
+        return type_ is not None and type_.dtype.is_floating_point
 
     def _says_nothing(self, number: int, operands: Sequence[int]) -> bool:
         """Whether a type has no placement though operands are sharded: passes write so what a rank has of its own."""
@@ -129,9 +135,9 @@ class Statuses:
 
     def _says_something(self, number: int) -> bool:
         type_, found = self.trace.flow.types[number], self.trace.prints.get(number)
-        if type_ is None or not type_.dtype.is_floating_point:
+        if type_ is None or found is None or type_.dtype is torch.bool:
             return False
-        return found is None or not found.is_constant
+        return not found.is_constant or (found.count == 1 and found.size not in (0, 1))
 
     @cached_property
     def slice(self) -> list[Node]:
