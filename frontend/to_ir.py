@@ -23,6 +23,7 @@ from ..ir.operations import Call, build
 from ..ir.schemas import Kind, definitions
 from ..ir.types import TensorType, absent, from_mlir, to_mlir
 from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
+from .metadata import source_span
 from .random_op import RANDOM
 
 _RENAMED = {
@@ -247,6 +248,7 @@ def _unsupported(node: fx.Node, what: str) -> CaptureError:
     return CaptureError(
         "E0230",
         f"the graph holds {what}, which Stretto does not compile: {origin}",
+        span=source_span(node),
         help="write this part of the model with other torch functions",
     )
 

@@ -124,3 +124,22 @@ func.func @main(%s: tensor<2xi64>, %n: tensor<i64>, %x: tensor<5x4xf32, {tp = "s
   return %0, %1 : tensor<5x4xi1, {tp = "shard(0)"}>, tensor<5x4xi1, {tp = "shard(1)"}>
 }
 }
+
+// -----
+
+// A batch norm over five rows on two ranks: sums are reduced, one number a channel; what pads the sixth row adds nothing.
+
+// CHECK: %[[X:.+]] = "comm.mask"(%arg0) {axes = ["tp"], chunk = 3 : i64, dim = 0 : i64, extent = 5 : i64, fill = 0.000000e+00 : f64}
+// CHECK: %[[S:.+]] = "aten.sum_dim_intlist"(%[[X]]) {dim = array<i64: 0>, keepdim = false}
+// CHECK: %[[T:.+]] = "comm.all_reduce"(%[[S]]) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32>) -> tensor<4xf32>
+// CHECK: %[[M:.+]] = "aten.div_scalar"(%[[T]]) {other = 5.000000e+00 : f64}
+// CHECK: "comm.mask"
+// CHECK: "comm.all_reduce"{{.*}} : (tensor<4xf32>) -> tensor<4xf32>
+// CHECK-NOT: comm.
+// CHECK: return %{{.+}}, %[[M]], %{{.+}}
+module attributes {comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<5x4xf32, {tp = "shard(0)"}>) -> (tensor<5x4xf32, {tp = "shard(0)"}>, tensor<4xf32>, tensor<4xf32>) {
+  %0:3 = "aten.native_batch_norm_default"(%x) {eps = 1.000000e-05 : f64, momentum = 1.000000e-01 : f64, operandSegmentSizes = array<i32: 1, 0, 0, 0, 0>, training = true} : (tensor<5x4xf32, {tp = "shard(0)"}>) -> (tensor<5x4xf32, {tp = "shard(0)"}>, tensor<4xf32>, tensor<4xf32>)
+  return %0#0, %0#1, %0#2 : tensor<5x4xf32, {tp = "shard(0)"}>, tensor<4xf32>, tensor<4xf32>
+}
+}
