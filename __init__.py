@@ -1,7 +1,7 @@
 """Stretto: a graph compiler for parallel execution plans.
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
-`PlanWarning` (what a plan says to no effect); for training under any plan `clip_grad_norm_`, `save_checkpoint` and
+`PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`, `save_checkpoint` and
 `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`, `random_state` and `set_random_state`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .driver.clipping import clip_grad_norm_
     from .driver.compiled_module import program_of, random_state, set_random_state
     from .driver.decorator import compile
+    from .driver.local_parts import local
     from .driver.state.checkpoints import load_checkpoint, save_checkpoint
     from .driver.state.meta import meta_parameters
     from .driver.state.weights import load_weights, save_weights
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint",
-    "load_weights", "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights",
+    "load_weights", "local", "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights",
     "set_random_state",
 ]  # fmt: skip
 
@@ -36,6 +37,7 @@ _HOMES = {
     "compile": ".driver.decorator",
     "load_checkpoint": ".driver.state.checkpoints",
     "load_weights": ".driver.state.weights",
+    "local": ".driver.local_parts",
     "meta_parameters": ".driver.state.meta",
     "program_of": ".driver.compiled_module",
     "random_state": ".driver.compiled_module",

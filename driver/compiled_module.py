@@ -16,12 +16,16 @@ from torch import nn
 from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall, bind_call
+from ..runtime import nan_watch
 from ..runtime.addends import Addends
 from ..runtime.autograd import Accumulation
 from ..runtime.philox import RandomState
+from ..runtime.process_session import ProcessRank
 from ..runtime.program import Program
+from .distribution import check_same_inputs, processes
 from .draws import Draws
 from .held import Holder
+from .local_parts import with_parts
 from .optimizers import note_waiting
 from .variants import Key, Variant, key_of, make_variant
 
@@ -47,7 +51,7 @@ class CompiledModule:
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`model(*args, **kwargs)` on all ranks; compiles at the first call of its kind."""
-        call = bind_call(model, args, kwargs)
+        call = with_parts(bind_call(model, args, kwargs), self._plan, processes())
         held = self._holder.look(model)
         # While gradients wait, the step that ends the waiting adds its own to them, and all are reduced once.
         delayed = self._delays or bool(self._addends)
@@ -56,6 +60,8 @@ class CompiledModule:
         key = key_of(held, call, delayed=delayed)
         variant = self._variants.get(key) or self._add(key, model, call)
         self._variants.move_to_end(key)
+        if nan_watch.is_asked() and isinstance(variant.session, ProcessRank):
+            check_same_inputs(call, variant.session.world)
         if variant.program.of_kind("random"):
             self.draws.advance(variant.session)
         return variant.call(held, call.tensors, Accumulation(self._addends, delivers=not self._delays))

@@ -121,5 +121,6 @@ def check_same_inputs(call: BoundCall, world: World) -> None:
                 "E0603",
                 f'input "{name}" is not the same in all processes: rank {", ".join(differing)} unlike rank 0',
                 expected="the same global batch in every process, which takes its part of it",
-                help="seed the data loading of every process alike, and use no sampler that splits the data",
+                help="seed the data loading of every process alike and use no sampler that splits the data, "
+                "or say stretto.local(batch) of one that was split",
             )

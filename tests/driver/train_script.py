@@ -97,6 +97,7 @@ def refused(model: nn.Module) -> list[str]:
     for attempt in (
         lambda: stretto.compile(Plain(), plan="mesh (dp=3)"),
         lambda: model(tokens, tokens),
+        lambda: known_inputs_that_differ(model),
         step_of_an_optimizer_made_before,
     ):
         try:
@@ -104,6 +105,27 @@ def refused(model: nn.Module) -> list[str]:
         except stretto.StrettoError as error:
             codes.append(error.code)
     return codes
+
+
+def known_inputs_that_differ(model: nn.Module) -> None:
+    """At a shape that was compared before, they are compared again where anomalies are looked for."""
+    tokens = torch.full((4, 6), int(os.environ["RANK"]))
+    with torch.no_grad(), torch.autograd.set_detect_anomaly(True):
+        model(tokens, tokens)
+
+
+def loss_of_parts(model: nn.Module) -> list[float]:
+    """The loss of a batch, and of the same where each process passes its own rows."""
+    tokens = torch.randint(VOCAB, (4, 7), generator=torch.Generator().manual_seed(7))
+    parts = 2 if "dp" in sys.argv[1] else 1
+    at = int(os.environ.get("RANK", "0")) // (int(os.environ.get("WORLD_SIZE", "1")) // parts or 1)
+    rows = 4 // parts if "RANK" in os.environ else 4
+    own = stretto.local(tokens[at * rows : (at + 1) * rows] if "RANK" in os.environ else tokens)
+    losses = []
+    for each in (tokens, own):
+        model.mean.zero_()  # each forward moves it
+        losses.append(model(each[:, :-1], each[:, 1:])["loss"].item())
+    return losses
 
 
 def step_of_an_optimizer_made_before() -> None:
@@ -130,6 +152,7 @@ def main() -> None:
     torch.manual_seed(0)
     report["model"] = train(stretto.compile(Plain(), plan=PLAN))
     report["refused"] = refused(model) if "RANK" in os.environ else []
+    report["parts"] = loss_of_parts(model)
     report["hash"] = stretto.program_of(model).hash
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(report))
