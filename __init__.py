@@ -1,8 +1,9 @@
 """Stretto: a graph compiler for parallel execution plans.
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
-`PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`, `save_checkpoint` and
-`load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`, `random_state` and `set_random_state`.
+`PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,
+`save_checkpoint` and `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`, `random_state` and
+`set_random_state`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
