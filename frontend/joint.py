@@ -10,6 +10,8 @@ and backward, in which each node keeps the module stack and the user's stack tra
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,7 @@ from .checks import refuse_unknown_operators
 from .expand_random_ops import expand_random_ops
 from .metadata import is_users_file
 from .regions import drop_assertions, inline_regions
+from .trace_errors import RAISED_BY_USER_CODE
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> Tra
     inputs = _distinct(module, tensors, mode)
     # Lazy modules generate Python code when they are first called, which most of those made here never are.
     with _quiet(), _users_frames(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
-        exported = torch.export.export(module, inputs, strict=False)
+        with _without_partial_graph():
+            exported = torch.export.export(module, inputs, strict=False)
         forward = exported.module(check_guards=False)
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
@@ -119,6 +123,21 @@ def _innermost_users_frame(_tracer: TracerBase, summary: traceback.StackSummary)
         if is_users_file(frame.filename):
             return traceback.StackSummary.from_list([frame])
     return traceback.StackSummary.from_list([])
+
+
+@contextlib.contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """Export prints the graph that it has when the forward fails; the error that we make of it says the place."""
+    held = io.StringIO()
+    graph = ""
+    try:
+        with contextlib.redirect_stderr(held):
+            yield
+    except RAISED_BY_USER_CODE as error:
+        graph = f"{getattr(error, 'partial_fx_graph', '')}\n"
+        raise
+    finally:
+        sys.stderr.write(held.getvalue().replace(graph, "") if graph.strip() else held.getvalue())
 
 
 @contextlib.contextmanager

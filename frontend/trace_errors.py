@@ -34,6 +34,13 @@ RAISED_BY_USER_CODE = (
 """What the user's own code may raise and is told about; an interrupt, or memory that runs out, goes on."""
 
 
+_OF_VALUES = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+    UnsupportedOperatorException,
+)
+"""What only a forward is to blame for, be it all of torch's own modules."""
 _UNTRACKED = "a fake tensor in the exported program constant's list"
 """In torch's words: the graph would hold a tensor that was made while tracing, past what tracing sees."""
 
@@ -64,7 +71,7 @@ def user_errors(model: nn.Module) -> Iterator[None]:
     """Turn exceptions from the traced forward into CaptureErrors at the user's line.
 
     Errors: E0220 data-dependent control flow, E0221 data-dependent shapes, E0222 an op without a meta kernel, E0224
-    whatever else the forward raises. An exception that passes no line of the user's is torch's or ours: it goes on.
+    whatever else the forward raises. Others that pass no line of the user's are torch's or ours: they go on.
     """
     try:
         yield
@@ -76,9 +83,9 @@ def user_errors(model: nn.Module) -> Iterator[None]:
             raise _placed(model, _untracked()) from None
         if _SHARED in str(error):
             raise _placed(model, shared_memory()) from None
-        if span is None:
+        if span is None and not isinstance(error, _OF_VALUES):
             raise
-        raise _explained(model, error, span) from None
+        raise _explained(model, error, span or forward_span(model)) from None
 
 
 def _placed(model: nn.Module, error: CaptureError) -> CaptureError:
@@ -89,7 +96,7 @@ def _placed(model: nn.Module, error: CaptureError) -> CaptureError:
     )
 
 
-def _explained(model: nn.Module, error: BaseException, span: Span) -> CaptureError:
+def _explained(model: nn.Module, error: BaseException, span: Span | None) -> CaptureError:
     if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
         return CaptureError(
             "E0220",
@@ -134,7 +141,7 @@ def shared_memory() -> CaptureError:
     )
 
 
-def _without_kernel(op: str, span: Span) -> CaptureError:
+def _without_kernel(op: str, span: Span | None) -> CaptureError:
     return CaptureError(
         "E0222",
         f'"{op}" has no meta kernel, so that the shape of its result is unknown',

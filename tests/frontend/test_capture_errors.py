@@ -55,6 +55,15 @@ def test_a_branch_on_data_is_refused_at_its_line() -> None:
     assert_at(error, body, "if hidden.sum() > 0")
 
 
+def test_a_branch_inside_torch_s_own_modules_is_refused_too_and_torch_prints_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None))  # reads out its counter
+    with pytest.raises(CaptureError, match="E0220"):
+        capture(model, (torch.randn(4, 4),), {}, mode=Mode.TRAIN)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_reading_out_a_value_is_refused_at_its_line() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         scale = float(x.abs().max())
