@@ -47,20 +47,23 @@ class SideEffects:
 
 @contextmanager
 def watched(model: nn.Module, seen: SideEffects) -> Iterator[None]:
-    """Around a traced forward: what it replaces is written back, what it sets is noted and taken back.
+    """Around a traced forward: what it replaces is written back, what it sets is noted and taken back, if it fails too.
 
     Errors: E0216 where a buffer is replaced by one of another shape or dtype, or by none.
     """
     modules = dict(model.named_modules())
     buffers = {path: dict(module._buffers) for path, module in modules.items()}
     attributes = {path: dict(vars(module)) for path, module in modules.items()}
-    yield
-    for path, module in modules.items():
-        for name, old in buffers[path].items():
-            if module._buffers.get(name) is not old:
-                _write_back(model, _joined(path, name), old, module._buffers.get(name))
-                module._buffers[name] = old
-        _take_back(path, module, attributes[path], seen)
+    try:
+        yield
+        for path, module in modules.items():
+            for name, old in buffers[path].items():
+                if module._buffers.get(name) is not old:
+                    _write_back(model, _joined(path, name), old, module._buffers.get(name))
+    finally:
+        for path, module in modules.items():
+            module._buffers.update(buffers[path])
+            _take_back(path, module, attributes[path], seen)
 
 
 def _write_back(model: nn.Module, path: str, old: Tensor | None, new: Tensor | None) -> None:

@@ -232,3 +232,18 @@ def test_a_number_that_a_forward_counts_in_is_said_aloud_and_a_tensor_that_it_ke
     assert ['"calls" (from 0 to 1)' in str(each.message) for each in told] == [True, False]
     assert 'keeps a tensor in "last"' in str(told[1].message)
     assert model.calls == 0 and not hasattr(model, "last")
+
+
+def test_a_forward_that_fails_leaves_the_model_as_it_was() -> None:
+    def run(m: Any, x: Tensor) -> Any:
+        m.mean = m.mean * 2
+        m.last = m.lin(x)
+        m.steps += 1
+        raise ValueError("no more")
+
+    model = _model(run)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises(StrettoError, match=r"E0224.*no more"):
+        stretto.compile(model, plan=PLANS["dp"])(*_rows())
+    assert not hasattr(model, "last")
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
