@@ -2,8 +2,8 @@
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
 `PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,
-`save_checkpoint` and `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`, `random_state` and
-`set_random_state`.
+`detect_anomaly`, `save_checkpoint` and `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`,
+`random_state` and `set_random_state`.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from .driver.state.meta import meta_parameters
     from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
+    from .runtime.nan_watch import detect_anomaly
 
 __version__ = "0.1.0"
 __all__ = [
-    "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "load_checkpoint",
-    "load_weights", "local", "meta_parameters", "program_of", "random_state", "save_checkpoint", "save_weights",
-    "set_random_state",
+    "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "detect_anomaly",
+    "load_checkpoint", "load_weights", "local", "meta_parameters", "program_of", "random_state", "save_checkpoint",
+    "save_weights", "set_random_state",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "StrettoError": ".diagnostics",
     "clip_grad_norm_": ".driver.clipping",
     "compile": ".driver.decorator",
+    "detect_anomaly": ".runtime.nan_watch",
     "load_checkpoint": ".driver.state.checkpoints",
     "load_weights": ".driver.state.weights",
     "local": ".driver.local_parts",

@@ -48,7 +48,7 @@ def clip_grad_norm_(
         raise StrettoError(
             "E0606",
             f"the norm of the gradients is {total.item()}, so they cannot be clipped",
-            help="skip the step, or find the operation under `with torch.autograd.detect_anomaly():`",
+            help="skip the step, or find the operation under `with stretto.detect_anomaly():`",
         )
     factor = (max_norm / (total + _EPSILON)).clamp(max=1.0)
     for gradient in gradients:

@@ -88,7 +88,7 @@ def to_module(
                     results = converter.returned(node)
                 case _:
                     raise _unsupported(node, f'a graph node of kind "{node.op}"')
-    finish_function(main, results, [_result_record(o, capture.mode) for o in capture.outputs])
+    finish_function(main, results, [_result_record(o, capture) for o in capture.outputs])
     return module
 
 
@@ -269,8 +269,9 @@ def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str]) -> Recor
     return record
 
 
-def _result_record(output: CapturedOutput, mode: Mode) -> Record:
+def _result_record(output: CapturedOutput, capture: Capture) -> Record:
     record: Record = {"kind": str(output.kind), "name": output.name, "index": output.index}
     if output.kind is OutputKind.OUTPUT:
-        record["whole"] = mode is Mode.INFER
+        # What is differentiable goes on to a loss outside, which knows of no parts.
+        record["whole"] = capture.mode is Mode.INFER or output.index in capture.differentiable
     return record

@@ -1,21 +1,41 @@
 """Where a NaN began: looked for after every instruction, on request.
 
-The request is torch's own, `torch.autograd.detect_anomaly()`: a program that runs under it looks at all that its
-instructions give, and fails where one of its results holds a NaN, naming the first instruction that made one. Padding
-and values that are masked out may hold NaN without harm, so that a NaN which no result shows is no failure.
+A program that runs inside `detect_anomaly()` looks at all that its instructions give, and fails where one of its
+results holds a NaN, naming the first instruction that made one. Padding and values that are masked out may hold NaN
+without harm, so that a NaN which no result shows is no failure. (torch's own mode of that name looks at gradients in
+the caller's graph, which it cannot do where they are DTensors.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from .errors import RunError
 
 _UNSET = ("aten.empty", "aten.new_empty")
 """Ops that give memory as they find it."""
+
+
+_askers = 0
+"""How many `detect_anomaly` are open, in all threads: what runs a program runs it in others."""
+
+
+@contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Inside, programs look for what goes wrong at each step; slow, and meant for finding a cause.
+
+    A NaN in a result of a forward, or in a gradient, raises StrettoError E0336, which names the first operation that
+    made one. Where ranks are processes, the inputs of every call are compared, and those that differ raise E0603.
+    """
+    global _askers
+    _askers += 1
+    try:
+        yield
+    finally:
+        _askers -= 1
 
 
 class NanFound(RunError):
@@ -40,7 +60,7 @@ class NanWatch:
 
 def is_asked() -> bool:
     """Whether the caller wants NaNs found."""
-    return torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
+    return _askers > 0
 
 
 def first_with_nan(tensors: Iterable[Tensor]) -> int | None:

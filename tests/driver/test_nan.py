@@ -52,7 +52,7 @@ def test_a_nan_in_the_loss_is_laid_to_the_operation_that_made_it() -> None:
     assert model(x).isnan()  # nobody asked
     with (
         pytest.raises(stretto.StrettoError, match="the first was made by instruction") as caught,
-        torch.autograd.set_detect_anomaly(True),
+        stretto.detect_anomaly(),
     ):
         model(x)
     assert caught.value.code == "E0336"
@@ -64,7 +64,7 @@ def test_a_nan_in_a_gradient_is_found_in_the_backward() -> None:
     loss = model(torch.randn(4, 4))
     with (
         pytest.raises(stretto.StrettoError, match=r"gradient '.*' holds a NaN") as caught,
-        torch.autograd.set_detect_anomaly(True),
+        stretto.detect_anomaly(),
     ):
         loss.backward()
     assert caught.value.code == "E0336" and "torch.sqrt(" in line_of(caught.value)
@@ -76,7 +76,7 @@ def test_a_nan_that_was_given_is_laid_to_who_gave_it() -> None:
         model.up.bias[3] = torch.nan
     with (
         pytest.raises(stretto.StrettoError, match=r"parameter 'up\.bias' held one before"),
-        torch.autograd.set_detect_anomaly(True),
+        stretto.detect_anomaly(),
     ):
         model(torch.randn(4, 4))
 
@@ -84,7 +84,7 @@ def test_a_nan_that_was_given_is_laid_to_who_gave_it() -> None:
 def test_a_model_without_nans_runs_as_ever_when_they_are_looked_for() -> None:
     model, plain = twins(torch.float64)
     model = stretto.compile(model, plan=TP)
-    with torch.autograd.set_detect_anomaly(True):
+    with stretto.detect_anomaly():
         loss = model(*batch())
         loss.backward()
     assert loss.item() == pytest.approx(plain(*batch()).item(), rel=1e-12)

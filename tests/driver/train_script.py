@@ -110,7 +110,7 @@ def refused(model: nn.Module) -> list[str]:
 def known_inputs_that_differ(model: nn.Module) -> None:
     """At a shape that was compared before, they are compared again where anomalies are looked for."""
     tokens = torch.full((4, 6), int(os.environ["RANK"]))
-    with torch.no_grad(), torch.autograd.set_detect_anomaly(True):
+    with torch.no_grad(), stretto.detect_anomaly():
         model(tokens, tokens)
 
 
