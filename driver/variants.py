@@ -45,7 +45,7 @@ class Key:
     trainable: tuple[bool, ...]
     """Which parameters require a gradient; empty for inference, which does not ask."""
     differentiable: tuple[bool, ...]
-    """Which inputs want a gradient; empty for inference."""
+    """Which inputs want a gradient; empty where none does, and for inference."""
     autocast: torch.dtype | None
     default_dtype: torch.dtype
     delayed: bool
@@ -71,7 +71,7 @@ def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
         buffers=_kinds(held.buffers.values()),
         ties=held.ties,
         trainable=trainable if mode is Mode.TRAIN else (),
-        differentiable=wanted if mode is Mode.TRAIN else (),
+        differentiable=wanted if mode is Mode.TRAIN and any(wanted) else (),
         autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
         default_dtype=torch.get_default_dtype(),
         delayed=delayed and mode is Mode.TRAIN,

@@ -84,6 +84,7 @@ def test_a_model_that_is_changed_is_captured_again() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (super().forward(x)).pow(2).sum()
 
+    torch.manual_seed(0)
     model = Pair(nn.Linear(4, 4), nn.Linear(4, 4))
     compiled, x = stretto.compile(model, plan=DP), torch.randn(4, 4)
 
@@ -92,7 +93,7 @@ def test_a_model_that_is_changed_is_captured_again() -> None:
         assert found.item() == pytest.approx(expected.item(), rel=1e-6)
         assert len(stretto.program_of(compiled).of_kind("parameter")) == parameters
         gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (found, expected)]
-        assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*gradients, strict=True))
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
     check(4)
     model[1].weight = model[0].weight
