@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from .distributed_tensor import DistributedTensor
 from .errors import RunError
 from .mesh import RankMesh
 from .program import Program
@@ -46,7 +47,7 @@ class Layout:
     def dtensor(self, padded: Tensor) -> DTensor:
         """The global tensor of which this rank holds `padded`; shares its memory where that is contiguous."""
         local = valid_part(padded, self.shards, self._mesh, self._rank) if self._padded else padded
-        make: Any = DTensor
+        make: Any = DistributedTensor
         made: DTensor = make(local.contiguous(), self._spec, requires_grad=False)
         return made
 

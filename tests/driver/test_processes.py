@@ -36,12 +36,14 @@ def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks
     assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
     assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
     for each in (threads, processes):
+        for plain, compiled in each["optimizers"].values():
+            assert compiled == pytest.approx(plain, rel=1e-10)
         assert each["parts"][0] == pytest.approx(each["parts"][1], rel=1e-12)
     assert processes["hash"] == threads["hash"]
     assert (
         processes["names"] == threads["names"] == ["embed.weight", "up.weight", "up.bias", "down.weight", "down.bias"]
     )
-    assert (threads["type"], processes["type"]) == ("Parameter", "DTensor")
+    assert (threads["type"], processes["type"]) == ("Parameter", "DistributedTensor")
     assert threads["shapes"] == [[51, 8], [12, 8], [12], [8, 12], [8]]
     assert processes["shapes"] == [[26, 8], [6, 8], [6], [8, 6], [8]]
     assert processes["refused"] == ["E0120", "E0603", "E0603", "E0604"]

@@ -4,10 +4,13 @@ Its argument is the plan's mesh. Prints one JSON object: losses of the plain mod
 compiled model, and what the parameters are.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import stretto
@@ -107,6 +110,29 @@ def refused(model: nn.Module) -> list[str]:
     return codes
 
 
+def losses_under(make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer], compiled: bool) -> list[float]:
+    """Three steps of an optimizer, and the norm of a parameter after them."""
+    torch.manual_seed(0)
+    model: nn.Module = Plain()
+    model = stretto.compile(model, plan=PLAN) if compiled else model
+    optimizer = make(model.parameters())
+    losses = []
+    for step in range(3):
+        tokens = torch.randint(VOCAB, (4, 7), generator=torch.Generator().manual_seed(step))
+        loss = model(tokens[:, :-1], tokens[:, 1:])["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return [*losses, model.up.weight.norm().item()]
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.01),
+}
+
+
 def known_inputs_that_differ(model: nn.Module) -> None:
     """At a shape that was compared before, they are compared again where anomalies are looked for."""
     tokens = torch.full((4, 6), int(os.environ["RANK"]))
@@ -152,6 +178,9 @@ def main() -> None:
     torch.manual_seed(0)
     report["model"] = train(stretto.compile(Plain(), plan=PLAN))
     report["refused"] = refused(model) if "RANK" in os.environ else []
+    report["optimizers"] = {
+        name: [losses_under(make, compiled) for compiled in (False, True)] for name, make in OPTIMIZERS.items()
+    }
     report["parts"] = loss_of_parts(model)
     report["hash"] = stretto.program_of(model).hash
     if os.environ.get("RANK", "0") == "0":

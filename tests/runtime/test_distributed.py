@@ -73,7 +73,7 @@ def test_adamw_and_clipping_on_dtensors_equal_one_device(ranks: list[dict[str, A
 
 def test_a_cut_output_is_a_dtensor_and_a_buffer_is_whole(ranks: list[dict[str, Any]]) -> None:
     for each in ranks:
-        assert each["module"]["y"] == ["DTensor", [6, 3], [3, 3]]
+        assert each["module"]["y"] == ["DistributedTensor", [6, 3], [3, 3]]
         assert each["module"]["seen"] == 2.0
 
 

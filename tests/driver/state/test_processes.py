@@ -39,7 +39,7 @@ def test_processes_continue_what_threads_began_and_one_process_continues_theirs(
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout)
     assert report["losses"] == pytest.approx(expected[:3], rel=1e-12)
-    assert report["kind"] == "DTensor" and all(report["same"]) and all(report["loaded"])
+    assert report["kind"] == "DistributedTensor" and all(report["same"]) and all(report["loaded"])
 
     plain = seeded(5)
     optimizer = adamw(plain)
