@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from ..runtime.arguments import Json
 from ..runtime.check import check
 from ..runtime.check_report import CheckReport, CheckRow, Verdict
+from ..runtime.nan_watch import detect_anomaly
 from ..runtime.program import Program
 from ..runtime.steps import StepsReport, run_steps
 from .console import count_text, heading, progress, say, table
@@ -25,18 +27,20 @@ class RunJob:
     ranks: str = "threads"
     """threads or processes."""
     steps: int = 3
+    detect_anomaly: bool = False
+    """Look for the operation that makes the first NaN."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
-    """Take the steps; the program and what was seen."""
+    """Take the steps; the program and what was seen. Raises RunError E0336 for a NaN, where it is looked for."""
     program = Program.load(job.folder)
     if job.ranks == "processes":
         from ..runtime.process_jobs import run_processes_for
 
         with progress(job.steps) as bar:
             bar.to(f"{program.mesh.ranks} processes")
-            return program, run_processes_for(job.folder, steps=job.steps)
-    with progress(job.steps) as bar:
+            return program, run_processes_for(job.folder, steps=job.steps, anomalies=job.detect_anomaly)
+    with progress(job.steps) as bar, detect_anomaly() if job.detect_anomaly else nullcontext():
         bar.to("step 1")
 
         def after(step: int, loss: float | None) -> None:
@@ -50,6 +54,9 @@ def show_steps(program: Program, job: RunJob, report: StepsReport) -> None:
     for step, seconds in enumerate(report.seconds):
         loss = f"  loss {report.losses[step]:.6f}" if step < len(report.losses) else ""
         say(f"step {step + 1}{loss}  {1000 * seconds:.1f} ms")
+    bad = next((step for step, loss in enumerate(report.losses) if math.isnan(loss)), None)
+    if bad is not None:
+        say(f"the loss is NaN from step {bad + 1} on; --detect-anomaly names the operation that made the first one")
     rate = f", {report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s is not None else ""
     ranks = f"{program.mesh.ranks} ranks as {job.ranks}"
     say(f"median step {1000 * report.median_s:.1f} ms{rate} ({ranks}, {program.manifest.dtype})")

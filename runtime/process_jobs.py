@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from .check_sides import AllRanks, SingleDevice
 from .interface import Session
 from .json_fields import Fields
 from .launch import run_processes
+from .nan_watch import detect_anomaly
 from .parameters import distributed
 from .process_session import ProcessRank
 from .program import Program
@@ -41,10 +43,13 @@ def check_processes(
     return CheckReport(fields.each("rows", _row), fields.text("dtype"), fields.whole("steps"), fields.whole("seed"))
 
 
-def run_processes_for(folder: str | Path, *, steps: int = 10, seed: int = 0) -> StepsReport:
-    """`run_steps` with one process per rank and parameters that are DTensors; rank 0's times."""
+def run_processes_for(folder: str | Path, *, steps: int = 10, seed: int = 0, anomalies: bool = False) -> StepsReport:
+    """`run_steps` with one process per rank and parameters that are DTensors; rank 0's times.
+
+    With `anomalies` each of them looks for the first NaN (`detect_anomaly`).
+    """
     program = Program.load(folder)
-    arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed}
+    arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies}
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
         fields.text("mode"),
@@ -69,7 +74,8 @@ def check_process(arguments: Json, expected: Callable[[Program], Expected]) -> J
 def steps_entry(arguments: Json) -> Json:
     """One process of `run_processes_for`."""
     program, steps, seed = _given(arguments)
-    return run_steps(program, ranks=ProcessRank, side=ProcessSide, steps=steps, seed=seed).to_json()
+    with detect_anomaly() if Fields(arguments, "arguments").flag("anomalies") else nullcontext():
+        return run_steps(program, ranks=ProcessRank, side=ProcessSide, steps=steps, seed=seed).to_json()
 
 
 class ProcessSide(AllRanks):

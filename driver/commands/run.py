@@ -18,14 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="compare with the model on one device; exit 1 if it differs"
     )
+    parser.add_argument(
+        "--detect-anomaly", action="store_true", help="name the operation that makes the first NaN; slow"
+    )
     add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ..run_program import RunJob, check_json, run_check, run_for_steps, show_check, show_steps, steps_json
 
-    job = RunJob(given.folder, given.ranks, given.steps)
+    if given.check and given.detect_anomaly:
+        given.usage_error("--detect-anomaly is for steps, not for --check")
+    job = RunJob(given.folder, given.ranks, given.steps, given.detect_anomaly)
     if not given.check:
         program, steps = run_for_steps(job)
         return Outcome(0, lambda: show_steps(program, job, steps), lambda: steps_json(program, job, steps))

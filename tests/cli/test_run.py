@@ -155,3 +155,35 @@ def threads(process: int) -> int:
     """How many threads a process has: the ranks are there once it has more than a few."""
     folder = f"/proc/{process}/task"
     return len(os.listdir(folder)) if os.path.isdir(folder) else 0
+
+
+LOGARITHM = """
+import torch
+from torch import nn
+
+
+class Logarithm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return torch.log(self.down(self.up(x)).square().sum(-1) - 1e6).mean()
+
+
+def model():
+    return Logarithm(), {"x": torch.randn(4, 4)}
+"""
+
+
+def test_a_nan_in_the_loss_is_said_and_on_request_laid_to_the_operation_that_made_it(
+    stretto: Command, tmp_path: Path
+) -> None:
+    source, plan, folder = tmp_path / "logarithm.py", tmp_path / "my.plan", tmp_path / "program"
+    source.write_text(LOGARITHM)
+    plan.write_text('mesh (dp=2, tp=2)\nshard "up" columns over tp\nshard "down" rows over tp\n')
+    assert stretto("compile", f"{source}:model", "--plan", plan, "-o", folder).code == 0
+    done = stretto("run", folder, "--steps", 2)
+    assert done.code == 0 and "the loss is NaN from step 1 on; --detect-anomaly names" in done.out
+    done = stretto("run", folder, "--detect-anomaly")
+    assert done.code == 1 and "logarithm.py:12" in done.err and "(aten.log.default)" in done.err
