@@ -42,6 +42,9 @@ _COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code. Wrong usage raises SystemExit(2)."""
+    if sys.stdout is None:  # closed by whoever started the command
+        with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+            return main(arguments)
     given = _parser().parse_args(arguments)
     try:
         code = _run(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -25,17 +26,26 @@ def read_text(file: str) -> tuple[str, str]:
 
 
 def write_text(file: str | Path, text: str) -> None:
-    """Write a file beside its place, then rename it: what was there stays until all is written. E0508 if it fails."""
+    """Write a file beside its place, then rename it: what was there stays until all is written. E0508 if it fails.
+
+    Of a link it is the target that is written. What is no file, such as a pipe or /dev/null, is written as it is.
+    """
     path = Path(file)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        place = Path(os.path.realpath(path))
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
         try:
             partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+            os.replace(partial, place)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise StrettoError("E0508", f"'{path}' cannot be written: {error.strerror}") from None
+        raise StrettoError("E0508", f"'{file}' cannot be written: {error.strerror}") from None
 
 
 def make_folder(folder: str | Path) -> Path:

@@ -147,7 +147,7 @@ class _Parser:
     def _take(self, pattern: re.Pattern[str], code: str, what: str) -> str:
         match = pattern.match(self.text, self.at)
         if match is None:
-            found = f'"{self.text[self.at]}"' if self.at < len(self.text) else "the end"
+            found = f'"{self.text[self.at]}"' if self.at < len(self.text) else "end"
             raise self._error(code, f"unexpected {found}", f"expected {what}")
         self.at = match.end()
         return match.group()

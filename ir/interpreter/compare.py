@@ -14,6 +14,7 @@ from ..module import Module
 from .code import Code, decode
 from .errors import UNLIKE, InterpreterError
 from .integer_ranges import IntegerRange
+from .memory import check
 from .padding import Padding
 from .precision import Floats
 from .random_inputs import argument_name, inputs_of, ranges_of
@@ -86,6 +87,8 @@ def compare(
     """
     codes = [decode(before), decode(after)]
     _check_alike(codes)
+    for code in codes:  # the inputs may be too large themselves
+        check(code, Floats.FLOAT64, max_bytes)
     inputs = inputs_of(codes[0], seed, ranges_of(*codes) | dict(ranges or {}), values or {})
     results = [run(m, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes) for m in (before, after)]
     records = codes[0].main.result_records

@@ -87,6 +87,7 @@ PIPELINES = {
     "start-colectives": ("E0410", 'did you mean "start-collectives"'),
     "cse,": ("E0412", "-p:1:5"),
     "fold-layers{": ("E0412", "never closed"),
+    "fold-layers,": ("E0412", "unexpected end"),
     "fold-layers{nothing=1}": ("E0414", "^^^^^^^"),
 }
 
@@ -172,6 +173,11 @@ def test_without_verification_a_broken_module_is_taken(stretto: Command, tmp_pat
     (tmp_path / "bad.mlir").write_text(MODULES["an unknown axis"][0])
     done = stretto("opt", tmp_path / "bad.mlir", "-p", "cse", "--no-verify")
     assert done.code == 0 and '"pp"' in done.out
+
+
+def test_a_closed_stdout_is_no_failure(stretto: Command, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["opt", str(module), "-p", "cse"]) == 0
 
 
 def test_files_that_cannot_be_read_or_written_are_named(stretto: Command, module: Path, tmp_path: Path) -> None:

@@ -109,6 +109,14 @@ def test_a_module_that_needs_more_memory_says_how_much_and_which_flag(stretto: C
     assert "more than the cap of 16" in done.err and "--memory-cap" in done.err
 
 
+def test_inputs_that_are_too_large_to_be_drawn_are_refused_before(stretto: Command, tmp_path: Path) -> None:
+    file, huge = tmp_path / "huge.mlir", "tensor<4000000x4000000xf32>"
+    file.write_text(f"func.func @main(%x: {huge}) -> {huge} {{\n  return %x : {huge}\n}}\n")
+    for command in ("verify", "bisect", "reduce"):
+        done = stretto(command, file, "-p", "cse")
+        assert (done.code, done.out) == (1, "") and "error[E0655]" in done.err
+
+
 def test_a_module_that_cannot_be_run_is_not_laid_to_a_pass(stretto: Command, module: Path) -> None:
     module.write_text("func.func @main() { %0 = llvm.mlir.constant(1 : i32) : i32 return }")
     done = stretto("verify", module, "-p", SAFE)
