@@ -9,6 +9,7 @@ from .globs import match
 from .mesh import Mesh
 from .parser import Statement
 from .plan import Plan, check_world
+from .precision import FloatFormat, Precision
 from .resolve import (
     OwnerKind,
     ParameterInfo,
@@ -20,6 +21,7 @@ from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParame
 
 __all__ = [
     "Dim",
+    "FloatFormat",
     "Layout",
     "Mesh",
     "OwnerKind",
@@ -28,6 +30,7 @@ __all__ = [
     "Plan",
     "PlanCode",
     "PlanError",
+    "Precision",
     "Role",
     "ShardActivations",
     "ShardInputs",

@@ -30,6 +30,9 @@ class PlanCode(StrEnum):
     NOT_FOUND = "E0118"
     NOT_TEXT = "E0119"
     WORLD_SIZE = "E0120"
+    BAD_PRECISION = "E0121"
+    DUPLICATE_PRECISION = "E0122"
+    PARAMETER_PRECISION = "E0123"
 
 
 class PlanError(StrettoError):

@@ -10,16 +10,18 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from .mesh import Mesh, read_mesh
+from .precision import Precision, read_precision
 from .shard import ShardActivations, ShardInputs, ShardParameters, read_shard
 from .source import Source
 from .syntax import unexpected_character, unexpected_token
 
-Statement = ShardParameters | ShardActivations | ShardInputs
+Statement = ShardParameters | ShardActivations | ShardInputs | Precision
 """Any statement but `mesh`."""
 
 READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "mesh": read_mesh,
     "shard": read_shard,
+    "precision": read_precision,
 }
 """For each kind of statement, by its rule in the grammar, what makes its value."""
 

@@ -10,7 +10,8 @@ from ..diagnostics import Span
 from .error import PlanCode, PlanError
 from .mesh import Mesh
 from .parser import Statement, parse_statements
-from .shard import Dim, Role, ShardActivations, ShardInputs, ShardParameters
+from .precision import Precision
+from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, nearest, shortened
 
@@ -19,7 +20,8 @@ from .spelling import did_you_mean, listed, nearest, shortened
 class Plan:
     """What a plan file says. Two plans are equal when they say the same, wherever they were written.
 
-    Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112).
+    Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), and
+    for a second precision (E0122).
 
     >>> print(Plan.parse('mesh (dp=2,tp=2)  # four ranks'))
     mesh (dp=2, tp=2)
@@ -33,10 +35,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         for statement in self.statements:
-            self._check_axes_exist(statement)
+            if not isinstance(statement, Precision):
+                self._check_axes_exist(statement)
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
         self._check_activations_beside_inputs()
+        _check_one_precision([each for each in self.statements if isinstance(each, Precision)])
 
     @staticmethod
     def parse(text: str, file: str = "<plan>") -> Plan:
@@ -89,7 +93,12 @@ class Plan:
         statements = [statement for statement in self.inputs if statement.layout in (Role.BATCH, Dim(0))]
         return tuple(axis for axis in self.mesh.names if any(axis in statement.axes for statement in statements))
 
-    def _check_axes_exist(self, statement: Statement) -> None:
+    @property
+    def precision(self) -> Precision | None:
+        """The statement about precision, if there is one."""
+        return next((statement for statement in self.statements if isinstance(statement, Precision)), None)
+
+    def _check_axes_exist(self, statement: Sharding) -> None:
         for index, axis in enumerate(statement.axes):
             if axis not in self.mesh.names:
                 raise PlanError(
@@ -166,6 +175,17 @@ def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:
             help="keep one of them",
         )
     return meshes[0]
+
+
+def _check_one_precision(found: Sequence[Precision]) -> None:
+    if len(found) > 1:
+        raise PlanError(
+            PlanCode.DUPLICATE_PRECISION,
+            "the plan has a second statement about precision",
+            span=found[1].span,
+            notes=(("the first is here", found[0].span),),
+            help="say all of it in one statement",
+        )
 
 
 def check_world(plan: Plan, processes: int) -> None:

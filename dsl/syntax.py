@@ -12,12 +12,14 @@ from .error import PlanCode, PlanError
 from .source import Source
 from .spelling import did_you_mean, listed, shortened
 
-STATEMENTS = {"MESH": "mesh", "SHARD": "shard"}
+STATEMENTS = {"MESH": "mesh", "SHARD": "shard", "PRECISION": "precision"}
 """The keyword that starts each kind of statement, by its terminal."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "LPAR": ('"("',),
     "RPAR": ('")"',),
+    "LBRACE": ('"{"',),
+    "RBRACE": ('"}"',),
     "EQUAL": ('"="',),
     "COMMA": ('","',),
     "OVER": ('"over"',),
@@ -25,6 +27,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "PATTERN": ("a pattern in quotes",),
     "AXIS": ("a mesh axis",),
     "NUMBER": ("a number",),
+    "ITEM": ("params", "compute", "reduce"),
+    "FORMAT": ("a format such as bf16",),
     "ROLE": ("a role such as columns",),
     "DIM": ("dim N",),
     "_NL": ("the end of the line",),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..dsl.plan import Plan
+from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
 from ..dsl.shard import ShardInputs, ShardParameters
 from .base import Remark, RemarkKind
@@ -32,6 +33,8 @@ class Decisions:
         for index, statement in enumerate(self.plan.statements):
             if isinstance(statement, ShardParameters):
                 found[key_of(index)] = self._why_no_parameter(index, statement)
+            elif isinstance(statement, Precision):
+                continue
             elif self._is_trivial(statement.axes):
                 found[key_of(index)] = _one_rank(statement.axes)
             elif isinstance(statement, ShardInputs):
@@ -43,7 +46,6 @@ class Decisions:
         """What each statement cut, and the inputs that were left whole."""
         found = []
         for statement in self.plan.statements:
-            over = ", ".join(statement.axes)
             if isinstance(statement, ShardParameters):
                 count, what = len(self._cut(statement)), "parameters"
             elif isinstance(statement, ShardInputs):
@@ -51,6 +53,7 @@ class Decisions:
             else:
                 continue
             if count:
+                over = ", ".join(statement.axes)
                 message = f"{count} {what if count > 1 else what[:-1]} cut over {over}"
                 found.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
         if self.whole and any(self._size(axis) > 1 for axis in self.plan.data_axes):

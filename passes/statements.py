@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ..dsl.parser import Statement
 from ..dsl.plan import Plan
+from ..dsl.precision import Precision
 from ..dsl.shard import ShardActivations
 from .base import Remark, RemarkKind
 
@@ -22,6 +23,10 @@ def key_of(index: int) -> str:
 def activations_key(axis: str) -> str:
     """The key of the one statement that shards activations over an axis."""
     return f"activations over {axis}"
+
+
+PRECISION_KEY = "precision"
+"""The key of the statement about precision."""
 
 
 def void_statements(plan: Plan, effects: Sequence[tuple[str, Mapping[str, str]]]) -> list[Remark]:
@@ -44,4 +49,6 @@ def void_statements(plan: Plan, effects: Sequence[tuple[str, Mapping[str, str]]]
 def _keys(index: int, statement: Statement) -> tuple[str, ...]:
     if isinstance(statement, ShardActivations):
         return (key_of(index), *(activations_key(axis) for axis in statement.axes))
+    if isinstance(statement, Precision):
+        return (key_of(index), PRECISION_KEY)
     return (key_of(index),)
