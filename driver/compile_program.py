@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .. import __version__
 from ..backends.lower_program import lower_program
@@ -15,10 +16,12 @@ from ..dsl.plan import Plan
 from ..frontend.capture import capture
 from ..frontend.captured import Capture, InputKind, Mode
 from ..frontend.parameters import parameter_infos
+from ..frontend.precision import check_parameters, compute_dtype, effect_of_casts
 from ..frontend.to_ir import Floats, to_module
 from ..ir.interpreter import IntegerRange, infer_ranges
 from ..ir.module import Module
 from ..passes.base import Remark
+from ..passes.cast_gradients import CastGradients
 from ..passes.expand_losses import ExpandLosses
 from ..passes.fold_layers import FoldLayers
 from ..passes.hoist_collectives import HoistCollectives
@@ -71,13 +74,15 @@ class Compiled:
     runs: tuple[PassRun, ...]
 
 
-def pipeline(plan: Plan, *, delay_reductions: bool = False) -> list[Step]:
-    """The passes that a plan asks for, in order."""
+def pipeline(plan: Plan, *, delay_reductions: bool = False, floats: Floats = Floats.AS_CAPTURED) -> list[Step]:
+    """The passes that a plan asks for, in order; where all floats are raised, what gradients are reduced in is too."""
+    said = plan.precision.reduce if plan.precision is not None else None
     return [
         PlaceArguments(plan),
         RaiseIdioms(),
         ExpandLosses(),
         SplitMeans(),
+        CastGradients(said if floats is Floats.AS_CAPTURED else None),
         RaiseMatmuls(),
         SimplifyViews(),
         "canonicalize",
@@ -106,7 +111,10 @@ def compile_program(
     Errors: CaptureError, PlanError, and StrettoError E04xx where the plan does not fit the model's inputs.
     """
     progress("capture")
-    captured = capture(model, args, kwargs, mode=options.mode, loss_only=options.loss_only)
+    if options.floats is Floats.AS_CAPTURED:
+        check_parameters(model, plan)
+    compute = compute_dtype(plan)
+    captured = capture(model, args, kwargs, mode=options.mode, loss_only=options.loss_only, compute=compute)
     return compile_capture(captured, model, plan, options, progress=progress, after=after)
 
 
@@ -131,12 +139,13 @@ def compile_capture(
         if after is not None:
             after(name, module)
 
-    manager = PassManager(pipeline(plan, delay_reductions=options.delay_reductions), watch)
+    manager = PassManager(pipeline(plan, delay_reductions=options.delay_reductions, floats=options.floats), watch)
     progress("passes")
     if after is not None:
         after(CAPTURED, module)
     remarks = manager.run(module)
-    remarks += void_statements(plan, [(run.name, run.report.effects) for run in manager.runs])
+    effects = [(run.name, run.report.effects) for run in manager.runs]
+    remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
     progress("lower")
     program = _program(captured, model, module, remarks, replace(options, arguments=_told(options.arguments, ranges)))
     return Compiled(program, captured, tuple(manager.runs))
@@ -185,9 +194,11 @@ def _program(
 
 
 def _dtype(captured: Capture, floats: Floats) -> torch.dtype:
-    """The dtype that results are judged in: of the parameters, else of the first floating input."""
-    found = (t.dtype for t in captured.inputs if t.dtype.is_floating_point)
-    return floats.of(next(found, torch.float32))
+    """The dtype that results are judged in: the coarsest that parameters, floating inputs or any value have."""
+    nodes = pytree.tree_leaves([node.meta.get("val") for node in captured.graph.graph.nodes])
+    values = [value.dtype for value in nodes if isinstance(value, Tensor) and value.dtype.is_floating_point]
+    found = dict.fromkeys([*(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values])
+    return floats.of(max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
 
 
 def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str, Tensor]:

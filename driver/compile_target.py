@@ -11,9 +11,11 @@ from ..dsl.plan import Plan
 from ..dsl.resolve import resolve_parameters
 from ..frontend.captured import Mode
 from ..frontend.parameters import parameter_infos
+from ..frontend.precision import compute_dtype
 from ..frontend.targets import Request, load_target
 from ..frontend.to_ir import Floats
 from ..ir.module import Module
+from ..runtime.arguments import Json, dtype_name
 from ..runtime.folder import refuse_what_is_not_ours
 from ..runtime.program import Program
 from .compile_program import Options, compile_program, pipeline
@@ -69,7 +71,7 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
         plan = Plan.load(job.plan)
         dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
         if dump is not None:
-            dump.write_pipeline(pipeline(plan))
+            dump.write_pipeline(pipeline(plan, floats=_floats(job)))
         begin("target")
         program = _compiled(job, plan, begin, after)
         begin("save")
@@ -105,12 +107,22 @@ def _compiled(
     options = Options(
         mode=mode,
         loss_only=mode is Mode.TRAIN,
-        floats=Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED,
+        floats=_floats(job),
         arguments={"inputs": target.input_ranges},
-        source=source_record(target.source, {"dtype": job.dtype, **wanted}),
+        source=source_record({**target.source, **_compute(plan)}, {"dtype": job.dtype, **wanted}),
         keep_weights=target.weights_are_real,
     )
     return compile_program(target.model, (), target.inputs, plan, options, progress=begin, after=after).program
+
+
+def _floats(job: CompileJob) -> Floats:
+    return Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED
+
+
+def _compute(plan: Plan) -> dict[str, Json]:
+    """What the model is cast to, for who loads it again."""
+    dtype = compute_dtype(plan)
+    return {} if dtype is None else {"compute": dtype_name(dtype)}
 
 
 @dataclass

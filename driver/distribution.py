@@ -26,6 +26,7 @@ from ..dsl.plan import Plan, check_world
 from ..dsl.resolve import resolve_parameters
 from ..frontend.call import BoundCall
 from ..frontend.parameters import parameter_infos
+from ..frontend.precision import check_parameters
 from ..ir.placement import axes_size, chunk_size
 from ..runtime.mesh import RankMesh
 from ..runtime.parameters import distribute_parameters
@@ -46,12 +47,14 @@ def place_parameters(model: nn.Module, plan: Plan, weights: str | Path | None = 
     """Check the plan against the model's parameters, and where ranks are processes keep this one's part of them.
 
     Parameters without values (on the meta device, or lazy) are left for later, unless `weights` names files that fill
-    them: a program takes full ones too. Raises PlanError E0114 to E0117 where plan and names do not fit, E0120 where
-    mesh and processes do not, RunError E0354 where the processes hold different values, and what `load_weights` raises.
+    them: a program takes full ones too. Raises PlanError E0114 to E0117 where plan and names do not fit, E0123 where
+    a parameter's dtype is not the plan's, E0120 where mesh and processes do not fit, RunError E0354 where the processes
+    hold different values, and what `load_weights` raises.
     """
     if any(is_lazy(each) for each in model.parameters()):
         return
     shards = parameter_shards(model, plan)
+    check_parameters(model, plan)
     number = processes()
     if number > 1:
         check_world(plan, number)

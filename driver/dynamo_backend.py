@@ -55,7 +55,8 @@ def stretto(
     """A backend for `torch.compile`; `options={"plan": ...}` takes a path, a text or a `stretto.Plan`.
 
     Each graph that torch cuts out of the model is a program of its own. A pattern of the plan that matches nothing in a
-    graph is left out there. Raises StrettoError E0607 without a plan, and what `stretto.compile` raises.
+    graph is left out there. Raises StrettoError E0607 without a plan, E0608 for one that says what to compute in, and
+    what `stretto.compile` raises.
     """
     given = dict(options or {})
     source = given.pop("plan", None)
@@ -66,7 +67,15 @@ def stretto(
             expected='options={"plan": ...}: the path of a plan, its text, or a stretto.Plan',
             help='torch.compile(model, backend="stretto", options={"plan": "my.plan"})',
         )
-    return _Compiled(graph, examples, find_plan(source))
+    plan = find_plan(source)
+    if plan.precision is not None and plan.precision.compute is not None:
+        raise StrettoError(
+            "E0608",
+            "the plan says what to compute in, but torch has fixed the dtypes of the graph already",
+            span=plan.precision.span,
+            help="use stretto.compile(model, plan=...), or torch.autocast around the call",
+        )
+    return _Compiled(graph, examples, plan)
 
 
 class _Compiled:

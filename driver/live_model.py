@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..diagnostics import StrettoError
-from ..runtime.arguments import Json
+from ..runtime.arguments import DTYPES, Json
 from ..runtime.check import Expected
 from ..runtime.check_sides import Key, OneDevice, SingleDevice
 from ..runtime.philox import RandomState
@@ -103,12 +103,13 @@ def _live_maker(program: Program) -> Expected | None:
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
     request: Any = source.get("request") or {}
+    compute = DTYPES[str(source["compute"])] if "compute" in source else None
     text = f"hf:{source['path']}" if source.get("kind") == "hf" else f"{source['path']}:{source.get('name')}"
     target = load_target(text, Request(mode=mode, **request))
     if not target.weights_are_real:
         return None
     call = bind_call(target.model, (), target.inputs)
-    module = TracedModel(target.model, call, mode, loss_only=mode is Mode.TRAIN)
+    module = TracedModel(target.model, call, mode, loss_only=mode is Mode.TRAIN, compute=compute)
     module.train(target.model.training)
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> LiveModel:

@@ -16,6 +16,7 @@ from ..dsl.plan import Plan
 from ..frontend.call import BoundCall
 from ..frontend.capture import capture_call
 from ..frontend.captured import CaptureError, Mode, OutputTree
+from ..frontend.precision import check_parameters, compute_dtype
 from ..runtime.autograd import Accumulation, run
 from ..runtime.interface import Session
 from ..runtime.process_session import ProcessRank
@@ -134,14 +135,16 @@ def make_variant(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Var
 
 def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Compiled:
     options = Options(mode=key.mode, keep_weights=False, delay_reductions=key.delayed)
+    check_parameters(model, plan)
+    compute = compute_dtype(plan)
     try:
-        captured = capture_call(model, call, mode=key.mode)
+        captured = capture_call(model, call, mode=key.mode, compute=compute)
     except CaptureError as error:
         if error.code != "E0215":
             raise
         # As in eager mode, a result without a gradient is no error before somebody asks for one.
         options = Options(mode=Mode.INFER, keep_weights=False)
-        captured = capture_call(model, call, mode=Mode.INFER)
+        captured = capture_call(model, call, mode=Mode.INFER, compute=compute)
     with _neutral():
         compiled = compile_capture(captured, model, plan, options)
     if processes() == 1 or torch.distributed.get_rank() == 0:

@@ -16,30 +16,40 @@ from .checks import refuse_random_ops
 from .joint import TracedGraphs, trace
 from .metadata import annotate
 from .own_gradients import refuse_backward_hooks
+from .precision import settle_casts
 from .reference_graph import reference_graph
 from .trace_errors import quiet_torch, user_errors
 from .traced import MODEL_ATTRIBUTE, TracedModel
 
 
 def capture(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, mode: Mode, loss_only: bool = False
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    mode: Mode,
+    loss_only: bool = False,
+    compute: torch.dtype | None = None,
 ) -> Capture:
     """The graph of `model(*args, **kwargs)` in the state (train or eval, which parameters are trainable) it is in.
 
     Shapes are those of the arguments; their values are not read. No kernel runs and no weight is copied, so that a
-    model of fake tensors is captured at full size. With `loss_only` the result is the scalar loss alone. Errors:
+    model of fake tensors is captured at full size. With `loss_only` the result is the scalar loss alone.
+    With `compute` the forward runs on casts of the floating parameters and inputs to that dtype. Errors:
     CaptureError (E0210 to E0229), at the user's file and line.
     """
-    return capture_call(model, bind_call(model, args, kwargs), mode=mode, loss_only=loss_only)
+    return capture_call(model, bind_call(model, args, kwargs), mode=mode, loss_only=loss_only, compute=compute)
 
 
-def capture_call(model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False) -> Capture:
+def capture_call(
+    model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
+) -> Capture:
     """`capture` for a call that is taken apart already."""
     with quiet_torch(), user_errors(model):
         if mode is Mode.TRAIN:
             refuse_backward_hooks(model)
             _refuse_ambiguous_gradients(model, call)
-        module = TracedModel(model, call, mode, loss_only=loss_only)
+        module = TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
         graphs = trace(module, call.tensors, mode)
         if mode is Mode.TRAIN and not module.result.differentiable:
             raise CaptureError(
@@ -60,6 +70,8 @@ def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: Trac
         names = replace(names, differentiable=frozenset(name for name, wants in wanted if wants))
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
     assembled = assemble(graphs.joint, model, names)
+    if module.compute is not None:
+        settle_casts(graphs.joint.graph, assembled.inputs)
     _check_gradients(assembled, module.mode)
     refuse_random_ops(graphs.joint.graph)
     outputs = _named_outputs(assembled.outputs, module.result.names)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from .call import PLAIN_TYPES, BoundCall
 from .captured import CaptureError, Mode, OutputTree, TensorLeaf
 from .own_gradients import derived_gradients_only
+from .precision import cast_inputs, casts_of_parameters, in_place_of_parameters
 from .side_effects import SideEffects, watched
 
 MODEL_ATTRIBUTE = "_stretto_model"
@@ -36,24 +37,30 @@ class Result:
 class TracedModel(nn.Module):
     """Calls the user's model and returns the tensors of its result as a tuple, noted in `result` while it is traced.
 
-    Where a scalar floating loss is among the outputs it alone is differentiable and the others are detached.
+    Where a scalar floating loss is among the outputs it alone is differentiable and the others are detached. With
+    `compute` the model runs on casts of its parameters and floating inputs to that dtype.
     """
 
-    def __init__(self, model: nn.Module, call: BoundCall, mode: Mode, *, loss_only: bool) -> None:
+    def __init__(
+        self, model: nn.Module, call: BoundCall, mode: Mode, *, loss_only: bool, compute: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         setattr(self, MODEL_ATTRIBUTE, model)
         self.training = model.training
         self.call = call
         self.mode = mode
         self.loss_only = loss_only
+        self.compute = compute
         self.result = Result()
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        args, kwargs = self.call.arguments(tensors)
+        args, kwargs = self.call.arguments(cast_inputs(tensors, self.compute))
         model = getattr(self, MODEL_ATTRIBUTE)
+        casts = casts_of_parameters(model, self.compute)
         self.result.effects = SideEffects()
         with (
             derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
+            in_place_of_parameters(casts),
             watched(model, self.result.effects),
         ):
             result = model(*args, **kwargs)

@@ -9,7 +9,8 @@ Before                                              After
 Each op in order takes the cheapest legal row of its sharding rules on each axis (`sharding/choice.py`), given where
 its operands are. A value that was moved is there for later ops too; a partial value, once reduced, is not used again
 as partial. A function is copied once for each combination of placements that it is called with. Gradients are brought
-to their parameters' placements where they are made, so that a reduction can start at once.
+to their parameters' placements where they are made, so that a reduction can start at once, in the dtype that
+`cast-gradients` has noted.
 
 Source: the propagation of PyTorch's DTensor, applied to a whole graph; Megatron-LM's placements fall out of it.
 Needs: placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
@@ -41,6 +42,7 @@ from ..ir.operations import Call, build, flatten, is_packing, read, regroup, res
 from ..ir.placement import Mesh, Partial, Placement, Reduce, Shard
 from ..ir.types import TensorType, axis_text, element_bytes, from_mlir, is_tensor, to_mlir
 from .base import Pass, Remark, RemarkKind, Report
+from .cast_gradients import CAST, dtype_name
 from .sharding.choice import Operand, Output, cheapest_source, choose
 from .sharding.described import rules_of
 from .sharding.policy import Policy
@@ -164,6 +166,7 @@ class _Body:
             entry(self.old).arguments, entry(self.new).arguments, signature.weights, strict=True
         ):
             self._track(old, new, weight)
+        self.kept: set[Value] = set()
         self.targets = self._gradient_targets(records) if records is not None else {}
         self.delayed = self._delayed_gradients() if self.targets else frozenset()
         self.wanted = _with_addends(self.targets)
@@ -193,6 +196,9 @@ class _Body:
         values = call.values()
         results = results_of(op)
         flat = flatten(results)
+        if flat[0] in self.kept:
+            self._keep(call, op)
+            return
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flat]
         rules = rules_of(call, types)
         if not rules.known:
@@ -213,6 +219,14 @@ class _Body:
         weight = len(values) == 1 and self.tracked[values[0]].is_weight and _follows_weight(call.name)
         for old, new in zip(flat, flatten(made), strict=True):
             self._track(old, new, weight)
+
+    def _keep(self, call: Call, op: Operation) -> None:
+        """A gradient that is cast to be reduced is cast where it lies: sums stay the ranks' addends."""
+        [value] = call.values()
+        placement, copy = next(iter(self.tracked[value].copies.items()))
+        type_ = from_mlir(op.results[0].type).placed(placement, self.mesh)
+        [made] = build(call.replace_values([copy]), [to_mlir(type_)], op.location)
+        self._track(op.results[0], made)
 
     def _rewrite_call(self, op: Operation, name: str) -> None:
         operands = []
@@ -270,6 +284,11 @@ class _Body:
             owners = [(kind, record.get("name")) for kind in _OWNERS.get(str(record.get("kind")), ())]
             if owners:
                 found[value] = next(placed[owner] for owner in owners if owner in placed)
+            if "reduce" in record:
+                # A delayed gradient waits, and is reduced, as what it is in the end.
+                reduced = value if self.state.delay_reductions else _reduced_in(value, str(record["reduce"]))
+                found[reduced] = found[value]
+                self.kept.update(v for v in _with_addends({reduced: found[value]}) if _is_cast(v))
         return found
 
     def _delayed_gradients(self) -> frozenset[Value]:
@@ -342,19 +361,38 @@ class _Body:
 
 
 def _is_drawn(value: Value) -> bool:
-    call = read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+    call = _maker(value)
     return call is not None and call.name == "nn.random"
 
 
+def _reduced_in(value: Value, dtype: str) -> Value:
+    """The gradient as it is reduced: what its last cast takes, where that is of the dtype that its record names."""
+    if _is_cast(value) and dtype_name(from_mlir(value.type).dtype) != dtype:
+        [operand] = value.owner.operands
+        return operand
+    return value
+
+
+def _is_cast(value: Value) -> bool:
+    call = _maker(value)
+    return call is not None and call.name == CAST
+
+
+def _maker(value: Value) -> Call | None:
+    """The operation of ours that makes a value; None for an argument or what a function returns."""
+    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+
+
 def _with_addends(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
-    """The targets, and for each that is a sum of equal shapes the same for its addends (a tied weight's gradients)."""
+    """The targets, and the same for what each is cast from or is the sum of (a tied weight's gradients)."""
     found = dict(targets)
     waiting = list(targets)
     while waiting:
         value = waiting.pop()
-        call = read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
-        if call is not None and call.name == "aten.add.Tensor":
-            addends = [v for v in call.values() if v.type == value.type and v not in found]
+        call = _maker(value)
+        if call is not None and call.name in ("aten.add.Tensor", CAST):
+            same = call.name == CAST
+            addends = [v for v in call.values() if (same or v.type == value.type) and v not in found]
             found.update(dict.fromkeys(addends, found[value]))
             waiting += addends
     return found
@@ -372,7 +410,7 @@ def _cause(partial: Value, user: Operation) -> Location:
 
 def _is_zero(value: Value) -> bool:
     """Whether a value is made as zeros."""
-    call = read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+    call = _maker(value)
     if call is None or not call.name.startswith(("aten.full", "aten.new_full", "aten.zeros", "aten.new_zeros")):
         return False
     return "zeros" in call.name or call.args[-1] == 0

@@ -16,6 +16,7 @@ from .base import Pass
 ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
+    "cast-gradients": "CastGradients",
     "expand-losses": "ExpandLosses",
     "fold-layers": "FoldLayers",
     "hoist-collectives": "HoistCollectives",

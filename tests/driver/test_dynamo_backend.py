@@ -141,6 +141,13 @@ def test_options_other_than_a_plan_are_refused(options: dict[str, Any] | None) -
     assert caught.value.code == "E0607"
 
 
+def test_a_plan_that_says_what_to_compute_in_is_refused_since_the_dtypes_are_fixed() -> None:
+    graph = torch.fx.symbolic_trace(nn.Linear(2, 2))
+    with pytest.raises(stretto.StrettoError, match="fixed the dtypes") as caught:
+        backend(graph, [], options={"plan": "mesh (dp=2)\nprecision { compute bf16 }"})
+    assert (caught.value.code, caught.value.span and caught.value.span.line) == ("E0608", 2)
+
+
 @pytest.mark.filterwarnings("ignore:.*cuts nothing:stretto.diagnostics.PlanWarning")
 def test_a_plan_that_matches_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     plan = 'mesh (tp=2)\nshard "layer.0" columns over tp'

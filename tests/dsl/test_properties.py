@@ -6,9 +6,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from stretto.dsl import (
     Dim,
+    FloatFormat,
     Mesh,
     Plan,
     PlanError,
+    Precision,
     Role,
     ShardActivations,
     ShardInputs,
@@ -24,8 +26,9 @@ patterns = (st.text(alphabet="ab.*?[]!{},-#_ é", min_size=1, max_size=12) | st.
 )
 dims = st.builds(Dim, st.integers(-64, 63))
 NAMES = ("mesh", "shard", "dp", "tp", "over", "dim", "columns", "tokens", "batch", "inputs", "activations", "é")
+MORE = ("precision", "compute", "bf16", "}")
 MARKS = ("(", ")", "=", ",", "2", "-1", "99999999999999", '"*.{q,k}_proj"', '"', "{", "# a", "\n", "\r\n", "\t", " ")
-words = st.sampled_from((*NAMES, *MARKS))
+words = st.sampled_from((*NAMES, *MORE, *MARKS))
 
 
 @st.composite
@@ -42,6 +45,9 @@ def plans(draw: st.DrawFn) -> Plan:
         statements.append(draw(st.builds(ShardInputs, st.just(Role.BATCH) | dims, some)))
     if draw(st.booleans()):
         statements.append(draw(st.builds(ShardActivations, st.just(Role.TOKENS) | dims, some)))
+    if draw(st.booleans()):
+        formats = st.none() | st.sampled_from(FloatFormat)
+        statements.append(draw(st.builds(Precision, st.sampled_from(FloatFormat), formats, formats)))
     try:
         return Plan(mesh, tuple(draw(st.permutations(statements))))
     except PlanError:  # the batch's axis cuts the activations too

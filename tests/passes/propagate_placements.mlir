@@ -104,3 +104,37 @@ func.func @main(%x: tensor<4x6xf32>, %w: tensor<6x8xf32>) -> tensor<4x8xf32> {
   return %0 : tensor<4x8xf32>
 }
 }
+
+// -----
+
+// A gradient is reduced in the dtype that its record names: after the cast to it, though before would cost fewer bytes.
+
+// CHECK: %[[S:.+]] = "aten.sum_dim_intlist"
+// CHECK-NEXT: %[[C:.+]] = "aten.u_to_copy_default"(%[[S]]) {dtype = f32} : {{.*}} -> tensor<8xf32, {dp = "partial(sum)"}>
+// CHECK-NEXT: %[[R:.+]] = "comm.reshard"(%[[C]])
+// CHECK-NEXT: return %[[R]]
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%w: tensor<8xf32> {aten.argument = {kind = "parameter", name = "w"}}, %a: tensor<4x8xbf16, {dp = "shard(0)"}>)
+      -> (tensor<8xf32> {aten.argument = {kind = "gradient", name = "w", reduce = "float32"}}) {
+    %0 = "aten.sum_dim_intlist"(%a) {dim = array<i64: 0>} : (tensor<4x8xbf16, {dp = "shard(0)"}>) -> tensor<8xbf16>
+    %1 = "aten.u_to_copy_default"(%0) {dtype = f32} : (tensor<8xbf16>) -> tensor<8xf32>
+    return %1 : tensor<8xf32>
+  }
+}
+
+// -----
+
+// And before the cast, where it names the shorter one.
+
+// CHECK: %[[S:.+]] = "aten.sum_dim_intlist"
+// CHECK-NEXT: %[[R:.+]] = "comm.reshard"(%[[S]])
+// CHECK-NEXT: %[[C:.+]] = "aten.u_to_copy_default"(%[[R]]) {dtype = f32}
+// CHECK-NEXT: return %[[C]]
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%w: tensor<8xf32> {aten.argument = {kind = "parameter", name = "w"}}, %a: tensor<4x8xbf16, {dp = "shard(0)"}>)
+      -> (tensor<8xf32> {aten.argument = {kind = "gradient", name = "w", reduce = "bfloat16"}}) {
+    %0 = "aten.sum_dim_intlist"(%a) {dim = array<i64: 0>} : (tensor<4x8xbf16, {dp = "shard(0)"}>) -> tensor<8xbf16>
+    %1 = "aten.u_to_copy_default"(%0) {dtype = f32} : (tensor<8xbf16>) -> tensor<8xf32>
+    return %1 : tensor<8xf32>
+  }
+}
