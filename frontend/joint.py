@@ -14,7 +14,7 @@ import io
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import fx, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 
 from . import traced
@@ -48,11 +49,35 @@ class TracedGraphs:
 
 def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
     """Both graphs of `module` called with `tensors`; no kernel is run and no parameter is copied."""
+    return _trace(module, _distinct(module, tensors, mode), mode, None)[0]
+
+
+def trace_symbolically(
+    module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode, marked: Collection[tuple[int, int]]
+) -> tuple[list[torch.Tensor], ShapeEnv]:
+    """The inputs of a trace in which the dims `marked`, (input, dim), are symbols, and what torch found out of these.
+
+    Raises what torch raises where it cannot: several kinds of RuntimeError, ValueError, TypeError.
+    """
     inputs = _distinct(module, tensors, mode)
+    dims = tuple(
+        {dim: torch.export.Dim.AUTO for dim in range(tensor.dim()) if (at, dim) in marked}
+        for at, tensor in enumerate(inputs)
+    )
+    _, fakes = _trace(module, inputs, mode, (dims,))
+    [env] = {each.fake_mode.shape_env for each in fakes if isinstance(each, FakeTensor)}
+    assert env is not None
+    return fakes, env
+
+
+def _trace(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, dims: Any
+) -> tuple[TracedGraphs, list[torch.Tensor]]:
+    """Both graphs, and the fake inputs that they were traced with."""
     # Lazy modules generate Python code when they are first called, which most of those made here never are.
     with _quiet(), _users_frames(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
         with _without_partial_graph():
-            exported = torch.export.export(module, inputs, strict=False)
+            exported = torch.export.export(module, inputs, strict=False, dynamic_shapes=dims)
         forward = exported.module(check_guards=False)
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
@@ -60,11 +85,17 @@ def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> Tra
         drop_assertions(forward.graph)
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
+        fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         with contextlib.ExitStack() as stack:
             joint = aot_export_joint_with_descriptors(
-                stack, forward, inputs, {}, _record_nn_module_stack=True, _disable_torch_fn_metadata_mode=True
+                stack,
+                forward,
+                inputs if dims is None else tuple(fakes),
+                {},
+                _record_nn_module_stack=True,
+                _disable_torch_fn_metadata_mode=True,
             )
-    return TracedGraphs(forward, joint.graph_module, constants)
+    return TracedGraphs(forward, joint.graph_module, constants), fakes
 
 
 def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:

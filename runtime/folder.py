@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 JSON_FILES = ("program.json", "remarks.json", "reference.json")
 TEXT_FILES = ("ir.mlir",)
+SIZES = "sizes.json"
+"""There where a program has named sizes."""
 _CHUNK_BYTES = 1 << 22
 _DEEPEST = 64
 """Levels of lists and objects inside each other that a file may have; ours have about ten."""
@@ -48,7 +50,8 @@ def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, 
     _check_sums(folder, sums)
     if whole_hash(manifest) != digest:
         raise _altered(folder, MANIFEST)
-    files: dict[str, object] = {name: _json(folder, name) for name in JSON_FILES}
+    there = (*JSON_FILES, SIZES) if SIZES in sums else JSON_FILES
+    files: dict[str, object] = {name: _json(folder, name) for name in there}
     files.update({name: _text(folder, name) for name in TEXT_FILES})
     return files, manifest, digest
 
@@ -205,7 +208,7 @@ def _check_sums(folder: Path, sums: Mapping[str, str]) -> None:
         if name not in sums:
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: its {MANIFEST} does not list {name}")
     for name, expected in sums.items():
-        if name not in (*JSON_FILES, *TEXT_FILES, WEIGHTS):
+        if name not in (*JSON_FILES, *TEXT_FILES, SIZES, WEIGHTS):
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: its {MANIFEST} lists '{name}'")
         if not (folder / name).is_file():
             raise ProgramError(
@@ -213,8 +216,9 @@ def _check_sums(folder: Path, sums: Mapping[str, str]) -> None:
             )
         if _sha256(folder / name) != expected:
             raise _altered(folder, name)
-    if WEIGHTS not in sums and (folder / WEIGHTS).exists():
-        raise _altered(folder, WEIGHTS)
+    for name in (WEIGHTS, SIZES):
+        if name not in sums and (folder / name).exists():
+            raise _altered(folder, name)
 
 
 def _altered(folder: Path, name: str) -> ProgramError:

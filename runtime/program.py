@@ -4,6 +4,7 @@
 - program.json    inputs, outputs, functions (instruction lists), source locations
 - ir.mlir         the final IR, for people; remarks.json: what the passes said
 - reference.json  the single-device forward; weights.safetensors: initial values by name (optional)
+- sizes.json      which numbers of program.json and reference.json follow from named sizes (optional)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .folder import read_files, read_weights, write_folder
 from .json_fields import Fields, Malformed
 from .mesh import RankMesh
 from .records import Function, Input, Location, Output, Reference
+from .symbolic import Symbolic, bound, bound_functions, bound_inputs, bound_outputs
 from .validate import validate
 
 FORMAT = 1
@@ -77,6 +79,8 @@ class Program:
     """The JSON of `reference.json`; `single_device` is its decoded form."""
     initial: Mapping[str, Tensor] | None = None
     """Initial values by name, when the program was not loaded from a folder; `weights` is where to read them."""
+    symbolic: Symbolic | None = None
+    """Its named sizes, where it has any; `bind` makes of it the program for other ones."""
     folder: Path | None = None
     loaded_hash: str = ""
 
@@ -123,6 +127,30 @@ class Program:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
         return self
 
+    def bind(self, sizes: Mapping[str, int]) -> Program:
+        """The program for these sizes, by name: a program without named sizes, made without a compiler.
+
+        Raises ProgramError E0309 where it does not hold for them, and says which range or guard refuses.
+        """
+        symbolic = self.symbolic
+        refusal = "it has no named sizes" if symbolic is None else symbolic.refusal(sizes)
+        if symbolic is None or refusal:
+            given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+            raise ProgramError("E0309", f"the program cannot run with {given}: {refusal}", help="compile it for these")
+        try:
+            made = replace(
+                self,
+                inputs=bound_inputs(self.inputs, symbolic.program, sizes),
+                outputs=bound_outputs(self.outputs, symbolic.program, sizes),
+                functions=bound_functions(self.functions, symbolic.program, sizes),
+                reference=bound(self.reference, symbolic.reference, sizes, "reference.json"),
+                symbolic=None,
+                loaded_hash="",
+            )
+        except Malformed as error:
+            raise ProgramError("E0306", f"the program is malformed: {error}") from None
+        return made.validated
+
     @cached_property
     def single_device(self) -> Reference | None:
         """The single-device forward, when the program has one."""
@@ -148,19 +176,25 @@ class Program:
         """The outputs of one kind, in the program's order."""
         return tuple(each for each in self.outputs if each.kind == kind)
 
-    def _texts(self) -> dict[str, str]:
-        program: dict[str, Json] = {
+    def to_json(self) -> dict[str, Json]:
+        """What `program.json` holds."""
+        return {
             "inputs": [each.to_json() for each in self.inputs],
             "outputs": [each.to_json() for each in self.outputs],
             "functions": {name: each.to_json() for name, each in self.functions.items()},
             "locations": [[each.file, each.line, each.module] for each in self.locations],
         }
-        return {
-            "program.json": json.dumps(program, allow_nan=False, separators=(",", ":")),
+
+    def _texts(self) -> dict[str, str]:
+        texts = {
+            "program.json": json.dumps(self.to_json(), allow_nan=False, separators=(",", ":")),
             "ir.mlir": self.ir,
             "remarks.json": json.dumps(self.remarks, allow_nan=False),
             "reference.json": json.dumps(self.reference, allow_nan=False, separators=(",", ":")),
         }
+        if self.symbolic is not None:
+            texts["sizes.json"] = json.dumps(self.symbolic.to_json(), allow_nan=False, separators=(",", ":"))
+        return texts
 
 
 def _from_json(manifest: Manifest, files: Mapping[str, object]) -> Program:
@@ -177,6 +211,7 @@ def _from_json(manifest: Manifest, files: Mapping[str, object]) -> Program:
         ir=str(files["ir.mlir"]),
         remarks=files["remarks.json"],  # type: ignore[arg-type]
         reference=files["reference.json"],  # type: ignore[arg-type]
+        symbolic=Symbolic.from_json(files["sizes.json"]) if "sizes.json" in files else None,
     )
 
 

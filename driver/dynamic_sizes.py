@@ -1,0 +1,204 @@
+"""One program for many sizes: compile a call for a few of them, and find what in the program follows from them.
+
+Torch says for which sizes the captured graph is the same (`frontend/size_guards.py`). Then the call is compiled for its
+own sizes and for two or three others, far from them, by the same passes as ever; where those programs are the same but
+for numbers that expressions of the sizes tell (`backends/fit_sizes.py`), the program holds for all sizes like these. The
+last of them is not used to find the expressions that it confirms. Where anything differs, every size is compiled for
+itself, and the first difference is told.
+
+Whether ranks can share a dim evenly is part of the program: a batch that dp divides and one that it does not have
+each their own. Dims that no input is cut by are tried without that condition first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from math import prod
+
+from torch import nn
+
+from ..backends.fit_sizes import Differs, distinguishes, fit
+from ..frontend.call import BoundCall
+from ..frontend.captured import Mode
+from ..frontend.dynamic_dims import CalledSize, resized
+from ..frontend.size_guards import NotSymbolic, SizeGuards, size_guards
+from ..runtime.program import Program
+from ..runtime.sizes import holds
+from ..runtime.symbolic import NamedSize, Symbolic
+from .compile_program import Compiled
+
+Sizes = Mapping[str, int]
+_FAR = (3, 5, 7, 2, 9)
+"""Samples are looked for around these multiples of the call's sizes: near values are told by too many expressions."""
+_NEAR = 24
+"""How far around them; and how many values a size is tried with, at most, are these times the multiples."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A program with named sizes; or why there is none."""
+
+    symbolic: Symbolic | None
+    why_not: str = ""
+    compilations: int = 1
+
+
+def find_sizes(
+    model: nn.Module,
+    call: BoundCall,
+    sizes: Mapping[str, CalledSize],
+    mode: Mode,
+    first: Compiled,
+    compiled: Callable[[BoundCall], Compiled],
+) -> Found:
+    """What of the program `first`, made of this call, follows from its named sizes; `compiled` makes it for others."""
+    try:
+        guards = size_guards(model, call, sizes, mode=mode)
+    except NotSymbolic as error:
+        return Found(None, str(error))
+    return _Search(call, sizes, guards, first, compiled).run()
+
+
+class _Search:
+    """The samples of one call."""
+
+    def __init__(
+        self,
+        call: BoundCall,
+        sizes: Mapping[str, CalledSize],
+        guards: SizeGuards,
+        first: Compiled,
+        compiled: Callable[[BoundCall], Compiled],
+    ) -> None:
+        self._call = call
+        self._own = {name: each.size for name, each in sizes.items()}
+        self._sizes = sizes
+        self._guards = guards
+        self._parts = _part_counts(first.program)
+        self._cut = {name: _shares_of(first.program, each) for name, each in sizes.items()}
+        self._compile = compiled
+        self._made: list[tuple[Sizes, Compiled]] = [(self._own, first)]
+
+    def run(self) -> Found:
+        """Samples with the conditions that are known to be needed; where these differ, with all that may be."""
+        why = ""
+        for shares in (self._cut, dict.fromkeys(self._own, self._parts)):
+            conditions = (*self._guards.conditions, *_evenness(self._own, shares))
+            try:
+                found = self._symbolic(conditions, shares)
+            except (Differs, _NoSample) as error:
+                why = why or str(error)
+                if shares == dict.fromkeys(self._own, self._parts):
+                    break
+                continue
+            return Found(found, "", len(self._made))
+        return Found(None, why, len(self._made))
+
+    def _symbolic(self, conditions: tuple[str, ...], shares: Mapping[str, Sequence[int]]) -> Symbolic:
+        """Fit three programs, one of them of sizes that share unlike the call's wherever they may; try it on a fourth."""
+        loose = self._sample(conditions, lambda sizes: -_likeness(self._own, sizes, self._parts))
+        strict = self._sample(conditions, lambda sizes: _likeness(self._own, sizes, self._parts), loose)
+        samples = [self._own, loose, strict]
+        programs = [self._program(each) for each in samples]
+        body = fit([each.program.to_json() for each in programs], samples, self._parts, "program")
+        reference = fit([each.program.reference for each in programs], samples, (), "reference")
+        if any(each.capture.output_tree.leaves != programs[0].capture.output_tree.leaves for each in programs):
+            raise Differs("what the forward returns beside tensors follows from the sizes")
+        found = Symbolic(
+            tuple(NamedSize(name, size, *self._guards.ranges[name]) for name, size in self._own.items()),
+            conditions,
+            body.places,
+            reference.places,
+        )
+        if body.has_offsets or reference.has_offsets:
+            self._confirm(found, self._sample(conditions, lambda sizes: 0, loose, strict))
+        return found
+
+    def _confirm(self, found: Symbolic, sizes: Sizes) -> None:
+        """Bind to sizes that were not asked before, and compare with what they compile to."""
+        whole = replace(self._made[0][1].program, symbolic=found)
+        bound, made = whole.bind(sizes), self._program(sizes).program
+        fit([made.to_json(), bound.to_json()], [sizes, sizes], (), "program")
+        fit([made.reference, bound.reference], [sizes, sizes], (), "reference")
+
+    def _program(self, sizes: Sizes) -> Compiled:
+        known = next((made for each, made in self._made if each == sizes), None)
+        if known is not None:
+            return known
+        made = self._compile(replace(self._call, tensors=resized(self._call, self._sizes, sizes)))
+        self._made.append((sizes, made))
+        return made
+
+    def _sample(self, conditions: Sequence[str], wish: Callable[[Sizes], int], *others: Sizes) -> dict[str, int]:
+        """Sizes that hold, unlike the call's and each other's, and of such ones that `wish` gives most to."""
+        best: tuple[int, dict[str, int]] | None = None
+        for sizes in self._candidates(len(others)):
+            if not self._usable(sizes, conditions, others):
+                continue
+            wished = wish(sizes)
+            if best is None or wished > best[0]:
+                best = wished, sizes
+        if best is None:
+            asked = ", ".join(conditions)
+            raise _NoSample(f"too few sizes hold to compare programs of{f', where {asked}' if asked else ''}")
+        return best[1]
+
+    def _usable(self, sizes: Sizes, conditions: Sequence[str], others: Sequence[Sizes]) -> bool:
+        names = list(self._own)
+        if any(sizes[name] in (each[name] for each in (self._own, *others)) for name in names):
+            return False
+        if len(set(sizes.values())) < len(names) or not all(holds(each, sizes) for each in conditions):
+            return False
+        return len(others) != 1 or distinguishes([self._own, *others, sizes], names)
+
+    def _candidates(self, nth: int) -> Iterator[dict[str, int]]:
+        names = list(self._own)
+        ranges = [self._values(name, nth + at) for at, name in enumerate(names)]
+        for values in product(*ranges):
+            yield dict(zip(names, values, strict=True))
+
+    def _values(self, name: str, turn: int) -> list[int]:
+        """Values of one size to try: around a multiple of the call's, kept in its range."""
+        low, high = self._guards.ranges[name]
+        centre = self._own[name] * _FAR[turn % len(_FAR)] + turn + 1
+        if high is not None and centre + 4 > high:
+            centre = low + (high - low) * (turn % 3 + 1) // 4
+        near = range(max(low, centre - 3), centre + _NEAR // len(self._own))
+        return [each for each in near if high is None or each <= high]
+
+
+class _NoSample(Exception):
+    """No sizes to compare with; says which were asked for."""
+
+
+def _part_counts(program: Program) -> tuple[int, ...]:
+    """By how many ranks a dim may be shared: the products of axes of the mesh."""
+    axes = [size for _, size in program.manifest.mesh if size > 1]
+    return tuple(sorted({prod(each) for n in range(1, len(axes) + 1) for each in combinations(axes, n)}))
+
+
+def _shares_of(program: Program, size: CalledSize) -> tuple[int, ...]:
+    """By how many ranks the dims of a size are shared in the program's inputs."""
+    found = {
+        program.mesh.size(shard.axes)
+        for each in program.of_kind("input")
+        for shard in each.shards
+        if (each.index, shard.dim) in size.places
+    }
+    return tuple(sorted(found))
+
+
+def _evenness(sizes: Sizes, shares: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Conditions under which all of these ranks can share each size as evenly as now."""
+    return tuple(
+        f"{name} % {parts} {'==' if sizes[name] % parts == 0 else '!='} 0"
+        for name, counts in shares.items()
+        for parts in counts
+    )
+
+
+def _likeness(sizes: Sizes, others: Sizes, parts: Sequence[int]) -> int:
+    """For how many pairs of sizes and numbers of ranks both are even, or both are not."""
+    return sum((sizes[name] % k == 0) == (others[name] % k == 0) for name in sizes for k in parts)
