@@ -104,8 +104,7 @@ class _Fitter:
                     if not isinstance(each, list | tuple) or len(each) != len(first):
                         raise self._differs(path, trees, at)
                 found = {
-                    str(i): self.places(list(inner), f"{path}[{i}]")
-                    for i, inner in enumerate(zip(*trees, strict=True))  # type: ignore[arg-type]
+                    str(i): self.places(list(inner), f"{path}[{i}]") for i, inner in enumerate(zip(*trees, strict=True))
                 }
             case _:
                 return self._leaf(trees, path)
@@ -163,12 +162,12 @@ class _Fitter:
 
     def _differs(self, path: str, trees: list[Json], at: int) -> Differs:
         def told(i: int) -> str:
-            return f"{trees[i]!r:.60} at {_sizes_text(self._samples[i])}"
+            return f"{trees[i]!r:.60} at {sizes_text(self._samples[i])}"
 
         return Differs(f"{path} is {told(0)}, and {told(at)}")
 
     def _at(self) -> str:
-        return "; ".join(map(_sizes_text, self._samples))
+        return "; ".join(map(sizes_text, self._samples))
 
 
 def _ratio(numbers: Values, terms: Values) -> int | None:
@@ -206,7 +205,8 @@ def _added(text: str, number: int) -> str:
     return f"{text} + {number}" if number > 0 else f"{text} - {-number}"
 
 
-def _sizes_text(sizes: Sizes) -> str:
+def sizes_text(sizes: Sizes) -> str:
+    """Sizes as messages say them."""
     return ", ".join(f"{name} = {size}" for name, size in sizes.items())
 
 

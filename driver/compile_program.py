@@ -61,6 +61,8 @@ class Options:
     """Where the model came from, for the manifest."""
     keep_weights: bool = True
     """Store the model's present parameters and buffers in the program."""
+    padded_inputs: tuple[str, ...] = ()
+    """Inputs that need not divide by their ranks: those with dynamic dims."""
     delay_reductions: bool = False
     """Leave the parameters' gradients as the ranks' addends, for steps that accumulate before they reduce."""
 
@@ -74,11 +76,17 @@ class Compiled:
     runs: tuple[PassRun, ...]
 
 
-def pipeline(plan: Plan, *, delay_reductions: bool = False, floats: Floats = Floats.AS_CAPTURED) -> list[Step]:
+def pipeline(
+    plan: Plan,
+    *,
+    delay_reductions: bool = False,
+    floats: Floats = Floats.AS_CAPTURED,
+    padded_inputs: Sequence[str] = (),
+) -> list[Step]:
     """The passes that a plan asks for, in order; where all floats are raised, what gradients are reduced in is too."""
     said = plan.precision.reduce if plan.precision is not None else None
     return [
-        PlaceArguments(plan),
+        PlaceArguments(plan, ",".join(padded_inputs)),
         RaiseIdioms(),
         ExpandLosses(),
         SplitMeans(),
@@ -139,7 +147,13 @@ def compile_capture(
         if after is not None:
             after(name, module)
 
-    manager = PassManager(pipeline(plan, delay_reductions=options.delay_reductions, floats=options.floats), watch)
+    steps = pipeline(
+        plan,
+        delay_reductions=options.delay_reductions,
+        floats=options.floats,
+        padded_inputs=options.padded_inputs,
+    )
+    manager = PassManager(steps, watch)
     progress("passes")
     if after is not None:
         after(CAPTURED, module)

@@ -16,14 +16,17 @@ from torch import nn
 from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall, bind_call
+from ..frontend.dynamic_dims import DynamicDims, DynamicSpec
 from ..runtime import nan_watch
 from ..runtime.addends import Addends
 from ..runtime.autograd import Accumulation
 from ..runtime.philox import RandomState
 from ..runtime.process_session import ProcessRank
 from ..runtime.program import Program
+from ..runtime.symbolic import range_text
 from .distribution import check_same_inputs, processes
 from .draws import Draws
+from .dynamic_sizes import Found
 from .held import Holder
 from .local_parts import with_parts
 from .optimizers import note_waiting
@@ -31,6 +34,8 @@ from .variants import Key, Variant, key_of, make_variant
 
 PLAN_ATTRIBUTE = "__stretto_plan__"
 """Where a compiled class keeps its plan."""
+DYNAMIC_ATTRIBUTE = "__stretto_dynamic__"
+"""Where it keeps which dims of its inputs are dynamic."""
 MAX_VARIANTS = 32
 """Programs kept for one model; beyond it the one that was not called for longest goes, with its threads."""
 
@@ -41,10 +46,13 @@ _tracing: ContextVar[bool] = ContextVar("stretto_tracing", default=False)
 class CompiledModule:
     """The programs of one model. It does not hold the model, which is given at every call."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, dynamic: DynamicSpec | None = None) -> None:
         self._plan = plan
+        self._dims = DynamicDims.of(dynamic)
         self._holder = Holder()
         self._variants: OrderedDict[Key, Variant] = OrderedDict()
+        self._with_sizes: dict[Key, list[Variant]] = {}
+        """Those whose programs have named sizes, by what their calls have in common."""
         self._addends = Addends()
         self._delays = False
         self.draws = Draws()
@@ -88,14 +96,42 @@ class CompiledModule:
     def _add(self, key: Key, model: nn.Module, call: BoundCall) -> Variant:
         began = time.perf_counter()
         why = "first call" if not self._variants else f"{key.differs_in(next(reversed(self._variants)))} changed"
-        with _trace():
-            variant = make_variant(model, call, key, self._plan)
+        sizes = self._dims.in_call(call)
+        family = self._with_sizes.setdefault(key.without(sizes), []) if sizes else []
+        values = {name: each.size for name, each in sizes.items()}
+        made = next(filter(None, (each.bound(call, values) for each in family)), None)
+        what = f"bound to {_listed(values)}"
+        if made is None:
+            with _trace():
+                inside = {name: each for name, each in sizes.items() if each.range.holds(each.size)}
+                made, found = make_variant(model, call, key, self._plan, inside, tuple(self._dims.dims))
+            what = "compiled"
+            if found is not None:
+                what += f" {found.compilations} times"
+                why += _told(found)
+            if made.program.symbolic is not None:
+                family.append(made)
+        self._keep(key, made)
+        seconds = time.perf_counter() - began
+        _log.info("%s %s (%s) in %.3g s: %s", type(model).__name__, what, key.mode, seconds, why)
+        return made
+
+    def _keep(self, key: Key, variant: Variant) -> None:
         self._variants[key] = variant
         if len(self._variants) > MAX_VARIANTS:
             self._variants.popitem(last=False)
-        seconds = time.perf_counter() - began
-        _log.info("%s compiled (%s) in %.1f s: %s", type(model).__name__, key.mode, seconds, why)
-        return variant
+
+
+def _told(found: Found) -> str:
+    """For which sizes a program holds, or why for its own alone."""
+    if found.symbolic is None:
+        return f"; every size is compiled for itself, because {found.why_not}"
+    ranges = [f"{each.name} {range_text(each.low, each.high)}" for each in found.symbolic.names]
+    return f"; for {', '.join([*ranges, *found.symbolic.guards])}"
+
+
+def _listed(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
 _compiled: weakref.WeakKeyDictionary[nn.Module, CompiledModule] = weakref.WeakKeyDictionary()
@@ -106,7 +142,9 @@ def compiled_module(model: nn.Module) -> CompiledModule:
     """What Stretto keeps for a model of a compiled class."""
     found = _compiled.get(model)
     if found is None:
-        found = _compiled[model] = CompiledModule(getattr(type(model), PLAN_ATTRIBUTE))
+        found = _compiled[model] = CompiledModule(
+            getattr(type(model), PLAN_ATTRIBUTE), getattr(type(model), DYNAMIC_ATTRIBUTE, None)
+        )
     return found
 
 

@@ -19,31 +19,34 @@ from torch import nn
 
 from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
-from .compiled_module import PLAN_ATTRIBUTE, compiled_module, is_tracing
+from ..frontend.dynamic_dims import DynamicDims, DynamicSpec
+from .compiled_module import DYNAMIC_ATTRIBUTE, PLAN_ATTRIBUTE, compiled_module, is_tracing
 from .distribution import place_parameters
 from .plan_source import PlanSource, find_plan
 
 M = TypeVar("M", bound=nn.Module)
 Weights = str | Path | None
 """Where to read a model's weights, if not from the model."""
+Dynamic = DynamicSpec | None
+"""Which dims of the inputs differ from call to call."""
 _WEIGHTS = "__stretto_weights__"
 _PLACES = "__stretto_places__"
 """Marks an `__init__` that places the parameters when it is the outermost one."""
 
 
 @overload
-def compile(*, plan: PlanSource, weights: Weights = None) -> Callable[[type[M]], type[M]]: ...
+def compile(*, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> Callable[[type[M]], type[M]]: ...
 
 
 @overload
-def compile(target: type[M], /, *, plan: PlanSource, weights: Weights = None) -> type[M]: ...
+def compile(target: type[M], /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> type[M]: ...
 
 
 @overload
-def compile(target: M, /, *, plan: PlanSource, weights: Weights = None) -> M: ...
+def compile(target: M, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> M: ...
 
 
-def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None) -> Any:
+def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> Any:
     """Run a model under a plan: `@stretto.compile(plan=...)` on its class, or `stretto.compile(model, plan=...)`.
 
     Ranks are threads of this process, or the processes that torchrun started; then parameters become DTensors, right
@@ -54,27 +57,34 @@ def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None)
     `weights` is a safetensors file, or a folder of them, that the model is filled from: each process reads its own part
     alone, and parameters may be on the meta device until then (see `meta_parameters`).
 
-    Raises PlanError, StrettoError E0601 for what is no model, and at calls what capture and passes raise.
+    `dynamic` names sizes that differ from call to call, as in `{"tokens": {0: "batch", 1: ("seq", 2, 512)}}`: calls
+    that differ in them alone share a program, and the batch need not divide by its ranks (docs/dynamic-sizes.md).
+    Dims that `torch._dynamo.mark_dynamic` has marked are so too.
+
+    Raises PlanError, StrettoError E0601 for what is no model, CaptureError E0240 for what names no dims, and at calls
+    what capture and passes raise.
 
     >>> model = compile(nn.Linear(4, 4), plan="mesh (tp=2)")
     >>> isinstance(model, nn.Linear), list(model.state_dict())
     (True, ['weight', 'bias'])
     """
     if target is None:
-        return functools.partial(_compile_class, plan=plan, weights=weights)
+        return functools.partial(_compile_class, plan=plan, weights=weights, dynamic=dynamic)
     if isinstance(target, type):
-        return _compile_class(target, plan=plan, weights=weights)
+        return _compile_class(target, plan=plan, weights=weights, dynamic=dynamic)
     if isinstance(target, nn.Module):
-        return _compile_model(target, find_plan(plan), weights)
+        return _compile_model(target, find_plan(plan), weights, dynamic)
     raise _no_model(target)
 
 
-def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None) -> type[M]:
+def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> type[M]:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise _no_model(cls)
     found = find_plan(plan, _folder_of(cls))
     type.__setattr__(cls, "__call__", _call_of(cls))
+    DynamicDims.of(dynamic)
     type.__setattr__(cls, PLAN_ATTRIBUTE, found)
+    type.__setattr__(cls, DYNAMIC_ATTRIBUTE, dynamic)
     for name, member in _additions(cls).items():
         type.__setattr__(cls, name, member)
     type.__setattr__(cls, _WEIGHTS, weights)
@@ -83,12 +93,13 @@ def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None) -
     return cls
 
 
-def _compile_model(model: M, plan: Plan, weights: Weights) -> M:
+def _compile_model(model: M, plan: Plan, weights: Weights, dynamic: Dynamic) -> M:
+    DynamicDims.of(dynamic)
     place_parameters(model, plan, weights)
-    return _second_face(model, plan)
+    return _second_face(model, plan, dynamic)
 
 
-def _second_face(model: M, plan: Plan) -> M:
+def _second_face(model: M, plan: Plan, dynamic: Dynamic) -> M:
     """An object with the attributes of `model`, one dict for both, whose calls are compiled."""
     base = type(model)
     members = {
@@ -99,6 +110,7 @@ def _second_face(model: M, plan: Plan) -> M:
         **_additions(base),
         "__reduce_ex__": functools.partialmethod(_reduced, base),
         PLAN_ATTRIBUTE: plan,
+        DYNAMIC_ATTRIBUTE: dynamic,
     }
     face = types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(members))
     return cast(M, _sharing(face, model))
@@ -113,7 +125,7 @@ def _sharing(cls: type[nn.Module], model: nn.Module) -> nn.Module:
 
 def _reduced(face: nn.Module, base: type[nn.Module], protocol: Any) -> Any:
     """For pickle and copy: the model as its own class has it, and how to compile it again."""
-    return _second_face, (_sharing(base, face), getattr(face, PLAN_ATTRIBUTE))
+    return _second_face, (_sharing(base, face), getattr(face, PLAN_ATTRIBUTE), getattr(face, DYNAMIC_ATTRIBUTE))
 
 
 def _call_of(cls: type[nn.Module]) -> Callable[..., Any]:

@@ -1,10 +1,10 @@
 """One program for many sizes: compile a call for a few of them, and find what in the program follows from them.
 
-Torch says for which sizes the captured graph is the same (`frontend/size_guards.py`). Then the call is compiled for its
-own sizes and for two or three others, far from them, by the same passes as ever; where those programs are the same but
-for numbers that expressions of the sizes tell (`backends/fit_sizes.py`), the program holds for all sizes like these. The
-last of them is not used to find the expressions that it confirms. Where anything differs, every size is compiled for
-itself, and the first difference is told.
+Torch says for which sizes the captured graph is the same (`frontend/size_guards.py`). Then the call is compiled for
+its own sizes and for two or three others by the same passes as ever; where those programs are the same but for numbers
+that expressions of the sizes tell (`backends/fit_sizes.py`), the program holds for all sizes like these. The last of
+them is not used to find the expressions that it confirms. Where anything differs, every size is compiled for itself,
+and the first difference is told.
 
 Whether ranks can share a dim evenly is part of the program: a batch that dp divides and one that it does not have
 each their own. Dims that no input is cut by are tried without that condition first.
@@ -17,23 +17,23 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import prod
 
-from torch import nn
-
-from ..backends.fit_sizes import Differs, distinguishes, fit
+from ..backends.fit_sizes import Differs, distinguishes, fit, sizes_text
 from ..frontend.call import BoundCall
-from ..frontend.captured import Mode
 from ..frontend.dynamic_dims import CalledSize, resized
-from ..frontend.size_guards import NotSymbolic, SizeGuards, size_guards
+from ..frontend.size_guards import NotSymbolic, SizeGuards
 from ..runtime.program import Program
 from ..runtime.sizes import holds
 from ..runtime.symbolic import NamedSize, Symbolic
 from .compile_program import Compiled
 
 Sizes = Mapping[str, int]
-_FAR = (3, 5, 7, 2, 9)
+Multiples = tuple[float, ...]
+_FAR: Multiples = (2.0, 3.0, 5.0, 4.0, 7.0)
 """Samples are looked for around these multiples of the call's sizes: near values are told by too many expressions."""
+_CLOSE: Multiples = (1.0, 1.0, 0.5, 1.5)
+"""Around these where passes choose otherwise for sizes that are far away; what is found there is always confirmed."""
 _NEAR = 24
-"""How far around them; and how many values a size is tried with, at most, are these times the multiples."""
+"""How many values of each size are tried there, where there is one size; fewer of each where there are more."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,18 @@ class Found:
 
 
 def find_sizes(
-    model: nn.Module,
     call: BoundCall,
     sizes: Mapping[str, CalledSize],
-    mode: Mode,
+    guards: Callable[[], SizeGuards],
     first: Compiled,
     compiled: Callable[[BoundCall], Compiled],
 ) -> Found:
     """What of the program `first`, made of this call, follows from its named sizes; `compiled` makes it for others."""
     try:
-        guards = size_guards(model, call, sizes, mode=mode)
+        found = guards()
     except NotSymbolic as error:
         return Found(None, str(error))
-    return _Search(call, sizes, guards, first, compiled).run()
+    return _Search(call, sizes, found, first, compiled).run()
 
 
 class _Search:
@@ -73,53 +72,61 @@ class _Search:
         compiled: Callable[[BoundCall], Compiled],
     ) -> None:
         self._call = call
-        self._own = {name: each.size for name, each in sizes.items()}
+        self._fixed = {n: each.size for n, each in sizes.items() if f"{n} == {each.size}" in guards.conditions}
+        self._same = _equal_names(sizes, guards.conditions)
+        free = [name for name in sizes if name not in self._fixed and name not in self._same]
+        self._own = {name: sizes[name].size for name in free}
         self._sizes = sizes
         self._guards = guards
         self._parts = _part_counts(first.program)
-        self._cut = {name: _shares_of(first.program, each) for name, each in sizes.items()}
+        self._cut = {name: _shares_of(first.program, sizes[name]) for name in self._own}
         self._compile = compiled
+        self._multiples = _FAR
         self._made: list[tuple[Sizes, Compiled]] = [(self._own, first)]
 
     def run(self) -> Found:
         """Samples with the conditions that are known to be needed; where these differ, with all that may be."""
+        if not self._own:
+            return Found(None, f"the model itself fixes {', '.join(self._fixed)}")
         why = ""
-        for shares in (self._cut, dict.fromkeys(self._own, self._parts)):
-            conditions = (*self._guards.conditions, *_evenness(self._own, shares))
+        anyhow = dict.fromkeys(self._own, self._parts)
+        for shares, multiples in ((self._cut, _FAR), (anyhow, _FAR), (anyhow, _CLOSE)):
+            self._multiples = multiples
             try:
-                found = self._symbolic(conditions, shares)
+                found = self._symbolic((*self._guards.conditions, *_evenness(self._own, shares)))
             except (Differs, _NoSample) as error:
                 why = why or str(error)
-                if shares == dict.fromkeys(self._own, self._parts):
-                    break
-                continue
-            return Found(found, "", len(self._made))
+            else:
+                return Found(found, "", len(self._made))
         return Found(None, why, len(self._made))
 
-    def _symbolic(self, conditions: tuple[str, ...], shares: Mapping[str, Sequence[int]]) -> Symbolic:
-        """Fit three programs, one of them of sizes that share unlike the call's wherever they may; try it on a fourth."""
+    def _symbolic(self, conditions: tuple[str, ...]) -> Symbolic:
+        """Fit three programs, one of sizes that are shared unlike the call's where they may; try on a fourth."""
         loose = self._sample(conditions, lambda sizes: -_likeness(self._own, sizes, self._parts))
         strict = self._sample(conditions, lambda sizes: _likeness(self._own, sizes, self._parts), loose)
         samples = [self._own, loose, strict]
-        programs = [self._program(each) for each in samples]
+        programs = []
+        for each in samples:
+            programs.append(self._program(each))
+            _refuse_other_ops(programs[0].program, programs[-1].program, each)
         body = fit([each.program.to_json() for each in programs], samples, self._parts, "program")
         reference = fit([each.program.reference for each in programs], samples, (), "reference")
         if any(each.capture.output_tree.leaves != programs[0].capture.output_tree.leaves for each in programs):
             raise Differs("what the forward returns beside tensors follows from the sizes")
         found = Symbolic(
-            tuple(NamedSize(name, size, *self._guards.ranges[name]) for name, size in self._own.items()),
+            tuple(NamedSize(n, size, *self._guards.ranges[n]) for n, size in self._all(self._own).items()),
             conditions,
             body.places,
             reference.places,
         )
-        if body.has_offsets or reference.has_offsets:
+        if body.has_offsets or reference.has_offsets or self._multiples is _CLOSE:
             self._confirm(found, self._sample(conditions, lambda sizes: 0, loose, strict))
         return found
 
     def _confirm(self, found: Symbolic, sizes: Sizes) -> None:
         """Bind to sizes that were not asked before, and compare with what they compile to."""
         whole = replace(self._made[0][1].program, symbolic=found)
-        bound, made = whole.bind(sizes), self._program(sizes).program
+        bound, made = whole.bind(self._all(sizes)), self._program(sizes).program
         fit([made.to_json(), bound.to_json()], [sizes, sizes], (), "program")
         fit([made.reference, bound.reference], [sizes, sizes], (), "reference")
 
@@ -127,9 +134,15 @@ class _Search:
         known = next((made for each, made in self._made if each == sizes), None)
         if known is not None:
             return known
-        made = self._compile(replace(self._call, tensors=resized(self._call, self._sizes, sizes)))
+        made = self._compile(replace(self._call, tensors=resized(self._call, self._sizes, self._all(sizes))))
         self._made.append((sizes, made))
         return made
+
+    def _all(self, sizes: Sizes) -> dict[str, int]:
+        """With the sizes that follow from these, in the order of the call."""
+        whole = {**sizes, **self._fixed}
+        whole |= {name: whole[other] for name, other in self._same.items()}
+        return {name: whole[name] for name in self._sizes}
 
     def _sample(self, conditions: Sequence[str], wish: Callable[[Sizes], int], *others: Sizes) -> dict[str, int]:
         """Sizes that hold, unlike the call's and each other's, and of such ones that `wish` gives most to."""
@@ -149,7 +162,7 @@ class _Search:
         names = list(self._own)
         if any(sizes[name] in (each[name] for each in (self._own, *others)) for name in names):
             return False
-        if len(set(sizes.values())) < len(names) or not all(holds(each, sizes) for each in conditions):
+        if len(set(sizes.values())) < len(names) or not all(holds(each, self._all(sizes)) for each in conditions):
             return False
         return len(others) != 1 or distinguishes([self._own, *others, sizes], names)
 
@@ -162,7 +175,7 @@ class _Search:
     def _values(self, name: str, turn: int) -> list[int]:
         """Values of one size to try: around a multiple of the call's, kept in its range."""
         low, high = self._guards.ranges[name]
-        centre = self._own[name] * _FAR[turn % len(_FAR)] + turn + 1
+        centre = int(self._own[name] * self._multiples[turn % len(self._multiples)]) + turn + 1
         if high is not None and centre + 4 > high:
             centre = low + (high - low) * (turn % 3 + 1) // 4
         near = range(max(low, centre - 3), centre + _NEAR // len(self._own))
@@ -171,6 +184,26 @@ class _Search:
 
 class _NoSample(Exception):
     """No sizes to compare with; says which were asked for."""
+
+
+def _equal_names(sizes: Mapping[str, CalledSize], conditions: Sequence[str]) -> dict[str, str]:
+    """The names that conditions say are equal to a name before them, each with the first of its equals."""
+    found: dict[str, str] = {}
+    for name, other in combinations(sizes, 2):
+        if f"{name} == {other}" in conditions or f"{other} == {name}" in conditions:
+            found[other] = found.get(name, name)
+    return found
+
+
+def _refuse_other_ops(program: Program, other: Program, sizes: Sizes) -> None:
+    """Raise Differs where two programs are not the same instructions, before more is compiled."""
+    for name, function in program.functions.items():
+        ops = [each.op for each in function.code]
+        others = [each.op for each in other.functions[name].code] if name in other.functions else []
+        if ops != others:
+            at = next((i for i, pair in enumerate(zip(ops, others, strict=False)) if len(set(pair)) > 1), len(others))
+            pair = [(each[at:] or ["none"])[0] for each in (others, ops)]
+            raise Differs(f'instruction {at} of "{name}" is {pair[0]} at {sizes_text(sizes)}, and {pair[1]} now')
 
 
 def _part_counts(program: Program) -> tuple[int, ...]:

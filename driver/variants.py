@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from ..dsl.plan import Plan
 from ..frontend.call import BoundCall
 from ..frontend.capture import capture_call
 from ..frontend.captured import CaptureError, Mode, OutputTree
+from ..frontend.dynamic_dims import CalledSize
 from ..frontend.precision import check_parameters, compute_dtype
+from ..frontend.size_guards import size_guards
 from ..runtime.autograd import Accumulation, run
 from ..runtime.interface import Session
 from ..runtime.process_session import ProcessRank
@@ -24,6 +27,7 @@ from ..runtime.program import Program
 from ..runtime.session import RankThreads
 from .compile_program import Compiled, Options, compile_capture
 from .distribution import check_same_inputs, global_shapes, processes
+from .dynamic_sizes import Found, find_sizes
 from .held import Held
 from .remarks import is_warning, remarks_of, warning_text
 
@@ -55,6 +59,15 @@ class Key:
     def differs_in(self, other: Key) -> str:
         """The names of what differs, for a log."""
         return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
+
+    def without(self, sizes: Mapping[str, CalledSize]) -> Key:
+        """What calls that differ in these sizes alone have in common."""
+        places = {place for each in sizes.values() for place in each.places}
+        inputs = tuple(
+            (torch.Size([-1 if (at, dim) in places else n for dim, n in enumerate(shape)]), dtype)
+            for at, (shape, dtype) in enumerate(self.inputs)
+        )
+        return replace(self, inputs=inputs)
 
 
 def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
@@ -117,24 +130,54 @@ class Variant:
                 held.buffers[name].copy_(value)
         return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
 
+    def bound(self, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
+        """The same for other sizes of a call, where its program holds for them."""
+        symbolic = self.program.symbolic
+        if symbolic is None or symbolic.refusal(sizes):
+            return None
+        return Variant(_session(self.program.bind(sizes), call), self.tree, self.constant)
 
-def make_variant(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Variant:
+
+def make_variant(
+    model: nn.Module,
+    call: BoundCall,
+    key: Key,
+    plan: Plan,
+    sizes: Mapping[str, CalledSize],
+    padded: tuple[str, ...],
+) -> tuple[Variant, Found | None]:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
-    Raises what capture and passes raise, and RunError E0352, E0353 or StrettoError E0603 where processes disagree.
+    Where some of its sizes are dynamic, the program has these by name, or it is said why not; inputs that are `padded`
+    need not divide by their ranks. Raises what capture and passes raise, and RunError E0352, E0353 or
+    StrettoError E0603 where processes disagree.
     """
     with global_shapes(model, call) as plain:
-        compiled = _compiled(model, plain, key, plan)
+        compiled = _compiled(model, plain, key, plan, padded)
+        program, found = compiled.program, None
+        if sizes:
+            guards = partial(size_guards, model, plain, sizes, mode=compiled.capture.mode, compute=compute_dtype(plan))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PlanWarning)
+                found = find_sizes(
+                    plain, sizes, guards, compiled, lambda other: _compiled(model, other, key, plan, padded)
+                )
+            program = replace(program, symbolic=found.symbolic)
     constant = frozenset(compiled.capture.constant)
+    return Variant(_session(program, call), compiled.capture.output_tree, constant), found
+
+
+def _session(program: Program, call: BoundCall) -> Session:
+    """The ranks that are there, with a program; `call` is its first."""
     if processes() == 1:
-        return Variant(RankThreads(compiled.program), compiled.capture.output_tree, constant)
-    session = ProcessRank(compiled.program)
+        return RankThreads(program)
+    session = ProcessRank(program)
     check_same_inputs(call, session.world)
-    return Variant(session, compiled.capture.output_tree, constant)
+    return session
 
 
-def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Compiled:
-    options = Options(mode=key.mode, keep_weights=False, delay_reductions=key.delayed)
+def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan, padded: tuple[str, ...]) -> Compiled:
+    options = Options(mode=key.mode, keep_weights=False, delay_reductions=key.delayed, padded_inputs=padded)
     check_parameters(model, plan)
     compute = compute_dtype(plan)
     try:
@@ -143,7 +186,7 @@ def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan) -> Compil
         if error.code != "E0215":
             raise
         # As in eager mode, a result without a gradient is no error before somebody asks for one.
-        options = Options(mode=Mode.INFER, keep_weights=False)
+        options = Options(mode=Mode.INFER, keep_weights=False, padded_inputs=padded)
         captured = capture_call(model, call, mode=Mode.INFER, compute=compute)
     with _neutral():
         compiled = compile_capture(captured, model, plan, options)

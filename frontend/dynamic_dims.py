@@ -72,6 +72,8 @@ class DynamicDims:
         found: dict[str, CalledSize] = {}
         for name, dims in self.dims.items():
             if name not in call.names:
+                if _may_be_given(name, call):
+                    continue
                 raise _no_input(name, call)
             at = call.names.index(name)
             for dim, range_ in dims.items():
@@ -93,6 +95,13 @@ class DynamicDims:
                 low, high = next(((each.min, each.max) for each in ranges if each.dim == dim), (None, None))
                 made = SizeRange(_plain(f"{name}_{dim}"), max(SMALLEST, low or 0), high)
                 self.dims.setdefault(name, {}).setdefault(dim, made)
+
+
+def _may_be_given(name: str, call: BoundCall) -> bool:
+    """Whether a call may leave the input out, as this one does."""
+    parameters = call.signature.parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return takes_any or name.partition("[")[0].partition(".")[0] in parameters
 
 
 def resized(call: BoundCall, sizes: Mapping[str, CalledSize], values: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
@@ -141,10 +150,10 @@ def _unreadable(spec: object) -> CaptureError:
 
 
 def _no_input(name: str, call: BoundCall) -> CaptureError:
-    near = difflib.get_close_matches(name, call.names, 1)
+    near = difflib.get_close_matches(name, [*call.signature.parameters, *call.names], 1)
     return CaptureError(
         "E0241",
-        f'dims of the input "{name}" are to be dynamic, and the call has no such tensor',
+        f'dims of the input "{name}" are to be dynamic, and the model takes no such tensor',
         expected=f"one of {', '.join(call.names)}",
         help=f'did you mean "{near[0]}"?' if near else "",
     )

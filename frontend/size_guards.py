@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from .call import BoundCall
 from .captured import Mode
-from .dynamic_dims import SMALLEST, CalledSize
+from .dynamic_dims import CalledSize
 from .joint import trace_symbolically
 from .trace_errors import quiet_torch
 from .traced import TracedModel
@@ -39,16 +39,22 @@ class SizeGuards:
 
 
 def size_guards(
-    model: nn.Module, call: BoundCall, sizes: Mapping[str, CalledSize], *, mode: Mode
+    model: nn.Module,
+    call: BoundCall,
+    sizes: Mapping[str, CalledSize],
+    *,
+    mode: Mode,
+    compute: torch.dtype | None = None,
 ) -> SizeGuards:
     """What the graph of this call asks of its named sizes. Raises NotSymbolic."""
     marked = {place for each in sizes.values() for place in each.places}
     with quiet_torch():
         try:
-            graph, env = trace_symbolically(TracedModel(model, call, mode, loss_only=False), call.tensors, mode, marked)
+            module = TracedModel(model, call, mode, loss_only=False, compute=compute)
+            inputs, env = trace_symbolically(module, call.tensors, mode, marked)
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, LookupError) as error:
             raise NotSymbolic(f"torch does not trace the model with symbols: {str(error).strip():.200}") from None
-    return _Conditions(graph, env, sizes).found()
+    return _Conditions(inputs, env, sizes).found()
 
 
 class _Conditions:
@@ -68,7 +74,7 @@ class _Conditions:
         if self._env.deferred_runtime_asserts:
             raise NotSymbolic("the model relies on conditions on values, which are known only as it runs")
         for guard in self._env.guards:
-            self._add(guard.expr)
+            self._add(self._env.replace(guard.expr))
         for symbol, name in self._names.items():
             bounds = self._env.var_to_range.get(symbol)
             if bounds is not None:

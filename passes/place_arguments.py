@@ -9,7 +9,7 @@ of the batch. Needs: names in `aten.argument`.   Keeps: values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +32,9 @@ class PlaceArguments(Pass):
     name: ClassVar[str] = "place-arguments"
     plan: Plan
     """The plan; its parameter, input and activation statements are used."""
+    padded_inputs: str = ""
+    """Inputs, with commas between, whose ranks get padded chunks where they cannot share them evenly; others are
+    refused (E0401)."""
 
     def run(self, module: Module) -> Report:
         module.mesh = self.plan.mesh.axes
@@ -40,7 +43,7 @@ class PlaceArguments(Pass):
         types = [from_mlir(a.type) for a in entry(main).arguments]
         shardings = _parameters(self.plan, records, types)
         parameters: dict[int, Mapping[str, int]] = {i: each.dims for i, each in shardings.items()}
-        inputs = _input_dims(self.plan, records, types)
+        inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
         dims = parameters | inputs
         for i, argument in enumerate(entry(main).arguments):
             by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
@@ -68,7 +71,9 @@ def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> d
     return dict(zip(indices, resolve_parameters(plan, infos), strict=True))
 
 
-def _input_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:
+def _input_dims(
+    plan: Plan, records: list[Record], types: list[TensorType], padded: Sequence[str]
+) -> dict[int, Mapping[str, int]]:
     """The dims by which inputs are cut; an input whose first dim is not the batch's size stays whole."""
     indices = _inputs(records)
     batch = next((types[i].shape[0] for i in indices if types[i].shape), None)
@@ -76,7 +81,8 @@ def _input_dims(plan: Plan, records: list[Record], types: list[TensorType]) -> d
     found = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in cut}) if cut else {}
     dims = {i: found[records[i]["name"]] for i in cut}
     for i, by_axis in dims.items():
-        _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
+        if records[i]["name"] not in padded:
+            _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
     return dict(dims)
 
 

@@ -109,9 +109,7 @@ def bound_outputs(outputs: tuple[Output, ...], places: Places, sizes: Mapping[st
     return _bound_each(outputs, _inside(places, "outputs"), sizes, Output.from_json, "program.json.outputs")
 
 
-def bound_functions(
-    functions: Mapping[str, Function], places: Places, sizes: Mapping[str, int]
-) -> dict[str, Function]:
+def bound_functions(functions: Mapping[str, Function], places: Places, sizes: Mapping[str, int]) -> dict[str, Function]:
     """The functions for other sizes; an instruction without one is the very same."""
     found = dict(functions)
     for name, inner in _inside(places, "functions").items():
