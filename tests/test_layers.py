@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "diagnostics": set(),
     "dsl": {"diagnostics"},
+    "schedules": {"diagnostics", "dsl"},
     "runtime": {"diagnostics"},
     "ir": {"diagnostics", "dsl"},
     "frontend": {"diagnostics", "dsl", "ir"},
     "passes": {"diagnostics", "dsl", "ir"},
     "backends": {"diagnostics", "dsl", "ir", "runtime"},
-    "driver": {"diagnostics", "dsl", "ir", "frontend", "passes", "backends", "runtime", "."},
+    "driver": {"diagnostics", "dsl", "schedules", "ir", "frontend", "passes", "backends", "runtime", "."},
 }
 """The folders that a folder may import beside itself; "." is the root, of which only the version is taken."""
 

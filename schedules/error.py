@@ -1,0 +1,24 @@
+"""The error of a schedule: one that is not defined for the numbers given, or that could not run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from ..diagnostics import StrettoError
+
+
+class ScheduleCode(StrEnum):
+    """Every code that a schedule can raise; `docs/errors.md` has a line for each."""
+
+    UNKNOWN_SCHEDULE = "E0440"
+    NOT_DEFINED = "E0441"
+    BAD_COSTS = "E0442"
+    DEADLOCK = "E0720"
+    TOO_EARLY = "E0721"
+    OVER_CAP = "E0722"
+    NO_SUCH_TASK = "E0723"
+    NOT_COMPLETE = "E0724"
+
+
+class ScheduleError(StrettoError):
+    """A schedule that is not there, or cannot run; `code` is one of `ScheduleCode`."""

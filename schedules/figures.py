@@ -1,0 +1,81 @@
+"""What a schedule costs: makespan, the two bubbles, and the activations that each rank holds at its peak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .costs import Costs
+from .schedule import Kind, Schedule
+from .simulate import Timeline, simulate
+
+
+class Measure(StrEnum):
+    """By what one schedule is better than another."""
+
+    MAKESPAN = "makespan"
+    SPAN = "span"
+    """The longest span of a rank; see `Figures`."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one schedule under some costs.
+
+    Papers differ in what a bubble is. By makespan: the share of the time from the first task to the last of all ranks
+    that a rank does not work. By span: the same of the longest time from a rank's own first task to its own last; so
+    ranks may start the next step at different times, which needs an optimizer that does not wait for all ranks.
+    """
+
+    makespan: float
+    longest_span: float
+    bubble_by_makespan: float
+    bubble_by_span: float
+    peaks: tuple[float, ...]
+    """For each rank, in activations of one microbatch on all that a rank holds."""
+
+    def by(self, measure: Measure) -> tuple[float, float]:
+        """The time that a measure looks at, then the other one."""
+        both = (round(self.makespan, 9), round(self.longest_span, 9))
+        return both if measure == Measure.MAKESPAN else (both[1], both[0])
+
+    @property
+    def peak(self) -> float:
+        """Of the rank that holds most."""
+        return max(self.peaks)
+
+
+def figures(schedule: Schedule, costs: Costs, timeline: Timeline | None = None) -> Figures:
+    """Measure a schedule; `timeline` where it was simulated with these costs before. Raises as `simulate` does."""
+    times = timeline or simulate(schedule, costs)
+    work = max(_work(schedule, costs, rank) for rank in range(schedule.ranks))
+    makespan, span = times.makespan, max(times.spans)
+    return Figures(makespan, span, 1 - work / makespan, 1 - work / span, peaks(schedule, costs.kept))
+
+
+def _work(schedule: Schedule, costs: Costs, rank: int) -> float:
+    durations, tasks = costs.durations(schedule.chunks), schedule.order[rank]
+    work = sum(durations[task.kind] for task in tasks)
+    if not schedule.overlapped:
+        return work
+    pairs = sum(task in schedule.overlapped for task in tasks)
+    return work + pairs * (costs.pair(schedule.chunks) - durations[Kind.F] - durations[Kind.BW])
+
+
+def peaks(schedule: Schedule, kept: float = 1.0) -> tuple[float, ...]:
+    """The most activations that each rank holds, in those of one microbatch on all that a rank holds.
+
+    A forward's are there from its start; those that W does not read (1 - `kept`) until the end of B, the others until
+    the end of W. Without a backward they are gone at the end of the forward.
+    """
+    frees = (0.0, 1.0 - kept, kept, 1.0) if schedule.has_backward else (1.0, 0.0, 0.0, 0.0)
+    found = []
+    for tasks in schedule.order:
+        held = peak = 0.0
+        for task in tasks:
+            if task.kind == Kind.F:
+                held += 1.0
+                peak = max(peak, held)
+            held -= frees[task.kind]
+        found.append(round(peak / schedule.chunks, 9))
+    return tuple(found)
