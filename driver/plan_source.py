@@ -11,7 +11,7 @@ from ..dsl.plan import Plan
 PlanSource = str | os.PathLike[str] | Plan
 """A `Plan`, the path of a plan file, or the text of a plan."""
 
-_TEXT = re.compile(r"\s*mesh\s*\(|.*\n", re.DOTALL)
+_TEXT = re.compile(r"\s*mesh[\s(]|.*\n", re.DOTALL)
 """A string that names no file is a plan's text when it has more than one line, or starts with the mesh."""
 
 

@@ -82,6 +82,11 @@ def match(pattern: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if matches(pattern, name))
 
 
+def _generic(name: str) -> str:
+    """A name with `*` for each of its numbers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
 def nearest_patterns(pattern: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
     """At most `count` patterns like `pattern` that do match, found by comparing the ends of names of equal depth.
 
@@ -93,7 +98,8 @@ def nearest_patterns(pattern: str, names: Iterable[str], count: int = 3) -> tupl
     for glob in expand(pattern)[:16]:
         wanted = glob.lstrip("*.")
         depth = wanted.count(".") + 1
-        tails = {".".join(name.split(".")[-depth:]): name for name in known}
+        named = dict.fromkeys(_generic(name) if "*" in wanted else name for name in known)
+        tails = {".".join(name.split(".")[-depth:]): name for name in named}
         for tail in get_close_matches(wanted, tails, n=count, cutoff=0.6):
             found[tail if tails[tail] == tail else f"*.{tail}"] = None
     return tuple(found)[:count]

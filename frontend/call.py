@@ -70,13 +70,19 @@ def bind_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             "E0210",
             f"{type(model).__name__}.forward cannot be called with these arguments: {error}",
             span=forward_span(model),
-            help=f"its signature is forward{signature}",
+            help=f"{_unknown(signature, kwargs)}its signature is forward{signature}",
         ) from None
     arguments = dict(bound.arguments)
     if "use_cache" in signature.parameters:
         arguments.setdefault("use_cache", False)
     arguments = {name: arguments[name] for name in signature.parameters if name in arguments}
     return _flatten(signature, arguments)
+
+
+def _unknown(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> str:
+    """The keywords that the signature does not have, for a help."""
+    unknown = [f'"{name}"' for name in kwargs if name not in signature.parameters]
+    return f"it has no argument {', '.join(unknown)}; " if unknown else ""
 
 
 def _flatten(signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCall:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from .assemble import Assembled, assemble, model_names
 from .call import BoundCall, bind_call
 from .captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
-from .checks import refuse_random_ops
+from .checks import refuse_mixed_products, refuse_random_ops
 from .joint import TracedGraphs, trace
 from .metadata import annotate
 from .own_gradients import refuse_backward_hooks
@@ -58,6 +58,8 @@ def capture_call(
                 help="return the loss without .detach() or .item(), or capture for inference",
             )
         captured = _finish(model, call, module, graphs)
+    for place in graphs.read_out:
+        module.result.effects.read_out.pop(place, None)
     module.result.effects.warn()
     return captured
 
@@ -74,6 +76,7 @@ def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: Trac
         settle_casts(graphs.joint.graph, assembled.inputs)
     _check_gradients(assembled, module.mode)
     refuse_random_ops(graphs.joint.graph)
+    refuse_mixed_products(graphs.joint.graph)
     outputs = _named_outputs(assembled.outputs, module.result.names)
     reference = reference_graph(graphs.forward, names, assembled.inputs, outputs)
     _strip(graphs.joint.graph)

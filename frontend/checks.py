@@ -8,6 +8,13 @@ from torch import fx
 from .captured import CaptureError, origin_of
 from .metadata import source_span
 
+_PRODUCTS = frozenset(
+    {
+        torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
+        torch.ops.aten.baddbmm.default, torch.ops.aten.convolution.default,
+    }
+)  # fmt: skip
+
 
 def refuse_random_ops(graph: fx.Graph) -> None:
     """Random numbers must be the same under every plan: refuse what `expand_random_ops` left. Errors: E0217."""
@@ -21,6 +28,26 @@ def refuse_random_ops(graph: fx.Graph) -> None:
                 span=source_span(node),
                 expected="a dropout, or rand, randn, randint, bernoulli and their like, without a generator",
                 help="write it with torch.rand, pass the noise in as an input, or switch it off with model.eval()",
+            )
+
+
+def refuse_mixed_products(graph: fx.Graph) -> None:
+    """A product of two dtypes fails when it runs, which tracing does not see. Errors: E0224."""
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in _PRODUCTS:
+            continue
+        values = [each.meta.get("val") for each in node.all_input_nodes]
+        found = {each.dtype for each in values if isinstance(each, torch.Tensor)}
+        if len(found) > 1:
+            path = origin_of(node).module_path
+            where = f' in module "{path}"' if path else ""
+            names = " by ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+            raise CaptureError(
+                "E0224",
+                f"forward multiplies {names}{where}",
+                span=source_span(node),
+                expected="one dtype on both sides of a matrix product",
+                help="convert the input, such as x.to(weight.dtype), or the model, such as model.double()",
             )
 
 

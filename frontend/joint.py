@@ -30,7 +30,7 @@ from . import traced
 from .captured import Mode
 from .checks import refuse_unknown_operators
 from .expand_random_ops import expand_random_ops
-from .metadata import is_users_file
+from .metadata import is_users_file, source_line
 from .regions import drop_assertions, inline_regions
 from .trace_errors import RAISED_BY_USER_CODE
 
@@ -45,6 +45,8 @@ class TracedGraphs:
     """Placeholders and the output node say what they are in `meta["desc"]`."""
     constants: dict[str, torch.Tensor]
     """Tensors that the forward makes or holds outside of parameters and buffers, by full name."""
+    read_out: frozenset[str] = frozenset()
+    """Lines ("file:line") at which the forward takes the value of a tensor into Python, and gives it to an op."""
 
 
 def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
@@ -82,6 +84,7 @@ def _trace(
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
         inline_regions(forward)
+        read_out = _read_out(forward.graph)
         drop_assertions(forward.graph)
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
@@ -95,7 +98,7 @@ def _trace(
                 _record_nn_module_stack=True,
                 _disable_torch_fn_metadata_mode=True,
             )
-    return TracedGraphs(forward, joint.graph_module, constants), fakes
+    return TracedGraphs(forward, joint.graph_module, constants, read_out), fakes
 
 
 def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:
@@ -119,6 +122,12 @@ def _copy(tensor: torch.Tensor, module: nn.Module) -> torch.Tensor:
     if fake_mode_of(module) is None:
         return tensor.detach().clone()
     return torch.empty_like(tensor, device="cpu", requires_grad=False)
+
+
+def _read_out(graph: fx.Graph) -> frozenset[str]:
+    items = graph.find_nodes(op="call_function", target=torch.ops.aten.item.default)
+    places = (source_line(node.meta.get("stack_trace") or "") for node in items)
+    return frozenset(f"{file}:{line}" for file, line in places)
 
 
 def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -6,17 +6,19 @@ the old one, which keeps its place. An attribute that is no buffer belongs to Py
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .captured import CaptureError
-from .metadata import forward_span
+from .metadata import forward_span, is_users_file
 
 _NUMBERS = (bool, int, float)
 
@@ -30,6 +32,9 @@ class SideEffects:
     kept: list[str] = field(default_factory=list)
     """Attributes that hold a tensor which they did not hold before."""
 
+    read_out: dict[str, None] = field(default_factory=dict)
+    """Lines ("file:line") at which the value of a tensor is taken into Python."""
+
     def warn(self) -> None:
         """Say what a compiled model will not do; nothing where there is nothing to say."""
         for path, (before, after) in self.counted.items():
@@ -38,11 +43,37 @@ class SideEffects:
                 " every call computes what the first one did; make it a buffer, such as torch.tensor(0)",
                 stacklevel=2,
             )
+        for place in self.read_out:
+            warnings.warn(
+                f"{place}: forward takes the value of a tensor into Python, where a compiled model has none: what is"
+                " made of it there, such as a printed line, is not made; return the tensor instead",
+                stacklevel=2,
+            )
         for path in self.kept:
             warnings.warn(
                 f'forward keeps a tensor in "{path}", which a compiled model does not: return it, or make it a buffer',
                 stacklevel=2,
             )
+
+
+class ReadOut(TorchFunctionMode):
+    """Inside, the lines are noted at which a forward calls `.item()`."""
+
+    def __init__(self, seen: SideEffects) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the function."""
+        if function is Tensor.item:
+            frame = sys._getframe(1)
+            while frame is not None and not is_users_file(frame.f_code.co_filename):
+                frame = frame.f_back  # type: ignore[assignment]
+            if frame is not None:
+                self._seen.read_out[f"{frame.f_code.co_filename}:{frame.f_lineno}"] = None
+        return function(*args, **(kwargs or {}))
 
 
 @contextmanager

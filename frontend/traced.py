@@ -15,7 +15,7 @@ from .call import PLAIN_TYPES, BoundCall
 from .captured import CaptureError, Mode, OutputTree, TensorLeaf
 from .own_gradients import derived_gradients_only
 from .precision import cast_inputs, casts_of_parameters, in_place_of_parameters
-from .side_effects import SideEffects, watched
+from .side_effects import ReadOut, SideEffects, watched
 
 MODEL_ATTRIBUTE = "_stretto_model"
 """Under this name the user's model hangs in the traced module; all names in the graph begin with it."""
@@ -62,6 +62,7 @@ class TracedModel(nn.Module):
             derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
             in_place_of_parameters(casts),
             watched(model, self.result.effects),
+            ReadOut(self.result.effects),
         ):
             result = model(*args, **kwargs)
         if self.loss_only:

@@ -78,6 +78,8 @@ class Diagnosis:
     plan: StartingPlan
     program: Program
     """The model compiled under the plan, without weights."""
+    note: str = ""
+    """Where the plan's mesh is not the one that was asked for: why."""
 
     @property
     def parameters(self) -> int:
@@ -126,14 +128,15 @@ def diagnose(job: DoctorJob) -> Diagnosis:
         bar.to("layers", 2)
         roles = roles_of(graph)
         data, tensor = (job.data, job.tensor) if roles else (job.data * job.tensor, 1)
-        data = _shared_batch(data, list(tensors.values()))
+        wanted, data = data, _shared_batch(data, list(tensors.values()))
+        note = f"dp={data} instead of {wanted}: the example's batch does not divide into {wanted} equal parts"
         title = f"a starting plan for {type(target.model).__name__}, by `stretto doctor`"
         plan = starting_plan(title, roles, infos, data, tensor)
         bar.to("compile", 3)
         program = _compiled(target, Plan.parse(plan.text), mode)
     found = tuple(_findings(infos, plan, graph))
     inputs = {name: (tuple(each.shape), dtype_name(each.dtype)) for name, each in tensors.items()}
-    return Diagnosis(job, type(target.model).__name__, inputs, found, plan, program)
+    return Diagnosis(job, type(target.model).__name__, inputs, found, plan, program, note if data != wanted else "")
 
 
 def _layers(target: Target, infos: Sequence[ParameterInfo]) -> LayerGraph:

@@ -19,6 +19,9 @@ def show_diagnosis(diagnosis: Diagnosis, written_to: str | None) -> None:
     table(("parameter", "shape", "of", "plan"), [_row(each) for each in diagnosis.findings])
     _whole(diagnosis)
     _no_rule(diagnosis)
+    if diagnosis.note:
+        say()
+        say(f"note: {diagnosis.note}")
     for each in diagnosis.warnings:
         say(warning_text(each))
     heading(f"Plan{f', written to {written_to}' if written_to else ''}")
@@ -49,7 +52,7 @@ def _whole(diagnosis: Diagnosis) -> None:
     heading("Whole on every rank")
     for why, findings in reasons.items():
         number = sum(len(each.names) for each in findings)
-        say(f"  {count_text(number, 'parameter')}: {why}")
+        say(f"  {count_text(number, 'tensor')}: {why}")
         say(f"    {', '.join(each.name for each in findings)}")
 
 

@@ -66,14 +66,14 @@ def save_checkpoint(
 
     `extra` are values that JSON can hold, such as `step=3` or `scheduler=scheduler.state_dict()`; `load_checkpoint`
     gives them back. Of a compiled model the state of its random numbers is kept too. Raises StrettoError E0508 where
-    the folder cannot be written, and where it is no checkpoint.
+    the folder cannot be written, and where it is no checkpoint, E0615 for a value that JSON cannot hold.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))
+    text = _text(model, extra)
     _join()
     partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not (path / _METADATA).exists():
         raise StrettoError("E0508", f"'{path}' is there and is no checkpoint", help="choose another name, or remove it")
-    text = json.dumps({"format": _FORMAT, "extra": extra, "random": _random_state_of(model)}, indent=1)
     state = _state_of(model, optimizer)
     try:
         if is_writer():
@@ -156,7 +156,9 @@ def _metadata(path: Path) -> Metadata:
             "E0610",
             f"'{path}' is {'a torn checkpoint: its list of contents is missing' if torn else 'no checkpoint'}",
             expected="a folder written by stretto.save_checkpoint or torch.distributed.checkpoint",
-            help="load an earlier one" if torn else "safetensors files are read by stretto.load_weights",
+            help="load an earlier one"
+            if torn
+            else "stretto.load_weights reads safetensors files, torch.load and load_state_dict what torch.save wrote",
         )
     try:
         found = FileSystemReader(path).read_metadata()
@@ -218,6 +220,21 @@ def _tensors(part: str, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
 def _few(names: list[str]) -> str:
     shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _text(model: nn.Module, extra: Mapping[str, Json]) -> str:
+    """Our file; E0615 for a value that JSON cannot hold."""
+    for name, value in extra.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise StrettoError(
+                "E0615",
+                f'"{name}" cannot be kept in a checkpoint: {error}',
+                expected="numbers, strings, None, or lists and dicts of them",
+                help="keep tensors in the model as buffers, or write them to a file of their own with torch.save",
+            ) from None
+    return json.dumps({"format": _FORMAT, "extra": extra, "random": _random_state_of(model)}, indent=1)
 
 
 def _random_state_of(model: nn.Module) -> Json:

@@ -302,3 +302,24 @@ def test_an_op_that_checks_values_is_refused() -> None:
         return torch.linalg.inv(model.linear.weight).sum() + x.sum()
 
     assert refused(body).code == "E0228"
+
+
+def test_a_product_of_two_dtypes_is_refused_where_it_stands() -> None:
+    with pytest.raises(CaptureError, match="multiplies float32 by float64") as caught:
+        capture(Written(lambda model, x: model.linear(x).sum()), (torch.ones(4, 4).double(),), {}, mode=Mode.TRAIN)
+    assert caught.value.code == "E0224" and caught.value.span is not None and caught.value.span.file == __file__
+
+
+def test_a_value_that_only_python_uses_is_warned_of_at_its_line() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        assert x.detach().norm().item() is not None
+        return model.linear(x).sum()
+
+    with pytest.warns(UserWarning, match="takes the value of a tensor into Python") as warned:
+        capture(Written(body), (torch.ones(4, 4),), {}, mode=Mode.TRAIN)
+    assert __file__ in str(warned[0].message)
+
+
+def test_an_argument_that_forward_does_not_have_is_named() -> None:
+    with pytest.raises(CaptureError, match='it has no argument "y"'):
+        capture(Written(lambda model, x: x), (), {"y": torch.ones(4, 4)}, mode=Mode.TRAIN)

@@ -122,7 +122,8 @@ def test_the_size_of_a_vocabulary_makes_no_head_and_globs_match_what_is_meant(sc
 
 
 def test_the_mesh_shares_the_batch_evenly(script: Path) -> None:
-    assert "mesh (tp=2)" in diagnose(DoctorJob(f"{script}:odd")).plan.text
+    odd = diagnose(DoctorJob(f"{script}:odd"))
+    assert "mesh (tp=2)" in odd.plan.text and "dp=1 instead of 2" in odd.note
     assert "mesh (dp=4, tp=2)" in diagnose(DoctorJob(f"{script}:chain", data=4)).plan.text
     plan = diagnose(DoctorJob(f"{EXAMPLES}/{FILES['resnet']}")).plan.text
     assert plan.splitlines()[1:] == ["mesh (dp=4)"]
@@ -134,8 +135,8 @@ def test_the_command_shows_names_reasons_and_the_plan_and_writes_it(
     target, plan = f"{script}:gated", tmp_path / "new.plan"
     assert main(["doctor", target, "-o", str(plan)]) == 0
     shown = capsys.readouterr().out
-    assert "modulation.weight" in shown and "2 parameters: what it feeds" not in shown
-    assert "1 parameter: what it feeds has other inputs too, which are not cut" in shown
+    assert "modulation.weight" in shown and "2 tensors: what it feeds" not in shown
+    assert "1 tensor: what it feeds has other inputs too, which are not cut" in shown
     assert f"stretto compile {target} --plan {plan} -o my_program" in shown
     assert plan.read_text().startswith("# a starting plan for Gated")
     assert main(["doctor", target, "--json"]) == 0

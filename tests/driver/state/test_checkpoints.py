@@ -171,3 +171,17 @@ def test_a_damaged_file_of_ours_is_a_torn_checkpoint(tmp_path: Path) -> None:
         (tmp_path / "here" / OURS).write_text(text)
         with pytest.raises(stretto.StrettoError, match=re.escape(OURS)):
             stretto.load_checkpoint(tmp_path / "here", seeded())
+
+
+def test_a_value_that_json_cannot_hold_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(stretto.StrettoError, match='"rng" cannot be kept in a checkpoint') as caught:
+        stretto.save_checkpoint(tmp_path / "never", seeded(), step=1, rng=torch.get_rng_state())
+    assert caught.value.code == "E0615" and not list(tmp_path.iterdir())
+
+
+def test_the_working_directory_itself_is_no_place_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(stretto.StrettoError, match="is there and is no checkpoint"):
+        stretto.save_checkpoint(".", seeded())
