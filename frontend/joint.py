@@ -27,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 
 from . import traced
+from .autocast import note_callers_region, switched_off
 from .captured import Mode
 from .checks import refuse_unknown_operators
 from .expand_random_ops import expand_random_ops
@@ -89,7 +90,8 @@ def _trace(
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
-        with contextlib.ExitStack() as stack:
+        note_callers_region(forward)
+        with contextlib.ExitStack() as stack, switched_off():
             joint = aot_export_joint_with_descriptors(
                 stack,
                 forward,

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx
 
+from . import autocast
 from .argument_json import encode_call
 from .assemble import Names
 from .captured import CapturedOutput, CapturedTensor, CaptureError, InputKind, OutputKind
@@ -71,6 +72,8 @@ class _Writer:
                 self._slots[node] = self._input_slot[InputKind.INPUT, self._names.inputs[index]]
             elif node.op == "get_attr":
                 self._slots[node] = self._input_slot[self._names.own(node.target)]
+            elif autocast.is_boundary(node):
+                code.append(_boundary(node))
             elif node.op == "call_function" and node.target is not operator.getitem:
                 code.append(self._instruction(node))
         return code
@@ -103,6 +106,20 @@ class _Writer:
         self._slots[node] = self._count
         self._count += 1
         return self._slots[node]
+
+
+def _boundary(node: fx.Node) -> dict[str, Any]:
+    """A region of autocast begins, in a dtype or switched off, or the innermost one ends."""
+    begins = node.target is autocast.enter
+    args = [{"dtype": str(node.args[0]).removeprefix("torch.")}, node.args[1]] if begins else []
+    return {
+        "op": f"stretto.autocast.{'begin' if begins else 'end'}",
+        "args": args,
+        "kwargs": {},
+        "out": [],
+        "free": [],
+        "loc": None,
+    }
 
 
 def _describe(tensor: CapturedTensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write out the regions that export keeps apart: `torch.no_grad`, `torch.enable_grad`, disabled autocast.
+"""Write out the regions that export keeps apart: `torch.no_grad`, `torch.enable_grad`, `torch.autocast`.
 
 Before                                              After
   %r = wrap_with_set_grad_enabled(False, @body, %x)   %d = aten.detach(%x)
@@ -6,6 +6,7 @@ Before                                              After
 
 A body under no_grad reads its arguments through `aten.detach`, so that the flat graph run under autograd has the same
 gradients; detach shares memory, so that in-place updates of buffers keep their effect.
+A body under autocast stands between calls that enter and leave the region (`autocast.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import autocast
 from .captured import CaptureError
 from .metadata import source_span
 
@@ -34,7 +36,7 @@ _ASSERTIONS = (
 def inline_regions(module: fx.GraphModule) -> None:
     """Replace every region node in `module.graph` by the nodes of its body, nested ones too.
 
-    Errors: E0223 for a region under an enabled autocast, whose casts depend on the caller's state.
+    Errors: E0223 for a region of autocast on another device than the CPU.
     """
     regions = [node for node in module.graph.nodes if node.target in (_SET_GRAD, _AUTOCAST)]
     for node in regions:
@@ -58,8 +60,19 @@ def _inline(graph: fx.Graph, owner: fx.GraphModule, node: fx.Node) -> None:
     with graph.inserting_before(node):
         for inner, argument in zip(placeholders, arguments, strict=True):
             values[inner] = _detached(graph, argument) if detached else argument
-        results = _copy_body(graph, body, values)
+        results = _copy_region(graph, body, node, values)
     _replace_results(graph, node, results)
+
+
+def _copy_region(graph: fx.Graph, body: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The body, between its boundaries where it is a region of autocast."""
+    if node.target is not _AUTOCAST:
+        return _copy_body(graph, body, values)
+    dtype, enabled = node.args[1:3]
+    region = graph.call_function(autocast.enter, (dtype or torch.bfloat16, enabled))
+    results = _copy_body(graph, body, values)
+    graph.call_function(autocast.leave, (region,))
+    return results
 
 
 def _copy_body(graph: fx.Graph, body: fx.GraphModule, values: dict[fx.Node, Any]) -> Any:
@@ -88,7 +101,7 @@ def _copy_nested(graph: fx.Graph, body: fx.GraphModule, node: fx.Node, values: M
     for inner, argument in zip(placeholders, arguments, strict=True):
         value = values[argument] if isinstance(argument, fx.Node) else argument
         nested[inner] = _detached(graph, value) if detached else value
-    return _copy_body(graph, inner_body, nested)
+    return _copy_region(graph, inner_body, node, nested)
 
 
 class _Body:
@@ -100,22 +113,23 @@ class _Body:
 
 def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool]:
     """The body of a region, its arguments, and whether they are cut off from the gradient."""
-    casting: Any = False
+    elsewhere = None
     if node.target is _SET_GRAD:
         enabled, reference, *arguments = node.args
         detached = not enabled
     else:
-        _device, _dtype, casting, _cache, reference, *arguments = node.args
-        detached = False
+        device, _dtype, casting, _cache, reference, *arguments = node.args
+        detached, elsewhere = False, device if casting and device != "cpu" else None
     assert isinstance(reference, fx.Node) and isinstance(reference.target, str)
     body = owner.get_submodule(reference.target)
     assert isinstance(body, fx.GraphModule)
-    if casting:
+    if elsewhere is not None:
         raise CaptureError(
             "E0223",
-            "the forward opens an autocast region, whose casts are not in the captured graph",
+            f'the forward opens an autocast region for "{elsewhere}", and models are captured on the CPU',
             span=next((span for span in map(source_span, body.graph.nodes) if span), None),
-            help="cast with .to(dtype) where the model needs it, or choose the dtype of the whole model",
+            expected="the device of the tensors in it",
+            help="write torch.autocast(x.device.type, dtype), with a tensor x of the model's",
         )
     return body, tuple(arguments), detached
 
@@ -149,7 +163,7 @@ def _replace_results(graph: fx.Graph, node: fx.Node, results: Any) -> None:
 
 
 def _has_effect(node: fx.Node) -> bool:
-    """In-place ops have no users and must stay."""
-    if node.op in ("placeholder", "output"):
+    """In-place ops, and the boundaries of autocast, have no users and must stay."""
+    if node.op in ("placeholder", "output") or autocast.is_boundary(node):
         return True
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 
 import torch
@@ -21,6 +21,10 @@ _RAISED_COMPLEX = {torch.complex64: torch.complex128}
 
 _RANDOM = "stretto.random.default"
 """The op of a reference that draws: its state, a tensor to be shaped as or a size, its number, a threshold or none."""
+
+
+_BEGIN, _END = "stretto.autocast.begin", "stretto.autocast.end"
+"""Around the ops of a region of autocast: a dtype and whether it is on; nothing. Raised floats are not cast by it."""
 
 
 class Promote(StrEnum):
@@ -52,14 +56,32 @@ def run_reference(
         tensor = _raised(given) if promote is Promote.FLOAT64 else given
         frame[slot] = tensor.clone() if each.kind == "buffer" else tensor
     with _default_dtype(torch.float64 if promote is Promote.FLOAT64 else torch.get_default_dtype()):
-        for instruction in reference.code:
-            _step(instruction, frame, promote)
+        _run(reference.code, frame, promote)
     outputs = [each for each in reference.outputs if each.kind == "output"]
     buffers = [each for each in reference.outputs if each.kind == "buffer"]
     return (
         [_tensor(frame[each.slot]) for each in sorted(outputs, key=lambda each: each.index)],
         {each.name: _tensor(frame[each.slot]).detach() for each in buffers},
     )
+
+
+def _run(code: Sequence[Instruction], frame: list[object], promote: Promote) -> None:
+    with ExitStack() as stack:
+        regions: list[ExitStack] = []
+        for instruction in code:
+            if instruction.op == _BEGIN:
+                dtype, enabled = instruction.args
+                regions.append(stack.enter_context(ExitStack()))
+                regions[-1].enter_context(_autocast(dtype, bool(enabled)))
+            elif instruction.op == _END:
+                regions.pop().close()
+            else:
+                _step(instruction, frame, promote)
+
+
+def _autocast(dtype: object, enabled: bool) -> torch.autocast:
+    assert isinstance(dtype, torch.dtype), "a region has a dtype"
+    return torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 
 import torch
@@ -37,7 +38,7 @@ class Net(nn.Module):
         self.autocast = autocast
 
     def forward(self, ids: Tensor) -> Tensor:
-        with torch.autocast("cpu", self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+        with nullcontext() if self.autocast is None else torch.autocast("cpu", self.autocast):
             x = self.embed(ids)
             for layer in self.layers:
                 x = layer(x)

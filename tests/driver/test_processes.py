@@ -55,3 +55,15 @@ def test_processes_drop_what_threads_drop_and_refuse_different_seeds() -> None:
     assert processes["losses"] == pytest.approx(threads["losses"], rel=1e-12, abs=0)
     assert len(set(threads["losses"])) == 3 and threads["step"] == processes["step"] == 3
     assert (threads["code"], processes["code"]) == ("", "E0609")
+
+
+def test_processes_scale_a_float16_loss_as_threads_do_and_skip_the_same_step() -> None:
+    script = SCRIPT.with_name("precision_script.py")
+    threads, processes = run("tp=2", script=script), run("tp=2", *TORCHRUN, "2", script=script)
+    assert (threads["parts"], processes["parts"]) == (False, True)
+    assert threads["dtypes"] == processes["dtypes"] == ["torch.float32", "torch.float32"]
+    assert [norm is None for _, norm, _ in threads["steps"]] == [True, False, False, False]
+    assert [scale for *_, scale in processes["steps"]] == [scale for *_, scale in threads["steps"]]
+    for ours, theirs in zip(processes["steps"], threads["steps"], strict=True):
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-3)
+        assert (ours[1] or 0.0) == pytest.approx(theirs[1] or 0.0, rel=1e-3)

@@ -129,9 +129,10 @@ def test_integers_from_a_range_wider_than_a_word_are_refused() -> None:
     assert_at(error, body, "torch.randint")
 
 
-def test_autocast_inside_the_forward_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_autocast_for_another_device_inside_the_forward_is_refused() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("xpu", dtype=torch.bfloat16):
             hidden = model.linear(x)
         return hidden.float().sum()
 
