@@ -18,6 +18,7 @@ from ..frontend.captured import Capture, InputKind, Mode
 from ..frontend.parameters import parameter_infos
 from ..frontend.precision import check_parameters, compute_dtype, effect_of_casts
 from ..frontend.to_ir import Floats, to_module
+from ..ir.formats import dtype_of
 from ..ir.interpreter import IntegerRange, infer_ranges
 from ..ir.module import Module
 from ..passes.base import Remark
@@ -161,7 +162,8 @@ def compile_capture(
     effects = [(run.name, run.report.effects) for run in manager.runs]
     remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
     progress("lower")
-    program = _program(captured, model, module, remarks, replace(options, arguments=_told(options.arguments, ranges)))
+    told = replace(options, arguments=_told(options.arguments, ranges))
+    program = _program(captured, model, module, remarks, told, _judged(captured, plan, options.floats))
     return Compiled(program, captured, tuple(manager.runs))
 
 
@@ -181,12 +183,17 @@ def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> 
 
 
 def _program(
-    captured: Capture, model: nn.Module, module: Module, remarks: Sequence[Remark], options: Options
+    captured: Capture,
+    model: nn.Module,
+    module: Module,
+    remarks: Sequence[Remark],
+    options: Options,
+    judged: torch.dtype,
 ) -> Program:
     lowered = lower_program(module)
     manifest = Manifest(
         mode=str(captured.mode),
-        dtype=dtype_name(_dtype(captured, options.floats)),
+        dtype=dtype_name(judged),
         mesh=module.mesh,
         stretto=__version__,
         torch=torch.__version__,
@@ -207,11 +214,14 @@ def _program(
     return program.validated
 
 
-def _dtype(captured: Capture, floats: Floats) -> torch.dtype:
-    """The dtype that results are judged in: the coarsest that parameters, floating inputs or any value have."""
+def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
+    """The dtype that results are judged in: the coarsest that an input or any value has, or gradients are reduced in."""
     nodes = pytree.tree_leaves([node.meta.get("val") for node in captured.graph.graph.nodes])
     values = [value.dtype for value in nodes if isinstance(value, Tensor) and value.dtype.is_floating_point]
-    found = dict.fromkeys([*(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values])
+    reduced = dtype_of(plan.precision.reduce) if plan.precision is not None and captured.mode is Mode.TRAIN else None
+    found = dict.fromkeys(
+        [*([reduced] if reduced else []), *(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values]
+    )
     return floats.of(max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
 
 

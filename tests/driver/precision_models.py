@@ -43,7 +43,7 @@ class Net(nn.Module):
             for layer in self.layers:
                 x = layer(x)
             logits = self.head(x)
-        return F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        return F.cross_entropy(logits.float().flatten(0, 1), ids.flip(1).flatten())
 
 
 def made(autocast: torch.dtype | None = None) -> tuple[Net, Tensor]:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import stretto
 import torch
+from stretto.driver.compile_program import Options, compile_program
+from stretto.frontend.to_ir import Floats
+from stretto.runtime.check import check
 from torch import Tensor, nn
 
 from .precision_models import PLANS, eager_step, gradients, largest_error, made, on_casts
@@ -52,6 +55,18 @@ def test_gradients_are_reduced_in_the_dtype_that_the_plan_says(said: str, dtype:
     assert {key for key in found if key[0] == "dp"} <= {("dp", dtype)} | losses
     assert {key for key in found if key[0] == "tp"} == {("tp", "bf16")}
     assert {each.dtype for each in gradients(model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("said", ["params fp32 compute bf16 reduce fp32", "compute fp16 reduce bf16"])
+def test_in_float64_a_plan_with_a_precision_equals_the_model(said: str) -> None:
+    model, ids = made()
+    plan = stretto.Plan.parse(f"{PLANS['dp_tp']}precision {{ {said} }}\n")
+    raised = compile_program(model, (ids,), {}, plan, Options(floats=Floats.FLOAT64)).program
+    report = check(raised)
+    assert report.passed and report.tolerance == 1e-9, report
+    as_said = compile_program(model, (ids,), {}, plan).program
+    assert as_said.manifest.dtype == ("bfloat16" if "bf16" in said else "float16")
+    assert check(as_said).tolerance is None, "sums in short floats are shown, not judged"
 
 
 def test_without_a_precision_a_short_gradient_is_reduced_as_its_parameter_is() -> None:
