@@ -215,7 +215,7 @@ def _program(
 
 
 def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
-    """The dtype that results are judged in: the coarsest that an input or any value has, or gradients are reduced in."""
+    """The dtype that results are judged in: the coarsest that a value has, or that gradients are reduced in."""
     nodes = pytree.tree_leaves([node.meta.get("val") for node in captured.graph.graph.nodes])
     values = [value.dtype for value in nodes if isinstance(value, Tensor) and value.dtype.is_floating_point]
     reduced = dtype_of(plan.precision.reduce) if plan.precision is not None and captured.mode is Mode.TRAIN else None
