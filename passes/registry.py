@@ -27,6 +27,7 @@ TABLE: dict[str, str] = {
     "raise-idioms": "RaiseIdioms",
     "raise-matmuls": "RaiseMatmuls",
     "simplify-views": "SimplifyViews",
+    "split-all-reduce": "SplitAllReduce",
     "split-means": "SplitMeans",
     "start-collectives": "StartCollectives",
 }

@@ -1,0 +1,29 @@
+"""A program in whose pipeline `split-all-reduce` stands is lowered, and its ranks compute what one device computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from stretto.driver import compile_program
+from stretto.passes.manager import Step
+from stretto.passes.split_all_reduce import SplitAllReduce
+from stretto.runtime.check import check
+
+from .checking import assert_report, compiled
+from .models import Size, gpt, plan
+from .traffic import messages
+
+
+@pytest.mark.parametrize("mesh", ["dp=2, tp=2", "tp=4"])
+def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = compile_program.pipeline
+
+    def pipeline(*args: Any, **kwargs: Any) -> list[Step]:
+        steps = usual(*args, **kwargs)
+        return [*steps[:-2], SplitAllReduce(), *steps[-2:]]
+
+    monkeypatch.setattr(compile_program, "pipeline", pipeline)
+    made = compiled(gpt(Size(layers=1)), plan("gpt", mesh))
+    assert {"reduce_scatter", "all_gather"} <= {each.kind for each in messages(made)}
+    assert_report(check(made.program))
