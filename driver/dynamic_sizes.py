@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import prod
 
+import torch
+
 from ..backends.fit_sizes import Differs, distinguishes, fit, sizes_text
 from ..frontend.call import BoundCall
 from ..frontend.dynamic_dims import CalledSize, resized
@@ -108,11 +110,10 @@ class _Search:
         programs = []
         for each in samples:
             programs.append(self._program(each))
+            _refuse_other_values(programs[0], programs[-1])
             _refuse_other_ops(programs[0].program, programs[-1].program, each)
         body = fit([each.program.to_json() for each in programs], samples, self._parts, "program")
         reference = fit([each.program.reference for each in programs], samples, (), "reference")
-        if any(each.capture.output_tree.leaves != programs[0].capture.output_tree.leaves for each in programs):
-            raise Differs("what the forward returns beside tensors follows from the sizes")
         found = Symbolic(
             tuple(NamedSize(n, size, *self._guards.ranges[n]) for n, size in self._all(self._own).items()),
             conditions,
@@ -126,7 +127,9 @@ class _Search:
     def _confirm(self, found: Symbolic, sizes: Sizes) -> None:
         """Bind to sizes that were not asked before, and compare with what they compile to."""
         whole = replace(self._made[0][1].program, symbolic=found)
-        bound, made = whole.bind(self._all(sizes)), self._program(sizes).program
+        compiled = self._program(sizes)
+        _refuse_other_values(self._made[0][1], compiled)
+        bound, made = whole.bind(self._all(sizes)), compiled.program
         fit([made.to_json(), bound.to_json()], [sizes, sizes], (), "program")
         fit([made.reference, bound.reference], [sizes, sizes], (), "reference")
 
@@ -193,6 +196,17 @@ def _equal_names(sizes: Mapping[str, CalledSize], conditions: Sequence[str]) -> 
         if f"{name} == {other}" in conditions or f"{other} == {name}" in conditions:
             found[other] = found.get(name, name)
     return found
+
+
+def _refuse_other_values(compiled: Compiled, other: Compiled) -> None:
+    """Raise Differs where what a capture fixed, beside its graph, follows from the sizes."""
+    trees = [each.capture.output_tree for each in (compiled, other)]
+    if trees[0].leaves != trees[1].leaves or trees[0].spec != trees[1].spec:
+        raise Differs("what the forward returns beside tensors follows from the sizes")
+    first, second = compiled.capture.constants, other.capture.constants
+    differing = [name for name in first if name not in second or not torch.equal(first[name], second[name])]
+    if differing or len(first) != len(second):
+        raise Differs(f"the tensor {next(iter(differing), 'constant')} that the forward makes follows from the sizes")
 
 
 def _refuse_other_ops(program: Program, other: Program, sizes: Sizes) -> None:

@@ -62,15 +62,37 @@ def trace_symbolically(
 
     Raises what torch raises where it cannot: several kinds of RuntimeError, ValueError, TypeError.
     """
-    inputs = _distinct(module, tensors, mode)
     dims = tuple(
         {dim: torch.export.Dim.AUTO for dim in range(tensor.dim()) if (at, dim) in marked}
-        for at, tensor in enumerate(inputs)
+        for at, tensor in enumerate(tensors)
     )
-    _, fakes = _trace(module, inputs, mode, (dims,))
+    with _untouched(module):
+        inputs = tuple(_memory(tensor, tensor.requires_grad and mode is Mode.TRAIN) for tensor in tensors)
+        _, fakes = _trace(module, inputs, mode, (dims,))
     [env] = {each.fake_mode.shape_env for each in fakes if isinstance(each, FakeTensor)}
     assert env is not None
     return fakes, env
+
+
+@contextlib.contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Inside, fake parameters and buffers have memory that nobody reads: beside fake ones torch makes no symbols."""
+    held: list[dict[str, Any]] = [each for part in module.modules() for each in (part._parameters, part._buffers)]
+    kept = [(names, name, each) for names in held for name, each in names.items() if isinstance(each, FakeTensor)]
+    made = {id(each): _memory(each, each.requires_grad) for _, _, each in kept}
+    for names, name, each in kept:
+        new = made[id(each)]
+        names[name] = nn.Parameter(new, each.requires_grad) if isinstance(each, nn.Parameter) else new
+    try:
+        yield
+    finally:
+        for names, name, each in kept:
+            names[name] = each
+
+
+def _memory(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    """A tensor of the same shape and dtype, whose pages stay unused as long as nobody writes to them."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=requires_grad)
 
 
 def _trace(

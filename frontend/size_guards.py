@@ -18,10 +18,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from .call import BoundCall
-from .captured import Mode
+from .captured import CaptureError, Mode
 from .dynamic_dims import CalledSize
 from .joint import trace_symbolically
-from .trace_errors import quiet_torch
+from .trace_errors import RAISED_BY_USER_CODE, quiet_torch
 from .traced import TracedModel
 
 
@@ -52,8 +52,10 @@ def size_guards(
         try:
             module = TracedModel(model, call, mode, loss_only=False, compute=compute)
             inputs, env = trace_symbolically(module, call.tensors, mode, marked)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, LookupError) as error:
-            raise NotSymbolic(f"torch does not trace the model with symbols: {str(error).strip():.200}") from None
+        except (CaptureError, *RAISED_BY_USER_CODE) as error:
+            raise NotSymbolic(
+                f"torch does not trace the model with symbols: {' '.join(str(error).split()):.200}"
+            ) from None
     return _Conditions(inputs, env, sizes).found()
 
 

@@ -160,6 +160,28 @@ def test_where_programs_differ_every_size_is_compiled_and_the_log_says_why(
     assert "every size is compiled for itself, because program.functions.main.code[0].op is 'aten." in caplog.text
 
 
+class Telling(Mlp):
+    """Scales by a number that it makes of the batch, and returns it too."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        rows = x.shape[0]
+        if y is None:
+            return super().forward(x), rows
+        return super().forward(x, y) * torch.tensor([1.0 + rows], dtype=x.dtype).sum()
+
+
+def test_a_tensor_that_a_forward_makes_of_a_size_is_not_the_first_calls() -> None:
+    plain, compiled = twins(Telling(), DP)
+    for rows in (4, 6, 8):
+        check(plain, compiled, *data(rows))
+
+
+def test_a_number_that_a_forward_returns_is_not_the_first_calls() -> None:
+    _, compiled = twins(Telling(), DP)
+    with torch.no_grad():
+        assert [compiled(data(rows)[0])[1] for rows in (4, 6)] == [4, 6]
+
+
 def test_a_saved_program_has_its_sizes_and_is_bound_without_the_model(tmp_path: Any) -> None:
     _, compiled = twins(Mlp(), DP)
     compiled(*data(8))

@@ -67,3 +67,10 @@ def test_processes_scale_a_float16_loss_as_threads_do_and_skip_the_same_step() -
     for ours, theirs in zip(processes["steps"], threads["steps"], strict=True):
         assert ours[0] == pytest.approx(theirs[0], rel=1e-3)
         assert (ours[1] or 0.0) == pytest.approx(theirs[1] or 0.0, rel=1e-3)
+
+
+def test_processes_are_bound_to_batches_that_they_cannot_share_evenly() -> None:
+    script = SCRIPT.with_name("dynamic_script.py")
+    processes = run("dp=2", *TORCHRUN, "2", script=script)
+    assert processes["losses"] == pytest.approx(processes["plain"], rel=1e-9)
+    assert processes["words"] == ["compiled", "bound", "compiled", "bound", "bound"]

@@ -9,9 +9,11 @@ import torch
 from stretto.frontend.call import BoundCall, bind_call
 from stretto.frontend.captured import CaptureError, Mode
 from stretto.frontend.dynamic_dims import DynamicDims, SizeRange, resized
+from stretto.frontend.fake_parameters import fake_parameters
 from stretto.frontend.size_guards import NotSymbolic, SizeGuards, size_guards
 from stretto.runtime.sizes import holds
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 NAMED: dict[str, Any] = {"x": {0: "batch", 1: ("seq", 2, 64)}, "y": {0: "batch"}}
 
@@ -162,3 +164,12 @@ def test_dims_of_two_names_that_must_be_equal_are_so_by_a_condition() -> None:
 def test_a_model_that_needs_plain_numbers_is_not_symbolic() -> None:
     with pytest.raises(NotSymbolic):
         guards(lambda x, y: x * int(x.shape[0] ** 0.5 * 3.7 > 2 + x.shape[1] ** 0.5))
+
+
+def test_fake_parameters_are_as_good_as_real_ones() -> None:
+    with fake_parameters():
+        model = Model(lambda x, y: x * 2 if x.shape[0] % 2 == 0 else x)
+    given = call()
+    found = size_guards(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN)
+    assert found.conditions == ("(batch % 2) == 0",)
+    assert isinstance(model.table, FakeTensor)

@@ -21,9 +21,9 @@ ALSO_ELSEWHERE = ("gpt", "llama", "gpt2")
 BY_PROCESSES = ("llama", "gpt2", "mixtral", "vit", "unet", "resnet")
 
 
-def _check(name: str, plan: str, mode: Mode) -> None:
+def _check(name: str, plan: str, mode: Mode, rows: int | None = None) -> None:
     torch.manual_seed(0)
-    program = compiled(name, plan, mode).program
+    program = compiled(name, plan, mode, rows=rows).program
     report = check(program)
     wrong = [row for row in report.rows if row.verdict is Verdict.DIFFERS]
     assert report.passed, "\n".join(map(str, wrong))
@@ -40,6 +40,13 @@ def test_every_model_trains_under_a_sharded_plan(name: str) -> None:
 @pytest.mark.parametrize(("name", "plan"), MATRIX)
 def test_every_model_is_right_under_every_plan(name: str, plan: str, mode: Mode) -> None:
     _check(name, plan, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_every_model_trains_on_a_batch_that_its_ranks_cannot_share_evenly(name: str) -> None:
+    for plan in (DATA_PARALLEL, ZOO[name].plans[0]):
+        _check(name, plan, Mode.TRAIN, rows=3)
 
 
 def _command(*arguments: str) -> str:

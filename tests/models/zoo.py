@@ -49,10 +49,15 @@ def target_of(name: str) -> str:
     return f"hf:{path}" if path.suffix == ".json" else str(path)
 
 
-def compiled(name: str, plan: str, mode: Mode, after: Callable[[str, Module], None] | None = None) -> Compiled:
-    """The program of an entry in float64, as `stretto compile TARGET --plan FILE --dtype float64` makes it."""
+def compiled(
+    name: str, plan: str, mode: Mode, after: Callable[[str, Module], None] | None = None, *, rows: int | None = None
+) -> Compiled:
+    """The program of an entry in float64, as `stretto compile TARGET --plan FILE --dtype float64` makes it.
+
+    With `rows` its batch has so many, padded where ranks cannot share them, as those of dynamic dims are.
+    """
     target = load_target(target_of(name), Request(mode=mode, batch=BATCH, seq=SEQ))
-    inputs = target.inputs
+    inputs = {key: value[:rows] for key, value in target.inputs.items()} if rows else target.inputs
     if mode is Mode.INFER:
         inputs = {key: value for key, value in inputs.items() if key not in ZOO[name].labels}
     options = Options(
@@ -60,6 +65,7 @@ def compiled(name: str, plan: str, mode: Mode, after: Callable[[str, Module], No
         loss_only=mode is Mode.TRAIN,
         floats=Floats.FLOAT64,
         arguments={"inputs": target.input_ranges},
+        padded_inputs=tuple(inputs) if rows else (),
     )
     file = EXAMPLES / "plans" / plan
     return compile_program(target.model, (), inputs, Plan.load(file), options, after=after)
