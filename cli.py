@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import __version__
 from .diagnostics import StrettoError
-from .driver.commands import bisect, diff, doctor, explain, opt, passes, reduce, run, verify
+from .driver.commands import bisect, diff, doctor, explain, opt, passes, reduce, run, schedule, verify
 from .driver.commands import compile as compile_
 from .driver.commands.outcome import Command
 
@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Command] = {
     "bisect": bisect,
     "reduce": reduce,
     "diff": diff,
+    "schedule": schedule,
     "doctor": doctor,
 }
 

@@ -2,6 +2,7 @@
 
 Nothing here knows torch or the IR. Start reading at `plan.py`; the grammar is `plan.lark`. A kind of statement is a
 rule of the grammar, a file with its value and its reader, a line in the table of `parser.py`, words in `syntax.py`.
+Written schedules are a language of their own: `schedule.py`, `schedule.lark`.
 """
 
 from .error import PlanCode, PlanError

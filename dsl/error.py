@@ -35,5 +35,15 @@ class PlanCode(StrEnum):
     PARAMETER_PRECISION = "E0123"
 
 
+class WrittenCode(StrEnum):
+    """The codes that only a written schedule raises."""
+
+    UNKNOWN_NAME = "E0130"
+    DIVISION = "E0131"
+    NAME_TWICE = "E0132"
+    NEGATIVE_COUNT = "E0133"
+    NO_SUCH_CHUNK = "E0134"
+
+
 class PlanError(StrettoError):
-    """A mistake in a plan; `code` is one of `PlanCode`."""
+    """A mistake in a plan or a written schedule; `code` is one of `PlanCode` or `WrittenCode`."""

@@ -10,7 +10,7 @@ from .heuristics import Maker, chosen, listed_for
 from .request import Request
 from .schedule import Schedule, loop_placement, v_placement
 
-_TRIES = 400
+_TRIES = 200
 """Moves of the local search where none are asked for, for schedules that are not large."""
 
 

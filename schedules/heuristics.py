@@ -13,13 +13,15 @@ from .figures import Measure, peaks
 from .list_scheduler import First, Policy, list_schedule
 from .local_search import improve
 from .one_chunk import zb_h1, zb_h2
-from .request import Request, best
+from .request import Request, ranked
 from .schedule import Schedule, loop_placement, v_placement
 from .v_shaped import zbv_by_hand
 from .weave import weave
 
 _GAPS = (0.0, 0.5, 0.75, 1.0)
 _V_GAPS = (0.0, 0.25, 0.6, 0.75, 1.0)
+_STARTS = 2
+"""A local search starts from so many of the best schedules, as the very best is at times a dead end."""
 
 Maker = Callable[[Request], Schedule | None]
 """One way to answer a request; None where it cannot."""
@@ -33,11 +35,16 @@ def chosen(name: str, request: Request, cap: float, makers: list[Maker], measure
     measure = request.measure or measure
     if request.is_large and len(makers) > 1:
         makers = _ranked(request.shorter(), cap, makers, measure)
-    found = best((_made(make, request) for make in makers), request.costs, cap, measure)
-    if found is None:
+    found = ranked((_made(make, request) for make in makers), request.costs, cap, measure)
+    if not found:
         message = f'no schedule "{name}" was found within a memory cap of {cap:g} microbatches'
         raise ScheduleError(ScheduleCode.NOT_DEFINED, message, help="raise the memory cap")
-    return replace(improve(found[0], request.costs, cap, request.tries, measure), name=name)
+    better = found[:1]
+    if request.tries:
+        starts = [schedule for schedule, _ in found[:_STARTS]]
+        improved = (improve(start, request.costs, cap, request.tries, measure) for start in starts)
+        better = ranked(improved, request.costs, cap, measure)
+    return replace(better[0][0], name=name)
 
 
 def _made(make: Maker, request: Request) -> Schedule | None:
@@ -50,8 +57,8 @@ def _made(make: Maker, request: Request) -> Schedule | None:
 def _ranked(request: Request, cap: float, makers: list[Maker], measure: Measure) -> list[Maker]:
     """The maker that gives the best of a shorter schedule, alone; all where none gives any."""
     made = [(make, schedule) for make in makers if (schedule := _made(make, request)) is not None]
-    found = best((schedule for _, schedule in made), request.costs, cap, measure)
-    return makers if found is None else [make for make, schedule in made if schedule is found[0]]
+    found = ranked((schedule for _, schedule in made), request.costs, cap, measure)
+    return [make for make, schedule in made if schedule is found[0][0]] if found else makers
 
 
 def zb_auto(request: Request) -> Schedule:

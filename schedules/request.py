@@ -60,11 +60,11 @@ def not_defined(name: str, needs: str, found: str, help: str = "") -> ScheduleEr
     return ScheduleError(ScheduleCode.NOT_DEFINED, f'"{name}" needs {needs}, not {found}', help=help)
 
 
-def best(
+def ranked(
     candidates: Iterable[Schedule | None], costs: Costs, cap: float, measure: Measure
-) -> tuple[Schedule, Figures] | None:
-    """The best of those that can run within the cap, the first of equals; None where none can."""
-    found: tuple[Schedule, Figures] | None = None
+) -> list[tuple[Schedule, Figures]]:
+    """Those that can run within the cap, the best first; of those with equal figures the first alone."""
+    found: dict[tuple[float, float], tuple[Schedule, Figures]] = {}
     for schedule in candidates:
         if schedule is None:
             continue
@@ -72,6 +72,5 @@ def best(
             figures = prove(schedule, costs, cap)
         except ScheduleError:
             continue
-        if found is None or figures.by(measure) < found[1].by(measure):
-            found = schedule, figures
-    return found
+        found.setdefault(figures.by(measure), (schedule, figures))
+    return [found[time] for time in sorted(found)]

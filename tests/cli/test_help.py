@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import Command
 
-COMMANDS = ("compile", "run", "explain", "opt", "passes", "verify", "bisect", "reduce", "diff")
+COMMANDS = ("compile", "run", "explain", "opt", "passes", "verify", "bisect", "reduce", "diff", "schedule")
 HEAVY = ("torch", "torch_mlir", "numpy", "lark", "networkx", "transformers", "rich")
 
 
