@@ -207,7 +207,7 @@ def _program(
         lowered.functions,
         lowered.locations,
         ir=module.text(),
-        remarks=[_remark_json(r) for r in remarks],
+        remarks=[remark_json(r) for r in remarks],
         reference=captured.reference,
         initial=_initial(captured, model, options),
     )
@@ -235,7 +235,8 @@ def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str,
     return {name: v.to(options.floats.of(v.dtype)) for name, v in values.items()}
 
 
-def _remark_json(remark: Remark) -> dict[str, Json]:
+def remark_json(remark: Remark) -> dict[str, Json]:
+    """A remark as programs keep it."""
     origin, span = remark.origin, remark.span
     plan: Json = None if span is None else {key: getattr(span, key) for key in _SPAN}
     return {

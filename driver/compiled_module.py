@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,6 +38,8 @@ DYNAMIC_ATTRIBUTE = "__stretto_dynamic__"
 """Where it keeps which dims of its inputs are dynamic."""
 MAX_VARIANTS = 32
 """Programs kept for one model; beyond it the one that was not called for longest goes, with its threads."""
+MAX_TRIES = 2
+"""After so many calls for which no program with named sizes was found, each other size is just compiled."""
 
 _log = logging.getLogger("stretto")
 _tracing: ContextVar[bool] = ContextVar("stretto_tracing", default=False)
@@ -53,6 +55,8 @@ class CompiledModule:
         self._variants: OrderedDict[Key, Variant] = OrderedDict()
         self._with_sizes: dict[Key, list[Variant]] = {}
         """Those whose programs have named sizes, by what their calls have in common."""
+        self._without_sizes: Counter[Key] = Counter()
+        """How often none was found."""
         self._addends = Addends()
         self._delays = False
         self.draws = Draws()
@@ -97,18 +101,21 @@ class CompiledModule:
         began = time.perf_counter()
         why = "first call" if not self._variants else f"{key.differs_in(next(reversed(self._variants)))} changed"
         sizes = self._dims.in_call(call)
-        family = self._with_sizes.setdefault(key.without(sizes), []) if sizes else []
+        shared = key.without(sizes)
+        family = self._with_sizes.setdefault(shared, []) if sizes else []
         values = {name: each.size for name, each in sizes.items()}
         made = next(filter(None, (each.bound(call, values) for each in family)), None)
         what = f"bound to {_listed(values)}"
         if made is None:
             with _trace():
-                inside = {name: each for name, each in sizes.items() if each.range.holds(each.size)}
+                tries = self._without_sizes[shared] < MAX_TRIES
+                inside = {name: each for name, each in sizes.items() if tries and each.range.holds(each.size)}
                 made, found = make_variant(model, call, key, self._plan, inside, tuple(self._dims.dims))
             what = "compiled"
             if found is not None:
                 what += f" {found.compilations} times"
                 why += _told(found)
+                self._without_sizes[shared] += found.symbolic is None
             if made.program.symbolic is not None:
                 family.append(made)
         self._keep(key, made)

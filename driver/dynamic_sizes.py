@@ -92,7 +92,7 @@ class _Search:
             return Found(None, f"the model itself fixes {', '.join(self._fixed)}")
         why = ""
         anyhow = dict.fromkeys(self._own, self._parts)
-        for shares, multiples in ((self._cut, _FAR), (anyhow, _FAR), (anyhow, _CLOSE)):
+        for shares, multiples in ((self._cut, _FAR), (self._cut, _CLOSE), (anyhow, _CLOSE)):
             self._multiples = multiples
             try:
                 found = self._symbolic((*self._guards.conditions, *_evenness(self._own, shares)))

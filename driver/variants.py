@@ -20,12 +20,14 @@ from ..frontend.captured import CaptureError, Mode, OutputTree
 from ..frontend.dynamic_dims import CalledSize
 from ..frontend.precision import check_parameters, compute_dtype
 from ..frontend.size_guards import size_guards
+from ..passes.base import Remark, RemarkKind
+from ..runtime.arguments import Json
 from ..runtime.autograd import Accumulation, run
 from ..runtime.interface import Session
 from ..runtime.process_session import ProcessRank
 from ..runtime.program import Program
 from ..runtime.session import RankThreads
-from .compile_program import Compiled, Options, compile_capture
+from .compile_program import Compiled, Options, compile_capture, remark_json
 from .distribution import check_same_inputs, global_shapes, processes
 from .dynamic_sizes import Found, find_sizes
 from .held import Held
@@ -162,9 +164,21 @@ def make_variant(
                 found = find_sizes(
                     plain, sizes, guards, compiled, lambda other: _compiled(model, other, key, plan, padded)
                 )
-            program = replace(program, symbolic=found.symbolic)
+            program = replace(program, symbolic=found.symbolic, remarks=[*_listed(program.remarks), *_said(found)])
     constant = frozenset(compiled.capture.constant)
     return Variant(_session(program, call), compiled.capture.output_tree, constant), found
+
+
+def _said(found: Found) -> list[Json]:
+    """The remark that says why sizes are compiled one by one."""
+    if found.symbolic is not None:
+        return []
+    message = f"every size is compiled for itself, because {found.why_not}"
+    return [remark_json(Remark("dynamic-sizes", RemarkKind.MISSED, message))]
+
+
+def _listed(remarks: Json) -> Sequence[Json]:
+    return remarks if isinstance(remarks, list | tuple) else ()
 
 
 def _session(program: Program, call: BoundCall) -> Session:

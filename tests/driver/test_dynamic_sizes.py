@@ -154,9 +154,12 @@ def test_where_programs_differ_every_size_is_compiled_and_the_log_says_why(
     monkeypatch.setattr(dynamic_sizes, "fit", differing)
     plain, compiled = twins(Mlp(), DP)
     with caplog.at_level(logging.INFO, "stretto"):
-        for rows in (8, 12):
+        for rows in (8, 12, 6):
             check(plain, compiled, *data(rows))
-    assert logged(caplog) == ["compiled", "compiled"]
+    assert logged(caplog) == ["compiled", "compiled", "compiled"]
+    assert sum("every size" in message for message in caplog.messages) == 2
+    compiled(*data(12))
+    assert any("every size" in str(each) for each in stretto.program_of(compiled).remarks)  # type: ignore[union-attr]
     assert "every size is compiled for itself, because program.functions.main.code[0].op is 'aten." in caplog.text
 
 
