@@ -13,6 +13,7 @@ import torch
 from stretto.driver import dynamic_sizes
 from stretto.driver.compiled_module import compiled_module
 from stretto.runtime.program import Program
+from stretto.runtime.prover.prove import prove
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -193,6 +194,7 @@ def test_a_saved_program_has_its_sizes_and_is_bound_without_the_model(tmp_path: 
     family.program.save(tmp_path / "p")
     bound = Program.load(tmp_path / "p").bind({"batch": 22})
     assert bound.of_kind("input")[0].shape == (22, 6)
+    assert prove(bound).counterexample is None
     with pytest.raises(stretto.StrettoError):
         Program.load(tmp_path / "p").bind({"batch": 9})
 
