@@ -39,6 +39,10 @@ class Figures:
         both = (round(self.makespan, 9), round(self.longest_span, 9))
         return both if measure == Measure.MAKESPAN else (both[1], both[0])
 
+    def bubble(self, measure: Measure) -> float:
+        """The bubble that a measure looks at."""
+        return self.bubble_by_makespan if measure == Measure.MAKESPAN else self.bubble_by_span
+
     @property
     def peak(self) -> float:
         """Of the rank that holds most."""

@@ -20,6 +20,7 @@ from .weave import weave
 
 _GAPS = (0.0, 0.5, 0.75, 1.0)
 _V_GAPS = (0.0, 0.25, 0.6, 0.75, 1.0)
+_SLACK = 1e-9
 _STARTS = 2
 """A local search starts from so many of the best schedules, as the very best is at times a dead end."""
 
@@ -33,18 +34,26 @@ def chosen(name: str, request: Request, cap: float, makers: list[Maker], measure
     Raises ScheduleError E0441 where none gives a schedule within the cap.
     """
     measure = request.measure or measure
-    if request.is_large and len(makers) > 1:
-        makers = _ranked(request.shorter(), cap, makers, measure)
-    found = ranked((_made(make, request) for make in makers), request.costs, cap, measure)
+    if request.is_large:
+        found = _first(_ranked(request.shorter(), cap, makers, measure), request, cap)
+    else:
+        found = [each for each, _ in ranked((_made(make, request) for make in makers), request.costs, cap, measure)]
     if not found:
         message = f'no schedule "{name}" was found within a memory cap of {cap:g} microbatches'
         raise ScheduleError(ScheduleCode.NOT_DEFINED, message, help="raise the memory cap")
-    better = found[:1]
     if request.tries:
-        starts = [schedule for schedule, _ in found[:_STARTS]]
-        improved = (improve(start, request.costs, cap, request.tries, measure) for start in starts)
-        better = ranked(improved, request.costs, cap, measure)
-    return replace(better[0][0], name=name)
+        improved = (improve(start, request.costs, cap, request.tries, measure) for start in found[:_STARTS])
+        found = [each for each, _ in ranked(improved, request.costs, cap, measure)]
+    return replace(found[0], name=name)
+
+
+def _first(makers: list[Maker], request: Request, cap: float) -> list[Schedule]:
+    """What the first maker gives that keeps within the cap; nothing where none does."""
+    for make in makers:
+        schedule = _made(make, request)
+        if schedule is not None and max(peaks(schedule, request.costs.kept)) <= cap + _SLACK:
+            return [schedule]
+    return []
 
 
 def _made(make: Maker, request: Request) -> Schedule | None:
@@ -55,10 +64,13 @@ def _made(make: Maker, request: Request) -> Schedule | None:
 
 
 def _ranked(request: Request, cap: float, makers: list[Maker], measure: Measure) -> list[Maker]:
-    """The maker that gives the best of a shorter schedule, alone; all where none gives any."""
+    """The makers, those that give the best of a shorter schedule first."""
+    if len(makers) == 1:
+        return makers
     made = [(make, schedule) for make in makers if (schedule := _made(make, request)) is not None]
-    found = ranked((schedule for _, schedule in made), request.costs, cap, measure)
-    return [make for make, schedule in made if schedule is found[0][0]] if found else makers
+    found = [each for each, _ in ranked((schedule for _, schedule in made), request.costs, cap, measure)]
+    first = [make for each in found for make, schedule in made if schedule is each]
+    return [*first, *(make for make in makers if make not in first)]
 
 
 def zb_auto(request: Request) -> Schedule:
@@ -99,7 +111,8 @@ def zb_v(request: Request) -> Schedule:
     cap = float(request.ranks) if request.cap is None else request.cap
     makers: list[Maker] = []
     if request.microbatches >= 2 * request.ranks - 1:
-        makers = [partial(_zbv_woven, cap=cap, gap=gap) for gap in (None, *_V_GAPS)]
+        gaps = (0.6,) if request.is_large else _V_GAPS
+        makers = [partial(_zbv_woven, cap=cap, gap=gap) for gap in (None, *gaps)]
     if not makers or cap < request.ranks or not request.is_large:
         makers += listed_for(v_placement(request.ranks), cap, few=True)
     return chosen("zb-v", request, cap, makers, Measure.SPAN)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from .costs import Costs
 from .error import ScheduleCode, ScheduleError
 from .figures import Figures, figures
@@ -11,6 +9,8 @@ from .schedule import Kind, Schedule, Task
 from .simulate import simulate
 
 _TOLERANCE = 1e-9
+_BITS = (1, 2, 4, 6)
+"""What a task of each kind does, by the kind's number: F, B, W, and both of them."""
 
 
 def prove(schedule: Schedule, costs: Costs | None = None, cap: float | None = None) -> Figures:
@@ -21,36 +21,40 @@ def prove(schedule: Schedule, costs: Costs | None = None, cap: float | None = No
     there to run, or runs twice), E0724 (a task is missing).
     """
     costs = costs or Costs()
-    _tasks_exist_once(schedule)
+    done = _tasks_exist_once(schedule)
     found = figures(schedule, costs, simulate(schedule, costs))
-    _all_there(schedule)
+    _all_there(schedule, done)
     if cap is not None:
         _within(schedule, found, cap, costs.kept)
     return found
 
 
-def _tasks_exist_once(schedule: Schedule) -> None:
-    """Raises E0723."""
-    seen: dict[Task, tuple[int, int]] = {}
+def _tasks_exist_once(schedule: Schedule) -> bytearray:
+    """What is done of each microbatch on each stage, as bits. Raises E0723."""
     placement, stages, microbatches = schedule.placement, schedule.stages, schedule.microbatches
+    done = bytearray(stages * microbatches)
     for rank, tasks in enumerate(schedule.order):
-        for at, task in enumerate(tasks):
-            if not (0 <= task.stage < stages and 0 <= task.microbatch < microbatches):
+        for at, (kind, stage, microbatch) in enumerate(tasks):
+            if not (0 <= stage < stages and 0 <= microbatch < microbatches):
                 raise _no_such(schedule, rank, at, f"there are {stages} stages and {microbatches} microbatches")
-            if placement[task.stage] != rank:
-                raise _no_such(schedule, rank, at, f"stage {task.stage} is on rank {placement[task.stage]}")
-            for part in _parts(task):
-                if part in seen:
-                    raise _no_such(schedule, rank, at, f"its task {seen[part][1]} did {part} already")
-                seen[part] = (rank, at)
+            if placement[stage] != rank:
+                raise _no_such(schedule, rank, at, f"stage {stage} is on rank {placement[stage]}")
+            place = stage * microbatches + microbatch
+            if done[place] & _BITS[kind]:
+                raise _no_such(schedule, rank, at, _done_before(tasks, at))
+            done[place] |= _BITS[kind]
+    return done
 
 
-def _parts(task: Task) -> Iterator[Task]:
-    if task.kind == Kind.BW:
-        yield task._replace(kind=Kind.B)
-        yield task._replace(kind=Kind.W)
-    else:
-        yield task
+def _done_before(tasks: tuple[Task, ...], at: int) -> str:
+    """Which task did (part of) the same as a later one, and what."""
+    later = tasks[at]
+    for earlier, task in enumerate(tasks):
+        both = _BITS[task.kind] & _BITS[later.kind]
+        if both and task[1:] == later[1:]:
+            part = later._replace(kind=next(kind for kind in Kind if _BITS[kind] & both))
+            return f"its task {earlier} did {part} already"
+    raise AssertionError("a task was done before, but by no task")
 
 
 def _no_such(schedule: Schedule, rank: int, at: int, why: str) -> ScheduleError:
@@ -63,19 +67,13 @@ def _no_such(schedule: Schedule, rank: int, at: int, why: str) -> ScheduleError:
     )
 
 
-def _all_there(schedule: Schedule) -> None:
+def _all_there(schedule: Schedule, done: bytearray) -> None:
     """Raises E0724 where a stage lacks a task of some microbatch."""
-    kinds = (Kind.F, Kind.B, Kind.W) if schedule.has_backward else (Kind.F,)
-    parts = {part for tasks in schedule.order for task in tasks for part in _parts(task)}
-    if len(parts) == len(kinds) * schedule.stages * schedule.microbatches:
+    whole = 7 if schedule.has_backward else 1
+    if done.count(whole) == len(done):
         return
-    lacking = next(
-        task
-        for kind in kinds
-        for stage in range(schedule.stages)
-        for microbatch in range(schedule.microbatches)
-        if (task := Task(kind, stage, microbatch)) not in parts
-    )
+    kind, place = next((kind, place) for kind in Kind for place, bits in enumerate(done) if whole & ~bits & _BITS[kind])
+    lacking = Task(kind, *divmod(place, schedule.microbatches))
     rank = schedule.placement[lacking.stage]
     raise ScheduleError(
         ScheduleCode.NOT_COMPLETE,

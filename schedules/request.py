@@ -12,6 +12,8 @@ from .figures import Figures, Measure
 from .prove import prove
 from .schedule import Schedule
 
+_NONE = 1e-9
+"""A bubble below this is none."""
 _LARGE = 20_000
 """Above so many tasks, a choice is made on fewer microbatches."""
 
@@ -63,7 +65,10 @@ def not_defined(name: str, needs: str, found: str, help: str = "") -> ScheduleEr
 def ranked(
     candidates: Iterable[Schedule | None], costs: Costs, cap: float, measure: Measure
 ) -> list[tuple[Schedule, Figures]]:
-    """Those that can run within the cap, the best first; of those with equal figures the first alone."""
+    """Those that can run within the cap, the best first; of those with equal figures the first alone.
+
+    Nothing is tried after one without a bubble.
+    """
     found: dict[tuple[float, float], tuple[Schedule, Figures]] = {}
     for schedule in candidates:
         if schedule is None:
@@ -73,4 +78,6 @@ def ranked(
         except ScheduleError:
             continue
         found.setdefault(figures.by(measure), (schedule, figures))
+        if figures.bubble(measure) < _NONE:
+            break
     return [found[time] for time in sorted(found)]
