@@ -16,5 +16,6 @@ def test_64_stages_and_512_microbatches_take_less_than_ten_seconds(name: str) ->
     assert time.process_time() - start < 10
 
 
+@pytest.mark.slow
 def test_a_large_schedule_within_a_cap_is_found_where_the_best_short_one_does_not_fit() -> None:
     assert prove(generate("auto", Request(16, 430, cap=20.0))).peak <= 20
