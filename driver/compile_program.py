@@ -139,7 +139,8 @@ def compile_capture(
     """Compile a model that is captured already."""
     progress("convert")
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
-    module = to_module(captured, owners, floats=options.floats)
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    module = to_module(captured, owners, floats=options.floats, buffers=buffers)
     ranges: dict[str, IntegerRange] = {}
 
     def watch(name: str, module: Module) -> None:
@@ -177,6 +178,8 @@ def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> 
         about = inputs.setdefault(name, {})
         if range_.high is not None:
             about["high"] = range_.high
+        if range_.low:
+            about["low"] = range_.low
         if range_.ignored is not None:
             about["ignore_index"] = range_.ignored
     return {**arguments, "inputs": inputs}

@@ -23,6 +23,7 @@ from ..ir.operations import Call, build
 from ..ir.schemas import Kind, definitions
 from ..ir.types import TensorType, absent, from_mlir, to_mlir
 from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
+from .integer_values import integer_bounds
 from .metadata import source_span
 from .random_op import RANDOM
 
@@ -65,15 +66,22 @@ class Floats(Enum):
 
 
 def to_module(
-    capture: Capture, owners: Mapping[str, str] | None = None, *, floats: Floats = Floats.AS_CAPTURED
+    capture: Capture,
+    owners: Mapping[str, str] | None = None,
+    *,
+    floats: Floats = Floats.AS_CAPTURED,
+    buffers: Mapping[str, torch.Tensor] | None = None,
 ) -> Module:
     """The captured graph as function `main`; arguments and results in the order of `capture.inputs` and `.outputs`.
 
     `owners` says by parameter name what kind of module owns it (`parameters.py`), which a plan's roles depend on.
+    Of integer constants, and of integer `buffers` (by name), the records have the range of what they hold.
     """
     module = Module.empty()
     types = [to_mlir(TensorType(floats.of(t.dtype), t.shape)) for t in capture.inputs]
-    main = build_function(module, "main", types, records=[_argument_record(t, owners or {}) for t in capture.inputs])
+    bounds = integer_bounds({**(buffers or {}), **capture.constants})
+    records = [_argument_record(t, owners or {}, bounds) for t in capture.inputs]
+    main = build_function(module, "main", types, records=records)
     converter = _Converter(floats)
     with context(), mlir.InsertionPoint(entry(main)):
         arguments = iter(entry(main).arguments)
@@ -258,7 +266,7 @@ def _origin(node: fx.Node) -> Origin:
     return Origin(found.module_path, found.file, found.line, found.backward)
 
 
-def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str]) -> Record:
+def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str], bounds: Mapping[str, Sequence[int]]) -> Record:
     record: Record = {"kind": str(tensor.kind), "name": tensor.name, "index": tensor.index}
     if tensor.kind is InputKind.PARAMETER or tensor.requires_grad:
         record["requires_grad"] = tensor.requires_grad
@@ -266,6 +274,8 @@ def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str]) -> Recor
         record["owner"] = owners.get(tensor.name, "other")
     if len(tensor.aliases) > 1:
         record["aliases"] = list(tensor.aliases)
+    if tensor.kind in (InputKind.BUFFER, InputKind.CONSTANT) and tensor.name in bounds:
+        record["range"] = list(bounds[tensor.name])
     return record
 
 

@@ -19,7 +19,10 @@ from .packing import restore_packing
 from .placement import Mesh
 
 Record = dict[str, Any]
-"""What is known of one argument or result of `main`: name, kind, index, aliases."""
+"""What is known of one argument or result of `main`: name, kind, index, aliases; of integers that are held their range.
+
+The range is [low, high), of the values at capture.
+"""
 
 
 _PLACE = re.compile(r'loc\("-":(?P<line>\d+):(?P<column>\d+)\)')

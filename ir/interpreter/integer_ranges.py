@@ -1,4 +1,4 @@
-"""Which values an integer input may take, told from what it indexes on its way through a module."""
+"""Which values an integer input may take: what it indexes on its way through a module, and its record, tell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..module import Level
+from ..module import Level, Record
 from ..types import TensorType
 from .code import Body, Code, Ref, Step, refs
 
@@ -39,10 +39,28 @@ class IntegerRange:
 
 
 def integer_ranges(code: Code) -> dict[int, IntegerRange]:
-    """By argument number, what the uses of an argument say: tables and classes it indexes, values compared with."""
+    """By argument number, what the uses of an argument say: tables and classes it indexes, values compared with.
+
+    Where its record has the range of what it held at capture, both bound it; that of the uses alone if none is in both.
+    """
     walker = _Walker(code)
     walker.walk(code.main, [frozenset([i]) for i in range(len(code.main.arguments))])
+    for argument, record in enumerate(code.main.argument_records):
+        held = _held(record)
+        if held is not None:
+            used = walker.found.get(argument, held)
+            both = replace(held, ignored=used.ignored) if used.high is None else used.narrowed(held)
+            if both.high is not None and both.low < both.high:
+                walker.found[argument] = both
     return walker.found
+
+
+def _held(record: Record) -> IntegerRange | None:
+    """The range that a record has; None for what is none, which a file that someone wrote may hold."""
+    match record.get("range"):
+        case [int(low), int(high)] if low < high:
+            return IntegerRange(high, low=low)
+    return None
 
 
 Tags = frozenset[int]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile_program import Compiled, compile_program
+from stretto.driver.compile_program import Compiled, Options, compile_program
 from stretto.dsl import Plan
+from stretto.ir.interpreter import IntegerRange, infer_ranges
+from stretto.ir.module import Module
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,3 +54,36 @@ def test_a_reduction_bears_the_place_of_what_made_it_needed() -> None:
     places = compiled.program.locations
     starts = [i for f in compiled.program.functions.values() for i in f.code if i.op == "comm.all_reduce_start"]
     assert places[starts[0].loc or 0].module == "head"
+
+
+class _Counting(nn.Module):
+    """Integers that index nothing, that index a table, and that a constant holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.register_buffer("kinds", torch.tensor([[2, 4]]))
+        self.register_buffer("places", torch.tensor([[3, 1000]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = torch.tensor([-5, 7], device=x.device)
+        return x * self.kinds + self.table(self.places.clamp(max=10)).sum(-1) + known
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_integers_that_a_model_holds_bound_random_ones_where_the_graph_says_less(device: str) -> None:
+    texts: dict[str, str] = {}
+    model = _Counting().to(device)
+    options = Options(keep_weights=False)
+    compile_program(
+        model, (torch.randn(4, 2, device=device),), {}, Plan.parse("mesh (dp=2)"), options,
+        after=lambda name, module: texts.setdefault(name, module.text()),
+    )  # fmt: skip
+    names = ("kinds", "places")
+    for name in ("captured", "propagate-placements"):
+        found = infer_ranges(Module.parse(texts[name]))
+        held = {"kinds": IntegerRange(5, low=2), "places": IntegerRange(11, low=3)}
+        assert {each: found.get(each) for each in names} == (
+            held if device == "cpu" else {"kinds": None, "places": IntegerRange(11)}
+        )
+        assert device == "meta" or IntegerRange(8, low=-5) in found.values()

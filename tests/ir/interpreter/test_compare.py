@@ -132,3 +132,19 @@ def test_inputs_depend_on_the_seed_and_nothing_else_and_hold_no_zero() -> None:
     once, again, other = (random_inputs(scaled(1), seed) for seed in (1, 1, 2))
     assert torch.equal(once[0], again[0]) and not torch.equal(once[0], other[0])
     assert once[0].dtype is torch.float32 and bool((once[0] != 0).all())
+
+
+@pytest.mark.parametrize(
+    ("held", "found"),
+    [
+        ("array<i64: 2, 40>", IntegerRange(9, low=2)),
+        ("array<i64: 0, 3>", IntegerRange(3)),
+        ("array<i64: 20, 30>", IntegerRange(9)),
+        ("array<i64: 3, 3>", IntegerRange(9)),
+        ('"none"', IntegerRange(9)),
+    ],
+)
+def test_what_a_record_says_is_held_narrows_what_uses_say_and_never_to_nothing(held: str, found: IntegerRange) -> None:
+    record = f'{{aten.argument = {{kind = "buffer", name = "ids", range = {held}}}}}'
+    made = module(f"%w: tensor<9x2xf32>, %j: tensor<20xi64> {record}", "", f"{EMBED}\nreturn", level="aten")
+    assert infer_ranges(Module.parse(made.text())) == {"ids": found}
