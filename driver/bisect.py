@@ -31,6 +31,9 @@ class Bisection:
     """The operation in the module that it left; None where none can be named, as when the pass itself failed, and for
     an order that is broken: `broken.stuck` then has the operation of each rank that takes part."""
 
+    unchecked: str = ""
+    """Where no pass breaks the module, but the values of some could not be compared: why."""
+
     @property
     def pass_name(self) -> str | None:
         """The first pass that breaks values or order."""
@@ -52,13 +55,16 @@ def bisect(module: Module, steps: Sequence[Step], terms: Terms | None = None, to
     names = tuple(step_name(step) for step in each_step)
     judge = Judge(module, terms or Terms())
     judge.check_runs()
+    why = ""
     for number, step in enumerate(each_step):
         if told is not None:
             told(number, names[number])
         verdict = judge.try_run(step)
-        if not verdict.equal:
+        if verdict.breakage is not None:
             return Bisection(names, verdict, number, _guilty(judge, verdict))
-    return Bisection(names)
+        if verdict.is_unchecked:
+            why = why or verdict.lines[0]
+    return Bisection(names, unchecked=why)
 
 
 def _guilty(judge: Judge, verdict: PassVerdict) -> GuiltyOp | None:

@@ -49,6 +49,7 @@ def bisection_json(found: Bisection) -> Mapping[str, Json]:
     broken = found.broken
     return {
         "broken": found.broken is not None,
+        "unchecked": found.unchecked or None,
         "passes": list(found.passes),
         "kept": list(found.passes[: found.index]),
         "pass": found.pass_name,
@@ -65,12 +66,18 @@ def bisection_json(found: Bisection) -> Mapping[str, Json]:
 def show_bisection(found: Bisection, source: Source) -> None:
     """Print a row for each pass, what breaks, at which operation, and how to see that module."""
     broken, kept = found.broken, len(found.passes) if found.index is None else found.index
-    rows = [(name, "kept" if at < kept else "not run") for at, name in enumerate(found.passes)]
+    rows = [
+        (name, ("not checked" if found.unchecked else "kept") if at < kept else "not run")
+        for at, name in enumerate(found.passes)
+    ]
     if broken is not None:
         rows[kept] = (broken.name, str(broken.breakage))
     table(("pass", "verdict"), rows)
     if broken is None:
         say()
+        if found.unchecked:
+            say(f"not checked: no pass breaks the order, and {found.unchecked}")
+            return
         count = len(found.passes)
         say(f"kept: {'the pass' if count == 1 else f'all {count} passes'} left values and order as they were")
         return

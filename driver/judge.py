@@ -21,6 +21,10 @@ from ..passes.manager import PassFailure, PassManager, Step, Verification, step_
 
 _ITSELF = "(as given)"
 """In place of a pass: the module compared with itself, so that what cannot be run is not laid to a pass."""
+_NO_RESULTS = "the module's main gives no results: nothing could be compared"
+_SILENT = (
+    "every result is all zero, holds a NaN or is nothing but rounding, before and after: nothing could be compared"
+)
 _NOT_THE_PASS = (MEMORY, NO_RANGE)
 """What comparing wants, and the caller can give."""
 
@@ -78,7 +82,7 @@ class PassVerdict:
 
     name: str
     breakage: Breakage | None
-    """None: it kept them."""
+    """None: it kept them, or nothing could be compared."""
     error: float = 0.0
     """The largest of all results, relative; inf where they cannot be had."""
     results: int = 0
@@ -96,8 +100,13 @@ class PassVerdict:
 
     @property
     def equal(self) -> bool:
-        """Whether the pass kept the values."""
-        return self.breakage is None
+        """Whether the pass was seen to keep the values."""
+        return self.breakage is None and self.results > 0
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether there was nothing to compare: no result, or none that says anything. Then the order alone was kept."""
+        return self.breakage is None and self.results == 0
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -154,7 +163,7 @@ class Judge:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(name, _kind(error), error)
-        if verdict.equal:
+        if verdict.breakage is None:
             self.before = left
         return verdict
 
@@ -188,10 +197,10 @@ def _verdict(name: str, found: Comparison) -> PassVerdict:
         if each.verdict is Judged.DIFFERENT
     )
     message: tuple[str, ...] = ()
-    if not found.is_equal and not differ:
-        message = ("every result is all zero or holds a NaN, before and after: nothing could be compared",)
     compared = len(found.results) - len(found.of(Judged.NOT_CHECKED))
-    breakage = None if found.is_equal else Breakage.VALUES
+    if not compared:
+        message = (_SILENT if found.results else _NO_RESULTS,)
+    breakage = Breakage.VALUES if differ else None
     return PassVerdict(name, breakage, found.error, compared, differ, message)
 
 

@@ -73,7 +73,7 @@ def _failing(module: Module, steps: Sequence[Step], terms: Terms) -> tuple[str, 
     for step in single(steps):
         text = module.text()
         verdict = judge.try_run(step)
-        if not verdict.equal:
+        if verdict.breakage is not None:
             return text, step, verdict
     raise StrettoError(
         "E0420", "no pass of the pipeline fails, or changes values or order", help="there is nothing to reduce"

@@ -37,12 +37,21 @@ class PassesReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all are equal."""
+        """Whether all are equal; false where nothing could be compared."""
         return all(each.equal for each in self.verdicts)
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether no pass differs, and of some nothing could be compared."""
+        return not self.passed and all(each.breakage is None for each in self.verdicts)
+
+    @property
+    def _verdict(self) -> str:
+        return "equal" if self.passed else "not checked" if self.is_unchecked else "differs"
 
     def to_json(self) -> Mapping[str, Json]:
         rows: Json = [_row(each) for each in self.verdicts]
-        return {"passed": self.passed, "passes": rows, "not_run": list(self.not_run)}
+        return {"passed": self.passed, "verdict": self._verdict, "passes": rows, "not_run": list(self.not_run)}
 
 
 def verify_passes(job: PassesJob) -> PassesReport:
@@ -62,14 +71,14 @@ def verify_passes(job: PassesJob) -> PassesReport:
         for number, step in enumerate(steps):
             bar.to(step_name(step), number + 1)
             verdicts.append(judge.run(step))
-            if not verdicts[-1].equal:
+            if verdicts[-1].breakage is not None:
                 break
     return PassesReport(tuple(verdicts), tuple(step_name(step) for step in steps[len(verdicts) :]))
 
 
 def show_passes(report: PassesReport) -> None:
     """Print a row for each pass, and what differs."""
-    rows = [(v.name, str(v.results), f"{v.error:.1e}", "equal" if v.equal else "differs") for v in report.verdicts]
+    rows = [(v.name, str(v.results), f"{v.error:.1e}", _word(v)) for v in report.verdicts]
     rows += [(name, "", "", "not run") for name in report.not_run]
     table(("pass", "results", "largest error", "verdict"), rows, right=("results", "largest error"))
     say()
@@ -78,13 +87,21 @@ def show_passes(report: PassesReport) -> None:
         count = len(report.verdicts)
         say(f"equal: {'the pass' if count == 1 else f'all {count} passes'} left the values as they were")
         return
+    if report.is_unchecked:
+        unchecked = next(each for each in report.verdicts if each.is_unchecked)
+        say(f'not checked: of "{unchecked.name}", {unchecked.lines[0]}')
+        return
     say(f'differs: "{last.name}" is the first pass that changes values')
     for line in last.lines:
         say(f"  {line}")
 
 
+def _word(verdict: PassVerdict) -> str:
+    return "equal" if verdict.equal else "not checked" if verdict.is_unchecked else "differs"
+
+
 def _row(verdict: PassVerdict) -> dict[str, Json]:
     return {
-        "pass": verdict.name, "equal": verdict.equal, "error": verdict.error, "results": verdict.results,
+        "pass": verdict.name, "equal": verdict.equal, "verdict": _word(verdict), "error": verdict.error, "results": verdict.results,
         "differ": list(verdict.lines),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which integers a model's buffers and constants hold: no graph says it, and random values in their place must be alike."""
+"""Which integers a model's buffers and constants hold: no graph says it, and random ones must be alike."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ HELP = "name the first pass, then the first operation, that breaks values or ord
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
-    parser.description = "Exit code 0 when every pass keeps values and order, 1 when one breaks them."
+    parser.description = (
+        "Exit code 0 when every pass keeps values and order, 1 when one breaks them or nothing could be compared."
+    )
     parser.add_argument(
         "path", metavar="FILE", help="a module, - for standard input, or a folder that compile --dump-ir wrote"
     )
@@ -33,5 +35,5 @@ def run(given: argparse.Namespace) -> Outcome:
     if source.pipeline is None:
         given.usage_error("name the passes with -p PIPELINE")
     found = bisect_source(source, terms_of(given.seed, given.memory_cap, given.ranges))
-    code = 0 if found.broken is None else 1
+    code = 0 if found.broken is None and not found.unchecked else 1
     return Outcome(code, lambda: show_bisection(found, source), lambda: bisection_json(found))

@@ -13,6 +13,10 @@ HELP = "prove a program's order, or compare values before and after passes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
+    parser.description = (
+        "Exit code 0 when the program is safe, or every pass leaves the values as they were; 1 when not, and when "
+        "nothing could be compared (not checked)."
+    )
     parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
     add_pipeline(parser, required=False)
     add_terms(parser, f"what a rank of the program may take, such as 80GiB; with -p {MEMORY_CAP}")

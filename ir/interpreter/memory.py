@@ -13,6 +13,8 @@ from .errors import MEMORY, InterpreterError
 from .grid import Grid
 from .precision import Floats
 
+_ROUNDED_UP = 1.1
+"""What is proposed as a cap, of what is needed: its text has one decimal."""
 _SCORES = 3
 """Temporary tensors of the size of the attention scores that an attention holds at once."""
 
@@ -52,22 +54,20 @@ def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
     cap = machine_bytes() // 2 if max_bytes is None else max_bytes
     if needed.total_bytes <= cap:
         return
-    ways = ["capture the model with a smaller batch, sequence or number of layers"]
-    if floats is Floats.FLOAT64:
-        ways.append("run in the module's own dtypes (floats=Floats.AS_IS)")
-    ways.append("raise the cap (max_bytes; on the command line --memory-cap)")
+    enough = _text(needed.total_bytes * _ROUNDED_UP).replace(" ", "")
     raise InterpreterError(
         MEMORY,
         f"running this module takes about {_text(needed.total_bytes)} on {needed.ranks} rank(s) "
         f"({_text(needed.rank_bytes)} each), more than the cap of {_text(cap)}",
         notes=((f'the largest argument is "{needed.largest_input}"', None),),
-        help=", or ".join(ways),
+        help="compile it anew with a smaller --batch or --seq (or a model with fewer layers), and --dump-ir; or allow "
+        f"as much with --memory-cap {enough} (in Python max_bytes)",
     )
 
 
 def _text(size: float) -> str:
-    """Bytes in a unit that leaves few digits."""
-    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    """Bytes in a unit that leaves few digits, as --memory-cap reads them."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size /= 1024
         del units[0]

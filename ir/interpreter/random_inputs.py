@@ -100,8 +100,8 @@ def _integers(
         raise InterpreterError(
             NO_RANGE,
             f'nothing in the module says which integers input "{name}" may hold',
-            help=f'give its range: ranges={{"{name}": IntegerRange(high=...)}}, or its value; on the command line '
-            f"--range {name}=0:HIGH, up to but without HIGH",
+            help=f"say it with --range '{name}=LO:HI': the integers from LO up to but without HI (in Python, ranges or "
+            "values)",
         )
     drawn = torch.randint(range_.low, range_.high, shape, generator=random, dtype=dtype)
     if range_.ignored is not None:

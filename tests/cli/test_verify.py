@@ -106,7 +106,9 @@ def test_every_pass_of_a_compile_keeps_the_values(
 def test_a_module_that_needs_more_memory_says_how_much_and_which_flag(stretto: Command, module: Path) -> None:
     done = stretto("verify", module, "-p", SAFE, "--memory-cap", "16")
     assert (done.code, done.out) == (1, "") and "error[E0655]" in done.err
-    assert "more than the cap of 16" in done.err and "--memory-cap" in done.err
+    assert "more than the cap of 16" in done.err and "--batch" in done.err and "Floats" not in done.err
+    enough = done.err.split("--memory-cap ")[1].split()[0]
+    assert stretto("verify", module, "-p", SAFE, "--memory-cap", enough).code == 0
 
 
 def test_inputs_that_are_too_large_to_be_drawn_are_refused_before(stretto: Command, tmp_path: Path) -> None:
@@ -126,7 +128,12 @@ def test_a_module_that_cannot_be_run_is_not_laid_to_a_pass(stretto: Command, mod
 def test_an_integer_input_of_which_nothing_tells_needs_a_range(stretto: Command, module: Path) -> None:
     module.write_text(INTEGERS)
     done = stretto("verify", module, "-p", "cse")
-    assert (done.code, done.out) == (1, "") and "error[E0661]" in done.err and "--range ids=0:HIGH" in done.err
+    assert (
+        (done.code, done.out) == (1, "")
+        and "error[E0661]" in done.err
+        and "--range 'ids=LO:HI'" in done.err
+        and "IntegerRange" not in done.err
+    )
     assert stretto("verify", module, "-p", "cse", "--range", "ids=2:9").code == 0
     wrong = stretto("verify", module, "-p", "cse", "--range", "idz=2:9")
     assert (wrong.code, wrong.out) == (1, "") and "error[E0662]" in wrong.err and 'did you mean "ids"' in wrong.err
@@ -138,3 +145,29 @@ def test_wrong_usage_exits_with_2(stretto: Command, module: Path, program: Path)
     assert "a program folder is proved without it" in stretto("verify", program, "-p", SAFE).err
     assert "is no size" in stretto("verify", program, "--memory-cap", "much").err
     assert [stretto("verify").code, stretto("verify", module).code] == [2, 2]
+
+
+SILENT = {
+    "no result": ("", "return", "gives no results"),
+    "zeros alone": (
+        "-> tensor<4xf32>",
+        """%0 = "aten.mul_scalar"(%x) {other = 0.0 : f64} : (tensor<4xf32>) -> tensor<4xf32>
+           return %0 : tensor<4xf32>""",
+        "every result is all zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_nothing_to_compare_is_laid_to_no_pass(kind: str, stretto: Command, module: Path) -> None:
+    results, body, why = SILENT[kind]
+    module.write_text(f"func.func @main(%x: tensor<4xf32>) {results} {{ {body} }}")
+    done = stretto("verify", module, "-p", "canonicalize,fold-layers")
+    assert (done.code, done.err) == (1, "") and "differs" not in done.out and "first pass" not in done.out
+    assert [line.split()[-1] for line in done.out.splitlines()[1:3]] == ["checked", "checked"]
+    assert done.out.splitlines()[-1].startswith('not checked: of "canonicalize", ') and why in done.out
+    told = json.loads(stretto("verify", module, "-p", "fold-layers", "--json").out)
+    assert (told["verdict"], told["passed"], told["passes"][0]["verdict"]) == ("not checked", False, "not checked")
+    bisected = stretto("bisect", module, "-p", "fold-layers")
+    assert bisected.code == 1 and "not checked: " in bisected.out and "first pass" not in bisected.out
+    assert "error[E0420]" in stretto("reduce", module, "-p", "fold-layers").err
