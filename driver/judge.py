@@ -105,7 +105,7 @@ class PassVerdict:
 
     @property
     def is_unchecked(self) -> bool:
-        """Whether there was nothing to compare: no result, or none that says anything. Then the order alone was kept."""
+        """Whether there was nothing to compare: no result, or none that says anything. The order was kept."""
         return self.breakage is None and self.results == 0
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..diagnostics import StrettoError
 from ..ir.module import Module
-from ..ir.source_text import read_module
+from ..ir.source_text import parse_named, read_module
 from ..passes.base import Remark
 from ..passes.manager import PassFailure, PassManager, PassRun, Step, Verification, single, step_name
 from ..runtime.arguments import Json
@@ -61,7 +61,7 @@ def optimize(job: OptJob) -> Optimized:
     steps = list(single(job.source.steps()))
     _check_names(job.print_after, [step_name(step) for step in steps])
     text, name = job.source.text, job.source.name
-    module = read_module(text, name) if job.verification is Verification.AFTER_EACH else Module.parse(text, name)
+    module = (read_module if job.verification is Verification.AFTER_EACH else parse_named)(text, name)
     with ir_of_failures() as keep:
         keep(module)
         runs = _run(job, steps, module)

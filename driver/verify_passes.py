@@ -102,6 +102,6 @@ def _word(verdict: PassVerdict) -> str:
 
 def _row(verdict: PassVerdict) -> dict[str, Json]:
     return {
-        "pass": verdict.name, "equal": verdict.equal, "verdict": _word(verdict), "error": verdict.error, "results": verdict.results,
-        "differ": list(verdict.lines),
+        "pass": verdict.name, "equal": verdict.equal, "verdict": _word(verdict), "error": verdict.error,
+        "results": verdict.results, "differ": list(verdict.lines),
     }  # fmt: skip

@@ -6,6 +6,7 @@ in the module's own text, it is parsed once more with its locations blanked out.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -16,19 +17,33 @@ from .module import Module
 from .module_form import malformed, unreadable
 from .verifier import Problem, problems, verify
 
+_UNNAMED = 'loc("-":'
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|[()]|(?<![\w.$-])#\w+\s*=\s*loc(?=\()|(?<![\w.$-])loc(?=\()')
 
 
 def read_module(text: str, file: str) -> Module:
     """Parse and verify a module. Errors E0504 and E0505 have the place in `file`, E0506 where MLIR tells none."""
     try:
-        module = Module.parse(text, file)
+        module = parse_named(text, file)
         _check(malformed(module))
         _check(unreadable(module))
         verify(module)
     except StrettoError as error:
         raise _placed(error, text, file) from None
     return module
+
+
+def parse_named(text: str, file: str) -> Module:
+    """Parse a module; what has no location in the text gets its place in `file`. Errors: E0504.
+
+    MLIR calls that text "-" whatever its file; so it stays for a name in angle brackets, such as "<stdin>".
+    """
+    module = Module.parse(text, file)
+    if file.startswith("<"):
+        return module
+    printed = module.text()
+    named = printed.replace(_UNNAMED, f"loc({json.dumps(file, ensure_ascii=False)}:")
+    return module if named == printed else Module.parse(named, file)
 
 
 def without_locations(text: str) -> str:
@@ -84,7 +99,11 @@ def _placed(error: StrettoError, text: str, file: str) -> StrettoError:
     if error.code != "E0505" or problem is None:
         return error
     span = _span(problem.op, text, file)
-    notes = (("it was made for this line of the model", error.span),) if error.span and error.span.file != "-" else ()
+    notes = (
+        (("it was made for this line of the model", error.span),)
+        if error.span and error.span.file not in ("-", file)
+        else ()
+    )
     return StrettoError("E0505", f'"{problem.op.operation.name}": {problem.message}', span=span, notes=notes)
 
 

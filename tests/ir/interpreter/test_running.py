@@ -176,7 +176,7 @@ def test_a_module_that_would_take_too_much_memory_is_refused_before_it_runs() ->
     assert caught.value.code == "E0655"
     assert "about 6.0 TiB on 2 rank(s) (2.0 TiB each)" in text
     assert 'the largest argument is "argument 0"' in text
-    assert "smaller batch" in text and "max_bytes" in text and "Floats.AS_IS" in text
+    assert "smaller --batch" in text and "--memory-cap 6.6TiB (in Python max_bytes)" in text
 
 
 def test_the_estimate_counts_what_lives_at_once() -> None:
