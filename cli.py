@@ -11,8 +11,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 
 from . import __version__
@@ -48,17 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return main(arguments)
     given = _parser().parse_args(arguments)
     try:
-        code = _run(given)
-        sys.stdout.flush()
-        return code
+        return _run(given)
     except StrettoError as error:
-        print(error.render(), file=sys.stderr)
-        return 1
+        return _refused(error, given)
     except KeyboardInterrupt:
         print("stretto: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except Exception as error:  # it goes on, with a word about what to do
         error.add_note(_REPORT)
@@ -79,11 +76,50 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
         outcome = _COMMANDS[given.command].run(given)
-    if getattr(given, "json", False):
-        print(json.dumps(_finite(outcome.to_json()), allow_nan=False, indent=1))
-    else:
-        outcome.show()
+    with _writing():
+        if _wants_json(given):
+            _print_json(outcome.to_json())
+        else:
+            outcome.show()
     return outcome.code
+
+
+def _refused(error: StrettoError, given: argparse.Namespace) -> int:
+    """Show an error: as text on stderr, and as an object on stdout where that is to be JSON."""
+    if _wants_json(given):
+        try:
+            with _writing():
+                _print_json({"error": error.to_json()})
+        except (StrettoError, BrokenPipeError):  # there is stderr
+            _discard_output()
+    print(error.render(), file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """E0508 where standard output cannot be written, as on a full disk."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise StrettoError("E0508", f"standard output cannot be written: {error.strerror}") from None
+
+
+def _discard_output() -> None:
+    """Let what is still in a buffer, and what comes, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _wants_json(given: argparse.Namespace) -> bool:
+    return bool(getattr(given, "json", False))
+
+
+def _print_json(value: Mapping[str, object]) -> None:
+    print(json.dumps(_finite(value), allow_nan=False, indent=1))
 
 
 def _finite(value: object) -> object:

@@ -50,9 +50,23 @@ class StrettoError(Exception):
         head = f"error[{self.code}]: {self.message}"
         return rendered(head, self.span, self.expected, self.notes, self.help)
 
+    def to_json(self) -> dict[str, object]:
+        """The error for a program to read: places are None where there is none."""
+        return {
+            "code": self.code, "message": self.message, **_place_json(self.span), "expected": self.expected or None,
+            "notes": [{"message": message, **_place_json(place)} for message, place in self.notes],
+            "help": self.help or None,
+        }  # fmt: skip
+
 
 class PlanWarning(UserWarning):
     """Something that a plan says has no effect; the text shows where it says it."""
+
+
+def _place_json(span: Span | None) -> dict[str, object]:
+    if span is None:
+        return {"file": None, "line": None, "column": None}
+    return {"file": span.file, "line": span.line, "column": span.column}
 
 
 def rendered(

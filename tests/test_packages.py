@@ -41,4 +41,4 @@ def test_the_grammar_and_the_type_marker_are_package_data() -> None:
 
 
 def test_the_root_holds_only_the_public_api_and_the_command() -> None:
-    assert {path.name for path in ROOT.glob("*.py")} <= {"__init__.py", "cli.py"}
+    assert {path.name for path in ROOT.glob("*.py")} <= {"__init__.py", "__main__.py", "cli.py"}

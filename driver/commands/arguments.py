@@ -10,12 +10,19 @@ _PIPELINE = 'passes and their options, such as "fold-layers,canonicalize,place-a
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--json", action="store_true", help='print one JSON object instead; for an error {"error": ...}'
+    )
 
 
 def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also: str = "") -> None:
     """`-p PIPELINE`."""
     parser.add_argument("-p", "--pipeline", required=required, metavar="PIPELINE", help=_PIPELINE + also)
+
+
+def output_file(given: argparse.Namespace) -> str | None:
+    """What `-o` names; None where it is standard output, which "-" stands for."""
+    return None if given.output == "-" else given.output
 
 
 def add_terms(parser: argparse.ArgumentParser, memory: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_json, add_pipeline
+from .arguments import add_json, add_pipeline, output_file
 from .outcome import Outcome, require_compiler
 
 HELP = "run passes on a module of the IR and print what they leave"
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a module, a reproducer, or a folder that compile --dump-ir wrote; default: standard input",
     )  # fmt: skip
     add_pipeline(parser, required=False, also="; default: what the reproducer or the folder names")
-    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there instead of to standard output")
+    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there; default, or -: standard output")
     parser.add_argument(
         "--print-after", action="append", default=[], metavar="PASS", help="print the module after a pass, to stderr"
     )
@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> Outcome:
         given.usage_error("name the passes with -p PIPELINE")
     job = OptJob(
         source,
-        given.output,
+        output_file(given),
         tuple(given.print_after),
         given.print_after_all,
         given.print_changed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import MEMORY_CAP, add_json, add_pipeline, add_terms, positive
+from .arguments import MEMORY_CAP, add_json, add_pipeline, add_terms, output_file, positive
 from .outcome import Outcome, require_compiler
 
 HELP = "find the smallest module on which a pass still fails in the same way"
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="FILE", help="a module, - for standard input, or a folder that compile --dump-ir wrote"
     )
     add_pipeline(parser, required=False, also="; default: what the file or the folder names")
-    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there instead of to standard output")
+    parser.add_argument("-o", "--output", metavar="OUT", help="write the module there; default, or -: standard output")
     parser.add_argument("--seconds", type=positive, default=60, metavar="S", help="stop then; default: 60")
     add_terms(parser, MEMORY_CAP)
     add_json(parser)
@@ -38,5 +38,6 @@ def run(given: argparse.Namespace) -> Outcome:
     if source.pipeline is None:
         given.usage_error("name the passes with -p PIPELINE")
     terms = terms_of(given.seed, given.memory_cap, given.ranges)
-    found = reduce_source(source, terms, given.seconds, given.output)
-    return Outcome(0, lambda: show_reduced(found, given.output), lambda: reduced_json(found, given.output))
+    output = output_file(given)
+    found = reduce_source(source, terms, given.seconds, output)
+    return Outcome(0, lambda: show_reduced(found, output), lambda: reduced_json(found, output))
