@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ..dsl.plan import Plan
+from ..ir.module import Level
 from ..passes.base import Pass
 from ..passes.option_values import Range, print_value
 from ..passes.pipeline import option_name
@@ -62,6 +63,8 @@ class PassPage:
     file: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What it needs, keeps, costs, and where it comes from, by label; without those that are not said."""
+    levels: tuple[str, ...] = ()
+    """Of the modules that it takes."""
 
     @property
     def line(self) -> str:
@@ -78,18 +81,20 @@ class PassPage:
         options: Json = [{"name": o.name, "type": o.type, "default": o.default, "text": o.text} for o in self.options]
         return {
             "name": self.name, "origin": self.origin, "line": self.line, "text": self.text, "options": options,
-            "file": self.file or None, **{label.lower(): text for label, text in self.facts.items()},
+            "file": self.file or None, "levels": list(self.levels),
+            **{label.lower(): text for label, text in self.facts.items()},
         }  # fmt: skip
 
 
 def pass_page(name: str) -> PassPage:
     """The page of a pass; E0410 for an unknown name, E0411 for one of another package that is no pass."""
     if name in UPSTREAM:
-        return PassPage(name, "mlir", UPSTREAM_LINES[name])
+        return PassPage(name, "mlir", UPSTREAM_LINES[name], levels=tuple(Level))
     cls = pass_class(name)
     origin = "stretto" if name in TABLE else cls.__module__.partition(".")[0]
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
-    return PassPage(name, origin, text, options_of(cls), inspect.getsourcefile(cls) or "", facts_of(text))
+    file = inspect.getsourcefile(cls) or ""
+    return PassPage(name, origin, text, options_of(cls), file, facts_of(text), tuple(sorted(cls.levels)))
 
 
 def all_pages() -> tuple[PassPage, ...]:

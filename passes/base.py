@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ..diagnostics import Span
 from ..ir.locations import Origin
-from ..ir.module import Module
+from ..ir.module import Level, Module
 
 
 class RemarkKind(StrEnum):
@@ -56,6 +56,8 @@ class Pass(ABC):
 
     name: ClassVar[str]
     """Verb-object in kebab-case; the file has the same name."""
+    levels: ClassVar[frozenset[Level]] = frozenset(Level)
+    """Of the modules that it takes; the manager refuses others (E0421)."""
 
     @abstractmethod
     def run(self, module: Module) -> Report:

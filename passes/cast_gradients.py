@@ -26,7 +26,7 @@ from ..ir.bindings import Operation, Value, mlir
 from ..ir.dialects import context
 from ..ir.formats import dtype_of, format_name
 from ..ir.locations import Origin, from_location, to_location
-from ..ir.module import Module, argument_records, operations, result_records, set_result_records, terminator
+from ..ir.module import Level, Module, argument_records, operations, result_records, set_result_records, terminator
 from ..ir.operations import Call, build, flatten, read, results_of
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Pass, Report
@@ -42,6 +42,7 @@ class CastGradients(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "cast-gradients"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
     reduce: FloatFormat | None = None
     """What gradients are added up in; none: each in its own format."""
 

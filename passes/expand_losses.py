@@ -8,7 +8,7 @@ Before                                        After
 As one operation a loss would have its operands gathered; pointwise operations run on any shards, and the mean becomes a
 sum and a count by `split-means`. What each loss does is told by torch's own decomposition of it.
 
-Needs: level `aten`, before `split-means`.   Keeps: values, up to rounding.
+Needs: to run before `split-means`.   Keeps: values, up to rounding.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ forward and backward apart. Instances are the same when their operations, consta
 value; what later operations need of any of them is a result of the function. Different instances stay as they are.
 An instance that could not run in one piece, because what it needs depends on what it gives, is left alone.
 
-Needs: global shapes.   Keeps: values.   Source: the repeated-subgraph folding of autoparallel.
+Needs: level `aten`.   Keeps: values.   Source: the repeated-subgraph folding of autoparallel.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..ir.bindings import Operation, Value, mlir
 from ..ir.dialects import context
 from ..ir.locations import Origin, from_location, to_location
 from ..ir.module import (
+    Level,
     Module,
     argument_records,
     build_call,
@@ -107,6 +108,7 @@ class FoldLayers(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "fold-layers"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
         main = module.functions()["main"]

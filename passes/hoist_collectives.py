@@ -10,7 +10,7 @@ Once the collective is started apart from its wait (`start-collectives`), what w
 gradients hide the reduction of input gradients. Collectives keep their order, which all ranks share. Values that what
 was moved still needs live a little longer.
 
-Needs: tensors partitioned.   Keeps: values.   Source: Megatron-LM's overlap of a linear layer's input-gradient
+Needs: level `comm`.   Keeps: values.   Source: Megatron-LM's overlap of a linear layer's input-gradient
 all-reduce with its weight gradient (arXiv:2205.05198, appendix).
 """
 
@@ -22,7 +22,7 @@ from typing import ClassVar
 from ..ir.bindings import Operation, Value
 from ..ir.comm import COLLECTIVES
 from ..ir.locations import from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, operations
 from ..ir.operations import read
 from .base import Pass, Report
 from .start_collectives import described
@@ -34,6 +34,7 @@ class HoistCollectives(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "hoist-collectives"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
 
     def run(self, module: Module) -> Report:
         moved, tally = 0, Tally(self.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..diagnostics import StrettoError
-from ..ir.module import Module
+from ..ir.module import Level, Module
 from ..ir.verifier import verify
 from .base import Pass, Remark, Report
 
@@ -55,8 +55,8 @@ class PassManager:
     def run(self, module: Module) -> list[Remark]:
         """Run every pass; the remarks of all.
 
-        Errors: E0505 and E0506 where the module is invalid to begin with, PassFailure, and those with which passes
-        refuse a module.
+        Errors: E0505 and E0506 where the module is invalid to begin with, E0421 before a pass that does not take a
+        module of its level, PassFailure, and those with which passes refuse a module.
         """
         if self.verification is Verification.AFTER_EACH:
             verify(module)
@@ -91,12 +91,29 @@ def _run(step: Step, module: Module) -> Report:
         if isinstance(step, str):
             module.run_upstream(step)
             return Report()
+        _check_level(step, module.level)
         return step.run(module)
     except (StrettoError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it goes on as the cause
         name = step_name(step)
         raise PassFailure(name, f'pass "{name}" failed: {type(error).__name__}: {error}') from error
+
+
+def _check_level(step: Pass, found: Level) -> None:
+    """Raise E0421 for a module of a level that the pass does not take."""
+    if found in step.levels:
+        return
+    way = {
+        Level.COMM: f"its tensors are cut already: run {step.name} on a module from before partition-tensors",
+        Level.ATEN: f"its tensors are whole: run propagate-placements,partition-tensors before {step.name}",
+    }
+    raise StrettoError(
+        "E0421",
+        f'pass "{step.name}" does not take a module of level "{found}"',
+        expected=" or ".join(f'level "{level}"' for level in sorted(step.levels)),
+        help=f"{way[found]}; compile --dump-ir DIR writes the module before and after each pass",
+    )
 
 
 def _verify(module: Module, name: str) -> None:

@@ -9,7 +9,7 @@ A dim that its axes do not divide is padded to whole chunks; where an op adds pa
 masked first. Ops over a sharded vocabulary become lookups of a rank's own indices (`spmd/vocabulary.py`), and the
 statistics of a batch norm over a shared batch are reduced inside it (`spmd/batch_norm.py`).
 
-Needs: placements propagated (`propagate-placements`).   Keeps: values, up to the order of sums.
+Needs: level `aten`, placements propagated (`propagate-placements`).   Keeps: values, up to the order of sums.
 Source: GSPMD (arXiv:2105.04663), section 3.5, for halo-free partitioning with padding and masks.
 """
 
@@ -61,6 +61,7 @@ class PartitionTensors(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "partition-tensors"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
         made = module.successor()

@@ -4,7 +4,7 @@ Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", 
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
 Parameters go where the plan's last matching statement says, everything else stays whole; inputs are cut by the axes
-of the batch. Needs: names in `aten.argument`.   Keeps: values.
+of the batch. Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..diagnostics import Span, StrettoError
 from ..dsl.plan import Plan
 from ..dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
 from ..dsl.resolve_values import resolve_activations, resolve_inputs
-from ..ir.module import Module, Record, argument_records, entry, refresh_type
+from ..ir.module import Level, Module, Record, argument_records, entry, refresh_type
 from ..ir.placement import Placement, Shard
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Pass, Report
@@ -30,6 +30,7 @@ class PlaceArguments(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "place-arguments"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
     plan: Plan
     """The plan; its parameter, input and activation statements are used."""
     padded_inputs: str = ""

@@ -13,7 +13,7 @@ to their parameters' placements where they are made, so that a reduction can sta
 `cast-gradients` has noted.
 
 Source: the propagation of PyTorch's DTensor, applied to a whole graph; Megatron-LM's placements fall out of it.
-Needs: placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
+Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..ir.bindings import Location, Operation, Type, Value, mlir
 from ..ir.dialects import context
 from ..ir.locations import Origin, from_location, to_location
 from ..ir.module import (
+    Level,
     Module,
     Record,
     argument_records,
@@ -84,6 +85,7 @@ class PropagatePlacements(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "propagate-placements"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
     delay_reductions: bool = False
     """Leave the parameters' gradients as the ranks' addends: whoever takes them sums them, several steps' at once."""
 

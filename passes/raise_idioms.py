@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.locations import Origin, from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, operations
 from ..ir.operations import read
 from .base import Pass, Report
 from .idioms.attention import raise_attention
@@ -39,6 +39,7 @@ class RaiseIdioms(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "raise-idioms"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
         """Search every function for every idiom."""

@@ -10,7 +10,7 @@ A rank that holds some heads of every example cannot say so of B*H merged; of nn
 is such a reshape, the other is reshaped; so is the result where a user wants it merged. Transposes of merged operands
 are looked through, which the backward has.
 
-Needs: global shapes without placements.   Keeps: values.   Source: attention written as products and a softmax.
+Needs: level `aten`, no placements yet.   Keeps: values.   Source: attention written as products and a softmax.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar
 from ..ir.bindings import Operation, Value, mlir
 from ..ir.dialects import context
 from ..ir.locations import from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, operations
 from ..ir.operations import Call, build, read
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Pass, Report
@@ -37,6 +37,7 @@ class RaiseMatmuls(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "raise-matmuls"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
         count, tally = 0, Tally(self.name)

@@ -8,7 +8,7 @@ Before                                         After
   %7 = aten.reshape %6 to (4, 16)
 
 Autograd leaves many: the transpose of a weight's gradient, transposed again; a matrix product's flattened rows, taken
-apart and flattened again. Needs: global shapes without placements.   Keeps: values.
+apart and flattened again. Needs: tensors without placements, or cut.   Keeps: values.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Before (over tp=2)                               After
 The dim is the first that the group's size divides and whose halves a type can tell: one that no other axis cuts, or
 that only axes outside of the group's cut, evenly. Other sums are left, with a remark, as are maxima and minima.
 
-Needs: tensors partitioned, before `start-collectives`.   Keeps: values: every element is the same sum.
+Needs: level `comm`, before `start-collectives`.   Keeps: values: every element is the same sum.
 Cost: none in bytes on the wires of a ring; one more operation's latency, and a copy where the dim is not the first.
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009): an all-reduce
 is a reduce-scatter and an all-gather, each of (n - 1)/n of the bytes.
@@ -23,7 +23,7 @@ from typing import Annotated, ClassVar
 from ..ir.bindings import Operation, mlir
 from ..ir.dialects import context
 from ..ir.locations import from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, operations
 from ..ir.operations import read
 from ..ir.placement import AxisPlacement, Mesh, Reduce, Shard, axes_size
 from ..ir.types import TensorType, from_mlir
@@ -39,6 +39,7 @@ class SplitAllReduce(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "split-all-reduce"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     min_bytes: Annotated[int, Range(0, unit="bytes")] = 0
     """Sums of fewer bytes on a rank are left: their latency is what counts."""
 

@@ -22,7 +22,7 @@ import torch
 from ..ir.bindings import Operation, Value, mlir
 from ..ir.dialects import context
 from ..ir.locations import from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, operations
 from ..ir.operations import Call, build, read
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Pass, Report
@@ -36,6 +36,7 @@ class SplitMeans(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "split-means"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
         count, tally = 0, Tally(self.name)

@@ -6,7 +6,7 @@ Before                                     After
   %3 = aten.add %1, %2                       %1 = comm.wait %f
                                              %3 = aten.add %1, %2
 
-What stands between the two runs while the collective does. Needs: tensors partitioned.   Keeps: values, and the order
+What stands between the two runs while the collective does. Needs: level `comm`.   Keeps: values, and the order
 of collectives, which all ranks share.
 """
 
@@ -20,7 +20,7 @@ from ..ir.bindings import Operation, Value, mlir
 from ..ir.comm import COLLECTIVES
 from ..ir.dialects import context
 from ..ir.locations import from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, operations
 from ..ir.operations import Call, build, read
 from ..ir.types import future_of
 from .base import Pass, Report
@@ -33,6 +33,7 @@ class StartCollectives(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "start-collectives"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
 
     def run(self, module: Module) -> Report:
         count, tally = 0, Tally(self.name)

@@ -100,6 +100,12 @@ def test_a_mistake_in_the_pipeline_is_shown_at_its_place(pipeline: str, stretto:
     assert f"error[{code}]" in done.err and shown in done.err and "Traceback" not in done.err
 
 
+def test_a_pass_on_a_module_of_another_level_says_which_it_takes(stretto: Command, module: Path) -> None:
+    done = stretto("opt", module, "-p", "cse,partition-tensors")
+    assert (done.code, done.out) == (1, "") and "error[E0421]" in done.err and "Traceback" not in done.err
+    assert 'expected: level "aten"' in done.err and "--dump-ir" in done.err
+
+
 def test_an_option_of_another_type_is_shown_at_its_place(
     stretto: Command, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,13 @@ def test_every_pass_of_ours_says_what_it_needs_and_keeps() -> None:
     assert [page.name for page in all_pages() if page.name in TABLE and not {"Needs", "Keeps"} <= set(page.facts)] == []
 
 
+def test_a_pass_that_takes_one_level_says_so_first_of_what_it_needs() -> None:
+    for page in all_pages():
+        if page.name in TABLE:
+            said = page.facts["Needs"].startswith("level `") and page.facts["Needs"].split("`")[1]
+            assert (said or "any") == (page.levels[0] if len(page.levels) == 1 else "any"), page.name
+
+
 def test_the_page_of_all_passes_is_the_one_that_docs_has(stretto: Command) -> None:
     done = stretto("passes", "--markdown")
     assert (done.code, done.err) == (0, "")

@@ -1,0 +1,45 @@
+"""A pass is given modules of the levels that it takes; what the manager says of others."""
+
+from __future__ import annotations
+
+import pytest
+from stretto.diagnostics import StrettoError
+from stretto.ir.module import Level, Module
+from stretto.passes.manager import PassManager, Verification
+from stretto.passes.pipeline import parse_pipeline
+from stretto.passes.registry import TABLE, pass_class
+
+WHOLE = {
+    "cast-gradients", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements", "raise-idioms",
+    "raise-matmuls", "split-means",
+}  # fmt: skip
+CUT = {"hoist-collectives", "split-all-reduce", "start-collectives"}
+
+
+def _module(level: Level) -> Module:
+    main = "func.func @main(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }"
+    return Module.parse(f'module attributes {{comm.level = "{level}", comm.mesh = [["tp", 2]]}} {{ {main} }}')
+
+
+def test_each_pass_of_ours_takes_these_levels() -> None:
+    taken = {name: pass_class(name).levels for name in TABLE}
+    assert {name for name in TABLE if taken[name] == {Level.ATEN}} == WHOLE
+    assert {name for name in TABLE if taken[name] == {Level.COMM}} == CUT
+
+
+@pytest.mark.parametrize("verification", Verification)
+@pytest.mark.parametrize("name", sorted((WHOLE | CUT) - {"place-arguments"}))
+def test_a_pass_refuses_a_module_of_another_level(name: str, verification: Verification) -> None:
+    found = Level.COMM if name in WHOLE else Level.ATEN
+    module = _module(found)
+    before = str(module)
+    with pytest.raises(StrettoError, match=f'"{name}" does not take a module of level "{found}"') as caught:
+        PassManager(parse_pipeline(name), verification=verification).run(module)
+    assert caught.value.code == "E0421" and str(module) == before
+    assert "partition-tensors" in caught.value.help and "level" in caught.value.expected
+
+
+@pytest.mark.parametrize("level", Level)
+@pytest.mark.parametrize("name", sorted({*TABLE} - WHOLE - CUT))
+def test_a_pass_that_says_nothing_of_levels_takes_both(name: str, level: Level) -> None:
+    PassManager(parse_pipeline(name)).run(_module(level))
