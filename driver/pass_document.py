@@ -88,7 +88,7 @@ def _facts(page: PassPage) -> str:
 
 def _options(page: PassPage) -> str:
     if page.origin == "mlir":
-        return "A pass of upstream MLIR; it takes no options here."
+        return "A pass of upstream MLIR; options in braces are MLIR's own."
     if not page.options:
         return "No options."
     rows = [f"| `{o.name}` | {o.type} | {o.default or 'must be given'} | {o.text} |" for o in page.options]

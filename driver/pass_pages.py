@@ -168,7 +168,7 @@ def show_page(page: PassPage) -> None:
     say(page.text)
     heading("Options")
     if not page.options:
-        say("  none")
+        say("  MLIR's own, in braces" if page.origin == "mlir" else "  none")
     for option in page.options:
         say(f"  {option.name}={option.type}  {'required' if option.default is None else f'default {option.default}'}")
         say(f"      {option.text}")

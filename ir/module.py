@@ -125,6 +125,17 @@ class Module:
             restore_packing(self.operation)
 
 
+def upstream_problem(step: str) -> str:
+    """What MLIR has against one of its passes with options, such as "canonicalize{top-down=maybe}"; empty: nothing."""
+    try:
+        with context():
+            PassManager.parse(f"builtin.module({step})")
+    except ValueError as error:
+        said = [line for line in str(error).splitlines() if line]
+        return said[0].removeprefix("<Pass-Options-Parser>: ") if said else "MLIR cannot read it"
+    return ""
+
+
 def _parse_error(error: Any, text: str, file: str) -> StrettoError:
     diagnostics = error.error_diagnostics
     message = diagnostics[0].message if diagnostics else str(error)

@@ -11,9 +11,11 @@ from ..diagnostics import StrettoError
 from ..ir.module import Level, Module
 from ..ir.verifier import verify
 from .base import Pass, Remark, Report
+from .option_values import closing_brace
 
 Step = Pass | str
-"""A pass of ours, or passes of upstream's by name, such as "canonicalize,cse"; each of those runs as one of its own."""
+"""A pass of ours, or passes of upstream's as MLIR spells them, such as "canonicalize{top-down=false},cse"; each of
+those runs as one of its own."""
 
 
 class Verification(StrEnum):
@@ -76,14 +78,28 @@ def single(steps: Sequence[Step]) -> Iterator[Step]:
     """The steps with every list of upstream's passes taken apart."""
     for step in steps:
         if isinstance(step, str):
-            yield from step.split(",")
+            yield from _apart(step)
         else:
             yield step
 
 
+def _apart(text: str) -> Iterator[str]:
+    """The passes of upstream's in a list of them; commas in braces are part of options."""
+    at = 0
+    while at < len(text):
+        end = text.find(",", at)
+        brace = text.find("{", at, end if end >= 0 else None)
+        if brace >= 0:
+            closed = closing_brace(text, brace)
+            end = text.find(",", closed) if closed is not None else -1
+        end = end if end >= 0 else len(text)
+        yield text[at:end]
+        at = end + 1
+
+
 def step_name(step: Step) -> str:
     """The name of one pass."""
-    return step if isinstance(step, str) else step.name
+    return step.partition("{")[0] if isinstance(step, str) else step.name
 
 
 def _run(step: Step, module: Module) -> Report:

@@ -11,7 +11,22 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from ..dsl.plan import Plan
 
 VALUE = re.compile(r'"(?P<quoted>[^"]*)"|(?P<bare>[^\s{}"]+)')
-"""A value in a pipeline: in double quotes, or without blanks and braces."""
+"""A value in a pipeline that has no braces of its own: in double quotes, or without blanks and braces."""
+_BRACES = re.compile(r'[{}]|"[^"]*"?')
+
+
+def closing_brace(text: str, opened: int) -> int | None:
+    """The place of the brace that closes the one at `opened`; braces in double quotes do not count.
+
+    >>> closing_brace('{a={b="}"}}', 0), closing_brace("{{}", 0)
+    (10, None)
+    """
+    depth = 0
+    for match in _BRACES.finditer(text, opened):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return match.start()
+    return None
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,10 @@ def print_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     text = value.file if isinstance(value, Plan) else str(value.value if isinstance(value, Enum) else value)
-    return text if VALUE.fullmatch(text) else f'"{text}"'
+    match = VALUE.fullmatch(text)
+    if match is not None and match["bare"] is not None:
+        return text
+    return f"{{{text}}}" if '"' in text else f'"{text}"'
 
 
 def _within(base: Any, limits: list[Range], text: str) -> Any:

@@ -2,7 +2,10 @@
 
 Options are the fields of a pass's dataclass, in kebab-case; values are parsed by the field's type: int, float, bool
 (true, false), text, an enumeration's value, or a plan file's path (`option_values.py`). Text with blanks or braces
-stands in double quotes.
+stands in double quotes, or in braces that match. Options of upstream's passes are MLIR's to judge.
+
+The anchors `builtin.module(..)` and `func.func(..)` may stand around passes, nested too, and are dropped: every pass
+runs on the module, and upstream's on all functions in it.
 """
 
 from __future__ import annotations
@@ -10,16 +13,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from ..diagnostics import Span, StrettoError
+from ..ir.module import upstream_problem
 from .base import Pass
 from .manager import Step
-from .option_values import VALUE, parse_value, print_value
+from .option_values import VALUE, closing_brace, parse_value, print_value
 from .registry import UPSTREAM, pass_class, unknown_pass
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_ANCHOR = re.compile(r"(?:builtin\.module|func\.func)\s*\(")
+_NO_OPTION = re.compile(r"no such option (?P<name>\S+)")
+"""What MLIR says of an option that its pass has not."""
 
 
 def parse_pipeline(text: str, source: str = "-p") -> list[Step]:
@@ -44,6 +51,8 @@ class _Given:
     text: str
     named: int
     valued: int
+    source: str
+    """Name and value as they stand in the pipeline."""
 
 
 @dataclass
@@ -51,6 +60,8 @@ class _Parser:
     text: str
     source: str
     at: int = 0
+    opened: list[int] = field(default_factory=list)
+    """The places of the anchors that are not closed yet."""
 
     def steps(self) -> Iterator[Step]:
         """Every pass in order."""
@@ -58,23 +69,47 @@ class _Parser:
         if self.at == len(self.text):
             raise self._error("E0412", "the pipeline is empty", "expected the name of a pass")
         while True:
+            self._anchors()
             yield self._step()
-            self._blanks()
+            self._closed()
             if self.at == len(self.text):
                 return
             if self.text[self.at] != ",":
-                raise self._error("E0412", f'unexpected "{self.text[self.at]}"', 'expected "," or the end')
+                expected = '"," or ")"' if self.opened else '"," or the end'
+                raise self._error("E0412", f'unexpected "{self.text[self.at]}"', f"expected {expected}")
             self.at += 1
             self._blanks()
+
+    def _anchors(self) -> None:
+        """Pass the anchors before a pass."""
+        while (match := _ANCHOR.match(self.text, self.at)) is not None:
+            self.opened.append(self.at)
+            self.at = match.end()
+            self._blanks()
+
+    def _closed(self) -> None:
+        """Pass the ends of anchors behind a pass; at the end of the text all have ended."""
+        self._blanks()
+        while self.opened and self.text.startswith(")", self.at):
+            self.opened.pop()
+            self.at += 1
+            self._blanks()
+        if self.opened and self.at == len(self.text):
+            raise self._error(
+                "E0412", 'this "(" is never closed', 'expected ")" before the end',
+                at=self.text.index("(", self.opened[-1]),
+            )  # fmt: skip
 
     def _step(self) -> Step:
         start = self.at
         name = self._take(_NAME, "E0412", "the name of a pass")
-        given = self._options()
-        if name in UPSTREAM:
-            if given:
-                raise self._error("E0413", f'"{name}" takes no options here', at=next(iter(given.values())).named)
-            return name
+        if self.text.startswith("(", self.at):
+            anchors = 'expected "builtin.module" or "func.func" before "("'
+            raise self._error("E0412", f'"{name}" is no anchor', anchors, at=start, length=len(name))
+        is_upstream = name in UPSTREAM
+        given = self._options(is_upstream)
+        if is_upstream:
+            return self._upstream(name, given)
         try:
             cls = pass_class(name)
         except StrettoError as error:
@@ -85,8 +120,23 @@ class _Parser:
             ) from None
         return self._build(cls, name, given, start)
 
-    def _options(self) -> dict[str, _Given]:
-        """The options in braces."""
+    def _upstream(self, name: str, given: Mapping[str, _Given]) -> str:
+        """A pass of upstream's; E0413 with MLIR's message where its options are not right."""
+        if not given:
+            return name
+        step = f"{name}{{{' '.join(each.source for each in given.values())}}}"
+        problem = upstream_problem(step)
+        if not problem:
+            return step
+        unknown = _NO_OPTION.search(problem)
+        wrong = given.get(unknown["name"]) if unknown else None
+        place = wrong or next(iter(given.values()))
+        raise self._error(
+            "E0413", f'MLIR refuses the options of "{name}": {problem}', at=place.named, length=len(place.source)
+        )
+
+    def _options(self, is_upstream: bool) -> dict[str, _Given]:
+        """The options in braces; one of upstream's may stand without a value."""
         found: dict[str, _Given] = {}
         if self.at == len(self.text) or self.text[self.at] != "{":
             return found
@@ -101,16 +151,31 @@ class _Parser:
                 return found
             named = self.at
             name = self._take(_NAME, "E0412", "the name of an option")
-            if self.at == len(self.text) or self.text[self.at] != "=":
+            if name in found:
+                raise self._error("E0412", f'option "{name}" is given twice', at=named, length=len(name))
+            valued, text = self.at, ""
+            if self.text.startswith("=", self.at):
+                self.at += 1
+                valued = self.at
+                text = self._option_text(name)
+            elif not is_upstream:
                 raise self._error("E0412", f'option "{name}" has no value', f'expected "=" after "{name}"')
-            self.at += 1
-            valued = self.at
-            match = VALUE.match(self.text, self.at)
-            if match is None:
-                raise self._error("E0412", f'option "{name}" has no value', "expected a value")
-            self.at = match.end()
-            text = match["quoted"] if match["bare"] is None else match["bare"]
-            found[name] = _Given(text, named, valued)
+            found[name] = _Given(text, named, valued, self.text[named : self.at])
+
+    def _option_text(self, name: str) -> str:
+        """The text of a value, without its quotes or braces."""
+        start = self.at
+        if self.text.startswith("{", start):
+            closed = closing_brace(self.text, start)
+            if closed is None:
+                raise self._error("E0412", 'this "{" is never closed', 'expected "}" before the end')
+            self.at = closed + 1
+            return self.text[start + 1 : closed]
+        match = VALUE.match(self.text, start)
+        if match is None:
+            raise self._error("E0412", f'option "{name}" has no value', "expected a value")
+        self.at = match.end()
+        return match["quoted"] if match["bare"] is None else match["bare"]
 
     def _build(self, cls: type[Pass], name: str, given: Mapping[str, _Given], start: int) -> Pass:
         known = {option_name(f.name): f for f in fields(cls)}

@@ -89,6 +89,8 @@ PIPELINES = {
     "fold-layers{": ("E0412", "never closed"),
     "fold-layers,": ("E0412", "unexpected end"),
     "fold-layers{nothing=1}": ("E0414", "^^^^^^^"),
+    "builtin.module(canonicalize{top-down=true nothing=1})": ("E0413", "no such option nothing"),
+    "fold-layers{a=1 a=2}": ("E0412", "given twice"),
 }
 
 

@@ -14,10 +14,11 @@ from stretto.ir.module import Module
 from stretto.passes import pipeline, registry
 from stretto.passes.base import Pass, Report
 from stretto.passes.fold_layers import FoldLayers
+from stretto.passes.manager import PassManager, single, step_name
 from stretto.passes.option_values import Range
 from stretto.passes.pipeline import parse_pipeline, print_pipeline
 from stretto.passes.place_arguments import PlaceArguments
-from stretto.passes.registry import TABLE, names, pass_class
+from stretto.passes.registry import TABLE, UPSTREAM, names, pass_class
 from stretto.passes.start_collectives import StartCollectives
 
 
@@ -64,6 +65,17 @@ def test_every_registered_pass_has_the_name_of_its_file(name: str) -> None:
         ("fold-layers;cse", "E0412", 12),
         ("fold-layers,", "E0412", 13),
         ("cse{a=b}", "E0413", 5),
+        ("canonicalize{top-down=true bottom-up=true}", "E0413", 28),
+        ("canonicalize{max-iterations=many}", "E0413", 14),
+        ("canonicalize{top-down=true top-down=true}", "E0412", 28),
+        ("place-arguments{plan=a plan=b}", "E0412", 24),
+        ("fold-layers{a={b}", "E0412", 12),
+        ("builtin.module(cse", "E0412", 15),
+        ("builtin.module(func.func(cse)", "E0412", 15),
+        ("builtin.module()", "E0412", 16),
+        ("cse)", "E0412", 4),
+        ("scf.if(cse)", "E0412", 1),
+        ("func.func(fold-layer)", "E0410", 11),
         ("place-arguments", "E0415", 1),
     ],
 )
@@ -73,6 +85,45 @@ def test_a_wrong_pipeline_is_refused_at_its_place(text: str, code: str, column: 
     assert caught.value.code == code
     assert caught.value.span is not None
     assert caught.value.span.column == column
+
+
+def test_anchors_are_dropped() -> None:
+    text = "builtin.module(fold-layers, func.func ( cse,canonicalize) ,builtin.module(func.func(symbol-dce)))"
+    assert parse_pipeline(text) == [FoldLayers(), "cse", "canonicalize", "symbol-dce"]
+    assert parse_pipeline("func.func(cse),sccp") == ["cse", "sccp"]
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_passes_of_upstream_run_whichever_way_they_are_nested(name: str) -> None:
+    text = "func.func @main(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }"
+    for pipeline_ in (name, f"builtin.module({name})", f"func.func({name})", f"builtin.module(func.func({name}))"):
+        module = Module.parse(text)
+        PassManager(parse_pipeline(pipeline_)).run(module)
+        assert "main" in module.functions()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "canonicalize{max-iterations=2 top-down=true}",
+        "canonicalize{top-down}",
+        "canonicalize{disable-patterns=a,b}",
+        "canonicalize{disable-patterns={a,b} top-down=false}",
+        "cse,canonicalize{disable-patterns={a,b}},symbol-dce",
+    ],
+)
+def test_options_of_upstream_go_to_mlir_and_print_as_they_are_read(text: str) -> None:
+    steps = parse_pipeline(text)
+    assert print_pipeline(steps) == text
+    assert list(single([text])) == steps
+    manager = PassManager([text])
+    manager.run(Module.parse("func.func @main(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }"))
+    assert [run.name for run in manager.runs] == [step_name(step) for step in steps]
+    assert {run.name for run in manager.runs} <= {*UPSTREAM}
+
+
+def test_no_options_in_braces_are_no_options() -> None:
+    assert parse_pipeline("cse{},canonicalize{ }") == ["cse", "canonicalize"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +170,20 @@ def test_a_value_out_of_its_range_is_refused_at_its_place(monkeypatch: pytest.Mo
         assert caught.value.span.column == len("fold-layers{") + text.index("=") + 2
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("{b=1}", "b=1"), ("{b={c=1 d=2} e}", "b={c=1 d=2} e"), ('"b=1 c"', "b=1 c"), ('"{"', "{"), ("{}", ""),
+        ('{b="}"}', 'b="}"'), ('{"b"}', '"b"'), ('"{b}"', "{b}"), ("up", "up"),
+    ],
+)  # fmt: skip
+def test_a_value_may_hold_options_of_its_own(written: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "pass_class", lambda name: _Limited)
+    steps = parse_pipeline(f"fold-layers{{way={written} least=2}}")
+    assert steps == [_Limited(2, None, value)]
+    assert parse_pipeline(print_pipeline(steps)) == steps
+
+
 def test_what_others_register_must_be_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_others", lambda: {"theirs": "math:pi"})
     with pytest.raises(StrettoError, match="no subclass of Pass") as caught:
@@ -142,6 +207,8 @@ def test_any_text_is_a_pipeline_or_an_error_of_ours(text: str) -> None:
 
 WORDS = (
     *names(), "fold-layer", "plan", "plan=", "=", "{", "}", ",", " ", "\n", '"', '"a b"', "times=3", "x=9", "9" * 5000,
+    "(", ")", "builtin.module(", "func.func(", "canonicalize{", "top-down=true", "max-iterations=x",
+    "disable-patterns={",
     "\0", "é", "{plan=", "-p", "place-arguments{plan=nowhere.plan}", "place-arguments{plan=.}", 'plan=""',
 )  # fmt: skip
 
@@ -150,6 +217,10 @@ WORDS = (
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
 @example("{" * 100_000)
 @example("cse," * 50_000)
+@example("func.func(" * 50_000)
+@example("func.func(" * 30_000 + "cse" + ")" * 30_000)
+@example("canonicalize{disable-patterns=" + "{" * 50_000 + "}" * 50_000)
+@example("canonicalize{a=" + "{" * 1000 + "}" * 1000 + "}")
 @example("place-arguments{plan=" + "a" * 100_000 + "}")
 @example("place-arguments{plan=\0}")
 def test_any_words_of_the_syntax_are_a_pipeline_or_an_error_with_a_place_in_the_text(text: str) -> None:
