@@ -109,7 +109,7 @@ def test_an_altered_program_is_refused(command: str, stretto: Command, program: 
     text = (folder / "program.json").read_text()
     (folder / "program.json").write_text(text.replace('"sum"', '"max"', 1))
     done = stretto(command, folder, "--json")
-    assert (done.code, done.out) == (1, "") and "error[E0303]" in done.err
+    assert done.code == 1 and json.loads(done.out)["error"]["code"] == "E0303" and "error[E0303]" in done.err
 
 
 def test_a_truncated_program_is_refused(stretto: Command, program: Path, tmp_path: Path) -> None:
