@@ -48,3 +48,10 @@ def test_architecture_names_only_files_that_exist() -> None:
     names = set(re.findall(r"`([a-z_./]+\.(?:py|lark))`", text))
     missing = [name for name in names if not (ROOT / name).exists() and not list(ROOT.glob(f"*/{name}"))]
     assert not missing
+
+
+def test_decisions_are_numbered_in_a_row() -> None:
+    pages = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    titles = [page.read_text(encoding="utf-8").splitlines()[0] for page in pages]
+    assert all(title.startswith(f"# {int(page.name[:4])}. ") for title, page in zip(titles, pages, strict=True))
