@@ -8,9 +8,8 @@ from math import prod
 from ..ir.comm import COLLECTIVES
 from ..ir.interpreter import estimate
 from ..ir.interpreter.code import Body, Code, Step, decode, used
-from ..ir.module import Level
+from ..ir.module import Level, Module
 from ..ir.placement import axes_size
-from ..ir.module import Module
 from ..ir.source_text import read_module
 from ..ir.types import TensorType
 from .module_source import Source
