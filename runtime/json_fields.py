@@ -47,6 +47,10 @@ class Fields:
         """A boolean."""
         return self._of(key, bool, "true or false")
 
+    def flag_or(self, key: str, otherwise: bool) -> bool:
+        """A boolean, or `otherwise` where the key is missing."""
+        return self.flag(key) if key in self._values else otherwise
+
     def mapping(self, key: str) -> dict[str, object]:
         """An object whose values are read by the caller."""
         return {str(name): value for name, value in self._of(key, dict, "an object").items()}

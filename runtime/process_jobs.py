@@ -74,7 +74,7 @@ def check_process(arguments: Json, expected: Callable[[Program], Expected]) -> J
 def steps_entry(arguments: Json) -> Json:
     """One process of `run_processes_for`."""
     program, steps, seed = _given(arguments)
-    with detect_anomaly() if Fields(arguments, "arguments").flag("anomalies") else nullcontext():
+    with detect_anomaly() if Fields(arguments, "arguments").flag_or("anomalies", False) else nullcontext():
         return run_steps(program, ranks=ProcessRank, side=ProcessSide, steps=steps, seed=seed).to_json()
 
 
