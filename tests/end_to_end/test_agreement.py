@@ -1,0 +1,53 @@
+"""Random models under random plans: what the compiler, the interpreter, the runtime and the prover say agrees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stretto.diagnostics import StrettoError
+from stretto.driver.compile_program import CAPTURED
+from stretto.ir.interpreter import compare
+from stretto.ir.module import Module
+from stretto.runtime.check import check
+from stretto.runtime.prover import prove
+
+from .checking import assert_report, compiled_model
+from .random_models import Spec, made, specs
+from .test_small_modules import plans
+
+COMMON = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def agree(spec: Spec, plan: str) -> None:
+    """Compiled, the model computes in the interpreter what was captured, and on ranks what it does on one device."""
+    torch.manual_seed(0)
+    model, inputs = made(spec)
+    texts: dict[str, str] = {}
+    try:
+        program = compiled_model(
+            model, inputs, plan, loss_only=True, after=lambda name, module: texts.update({name: module.text()})
+        ).program
+    except StrettoError as refusal:
+        assert refusal.help, f"{plan}\n{refusal}"
+        return
+    captured, *_, final = texts
+    assert captured == CAPTURED
+    found = compare(Module.parse(texts[captured]), Module.parse(texts[final]))
+    assert found.is_equal, f"{plan}\n{found}"
+    assert_report(check(program))
+    assert prove(program).safe, plan
+
+
+@settings(COMMON, max_examples=10)
+@given(st.data(), specs)
+def test_all_that_run_a_model_agree(data: st.DataObject, spec: Spec) -> None:
+    agree(spec, data.draw(plans(made(spec)[0])))
+
+
+@pytest.mark.slow
+@settings(COMMON, max_examples=150)
+@given(st.data(), specs)
+def test_all_that_run_many_models_agree(data: st.DataObject, spec: Spec) -> None:
+    agree(spec, data.draw(plans(made(spec)[0])))
