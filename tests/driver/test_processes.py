@@ -57,6 +57,7 @@ def test_processes_drop_what_threads_drop_and_refuse_different_seeds() -> None:
     assert (threads["code"], processes["code"]) == ("", "E0609")
 
 
+@pytest.mark.slow
 def test_processes_scale_a_float16_loss_as_threads_do_and_skip_the_same_step() -> None:
     script = SCRIPT.with_name("precision_script.py")
     threads, processes = run("tp=2", script=script), run("tp=2", *TORCHRUN, "2", script=script)
@@ -69,6 +70,7 @@ def test_processes_scale_a_float16_loss_as_threads_do_and_skip_the_same_step() -
         assert (ours[1] or 0.0) == pytest.approx(theirs[1] or 0.0, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_processes_are_bound_to_batches_that_they_cannot_share_evenly() -> None:
     script = SCRIPT.with_name("dynamic_script.py")
     processes = run("dp=2", *TORCHRUN, "2", script=script)

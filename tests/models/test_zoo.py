@@ -18,6 +18,8 @@ DATA_PARALLEL = "dp.plan"
 MATRIX = [(name, plan) for name, entry in ZOO.items() for plan in (DATA_PARALLEL, *entry.plans)]
 ALSO_ELSEWHERE = ("gpt", "llama", "gpt2")
 """Models that `tests/end_to_end` trains under many plans."""
+LIKE_OTHERS = ("qwen2", "mixtral")
+"""Models whose operations others have too: not part of the default run."""
 BY_PROCESSES = ("llama", "gpt2", "mixtral", "vit", "unet", "resnet")
 
 
@@ -30,7 +32,10 @@ def _check(name: str, plan: str, mode: Mode, rows: int | None = None) -> None:
     assert not [remark["message"] for remark in program.remarks if "no sharding rule" in str(remark["message"])]
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in ALSO_ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LIKE_OTHERS else []) for n in ZOO if n not in ALSO_ELSEWHERE],
+)
 def test_every_model_trains_under_a_sharded_plan(name: str) -> None:
     _check(name, ZOO[name].plans[-1], Mode.TRAIN)
 

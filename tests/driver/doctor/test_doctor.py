@@ -22,7 +22,7 @@ FILES = {
     "resnet": "models/resnet.py:resnet",
     "translator": "models/translator.py:translator",
 }
-QUICK = ("gpt", "llama")
+QUICK = ("gpt",)
 CONFIGS = ("llama", "gpt2", "qwen2", "mixtral", "mixtral_grouped", "bert", "vit")
 
 SCRIPT = '''
