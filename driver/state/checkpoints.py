@@ -74,7 +74,10 @@ def save_checkpoint(
     partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not (path / _METADATA).exists():
         raise StrettoError("E0508", f"'{path}' is there and is no checkpoint", help="choose another name, or remove it")
+    unused = optimizer is not None and not optimizer.state
     state = _state_of(model, optimizer)
+    if optimizer is not None and unused:
+        optimizer.state.clear()  # the step of zeros counts as one
     try:
         if is_writer():
             shutil.rmtree(partial, ignore_errors=True)
@@ -139,9 +142,14 @@ def _one_process_is_meant() -> Iterator[None]:
 
 @contextmanager
 def _gradients_kept(model: nn.Module) -> Iterator[None]:
-    """An optimizer that has not stepped yet is asked for its state by a step of zeros, which drops the gradients."""
+    """An optimizer that has not stepped yet is asked for its state by a step of zeros, which drops the gradients.
+
+    Torch leaves that step out where there are gradients, so they are put aside before it.
+    """
     kept = [(each, each.grad) for each in model.parameters()]
     try:
+        for each, _ in kept:
+            each.grad = None
         yield
     finally:
         for each, gradient in kept:
@@ -191,7 +199,7 @@ def _check_fits(path: Path, metadata: Metadata, state: Mapping[str, Any]) -> Non
         missing = [name for name in wanted if name not in held]
         left = [name for name in held if name not in wanted]
         other = [name for name in wanted if name in held and held[name] != wanted[name]]
-        if part == "optimizer" and not held:
+        if part == "optimizer" and not any(name.startswith("optimizer.") for name in saved):
             notes.append(f"it holds no state of an optimizer, and {part} was asked for")
             continue
         notes += [f"it lacks {_few(missing)}"] * bool(missing)

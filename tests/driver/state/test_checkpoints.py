@@ -111,6 +111,35 @@ def test_gradients_outlive_the_saving_of_an_optimizer_that_has_not_stepped(tmp_p
     assert len(before) == len(after)
 
 
+def test_an_optimizer_without_state_keeps_its_groups(tmp_path: Path) -> None:
+    model = seeded()
+    stretto.save_checkpoint(tmp_path / "sgd", model, torch.optim.SGD(model.parameters(), lr=0.25))
+    optimizer = torch.optim.SGD(model.parameters(), lr=9.0)
+    stretto.load_checkpoint(tmp_path / "sgd", model, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_saving_before_the_first_step_changes_no_loss(tmp_path: Path) -> None:
+    losses = []
+    for saves in (False, True):
+        model = seeded()
+        optimizer = adamw(model)
+        if saves:
+            stretto.save_checkpoint(tmp_path / "fresh", model, optimizer)
+        losses.append(train(model, optimizer, range(3)))
+    assert losses[0] == losses[1]
+
+
+def test_a_new_optimizer_is_filled_where_there_are_gradients(saved: tuple[Path, list[float]]) -> None:
+    path, expected = saved
+    model = seeded(1)
+    sum(each.sum() for each in model.parameters()).backward()
+    optimizer = adamw(model)
+    stretto.load_checkpoint(path, model, optimizer)
+    model.zero_grad()
+    assert train(model, optimizer, range(3, 6)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_checkpoint_of_another_model_names_what_differs(saved: tuple[Path, list[float]]) -> None:
     other = seeded(hidden=16)
     del other.norm
