@@ -110,6 +110,8 @@ class _State:
     delay_reductions: bool
     done: dict[_Signature, _Specialised] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    taken: set[str] = field(init=False)
+    """Names of functions, old and new."""
     remarks: list[Remark] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     moved: int = 0
@@ -139,12 +141,23 @@ class _State:
             if dict(self.new.mesh)[axis] > 1
         }
 
+    def __post_init__(self) -> None:
+        self.taken = set(self.old.functions())
+
+    def _name(self, name: str) -> str:
+        """The function's own name for its first copy, then the name with a number that no function has."""
+        number = self.counts.get(name, 0)
+        fresh = name
+        while number and fresh in self.taken:
+            fresh, number = f"{name}_{number}", number + 1
+        self.counts[name] = max(number, 1)
+        self.taken.add(fresh)
+        return fresh
+
     def specialise(self, signature: _Signature) -> _Specialised:
         """The copy of a function for these argument placements, made at its first use."""
         if signature not in self.done:
-            number = self.counts.get(signature.name, 0)
-            self.counts[signature.name] = number + 1
-            name = f"{signature.name}_{number}" if number else signature.name
+            name = self._name(signature.name)
             self.done[signature] = _Body(self, signature, name).rewrite()
         return self.done[signature]
 

@@ -31,7 +31,7 @@ specs = st.builds(
         st.sampled_from(["mlp", "gated", "attention", "norm", "rms", "scale", "mix", "center"]), min_size=1, max_size=4
     ).map(tuple),
     heads=st.integers(1, 3),
-    head=st.sampled_from([2, 4]),
+    head=st.sampled_from([4, 6]),
     inner=st.integers(3, 9),
     tokens=st.booleans(),
     tied=st.booleans(),

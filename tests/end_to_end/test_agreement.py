@@ -46,8 +46,19 @@ def test_all_that_run_a_model_agree(data: st.DataObject, spec: Spec) -> None:
     agree(spec, data.draw(plans(made(spec)[0])))
 
 
+def test_copies_of_a_function_take_no_name_that_another_has() -> None:
+    """Repeated blocks fold to `blocks_forward` and `blocks_forward_1`, and the first of these is called in two ways."""
+    spec = Spec(("rms", "rms", "rms", "rms"), heads=1, head=4, inner=3, tokens=True, tied=True)
+    agree(
+        spec,
+        'mesh (a=1, b=2)\nshard "embed.weight" dim 1 over b\nshard "blocks.0.norm.weight" dim 0 over a\n'
+        'shard "blocks.3.norm.weight" dim 0 over a',
+    )
+
+
 @pytest.mark.slow
-@settings(COMMON, max_examples=150)
+@pytest.mark.timeout(900)
+@settings(COMMON, max_examples=100)
 @given(st.data(), specs)
 def test_all_that_run_many_models_agree(data: st.DataObject, spec: Spec) -> None:
     agree(spec, data.draw(plans(made(spec)[0])))
