@@ -87,6 +87,10 @@ class CompiledModule:
         finally:
             self._delays = delayed
 
+    def discard(self) -> None:
+        """Forget the gradients that wait for a reduction."""
+        self._addends.clear()
+
     @property
     def waits(self) -> bool:
         """Whether gradients wait for a reduction."""

@@ -158,7 +158,14 @@ def _additions(cls: type[nn.Module]) -> dict[str, Any]:
         """
         return compiled_module(self).no_sync()
 
-    return {} if hasattr(cls, "no_sync") else {"no_sync": no_sync}
+    def zero_grad(self: nn.Module, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters; those that wait for a reduction are forgotten."""
+        plain_zero_grad(self, set_to_none)
+        compiled_module(self).discard()
+
+    plain_zero_grad = cls.zero_grad
+    own = {} if hasattr(cls, "no_sync") else {"no_sync": no_sync}
+    return {**own, "zero_grad": zero_grad}
 
 
 def _place_after_init(cls: type[nn.Module]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from torch import Tensor
 
@@ -28,9 +28,16 @@ class Addends:
         sums = self._sums.setdefault(result.name, {})
         sums[rank] = sums[rank] + addend if rank in sums else addend
 
-    def take(self) -> Iterator[tuple[Output, Mapping[int, Tensor]]]:
-        """Every gradient with the sums of the ranks, in the order in which they came; nothing is left."""
-        results, sums = self._results, self._sums
-        self._results, self._sums = {}, {}
-        for name, by_rank in sums.items():
-            yield results[name], by_rank
+    def take(self, wanted: Container[str] | None = None) -> Iterator[tuple[Output, Mapping[int, Tensor]]]:
+        """The gradients that are wanted (None: all) with the sums of the ranks, in the order in which they came.
+
+        They do not wait any longer; the others do.
+        """
+        names = [name for name in self._sums if wanted is None or name in wanted]
+        for name in names:
+            yield self._results.pop(name), self._sums.pop(name)
+
+    def clear(self) -> None:
+        """Forget all that waits."""
+        self._results.clear()
+        self._sums.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ class _Call:
         outputs, self.state = self.session.forward(tensors[:split], self.buffers, tensors[split:])
         return tuple(outputs)
 
-    def backward(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Gradients by name, for the gradients of all outputs."""
+    def backward(self, grads: Sequence[Tensor | None], wanted: Container[str]) -> dict[str, Tensor]:
+        """Gradients by name, for the gradients of all outputs; of those that wait the wanted ones."""
         tangents = {each.index: each for each in self.session.program.of_kind("tangent")}
         given: dict[int | None, Tensor | None] = {}
         for output, grad in zip(self.session.program.results_of_kind("output"), grads, strict=True):
@@ -94,7 +94,7 @@ class _Call:
         addends = self.accumulation.addends
         gradients = self.session.backward(self.state, ordered, addends)
         if self.accumulation.delivers and addends:
-            for name, waiting in self.session.reduce(addends).items():
+            for name, waiting in self.session.reduce(addends, wanted).items():
                 gradients[name] = gradients[name] + waiting if name in gradients else waiting
         return gradients
 
@@ -117,8 +117,8 @@ class _Step(torch.autograd.Function):
             )
         call: _Call = ctx.call
         _check_unchanged([*call.named, *call.session.program.of_kind("buffer")], ctx.given)
-        gradients = call.backward(grads)
         needs = ctx.needs_input_grad[1:]
+        gradients = call.backward(grads, {each.name for each, need in zip(call.named, needs, strict=True) if need})
         return None, *(gradients.get(each.name) if need else None for each, need in zip(call.named, needs, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -53,8 +53,8 @@ class Session(Protocol):
         """
         ...
 
-    def reduce(self, addends: Addends) -> dict[str, Tensor]:
-        """The gradients that were waiting for their reduction, summed over the ranks; nothing waits afterwards."""
+    def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
+        """The gradients that were waiting for their reduction, summed over the ranks; what is not wanted waits on."""
         ...
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -127,11 +127,11 @@ class ProcessRank:
                     gradients[each.name] = self._gradient(each, own, each.name in kept.distributed)
         return gradients if addends is not None else gradients | self.reduce(waiting)
 
-    def reduce(self, addends: Addends) -> dict[str, Tensor]:
+    def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
         """See `Session.reduce`; every process must call it at the same point. A DTensor parameter's is a DTensor."""
         gradients = {}
         with torch.no_grad(), self._in_step():
-            for each, by_rank in addends.take():
+            for each, by_rank in addends.take(wanted):
                 where = f"reducing gradient '{each.name}'"
                 local = by_rank[self._world.rank]
                 local = self._communicator.all_reduce_start(local, each.addends, "sum", where).wait()

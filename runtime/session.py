@@ -6,7 +6,7 @@ step's start. Gradients are written by the ranks into views of one full tensor p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
@@ -111,10 +111,10 @@ class RankThreads:
         found = dict(zip([each.name for each in whole_gives], gathered.by_kind("gradient"), strict=True))
         return found if addends is not None else found | self.reduce(waiting)
 
-    def reduce(self, addends: Addends) -> dict[str, Tensor]:
+    def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
         """See `Session.reduce`; sums in the order of the ranks."""
         gradients = {}
-        for each, by_rank in addends.take():
+        for each, by_rank in addends.take(wanted):
             total = torch.zeros(each.shape, dtype=DTYPES[each.dtype])
             axes = (*sharding_axes(each.shards), *each.addends)
             for rank, local in by_rank.items():

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -35,7 +36,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from ...diagnostics import StrettoError
 from ...runtime.philox import RandomState
 from ...runtime.world import join
-from ..compiled_module import PLAN_ATTRIBUTE, random_state, set_random_state
+from ..compiled_module import PLAN_ATTRIBUTE, compiled_module, random_state, set_random_state
 from ..distribution import processes
 from .held_tensors import is_writer, meet
 
@@ -109,10 +110,20 @@ def load_checkpoint(
     _check_fits(path, metadata, state)
     ours = _ours(path)
     with _one_process_is_meant():
-        load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
+        try:
+            load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
+        except CheckpointException as error:
+            causes = dict.fromkeys(str(each[0]) for each in error.failures.values())
+            raise StrettoError(
+                "E0611",
+                f"'{path}' does not fit: {'; '.join(causes)}",
+                help="build the model with the config, and the optimizer with the parameter groups, that were saved",
+            ) from None
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    if _is_compiled(model):
+        compiled_module(model).discard()
     if "random" in ours and _is_compiled(model):
         set_random_state(model, RandomState(**ours["random"]))
     return dict(ours["extra"])

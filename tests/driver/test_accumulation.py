@@ -59,6 +59,31 @@ def test_a_step_while_gradients_wait_is_refused() -> None:
     optimizer.step()
 
 
+def test_what_a_backward_cannot_deliver_waits_on() -> None:
+    model, plain = twins(torch.float64)
+    compiled = stretto.compile(model, plan=PLANS["dp"])
+    with compiled.no_sync():
+        compiled(*batch(0)).backward()
+    plain(*batch(0)).backward()
+    for each in (compiled, plain):
+        each.get_submodule("blocks.0").requires_grad_(False)
+        each(*batch(1)).backward()
+        each.get_submodule("blocks.0").requires_grad_(True)
+        each(*batch(2)).backward()
+    assert_same_gradients(model, plain)
+
+
+def test_the_models_zero_grad_forgets_what_waits() -> None:
+    model, plain = twins(torch.float64)
+    compiled = stretto.compile(model, plan=PLANS["dp"])
+    with compiled.no_sync():
+        (compiled(*batch(0)) * 1e6).backward()
+    compiled.zero_grad()
+    for each in (compiled, plain):
+        each(*batch(1)).backward()
+    assert_same_gradients(model, plain)
+
+
 def test_a_forward_without_gradients_leaves_what_waits_alone() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=PLANS["dp"])

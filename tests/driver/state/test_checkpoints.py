@@ -214,3 +214,15 @@ def test_the_working_directory_itself_is_no_place_for_a_checkpoint(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(stretto.StrettoError, match="is there and is no checkpoint"):
         stretto.save_checkpoint(".", seeded())
+
+
+def test_other_parameter_groups_are_refused(tmp_path: Path) -> None:
+    model = seeded()
+    optimizer = adamw(model)
+    train(model, optimizer, range(1))
+    stretto.save_checkpoint(tmp_path / "one", model, optimizer)
+    groups = [{"params": [each], "lr": 0.01 * at} for at, each in enumerate(model.parameters())]
+    groups[0]["extra"] = 3
+    with pytest.raises(stretto.StrettoError, match="does not fit") as caught:
+        stretto.load_checkpoint(tmp_path / "one", model, torch.optim.AdamW(groups))
+    assert caught.value.code == "E0611"
