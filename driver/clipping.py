@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.utils import get_total_norm
 
 from ..diagnostics import StrettoError
-from .compiled_module import PLAN_ATTRIBUTE, compiled_module
+from .compiled_module import compiled_module, is_compiled
 
 _EPSILON = 1e-6
 """Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -35,7 +35,7 @@ def clip_grad_norm_(
     >>> clip_grad_norm_(model, 1.0).item()
     5.0
     """
-    if hasattr(type(model), PLAN_ATTRIBUTE) and compiled_module(model).waits:
+    if is_compiled(model) and compiled_module(model).waits:
         raise StrettoError(
             "E0605",
             "clip_grad_norm_ was called while gradients wait for their reduction",

@@ -175,6 +175,11 @@ def set_random_state(model: nn.Module, state: RandomState) -> None:
     compiled_module(model).draws.state = state
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether Stretto runs the model's calls."""
+    return hasattr(type(model), PLAN_ATTRIBUTE)
+
+
 def is_tracing() -> bool:
     """Whether a model is being captured: then compiled models inside it run as plain ones."""
     return _tracing.get()
@@ -191,7 +196,7 @@ def _trace() -> Iterator[None]:
 
 def program_of(model: nn.Module) -> Program:
     """The program that the model's last call ran, to explain or to save. Raises StrettoError E0602 before any call."""
-    compiled = hasattr(type(model), PLAN_ATTRIBUTE)
+    compiled = is_compiled(model)
     variant = compiled_module(model).last if compiled else None
     if variant is None:
         raise StrettoError(

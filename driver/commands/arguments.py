@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..module_source import Source
 
 _PIPELINE = 'passes and their options, such as "fold-layers,canonicalize,place-arguments{plan=FILE}"'
 
@@ -23,6 +27,25 @@ def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also
 def output_file(given: argparse.Namespace) -> str | None:
     """What `-o` names; None where it is standard output, which "-" stands for."""
     return None if given.output == "-" else given.output
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """FILE and `-p PIPELINE`, for commands that may find the pipeline in what they read."""
+    parser.add_argument(
+        "path", metavar="FILE", help="a module, - for standard input, or a folder that compile --dump-ir wrote"
+    )
+    add_pipeline(parser, required=False, also="; default: what the file or the folder names")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def source_of(given: argparse.Namespace) -> Source:
+    """The module and the pipeline that are meant; wrong usage where there is no pipeline."""
+    from ..module_source import read_source
+
+    source = read_source(given.path, given.pipeline)
+    if source.pipeline is None:
+        given.usage_error("name the passes with -p PIPELINE")
+    return source
 
 
 def add_terms(parser: argparse.ArgumentParser, memory: str) -> None:

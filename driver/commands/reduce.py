@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import MEMORY_CAP, add_json, add_pipeline, add_terms, output_file, positive
+from .arguments import MEMORY_CAP, add_json, add_source, add_terms, output_file, positive, source_of
 from .outcome import Outcome, require_compiler
 
 HELP = "find the smallest module on which a pass still fails in the same way"
@@ -16,27 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The first pass that fails, or that changes values or order, is named with the smallest module found on which "
         "it still does; both stand in one file, which opt, bisect and reduce read. Exit code 0 when there is one."
     )
-    parser.add_argument(
-        "path", metavar="FILE", help="a module, - for standard input, or a folder that compile --dump-ir wrote"
-    )
-    add_pipeline(parser, required=False, also="; default: what the file or the folder names")
+    add_source(parser)
     parser.add_argument("-o", "--output", metavar="OUT", help="write the module there; default, or -: standard output")
     parser.add_argument("--seconds", type=positive, default=60, metavar="S", help="stop then; default: 60")
     add_terms(parser, MEMORY_CAP)
     add_json(parser)
-    parser.set_defaults(usage_error=parser.error)
 
 
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
     from ..judge import terms_of
-    from ..module_source import read_source
     from ..reduce_file import reduce_source, reduced_json, show_reduced
 
-    source = read_source(given.path, given.pipeline)
-    if source.pipeline is None:
-        given.usage_error("name the passes with -p PIPELINE")
+    source = source_of(given)
     terms = terms_of(given.seed, given.memory_cap, given.ranges)
     output = output_file(given)
     found = reduce_source(source, terms, given.seconds, output)

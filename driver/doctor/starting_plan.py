@@ -9,13 +9,13 @@ Source of the idea that rules this simple suffice: Redco (arXiv:2310.16355), sec
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ...dsl.globs import expand
+from ...dsl.globs import matches
 from ...dsl.resolve import ParameterInfo
+from ..names import family
 from .linear_layers import MIXTURE, LayerGraph
 
 _LONGEST = 80
@@ -76,7 +76,7 @@ def _patterns(role: str, roles: Mapping[str, str], parameters: Sequence[Paramete
     others = {_module(alias) for info in parameters for alias in info.names} - set(wanted)
     found = []
     for generic, alike in _grouped(wanted):
-        safe = not any(_matches(generic, other) for other in others)
+        safe = not any(matches(generic, other) for other in others)
         found += [generic] if safe else alike
     return _joined(found)
 
@@ -85,7 +85,7 @@ def _grouped(modules: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Modules that differ only in numbers, under the name with `*` for each number."""
     groups: dict[str, list[str]] = {}
     for module in modules:
-        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", module), []).append(module)
+        groups.setdefault(family(module), []).append(module)
     return [(generic if len(alike) > 1 else alike[0], alike) for generic, alike in groups.items()]
 
 
@@ -117,10 +117,6 @@ def _common_tail(leaves: Sequence[str]) -> str:
     first = min(leaves, key=len)
     starts = [at for at, letter in enumerate(first) if letter == "_" and at > 0]
     return next((first[at:] for at in starts if all(leaf.endswith(first[at:]) for leaf in leaves)), "")
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return any(re.fullmatch(re.escape(glob).replace(r"\*", ".*"), name) for glob in expand(pattern))
 
 
 def _module(name: str) -> str:

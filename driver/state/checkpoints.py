@@ -36,9 +36,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from ...diagnostics import StrettoError
 from ...runtime.philox import RandomState
 from ...runtime.world import join
-from ..compiled_module import PLAN_ATTRIBUTE, compiled_module, random_state, set_random_state
+from ..compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..distribution import processes
-from .held_tensors import is_writer, meet
+from .held_tensors import few, is_writer, meet
 
 OURS = "stretto.json"
 _METADATA = ".metadata"
@@ -122,9 +122,9 @@ def load_checkpoint(
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    if _is_compiled(model):
+    if is_compiled(model):
         compiled_module(model).discard()
-    if "random" in ours and _is_compiled(model):
+    if "random" in ours and is_compiled(model):
         set_random_state(model, RandomState(**ours["random"]))
     return dict(ours["extra"])
 
@@ -213,8 +213,8 @@ def _check_fits(path: Path, metadata: Metadata, state: Mapping[str, Any]) -> Non
         if part == "optimizer" and not any(name.startswith("optimizer.") for name in saved):
             notes.append(f"it holds no state of an optimizer, and {part} was asked for")
             continue
-        notes += [f"it lacks {_few(missing)}"] * bool(missing)
-        notes += [f"the {part} lacks {_few(left)}"] * bool(left)
+        notes += [f"it lacks {few(missing)}"] * bool(missing)
+        notes += [f"the {part} lacks {few(left)}"] * bool(left)
         notes += [f"{name} is {list(held[name])} there, and {list(wanted[name])} here" for name in other[:_SHOWN]]
     if notes:
         raise StrettoError(
@@ -236,11 +236,6 @@ def _tensors(part: str, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
     return found
 
 
-def _few(names: list[str]) -> str:
-    shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
 def _text(model: nn.Module, extra: Mapping[str, Json]) -> str:
     """Our file; E0615 for a value that JSON cannot hold."""
     for name, value in extra.items():
@@ -257,11 +252,7 @@ def _text(model: nn.Module, extra: Mapping[str, Json]) -> str:
 
 
 def _random_state_of(model: nn.Module) -> Json:
-    return asdict(random_state(model)) if _is_compiled(model) else None
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return hasattr(type(model), PLAN_ATTRIBUTE)
+    return asdict(random_state(model)) if is_compiled(model) else None
 
 
 def _ours(path: Path) -> dict[str, Json]:

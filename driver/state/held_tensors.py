@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+_SHOWN = 5
+"""Names that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,16 @@ def transient_buffers(model: nn.Module) -> Mapping[str, Tensor]:
 def whole(tensor: Tensor) -> Tensor:
     """The global tensor; where it is a DTensor, all processes must ask for it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, quoted, and how many more there are, for an error.
+
+    >>> few(["a", "b"])
+    '"a", "b"'
+    """
+    shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def is_writer() -> bool:

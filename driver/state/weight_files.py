@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -91,11 +90,6 @@ def window_of(shape: Sequence[int], offsets: Sequence[int]) -> tuple[slice, ...]
     (slice(4, 6, None), slice(0, 3, None))
     """
     return tuple(slice(start, start + extent) for start, extent in zip(offsets, shape, strict=True))
-
-
-def is_empty(tensor: Tensor) -> bool:
-    """Whether there is nothing to read for it."""
-    return tensor.numel() == 0 or tensor.device == torch.device("meta")
 
 
 def _files_at(path: Path) -> list[Path]:

@@ -12,11 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from ...diagnostics import StrettoError
 from ...runtime.parameters import own_window
-from .held_tensors import HeldTensor, held_tensors, is_writer, meet, transient_buffers, whole
+from .held_tensors import HeldTensor, few, held_tensors, is_writer, meet, transient_buffers, whole
 from .weight_files import WeightFiles, window_of, write_weights
-
-_SHOWN = 5
-"""Names that an error lists."""
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -105,9 +102,9 @@ def _matched(held: Sequence[HeldTensor], files: WeightFiles) -> list[tuple[HeldT
 def _other_names(path: Path, missing: Sequence[str], left: Sequence[str]) -> StrettoError:
     notes = []
     if missing:
-        notes.append((f"the file lacks {_few(missing)}", None))
+        notes.append((f"the file lacks {few(missing)}", None))
     if left:
-        notes.append((f"the model lacks {_few(left)}", None))
+        notes.append((f"the model lacks {few(left)}", None))
     near = difflib.get_close_matches(missing[0], left, 1) if missing else []
     return StrettoError(
         "E0613",
@@ -117,17 +114,12 @@ def _other_names(path: Path, missing: Sequence[str], left: Sequence[str]) -> Str
     )
 
 
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
 def _refuse_transient_on_meta(model: nn.Module) -> None:
     lost = [name for name, tensor in transient_buffers(model).items() if tensor.is_meta]
     if lost:
         raise StrettoError(
             "E0614",
-            f"{_few(lost)} {'is' if len(lost) == 1 else 'are'} on the meta device, and no file holds the values",
+            f"{few(lost)} {'is' if len(lost) == 1 else 'are'} on the meta device, and no file holds the values",
             expected="buffers that are no part of the state dict to have been computed when the model was built",
             help="build the model inside `with stretto.meta_parameters():`, which leaves buffers where they are",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.driver.compile_program import CAPTURED
@@ -20,8 +20,11 @@ from .test_small_modules import plans
 COMMON = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-def agree(spec: Spec, plan: str) -> None:
-    """Compiled, the model computes in the interpreter what was captured, and on ranks what it does on one device."""
+def agree(spec: Spec, plan: str) -> bool:
+    """Compiled, the model computes in the interpreter what was captured, and on ranks what it does on one device.
+
+    False where the plan is refused, with a way out: then nothing was compared.
+    """
     torch.manual_seed(0)
     model, inputs = made(spec)
     texts: dict[str, str] = {}
@@ -31,25 +34,26 @@ def agree(spec: Spec, plan: str) -> None:
         ).program
     except StrettoError as refusal:
         assert refusal.help, f"{plan}\n{refusal}"
-        return
+        return False
     captured, *_, final = texts
     assert captured == CAPTURED
     found = compare(Module.parse(texts[captured]), Module.parse(texts[final]))
     assert found.is_equal, f"{plan}\n{found}"
     assert_report(check(program))
     assert prove(program).safe, plan
+    return True
 
 
 @settings(COMMON, max_examples=10)
 @given(st.data(), specs)
 def test_all_that_run_a_model_agree(data: st.DataObject, spec: Spec) -> None:
-    agree(spec, data.draw(plans(made(spec)[0])))
+    assume(agree(spec, data.draw(plans(made(spec)[0]))))
 
 
 def test_copies_of_a_function_take_no_name_that_another_has() -> None:
     """Repeated blocks fold to `blocks_forward` and `blocks_forward_1`, and the first of these is called in two ways."""
     spec = Spec(("rms", "rms", "rms", "rms"), heads=1, head=4, inner=3, tokens=True, tied=True)
-    agree(
+    assert agree(
         spec,
         'mesh (a=1, b=2)\nshard "embed.weight" dim 1 over b\nshard "blocks.0.norm.weight" dim 0 over a\n'
         'shard "blocks.3.norm.weight" dim 0 over a',
@@ -61,4 +65,4 @@ def test_copies_of_a_function_take_no_name_that_another_has() -> None:
 @settings(COMMON, max_examples=100)
 @given(st.data(), specs)
 def test_all_that_run_many_models_agree(data: st.DataObject, spec: Spec) -> None:
-    agree(spec, data.draw(plans(made(spec)[0])))
+    assume(agree(spec, data.draw(plans(made(spec)[0]))))
