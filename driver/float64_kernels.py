@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..diagnostics import StrettoError
+
 
 class InFloat64(TorchFunctionMode):
     """Calls the formula instead where the first operand is float64; gradients are those of the formula."""
@@ -32,7 +34,12 @@ def _grouped_mm(
 ) -> Tensor:
     """Each group's rows of (rows, in) times its matrix of (groups, in, out); group e ends before row offs[e]."""
     if offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or bias is not None:
-        raise NotImplementedError("only rows in groups times one matrix a group can be judged in float64")
+        raise StrettoError(
+            "E0342",
+            "the model calls grouped_mm in a form that cannot be computed in float64, in which it is to be judged",
+            expected="rows in groups (offs) times one matrix a group, without a bias",
+            help="compile with --dtype float32 to check it to 1e-4",
+        )
     ends = [int(end) for end in offs]
     starts = [0, *ends[:-1]]
     products = [mat_a[start:end] @ mat_b[at] for at, (start, end) in enumerate(zip(starts, ends, strict=True))]

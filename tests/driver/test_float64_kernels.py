@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from stretto.diagnostics import StrettoError
 from stretto.driver.float64_kernels import InFloat64
 from torch.nn import functional as F
 
@@ -24,3 +26,10 @@ def test_its_gradients_are_those_of_the_formula() -> None:
         assert torch.autograd.gradcheck(
             lambda a, b: F.grouped_mm(a, b, offs=torch.tensor([1, 4], dtype=torch.int32)), (a, b)
         )
+
+
+def test_a_form_without_a_formula_is_refused_with_a_way_out() -> None:
+    rows = torch.ones(2, 3, 4, dtype=torch.float64)
+    with pytest.raises(StrettoError, match="grouped_mm") as caught, InFloat64():
+        torch.nn.functional.grouped_mm(rows, rows.transpose(1, 2))
+    assert caught.value.code == "E0342" and "float32" in caught.value.help
