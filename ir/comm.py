@@ -19,6 +19,12 @@ COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
     ("comm::reduce_scatter_start(Tensor x, str[] axes, int dim, str reduce) -> Tensor", False),
     ("comm::all_to_all_start(Tensor x, str[] axes, int split_dim, int concat_dim) -> Tensor", False),
     ("comm::wait(Tensor future) -> Tensor", False),
+    # hand a tensor to the rank that stands at `peer` on `axis` and beside this one on all others; never waits, keeps
+    # the tensor until it is taken, and what one rank sends another arrives in order
+    ("comm::send(Tensor x, str axis, int peer) -> ()", False),
+    # the next tensor that the rank at `peer` sends here, of this shape and dtype
+    ("comm::receive(str axis, int peer, int[] size, ScalarType dtype) -> Tensor", False),
+    ("comm::receive_start(str axis, int peer, int[] size, ScalarType dtype) -> Tensor", False),
     # this rank's chunk along dim, zero-padded to `chunk`; no communication
     ("comm::shard(Tensor x, str[] axes, int dim, int chunk) -> Tensor", True),
     # the 0-d int64 tensor coordinate * chunk

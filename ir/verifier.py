@@ -20,7 +20,14 @@ from .placement import Mesh, Shard, axes_size, chunk_size
 from .schemas import Argument, Kind, by_mlir_name
 from .types import TensorType, from_mlir, is_tensor
 
-_STARTS = ("comm.all_reduce_start", "comm.all_gather_start", "comm.reduce_scatter_start", "comm.all_to_all_start")
+_STARTS = (
+    "comm.all_reduce_start",
+    "comm.all_gather_start",
+    "comm.reduce_scatter_start",
+    "comm.all_to_all_start",
+    "comm.receive_start",
+)
+_TRANSFERS = ("comm.send", "comm.receive", "comm.receive_start")
 _DUMP = "see current operation: "
 """With this an operation's whole text begins in MLIR's errors."""
 _PLAIN = {
@@ -113,6 +120,11 @@ class _Checker:
         if call.name == "comm.random":
             yield from (Problem(message, op) for message in self._draw_problems(op, call))
             return
+        if call.name in _TRANSFERS:
+            yield from (Problem(message, op) for message in self._transfer_problems(op, call))
+            if call.name in _STARTS:
+                yield from _future_problems(op)
+            return
         axes = next((a for a in call.args if isinstance(a, list)), [])
         unknown = [axis for axis in axes if axis not in dict(self.mesh)]
         if unknown:
@@ -128,6 +140,19 @@ class _Checker:
         found = from_mlir(op.results[0].type).shape
         if wanted is not None and wanted != found:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
+
+    def _transfer_problems(self, op: Operation, call: Call) -> Iterator[str]:
+        """What is wrong with a send or a receive."""
+        axis, peer, *rest = call.args[1:] if call.name == "comm.send" else call.args
+        sizes = dict(self.mesh)
+        if axis not in sizes:
+            yield f'the mesh has no axis "{axis}"'
+        elif not 0 <= peer < sizes[axis]:
+            yield f'"{axis}" has {sizes[axis]} coordinates, and {peer} is none of them'
+        if rest:
+            found = from_mlir(op.results[0].type)
+            if (tuple(rest[0]), rest[1]) != (found.shape, found.dtype):
+                yield f"it takes {rest[1]} {rest[0]}, but its result is {found.dtype} {list(found.shape)}"
 
     def _draw_problems(self, op: Operation, call: Call) -> Iterator[str]:
         """What is wrong with the part of a draw that a rank is to make."""
