@@ -7,7 +7,9 @@ a model no longer has, because processes took their parts of them, or whose grad
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -23,6 +25,7 @@ _replaced: Any = WeakIdKeyDictionary()
 """Parameters that a model had before it was compiled, to their names; a tensor's own equality is by element."""
 _waiting: weakref.WeakKeyDictionary[Addends, tuple[weakref.ref[Tensor], ...]] = weakref.WeakKeyDictionary()
 """Where gradients may wait, to the parameters whose they are."""
+_is_real: ContextVar[bool] = ContextVar("stretto_real_step", default=True)
 
 
 def note_replaced(parameters: Mapping[str, Tensor]) -> None:
@@ -38,6 +41,16 @@ def note_waiting(addends: Addends, parameters: Iterable[Tensor]) -> None:
     _waiting[addends] = tuple([weakref.ref(each) for each in parameters])
 
 
+@contextmanager
+def no_real_step() -> Iterator[None]:
+    """Inside, a step changes no parameter: it is taken to see what state the optimizer has, and any is allowed."""
+    token = _is_real.set(False)
+    try:
+        yield
+    finally:
+        _is_real.reset(token)
+
+
 @cache
 def _watch() -> None:
     register_optimizer_step_pre_hook(_before_step)
@@ -45,7 +58,7 @@ def _watch() -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raise StrettoError E0604 or E0605 for a step that would not do what its caller means."""
-    if not _replaced and not any(_waiting):
+    if not _is_real.get() or (not _replaced and not any(_waiting)):
         return
     held = [each for group in optimizer.param_groups for each in group["params"]]
     stale = next((_replaced[each] for each in held if each in _replaced), None)

@@ -7,6 +7,7 @@ ours beside it, `stretto.json`, for what is no tensor. It is written beside its 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -26,9 +27,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -39,6 +38,7 @@ from ...runtime.world import join
 from ..compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..distribution import processes
 from .held_tensors import few, is_writer, meet
+from .optimizer_state import fill_optimizer, in_order, owned_by, room_for_state, state_by_name
 
 OURS = "stretto.json"
 _METADATA = ".metadata"
@@ -75,10 +75,9 @@ def save_checkpoint(
     partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not (path / _METADATA).exists():
         raise StrettoError("E0508", f"'{path}' is there and is no checkpoint", help="choose another name, or remove it")
-    unused = optimizer is not None and not optimizer.state
-    state = _state_of(model, optimizer)
-    if optimizer is not None and unused:
-        optimizer.state.clear()  # the step of zeros counts as one
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    if optimizer is not None:
+        state["optimizer"] = state_by_name(model, optimizer)
     try:
         if is_writer():
             shutil.rmtree(partial, ignore_errors=True)
@@ -106,22 +105,18 @@ def load_checkpoint(
     path = Path(path)
     metadata = _metadata(path)
     _join()
-    state = _state_of(model, optimizer)
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    if optimizer is not None:
+        state["optimizer"] = _with_state_there(metadata, room_for_state(model, optimizer))
     _check_fits(path, metadata, state)
     ours = _ours(path)
-    with _one_process_is_meant():
-        try:
-            load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
-        except CheckpointException as error:
-            causes = dict.fromkeys(str(each[0]) for each in error.failures.values())
-            raise StrettoError(
-                "E0611",
-                f"'{path}' does not fit: {'; '.join(causes)}",
-                help="build the model with the config, and the optimizer with the parameter groups, that were saved",
-            ) from None
+    if optimizer is not None:
+        groups = _load(path, {"optimizer": {"param_groups": copy.deepcopy(state["optimizer"].pop("param_groups"))}})
+        ordered = in_order(model, optimizer, groups["optimizer"]["param_groups"])
+    state = _load(path, {part: values for part, values in state.items() if values})
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
-        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+        fill_optimizer(model, optimizer, state.get("optimizer", {}).get("state", {}), ordered)
     if is_compiled(model):
         compiled_module(model).discard()
     if "random" in ours and is_compiled(model):
@@ -135,11 +130,25 @@ def _join() -> None:
         join()
 
 
-def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    state: dict[str, Any] = {"model": get_model_state_dict(model)}
-    if optimizer is not None:
-        with _gradients_kept(model):
-            state["optimizer"] = get_optimizer_state_dict(model, optimizer)
+def _with_state_there(metadata: Metadata, room: dict[str, Any]) -> dict[str, Any]:
+    """What to load of an optimizer's state: that of the parameters which the checkpoint has a state of."""
+    there = owned_by(list(metadata.state_dict_metadata), list(room["state"]))
+    state = {name: values for name, values in room["state"].items() if name in there}
+    return {**({"state": state} if state else {}), "param_groups": room["param_groups"]}
+
+
+def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with its tensors filled and its other values replaced; E0611 where the checkpoint lacks something."""
+    with _one_process_is_meant():
+        try:
+            load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
+        except CheckpointException as error:
+            causes = dict.fromkeys(str(each[0]) for each in error.failures.values())
+            raise StrettoError(
+                "E0611",
+                f"'{path}' does not fit: {'; '.join(causes)}",
+                help="build the model with the config, and the optimizer with the parameter groups, that were saved",
+            ) from None
     return state
 
 
@@ -149,22 +158,6 @@ def _one_process_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
-
-
-@contextmanager
-def _gradients_kept(model: nn.Module) -> Iterator[None]:
-    """An optimizer that has not stepped yet is asked for its state by a step of zeros, which drops the gradients.
-
-    Torch leaves that step out where there are gradients, so they are put aside before it.
-    """
-    kept = [(each, each.grad) for each in model.parameters()]
-    try:
-        for each, _ in kept:
-            each.grad = None
-        yield
-    finally:
-        for each, gradient in kept:
-            each.grad = gradient
 
 
 def _metadata(path: Path) -> Metadata:

@@ -226,3 +226,81 @@ def test_other_parameter_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(stretto.StrettoError, match="does not fit") as caught:
         stretto.load_checkpoint(tmp_path / "one", model, torch.optim.AdamW(groups))
     assert caught.value.code == "E0611"
+
+
+@pytest.mark.parametrize("mesh", ["dp=2", None], ids=["dp=2", "plain"])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adafactor, torch.optim.RMSprop])
+def test_a_run_saved_before_its_first_step_continues_as_one_without_interruption(
+    kind: type[torch.optim.Optimizer], mesh: str | None, tmp_path: Path
+) -> None:
+    model = stretto.compile(seeded(), plan=PLAN.format(mesh="tp=2"))
+    optimizer = kind(model.parameters(), lr=1e-2)
+    stretto.save_checkpoint(tmp_path / "fresh", model, optimizer)
+    assert kind is torch.optim.Adagrad or not optimizer.state
+    expected = train(model, optimizer, range(3))
+
+    other = seeded(1) if mesh is None else stretto.compile(seeded(1), plan=f"mesh ({mesh})")
+    resumed = kind(other.parameters(), lr=9.0)
+    stretto.load_checkpoint(tmp_path / "fresh", other, resumed)
+    assert train(other, resumed, range(3)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_parameter_without_state_begins_anew_and_a_frozen_one_keeps_its_state(tmp_path: Path) -> None:
+    def thaw(model: torch.nn.Module, part: str) -> None:
+        for name in ("up", "down"):
+            model.get_submodule(name).requires_grad_(name != part)
+
+    model = stretto.compile(seeded(), plan=PLAN.format(mesh="dp=2, tp=2"))
+    optimizer = adamw(model)
+    thaw(model, "up")
+    train(model, optimizer, range(2))
+    thaw(model, "down")  # "up" has no state yet, "down" has one and is frozen
+    stretto.save_checkpoint(tmp_path / "half", model, optimizer)
+    assert len(optimizer.state) == 5
+    expected = train(model, optimizer, range(2, 4))
+    thaw(model, "")
+    expected += train(model, optimizer, range(4, 6))
+
+    for mesh in ("tp=4", None):
+        other = seeded(1) if mesh is None else stretto.compile(seeded(1), plan=PLAN.format(mesh=mesh))
+        resumed = adamw(other)
+        train(other, resumed, range(7, 9))  # a state that is replaced, and for "up" dropped
+        thaw(other, "down")
+        stretto.load_checkpoint(tmp_path / "half", other, resumed)
+        assert len(resumed.state) == 5
+        losses = train(other, resumed, range(2, 4))
+        thaw(other, "")
+        assert [*losses, *train(other, resumed, range(4, 6))] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_checkpoint_is_loaded_while_gradients_wait(saved: tuple[Path, list[float]]) -> None:
+    path, expected = saved
+    model = stretto.compile(seeded(1), plan="mesh (dp=2)")
+    optimizer = adamw(model)
+    with model.no_sync():
+        model(torch.zeros(2, 3, dtype=torch.long)).backward()
+    stretto.load_checkpoint(path, model, optimizer)
+    assert train(model, optimizer, range(3, 6)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_groups_of_other_parameters_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    model = seeded()
+    first, *rest = model.parameters()
+    optimizer = torch.optim.AdamW([{"params": [first], "lr": 0.5}, {"params": rest}])
+    train(model, optimizer, range(1))
+    stretto.save_checkpoint(tmp_path / "two", model, optimizer)
+    other = seeded(1)
+    before = other.up.weight.detach().clone()
+    first, *rest = other.parameters()
+    swapped = torch.optim.AdamW([{"params": rest, "lr": 9.0}, {"params": [first]}])
+    stretto.load_checkpoint(tmp_path / "two", other, swapped)
+    assert [group["lr"] for group in swapped.param_groups] == [1e-3, 0.5]
+
+    other = seeded(1)
+    *rest, last = other.parameters()
+    with pytest.raises(stretto.StrettoError, match=r'no group of parameters that is "embed') as caught:
+        stretto.load_checkpoint(tmp_path / "two", other, torch.optim.AdamW([{"params": rest}, {"params": [last]}]))
+    assert caught.value.code == "E0611" and torch.equal(other.up.weight, before)
+    with pytest.raises(stretto.StrettoError, match="are not the model's") as caught:
+        stretto.save_checkpoint(tmp_path / "never", other, adamw(model))
+    assert caught.value.code == "E0611" and not (tmp_path / "never").exists()
