@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..diagnostics import StrettoError
 from ..ir.bindings import mlir
 from ..ir.interpreter import Floats, IntegerRange, infer_ranges, random_inputs, run
-from ..ir.interpreter.running import result_name
+from ..ir.interpreter.ranks import result_name
 from ..ir.interpreter.trace import Node, Trace
 from ..ir.locations import from_location
 from ..ir.module import Module, operations
@@ -113,7 +113,7 @@ def _guilty(
     """What `suspects` found, told."""
     first = found.first
     if first is None:
-        return GuiltyOp(side.places.returning("main"), why=why, lost=lost)
+        return GuiltyOp(side.places.returning(side.code.entries[0].name), why=why, lost=lost)
     operands = tuple(_operand(side, number, statuses.of[number]) for number in statuses.operands(first))
     others = tuple(dict.fromkeys(side.place(node) for node in found.others))[:_OTHERS]
     return GuiltyOp(side.place(first), operands, side.result_types(first), why, others, lost)
@@ -186,8 +186,7 @@ def _why(
     """What shows that the operation is guilty."""
     node = found.first
     if node is None:
-        records = after.code.main.result_records
-        names = ", ".join(f'"{result_name(records[i], i)}"' for i in wrong)
+        names = ", ".join(f'"{result_name(after.code.results[i].record, i)}"' for i in wrong)
         yield f"every value that leads to {names} was computed before too, and is returned in the place of another"
         return
     if any(number in after.trace.torn for number in after.given(node)):

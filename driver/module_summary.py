@@ -56,5 +56,6 @@ def _calls(code: Code) -> Counter[str]:
         for callee, calls in called.items():
             enter(callee, times * calls)
 
-    enter("main", 1)
+    for entry in code.entries:
+        enter(entry.name, 1)
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ir.interpreter.code import decode
 from ..ir.interpreter.observing import Path
-from ..ir.interpreter.running import grid_of
+from ..ir.interpreter.ranks import grid_of
 from ..ir.interpreter.trace import Node, Trace
 from ..ir.module import Module
 from ..ir.types import to_mlir
@@ -47,7 +47,7 @@ class TracedModule:
         if maker is not None:
             return str(self.place(maker))
         at = self.trace.flow.arguments.index(number)
-        record = self.code.main.argument_records[at]
+        record = self.code.arguments[at].record
         return f"{record.get('kind', 'argument')} {record.get('name', at)}"
 
     def maker(self, number: int) -> Node | None:

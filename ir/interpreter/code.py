@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..bindings import Operation, Type, Value, mlir
 from ..locations import Origin, from_location
 from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records, terminator
 from ..operations import is_packing, read
+from ..pipeline import entry_name, microbatch_of, pipeline_axis
 from ..placement import Mesh
 from ..types import TensorType, from_mlir, is_tensor
 from .errors import NO_MEANING, InterpreterError
@@ -40,6 +41,8 @@ class Step:
     origin: Origin
     callee: str = ""
     """The function that a call calls."""
+    microbatch: int | None = None
+    """The microbatch that a call is about; None where it is the caller's."""
 
     def __str__(self) -> str:
         name = f"call of {self.callee}" if self.callee else self.name
@@ -57,7 +60,18 @@ class Body:
     types: tuple[TensorType | None, ...]
     """The type of each slot; of a future that of its tensor; None for lists of tensors and for what is not computed."""
     argument_records: tuple[Record, ...]
+    """Of an entry; of other functions empty, as are the next."""
     result_records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An argument or a result of the whole program."""
+
+    record: Record
+    type: TensorType
+    places: tuple[int | None, ...]
+    """By entry, where it stands among those of the entry; None where the entry does not take (give) it."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +81,57 @@ class Code:
     level: Level
     mesh: Mesh
     bodies: dict[str, Body]
-
-    @property
-    def main(self) -> Body:
-        return self.bodies["main"]
+    axis: str | None
+    """The axis of the stages, of a module in order."""
+    entries: tuple[Body, ...]
+    """Where ranks begin: one for each coordinate on that axis, else `main` alone."""
+    arguments: tuple[Port, ...]
+    results: tuple[Port, ...]
 
     def global_shape(self, type_: TensorType) -> tuple[int, ...]:
         """The whole tensor's shape."""
         return type_.shape if self.level is Level.ATEN else type_.global_shape(self.mesh)
 
-    def argument_types(self) -> list[TensorType]:
-        """The types of main's arguments."""
-        return _tensors(self.main, self.main.arguments)
-
-    def result_types(self) -> list[TensorType]:
-        """The types of main's results."""
-        return _tensors(self.main, self.main.results)
-
 
 def decode(module: Module) -> Code:
-    """Decode every function; E0652 where there is no `main`, or an operation that is not Stretto's."""
+    """Decode every function; E0652 where an entry is missing, or an operation is not Stretto's."""
     functions = {name: f for name, f in module.functions().items() if len(f.regions[0].blocks)}
-    if "main" not in functions:
-        raise InterpreterError(NO_MEANING, 'the module has no function "main"', help="name the entry function main")
-    bodies = {name: _Decoder(function).body(name) for name, function in functions.items()}
-    _check_calls(bodies, "main", ())
-    return Code(module.level, module.mesh, bodies)
+    axis = pipeline_axis(module)
+    names = ["main"] if axis is None else [entry_name(at) for at in range(dict(module.mesh).get(axis, 0))]
+    for name in names:
+        if name not in functions:
+            raise InterpreterError(
+                NO_MEANING, f'the module has no function "{name}"', help=f"name the entry function {name}"
+            )
+    bodies = {name: _Decoder(function).body(name, name in names) for name, function in functions.items()}
+    for name in names:
+        _check_calls(bodies, name, ())
+    entries = tuple(bodies[name] for name in names)
+    taken = _ports(entries, [(e.arguments, e.argument_records) for e in entries], is_ordered=axis is not None)
+    given = _ports(entries, [(e.results, e.result_records) for e in entries], is_ordered=axis is not None)
+    return Code(module.level, module.mesh, bodies, axis, entries, taken, given)
+
+
+def _ports(
+    entries: Sequence[Body], sides: Sequence[tuple[tuple[int, ...], tuple[Record, ...]]], *, is_ordered: bool
+) -> tuple[Port, ...]:
+    """What all entries take (or give) together, in the order of the whole program."""
+    found: dict[int, Port] = {}
+    for number, (body, (slots, records)) in enumerate(zip(entries, sides, strict=True)):
+        for place, (type_, record) in enumerate(zip(_tensors(body, slots), records, strict=True)):
+            order = record.get("order") if is_ordered else place
+            if not isinstance(order, int):
+                raise InterpreterError(
+                    NO_MEANING, f'function "{body.name}" does not say where its number {place} stands in the program'
+                )
+            port = found.setdefault(order, Port(record, type_, (None,) * len(entries)))
+            if (port.record, port.type) != (record, type_):
+                raise InterpreterError(
+                    NO_MEANING,
+                    f'function "{body.name}" takes or gives another tensor than other entries as number {order}',
+                )
+            found[order] = replace(port, places=(*port.places[:number], place, *port.places[number + 1 :]))
+    return tuple(found[order] for order in sorted(found))
 
 
 def _check_calls(bodies: dict[str, Body], name: str, callers: tuple[str, ...]) -> None:
@@ -131,8 +170,7 @@ class _Decoder:
         self.slots: dict[Value, int] = {}
         self.types: list[TensorType | None] = []
 
-    def body(self, name: str) -> Body:
-        is_main = name == "main"
+    def body(self, name: str, is_entry: bool) -> Body:
         arguments = tuple(self._new(a) for a in entry(self.function).arguments)
         last = terminator(self.function)
         raw = [self._step(op) for op in decoded(self.function)]
@@ -143,8 +181,8 @@ class _Decoder:
             results,
             _with_frees(raw, arguments, results),
             tuple(self.types),
-            tuple(argument_records(self.function)) if is_main else (),
-            tuple(result_records(self.function)) if is_main else (),
+            tuple(argument_records(self.function)) if is_entry else (),
+            tuple(result_records(self.function)) if is_entry else (),
         )
 
     def _new(self, value: Value) -> int:
@@ -157,7 +195,7 @@ class _Decoder:
         name = callee(op)
         if name is not None:
             args = tuple(Ref(self.slots[v]) for v in op.operands)
-            return Step(CALL, args, {}, self._results(op), (), origin, name)
+            return Step(CALL, args, {}, self._results(op), (), origin, name, microbatch_of(op))
         if is_packing(op):
             return Step(UNPACK, (Ref(self.slots[op.operands[0]]),), {}, self._results(op), (), origin)
         call = read(op)
@@ -185,9 +223,7 @@ def _with_frees(steps: Sequence[Step], arguments: Iterable[int], results: Iterab
             free[i].append(slot)
     if steps:
         free[0].extend(slot for slot in arguments if slot not in last and slot not in kept)
-    return tuple(
-        Step(s.name, s.args, s.kwargs, s.out, tuple(f), s.origin, s.callee) for s, f in zip(steps, free, strict=True)
-    )
+    return tuple(replace(s, free=tuple(f)) for s, f in zip(steps, free, strict=True))
 
 
 def _is_unpacking(op: Operation) -> bool:

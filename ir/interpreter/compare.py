@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from ..module import Module
-from .code import Code, decode
+from .code import Code, Port, decode
 from .errors import UNLIKE, InterpreterError
 from .integer_ranges import IntegerRange
 from .memory import check
 from .padding import Padding
 from .precision import Floats
-from .random_inputs import argument_name, inputs_of, ranges_of
+from .random_inputs import inputs_of, ranges_of
+from .ranks import result_name
 from .rounding import is_rounding, rounding
-from .running import result_name, run
+from .running import run
 
 
 class Verdict(StrEnum):
@@ -33,7 +34,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class ResultComparison:
-    """One result of `main`, before and after."""
+    """One result, before and after."""
 
     name: str
     error: float
@@ -81,18 +82,22 @@ def compare(
 ) -> Comparison:
     """Run two modules, of any levels, on the same inputs; `tolerance` bounds the error of an equal result.
 
+    Inputs go together by name, results by kind, name and index, and those without by their place.
+
     Integer inputs are drawn from the range that the modules tell (an embedding's rows, a loss's classes and its ignored
     label), else from `ranges` by name; `values` fixes inputs by name.
     Errors: E0660 where arguments or results differ, E0661 for an unknown range, and those of `run`.
     """
     codes = [decode(before), decode(after)]
-    _check_alike(codes)
+    takes, gives = _pairing(codes)
     for code in codes:  # the inputs may be too large themselves
         check(code, Floats.FLOAT64, max_bytes)
     inputs = inputs_of(codes[0], seed, ranges_of(*codes) | dict(ranges or {}), values or {})
-    results = [run(m, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes) for m in (before, after)]
-    records = codes[0].main.result_records
-    names = [result_name(record, i) for i, record in enumerate(records)]
+    wanted = run(before, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
+    given = [inputs[at] for at in takes]
+    made = run(after, given, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
+    results = [wanted, [made[at] for at in gives]]
+    names = [result_name(port.record, i) for i, port in enumerate(codes[0].results)]
     found = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *results, strict=True)]
     if any(r.verdict is Verdict.DIFFERENT and isfinite(r.error) for r in found):
         moved = rounding(before, inputs, results[0], padding, max_bytes)
@@ -130,18 +135,25 @@ def relative_error(before: Tensor, after: Tensor) -> float:
     return difference / scale if scale else float("inf")
 
 
-def _check_alike(codes: Sequence[Code]) -> None:
-    for what, sides in (
-        ("arguments", [_arguments(c) for c in codes]),
-        ("results", [[(c.global_shape(t), Floats.FLOAT64.of(t.dtype)) for t in c.result_types()] for c in codes]),
-    ):
-        if sides[0] != sides[1]:
+def _pairing(codes: Sequence[Code]) -> tuple[list[int], list[int]]:
+    """Which arguments of the first module those of the second are, and which results of the second those of the first.
+
+    E0660 where they are not the same.
+    """
+    takes = [_kinds(code, code.arguments, ("name",)) for code in codes]
+    gives = [_kinds(code, code.results, ("kind", "name", "index")) for code in codes]
+    for what, sides in (("arguments", takes), ("results", gives)):
+        if sorted(sides[0], key=repr) != sorted(sides[1], key=repr):
             raise InterpreterError(UNLIKE, f"the modules have different {what}, so that they cannot be compared")
+    return [takes[0].index(kind) for kind in takes[1]], [gives[1].index(kind) for kind in gives[0]]
 
 
-def _arguments(code: Code) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-    pairs = zip(code.argument_types(), code.main.argument_records, strict=True)
-    return [
-        (argument_name(record, i), code.global_shape(type_), Floats.FLOAT64.of(type_.dtype))
-        for i, (type_, record) in enumerate(pairs)
-    ]
+def _kinds(code: Code, ports: Sequence[Port], fields: Sequence[str]) -> list[tuple[object, ...]]:
+    """What tells each argument or result of a module from the others, and its shape and dtype."""
+    names: list[tuple[object, ...]] = []
+    for place, port in enumerate(ports):
+        name = tuple(port.record.get(field) for field in fields)
+        names.append(name if any(part is not None for part in name) else (place,))
+    turns = [names[:place].count(name) for place, name in enumerate(names)]
+    shapes = [(code.global_shape(port.type), Floats.FLOAT64.of(port.type.dtype)) for port in ports]
+    return list(zip(names, turns, shapes, strict=True))

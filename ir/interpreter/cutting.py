@@ -85,7 +85,8 @@ def join(held: Sequence[Tensor], type_: TensorType, grid: Grid, name: str) -> Te
         sizes = [min(n, extent - s) for s, n, extent in zip(starts, type_.shape, shape, strict=True)]
         valid = _window(value, [0] * len(sizes), sizes)
         if place in first:
-            _compare(first[place], (rank, valid), name)
+            one, other = first[place]
+            check_agree(other, valid, f"ranks {one} and {rank}", name)
         else:
             first[place] = (rank, valid)
             _window(made, starts, sizes).copy_(valid)
@@ -111,12 +112,12 @@ def _window(tensor: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tens
     return tensor
 
 
-def _compare(first: tuple[int, Tensor], second: tuple[int, Tensor], name: str) -> None:
-    (one, a), (other, b) = first, second
+def check_agree(a: Tensor, b: Tensor, who: str, name: str) -> None:
+    """E0659 where two replicas of a result, held by "ranks 0 and 2", differ."""
     if not agree(a, b):
         raise InterpreterError(
             REPLICAS,
-            f'ranks {one} and {other} should hold the same of result "{name}", but differ by {_distance(a, b):.3g}',
+            f'{who} should hold the same of result "{name}", but differ by {_distance(a, b):.3g}',
             help="a reduction is missing, or one too many is there",
         )
 

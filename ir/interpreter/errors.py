@@ -29,6 +29,11 @@ UNLIKE = "E0660"
 """Modules that should go together take or give different tensors, or have different meshes."""
 NO_RANGE = "E0661"
 """Nothing says which values an integer input may take."""
+NOT_TAKEN = "E0663"
+"""A tensor was sent, and nothing received it."""
+
+
+_SAME_ORDER = "let every rank of a group start the same collectives in the same order"
 
 
 class InterpreterError(StrettoError):
@@ -51,9 +56,17 @@ class Stuck:
 
 
 class DeadlockError(InterpreterError):
-    """Collectives that do not fit together; `stuck` has the place of each rank that takes part."""
+    """Collectives, sends or receives that do not fit together; `stuck` has the place of each rank that takes part."""
 
-    def __init__(self, code: str, message: str, stuck: tuple[Stuck, ...], *, finished: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        stuck: tuple[Stuck, ...],
+        *,
+        finished: tuple[int, ...] = (),
+        help: str = _SAME_ORDER,
+    ) -> None:
         self.stuck = stuck
         self.finished = finished
         notes = [str(s) for s in stuck]
@@ -63,7 +76,7 @@ class DeadlockError(InterpreterError):
             code,
             message,
             notes=tuple((note, None) for note in notes),
-            help="let every rank of a group start the same collectives in the same order",
+            help=help,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,14 @@ _HALF_TO_FLOAT = ("aten._softmax.default", "aten._log_softmax.default")
 """Their last argument asks for float32 from 16 bits, and torch refuses it for what is float64 already."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an operation is done: by which rank, for which microbatch where time is no axis of ranks."""
+
+    rank: int
+    microbatch: int | None = None
+
+
 class Evaluator:
     """Computes for the ranks of a grid, in one precision and with one padding."""
 
@@ -37,14 +46,14 @@ class Evaluator:
             "comm.random": self._random,
         }
 
-    def evaluate(self, name: str, rank: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def evaluate(self, name: str, at: Place, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The operation's result, or a sequence of its results. E0652 for one without a meaning; torch's own errors."""
         if nn.has_meaning(name):
             return nn.evaluate(name, args)
         if name == "nn.random":
             return random.whole(*args)
         if name.startswith("comm."):
-            return self._comm(name, rank, args)
+            return self._comm(name, at, args)
         args = [self._floats.raised(a) for a in args]
         kwargs = {key: self._floats.raised(a) for key, a in kwargs.items()}
         if self._floats is Floats.FLOAT64 and name in _HALF_TO_FLOAT:
@@ -57,7 +66,7 @@ class Evaluator:
             return _indexed(name, found, args, kwargs)
         return found(*args, **kwargs)
 
-    def _comm(self, name: str, rank: int, args: list[Any]) -> Tensor:
+    def _comm(self, name: str, at: Place, args: list[Any]) -> Tensor:
         """A change of placement is nothing to a global tensor; what depends on the rank means nothing to one."""
         if self._level is Level.ATEN and name == "comm.reshard":
             tensor: Tensor = args[0]
@@ -65,25 +74,28 @@ class Evaluator:
         if self._level is Level.ATEN or name not in self._local:
             raise InterpreterError(NO_MEANING, f'"{name}" has no meaning at level {self._level}')
         axes = _axes(name, args)
-        if not self._grid.has(axes):
+        if not self._grid.knows(axes):
             raise InterpreterError(NO_MEANING, f'"{name}" is over {axes}, which the mesh does not have')
-        return self._local[name](rank, *args)
+        return self._local[name](at, *args)
 
-    def _shard(self, rank: int, x: Tensor, axes: list[str], dim: int, chunk: int) -> Tensor:
-        return chunk_of(x, dim, self._grid.coordinate(rank, axes), chunk, self._padding)
+    def _coordinate(self, at: Place, axes: list[str]) -> int:
+        return self._grid.coordinate(at.rank, axes, at.microbatch)
 
-    def _offset(self, rank: int, axes: list[str], chunk: int) -> Tensor:
-        return torch.tensor(self._grid.coordinate(rank, axes) * chunk, dtype=torch.int64)
+    def _shard(self, at: Place, x: Tensor, axes: list[str], dim: int, chunk: int) -> Tensor:
+        return chunk_of(x, dim, self._coordinate(at, axes), chunk, self._padding)
 
-    def _mask(self, rank: int, x: Tensor, axes: list[str], dim: int, chunk: int, extent: int, fill: float) -> Tensor:
-        valid = min(max(extent - self._grid.coordinate(rank, axes) * chunk, 0), chunk)
+    def _offset(self, at: Place, axes: list[str], chunk: int) -> Tensor:
+        return torch.tensor(self._coordinate(at, axes) * chunk, dtype=torch.int64)
+
+    def _mask(self, at: Place, x: Tensor, axes: list[str], dim: int, chunk: int, extent: int, fill: float) -> Tensor:
+        valid = min(max(extent - self._coordinate(at, axes) * chunk, 0), chunk)
         masked = x.clone()
         masked.narrow(dim, valid, x.shape[dim] - valid).fill_(fill)
         return masked
 
     def _random(
         self,
-        rank: int,
+        at: Place,
         state: Tensor,
         number: Tensor,
         size: list[int],
@@ -94,7 +106,7 @@ class Evaluator:
         """The rank's chunks of the whole draw."""
         part = random.whole(state, number, None, size, below)
         for dim, (names, chunk) in enumerate(zip(axes, chunks, strict=True)):
-            coordinate = self._grid.coordinate(rank, names.split(",")) if names else 0
+            coordinate = self._coordinate(at, names.split(",")) if names else 0
             part = chunk_of(part, dim, coordinate, chunk, self._padding)
         return part
 

@@ -59,6 +59,11 @@ class Future:
     def is_ready(self) -> bool:
         return self.meeting.is_done
 
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The ranks that must come before it is ready."""
+        return self.meeting.missing
+
     def take(self) -> Tensor:
         """The result; called once."""
         self.is_taken = True

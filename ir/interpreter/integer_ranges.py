@@ -44,9 +44,11 @@ def integer_ranges(code: Code) -> dict[int, IntegerRange]:
     Where its record has the range of what it held at capture, both bound it; that of the uses alone if none is in both.
     """
     walker = _Walker(code)
-    walker.walk(code.main, [frozenset([i]) for i in range(len(code.main.arguments))])
-    for argument, record in enumerate(code.main.argument_records):
-        held = _held(record)
+    for number, body in enumerate(code.entries):
+        order = {port.places[number]: argument for argument, port in enumerate(code.arguments)}
+        walker.walk(body, [frozenset([order[place]]) for place in range(len(body.arguments))])
+    for argument, port in enumerate(code.arguments):
+        held = _held(port.record)
         if held is not None:
             used = walker.found.get(argument, held)
             both = replace(held, ignored=used.ignored) if used.high is None else used.narrowed(held)
@@ -74,7 +76,7 @@ class _Walker:
         self.found: dict[int, IntegerRange] = {}
 
     def walk(self, body: Body, given: list[Tags]) -> list[Tags]:
-        """The arguments of main whose integers each result of a function holds."""
+        """The arguments of the program whose integers each result of a function holds."""
         tags: dict[int, Tags] = dict(zip(body.arguments, given, strict=True))
         for step in body.steps:
             self._use(body, step, tags)
@@ -157,8 +159,8 @@ _RULES: dict[str, Callable[[Extents, tuple[Any, ...]], Use]] = {
 }
 
 
-def merged(first: dict[int, IntegerRange], second: dict[int, IntegerRange]) -> dict[int, IntegerRange]:
-    """What two modules with the same arguments say together; the first one's bounds where it has any."""
+def merged(first: dict[str, IntegerRange], second: dict[str, IntegerRange]) -> dict[str, IntegerRange]:
+    """What two modules say together of arguments, by name; the first one's bounds where it has any."""
     joined = dict(second)
     for argument, range_ in first.items():
         other = joined.get(argument, IntegerRange())

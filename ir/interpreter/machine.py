@@ -13,12 +13,15 @@ from ..schemas import definitions
 from ..types import TensorType
 from .code import CALL, UNPACK, Body, Code, Ref, Step
 from .errors import FAILED, FUTURE, NO_MEANING, WRONG_TYPE, InterpreterError, Stuck
-from .evaluate import Evaluator
+from .evaluate import Evaluator, Place
 from .exchange import Exchange, Future
-from .observing import Observer
+from .observing import Observer, Path
 from .precision import Floats
+from .transfers import Parcel, Transfers
 
-_STARTS = frozenset(f"{name}_start" for name in COLLECTIVES)
+_STARTS = frozenset(f"{name}_start" for name in (*COLLECTIVES, "comm.receive"))
+_BLOCKING = (*COLLECTIVES, "comm.receive")
+Promise = Future | Parcel
 
 
 @dataclass
@@ -27,30 +30,35 @@ class Frame:
 
     body: Body
     values: list[Any]
+    microbatch: int | None = None
+    """The one that the call is about."""
     at: int = 0
     """The step to run next."""
 
 
 @dataclass
 class Machine:
-    """A rank in the middle of running a module's `main`."""
+    """A rank in the middle of running a module, from the entry of its stage on."""
 
     rank: int
     code: Code
     evaluator: Evaluator
     exchange: Exchange
+    transfers: Transfers
     floats: Floats
     observer: Observer | None = None
+    entry: int = 0
+    """Which entry it begins at."""
     frames: list[Frame] = field(default_factory=list)
     results: list[Tensor] | None = None
     """Set when it is done."""
-    _waiting: Future | None = None
-    """The collective that the next step waits for, once it has been started."""
-    _untaken: dict[int, Future] = field(default_factory=dict)
+    waiting: Promise | None = None
+    """The collective or tensor that the next step waits for, once it has been started."""
+    _untaken: dict[int, Promise] = field(default_factory=dict)
 
     def begin(self, inputs: list[Any]) -> None:
-        """Enter `main`."""
-        self.frames.append(_frame(self.code.main, inputs))
+        """Begin at the entry."""
+        self.frames.append(_frame(self.code.entries[self.entry], inputs))
 
     @property
     def is_done(self) -> bool:
@@ -72,7 +80,7 @@ class Machine:
         """Where it waits, and for whom."""
         frame = self.frames[-1]
         step = frame.body.steps[frame.at]
-        return Stuck(self.rank, step.name, step.origin, self._waiting.meeting.missing if self._waiting else ())
+        return Stuck(self.rank, step.name, step.origin, self.waiting.missing if self.waiting else ())
 
     def _step(self, frame: Frame, step: Step) -> bool:
         """Run one step and move on; False, and nothing moved, where it has to wait."""
@@ -82,16 +90,19 @@ class Machine:
         if name == CALL:
             self._enter(frame, step)
             return True
-        if self.code.level is Level.COMM and name in COLLECTIVES:
-            self._waiting = self._waiting or self._start(frame, step)
+        is_cut = self.code.level is Level.COMM
+        if is_cut and name in _BLOCKING:
+            self.waiting = self.waiting or self._start(frame, step)
             return self._await(frame, step)
         if name == "comm.wait":
-            self._waiting = self._waiting or self._future(_fill(step.args[0], frame.values), step)
+            self.waiting = self.waiting or self._future(_fill(step.args[0], frame.values), step)
             return self._await(frame, step)
-        if self.code.level is Level.COMM and name in _STARTS:
+        if is_cut and name in _STARTS:
             future = self._start(frame, step)
             self._untaken[id(future)] = future
             frame.values[step.out[0]] = future
+        elif is_cut and name == "comm.send":
+            self.transfers.send(self.rank, step, self._tensor(step.args[0], frame, step), *step.args[1:])
         else:
             self._compute(frame, step)
         self._move_on(frame, step)
@@ -107,7 +118,8 @@ class Machine:
         given = [_fill(a, frame.values) for a in step.args]
         for slot in set(step.free) - set(step.out):
             frame.values[slot] = None
-        self.frames.append(_frame(self.code.bodies[step.callee], given))
+        microbatch = frame.microbatch if step.microbatch is None else step.microbatch
+        self.frames.append(_frame(self.code.bodies[step.callee], given, microbatch))
 
     def _leave(self, frame: Frame) -> None:
         values = [frame.values[slot] for slot in frame.body.results]
@@ -126,25 +138,32 @@ class Machine:
             raise InterpreterError(FUTURE, f"rank {self.rank} never waits for {future.step}")
         self.results = values
 
-    def _start(self, frame: Frame, step: Step) -> Future:
+    def _start(self, frame: Frame, step: Step) -> Promise:
+        if step.name.startswith("comm.receive"):
+            axis, peer, size, dtype = step.args
+            return self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))
         names = [a.name for a in definitions()[step.name].arguments]
-        tensor, *constants = (_fill(a, frame.values) for a in step.args)
+        tensor = self._tensor(step.args[0], frame, step)
+        return self.exchange.start(self.rank, step, tensor, dict(zip(names[1:], step.args[1:], strict=True)))
+
+    def _tensor(self, argument: Any, frame: Frame, step: Step) -> Tensor:
+        tensor = _fill(argument, frame.values)
         if not isinstance(tensor, Tensor):
             raise InterpreterError(NO_MEANING, f"rank {self.rank}: {step} takes a future that was not waited on")
-        return self.exchange.start(self.rank, step, tensor, dict(zip(names[1:], constants, strict=True)))
+        return tensor
 
-    def _future(self, value: Any, step: Step) -> Future:
-        if not isinstance(value, Future):
+    def _future(self, value: Any, step: Step) -> Promise:
+        if not isinstance(value, Promise):
             raise InterpreterError(FUTURE, f"rank {self.rank}: {step} waits on what is no future")
         if value.is_taken:
             raise InterpreterError(FUTURE, f"rank {self.rank} waits twice for {value.step}")
         return value
 
     def _await(self, frame: Frame, step: Step) -> bool:
-        future = self._waiting
+        future = self.waiting
         if future is None or not future.is_ready:
             return False
-        self._waiting = None
+        self.waiting = None
         self._untaken.pop(id(future), None)
         self._put(frame, step, [future.take()])
         self._move_on(frame, step)
@@ -157,7 +176,7 @@ class Machine:
             return
         kwargs = {key: _fill(a, frame.values) for key, a in step.kwargs.items()}
         try:
-            made = self.evaluator.evaluate(step.name, self.rank, args, kwargs)
+            made = self.evaluator.evaluate(step.name, Place(self.rank, frame.microbatch), args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise InterpreterError(FAILED, f"rank {self.rank}: {step} fails: {error}") from None
         is_single = made is None or isinstance(made, Tensor) or definitions()[step.name].results == ("Tensor[]",)
@@ -175,8 +194,9 @@ class Machine:
         if self.observer is not None:
             self.observer.made(self.rank, self._path(), made)
 
-    def _path(self) -> tuple[int, ...]:
-        return tuple(frame.at for frame in self.frames)
+    def _path(self) -> Path:
+        steps = (frame.at for frame in self.frames)
+        return tuple(steps) if self.code.axis is None else (self.entry, *steps)
 
     def _check(self, value: Any, type_: TensorType, step: Step) -> None:
         dtype = self.floats.of(type_.dtype)
@@ -185,11 +205,11 @@ class Machine:
             raise InterpreterError(WRONG_TYPE, f"{step} gives {found}, but its type says {dtype} {type_.shape}")
 
 
-def _frame(body: Body, inputs: list[Any]) -> Frame:
+def _frame(body: Body, inputs: list[Any], microbatch: int | None = None) -> Frame:
     values: list[Any] = [None] * len(body.types)
     for slot, value in zip(body.arguments, inputs, strict=True):
         values[slot] = value
-    return Frame(body, values)
+    return Frame(body, values, microbatch)
 
 
 def _fill(argument: Any, values: list[Any]) -> Any:

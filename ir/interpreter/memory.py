@@ -10,8 +10,8 @@ from math import prod
 from ..module import Level
 from .code import Body, Code, Step, used
 from .errors import MEMORY, InterpreterError
-from .grid import Grid
 from .precision import Floats
+from .ranks import grid_of
 
 _ROUNDED_UP = 1.1
 """What is proposed as a cap, of what is needed: its text has one decimal."""
@@ -24,7 +24,7 @@ class Estimate:
     """Bytes at the worst moment; every value counts whole, views too."""
 
     rank_bytes: int
-    """Of one rank, its inputs among them."""
+    """Of one rank (of the stage that takes most), its inputs among them."""
     ranks: int
     global_bytes: int
     """Of the global inputs, from which ranks cut theirs."""
@@ -38,14 +38,14 @@ class Estimate:
 
 def estimate(code: Code, floats: Floats) -> Estimate:
     """The bytes that running a module takes."""
-    ranks = Grid(code.mesh).ranks if code.level is Level.COMM else 1
     sizes = {}
-    for i, (type_, record) in enumerate(zip(code.argument_types(), code.main.argument_records, strict=True)):
-        name = str(record.get("name") or f"argument {i}")
-        sizes[name] = prod(code.global_shape(type_)) * floats.of(type_.dtype).itemsize
+    for i, port in enumerate(code.arguments):
+        name = str(port.record.get("name") or f"argument {i}")
+        sizes[name] = prod(code.global_shape(port.type)) * floats.of(port.type.dtype).itemsize
     largest = max(sizes, key=lambda name: sizes[name], default="")
     whole = sum(sizes.values()) if code.level is Level.COMM else 0
-    return Estimate(_Meter(code, floats).peak("main"), ranks, whole, largest)
+    meter = _Meter(code, floats)
+    return Estimate(max(meter.peak(e.name) for e in code.entries), grid_of(code).ranks, whole, largest)
 
 
 def check(code: Code, floats: Floats, max_bytes: int | None) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 Path = tuple[int, ...]
-"""One execution of a step: its number in its function, after those of the calls that led there, outermost first."""
+"""One execution of a step: its number in its function, after those of the calls that led there, outermost first.
+
+Where stages have entries of their own, the entry's number comes before them.
+"""
 
 
 class Observer(Protocol):

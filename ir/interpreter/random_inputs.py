@@ -24,10 +24,10 @@ def infer_ranges(*modules: Module) -> dict[str, IntegerRange]:
 
 
 def integer_arguments(module: Module) -> list[str]:
-    """The names of the integer inputs of `main`."""
+    """The names of the integer inputs."""
     code = decode(module)
-    pairs = enumerate(zip(code.argument_types(), code.main.argument_records, strict=True))
-    return [argument_name(record, i) for i, (type_, record) in pairs if _is_integer(type_.dtype)]
+    ports = enumerate(code.arguments)
+    return [argument_name(port.record, i) for i, port in ports if _is_integer(port.type.dtype)]
 
 
 def random_inputs(
@@ -36,7 +36,7 @@ def random_inputs(
     ranges: Mapping[str, IntegerRange] | None = None,
     values: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
-    """Global inputs for `main`, in order. Errors: E0661 for an integer input without a range.
+    """Global inputs for a module, in order. Errors: E0661 for an integer input without a range.
 
     Parameters, float inputs and tangents are normal or near 1 and never 0; booleans true three times in four.
     `values` gives inputs by name that are to be taken as they are.
@@ -47,18 +47,19 @@ def random_inputs(
 
 def ranges_of(*codes: Code) -> dict[str, IntegerRange]:
     """See `infer_ranges`."""
-    found: dict[int, IntegerRange] = {}
+    found: dict[str, IntegerRange] = {}
     for code in codes:
-        found = merged(found, integer_ranges(code))
-    records = codes[0].main.argument_records
-    return {argument_name(records[i], i): range_ for i, range_ in found.items()}
+        ranges = integer_ranges(code).items()
+        found = merged(found, {argument_name(code.arguments[i].record, i): range_ for i, range_ in ranges})
+    return found
 
 
 def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values: Mapping[str, Tensor]) -> list[Tensor]:
     """See `random_inputs`."""
     random = torch.Generator().manual_seed(seed)
     made = []
-    for i, (type_, record) in enumerate(zip(code.argument_types(), code.main.argument_records, strict=True)):
+    for i, port in enumerate(code.arguments):
+        record, type_ = port.record, port.type
         name, shape = argument_name(record, i), code.global_shape(type_)
         if name in values:
             made.append(values[name])

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..module import Level, Module, Record
+from ..module import Level, Module
 from . import memory
 from .code import Code, decode
-from .cutting import cut, join
 from .errors import DEADLOCK, INPUTS, UNLIKE, DeadlockError, InterpreterError
 from .evaluate import Evaluator
 from .exchange import Exchange
@@ -19,6 +18,8 @@ from .machine import Machine
 from .observing import Observer
 from .padding import Padding
 from .precision import Floats
+from .ranks import entry_of, given, grid_of, result_name, taken
+from .transfers import RECEIVE_HELP, Parcel, Transfers
 
 
 def run(
@@ -30,7 +31,9 @@ def run(
     max_bytes: int | None = None,
     observer: Observer | None = None,
 ) -> list[Tensor]:
-    """The global results of `main` on global inputs, in the order of its arguments and results.
+    """The module's global results on global inputs, in the order of `main`'s arguments and results.
+
+    Where stages have entries of their own, that order is the one that the records of arguments and results tell.
 
     With FLOAT64 floating inputs of any dtype are taken and raised. `max_bytes` (default: half of the machine's memory)
     is compared with an estimate before anything runs; what an observer keeps is not in the estimate.
@@ -66,17 +69,6 @@ def estimate(module: Module, floats: Floats = Floats.AS_IS) -> memory.Estimate:
     return memory.estimate(decode(module), floats)
 
 
-def result_name(record: Record, index: int) -> str:
-    """What a result (or an argument) is called in messages."""
-    kind, name = record.get("kind", ""), record.get("name", "")
-    return " ".join(part for part in (str(kind), str(name)) if part) or f"number {index}"
-
-
-def grid_of(code: Code) -> Grid:
-    """The ranks that run a module: one at level `aten`."""
-    return Grid(code.mesh if code.level is Level.COMM else ())
-
-
 def _run(
     codes: Sequence[Code],
     inputs: Sequence[Tensor],
@@ -86,15 +78,17 @@ def _run(
 ) -> list[Tensor]:
     code = codes[0]
     grid = grid_of(code)
-    given = _checked(code, inputs, floats)
-    types = code.argument_types()
-    evaluator, exchange = Evaluator(grid, code.level, floats, padding), Exchange(grid)
-    machines = [Machine(rank, c, evaluator, exchange, floats, observer) for rank, c in enumerate(codes)]
+    checked = _checked(code, inputs, floats)
+    evaluator, exchange, transfers = Evaluator(grid, code.level, floats, padding), Exchange(grid), Transfers(grid)
+    machines = [
+        Machine(rank, c, evaluator, exchange, transfers, floats, observer, entry_of(code, grid, rank))
+        for rank, c in enumerate(codes)
+    ]
     with torch.no_grad(), floats.defaults():
         for m in machines:
-            local = code.level is Level.COMM
-            m.begin([cut(g, t, m.rank, grid, padding) if local else g for g, t in zip(given, types, strict=True)])
+            m.begin(taken(code, grid, m.rank, checked, padding))
         _schedule(machines)
+        transfers.check_taken()
         return _joined(code, machines, grid)
 
 
@@ -105,32 +99,35 @@ def _schedule(machines: Sequence[Machine]) -> None:
         if not any(moved):
             stuck = tuple(m.stuck() for m in machines if not m.is_done)
             finished = tuple(m.rank for m in machines if m.is_done)
-            raise DeadlockError(DEADLOCK, "ranks wait for each other for ever", stuck, finished=finished)
+            message = "ranks wait for each other for ever"
+            if any(isinstance(m.waiting, Parcel) for m in machines):
+                raise DeadlockError(DEADLOCK, message, stuck, finished=finished, help=RECEIVE_HELP)
+            raise DeadlockError(DEADLOCK, message, stuck, finished=finished)
 
 
 def _joined(code: Code, machines: Sequence[Machine], grid: Grid) -> list[Tensor]:
     held = [m.results or [] for m in machines]
     if code.level is Level.ATEN:
         return held[0]
-    records = code.main.result_records
-    return [
-        join([values[i] for values in held], type_, grid, result_name(records[i], i))
-        for i, type_ in enumerate(code.result_types())
-    ]
+    return [given(code, grid, port, held, result_name(port.record, i)) for i, port in enumerate(code.results)]
 
 
 def _checked(code: Code, inputs: Sequence[Tensor], floats: Floats) -> list[Tensor]:
-    types, records = code.argument_types(), code.main.argument_records
-    if len(inputs) != len(types):
-        raise InterpreterError(INPUTS, f'{len(inputs)} inputs are given, but "main" takes {len(types)}')
+    entries = " and ".join(f'"{entry.name}"' for entry in code.entries)
+    if len(inputs) != len(code.arguments):
+        takes = "takes" if len(code.entries) == 1 else "take"
+        raise InterpreterError(INPUTS, f"{len(inputs)} inputs are given, but {entries} {takes} {len(code.arguments)}")
     made = []
-    for i, (tensor, type_) in enumerate(zip(inputs, types, strict=True)):
+    for i, (tensor, port) in enumerate(zip(inputs, code.arguments, strict=True)):
         value = tensor.to(floats.of(tensor.dtype))
-        shape, dtype = code.global_shape(type_), floats.of(type_.dtype)
+        shape, dtype = code.global_shape(port.type), floats.of(port.type.dtype)
         if tuple(value.shape) != shape or value.dtype != dtype:
-            name = result_name(records[i], i)
+            name = result_name(port.record, i)
             found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise InterpreterError(INPUTS, f'input "{name}" is {found}, but "main" takes {dtype} {shape}')
+            takes = next(
+                entry.name for entry, place in zip(code.entries, port.places, strict=True) if place is not None
+            )
+            raise InterpreterError(INPUTS, f'input "{name}" is {found}, but "{takes}" takes {dtype} {shape}')
         made.append(value)
     return made
 
@@ -139,11 +136,16 @@ def _check_together(codes: Sequence[Code]) -> None:
     if not codes or any(c.level is not Level.COMM for c in codes):
         raise InterpreterError(UNLIKE, "a module for each rank needs modules of level comm")
     first = codes[0]
-    if len(codes) != Grid(first.mesh).ranks:
-        raise InterpreterError(UNLIKE, f"{len(codes)} modules are given for {Grid(first.mesh).ranks} ranks")
+    if len(codes) != grid_of(first).ranks:
+        raise InterpreterError(UNLIKE, f"{len(codes)} modules are given for {grid_of(first).ranks} ranks")
     for rank, code in enumerate(codes):
-        same = code.mesh == first.mesh and code.argument_types() == first.argument_types()
-        if not same or code.result_types() != first.result_types():
+        if _signature(code) != _signature(first):
             raise InterpreterError(
                 UNLIKE, f"the module of rank {rank} has another mesh or signature than that of rank 0"
             )
+
+
+def _signature(code: Code) -> tuple[object, ...]:
+    """What modules of one mesh's ranks must have in common."""
+    ports = [[(port.type, port.places) for port in side] for side in (code.arguments, code.results)]
+    return code.mesh, code.axis, ports

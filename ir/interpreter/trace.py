@@ -7,7 +7,7 @@ the elements, the same weights for every tensor of one size. So a trace takes me
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pipeline import MICROBATCH, microbatches
+from ..placement import Shard
 from ..schemas import definitions
 from ..types import TensorType
 from .code import Body, Code, Step, refs, used
@@ -75,9 +77,10 @@ class Node:
 
 @dataclass
 class Flow:
-    """What `main` does with every call entered: its nodes in order, the types of all values, and its results."""
+    """What all entries do, with every call entered: nodes in order, the types of values, and what goes in and out."""
 
     arguments: tuple[int, ...] = ()
+    """Of the whole program, as the next."""
     results: tuple[int, ...] = ()
     nodes: list[Node] = field(default_factory=list)
     types: list[TensorType | None] = field(default_factory=list)
@@ -90,6 +93,7 @@ class Trace:
 
     flow: Flow
     grid: Grid
+    """Of the ranks that make a value: all, or those of a stage."""
     prints: dict[int, Print] = field(default_factory=dict)
     torn: set[int] = field(default_factory=set)
     """Values of which ranks that should hold the same, as the type says, do not; their prints are of all ranks'."""
@@ -103,7 +107,8 @@ class Trace:
         """A trace in which only the arguments are known yet."""
         flow = _flow(code)
         prints = {number: print_of(value) for number, value in zip(flow.arguments, inputs, strict=True)}
-        return Trace(flow, grid, prints, _nodes={node.path: node for node in flow.nodes})
+        ranks = grid if code.axis is None else grid.without(code.axis)
+        return Trace(flow, ranks, prints, _nodes={node.path: node for node in flow.nodes})
 
     def begins(self, rank: int, path: Path) -> None:
         """See `Observer`."""
@@ -116,7 +121,7 @@ class Trace:
                 held = self._held.setdefault(number, {})
                 held[rank] = value
                 if len(held) == self.grid.ranks:
-                    self._keep(number, [held[r] for r in range(self.grid.ranks)])
+                    self._keep(number, [held[r] for r in sorted(held)])
                     del self._held[number]
 
     def _keep(self, number: int, held: list[Tensor]) -> None:
@@ -160,9 +165,16 @@ def _weights(count: int) -> Tensor:
 
 def _flow(code: Code) -> Flow:
     flow = Flow()
-    main = code.main
-    flow.arguments = tuple(_numbers(flow, [main.types[slot] for slot in main.arguments]))
-    flow.results = _walk(code, main, flow.arguments, (), flow)
+    flow.arguments = tuple(_numbers(flow, [port.type for port in code.arguments]))
+    gives: list[tuple[int, ...]] = []
+    for entry, body in enumerate(code.entries):
+        own = {port.places[entry]: number for number, port in zip(flow.arguments, code.arguments, strict=True)}
+        given = [own[place] for place in range(len(body.arguments))]
+        gives.append(_walk(code, body, given, () if code.axis is None else (entry,), flow))
+    flow.results = tuple(
+        next(gives[entry][place] for entry, place in enumerate(port.places) if place is not None)
+        for port in code.results
+    )
     return flow
 
 
@@ -175,7 +187,7 @@ def _walk(code: Code, body: Body, given: Sequence[int], callers: Path, flow: Flo
         if step.callee:
             results = _walk(code, code.bodies[step.callee], operands, path, flow)
         else:
-            results = tuple(_numbers(flow, [body.types[slot] for slot in step.out]))
+            results = tuple(_numbers(flow, [_of_one_microbatch(code, body.types[slot]) for slot in step.out]))
             node = Node(path, body.name, step, operands, results)
             flow.nodes.append(node)
             flow.makers.update(dict.fromkeys(results, node))
@@ -187,3 +199,14 @@ def _numbers(flow: Flow, types: Sequence[TensorType | None]) -> Iterator[int]:
     for type_ in types:
         flow.types.append(type_)
         yield len(flow.types) - 1
+
+
+def _of_one_microbatch(code: Code, type_: TensorType | None) -> TensorType | None:
+    """The type of what the ranks of a stage hold of one microbatch, where each is a turn of theirs."""
+    if type_ is None or code.axis is None:
+        return type_
+    cut = {placement.dim for axis, placement in type_.placement if axis == MICROBATCH and isinstance(placement, Shard)}
+    here = tuple(each for each in type_.placement if each[0] not in (MICROBATCH, code.axis))
+    turns = microbatches(code.mesh)
+    extents = type_.extents and tuple(n // turns if dim in cut else n for dim, n in enumerate(type_.extents))
+    return replace(type_, placement=here, extents=extents)
