@@ -2,13 +2,14 @@
 
 Nothing here knows torch or the IR. Start reading at `plan.py`; the grammar is `plan.lark`. A kind of statement is a
 rule of the grammar, a file with its value and its reader, a line in the table of `parser.py`, words in `syntax.py`.
-Written schedules are a language of their own: `schedule.py`, `schedule.lark`.
+Written schedules are a language of their own, in plans and in files: `schedule.py`, `schedule.lark`.
 """
 
 from .error import PlanCode, PlanError
 from .globs import match
 from .mesh import Mesh
 from .parser import Statement
+from .pipeline import Balance, Pipeline
 from .plan import Plan, check_world
 from .precision import FloatFormat, Precision
 from .resolve import (
@@ -17,10 +18,13 @@ from .resolve import (
     ParameterSharding,
     resolve_parameters,
 )
+from .resolve_stages import resolve_split
 from .resolve_values import resolve_activations, resolve_inputs
+from .schedule import WrittenSchedule
 from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParameters
 
 __all__ = [
+    "Balance",
     "Dim",
     "FloatFormat",
     "Layout",
@@ -28,6 +32,7 @@ __all__ = [
     "OwnerKind",
     "ParameterInfo",
     "ParameterSharding",
+    "Pipeline",
     "Plan",
     "PlanCode",
     "PlanError",
@@ -37,9 +42,11 @@ __all__ = [
     "ShardInputs",
     "ShardParameters",
     "Statement",
+    "WrittenSchedule",
     "check_world",
     "match",
     "resolve_activations",
     "resolve_inputs",
     "resolve_parameters",
+    "resolve_split",
 ]

@@ -10,18 +10,22 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from .mesh import Mesh, read_mesh
+from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
+from .schedule import WrittenSchedule, read_schedule
 from .shard import ShardActivations, ShardInputs, ShardParameters, read_shard
 from .source import Source
 from .syntax import unexpected_character, unexpected_token
 
-Statement = ShardParameters | ShardActivations | ShardInputs | Precision
+Statement = ShardParameters | ShardActivations | ShardInputs | Precision | Pipeline | WrittenSchedule
 """Any statement but `mesh`."""
 
 READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "mesh": read_mesh,
     "shard": read_shard,
     "precision": read_precision,
+    "pipeline": read_pipeline,
+    "schedule": read_schedule,
 }
 """For each kind of statement, by its rule in the grammar, what makes its value."""
 

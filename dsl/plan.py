@@ -10,7 +10,9 @@ from ..diagnostics import Span
 from .error import PlanCode, PlanError
 from .mesh import Mesh
 from .parser import Statement, parse_statements
+from .pipeline import TIME, Pipeline
 from .precision import Precision
+from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, nearest, shortened
@@ -20,8 +22,9 @@ from .spelling import did_you_mean, listed, nearest, shortened
 class Plan:
     """What a plan file says. Two plans are equal when they say the same, wherever they were written.
 
-    Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), and
-    for a second precision (E0122).
+    Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), for a second
+    precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0128), and for an axis that the
+    pipeline's stages need for themselves (E0126).
 
     >>> print(Plan.parse('mesh (dp=2,tp=2)  # four ranks'))
     mesh (dp=2, tp=2)
@@ -35,12 +38,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         for statement in self.statements:
-            if not isinstance(statement, Precision):
+            if not isinstance(statement, Precision | WrittenSchedule):
                 self._check_axes_exist(statement)
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
         self._check_activations_beside_inputs()
-        _check_one_precision([each for each in self.statements if isinstance(each, Precision)])
+        _check_one([each for each in self.statements if isinstance(each, Precision)], PlanCode.DUPLICATE_PRECISION)
+        _check_one([each for each in self.statements if isinstance(each, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
+        _check_names(self.schedules)
+        if self.pipeline is not None:
+            self._check_axis_of_stages(self.pipeline)
 
     @staticmethod
     def parse(text: str, file: str = "<plan>") -> Plan:
@@ -98,7 +105,17 @@ class Plan:
         """The statement about precision, if there is one."""
         return next((statement for statement in self.statements if isinstance(statement, Precision)), None)
 
-    def _check_axes_exist(self, statement: Sharding) -> None:
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The statement about the pipeline, if there is one."""
+        return next((statement for statement in self.statements if isinstance(statement, Pipeline)), None)
+
+    @property
+    def schedules(self) -> tuple[WrittenSchedule, ...]:
+        """The schedules that are written in the plan, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, WrittenSchedule))
+
+    def _check_axes_exist(self, statement: Sharding | Pipeline) -> None:
         for index, axis in enumerate(statement.axes):
             if axis not in self.mesh.names:
                 raise PlanError(
@@ -122,6 +139,30 @@ class Plan:
                         notes=(self._batch_note(axis),),
                         help="shard the activations over another axis",
                     )
+
+    def _check_axis_of_stages(self, pipeline: Pipeline) -> None:
+        """The axis of the stages cuts nothing but vocabularies, and no axis has the name of the axis of time."""
+        if TIME in self.mesh.names:
+            raise PlanError(
+                PlanCode.AXIS_OF_STAGES,
+                f'beside a pipeline no axis of the mesh can be named "{TIME}"',
+                span=self.mesh.span_of(TIME),
+                notes=(("the pipeline is here", pipeline.span),),
+                help="give the axis another name",
+            )
+        axis = pipeline.axis
+        for statement in (*self.parameters, *self.activations, *self.inputs):
+            if axis in statement.axes and statement.layout is not Role.VOCAB:
+                what = f"{statement.subject} are cut over it"
+                if statement not in self.statements:
+                    what = f'an axis named "{axis}" shards the batch of the inputs'
+                raise PlanError(
+                    PlanCode.AXIS_OF_STAGES,
+                    f'the axis "{axis}" holds the stages of the pipeline, and {what} too',
+                    span=statement.places.axis(statement.axes.index(axis)),
+                    notes=(("the stages lie on it here", pipeline.places.axis(0)),),
+                    help="name another axis in one of the two; only vocab can be sharded over the stages' axis",
+                )
 
     def _batch_note(self, axis: str) -> tuple[str, Span | None]:
         """Where, and why, `axis` shards the batch."""
@@ -177,15 +218,35 @@ def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:
     return meshes[0]
 
 
-def _check_one_precision(found: Sequence[Precision]) -> None:
+_SECOND = {
+    PlanCode.DUPLICATE_PRECISION: ("statement about precision", "say all of it in one statement"),
+    PlanCode.DUPLICATE_PIPELINE: ("pipeline", "keep one of them"),
+}
+"""What there is one of, and the way out where there are two."""
+
+
+def _check_one(found: Sequence[Precision] | Sequence[Pipeline], code: PlanCode) -> None:
     if len(found) > 1:
+        what, help = _SECOND[code]
+        first = found[0].span
         raise PlanError(
-            PlanCode.DUPLICATE_PRECISION,
-            "the plan has a second statement about precision",
-            span=found[1].span,
-            notes=(("the first is here", found[0].span),),
-            help="say all of it in one statement",
+            code, f"the plan has a second {what}", span=found[1].span, notes=(("the first is here", first),), help=help
         )
+
+
+def _check_names(schedules: Sequence[WrittenSchedule]) -> None:
+    """Schedules of one plan have different names. Raises PlanError E0128."""
+    first: dict[str, WrittenSchedule] = {}
+    for schedule in schedules:
+        if schedule.name in first:
+            raise PlanError(
+                PlanCode.DUPLICATE_SCHEDULE,
+                f'the plan has two schedules named "{schedule.name}"',
+                span=schedule.span,
+                notes=(("the first is here", first[schedule.name].span),),
+                help="give one of them another name",
+            )
+        first[schedule.name] = schedule
 
 
 def check_world(plan: Plan, processes: int) -> None:

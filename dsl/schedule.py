@@ -79,6 +79,8 @@ class WrittenSchedule:
     shape: Shape = Shape.LOOP
     spans: tuple[Span, ...] = field(default=(), compare=False, repr=False)
     """Where the parameters and the stage are named."""
+    span: Span | None = field(default=None, compare=False, repr=False)
+    """Where the schedule is named."""
 
     def __post_init__(self) -> None:
         bound = (*self.parameters, self.stage)
@@ -95,15 +97,7 @@ class WrittenSchedule:
     @staticmethod
     def parse(text: str, file: str = "<schedule>") -> WrittenSchedule:
         """The schedule that `text` spells. Raises PlanError at the first mistake (E0101, E0102)."""
-        source = Source(file, text)
-        try:
-            tree = _grammar().parse(text)
-        except UnexpectedToken as error:
-            accepted = error.interactive_parser.accepts()  # type: ignore[no-untyped-call]  # lark leaves it untyped
-            raise unexpected_token(error.token, frozenset(accepted), source) from None
-        except UnexpectedCharacters as error:
-            raise unexpected_character(error.line, error.column, source) from None
-        return _read(tree, source)
+        return _parse(text, Source(file, text))
 
     def __str__(self) -> str:
         words = ("stages", "microbatches", "chunks")
@@ -121,6 +115,25 @@ def _grammar() -> Lark:
     return Lark(text, parser="lalr", maybe_placeholders=False)
 
 
+def read_schedule(tree: Tree[Token], source: Source) -> WrittenSchedule:
+    """The schedule that stands in a plan; raises PlanError as `WrittenSchedule.parse` does."""
+    (token,) = tokens(tree, "SCHEDULE")
+    before = "\n" * ((token.line or 1) - 1) + " " * ((token.column or 1) - 1)
+    return _parse(before + token, source)
+
+
+def _parse(text: str, source: Source) -> WrittenSchedule:
+    """The schedule in a text whose lines and columns are those of the source."""
+    try:
+        tree = _grammar().parse(text)
+    except UnexpectedToken as error:
+        accepted = error.interactive_parser.accepts()  # type: ignore[no-untyped-call]  # lark leaves it untyped
+        raise unexpected_token(error.token, frozenset(accepted), source) from None
+    except UnexpectedCharacters as error:
+        raise unexpected_character(error.line, error.column, source) from None
+    return _read(tree, source)
+
+
 def _read(tree: Tree[Token], source: Source) -> WrittenSchedule:
     own = [child for child in tree.children if isinstance(child, Token)]
     names = [token for token in own if token.type == "NAME"]
@@ -134,6 +147,7 @@ def _read(tree: Tree[Token], source: Source) -> WrittenSchedule:
         phases=tuple(_phase(child, source) for child in stage.children if isinstance(child, Tree)),
         shape=shapes[0] if shapes else Shape.LOOP,
         spans=tuple(source.of(name) for name in (*names[1:], bound)),
+        span=source.of(own[0], names[0]),
     )
 
 

@@ -12,7 +12,9 @@ from .error import PlanCode, PlanError
 from .source import Source
 from .spelling import did_you_mean, listed, shortened
 
-STATEMENTS = {"MESH": "mesh", "SHARD": "shard", "PRECISION": "precision"}
+STATEMENTS = {
+    "MESH": "mesh", "SHARD": "shard", "PRECISION": "precision", "PIPELINE": "pipeline", "SCHEDULE": "schedule",
+}  # fmt: skip
 """The keyword that starts each kind of statement, by its terminal."""
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -29,6 +31,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "NUMBER": ("a number",),
     "ITEM": ("params", "compute", "reduce"),
     "FORMAT": ("a format such as bf16",),
+    "CLAUSE": ("schedule", "chunks", "microbatches", "balance", "split", "times", "memory", "transfer", "per"),
+    "WORD": ("a word", "a number"),
     "ROLE": ("a role such as columns",),
     "DIM": ("dim N",),
     "_NL": ("the end of the line",),
@@ -51,7 +55,11 @@ def unexpected_token(token: Token, expected: Collection[str], source: Source) ->
     if token.startswith("\n"):
         span = _end_of_code(source, token.line or 1)
         return PlanError(PlanCode.SYNTAX, "the line ends too early", span=span, expected=_expected(expected))
-    span = source.of(token)
+    if token.type == "SCHEDULE":  # the whole of it
+        token = Token.new_borrow_pos("MESH", STATEMENTS["SCHEDULE"], token)
+        span = source.span(token.line or 1, token.column or 1, len(token))
+    else:
+        span = source.of(token)
     if STATEMENTS.keys() <= set(expected) and _NAME.fullmatch(token):
         return _unknown_statement(token, span)
     help = did_you_mean(token, [word for name, word in KEYWORDS.items() if name in expected])

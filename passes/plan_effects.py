@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..dsl.pipeline import Pipeline
 from ..dsl.plan import Plan
 from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
+from ..dsl.schedule import WrittenSchedule
 from ..dsl.shard import ShardInputs, ShardParameters
 from .base import Remark, RemarkKind
 from .statements import key_of
@@ -33,7 +35,11 @@ class Decisions:
         for index, statement in enumerate(self.plan.statements):
             if isinstance(statement, ShardParameters):
                 found[key_of(index)] = self._why_no_parameter(index, statement)
-            elif isinstance(statement, Precision):
+            elif isinstance(statement, WrittenSchedule):
+                pipeline = self.plan.pipeline
+                used = pipeline is not None and pipeline.schedule == statement.name
+                found[key_of(index)] = "" if used else "no pipeline names this schedule"
+            elif isinstance(statement, Precision | Pipeline):
                 continue
             elif self._is_trivial(statement.axes):
                 found[key_of(index)] = _one_rank(statement.axes)
@@ -65,6 +71,7 @@ class Decisions:
         """A warning for every axis of more than one rank that cuts no argument and no activation."""
         used = {axis for each in self.parameters for axis in each.dims} | {a for each in self.inputs for a in each}
         used |= {axis for statement in self.plan.activations for axis in statement.axes}
+        used |= {self.plan.pipeline.axis} if self.plan.pipeline is not None else set()
         return [
             Remark(
                 _PASS,

@@ -5,9 +5,11 @@ import time
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from stretto.dsl import (
+    Balance,
     Dim,
     FloatFormat,
     Mesh,
+    Pipeline,
     Plan,
     PlanError,
     Precision,
@@ -16,6 +18,7 @@ from stretto.dsl import (
     ShardInputs,
     ShardParameters,
     Statement,
+    WrittenSchedule,
     match,
 )
 from stretto.dsl.globs import flaw
@@ -28,7 +31,20 @@ dims = st.builds(Dim, st.integers(-64, 63))
 NAMES = ("mesh", "shard", "dp", "tp", "over", "dim", "columns", "tokens", "batch", "inputs", "activations", "é")
 MORE = ("precision", "compute", "bf16", "}")
 MARKS = ("(", ")", "=", ",", "2", "-1", "99999999999999", '"*.{q,k}_proj"', '"', "{", "# a", "\n", "\r\n", "\t", " ")
-words = st.sampled_from((*NAMES, *MORE, *MARKS))
+words = st.sampled_from((*NAMES, *MORE, *MARKS, "pipeline", "schedule", "microbatches", "times"))
+ONE = "schedule mine(stages p, microbatches m) {\n  stage s {\n    drain { F B }\n  }\n}"
+
+
+times = st.lists(st.floats(0.001, 1e9), min_size=3, max_size=4).map(tuple)
+
+
+def pipelines(axis: str) -> st.SearchStrategy[Pipeline]:
+    """Any pipeline over an axis that can be said."""
+    return st.builds(
+        Pipeline, st.just(axis), st.integers(1, 99), st.sampled_from(["1f1b", "zb-v", "mine", "over"]),
+        st.none() | st.integers(1, 9), st.just(Balance.TIME), st.just(()) | st.lists(patterns, max_size=3).map(tuple),
+        st.just(()) | times, st.none() | st.floats(0.001, 1e9), st.none() | st.sampled_from(FloatFormat), st.booleans(),
+    )  # fmt: skip
 
 
 @st.composite
@@ -48,9 +64,13 @@ def plans(draw: st.DrawFn) -> Plan:
     if draw(st.booleans()):
         formats = st.none() | st.sampled_from(FloatFormat)
         statements.append(draw(st.builds(Precision, st.sampled_from(FloatFormat), formats, formats)))
+    if draw(st.booleans()):
+        statements.append(draw(pipelines(draw(st.sampled_from(axes)))))
+    if draw(st.booleans()):
+        statements.append(WrittenSchedule.parse(ONE))
     try:
         return Plan(mesh, tuple(draw(st.permutations(statements))))
-    except PlanError:  # the batch's axis cuts the activations too
+    except PlanError:  # the axis of the batch, or of the stages, cuts something else too
         assume(False)
         raise
 
@@ -84,6 +104,11 @@ def ends_fast(text: str) -> None:
 @example("mesh (" + "a=2," * 2000)
 @example("mesh (a=2)\n" + "\n# x" * 5000 + "\nshard inputs dim 0 over a," * 3)
 @example("9" * 100_000)
+@example("mesh (a=2)\nschedule a" + "{ # }\n" * 20_000)
+@example("mesh (a=2)\nschedule a" + "{}" * 50_000)
+@example("mesh (a=2)\nschedule a{" + "{{}" * 30_000)
+@example("mesh (a=2)\nschedule a{" + "{{}}" * 30_000)
+@example("mesh (a=2)\n" + "schedule a {}\n" * 5_000)
 @example('mesh (a=2)\nshard "' + "[{" * 50_000 + '" dim 0 over a')
 def test_any_text_gives_a_plan_or_a_plan_error(text: str) -> None:
     ends_fast(text)
@@ -94,6 +119,7 @@ def test_any_text_gives_a_plan_or_a_plan_error(text: str) -> None:
 def test_any_words_of_the_language_give_a_plan_or_a_plan_error(text: str) -> None:
     ends_fast(text)
     ends_fast("mesh (dp=2, tp=2)\nshard " + text)
+    ends_fast("mesh (dp=2, tp=2)\npipeline over tp { " + text)
 
 
 @settings(max_examples=200, deadline=None)

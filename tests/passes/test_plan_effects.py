@@ -102,3 +102,14 @@ def test_what_cut_something_says_how_much() -> None:
     report = PlaceArguments(plan).run(Module.parse(MODEL))
     applied = [each.message for each in report.remarks if each.kind is RemarkKind.APPLIED]
     assert applied == ["2 parameters cut over tp", "1 input cut over dp"]
+
+
+SCHEDULE = "schedule mine(stages p, microbatches m) { stage s { drain { F B } } }\n"
+
+
+def test_a_schedule_that_no_pipeline_names_is_warned_about_and_the_stages_axis_is_not() -> None:
+    pipeline = "mesh (pp=2)\npipeline over pp { microbatches 2 schedule %s }\n" + SCHEDULE
+    assert [each.message for each in said(pipeline % "mine")] == []
+    (warning,) = said(pipeline % "1f1b")
+    assert warning.message == "this statement has no effect: no pipeline names this schedule"
+    assert str(warning.span) == "a.plan:3:1"
