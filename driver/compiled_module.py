@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +27,8 @@ from ..runtime.symbolic import range_text
 from .distribution import check_same_inputs, processes
 from .draws import Draws
 from .dynamic_sizes import Found
-from .held import Holder
+from .held import Held, Holder
+from .kept_programs import KeptPrograms
 from .local_parts import with_parts
 from .optimizers import note_waiting
 from .variants import Key, Variant, key_of, make_variant
@@ -36,8 +37,6 @@ PLAN_ATTRIBUTE = "__stretto_plan__"
 """Where a compiled class keeps its plan."""
 DYNAMIC_ATTRIBUTE = "__stretto_dynamic__"
 """Where it keeps which dims of its inputs are dynamic."""
-MAX_VARIANTS = 32
-"""Programs kept for one model; beyond it the one that was not called for longest goes, with its threads."""
 MAX_TRIES = 2
 """After so many calls for which no program with named sizes was found, each other size is just compiled."""
 
@@ -52,7 +51,7 @@ class CompiledModule:
         self._plan = plan
         self._dims = DynamicDims.of(dynamic)
         self._holder = Holder()
-        self._variants: OrderedDict[Key, Variant] = OrderedDict()
+        self._kept = KeptPrograms()
         self._with_sizes: dict[Key, list[Variant]] = {}
         """Those whose programs have named sizes, by what their calls have in common."""
         self._without_sizes: Counter[Key] = Counter()
@@ -70,8 +69,7 @@ class CompiledModule:
         if delayed:
             note_waiting(self._addends, held.parameters.values())
         key = key_of(held, call, delayed=delayed)
-        variant = self._variants.get(key) or self._add(key, model, call)
-        self._variants.move_to_end(key)
+        variant = self._kept.find(key, held.modules) or self._add(key, model, held, call)
         if nan_watch.is_asked() and isinstance(variant.session, ProcessRank):
             check_same_inputs(call, variant.session.world)
         if variant.program.of_kind("random"):
@@ -99,22 +97,23 @@ class CompiledModule:
     @property
     def last(self) -> Variant | None:
         """The variant that was called last."""
-        return next(reversed(self._variants.values()), None)
+        return self._kept.last
 
-    def _add(self, key: Key, model: nn.Module, call: BoundCall) -> Variant:
+    def _add(self, key: Key, model: nn.Module, held: Held, call: BoundCall) -> Variant:
         began = time.perf_counter()
-        why = "first call" if not self._variants else f"{key.differs_in(next(reversed(self._variants)))} changed"
+        why = self._kept.why_another(key)
         sizes = self._dims.in_call(call)
         shared = key.without(sizes)
         family = self._with_sizes.setdefault(shared, []) if sizes else []
         values = {name: each.size for name, each in sizes.items()}
-        made = next(filter(None, (each.bound(call, values) for each in family)), None)
+        bound = (each.bound(call, values) for each in family if each.read.hold(held.modules))
+        made = next(filter(None, bound), None)
         what = f"bound to {_listed(values)}"
         if made is None:
             with _trace():
                 tries = self._without_sizes[shared] < MAX_TRIES
                 inside = {name: each for name, each in sizes.items() if tries and each.range.holds(each.size)}
-                made, found = make_variant(model, call, key, self._plan, inside, tuple(self._dims.dims))
+                made, found = make_variant(model, held, call, key, self._plan, inside, tuple(self._dims.dims))
             what = "compiled"
             if found is not None:
                 what += f" {found.compilations} times"
@@ -122,15 +121,10 @@ class CompiledModule:
                 self._without_sizes[shared] += found.symbolic is None
             if made.program.symbolic is not None:
                 family.append(made)
-        self._keep(key, made)
+        self._kept.add(key, made)
         seconds = time.perf_counter() - began
         _log.info("%s %s (%s) in %.3g s: %s", type(model).__name__, what, key.mode, seconds, why)
         return made
-
-    def _keep(self, key: Key, variant: Variant) -> None:
-        self._variants[key] = variant
-        if len(self._variants) > MAX_VARIANTS:
-            self._variants.popitem(last=False)
 
 
 def _told(found: Found) -> str:

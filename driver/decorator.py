@@ -51,8 +51,9 @@ def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None,
 
     Ranks are threads of this process, or the processes that torchrun started; then parameters become DTensors, right
     after the model is built (class) or here (model), so make the optimizer afterwards. A program is made at the first
-    call, and again when train/eval, grad mode, trainable parameters, or the structure, shapes or dtypes of the inputs
-    change. What else a forward reads, such as numbers among the model's attributes, is fixed at capture.
+    call, and again when train/eval, grad mode, trainable parameters, the structure, shapes or dtypes of the inputs, or
+    attributes of the model that its forward reads change (numbers, strings, small lists and dicts of them by value,
+    else by identity). What a forward reads of other objects is fixed at capture.
 
     `weights` is a safetensors file, or a folder of them, that the model is filled from: each process reads its own part
     alone, and parameters may be on the meta device until then (see `meta_parameters`).

@@ -6,7 +6,7 @@ stay, the names stay, and only the tensors are collected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -21,10 +21,17 @@ class Held:
 
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
+    modules: Sequence[nn.Module]
+    """Every module before its children; shared ones each time they are named."""
     training: tuple[bool, ...]
     """Of every module, in order: train() or eval()."""
     hooks: tuple[int, ...]
     """The numbers, unique in the process, of the hooks around the forwards, which are captured with them."""
+
+    @property
+    def classes(self) -> tuple[type[nn.Module], ...]:
+        """Of every module, in order."""
+        return tuple(map(type, self.modules))
 
     @property
     def ties(self) -> tuple[int, ...]:
@@ -56,6 +63,7 @@ class Holder:
         return Held(
             dict(zip(self._parameters, parameters, strict=True)),
             dict(zip(self._buffers, buffers, strict=True)),
+            modules,
             tuple([m.training for m in modules]),
             tuple([hook for m in modules for hook in (*m._forward_pre_hooks, *m._forward_hooks)]),
         )

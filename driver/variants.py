@@ -31,6 +31,7 @@ from .compile_program import Compiled, Options, compile_capture, remark_json
 from .distribution import check_same_inputs, global_shapes, processes
 from .dynamic_sizes import Found, find_sizes
 from .held import Held
+from .read_attributes import ReadAttributes
 from .remarks import is_warning, remarks_of, warning_text
 
 TensorKind = tuple[torch.Size, torch.dtype]
@@ -39,9 +40,10 @@ TensorKind = tuple[torch.Size, torch.dtype]
 
 @dataclass(frozen=True)
 class Key:
-    """All that a captured graph depends on; calls with equal keys run one program."""
+    """What a captured graph depends on beside the attributes that were read (`ReadAttributes`)."""
 
     mode: Mode
+    classes: tuple[type[nn.Module], ...]
     training: tuple[bool, ...]
     hooks: tuple[int, ...]
     structure: tuple[str, str]
@@ -79,6 +81,7 @@ def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
     mode = Mode.TRAIN if torch.is_grad_enabled() and (any(trainable) or any(wanted)) else Mode.INFER
     return Key(
         mode=mode,
+        classes=held.classes,
         training=held.training,
         hooks=held.hooks,
         structure=call.structure,
@@ -98,12 +101,14 @@ def _kinds(tensors: Iterable[Tensor]) -> tuple[TensorKind, ...]:
     return tuple([(each.shape, each.dtype) for each in tensors])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variant:
     """A program with the ranks that run it, and the structure of what the model returns."""
 
     session: Session
     tree: OutputTree
+    read: ReadAttributes
+    """It is for calls for which these hold."""
     constant: frozenset[int] = frozenset()
     """Indices of the outputs that require no gradient."""
 
@@ -137,11 +142,12 @@ class Variant:
         symbolic = self.program.symbolic
         if symbolic is None or symbolic.refusal(sizes):
             return None
-        return Variant(_session(self.program.bind(sizes), call), self.tree, self.constant)
+        return replace(self, session=_session(self.program.bind(sizes), call))
 
 
 def make_variant(
     model: nn.Module,
+    held: Held,
     call: BoundCall,
     key: Key,
     plan: Plan,
@@ -165,8 +171,9 @@ def make_variant(
                     plain, sizes, guards, compiled, lambda other: _compiled(model, other, key, plan, padded)
                 )
             program = replace(program, symbolic=found.symbolic, remarks=[*_listed(program.remarks), *_said(found)])
-    constant = frozenset(compiled.capture.constant)
-    return Variant(_session(program, call), compiled.capture.output_tree, constant), found
+    captured = compiled.capture
+    read = ReadAttributes(model, held.modules, captured.reads)
+    return Variant(_session(program, call), captured.output_tree, read, frozenset(captured.constant)), found
 
 
 def _said(found: Found) -> list[Json]:

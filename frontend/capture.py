@@ -91,6 +91,7 @@ def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: Trac
         unused_parameters=assembled.unused_parameters,
         differentiable=module.result.differentiable,
         constant=module.result.constant,
+        reads={path: tuple(names) for path, names in module.result.effects.reads.items()},
     )
 
 

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ..diagnostics import StrettoError
 
+Reads = Mapping[str, tuple[str, ...]]
+"""By module path the names of attributes that a forward has asked its modules for, found or not."""
 META_KEY = "stretto"
 """Where a node keeps its `Origin`: `node.meta[META_KEY]`."""
 
@@ -138,6 +140,7 @@ class Capture:
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
     constant: tuple[int, ...] = ()
     """Indices of the outputs that no trainable parameter has a part in: in eager mode they require no gradient."""
+    reads: Reads = field(default_factory=dict)
 
 
 def origin_of(node: fx.Node) -> Origin:

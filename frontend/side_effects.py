@@ -1,7 +1,8 @@
 """What a forward leaves on its modules besides its result: buffers that it replaces, attributes that it sets.
 
 A buffer that is replaced (`self.mean = 0.9 * self.mean + ...`) is one that is changed: its new value is written into
-the old one, which keeps its place. An attribute that is no buffer belongs to Python: a program does not set it.
+the old one, which keeps its place. An attribute that is no buffer belongs to Python: a program does not set it, nor
+fill the list that it holds.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from .captured import CaptureError
 from .metadata import forward_span, is_users_file
+from .module_attributes import Snapshot, joined, noted_reads
 
 _NUMBERS = (bool, int, float)
+_PLAIN = (*_NUMBERS, complex, str, bytes, type(None))
 
 
 @dataclass
@@ -31,7 +34,12 @@ class SideEffects:
     """Numbers that were there before and have another value now: (before, after)."""
     kept: list[str] = field(default_factory=list)
     """Attributes that hold a tensor which they did not hold before."""
-
+    bound: list[str] = field(default_factory=list)
+    """Attributes that hold anything else which they did not hold before; functions do not count."""
+    filled: dict[str, str] = field(default_factory=dict)
+    """Lists, dicts and sets that hold something else than before, to what they are."""
+    reads: dict[str, dict[str, None]] = field(default_factory=dict)
+    """By module path the names of attributes that were asked for."""
     read_out: dict[str, None] = field(default_factory=dict)
     """Lines ("file:line") at which the value of a tensor is taken into Python."""
 
@@ -52,6 +60,18 @@ class SideEffects:
         for path in self.kept:
             warnings.warn(
                 f'forward keeps a tensor in "{path}", which a compiled model does not: return it, or make it a buffer',
+                stacklevel=2,
+            )
+        for path in self.bound:
+            warnings.warn(
+                f'forward sets "{path}", which a compiled model does not: it stays as it was before the call;'
+                " return the value instead",
+                stacklevel=2,
+            )
+        for path, kind in self.filled.items():
+            warnings.warn(
+                f'forward changes the {kind} "{path}", which a compiled model does not: it stays as it was before the'
+                " call; return what it collects, or keep it in a buffer",
                 stacklevel=2,
             )
 
@@ -84,17 +104,21 @@ def watched(model: nn.Module, seen: SideEffects) -> Iterator[None]:
     """
     modules = dict(model.named_modules())
     buffers = {path: dict(module._buffers) for path, module in modules.items()}
-    attributes = {path: dict(vars(module)) for path, module in modules.items()}
+    snapshot = Snapshot(model)
     try:
-        yield
+        with noted_reads(model, seen.reads):
+            yield
         for path, module in modules.items():
             for name, old in buffers[path].items():
                 if module._buffers.get(name) is not old:
-                    _write_back(model, _joined(path, name), old, module._buffers.get(name))
+                    _write_back(model, joined(path, name), old, module._buffers.get(name))
     finally:
         for path, module in modules.items():
+            for name in [name for name in module._buffers if name not in buffers[path]]:
+                seen.kept.append(joined(path, name))
+                del module._buffers[name]
             module._buffers.update(buffers[path])
-            _take_back(path, module, attributes[path], seen)
+        _say(snapshot, seen)
 
 
 def _write_back(model: nn.Module, path: str, old: Tensor | None, new: Tensor | None) -> None:
@@ -114,21 +138,14 @@ def _said(tensor: Tensor | None) -> str:
     return "None" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _take_back(path: str, module: nn.Module, before: dict[str, Any], seen: SideEffects) -> None:
-    for name, value in list(vars(module).items()):
-        old = before.get(name)
-        if value is old:
-            continue
-        if isinstance(value, Tensor):
-            seen.kept.append(_joined(path, name))
-            if name in before:
-                setattr(module, name, old)
-            else:
-                delattr(module, name)
-        elif type(value) in _NUMBERS and type(old) in _NUMBERS and value != old:
-            seen.counted[_joined(path, name)] = (old, value)
-            setattr(module, name, old)
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _say(snapshot: Snapshot, seen: SideEffects) -> None:
+    """Take back what the forward did to attributes, and note it."""
+    rebound, seen.filled = snapshot.take_back()
+    for each in rebound:
+        if isinstance(each.after, Tensor):
+            seen.kept.append(each.path)
+        elif type(each.after) in _NUMBERS and type(each.before) in _NUMBERS:
+            if each.after != each.before:
+                seen.counted[each.path] = each.before, each.after
+        elif not callable(each.after) and not (isinstance(each.after, _PLAIN) and each.after == each.before):
+            seen.bound.append(each.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -148,9 +149,86 @@ def test_a_forward_that_branches_on_data_is_refused_at_its_line() -> None:
 
 
 def test_programs_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto.driver.compiled_module.MAX_VARIANTS", 2)
+    monkeypatch.setattr("stretto.driver.kept_programs.MAX_VARIANTS", 2)
     model = Small().eval()
     first = program(model, torch.randn(2, 4))
     for rows in (4, 6):
         program(model, torch.randn(rows, 4))
     assert program(model, torch.randn(2, 4)) == first
+
+
+class Settings(nn.Module):
+    """Reads numbers, a string, a list, a function and what may not be there; its children read more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.0)
+        self.scale, self.kind, self.weights, self.act = 2.0, "sum", [1.0, 2.0], torch.tanh
+        self.epoch = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.drop(self.norm(self.linear(x)))) * self.scale + self.weights[-1]
+        if self.kind == "mean":
+            y = y * self.factor
+        return y.sum() + getattr(self, "extra", 0)
+
+
+def test_attributes_that_a_forward_reads_make_another_program_and_going_back_finds_the_old_one() -> None:
+    torch.manual_seed(0)
+    model = Settings().double()
+    compiled, x = stretto.compile(model, plan=DP), torch.randn(4, 4, dtype=torch.float64)
+    first = program(compiled, x)
+
+    def follows() -> str:
+        plain = copy.deepcopy(model)
+        assert compiled(x).item() == pytest.approx(plain(x).item(), rel=1e-12)
+        assert torch.allclose(model.norm.running_mean, plain.norm.running_mean, rtol=1e-12)
+        return stretto.program_of(compiled).hash
+
+    changes = [
+        ("scale", 3.0),
+        ("scale", 3),
+        ("act", torch.sin),
+        ("weights", [1.0, 5.0]),
+        ("extra", 7.0),
+        ("norm.momentum", 0.5),
+        ("norm.eps", 0.5),
+    ]
+    found = {first}
+    for path, value in changes:
+        owner, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+        before = vars(owner).get(name)
+        setattr(owner, name, value)
+        found.add(follows())
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+        assert follows() == first
+    assert len(found) == 1 + len(changes)
+    model.weights.append(9.0)
+    assert follows() not in found
+    model.kind, model.factor = "mean", 4.0
+    found.add(follows())
+    model.factor = 5.0
+    assert follows() not in found
+
+
+def test_attributes_that_a_forward_does_not_read_make_no_program() -> None:
+    model = Settings()
+    compiled, x = stretto.compile(model, plan=DP), torch.randn(4, 4)
+    compiled(x)
+    first = stretto.program_of(compiled)
+    model.epoch, model.factor, model.name = 1, 2.0, "another"
+    compiled(x)
+    assert stretto.program_of(compiled) is first
+
+
+def test_a_module_of_another_class_is_captured_again() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    compiled, x = stretto.compile(model, plan=DP), torch.randn(4, 4)
+    compiled(x)
+    model[1] = nn.ReLU()
+    assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    model.forward = lambda x: x + 1
+    assert torch.equal(compiled(x), x + 1)

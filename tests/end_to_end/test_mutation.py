@@ -234,6 +234,39 @@ def test_a_number_that_a_forward_counts_in_is_said_aloud_and_a_tensor_that_it_ke
     assert model.calls == 0 and not hasattr(model, "last")
 
 
+def test_what_a_forward_puts_into_lists_and_attributes_is_said_aloud_and_taken_back() -> None:
+    def run(m: Any, x: Tensor) -> Any:
+        y = m.lin(x)
+        m.seen.append(y)
+        m.stats["losses"]["last"] = y.sum()
+        m.names.add("new")
+        m.kind = "other"
+        m.pair = (y, y)
+        m.same = "as before"
+        m.register_buffer("made", y)
+        m.forget.remove(1)
+        return y
+
+    model = _model(run)
+    model.seen, model.stats, model.names = [], {"losses": {}, "steps": 3}, {"old"}
+    model.kind, model.same, model.forget = "one", "as before", [1, 2]
+    with pytest.warns(UserWarning) as told:
+        result = stretto.compile(model, plan=PLANS["dp"])(*_rows())
+    said = [str(each.message).partition(", which")[0] for each in told]
+    assert sorted(said) == [
+        "forward changes the dict \"stats['losses']\"",
+        'forward changes the list "forget"',
+        'forward changes the list "seen"',
+        'forward changes the set "names"',
+        'forward keeps a tensor in "made"',
+        'forward sets "kind"',
+        'forward sets "pair"',
+    ]
+    assert (model.seen, model.stats, model.names) == ([], {"losses": {}, "steps": 3}, {"old"})
+    assert (model.kind, model.forget, hasattr(model, "pair"), hasattr(model, "made")) == ("one", [1, 2], False, False)
+    assert result.requires_grad
+
+
 def test_a_forward_that_fails_leaves_the_model_as_it_was() -> None:
     def run(m: Any, x: Tensor) -> Any:
         m.mean = m.mean * 2
