@@ -1,4 +1,4 @@
-"""The seam between a rank's program and its peers: collectives that are started, and waited on, separately.
+"""The seam between a rank's program and its peers: collectives and messages, started and waited on separately.
 
 `axes` name the mesh axes of the group; its members are ordered by their row-major coordinate over `axes` as listed.
 Every member of a group calls the same collectives in the same order. Tensors given to a `start` are not changed by
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -56,6 +57,17 @@ class Communicator(Protocol):
         self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
     ) -> Handle:
         """Chunk i along `split_dim` goes to member i; what arrives is concatenated along `concat_dim`."""
+        ...
+
+    def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
+        """Give `tensor` to the rank at coordinate `peer` on `axis`, which else stands where this one does.
+
+        Never waits for it. A rank receives what another sent to it in the order of the sends.
+        """
+        ...
+
+    def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> Handle:
+        """The next tensor from the rank at coordinate `peer` on `axis`, which must be of this shape and dtype."""
         ...
 
     def close(self) -> None:

@@ -44,6 +44,7 @@ class DistributedCommunicator:
         self._world = world
         self._mesh = mesh
         self._groups: dict[tuple[str, ...], _Group | None] = {}
+        self._sent: list[_Handle] = []
         for each in axes:
             self._group(each)
 
@@ -90,6 +91,28 @@ class DistributedCommunicator:
         parts = self._parts(group, tensor, split_dim, where or "all_to_all")
         handle = self._start(group, where, group.wire.all_to_all, parts)
         return handle.then(lambda received: _joined(group.received(received), concat_dim % tensor.dim()))
+
+    def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
+        """See `Communicator.send`."""
+        to = self._mesh.peer(self.rank, axis, peer)
+        whole = tensor.contiguous()
+        work = dist.isend(whole, to)
+        assert work is not None, "every process is part of the default group"
+        self._sent.append(_Handle(self._world, (self.rank, to), where, work, lambda: whole))
+
+    def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> _Handle:
+        """See `Communicator.receive_start`."""
+        source = self._mesh.peer(self.rank, axis, peer)
+        result = torch.empty(tuple(size), dtype=dtype, device=self._world.device)
+        work = dist.irecv(result, source)
+        assert work is not None, "every process is part of the default group"
+        return _Handle(self._world, (source, self.rank), where, work, lambda: result)
+
+    def finish_sends(self) -> None:
+        """Wait until all that was sent was received; what is sent is kept as long."""
+        sent, self._sent = self._sent, []
+        for each in sent:
+            each.wait()
 
     def close(self) -> None:
         """Groups belong to the process and stay for the next program."""

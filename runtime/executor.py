@@ -1,5 +1,7 @@
 """One rank runs a program: forward, and backward once the tangents are known.
 
+In a pipeline the forward runs the backward, too, and its frame holds the gradients; the backward multiplies them.
+
 The instructions are Python functions (`translate.py`), made once per program and bound once per rank. Measured cost
 beyond the ops themselves: under 0.1 us an instruction.
 """
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .communicator import Communicator
+from .entries import Entry
 from .errors import RunError, instruction_name, place_of
 from .nan_watch import NanFound, NanWatch, first_with_nan, is_asked
 from .ops import COLLECTIVES, torch_op
@@ -56,16 +59,14 @@ class Executor:
         self.program = program
         self.communicator = communicator
         self.device = torch.device(device)
-        self._translation = translation_of(program)
-        bound = _bind(self._translation, communicator, self.device)
+        self.entry = program.validated.entry_of(communicator.rank)
+        self._translation = translation_of(program, self.entry)
+        bound = self._bind(self._translation)
         self._forward: Forward = bound["forward"]
-        self._backward: Backward = bound["backward"]
-        self._given = [each for each in program.inputs if each.kind != "tangent"]
-        self._results = [each for each in program.outputs if each.kind != "gradient"]
-        self._gradients = program.results_of_kind("gradient")
+        self._backward: Backward = _multiplied if self.entry.stage is not None else bound["backward"]
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Frame]:
-        """Local inputs (all kinds but tangents) to local outputs (kinds output and buffer), both in program order."""
+        """Local inputs (the entry's early ones) to local outputs (kinds output and buffer), both in program order."""
         try:
             with torch.no_grad():
                 if is_asked():
@@ -77,7 +78,10 @@ class Executor:
         return results, Frame(kept)
 
     def backward(self, frame: Frame, tangents: Sequence[Tensor]) -> list[Tensor]:
-        """Local tangents to local gradients, both in program order; uses the frame up."""
+        """Local tangents to local gradients, both in program order; uses the frame up.
+
+        In a pipeline there is one tangent, by which the gradients that the frame holds are multiplied.
+        """
         values = frame.take()
         values += tangents
         try:
@@ -91,18 +95,18 @@ class Executor:
         held = first_with_nan(inputs)
         watch, bound = self._watched()
         results, kept = bound["forward"](list(inputs))
-        found = first_with_nan(self._valid(self._results, results))
+        named = self.entry.results if self.entry.stage is None else (*self.entry.results, *self.entry.gradients)
+        found = first_with_nan(self._valid(named, [*results, *kept][: len(named)]))
         if found is not None:
-            already = None if held is None else self._given[held]
-            raise self._nan(self._results[found], watch, already)
+            raise self._nan(named[found], watch, None if held is None else self.entry.early[held])
         return results, kept
 
     def _backward_watched(self, values: list[Tensor]) -> list[Tensor]:
         watch, bound = self._watched()
-        gradients: list[Tensor] = bound["backward"](values)
-        found = first_with_nan(self._valid(self._gradients, gradients))
+        gradients: list[Tensor] = bound.get("backward", _multiplied)(values)
+        found = first_with_nan(self._valid(self.entry.gradients, gradients))
         if found is not None:
-            raise self._nan(self._gradients[found], watch, None)
+            raise self._nan(self.entry.gradients[found], watch, None)
         return gradients
 
     def _valid(self, results: Sequence[Output], local: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -112,8 +116,29 @@ class Executor:
 
     def _watched(self) -> tuple[NanWatch, dict[str, Any]]:
         watch = NanWatch()
-        translation = translation_of(self.program, watched=True)
-        return watch, _bind(translation, self.communicator, self.device, watch)
+        return watch, self._bind(translation_of(self.program, self.entry, watched=True), watch)
+
+    def _bind(self, translation: Translation, watch: NanWatch | None = None) -> dict[str, Any]:
+        """The functions of a translation, as this rank runs them."""
+        communicator, turns = self.communicator, self.program.pipeline
+        rank_ops = RankOps(communicator, self.device, 1 if turns is None else turns.microbatches)
+        own: dict[str, Callable[..., object]] = {
+            "comm.all_reduce_start": communicator.all_reduce_start,
+            "comm.all_gather_start": communicator.all_gather_start,
+            "comm.reduce_scatter_start": communicator.reduce_scatter_start,
+            "comm.all_to_all_start": communicator.all_to_all_start,
+            "comm.send": communicator.send,
+            "comm.receive_start": communicator.receive_start,
+            "rank.shard": rank_ops.shard,
+            "rank.offset": rank_ops.offset,
+            "rank.mask": rank_ops.mask,
+            "rank.random": rank_ops.random,
+        }
+        names: dict[str, Any] = {**translation.constants, "device": self.device, "watch": watch}
+        for name, op in translation.ops.items():
+            names[name] = own[op] if op in own else torch_op(op).call
+        exec(translation.code, names)
+        return names
 
     def _nan(self, result: Output, watch: NanWatch, already: Input | None) -> NanFound:
         """What to say of a result that holds a NaN."""
@@ -166,37 +191,24 @@ class Executor:
         return place_of(location.file, location.line), location.module
 
 
-def translation_of(program: Program, *, watched: bool = False) -> Translation:
-    """The Python functions of a program, made once for all ranks of this process."""
-    name = "watched translation" if watched else "translation"
+def translation_of(program: Program, entry: Entry, *, watched: bool = False) -> Translation:
+    """The Python functions of an entry, made once for all ranks of this process."""
+    name = f"{'watched ' if watched else ''}translation of {entry.name}"
     known = program.kept.get(name)
     if isinstance(known, Translation):
         return known
     sound = program.validated
-    fresh = translate(sound.inputs, sound.outputs, sound.functions, sound.locations, watched=watched)
+    fresh = translate(entry, sound.functions, sound.locations, watched=watched)
     program.kept[name] = fresh
     return fresh
 
 
-def _bind(
-    translation: Translation, communicator: Communicator, device: torch.device, watch: NanWatch | None = None
-) -> dict[str, Any]:
-    rank_ops = RankOps(communicator, device)
-    own: dict[str, Callable[..., object]] = {
-        "comm.all_reduce_start": communicator.all_reduce_start,
-        "comm.all_gather_start": communicator.all_gather_start,
-        "comm.reduce_scatter_start": communicator.reduce_scatter_start,
-        "comm.all_to_all_start": communicator.all_to_all_start,
-        "rank.shard": rank_ops.shard,
-        "rank.offset": rank_ops.offset,
-        "rank.mask": rank_ops.mask,
-        "rank.random": rank_ops.random,
-    }
-    names: dict[str, Any] = {**translation.constants, "device": device, "watch": watch}
-    for name, op in translation.ops.items():
-        names[name] = own[op] if op in own else torch_op(op).call
-    exec(translation.code, names)
-    return names
+def _multiplied(values: list[Tensor]) -> list[Tensor]:
+    """Gradients and, last, what to multiply them by; without a gradient there is nothing to multiply."""
+    *gradients, tangent = values
+    if bool(tangent == 1):
+        return gradients
+    return [each * tangent for each in gradients]
 
 
 def _steps(translation: Translation, trace: TracebackType | None) -> Iterator[tuple[str, int]]:

@@ -59,12 +59,39 @@ class _Meeting:
         """Why its members cannot meet; every one of them raises it."""
         self.asleep: list[threading.Lock] = []
 
+    def missing(self) -> list[int]:
+        """The members that have not come."""
+        return [rank for rank in self.members if rank not in self.tensors]
+
     def brought(self) -> list[Tensor]:
         """The members' tensors in coordinate order."""
         return [self.tensors[rank] for rank in self.members]
 
     def wake(self) -> None:
         """Let everyone who waits look again; the group's lock is held."""
+        for lock in self.asleep:
+            lock.release()
+        self.asleep.clear()
+
+
+class _Letter:
+    """One message: what its two ranks say of it, and the tensor once it was sent."""
+
+    def __init__(self, source: int, destination: int) -> None:
+        self.source = source
+        self.destination = destination
+        self.calls: dict[int, _Call] = {}
+        self.tensor: Tensor | None = None
+        self.complete = False
+        self.error: CollectiveError | None = None
+        self.asleep: list[threading.Lock] = []
+
+    def missing(self) -> list[int]:
+        """The sender, as long as nothing was sent."""
+        return [] if self.complete else [self.source]
+
+    def wake(self) -> None:
+        """Let the receiver look again; the group's lock is held."""
         for lock in self.asleep:
             lock.release()
         self.asleep.clear()
@@ -80,6 +107,8 @@ class RankGroup:
         """The rank that failed first (None: the caller interrupted), and its error."""
         self._lock = threading.Lock()
         self._meetings: dict[tuple[tuple[int, ...], int], _Meeting] = {}
+        self._letters: dict[tuple[int, int, int], _Letter] = {}
+        """By source, destination and number: what was sent and not asked for yet, or the other way round."""
         self._last: dict[int, str] = {}
         self._communicators = [InProcessCommunicator(self, rank) for rank in range(mesh.ranks)]
 
@@ -100,9 +129,12 @@ class RankGroup:
         with self._lock:
             self.failure = None
             self._meetings.clear()
+            self._letters.clear()
             self._last.clear()
             for communicator in self._communicators:
                 communicator.numbers.clear()
+                communicator.sent.clear()
+                communicator.received.clear()
 
     def deposit(self, rank: int, members: tuple[int, ...], number: int, call: _Call, tensor: Tensor) -> _Meeting:
         """Join the meeting; the last member to come computes what is shared."""
@@ -128,8 +160,30 @@ class RankGroup:
             meeting.wake()
         return meeting
 
-    def wait(self, rank: int, meeting: _Meeting) -> None:
-        """Sleep until the meeting is complete."""
+    def post(self, source: int, destination: int, number: int, call: _Call, tensor: Tensor | None) -> _Letter:
+        """One side of a message: the sender brings the tensor, the receiver asks for it (None)."""
+        key = (source, destination, number)
+        rank = destination if tensor is None else source
+        with self._lock:
+            letter = self._letters.pop(key, None)
+            other = letter
+            if letter is None:
+                letter = self._letters[key] = _Letter(source, destination)
+            self._check(rank, letter)
+            self._last[rank] = call.where
+            letter.calls[rank] = call
+            if tensor is not None:
+                letter.tensor, letter.complete = tensor, True
+            if other is not None and letter.calls[source] != letter.calls[destination]:
+                letter.error = _misfit(letter)
+                letter.wake()
+                self._fail(rank, letter.error)
+                raise letter.error
+            letter.wake()
+        return letter
+
+    def wait(self, rank: int, meeting: _Meeting | _Letter) -> None:
+        """Sleep until the meeting, or the message, is complete."""
         if meeting.complete:
             return
         deadline = time.monotonic() + self.timeout_s
@@ -142,9 +196,9 @@ class RankGroup:
                 self._check(rank, meeting)
                 meeting.asleep.append(sleep)
             woken = sleep.acquire(timeout=max(0.0, deadline - time.monotonic()))
-            if not woken and len(meeting.tensors) < len(meeting.members):
+            if not woken and meeting.missing():
                 with self._lock:
-                    if len(meeting.tensors) < len(meeting.members) and self.failure is None:
+                    if meeting.missing() and self.failure is None:
                         meeting.error = self._missing(rank, meeting)
                         self._fail(rank, meeting.error)
             if not woken:
@@ -155,8 +209,10 @@ class RankGroup:
             self.failure = (rank, error)
         for meeting in self._meetings.values():
             meeting.wake()
+        for letter in self._letters.values():
+            letter.wake()
 
-    def _check(self, rank: int, meeting: _Meeting) -> None:
+    def _check(self, rank: int, meeting: _Meeting | _Letter) -> None:
         """Raise when there was a failure: the meeting's own, or word of another rank's; the lock is held."""
         if meeting.error is not None:
             raise _again(meeting.error)
@@ -165,8 +221,8 @@ class RankGroup:
             cause = "the step was interrupted" if failed is None else f"rank {failed} failed: {error}"
             raise PeerFailed("E0323", f"rank {rank} stopped because {cause}") from error
 
-    def _missing(self, rank: int, meeting: _Meeting) -> CollectiveError:
-        missing = [other for other in meeting.members if other not in meeting.tensors]
+    def _missing(self, rank: int, meeting: _Meeting | _Letter) -> CollectiveError:
+        missing = meeting.missing()
         where = meeting.calls[rank].where or meeting.calls[rank].op
         notes = [f"rank {other} last started {self._last.get(other, 'no collective')}" for other in missing]
         return CollectiveError(
@@ -183,6 +239,10 @@ class InProcessCommunicator:
         self.rank = rank
         self.numbers: dict[tuple[int, ...], int] = {}
         """How many collectives each group of this rank has started."""
+        self.sent: dict[int, int] = {}
+        """How many messages each other rank was sent."""
+        self.received: dict[int, int] = {}
+        """How many messages of each other rank were asked for."""
         self._group = group
         self._members: dict[tuple[str, ...], tuple[int, ...]] = {}
 
@@ -215,6 +275,21 @@ class InProcessCommunicator:
         """See `Communicator.all_to_all_start`."""
         self._divides(tensor, axes, split_dim, "all_to_all", where)
         return self._start("all_to_all", tensor, axes, (("split_dim", split_dim), ("concat_dim", concat_dim)), where)
+
+    def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
+        """See `Communicator.send`."""
+        to = self._group.mesh.peer(self.rank, axis, peer)
+        number = self.sent.get(to, 0)
+        self.sent[to] = number + 1
+        self._group.post(self.rank, to, number, _Call("message", tuple(tensor.shape), tensor.dtype, (), where), tensor)
+
+    def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> _Receipt:
+        """See `Communicator.receive_start`."""
+        source = self._group.mesh.peer(self.rank, axis, peer)
+        number = self.received.get(source, 0)
+        self.received[source] = number + 1
+        call = _Call("message", tuple(size), dtype, (), where)
+        return _Receipt(self._group, self._group.post(source, self.rank, number, call, None))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -255,6 +330,21 @@ class _Handle:
         if meeting.shared is not None:
             return meeting.shared
         return _own(meeting.calls[self._rank], meeting.brought(), meeting.members.index(self._rank))
+
+
+class _Receipt:
+    """A message that its receiver has asked for."""
+
+    def __init__(self, group: RankGroup, letter: _Letter) -> None:
+        self._group = group
+        self._letter = letter
+
+    def wait(self) -> Tensor:
+        """What was sent."""
+        letter = self._letter
+        self._group.wait(letter.destination, letter)
+        assert letter.tensor is not None, "a complete message has its tensor"
+        return letter.tensor
 
 
 def _shared(call: _Call, tensors: list[Tensor]) -> Tensor | None:
@@ -302,6 +392,23 @@ def _mismatch(first: int, a: _Call, second: int, b: _Call) -> CollectiveError:
         notes=((f"rank {first} is at {a.where or a.op}", None), (f"rank {second} is at {b.where or b.op}", None)),
         help="the program is not the same on both ranks, or was compiled wrongly: please report it",
     )
+
+
+def _misfit(letter: _Letter) -> CollectiveError:
+    sent, asked = letter.calls[letter.source], letter.calls[letter.destination]
+    return CollectiveError(
+        "E0321",
+        f"rank {letter.destination} receives {_tensor_text(asked)}, but rank {letter.source} sent {_tensor_text(sent)}",
+        notes=(
+            (f"rank {letter.destination} is at {asked.where or 'receive'}", None),
+            (f"rank {letter.source} was at {sent.where or 'send'}", None),
+        ),
+        help="the program's sends and receives do not fit each other: please report it",
+    )
+
+
+def _tensor_text(call: _Call) -> str:
+    return f"{list(call.shape)} of {str(call.dtype).removeprefix('torch.')}"
 
 
 def _again(error: CollectiveError) -> CollectiveError:

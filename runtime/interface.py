@@ -39,9 +39,18 @@ class Session(Protocol):
         ...
 
     def forward(
-        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
-        """The outputs (kind "output") in the program's order; arguments stand as `program.of_kind(...)` lists them."""
+        """The outputs (kind "output") in the program's order; arguments stand as `program.of_kind(...)` lists them.
+
+        In a pipeline backwards begin before the forward ends: `scale` is the tangent that they begin with, and the
+        state holds the gradients times it. Other programs do not look at it.
+        """
         ...
 
     def backward(

@@ -60,6 +60,11 @@ class Fields:
         values = self._of(key, list, "a list")
         return tuple(read(value, f"{self.path}.{key}[{at}]") for at, value in enumerate(values))
 
+    def optional(self, key: str, read: Callable[[object, str], T]) -> T | None:
+        """What `read(value, path)` gives; None where the value is null or missing."""
+        value = self._values.get(key)
+        return None if value is None else read(value, f"{self.path}.{key}")
+
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings."""
         return self.each(key, _text)
@@ -67,6 +72,10 @@ class Fields:
     def wholes(self, key: str) -> tuple[int, ...]:
         """A list of integers."""
         return self.each(key, _whole)
+
+    def wholes_where_given(self, key: str) -> tuple[int, ...] | None:
+        """A list of integers, or None where it is null or missing."""
+        return None if self._values.get(key) is None else self.wholes(key)
 
     def wholes_or_none(self, key: str) -> tuple[int | None, ...]:
         """A list of integers and nulls."""

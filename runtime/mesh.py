@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -58,9 +58,17 @@ class RankMesh:
         spots = product(*(range(self.sizes[axis]) for axis in axes))
         return tuple(self.rank_at({**place, **dict(zip(axes, spot, strict=True))}) for spot in spots)
 
-    def is_first(self, rank: int, axes: Sequence[str]) -> bool:
-        """Whether `rank` stands at 0 on every axis that is NOT in `axes`: the one that speaks for its replicas."""
-        return all(at == 0 or axis in axes for axis, at in zip(self.sizes, _unravel(self.axes, rank), strict=True))
+    def peer(self, rank: int, axis: str, coordinate: int) -> int:
+        """The rank at `coordinate` on `axis` that stands where `rank` does on all other axes."""
+        return self.rank_at({**self.coordinates(rank), axis: coordinate})
+
+    def is_first(self, rank: int, axes: Sequence[str], first: Mapping[str, int] | None = None) -> bool:
+        """Whether `rank` stands at 0 on every axis that is NOT in `axes`: the one that speaks for its replicas.
+
+        Where not all coordinates on an axis have replicas, `first` says which of them speaks.
+        """
+        at = zip(self.sizes, _unravel(self.axes, rank), strict=True)
+        return all(axis in axes or place == (first or {}).get(axis, 0) for axis, place in at)
 
 
 @lru_cache(maxsize=1 << 16)

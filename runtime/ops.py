@@ -28,6 +28,16 @@ COLLECTIVES: dict[str, frozenset[str]] = {
 }
 """Collectives and the keywords each takes; they give a handle that comm.wait turns into the tensor."""
 
+MESSAGES: dict[str, frozenset[str]] = {
+    "comm.send": frozenset({"axis", "peer"}),
+    "comm.receive_start": frozenset({"axis", "peer", "size", "dtype"}),
+}
+"""Tensors from rank to rank, and the keywords each takes.
+
+`peer` is the partner's coordinate on `axis`; on all other axes it stands where this rank does. What one rank sends to
+another is received in the order in which it was sent. A send never blocks; a receive gives a handle for comm.wait.
+"""
+
 RANK_OPS: dict[str, frozenset[str]] = {
     "rank.shard": frozenset({"axes", "dim", "chunk"}),
     "rank.offset": frozenset({"axes", "chunk"}),
@@ -40,7 +50,7 @@ RANK_OPS: dict[str, frozenset[str]] = {
 is cut over the axes in `axes[d]` ("dp,tp", outermost first; "" for a whole dim).
 """
 
-OWN_OPS = frozenset({"call", "comm.wait", *COLLECTIVES, *RANK_OPS})
+OWN_OPS = frozenset({"call", "comm.wait", *COLLECTIVES, *MESSAGES, *RANK_OPS})
 
 _NAME = re.compile(r"([a-z_][a-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)", re.ASCII)
 

@@ -72,7 +72,12 @@ class ProcessRank:
         return self._world
 
     def forward(
-        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
         """See `Session.forward`."""
         given = {"parameter": parameters, "buffer": buffers, "input": inputs}

@@ -19,11 +19,12 @@ from pathlib import Path
 from torch import Tensor
 
 from .arguments import Json
+from .entries import Entry, entries
 from .errors import ProgramError
 from .folder import read_files, read_weights, write_folder
 from .json_fields import Fields, Malformed
 from .mesh import RankMesh
-from .records import Function, Input, Location, Output, Reference
+from .records import Function, Input, Location, Output, Pipeline, Reference
 from .symbolic import Symbolic, bound, bound_functions, bound_inputs, bound_outputs
 from .validate import validate
 
@@ -81,6 +82,8 @@ class Program:
     """Initial values by name, when the program was not loaded from a folder; `weights` is where to read them."""
     symbolic: Symbolic | None = None
     """Its named sizes, where it has any; `bind` makes of it the program for other ones."""
+    pipeline: Pipeline | None = None
+    """Where its ranks take turns: who begins where."""
     folder: Path | None = None
     loaded_hash: str = ""
 
@@ -119,10 +122,23 @@ class Program:
         return RankMesh(self.manifest.mesh)
 
     @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Where ranks begin: one entry, or one for each coordinate on the pipeline's axis. It must be valid."""
+        return entries(self.inputs, self.outputs, self.functions, self.pipeline)
+
+    def entry_of(self, rank: int) -> Entry:
+        """Where a rank begins."""
+        return self.entries[0 if self.pipeline is None else self.mesh.coordinates(rank)[self.pipeline.axis]]
+
+    def speakers(self, result: Output) -> dict[str, int]:
+        """The coordinate on the pipeline's axis whose ranks speak for all that give a result."""
+        return {self.pipeline.axis: result.stages[0]} if self.pipeline and result.stages else {}
+
+    @cached_property
     def validated(self) -> Program:
         """This program, once its slots, ops, shards and calls are known to be sound; raises ProgramError."""
         try:
-            validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations))
+            validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations), self.pipeline)
         except Malformed as error:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
         return self
@@ -178,11 +194,13 @@ class Program:
 
     def to_json(self) -> dict[str, Json]:
         """What `program.json` holds."""
+        turns: dict[str, Json] = {} if self.pipeline is None else {"pipeline": self.pipeline.to_json()}
         return {
             "inputs": [each.to_json() for each in self.inputs],
             "outputs": [each.to_json() for each in self.outputs],
             "functions": {name: each.to_json() for name, each in self.functions.items()},
             "locations": [[each.file, each.line, each.module] for each in self.locations],
+            **turns,
         }
 
     def _texts(self) -> dict[str, str]:
@@ -212,6 +230,7 @@ def _from_json(manifest: Manifest, files: Mapping[str, object]) -> Program:
         remarks=files["remarks.json"],  # type: ignore[arg-type]
         reference=files["reference.json"],  # type: ignore[arg-type]
         symbolic=Symbolic.from_json(files["sizes.json"]) if "sizes.json" in files else None,
+        pipeline=fields.optional("pipeline", Pipeline.from_json),
     )
 
 

@@ -45,12 +45,14 @@ class Input:
     requires_grad: bool = False
     index: int | None = None
     """Position among the flattened user inputs, or the index of the output that a tangent belongs to."""
+    stages: tuple[int, ...] | None = None
+    """In a pipeline: the coordinates on its axis whose ranks take it (None: all)."""
 
     def to_json(self) -> dict[str, Json]:
         return {
             "name": self.name, "kind": self.kind, "aliases": list(self.aliases), "shape": list(self.shape),
             "dtype": self.dtype, "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
-            "requires_grad": self.requires_grad, "index": self.index,
+            "requires_grad": self.requires_grad, "index": self.index, **_stages(self.stages),
         }  # fmt: skip
 
     @staticmethod
@@ -60,7 +62,7 @@ class Input:
             name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
             dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
             aliases=fields.texts("aliases"), requires_grad=fields.flag("requires_grad"),
-            index=fields.whole_or_none("index"),
+            index=fields.whole_or_none("index"), stages=fields.wholes_where_given("stages"),
         )  # fmt: skip
 
 
@@ -77,11 +79,14 @@ class Output:
     index: int | None = None
     addends: tuple[str, ...] = ()
     """The axes over which the tensors of the ranks are addends: whoever takes them has to sum them."""
+    stages: tuple[int, ...] | None = None
+    """In a pipeline: the coordinates on its axis whose ranks give it (None: all)."""
 
     def to_json(self) -> dict[str, Json]:
         return {
             "kind": self.kind, "name": self.name, "index": self.index, "shape": list(self.shape), "dtype": self.dtype,
             "shards": [shard.to_json() for shard in self.shards], "slot": self.slot, "addends": list(self.addends),
+            **_stages(self.stages),
         }  # fmt: skip
 
     @staticmethod
@@ -91,6 +96,7 @@ class Output:
             name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
             dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
             index=fields.whole_or_none("index"), addends=fields.texts("addends"),
+            stages=fields.wholes_where_given("stages"),
         )  # fmt: skip
 
 
@@ -133,7 +139,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Function:
-    """A list of instructions over `slots` slots. Only "main" has `backward_at`: where its backward begins."""
+    """A list of instructions over `slots` slots. Only "main" may have `backward_at`: where its backward begins."""
 
     slots: int
     arguments: tuple[int, ...]
@@ -154,6 +160,28 @@ class Function:
             slots=fields.whole("slots"), arguments=fields.wholes("arguments"), results=fields.wholes("results"),
             code=fields.each("code", Instruction.from_json), backward_at=fields.whole_or_none("backward_at"),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Ranks take turns: those at coordinate k on `axis` begin in the function `entries[k]`.
+
+    An entry has no backward of its own: it runs forward and backward of all microbatches, and gives gradients. Its
+    arguments are the program's inputs that it takes, its results the outputs that it gives, both in the program's
+    order; the slots that inputs and outputs name themselves mean nothing.
+    """
+
+    axis: str
+    entries: tuple[str, ...]
+    microbatches: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches}
+
+    @staticmethod
+    def from_json(value: object, path: str = "program.json.pipeline") -> Pipeline:
+        fields = Fields(value, path)
+        return Pipeline(fields.text("axis"), fields.texts("entries"), fields.whole("microbatches"))
 
 
 @dataclass(frozen=True)
@@ -225,6 +253,10 @@ class Reference:
             outputs=fields.each("outputs", ReferenceOutput.from_json),
             slots=fields.whole("slots"), code=fields.each("code", Instruction.from_json),
         )  # fmt: skip
+
+
+def _stages(stages: tuple[int, ...] | None) -> dict[str, Json]:
+    return {} if stages is None else {"stages": list(stages)}
 
 
 def _argument(value: object, path: str) -> Value:

@@ -49,6 +49,7 @@ class RankThreads:
         self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
         self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
         self._constants = constants_of(program)
+        self._tangents = program.of_kind("tangent")
         self.random_state = RandomState()
         self._pool = RankPool(self._group)
 
@@ -58,23 +59,29 @@ class RankThreads:
         return self._program
 
     def forward(
-        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
         """See `Session.forward`. Outputs are fresh tensors."""
         given = {"parameter": parameters, "buffer": buffers, "input": inputs, "constant": self._constants}
         for kind, tensors in given.items():
             check_given(kind, self._program.of_kind(kind), tensors, self._mesh)
         given["random"] = [self.random_state.tensor() for _ in self._program.of_kind("random")]
+        given["tangent"] = [torch.full(each.shape, scale, dtype=DTYPES[each.dtype]) for each in self._tangents]
         queues = {kind: iter(tensors) for kind, tensors in given.items()}
-        takes = [each for each in self._program.inputs if each.kind != "tangent"]
-        whole = [(each, next(queues[each.kind])) for each in takes]
+        whole = {(each.kind, each.name): next(queues[each.kind]) for each in self._program.inputs}
         gives = [each for each in self._program.outputs if each.kind != "gradient"]
         gathered = _Gathered(self._program, gives, self._replicas)
 
         def step(rank: int) -> Frame:
-            local = [self._local(each, tensor, rank) for each, tensor in whole]
-            results, frame = self._executors[rank].forward(local)
-            gathered.put(rank, results)
+            executor = self._executors[rank]
+            local = [self._local(each, whole[each.kind, each.name], rank) for each in executor.entry.early]
+            results, frame = executor.forward(local)
+            gathered.put(rank, executor.entry.results, results)
             return frame
 
         frames = self._run(step)
@@ -86,7 +93,7 @@ class RankThreads:
         self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
     ) -> dict[str, Tensor]:
         """See `Session.backward`. Raises RunError E0332 for a state that was used already."""
-        takes = self._program.of_kind("tangent")
+        takes = self._tangents
         gives = self._program.results_of_kind("gradient")
         whole_gives = [each for each in gives if not each.addends]
         waiting = Addends() if addends is None else addends
@@ -97,16 +104,17 @@ class RankThreads:
         kept = [frame.take() for frame in frames]
         gathered = _Gathered(self._program, whole_gives, self._replicas)
 
-        def step(rank: int) -> list[Tensor]:
+        def step(rank: int) -> list[tuple[Output, Tensor]]:
+            executor = self._executors[rank]
             local = [cut(tensor.detach(), each.shards, self._mesh, rank) for each, tensor in whole]
-            results = self._executors[rank].backward(Frame(kept[rank]), local)
-            pairs = list(zip(gives, results, strict=True))
-            gathered.put(rank, [local for each, local in pairs if not each.addends])
-            return [local for each, local in pairs if each.addends]
+            results = executor.backward(Frame(kept[rank]), local)
+            pairs = list(zip(executor.entry.gradients, results, strict=True))
+            ready = [pair for pair in pairs if not pair[0].addends]
+            gathered.put(rank, [each for each, _ in ready], [local for _, local in ready])
+            return [pair for pair in pairs if pair[0].addends]
 
-        left = [each for each in gives if each.addends]
-        for rank, locals_ in enumerate(self._run(step)):
-            for each, local in zip(left, locals_, strict=True):
+        for rank, left in enumerate(self._run(step)):
+            for each, local in left:
                 waiting.add(each, rank, local)
         found = dict(zip([each.name for each in whole_gives], gathered.by_kind("gradient"), strict=True))
         return found if addends is not None else found | self.reduce(waiting)
@@ -118,7 +126,7 @@ class RankThreads:
             total = torch.zeros(each.shape, dtype=DTYPES[each.dtype])
             axes = (*sharding_axes(each.shards), *each.addends)
             for rank, local in by_rank.items():
-                if self._mesh.is_first(rank, axes):
+                if self._mesh.is_first(rank, axes, self._program.speakers(each)):
                     own = window(total, each.shards, self._mesh, rank)
                     own += valid_part(local, each.shards, self._mesh, rank)
             gradients[each.name] = total
@@ -171,14 +179,17 @@ class _Gathered:
         self._mesh = program.mesh
         self._gives = gives
         self._replicas = replicas
+        self._at = {(each.kind, each.name, each.index): at for at, each in enumerate(gives)}
         self._axes = [sharding_axes(each.shards) for each in gives]
+        self._speakers = [program.speakers(each) for each in gives]
         self._whole = [torch.empty(each.shape, dtype=DTYPES[each.dtype]) for each in gives]
         self._others: list[list[tuple[int, Tensor]]] = [[] for _ in gives]
 
-    def put(self, rank: int, results: Sequence[Tensor]) -> None:
+    def put(self, rank: int, gives: Sequence[Output], results: Sequence[Tensor]) -> None:
         """Called by every rank, from its thread: the first of each set of replicas writes, the others may be kept."""
-        for at, (each, local) in enumerate(zip(self._gives, results, strict=True)):
-            if self._mesh.is_first(rank, self._axes[at]):
+        for each, local in zip(gives, results, strict=True):
+            at = self._at[each.kind, each.name, each.index]
+            if self._mesh.is_first(rank, self._axes[at], self._speakers[at]):
                 own = window(self._whole[at], each.shards, self._mesh, rank)
                 own.copy_(valid_part(local, each.shards, self._mesh, rank))
             elif self._replicas is Replicas.CHECK:

@@ -9,6 +9,8 @@ An instruction becomes one line, so that the line of a traceback is the instruct
      v4 = v3.wait(); v3 = None
      return [v4]
 
+A function that asks which microbatch it is called for takes that as a second argument, `m`.
+
 Arguments come in a list that the function empties, so that a callee can free what its caller no longer holds. No text
 of a program becomes text of a function: op names, strings, lists become the globals o*, k*; only numbers are written
 out, and keyword names that are identifiers.
@@ -23,18 +25,18 @@ from dataclasses import dataclass, field
 from types import CodeType
 
 from .arguments import Slot, Value, slots_in
+from .entries import MICROBATCH, Entry, is_timed, reachable, timed_functions
 from .errors import instruction_name
-from .ops import COLLECTIVES, RANK_OPS, torch_op
-from .records import Function, Input, Instruction, Location, Output
-from .validate import ENTRY
+from .ops import COLLECTIVES, MESSAGES, RANK_OPS, torch_op
+from .records import Function, Instruction, Location
 
 FILENAME = "<stretto program>"
-_COMMON = frozenset({*COLLECTIVES, *RANK_OPS})
+_COMMON = frozenset({*COLLECTIVES, *MESSAGES, *RANK_OPS})
 
 
 @dataclass
 class Translation:
-    """The Python of one program: shared by all ranks, which differ by what the names in `ops` stand for."""
+    """The Python of one entry: shared by its ranks, which differ by what the names in `ops` stand for."""
 
     code: CodeType
     ops: dict[str, str] = field(default_factory=dict)
@@ -46,33 +48,31 @@ class Translation:
 
 
 def translate(
-    inputs: Sequence[Input],
-    outputs: Sequence[Output],
-    functions: Mapping[str, Function],
-    locations: Sequence[Location],
-    *,
-    watched: bool = False,
+    entry: Entry, functions: Mapping[str, Function], locations: Sequence[Location], *, watched: bool = False
 ) -> Translation:
     """Functions forward([inputs]) -> ([outputs and buffers], [saved]) and backward([saved, tangents]) -> [gradients].
 
-    Inputs, outputs and gradients are in the program's order; the program must be valid. Where it is `watched`, a
-    global `watch(function, index, op, *results)` is called after every instruction.
+    Inputs, outputs and gradients are in the program's order; the program must be valid. An entry of a pipeline has a
+    forward only, which takes tangents, too, and saves the gradients. Where it is `watched`, a global
+    `watch(function, index, op, *results)` is called after every instruction.
     """
     writer = _Writer(functions, locations, watched=watched)
-    for name, function in functions.items():
-        if name != ENTRY:
-            results = f"return [{_names(function.results)}]"
-            writer.function(writer.callee(name), name, function.arguments, function.code, 0, results)
-    main = functions[ENTRY]
+    for name in reachable(entry.name, functions):
+        function = functions[name]
+        results = f"return [{_names(function.results)}]"
+        writer.function(writer.callee(name), name, function.arguments, function.code, 0, results)
+    main = functions[entry.name]
     split = len(main.code) if main.backward_at is None else main.backward_at
-    tangents = [each.slot for each in inputs if each.kind == "tangent"]
-    taken = [each.slot for each in inputs if each.kind != "tangent"]
-    given = [each.slot for each in outputs if each.kind != "gradient"]
-    gradients = [each.slot for each in outputs if each.kind == "gradient"]
-    kept = sorted(_needed(main.code[split:], gradients) - set(tangents))
+    tangents = [each.slot for each in entry.inputs if each not in entry.early]
+    taken = [each.slot for each in entry.early]
+    given = [each.slot for each in entry.results]
+    gradients = [each.slot for each in entry.gradients]
+    kept = gradients if entry.stage is not None else sorted(_needed(main.code[split:], gradients) - set(tangents))
     give = f"return [{_names(given)}], [{_names(kept)}]"
-    writer.function("forward", ENTRY, taken, main.code[:split], 0, give)
-    writer.function("backward", ENTRY, [*kept, *tangents], main.code[split:], split, f"return [{_names(gradients)}]")
+    writer.function("forward", entry.name, taken, main.code[:split], 0, give)
+    if entry.stage is None:
+        late = f"return [{_names(gradients)}]"
+        writer.function("backward", entry.name, [*kept, *tangents], main.code[split:], split, late)
     text = "\n".join(writer.text) + "\n"
     return Translation(compile(text, FILENAME, "exec"), writer.ops, writer.constants, writer.lines, text)
 
@@ -106,6 +106,7 @@ class _Writer:
         self._op_names: dict[str, str] = {}
         self._constant_names: dict[tuple[type, str], str] = {}
         self._callees = {name: f"f{at}" for at, name in enumerate(functions)}
+        self._timed = timed_functions(functions)
         self._locations = locations
         self._watched = watched
 
@@ -118,7 +119,7 @@ class _Writer:
     ) -> None:
         """Write one function; `first` is the index of its first instruction in the function `name`."""
         take = f"{_names(arguments)}{',' if len(arguments) == 1 else ''} = a; a.clear()" if arguments else "pass"
-        self.text += [f"def {python}(a):", f" {take}"]
+        self.text += [f"def {python}(a{', m' if name in self._timed else ''}):", f" {take}"]
         for index, each in enumerate(code, first):
             self.text.append(f" {self._line(each, index, name)}")
             self.lines[len(self.text)] = (name, index)
@@ -134,8 +135,10 @@ class _Writer:
         if each.op in _COMMON:
             order = _PARAMETERS[each.op]
             arguments += [self._value(_frozen(each.kwargs[key])) for key in order]
-            if each.op in COLLECTIVES:
+            if each.op not in RANK_OPS:
                 arguments.append(self._constant(self._where(each, index, function)))
+            elif is_timed(each):
+                arguments.append("m")
             return self._store(each, f"{self._op(each.op)}({', '.join(arguments)})", gives_list=False) + after
         op = torch_op(each.op)
         arguments += [f"{key}={self._value(value)}" for key, value in each.kwargs.items() if not keyword.iskeyword(key)]
@@ -155,7 +158,9 @@ class _Writer:
         refs = list(slots_in(each.args[1]))
         early = [slot for slot in each.free if slot in refs and slot not in each.out]
         late = [slot for slot in each.free if slot not in early]
-        call = self._store(each, f"{self._callees[str(each.args[0])]}(t)", gives_list=True)
+        callee = str(each.args[0])
+        time = f", {each.kwargs.get(MICROBATCH, 'm')}" if callee in self._timed else ""
+        call = self._store(each, f"{self._callees[callee]}(t{time})", gives_list=True)
         return f"t = [{_names(refs)}]{_clear(early)}; {call}{_clear(late)}"
 
     def _store(self, each: Instruction, call: str, *, gives_list: bool) -> str:
@@ -207,6 +212,8 @@ _PARAMETERS = {
     "comm.all_gather_start": ("axes", "dim"),
     "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
     "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    "comm.send": ("axis", "peer"),
+    "comm.receive_start": ("axis", "peer", "size", "dtype"),
     "rank.shard": ("axes", "dim", "chunk"),
     "rank.offset": ("axes", "chunk"),
     "rank.mask": ("axes", "dim", "chunk", "extent", "fill"),

@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from .arguments import DTYPES, Slot
+from .entries import MAIN, MICROBATCH, Entry, at_stage, entries, is_timed, timed_functions
 from .errors import ProgramError
 from .json_fields import Malformed
 from .mesh import RankMesh
-from .ops import COLLECTIVES, OWN_OPS, RANK_OPS, torch_op
+from .ops import COLLECTIVES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
-from .records import Function, Input, Instruction, Output, Shard
+from .records import Function, Input, Instruction, Output, Pipeline, Shard
 
-ENTRY = "main"
+ENTRY = MAIN
 INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random", "tangent"})
 OUTPUT_KINDS = frozenset({"output", "gradient", "buffer"})
 _REDUCES = frozenset({"sum", "max", "min"})
@@ -28,19 +29,33 @@ def validate(
     outputs: Sequence[Output],
     functions: Mapping[str, Function],
     locations: int,
+    pipeline: Pipeline | None = None,
 ) -> None:
     """Raise Malformed (or ProgramError for an unknown op) for the first thing that is wrong."""
     _need(len({name for name, _ in mesh.axes}) == len(mesh.axes), "manifest.json.mesh: an axis stands there twice")
-    _need(ENTRY in functions, f'program.json.functions: there is no "{ENTRY}"')
+    names = (MAIN,) if pipeline is None else pipeline.entries
+    for name in names:
+        _need(name in functions, f'program.json.functions: there is no "{name}"')
+    if pipeline is not None:
+        _turns(pipeline, mesh)
     for at, each in enumerate(inputs):
         _tensor(each, INPUT_KINDS, mesh, f"program.json.inputs[{at}]")
+        _stages(each, pipeline, f"program.json.inputs[{at}].stages")
     for at, result in enumerate(outputs):
         _tensor(result, OUTPUT_KINDS, mesh, f"program.json.outputs[{at}]")
         _addends(result, mesh, f"program.json.outputs[{at}].addends")
-    for name, function in functions.items():
-        _function(name, function, functions, mesh, locations)
+        _stages(result, pipeline, f"program.json.outputs[{at}].stages")
+    _Functions(functions, names, mesh, locations, pipeline).check()
     _no_recursion(functions)
-    _interface(functions[ENTRY], inputs, outputs)
+    named = {(each.kind, each.name) for each in inputs}
+    _need(len(named) == len(inputs), "program.json.inputs: two of one kind have one name")
+    if pipeline is None:
+        _interface(functions[MAIN], inputs, outputs)
+        return
+    for stage, name in enumerate(names):
+        _fits(functions[name], name, len(at_stage(inputs, stage)), len(at_stage(outputs, stage)))
+    for entry in entries(inputs, outputs, functions, pipeline):
+        _tangents(entry, f"program.json.functions.{entry.name}")
 
 
 def _need(holds: bool, message: str) -> None:
@@ -85,50 +100,139 @@ def _axes(axes: object, mesh: RankMesh, path: str) -> None:
     _need(len(set(listed)) == len(listed), f"{path}: {axes!r} names an axis twice")
 
 
-def _function(name: str, function: Function, functions: Mapping[str, Function], mesh: RankMesh, locations: int) -> None:
+def _turns(pipeline: Pipeline, mesh: RankMesh) -> None:
+    path = "program.json.pipeline"
+    _need(pipeline.axis in mesh.sizes, f"{path}.axis: '{pipeline.axis}' is no axis of the mesh")
+    _need(MICROBATCH not in mesh.sizes, f"manifest.json.mesh: '{MICROBATCH}' is the axis of time")
+    _need(pipeline.microbatches > 0, f"{path}.microbatches: {pipeline.microbatches}")
+    size = mesh.sizes[pipeline.axis]
+    _need(len(set(pipeline.entries)) == size, f"{path}.entries: expected {size} functions, one for each coordinate")
+    _need(len(pipeline.entries) == size, f"{path}.entries: a function stands there twice")
+
+
+def _stages(record: Input | Output, pipeline: Pipeline | None, path: str) -> None:
+    if record.stages is None:
+        return
+    if pipeline is None:
+        raise Malformed(f"{path}: the program has no pipeline")
+    known = all(0 <= stage < len(pipeline.entries) for stage in record.stages)
+    _need(known, f"{path}: {list(record.stages)} are not coordinates on '{pipeline.axis}'")
+    _need(len(set(record.stages)) == len(record.stages), f"{path}: a coordinate stands there twice")
+    _need(bool(record.stages) or isinstance(record, Input), f"{path}: nobody gives '{record.name}'")
+    _need(record.stages == tuple(sorted(record.stages)), f"{path}: {list(record.stages)} are not in order")
+
+
+def _fits(entry: Function, name: str, inputs: int, outputs: int) -> None:
     path = f"program.json.functions.{name}"
-    _need(function.slots >= 0, f"{path}.slots: {function.slots}")
-    at = function.backward_at
-    _need(at is None or (name == ENTRY and 0 <= at <= len(function.code)), f"{path}.backward_at: {at}")
-    _need(len(set(function.arguments)) == len(function.arguments), f"{path}.arguments: a slot stands there twice")
-    _need(all(0 <= slot < function.slots for slot in function.arguments), f"{path}.arguments: no such slot")
-    live = set(function.arguments)
-    for index, each in enumerate(function.code):
-        here = f"{path}.code[{index}]"
-        for slot in each.reads():
-            _need(slot in live, f"{here} ({each.op}): slot {slot} is read, but not set there")
-        _need(all(0 <= slot < function.slots for slot in each.writes()), f"{here}.out: no such slot")
-        _need(len(set(each.writes())) == len(each.writes()), f"{here}.out: a slot stands there twice")
-        live.update(each.writes())
-        _need(live.issuperset(each.free), f"{here}.free: a slot is freed that is not set")
-        live.difference_update(each.free)
-        _need(each.loc is None or 0 <= each.loc < locations, f"{here}.loc: there is no location {each.loc}")
-        _op(each, functions, mesh, here)
-    _need(name == ENTRY or live.issuperset(function.results), f"{path}.results: a slot is not set at the end")
+    _need(len(entry.arguments) == inputs, f"{path}.arguments: it takes {len(entry.arguments)} of {inputs} inputs")
+    _need(len(entry.results) == outputs, f"{path}.results: it gives {len(entry.results)} of {outputs} outputs")
 
 
-def _op(each: Instruction, functions: Mapping[str, Function], mesh: RankMesh, path: str) -> None:
-    _need(all(key.isidentifier() for key in each.kwargs), f"{path}.kwargs: not all names are identifiers")
-    if each.op == "call":
-        _call(each, functions, path)
-    elif each.op in OWN_OPS:
-        _own(each, mesh, path)
-    else:
-        op = torch_op(each.op)
-        if op.is_mutable:
-            raise ProgramError("E0305", f"{path}: the program calls '{each.op}', which writes to its argument")
-        _need(op.gives_list or len(each.out) <= 1, f"{path}.out: {each.op} gives one value")
+def _tangents(entry: Entry, path: str) -> None:
+    tangents = [each for each in entry.inputs if each.kind == "tangent"]
+    _need(len(tangents) < 2, f"{path}.arguments: a pipeline has one tangent")
+    _need(all(each.shape == () for each in tangents), f"{path}.arguments: a pipeline's tangent is one number")
 
 
-def _call(each: Instruction, functions: Mapping[str, Function], path: str) -> None:
-    match each.args:
-        case (str(callee), (list() | tuple()) as refs) if callee in functions and callee != ENTRY and not each.kwargs:
-            takes, gives = len(functions[callee].arguments), len(functions[callee].results)
-            _need(all(isinstance(ref, Slot) for ref in refs), f"{path}.args: a call takes slots only")
-            _need(len(refs) == takes, f"{path}.args: '{callee}' takes {takes} arguments, {len(refs)} are given")
-            _need(len(each.out) == gives, f"{path}.out: '{callee}' gives {gives} results, {len(each.out)} are taken")
-        case _:
-            raise Malformed(f"{path}.args: expected [function, [slots]], found {each.args!r:.60}")
+class _Functions:
+    """Checks what stands in functions, one by one."""
+
+    def __init__(
+        self,
+        functions: Mapping[str, Function],
+        entries: Sequence[str],
+        mesh: RankMesh,
+        locations: int,
+        pipeline: Pipeline | None,
+    ) -> None:
+        self._functions = functions
+        self._entries = entries
+        self._mesh = mesh
+        self._locations = locations
+        self._turns = pipeline
+        self._space_and_time = mesh
+        if pipeline is not None:
+            self._space_and_time = RankMesh((*mesh.axes, (MICROBATCH, pipeline.microbatches)))
+        self._timed = timed_functions(functions)
+
+    def check(self) -> None:
+        """Raise for the first thing that is wrong."""
+        for name in self._entries:
+            path = f"program.json.functions.{name}"
+            _need(name not in self._timed, f"{path}: it asks for the microbatch outside of a call that says one")
+        for name, function in self._functions.items():
+            self._function(name, function, f"program.json.functions.{name}")
+
+    def _function(self, name: str, function: Function, path: str) -> None:
+        _need(function.slots >= 0, f"{path}.slots: {function.slots}")
+        at = function.backward_at
+        _need(at is None or (name == MAIN and 0 <= at <= len(function.code)), f"{path}.backward_at: {at}")
+        _need(len(set(function.arguments)) == len(function.arguments), f"{path}.arguments: a slot stands there twice")
+        _need(all(0 <= slot < function.slots for slot in function.arguments), f"{path}.arguments: no such slot")
+        live = set(function.arguments)
+        for index, each in enumerate(function.code):
+            here = f"{path}.code[{index}]"
+            for slot in each.reads():
+                _need(slot in live, f"{here} ({each.op}): slot {slot} is read, but not set there")
+            _need(all(0 <= slot < function.slots for slot in each.writes()), f"{here}.out: no such slot")
+            _need(len(set(each.writes())) == len(each.writes()), f"{here}.out: a slot stands there twice")
+            live.update(each.writes())
+            _need(live.issuperset(each.free), f"{here}.free: a slot is freed that is not set")
+            live.difference_update(each.free)
+            _need(each.loc is None or 0 <= each.loc < self._locations, f"{here}.loc: there is no location {each.loc}")
+            self._op(each, here)
+        whole = name != MAIN or self._turns is not None
+        _need(not whole or live.issuperset(function.results), f"{path}.results: a slot is not set at the end")
+
+    def _op(self, each: Instruction, path: str) -> None:
+        _need(all(key.isidentifier() for key in each.kwargs), f"{path}.kwargs: not all names are identifiers")
+        if each.op == "call":
+            self._call(each, path)
+        elif each.op in MESSAGES:
+            self._message(each, path)
+        elif each.op in OWN_OPS:
+            _own(each, self._space_and_time if is_timed(each) else self._mesh, path)
+        else:
+            op = torch_op(each.op)
+            if op.is_mutable:
+                raise ProgramError("E0305", f"{path}: the program calls '{each.op}', which writes to its argument")
+            _need(op.gives_list or len(each.out) <= 1, f"{path}.out: {each.op} gives one value")
+
+    def _call(self, each: Instruction, path: str) -> None:
+        match each.args:
+            case (str(callee), (list() | tuple()) as refs) if callee in self._functions and callee not in self._entries:
+                called = self._functions[callee]
+                takes, gives = len(called.arguments), len(called.results)
+                _need(all(isinstance(ref, Slot) for ref in refs), f"{path}.args: a call takes slots only")
+                _need(len(refs) == takes, f"{path}.args: '{callee}' takes {takes} arguments, {len(refs)} are given")
+                _need(
+                    len(each.out) == gives, f"{path}.out: '{callee}' gives {gives} results, {len(each.out)} are taken"
+                )
+            case _:
+                raise Malformed(f"{path}.args: expected [function, [slots]], found {each.args!r:.60}")
+        if each.kwargs:
+            of = 0 if self._turns is None else self._turns.microbatches
+            at = each.kwargs.get(MICROBATCH)
+            sound = each.kwargs.keys() == {MICROBATCH} and type(at) is int and 0 <= at < of
+            _need(sound, f"{path}.kwargs: {dict(each.kwargs)!r:.60} is no microbatch of {of}")
+
+    def _message(self, each: Instruction, path: str) -> None:
+        expected = MESSAGES[each.op]
+        _need(each.kwargs.keys() == expected, f"{path}.kwargs: {each.op} takes {', '.join(sorted(expected))}")
+        axis, peer = each.kwargs["axis"], each.kwargs["peer"]
+        _axes([axis], self._mesh, f"{path}.kwargs.axis")
+        there = type(peer) is int and 0 <= peer < self._mesh.size([str(axis)])
+        _need(there, f"{path}.kwargs.peer: {peer!r} is no coordinate on '{axis}'")
+        if each.op == "comm.send":
+            _need(len(each.args) == 1 and isinstance(each.args[0], Slot), f"{path}.args: {each.op} takes 1 slot(s)")
+            _need(not each.writes(), f"{path}.out: {each.op} gives no value")
+            return
+        size = each.kwargs["size"]
+        sound = isinstance(size, list | tuple) and all(type(extent) is int and extent >= 0 for extent in size)
+        _need(sound, f"{path}.kwargs.size: {size!r:.60} is no shape")
+        _need(each.kwargs["dtype"] in DTYPES.values(), f"{path}.kwargs.dtype: {each.kwargs['dtype']!r} is no dtype")
+        _need(not each.args, f"{path}.args: {each.op} takes 0 slot(s)")
+        _need(len(each.out) == 1, f"{path}.out: {each.op} gives one value")
 
 
 def _own(each: Instruction, mesh: RankMesh, path: str) -> None:
@@ -183,8 +287,6 @@ def _interface(main: Function, inputs: Sequence[Input], outputs: Sequence[Output
     slots = [each.slot for each in inputs]
     _need(len(set(slots)) == len(slots), "program.json.inputs: two inputs share a slot")
     _need(set(slots) == set(main.arguments), "program.json.inputs: their slots are not the arguments of main")
-    named = {(each.kind, each.name) for each in inputs}
-    _need(len(named) == len(inputs), "program.json.inputs: two of one kind have one name")
     tangents = any(each.kind == "tangent" for each in inputs)
     _need(not tangents or main.backward_at is not None, "program.json: it takes tangents but has no backward")
     split = len(main.code) if main.backward_at is None else main.backward_at
