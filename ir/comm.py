@@ -39,3 +39,6 @@ COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
 
 COLLECTIVES = ("comm.all_reduce", "comm.all_gather", "comm.reduce_scatter", "comm.all_to_all")
 """The synchronous collectives; each has an asynchronous form with `_start`."""
+
+TRANSFERS = ("comm.send", "comm.receive", "comm.receive_start")
+"""What hands a tensor from one rank to another."""

@@ -13,6 +13,7 @@ from itertools import takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, Value, mlir
+from .comm import TRANSFERS
 from .locations import from_location
 from .module import Level, Module, entry, operations
 from .operations import Call, read
@@ -27,7 +28,6 @@ _STARTS = (
     "comm.all_to_all_start",
     "comm.receive_start",
 )
-_TRANSFERS = ("comm.send", "comm.receive", "comm.receive_start")
 _DUMP = "see current operation: "
 """With this an operation's whole text begins in MLIR's errors."""
 _PLAIN = {
@@ -120,7 +120,7 @@ class _Checker:
         if call.name == "comm.random":
             yield from (Problem(message, op) for message in self._draw_problems(op, call))
             return
-        if call.name in _TRANSFERS:
+        if call.name in TRANSFERS:
             yield from (Problem(message, op) for message in self._transfer_problems(op, call))
             if call.name in _STARTS:
                 yield from _future_problems(op)

@@ -10,6 +10,9 @@ Once the collective is started apart from its wait (`start-collectives`), what w
 gradients hide the reduction of input gradients. Collectives keep their order, which all ranks share. Values that what
 was moved still needs live a little longer.
 
+In the entry of a stage, tasks, sends and receives keep their order: a collective, with what is done between it and the
+last task that it needs, comes right after that task. One over the axis of the stages stays where it is.
+
 Needs: level `comm`.   Keeps: values.   Source: Megatron-LM's overlap of a linear layer's input-gradient
 all-reduce with its weight gradient (arXiv:2205.05198, appendix).
 """
@@ -19,11 +22,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ir.attributes import from_attribute
 from ..ir.bindings import Operation, Value
-from ..ir.comm import COLLECTIVES
+from ..ir.comm import COLLECTIVES, TRANSFERS
 from ..ir.locations import from_location
-from ..ir.module import Level, Module, operations
+from ..ir.module import Level, Module, callee, operations
 from ..ir.operations import read
+from ..ir.pipeline import entries, pipeline_axis
 from .base import Pass, Report
 from .start_collectives import described
 from .tally import Tally
@@ -38,11 +43,15 @@ class HoistCollectives(Pass):
 
     def run(self, module: Module) -> Report:
         moved, tally = 0, Tally(self.name)
+        axis = pipeline_axis(module)
+        stages = entries(module) if axis is not None else ()
         for function in module.functions().values():
+            is_entry = function in stages
             pending: list[Operation] = []
             for op in list(operations(function))[:-1]:
                 if _is_collective(op):
-                    later = _not_needed(op, pending)
+                    stays = is_entry and axis in from_attribute(op.attributes["axes"])
+                    later = [] if stays else _not_needed(op, pending, is_entry=is_entry)
                     _move_after(op, later)
                     moved += len(later)
                     if later:
@@ -60,12 +69,17 @@ def _is_collective(op: Operation) -> bool:
     return call is not None and call.name in COLLECTIVES
 
 
-def _not_needed(collective: Operation, pending: list[Operation]) -> list[Operation]:
-    """Of the operations since the last collective, those that this one does not depend on, in order."""
+def _not_needed(collective: Operation, pending: list[Operation], *, is_entry: bool) -> list[Operation]:
+    """Of the operations since the last collective, those that this one does not depend on, in order.
+
+    In an entry, those since the last task (or receive) that it depends on.
+    """
     needed: set[Value] = set(collective.operands)
     later = []
     for op in reversed(pending):
         if any(result in needed for result in op.results):
+            if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
+                break
             needed.update(op.operands)
         else:
             later.append(op)

@@ -6,24 +6,28 @@ Before                                     After
   %3 = aten.add %1, %2                       %1 = comm.wait %f
                                              %3 = aten.add %1, %2
 
-What stands between the two runs while the collective does. Needs: level `comm`.   Keeps: values, and the order
-of collectives, which all ranks share.
+What stands between the two runs while the collective does. A receive takes memory from its start on and needs nothing,
+so that it may start at any time: it does before a task (a call) that stands some tasks before the one that takes it.
+
+Needs: level `comm`.   Keeps: values, and the order of collectives, which all ranks share; of receives, that of those
+from one rank.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ..ir.attributes import from_attribute
 from ..ir.bindings import Operation, Value, mlir
 from ..ir.comm import COLLECTIVES
 from ..ir.dialects import context
 from ..ir.locations import from_location
-from ..ir.module import Level, Module, operations
+from ..ir.module import Level, Module, callee, operations
 from ..ir.operations import Call, build, read
 from ..ir.types import future_of
 from .base import Pass, Report
+from .option_values import Range
 from .sharding.view_rules import TABLE as VIEWS
 from .tally import Tally
 
@@ -34,22 +38,28 @@ class StartCollectives(Pass):
 
     name: ClassVar[str] = "start-collectives"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
+    tasks_ahead: Annotated[int, Range(0, unit="tasks")] = 1
+    """A receive starts before the last of so many tasks that stand before its first use; 0: where it stands."""
 
     def run(self, module: Module) -> Report:
         count, tally = 0, Tally(self.name)
         for function in module.functions().values():
             for op in operations(function):
                 call = read(op)
-                if call is not None and call.name in COLLECTIVES:
+                if call is not None and call.name in (*COLLECTIVES, "comm.receive"):
                     _split(op, call)
                     count += 1
+            if self.tasks_ahead:
+                _advance_receives(function, self.tasks_ahead)
             _say(function, tally)
         return Report(count, tally.remarks())
 
 
 def described(op: Operation) -> str:
-    """A collective as remarks name it: "all_reduce over tp"."""
+    """A collective or a receive as remarks name it: "all_reduce over tp", "receive from pp=1"."""
     kind = op.operation.name.removeprefix("comm.").removesuffix("_start")
+    if "peer" in op.attributes:
+        return f"{kind} from {from_attribute(op.attributes['axis'])}={from_attribute(op.attributes['peer'])}"
     return f"{kind} over {', '.join(from_attribute(op.attributes['axes']))}"
 
 
@@ -64,6 +74,36 @@ def _split(op: Operation, call: Call) -> None:
             [value] = build(Call("comm.wait", (future,)), [result.type], op.location)
     result.replace_all_uses_with(value)
     op.operation.erase()
+
+
+def _advance_receives(function: Operation, tasks_ahead: int) -> None:
+    """Move the starts of receives before tasks that do not need them; those from one rank stay in their order."""
+    ops = list(operations(function))
+    places = {op: at for at, op in enumerate(ops)}
+    tasks: list[int] = []
+    wanted: dict[Operation, int] = {}
+    for at, op in enumerate(ops):
+        if callee(op) is not None:
+            tasks.append(_with_waits(ops, at))
+        elif op.operation.name == "comm.wait" and op.operands[0].owner.operation.name == "comm.receive_start":
+            start = op.operands[0].owner
+            before = tasks[-tasks_ahead:]
+            wanted[start] = before[0] if before else places[start]
+    earliest: dict[tuple[str, int], int] = {}
+    for at, op in enumerate(ops):
+        if op.operation.name == "comm.receive_start":
+            source = (from_attribute(op.attributes["axis"]), from_attribute(op.attributes["peer"]))
+            place = max(wanted[op], earliest.get(source, 0))
+            earliest[source] = place
+            if place < at:
+                op.operation.move_before(ops[place].operation)
+
+
+def _with_waits(ops: list[Operation], task: int) -> int:
+    """Where the waits begin that stand right before a task."""
+    while task and ops[task - 1].operation.name == "comm.wait":
+        task -= 1
+    return task
 
 
 def _first(users: list[Operation]) -> Operation | None:

@@ -46,3 +46,36 @@ func.func @main(%x: tensor<4xf32>) -> tensor<2xf32, {tp = "shard(0)"}> {
   return %0 : tensor<2xf32, {tp = "shard(0)"}>
 }
 }
+
+// -----
+
+// A receive starts before the task that stands before the one that takes it; two from one rank keep their order.
+
+// CHECK-LABEL: func.func @main_1
+// CHECK: call @f(%arg0) {microbatch = 0 : i64}
+// CHECK-NEXT: %[[A:.+]] = "comm.receive_start"() {axis = "pp", dtype = f32, peer = 0 : i64
+// CHECK-NEXT: call @f(%arg0) {microbatch = 1 : i64}
+// CHECK-NEXT: %[[B:.+]] = "comm.receive_start"() {axis = "pp", dtype = f32, peer = 0 : i64
+// CHECK-NEXT: %[[VA:.+]] = "comm.wait"(%[[A]])
+// CHECK-NEXT: call @f(%[[VA]]) {microbatch = 2 : i64}
+// CHECK-NEXT: %[[VB:.+]] = "comm.wait"(%[[B]])
+// CHECK-NEXT: call @f(%[[VB]]) {microbatch = 3 : i64}
+module attributes {comm.level = "comm", comm.mesh = [["pp", 2], ["microbatch", 4]], comm.pipeline = "pp"} {
+func.func @main_0(%x: tensor<4xf32>) {
+  "comm.send"(%x) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
+  "comm.send"(%x) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
+  return
+}
+func.func @main_1(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0 = func.call @f(%x) {microbatch = 0 : i64} : (tensor<4xf32>) -> tensor<4xf32>
+  %1 = func.call @f(%x) {microbatch = 1 : i64} : (tensor<4xf32>) -> tensor<4xf32>
+  %a = "comm.receive"() {axis = "pp", peer = 0 : i64, size = array<i64: 4>, dtype = f32} : () -> tensor<4xf32>
+  %2 = func.call @f(%a) {microbatch = 2 : i64} : (tensor<4xf32>) -> tensor<4xf32>
+  %b = "comm.receive"() {axis = "pp", peer = 0 : i64, size = array<i64: 4>, dtype = f32} : () -> tensor<4xf32>
+  %3 = func.call @f(%b) {microbatch = 3 : i64} : (tensor<4xf32>) -> tensor<4xf32>
+  return %2, %3 : tensor<4xf32>, tensor<4xf32>
+}
+func.func private @f(%x: tensor<4xf32>) -> tensor<4xf32> {
+  return %x : tensor<4xf32>
+}
+}
