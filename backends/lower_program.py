@@ -2,22 +2,34 @@
 
 All ranks run the same instructions; what differs (coordinates, peers, offsets) the runtime derives from a rank's
 place on the mesh. Of main, what the backward alone needs is put behind everything that the forward's results need.
+Where stages have entries of their own, there is a list for each, and inputs and outputs say which stages' they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from ..ir.bindings import Operation, Value, mlir
 from ..ir.locations import Origin, from_location
-from ..ir.module import Module, Record, argument_records, callee, entry, operations, result_records, terminator
+from ..ir.module import (
+    Module,
+    Record,
+    argument_records,
+    callee,
+    entry,
+    name_of,
+    operations,
+    result_records,
+    terminator,
+)
 from ..ir.operations import Call, flatten, is_packing, read, results_of
+from ..ir.pipeline import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, space
 from ..ir.placement import Mesh, axes_size, chunk_size
 from ..ir.types import TensorType, from_mlir
 from ..runtime.arguments import Slot, dtype_name
-from ..runtime.records import Function, Input, Instruction, Location, Output, Shard
+from ..runtime.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
 
 _RENAMED = {
     "comm.shard": "rank.shard",
@@ -30,6 +42,7 @@ _KEYWORDS = {
     "comm.all_gather_start": ("axes", "dim"),
     "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
     "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    "comm.send": ("axis", "peer"),
     "comm.shard": ("axes", "dim", "chunk"),
     "comm.mask": ("axes", "dim", "chunk", "extent", "fill"),
 }
@@ -44,25 +57,65 @@ class Lowered:
     outputs: tuple[Output, ...]
     functions: dict[str, Function]
     locations: tuple[Location, ...]
+    mesh: Mesh
+    """The axes of ranks."""
+    pipeline: Pipeline | None
 
 
 def lower_program(module: Module) -> Lowered:
-    """Instruction lists, inputs and outputs of a module whose collectives are started and waited on."""
+    """Instruction lists, inputs and outputs of a module whose collectives and receives are started and waited on."""
     places = _Places()
     functions: dict[str, Function] = {}
     for name, function in module.functions().items():
         functions[name] = _Body(function, places).lowered(is_main=name == "main")
-    main = module.functions()["main"]
-    slots = functions["main"]
-    inputs = tuple(
-        _input(record, from_mlir(a.type), slot, module.mesh)
-        for record, a, slot in zip(argument_records(main), entry(main).arguments, slots.arguments, strict=True)
-    )
-    outputs = tuple(
-        _output(record, from_mlir(v.type), slot, module.mesh)
-        for record, v, slot in zip(result_records(main), terminator(main).operands, slots.results, strict=True)
-    )
-    return Lowered(inputs, outputs, functions, tuple(places.table))
+    mesh = space(module.mesh)
+    inputs, outputs = _Side[Input](), _Side[Output]()
+    for stage, function in enumerate(entries(module)):
+        lists = functions[name_of(function)]
+        takes = zip(argument_records(function), entry(function).arguments, lists.arguments, strict=True)
+        gives = zip(result_records(function), terminator(function).operands, lists.results, strict=True)
+        arguments = inputs.add(stage, ((r, _input(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in takes))
+        results = outputs.add(stage, ((r, _output(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in gives))
+        functions[name_of(function)] = replace(lists, arguments=arguments, results=results)
+    pipeline = _pipeline(module)
+    count = None if pipeline is None else len(pipeline.entries)
+    return Lowered(inputs.all(count), outputs.all(count), functions, tuple(places.table), mesh, pipeline)
+
+
+def _pipeline(module: Module) -> Pipeline | None:
+    """Who begins where, of a module whose stages have entries of their own."""
+    axis = pipeline_axis(module)
+    if axis is None:
+        return None
+    return Pipeline(axis, tuple(name_of(function) for function in entries(module)), microbatches(module.mesh))
+
+
+Port = TypeVar("Port", Input, Output)
+
+
+@dataclass
+class _Side(Generic[Port]):
+    """What all entries take, or give, each once, by its place among those of the program."""
+
+    _found: dict[int, Port] = field(default_factory=dict)
+    _stages: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, stage: int, ports: Iterable[tuple[Record, Port, int]]) -> tuple[int, ...]:
+        """Those of one entry, with their slots there; the slots in the order of the program."""
+        slots = {}
+        for place, (record, port, slot) in enumerate(ports):
+            order = int(record.get("order", place))
+            self._found.setdefault(order, port)
+            self._stages.setdefault(order, []).append(stage)
+            slots[order] = slot
+        return tuple(slots[order] for order in sorted(slots))
+
+    def all(self, stages: int | None) -> tuple[Port, ...]:
+        """All in order; in a program of so many stages with those that each is of, and without slots."""
+        if stages is None:
+            return tuple(self._found[order] for order in sorted(self._found))
+        whose = {order: tuple(mine) if len(mine) < stages else None for order, mine in self._stages.items()}
+        return tuple(replace(self._found[order], slot=0, stages=whose[order]) for order in sorted(self._found))
 
 
 @dataclass
@@ -121,7 +174,9 @@ class _Body:
         name = callee(op)
         if name is not None:
             args = (name, [Slot(self.slots[v]) for v in op.operands])
-            return Instruction("call", args, {}, tuple(self._slot(r) for r in op.results), (), loc)
+            microbatch = microbatch_of(op)
+            kwargs: dict[str, Any] = {} if microbatch is None else {MICROBATCH: microbatch}
+            return Instruction("call", args, kwargs, tuple(self._slot(r) for r in op.results), (), loc)
         call = read(op)
         if call is None:
             raise RuntimeError(f"no instruction for {op}")
@@ -133,6 +188,8 @@ class _Body:
         args = tuple(self._argument(a) for a in call.args)
         if call.name == "comm.offset":
             return (), {"axes": args[0], "chunk": args[1]}
+        if call.name == "comm.receive_start":
+            return (), dict(zip(("axis", "peer", "size", "dtype"), args, strict=True))
         if call.name == "comm.random":
             return args[:2], dict(zip(("size", "axes", "chunks", "below"), (*args[2:], None), strict=False))
         if call.name in _KEYWORDS:

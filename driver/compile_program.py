@@ -197,7 +197,7 @@ def _program(
     manifest = Manifest(
         mode=str(captured.mode),
         dtype=dtype_name(judged),
-        mesh=module.mesh,
+        mesh=lowered.mesh,
         stretto=__version__,
         torch=torch.__version__,
         arguments=options.arguments,
@@ -213,6 +213,7 @@ def _program(
         remarks=[remark_json(r) for r in remarks],
         reference=captured.reference,
         initial=_initial(captured, model, options),
+        pipeline=lowered.pipeline,
     )
     return program.validated
 
