@@ -178,7 +178,10 @@ def callee(op: Operation) -> str | None:
 def build_function(
     module: Module, name: str, arguments: Sequence[Type], *, records: Sequence[Record] | None = None
 ) -> Operation:
-    """An empty function at the end of the module; its results are set by `finish_function`."""
+    """An empty function at the end of the module; its results are set by `finish_function`.
+
+    One with records is where ranks begin, and public.
+    """
     ctx = context()
     with ctx, mlir.Location.unknown(), mlir.InsertionPoint(module.body):
         type_ = mlir.FunctionType.get(list(arguments), [], ctx)
@@ -186,7 +189,7 @@ def build_function(
             "sym_name": to_attribute(name),
             "function_type": mlir.TypeAttr.get(type_, ctx),
         }
-        if name != "main":
+        if name != "main" and records is None:
             attributes["sym_visibility"] = to_attribute("private")
         function = mlir.Operation.create("func.func", attributes=attributes, regions=1)
         function.regions[0].blocks.append(*arguments, arg_locs=[mlir.Location.unknown()] * len(arguments))

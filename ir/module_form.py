@@ -1,7 +1,8 @@
 """The form that every module has and that passes take for granted; a file that someone wrote may lack it.
 
-A module holds functions, "main" among them, each with one block; its level and its mesh can be read; tensors have
-fixed dims, and an element type and a placement that Stretto knows; `main` takes nothing but tensors.
+A module holds functions, "main" among them (or an entry for each stage), each with one block; its level and its mesh
+can be read; tensors have fixed dims, and an element type and a placement that Stretto knows; an entry takes nothing
+but tensors.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from ..diagnostics import StrettoError
 from .bindings import Operation, Type
 from .module import Module, argument_records, entry, operations, result_records
 from .operations import read
+from .pipeline import entry_name, microbatch_of, pipeline_axis
 from .types import from_mlir, is_tensor
 from .verifier import Problem
 
@@ -28,13 +30,16 @@ def malformed(module: Module) -> Iterator[Problem]:
             yield Problem(f"a function has one block, and this one has {blocks}", function)
             return
         yield from _function_problems(function)
-    main = module.functions().get("main")
-    if main is None:
-        yield Problem('the module has no function "main"', module.operation)
-        return
-    for argument in entry(main).arguments:
-        if not is_tensor(argument.type):
-            yield Problem(f'"main" takes tensors, and {argument.type} is none', main)
+    axis = pipeline_axis(module)
+    names = ["main"] if axis is None else [entry_name(at) for at in range(dict(module.mesh).get(axis, 0))]
+    for name in names:
+        function = module.functions().get(name)
+        if function is None:
+            yield Problem(f'the module has no function "{name}"', module.operation)
+            return
+        for argument in entry(function).arguments:
+            if not is_tensor(argument.type):
+                yield Problem(f'"{name}" takes tensors, and {argument.type} is none', function)
 
 
 def unreadable(module: Module) -> Iterator[Problem]:
@@ -42,7 +47,7 @@ def unreadable(module: Module) -> Iterator[Problem]:
     for function in module.functions().values():
         for op in operations(function):
             try:
-                read(op)
+                read(op), microbatch_of(op)
             except _UNREADABLE as error:
                 yield Problem(f"its constants cannot be read: {error}", op)
 

@@ -2,7 +2,8 @@
 
 Checked of every type: its axes are of the mesh, shard dims that it has, and shard each at most one of them. Of every
 operation: its constants are there and of the schema's kind. Of collectives (level `comm`): what goes in and what comes
-out have the shapes that the groups' sizes demand, and a future is waited on exactly once, in its own function.
+out have the shapes that the groups' sizes demand, and a future is waited on exactly once, in its own function. Of
+modules whose ranks take turns: what `stage_rules.py` says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .module import Level, Module, entry, operations
 from .operations import Call, read
 from .placement import Mesh, Shard, axes_size, chunk_size
 from .schemas import Argument, Kind, by_mlir_name
+from .stage_rules import broken_rules
 from .types import TensorType, from_mlir, is_tensor
 
 _STARTS = (
@@ -66,6 +68,7 @@ def problems(module: Module) -> Iterator[Problem]:
             yield from checker.type_problems(argument, function)
         for op in operations(function):
             yield from checker.op_problems(op)
+    yield from (Problem(message, op) for message, op in broken_rules(module))
 
 
 def _error(problem: Problem) -> StrettoError:
