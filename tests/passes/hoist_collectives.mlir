@@ -48,7 +48,7 @@ module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
 // CHECK-NEXT: call @f(%[[R]])
 // CHECK-NEXT: "comm.all_reduce"(%[[R]]) {axes = ["pp"]
 module attributes {comm.level = "comm", comm.mesh = [["dp", 2], ["pp", 2], ["microbatch", 2]], comm.pipeline = "pp"} {
-  func.func @main_0(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>) {
+  func.func @main_0(%x: tensor<4xf32> {aten.argument = {order = 0 : i64}}) -> (tensor<4xf32> {aten.argument = {order = 0 : i64}}, tensor<4xf32> {aten.argument = {order = 1 : i64}}, tensor<4xf32> {aten.argument = {order = 2 : i64}}) {
     %0 = func.call @f(%x) {microbatch = 0 : i64} : (tensor<4xf32>) -> tensor<4xf32>
     "comm.send"(%0) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
     %1 = func.call @f(%x) {microbatch = 1 : i64} : (tensor<4xf32>) -> tensor<4xf32>

@@ -61,12 +61,12 @@ func.func @main(%x: tensor<4xf32>) -> tensor<2xf32, {tp = "shard(0)"}> {
 // CHECK-NEXT: %[[VB:.+]] = "comm.wait"(%[[B]])
 // CHECK-NEXT: call @f(%[[VB]]) {microbatch = 3 : i64}
 module attributes {comm.level = "comm", comm.mesh = [["pp", 2], ["microbatch", 4]], comm.pipeline = "pp"} {
-func.func @main_0(%x: tensor<4xf32>) {
+func.func @main_0(%x: tensor<4xf32> {aten.argument = {order = 0 : i64}}) {
   "comm.send"(%x) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
   "comm.send"(%x) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
   return
 }
-func.func @main_1(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+func.func @main_1(%x: tensor<4xf32> {aten.argument = {order = 0 : i64}}) -> (tensor<4xf32> {aten.argument = {order = 0 : i64}}, tensor<4xf32> {aten.argument = {order = 1 : i64}}) {
   %0 = func.call @f(%x) {microbatch = 0 : i64} : (tensor<4xf32>) -> tensor<4xf32>
   %1 = func.call @f(%x) {microbatch = 1 : i64} : (tensor<4xf32>) -> tensor<4xf32>
   %a = "comm.receive"() {axis = "pp", peer = 0 : i64, size = array<i64: 4>, dtype = f32} : () -> tensor<4xf32>
