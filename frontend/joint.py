@@ -75,6 +75,20 @@ def trace_symbolically(
 
 
 @contextlib.contextmanager
+def _kernels_for_all(module: nn.Module) -> Iterator[None]:
+    """Inside, where not all floats are float32, torch picks no kernels that a processor may lack, as oneDNN's LSTM."""
+    floats = {each.dtype for each in module.parameters() if each.is_floating_point()}
+    enabled = torch._C._get_mkldnn_enabled()
+    compute = getattr(module, "compute", None)
+    if floats | {compute or torch.float32} != {torch.float32} or torch.is_autocast_enabled("cpu"):
+        torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
     """Inside, fake parameters and buffers have memory that nobody reads: beside fake ones torch makes no symbols."""
     held: list[dict[str, Any]] = [each for part in module.modules() for each in (part._parameters, part._buffers)]
@@ -100,7 +114,13 @@ def _trace(
 ) -> tuple[TracedGraphs, list[torch.Tensor]]:
     """Both graphs, and the fake inputs that they were traced with."""
     # Lazy modules generate Python code when they are first called, which most of those made here never are.
-    with _quiet(), _users_frames(), _use_lazy_graph_module(True), torch.set_grad_enabled(mode is Mode.TRAIN):
+    with (
+        _quiet(),
+        _users_frames(),
+        _use_lazy_graph_module(True),
+        torch.set_grad_enabled(mode is Mode.TRAIN),
+        _kernels_for_all(module),
+    ):
         with _without_partial_graph():
             exported = torch.export.export(module, inputs, strict=False, dynamic_shapes=dims)
         forward = exported.module(check_guards=False)

@@ -29,6 +29,8 @@ class Rebound:
     before: Any
     after: Any
     """None where there was or is none."""
+    torchs: bool
+    """Whether it is bookkeeping of torch's own, such as the list of weights that an LSTM keeps."""
 
 
 class Snapshot:
@@ -51,7 +53,8 @@ class Snapshot:
                 old, new = before.get(name, _ABSENT), after.get(name, _ABSENT)
                 if old is new:
                     continue
-                rebound.append(Rebound(joined(path, name), *(None if v is _ABSENT else v for v in (old, new))))
+                was, now = (None if each is _ABSENT else each for each in (old, new))
+                rebound.append(Rebound(joined(path, name), was, now, _is_torchs(module, name)))
                 if old is _ABSENT:
                     del module.__dict__[name]
                 else:
@@ -110,6 +113,13 @@ def noted_reads(model: nn.Module, into: dict[str, dict[str, None]]) -> Iterator[
 def joined(path: str, name: str) -> str:
     """The name of an attribute, or a buffer, after the path of its module."""
     return f"{path}.{name}" if path else name
+
+
+def _is_torchs(module: nn.Module, name: str) -> bool:
+    """Whether a private attribute may be one of torch's classes that the module is of."""
+    classes = [each.__module__ for each in type(module).__mro__ if each is not nn.Module]
+    ours = [each for each in classes if each.startswith("torch.nn.") and not each.endswith(".container")]
+    return name.startswith("_") and bool(ours)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

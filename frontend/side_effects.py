@@ -142,6 +142,8 @@ def _say(snapshot: Snapshot, seen: SideEffects) -> None:
     """Take back what the forward did to attributes, and note it."""
     rebound, seen.filled = snapshot.take_back()
     for each in rebound:
+        if each.torchs:
+            continue
         if isinstance(each.after, Tensor):
             seen.kept.append(each.path)
         elif type(each.after) in _NUMBERS and type(each.before) in _NUMBERS:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from .call import PLAIN_TYPES, BoundCall
 from .captured import CaptureError, Mode, OutputTree, TensorLeaf
+from .cumulative_norms import counts_in_the_graph
 from .own_gradients import derived_gradients_only
 from .precision import cast_inputs, casts_of_parameters, in_place_of_parameters
 from .side_effects import ReadOut, SideEffects, watched
@@ -61,6 +62,7 @@ class TracedModel(nn.Module):
         with (
             derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
             in_place_of_parameters(casts),
+            counts_in_the_graph(model),
             watched(model, self.result.effects),
             ReadOut(self.result.effects),
         ):

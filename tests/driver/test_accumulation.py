@@ -84,6 +84,18 @@ def test_the_models_zero_grad_forgets_what_waits() -> None:
     assert_same_gradients(model, plain)
 
 
+def test_inside_no_sync_gradients_that_wait_are_no_results_of_grad() -> None:
+    model, plain = twins(torch.float64)
+    compiled = stretto.compile(model, plan=PLANS["dp"])
+    weight = model.head.weight
+    with compiled.no_sync():
+        assert torch.autograd.grad(compiled(*batch(0)), [weight], allow_unused=True) == (None,)
+    compiled.zero_grad()
+    [found] = torch.autograd.grad(compiled(*batch(0)), [weight])
+    [expected] = torch.autograd.grad(plain(*batch(0)), [plain.head.weight])
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_a_forward_without_gradients_leaves_what_waits_alone() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=PLANS["dp"])

@@ -98,6 +98,25 @@ def test_inference_runs_on_casts_of_parameters_and_floating_inputs() -> None:
     assert model.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.filterwarnings("error")
+def test_recurrent_layers_run_on_casts_of_their_weights_in_training_and_inference(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    plain, x = kind(6, 6, num_layers=2, batch_first=True), torch.randn(4, 5, 6)
+    model = stretto.compile(deepcopy(plain), plan="mesh (dp=2)\nprecision { compute bf16 }\n")
+    loss = model(x)[0].float().pow(2).mean()
+    loss.backward()
+    short = deepcopy(plain).bfloat16()
+    expected = short(x.bfloat16())[0].float().pow(2).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=2 * BF16)
+    for own, other in zip(model.parameters(), short.parameters(), strict=True):
+        assert own.dtype == own.grad.dtype == torch.float32
+        assert (own.grad - other.grad).norm() <= 4 * BF16 * own.grad.norm()
+    with torch.no_grad():
+        assert torch.allclose(model(x)[0].float(), short(x.bfloat16())[0].float(), atol=2 * BF16)
+
+
 def test_what_a_model_computes_in_float32_stays_so() -> None:
     class Raised(nn.Module):
         def __init__(self) -> None:

@@ -106,6 +106,69 @@ def test_buffers_are_written_once_with_the_statistics_of_the_whole_batch() -> No
     assert_same_gradients(model, plain, 1e-6)
 
 
+@pytest.mark.parametrize("plan", ["mesh (dp=2)", 'mesh (tp=2)\nshard "linear" columns over tp'], ids=["dp", "tp"])
+def test_a_norm_that_averages_over_all_batches_counts_them(plan: str) -> None:
+    torch.manual_seed(0)
+    model = stretto.compile(Averaging().double(), plan=plan)
+    plain = Averaging().double()
+    plain.load_state_dict(model.state_dict())
+    for step in range(3):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + step
+        found, expected = model(x), plain(x)
+        found.backward()
+        expected.backward()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    for own, other in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(own, other, rtol=1e-12, atol=0)
+    assert_same_gradients(model, plain)
+    assert model.eval()(x).item() == pytest.approx(plain.eval()(x).item(), rel=1e-12)
+    assert stretto.program_of(model).of_kind("parameter")
+    model.norm.momentum = plain.norm.momentum = 0.25
+    for each in (model.train(), plain.train()):
+        each(x)
+    assert torch.allclose(model.norm.running_var, plain.norm.running_var, rtol=1e-12)
+
+
+class Averaging(nn.Module):
+    """A linear layer, and a norm whose statistics are averages over all batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.norm(self.linear(x)).pow(3).mean()
+        return result
+
+
+def test_what_stands_beside_a_loss_cannot_be_differentiated_and_says_so() -> None:
+    class Beside(nn.Linear):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = super().forward(x)
+            return y.sum(), y
+
+    model = stretto.compile(Beside(4, 4), plan="mesh (dp=2)")
+    loss, y = model(torch.randn(4, 4))
+    assert y.requires_grad and not y.detach().requires_grad
+    with pytest.raises(stretto.StrettoError, match="which the program was not compiled to differentiate") as caught:
+        (loss + y.sum()).backward()
+    assert caught.value.code == "E0331"
+    loss, y = model(torch.randn(4, 4))
+    loss.backward()
+    assert model.weight.grad is not None
+
+
+def test_an_optimizer_made_before_steps_the_parameters_that_threads_share() -> None:
+    model, plain = twins(torch.float64)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, plain)]
+    for each, optimizer in zip((stretto.compile(model, plan=TP), plain), optimizers, strict=True):
+        each(*batch()).backward()
+        optimizer.step()
+    assert all(
+        torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+
+
 def test_autocast_is_captured_and_leaves_the_compiler_alone() -> None:
     model, plain = twins()
     compiled = stretto.compile(model, plan=TP)

@@ -58,9 +58,9 @@ def test_a_branch_on_data_is_refused_at_its_line() -> None:
 def test_a_branch_inside_torch_s_own_modules_is_refused_too_and_torch_prints_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None))  # reads out its counter
+    model = nn.AdaptiveLogSoftmaxWithLoss(8, 10, [4])  # looks which targets there are
     with pytest.raises(CaptureError, match="E0220"):
-        capture(model, (torch.randn(4, 4),), {}, mode=Mode.TRAIN)
+        capture(model, (torch.randn(4, 8), torch.tensor([1, 2, 3, 8])), {}, mode=Mode.TRAIN)
     assert capsys.readouterr() == ("", "")
 
 

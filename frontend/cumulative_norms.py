@@ -1,0 +1,47 @@
+"""Batch norms with `momentum=None`, whose running statistics are averages over all batches so far.
+
+torch reads the count of batches out into Python to divide by it; a graph divides by the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def counts_in_the_graph(model: nn.Module) -> Iterator[None]:
+    """Inside, such norms compute what they do without reading a value."""
+    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and _averages(each)]
+    for each in norms:
+        each.__dict__["forward"] = partial(_normalized, each)
+    try:
+        yield
+    finally:
+        for each in norms:
+            del each.__dict__["forward"]
+
+
+def _averages(norm: _BatchNorm) -> bool:
+    plain = type(norm).forward is _BatchNorm.forward and "forward" not in vars(norm)
+    return plain and norm.training and norm.momentum is None and norm.num_batches_tracked is not None
+
+
+def _normalized(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Batch norm in training: with n batches so far, statistics become (1 - 1/n) * old + 1/n * this batch's."""
+    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+    old_mean, old_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert old_mean is not None and old_var is not None and count is not None, "all are there, or none is"
+    count.add_(1)
+    mean, var = torch.zeros_like(old_mean), torch.ones_like(old_var)
+    result = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
+    share = 1 / count.to(old_mean.dtype)
+    old_mean.copy_(old_mean + (mean - old_mean) * share)
+    old_var.copy_(old_var + (var - old_var) * share)
+    return result
