@@ -24,6 +24,7 @@ from ..runtime.philox import RandomState
 from ..runtime.process_session import ProcessRank
 from ..runtime.program import Program
 from ..runtime.symbolic import range_text
+from .compiled_again import why_sizes
 from .distribution import check_same_inputs, processes
 from .draws import Draws
 from .dynamic_sizes import Found
@@ -31,12 +32,14 @@ from .held import Held, Holder
 from .kept_programs import KeptPrograms
 from .local_parts import with_parts
 from .optimizers import note_waiting
-from .variants import Key, Variant, key_of, make_variant
+from .variants import Key, Origin, Variant, key_of, make_variant
 
 PLAN_ATTRIBUTE = "__stretto_plan__"
 """Where a compiled class keeps its plan."""
 DYNAMIC_ATTRIBUTE = "__stretto_dynamic__"
 """Where it keeps which dims of its inputs are dynamic."""
+MAX_FAMILIES = 32
+"""Kinds of calls for which programs with named sizes are kept."""
 MAX_TRIES = 2
 """After so many calls for which no program with named sizes was found, each other size is just compiled."""
 
@@ -101,19 +104,20 @@ class CompiledModule:
 
     def _add(self, key: Key, model: nn.Module, held: Held, call: BoundCall) -> Variant:
         began = time.perf_counter()
-        why = self._kept.why_another(key)
         sizes = self._dims.in_call(call)
         shared = key.without(sizes)
         family = self._with_sizes.setdefault(shared, []) if sizes else []
+        alike = [each for each in family if each.read.hold(held.modules)]
         values = {name: each.size for name, each in sizes.items()}
-        bound = (each.bound(call, values) for each in family if each.read.hold(held.modules))
-        made = next(filter(None, bound), None)
-        what = f"bound to {_listed(values)}"
+        made = next(filter(None, (each.bound(call, values) for each in alike)), None)
+        what, why = f"bound to {_listed(values)}", self._kept.why_another(key)
         if made is None:
+            why = "; ".join([why, *why_sizes(key, self._kept.last_key, call, self._dims, alike, values)])
             with _trace():
                 tries = self._without_sizes[shared] < MAX_TRIES
                 inside = {name: each for name, each in sizes.items() if tries and each.range.holds(each.size)}
-                made, found = make_variant(model, held, call, key, self._plan, inside, tuple(self._dims.dims))
+                origin = Origin("" if self.last is None else why, None if self.last is None else self.last.session)
+                made, found = make_variant(model, held, call, key, self._plan, inside, tuple(self._dims.dims), origin)
             what = "compiled"
             if found is not None:
                 what += f" {found.compilations} times"
@@ -121,6 +125,8 @@ class CompiledModule:
                 self._without_sizes[shared] += found.symbolic is None
             if made.program.symbolic is not None:
                 family.append(made)
+            if len(self._with_sizes) > MAX_FAMILIES:
+                self._with_sizes.pop(next(iter(self._with_sizes)))
         self._kept.add(key, made)
         seconds = time.perf_counter() - began
         _log.info("%s %s (%s) in %.3g s: %s", type(model).__name__, what, key.mode, seconds, why)

@@ -13,6 +13,7 @@ each their own. Dims that no input is cut by are tried without that condition fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import prod
@@ -20,8 +21,7 @@ from math import prod
 import torch
 
 from ..backends.fit_sizes import Differs, distinguishes, fit, sizes_text
-from ..frontend.call import BoundCall
-from ..frontend.dynamic_dims import CalledSize, resized
+from ..frontend.dynamic_dims import CalledSize
 from ..frontend.size_guards import NotSymbolic, SizeGuards
 from ..runtime.program import Program
 from ..runtime.sizes import holds
@@ -48,18 +48,10 @@ class Found:
 
 
 def find_sizes(
-    call: BoundCall,
-    sizes: Mapping[str, CalledSize],
-    guards: Callable[[], SizeGuards],
-    first: Compiled,
-    compiled: Callable[[BoundCall], Compiled],
+    sizes: Mapping[str, CalledSize], guards: SizeGuards, first: Compiled, compiled: Callable[[Sizes], Compiled]
 ) -> Found:
-    """What of the program `first`, made of this call, follows from its named sizes; `compiled` makes it for others."""
-    try:
-        found = guards()
-    except NotSymbolic as error:
-        return Found(None, str(error))
-    return _Search(call, sizes, found, first, compiled).run()
+    """What of the program `first` follows from the named sizes of its call; `compiled` makes the program of others."""
+    return _Search(sizes, guards, first, compiled).run()
 
 
 class _Search:
@@ -67,13 +59,11 @@ class _Search:
 
     def __init__(
         self,
-        call: BoundCall,
         sizes: Mapping[str, CalledSize],
         guards: SizeGuards,
         first: Compiled,
-        compiled: Callable[[BoundCall], Compiled],
+        compiled: Callable[[Sizes], Compiled],
     ) -> None:
-        self._call = call
         self._fixed = {n: each.size for n, each in sizes.items() if f"{n} == {each.size}" in guards.conditions}
         self._same = _equal_names(sizes, guards.conditions)
         free = [name for name in sizes if name not in self._fixed and name not in self._same]
@@ -87,20 +77,41 @@ class _Search:
         self._made: list[tuple[Sizes, Compiled]] = [(self._own, first)]
 
     def run(self) -> Found:
-        """Samples with the conditions that are known to be needed; where these differ, with all that may be."""
+        """Samples with the conditions that are known to be needed; where these differ, with all that prove to be."""
         if not self._own:
             return Found(None, f"the model itself fixes {', '.join(self._fixed)}")
         why = ""
-        anyhow = dict.fromkeys(self._own, self._parts)
-        for shares, multiples in ((self._cut, _FAR), (self._cut, _CLOSE), (anyhow, _CLOSE)):
-            self._multiples = multiples
+        known, anyhow = (
+            _evenness(self._own, each) for each in (self._cut, dict.fromkeys(self._own, self._parts[::-1]))
+        )
+        tries: list[tuple[Callable[[], tuple[str, ...]], Multiples]] = [
+            (lambda: known, _FAR),
+            (lambda: known, _CLOSE),
+            (lambda: self._needed(known, anyhow), _CLOSE),
+            (lambda: anyhow, _CLOSE),
+        ]
+        for asked, self._multiples in tries:
             try:
-                found = self._symbolic((*self._guards.conditions, *_evenness(self._own, shares)))
+                found = self._symbolic((*self._guards.conditions, *asked()))
             except (Differs, _NoSample) as error:
                 why = why or str(error)
             else:
                 return Found(found, "", len(self._made))
         return Found(None, why, len(self._made))
+
+    def _needed(self, known: tuple[str, ...], anyhow: tuple[str, ...]) -> tuple[str, ...]:
+        """`known`, and those of `anyhow` that, broken alone, make other instructions."""
+        may_be = [each for each in anyhow if each not in known]
+        needed = known
+        for at, each in enumerate(may_be):
+            with suppress(_NoSample):  # then it follows from the others
+                others = (*self._guards.conditions, *needed, *may_be[at + 1 :], _negated(each))
+                broken = self._sample(others, lambda sizes: 0)
+                try:
+                    _refuse_other_ops(self._made[0][1].program, self._program(broken).program, broken)
+                except Differs:
+                    needed = (*needed, each)
+        return needed
 
     def _symbolic(self, conditions: tuple[str, ...]) -> Symbolic:
         """Fit three programs, one of sizes that are shared unlike the call's where they may; try on a fourth."""
@@ -137,7 +148,10 @@ class _Search:
         known = next((made for each, made in self._made if each == sizes), None)
         if known is not None:
             return known
-        made = self._compile(replace(self._call, tensors=resized(self._call, self._sizes, self._all(sizes))))
+        try:
+            made = self._compile(self._all(sizes))
+        except NotSymbolic as error:
+            raise Differs(str(error)) from None
         self._made.append((sizes, made))
         return made
 
@@ -244,6 +258,11 @@ def _evenness(sizes: Sizes, shares: Mapping[str, Sequence[int]]) -> tuple[str, .
         for name, counts in shares.items()
         for parts in counts
     )
+
+
+def _negated(condition: str) -> str:
+    """The opposite of a condition of evenness."""
+    return condition.replace("==", "!=") if "==" in condition else condition.replace("!=", "==")
 
 
 def _likeness(sizes: Sizes, others: Sizes, parts: Sequence[int]) -> int:

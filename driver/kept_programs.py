@@ -10,7 +10,7 @@ from torch import nn
 from .variants import Key, Variant
 
 MAX_VARIANTS = 32
-"""Programs kept for one model; beyond it the one that was not called for longest goes, with its threads."""
+"""Programs kept for one model; beyond it the one that was not called for longest goes. All run on the same threads."""
 
 
 class KeptPrograms:
@@ -43,6 +43,11 @@ class KeptPrograms:
         if self.last is None:
             return "first call"
         return f"{key.differs_in(self._keys[self.last]) or 'an attribute'} changed"
+
+    @property
+    def last_key(self) -> Key | None:
+        """Of the one called last."""
+        return None if self.last is None else self._keys[self.last]
 
     @property
     def last(self) -> Variant | None:

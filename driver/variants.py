@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,11 @@ from ..diagnostics import PlanWarning
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall
 from ..frontend.capture import capture_call
-from ..frontend.captured import CaptureError, Mode, OutputTree
+from ..frontend.captured import Capture, CaptureError, Mode, OutputTree
 from ..frontend.dynamic_dims import CalledSize
 from ..frontend.precision import check_parameters, compute_dtype
-from ..frontend.size_guards import size_guards
+from ..frontend.size_guards import NotSymbolic
+from ..frontend.symbolic_capture import SymbolicCapture, capture_symbolically
 from ..passes.base import Remark, RemarkKind
 from ..runtime.arguments import Json
 from ..runtime.autograd import Accumulation, run
@@ -34,6 +34,7 @@ from .held import Held
 from .read_attributes import ReadAttributes
 from .remarks import is_warning, remarks_of, warning_text
 
+T = TypeVar("T")
 TensorKind = tuple[torch.Size, torch.dtype]
 """Global shape and dtype."""
 
@@ -60,9 +61,9 @@ class Key:
     delayed: bool
     """Whether gradients wait for a reduction, as in `no_sync`."""
 
-    def differs_in(self, other: Key) -> str:
+    def differs_in(self, other: Key) -> list[str]:
         """The names of what differs, for a log."""
-        return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
+        return [each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name)]
 
     def without(self, sizes: Mapping[str, CalledSize]) -> Key:
         """What calls that differ in these sizes alone have in common."""
@@ -137,12 +138,26 @@ class Variant:
                 held.buffers[name].copy_(value)
         return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
 
+    def refusal(self, sizes: Mapping[str, int]) -> str:
+        """Why its program does not hold for these sizes; empty where it does."""
+        symbolic = self.program.symbolic
+        return "it has no named sizes" if symbolic is None else symbolic.refusal(sizes)
+
     def bound(self, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
         """The same for other sizes of a call, where its program holds for them."""
-        symbolic = self.program.symbolic
-        if symbolic is None or symbolic.refusal(sizes):
+        if self.refusal(sizes):
             return None
-        return replace(self, session=_session(self.program.bind(sizes), call))
+        return replace(self, session=_session(self.program.bind(sizes), call, self.session))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What there was before a program is made."""
+
+    again: str = ""
+    """Why it is made though the model has others; empty for its first. Becomes a remark."""
+    beside: Session | None = None
+    """A session of another program of the model, whose threads run this one too."""
 
 
 def make_variant(
@@ -153,6 +168,7 @@ def make_variant(
     plan: Plan,
     sizes: Mapping[str, CalledSize],
     padded: tuple[str, ...],
+    origin: Origin = Origin(),
 ) -> tuple[Variant, Found | None]:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
@@ -160,61 +176,103 @@ def make_variant(
     need not divide by their ranks. Raises what capture and passes raise, and RunError E0352, E0353 or
     StrettoError E0603 where processes disagree.
     """
+    check_parameters(model, plan)
     with global_shapes(model, call) as plain:
-        compiled = _compiled(model, plain, key, plan, padded)
-        program, found = compiled.program, None
-        if sizes:
-            guards = partial(size_guards, model, plain, sizes, mode=compiled.capture.mode, compute=compute_dtype(plan))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PlanWarning)
-                found = find_sizes(
-                    plain, sizes, guards, compiled, lambda other: _compiled(model, other, key, plan, padded)
-                )
-            program = replace(program, symbolic=found.symbolic, remarks=[*_listed(program.remarks), *_said(found)])
+        maker = _Maker(model, plain, key, plan, padded)
+        compiled, found = maker.with_sizes(sizes) if sizes else (maker.compiled(), None)
+    program = compiled.program
+    if found is not None:
+        program = replace(program, symbolic=found.symbolic)
+    program = replace(program, remarks=[*_listed(program.remarks), *_said(found, origin.again)])
     captured = compiled.capture
     read = ReadAttributes(model, held.modules, captured.reads)
-    return Variant(_session(program, call), captured.output_tree, read, frozenset(captured.constant)), found
+    return Variant(
+        _session(program, call, origin.beside), captured.output_tree, read, frozenset(captured.constant)
+    ), found
 
 
-def _said(found: Found) -> list[Json]:
-    """The remark that says why sizes are compiled one by one."""
-    if found.symbolic is not None:
-        return []
-    message = f"every size is compiled for itself, because {found.why_not}"
-    return [remark_json(Remark("dynamic-sizes", RemarkKind.MISSED, message))]
+@dataclass(frozen=True)
+class _Maker:
+    """What one call is compiled from."""
+
+    model: nn.Module
+    call: BoundCall
+    key: Key
+    plan: Plan
+    padded: tuple[str, ...]
+
+    def compiled(self) -> Compiled:
+        """The program for the sizes of the call."""
+        compute = compute_dtype(self.plan)
+        return self._from(
+            _in_mode(self.key.mode, lambda mode: capture_call(self.model, self.call, mode=mode, compute=compute))
+        )
+
+    def with_sizes(self, sizes: Mapping[str, CalledSize]) -> tuple[Compiled, Found]:
+        """The program, and what in it follows from these of its sizes."""
+        own = {name: each.size for name, each in sizes.items()}
+        compute = compute_dtype(self.plan)
+
+        def captured(mode: Mode) -> tuple[SymbolicCapture, Capture]:
+            found = capture_symbolically(self.model, self.call, sizes, mode=mode, compute=compute)
+            return found, found.at(own)
+
+        try:
+            symbolic, capture = _in_mode(self.key.mode, captured)
+        except NotSymbolic as error:
+            return self.compiled(), Found(None, str(error))
+        first = self._from(capture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlanWarning)
+            return first, find_sizes(sizes, symbolic.guards, first, lambda other: self._from(symbolic.at(other)))
+
+    def _from(self, captured: Capture) -> Compiled:
+        options = Options(
+            mode=captured.mode,
+            keep_weights=False,
+            delay_reductions=self.key.delayed and captured.mode is Mode.TRAIN,
+            padded_inputs=self.padded,
+        )
+        with _neutral():
+            compiled = compile_capture(captured, self.model, self.plan, options)
+        if processes() == 1 or torch.distributed.get_rank() == 0:
+            for each in filter(is_warning, remarks_of(compiled.program)):
+                warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
+        return compiled
+
+
+def _in_mode(mode: Mode, captured: Callable[[Mode], T]) -> T:
+    """What `captured` gives; as in eager mode, a result without a gradient is no error before somebody asks for one."""
+    try:
+        return captured(mode)
+    except CaptureError as error:
+        if error.code != "E0215":
+            raise
+        return captured(Mode.INFER)
+
+
+def _said(found: Found | None, again: str) -> list[Json]:
+    """The remarks that say why sizes are compiled one by one, and why this call is not the first one's program."""
+    said = []
+    if found is not None and found.symbolic is None:
+        message = f"every size is compiled for itself, because {found.why_not}"
+        said.append(Remark("dynamic-sizes", RemarkKind.MISSED, message))
+    if again:
+        said.append(Remark("dynamic-sizes", RemarkKind.NOTE, f"compiled again, because {again}"))
+    return [remark_json(each) for each in said]
 
 
 def _listed(remarks: Json) -> Sequence[Json]:
     return remarks if isinstance(remarks, list | tuple) else ()
 
 
-def _session(program: Program, call: BoundCall) -> Session:
-    """The ranks that are there, with a program; `call` is its first."""
+def _session(program: Program, call: BoundCall, beside: Session | None) -> Session:
+    """The ranks that are there, with a program; `call` is its first. Threads are those of the session `beside`."""
     if processes() == 1:
-        return RankThreads(program)
+        return RankThreads(program, beside=beside if isinstance(beside, RankThreads) else None)
     session = ProcessRank(program)
     check_same_inputs(call, session.world)
     return session
-
-
-def _compiled(model: nn.Module, call: BoundCall, key: Key, plan: Plan, padded: tuple[str, ...]) -> Compiled:
-    options = Options(mode=key.mode, keep_weights=False, delay_reductions=key.delayed, padded_inputs=padded)
-    check_parameters(model, plan)
-    compute = compute_dtype(plan)
-    try:
-        captured = capture_call(model, call, mode=key.mode, compute=compute)
-    except CaptureError as error:
-        if error.code != "E0215":
-            raise
-        # As in eager mode, a result without a gradient is no error before somebody asks for one.
-        options = Options(mode=Mode.INFER, keep_weights=False, padded_inputs=padded)
-        captured = capture_call(model, call, mode=Mode.INFER, compute=compute)
-    with _neutral():
-        compiled = compile_capture(captured, model, plan, options)
-    if processes() == 1 or torch.distributed.get_rank() == 0:
-        for each in filter(is_warning, remarks_of(compiled.program)):
-            warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
-    return compiled
 
 
 @contextmanager

@@ -46,25 +46,36 @@ def capture_call(
 ) -> Capture:
     """`capture` for a call that is taken apart already."""
     with quiet_torch(), user_errors(model):
-        if mode is Mode.TRAIN:
-            refuse_backward_hooks(model)
-            _refuse_ambiguous_gradients(model, call)
-        module = TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
-        graphs = trace(module, call.tensors, mode)
-        if mode is Mode.TRAIN and not module.result.differentiable:
-            raise CaptureError(
-                "E0215",
-                "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
-                help="return the loss without .detach() or .item(), or capture for inference",
-            )
-        captured = _finish(model, call, module, graphs)
+        module = to_trace(model, call, mode=mode, loss_only=loss_only, compute=compute)
+        return finish(model, call, module, trace(module, call.tensors, mode))
+
+
+def to_trace(
+    model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
+) -> TracedModel:
+    """The module that is traced in place of the model, once nothing speaks against it."""
+    if mode is Mode.TRAIN:
+        refuse_backward_hooks(model)
+        _refuse_ambiguous_gradients(model, call)
+    return TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
+
+
+def finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+    """What was traced of a call becomes its capture; the graphs are changed."""
+    if module.mode is Mode.TRAIN and not module.result.differentiable:
+        raise CaptureError(
+            "E0215",
+            "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
+            help="return the loss without .detach() or .item(), or capture for inference",
+        )
+    captured = _assembled(model, call, module, graphs)
     for place in graphs.read_out:
         module.result.effects.read_out.pop(place, None)
     module.result.effects.warn()
     return captured
 
 
-def _finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
     prefix = MODEL_ATTRIBUTE + "."
     names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix)
     if module.mode is Mode.TRAIN:

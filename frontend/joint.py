@@ -55,10 +55,21 @@ def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> Tra
     return _trace(module, _distinct(module, tensors, mode), mode, None)[0]
 
 
+@dataclass(frozen=True)
+class SymbolicGraphs:
+    """Both graphs with symbols in place of sizes."""
+
+    graphs: TracedGraphs
+    inputs: list[torch.Tensor]
+    """Fake ones, whose shapes have the symbols."""
+    env: ShapeEnv
+    """What torch found out of the symbols."""
+
+
 def trace_symbolically(
     module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode, marked: Collection[tuple[int, int]]
-) -> tuple[list[torch.Tensor], ShapeEnv]:
-    """The inputs of a trace in which the dims `marked`, (input, dim), are symbols, and what torch found out of these.
+) -> SymbolicGraphs:
+    """`trace` with symbols for the dims `marked`, (input, dim).
 
     Raises what torch raises where it cannot: several kinds of RuntimeError, ValueError, TypeError.
     """
@@ -68,10 +79,10 @@ def trace_symbolically(
     )
     with _untouched(module):
         inputs = tuple(_memory(tensor, tensor.requires_grad and mode is Mode.TRAIN) for tensor in tensors)
-        _, fakes = _trace(module, inputs, mode, (dims,))
+        graphs, fakes = _trace(module, inputs, mode, (dims,))
     [env] = {each.fake_mode.shape_env for each in fakes if isinstance(each, FakeTensor)}
     assert env is not None
-    return fakes, env
+    return SymbolicGraphs(graphs, fakes, env)
 
 
 @contextlib.contextmanager

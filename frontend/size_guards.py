@@ -1,7 +1,6 @@
-"""For which sizes a model's graph stays the same: torch traces it with symbols, and keeps the conditions it relied on.
+"""For which sizes a model's graph stays the same: the conditions that torch relied on when it traced with symbols.
 
-The trace is the one of `joint.py`, forward and backward, with marked dims as symbols; of it only the conditions are
-kept. A branch on a size ("if tokens.shape[1] > 512"), a slice of a table that ends somewhere, sizes that must be equal:
+A branch on a size ("if tokens.shape[1] > 512"), a slice of a table that ends somewhere, sizes that must be equal:
 each is a condition, and sizes that break one need a capture of their own.
 """
 
@@ -13,16 +12,11 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
-from .call import BoundCall
-from .captured import CaptureError, Mode
 from .dynamic_dims import CalledSize
-from .joint import trace_symbolically
-from .trace_errors import RAISED_BY_USER_CODE, quiet_torch
-from .traced import TracedModel
+from .joint import SymbolicGraphs
 
 
 class NotSymbolic(Exception):
@@ -38,25 +32,9 @@ class SizeGuards:
     """As `runtime/sizes.py` reads them."""
 
 
-def size_guards(
-    model: nn.Module,
-    call: BoundCall,
-    sizes: Mapping[str, CalledSize],
-    *,
-    mode: Mode,
-    compute: torch.dtype | None = None,
-) -> SizeGuards:
-    """What the graph of this call asks of its named sizes. Raises NotSymbolic."""
-    marked = {place for each in sizes.values() for place in each.places}
-    with quiet_torch():
-        try:
-            module = TracedModel(model, call, mode, loss_only=False, compute=compute)
-            inputs, env = trace_symbolically(module, call.tensors, mode, marked)
-        except (CaptureError, *RAISED_BY_USER_CODE) as error:
-            raise NotSymbolic(
-                f"torch does not trace the model with symbols: {' '.join(str(error).split()):.200}"
-            ) from None
-    return _Conditions(inputs, env, sizes).found()
+def size_guards(traced: SymbolicGraphs, sizes: Mapping[str, CalledSize]) -> SizeGuards:
+    """What the graphs of a trace ask of these sizes. Raises NotSymbolic."""
+    return _Conditions(traced.inputs, traced.env, sizes).found()
 
 
 class _Conditions:

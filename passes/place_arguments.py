@@ -102,7 +102,7 @@ def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mappi
                 "cannot share evenly",
                 span=_statement_of(plan, axes[0]),
                 expected=f"a multiple of {parts}",
-                help=f"pass {_multiples(shape[dim], parts)}, or make the axis smaller",
+                help=f"pass {_multiples(shape[dim], parts)}, mark the dim dynamic, or make the axis smaller",
             )
 
 

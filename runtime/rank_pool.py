@@ -53,7 +53,7 @@ class RankPool:
     def run(self, job: Callable[[int], T]) -> list[T]:
         """`job(rank)` on every rank at once; raises the first failure, after every rank has stopped."""
         with self._one_step:
-            if self._stuck or not self._close.alive:
+            if not self.usable:
                 raise RunError("E0325", f"the ranks were stopped{_who(self._stuck)}", help="make a new session")
             step = _Step[T]()
             try:
@@ -70,6 +70,11 @@ class RankPool:
                 self._group.reset()
                 raise error
             return [value for rank in range(len(self._jobs)) for value in step.ended[rank]]
+
+    @property
+    def usable(self) -> bool:
+        """Whether a step can run: no rank was left in one that failed, and nobody has closed it."""
+        return not self._stuck and self._close.alive
 
     def close(self) -> None:
         """End the threads; a rank inside an op ends after it."""

@@ -39,19 +39,30 @@ class Replicas(StrEnum):
 
 
 class RankThreads:
-    """A `Session` whose ranks are threads. `timeout_s`: how long a rank waits for the others in a collective."""
+    """A `Session` whose ranks are threads. `timeout_s`: how long a rank waits for the others in a collective.
 
-    def __init__(self, program: Program, *, timeout_s: float = 60.0, replicas: Replicas = Replicas.TRUST) -> None:
+    `beside`: a session on a mesh of the same axes whose threads this one uses too; steps of both never run at once.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        timeout_s: float = 60.0,
+        replicas: Replicas = Replicas.TRUST,
+        beside: RankThreads | None = None,
+    ) -> None:
         self._program = program.validated
         self._replicas = replicas
         self._mesh = program.mesh
-        self._group = RankGroup(program.mesh, timeout_s)
+        shared = beside is not None and beside._mesh.axes == program.mesh.axes and beside._pool.usable
+        self._group: RankGroup = beside._group if beside and shared else RankGroup(program.mesh, timeout_s)
         self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
         self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
         self._constants = constants_of(program)
         self._tangents = program.of_kind("tangent")
         self.random_state = RandomState()
-        self._pool = RankPool(self._group)
+        self._pool: RankPool = beside._pool if beside and shared else RankPool(self._group)
 
     @property
     def program(self) -> Program:
@@ -133,7 +144,7 @@ class RankThreads:
         return gradients
 
     def close(self) -> None:
-        """End the rank threads; the session cannot be used afterwards."""
+        """End the rank threads; neither this session nor one beside it can be used afterwards."""
         self._pool.close()
 
     def __enter__(self) -> RankThreads:

@@ -42,7 +42,7 @@ def test_an_axis_that_cuts_nothing_is_said() -> None:
     assert not any('axis "dp"' in remark for remark in remarks)
 
 
-@pytest.mark.parametrize(("rows", "says"), [(1, "pass 2, or"), (3, "pass 2 or 4, or")])
+@pytest.mark.parametrize(("rows", "says"), [(1, "pass 2, mark"), (3, "pass 2 or 4, mark")])
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(rows: int, says: str) -> None:
     with pytest.raises(StrettoError, match=says) as caught:
         _compiled("mesh (dp=2)", rows)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -46,6 +48,10 @@ class Branching(Mlp):
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     """The second word of each line: "compiled" or "bound"."""
     return [message.split()[1] for message in caplog.messages]
+
+
+def rank_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("stretto-rank")}
 
 
 def data(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -162,6 +168,49 @@ def test_where_programs_differ_every_size_is_compiled_and_the_log_says_why(
     compiled(*data(12))
     assert any("every size" in str(each) for each in stretto.program_of(compiled).remarks)  # type: ignore[union-attr]
     assert "every size is compiled for itself, because program.functions.main.code[0].op is 'aten." in caplog.text
+
+
+def test_programs_of_many_sizes_run_on_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto.driver.kept_programs.MAX_VARIANTS", 2)
+    before = rank_threads()
+    plain, compiled = twins(Mlp(), DP)
+    waiting = compiled(*data(8))
+    for rows in (4, 5, 10, 7, 6):
+        check(plain, compiled, *data(rows))
+    assert len(rank_threads() - before) == 2
+    assert len(compiled_module(compiled)._kept._keys) == 2
+    compiled.zero_grad()
+    waiting.backward()  # of a program that is not kept any longer
+    plain.zero_grad()
+    plain(*data(8)).backward()
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9)
+    del compiled, waiting, other
+    gc.collect()
+    assert not rank_threads() - before
+
+
+def test_a_dim_that_is_not_marked_is_compiled_again_and_the_log_says_how_to_avoid_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain, compiled = twins(Mlp(), DP, None)
+    with caplog.at_level(logging.INFO, "stretto"):
+        for rows in (8, 12):
+            check(plain, compiled, *data(rows))
+    assert logged(caplog) == ["compiled", "compiled"]
+    assert 'inputs changed; dim 0 of "x" is 12, was 8 (dynamic={"x": {0: ...}} shares one); dim 0 of "y"' in caplog.text
+    assert 'compiled again, because inputs changed; dim 0 of "x" is 12' in str(stretto.program_of(compiled).remarks)
+
+
+def test_the_log_names_the_condition_that_a_size_does_not_meet(caplog: pytest.LogCaptureFixture) -> None:
+    _, compiled = twins(Mlp(), DP)
+    with torch.no_grad(), caplog.at_level(logging.INFO, "stretto"):
+        for rows in (8, 5):
+            compiled(data(rows)[0])
+    assert (
+        "inputs changed; batch = 5; the program for other sizes: it needs batch % 2 == 0; for batch"
+        in caplog.messages[1]
+    )
 
 
 class Telling(Mlp):

@@ -10,7 +10,8 @@ from stretto.frontend.call import BoundCall, bind_call
 from stretto.frontend.captured import CaptureError, Mode
 from stretto.frontend.dynamic_dims import DynamicDims, SizeRange, resized
 from stretto.frontend.fake_parameters import fake_parameters
-from stretto.frontend.size_guards import NotSymbolic, SizeGuards, size_guards
+from stretto.frontend.size_guards import NotSymbolic, SizeGuards
+from stretto.frontend.symbolic_capture import capture_symbolically
 from stretto.runtime.sizes import holds
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -38,7 +39,7 @@ def call(x: Tensor | None = None, y: Tensor | None = None) -> BoundCall:
 
 def guards(body: Any, mode: Mode = Mode.INFER) -> SizeGuards:
     given = call(torch.ones(4, 6), torch.ones(4))
-    return size_guards(Model(body), given, DynamicDims.of(NAMED).in_call(given), mode=mode)
+    return capture_symbolically(Model(body), given, DynamicDims.of(NAMED).in_call(given), mode=mode).guards
 
 
 def test_sizes_of_a_call_have_all_their_places() -> None:
@@ -140,7 +141,7 @@ def test_a_slice_of_a_table_bounds_the_size() -> None:
     model = Model()
     given = call()
     model.body = lambda x, y: x + model.table[: x.shape[1]]
-    found = size_guards(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN)
+    found = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
     assert found.ranges["seq"] == (2, 32)
 
 
@@ -157,7 +158,7 @@ def test_a_size_that_the_model_fixes_is_told() -> None:
 def test_dims_of_two_names_that_must_be_equal_are_so_by_a_condition() -> None:
     given = call(torch.ones(4, 6), torch.ones(4))
     sizes = DynamicDims.of({"x": {0: "a"}, "y": {0: "b"}}).in_call(given)
-    found = size_guards(Model(lambda x, y: x * y[:, None]), given, sizes, mode=Mode.INFER)
+    found = capture_symbolically(Model(lambda x, y: x * y[:, None]), given, sizes, mode=Mode.INFER).guards
     assert any(each in ("a == b", "b == a") for each in found.conditions)
 
 
@@ -170,6 +171,6 @@ def test_fake_parameters_are_as_good_as_real_ones() -> None:
     with fake_parameters():
         model = Model(lambda x, y: x * 2 if x.shape[0] % 2 == 0 else x)
     given = call()
-    found = size_guards(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN)
+    found = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
     assert found.conditions == ("(batch % 2) == 0",)
     assert isinstance(model.table, FakeTensor)

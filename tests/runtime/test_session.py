@@ -233,6 +233,19 @@ def test_threads_end_when_the_session_is_forgotten() -> None:
     del session
 
 
+def test_sessions_beside_each_other_share_their_threads() -> None:
+    before = set(rank_threads())
+    with RankThreads(linear()) as session:
+        beside = RankThreads(linear(width=3), beside=session)
+        assert len(set(rank_threads()) - before) == 2
+        for each, width in ((session, 4), (beside, 3), (session, 4)):
+            one_step(each, torch.ones(width, 3), torch.ones(5, width))
+    with pytest.raises(RunError):
+        one_step(beside, torch.ones(3, 3), torch.ones(5, 3))
+    with RankThreads(linear(), beside=session) as session:
+        one_step(session, torch.ones(4, 3), torch.ones(5, 4))
+
+
 def test_the_callers_own_number_of_threads_stays() -> None:
     before = torch.get_num_threads()
     with RankThreads(linear()):
