@@ -10,6 +10,7 @@ from pathlib import Path
 from ..dsl.plan import Plan
 from ..dsl.resolve import resolve_parameters
 from ..frontend.captured import Mode
+from ..frontend.dynamic_dims import DynamicDims, DynamicSpec
 from ..frontend.parameters import parameter_infos
 from ..frontend.precision import compute_dtype
 from ..frontend.targets import Request, load_target
@@ -18,6 +19,7 @@ from ..ir.module import Module
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.folder import refuse_what_is_not_ours
 from ..runtime.program import Program
+from .compile_dynamic import compile_dynamic
 from .compile_program import Options, compile_program, pipeline
 from .console import note, progress, say
 from .dump_ir import IrDump
@@ -25,10 +27,10 @@ from .explain import explain
 from .failures import ir_of_failures
 from .live_model import source_record
 from .remarks import is_warning, remarks_of, warning_text
-from .show_explanation import mesh_text, parameters_text, totals_text
+from .show_explanation import mesh_text, parameters_text, sizes_text, totals_text
 
 _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
-_STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "save")
+_STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "save")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class CompileJob:
     seq: int | None = None
     dump_ir: str | None = None
     """A folder for the module after each pass."""
+    dynamic: DynamicSpec = field(default_factory=dict)
+    """By input, the dims whose sizes are chosen when the program is run."""
 
 
 def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
@@ -87,6 +91,8 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
     """Print a summary."""
     explanation = explain(program)
     say(f"mesh           {mesh_text(program.manifest)}")
+    if program.symbolic is not None:
+        say(f"sizes          {sizes_text(program.symbolic)}")
     say(f"parameters     {parameters_text(explanation)}")
     for at, line in enumerate(totals_text(explanation) or ["none"]):
         say(f"{'communication' if at == 0 else '':<15}{line}")
@@ -112,7 +118,12 @@ def _compiled(
         source=source_record({**target.source, **_compute(plan)}, {"dtype": job.dtype, **wanted}),
         keep_weights=target.weights_are_real,
     )
-    return compile_program(target.model, (), target.inputs, plan, options, progress=begin, after=after).program
+    if job.dynamic:
+        dims = DynamicDims.of(job.dynamic)
+        made = compile_dynamic(target.model, target.inputs, plan, dims, options, progress=begin, after=after)
+    else:
+        made = compile_program(target.model, (), target.inputs, plan, options, progress=begin, after=after)
+    return made.program
 
 
 def _floats(job: CompileJob) -> Floats:

@@ -141,6 +141,7 @@ class Explanation:
             "hash": self.program.hash,
             "mesh": dict(manifest.mesh),
             "ranks": self.program.mesh.ranks,
+            "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
             "parameters": [each.to_json() for each in self.parameters],
             "parameters_sharded": self.count(sharded=True),
             "parameters_replicated": self.count(sharded=False),

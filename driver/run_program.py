@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..runtime.arguments import Json
 from ..runtime.check import check
@@ -29,17 +30,21 @@ class RunJob:
     steps: int = 3
     detect_anomaly: bool = False
     """Look for the operation that makes the first NaN."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """What the program's named sizes are to be; those that are left out are as it was compiled."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
     """Take the steps; the program and what was seen. Raises RunError E0336 for a NaN, where it is looked for."""
-    program = Program.load(job.folder)
+    program = Program.load(job.folder).at(job.sizes)
     if job.ranks == "processes":
         from ..runtime.process_jobs import run_processes_for
 
         with progress(job.steps) as bar:
             bar.to(f"{program.mesh.ranks} processes")
-            return program, run_processes_for(job.folder, steps=job.steps, anomalies=job.detect_anomaly)
+            return program, run_processes_for(
+                job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes
+            )
     with progress(job.steps) as bar, detect_anomaly() if job.detect_anomaly else nullcontext():
         bar.to("step 1")
 
@@ -71,14 +76,14 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
     """Check the program; what was compared, and with what."""
     with progress(2) as bar:
         bar.to("loading the program and the model")
-        program = Program.load(job.folder)
+        program = Program.load(job.folder).at(job.sizes)
         comparison = comparison_for(program)
         bar.to(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
         if job.ranks == "processes":
             from ..runtime.process_jobs import check_processes
 
             entry = f"{comparison_for.__module__}:check_entry"
-            return check_processes(job.folder, steps=job.steps, entry=entry), comparison
+            return check_processes(job.folder, steps=job.steps, entry=entry, sizes=job.sizes), comparison
         return check(program, expected=comparison.expected, steps=job.steps), comparison
 
 

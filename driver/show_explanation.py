@@ -6,6 +6,7 @@ from enum import StrEnum
 from textwrap import indent
 
 from ..runtime.program import Manifest
+from ..runtime.symbolic import Symbolic, range_text
 from .console import count_text, heading, place_text, say, shape_text, size_text, table
 from .explain import Communication, Explanation, Placed
 from .remarks import counted, remark_text, warning_text
@@ -27,6 +28,8 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}")
     say(f"from     {source_text(manifest)}; stretto {manifest.stretto}, torch {manifest.torch}")
     say(f"mesh     {mesh_text(manifest)}")
+    if program.symbolic is not None:
+        say(f"sizes    {sizes_text(program.symbolic)}")
     _parameters(explanation)
     _others(explanation)
     _communication(explanation)
@@ -41,6 +44,12 @@ def mesh_text(manifest: Manifest) -> str:
         ranks *= size
     axes = ", ".join(f"{name}={size}" for name, size in manifest.mesh)
     return f"({axes}): {count_text(ranks, 'rank')}"
+
+
+def sizes_text(symbolic: Symbolic) -> str:
+    """What each named size is in the program as it stands, and what else it may be."""
+    names = [f"{each.name}={each.example} of {range_text(each.low, each.high)}" for each in symbolic.names]
+    return f"{', '.join(names)}{' where ' if symbolic.guards else ''}{', '.join(symbolic.guards)}"
 
 
 def source_text(manifest: Manifest) -> str:

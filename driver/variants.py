@@ -61,9 +61,9 @@ class Key:
     delayed: bool
     """Whether gradients wait for a reduction, as in `no_sync`."""
 
-    def differs_in(self, other: Key) -> list[str]:
+    def differs_in(self, other: Key) -> str:
         """The names of what differs, for a log."""
-        return [each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name)]
+        return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
 
     def without(self, sizes: Mapping[str, CalledSize]) -> Key:
         """What calls that differ in these sizes alone have in common."""

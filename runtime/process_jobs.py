@@ -30,26 +30,44 @@ from .world import join
 
 
 def check_processes(
-    folder: str | Path, *, steps: int = 3, seed: int = 0, entry: str = f"{__name__}:check_entry"
+    folder: str | Path,
+    *,
+    steps: int = 3,
+    seed: int = 0,
+    entry: str = f"{__name__}:check_entry",
+    sizes: Mapping[str, int] | None = None,
 ) -> CheckReport:
     """`check` with one process per rank and parameters that are DTensors; rank 0's report.
 
-    `entry` is what a process runs; another one may call `check_process` with another reference.
+    `entry` is what a process runs; another one may call `check_process` with another reference. `sizes` are those
+    named sizes of the program that are not to be as it was compiled.
     """
     program = Program.load(folder)
-    arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed}
+    arguments: Json = {
+        "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
+    }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
     return CheckReport(fields.each("rows", _row), fields.text("dtype"), fields.whole("steps"), fields.whole("seed"))
 
 
-def run_processes_for(folder: str | Path, *, steps: int = 10, seed: int = 0, anomalies: bool = False) -> StepsReport:
+def run_processes_for(
+    folder: str | Path,
+    *,
+    steps: int = 10,
+    seed: int = 0,
+    anomalies: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> StepsReport:
     """`run_steps` with one process per rank and parameters that are DTensors; rank 0's times.
 
     With `anomalies` each of them looks for the first NaN (`detect_anomaly`).
     """
     program = Program.load(folder)
-    arguments: Json = {"folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies}
+    arguments: Json = {
+        "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies,
+        "sizes": dict(sizes or {}),
+    }  # fmt: skip
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
         fields.text("mode"),
@@ -105,7 +123,9 @@ def _checking(program: Program) -> Session:
 
 def _given(arguments: Json) -> tuple[Program, int, int]:
     fields = Fields(arguments, "arguments")
-    return Program.load(fields.text("folder")), fields.whole("steps"), fields.whole("seed")
+    given = arguments.get("sizes", {}) if isinstance(arguments, Mapping) else {}
+    sizes = {name: int(str(size)) for name, size in given.items()} if isinstance(given, Mapping) else {}
+    return Program.load(fields.text("folder")).at(sizes), fields.whole("steps"), fields.whole("seed")
 
 
 def _whole(tensor: Tensor) -> Tensor:

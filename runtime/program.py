@@ -143,6 +143,14 @@ class Program:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
         return self
 
+    def at(self, sizes: Mapping[str, int]) -> Program:
+        """The program for some of its named sizes, the others as they stand; itself where none is given.
+
+        Raises as `bind` does.
+        """
+        known = {each.name: each.example for each in self.symbolic.names} if self.symbolic is not None else {}
+        return self.bind({**known, **sizes}) if sizes else self
+
     def bind(self, sizes: Mapping[str, int]) -> Program:
         """The program for these sizes, by name: a program without named sizes, made without a compiler.
 

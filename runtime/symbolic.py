@@ -53,9 +53,13 @@ class Symbolic:
     program: Places = field(default_factory=dict)
     reference: Places = field(default_factory=dict)
 
+    def about(self) -> dict[str, Json]:
+        """The names and the conditions, without the places."""
+        return {"names": [each.to_json() for each in self.names], "guards": list(self.guards)}
+
     def to_json(self) -> dict[str, Json]:
         return {
-            "names": [each.to_json() for each in self.names], "guards": list(self.guards),
+            **self.about(),
             "program": _copied(self.program), "reference": _copied(self.reference),
         }  # fmt: skip
 

@@ -66,6 +66,36 @@ def integer_range(text: str) -> tuple[str, int, int]:
     return match["name"], int(match["low"]), int(match["high"])
 
 
+def dynamic_dims(text: str) -> tuple[str, dict[int, tuple[str, int | None, int | None]]]:
+    """An input and names with ranges for its dims, in their order; a dim that is "-" stays as it is."""
+    name, _, listed = text.partition("=")
+    dims: dict[int, tuple[str, int | None, int | None]] = {}
+    for dim, each in enumerate(listed.split(",")):
+        match = re.fullmatch(r"(?P<name>[^\W\d]\w*)(?::(?P<low>\d+)\.\.(?P<high>\d*))?|-", each.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(
+                f'"{text}" names no dims, such as tokens=batch,seq or tokens=batch,seq:2..2048'
+            )
+        if match["name"]:
+            dims[dim] = match["name"], _whole(match["low"]), _whole(match["high"])
+    if not name or not dims:
+        raise argparse.ArgumentTypeError(f'"{text}" names no dims of an input, such as tokens=batch,seq')
+    return name, dims
+
+
+def named_sizes(text: str) -> dict[str, int]:
+    """Sizes by name."""
+    pairs = [re.fullmatch(r"\s*([^\W\d]\w*)=(\d+)\s*", each) for each in text.split(",")]
+    found = {match[1]: int(match[2]) for match in pairs if match is not None}
+    if len(found) < len(pairs):
+        raise argparse.ArgumentTypeError(f'"{text}" is no list of sizes, such as batch=6,seq=100')
+    return found
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text else None
+
+
 def positive(text: str) -> int:
     """An integer of at least 1."""
     number = int(text)

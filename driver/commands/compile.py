@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import positive
+from .arguments import dynamic_dims, positive
 from .outcome import Outcome, require_compiler
 
 HELP = "compile a model and a plan to a program folder"
@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: the model's own")
     parser.add_argument("--batch", type=positive, metavar="B", help="examples in the global batch of an hf: target")
     parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
+    parser.add_argument(
+        "--dynamic", action="append", default=[], type=dynamic_dims, metavar="INPUT=NAME,NAME",
+        help="dims of an input, in order, whose sizes `run --sizes` may choose, such as tokens=batch,seq:2..2048 "
+        "(- for a dim that stays)",
+    )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass into this folder, for opt")
     parser.set_defaults(usage_error=parser.error)
 
@@ -36,7 +41,8 @@ def run(given: argparse.Namespace) -> Outcome:
     from ..compile_target import CompileJob, compile_target, show_compiled
 
     job = CompileJob(
-        given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq, given.dump_ir
-    )
+        given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq, given.dump_ir,
+        dict(given.dynamic),
+    )  # fmt: skip
     program, seconds = compile_target(job)
     return Outcome(0, lambda: show_compiled(program, job, seconds))

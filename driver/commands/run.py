@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_json, positive
+from .arguments import add_json, named_sizes, positive
 from .outcome import Outcome
 
 HELP = "run a program for some steps, or check it against one device"
@@ -15,6 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a program folder")
     parser.add_argument("--ranks", choices=("threads", "processes"), default="threads", help="default: threads")
     parser.add_argument("--steps", type=positive, default=3, metavar="N", help="default: 3")
+    parser.add_argument(
+        "--sizes", type=named_sizes, default={}, metavar="NAME=N,NAME=N",
+        help="the sizes that compile --dynamic left open; default: those it was compiled at",
+    )  # fmt: skip
     parser.add_argument(
         "--check", action="store_true", help="compare with the model on one device; exit 1 if it differs"
     )
@@ -31,7 +35,7 @@ def run(given: argparse.Namespace) -> Outcome:
 
     if given.check and given.detect_anomaly:
         given.usage_error("--detect-anomaly is for steps, not for --check")
-    job = RunJob(given.folder, given.ranks, given.steps, given.detect_anomaly)
+    job = RunJob(given.folder, given.ranks, given.steps, given.detect_anomaly, given.sizes)
     if not given.check:
         program, steps = run_for_steps(job)
         return Outcome(0, lambda: show_steps(program, job, steps), lambda: steps_json(program, job, steps))
