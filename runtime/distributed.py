@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .communicator import Handle
 from .errors import RunError
 from .mesh import RankMesh
+from .messages import Messages
 from .program import Program
 from .wires import Finish, Wire, wire
 from .world import World
@@ -39,12 +42,14 @@ class _Group:
 class DistributedCommunicator:
     """This process's `Communicator` on `mesh`. Every process makes its own, for the same mesh and axes."""
 
-    def __init__(self, world: World, mesh: RankMesh, axes: Sequence[tuple[str, ...]] = ()) -> None:
+    def __init__(
+        self, world: World, mesh: RankMesh, axes: Sequence[tuple[str, ...]] = (), *, messages: Messages | None = None
+    ) -> None:
         self.rank = world.rank
         self._world = world
         self._mesh = mesh
         self._groups: dict[tuple[str, ...], _Group | None] = {}
-        self._sent: list[_Handle] = []
+        self._messages = messages
         for each in axes:
             self._group(each)
 
@@ -94,28 +99,30 @@ class DistributedCommunicator:
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""
-        to = self._mesh.peer(self.rank, axis, peer)
-        whole = tensor.contiguous()
-        work = dist.isend(whole, to)
-        assert work is not None, "every process is part of the default group"
-        self._sent.append(_Handle(self._world, (self.rank, to), where, work, lambda: whole))
+        with torch.no_grad():
+            self._connected().send(tensor, self._mesh.peer(self.rank, axis, peer), where)
 
-    def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> _Handle:
+    def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> Handle:
         """See `Communicator.receive_start`."""
-        source = self._mesh.peer(self.rank, axis, peer)
-        result = torch.empty(tuple(size), dtype=dtype, device=self._world.device)
-        work = dist.irecv(result, source)
-        assert work is not None, "every process is part of the default group"
-        return _Handle(self._world, (source, self.rank), where, work, lambda: result)
+        return self._connected().receive(self._mesh.peer(self.rank, axis, peer), size, dtype, where)
 
-    def finish_sends(self) -> None:
-        """Wait until all that was sent was received; what is sent is kept as long."""
-        sent, self._sent = self._sent, []
-        for each in sent:
-            each.wait()
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """At its end all that was sent inside is with its receivers: tensors that were sent may be written to."""
+        try:
+            yield
+            if self._messages is not None:
+                self._messages.finish()
+        finally:
+            if self._messages is not None:
+                self._messages.forget()
 
     def close(self) -> None:
         """Groups belong to the process and stay for the next program."""
+
+    def _connected(self) -> Messages:
+        assert self._messages is not None, "who runs a program that sends has connected the processes"
+        return self._messages
 
     def _group(self, axes: Sequence[str]) -> _Group | None:
         key = tuple(axes)

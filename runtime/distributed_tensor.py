@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, Replicate
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
 
 
 class DistributedTensor(DTensor):
@@ -34,6 +36,21 @@ class DistributedTensor(DTensor):
                 each = (_reduced(one) if isinstance(one, DTensor) else one for one in result)
                 return type(result)(each) if type(result) in (list, tuple) else result
             return result
+
+    def full_tensor(self, *, grad_placements: Sequence[Placement] | None = None) -> Tensor:
+        """The whole tensor, on every process; all processes must ask for it, those too that have no part of it.
+
+        Where only some ranks have parts, they put it together and the first of them sends it to everyone.
+        """
+        mesh = self.device_mesh
+        full: Tensor = super().full_tensor(grad_placements=grad_placements)
+        if mesh.size() == dist.get_world_size():
+            return full
+        everyones = full.detach().contiguous()
+        if mesh.get_coordinate() is None:
+            everyones = torch.empty(self.shape, dtype=self.dtype, device=self._local_tensor.device)
+        dist.broadcast(everyones, int(mesh.mesh.flatten()[0]))
+        return everyones
 
 
 def _reduced(tensor: DTensor) -> DTensor:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -29,13 +31,21 @@ class Layout:
     """One global tensor of a program on the mesh: between DTensors, whose shards are not padded, and padded locals."""
 
     def __init__(
-        self, world: World, mesh: RankMesh, shape: Sequence[int], shards: Sequence[ProgramShard], dtype: torch.dtype
+        self,
+        world: World,
+        mesh: RankMesh,
+        shape: Sequence[int],
+        shards: Sequence[ProgramShard],
+        dtype: torch.dtype,
+        stage: tuple[str, int] | None = None,
     ) -> None:
+        """`stage` is an axis and the coordinate on it whose ranks alone have it; the others hold an empty part."""
         self.shards = tuple(shards)
-        self.placements = placements_of(shards, mesh)
+        self.is_here = stage is None or mesh.coordinates(world.rank)[stage[0]] == stage[1]
+        self.placements = placements_of(shards, mesh, None if stage is None else stage[0])
         self._mesh = mesh
         self._rank = world.rank
-        self._device_mesh = world.device_mesh(mesh)
+        self._device_mesh = world.device_mesh(mesh, stage)
         self._padded = any(shard.chunk * mesh.size(shard.axes) != shard.extent for shard in shards)
         whole = torch.empty(list(shape), dtype=dtype, device="meta")
         own = torch.empty(valid_part(cut(whole, shards, mesh, world.rank), shards, mesh, world.rank).shape, dtype=dtype)
@@ -44,9 +54,19 @@ class Layout:
         )
         self._spec: Any = example._spec
 
+    def take_over(self, tensor: DTensor) -> None:
+        """Let `tensor`, in place, be as this says: ranks that have no part of it any longer free theirs.
+
+        It must be cut as here on the axes of its own mesh that are axes here, and whole on the others.
+        """
+        empty = tensor._local_tensor.new_empty(0)
+        tensor._local_tensor = tensor._local_tensor if self.is_here else empty
+        tensor._spec = self._spec
+
     def dtensor(self, padded: Tensor) -> DTensor:
         """The global tensor of which this rank holds `padded`; shares its memory where that is contiguous."""
         local = valid_part(padded, self.shards, self._mesh, self._rank) if self._padded else padded
+        local = local if self.is_here else local.new_empty(0)
         make: Any = DistributedTensor
         made: DTensor = make(local.contiguous(), self._spec, requires_grad=False)
         return made
@@ -64,14 +84,29 @@ class Layout:
         """`tensor` in these placements; communicates where it has others."""
         return tensor if self.fits(tensor) else tensor.redistribute(self._device_mesh, self.placements)
 
+    def __str__(self) -> str:
+        return placed(self.placements, self._device_mesh)
+
     def fits(self, tensor: DTensor) -> bool:
         """Whether a DTensor has these placements on this mesh."""
         same_mesh = tensor.device_mesh is self._device_mesh or tensor.device_mesh == self._device_mesh
         return same_mesh and tuple(tensor.placements) == self.placements
 
 
-def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh) -> tuple[Placement, ...]:
-    """One placement per axis of the mesh. Raises RunError E0355 for what DTensor cuts differently.
+def placed_as(tensor: DTensor) -> str:
+    """How a DTensor is placed, for an error."""
+    return placed(tensor.placements, tensor.device_mesh)
+
+
+def placed(placements: Sequence[Placement], mesh: DeviceMesh) -> str:
+    """Placements and, where these are not all there are, the ranks of a mesh."""
+    text = ", ".join(str(each) for each in placements)
+    ranks = mesh.mesh.flatten().tolist()
+    return text if len(ranks) == dist.get_world_size() else f"{text} on {ranks_are(ranks).rpartition(' ')[0]}"
+
+
+def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh, without: str | None = None) -> tuple[Placement, ...]:
+    """One placement per axis of the mesh but one. Raises RunError E0355 for what DTensor cuts differently.
 
     DTensor cuts a dim by one axis after the other, in the mesh's order; that is one cut into equal chunks only where
     the axes stand in this order and divide the extent.
@@ -88,7 +123,7 @@ def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh) -> tuple[Place
                 help="cut it over axes in the order of the mesh whose sizes divide it, or run the ranks as threads",
             )
         by_axis.update(dict.fromkeys(shard.axes, shard.dim))
-    axes = [axis for axis, _ in mesh.axes] or ["rank"]
+    axes = [axis for axis, _ in mesh.axes if axis != without] or ["rank"]
     return tuple(Shard(by_axis[axis]) if axis in by_axis else Replicate() for axis in axes)
 
 
@@ -130,15 +165,29 @@ def distribute_parameters(
     return replaced
 
 
-def distributed(parameter: Tensor, shards: Sequence[ProgramShard], world: World, mesh: RankMesh) -> nn.Parameter:
-    """The DTensor parameter of which this process holds its part of the full `parameter`; unfilled if that is meta."""
+def distributed(
+    parameter: Tensor,
+    shards: Sequence[ProgramShard],
+    world: World,
+    mesh: RankMesh,
+    stage: tuple[str, int] | None = None,
+) -> nn.Parameter:
+    """The DTensor parameter of which this process holds its part of the full `parameter`; unfilled if that is meta.
+
+    `stage`: see `Layout`.
+    """
     with torch.no_grad():
-        layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype)
+        layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype, stage)
         own = cut(parameter.detach(), shards, mesh, world.rank)
         own = torch.empty_like(own, device=world.device) if own.is_meta else own.to(world.device, copy=True)
         made = nn.Parameter(layout.dtensor(own), parameter.requires_grad)
     made.__dict__.update(parameter.__dict__)
     return made
+
+
+def is_here(tensor: Tensor) -> bool:
+    """Whether this process has a part of a tensor: not of a DTensor on the ranks of another stage."""
+    return not isinstance(tensor, DTensor) or tensor.device_mesh.get_coordinate() is not None
 
 
 def own_window(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -153,13 +202,18 @@ def _take_parts(module: nn.Module, state: dict[str, Any], prefix: str, *unused: 
         if not (isinstance(own, DTensor) and isinstance(given, Tensor)) or isinstance(given, DTensor):
             continue
         if given.shape == own.shape:
-            shape, offsets = own_window(own)
-            for dim, (start, extent) in enumerate(zip(offsets, shape, strict=True)):
-                given = given.narrow(dim, min(start, given.shape[dim]), extent)
+            given = _own_part(own, given) if is_here(own) else given.new_empty(0)
             local = given.detach().to(own.to_local().device)
             state[prefix + name] = DTensor.from_local(
                 local, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
             )
+
+
+def _own_part(own: DTensor, given: Tensor) -> Tensor:
+    shape, offsets = own_window(own)
+    for dim, (start, extent) in enumerate(zip(offsets, shape, strict=True)):
+        given = given.narrow(dim, min(start, given.shape[dim]), extent)
+    return given
 
 
 def _check_equal(parameters: Mapping[str, Tensor], world: World) -> None:

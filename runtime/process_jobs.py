@@ -20,7 +20,7 @@ from .interface import Session
 from .json_fields import Fields
 from .launch import run_processes
 from .nan_watch import detect_anomaly
-from .parameters import distributed
+from .parameters import distributed, is_here
 from .process_session import ProcessRank
 from .program import Program
 from .records import Input
@@ -102,7 +102,8 @@ class ProcessSide(AllRanks):
     def parameter(self, each: Input, value: Tensor) -> Tensor:
         """The DTensor of which this process holds its part."""
         world, mesh = join(self.program.manifest.target), self.program.mesh
-        return distributed(value.clone().requires_grad_(each.requires_grad), each.shards, world, mesh)
+        home = self.program.home(each)
+        return distributed(value.clone().requires_grad_(each.requires_grad), each.shards, world, mesh, home)
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs, each of them whole on every rank."""
@@ -110,7 +111,14 @@ class ProcessSide(AllRanks):
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients, each of them whole on every rank."""
-        return {name: _whole(each) for name, each in super().gradients().items()}
+        names = [each.name for each in self.program.results_of_kind("gradient")]
+        own = super().gradients()
+        held = {name: own.get(name, self.parameters[name].detach()) for name in names if self._is_anywhere(name, own)}
+        return {name: _whole(each) for name, each in held.items()}
+
+    def _is_anywhere(self, name: str, own: Mapping[str, Tensor]) -> bool:
+        """Whether some process has this gradient: those of another stage have theirs when this one has its own."""
+        return name in own or (name in self.parameters and not is_here(self.parameters[name]))
 
     def whole(self) -> dict[str, Tensor]:
         """The parameters, each of them whole on every rank."""

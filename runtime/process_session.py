@@ -17,13 +17,13 @@ from .distributed import DistributedCommunicator, groups_of
 from .errors import CollectiveError, RunError
 from .executor import Executor, Frame
 from .interface import State, check_given, tangents_or_zero
-from .parameters import Layout
+from .parameters import Layout, placed_as
 from .philox import RandomState
 from .program import Program
 from .records import Input, Output
 from .replicas import compare_replicas
 from .session import Replicas, constants_of
-from .shards import cut, sharding_axes, valid_part
+from .shards import cut, local_shape, sharding_axes, valid_part
 from .termination import Step
 from .world import World, join
 
@@ -51,11 +51,13 @@ class ProcessRank:
         self._replicas = replicas
         self._world = join(program.manifest.target, timeout_s)
         self._world.agree(program)
-        self._communicator = DistributedCommunicator(self._world, self._mesh, groups_of(program))
+        self._messages = None if program.pipeline is None else self._world.messages
+        groups = [*groups_of(program), *self._groups_of_results()]
+        self._communicator = DistributedCommunicator(self._world, self._mesh, groups, messages=self._messages)
         self._executor = Executor(program, self._communicator, self._world.device)
-        self._layouts = {(each.kind, each.name, each.index): self._layout(each) for each in _tensors(program)}
+        self._layouts = {_key(each): self._layout(each) for each in _tensors(program)}
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
-        self._constants = [self._part(each, tensor) for each, tensor in constants]
+        self._constants = {each.name: self._part(each, tensor) for each, tensor in constants}
         self.random_state = RandomState()
         self._step = _step()
         self._distributed: frozenset[str] = frozenset()
@@ -84,25 +86,26 @@ class ProcessRank:
         for kind, tensors in given.items():
             check_given(kind, self._program.of_kind(kind), tensors, self._mesh)
         given["random"] = [self.random_state.tensor() for _ in self._program.of_kind("random")]
+        tangents = self._program.of_kind("tangent")
+        given["tangent"] = [torch.full(each.shape, scale, dtype=DTYPES[each.dtype]) for each in tangents]
         queues = {kind: iter(tensors) for kind, tensors in given.items()}
         takes = [each for each in self._program.inputs if each.kind in queues]
         whole = {(each.kind, each.name): next(queues[each.kind]) for each in takes}
+        entry = self._executor.entry
         with torch.no_grad(), self._in_step():
-            constants = iter(self._constants)
             local = [
-                next(constants) if each.kind == "constant" else self._part(each, whole[each.kind, each.name])
-                for each in self._program.inputs
-                if each.kind != "tangent"
+                self._constants[each.name] if each.kind == "constant" else self._part(each, whole[each.kind, each.name])
+                for each in entry.early
             ]
             results, frame = self._executor.forward(local)
-            gives = [each for each in self._program.outputs if each.kind != "gradient"]
-            self._compare(gives, results)
-            outputs = [self._given_out(each, one) for each, one in zip(gives, results, strict=True) if _is_output(each)]
-            changed = {
-                each.name: self._whole(each, one).clone()
-                for each, one in zip(gives, results, strict=True)
-                if each.kind == "buffer"
-            }
+            self._compare(entry.results, results)
+            own = {_key(each): one for each, one in zip(entry.results, results, strict=True)}
+            outputs, changed = [], {}
+            for each in self._program.outputs:
+                if each.kind == "output":
+                    outputs.append(self._given_out(each, self._everywhere(each, own.get(_key(each)))))
+                elif each.kind == "buffer":
+                    changed[each.name] = self._whole(each, self._everywhere(each, own.get(_key(each)))).clone()
         self._distributed = frozenset(name for (_, name), tensor in whole.items() if isinstance(tensor, DTensor))
         return outputs, State(changed, _Kept(frame, self._distributed))
 
@@ -118,18 +121,25 @@ class ProcessRank:
         given = tangents_or_zero(takes, tangents, self._mesh)
         with torch.no_grad(), self._in_step():
             local = [self._part(each, tensor) for each, tensor in zip(takes, given, strict=True)]
+            entry = self._executor.entry
             results = self._executor.backward(kept.frame, local)
-            self._compare(gives, results)
+            self._compare(entry.gradients, results)
             used = {tensor.untyped_storage().data_ptr() for tensor in local}
+            found = {each.name: result for each, result in zip(entry.gradients, results, strict=True)}
             gradients = {}
             waiting = Addends() if addends is None else addends
-            for each, result in zip(gives, results, strict=True):
-                own = result.clone() if result.untyped_storage().data_ptr() in used else result
-                used.add(own.untyped_storage().data_ptr())
+            for each in gives:
+                result = found.get(each.name)
+                if result is not None and result.untyped_storage().data_ptr() in used:
+                    result = result.clone()
+                if result is not None:
+                    used.add(result.untyped_storage().data_ptr())
+                elif each.name in kept.distributed:
+                    continue
                 if each.addends:
-                    waiting.add(each, self._world.rank, own)
+                    waiting.add(each, self._world.rank, torch.empty(0) if result is None else result)
                 else:
-                    gradients[each.name] = self._gradient(each, own, each.name in kept.distributed)
+                    gradients[each.name] = self._gradient(each, result, each.name in kept.distributed)
         return gradients if addends is not None else gradients | self.reduce(waiting)
 
     def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
@@ -138,8 +148,10 @@ class ProcessRank:
         with torch.no_grad(), self._in_step():
             for each, by_rank in addends.take(wanted):
                 where = f"reducing gradient '{each.name}'"
-                local = by_rank[self._world.rank]
-                local = self._communicator.all_reduce_start(local, each.addends, "sum", where).wait()
+                local: Tensor | None = None
+                if self._is_here(each):
+                    local = by_rank[self._world.rank]
+                    local = self._communicator.all_reduce_start(local, each.addends, "sum", where).wait()
                 gradients[each.name] = self._reduced(each, local)
         return gradients
 
@@ -156,39 +168,73 @@ class ProcessRank:
         """What this rank's program takes of one argument."""
         if not isinstance(tensor, DTensor):
             return cut(tensor.detach(), each.shards, self._mesh, self._world.rank).to(self._world.device)
-        layout = self._layouts[each.kind, each.name, each.index]
+        layout = self._layouts[_key(each)]
         if layout is None:
             return self._part(each, tensor.full_tensor())
         if each.kind == "parameter" and not layout.fits(tensor):
             raise RunError(
                 "E0356",
-                f"parameter '{each.name}' is placed as {_say(tensor)}, the program was compiled for "
-                f"{', '.join(str(placement) for placement in layout.placements)}",
+                f"parameter '{each.name}' is placed as {placed_as(tensor)}, the program was compiled for {layout}",
                 help="compile with the plan that distributed the parameters",
             )
         return layout.padded(tensor if each.kind == "parameter" else layout.moved(tensor))
 
     def _given_out(self, each: Output, local: Tensor) -> Tensor:
-        layout = self._layouts[each.kind, each.name, each.index]
+        layout = self._layouts[_key(each)]
         if layout is None or not each.shards:
             return self._whole(each, local).clone()
         return layout.dtensor(local.clone())
 
-    def _gradient(self, each: Output, local: Tensor, distributed: bool) -> Tensor:
-        layout = self._layouts[each.kind, each.name, each.index]
-        if not distributed or layout is None:
-            return self._whole(each, local)
+    def _gradient(self, each: Output, local: Tensor | None, distributed: bool) -> Tensor:
+        layout = self._layouts[_key(each)]
+        if not distributed or layout is None or local is None:
+            return self._whole(each, self._everywhere(each, local))
         return layout.dtensor(local)
 
-    def _reduced(self, each: Output, local: Tensor) -> Tensor:
+    def _reduced(self, each: Output, local: Tensor | None) -> Tensor:
         """What the caller gets of a gradient that was summed, cut as its parameter is."""
         owner = next(takes for takes in self._program.of_kind("parameter") if takes.name == each.name)
-        layout = self._layouts[owner.kind, owner.name, owner.index]
-        if each.name not in self._distributed or layout is None:
-            return self._whole(each, local)
+        layout = self._layouts[_key(owner)]
+        if each.name not in self._distributed or layout is None or local is None:
+            return self._whole(each, self._everywhere(each, local))
         if owner.shards != each.shards:
             local = cut(self._whole(each, local), owner.shards, self._mesh, self._world.rank)
         return layout.dtensor(local)
+
+    def _is_here(self, each: Output) -> bool:
+        """Whether this rank's stage gives a result."""
+        entry = self._executor.entry
+        return entry.stage is None or each.stages is None or entry.stage in each.stages
+
+    def _everywhere(self, each: Output, local: Tensor | None) -> Tensor:
+        """This rank's part of a result, which the ranks of one stage send to those that have none of it."""
+        turns = self._program.pipeline
+        if turns is None or each.stages is None:
+            assert local is not None, "every rank gives it"
+            return local
+        where = f"sharing {each.kind} '{each.name or each.index}'"
+        first, *_ = each.stages
+        if local is None:
+            shape = local_shape(each.shape, each.shards)
+            return self._communicator.receive_start(turns.axis, first, shape, DTYPES[each.dtype], where).wait()
+        if self._executor.entry.stage == first:
+            for other in range(len(turns.entries)):
+                if other not in each.stages:
+                    self._communicator.send(local, turns.axis, other, where)
+        return local
+
+    def _groups_of_results(self) -> Iterator[tuple[str, ...]]:
+        """The sets of axes over which results are put together and compared: all processes connect in one order."""
+        for each in self._program.outputs:
+            yield from (shard.axes for shard in each.shards)
+            yield each.addends
+            if self._replicas is not Replicas.TRUST:
+                yield self._copied_over(each)
+
+    def _copied_over(self, each: Output) -> tuple[str, ...]:
+        """The axes along which all ranks, or all of those that have it, hold the same part of a result."""
+        apart = {*sharding_axes(each.shards), *each.addends, *self._program.speakers(each)}
+        return tuple(axis for axis, size in self._mesh.axes if axis not in apart and size > 1)
 
     def _whole(self, each: Output, local: Tensor) -> Tensor:
         """The global tensor of a result."""
@@ -203,8 +249,7 @@ class ProcessRank:
         if self._replicas is Replicas.TRUST:
             return
         for each, local in zip(gives, results, strict=True):
-            cutting = sharding_axes(each.shards)
-            others = tuple(axis for axis, size in self._mesh.axes if axis not in cutting and size > 1)
+            others = self._copied_over(each)
             own = valid_part(local, each.shards, self._mesh, self._world.rank)
             where = f"comparing replicas of {each.kind} '{each.name or each.index}'"
             copies = self._communicator.all_gather_start(own[None], others, 0, where).wait()
@@ -214,7 +259,8 @@ class ProcessRank:
     def _layout(self, each: Input | Output) -> Layout | None:
         """None where DTensor has no word for how it is cut: then it is given and taken whole."""
         try:
-            return Layout(self._world, self._mesh, each.shape, each.shards, DTYPES[each.dtype])
+            home = self._program.home(each) if each.kind in ("parameter", "gradient") else None
+            return Layout(self._world, self._mesh, each.shape, each.shards, DTYPES[each.dtype], home)
         except RunError:
             return None
 
@@ -223,7 +269,8 @@ class ProcessRank:
         """Failures of this rank are told to the others, which would wait for it."""
         with self._step:
             try:
-                yield
+                with self._communicator.step():
+                    yield
             except CollectiveError:
                 raise  # the watchdog has told them
             except BaseException as error:
@@ -242,9 +289,6 @@ def _tensors(program: Program) -> Iterator[Input | Output]:
     yield from program.outputs
 
 
-def _is_output(each: Output) -> bool:
-    return each.kind == "output"
-
-
-def _say(tensor: DTensor) -> str:
-    return ", ".join(str(placement) for placement in tensor.placements)
+def _key(each: Input | Output) -> tuple[str, str, int | None]:
+    """What tells a program's tensors of one direction apart."""
+    return each.kind, each.name, each.index

@@ -130,6 +130,12 @@ class Program:
         """Where a rank begins."""
         return self.entries[0 if self.pipeline is None else self.mesh.coordinates(rank)[self.pipeline.axis]]
 
+    def home(self, each: Input | Output) -> tuple[str, int] | None:
+        """The pipeline's axis and the coordinate on it whose ranks alone have a tensor; None where all have it."""
+        if self.pipeline is None or each.stages is None or len(each.stages) != 1:
+            return None
+        return self.pipeline.axis, each.stages[0]
+
     def speakers(self, result: Output) -> dict[str, int]:
         """The coordinate on the pipeline's axis whose ranks speak for all that give a result."""
         return {self.pipeline.axis: result.stages[0]} if self.pipeline and result.stages else {}

@@ -48,6 +48,17 @@ class Store(Protocol):
         ...
 
 
+class Coming(Protocol):
+    """A message under way."""
+
+    error: RuntimeError | None
+    """Why it did not come, once it ended so."""
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it has come or failed, after at most so long."""
+        ...
+
+
 class Why(StrEnum):
     """Why a process stopped."""
 
@@ -105,6 +116,17 @@ class Watchdog:
                 raise self.stop(Why.TOLD, where, members)
             if time.monotonic() >= deadline:
                 raise self.stop(Why.TIMEOUT, where, members)
+
+    def wait_for_message(self, message: Coming, where: str, members: Sequence[int]) -> None:
+        """Wait for a message between two ranks, as `wait` does for a collective."""
+        deadline = time.monotonic() + self.timeout_s
+        while not message.ended(_GLANCE.total_seconds()):
+            if self._somebody_stopped():
+                raise self.stop(Why.TOLD, where, members)
+            if time.monotonic() >= deadline:
+                raise self.stop(Why.TIMEOUT, where, members)
+        if message.error is not None:
+            raise self.stop(Why.LOST, where, members, str(message.error))
 
     def failed(self, error: str) -> None:
         """Tell the others that this process stops with an error of its own."""

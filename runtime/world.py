@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .errors import RunError
 from .mesh import RankMesh
+from .messages import Messages
 from .program import Program
 from .watchdog import Store, Watchdog, name
 
@@ -37,27 +39,51 @@ class World:
         self.process_group = dist.group.WORLD
         self.watchdog = Watchdog(store, self.rank, self.size, timeout_s)
         self._groups: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup] = {}
-        self._device_meshes: dict[RankMesh, DeviceMesh] = {}
+        self._device_meshes: dict[tuple[RankMesh, tuple[str, int] | None], DeviceMesh] = {}
 
     def group(self, mesh: RankMesh, axes: Sequence[str]) -> dist.ProcessGroup:
         """This process's group over `axes`. Every process must ask for the same groups in the same order."""
         parts = sorted({tuple(sorted(mesh.group(rank, axes))) for rank in range(mesh.ranks)})
         key = tuple(parts)
         if key not in self._groups:
-            # gloo's own limit comes after ours, so that it is our error which names the instruction
-            limit = timedelta(seconds=self.timeout_s + 5)
-            made = {members: dist.new_group(list(members), timeout=limit, backend=self._backend) for members in parts}
+            limit, backend = self._limit, self._backend
+            made = {members: dist.new_group(list(members), timeout=limit, backend=backend) for members in parts}
             self._groups[key] = next(group for members, group in made.items() if self.rank in members)
         return self._groups[key]
 
-    def device_mesh(self, mesh: RankMesh) -> DeviceMesh:
-        """The mesh that DTensors stand on; a mesh without axes becomes one with an axis of size 1."""
-        if mesh not in self._device_meshes:
-            axes = mesh.axes or (("rank", 1),)
-            self._device_meshes[mesh] = init_device_mesh(
-                self.device.type, tuple(size for _, size in axes), mesh_dim_names=tuple(axis for axis, _ in axes)
-            )
-        return self._device_meshes[mesh]
+    @cached_property
+    def messages(self) -> Messages:
+        """What this process sends to others and receives; every process must first ask for it at the same point."""
+        everyone = list(range(self.size))
+        made = [dist.new_group(everyone, timeout=self._limit, backend=self._backend)]
+        if self.device.type == "cuda":
+            made.append(dist.new_group(everyone, timeout=self._limit, backend=self._backend))
+        return Messages(self.rank, self.device, self.watchdog, (made[0], made[-1]))
+
+    def close_messages(self) -> None:
+        """End what waits for messages, if any were ever sent or received."""
+        if "messages" in vars(self):
+            self.messages.close()
+
+    def device_mesh(self, mesh: RankMesh, stage: tuple[str, int] | None = None) -> DeviceMesh:
+        """The mesh that DTensors stand on; a mesh without axes becomes one with an axis of size 1.
+
+        `stage` (an axis and a coordinate on it) asks for the mesh of the ranks there, over all other axes. Every
+        process must ask for the same meshes in the same order, whether it stands on them or not.
+        """
+        key = (mesh, stage)
+        if key not in self._device_meshes:
+            self._device_meshes[key] = self._made(mesh, stage)
+        return self._device_meshes[key]
+
+    def _made(self, mesh: RankMesh, stage: tuple[str, int] | None) -> DeviceMesh:
+        axes = mesh.axes if stage is None else tuple(each for each in mesh.axes if each[0] != stage[0])
+        sizes = tuple(size for _, size in axes) or (1,)
+        names = tuple(axis for axis, _ in axes) or ("rank",)
+        if stage is None:
+            return init_device_mesh(self.device.type, sizes, mesh_dim_names=names)
+        ranks = [rank for rank in range(mesh.ranks) if mesh.coordinates(rank)[stage[0]] == stage[1]]
+        return DeviceMesh(self.device.type, torch.tensor(ranks).reshape(sizes), mesh_dim_names=names)
 
     def agree(self, program: Program) -> None:
         """Raise RunError unless the mesh has as many ranks as there are processes, and all hold the same program."""
@@ -78,6 +104,11 @@ class World:
         each = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(each, own)
         return [bytes(message.tolist()) for message in each]
+
+    @property
+    def _limit(self) -> timedelta:
+        """gloo's own limit comes after ours, so that it is our error which names the instruction."""
+        return timedelta(seconds=self.timeout_s + 5)
 
     @property
     def _backend(self) -> str:
@@ -111,6 +142,7 @@ def leave() -> None:
     """End what `join` made; for processes that end in good order."""
     for world in _worlds:
         world.watchdog.close()
+        world.close_messages()
     _worlds.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
