@@ -48,10 +48,14 @@ _tracing: ContextVar[bool] = ContextVar("stretto_tracing", default=False)
 
 
 class CompiledModule:
-    """The programs of one model. It does not hold the model, which is given at every call."""
+    """The programs of one model. It does not hold the model, which is given at every call.
 
-    def __init__(self, plan: Plan, dynamic: DynamicSpec | None = None) -> None:
+    Inputs with dynamic dims need not divide by their ranks, and no input has to where the caller `pads`.
+    """
+
+    def __init__(self, plan: Plan, dynamic: DynamicSpec | None = None, *, pads: bool = False) -> None:
         self._plan = plan
+        self._pads = pads
         self._dims = DynamicDims.of(dynamic)
         self._holder = Holder()
         self._kept = KeptPrograms()
@@ -117,7 +121,8 @@ class CompiledModule:
                 tries = self._without_sizes[shared] < MAX_TRIES
                 inside = {name: each for name, each in sizes.items() if tries and each.range.holds(each.size)}
                 origin = Origin("" if self.last is None else why, None if self.last is None else self.last.session)
-                made, found = make_variant(model, held, call, key, self._plan, inside, tuple(self._dims.dims), origin)
+                padded = call.names if self._pads else tuple(self._dims.dims)
+                made, found = make_variant(model, held, call, key, self._plan, inside, padded, origin)
             what = "compiled"
             if found is not None:
                 what += f" {found.compilations} times"

@@ -55,8 +55,8 @@ def stretto(
     """A backend for `torch.compile`; `options={"plan": ...}` takes a path, a text or a `stretto.Plan`.
 
     Each graph that torch cuts out of the model is a program of its own. A pattern of the plan that matches nothing in a
-    graph is left out there. Raises StrettoError E0607 without a plan, E0608 for one that says what to compute in, and
-    what `stretto.compile` raises.
+    graph is left out there, and a batch need not divide by its ranks. Raises StrettoError E0607 without a plan, E0608
+    for one that says what to compute in, and what `stretto.compile` raises.
     """
     given = dict(options or {})
     source = given.pop("plan", None)
@@ -85,7 +85,8 @@ class _Compiled:
         holders = graph.graph.find_nodes(op="placeholder")
         self._places = _places(holders, examples)
         self._shell = DynamoGraph(graph, self._places, holders, examples)
-        self.compiled = CompiledModule(_restricted(plan, self._shell))
+        # What a graph takes is torch's choice, not the user's, who could not pass another number of rows.
+        self.compiled = CompiledModule(_restricted(plan, self._shell), pads=True)
 
     def __call__(self, *given: Any) -> Any:
         inputs = []

@@ -25,6 +25,9 @@ BEAT_S = 0.5
 """How often a process says that it lives."""
 SILENCE_S = 2.5
 """Who says nothing for so long, after somebody stopped, is gone."""
+PARTING_S = 30.0
+"""How long a process that ends waits for its last beat to be over. An interpreter that ends while a thread of it is in
+a store's C++ is aborted ("terminate called without an active exception"), and a busy machine is slow to answer."""
 _GLANCE = timedelta(seconds=0.25)
 _STOPPED = "stretto/stopped"
 _BEAT = "stretto/beat"
@@ -249,4 +252,4 @@ def _beat(store: Store, rank: int, size: int, end: threading.Event) -> None:
 
 def _end(end: threading.Event, beat: threading.Thread) -> None:
     end.set()
-    beat.join(BEAT_S)
+    beat.join(PARTING_S)

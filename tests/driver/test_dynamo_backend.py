@@ -117,6 +117,25 @@ def test_another_batch_is_right_too() -> None:
             assert torch.allclose(compiled(tokens), model(tokens), rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("breaks", [False, True], ids=["one graph", "two graphs"])
+def test_a_last_batch_that_ranks_cannot_share_evenly_is_right_too(breaks: bool) -> None:
+    torch.manual_seed(0)
+    model = Model(breaks).double()
+    plain = copy.deepcopy(model)
+    compiled = torch.compile(model, backend=backend, options={"plan": PLAN})
+    for rows in (4, 4, 3):
+        tokens, targets = torch.randint(5, (rows,)), torch.randint(5, (rows,))
+        found, expected = (F.cross_entropy(each(tokens), targets) for each in (compiled, plain))
+        found.backward()
+        expected.backward()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(own.grad, other.grad, rtol=0, atol=1e-12)
+    for own, other in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(own, other, rtol=0, atol=1e-12)
+
+
 def test_a_function_over_two_models_names_their_parameters_apart(made: list[_Compiled]) -> None:
     first, second = nn.Linear(4, 8).double(), nn.Linear(8, 4).double()
 

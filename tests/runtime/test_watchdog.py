@@ -140,3 +140,15 @@ def test_many_ranks_are_not_all_listed() -> None:
     assert "rank 1 is gone" in error.message
     assert len(error.notes) == 9
     assert error.notes[-1][0] == "and 10 more"
+
+
+def test_a_process_that_ends_waits_for_a_beat_that_is_slow() -> None:
+    class Slow(Store):
+        def set(self, key: str, value: str) -> None:
+            time.sleep(3 * watchdog.BEAT_S)
+
+    before = set(threading.enumerate())
+    made = Watchdog(Slow(), 0, 1, 1.0)
+    [beat] = set(threading.enumerate()) - before
+    made.close()
+    assert not beat.is_alive()
