@@ -1,0 +1,154 @@
+"""Cut the model into the stages of a pipeline: say of every operation of main which stage it belongs to.
+
+Before                                     After
+  %1 = call @layers_forward(%0, ..)          %1 = call @layers_forward(%0, ..) {stage = 0}
+  %2 = call @layers_forward(%1, ..)          %2 = call @layers_forward(%1, ..) {stage = 1}
+  ..                                         ..
+  %8 = call @layers_backward(%7, ..)         %8 = call @layers_backward(%7, ..) {stage = 1}
+
+A stage is a run of the forward's operations; where it begins is said by the plan (`split`), or balanced: by `time`, by
+`memory`, or by `layers`. A backward operation follows what it reads of the forward. What needs no parameter belongs to
+no stage: it is done where it is wanted. A function that stands for several stages' worth of work is written out.
+
+Needs: level `comm`, cut over time (`partition-tensors`).   Keeps: values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from ..diagnostics import StrettoError
+from ..dsl.plan import Plan
+from ..ir.locations import Origin
+from ..ir.module import Level, Module
+from .base import Pass, Remark, RemarkKind, Report
+from .pipelining.attributes import mark_stage
+from .pipelining.balance import balanced
+from .pipelining.graph import Graph, Node
+from .pipelining.op_costs import OpCosts, bytes_of
+from .pipelining.settings import Balance, Settings
+from .pipelining.stages import Stages, crossing_bytes
+from .pipelining.time_axis import TimeAxis
+from .unfold_layers import unfold
+
+_LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class CutStages(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "cut-stages"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
+    plan: Plan
+    """The plan; its statement about the pipeline is used."""
+
+    def run(self, module: Module) -> Report:
+        settings = Settings.of(self.plan)
+        if settings is None:
+            return Report()
+        time, cuts = _cuts(module, settings)
+        stages = Stages.cut(time, cuts)
+        for node, stage in stages.of.items():
+            mark_stage(node.op, stage)
+        return Report(len(cuts), tuple(_remarks(module, time, stages)))
+
+
+def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
+    """Where stages begin, among the forward's operations; folded layers are written out where they are too few."""
+    time = TimeAxis(module, Graph.of(module.functions()["main"]))
+    if len(time.forward) < settings.stages or _cuts_inside(time, settings):
+        unfold(module)
+        time = TimeAxis(module, Graph.of(module.functions()["main"]))
+    forward = time.forward
+    if len(forward) < settings.stages:
+        raise StrettoError(
+            "E0451",
+            f"the pipeline has {settings.stages} stages, but the model can be cut into {len(forward)} at most",
+            span=settings.span,
+            help="take fewer stages or chunks",
+        )
+    if settings.split:
+        return time, [_first_inside(forward, modules, settings) for modules in settings.split]
+    costs = _costs(module, forward, settings.balance, time)
+    return time, balanced(costs, crossing_bytes(time, forward), settings.stages)
+
+
+def _costs(module: Module, forward: Sequence[Node], balance: Balance, time: TimeAxis) -> list[float]:
+    if balance is Balance.TIME:
+        costs = OpCosts(module)
+        return [costs.time(node) for node in forward]
+    if balance is Balance.MEMORY:
+        return _memory(forward, time)
+    layers = [_LAYER.match(node.origin.module_path) for node in forward]
+    names = [match[0] if match else "" for match in layers]
+    return [float(bool(name) and name not in names[:at]) for at, name in enumerate(names)]
+
+
+def _memory(forward: Sequence[Node], time: TimeAxis) -> list[float]:
+    """Bytes of parameters that are used first, with gradients and two moments in training, and of what is made."""
+    copies = 4 if time.tangent else 1
+    seen: set[object] = set()
+    found = []
+    for node in forward:
+        fresh = [v for v in node.operands if v in time.owned and v not in seen]
+        seen.update(fresh)
+        found.append(float(copies * sum(map(bytes_of, fresh)) + sum(map(bytes_of, node.values))))
+    return found
+
+
+def _remarks(module: Module, time: TimeAxis, stages: Stages) -> list[Remark]:
+    """What each stage holds, and what crosses to it."""
+    forward = time.forward
+    costs = OpCosts(module)
+    whole = sum(costs.time(node) for node in forward) or 1.0
+    crossing = crossing_bytes(time, forward)
+    starts = [at for at, node in enumerate(forward) if at == 0 or stages.of[node] != stages.of[forward[at - 1]]]
+    found = []
+    for stage, (start, end) in enumerate(pairwise((*starts, len(forward)))):
+        share = sum(costs.time(node) for node in forward[start:end]) / whole
+        homes = sum(bytes_of(v) for v, home in stages.homes().items() if home == stage)
+        message = (
+            f"stage {stage}: {_range(forward[start:end])}, {share:.0%} of the forward's time, "
+            f"{homes} bytes of parameters on a rank"
+        )
+        if start:
+            message += f"; takes {int(crossing[start])} bytes for each microbatch"
+        found.append(Remark(CutStages.name, RemarkKind.APPLIED, message, Origin(forward[start].origin.module_path)))
+    return found
+
+
+def _range(nodes: Sequence[Node]) -> str:
+    """The modules of the first and the last operation."""
+    paths = [node.origin.module_path for node in nodes if node.origin.module_path]
+    if not paths:
+        return "operations of the model itself"
+    return f'"{paths[0]}"' if paths[0] == paths[-1] else f'"{paths[0]}" to "{paths[-1]}"'
+
+
+def _cuts_inside(time: TimeAxis, settings: Settings) -> bool:
+    """Whether the plan cuts inside a function: at a module of which no operation of main is the first."""
+    paths = [node.origin.module_path for node in time.forward]
+    return any(not any(is_inside(path, name) for path in paths for name in names) for names in settings.split)
+
+
+def _first_inside(forward: Sequence[Node], modules: Sequence[str], settings: Settings) -> int:
+    """The first operation of one of these modules."""
+    for at, node in enumerate(forward):
+        if any(is_inside(node.origin.module_path, name) for name in modules):
+            return at
+    raise StrettoError(
+        "E0452",
+        f'no operation of the forward stands in "{modules[0]}", where the plan begins a stage',
+        span=settings.span,
+        help="name a module that computes something with parameters",
+    )
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Whether a module path is that of a module or lies in it."""
+    return path == module or path.startswith(f"{module}.")

@@ -1,0 +1,41 @@
+"""What the passes of pipelines note on operations of `main` for each other."""
+
+from __future__ import annotations
+
+from ...ir.attributes import from_attribute, to_attribute
+from ...ir.bindings import Operation
+from ...schedules.schedule import Kind
+
+_STAGE = "stage"
+_SEGMENT = "segment"
+
+
+def mark_stage(op: Operation, stage: int) -> None:
+    """Say which virtual stage an operation belongs to."""
+    op.attributes[_STAGE] = to_attribute(stage)
+
+
+def stage_of(op: Operation) -> int | None:
+    """The virtual stage that an operation is marked with."""
+    return int(from_attribute(op.attributes[_STAGE])) if _STAGE in op.attributes else None
+
+
+def mark_segment(op: Operation, kind: Kind, stage: int) -> None:
+    """Say that a call is a segment: one kind of a stage's work."""
+    op.attributes[_SEGMENT] = to_attribute(kind.name)
+    mark_stage(op, stage)
+
+
+def segment_of(op: Operation) -> tuple[Kind, int] | None:
+    """What a call is marked as."""
+    stage = stage_of(op)
+    if _SEGMENT not in op.attributes or stage is None:
+        return None
+    return Kind[str(from_attribute(op.attributes[_SEGMENT]))], stage
+
+
+def copy_marks(source: Operation, target: Operation) -> None:
+    """Give one operation the marks of another."""
+    for name in (_STAGE, _SEGMENT):
+        if name in source.attributes:
+            target.attributes[name] = source.attributes[name]

@@ -1,0 +1,123 @@
+"""A function as plain Python: nodes in order, who makes a value and who uses it; nodes can be copied elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...ir.bindings import Location, Operation, Type, Value
+from ...ir.locations import Origin, from_location
+from ...ir.module import Record, argument_records, build_call, callee, entry, operations, result_records, terminator
+from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+
+
+@dataclass(eq=False)
+class Node:
+    """One operation, or one call of a function (`call` is None then)."""
+
+    op: Operation
+    call: Call | None
+    operands: list[Value]
+    results: list[Any]
+    """A value for each result, a list of values for each list of tensors."""
+
+    @property
+    def values(self) -> list[Value]:
+        """The results, lists taken apart."""
+        return flatten(self.results)
+
+    @property
+    def name(self) -> str:
+        """The operation's name; "func.call" for a call."""
+        return "func.call" if self.call is None else self.call.name
+
+    @property
+    def callee(self) -> str | None:
+        """The function that a call calls."""
+        return callee(self.op)
+
+    @property
+    def origin(self) -> Origin:
+        """The place in the user's model."""
+        return from_location(self.op.location)
+
+
+@dataclass
+class Graph:
+    """The nodes of one function in order; packing of lists is looked through."""
+
+    function: Operation
+    nodes: list[Node]
+    maker: dict[Value, Node] = field(default_factory=dict)
+    """Of every value but arguments."""
+    users: dict[Value, list[Node]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(function: Operation) -> Graph:
+        """Read a function."""
+        nodes = [_node(op) for op in list(operations(function))[:-1] if not is_packing(op)]
+        graph = Graph(function, nodes)
+        for node in nodes:
+            graph.maker.update(dict.fromkeys(node.values, node))
+            for value in dict.fromkeys(node.operands):
+                graph.users.setdefault(value, []).append(node)
+        return graph
+
+    @property
+    def arguments(self) -> list[tuple[Value, Record]]:
+        """The function's arguments with their records."""
+        return list(zip(entry(self.function).arguments, argument_records(self.function), strict=True))
+
+    @property
+    def results(self) -> list[tuple[Value, Record]]:
+        """What the function returns, with records."""
+        return list(zip(terminator(self.function).operands, result_records(self.function), strict=True))
+
+    def dependents(self, values: Iterable[Value]) -> set[Node]:
+        """The nodes that use one of the values, directly or not."""
+        tainted, found = set(values), set[Node]()
+        for node in self.nodes:
+            if any(value in tainted for value in node.operands):
+                found.add(node)
+                tainted.update(node.values)
+        return found
+
+    def cone(self, values: Iterable[Value]) -> set[Node]:
+        """The nodes that the values come from, directly or not."""
+        wanted, found = set(values), set[Node]()
+        for node in reversed(self.nodes):
+            if any(value in wanted for value in node.values):
+                found.add(node)
+                wanted.update(node.operands)
+        return found
+
+
+def copy_node(node: Node, values: MutableMapping[Value, Value], loc: Location | None = None) -> None:
+    """Copy a node to the insertion point; `values` maps old values to new ones, and learns the results."""
+    loc = node.op.location if loc is None else loc
+    operands = [values[v] for v in node.operands]
+    types = regroup(node.results, [v.type for v in node.values])
+    made = build_like(node, operands, types, loc)
+    values.update(zip(node.values, flatten(made), strict=True))
+
+
+def build_like(node: Node, operands: Sequence[Value], types: Sequence[Any], loc: Location) -> list[Any]:
+    """The node's operation with other operands and result types, at the insertion point."""
+    if node.call is None:
+        return list(build_call(str(node.callee), operands, list[Type](types), loc))
+    return build(node.call.replace_values(operands), types, loc)
+
+
+def replaced(values: Mapping[Value, Value], wanted: Iterable[Value]) -> list[Value]:
+    """What each value became."""
+    return [values[v] for v in wanted]
+
+
+def _node(op: Operation) -> Node:
+    if callee(op) is not None:
+        return Node(op, None, list(op.operands), list(op.results))
+    call = read(op)
+    if call is None:
+        raise RuntimeError(f"an operation that is none of Stretto's: {op}")
+    return Node(op, call, call.values(), results_of(op))
