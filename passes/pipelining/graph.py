@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,10 +83,12 @@ class Graph:
                 tainted.update(node.values)
         return found
 
-    def cone(self, values: Iterable[Value]) -> set[Node]:
-        """The nodes that the values come from, directly or not."""
+    def cone(self, values: Iterable[Value], within: Container[Node] | None = None) -> set[Node]:
+        """The nodes that the values come from, directly or not; `within`: no others are looked at, nor through."""
         wanted, found = set(values), set[Node]()
         for node in reversed(self.nodes):
+            if within is not None and node not in within:
+                continue
             if any(value in wanted for value in node.values):
                 found.add(node)
                 wanted.update(node.operands)

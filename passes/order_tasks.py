@@ -1,0 +1,75 @@
+"""Put the tasks of a pipeline in the order of its schedule: a function for each coordinate on the axis of the stages.
+
+Before                                          After (two stages, two microbatches, 1F1B)
+  func @main(%tokens, ..) {                       func @main_0(%tokens, ..) {
+    %1 = call @forward_0(%tokens, ..)               %1 = call @forward_0(%t0, ..)     {microbatch = 0}
+    %2:2 = call @forward_1(%1, ..)                  comm.send %1 to 1 over "pp"
+    %3:2 = call @backward_1(%2#0, ..)               %2 = call @forward_0(%t1, ..)     {microbatch = 1}
+    %4 = call @backward_0(%3#0, ..)                 comm.send %2 to 1 over "pp"
+    %5 = comm.all_reduce %4 over ["microbatch"]     %3 = comm.receive from 1 over "pp"
+    ..                                              %4 = call @backward_0(%3, ..)     {microbatch = 0}
+                                                    ..
+                                                    %9 = aten.add %4, %8
+
+A call is a task of the microbatch that it says. What another coordinate needs is sent when it is made, and received
+where it is needed first, in the order in which it was sent. A sum over time becomes adds. A parameter that several
+stages use is sent by its owner at the start of the step, and its gradient's parts come back at the end. Inputs are
+whole in entries, and cut into microbatches there; outputs are everyone's.
+
+Needs: segments (`split-segments`).   Keeps: values.   After it the module has entries in place of `main`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..dsl.plan import Plan
+from ..ir.locations import Origin
+from ..ir.module import Level, Module
+from ..ir.pipeline import set_pipeline_axis
+from ..schedules.schedule import Kind
+from .base import Pass, Remark, RemarkKind, Report
+from .pipelining.attributes import segment_of
+from .pipelining.entries import EntryBuilder
+from .pipelining.graph import Graph, Node
+from .pipelining.messages import Messages
+from .pipelining.settings import Settings
+from .pipelining.step import Step
+from .pipelining.time_axis import TimeAxis
+
+
+@dataclass(frozen=True)
+class OrderTasks(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "order-tasks"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
+    plan: Plan
+    """The plan; its statement about the pipeline is used."""
+
+    def run(self, module: Module) -> Report:
+        settings = Settings.of(self.plan)
+        if settings is None:
+            return Report()
+        graph = Graph.of(module.functions()["main"])
+        segments = _segments(graph)
+        step = Step(TimeAxis(module, graph), settings.schedule, segments)
+        messages = Messages(settings.schedule, graph, segments)
+        for at in range(settings.schedule.ranks):
+            EntryBuilder(module, step, messages, settings.axis, at).build()
+        sent = sum(len(queue) for queue in messages.queues.values())
+        tasks = sum(messages.segment(task) is not None for tasks in settings.schedule.order for task in tasks)
+        graph.function.erase()
+        set_pipeline_axis(module, settings.axis)
+        message = f"{tasks} tasks in the order of {settings.schedule.name}; {sent} tensors cross between stages"
+        return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()),))
+
+
+def _segments(graph: Graph) -> dict[tuple[Kind, int], Node]:
+    found = {}
+    for node in graph.nodes:
+        marked = segment_of(node.op)
+        if marked is not None:
+            found[marked] = node
+    return found
