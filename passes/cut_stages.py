@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from ..diagnostics import StrettoError
+from ..dsl.pipeline import Balance
 from ..dsl.plan import Plan
 from ..ir.locations import Origin
 from ..ir.module import Level, Module
@@ -30,7 +31,8 @@ from .pipelining.attributes import mark_stage
 from .pipelining.balance import balanced
 from .pipelining.graph import Graph, Node
 from .pipelining.op_costs import OpCosts, bytes_of
-from .pipelining.settings import Balance, Settings
+from .pipelining.settings import Settings, settings_of
+from .pipelining.split_points import split_places
 from .pipelining.stages import Stages, crossing_bytes
 from .pipelining.time_axis import TimeAxis
 from .unfold_layers import unfold
@@ -48,7 +50,7 @@ class CutStages(Pass):
     """The plan; its statement about the pipeline is used."""
 
     def run(self, module: Module) -> Report:
-        settings = Settings.of(self.plan)
+        settings = settings_of(self.plan, module)
         if settings is None:
             return Report()
         time, cuts = _cuts(module, settings)
@@ -59,23 +61,41 @@ class CutStages(Pass):
 
 
 def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
-    """Where stages begin, among the forward's operations; folded layers are written out where they are too few."""
+    """Where stages begin, among the forward's operations; folded layers are written out where a cut goes through one."""
     time = TimeAxis(module, Graph.of(module.functions()["main"]))
-    if len(time.forward) < settings.stages or _cuts_inside(time, settings):
+    said = settings.said
+    if len(time.forward) < settings.stages or any(inner for _, inner in split_places(module, time.forward, said)):
         unfold(module)
         time = TimeAxis(module, Graph.of(module.functions()["main"]))
-    forward = time.forward
-    if len(forward) < settings.stages:
+    if len(time.forward) < settings.stages:
         raise StrettoError(
             "E0451",
-            f"the pipeline has {settings.stages} stages, but the model can be cut into {len(forward)} at most",
-            span=settings.span,
+            f"the pipeline has {settings.stages} stages, but the forward has only {len(time.forward)} operations with "
+            "parameters to share out",
+            span=said.span,
             help="take fewer stages or chunks",
         )
-    if settings.split:
-        return time, [_first_inside(forward, modules, settings) for modules in settings.split]
-    costs = _costs(module, forward, settings.balance, time)
-    return time, balanced(costs, crossing_bytes(time, forward), settings.stages)
+    if said.split:
+        return time, _said(module, time.forward, settings)
+    costs = _costs(module, time.forward, said.balance, time)
+    return time, balanced(costs, crossing_bytes(time, time.forward), settings.stages)
+
+
+def _said(module: Module, forward: Sequence[Node], settings: Settings) -> list[int]:
+    """The cuts that the plan says."""
+    said = settings.said
+    cuts = [at for at, _ in split_places(module, forward, said)]
+    if len(cuts) != settings.stages - 1:
+        begins = ", ".join(f'"{forward[at].origin.module_path}"' for at in cuts[:8]) or "nowhere but at the start"
+        raise StrettoError(
+            "E0453",
+            f"the plan begins {len(cuts)} stages behind the first, but the pipeline has {settings.stages} stages",
+            span=said.span_of("split"),
+            expected=f"expected modules for {settings.stages - 1} of them",
+            notes=((f"stages would begin at {begins}", None),),
+            help="name one module for each stage but the first, or leave split out",
+        )
+    return cuts
 
 
 def _costs(module: Module, forward: Sequence[Node], balance: Balance, time: TimeAxis) -> list[float]:
@@ -128,27 +148,3 @@ def _range(nodes: Sequence[Node]) -> str:
     if not paths:
         return "operations of the model itself"
     return f'"{paths[0]}"' if paths[0] == paths[-1] else f'"{paths[0]}" to "{paths[-1]}"'
-
-
-def _cuts_inside(time: TimeAxis, settings: Settings) -> bool:
-    """Whether the plan cuts inside a function: at a module of which no operation of main is the first."""
-    paths = [node.origin.module_path for node in time.forward]
-    return any(not any(is_inside(path, name) for path in paths for name in names) for names in settings.split)
-
-
-def _first_inside(forward: Sequence[Node], modules: Sequence[str], settings: Settings) -> int:
-    """The first operation of one of these modules."""
-    for at, node in enumerate(forward):
-        if any(is_inside(node.origin.module_path, name) for name in modules):
-            return at
-    raise StrettoError(
-        "E0452",
-        f'no operation of the forward stands in "{modules[0]}", where the plan begins a stage',
-        span=settings.span,
-        help="name a module that computes something with parameters",
-    )
-
-
-def is_inside(path: str, module: str) -> bool:
-    """Whether a module path is that of a module or lies in it."""
-    return path == module or path.startswith(f"{module}.")

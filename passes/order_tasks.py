@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..dsl.plan import Plan
+from ..ir.formats import dtype_of
 from ..ir.locations import Origin
 from ..ir.module import Level, Module
 from ..ir.pipeline import set_pipeline_axis
@@ -34,7 +35,7 @@ from .pipelining.attributes import segment_of
 from .pipelining.entries import EntryBuilder
 from .pipelining.graph import Graph, Node
 from .pipelining.messages import Messages
-from .pipelining.settings import Settings
+from .pipelining.settings import settings_of
 from .pipelining.step import Step
 from .pipelining.time_axis import TimeAxis
 
@@ -49,19 +50,21 @@ class OrderTasks(Pass):
     """The plan; its statement about the pipeline is used."""
 
     def run(self, module: Module) -> Report:
-        settings = Settings.of(self.plan)
+        settings = settings_of(self.plan, module)
         if settings is None:
             return Report()
         graph = Graph.of(module.functions()["main"])
         segments = _segments(graph)
         step = Step(TimeAxis(module, graph), settings.schedule, segments)
         messages = Messages(settings.schedule, graph, segments)
+        transfer = settings.said.transfer
+        dtype = None if transfer is None else dtype_of(transfer)
         for at in range(settings.schedule.ranks):
-            EntryBuilder(module, step, messages, settings.axis, at).build()
+            EntryBuilder(module, step, messages, settings.said.axis, at, dtype).build()
         sent = sum(len(queue) for queue in messages.queues.values())
-        tasks = sum(messages.segment(task) is not None for tasks in settings.schedule.order for task in tasks)
+        tasks = sum(bool(messages.calls(task)) for tasks in settings.schedule.order for task in tasks)
         graph.function.erase()
-        set_pipeline_axis(module, settings.axis)
+        set_pipeline_axis(module, settings.said.axis)
         message = f"{tasks} tasks in the order of {settings.schedule.name}; {sent} tensors cross between stages"
         return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()),))
 

@@ -17,10 +17,12 @@ ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
     "cast-gradients": "CastGradients",
+    "cut-stages": "CutStages",
     "expand-losses": "ExpandLosses",
     "fold-layers": "FoldLayers",
     "hoist-collectives": "HoistCollectives",
     "lower-idioms": "LowerIdioms",
+    "order-tasks": "OrderTasks",
     "partition-tensors": "PartitionTensors",
     "place-arguments": "PlaceArguments",
     "propagate-placements": "PropagatePlacements",
@@ -29,7 +31,9 @@ TABLE: dict[str, str] = {
     "simplify-views": "SimplifyViews",
     "split-all-reduce": "SplitAllReduce",
     "split-means": "SplitMeans",
+    "split-segments": "SplitSegments",
     "start-collectives": "StartCollectives",
+    "unfold-layers": "UnfoldLayers",
 }
 """The class of each of our passes; its module has the pass's name with underscores."""
 

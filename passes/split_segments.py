@@ -30,7 +30,7 @@ from .pipelining.attributes import stage_of
 from .pipelining.backward_split import CallParter, input_gradients, part_masked
 from .pipelining.graph import Graph, Node
 from .pipelining.outlining import Outliner, Segment
-from .pipelining.settings import Settings
+from .pipelining.settings import settings_of
 from .pipelining.time_axis import TimeAxis
 from .tally import Tally
 
@@ -45,7 +45,7 @@ class SplitSegments(Pass):
     """The plan; its statement about the pipeline is used."""
 
     def run(self, module: Module) -> Report:
-        settings = Settings.of(self.plan)
+        settings = settings_of(self.plan, module)
         if settings is None:
             return Report()
         tally = Tally(self.name)

@@ -52,13 +52,13 @@ def _write_out(call: Operation, function: Operation) -> None:
     values: dict[Value, Value] = dict(zip(entry(function).arguments, call.operands, strict=True))
     with context(), mlir.InsertionPoint(call):
         for node in Graph.of(function).nodes:
-            copy_node(node, values, to_location(_numbered(node.origin, layer)))
+            copy_node(node, values, to_location(numbered(node.origin, layer)))
     for old, inner in zip(call.results, terminator(function).operands, strict=True):
         old.replace_all_uses_with(values[inner])
     call.operation.erase()
 
 
-def _numbered(origin: Origin, layer: Origin) -> Origin:
+def numbered(origin: Origin, layer: Origin) -> Origin:
     """The place of an operation in one layer: "layers.*.mlp" of layer "layers.3" is "layers.3.mlp"."""
     container, _, number = layer.module_path.rpartition(".")
     path = origin.module_path

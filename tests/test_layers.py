@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "runtime": {"diagnostics"},
     "ir": {"diagnostics", "dsl"},
     "frontend": {"diagnostics", "dsl", "ir"},
-    "passes": {"diagnostics", "dsl", "ir"},
+    "passes": {"diagnostics", "dsl", "schedules", "ir"},
     "backends": {"diagnostics", "dsl", "ir", "runtime"},
     "driver": {"diagnostics", "dsl", "schedules", "ir", "frontend", "passes", "backends", "runtime", "."},
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from ...ir.attributes import to_attribute
+import torch
+
 from ...ir.bindings import Location, Operation, Type, Value, mlir
 from ...ir.dialects import context
 from ...ir.locations import Origin, to_location
-from ...ir.module import Module, build_function, entry, finish_function, terminator
+from ...ir.module import Module, build_function, entry, finish_function
 from ...ir.operations import Call, build
 from ...ir.pipeline import MICROBATCH, entry_name, microbatches, set_microbatch
 from ...ir.placement import Shard
@@ -32,8 +34,8 @@ class EntryBuilder:
     messages: Messages
     axis: str
     at: int
-    dtype: str | None = None
-    """The dtype in which floating values of microbatches cross; None: their own."""
+    dtype: torch.dtype | None = None
+    """What floating values of microbatches are cast to where they cross; None: nothing is."""
     values: dict[Value, Value] = field(default_factory=dict)
     """What is there once a step."""
     parts: dict[Parcel, Value] = field(default_factory=dict)
@@ -115,19 +117,20 @@ class EntryBuilder:
         self.values[result] = total
 
     def _task(self, task: Task) -> None:
-        node = self.messages.segment(task)
-        if node is None:
-            return
-        self._call(node, task.microbatch)
-        for to, (value, microbatch) in self.messages.sent_after(self.at, task):
-            self._send(self._packed(self.parts[value, microbatch]), to)
-        for value in node.values:
-            if value in self._summed:
-                known, part = self.totals.get(value), self.parts[value, task.microbatch]
-                loc = node.op.location
-                self.totals[value] = part if known is None else _combined(known, part, self._summed[value], loc)
+        for node in self.messages.calls(task):
+            self._call(node, task.microbatch)
+            for to, (value, microbatch) in self.messages.sent_after(node, task.microbatch):
+                self._send(self._packed(self.parts[value, microbatch]), to)
+            self._add_to_totals(node, task.microbatch)
 
-    @property
+    def _add_to_totals(self, node: Node, microbatch: int) -> None:
+        for value in node.values:
+            reduce = self._summed.get(value)
+            if reduce is not None:
+                known, part = self.totals.get(value), self.parts[value, microbatch]
+                self.totals[value] = part if known is None else _combined(known, part, reduce, node.op.location)
+
+    @cached_property
     def _summed(self) -> dict[Value, str]:
         """The values that late sums add up, and how."""
         return {n.operands[0]: n.call.args[2] for n in self.step.time.late if n.call is not None}
@@ -226,7 +229,10 @@ class EntryBuilder:
         return build(Call("aten._to_copy.default", (value,), {"dtype": from_mlir(type_).dtype}), [type_], _loc())[0]
 
     def _packed_type(self, type_: Type) -> Type:
-        return type_
+        tensor = from_mlir(type_)
+        if self.dtype is None or not tensor.dtype.is_floating_point or tensor.dtype.itemsize <= self.dtype.itemsize:
+            return type_
+        return to_mlir(replace(tensor, dtype=self.dtype))
 
     def _unpacked(self, value: Value, like: Value) -> Value:
         if value.type == like.type:

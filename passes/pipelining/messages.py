@@ -23,31 +23,27 @@ class Messages:
     segments: Mapping[tuple[Kind, int], Node]
     queues: dict[tuple[int, int], list[Parcel]] = field(default_factory=lambda: defaultdict(list))
     """By (source, destination): all that is sent while microbatches are worked on, in order."""
-    _after: dict[tuple[int, Task], list[tuple[int, Parcel]]] = field(default_factory=lambda: defaultdict(list))
+    _after: dict[tuple[Node, int], list[tuple[int, Parcel]]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
         takers = self._takers()
         for source, tasks in enumerate(self.schedule.order):
             for task in tasks:
-                node = self.segment(task)
-                for value in () if node is None else node.values:
-                    for to in sorted(takers.get(value, set()) - {source}):
-                        parcel = (value, task.microbatch)
-                        self.queues[source, to].append(parcel)
-                        self._after[source, task].append((to, parcel))
+                for node in self.calls(task):
+                    for value in node.values:
+                        for to in sorted(takers.get(value, set()) - {source}):
+                            parcel = (value, task.microbatch)
+                            self.queues[source, to].append(parcel)
+                            self._after[node, task.microbatch].append((to, parcel))
 
-    def segment(self, task: Task) -> Node | None:
-        """The call that does a task; None where the stage has no such work."""
-        return self.segments.get((task.kind, task.stage))
+    def calls(self, task: Task) -> list[Node]:
+        """The calls that do a task, in order: for a full backward both parts, where it is parted."""
+        kinds = (Kind.BW, Kind.B, Kind.W) if task.kind is Kind.BW else (task.kind,)
+        return [self.segments[kind, task.stage] for kind in kinds if (kind, task.stage) in self.segments]
 
-    def sent_after(self, source: int, task: Task) -> Iterable[tuple[int, Parcel]]:
-        """What a coordinate sends when it has done a task, each with where to."""
-        return self._after.get((source, task), ())
-
-    def makers(self) -> dict[Value, int]:
-        """The coordinate at which each result of a segment is made."""
-        placement = self.schedule.placement
-        return {v: placement[stage] for (_, stage), node in self.segments.items() for v in node.values}
+    def sent_after(self, call: Node, microbatch: int) -> Iterable[tuple[int, Parcel]]:
+        """What is sent when a call has been made for a microbatch, each with where to."""
+        return self._after.get((call, microbatch), ())
 
     def _takers(self) -> dict[Value, set[int]]:
         """The coordinates whose segments take each value."""

@@ -1,32 +1,27 @@
-"""What a plan says of its pipeline, as the passes need it."""
+"""What a plan says of its pipeline, as the passes need it: the schedule made and proved."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from ...diagnostics import Span
+from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
-from ...schedules.schedule import Schedule
-
-
-class Balance(StrEnum):
-    """What stages have equal shares of."""
-
-    TIME = "time"
-    MEMORY = "memory"
-    LAYERS = "layers"
+from ...dsl.spelling import did_you_mean
+from ...ir.module import Module, argument_records
+from ...schedules import CATALOGUE, Request, generate, prove
+from ...schedules.costs import Costs
+from ...schedules.error import ScheduleCode, ScheduleError
+from ...schedules.schedule import Kind, Schedule
+from ...schedules.written import elaborate
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The pipeline of a plan."""
+    """The pipeline of a plan, and its schedule."""
 
-    axis: str
+    said: Pipeline
     schedule: Schedule
-    balance: Balance = Balance.TIME
-    split: tuple[tuple[str, ...], ...] = ()
-    span: Span | None = None
 
     @property
     def stages(self) -> int:
@@ -34,7 +29,53 @@ class Settings:
         return self.schedule.stages
 
     @staticmethod
-    def of(plan: Plan) -> Settings | None:
-        """None for a plan without a pipeline."""
-        said = getattr(plan, "pipeline_settings", None)
-        return said
+    def of(plan: Plan, *, trains: bool = True) -> Settings | None:
+        """None for a plan without a pipeline; where nothing `trains`, the schedule's forwards alone.
+
+        Raises ScheduleError at the plan's statement for a schedule that is not there, is not defined for the plan's
+        numbers (E0440 to E0442), or cannot run (E0720 to E0724).
+        """
+        said = plan.pipeline
+        if said is None:
+            return None
+        schedule = _schedule(said, plan)
+        return Settings(said, schedule if trains else forwards(schedule))
+
+
+def settings_of(plan: Plan, module: Module) -> Settings | None:
+    """The pipeline of a plan as a module needs it: forwards alone where the module has no tangent."""
+    records = argument_records(module.functions()["main"])
+    return Settings.of(plan, trains=any(record.get("kind") == "tangent" for record in records))
+
+
+def forwards(schedule: Schedule) -> Schedule:
+    """The forwards of a schedule, in its order."""
+    order = tuple(tuple(task for task in tasks if task.kind is Kind.F) for tasks in schedule.order)
+    return replace(schedule, name=f"the forwards of {schedule.name}", order=order, overlapped=frozenset(), spans=())
+
+
+@lru_cache(maxsize=64)
+def _schedule(said: Pipeline, plan: Plan) -> Schedule:
+    written = {each.name: each for each in plan.schedules}
+    try:
+        costs = Costs(*said.times)
+        request = Request(dict(plan.mesh.axes)[said.axis], said.microbatches, said.chunks, costs, said.memory)
+        if said.schedule in written:
+            schedule = elaborate(written[said.schedule], request)
+        else:
+            schedule = generate(said.schedule, request)
+        prove(schedule, costs, said.memory)
+    except ScheduleError as error:
+        if error.span is not None:
+            raise
+        names = (*written, *CATALOGUE)
+        unknown = error.code == ScheduleCode.UNKNOWN_SCHEDULE
+        raise ScheduleError(
+            error.code,
+            error.message,
+            span=said.span_of("schedule"),
+            expected=error.expected,
+            notes=error.notes,
+            help=did_you_mean(said.schedule, names) if unknown else error.help,
+        ) from None
+    return schedule
