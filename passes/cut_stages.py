@@ -61,7 +61,7 @@ class CutStages(Pass):
 
 
 def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
-    """Where stages begin, among the forward's operations; folded layers are written out where a cut goes through one."""
+    """Where stages begin, among the forward's operations; layers are written out where a cut goes through one."""
     time = TimeAxis(module, Graph.of(module.functions()["main"]))
     said = settings.said
     if len(time.forward) < settings.stages or any(inner for _, inner in split_places(module, time.forward, said)):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects import context
 from ...ir.locations import from_location
-from ...ir.module import Module, build_call, build_function, callee, entry, finish_function, operations, terminator
-from ...ir.operations import Call, build, flatten, read, results_of
+from ...ir.module import Module, build_call, build_function, entry, finish_function, operations, terminator
+from ...ir.operations import Call, build, read
 from ..tally import Tally
-from .attributes import copy_marks, stage_of
+from .attributes import copy_marks
 from .graph import Graph, Node, copy_node
 from .time_axis import TimeAxis
 
@@ -35,7 +35,9 @@ def part_masked(module: Module, tally: Tally) -> None:
             call = read(op)
             if call is not None and call.name in _MASKED and call.args[-1][0] and any(call.args[-1][1:]):
                 _part(op, call)
-                tally.applied(f'"{call.name}" became one for the input and one for the weights', from_location(op.location))
+                tally.applied(
+                    f'"{call.name}" became one for the input and one for the weights', from_location(op.location)
+                )
 
 
 def _part(op: Operation, call: Call) -> None:
@@ -110,7 +112,7 @@ class CallParter:
     known: dict[tuple[str, tuple[int, ...]], _Parted | None] = field(default_factory=dict)
 
     def part(self, node: Node, wanted: frozenset[Value]) -> bool:
-        """Put two calls in a call's place: what gives the wanted results, and the rest; False where it is not worth it."""
+        """Put two calls in a call's place: what gives the wanted results, and the rest; False where there is no rest."""
         name = str(node.callee)
         key = (name, tuple(i for i, v in enumerate(node.values) if v in wanted))
         if key not in self.known:
@@ -127,7 +129,9 @@ class CallParter:
             operands = [*(given[i] for i in parted.second_takes), *kept]
             types = [values[i].type for i in parted.second_gives]
             second = build_call(parted.second, operands, types, op.location)
-        for i, new in zip((*parted.first_gives, *parted.second_gives), (*first[: len(parted.first_gives)], *second), strict=True):
+        for i, new in zip(
+            (*parted.first_gives, *parted.second_gives), (*first[: len(parted.first_gives)], *second), strict=True
+        ):
             values[i].replace_all_uses_with(new)
         for made in (first[0].owner, second[0].owner):
             copy_marks(op, made)
@@ -166,10 +170,10 @@ def _parted(module: Module, name: str, wanted: tuple[int, ...]) -> _Parted | Non
     crossing = [v for v in used if v in made and v not in given]
     first_takes = _used(arguments, [*(v for n in cone for v in n.operands), *(results[i] for i in first_gives)])
     second_takes = _used(arguments, used)
-    first = _function(module, f"{name}_input", graph, cone, [arguments[i] for i in first_takes],
-                      [*(results[i] for i in first_gives), *crossing])  # fmt: skip
-    second = _function(module, f"{name}_weight", graph, set(rest),
-                       [*(arguments[i] for i in second_takes), *crossing], [results[i] for i in second_gives])  # fmt: skip
+    takes = [arguments[i] for i in first_takes]
+    first = _function(module, f"{name}_input", graph, cone, takes, [*(results[i] for i in first_gives), *crossing])
+    takes = [*(arguments[i] for i in second_takes), *crossing]
+    second = _function(module, f"{name}_weight", graph, set(rest), takes, [results[i] for i in second_gives])
     types = (*(results[i].type for i in first_gives), *(v.type for v in crossing))
     return _Parted(first, second, first_takes, first_gives, types, second_takes, second_gives)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial, reduce
 
 import torch
 
@@ -14,13 +13,13 @@ from ...ir.locations import Origin, to_location
 from ...ir.module import Module, build_function, entry, finish_function
 from ...ir.operations import Call, build
 from ...ir.pipeline import MICROBATCH, entry_name, microbatches, set_microbatch
-from ...ir.placement import Shard
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Task
 from .graph import Node, build_like, copy_node
 from .messages import Messages, Parcel
+from .over_time import cut_dim, grown, is_over_time, whole, without_time
 from .step import Step
-from .time_axis import is_over_time, without_time
+from .time_axis import GATHER, REDUCE
 
 _NOWHERE = Origin()
 
@@ -50,7 +49,7 @@ class EntryBuilder:
         taken = self.step.taken(self.at)
         arguments = [(n, v, record) for n, (v, record) in enumerate(self.step.graph.arguments)]
         mine = [(n, v, record) for n, v, record in arguments if self._is_given(v, taken)]
-        types = [_whole(v.type, self.module) for _, v, _ in mine]
+        types = [whole(v.type, self._count) for _, v, _ in mine]
         records = [{**record, "order": n} for n, _, record in mine]
         function = build_function(self.module, entry_name(self.at), types, records=records)
         del function.attributes["sym_visibility"]
@@ -93,28 +92,29 @@ class EntryBuilder:
                 for microbatch in range(self._count):
                     self._call(node, microbatch)
             elif node in self.step.time.early:
-                self._add_up(node)
+                self._join(node)
             else:
                 copy_node(node, self.values)
 
-    def _add_up(self, node: Node) -> None:
-        """An early reduction: over the microbatches, then over what other axes it has."""
+    def _join(self, node: Node) -> None:
+        """What joins microbatches: over them, then over what other axes it has."""
         assert node.call is not None
-        value, axes, reduce = node.call.args
-        total = self.parts[value, 0]
-        for microbatch in range(1, self._count):
-            total = _combined(total, self.parts[value, microbatch], reduce, node.op.location)
-        self._finish_sum(node, total, [axis for axis in axes if axis != MICROBATCH], reduce)
-
-    def _finish_sum(self, node: Node, total: Value, axes: Sequence[str], reduce: str) -> None:
+        value, axes, option = node.call.args
         [result] = node.values
         loc = node.op.location
-        if axes:
-            total = build(Call("aten.alias.default", (total,)), [_timeless(total.type)], loc)[0]
-            total = build(Call("comm.all_reduce", (total, list(axes), reduce)), [result.type], loc)[0]
+        rest = [axis for axis in axes if axis != MICROBATCH]
+        parts = [self._part(value, microbatch) for microbatch in range(self._count)] if value not in self.totals else []
+        if node.name == GATHER:
+            type_ = grown(without_time(value.type), option, self._count) if rest else result.type
+            [made] = build(Call("aten.cat.default", (parts, option)), [type_], loc)
         else:
-            total = build(Call("aten.alias.default", (total,)), [result.type], loc)[0]
-        self.values[result] = total
+            total = self.totals[value] if value in self.totals else reduce(partial(_combined, option, loc), parts)
+            [made] = build(
+                Call("aten.alias.default", (total,)), [without_time(value.type) if rest else result.type], loc
+            )
+        if rest:
+            [made] = build(Call(node.name, (made, rest, option)), [result.type], loc)
+        self.values[result] = made
 
     def _task(self, task: Task) -> None:
         for node in self.messages.calls(task):
@@ -125,15 +125,16 @@ class EntryBuilder:
 
     def _add_to_totals(self, node: Node, microbatch: int) -> None:
         for value in node.values:
-            reduce = self._summed.get(value)
-            if reduce is not None:
+            how = self._summed.get(value)
+            if how is not None:
                 known, part = self.totals.get(value), self.parts[value, microbatch]
-                self.totals[value] = part if known is None else _combined(known, part, reduce, node.op.location)
+                self.totals[value] = part if known is None else _combined(how, node.op.location, known, part)
 
     @cached_property
     def _summed(self) -> dict[Value, str]:
         """The values that late sums add up, and how."""
-        return {n.operands[0]: n.call.args[2] for n in self.step.time.late if n.call is not None}
+        late = self.step.time.late
+        return {n.operands[0]: n.call.args[2] for n in late if n.call is not None and n.name == REDUCE}
 
     def _call(self, node: Node, microbatch: int) -> None:
         """One task."""
@@ -178,15 +179,7 @@ class EntryBuilder:
         maker, takers = self.step.sum_maker(node), self.step.sum_takers(node)
         [value] = node.values
         if maker == self.at:
-            assert node.call is not None
-            operand, axes, reduce = node.call.args
-            if operand not in self.totals:
-                parts = [self._part(operand, m) for m in range(self._count)]
-                total = parts[0]
-                for part in parts[1:]:
-                    total = _combined(total, part, reduce, node.op.location)
-                self.totals[operand] = total
-            self._finish_sum(node, self.totals[operand], [a for a in axes if a != MICROBATCH], reduce)
+            self._join(node)
             for to in takers:
                 if to != self.at:
                     self._send(self.values[value], to)
@@ -207,7 +200,7 @@ class EntryBuilder:
                     if to != self.at:
                         self._send(made, to)
             else:
-                made = self._receive(_whole(value.type, self.module), maker)
+                made = self._receive(whole(value.type, self._count), maker)
             values.append(made)
             records.append({**record, "order": order})
         return values, records
@@ -217,9 +210,8 @@ class EntryBuilder:
         if value in self.values:
             return self.values[value]
         parts = [self._part(value, microbatch) for microbatch in range(self._count)]
-        type_ = from_mlir(value.type)
-        dim = dict(type_.placement)[MICROBATCH].dim
-        return build(Call("aten.cat.default", (parts, dim)), [_whole(value.type, self.module)], _loc())[0]
+        dim = cut_dim(value.type)
+        return build(Call("aten.cat.default", (parts, dim)), [whole(value.type, self._count)], _loc())[0]
 
     def _packed(self, value: Value) -> Value:
         """A value in the dtype in which it crosses."""
@@ -254,34 +246,18 @@ def _loc() -> Location:
     return to_location(_NOWHERE)
 
 
-def _timeless(type_: Type) -> Type:
-    return to_mlir(without_time(from_mlir(type_)))
-
-
-def _combined(a: Value, b: Value, reduce: str, loc: Location) -> Value:
-    """Two addends of a sum, or of what else reduces."""
-    name = {"sum": "aten.add.Tensor", "max": "aten.maximum.default", "min": "aten.minimum.default"}[reduce]
+def _combined(how: str, loc: Location, a: Value, b: Value) -> Value:
+    """Two addends of a sum, or of what else is reduced."""
+    name = {"sum": "aten.add.Tensor", "max": "aten.maximum.default", "min": "aten.minimum.default"}[how]
     [made] = build(Call(name, (a, b)), [a.type], loc)
     return made
 
 
-def _whole(type_: Type, module: Module) -> Type:
-    """The type of a value of which all microbatches are there."""
-    tensor = from_mlir(type_)
-    placement = dict(tensor.placement)
-    cut = placement.pop(MICROBATCH, None)
-    shape = list(tensor.shape)
-    if isinstance(cut, Shard):
-        shape[cut.dim] *= microbatches(module.mesh)
-    return to_mlir(TensorType(tensor.dtype, tuple(shape), tuple(sorted(placement.items())), tensor.extents))
-
-
 def _slice(value: Value, type_: Type, microbatch: int) -> Value:
     """The part of an input that a microbatch takes."""
-    tensor = from_mlir(type_)
-    cut = dict(tensor.placement)[MICROBATCH]
-    assert isinstance(cut, Shard)
-    size = tensor.shape[cut.dim]
-    call = Call("aten.slice.Tensor", (value, cut.dim, microbatch * size, (microbatch + 1) * size))
+    dim = cut_dim(type_)
+    assert dim is not None
+    size = from_mlir(type_).shape[dim]
+    call = Call("aten.slice.Tensor", (value, dim, microbatch * size, (microbatch + 1) * size))
     [made] = build(call, [type_], _loc())
     return made

@@ -16,7 +16,7 @@ Parcel = tuple[Value, int]
 
 @dataclass
 class Messages:
-    """Between coordinates on the axis of the stages. What one sends another arrives in the order in which it is sent."""
+    """Between coordinates on the axis of the stages; what one sends another arrives in the order of sending."""
 
     schedule: Schedule
     graph: Graph

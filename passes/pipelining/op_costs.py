@@ -64,7 +64,8 @@ def _formulas() -> dict[str, Any]:
     for packet, formula in flop_registry.items():
         if isinstance(packet, torch._ops.OpOverloadPacket):
             namespace, name = packet._qualified_op_name.split("::")
-            found.update({f"{namespace}.{name}.{overload}": formula for overload in packet.overloads()})
+            overloads = packet.overloads()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            found.update({f"{namespace}.{name}.{overload}": formula for overload in overloads})
     return found
 
 

@@ -19,12 +19,12 @@ from ...ir.module import (
     terminator,
 )
 from ...ir.operations import Call, build
-from ...ir.pipeline import MICROBATCH
-from ...ir.types import from_mlir, to_mlir
+from ...ir.pipeline import MICROBATCH, microbatches
 from ...schedules.schedule import Kind
 from .attributes import mark_segment
-from .graph import Graph, Node, copy_node
-from .time_axis import TimeAxis, without_time
+from .graph import Node, copy_node
+from .over_time import grown, without_time
+from .time_axis import GATHER, TimeAxis
 
 NAMES = {Kind.F: "forward", Kind.B: "input_gradient", Kind.W: "weight_gradient", Kind.BW: "backward"}
 """What the function of a segment is called, before the number of its stage."""
@@ -174,18 +174,23 @@ class Outliner:
         return [each for operand in node.operands for each in self._addends(operand)]
 
     def _late(self, node: Node) -> None:
-        """A sum over time, then what commutes with it, then the sum over the other axes."""
+        """What joins microbatches, then what commutes with it, then the same over the other axes."""
         assert node.call is not None
-        _, axes, reduce = node.call.args
-        total = self._summed(node.operands[0], reduce, node.op.location)
+        value, axes, option = node.call.args
+        loc = node.op.location
+        if node.name == GATHER:
+            type_ = grown(without_time(value.type), option, microbatches(self.module.mesh))
+            [made] = build(Call(GATHER, (self._of_time(value), [MICROBATCH], option)), [type_], loc)
+        else:
+            made = self._summed(value, option, loc)
         rest = [axis for axis in axes if axis != MICROBATCH]
         if rest:
-            [total] = build(Call("comm.all_reduce", (total, rest, reduce)), [node.values[0].type], node.op.location)
-        self.values[node.values[0]] = total
+            [made] = build(Call(node.name, (made, rest, option)), [node.values[0].type], loc)
+        self.values[node.values[0]] = made
 
     def _summed(self, value: Value, reduce: str, loc: Location) -> Value:
         maker = self.time.graph.maker.get(value)
-        type_ = to_mlir(without_time(from_mlir(value.type)))
+        type_ = without_time(value.type)
         if maker is not None and maker in self.time.after:
             assert maker.call is not None
             operands = [self._summed(v, reduce, loc) for v in maker.operands]
@@ -203,7 +208,11 @@ class Outliner:
 
     def _after(self) -> None:
         for node in self.time.graph.nodes:
-            if node in self.time.after and all(v in self.values for v in node.operands) and node not in self.time.varying:
+            if (
+                node in self.time.after
+                and all(v in self.values for v in node.operands)
+                and node not in self.time.varying
+            ):
                 copy_node(node, self.values)
 
     def _returned(self, value: Value) -> Value:

@@ -6,8 +6,9 @@ An operation *varies* where an operand does, or where it asks for its place on t
 - *light* otherwise: it needs inputs alone, and is done wherever its result is wanted; so is what a backward wants of
   a forward's values only.
 
-A reduction over time is *early* where something that varies needs it (a count of the loss: of inputs alone, or the
-microbatches are not independent), else *late*: a sum that grows from microbatch to microbatch.
+What joins microbatches (a collective over time) is *early* where something that varies needs it (a count of the loss:
+of inputs alone, or the microbatches are not independent), else *late*: a sum that grows from microbatch to microbatch,
+or an output of which each gives a part.
 """
 
 from __future__ import annotations
@@ -17,24 +18,16 @@ from dataclasses import dataclass, field
 
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Operation, Value
+from ...ir.comm import COLLECTIVES
 from ...ir.module import Module, callee, operations
 from ...ir.operations import read
 from ...ir.pipeline import MICROBATCH
-from ...ir.types import TensorType, from_mlir, is_tensor
 from .graph import Graph, Node
+from .over_time import is_over_time
 
-_SUMS = ("comm.all_reduce", "comm.reduce_scatter")
-
-
-def without_time(type_: TensorType) -> TensorType:
-    """The type of a value that is no longer over the axis of time, of the same local shape."""
-    kept = tuple((axis, p) for axis, p in type_.placement if axis != MICROBATCH)
-    return TensorType(type_.dtype, type_.shape, kept, type_.extents)
-
-
-def is_over_time(value: Value) -> bool:
-    """Whether the value's type says that microbatches differ in it."""
-    return is_tensor(value.type) and any(axis == MICROBATCH for axis, _ in from_mlir(value.type).placement)
+REDUCE = "comm.all_reduce"
+GATHER = "comm.all_gather"
+_SUMS = (REDUCE, "comm.reduce_scatter")
 
 
 @dataclass
@@ -89,14 +82,21 @@ class TimeAxis:
             return False
         return node not in self.anchored or (node.origin.backward and node not in self.tangent)
 
-    def is_summed_over_time(self, node: Node) -> bool:
-        """Whether the node is a collective over the axis of time."""
-        return node.call is not None and node.name.startswith("comm.all_reduce") and MICROBATCH in node.call.args[1]
+    def joins(self, node: Node) -> bool:
+        """Whether the node is a collective over the axis of time: a sum (or maximum), or all microbatches' parts.
+
+        Raises an internal error for other collectives over it: no placement asks for them.
+        """
+        if node.call is None or node.name not in COLLECTIVES or MICROBATCH not in node.call.args[1]:
+            return False
+        if node.name not in (REDUCE, GATHER):
+            raise RuntimeError(f"{node.op} is over microbatches")
+        return True
 
     def _find_varying(self) -> None:
         changing = {v for v, _ in self.graph.arguments if is_over_time(v)}
         for node in self.graph.nodes:
-            if self.is_summed_over_time(node):
+            if self.joins(node):
                 continue
             if any(v in changing for v in node.operands) or self._asks_for_place(node):
                 self.varying.add(node)
@@ -117,14 +117,14 @@ class TimeAxis:
                 continue
             if node in self.varying:
                 self.anchored.add(node)
-            elif not self.is_summed_over_time(node):
+            elif not self.joins(node):
                 self.owned.update(node.values)
 
     def _find_reductions(self) -> None:
         graph = self.graph
         needed = graph.cone(v for node in self.varying for v in node.operands)
         for node in graph.nodes:
-            if self.is_summed_over_time(node):
+            if self.joins(node):
                 (self.early if node in needed else self.late).append(node)
         for node in self.early:
             joined = [n for n in graph.cone(node.operands) if n in self.anchored]
@@ -133,7 +133,8 @@ class TimeAxis:
         late = [v for node in self.late for v in node.values]
         self.after = graph.dependents(late) - set(self.late)
         for node in self.late:
-            self._sink(node.operands[0])
+            if node.name == REDUCE:
+                self._sink(node.operands[0])
 
     def _sink(self, value: Value) -> None:
         """Do after the sum over time what commutes with it and has no other use."""
