@@ -2,7 +2,8 @@
 
 Forward work is cut where it stands: a stage is a run of operations in the model's order. A backward operation goes to
 the last stage, not behind those that its gradients come from, where the forward's values and the parameters that it
-reads are at hand: made there, or taken there by the forward.
+reads are at hand: made there, or taken there by the forward. What gives a parameter's gradient goes to a stage that
+uses the parameter.
 """
 
 from __future__ import annotations
@@ -75,6 +76,20 @@ class Stages:
     def _holders(self) -> dict[Value, frozenset[int] | None]:
         return {}
 
+    @cached_property
+    def _parameters(self) -> dict[Value, Value]:
+        """For each addend of a parameter's gradient the parameter."""
+        graph = self.time.graph
+        by_name = {record["name"]: v for v, record in graph.arguments if record.get("kind") == "parameter"}
+        found: dict[Value, Value] = {}
+        after = {*self.time.after, *self.time.late}
+        for value, record in graph.results:
+            if record.get("kind") == "gradient" and record["name"] in by_name:
+                nodes = graph.cone([value], within=after)
+                addends = {value, *(v for node in nodes for v in node.operands)}
+                found.update(dict.fromkeys(addends, by_name[record["name"]]))
+        return found
+
     def _find_holders(self, value: Value) -> frozenset[int] | None:
         graph, time = self.time.graph, self.time
         node = graph.maker.get(value)
@@ -103,7 +118,8 @@ class Stages:
         graph = self.time.graph
         makers = [graph.maker.get(v) for v in node.operands]
         latest = min((self.of[m] for m in makers if m in self.of and m in self.time.tangent), default=self.count - 1)
-        wanted = [held for v in node.operands if (held := self.holders(v)) is not None]
+        given = [self._parameters[v] for v in node.values if v in self._parameters]
+        wanted = [held for v in (*node.operands, *given) if (held := self.holders(v)) is not None]
         fits = [sum(stage in held for held in wanted) for stage in range(latest + 1)]
         return max(stage for stage, number in enumerate(fits) if number == max(fits))
 
