@@ -26,10 +26,11 @@ from ..dsl.plan import Plan
 from ..ir.module import Level, Module
 from ..schedules.schedule import Kind, Schedule
 from .base import Pass, Remark, RemarkKind, Report
-from .pipelining.attributes import stage_of
+from .pipelining.attributes import segment_of, stage_of
 from .pipelining.backward_split import CallParter, input_gradients, part_masked
 from .pipelining.graph import Graph, Node
-from .pipelining.outlining import Outliner, Segment
+from .pipelining.op_costs import bytes_of
+from .pipelining.outlining import NAMES, Outliner, Segment
 from .pipelining.settings import settings_of
 from .pipelining.time_axis import TimeAxis
 from .tally import Tally
@@ -57,7 +58,7 @@ class SplitSegments(Pass):
         segments = _segments(time, settings.stages, parts)
         whole = [] if not parts else _whole(time, segments)
         Outliner(module, time, segments).run()
-        return Report(len(segments), (*tally.remarks(), *whole))
+        return Report(len(segments), (*tally.remarks(), *whole, *_applied(module)))
 
 
 def delays_weights(schedule: Schedule) -> bool:
@@ -96,6 +97,21 @@ def _segments(time: TimeAxis, stages: int, parts: bool) -> list[Segment]:
         else:
             segments.append(Segment(Kind.BW, stage, nodes))
     return [segment for segment in segments if segment.nodes]
+
+
+def _applied(module: Module) -> list[Remark]:
+    """One remark for each segment: what it takes of other segments, which lives until it has run."""
+    graph = Graph.of(module.functions()["main"])
+    made = {v for node in graph.nodes if segment_of(node.op) is not None for v in node.values}
+    found = []
+    for node in graph.nodes:
+        marked = segment_of(node.op)
+        if marked is not None:
+            kind, stage = marked
+            kept = sum(bytes_of(v) for v in dict.fromkeys(node.operands) if v in made)
+            message = f"{NAMES[kind]} of stage {stage}: takes {kept} bytes a microbatch of what other segments made"
+            found.append(Remark(SplitSegments.name, RemarkKind.APPLIED, message, node.origin))
+    return found
 
 
 def _whole(time: TimeAxis, segments: list[Segment]) -> list[Remark]:

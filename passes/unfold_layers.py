@@ -20,6 +20,7 @@ from ..ir.locations import Origin, from_location, to_location
 from ..ir.module import Module, callee, entry, operations, terminator
 from .base import Pass, Report
 from .pipelining.graph import Graph, copy_node
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,11 @@ class UnfoldLayers(Pass):
     name: ClassVar[str] = "unfold-layers"
 
     def run(self, module: Module) -> Report:
-        return Report(unfold(module))
+        tally = Tally(self.name)
+        for op in operations(module.functions()["main"]):
+            if callee(op) is not None:
+                tally.applied(f'"{callee(op)}" written out', from_location(op.location))
+        return Report(unfold(module), tally.remarks())
 
 
 def unfold(module: Module) -> int:

@@ -112,7 +112,7 @@ class CallParter:
     known: dict[tuple[str, tuple[int, ...]], _Parted | None] = field(default_factory=dict)
 
     def part(self, node: Node, wanted: frozenset[Value]) -> bool:
-        """Put two calls in a call's place: what gives the wanted results, and the rest; False where there is no rest."""
+        """Put two calls in a call's place, for the wanted results and for the rest; False where there is no rest."""
         name = str(node.callee)
         key = (name, tuple(i for i, v in enumerate(node.values) if v in wanted))
         if key not in self.known:

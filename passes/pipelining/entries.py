@@ -52,7 +52,6 @@ class EntryBuilder:
         types = [whole(v.type, self._count) for _, v, _ in mine]
         records = [{**record, "order": n} for n, _, record in mine]
         function = build_function(self.module, entry_name(self.at), types, records=records)
-        del function.attributes["sym_visibility"]
         self.values.update({v: a for (_, v, _), a in zip(mine, entry(function).arguments, strict=True)})
         with context(), mlir.InsertionPoint(entry(function)):
             self._share_parameters()
