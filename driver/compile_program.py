@@ -23,11 +23,13 @@ from ..ir.interpreter import IntegerRange, infer_ranges
 from ..ir.module import Module
 from ..passes.base import Remark
 from ..passes.cast_gradients import CastGradients
+from ..passes.cut_stages import CutStages
 from ..passes.expand_losses import ExpandLosses
 from ..passes.fold_layers import FoldLayers
 from ..passes.hoist_collectives import HoistCollectives
 from ..passes.lower_idioms import LowerIdioms
 from ..passes.manager import PassManager, PassRun, Step
+from ..passes.order_tasks import OrderTasks
 from ..passes.partition_tensors import PartitionTensors
 from ..passes.place_arguments import PlaceArguments
 from ..passes.propagate_placements import PropagatePlacements
@@ -35,6 +37,7 @@ from ..passes.raise_idioms import RaiseIdioms
 from ..passes.raise_matmuls import RaiseMatmuls
 from ..passes.simplify_views import SimplifyViews
 from ..passes.split_means import SplitMeans
+from ..passes.split_segments import SplitSegments
 from ..passes.start_collectives import StartCollectives
 from ..passes.statements import void_statements
 from ..runtime.arguments import Json, dtype_name
@@ -86,12 +89,14 @@ def pipeline(
 ) -> list[Step]:
     """The passes that a plan asks for, in order; where all floats are raised, what gradients are reduced in is too."""
     said = plan.precision.reduce if plan.precision is not None else None
+    as_captured = floats is Floats.AS_CAPTURED
+    stages: list[Step] = [CutStages(plan), SplitSegments(plan), OrderTasks(plan, as_captured), "symbol-dce"]
     return [
         PlaceArguments(plan, ",".join(padded_inputs)),
         RaiseIdioms(),
         ExpandLosses(),
         SplitMeans(),
-        CastGradients(said if floats is Floats.AS_CAPTURED else None),
+        CastGradients(said if as_captured else None),
         RaiseMatmuls(),
         SimplifyViews(),
         "canonicalize",
@@ -100,6 +105,7 @@ def pipeline(
         PartitionTensors(),
         LowerIdioms(),
         "canonicalize,cse,symbol-dce",
+        *(stages if plan.pipeline is not None else []),
         HoistCollectives(),
         StartCollectives(),
     ]

@@ -9,6 +9,7 @@ from textwrap import dedent
 
 from ..diagnostics import StrettoError
 from ..dsl.mesh import Mesh
+from ..dsl.pipeline import Pipeline
 from ..dsl.plan import Plan
 from ..ir.locations import from_location
 from ..ir.module import Module, operations
@@ -73,7 +74,8 @@ def example(name: str) -> Example:
 
 def _in_order() -> list[str]:
     """Our passes and upstream's: those of a compile in its order, then the others by name."""
-    compiled = [step_name(step) for step in single(pipeline(Plan(Mesh((("tp", 1),)))))]
+    plan = Plan(Mesh((("pp", 1),)), (Pipeline("pp", 1),))
+    compiled = [step_name(step) for step in single(pipeline(plan))]
     return list(dict.fromkeys((*compiled, *sorted(TABLE), *sorted(UPSTREAM))))
 
 

@@ -48,6 +48,8 @@ class OrderTasks(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     plan: Plan
     """The plan; its statement about the pipeline is used."""
+    casts: bool = True
+    """Whether what crosses is cast to the dtype that the plan says; not where all floats are raised for a check."""
 
     def run(self, module: Module) -> Report:
         settings = settings_of(self.plan, module)
@@ -58,7 +60,7 @@ class OrderTasks(Pass):
         step = Step(TimeAxis(module, graph), settings.schedule, segments)
         messages = Messages(settings.schedule, graph, segments)
         transfer = settings.said.transfer
-        dtype = None if transfer is None else dtype_of(transfer)
+        dtype = dtype_of(transfer) if self.casts else None
         for at in range(settings.schedule.ranks):
             EntryBuilder(module, step, messages, settings.said.axis, at, dtype).build()
         sent = sum(len(queue) for queue in messages.queues.values())
