@@ -26,12 +26,19 @@ def main() -> None:
     losses = train(model, optimizer, range(step, step + 3))
     stretto.save_checkpoint(folder / "to", model, optimizer, step=step + 3)
     stretto.save_weights(model, folder / "to.safetensors")
+    anew = adamw(filled)
+    filled.up.requires_grad_(False)
+    stretto.save_checkpoint(folder / "fresh", filled, anew)
+    fresh = train(filled, anew, range(2))
+    filled.up.requires_grad_(True)
+    stretto.save_checkpoint(folder / "part", filled, anew)
+    fresh += train(filled, anew, range(2, 4))
     plain = {name: tensor.contiguous() for name, tensor in seeded(2).state_dict().items()}
     model.load_state_dict(plain)
     loaded = [torch.equal(each.full_tensor(), plain[name]) for name, each in model.named_parameters()]
     if os.environ["RANK"] == "0":
         kind = type(filled.up.weight).__name__
-        print(json.dumps({"losses": losses, "same": same, "kind": kind, "loaded": loaded}))
+        print(json.dumps({"losses": losses, "same": same, "kind": kind, "loaded": loaded, "fresh": fresh}))
 
 
 if __name__ == "__main__":

@@ -47,3 +47,11 @@ def test_processes_continue_what_threads_began_and_one_process_continues_theirs(
     weights = load_file(tmp_path / "to.safetensors")
     assert all(torch.equal(weights[name], each) for name, each in plain.named_parameters())
     assert train(plain, optimizer, range(6, 9)) == pytest.approx(expected[3:], rel=1e-12)
+
+    plain = seeded(6)
+    optimizer = adamw(plain)
+    stretto.load_checkpoint(tmp_path / "fresh", plain, optimizer)
+    plain.up.requires_grad_(False)
+    assert train(plain, optimizer, range(2)) == pytest.approx(report["fresh"][:2], rel=1e-12)
+    stretto.load_checkpoint(tmp_path / "part", plain.requires_grad_(True), optimizer)
+    assert train(plain, optimizer, range(2, 4)) == pytest.approx(report["fresh"][2:], rel=1e-12)
