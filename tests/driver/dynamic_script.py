@@ -1,4 +1,7 @@
-"""Trains on batches of several sizes: prints the losses, those of the plain model, and what was compiled or bound."""
+"""Trains on batches of several sizes, and of several lengths where tp cuts these.
+
+Prints the losses, those of the plain model, and what was compiled or bound.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import stretto
 import torch
@@ -13,17 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROWS = (4, 6, 3, 5, 8)
+LENGTHS = (8, 12, 9, 5, 6)
+SHARDED = 'shard "up" columns over tp\nshard "down" rows over tp'
 
 
 class Model(nn.Module):
-    """x (batch, 6), y (batch) -> the loss."""
+    """x (batch, seq, 6), y (batch, seq) -> the loss."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 5)
+        self.mix, self.up, self.down = nn.Linear(6, 18), nn.Linear(6, 12), nn.Linear(12, 5)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(self.down(self.up(x).relu()), y)
+        q, k, v = self.mix(x).chunk(3, -1)
+        x = x + F.scaled_dot_product_attention(q, k, v)
+        return F.cross_entropy(self.down(self.up(x).relu()).flatten(0, 1), y.flatten())
 
 
 class Words(logging.Handler):
@@ -37,12 +45,12 @@ class Words(logging.Handler):
         self.kept.append(record.getMessage().split()[1])
 
 
-def losses(model: nn.Module) -> list[float]:
+def losses(model: nn.Module, lengths: Sequence[int]) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     generator, found = torch.Generator().manual_seed(1), []
-    for rows in ROWS:
-        x = torch.randn(rows, 6, dtype=torch.float64, generator=generator)
-        loss = model(x, torch.randint(5, (rows,), generator=generator))
+    for rows, seq in zip(ROWS, lengths, strict=True):
+        x = torch.randn(rows, seq, 6, dtype=torch.float64, generator=generator)
+        loss = model(x, torch.randint(5, (rows, seq), generator=generator))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -51,17 +59,20 @@ def losses(model: nn.Module) -> list[float]:
 
 
 if __name__ == "__main__":
-    mesh = sys.argv[1]
+    plan = f"mesh ({sys.argv[1]})\n{SHARDED if 'tp' in sys.argv[1] else ''}"
+    dims, lengths = {0: "batch"}, [4] * len(ROWS)
+    if "tp" in sys.argv[1]:
+        plan += "\nshard activations tokens over tp"
+        dims, lengths = {0: "batch", 1: "seq"}, [*LENGTHS]
     words = Words()
     logger = logging.getLogger("stretto")
     logger.setLevel(logging.INFO)
     logger.addHandler(words)
     torch.manual_seed(0)
     plain = Model().double()
-    expected = losses(plain)
+    expected = losses(plain, lengths)
     torch.manual_seed(0)
-    plan = f'mesh ({mesh})\nshard "up" columns over tp\nshard "down" rows over tp' if "tp" in mesh else f"mesh ({mesh})"
-    model = stretto.compile(Model().double(), plan=plan, dynamic={"x": {0: "batch"}, "y": {0: "batch"}})
-    report = {"losses": losses(model), "plain": expected, "words": words.kept}
+    model = stretto.compile(Model().double(), plan=plan, dynamic={"x": dims, "y": dims})
+    report = {"losses": losses(model, lengths), "plain": expected, "words": words.kept}
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(report))

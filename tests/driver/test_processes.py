@@ -71,8 +71,9 @@ def test_processes_scale_a_float16_loss_as_threads_do_and_skip_the_same_step() -
 
 
 @pytest.mark.slow
-def test_processes_are_bound_to_batches_that_they_cannot_share_evenly() -> None:
+@pytest.mark.parametrize("mesh", ["dp=2", "tp=2"], ids=["batches", "lengths"])
+def test_processes_are_bound_to_sizes_that_they_cannot_share_evenly(mesh: str) -> None:
     script = SCRIPT.with_name("dynamic_script.py")
-    processes = run("dp=2", *TORCHRUN, "2", script=script)
+    processes = run(mesh, *TORCHRUN, "2", script=script)
     assert processes["losses"] == pytest.approx(processes["plain"], rel=1e-9)
     assert processes["words"] == ["compiled", "bound", "compiled", "bound", "bound"]
