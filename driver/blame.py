@@ -13,14 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from ..ir.comm import COLLECTIVES
 from ..ir.interpreter.code import UNPACK
+from ..ir.interpreter.flow import Node
 from ..ir.interpreter.observing import Path
-from ..ir.interpreter.trace import Node, Trace, same_elements
+from ..ir.interpreter.trace import Print, Trace, same_elements
 from ..ir.placement import Shard
 
 
@@ -48,21 +50,25 @@ class Values:
     def __init__(self, trace: Trace, tolerance: float) -> None:
         self.trace = trace
         self.tolerance = tolerance
-        by_count: dict[int, list[int]] = defaultdict(list)
-        for number, each in trace.prints.items():
-            by_count[each.count].append(number)
-        self._tables = {count: self._table(numbers) for count, numbers in by_count.items()}
+        by_count: dict[int, list[Print]] = defaultdict(list)
+        for each in (*trace.prints.values(), *chain.from_iterable(trace.parts.values())):
+            by_count[each.count].append(each)
+        self._tables = {count: self._table(prints) for count, prints in by_count.items()}
 
     def holds(self, trace: Trace, number: int) -> bool:
-        """Whether a value of another trace is one of these."""
-        wanted = trace.prints.get(number)
-        if wanted is None or wanted.count not in self._tables:
+        """Whether a value of another trace is one of these, or all its microbatches' parts are."""
+        wanted, parts = trace.prints.get(number), trace.parts.get(number, ())
+        if wanted is None:
+            return False
+        return self._holds(wanted) or (len(parts) > 0 and all(self._holds(part) for part in parts))
+
+    def _holds(self, wanted: Print) -> bool:
+        if wanted.count not in self._tables:
             return False
         sums, sizes = self._tables[wanted.count]
         return bool(same_elements(sums, sizes, wanted, self.tolerance).any())
 
-    def _table(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        prints = [self.trace.prints[number] for number in numbers]
+    def _table(self, prints: Sequence[Print]) -> tuple[Tensor, Tensor]:
         return torch.stack([each.sums for each in prints]), torch.tensor([each.size for each in prints]).double()
 
 
@@ -206,4 +212,4 @@ def _started(trace: Trace, node: Node) -> Node:
 
 
 def _communicates(node: Node) -> bool:
-    return node.step.name == "comm.wait" or node.step.name in COLLECTIVES
+    return node.step.name in ("comm.wait", "comm.receive", *COLLECTIVES)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ..diagnostics import StrettoError
 from ..ir.bindings import mlir
 from ..ir.interpreter import Floats, IntegerRange, infer_ranges, random_inputs, run
+from ..ir.interpreter.flow import Node
 from ..ir.interpreter.ranks import result_name
-from ..ir.interpreter.trace import Node, Trace
+from ..ir.interpreter.trace import Trace
 from ..ir.locations import from_location
 from ..ir.module import Module, operations
 from ..ir.verifier import problems
@@ -159,14 +160,13 @@ def _changed(
             continue
         if old not in before.trace.prints:
             old, new = before.given(was)[0], after.given(now)[0]
-        if _unlike(before.trace, old, after.trace, new, tolerance):
+        if _unlike(before.trace, old, after.trace, new, tolerance, now.microbatch):
             yield now
 
 
-def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float) -> bool:
-    """Whether two values are known to differ."""
-    prints = before.prints.get(old), after.prints.get(new)
-    return prints[0] is not None and prints[1] is not None and not prints[0].matches(prints[1], tolerance)
+def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float, turn: int | None = None) -> bool:
+    """Whether two values are known to differ; `turn` is the microbatch that an operation after reads the value for."""
+    return before.agrees(old, after, new, tolerance, turn) is False
 
 
 def _is_altered(before: TracedModule, after: TracedModule, node: Node, tolerance: float) -> bool:
@@ -176,7 +176,7 @@ def _is_altered(before: TracedModule, after: TracedModule, node: Node, tolerance
         return False
     pairs = zip(twin.operands, node.operands, strict=True)
     return twin.constants != node.constants and not any(
-        _unlike(before.trace, old, after.trace, new, tolerance) for old, new in pairs
+        _unlike(before.trace, old, after.trace, new, tolerance, node.microbatch) for old, new in pairs
     )
 
 
@@ -205,7 +205,7 @@ def _other_operands(
     before: TracedModule, after: TracedModule, twin: Node, node: Node, tolerance: float
 ) -> Iterator[str]:
     for at, (old, new) in enumerate(zip(twin.operands, node.operands, strict=False)):
-        if _unlike(before.trace, old, after.trace, new, tolerance):
+        if _unlike(before.trace, old, after.trace, new, tolerance, node.microbatch):
             yield f"operand {at} is of {after.maker_text(new)}, and was of {before.maker_text(old)}"
         elif before.code.level is after.code.level and before.type_text(old) != after.type_text(new):
             yield f"operand {at} is a {after.type_text(new)}, and was a {before.type_text(old)}"

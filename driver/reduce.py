@@ -12,12 +12,22 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..diagnostics import StrettoError
-from ..ir.module import Module, terminator
+from ..ir.module import Module
 from ..ir.source_text import read_module
 from ..ir.verifier import verify
 from ..passes.manager import PassFailure, Step, single, step_name
 from .judge import Breakage, Judge, PassVerdict, Terms
-from .shrinking import Site, bypass, count, give_from_outside, keep_results, sites, trim
+from .shrinking import (
+    Site,
+    argument_count,
+    bypass,
+    count,
+    give_from_outside,
+    keep_results,
+    result_count,
+    sites,
+    trim,
+)
 
 _RUNS = (Breakage.VALUES, Breakage.ORDER, Breakage.REFUSED)
 """Breakages that show when the module is run; before the pass it must run."""
@@ -171,11 +181,9 @@ class _Search:
         return sites(Module.parse(self.text))
 
     def _results(self) -> int:
-        module = Module.parse(self.text)
-        return len(terminator(module.functions()["main"]).operands)
+        return result_count(Module.parse(self.text))
 
 
 def _cost(module: Module) -> tuple[int, int]:
-    """Operations first, then what `main` takes and gives."""
-    main = module.functions()["main"]
-    return count(module), len(main.regions[0].blocks[0].arguments) + len(terminator(main).operands)
+    """Operations first, then what the program takes and gives."""
+    return count(module), argument_count(module) + result_count(module)

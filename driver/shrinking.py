@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
+from ..ir.attributes import from_attribute
 from ..ir.bindings import Operation, Type, Value, mlir
+from ..ir.comm import TRANSFERS
 from ..ir.dialects import context
 from ..ir.module import (
     Module,
+    Record,
     argument_records,
     build_call,
     callee,
@@ -21,6 +24,7 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import is_packing
+from ..ir.pipeline import entries, entry_names, microbatch_of, pipeline_axis, set_microbatch
 from ..ir.types import from_mlir, is_tensor
 
 Site = tuple[str, int]
@@ -43,15 +47,28 @@ def sites(module: Module) -> list[Site]:
 
 
 def keep_results(module: Module, kept: Collection[int]) -> None:
-    """Let `main` give some of its results only."""
-    main = module.functions()["main"]
-    records = result_records(main)
-    _return(main, [value for i, value in enumerate(terminator(main).operands) if i in kept])
-    set_result_records(main, [record for i, record in enumerate(records) if i in kept])
+    """Let the program give some of its results only."""
+    for function in entries(module):
+        records = result_records(function)
+        mine = [i for i, record in enumerate(records) if record.get("order", i) in kept]
+        _return(function, [value for i, value in enumerate(terminator(function).operands) if i in mine])
+        set_result_records(function, [records[i] for i in mine])
+    _close_gaps(module)
+
+
+def result_count(module: Module) -> int:
+    """How many results the program gives."""
+    records = [enumerate(result_records(function)) for function in entries(module)]
+    return len({record.get("order", i) for each in records for i, record in each})
+
+
+def argument_count(module: Module) -> int:
+    """How many arguments the program takes; one that several entries take counts for each."""
+    return sum(len(entry(function).arguments) for function in entries(module))
 
 
 def give_from_outside(module: Module, chosen: Iterable[Site]) -> None:
-    """Replace operations by new arguments of their functions, which all callers are given, `main` by its caller."""
+    """Replace operations by new arguments of their functions, which all callers are given, entries by theirs."""
     functions = module.functions()
     ops = [(name, _inner(functions[name])[number]) for name, number in chosen]
     new: dict[str, list[Type]] = defaultdict(list)
@@ -62,13 +79,13 @@ def give_from_outside(module: Module, chosen: Iterable[Site]) -> None:
                 new[name].append(result.type)
         op.operation.erase()
     for name in _callees_first(module):
-        for caller, call in _calls(module, name) if new[name] and name != "main" else ():
+        for caller, call in _calls(module, name) if new[name] else ():
             given = [_new_argument(functions[caller], type_) for type_ in new[name]]
             new[caller] += new[name]
             _call_again(call, [*call.operands, *given], range(len(call.results)))
     for function in functions.values():
         refresh_type(function)
-    _name_new_arguments(functions["main"])
+    _name_new_arguments(module)
 
 
 def bypass(module: Module, site: Site) -> None:
@@ -82,23 +99,45 @@ def bypass(module: Module, site: Site) -> None:
 
 def trim(module: Module) -> None:
     """Drop what nothing uses: operations, results and arguments of functions, functions; again and again."""
-    while _drop_operations(module) or _drop_functions(module) or _drop_results(module) or _drop_arguments(module):
+    drops = (_drop_operations, _drop_transfers, _drop_functions, _drop_results, _drop_arguments)
+    while any(drop(module) for drop in drops):
         pass
+    _close_gaps(module)
 
 
 def _drop_operations(module: Module) -> bool:
     dropped = False
     for function in module.functions().values():
         for op in reversed(_inner(function)):
-            if not any(_is_used(result) for result in op.results):
+            if op.operation.name not in TRANSFERS and not any(_is_used(result) for result in op.results):
                 op.operation.erase()
                 dropped = True
     return dropped
 
 
+def _drop_transfers(module: Module) -> bool:
+    """Drop what is received and not used, with the send that it is from."""
+    sent: dict[tuple[int, int], list[Operation]] = defaultdict(list)
+    received: dict[tuple[int, int], list[Operation]] = defaultdict(list)
+    for stage, function in enumerate(entries(module)):
+        for op in operations(function):
+            if op.operation.name in TRANSFERS:
+                peer = int(from_attribute(op.attributes["peer"]))
+                if op.operation.name == "comm.send":
+                    sent[stage, peer].append(op)
+                else:
+                    received[peer, stage].append(op)
+    pairs = [(a, b) for key, ops in received.items() for a, b in zip(sent[key], ops, strict=False)]
+    unused = [(a, b) for a, b in pairs if not _is_used(b.results[0])]
+    for pair in unused:
+        for op in pair:
+            op.operation.erase()
+    return bool(unused)
+
+
 def _drop_functions(module: Module) -> bool:
     for name, function in module.functions().items():
-        if name != "main" and not _calls(module, name):
+        if name not in entry_names(module) and not _calls(module, name):
             function.operation.erase()
             return True
     return False
@@ -107,7 +146,7 @@ def _drop_functions(module: Module) -> bool:
 def _drop_results(module: Module) -> bool:
     for name, function in module.functions().items():
         calls = _calls(module, name)
-        if name == "main" or not calls:
+        if name in entry_names(module) or not calls:
             continue
         given = list(terminator(function).operands)
         kept = [i for i in range(len(given)) if any(_is_used(call.results[i]) for _, call in calls)]
@@ -129,7 +168,7 @@ def _drop_arguments(module: Module) -> bool:
         for i in reversed(range(len(arguments))):
             if i not in kept:
                 entry(function).erase_argument(i)
-        if name == "main":
+        if name in entry_names(module):
             set_argument_records(function, [records[i] for i in kept])
         refresh_type(function)
         for _, call in _calls(module, name):
@@ -150,6 +189,9 @@ def _call_again(call: Operation, operands: Sequence[Value], kept: Sequence[int])
     """Replace a call by one with other operands, of whose results some are left."""
     with context(), mlir.InsertionPoint(call):
         made = build_call(callee(call) or "", operands, [call.results[i].type for i in kept], call.location)
+        microbatch = microbatch_of(call)
+        if microbatch is not None and made:
+            set_microbatch(made[0].owner, microbatch)
     for i, result in zip(kept, made, strict=True):
         call.results[i].replace_all_uses_with(result)
     call.operation.erase()
@@ -182,12 +224,34 @@ def _new_argument(function: Operation, type_: Type) -> Value:
         return entry(function).add_argument(type_, mlir.Location.unknown())
 
 
-def _name_new_arguments(main: Operation) -> None:
-    count_ = len(entry(main).arguments)
-    known = argument_records(main) if "arg_attrs" in main.attributes else []
-    known = known[: len(mlir.ArrayAttr(main.attributes["arg_attrs"]))] if known else []
-    new = [{"kind": "input", "name": f"given.{i}", "index": i} for i in range(len(known), count_)]
-    set_argument_records(main, [*known, *new])
+def _name_new_arguments(module: Module) -> None:
+    """Give each argument that has no record yet one, with a number that no other in the program has."""
+    is_ordered = pipeline_axis(module) is not None
+    known = [_known_records(function) for function in entries(module)]
+    number = 1 + max((record.get("order", i) for records in known for i, record in enumerate(records)), default=-1)
+    for function, records in zip(entries(module), known, strict=True):
+        new: list[Record] = []
+        for _ in range(len(records), len(entry(function).arguments)):
+            record: Record = {"kind": "input", "name": f"given.{number}", "index": number}
+            new.append(record | {"order": number} if is_ordered else record)
+            number += 1
+        set_argument_records(function, [*records, *new])
+
+
+def _known_records(function: Operation) -> list[Record]:
+    if "arg_attrs" not in function.attributes:
+        return []
+    return argument_records(function)[: len(mlir.ArrayAttr(function.attributes["arg_attrs"]))]
+
+
+def _close_gaps(module: Module) -> None:
+    """Number what entries take and give anew where they say its place in the program."""
+    if pipeline_axis(module) is None:
+        return
+    for read, write in ((argument_records, set_argument_records), (result_records, set_result_records)):
+        orders = sorted({record["order"] for function in entries(module) for record in read(function)})
+        for function in entries(module):
+            write(function, [record | {"order": orders.index(record["order"])} for record in read(function)])
 
 
 def _inner(function: Operation) -> list[Operation]:

@@ -10,13 +10,16 @@ from functools import cached_property
 from torch import Tensor
 
 from ..ir.interpreter.code import decode
+from ..ir.interpreter.flow import Node
 from ..ir.interpreter.observing import Path
 from ..ir.interpreter.ranks import grid_of
-from ..ir.interpreter.trace import Node, Trace
+from ..ir.interpreter.trace import Trace
 from ..ir.module import Module
 from ..ir.types import to_mlir
 from .names import family
 from .places import Place, Places
+
+Key = tuple[object, ...]
 
 
 class TracedModule:
@@ -51,10 +54,12 @@ class TracedModule:
         return f"{record.get('kind', 'argument')} {record.get('name', at)}"
 
     def maker(self, number: int) -> Node | None:
-        """The operation that a value is from: of what was waited for, the start."""
+        """The operation that a value is from: of what was waited for the start, of what was received what was sent."""
         maker = self.trace.flow.makers.get(number)
         if maker is not None and maker.step.name == "comm.wait":
-            return self.trace.flow.makers.get(maker.operands[0])
+            maker = self.trace.flow.makers.get(maker.operands[0])
+        if maker is not None and maker.step.name.startswith("comm.receive") and maker.operands:
+            return self.maker(maker.operands[0])
         return maker
 
     def given(self, node: Node) -> Sequence[int]:
@@ -63,8 +68,9 @@ class TracedModule:
 
     def twin(self, other: TracedModule, node: Node) -> Node | None:
         """The operation here that has the name and origin of one of another module, and as many like it before it."""
-        mine, (at, key) = self._alike, other._numbers[node.path]
-        return mine[key][at] if at < len(mine[key]) else None
+        at, key = other._numbers[node.path]
+        alike = self._alike[key, node.microbatch] or self._alike[key, None]
+        return alike[at] if at < len(alike) else None
 
     @cached_property
     def _delivered(self) -> dict[Path, Sequence[int]]:
@@ -73,22 +79,23 @@ class TracedModule:
         return {start.path: wait.results for start, wait in starts if start is not None}
 
     @cached_property
-    def _alike(self) -> dict[tuple[object, ...], list[Node]]:
-        found: dict[tuple[object, ...], list[Node]] = defaultdict(list)
+    def _alike(self) -> dict[tuple[Key, int | None], list[Node]]:
+        """By what operations keep, and the microbatch that they are done for."""
+        found: dict[tuple[Key, int | None], list[Node]] = defaultdict(list)
         for node in self.trace.flow.nodes:
-            found[_key(node)].append(node)
+            found[_key(node), node.microbatch].append(node)
         return found
 
     @cached_property
-    def _numbers(self) -> dict[Path, tuple[int, tuple[object, ...]]]:
-        return {node.path: (at, key) for key, nodes in self._alike.items() for at, node in enumerate(nodes)}
+    def _numbers(self) -> dict[Path, tuple[int, Key]]:
+        return {node.path: (at, key) for (key, _), nodes in self._alike.items() for at, node in enumerate(nodes)}
 
     def result_types(self, node: Node) -> tuple[str, ...]:
         """The types of what an operation gives."""
         return tuple(self.type_text(number) for number in node.results)
 
 
-def _key(node: Node) -> tuple[object, ...]:
+def _key(node: Node) -> Key:
     """What an operation keeps through passes; layers that a fold made one have no numbers."""
     origin = node.step.origin
     return node.step.name.removesuffix("_start"), replace(origin, module_path=family(origin.module_path))

@@ -13,7 +13,7 @@ from ..diagnostics import StrettoError
 from .bindings import Operation, Type
 from .module import Module, argument_records, entry, operations, result_records
 from .operations import read
-from .pipeline import entry_name, microbatch_of, pipeline_axis
+from .pipeline import entry_names, microbatch_of
 from .types import from_mlir, is_tensor
 from .verifier import Problem
 
@@ -30,9 +30,7 @@ def malformed(module: Module) -> Iterator[Problem]:
             yield Problem(f"a function has one block, and this one has {blocks}", function)
             return
         yield from _function_problems(function)
-    axis = pipeline_axis(module)
-    names = ["main"] if axis is None else [entry_name(at) for at in range(dict(module.mesh).get(axis, 0))]
-    for name in names:
+    for name in entry_names(module):
         function = module.functions().get(name)
         if function is None:
             yield Problem(f'the module has no function "{name}"', module.operation)

@@ -42,13 +42,16 @@ def entry_name(coordinate: int) -> str:
     return f"main_{coordinate}"
 
 
-def entries(module: Module) -> tuple[Operation, ...]:
-    """The functions where ranks begin: `main`, or one for each coordinate on the axis of the stages."""
-    functions = module.functions()
+def entry_names(module: Module) -> tuple[str, ...]:
+    """Where ranks begin: in `main`, or in one for each coordinate on the axis of the stages."""
     axis = pipeline_axis(module)
-    if axis is None:
-        return (functions["main"],)
-    return tuple(functions[entry_name(at)] for at in range(dict(module.mesh)[axis]))
+    return ("main",) if axis is None else tuple(entry_name(at) for at in range(dict(module.mesh).get(axis, 0)))
+
+
+def entries(module: Module) -> tuple[Operation, ...]:
+    """The functions where ranks begin."""
+    functions = module.functions()
+    return tuple(functions[name] for name in entry_names(module))
 
 
 def space(mesh: Mesh) -> Mesh:

@@ -14,7 +14,7 @@ from .attributes import from_attribute
 from .bindings import Operation, Value, mlir
 from .comm import TRANSFERS
 from .module import Module, Record, argument_records, callee, entry, name_of, operations, result_records, terminator
-from .pipeline import MICROBATCH, entry_name, microbatch_of, microbatches, pipeline_axis, space
+from .pipeline import MICROBATCH, entry_names, microbatch_of, microbatches, pipeline_axis, space
 from .types import from_mlir
 
 Broken = tuple[str, Operation]
@@ -46,7 +46,7 @@ def _calls_out_of_order(module: Module) -> Iterator[Broken]:
 
 def _in_order(module: Module, axis: str) -> Iterator[Broken]:
     functions = module.functions()
-    names = [entry_name(at) for at in range(dict(module.mesh)[axis])]
+    names = entry_names(module)
     missing = [name for name in names if name not in functions]
     if missing:
         yield f'"{axis}" has {len(names)} coordinates, and the function "{missing[0]}" is not there', module.operation

@@ -10,7 +10,7 @@ from ..bindings import Operation, Type, Value, mlir
 from ..locations import Origin, from_location
 from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records, terminator
 from ..operations import is_packing, read
-from ..pipeline import entry_name, microbatch_of, pipeline_axis
+from ..pipeline import entry_names, microbatch_of, pipeline_axis
 from ..placement import Mesh
 from ..types import TensorType, from_mlir, is_tensor
 from .errors import NO_MEANING, InterpreterError
@@ -97,7 +97,7 @@ def decode(module: Module) -> Code:
     """Decode every function; E0652 where an entry is missing, or an operation is not Stretto's."""
     functions = {name: f for name, f in module.functions().items() if len(f.regions[0].blocks)}
     axis = pipeline_axis(module)
-    names = ["main"] if axis is None else [entry_name(at) for at in range(dict(module.mesh).get(axis, 0))]
+    names = entry_names(module)
     for name in names:
         if name not in functions:
             raise InterpreterError(

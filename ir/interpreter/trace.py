@@ -6,8 +6,8 @@ the elements, the same weights for every tensor of one size. So a trace takes me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipeline import MICROBATCH, microbatches
-from ..placement import Shard
-from ..schemas import definitions
+from ..pipeline import MICROBATCH
 from ..types import TensorType
-from .code import Body, Code, Step, refs, used
-from .cutting import join
+from .code import Code
+from .cutting import cut, join
 from .errors import REPLICAS, InterpreterError
+from .flow import Flow, Node, flow_of, part_type
 from .grid import Grid
 from .observing import Path
+from .padding import Padding
 
 _SUMS = 3
 _SLACK = 8.0
@@ -55,38 +55,6 @@ class Print:
         return bool(same_elements(self.sums[None], sizes, other, tolerance).all())
 
 
-@dataclass(frozen=True)
-class Node:
-    """One execution of one operation. Values are numbered in the order in which they are made, arguments first."""
-
-    path: Path
-    function: str
-    step: Step
-    operands: tuple[int, ...]
-    results: tuple[int, ...]
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        """Its arguments that are no values, by name."""
-        if self.step.name not in definitions():
-            return {}
-        names = [argument.name for argument in definitions()[self.step.name].arguments]
-        given = {**dict(zip(names, self.step.args, strict=False)), **self.step.kwargs}
-        return {name: value for name, value in given.items() if not refs(value)}
-
-
-@dataclass
-class Flow:
-    """What all entries do, with every call entered: nodes in order, the types of values, and what goes in and out."""
-
-    arguments: tuple[int, ...] = ()
-    """Of the whole program, as the next."""
-    results: tuple[int, ...] = ()
-    nodes: list[Node] = field(default_factory=list)
-    types: list[TensorType | None] = field(default_factory=list)
-    makers: dict[int, Node] = field(default_factory=dict)
-
-
 @dataclass
 class Trace:
     """Who made what; observes a run of the module. `prints` lacks lists, futures, and what was not reached."""
@@ -95,6 +63,8 @@ class Trace:
     grid: Grid
     """Of the ranks that make a value: all, or those of a stage."""
     prints: dict[int, Print] = field(default_factory=dict)
+    parts: dict[int, tuple[Print, ...]] = field(default_factory=dict)
+    """Where microbatches are as ranks: of each value the part of each microbatch, which a turn of a stage makes."""
     torn: set[int] = field(default_factory=set)
     """Values of which ranks that should hold the same, as the type says, do not; their prints are of all ranks'."""
     last: Node | None = None
@@ -105,10 +75,15 @@ class Trace:
     @staticmethod
     def of(code: Code, grid: Grid, inputs: Sequence[Tensor]) -> Trace:
         """A trace in which only the arguments are known yet."""
-        flow = _flow(code)
+        flow = flow_of(code)
         prints = {number: print_of(value) for number, value in zip(flow.arguments, inputs, strict=True)}
         ranks = grid if code.axis is None else grid.without(code.axis)
-        return Trace(flow, ranks, prints, _nodes={node.path: node for node in flow.nodes})
+        made = Trace(flow, ranks, prints, _nodes={node.path: node for node in flow.nodes})
+        if grid.has([MICROBATCH]):
+            for number, port, value in zip(flow.arguments, code.arguments, inputs, strict=True):
+                held = [cut(value, port.type, rank, grid, Padding.ZERO) for rank in range(grid.ranks)]
+                made._keep_parts(number, held, port.type)
+        return made
 
     def begins(self, rank: int, path: Path) -> None:
         """See `Observer`."""
@@ -124,18 +99,48 @@ class Trace:
                     self._keep(number, [held[r] for r in sorted(held)])
                     del self._held[number]
 
+    def agrees(self, number: int, other: Trace, theirs: int, tolerance: float, turn: int | None) -> bool | None:
+        """Whether a value here is one of another trace, or this one's part of a microbatch is: of `turn`, else of any.
+
+        None where one of the two is not known.
+        """
+        mine, their = self.prints.get(number), other.prints.get(theirs)
+        if mine is None or their is None:
+            return None
+        parts = self.parts.get(number, ())
+        each = parts if turn is None else parts[turn : turn + 1]
+        return any(one.matches(their, tolerance) for one in (mine, *each))
+
     def _keep(self, number: int, held: list[Tensor]) -> None:
         type_ = self.flow.types[number]
         if len(held) == 1 or type_ is None:
             self.prints[number] = print_of(held[0])
             return
-        try:
-            self.prints[number] = print_of(join(held, type_, self.grid, ""))
-        except InterpreterError as error:
-            if error.code != REPLICAS:
-                raise
+        whole = _joined(held, type_, self.grid)
+        if whole is None:
             self.torn.add(number)
             self.prints[number] = print_of(torch.stack(held))
+            return
+        self.prints[number] = print_of(whole)
+        if self.grid.has([MICROBATCH]):
+            self._keep_parts(number, held, type_)
+
+    def _keep_parts(self, number: int, held: list[Tensor], type_: TensorType) -> None:
+        ranks, turns = self.grid.without(MICROBATCH), range(self.grid.size([MICROBATCH]))
+        here = part_type(type_, self.grid.mesh)
+        found = [_joined([held[r] for r in self.grid.at(MICROBATCH, turn)], here, ranks) for turn in turns]
+        prints = tuple(print_of(part) for part in found if part is not None)
+        self.parts[number] = prints if len(prints) == len(turns) else ()
+
+
+def _joined(held: list[Tensor], type_: TensorType, grid: Grid) -> Tensor | None:
+    """The whole tensor; None where ranks that should hold the same do not."""
+    try:
+        return join(held, type_, grid, "")
+    except InterpreterError as error:
+        if error.code != REPLICAS:
+            raise
+        return None
 
 
 def same_elements(sums: Tensor, sizes: Tensor, other: Print, tolerance: float) -> Tensor:
@@ -161,52 +166,3 @@ def print_of(tensor: Tensor) -> Print:
 def _weights(count: int) -> Tensor:
     random = torch.Generator().manual_seed(count)
     return torch.randn((_SUMS, count), generator=random, dtype=torch.float64)
-
-
-def _flow(code: Code) -> Flow:
-    flow = Flow()
-    flow.arguments = tuple(_numbers(flow, [port.type for port in code.arguments]))
-    gives: list[tuple[int, ...]] = []
-    for entry, body in enumerate(code.entries):
-        own = {port.places[entry]: number for number, port in zip(flow.arguments, code.arguments, strict=True)}
-        given = [own[place] for place in range(len(body.arguments))]
-        gives.append(_walk(code, body, given, () if code.axis is None else (entry,), flow))
-    flow.results = tuple(
-        next(gives[entry][place] for entry, place in enumerate(port.places) if place is not None)
-        for port in code.results
-    )
-    return flow
-
-
-def _walk(code: Code, body: Body, given: Sequence[int], callers: Path, flow: Flow) -> tuple[int, ...]:
-    """Add the nodes of one call; its results' values."""
-    values = dict(zip(body.arguments, given, strict=True))
-    for at, step in enumerate(body.steps):
-        path = (*callers, at)
-        operands = tuple(values[slot] for slot in used(step))
-        if step.callee:
-            results = _walk(code, code.bodies[step.callee], operands, path, flow)
-        else:
-            results = tuple(_numbers(flow, [_of_one_microbatch(code, body.types[slot]) for slot in step.out]))
-            node = Node(path, body.name, step, operands, results)
-            flow.nodes.append(node)
-            flow.makers.update(dict.fromkeys(results, node))
-        values.update(zip(step.out, results, strict=True))
-    return tuple(values[slot] for slot in body.results)
-
-
-def _numbers(flow: Flow, types: Sequence[TensorType | None]) -> Iterator[int]:
-    for type_ in types:
-        flow.types.append(type_)
-        yield len(flow.types) - 1
-
-
-def _of_one_microbatch(code: Code, type_: TensorType | None) -> TensorType | None:
-    """The type of what the ranks of a stage hold of one microbatch, where each is a turn of theirs."""
-    if type_ is None or code.axis is None:
-        return type_
-    cut = {placement.dim for axis, placement in type_.placement if axis == MICROBATCH and isinstance(placement, Shard)}
-    here = tuple(each for each in type_.placement if each[0] not in (MICROBATCH, code.axis))
-    turns = microbatches(code.mesh)
-    extents = type_.extents and tuple(n // turns if dim in cut else n for dim, n in enumerate(type_.extents))
-    return replace(type_, placement=here, extents=extents)

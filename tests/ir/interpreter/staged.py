@@ -10,6 +10,8 @@ import json
 
 from stretto.ir.module import Module
 
+from .texts import at
+
 ALL = (("dp", 2), ("pp", 2), ("microbatch", 2))
 W = "tensor<4x4xf32>"
 S = "tensor<f32>"
@@ -19,10 +21,18 @@ X = 'tensor<4x4xf32, {dp = "shard(0)"}>'
 PART = f"tensor<2x4xf32, {{{_BOTH}}}>"
 """What it holds of one microbatch."""
 _SHARES = 'dp = "partial(sum)", microbatch = "partial(sum)"'
+TURNED = PART.replace("2x4", "4x2").replace("shard(0)", "shard(1)")
 WG = f"tensor<4x4xf32, {{{_SHARES}}}>"
 SG = f"tensor<f32, {{{_SHARES}}}>"
 
-SEGMENTS = f"""
+
+def _located(text: str) -> str:
+    """The text with a place in the model for each operation."""
+    lines = enumerate(text.splitlines())
+    return "\n".join(f"{line} {at('block', number)}" if '= "aten' in line else line for number, line in lines)
+
+
+SEGMENTS = _located(f"""
 func.func private @forward_0(%x: {PART}, %w0: {W}) -> {PART} {{
   %h = "aten.mm_default"(%x, %w0) : ({PART}, {W}) -> {PART}
   return %h : {PART}
@@ -41,16 +51,16 @@ func.func private @input_gradient_1(%y: {PART}, %w1: {W}, %t: {S}) -> ({PART}, {
   return %gy, %gh : {PART}, {PART}
 }}
 func.func private @weight_gradient_1(%h: {PART}, %gy: {PART}) -> {WG} {{
-  %0 = "aten.t_default"(%h) : ({PART}) -> tensor<4x2xf32>
-  %g = "aten.mm_default"(%0, %gy) : (tensor<4x2xf32>, {PART}) -> {WG}
+  %0 = "aten.t_default"(%h) : ({PART}) -> {TURNED}
+  %g = "aten.mm_default"(%0, %gy) : ({TURNED}, {PART}) -> {WG}
   return %g : {WG}
 }}
 func.func private @backward_0(%x: {PART}, %gh: {PART}) -> {WG} {{
-  %0 = "aten.t_default"(%x) : ({PART}) -> tensor<4x2xf32>
-  %g = "aten.mm_default"(%0, %gh) : (tensor<4x2xf32>, {PART}) -> {WG}
+  %0 = "aten.t_default"(%x) : ({PART}) -> {TURNED}
+  %g = "aten.mm_default"(%0, %gh) : ({TURNED}, {PART}) -> {WG}
   return %g : {WG}
 }}
-"""
+""")
 _ARGUMENTS = {
     "w0": {"kind": "parameter", "name": "w0", "index": -1},
     "w1": {"kind": "parameter", "name": "w1", "index": -1},
@@ -117,7 +127,7 @@ def captured() -> Module:
     return _module('comm.level = "aten"', main)
 
 
-def in_segments() -> Module:
+def in_segments(segments: str = SEGMENTS) -> Module:
     """State 2: every task is one of each microbatch, and sums over time are collectives."""
     axes = '{axes = ["dp", "microbatch"], reduce = "sum"}'
     body = f"""
@@ -132,7 +142,7 @@ def in_segments() -> Module:
       return %loss, %g0, %g1 : {S}, {W}, {W}"""
     takes = {"w0": W, "w1": W, "x": PART, "t": S}
     main = function("main", takes, {"loss": S, "g0": W, "g1": W}, body, is_ordered=False)
-    return _module(f'comm.level = "comm", comm.mesh = {_mesh(ALL)}', main + SEGMENTS)
+    return _module(f'comm.level = "comm", comm.mesh = {_mesh(ALL)}', main + segments)
 
 
 def send(name: str, peer: int, type_: str = PART) -> str:
