@@ -36,6 +36,7 @@ from ..passes.propagate_placements import PropagatePlacements
 from ..passes.raise_idioms import RaiseIdioms
 from ..passes.raise_matmuls import RaiseMatmuls
 from ..passes.simplify_views import SimplifyViews
+from ..passes.split_counts import SplitCounts
 from ..passes.split_means import SplitMeans
 from ..passes.split_segments import SplitSegments
 from ..passes.start_collectives import StartCollectives
@@ -95,6 +96,7 @@ def pipeline(
         PlaceArguments(plan, ",".join(padded_inputs)),
         RaiseIdioms(),
         ExpandLosses(),
+        *([SplitCounts()] if plan.pipeline is not None else []),
         SplitMeans(),
         CastGradients(said if as_captured else None),
         RaiseMatmuls(),

@@ -39,6 +39,7 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ..ir.pipeline import MICROBATCH
 from ..ir.placement import Mesh, Placement, Shard, is_even
 from ..ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from .base import Pass, Remark, RemarkKind, Report
@@ -82,7 +83,7 @@ def _communication(module: Module) -> tuple[Remark, ...]:
             if name in COLLECTIVES:
                 tally.applied(described(op), from_location(op.location))
             elif name == "comm.mask":
-                axes = ", ".join(from_attribute(op.attributes["axes"]))
+                axes = ", ".join(axis for axis in from_attribute(op.attributes["axes"]) if axis != MICROBATCH)
                 message = f"padding masked: {axes} does not divide a dim that is added up"
                 tally.add(RemarkKind.NOTE, message, from_location(op.location))
     return tally.remarks()

@@ -4,21 +4,25 @@ Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", 
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
 Parameters go where the plan's last matching statement says, everything else stays whole; inputs are cut by the axes
-of the batch. Needs: level `aten`, names in `aten.argument`.   Keeps: values.
+of the batch. With a pipeline the mesh gets an axis of time, "microbatch", last, which cuts the batch too.
+Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 from ..diagnostics import Span, StrettoError
+from ..dsl.pipeline import Pipeline
 from ..dsl.plan import Plan
 from ..dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
 from ..dsl.resolve_values import resolve_activations, resolve_inputs
 from ..ir.module import Level, Module, Record, argument_records, entry, refresh_type
-from ..ir.placement import Placement, Shard
+from ..ir.pipeline import MICROBATCH
+from ..ir.placement import Mesh, Placement, Shard
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Pass, Report
 from .plan_effects import Decisions
@@ -38,7 +42,7 @@ class PlaceArguments(Pass):
     refused (E0401)."""
 
     def run(self, module: Module) -> Report:
-        module.mesh = self.plan.mesh.axes
+        module.mesh = _mesh(self.plan)
         main = module.functions()["main"]
         records = argument_records(main)
         types = [from_mlir(a.type) for a in entry(main).arguments]
@@ -55,6 +59,12 @@ class PlaceArguments(Pass):
         whole = [records[i]["name"] for i in _inputs(records) if not inputs.get(i)]
         decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(whole))
         return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
+
+
+def _mesh(plan: Plan) -> Mesh:
+    """The plan's axes, and the axis of time behind them where there is a pipeline."""
+    time = () if plan.pipeline is None else ((MICROBATCH, plan.pipeline.microbatches),)
+    return (*plan.mesh.axes, *time)
 
 
 def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, ParameterSharding]:
@@ -80,20 +90,48 @@ def _input_dims(
     batch = next((types[i].shape[0] for i in indices if types[i].shape), None)
     cut = [i for i in indices if types[i].shape and types[i].shape[0] == batch]
     found = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in cut}) if cut else {}
-    dims = {i: found[records[i]["name"]] for i in cut}
+    dims: dict[int, Mapping[str, int]] = {i: found[records[i]["name"]] for i in cut}
     for i, by_axis in dims.items():
         if records[i]["name"] not in padded:
             _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
-    return dict(dims)
+    return dims if plan.pipeline is None else _in_time(plan, plan.pipeline, records, types, dims)
+
+
+_Dims = Mapping[int, Mapping[str, int]]
+
+
+def _in_time(
+    plan: Plan, pipeline: Pipeline, records: list[Record], types: list[TensorType], dims: _Dims
+) -> dict[int, Mapping[str, int]]:
+    """The dims by which inputs are cut, the batch into microbatches too. Raises E0402 where these do not fit."""
+    span = pipeline.span_of("microbatches")
+    if not dims:
+        raise StrettoError("E0402", "the model has no input with a batch to cut into microbatches", span=span)
+    for i, by_axis in dims.items():
+        axes = [axis for axis, dim in by_axis.items() if dim == 0]
+        ranks, rows, count = prod(dict(plan.mesh.axes)[axis] for axis in axes), types[i].shape[0], pipeline.microbatches
+        if rows % (ranks * count):
+            share = f", {rows / ranks:g} for each of {ranks} ranks over {', '.join(axes)}" if ranks > 1 else ""
+            fitting = [n for n in range(1, rows // ranks + 1) if rows % (ranks * n) == 0]
+            near = sorted(sorted(fitting, key=lambda n: abs(n - count))[:2])
+            instead = (
+                f", or take {' or '.join(map(str, near))} microbatch{'es' if near[-1] > 1 else ''}" if near else ""
+            )
+            raise StrettoError(
+                "E0402",
+                f'input "{records[i]["name"]}" has {rows} rows{share}, which {count} microbatches cannot share evenly',
+                span=span,
+                expected=f"expected a multiple of {ranks * count} rows",
+                help=f"pass {_multiples(rows, ranks * count)} rows{instead}",
+            )
+    return {i: {**by_axis, MICROBATCH: 0} for i, by_axis in dims.items()}
 
 
 def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mapping[str, int]) -> None:
     sizes = dict(plan.mesh.axes)
     for dim in set(by_axis.values()):
         axes = [axis for axis, d in by_axis.items() if d == dim]
-        parts = 1
-        for axis in axes:
-            parts *= sizes[axis]
+        parts = prod(sizes[axis] for axis in axes)
         unit = "elements" if dim else "rows"
         if shape[dim] % parts:
             raise StrettoError(

@@ -56,14 +56,21 @@ class Decisions:
                 count, what = len(self._cut(statement)), "parameters"
             elif isinstance(statement, ShardInputs):
                 count, what = sum(bool(set(statement.axes) & each.keys()) for each in self.inputs), "inputs"
+            elif isinstance(statement, Pipeline):
+                inputs = f"{len(self.inputs)} input{'s' if len(self.inputs) > 1 else ''}"
+                message = f"{inputs} cut into {statement.microbatches} microbatches"
+                found.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
+                continue
             else:
                 continue
             if count:
                 over = ", ".join(statement.axes)
                 message = f"{count} {what if count > 1 else what[:-1]} cut over {over}"
                 found.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
-        if self.whole and any(self._size(axis) > 1 for axis in self.plan.data_axes):
-            message = f"inputs without the batch's dim stay whole on every rank: {_listed(self.whole)}"
+        shared = any(self._size(axis) > 1 for axis in self.plan.data_axes)
+        if self.whole and (shared or self.plan.pipeline is not None):
+            where = "on every rank" if shared else "for every microbatch"
+            message = f"inputs without the batch's dim stay whole {where}: {_listed(self.whole)}"
             found.append(Remark(_PASS, RemarkKind.MISSED, message))
         return found
 

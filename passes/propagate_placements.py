@@ -10,7 +10,8 @@ Each op in order takes the cheapest legal row of its sharding rules on each axis
 its operands are. A value that was moved is there for later ops too; a partial value, once reduced, is not used again
 as partial. A function is copied once for each combination of placements that it is called with. Gradients are brought
 to their parameters' placements where they are made, so that a reduction can start at once, in the dtype that
-`cast-gradients` has noted.
+`cast-gradients` has noted. Over the axis of time nothing moves but sums that are there before any microbatch runs, or
+when all have run (`sharding/time_axis.py`); an operation that needs more is refused (E0403).
 
 Source: the propagation of PyTorch's DTensor, applied to a whole graph; Megatron-LM's placements fall out of it.
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
@@ -40,13 +41,15 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
-from ..ir.placement import Mesh, Partial, Placement, Reduce, Shard
+from ..ir.pipeline import MICROBATCH
+from ..ir.placement import Mesh, Partial, Placement, Reduce, Replicate, Shard
 from ..ir.types import TensorType, axis_text, element_bytes, from_mlir, is_tensor, to_mlir
 from .base import Pass, Remark, RemarkKind, Report
 from .cast_gradients import CAST, dtype_name
-from .sharding.choice import Operand, Output, cheapest_source, choose
+from .sharding.choice import Choice, Operand, Output, cheapest_source, choose
 from .sharding.described import rules_of
 from .sharding.policy import Policy
+from .sharding.time_axis import Crossing, crossing, has_time, refusal
 from .sharding.view_rules import TABLE as VIEWS
 from .statements import activations_key
 from .tally import Tally
@@ -63,6 +66,10 @@ class _Tracked:
     type: TensorType
     copies: dict[Placement, Value]
     is_weight: bool = False
+    is_early: bool = False
+    """Whether it depends on no parameter, so that it can be there before any microbatch runs."""
+    late: Operation | None = None
+    """What first needed a sum over all microbatches that it depends on; None where it depends on none."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,15 @@ class _Signature:
     name: str
     placements: tuple[Placement | None, ...]
     weights: tuple[bool, ...]
+    early: tuple[bool, ...]
+    """For each argument, as of `_Tracked`; all False where there is no axis of time."""
 
 
 @dataclass(frozen=True)
 class _Specialised:
     name: str
     results: tuple[Type, ...]
+    early: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,8 @@ class PropagatePlacements(Pass):
         main = module.functions()["main"]
         placements = tuple(from_mlir(a.type).placement_on(module.mesh) for a in entry(main).arguments)
         weights = tuple(record.get("kind") == "parameter" for record in argument_records(main))
-        state.specialise(_Signature("main", placements, weights))
+        early = tuple(has_time(module.mesh) and not is_weight for is_weight in weights)
+        state.specialise(_Signature("main", placements, weights, early))
         module.become(made)
         return Report(state.moved, (*state.remarks, *state.moves.remarks()), state.effects())
 
@@ -126,7 +137,8 @@ class _State:
         for axis, _ in self.new.mesh:
             ours, theirs = source.on(axis), target.on(axis)
             if ours != theirs:
-                change = f"{axis_text(ours)} to {axis_text(theirs)} over {axis}"
+                over = "microbatches" if axis == MICROBATCH else axis
+                change = f"{axis_text(ours)} to {axis_text(theirs)} over {over}"
                 self.moves.applied(change, from_location(loc))
             if isinstance(ours, Partial) and isinstance(theirs, Shard) and (axis, theirs.dim) in wanted:
                 self.scattered.add(axis)
@@ -168,6 +180,7 @@ class _Body:
     def __init__(self, state: _State, signature: _Signature, name: str) -> None:
         self.state = state
         self.mesh: Mesh = state.new.mesh
+        self.has_time = has_time(self.mesh)
         self.name = name
         self.old = state.old.functions()[signature.name]
         self.tracked: dict[Value, _Tracked] = {}
@@ -177,10 +190,9 @@ class _Body:
         ]
         records = argument_records(self.old) if name == "main" else None
         self.new = build_function(state.new, name, types, records=records)
-        for old, new, weight in zip(
-            entry(self.old).arguments, entry(self.new).arguments, signature.weights, strict=True
-        ):
-            self._track(old, new, weight)
+        arguments = zip(entry(self.old).arguments, entry(self.new).arguments, strict=True)
+        for (old, new), weight, early in zip(arguments, signature.weights, signature.early, strict=True):
+            self._track(old, new, weight, early)
         self.kept: set[Value] = set()
         self.targets = self._gradient_targets(records) if records is not None else {}
         self.delayed = self._delayed_gradients() if self.targets else frozenset()
@@ -192,7 +204,8 @@ class _Body:
                 self._rewrite(op)
             results = self._returned()
         finish_function(self.new, results, result_records(self.old) if self.name == "main" else None)
-        return _Specialised(self.name, tuple(v.type for v in results))
+        returned = [self.tracked[v] for v in terminator(self.old).operands]
+        return _Specialised(self.name, tuple(v.type for v in results), tuple(t.is_early for t in returned))
 
     def _rewrite(self, op: Operation) -> None:
         name = callee(op)
@@ -202,7 +215,7 @@ class _Body:
             self._rewrite_operation(op)
         for result in flatten(results_of(op)):
             if result in self.targets and result in self.tracked:
-                self._commit(result, self._move(result, self._target(result), op))
+                self._commit(result, self._move(result, self._target(result), op, is_last=True))
 
     def _rewrite_operation(self, op: Operation) -> None:
         call = read(op)
@@ -226,6 +239,7 @@ class _Body:
         ]
         choice = choose(operands, rules, outputs, self.mesh)
         moved = [self._move(v, p, op) for v, p in zip(values, choice.inputs, strict=True)]
+        early, late = self._in_time(op, values, choice)
         placed = [
             to_mlir(t.placed(p, self.mesh)) if t is not None and p is not None else r.type
             for r, t, p in zip(flat, types, choice.outputs, strict=True)
@@ -233,7 +247,23 @@ class _Body:
         made = build(call.replace_values(moved), regroup(results, placed), op.location)
         weight = len(values) == 1 and self.tracked[values[0]].is_weight and _follows_weight(call.name)
         for old, new in zip(flat, flatten(made), strict=True):
-            self._track(old, new, weight)
+            self._track(old, new, weight, early, late)
+
+    def _in_time(self, op: Operation, values: Sequence[Value], choice: Choice) -> tuple[bool, Operation | None]:
+        """Whether an operation's results are early, and what makes them late.
+
+        Raises E0403 where it takes statistics of all microbatches, or a microbatch needs what is there only late.
+        """
+        if not self.has_time:
+            return False, None
+        tracked = [self.tracked[v] for v in values]
+        early, late = all(t.is_early for t in tracked), next((t.late for t in tracked if t.late is not None), None)
+        row = dict(choice.rows)[MICROBATCH]
+        if row.lowering is not None:
+            raise refusal(op, Crossing.STATISTICS)
+        if late is not None and not all(isinstance(p, Replicate | None) for p in (*row.inputs, *row.outputs)):
+            raise refusal(late, Crossing.SUM)
+        return early, late
 
     def _keep(self, call: Call, op: Operation) -> None:
         """A gradient that is cast to be reduced is cast where it lies: sums stay the ranks' addends."""
@@ -241,22 +271,30 @@ class _Body:
         placement, copy = next(iter(self.tracked[value].copies.items()))
         type_ = from_mlir(op.results[0].type).placed(placement, self.mesh)
         [made] = build(call.replace_values([copy]), [to_mlir(type_)], op.location)
-        self._track(op.results[0], made)
+        tracked = self.tracked[value]
+        self._track(op.results[0], made, early=tracked.is_early, late=tracked.late)
 
     def _rewrite_call(self, op: Operation, name: str) -> None:
         operands = []
         for value in op.operands:
             tracked = self.tracked[value]
             placement = next(iter(tracked.copies))
-            if placement.partial:
+            if tracked.late is not None:
+                raise refusal(tracked.late, Crossing.SUM)
+            if placement.partial and not self._stays_partial(tracked, placement):
                 placement = self._reduced(tracked.type, placement)
             operands.append(self._move(value, placement, op))
         placements = tuple(from_mlir(v.type).placement_on(self.mesh) if is_tensor(v.type) else None for v in operands)
         weights = tuple(self.tracked[v].is_weight for v in op.operands)
-        target = self.state.specialise(_Signature(name, placements, weights))
+        early = tuple(self.tracked[v].is_early for v in op.operands)
+        target = self.state.specialise(_Signature(name, placements, weights, early))
         results = build_call(target.name, operands, list(target.results), op.location)
-        for old, new in zip(op.results, results, strict=True):
-            self._track(old, new)
+        for old, new, is_early in zip(op.results, results, target.early, strict=True):
+            self._track(old, new, early=is_early)
+
+    def _stays_partial(self, tracked: _Tracked, placement: Placement) -> bool:
+        """Whether a function is given a partial value as it is: its sum over microbatches is not there yet."""
+        return isinstance(placement.on(MICROBATCH), Partial) and not tracked.is_early
 
     def _returned(self) -> list[Value]:
         values = list(terminator(self.old).operands)
@@ -273,8 +311,16 @@ class _Body:
                 if is_given
                 else self.state.policy.output(record, tracked.type, placement, self.mesh)
             )
-            found.append(self._move(value, target, last))
+            found.append(self._move_out_of_time(value, target, last))
         return found
+
+    def _move_out_of_time(self, value: Value, target: Placement, last: Operation) -> Value:
+        """A result of main where it has to be; what microbatches hold of it is joined first, by itself."""
+        placement = next(iter(self.tracked[value].copies))
+        if isinstance(placement.on(MICROBATCH), Shard) and target.on(MICROBATCH) == Replicate():
+            by_axis = {axis: placement.on(axis) for axis, _ in self.mesh if axis != MICROBATCH}
+            self._move(value, Placement.of(len(placement.dims), by_axis, self.mesh), last, is_last=True)
+        return self._move(value, target, last, is_last=True)
 
     def _target(self, value: Value) -> Placement:
         """Where a gradient or updated buffer has to be, given where it is: a delayed gradient stays partial."""
@@ -283,7 +329,8 @@ class _Body:
             return target
         placement = next(iter(self.tracked[value].copies))
         by_axis = {axis: target.on(axis) for axis, _ in self.mesh}
-        by_axis.update({axis: Partial(reduce) for axis, reduce in placement.partial if reduce is Reduce.SUM})
+        partial = [axis for axis, reduce in placement.partial if reduce is Reduce.SUM and axis != MICROBATCH]
+        by_axis.update(dict.fromkeys(partial, Partial()))
         return Placement.of(len(target.dims), by_axis, self.mesh)
 
     def _gradient_targets(self, records: Sequence[Record]) -> dict[Value, Placement]:
@@ -324,6 +371,8 @@ class _Body:
             is_viewed=is_viewed,
             is_zero=_is_zero(value),
             scatter_dims=self.state.policy.scatter_dims(tracked.type),
+            is_early=tracked.is_early or value in self.wanted,
+            is_drawn=_is_drawn(next(iter(tracked.copies.values()))),
         )
 
     def _reduced(self, type_: TensorType, placement: Placement) -> Placement:
@@ -334,8 +383,11 @@ class _Body:
             by_axis[axis] = self.state.policy.reduced_to(axis, scatter)
         return Placement.of(len(placement.dims), by_axis, self.mesh)
 
-    def _move(self, value: Value, target: Placement, op: Operation) -> Value:
-        """The copy of `value` at `target`, made by a `comm.reshard` if it is not there yet."""
+    def _move(self, value: Value, target: Placement, op: Operation, *, is_last: bool = False) -> Value:
+        """The copy of `value` at `target`, made by a `comm.reshard` if it is not there yet.
+
+        `is_last`: it is a result of the step there. Raises E0403 for a move over microbatches that cannot be.
+        """
         tracked = self.tracked[value]
         if target in tracked.copies:
             return tracked.copies[target]
@@ -343,6 +395,8 @@ class _Body:
         source = list(tracked.copies)[cheapest_source(operand, target, self.mesh)]
         type_ = to_mlir(tracked.type.placed(target, self.mesh))
         copy = tracked.copies[source]
+        if self.has_time and not _is_drawn(copy):
+            self._cross(tracked, source, target, op, is_last)
         loc = _cause(copy, op) if source.partial else op.location
         [moved] = build(Call("comm.reshard", (copy,)), [type_], loc)
         self.state.count_move(tracked.type, source, target, loc)
@@ -353,6 +407,16 @@ class _Body:
             tracked.copies = {target: moved} if _is_drawn(copy) else {**tracked.copies, target: moved}
         return moved
 
+    def _cross(self, tracked: _Tracked, source: Placement, target: Placement, op: Operation, is_last: bool) -> None:
+        """Note what is moved over microbatches, or raise E0403 for what cannot be."""
+        why = crossing(source, target)
+        if why is None or (tracked.is_early and why is Crossing.SUM):
+            return
+        is_sum = why is Crossing.SUM and target.on(MICROBATCH) == Replicate() and self.name == "main"
+        if not (is_sum or is_last):
+            raise refusal(op, why)
+        tracked.late = op
+
     def _commit(self, value: Value, moved: Value) -> None:
         """Use `moved` instead of every partial copy from now on."""
         tracked = self.tracked[value]
@@ -360,11 +424,13 @@ class _Body:
         target = from_mlir(moved.type).placement_on(self.mesh)
         tracked.copies = {target: moved, **kept}
 
-    def _track(self, old: Value, new: Value, is_weight: bool = False) -> None:
+    def _track(
+        self, old: Value, new: Value, is_weight: bool = False, early: bool = False, late: Operation | None = None
+    ) -> None:
         if is_tensor(new.type):
             type_ = from_mlir(new.type)
             bare = TensorType(type_.dtype, type_.shape)
-            self.tracked[old] = _Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight)
+            self.tracked[old] = _Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight, early, late)
 
     def _remark_unknown(self, call: Call, op: Operation) -> None:
         origin = from_location(op.location)

@@ -30,6 +30,7 @@ TABLE: dict[str, str] = {
     "raise-matmuls": "RaiseMatmuls",
     "simplify-views": "SimplifyViews",
     "split-all-reduce": "SplitAllReduce",
+    "split-counts": "SplitCounts",
     "split-means": "SplitMeans",
     "split-segments": "SplitSegments",
     "start-collectives": "StartCollectives",

@@ -25,6 +25,7 @@ from ..ir.dialects import context
 from ..ir.locations import from_location
 from ..ir.module import Level, Module, callee, operations
 from ..ir.operations import Call, build, read
+from ..ir.pipeline import MICROBATCH
 from ..ir.types import future_of
 from .base import Pass, Report
 from .option_values import Range
@@ -60,7 +61,8 @@ def described(op: Operation) -> str:
     kind = op.operation.name.removeprefix("comm.").removesuffix("_start")
     if "peer" in op.attributes:
         return f"{kind} from {from_attribute(op.attributes['axis'])}={from_attribute(op.attributes['peer'])}"
-    return f"{kind} over {', '.join(from_attribute(op.attributes['axes']))}"
+    axes = [axis if axis != MICROBATCH else "microbatches" for axis in from_attribute(op.attributes["axes"])]
+    return f"{kind} over {', '.join(axes)}"
 
 
 def _split(op: Operation, call: Call) -> None:

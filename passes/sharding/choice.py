@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 
+from ...ir.pipeline import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
 from .row import Row, Rules
+from .time_axis import COUPLES, mixes_rows, repeated, time_cost
 
 _CUT = 1e-3
 """Cost of cutting a replicated operand, per byte: nothing moves, but what follows may have to be gathered."""
@@ -41,6 +43,10 @@ class Operand:
     """Whether all its elements are known to be zero: then it is an addend of any sum."""
     scatter_dims: tuple[tuple[str, int], ...] = ()
     """(axis, dim): where the plan wants a partial result of this shape reduce-scattered."""
+    is_early: bool = False
+    """Whether its sum over microbatches is there before they run, or is wanted only when all have run."""
+    is_drawn: bool = False
+    """Whether it is drawn, so that any part of it can be made anywhere."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacemen
     What only views the operand does not exchange the sharded dim for another: it would decide, for the sake of no
     computation, what its users compute on.
     """
+    if axis == MICROBATCH:
+        return time_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
     if source == target:
         return 0.0
+    size = max(size, 2)  # one rank decides as two would, so that it agrees with other axes
     share = operand.nbytes * (size - 1) / size
     weight = _WEIGHT if operand.is_weight else 1.0
     match source, target:
@@ -96,17 +105,27 @@ def choose(
     outputs: Sequence[Output | None],
     mesh: Mesh,
 ) -> Choice:
-    """The cheapest legal row on each axis, decided axis by axis in mesh order; ties go to the earlier row."""
-    picked: list[tuple[str, Row]] = []
-    for axis, size in mesh:
+    """The cheapest legal row on each axis, decided axis by axis; ties go to the earlier row.
 
-        def cost(row: Row, axis: str = axis, size: int = size) -> float:
+    First comes time, over which the least can move, then the others in mesh order.
+    """
+    picked: list[tuple[str, Row]] = []
+    for axis, size in sorted(mesh, key=lambda each: each[0] != MICROBATCH):
+        in_time = picked[0][1] if picked and picked[0][0] == MICROBATCH else None
+
+        def cost(row: Row, axis: str = axis, size: int = size, in_time: Row | None = in_time) -> float:
             if not _legal(row, axis, picked, mesh):
                 return inf
-            moves = sum(
-                min(transition_cost(o, axis, size, p.on(axis), target) for p in o.placements)
-                for o, target in zip(operands, row.inputs, strict=True)
-            )
+            moves = 0.0
+            for i, (o, target) in enumerate(zip(operands, row.inputs, strict=True)):
+                there = None if in_time is None else in_time.inputs[i]
+                moves += min(
+                    transition_cost(o, axis, size, p.on(axis), target) * repeated(p, axis, target, there)
+                    + (COUPLES if not o.is_drawn and mixes_rows(p, axis, target, there) else 0.0)
+                    for p in o.placements
+                )
+            if axis == MICROBATCH and row.lowering is not None:
+                moves += COUPLES / 2  # of all that cannot be, this says the most
             return moves + _deferred(outputs, row, axis, size)
 
         picked.append((axis, _cheapest(rules.rows, cost)))

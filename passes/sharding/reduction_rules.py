@@ -73,12 +73,16 @@ def softmax_backward(call: Call) -> list[Row]:
 
 
 def nll_loss(call: Call) -> list[Row]:
-    """nll_loss_forward: the rows of a sum are partial sums; a mean, whose count is not linear, is not offered."""
-    if len(call.inputs[0].shape) != 2 or call.integer("reduction") != 2:
+    """nll_loss_forward: the rows of a sum are partial sums; a mean, whose count is not linear, is not offered.
+
+    Where nothing is reduced each row has its loss, and the count is zero.
+    """
+    if len(call.inputs[0].shape) != 2 or call.integer("reduction") not in (0, 2):
         return []
+    loss = 0 if call.integer("reduction") == 0 else P
     weight = [None] if call.maybe("weight") else []
     fills = (0.0, float(call.integer("ignore_index")), *weight)
-    return [row([P, P], [0, 0, *weight], fills=fills)]
+    return [row([loss, P], [0, 0, *weight], fills=fills)]
 
 
 def nll_loss_backward(call: Call) -> list[Row]:

@@ -3,6 +3,7 @@
 Order: partial sums are reduced (scattered where the target shards them, else all-reduced), shards that the target does
 not have are gathered (or exchanged for another dim by an all-to-all), what the target shards is cut, and a replicated
 value that has to become one addend of a partial sum is zeroed on all ranks but the first.
+Sums over microbatches are finished before anything is scattered over ranks, so that ranks reduce once.
 Nested shards (two axes on one dim) are peeled and added innermost first where chunks nest evenly; otherwise the dim is
 gathered whole and cut again.
 """
@@ -15,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from ...ir.bindings import Value
+from ...ir.pipeline import MICROBATCH
 from ...ir.placement import Partial, Placement, Reduce, Shard
 from ...ir.types import TensorType, from_mlir
 from .emitter import Emitter
@@ -48,6 +50,10 @@ class Resharder:
 
     def _reduce(self, target: Placement) -> None:
         together: dict[Reduce, list[str]] = {}
+        over_time = self.at.on(MICROBATCH)
+        if isinstance(over_time, Partial) and any(isinstance(target.on(axis), Shard) for axis, _ in self.at.partial):
+            left = tuple(p for p in self.at.partial if p[0] != MICROBATCH)
+            self._emit("comm.all_reduce", replace(self.at, partial=left), [MICROBATCH], str(over_time.reduce))
         for axis, reduce in self.at.partial:
             wanted = target.on(axis)
             if wanted == Partial(reduce):

@@ -11,7 +11,7 @@ from stretto.passes.registry import TABLE, pass_class
 
 WHOLE = {
     "cast-gradients", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements", "raise-idioms",
-    "raise-matmuls", "split-means",
+    "raise-matmuls", "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
     "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments", "start-collectives",
