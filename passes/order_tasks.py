@@ -16,7 +16,7 @@ where it is needed first, in the order in which it was sent. A sum over time bec
 stages use is sent by its owner at the start of the step, and its gradient's parts come back at the end. Inputs are
 whole in entries, and cut into microbatches there; outputs are everyone's.
 
-Needs: segments (`split-segments`).   Keeps: values.   After it the module has entries in place of `main`.
+Needs: level `comm`, segments (`split-segments`).   Keeps: values.   After it the module has entries in place of `main`.
 """
 
 from __future__ import annotations

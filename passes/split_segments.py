@@ -13,7 +13,7 @@ input needs is B, the rest is W. A sum over time is taken before the sum over ra
 add of two sums (a tied weight's gradients) is done after both. What only inputs decide and all microbatches share (the
 count of a loss) comes from a function of its own, `shared_0`.
 
-Needs: stages (`cut-stages`).   Keeps: values, up to the order of sums.
+Needs: level `comm`, stages (`cut-stages`).   Keeps: values, up to the order of sums.
 Source: Zero Bubble Pipeline Parallelism (arXiv:2401.10241) for B and W.
 """
 
