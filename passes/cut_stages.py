@@ -8,7 +8,8 @@ Before                                     After
 
 A stage is a run of the forward's operations; where it begins is said by the plan (`split`), or balanced: by `time`, by
 `memory`, or by `layers`. A backward operation follows what it reads of the forward. What needs no parameter belongs to
-no stage: it is done where it is wanted. A function that stands for several stages' worth of work is written out.
+no stage: it is done where it is wanted. Layers that are folded are cut between; they are written out where that is
+not enough stages, or leaves them uneven.
 
 Needs: level `comm`, cut over time (`partition-tensors`).   Keeps: values.
 """
@@ -28,16 +29,20 @@ from ..ir.locations import Origin
 from ..ir.module import Level, Module
 from .base import Pass, Remark, RemarkKind, Report
 from .pipelining.attributes import mark_stage
-from .pipelining.balance import balanced
+from .pipelining.balance import balanced, largest
+from .pipelining.estimates import estimated
 from .pipelining.graph import Graph, Node
 from .pipelining.op_costs import OpCosts, bytes_of
-from .pipelining.settings import Settings, settings_of
+from .pipelining.settings import Settings, note_times, settings_of
 from .pipelining.split_points import split_places
 from .pipelining.stages import Stages, crossing_bytes
 from .pipelining.time_axis import TimeAxis
 from .unfold_layers import unfold
 
 _LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
+
+UNEVEN = 1.25
+"""Layers are written out, to be cut inside, where the largest stage of whole ones is so much above the mean."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,14 @@ class CutStages(Pass):
     """The plan; its statement about the pipeline is used."""
 
     def run(self, module: Module) -> Report:
-        settings = settings_of(self.plan, module)
-        if settings is None:
+        said = self.plan.pipeline
+        if said is None:
             return Report()
+        time = TimeAxis(module, Graph.of(module.functions()["main"]))
+        if time.tangent and not said.times:
+            note_times(module, estimated(module, time, dict(module.mesh)[said.axis]))
+        settings = settings_of(self.plan, module)
+        assert settings is not None
         time, cuts = _cuts(module, settings)
         stages = Stages.cut(time, cuts)
         for node, stage in stages.of.items():
@@ -78,7 +88,10 @@ def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
     if said.split:
         return time, _said(module, time.forward, settings)
     costs = _costs(module, time.forward, said.balance, time)
-    return time, balanced(costs, crossing_bytes(time, time.forward), settings.stages)
+    cuts = balanced(costs, crossing_bytes(time, time.forward), settings.stages)
+    if largest(costs, cuts) > UNEVEN * sum(costs) / settings.stages and unfold(module):
+        return _cuts(module, settings)
+    return time, cuts
 
 
 def _said(module: Module, forward: Sequence[Node], settings: Settings) -> list[int]:

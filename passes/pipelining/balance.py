@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-SLACK = 1.02
+SLACK = 1.05
 """How much larger than need be the largest part may become for cuts where less crosses."""
 
 

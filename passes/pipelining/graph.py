@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ...ir.bindings import Location, Operation, Type, Value
@@ -64,12 +65,12 @@ class Graph:
                 graph.users.setdefault(value, []).append(node)
         return graph
 
-    @property
+    @cached_property
     def arguments(self) -> list[tuple[Value, Record]]:
         """The function's arguments with their records."""
         return list(zip(entry(self.function).arguments, argument_records(self.function), strict=True))
 
-    @property
+    @cached_property
     def results(self) -> list[tuple[Value, Record]]:
         """What the function returns, with records."""
         return list(zip(terminator(self.function).operands, result_records(self.function), strict=True))

@@ -8,12 +8,15 @@ from functools import lru_cache
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...dsl.spelling import did_you_mean
+from ...ir.attributes import from_attribute, to_attribute
 from ...ir.module import Module, argument_records
 from ...schedules import CATALOGUE, Request, generate, prove
 from ...schedules.costs import Costs
 from ...schedules.error import ScheduleCode, ScheduleError
 from ...schedules.schedule import Kind, Schedule
 from ...schedules.written import elaborate
+
+_TIMES = "comm.times"
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,32 @@ class Settings:
         """How many virtual stages there are."""
         return self.schedule.stages
 
-    @staticmethod
-    def of(plan: Plan, *, trains: bool = True) -> Settings | None:
-        """None for a plan without a pipeline; where nothing `trains`, the schedule's forwards alone.
-
-        Raises ScheduleError at the plan's statement for a schedule that is not there, is not defined for the plan's
-        numbers (E0440 to E0442), or cannot run (E0720 to E0724).
-        """
-        said = plan.pipeline
-        if said is None:
-            return None
-        schedule = _schedule(said, plan)
-        return Settings(said, schedule if trains else forwards(schedule))
-
 
 def settings_of(plan: Plan, module: Module) -> Settings | None:
-    """The pipeline of a plan as a module needs it: forwards alone where the module has no tangent."""
+    """The pipeline of a plan as a module needs it: forwards alone where the module has no tangent; None without one.
+
+    A schedule that searches is given the times that the plan says, else those that are noted on the module.
+    Raises ScheduleError at the plan's statement for a schedule that is not there, is not defined for the plan's numbers
+    (E0440 to E0442), or cannot run (E0720 to E0724).
+    """
+    said = plan.pipeline
+    if said is None:
+        return None
+    costs = Costs(*said.times) if said.times else _noted(module)
+    schedule = _schedule(said, plan, costs)
     records = argument_records(module.functions()["main"])
-    return Settings.of(plan, trains=any(record.get("kind") == "tangent" for record in records))
+    trains = any(record.get("kind") == "tangent" for record in records)
+    return Settings(said, schedule if trains else forwards(schedule))
+
+
+def note_times(module: Module, costs: Costs) -> None:
+    """Note on a module how long its tasks take, for schedules that search."""
+    module.operation.attributes[_TIMES] = to_attribute([costs.f, costs.b, costs.w, costs.c])
+
+
+def _noted(module: Module) -> Costs:
+    attributes = module.operation.attributes
+    return Costs(*from_attribute(attributes[_TIMES])) if _TIMES in attributes else Costs()
 
 
 def forwards(schedule: Schedule) -> Schedule:
@@ -55,10 +66,9 @@ def forwards(schedule: Schedule) -> Schedule:
 
 
 @lru_cache(maxsize=64)
-def _schedule(said: Pipeline, plan: Plan) -> Schedule:
+def _schedule(said: Pipeline, plan: Plan, costs: Costs) -> Schedule:
     written = {each.name: each for each in plan.schedules}
     try:
-        costs = Costs(*said.times)
         request = Request(dict(plan.mesh.axes)[said.axis], said.microbatches, said.chunks, costs, said.memory)
         if said.schedule in written:
             schedule = elaborate(written[said.schedule], request)

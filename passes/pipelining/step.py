@@ -81,12 +81,15 @@ class Step:
         found.update(self.maker(v, record) for v, record in self.graph.results if v == value)
         return sorted(found)
 
+    @cached_property
+    def _owners(self) -> dict[str, int]:
+        """The coordinate that owns each parameter and changing buffer, by name."""
+        return {r["name"]: self.homes[v] for v, r in self.graph.arguments if v in self.homes}
+
     def maker(self, value: Value, record: Record) -> int:
         """The coordinate that makes a result of main: its parameter's owner, or where most of it was made."""
-        if record.get("kind") in _RESULTS_OF_OWNED:
-            owner = [v for v, r in self.graph.arguments if r.get("kind") in OWNED and r["name"] == record["name"]]
-            if owner and owner[0] in self.homes:
-                return self.homes[owner[0]]
+        if record.get("kind") in _RESULTS_OF_OWNED and record["name"] in self._owners:
+            return self._owners[record["name"]]
         if value in self.makers:
             return self.makers[value]
         sums = self.graph.cone([value], within={*self.time.after, *self.time.late}) & set(self.time.late)

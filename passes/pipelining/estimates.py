@@ -1,0 +1,56 @@
+"""How long forwards, both gradients and transfers of a model take, roughly: for schedules that search.
+
+Only the ratios of these times matter. They come from `op_costs.py`, in bytes moved, and are given in the unit in which
+a whole microbatch takes 3 on a rank, which is that of f = b = w = 1.
+"""
+
+from __future__ import annotations
+
+from ...ir.bindings import Value
+from ...ir.module import Module, terminator
+from ...schedules.costs import Costs
+from .backward_split import input_gradients
+from .graph import Graph, Node
+from .op_costs import OpCosts
+from .stages import crossing_bytes
+from .time_axis import TimeAxis
+
+LINK = 20.0
+"""How many bytes an accelerator moves in its own memory while one byte crosses a link to another."""
+_DIGITS = 2
+
+
+def estimated(module: Module, time: TimeAxis, ranks: int) -> Costs:
+    """The times of a rank's share of a microbatch."""
+    costs = OpCosts(module)
+    forward = sum(costs.time(node) for node in time.forward)
+    whole = sum(costs.time(node) for node in time.backward)
+    weights = _weights(module, time, costs)
+    inner = sorted(crossing_bytes(time, time.forward)[1:])
+    crossing = inner[len(inner) // 2] if inner else 0.0
+    unit = (forward + whole) / ranks / 3 or 1.0
+    times = (forward / ranks, (whole - weights) / ranks, weights / ranks, crossing * LINK)
+    return Costs(*(round(each / unit, _DIGITS) for each in times))
+
+
+def _weights(module: Module, time: TimeAxis, costs: OpCosts) -> float:
+    """The cost of what only gradients of weights need."""
+    needed = input_gradients(time, time.backward)
+    total = 0.0
+    for node in time.backward:
+        if node not in needed.nodes:
+            total += costs.time(node)
+        elif node.callee is not None:
+            total += _inside(module, node, {v for v in node.values if v in needed.values}, costs)
+    return total
+
+
+def _inside(module: Module, node: Node, wanted: set[Value], costs: OpCosts) -> float:
+    """The cost of what in a called function the wanted results do not need."""
+    function = module.functions()[str(node.callee)]
+    graph = Graph.of(function)
+    results = [
+        inner for outer, inner in zip(node.values, terminator(function).operands, strict=True) if outer in wanted
+    ]
+    cone = graph.cone(results)
+    return sum(costs.time(each) for each in graph.nodes if each not in cone)
