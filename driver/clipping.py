@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from ..diagnostics import StrettoError
 from .compiled_module import compiled_module, is_compiled
+from .distribution import processes
 
 _EPSILON = 1e-6
 """Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -43,7 +44,8 @@ def clip_grad_norm_(
             help="leave `with model.no_sync():` before the last forward and backward of a step",
         )
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
-    total = _norm(gradients, float(norm_type))
+    p = float(norm_type)
+    total = _over_stages(model, gradients, p) if _has_stages(model) else _norm(gradients, p)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise StrettoError(
             "E0606",
@@ -64,6 +66,29 @@ def _norm(gradients: Sequence[Tensor], p: float) -> Tensor:
         groups.setdefault(_cut_by(each), []).append(_local(each))
     norms = [_over_ranks(get_total_norm(own, p), mesh, dims, p) for (mesh, dims), own in groups.items()]
     return torch.linalg.vector_norm(torch.stack(norms), p) if norms else torch.tensor(0.0)
+
+
+def _has_stages(model: nn.Module) -> bool:
+    """Whether processes hold parameters of their own stage of a pipeline alone."""
+    plans = [compiled_module(each).plan for each in model.modules() if is_compiled(each)]
+    return any(plan.pipeline is not None for plan in plans) and processes() > 1
+
+
+def _over_stages(model: nn.Module, gradients: Sequence[Tensor], p: float) -> Tensor:
+    """The p-norm of all gradients together, those included that ranks of other stages hold."""
+    staged = [each for each in gradients if isinstance(each, DTensor) and each.device_mesh.size() < processes()]
+    others = [each for each in gradients if all(each is not one for one in staged)]
+    own = _norm(staged, p).double()
+    if math.isinf(p):
+        dist.all_reduce(own, dist.ReduceOp.MAX)
+    else:
+        # Each rank of a stage knows its norm: together they must bring it once.
+        own = own**p / next((each.device_mesh.size() for each in staged), 1)
+        dist.all_reduce(own, dist.ReduceOp.SUM)
+        own = own ** (1.0 / p)
+    both = torch.stack([own, _norm(others, p).to(own.device, own.dtype)])
+    total: Tensor = torch.linalg.vector_norm(both, p)
+    return total.to(next(model.parameters()).dtype)
 
 
 def _cut_by(tensor: Tensor) -> tuple[DeviceMesh | None, tuple[int, ...]]:

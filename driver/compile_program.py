@@ -43,6 +43,7 @@ from ..passes.start_collectives import StartCollectives
 from ..passes.statements import void_statements
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
+from .pipelined import check_loss
 
 _SPAN = ("file", "line", "column", "length", "text")
 CAPTURED = "captured"
@@ -144,7 +145,8 @@ def compile_capture(
     progress: Progress = lambda stage: None,
     after: Callable[[str, Module], None] | None = None,
 ) -> Compiled:
-    """Compile a model that is captured already."""
+    """Compile a model that is captured already. Raises StrettoError E0616 where a pipeline has no scalar loss."""
+    check_loss(captured, plan)
     progress("convert")
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
     buffers = dict(model.named_buffers(remove_duplicate=False))

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
 from ..frontend.call import BoundCall, bind_call
+from ..frontend.captured import Mode
 from ..frontend.dynamic_dims import DynamicDims, DynamicSpec
 from ..runtime import nan_watch
 from ..runtime.addends import Addends
@@ -32,7 +34,7 @@ from .held import Held, Holder
 from .kept_programs import KeptPrograms
 from .local_parts import with_parts
 from .optimizers import note_waiting
-from .variants import Key, Origin, Variant, key_of, make_variant
+from .variants import Key, Origin, Variant, key_of, make_variant, mode_of
 
 PLAN_ATTRIBUTE = "__stretto_plan__"
 """Where a compiled class keeps its plan."""
@@ -69,19 +71,51 @@ class CompiledModule:
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`model(*args, **kwargs)` on all ranks; compiles at the first call of its kind."""
+        variant, outputs = self._run(model, args, kwargs)
+        return variant.result(outputs)
+
+    def step(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], scale: float) -> Tensor:
+        """The loss of a call, whose gradient times `scale` is added to `.grad`; see `model.step` in `decorator.py`."""
+        with torch.enable_grad():
+            variant, outputs = self._run(model, args, kwargs, Mode.TRAIN, scale)
+            losses = [outputs[at] for at in variant.losses]
+            if len(losses) != 1 or losses[0].dim() or not losses[0].requires_grad:
+                raise StrettoError(
+                    "E0617",
+                    f"step() was called of a {type(model).__name__} whose forward gives {_losses_text(losses)}",
+                    expected="a forward whose result is a scalar loss, or holds one, that depends on a parameter "
+                    "which requires a gradient",
+                    help="compute the loss inside the model's forward, or call the model and loss.backward()",
+                )
+            [loss] = losses
+            # A pipeline's forward began its backwards with the scale already.
+            tangent = 1.0 if variant.program.pipeline is not None else scale
+            torch.autograd.backward(loss, torch.full_like(loss, tangent))
+        return loss.detach()
+
+    def _run(
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        mode: Mode | None = None,
+        scale: float = 1.0,
+    ) -> tuple[Variant, list[Tensor]]:
+        """The program for a call, and its outputs; `mode` is what grad mode and train mode say where none is given."""
         call = with_parts(bind_call(model, args, kwargs), self._plan, processes())
         held = self._holder.look(model)
         # While gradients wait, the step that ends the waiting adds its own to them, and all are reduced once.
         delayed = self._delays or bool(self._addends)
         if delayed:
             note_waiting(self._addends, held.parameters.values())
-        key = key_of(held, call, delayed=delayed)
+        key = key_of(held, call, mode or mode_of(held, call, self._plan), delayed=delayed)
         variant = self._kept.find(key, held.modules) or self._add(key, model, held, call)
         if nan_watch.is_asked() and isinstance(variant.session, ProcessRank):
             check_same_inputs(call, variant.session.world)
         if variant.program.of_kind("random"):
             self.draws.advance(variant.session)
-        return variant.call(held, call.tensors, Accumulation(self._addends, delivers=not self._delays))
+        accumulation = Accumulation(self._addends, delivers=not self._delays)
+        return variant, variant.call(held, call.tensors, accumulation, scale)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -95,6 +129,11 @@ class CompiledModule:
     def discard(self) -> None:
         """Forget the gradients that wait for a reduction."""
         self._addends.clear()
+
+    @property
+    def plan(self) -> Plan:
+        """What its programs are compiled under."""
+        return self._plan
 
     @property
     def waits(self) -> bool:
@@ -113,7 +152,7 @@ class CompiledModule:
         family = self._with_sizes.setdefault(shared, []) if sizes else []
         alike = [each for each in family if each.read.hold(held.modules)]
         values = {name: each.size for name, each in sizes.items()}
-        made = next(filter(None, (each.bound(call, values) for each in alike)), None)
+        made = next(filter(None, (each.bound(held, call, values) for each in alike)), None)
         what, why = f"bound to {_listed(values)}", self._kept.why_another(key)
         if made is None:
             why = "; ".join([why, *why_sizes(key, self._kept.last_key, call, self._dims, alike, values)])
@@ -136,6 +175,12 @@ class CompiledModule:
         seconds = time.perf_counter() - began
         _log.info("%s %s (%s) in %.3g s: %s", type(model).__name__, what, key.mode, seconds, why)
         return made
+
+
+def _losses_text(losses: Sequence[Tensor]) -> str:
+    if not losses or not any(each.requires_grad for each in losses):
+        return "nothing that could be differentiated"
+    return "results of shapes " + ", ".join(str(list(each.shape)) for each in losses)
 
 
 def _told(found: Found) -> str:

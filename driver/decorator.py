@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..diagnostics import StrettoError
 from ..dsl.plan import Plan
@@ -159,13 +159,24 @@ def _additions(cls: type[nn.Module]) -> dict[str, Any]:
         """
         return compiled_module(self).no_sync()
 
+    def step(self: nn.Module, *args: Any, scale: float = 1.0, **kwargs: Any) -> Tensor:
+        """The loss of one call; the gradient of `scale` times it is added to every parameter's `.grad`.
+
+        The same as `loss = model(...)`, `(scale * loss).backward()`, in one call, in train mode and in eval mode, under
+        `no_grad` too. A pipeline's backwards begin before its last forward has ended: `scale` is what they begin with,
+        so that gradients of small formats are scaled from the start. Inside `no_sync` gradients wait as ever.
+
+        Raises StrettoError E0617 where the forward gives no scalar loss.
+        """
+        return compiled_module(self).step(self, args, kwargs, scale)
+
     def zero_grad(self: nn.Module, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters; those that wait for a reduction are forgotten."""
         plain_zero_grad(self, set_to_none)
         compiled_module(self).discard()
 
     plain_zero_grad = cls.zero_grad
-    own = {} if hasattr(cls, "no_sync") else {"no_sync": no_sync}
+    own = {name: member for name, member in (("no_sync", no_sync), ("step", step)) if not hasattr(cls, name)}
     return {**own, "zero_grad": zero_grad}
 
 

@@ -7,7 +7,7 @@ optimizer sees them, and a model is captured through stand-ins that have their g
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -29,10 +29,11 @@ from ..frontend.parameters import parameter_infos
 from ..frontend.precision import check_parameters
 from ..ir.placement import axes_size, chunk_size
 from ..runtime.mesh import RankMesh
-from ..runtime.parameters import distribute_parameters
+from ..runtime.parameters import distribute_parameters, move_to
+from ..runtime.program import Program
 from ..runtime.records import Shard
 from ..runtime.world import World, is_launched, join
-from .optimizers import note_replaced
+from .optimizers import note_moved, note_replaced
 from .state.weights import load_weights
 
 
@@ -76,6 +77,22 @@ def parameter_shards(model: nn.Module, plan: Plan) -> dict[str, tuple[Shard, ...
 
 def _shard(plan: Plan, dim: int, axes: tuple[str, ...], extent: int) -> Shard:
     return Shard(dim, axes, chunk_size(extent, axes_size(plan.mesh.axes, axes)), extent)
+
+
+def move_to_stages(program: Program, parameters: Mapping[str, Tensor]) -> None:
+    """Let DTensor parameters, in place, stand on the ranks of their stage, where a pipeline gives them one.
+
+    They stand on all ranks until the first program tells the stages; optimizers hold the same parameters after it.
+    """
+    moved = []
+    for each in program.of_kind("parameter"):
+        home, tensor = program.home(each), parameters[each.name]
+        if home is not None and isinstance(tensor, DTensor):
+            mesh = join().device_mesh(program.mesh, home)
+            if tensor.device_mesh == join().device_mesh(program.mesh):
+                move_to(tensor, mesh)
+                moved.append(tensor)
+    note_moved(moved)
 
 
 @contextmanager

@@ -14,17 +14,23 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..diagnostics import StrettoError
 from ..runtime.addends import Addends
+from ..runtime.parameters import move_to
 
 _replaced: Any = WeakIdKeyDictionary()
 """Parameters that a model had before it was compiled, to their names; a tensor's own equality is by element."""
 _waiting: weakref.WeakKeyDictionary[Addends, tuple[weakref.ref[Tensor], ...]] = weakref.WeakKeyDictionary()
 """Where gradients may wait, to the parameters whose they are."""
+_moved: Any = WeakIdKeyDictionary()
+"""Parameters that were moved to the ranks of their stage after optimizers may have made state for them."""
+_followed: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+"""Optimizers whose state has followed them."""
 _is_real: ContextVar[bool] = ContextVar("stretto_real_step", default=True)
 
 
@@ -39,6 +45,14 @@ def note_waiting(addends: Addends, parameters: Iterable[Tensor]) -> None:
     """Remember whose gradients may wait in `addends`."""
     _watch()
     _waiting[addends] = tuple([weakref.ref(each) for each in parameters])
+
+
+def note_moved(parameters: Iterable[DTensor]) -> None:
+    """Remember that parameters stand on fewer ranks than before: what optimizers hold of them follows at a step."""
+    _watch()
+    for each in parameters:
+        _moved[each] = None
+        _followed.clear()
 
 
 @contextmanager
@@ -58,6 +72,8 @@ def _watch() -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raise StrettoError E0604 or E0605 for a step that would not do what its caller means."""
+    if _moved and optimizer not in _followed:
+        _follow(optimizer)
     if not _is_real.get() or (not _replaced and not any(_waiting)):
         return
     held = [each for group in optimizer.param_groups for each in group["params"]]
@@ -79,3 +95,13 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 expected="a backward outside no_sync() before the step: it reduces what has waited",
                 help="leave `with model.no_sync():` before the last forward and backward of a step",
             )
+
+
+def _follow(optimizer: Optimizer) -> None:
+    """Let the state of moved parameters, loaded before they were, stand where they do."""
+    _followed.add(optimizer)
+    for parameter, state in optimizer.state.items():
+        if parameter in _moved and isinstance(parameter, DTensor):
+            for each in state.values():
+                if isinstance(each, DTensor) and each.device_mesh != parameter.device_mesh:
+                    move_to(each, parameter.device_mesh)

@@ -28,7 +28,7 @@ from ..runtime.process_session import ProcessRank
 from ..runtime.program import Program
 from ..runtime.session import RankThreads
 from .compile_program import Compiled, Options, compile_capture, remark_json
-from .distribution import check_same_inputs, global_shapes, processes
+from .distribution import check_same_inputs, global_shapes, move_to_stages, processes
 from .dynamic_sizes import Found, find_sizes
 from .held import Held
 from .read_attributes import ReadAttributes
@@ -75,11 +75,20 @@ class Key:
         return replace(self, inputs=inputs)
 
 
-def key_of(held: Held, call: BoundCall, *, delayed: bool = False) -> Key:
-    """The key of a call in the state that the model, grad mode and autocast are in."""
+def mode_of(held: Held, call: BoundCall, plan: Plan) -> Mode:
+    """What a call is for: training, where grad mode is on and something requires a gradient.
+
+    A pipeline's forward runs the backward too, so that it is for training only while the model is in train mode.
+    """
+    wanted = any(each.requires_grad for each in held.parameters.values()) or any(call.differentiable)
+    forward_only = plan.pipeline is not None and not held.training[0]
+    return Mode.TRAIN if torch.is_grad_enabled() and wanted and not forward_only else Mode.INFER
+
+
+def key_of(held: Held, call: BoundCall, mode: Mode, *, delayed: bool = False) -> Key:
+    """The key of a call in the state that the model and autocast are in."""
     trainable = tuple([each.requires_grad for each in held.parameters.values()])
     wanted = call.differentiable
-    mode = Mode.TRAIN if torch.is_grad_enabled() and (any(trainable) or any(wanted)) else Mode.INFER
     return Key(
         mode=mode,
         classes=held.classes,
@@ -118,8 +127,20 @@ class Variant:
         """What it runs."""
         return self.session.program
 
-    def call(self, held: Held, tensors: Sequence[Tensor], accumulation: Accumulation) -> Any:
-        """The model's result for the tensors of a call; new values of buffers are written into the model's."""
+    @property
+    def losses(self) -> tuple[int, ...]:
+        """The positions of the outputs that may be differentiated."""
+        wanted = {each.index for each in self.program.of_kind("tangent")}
+        return tuple(at for at, each in enumerate(self.program.results_of_kind("output")) if each.index in wanted)
+
+    def result(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model returns, around its tensors."""
+        return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
+
+    def call(
+        self, held: Held, tensors: Sequence[Tensor], accumulation: Accumulation, scale: float = 1.0
+    ) -> list[Tensor]:
+        """The tensors of the model's result; new values of buffers are written into the model's. `scale`: see `run`."""
         program = self.program
         changing = {each.name for each in program.results_of_kind("buffer")}
         parameters = [held.parameters[each.name] for each in program.of_kind("parameter")]
@@ -132,22 +153,22 @@ class Variant:
         # Inference mode is known to the caller's thread alone, and other ranks may not write to tensors made in it.
         grad_mode = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
-            outputs, changed = run(self.session, parameters, buffers, inputs, accumulation)
+            outputs, changed = run(self.session, parameters, buffers, inputs, accumulation, scale=scale)
         with torch.no_grad():
             for name, value in changed.items():
                 held.buffers[name].copy_(value)
-        return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
+        return outputs
 
     def refusal(self, sizes: Mapping[str, int]) -> str:
         """Why its program does not hold for these sizes; empty where it does."""
         symbolic = self.program.symbolic
         return "it has no named sizes" if symbolic is None else symbolic.refusal(sizes)
 
-    def bound(self, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
+    def bound(self, held: Held, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
         """The same for other sizes of a call, where its program holds for them."""
         if self.refusal(sizes):
             return None
-        return replace(self, session=_session(self.program.bind(sizes), call, self.session))
+        return replace(self, session=_session(self.program.bind(sizes), held, call, self.session))
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,7 @@ def make_variant(
     captured = compiled.capture
     read = ReadAttributes(model, held.modules, captured.reads)
     return Variant(
-        _session(program, call, origin.beside), captured.output_tree, read, frozenset(captured.constant)
+        _session(program, held, call, origin.beside), captured.output_tree, read, frozenset(captured.constant)
     ), found
 
 
@@ -266,10 +287,11 @@ def _listed(remarks: Json) -> Sequence[Json]:
     return remarks if isinstance(remarks, list | tuple) else ()
 
 
-def _session(program: Program, call: BoundCall, beside: Session | None) -> Session:
+def _session(program: Program, held: Held, call: BoundCall, beside: Session | None) -> Session:
     """The ranks that are there, with a program; `call` is its first. Threads are those of the session `beside`."""
     if processes() == 1:
         return RankThreads(program, beside=beside if isinstance(beside, RankThreads) else None)
+    move_to_stages(program, held.parameters)
     session = ProcessRank(program)
     check_same_inputs(call, session.world)
     return session

@@ -31,12 +31,15 @@ def run(
     buffers: Sequence[Tensor],
     inputs: Sequence[Tensor],
     accumulation: Accumulation | None = None,
+    *,
+    scale: float = 1.0,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs, and new values of buffers by name, which the caller writes back once.
 
     Arguments stand as `program.of_kind("parameter" | "buffer" | "input")` lists them. Parameters (and float inputs)
     that the program has gradients for are differentiable, where they require a gradient and grad mode is on. Forwards
     may be run again before their backwards. Only outputs that the program has a tangent for may be differentiated.
+    A pipeline's forward makes the gradients, times `scale`; the backward gives them times the incoming gradient.
     Raises RunError E0335 in a backward whose parameters were written to since its forward.
     """
     tensors = [*parameters, *inputs]
@@ -46,9 +49,9 @@ def run(
         tensor.requires_grad and each.name in with_gradient for each, tensor in zip(named, tensors, strict=False)
     )
     if not (torch.is_grad_enabled() and wanted):
-        outputs, state = session.forward(parameters, buffers, inputs)
+        outputs, state = session.forward(parameters, buffers, inputs, scale=scale)
         return outputs, dict(state.buffers)
-    call = _Call(session, named, len(parameters), buffers, accumulation)
+    call = _Call(session, named, len(parameters), buffers, accumulation, scale)
     results = _Step.apply(call, *tensors)  # type: ignore[no-untyped-call]
     assert call.state is not None, "forward has run"
     return list(results), dict(call.state.buffers)
@@ -64,18 +67,20 @@ class _Call:
         parameters: int,
         buffers: Sequence[Tensor],
         accumulation: Accumulation | None,
+        scale: float,
     ) -> None:
         self.session = session
         self.named = named
         self.parameters = parameters
         self.buffers = buffers
         self.accumulation = accumulation
+        self.scale = scale
         self.state: State | None = None
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Global outputs; the state stays here for the backward."""
         split = self.parameters
-        outputs, self.state = self.session.forward(tensors[:split], self.buffers, tensors[split:])
+        outputs, self.state = self.session.forward(tensors[:split], self.buffers, tensors[split:], scale=self.scale)
         return tuple(outputs)
 
     def backward(self, grads: Sequence[Tensor | None], wanted: Container[str]) -> dict[str, Tensor]:

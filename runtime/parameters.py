@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from .distributed_tensor import DistributedTensor
@@ -53,15 +55,6 @@ class Layout:
             own.to(world.device), self._device_mesh, self.placements, shape=whole.shape, stride=whole.stride()
         )
         self._spec: Any = example._spec
-
-    def take_over(self, tensor: DTensor) -> None:
-        """Let `tensor`, in place, be as this says: ranks that have no part of it any longer free theirs.
-
-        It must be cut as here on the axes of its own mesh that are axes here, and whole on the others.
-        """
-        empty = tensor._local_tensor.new_empty(0)
-        tensor._local_tensor = tensor._local_tensor if self.is_here else empty
-        tensor._spec = self._spec
 
     def dtensor(self, padded: Tensor) -> DTensor:
         """The global tensor of which this rank holds `padded`; shares its memory where that is contiguous."""
@@ -161,7 +154,8 @@ def distribute_parameters(
             if id(parameter) in made:
                 part.register_parameter(key, made[id(parameter)])
         if any(id(each) in fresh for each in part.parameters(recurse=False)):
-            part.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
+            # torch's public way holds the module weakly, and a compiled model is another object on the same attributes
+            part._register_load_state_dict_pre_hook(partial(_take_parts, part._parameters))  # type: ignore[no-untyped-call]
     return replaced
 
 
@@ -190,14 +184,28 @@ def is_here(tensor: Tensor) -> bool:
     return not isinstance(tensor, DTensor) or tensor.device_mesh.get_coordinate() is not None
 
 
+def move_to(tensor: DTensor, mesh: DeviceMesh) -> None:
+    """Let `tensor`, in place, stand on `mesh`, some of its ranks; processes that are not there free their part.
+
+    The axes that the smaller mesh lacks must not cut it. Who holds the tensor, such as an optimizer, goes on doing so.
+    """
+    if not tensor.device_mesh.mesh_dim_names:
+        return
+    cut_by = dict(zip(tensor.device_mesh.mesh_dim_names, tensor.placements, strict=True))
+    placements = tuple(cut_by.get(name, Replicate()) for name in mesh.mesh_dim_names or ())
+    if mesh.get_coordinate() is None:
+        tensor._local_tensor = tensor._local_tensor.new_empty(0)
+    tensor._spec = DTensorSpec(mesh, placements, tensor_meta=tensor._spec.tensor_meta)
+
+
 def own_window(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shape of what this process holds of a DTensor, and where in the whole it begins."""
     return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
 
 
-def _take_parts(module: nn.Module, state: dict[str, Any], prefix: str, *unused: object) -> None:
+def _take_parts(parameters: Mapping[str, Tensor | None], state: dict[str, Any], prefix: str, *unused: object) -> None:
     """Before a module loads its state: of full tensors that are given for DTensors, take this process's parts."""
-    for name, own in module.named_parameters(recurse=False, remove_duplicate=False):
+    for name, own in parameters.items():
         given = state.get(prefix + name)
         if not (isinstance(own, DTensor) and isinstance(given, Tensor)) or isinstance(given, DTensor):
             continue

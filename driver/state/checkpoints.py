@@ -13,7 +13,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
+from ...runtime.parameters import is_here
 from ...runtime.philox import RandomState
 from ...runtime.world import join
 from ..compiled_module import compiled_module, is_compiled, random_state, set_random_state
@@ -108,7 +109,7 @@ def load_checkpoint(
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
         state["optimizer"] = _with_state_there(metadata, room_for_state(model, optimizer))
-    _check_fits(path, metadata, state)
+    _check_fits(path, metadata, state, owned_by(list(metadata.state_dict_metadata), _elsewhere(model)))
     ours = _ours(path)
     if optimizer is not None:
         groups = _load(path, {"optimizer": {"param_groups": copy.deepcopy(state["optimizer"].pop("param_groups"))}})
@@ -190,9 +191,20 @@ def _torn(path: Path, why: str) -> StrettoError:
     return StrettoError("E0610", f"'{path}' is a torn checkpoint: {why}", help="load an earlier one")
 
 
-def _check_fits(path: Path, metadata: Metadata, state: Mapping[str, Any]) -> None:
-    """Raise StrettoError E0611 unless the checkpoint has every tensor of the state, in its shape."""
+def _elsewhere(model: nn.Module) -> list[str]:
+    """The parameters of which this process has no part: other processes hold the optimizer's state of them."""
+    return [name for name, each in model.named_parameters() if not is_here(each)]
+
+
+def _check_fits(
+    path: Path, metadata: Metadata, state: Mapping[str, Any], elsewhere: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise StrettoError E0611 unless the checkpoint has every tensor of the state, in its shape.
+
+    What is saved of parameters that are `elsewhere` is for other processes.
+    """
     saved = metadata.state_dict_metadata
+    others = {name for names in elsewhere.values() for name in names}
     notes = []
     for part, wanted in ((part, _tensors(part, values)) for part, values in state.items()):
         held = {
@@ -201,7 +213,7 @@ def _check_fits(path: Path, metadata: Metadata, state: Mapping[str, Any]) -> Non
             if name.startswith(f"{part}.") and isinstance(each, TensorStorageMetadata)
         }
         missing = [name for name in wanted if name not in held]
-        left = [name for name in held if name not in wanted]
+        left = [name for name in held if name not in wanted and name not in others]
         other = [name for name in wanted if name in held and held[name] != wanted[name]]
         if part == "optimizer" and not any(name.startswith("optimizer.") for name in saved):
             notes.append(f"it holds no state of an optimizer, and {part} was asked for")

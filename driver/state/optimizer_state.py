@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...diagnostics import StrettoError
+from ...runtime.parameters import is_here
 from ..optimizers import no_real_step
 from .held_tensors import few
 
@@ -115,7 +116,7 @@ def _stepped_by_nothing(optimizer: Optimizer) -> Iterator[None]:
     state, optimizer.state = optimizer.state, defaultdict(dict)
     try:
         for each in held:
-            each.grad = torch.zeros_like(each)
+            each.grad = torch.zeros_like(each) if is_here(each) else None
         for group, rate in rates:
             group["lr"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0.0
         with no_real_step():

@@ -1,0 +1,24 @@
+"""What a pipeline asks of the model that it trains."""
+
+from __future__ import annotations
+
+from ..diagnostics import StrettoError
+from ..dsl.plan import Plan
+from ..frontend.captured import Capture, InputKind, OutputKind
+
+
+def check_loss(captured: Capture, plan: Plan) -> None:
+    """Raise StrettoError E0616 unless what a pipeline trains has one result to differentiate, which is a number."""
+    losses = [each for each in captured.inputs if each.kind is InputKind.TANGENT]
+    trains = any(each.kind is OutputKind.GRADIENT for each in captured.outputs)
+    if plan.pipeline is None or not trains or [each.shape for each in losses] == [()]:
+        return
+    shapes = ", ".join(f"{each.name or 'its result'} of shape {list(each.shape)}" for each in losses)
+    raise StrettoError(
+        "E0616",
+        f"the plan has a pipeline, and the forward gives no scalar loss to train with, but {shapes}",
+        span=plan.pipeline.span,
+        expected="one loss, a number, in the result of the forward: the backwards of the first microbatches run "
+        "before the forwards of the last",
+        help="compute the loss inside the model's forward; for results alone call it in eval mode or under no_grad()",
+    )
