@@ -72,8 +72,8 @@ def show_difference(found: Difference) -> None:
         ("sent by a rank", *_sizes(_sum(a, "sent_bytes"), _sum(b, "sent_bytes"))),
         ("peak of a rank", *_sizes(a.peak_bytes, b.peak_bytes)),
     ]
-    say(f"A {a.name}")
-    say(f"B {b.name}")
+    say(f"A {_name(a)}")
+    say(f"B {_name(b)}")
     table(("in one step", "A", "B", "change"), rows, right=("A", "B", "change"))
     _show_communication(found)
     if found.ops:
@@ -82,6 +82,10 @@ def show_difference(found: Difference) -> None:
     _show_places(found)
     say()
     say(_verdict(found))
+
+
+def _name(side: Summary) -> str:
+    return side.name + (f" ({side.stages} stages: a rank of each, counted together)" if side.stages > 1 else "")
 
 
 def _verdict(found: Difference) -> str:
@@ -148,5 +152,5 @@ def _side(side: Summary) -> dict[str, Json]:
     return {
         "name": side.name, "operations": side.ops.total(), "collectives": _sum(side, "count"),
         "tensor_bytes": _sum(side, "tensor_bytes"), "sent_bytes": _sum(side, "sent_bytes"),
-        "peak_bytes": side.peak_bytes,
+        "peak_bytes": side.peak_bytes, "stages": side.stages,
     }  # fmt: skip

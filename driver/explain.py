@@ -15,6 +15,7 @@ from ..runtime.records import Input, Shard
 from ..runtime.shards import local_shape
 from .names import family, folded
 from .remarks import RemarkJson, is_warning, remarks_of
+from .stages import Stage, stages_of
 from .traffic import Site, Traffic, gradients_from, place_of, traffic_of
 
 
@@ -36,6 +37,8 @@ class Placed:
     """Of one of them."""
     aliases: tuple[str, ...] = ()
     """Further names of a tied parameter."""
+    stages: tuple[int, ...] | None = None
+    """In a pipeline: the stages that hold it; None: all."""
 
     @property
     def placement(self) -> str:
@@ -52,13 +55,13 @@ class Placed:
             "name": self.name, "count": len(self.names), "names": list(self.names), "aliases": list(self.aliases),
             "kind": self.kind, "shape": list(self.shape), "local_shape": list(self.local_shape), "dtype": self.dtype,
             "placement": self.placement, "shards": [shard.to_json() for shard in self.shards],
-            "bytes_per_rank": self.bytes_per_rank,
+            "bytes_per_rank": self.bytes_per_rank, "stages": None if self.stages is None else list(self.stages),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Communication:
-    """Collectives of one kind over the same axes with one cause."""
+    """Collectives, or sends, of one kind over the same axes with one cause."""
 
     backward: bool
     kind: str
@@ -75,12 +78,15 @@ class Communication:
     """What a rank sends in one step when each is done as a ring."""
     gradients: tuple[str, ...] = ()
     """The parameters whose gradients these reduce; empty for anything else."""
+    stage: int | None = None
+    """In a pipeline: the stage whose ranks run these."""
 
     def to_json(self) -> dict[str, Json]:
         return {
             "phase": "backward" if self.backward else "forward", "kind": self.kind, "axes": list(self.axes),
             "count": self.count, "tensor_bytes": self.tensor_bytes, "sent_bytes": self.sent_bytes,
             "module": self.module, "file": self.file, "line": self.line, "gradients": list(self.gradients),
+            "stage": self.stage,
         }  # fmt: skip
 
 
@@ -93,6 +99,8 @@ class Explanation:
     others: tuple[Placed, ...]
     """Buffers, constants and inputs."""
     communication: tuple[Communication, ...]
+    stages: tuple[Stage, ...] = ()
+    """Where ranks take turns: what those of each stage have and do."""
 
     @property
     def parameter_bytes(self) -> int:
@@ -101,7 +109,9 @@ class Explanation:
 
     @property
     def parameter_bytes_per_rank(self) -> int:
-        """Of all parameters' parts on one rank, padding included."""
+        """Of all parameters' parts on one rank, padding included; in a pipeline, of the stage that has most."""
+        if self.stages:
+            return max(each.parameter_bytes for each in self.stages)
         return sum(each.bytes_per_rank * len(each.names) for each in self.parameters)
 
     def count(self, *, sharded: bool) -> int:
@@ -110,7 +120,10 @@ class Explanation:
 
     @property
     def totals(self) -> list[tuple[str, tuple[str, ...], int, int]]:
-        """(kind, axes, count, bytes sent) of a whole step, for each kind over each set of axes."""
+        """(kind, axes, count, bytes sent) of a whole step, for each kind over each set of axes.
+
+        Of one rank, or of one rank of each stage together.
+        """
         sums: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
         for each in self.communication:
             count, sent = sums.get((each.kind, each.axes), (0, 0))
@@ -142,6 +155,8 @@ class Explanation:
             "mesh": dict(manifest.mesh),
             "ranks": self.program.mesh.ranks,
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
+            "pipeline": None if self.program.pipeline is None else self.program.pipeline.to_json(),
+            "stages": [each.to_json() for each in self.stages],
             "parameters": [each.to_json() for each in self.parameters],
             "parameters_sharded": self.count(sharded=True),
             "parameters_replicated": self.count(sharded=False),
@@ -162,11 +177,13 @@ class Explanation:
 def explain(program: Program) -> Explanation:
     """Everything a program says about itself. It runs nothing."""
     kinds = ("buffer", "constant", "input")
+    traffic = traffic_of(program)
     return Explanation(
         program,
         _placed(program.of_kind("parameter")),
         _placed([each for kind in kinds for each in program.of_kind(kind)]),
-        _communication(program, traffic_of(program)),
+        _communication(program, traffic),
+        stages_of(program, traffic),
     )
 
 
@@ -177,7 +194,7 @@ def _misses_rule(remark: RemarkJson) -> bool:
 def _placed(tensors: Sequence[Input]) -> tuple[Placed, ...]:
     groups: dict[tuple[object, ...], list[Input]] = {}
     for each in tensors:
-        key = (family(each.name), each.kind, each.shape, each.dtype, each.shards, len(each.aliases))
+        key = (family(each.name), each.kind, each.shape, each.dtype, each.shards, each.stages, len(each.aliases))
         groups.setdefault(key, []).append(each)
     return tuple(_group(members) for members in groups.values())
 
@@ -187,7 +204,10 @@ def _group(members: Sequence[Input]) -> Placed:
     local = local_shape(first.shape, first.shards)
     size = prod(local) * DTYPES[first.dtype].itemsize
     aliases = tuple(name for each in members for name in each.aliases if name != each.name)
-    return Placed(folded(names), tuple(names), first.kind, first.shape, local, first.dtype, first.shards, size, aliases)
+    return Placed(
+        folded(names), tuple(names), first.kind, first.shape, local, first.dtype, first.shards, size, aliases,
+        first.stages,
+    )  # fmt: skip
 
 
 def _cut(shard: Shard) -> str:
@@ -207,6 +227,7 @@ class _Cause:
     file: str
     line: int
     of_gradients: bool
+    stage: int | None
 
 
 def _communication(program: Program, traffic: Traffic) -> tuple[Communication, ...]:
@@ -217,11 +238,11 @@ def _communication(program: Program, traffic: Traffic) -> tuple[Communication, .
         owners = [name.rpartition(".")[0] for name in gradients] or [place.module]
         file, line = ("", 0) if gradients else (place.file, place.line)
         module = _layer(owners[0]) if gradients else family(place.module)
-        cause = _Cause(site.backward, site.kind, site.axes, module, file, line, bool(gradients))
+        cause = _Cause(site.backward, site.kind, site.axes, module, file, line, bool(gradients), site.stage)
         path = _layer_path(owners[0]) if gradients else place.module
         groups.setdefault(cause, []).append((site, path, gradients))
     rows = [_row(cause, members, traffic) for cause, members in groups.items()]
-    return tuple(sorted(rows, key=lambda row: (row.backward, bool(row.gradients))))
+    return tuple(sorted(rows, key=lambda row: (row.backward, bool(row.gradients), row.stage or 0)))
 
 
 def _row(cause: _Cause, members: Sequence[tuple[Site, str, tuple[str, ...]]], traffic: Traffic) -> Communication:
@@ -237,6 +258,7 @@ def _row(cause: _Cause, members: Sequence[tuple[Site, str, tuple[str, ...]]], tr
         tensor_bytes=sum(count * site.tensor_bytes for count, site in counts),
         sent_bytes=sum(count * site.sent_bytes for count, site in counts),
         gradients=tuple(name for _, _, names in members for name in names),
+        stage=cause.stage,
     )
 
 

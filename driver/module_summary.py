@@ -14,7 +14,7 @@ from ..ir.source_text import read_module
 from ..ir.types import TensorType
 from .module_source import Source
 from .summary import Communication, Summary
-from .traffic import ring_bytes
+from .traffic import SEND, ring_bytes
 
 
 def module_summary(source: Source) -> Summary:
@@ -22,7 +22,8 @@ def module_summary(source: Source) -> Summary:
     read_module(source.text, source.name)
     module = Module.parse(source.text)  # without the file's own places, which differ between equal files
     code = decode(module)
-    made = Summary(source.name, module.text(locations=False), peak_bytes=estimate(module).rank_bytes)
+    peak = estimate(module).rank_bytes
+    made = Summary(source.name, module.text(locations=False), peak_bytes=peak, stages=len(code.entries))
     for name, times in _calls(code).items():
         for step in code.bodies[name].steps:
             if step.callee:
@@ -32,6 +33,9 @@ def module_summary(source: Source) -> Summary:
             kind = step.name.removesuffix("_start")
             if code.level is Level.COMM and kind in COLLECTIVES:
                 _communicates(made, code, code.bodies[name], step, kind.removeprefix("comm."), times)
+            elif kind == "comm.send":
+                size = _bytes(code.bodies[name].types[used(step)[0]])
+                made.communication.setdefault((SEND, (step.args[1],)), Communication()).add(times, size, size)
     return made
 
 

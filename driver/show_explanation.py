@@ -10,6 +10,7 @@ from ..runtime.symbolic import Symbolic, range_text
 from .console import count_text, heading, place_text, say, shape_text, size_text, table
 from .explain import Communication, Explanation, Placed
 from .remarks import counted, remark_text, warning_text
+from .stages import Stage
 
 _NAMES_SHOWN = 2
 
@@ -30,6 +31,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     say(f"mesh     {mesh_text(manifest)}")
     if program.symbolic is not None:
         say(f"sizes    {sizes_text(program.symbolic)}")
+    _stages(explanation)
     _parameters(explanation)
     _others(explanation)
     _communication(explanation)
@@ -62,8 +64,9 @@ def source_text(manifest: Manifest) -> str:
 
 def totals_text(explanation: Explanation) -> list[str]:
     """One line for each kind of collective over each set of axes."""
+    who = "one rank of each stage together" if explanation.stages else "each rank"
     return [
-        f"{count} x {kind} over {', '.join(axes)}, {size_text(sent)} sent by each rank"
+        f"{count} x {kind} over {', '.join(axes)}, {size_text(sent)} sent by {who}"
         for kind, axes, count, sent in explanation.totals
     ]
 
@@ -73,34 +76,68 @@ def parameters_text(explanation: Explanation) -> str:
     return (
         f"{explanation.count(sharded=True)} sharded, {explanation.count(sharded=False)} replicated; "
         f"{size_text(explanation.parameter_bytes)} in all, "
-        f"{size_text(explanation.parameter_bytes_per_rank)} on each rank"
+        f"{size_text(explanation.parameter_bytes_per_rank)} on "
+        f"{'a rank of the stage that has most' if explanation.stages else 'each rank'}"
     )
+
+
+def _stages(explanation: Explanation) -> None:
+    pipeline = explanation.program.pipeline
+    if pipeline is None:
+        return
+    heading(f"Stages over {pipeline.axis}, microbatches: {pipeline.microbatches}")
+    rows = [
+        (
+            str(each.number), tasks_text(each), str(each.parameters), size_text(each.parameter_bytes),
+            ", ".join(f"{sends.count} to {sends.to}, {size_text(sends.bytes)}" for sends in each.sends),
+        )
+        for each in explanation.stages
+    ]  # fmt: skip
+    table(("stage", "tasks", "parameters", "bytes", "sends"), rows, right=("parameters", "bytes"))
+    say("  (bytes: of the parameters on a rank; sends: by a rank in a step)")
+
+
+def tasks_text(stage: Stage) -> str:
+    """A stage's tasks, those that run equally often together.
+
+    >>> tasks_text(Stage(0, 1, 8, (("forward_0", 4), ("backward_0", 4), ("forward_2", 2)), ()))
+    '4 x forward_0, backward_0; 2 x forward_2'
+    """
+    by_count: dict[int, list[str]] = {}
+    for name, count in stage.tasks:
+        by_count.setdefault(count, []).append(name)
+    return "; ".join(f"{count} x {', '.join(names)}" for count, names in by_count.items())
 
 
 def _parameters(explanation: Explanation) -> None:
     heading("Parameters")
-    _placed(explanation.parameters)
+    _placed(explanation.parameters, explanation)
     say(f"  {parameters_text(explanation)}")
 
 
 def _others(explanation: Explanation) -> None:
     if explanation.others:
         heading("Inputs, buffers and constants")
-        _placed(explanation.others)
+        _placed(explanation.others, explanation)
 
 
-def _placed(tensors: tuple[Placed, ...]) -> None:
-    rows = []
+def _placed(tensors: tuple[Placed, ...], explanation: Explanation) -> None:
+    rows: list[tuple[str, ...]] = []
+    stage = ("stage",) if explanation.stages else ()
     for each in tensors:
         tied = f" = {', '.join(each.aliases[:_NAMES_SHOWN])}" if each.aliases and len(each.names) == 1 else ""
         times = f"{len(each.names)} x" if len(each.names) > 1 else ""
         rows.append(
             (
                 each.name + tied, times, shape_text(each.shape), each.placement, shape_text(each.local_shape),
-                size_text(each.bytes_per_rank),
+                size_text(each.bytes_per_rank), *(_stages_text(each.stages) for _ in stage),
             )
         )  # fmt: skip
-    table(("name", "", "shape", "placement", "a rank has", "bytes"), rows, right=("", "bytes"))
+    table(("name", "", "shape", "placement", "a rank has", "bytes", *stage), rows, right=("", "bytes"))
+
+
+def _stages_text(stages: tuple[int, ...] | None) -> str:
+    return "all" if stages is None else ", ".join(map(str, stages))
 
 
 def _communication(explanation: Explanation) -> None:
@@ -109,14 +146,16 @@ def _communication(explanation: Explanation) -> None:
         say("  none")
         return
     rows: list[tuple[str, ...]] = []
+    stage = ("stage",) if explanation.stages else ()
     phase = ""
     for each in explanation.communication:
         if phase != _phase(each):
             phase = _phase(each)
-            rows.append((phase, "", "", "", "", ""))
+            rows.append((phase, "", "", "", "", "", *("" for _ in stage)))
         sent = size_text(each.sent_bytes)
-        rows.append((f"  {_cause(each)}", each.kind, ",".join(each.axes), str(each.count), sent, _source(each)))
-    table(("cause", "kind", "over", "count", "sent", "source"), rows, right=("count", "sent"))
+        where = (str(each.stage) for _ in stage)
+        rows.append((f"  {_cause(each)}", each.kind, ",".join(each.axes), *where, str(each.count), sent, _source(each)))
+    table(("cause", "kind", "over", *stage, "count", "sent", "source"), rows, right=("count", "sent"))
     for line in totals_text(explanation):
         say(f"  {line}")
     say("  (sent: by each rank in a step, done as a ring: 2(n-1)/n of an all-reduced tensor, (n-1)/n of another)")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..runtime.program import Program
 from ..runtime.prover import prove
 from ..runtime.records import Function
-from ..runtime.validate import ENTRY
 from .traffic import traffic_of
 
 Place = tuple[str, int, str]
@@ -37,7 +35,10 @@ class Communication:
 
 @dataclass
 class Summary:
-    """What runs in one step on one rank; what a function does counts once for each call."""
+    """What runs in one step on one rank; what a function does counts once for each call.
+
+    Where stages have entries of their own, what runs on one rank of each together; its peak is the largest.
+    """
 
     name: str
     content: object
@@ -48,6 +49,7 @@ class Summary:
     communication: dict[Link, Communication] = field(default_factory=dict)
     peak_bytes: int | None = None
     """The most that is live on a rank at once; None where that cannot be proved."""
+    stages: int = 1
 
 
 def program_summary(folder: str) -> Summary:
@@ -55,7 +57,8 @@ def program_summary(folder: str) -> Summary:
     program = Program.load(folder)
     bodies = {name: _instructions(function) for name, function in program.functions.items()}
     made = Summary(folder, (program.manifest.mesh, program.inputs, program.outputs, bodies))
-    for name, times in _calls(program.functions).items():
+    made.stages = len(program.entries)
+    for name, times in _calls(program).items():
         for each in program.functions[name].code:
             if each.op == "call":
                 continue
@@ -76,8 +79,9 @@ def _instructions(function: Function) -> object:
     return (function.slots, function.arguments, function.results, code, function.backward_at)
 
 
-def _calls(functions: Mapping[str, Function]) -> Counter[str]:
+def _calls(program: Program) -> Counter[str]:
     """How often each function runs in a step."""
+    functions = program.functions
     found: Counter[str] = Counter()
 
     def enter(name: str, times: int) -> None:
@@ -86,5 +90,6 @@ def _calls(functions: Mapping[str, Function]) -> Counter[str]:
         for callee, calls in called.items():
             enter(callee, times * calls)
 
-    enter(ENTRY, 1)
+    for entry in program.entries:
+        enter(entry.name, 1)
     return found

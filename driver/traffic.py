@@ -1,19 +1,21 @@
-"""What crosses the links in one step of a program, without running it: every collective, how often, how many bytes.
+"""What crosses the links in one step of a program, without running it: each collective and send, how often, how much.
 
 The instructions are followed with tensors that have a shape and no values. A function that is called many times is
-followed once for all calls with equal shapes, so that the cost does not grow with depth.
+followed once for all calls with equal shapes, so that the cost does not grow with depth. Where stages take turns, their
+entries are followed in turns too: what depends on a tangent, through messages also, is of the backward.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..runtime.arguments import DTYPES, Slot, fill_in
+from ..runtime.entries import Entry
 from ..runtime.errors import ProgramError
 from ..runtime.ops import COLLECTIVES, torch_op
 from ..runtime.program import Program
@@ -27,29 +29,40 @@ _CARRYING = ("comm.", "rank.", "aten.add.Tensor")
 """Ops through which a part of a gradient stays one."""
 
 
+SEND = "send"
+"""The kind of a message to another stage."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """A collective of the program: where it stands, and what it moves each time."""
+    """A collective or a send of the program: where it stands, and what it moves each time."""
 
     function: str
     index: int
     backward: bool
     kind: str
-    """all_reduce, all_gather, reduce_scatter or all_to_all."""
+    """all_reduce, all_gather, reduce_scatter, all_to_all or send."""
     axes: tuple[str, ...]
     tensor_bytes: int
     """The largest tensor it takes or gives, on one rank."""
     sent_bytes: int
-    """What a rank sends when it is done as a ring: (n-1)/n of `tensor_bytes`, twice that for an all_reduce."""
+    """What a rank sends: all of a message, else what a ring takes: (n-1)/n of the tensor, twice for an all_reduce."""
+    stage: int | None = None
+    """In a pipeline: the coordinate on its axis of the ranks that run it."""
+    peer: int | None = None
+    """Of a send: the stage that it is for."""
 
 
+Mail = defaultdict[tuple[int, int], list[bool]]
+"""By stage that sends and stage that takes: of each message in order, whether it is of the backward."""
 Traffic = Mapping[Site, int]
-"""How often a step runs each collective."""
+"""How often a step runs each collective or send on a rank that runs it."""
 
 
 def traffic_of(program: Program) -> Traffic:
-    """Every collective of one step (forward and, in train mode, backward), in the order of the first run."""
-    return _Follower(program).main()
+    """Every collective and send of one step (forward and, in train mode, backward), in the order of the first run."""
+    follower = _Follower(program)
+    return follower.main() if program.pipeline is None else follower.stages()
 
 
 def place_of(program: Program, site: Site) -> Location:
@@ -60,11 +73,12 @@ def place_of(program: Program, site: Site) -> Location:
 
 def gradients_from(program: Program, site: Site) -> tuple[str, ...]:
     """The parameters whose gradients the collective completes: what it gives, further reduced, or added to others."""
-    if site.function != ENTRY:
+    entry = program.entries[site.stage or 0]
+    if site.function != entry.name or site.kind == SEND:
         return ()
-    code = program.functions[ENTRY].code
+    code = program.functions[entry.name].code
     names: dict[int, list[str]] = {}
-    for output in program.results_of_kind("gradient"):
+    for output in entry.gradients:
         names.setdefault(output.slot, []).append(output.name)
     found: list[str] = []
     ours = set(code[site.index].writes())
@@ -95,18 +109,50 @@ class _Follower:
         self._known: dict[tuple[object, ...], _Followed] = {}
 
     def main(self) -> Traffic:
+        """The traffic of a program whose ranks take no turns."""
         main = self._program.functions[ENTRY]
-        frame: dict[int, object] = {}
-        for each in self._program.inputs:
-            try:
-                frame[each.slot] = _meta(each)
-            except META_FAILURES as error:
-                raise _unfit(f"input '{each.name}'", error) from None
+        frame = _given(self._program.inputs)
         split = len(main.code) if main.backward_at is None else main.backward_at
         traffic = self._follow(ENTRY, main.code[:split], 0, frame)
         for site, count in self._follow(ENTRY, main.code[split:], split, frame).items():
             traffic[replace(site, backward=True)] += count
         return traffic
+
+    def stages(self) -> Traffic:
+        """The traffic of all stages, whose entries are followed as far as messages allow, again and again."""
+        mail: Mail = defaultdict(list)
+        traffic: Counter[Site] = Counter()
+        runs = [self._stage(stage, entry, mail, traffic) for stage, entry in enumerate(self._program.entries)]
+        while runs:
+            before = sum(map(len, mail.values())), len(runs)
+            runs = [run for run in runs if next(run, None) is not None]
+            if (sum(map(len, mail.values())), len(runs)) == before:
+                raise ProgramError("E0306", "the program is malformed: its stages wait for each other for ever")
+        return traffic
+
+    def _stage(self, stage: int, entry: Entry, mail: Mail, traffic: Counter[Site]) -> Iterator[bool]:
+        """Follow one entry; stops where it waits for a message that has not been sent."""
+        frame = _given(entry.inputs)
+        late = {each.slot for each in entry.inputs if each.kind == "tangent"}
+        messages: dict[int, tuple[int, int]] = {}
+        asked: Counter[int] = Counter()
+        for index, each in enumerate(self._program.functions[entry.name].code):
+            reads = each.reads()
+            is_late = not late.isdisjoint(reads)
+            if each.op == "comm.wait" and reads[0] in messages:
+                source, number = messages.pop(reads[0])
+                while len(mail[source, stage]) <= number:
+                    yield True
+                is_late = mail[source, stage][number]
+            found = self._follow(entry.name, [each], index, frame)
+            traffic.update({replace(site, backward=is_late, stage=stage): count for site, count in found.items()})
+            (late.update if is_late else late.difference_update)(each.writes())
+            if each.op == "comm.send":
+                mail[stage, _whole(each.kwargs["peer"])].append(is_late)
+            elif each.op == "comm.receive_start":
+                source = _whole(each.kwargs["peer"])
+                messages.update(dict.fromkeys(each.writes(), (source, asked[source])))
+                asked[source] += 1
 
     def _function(self, name: str, given: Sequence[object]) -> _Followed:
         key = (name, *(_shape(value) for value in given))
@@ -138,6 +184,9 @@ class _Follower:
             followed = self._function(str(args[0]), args[1])  # type: ignore[arg-type]  # validated
             traffic.update(followed.traffic)
             return followed.results
+        if each.op == "comm.send":
+            traffic[_send(each, args[0], *at)] += 1
+            return []
         if each.op in COLLECTIVES:
             result, site = self._collective(each, args[0], *at)
             traffic[site] += 1
@@ -168,6 +217,29 @@ class _Follower:
 def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
     """What each of some ranks sends in a ring: (n-1)/n of the tensor, twice that for an all_reduce."""
     return tensor_bytes * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
+
+
+def _send(each: Instruction, given: object, name: str, index: int) -> Site:
+    assert isinstance(given, Tensor), "validated"
+    axes, peer = (str(each.kwargs["axis"]),), _whole(each.kwargs["peer"])
+    return Site(name, index, False, SEND, axes, given.nbytes, given.nbytes, peer=peer)
+
+
+def _given(inputs: Sequence[Input]) -> dict[int, object]:
+    """What a function is given for its inputs, by slot."""
+    frame: dict[int, object] = {}
+    for each in inputs:
+        try:
+            frame[each.slot] = _meta(each)
+        except META_FAILURES as error:
+            raise _unfit(f"input '{each.name}'", error) from None
+    return frame
+
+
+def _received(kwargs: Mapping[str, object]) -> Tensor:
+    size, dtype = kwargs["size"], kwargs["dtype"]
+    assert isinstance(size, list | tuple) and isinstance(dtype, torch.dtype), "validated"
+    return torch.empty([_whole(each) for each in size], dtype=dtype, device=_META)
 
 
 def _unfit(where: str, error: Exception) -> ProgramError:
@@ -204,6 +276,7 @@ def _drawn(chunks: object, below: object) -> Tensor:
 
 _OWN: dict[str, Callable[[list[object], Mapping[str, object]], object]] = {
     "comm.wait": lambda args, kwargs: args[0],
+    "comm.receive_start": lambda args, kwargs: _received(kwargs),
     "rank.shard": _shard,
     "rank.offset": lambda args, kwargs: torch.empty((), dtype=torch.int64, device=_META),
     "rank.mask": lambda args, kwargs: args[0],
