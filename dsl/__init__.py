@@ -18,7 +18,6 @@ from .resolve import (
     ParameterSharding,
     resolve_parameters,
 )
-from .resolve_stages import resolve_split
 from .resolve_values import resolve_activations, resolve_inputs
 from .schedule import WrittenSchedule
 from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParameters
@@ -48,5 +47,4 @@ __all__ = [
     "resolve_activations",
     "resolve_inputs",
     "resolve_parameters",
-    "resolve_split",
 ]

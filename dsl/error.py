@@ -36,8 +36,7 @@ class PlanCode(StrEnum):
     BAD_PIPELINE = "E0124"
     DUPLICATE_PIPELINE = "E0125"
     AXIS_OF_STAGES = "E0126"
-    SPLIT = "E0127"
-    DUPLICATE_SCHEDULE = "E0128"
+    DUPLICATE_SCHEDULE = "E0127"
 
 
 class WrittenCode(StrEnum):

@@ -23,7 +23,7 @@ class Plan:
     """What a plan file says. Two plans are equal when they say the same, wherever they were written.
 
     Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), for a second
-    precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0128), and for an axis that the
+    precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0127), and for an axis that the
     pipeline's stages need for themselves (E0126).
 
     >>> print(Plan.parse('mesh (dp=2,tp=2)  # four ranks'))
@@ -235,7 +235,7 @@ def _check_one(found: Sequence[Precision] | Sequence[Pipeline], code: PlanCode) 
 
 
 def _check_names(schedules: Sequence[WrittenSchedule]) -> None:
-    """Schedules of one plan have different names. Raises PlanError E0128."""
+    """Schedules of one plan have different names. Raises PlanError E0127."""
     first: dict[str, WrittenSchedule] = {}
     for schedule in schedules:
         if schedule.name in first:

@@ -104,6 +104,13 @@ def _in_time(
     plan: Plan, pipeline: Pipeline, records: list[Record], types: list[TensorType], dims: _Dims
 ) -> dict[int, Mapping[str, int]]:
     """The dims by which inputs are cut, the batch into microbatches too. Raises E0402 where these do not fit."""
+    if pipeline.per_microbatch:
+        raise StrettoError(
+            "E0404",
+            "microbatches cannot be computed alone: a step is that of the whole batch",
+            span=pipeline.span_of("per"),
+            help='leave "per microbatch" out, and take layers that treat each row alone',
+        )
     span = pipeline.span_of("microbatches")
     if not dims:
         raise StrettoError("E0402", "the model has no input with a batch to cut into microbatches", span=span)

@@ -97,6 +97,5 @@ def refusal(op: Operation, why: Crossing) -> StrettoError:
         f'{backward}"{name}"{where} {why}',
         span=Span(origin.file, origin.line) if origin.file else None,
         expected="expected an operation that each microbatch can do alone",
-        help='say "per microbatch" in the pipeline, to have each microbatch computed alone, or take a layer that does '
-        "not join rows (a group norm for a batch norm)",
+        help="take a layer that treats each row alone (a group norm for a batch norm), or leave the pipeline out",
     )

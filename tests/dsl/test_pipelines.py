@@ -10,7 +10,6 @@ from stretto.dsl import (
     PlanCode,
     PlanError,
     WrittenSchedule,
-    resolve_split,
 )
 from stretto.dsl.pipeline import ITEMS, TIME
 from stretto.dsl.syntax import WORDS
@@ -23,7 +22,6 @@ WRITTEN = """schedule mine(stages p, microbatches m) {   # { no brace
     drain   { F B }
   }
 }"""
-MODULES = ("embed", "layers", "layers.0", "layers.0.mlp", "layers.1", "layers.2", "layers.2.mlp", "head")
 
 
 def refused_at(marked: str) -> PlanError:
@@ -180,25 +178,3 @@ def test_a_pipeline_made_in_python_is_checked_too() -> None:
         Pipeline("pp", 2, "a b")
     with pytest.raises(PlanError, match='no axis "pp"'):
         Plan(Mesh((("dp", 2),)), (Pipeline("pp", 2),))
-
-
-def split(*patterns: str, stages: int = 3) -> tuple[str, ...]:
-    return resolve_split(Pipeline("pp", 2, split=patterns), stages, MODULES)
-
-
-def test_a_stage_begins_at_each_module_that_is_named() -> None:
-    assert split("layers.[12]") == ("layers.1", "layers.2")
-    assert split("head", "layers.2") == ("layers.2", "head")
-    assert split() == ()
-
-
-def test_modules_to_split_at_exist_and_make_as_many_stages_as_there_are() -> None:
-    with pytest.raises(PlanError, match=r'did you mean "layers\.2"') as caught:
-        split("layer.2")
-    assert caught.value.code == PlanCode.NO_MATCH
-    with pytest.raises(
-        PlanError, match=r"names 3 modules \(layers.0, layers.1, layers.2\), which begin 4 st"
-    ) as caught:
-        split("layers.?")
-    assert caught.value.code == PlanCode.SPLIT
-    assert caught.value.expected.startswith("expected 2")

@@ -176,7 +176,7 @@ def test_a_batch_norm_that_trains_is_refused_at_its_line() -> None:
     assert error.message.endswith("in middle.0 takes its statistics of the whole batch")
     assert error.span is not None
     assert error.span.file.endswith("test_time_axis.py")
-    assert "per microbatch" in error.help
+    assert "group norm" in error.help
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,13 @@ def test_microbatches_that_do_not_divide_the_batch_are_refused_in_the_plan(
     assert (error.code, error.expected, error.help) == ("E0402", expected, help)
     assert error.span is not None
     assert (error.span.file, error.span.line) == ("a.plan", 2)
+
+
+def test_microbatches_are_not_computed_alone() -> None:
+    with pytest.raises(StrettoError) as caught:
+        Cut(Rows(F.mse_loss), rows(), "mesh (pp=2)\npipeline over pp { microbatches 2  per microbatch }")
+    assert caught.value.code == "E0404"
+    assert str(caught.value.span) == "a.plan:2:36"
 
 
 def test_a_model_without_a_batch_has_no_microbatches() -> None:
