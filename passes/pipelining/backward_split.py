@@ -34,10 +34,9 @@ def part_masked(module: Module, tally: Tally) -> None:
         for op in list(operations(function))[:-1]:
             call = read(op)
             if call is not None and call.name in _MASKED and call.args[-1][0] and any(call.args[-1][1:]):
+                origin = from_location(op.location)
                 _part(op, call)
-                tally.applied(
-                    f'"{call.name}" became one for the input and one for the weights', from_location(op.location)
-                )
+                tally.applied(f'"{call.name}" became one for the input and one for the weights', origin)
 
 
 def _part(op: Operation, call: Call) -> None:
