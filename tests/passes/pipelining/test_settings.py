@@ -2,8 +2,9 @@
 
 import pytest
 from stretto.dsl import Plan
-from stretto.passes.pipelining.settings import Settings
-from stretto.schedules import Kind, Request, Schedule, ScheduleCode, ScheduleError, generate, prove
+from stretto.ir.module import Module
+from stretto.passes.pipelining.settings import note_times, settings_of
+from stretto.schedules import Costs, Kind, Request, Schedule, ScheduleCode, ScheduleError, generate, prove
 
 WRITTEN = """
 schedule mine(stages p, microbatches m) {
@@ -14,10 +15,14 @@ schedule mine(stages p, microbatches m) {
 }"""
 
 
-def schedule(items: str, more: str = "", *, trains: bool = True) -> Schedule:
-    settings = Settings.of(
-        Plan.parse(f"mesh (pp=2, dp=2)\npipeline over pp {{ {items} }}{more}", "a.plan"), trains=trains
-    )
+def a_module(argument: str = '{aten.argument = {kind = "tangent"}}') -> Module:
+    """A step with one argument."""
+    return Module.parse(f"func.func @main(%x: tensor<f32> {argument}) -> tensor<f32> {{ return %x : tensor<f32> }}")
+
+
+def schedule(items: str, more: str = "", module: Module | None = None) -> Schedule:
+    plan = Plan.parse(f"mesh (pp=2, dp=2)\npipeline over pp {{ {items} }}{more}", "a.plan")
+    settings = settings_of(plan, module or a_module())
     assert settings is not None
     return settings.schedule
 
@@ -32,12 +37,22 @@ def test_a_plan_names_a_schedule_for_the_ranks_of_its_axis() -> None:
     assert schedule("microbatches 4") == generate("1f1b", Request(2, 4))
     found = schedule("schedule interleaved chunks 3 microbatches 4")
     assert (found.ranks, found.chunks, found.microbatches) == (2, 3, 4)
-    assert Settings.of(Plan.parse("mesh (pp=2)")) is None
+    assert settings_of(Plan.parse("mesh (pp=2)"), a_module()) is None
 
 
 def test_a_schedule_of_the_plan_goes_first() -> None:
     assert schedule("schedule mine microbatches 4", WRITTEN).order == generate("gpipe", Request(2, 4)).order
     assert schedule("schedule 1f1b microbatches 4", WRITTEN) == generate("1f1b", Request(2, 4))
+
+
+def test_a_search_is_given_the_times_of_the_plan_else_those_of_the_module() -> None:
+    costs = Costs(1, 3, 0.1, 2)
+    wanted = generate("zb-v", Request(2, 4, costs=costs))
+    noted = a_module()
+    note_times(noted, costs)
+    assert schedule("schedule zb-v microbatches 4 times 1, 3, 0.1, 2") == wanted
+    assert schedule("schedule zb-v microbatches 4", module=noted) == wanted
+    assert schedule("schedule zb-v microbatches 4 times 1, 1, 1", module=noted) != wanted
 
 
 def test_an_unknown_schedule_is_shown_where_it_is_named() -> None:
@@ -60,7 +75,7 @@ def test_a_schedule_over_the_memory_is_shown_where_the_plan_says_it() -> None:
 
 @pytest.mark.parametrize("name", ["1f1b", "zb-v", "interleaved", "dualpipe-v"])
 def test_the_forwards_of_a_schedule_can_run_alone(name: str) -> None:
-    part = schedule(f"schedule {name} microbatches 4", trains=False)
+    part = schedule(f"schedule {name} microbatches 4", module=a_module('{aten.argument = {kind = "input"}}'))
     prove(part)
     assert part.placement == generate(name, Request(2, 4)).placement
     assert {task.kind for tasks in part.order for task in tasks} == {Kind.F}
