@@ -25,10 +25,11 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import Call, flatten, is_packing, read, results_of
-from ..ir.pipeline import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, space
+from ..ir.pipeline import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, space, turn_of
 from ..ir.placement import Mesh, axes_size, chunk_size
 from ..ir.types import TensorType, from_mlir
 from ..runtime.arguments import Slot, dtype_name
+from ..runtime.entries import TURN, is_timed
 from ..runtime.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
 
 _RENAMED = {
@@ -175,14 +176,17 @@ class _Body:
         if name is not None:
             args = (name, [Slot(self.slots[v]) for v in op.operands])
             microbatch = microbatch_of(op)
-            kwargs: dict[str, Any] = {} if microbatch is None else {MICROBATCH: microbatch}
+            kwargs = {} if microbatch is None else {MICROBATCH: microbatch}
+            kwargs |= _turn(op)
             return Instruction("call", args, kwargs, tuple(self._slot(r) for r in op.results), (), loc)
         call = read(op)
         if call is None:
             raise RuntimeError(f"no instruction for {op}")
         out = tuple(self._slot(r) if list(r.uses) else None for r in flatten(results_of(op)))
         args, kwargs = self._arguments(call)
-        return Instruction(_RENAMED.get(call.name, call.name), args, kwargs, out, (), loc)
+        name = _RENAMED.get(call.name, call.name)
+        timed = is_timed(Instruction(name, args, kwargs))
+        return Instruction(name, args, kwargs | _turn(op) if timed else kwargs, out, (), loc)
 
     def _arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = tuple(self._argument(a) for a in call.args)
@@ -205,6 +209,12 @@ class _Body:
 
     def _slot(self, value: Value) -> int:
         return self.slots.setdefault(value, len(self.slots))
+
+
+def _turn(op: Operation) -> dict[str, Any]:
+    """Which of its caller's microbatches an operation is about, where they are several."""
+    turn = turn_of(op)
+    return {} if turn is None else {TURN: turn}
 
 
 def _dependents(values: Sequence[Value], body: Sequence[Operation]) -> set[Operation]:

@@ -9,7 +9,9 @@ Three states, each with a meaning that the interpreter runs:
 3. *In order* (`comm.pipeline` names the axis of the stages). There is no `main`: each coordinate on the axis of the
    stages has an entry function of its own (`main_0`, `main_1`, ..), which takes and gives what its ranks hold. No
    collective is over time any more. A `func.call` may say `microbatch = 3`: in all that it calls, the coordinate on
-   the axis "microbatch" is 3. Tensors cross between entries by `comm.send` and `comm.receive`.
+   the axis "microbatch" is 3. Where two tasks run interleaved in one function, its call says `microbatch = [3, 1]`, and
+   each operation in it says whose `turn` it is, 0 or 1. Tensors cross between entries by `comm.send` and
+   `comm.receive`.
 
 The records of entries' arguments and results bear an `order`: their place among those of the whole program.
 """
@@ -24,6 +26,10 @@ from .placement import Mesh
 MICROBATCH = "microbatch"
 """The axis of time."""
 _PIPELINE = "comm.pipeline"
+_TURN = "turn"
+
+Microbatch = int | tuple[int, ...]
+"""A microbatch, or several in the order of their turns."""
 
 
 def pipeline_axis(module: Module) -> str | None:
@@ -64,11 +70,29 @@ def microbatches(mesh: Mesh) -> int:
     return dict(mesh).get(MICROBATCH, 1)
 
 
-def microbatch_of(call: Operation) -> int | None:
-    """The microbatch that a call is about; None where it is that of the caller, or every one's."""
-    return int(from_attribute(call.attributes[MICROBATCH])) if MICROBATCH in call.attributes else None
+def microbatch_of(call: Operation) -> Microbatch | None:
+    """The microbatch that a call is about, or several; None where it is that of the caller, or every one's."""
+    if MICROBATCH not in call.attributes:
+        return None
+    said = from_attribute(call.attributes[MICROBATCH])
+    return tuple(said) if isinstance(said, list) else int(said)
 
 
-def set_microbatch(call: Operation, microbatch: int) -> None:
-    """Say which microbatch a call is about."""
+def set_microbatch(call: Operation, microbatch: Microbatch) -> None:
+    """Say which microbatch a call is about, or which ones."""
     call.attributes[MICROBATCH] = to_attribute(microbatch)
+
+
+def turn_of(op: Operation) -> int | None:
+    """Of a caller's several microbatches, which one an operation is about; None where there is but one."""
+    return int(from_attribute(op.attributes[_TURN])) if _TURN in op.attributes else None
+
+
+def set_turn(op: Operation, turn: int) -> None:
+    """Say which of the caller's microbatches an operation is about."""
+    op.attributes[_TURN] = to_attribute(turn)
+
+
+def of_turn(microbatch: Microbatch | None, turn: int | None) -> Microbatch | None:
+    """The microbatch of an operation in a function that was called for `microbatch`."""
+    return microbatch if turn is None or not isinstance(microbatch, tuple) else microbatch[turn]

@@ -70,10 +70,12 @@ def _op_problems(
     name, called = op.operation.name, callee(op)
     if called is not None:
         at, count = microbatch_of(op), microbatches(module.mesh)
+        said = at if isinstance(at, tuple) else () if at is None else (at,)
         if called in names:
             yield f'"{called}" is the entry of a stage, and is called', op
-        if at is not None and not 0 <= at < count:
-            yield f"there are {count} microbatches, and {at} is none of them", op
+        wrong = [each for each in said if not 0 <= each < count]
+        if wrong:
+            yield f"there are {count} microbatches, and {wrong[0]} is none of them", op
         if at is None and stage is not None and called in waiting:
             yield f'"{called}" depends on the microbatch, and the call names none', op
     elif name in TRANSFERS and "axis" in op.attributes and "peer" in op.attributes:

@@ -14,7 +14,8 @@ Before                                          After (two stages, two microbatc
 A call is a task of the microbatch that it says. What another coordinate needs is sent when it is made, and received
 where it is needed first, in the order in which it was sent. A sum over time becomes adds. A parameter that several
 stages use is sent by its owner at the start of the step, and its gradient's parts come back at the end. Inputs are
-whole in entries, and cut into microbatches there; outputs are everyone's.
+whole in entries, and cut into microbatches there; outputs are everyone's. A forward and a backward that the schedule
+overlaps become one function, in which each hides the other's collectives.
 
 Needs: level `comm`, segments (`split-segments`).   Keeps: values.   After it the module has entries in place of `main`.
 """
@@ -35,6 +36,7 @@ from .pipelining.attributes import segment_of
 from .pipelining.entries import EntryBuilder
 from .pipelining.graph import Graph, Node
 from .pipelining.messages import Messages
+from .pipelining.pairs import Pairs
 from .pipelining.settings import settings_of
 from .pipelining.step import Step
 from .pipelining.time_axis import TimeAxis
@@ -61,14 +63,29 @@ class OrderTasks(Pass):
         messages = Messages(settings.schedule, graph, segments)
         transfer = settings.said.transfer
         dtype = dtype_of(transfer) if self.casts else None
+        pairs = Pairs(module)
         for at in range(settings.schedule.ranks):
-            EntryBuilder(module, step, messages, settings.said.axis, at, dtype).build()
+            EntryBuilder(module, step, messages, settings.said.axis, at, pairs, dtype).build()
         sent = sum(len(queue) for queue in messages.queues.values())
         tasks = sum(bool(messages.calls(task)) for tasks in settings.schedule.order for task in tasks)
+        interleaved = _interleaved(pairs)
         graph.function.erase()
         set_pipeline_axis(module, settings.said.axis)
         message = f"{tasks} tasks in the order of {settings.schedule.name}; {sent} tensors cross between stages"
-        return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()),))
+        return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()), *interleaved))
+
+
+def _interleaved(pairs: Pairs) -> list[Remark]:
+    """One remark for each forward that was to be interleaved with a backward."""
+    found = []
+    for (forward, *backward), name in pairs.made.items():
+        both = " and ".join(str(node.callee) for node in (forward, *backward))
+        if name is None:
+            message, kind = f"{both} stay one after the other: there is no collective to hide", RemarkKind.MISSED
+        else:
+            message, kind = f"{both} of two microbatches are interleaved", RemarkKind.APPLIED
+        found.append(Remark(OrderTasks.name, kind, message, forward.origin))
+    return found
 
 
 def _segments(graph: Graph) -> dict[tuple[Kind, int], Node]:

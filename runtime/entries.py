@@ -14,6 +14,8 @@ MAIN = "main"
 """Where all ranks begin in a program whose ranks take no turns."""
 MICROBATCH = "microbatch"
 """The axis of time: `rank.*` instructions in what is called for one microbatch may name it."""
+TURN = "turn"
+"""Which of several microbatches that its function was called for an instruction is about."""
 
 Record = TypeVar("Record", Input, Output)
 
@@ -90,6 +92,17 @@ def timed_functions(functions: Mapping[str, Function]) -> frozenset[str]:
         grown = not more <= found
         found |= more
     return frozenset(found)
+
+
+def turns_of(functions: Mapping[str, Function]) -> dict[str, int]:
+    """How many microbatches at once each function is called for, where they are several."""
+    found: dict[str, int] = {}
+    for function in functions.values():
+        for each in function.code:
+            said = each.kwargs.get(MICROBATCH)
+            if each.op == "call" and isinstance(said, list | tuple):
+                found[str(each.args[0])] = len(said)
+    return found
 
 
 def _passes_on(each: Instruction, timed: set[str]) -> bool:

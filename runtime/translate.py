@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from types import CodeType
 
 from .arguments import Slot, Value, slots_in
-from .entries import MICROBATCH, Entry, is_timed, reachable, timed_functions
+from .entries import MICROBATCH, TURN, Entry, is_timed, reachable, timed_functions
 from .errors import instruction_name
 from .ops import COLLECTIVES, MESSAGES, RANK_OPS, torch_op
 from .records import Function, Instruction, Location
@@ -75,6 +75,14 @@ def translate(
         writer.function("backward", entry.name, [*kept, *tangents], main.code[split:], split, late)
     text = "\n".join(writer.text) + "\n"
     return Translation(compile(text, FILENAME, "exec"), writer.ops, writer.constants, writer.lines, text)
+
+
+def _microbatch(each: Instruction) -> str:
+    """The microbatch that an instruction is about, as Python: what a call says, else its function's, or one of them."""
+    said = each.kwargs.get(MICROBATCH)
+    if said is not None:
+        return repr(tuple(said) if isinstance(said, list) else said)
+    return f"m[{each.kwargs[TURN]}]" if TURN in each.kwargs else "m"
 
 
 def _needed(code: Sequence[Instruction], results: Iterable[int]) -> set[int]:
@@ -138,7 +146,7 @@ class _Writer:
             if each.op not in RANK_OPS:
                 arguments.append(self._constant(self._where(each, index, function)))
             elif is_timed(each):
-                arguments.append("m")
+                arguments.append(_microbatch(each))
             return self._store(each, f"{self._op(each.op)}({', '.join(arguments)})", gives_list=False) + after
         op = torch_op(each.op)
         arguments += [f"{key}={self._value(value)}" for key, value in each.kwargs.items() if not keyword.iskeyword(key)]
@@ -159,7 +167,7 @@ class _Writer:
         early = [slot for slot in each.free if slot in refs and slot not in each.out]
         late = [slot for slot in each.free if slot not in early]
         callee = str(each.args[0])
-        time = f", {each.kwargs.get(MICROBATCH, 'm')}" if callee in self._timed else ""
+        time = f", {_microbatch(each)}" if callee in self._timed else ""
         call = self._store(each, f"{self._callees[callee]}(t{time})", gives_list=True)
         return f"t = [{_names(refs)}]{_clear(early)}; {call}{_clear(late)}"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from .arguments import DTYPES, Slot
-from .entries import MAIN, MICROBATCH, Entry, at_stage, entries, is_timed, timed_functions
+from .entries import MAIN, MICROBATCH, TURN, Entry, at_stage, entries, is_timed, timed_functions, turns_of
 from .errors import ProgramError
 from .json_fields import Malformed
 from .mesh import RankMesh
@@ -154,6 +154,7 @@ class _Functions:
         if pipeline is not None:
             self._space_and_time = RankMesh((*mesh.axes, (MICROBATCH, pipeline.microbatches)))
         self._timed = timed_functions(functions)
+        self._several = turns_of(functions)
 
     def check(self) -> None:
         """Raise for the first thing that is wrong."""
@@ -180,6 +181,7 @@ class _Functions:
             _need(live.issuperset(each.free), f"{here}.free: a slot is freed that is not set")
             live.difference_update(each.free)
             _need(each.loc is None or 0 <= each.loc < self._locations, f"{here}.loc: there is no location {each.loc}")
+            self._turn(each, self._several.get(name), here)
             self._op(each, here)
         whole = name != MAIN or self._turns is not None
         _need(not whole or live.issuperset(function.results), f"{path}.results: a slot is not set at the end")
@@ -210,11 +212,26 @@ class _Functions:
                 )
             case _:
                 raise Malformed(f"{path}.args: expected [function, [slots]], found {each.args!r:.60}")
-        if each.kwargs:
-            of = 0 if self._turns is None else self._turns.microbatches
-            at = each.kwargs.get(MICROBATCH)
-            sound = each.kwargs.keys() == {MICROBATCH} and type(at) is int and 0 <= at < of
-            _need(sound, f"{path}.kwargs: {dict(each.kwargs)!r:.60} is no microbatch of {of}")
+        self._microbatches(each, str(each.args[0]), path)
+
+    def _microbatches(self, each: Instruction, callee: str, path: str) -> None:
+        """Of a call: what it says of microbatches."""
+        of = 0 if self._turns is None else self._turns.microbatches
+        at = each.kwargs.get(MICROBATCH)
+        said = at if isinstance(at, list | tuple) else [at] if MICROBATCH in each.kwargs else []
+        sound = each.kwargs.keys() <= {MICROBATCH, TURN} and all(type(one) is int and 0 <= one < of for one in said)
+        _need(sound, f"{path}.kwargs: {dict(each.kwargs)!r:.60} is no microbatch of {of}")
+        several = self._several.get(callee)
+        fits = several is None or (isinstance(at, list | tuple) and len(at) == several)
+        _need(fits, f"{path}.kwargs: '{callee}' is called for {several} microbatches elsewhere, not for {at!r:.60}")
+
+    def _turn(self, each: Instruction, several: int | None, path: str) -> None:
+        """Whether an instruction says whose turn it is where, and only where, its function is called for several."""
+        turn = each.kwargs.get(TURN)
+        asks = is_timed(each) or (each.op == "call" and each.args[0] in self._timed and MICROBATCH not in each.kwargs)
+        if turn is not None:
+            _need(type(turn) is int and 0 <= turn < (several or 0), f"{path}.kwargs.turn: {turn!r} of {several or 0}")
+        _need(turn is not None or not asks or several is None, f"{path}.kwargs: it does not say whose turn it is")
 
     def _message(self, each: Instruction, path: str) -> None:
         expected = MESSAGES[each.op]
@@ -237,7 +254,8 @@ class _Functions:
 
 def _own(each: Instruction, mesh: RankMesh, path: str) -> None:
     expected = {**COLLECTIVES, **RANK_OPS}.get(each.op, frozenset())
-    _need(each.kwargs.keys() == expected, f"{path}.kwargs: {each.op} takes {', '.join(sorted(expected)) or 'none'}")
+    given = each.kwargs.keys() - ({TURN} if is_timed(each) else set())
+    _need(given == expected, f"{path}.kwargs: {each.op} takes {', '.join(sorted(expected)) or 'none'}")
     arguments = {"rank.offset": 0, "rank.random": 2}.get(each.op, 1)
     slots_only = all(isinstance(value, Slot) for value in each.args)
     _need(len(each.args) == arguments and slots_only, f"{path}.args: {each.op} takes {arguments} slot(s)")
@@ -250,7 +268,7 @@ def _own(each: Instruction, mesh: RankMesh, path: str) -> None:
             _axes(value, mesh, f"{path}.kwargs.axes")
         elif key == "reduce":
             _need(value in _REDUCES, f"{path}.kwargs.reduce: {value!r} is not one of {', '.join(sorted(_REDUCES))}")
-        elif key != "fill":
+        elif key not in ("fill", TURN):
             _need(isinstance(value, int) and value >= 0, f"{path}.kwargs.{key}: {value!r} is not a size or a dim")
 
 

@@ -10,7 +10,7 @@ from ..bindings import Operation, Type, Value, mlir
 from ..locations import Origin, from_location
 from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records, terminator
 from ..operations import is_packing, read
-from ..pipeline import entry_names, microbatch_of, pipeline_axis
+from ..pipeline import Microbatch, entry_names, microbatch_of, pipeline_axis, turn_of
 from ..placement import Mesh
 from ..types import TensorType, from_mlir, is_tensor
 from .errors import NO_MEANING, InterpreterError
@@ -41,8 +41,10 @@ class Step:
     origin: Origin
     callee: str = ""
     """The function that a call calls."""
-    microbatch: int | None = None
-    """The microbatch that a call is about; None where it is the caller's."""
+    microbatch: Microbatch | None = None
+    """The microbatch that a call is about, or several; None where it is the caller's."""
+    turn: int | None = None
+    """Of several microbatches of the caller, which one it is about."""
 
     def __str__(self) -> str:
         name = f"call of {self.callee}" if self.callee else self.name
@@ -195,7 +197,7 @@ class _Decoder:
         name = callee(op)
         if name is not None:
             args = tuple(Ref(self.slots[v]) for v in op.operands)
-            return Step(CALL, args, {}, self._results(op), (), origin, name, microbatch_of(op))
+            return Step(CALL, args, {}, self._results(op), (), origin, name, microbatch_of(op), turn_of(op))
         if is_packing(op):
             return Step(UNPACK, (Ref(self.slots[op.operands[0]]),), {}, self._results(op), (), origin)
         call = read(op)
@@ -203,7 +205,7 @@ class _Decoder:
             raise InterpreterError(NO_MEANING, f'"{op.operation.name}" ({origin}) is no operation of a Stretto module')
         args = tuple(self._argument(a) for a in call.args)
         kwargs = {key: self._argument(value) for key, value in call.kwargs.items()}
-        return Step(call.name, args, kwargs, self._results(op), (), origin)
+        return Step(call.name, args, kwargs, self._results(op), (), origin, turn=turn_of(op))
 
     def _results(self, op: Operation) -> tuple[int, ...]:
         return tuple(self._new(r) for r in op.results)

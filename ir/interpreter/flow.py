@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..pipeline import MICROBATCH, microbatches
+from ..pipeline import MICROBATCH, Microbatch, microbatches, of_turn
 from ..placement import Mesh, Shard
 from ..schemas import definitions
 from ..types import TensorType
@@ -110,17 +110,19 @@ class _Walker:
             self._add(node)
         return results
 
-    def _walk(self, body: Body, given: Sequence[int], callers: Path, microbatch: int | None) -> Turns:
+    def _walk(self, body: Body, given: Sequence[int], callers: Path, microbatch: Microbatch | None) -> Turns:
         values = dict(zip(body.arguments, given, strict=True))
         for at, step in enumerate(body.steps):
             path, operands = (*callers, at), tuple(values[slot] for slot in used(step))
             if step.callee:
-                turn = microbatch if step.microbatch is None else step.microbatch
+                turn = of_turn(microbatch, step.turn) if step.microbatch is None else step.microbatch
                 results = yield from self._walk(self.code.bodies[step.callee], operands, path, turn)
             else:
                 types = [of_one_microbatch(self.code, body.types[slot]) for slot in step.out]
                 results = tuple(_numbers(self.flow, types))
-                yield from self._step(Node(path, body.name, step, operands, results, microbatch))
+                turn = of_turn(microbatch, step.turn)
+                one = None if isinstance(turn, tuple) else turn
+                yield from self._step(Node(path, body.name, step, operands, results, one))
             values.update(zip(step.out, results, strict=True))
         return tuple(values[slot] for slot in body.results)
 

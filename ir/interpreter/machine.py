@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..comm import COLLECTIVES
 from ..module import Level
+from ..pipeline import Microbatch, of_turn
 from ..schemas import definitions
 from ..types import TensorType
 from .code import CALL, UNPACK, Body, Code, Ref, Step
@@ -30,7 +31,7 @@ class Frame:
 
     body: Body
     values: list[Any]
-    microbatch: int | None = None
+    microbatch: Microbatch | None = None
     """The one that the call is about."""
     at: int = 0
     """The step to run next."""
@@ -118,7 +119,7 @@ class Machine:
         given = [_fill(a, frame.values) for a in step.args]
         for slot in set(step.free) - set(step.out):
             frame.values[slot] = None
-        microbatch = frame.microbatch if step.microbatch is None else step.microbatch
+        microbatch = of_turn(frame.microbatch, step.turn) if step.microbatch is None else step.microbatch
         self.frames.append(_frame(self.code.bodies[step.callee], given, microbatch))
 
     def _leave(self, frame: Frame) -> None:
@@ -176,11 +177,15 @@ class Machine:
             return
         kwargs = {key: _fill(a, frame.values) for key, a in step.kwargs.items()}
         try:
-            made = self.evaluator.evaluate(step.name, Place(self.rank, frame.microbatch), args, kwargs)
+            made = self.evaluator.evaluate(step.name, self._place(frame, step), args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise InterpreterError(FAILED, f"rank {self.rank}: {step} fails: {error}") from None
         is_single = made is None or isinstance(made, Tensor) or definitions()[step.name].results == ("Tensor[]",)
         self._put(frame, step, [made] if is_single else list(made))
+
+    def _place(self, frame: Frame, step: Step) -> Place:
+        microbatch = of_turn(frame.microbatch, step.turn)
+        return Place(self.rank, None if isinstance(microbatch, tuple) else microbatch)
 
     def _put(self, frame: Frame, step: Step, made: list[Any]) -> None:
         """Store results, each of the shape and dtype that its type says."""
@@ -205,7 +210,7 @@ class Machine:
             raise InterpreterError(WRONG_TYPE, f"{step} gives {found}, but its type says {dtype} {type_.shape}")
 
 
-def _frame(body: Body, inputs: list[Any], microbatch: int | None = None) -> Frame:
+def _frame(body: Body, inputs: list[Any], microbatch: Microbatch | None = None) -> Frame:
     values: list[Any] = [None] * len(body.types)
     for slot, value in zip(body.arguments, inputs, strict=True):
         values[slot] = value

@@ -10,7 +10,7 @@ import torch
 from ...ir.bindings import Location, Operation, Type, Value, mlir
 from ...ir.dialects import context
 from ...ir.locations import Origin, to_location
-from ...ir.module import Module, build_function, entry, finish_function
+from ...ir.module import Module, build_call, build_function, entry, finish_function
 from ...ir.operations import Call, build
 from ...ir.pipeline import MICROBATCH, entry_name, microbatches, set_microbatch
 from ...ir.types import from_mlir, to_mlir
@@ -18,6 +18,7 @@ from ...schedules.schedule import Task
 from .graph import Node, build_like, copy_node
 from .messages import Messages, Parcel
 from .over_time import cut_dim, grown, is_over_time, whole, without_time
+from .pairs import Pairs, taken
 from .step import Step
 from .time_axis import GATHER, REDUCE
 
@@ -33,6 +34,7 @@ class EntryBuilder:
     messages: Messages
     axis: str
     at: int
+    pairs: Pairs
     dtype: torch.dtype | None = None
     """What floating values of microbatches are cast to where they cross; None: nothing is."""
     values: dict[Value, Value] = field(default_factory=dict)
@@ -56,8 +58,7 @@ class EntryBuilder:
         with context(), mlir.InsertionPoint(entry(function)):
             self._share_parameters()
             self._before()
-            for task in self.messages.schedule.order[self.at]:
-                self._task(task)
+            self._tasks()
             self._after()
             results, records = self._results()
         finish_function(function, results, records)
@@ -115,12 +116,44 @@ class EntryBuilder:
             [made] = build(Call(node.name, (made, rest, option)), [result.type], loc)
         self.values[result] = made
 
+    def _tasks(self) -> None:
+        tasks = iter(self.messages.schedule.order[self.at])
+        for task in tasks:
+            if task in self.messages.schedule.overlapped:
+                self._pair(task, next(tasks))
+            else:
+                self._task(task)
+
     def _task(self, task: Task) -> None:
         for node in self.messages.calls(task):
             self._call(node, task.microbatch)
-            for to, (value, microbatch) in self.messages.sent_after(node, task.microbatch):
-                self._send(self._packed(self.parts[value, microbatch]), to)
-            self._add_to_totals(node, task.microbatch)
+            self._give(node, task.microbatch)
+
+    def _pair(self, forward: Task, backward: Task) -> None:
+        """Two tasks in one call, where that can hide communication; else one after the other."""
+        first, second = self.messages.calls(forward), self.messages.calls(backward)
+        name = self.pairs.function(first[0], second) if first and second else None
+        if name is None:
+            self._task(forward)
+            self._task(backward)
+            return
+        turns = [(node, task.microbatch) for task, nodes in ((forward, first), (backward, second)) for node in nodes]
+        operands = [self._part(v, forward.microbatch) for v in taken(first)]
+        operands += [self._part(v, backward.microbatch) for v in taken(second)]
+        types = [v.type for node, _ in turns for v in node.values]
+        made = build_call(name, operands, types, first[0].op.location)
+        set_microbatch(made[0].owner, (forward.microbatch, backward.microbatch))
+        results = iter(made)
+        for node, microbatch in turns:
+            self.parts.update({(v, microbatch): next(results) for v in node.values})
+        for node, microbatch in turns:
+            self._give(node, microbatch)
+
+    def _give(self, node: Node, microbatch: int) -> None:
+        """Send what others need of a call's results, and add up what is summed over time."""
+        for to, (value, of) in self.messages.sent_after(node, microbatch):
+            self._send(self._packed(self.parts[value, of]), to)
+        self._add_to_totals(node, microbatch)
 
     def _add_to_totals(self, node: Node, microbatch: int) -> None:
         for value in node.values:

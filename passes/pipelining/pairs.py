@@ -1,0 +1,166 @@
+"""A forward and the backward of another microbatch in one function: each hides the other's collectives.
+
+Both are written out as far as there are collectives in what they call, and keep their own order. Of the two next
+operations the one goes first that could begin first, if computing and communicating were two lanes (`op_costs.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...ir.bindings import Operation, Value, mlir
+from ...ir.comm import COLLECTIVES
+from ...ir.dialects import context
+from ...ir.module import Module, build_function, callee, entry, finish_function, operations, terminator
+from ...ir.operations import flatten, is_packing, regroup
+from ...ir.pipeline import set_turn
+from .estimates import LINK
+from .graph import Graph, Node, build_like
+from .op_costs import OpCosts, bytes_of
+
+
+@dataclass
+class Pairs:
+    """The functions of a module that do two tasks at once, each made at its first use."""
+
+    module: Module
+    made: dict[tuple[Node, ...], str | None] = field(default_factory=dict)
+
+    def function(self, forward: Node, backward: Sequence[Node]) -> str | None:
+        """What does a forward and the calls of a backward; None where there is no collective to hide.
+
+        It takes what the forward takes, then what the backward takes of others, and gives the results of both.
+        """
+        key = (forward, *backward)
+        if key not in self.made:
+            talking = with_collectives(self.module)
+            worth = any(node.callee in talking for node in key)
+            self.made[key] = _Interleaver(self.module, talking).build(forward, backward) if worth else None
+        return self.made[key]
+
+
+def taken(calls: Sequence[Node]) -> list[Value]:
+    """What calls, one after the other, take of others, in order."""
+    made: set[Value] = set()
+    found: list[Value] = []
+    for node in calls:
+        found += [v for v in node.operands if v not in made]
+        made.update(node.values)
+    return list(dict.fromkeys(found))
+
+
+def with_collectives(module: Module) -> set[str]:
+    """The functions that communicate, themselves or in what they call."""
+    functions = module.functions()
+    found: set[str] = set()
+    while True:
+        more = {n for n, f in functions.items() if n not in found and any(_talks(op, found) for op in operations(f))}
+        if not more:
+            return found
+        found |= more
+
+
+def _talks(op: Operation, found: set[str]) -> bool:
+    return op.operation.name in COLLECTIVES or callee(op) in found
+
+
+Values = dict[Value, Value]
+
+
+@dataclass
+class _Stream:
+    """One of the two tasks: its next operation, and what the values of the functions it is in became."""
+
+    turn: int
+    steps: Iterator[tuple[Node, Values]]
+    next: tuple[Node, Values] | None = None
+    done: float = 0.0
+    """The cost of what was emitted."""
+
+    def advance(self) -> None:
+        self.next = next(self.steps, None)
+
+
+class _Interleaver:
+    """Builds one function."""
+
+    def __init__(self, module: Module, talking: set[str]) -> None:
+        self.module = module
+        self.functions = module.functions()
+        self.talking = talking
+        self.costs = OpCosts(module)
+        self.graphs: dict[str, Graph] = {}
+        self.ready: dict[Value, float] = {}
+        """When each new value is there."""
+        self.free = [0.0, 0.0]
+        """When the lanes of computing and of communicating are free."""
+
+    def build(self, forward: Node, backward: Sequence[Node]) -> str:
+        """The function's name."""
+        name = "_".join(["overlap", *(str(node.callee) for node in (forward, *backward))])
+        given = [taken([forward]), taken(backward)]
+        made = build_function(self.module, name, [v.type for values in given for v in values])
+        arguments = iter(entry(made).arguments)
+        tops: list[Values] = [{v: next(arguments) for v in values} for values in given]
+        with context(), mlir.InsertionPoint(entry(made)):
+            streams = [_Stream(0, self._steps([forward], tops[0])), _Stream(1, self._steps(backward, tops[1]))]
+            for stream in streams:
+                stream.advance()
+            while waiting := [stream for stream in streams if stream.next is not None]:
+                self._emit(min(waiting, key=lambda stream: (self._start(stream), stream.done)))
+        results = [tops[0][v] for v in forward.values] + [tops[1][v] for node in backward for v in node.values]
+        finish_function(made, results)
+        return name
+
+    def _steps(self, nodes: Sequence[Node], values: Values) -> Iterator[tuple[Node, Values]]:
+        """The operations of some nodes in order; what they call is written out where it communicates."""
+        for node in nodes:
+            name = node.callee
+            if name is None or name not in self.talking:
+                yield node, values
+                continue
+            graph = self.graphs.setdefault(name, Graph.of(self.functions[name]))
+            operands = [values[v] for v in node.operands]
+            inner: Values = dict(zip(entry(graph.function).arguments, operands, strict=True))
+            yield from self._steps(graph.nodes, inner)
+            given = [inner[v] for v in terminator(graph.function).operands]
+            values.update(zip(node.values, given, strict=True))
+
+    def _start(self, stream: _Stream) -> float:
+        """When the next operation of a stream could begin."""
+        assert stream.next is not None
+        node, values = stream.next
+        there = max((self.ready.get(values[v], 0.0) for v in node.operands), default=0.0)
+        return max(there, self.free[_lane(node)])
+
+    def _emit(self, stream: _Stream) -> None:
+        assert stream.next is not None
+        node, values = stream.next
+        lane = _lane(node)
+        cost = LINK * sum(map(bytes_of, node.operands)) if lane else self.costs.time(node)
+        end = self._start(stream) + cost
+        self.free[lane] = end
+        stream.done += 0.0 if lane else cost
+        new = _copied(node, values, stream.turn)
+        self.ready.update(dict.fromkeys(new, end))
+        stream.advance()
+
+
+def _lane(node: Node) -> int:
+    return int(node.name in COLLECTIVES)
+
+
+def _copied(node: Node, values: Values, turn: int) -> list[Value]:
+    """A copy of a node that says whose turn it is; its results."""
+    types = regroup(node.results, [v.type for v in node.values])
+    new = flatten(build_like(node, _all(values, node.operands), types, node.op.location))
+    for value in new[:1]:
+        owner = value.owner
+        set_turn(owner.operands[0].owner if is_packing(owner) else owner, turn)
+    values.update(zip(node.values, new, strict=True))
+    return new
+
+
+def _all(values: Mapping[Value, Value], wanted: Sequence[Value]) -> list[Value]:
+    return [values[v] for v in wanted]
