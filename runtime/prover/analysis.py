@@ -8,57 +8,57 @@ from collections.abc import Sequence
 import torch
 
 from ..arguments import DTYPES, dtype_name
+from ..entries import Entry
 from ..mesh import RankMesh
 from ..program import Program
 from ..records import Output
 from ..shards import local_shape
-from ..validate import ENTRY
-from .collectives import Collective
+from .events import Event
 from .frame import Frame
 from .summary import Signature, Summary, entering
 from .values import Meta, Refuted, Storage, TensorValue, Value
 
 
 class Analysis:
-    """All programs of one mesh: their summaries, and the table of the collectives that they start."""
+    """All programs of one mesh: their summaries, and the table of the collectives and messages in them."""
 
     def __init__(self, mesh: RankMesh) -> None:
         self.mesh = mesh
-        self.collectives: list[Collective] = []
-        self._numbers: dict[Collective, int] = {}
+        self.events: list[Event] = []
+        self._numbers: dict[Event, int] = {}
         self._summaries: dict[tuple[str, Signature], Summary] = {}
 
-    def program(self, program: Program) -> tuple[Summary, Refuted | None]:
-        """The summary of a sound program's main, and what is wrong with the shape of a result; raises Refuted."""
-        main = program.functions[ENTRY]
-        frame = self._main(program)
+    def program(self, program: Program, entry: Entry) -> tuple[Summary, Refuted | None]:
+        """The summary of an entry of a sound program, and what is wrong with the shape of a result; raises Refuted."""
+        main = program.functions[entry.name]
+        frame = self._main(program, entry)
         split = len(main.code) if main.backward_at is None else main.backward_at
         frame.run(0, split)
-        early = _take(frame, [each for each in program.outputs if each.kind != "gradient"])
+        early = _take(frame, entry.results)
         frame.run(split, len(main.code))
-        late = _take(frame, [each for each in program.outputs if each.kind == "gradient"])
+        late = _take(frame, entry.gradients)
         return frame.summary(()), early or late
 
-    def input_bytes(self, program: Program) -> int:
+    def input_bytes(self, program: Program, entry: Entry) -> int:
         """What a rank's inputs take, tangents included."""
-        return sum(value.storage.bytes for value in _inputs(program))
+        return sum(value.storage.bytes for value in _inputs(program, entry))
 
-    def largest_before(self, program: Program, index: int) -> Storage | None:
-        """The largest storage that is live in main before instruction `index`."""
-        frame = self._main(program)
+    def largest_before(self, program: Program, entry: Entry, index: int) -> Storage | None:
+        """The largest storage that is live in an entry before instruction `index`."""
+        frame = self._main(program, entry)
         frame.run(0, index)
         return max(frame.counted, key=lambda storage: storage.bytes, default=None)
 
-    def _main(self, program: Program) -> Frame:
-        inputs = _inputs(program)
-        return _Bodies(self, program).frame(ENTRY, inputs, {value.storage for value in inputs})
+    def _main(self, program: Program, entry: Entry) -> Frame:
+        inputs = _inputs(program, entry)
+        return _Bodies(self, program).frame(entry.name, inputs, {value.storage for value in inputs})
 
-    def number(self, collective: Collective) -> int:
-        """The number of a collective in the table."""
-        if collective not in self._numbers:
-            self._numbers[collective] = len(self.collectives)
-            self.collectives.append(collective)
-        return self._numbers[collective]
+    def number(self, event: Event) -> int:
+        """The number of a collective or message in the table."""
+        if event not in self._numbers:
+            self._numbers[event] = len(self.events)
+            self.events.append(event)
+        return self._numbers[event]
 
     def known(self, key: tuple[str, Signature]) -> Summary | None:
         """The summary of a body for a signature, if it was made."""
@@ -124,11 +124,11 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     return f"{dtype_name(dtype)} {list(shape)}"
 
 
-def _inputs(program: Program) -> list[TensorValue]:
-    """What a rank is given, in the order of main's arguments."""
-    by_slot = {each.slot: each for each in program.inputs}
+def _inputs(program: Program, entry: Entry) -> list[TensorValue]:
+    """What a rank is given, in the order of its entry's arguments."""
+    by_slot = {each.slot: each for each in entry.inputs}
     values: list[TensorValue] = []
-    for slot in program.functions[ENTRY].arguments:
+    for slot in program.functions[entry.name].arguments:
         each = by_slot[slot]
         meta = Meta.contiguous(local_shape(each.shape, each.shards), DTYPES[each.dtype])
         values.append(TensorValue(meta, Storage(meta.bytes, name=each.name)))

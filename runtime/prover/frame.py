@@ -17,7 +17,8 @@ from ..arguments import Slot, fill_in
 from ..mesh import RankMesh
 from ..ops import COLLECTIVES, RANK_OPS
 from ..records import Function, Instruction
-from .collectives import Collective, collective_of, drawn_of, rank_result_of, result_of
+from .collectives import collective_of, drawn_of, rank_result_of, result_of
+from .events import Arrival, Event, received_of, sent_of
 from .shapes import NoShapes, results_of
 from .slots import WAIT
 from .summary import Summary, leaving
@@ -32,7 +33,7 @@ class Frame:
 
     def __init__(
         self, name: str, function: Function, arguments: Sequence[Value], held: set[Storage], mesh: RankMesh,
-        callee: Callee, number: Callable[[Collective], int],
+        callee: Callee, number: Callable[[Event], int],
     ) -> None:  # fmt: skip
         self.name = name
         self.function = function
@@ -52,7 +53,9 @@ class Frame:
         """Every future seen, and how many slots hold it."""
         self._reading: dict[Value, list[Future]] = {}
         self._waited: list[tuple[Future, Path]] = []
-        self._collectives: list[int] = []
+        self._events: list[int] = []
+        self._receives: dict[Future, int] = {}
+        """Receives that were started here, and their places among the events."""
         self._parts: list[tuple[int, Summary | None]] = []
         for storage in (each for value in arguments for each in value.storages):
             self.counted[storage] = None
@@ -84,7 +87,7 @@ class Frame:
                     help="wait for it, or return it to the caller",
                 )  # fmt: skip
         return Summary(
-            self.arguments, values, self.peak_bytes, self.peak_at, tuple(self._collectives), tuple(self._parts),
+            self.arguments, values, self.peak_bytes, self.peak_at, tuple(self._events), tuple(self._parts),
             self.name, tuple(self._waited),
         )  # fmt: skip
 
@@ -117,6 +120,11 @@ class Frame:
         try:
             if each.op in COLLECTIVES:
                 return [self._start(each, self._value(each), path)]
+            if each.op == "comm.send":
+                self._event(sent_of(each, self._tensor(self._value(each), each.op, path).meta), path)
+                return []
+            if each.op == "comm.receive_start":
+                return [self._receive(each, path)]
             if each.op == "rank.offset":
                 return [_fresh(Meta((), (), torch.int64), path)]
             if each.op == "rank.random":
@@ -154,10 +162,20 @@ class Frame:
         collective = collective_of(each, operand.meta, self._mesh)
         future = Future(path, operand, _fresh(result_of(each, operand.meta, self._mesh), path))
         if collective.axes:
-            self._collectives.append(self._number(collective))
-            self._parts.append((path[0][1], None))
+            self._event(collective, path)
         self._reading.setdefault(operand, []).append(future)
         return future
+
+    def _receive(self, each: Instruction, path: Path) -> Future:
+        message, meta = received_of(each)
+        future = Future(path, _fresh(Meta.contiguous((0,), meta.dtype), path), _fresh(meta, path))
+        self._receives[future] = len(self._events)
+        self._event(message, path)
+        return future
+
+    def _event(self, event: Event, path: Path) -> None:
+        self._events.append(self._number(event))
+        self._parts.append((path[0][1], None))
 
     def _wait(self, value: Value, path: Path) -> TensorValue:
         if not isinstance(value, Future):
@@ -165,6 +183,8 @@ class Frame:
         if value.waited:
             raise Refuted("E0707", "a future is waited on twice", path, value.waited)
         value.waited = path
+        if value in self._receives:
+            self._event(Arrival(len(self._events) - self._receives[value]), path)
         if value.given:
             self._waited.append((value, path))
         return value.result
@@ -183,8 +203,8 @@ class Frame:
         own = {inner: outer for inner, outer in zip(summary.arguments, given, strict=True) if isinstance(outer, Future)}
         for future, place in summary.waited:
             self._wait(own[future], path + place)
-        if summary.collectives:
-            self._collectives += summary.collectives
+        if summary.events:
+            self._events += summary.events
             self._parts.append((path[0][1], summary))
         results = leaving(summary, given, path[0])
         for result in results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,8 @@ def groups_over(mesh: RankMesh, axes: tuple[str, ...], class_of: Ranks) -> Group
     return Groups(axes, members, kind.reshape(-1).astype(np.int64), of_rank)
 
 
-def profiles(class_of: Ranks, groups: Sequence[Groups]) -> Iterable[int]:
-    """One rank for every distinct pair of a class and the kinds of group it is in."""
+def profiles(class_of: Ranks, groups: Sequence[Groups]) -> tuple[list[int], Ranks]:
+    """One rank for every distinct pair of a class and the kinds of group it is in, and for every rank that one."""
     columns = [class_of, *(each.kind[each.of_rank] for each in groups)]
-    _, first = np.unique(np.stack(columns, axis=1), axis=0, return_index=True)
-    return (int(rank) for rank in first)
+    _, first, of_rank = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
+    return [int(rank) for rank in first], first[of_rank.reshape(-1)].astype(np.int64)

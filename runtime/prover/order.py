@@ -4,22 +4,56 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 
 from .collectives import Collective
+from .events import Arrival, Event, Message
 from .groups import Groups
 
 Positions = tuple[int, ...]
 
 
 class Sequences:
-    """The collectives of one class of ranks: numbers into a table, all together and by the axes of their group."""
+    """The events of one class of ranks: numbers into a table, all together, and collectives by their group's axes."""
 
-    def __init__(self, numbers: Sequence[int], table: Sequence[Collective]) -> None:
+    def __init__(self, numbers: Sequence[int], table: Sequence[Event]) -> None:
         self.numbers = tuple(numbers)
-        self.axes: list[tuple[str, ...]] = [table[number].axes for number in numbers]
+        self.events = tuple(table[number] for number in numbers)
+        self.collectives = sum(isinstance(each, Collective) for each in self.events)
         self._positions: dict[tuple[str, ...], list[int]] = {}
-        for position, axes in enumerate(self.axes):
-            self._positions.setdefault(axes, []).append(position)
+        self._messages: dict[str, list[tuple[int, Message]]] = {}
+        for position, each in enumerate(self.events):
+            if isinstance(each, Collective):
+                self._positions.setdefault(each.axes, []).append(position)
+            elif isinstance(each, Message):
+                self._messages.setdefault(each.op, []).append((position, each))
+
+    @property
+    def axes(self) -> set[tuple[str, ...]]:
+        """The axes of all groups."""
+        return set(self._positions)
+
+    def messages(self, op: str) -> Sequence[tuple[int, Message]]:
+        """All sends, or all receives, and where they stand."""
+        return self._messages.get(op, ())
+
+    @cached_property
+    def partners(self) -> tuple[Message, ...]:
+        """One message of each kind for each partner."""
+        found: dict[tuple[str, str, int], Message] = {}
+        for op in ("send", "receive"):
+            for _, each in self.messages(op):
+                found.setdefault((op, each.axis, each.peer), each)
+        return tuple(found.values())
+
+    @cached_property
+    def waits(self) -> dict[int, int]:
+        """Where each receive is waited for; at once, where its wait is not known."""
+        found = {position: position for position, _ in self.messages("receive")}
+        for position, each in enumerate(self.events):
+            if isinstance(each, Arrival):
+                found[position - each.back] = position
+        return found
 
     def over(self, axes: tuple[str, ...]) -> tuple[int, ...]:
         """The numbers of the collectives over `axes`, in order."""

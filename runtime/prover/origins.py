@@ -7,7 +7,6 @@ from hashlib import blake2b
 from ..arguments import fill_in
 from ..program import Program
 from ..records import Instruction
-from ..validate import ENTRY
 from .values import Path
 
 _BYTES = 16
@@ -30,7 +29,8 @@ class Origins:
     def _instructions(self, name: str) -> list[str]:
         if name not in self._functions:
             function = self._program.functions[name]
-            inputs = {each.slot: f"{each.kind} {each.name}" for each in self._program.inputs} if name == ENTRY else {}
+            entry = next((each for each in self._program.entries if each.name == name), None)
+            inputs = {each.slot: f"{each.kind} {each.name}" for each in entry.inputs} if entry else {}
             values = {slot: inputs.get(slot, f"argument {at}") for at, slot in enumerate(function.arguments)}
             self._functions[name] = [_made(each, values) for each in function.code]
         return self._functions[name]

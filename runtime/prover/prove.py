@@ -2,23 +2,28 @@
 
 Proved, in this order: slots are set, read and freed in order (`slots.py`); every future is waited on exactly once, and
 what it reads is left alone until then (`frame.py`); all ranks of a group see the same collectives in the same order
-(`order.py`), and the same values in each (`origins.py`); happens-before over all ranks has no cycle (`deadlock.py`);
+(`order.py`), and the same values in each (`origins.py`); each receive has its send of the same shape and dtype
+(`messages.py`); happens-before over all ranks has no cycle (`deadlock.py`);
 results have the shapes that the program says; memory stays under the cap (`frame.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
+from ..entries import Entry
 from ..errors import ProgramError
 from ..program import Program
 from .analysis import Analysis
+from .collectives import Collective
 from .deadlock import find_cycle
+from .events import Event
 from .groups import Groups, Ranks, groups_over
+from .messages import first_misfit
 from .order import Sequences, first_difference, first_exchange
 from .origins import Origins
 from .slots import check_slots
@@ -29,10 +34,26 @@ from .verdict import Counterexample, PeakMemory, Place, Verdict, place_of
 
 @dataclass(frozen=True)
 class RankClass:
-    """A program and the ranks that run it."""
+    """A program and the ranks that run it, of a pipeline all or those of one stage."""
 
     program: Program
     ranks: tuple[int, ...]
+    stage: int | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """Where they begin."""
+        return self.program.entries[self.stage or 0]
+
+    def by_stage(self) -> list[RankClass]:
+        """In a pipeline the ranks of each stage, else all; the program must be valid."""
+        turns = self.program.pipeline
+        if turns is None:
+            return [self]
+        stages: dict[int, list[int]] = {}
+        for rank in self.ranks:
+            stages.setdefault(self.program.mesh.coordinate(rank, (turns.axis,)), []).append(rank)
+        return [RankClass(self.program, tuple(ranks), stage) for stage, ranks in sorted(stages.items())]
 
 
 def prove(program: Program, *, memory_cap_bytes: int | None = None) -> Verdict:
@@ -47,25 +68,32 @@ def prove_ranks(classes: Sequence[RankClass], *, memory_cap_bytes: int | None = 
     The cap is for each rank, in bytes. Raises ProgramError (E0715) unless every rank of one mesh is in one class, and
     for a program that is malformed in a way that the proof is not about.
     """
-    class_of = _class_of(classes)
+    _class_of(classes)
     mesh = classes[0].program.mesh
     analysis = Analysis(mesh)
+    parts: list[RankClass] = []
     summaries: list[Summary] = []
     wrong: list[Counterexample] = []
-    for each in classes:
+    for given in classes:
+        guilty = given
         try:
-            check_slots(each.program)
-            summary, result = analysis.program(each.program.validated)
+            check_slots(given.program)
+            for each in replace(given, program=given.program.validated).by_stage():
+                guilty = each
+                summary, result = analysis.program(each.program, each.entry)
+                parts.append(each)
+                summaries.append(summary)
+                wrong += [_counterexample(result, each)] if result else []
         except Refuted as refuted:
-            return Verdict(_counterexample(refuted, each))
-        summaries.append(summary)
-        wrong += [_counterexample(result, each)] if result else []
-    proof = _Proof(classes, class_of, analysis, summaries)
-    found = proof.order() or proof.cycle() or next(iter(wrong), None)
+            return Verdict(_counterexample(refuted, guilty))
+    classes = parts
+    proof = _Proof(classes, _class_of(classes), analysis, summaries)
+    found = proof.order() or proof.messages() or proof.cycle() or next(iter(wrong), None)
     peaks = tuple(proof.peak(number) for number in range(len(classes)))
     if found is None and memory_cap_bytes is not None:
         found = proof.over(peaks, memory_cap_bytes)
-    return Verdict(found, peaks, max(len(each.collectives) for each in summaries))
+    busiest = max(each.collectives for each in proof.sequences)
+    return Verdict(found, peaks, busiest, max(len(each.messages("send")) for each in proof.sequences))
 
 
 class _Proof:
@@ -78,7 +106,7 @@ class _Proof:
         self.class_of = class_of
         self.analysis = analysis
         self.summaries = summaries
-        self.sequences = [Sequences(each.collectives, analysis.collectives) for each in summaries]
+        self.sequences = [Sequences(each.events, analysis.events) for each in summaries]
         self._origins: dict[int, Origins] = {}
         self._named: dict[tuple[int, tuple[str, ...]], tuple[tuple[str, ...], ...]] = {}
         axes = sorted({axes for each in self.sequences for axes in each.axes})
@@ -96,29 +124,63 @@ class _Proof:
                 return self._exchanged(groups, *exchange)
         return None
 
+    def messages(self) -> Counterexample | None:
+        """A message on which its two ranks do not agree."""
+        found = first_misfit(self.analysis.mesh, self.class_of, self.sequences)
+        if found is None:
+            return None
+        source, destination = found.source, found.destination
+        which = f"message {found.number} from rank {source} to rank {destination}"
+        if found.sent is not None and found.received is not None:
+            sent, received = self._event(source, found.sent), self._event(destination, found.received)
+            places = (self._start(destination, found.received), self._start(source, found.sent))
+            return Counterexample("E0718", f"{which} is {sent} when it is sent, {received} when it is received", places)
+        if found.received is not None:
+            places = (self._start(destination, found.received), self._end(source, self._sides(source, "send")))
+            return Counterexample("E0719", f"{which} is waited for, and never sent", places)
+        assert found.sent is not None, "one side has it"
+        places = (self._start(source, found.sent), self._end(destination, self._sides(destination, "receive")))
+        return Counterexample("E0719", f"{which} is sent, and never received", places)
+
+    def _event(self, rank: int, position: int) -> Event:
+        return self.sequences[int(self.class_of[rank])].events[position]
+
+    def _sides(self, rank: int, op: str) -> list[int]:
+        return [at for at, _ in self.sequences[int(self.class_of[rank])].messages(op)]
+
     def cycle(self) -> Counterexample | None:
         """A cycle of ranks, each of which would wait for the next."""
-        stuck = find_cycle(self.class_of, self.groups, self.sequences)
+        stuck = find_cycle(self.analysis.mesh, self.class_of, self.groups, self.sequences)
         if not stuck:
             return None
         first, second = stuck[0], stuck[1 % len(stuck)]
         places = (self._start(first.rank, first.at), self._start(second.rank, second.at))
         notes = tuple(
-            f"rank {each.rank} stands there until all members come, and starts only later what is waited for: "
-            f"{self._start(each.rank, each.wanted)}"
+            f"rank {each.rank} stands there until {self._what_comes(each.rank, each.at)}, and "
+            f"{self._how_later(each.rank, each.wanted)} what is waited for: {self._start(each.rank, each.wanted)}"
             for each in stuck
         )
-        return Counterexample(
-            "E0712", f"deadlock: {len(stuck)} ranks start collectives of different groups in orders that do not agree",
-            places, notes, "start them in one order on all ranks",
-        )  # fmt: skip
+        if all(isinstance(self._event(each.rank, each.at), Collective) for each in stuck):
+            what = f"{len(stuck)} ranks start collectives of different groups in orders that do not agree"
+            return Counterexample("E0712", f"deadlock: {what}", places, notes, "start them in one order on all ranks")
+        what = f"{len(stuck)} ranks wait for each other"
+        return Counterexample("E0712", f"deadlock: {what}", places, notes, "send before waiting for what depends on it")
+
+    def _what_comes(self, rank: int, position: int) -> str:
+        is_collective = isinstance(self._event(rank, position), Collective)
+        return "all members come" if is_collective else "what it receives is sent"
+
+    def _how_later(self, rank: int, position: int) -> str:
+        is_collective = isinstance(self._event(rank, position), Collective)
+        return "starts only later" if is_collective else "sends only later"
 
     def peak(self, number: int) -> PeakMemory:
         """The peak of one class."""
         each, summary = self.classes[number], self.summaries[number]
         empty = not each.program.functions[summary.name].code
         place = None if empty else place_of(each.program, summary.peak_at, each.ranks)
-        return PeakMemory(each.ranks, self.analysis.input_bytes(each.program) + summary.peak_bytes, place)
+        inputs = self.analysis.input_bytes(each.program, each.entry)
+        return PeakMemory(each.ranks, inputs + summary.peak_bytes, place)
 
     def over(self, peaks: Sequence[PeakMemory], cap_bytes: int) -> Counterexample | None:
         """The first class whose peak does not fit."""
@@ -131,7 +193,7 @@ class _Proof:
         each, summary = self.classes[number], self.summaries[number]
         places = [peak.place] if peak.place else []
         notes: tuple[str, ...] = ()
-        largest = self.analysis.largest_before(each.program, summary.peak_at[0][1])
+        largest = self.analysis.largest_before(each.program, each.entry, summary.peak_at[0][1])
         if largest is not None:
             name = f"input '{largest.name}'" if largest.name else "made by the second instruction"
             notes = (f"the largest tensor that is live there takes {largest.bytes:,} bytes: {name}",)
@@ -146,10 +208,8 @@ class _Proof:
         group = f"the group over {', '.join(groups.axes)} with ranks {ranks[0]} and {ranks[1]}"
         note = f"rank {ranks[0]} starts {counts[0]} collectives in this group, rank {ranks[1]} {counts[1]}"
         if at < min(counts):
-            mine, theirs = (
-                self.analysis.collectives[each.numbers[position[at]]]
-                for each, position in zip(found, positions, strict=True)
-            )
+            mine, theirs = (each.events[position[at]] for each, position in zip(found, positions, strict=True))
+            assert isinstance(mine, Collective) and isinstance(theirs, Collective), "positions are those of collectives"
             places = tuple(self._start(rank, each[at]) for rank, each in zip(ranks, positions, strict=True))
             message = f"collective {at} of {group} differs: {mine.difference(theirs)}"
             return Counterexample("E0710", message, places, (note,) if counts[0] != counts[1] else ())
@@ -191,7 +251,7 @@ class _Proof:
         return None
 
     def _start(self, rank: int, position: int) -> Place:
-        """The instruction with which a rank starts collective number `position`."""
+        """The instruction of event number `position` of a rank."""
         number = int(self.class_of[rank])
         return place_of(self.classes[number].program, self.summaries[number].path(position), (rank,))
 

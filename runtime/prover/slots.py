@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..entries import MAIN
 from ..program import Program
 from ..records import Function, Instruction
-from ..validate import ENTRY
 from .values import Path, Refuted
 
 WAIT = "comm.wait"
@@ -14,15 +14,16 @@ WAIT = "comm.wait"
 
 def check_slots(program: Program) -> None:
     """Raise Refuted for the first slot of the first function that is read, freed or returned when it is not set."""
-    if ENTRY not in program.functions:
+    main = MAIN if program.pipeline is None else None
+    if main is not None and main not in program.functions:
         return
     for name, function in program.functions.items():
-        _Slots(name, function, _late(program) if name == ENTRY else {}).check(program)
+        _Slots(name, function, _late(program) if name == main else {}, is_main=name == main).check(program)
 
 
 def _late(program: Program) -> dict[int, int]:
     """The tangents: arguments of main that are given only when its backward begins."""
-    begins = program.functions[ENTRY].backward_at
+    begins = program.functions[MAIN].backward_at
     slots = [each.slot for each in program.inputs if each.kind == "tangent"]
     return dict.fromkeys(slots, begins) if begins is not None else {}
 
@@ -30,10 +31,11 @@ def _late(program: Program) -> dict[int, int]:
 class _Slots:
     """One function's slots while its instructions are walked."""
 
-    def __init__(self, name: str, function: Function, late: dict[int, int]) -> None:
+    def __init__(self, name: str, function: Function, late: dict[int, int], *, is_main: bool) -> None:
         self.name = name
+        self.is_main = is_main
         self.code = function.code
-        self.results = () if name == ENTRY else function.results
+        self.results = () if is_main else function.results
         self.late = late
         self.live = set(function.arguments) - late.keys()
         self.freed: dict[int, int] = {}
@@ -41,7 +43,7 @@ class _Slots:
     def check(self, program: Program) -> None:
         """Walk the function; `program` says when the outputs of main are taken."""
         begins = program.functions[self.name].backward_at
-        outputs = program.outputs if self.name == ENTRY else ()
+        outputs = program.outputs if self.is_main else ()
         for index, each in enumerate(self.code):
             if index == begins:
                 self._begin_backward()

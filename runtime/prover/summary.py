@@ -20,8 +20,8 @@ class Summary:
     peak_bytes: int
     """The most that is live above what is live at its entry; its arguments count as live there."""
     peak_at: Path
-    collectives: tuple[int, ...]
-    """Numbers of the collectives that it and its callees start, in order."""
+    events: tuple[int, ...]
+    """Numbers of the collectives and messages of it and its callees, in order."""
     parts: tuple[tuple[int, Summary | None], ...]
     """The instructions that start them: index, and the summary where the instruction is a call."""
     name: str
@@ -29,9 +29,9 @@ class Summary:
     """Futures among the arguments that it waits on, and where."""
 
     def path(self, position: int) -> Path:
-        """The instruction that starts collective number `position`."""
+        """The instruction of event number `position`."""
         for index, callee in self.parts:
-            count = 1 if callee is None else len(callee.collectives)
+            count = 1 if callee is None else len(callee.events)
             if position < count:
                 here = ((self.name, index),)
                 return here if callee is None else here + callee.path(position)

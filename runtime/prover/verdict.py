@@ -21,21 +21,30 @@ class Place:
     index: int
     op: str
     axes: tuple[str, ...] = ()
+    peer: tuple[str, int] | None = None
+    """Of a message: its axis and the partner's coordinate."""
     location: Location | None = None
     calls: Path = ()
 
     def __str__(self) -> str:
-        over = f" over {', '.join(self.axes)}" if self.axes else ""
+        over = f" over {', '.join(self.axes)}" if self.axes else self._with
         through = "".join(f", called by {name}[{at}]" for name, at in reversed(self.calls))
         here = f"{_ranks(self.ranks)}: function {self.function}[{self.index}] {self.op}{over}"
         return here + _source(self.location) + through
+
+    @property
+    def _with(self) -> str:
+        if self.peer is None:
+            return ""
+        return f" {'to' if self.op == 'comm.send' else 'from'} {self.peer[0]}={self.peer[1]}"
 
     def to_json(self) -> dict[str, Json]:
         """JSON; `location` is [file, line, module path] or null."""
         place = self.location
         return {
             "ranks": list(self.ranks), "function": self.function, "index": self.index, "op": self.op,
-            "axes": list(self.axes), "location": [place.file, place.line, place.module] if place else None,
+            "axes": list(self.axes), "peer": list(self.peer) if self.peer else None,
+            "location": [place.file, place.line, place.module] if place else None,
             "calls": [[name, at] for name, at in self.calls],
         }  # fmt: skip
 
@@ -93,6 +102,8 @@ class Verdict:
     """One for each class of ranks; empty when the proof failed before memory was counted."""
     collectives: int = 0
     """How many collectives the busiest rank starts."""
+    messages: int = 0
+    """How many messages the busiest rank sends."""
 
     @property
     def safe(self) -> bool:
@@ -109,7 +120,8 @@ class Verdict:
         if self.counterexample is not None:
             return self.counterexample.render()
         ranks = sum(len(peak.ranks) for peak in self.peaks)
-        lines = [f"safe: {ranks} ranks ({len(self.peaks)} distinct), {self.collectives} collectives on a rank"]
+        sent = f", {self.messages} messages" if self.messages else ""
+        lines = [f"safe: {ranks} ranks ({len(self.peaks)} distinct), {self.collectives} collectives{sent} on a rank"]
         lines += [f"  peak {peak.bytes:,} bytes, {peak.place or _ranks(peak.ranks)}" for peak in self.peaks]
         return "\n".join(lines)
 
@@ -119,7 +131,7 @@ class Verdict:
             "verdict": "safe" if self.safe else "counterexample",
             "counterexample": None if found is None else found.to_json(),
             "peak_bytes": self.peak_bytes, "peaks": [peak.to_json() for peak in self.peaks],
-            "collectives": self.collectives,
+            "collectives": self.collectives, "messages": self.messages,
         }  # fmt: skip
 
 
@@ -132,7 +144,9 @@ def place_of(program: Program, path: Path, ranks: Sequence[int]) -> Place:
     each = code[index]
     known = each.loc is not None and 0 <= each.loc < len(program.locations)
     location = program.locations[each.loc] if known and each.loc is not None else None
-    return Place(tuple(ranks), name, index, each.op, axes_of(each), location, tuple(calls))
+    axis, peer = each.kwargs.get("axis"), each.kwargs.get("peer")
+    partner = (axis, peer) if isinstance(axis, str) and isinstance(peer, int) else None
+    return Place(tuple(ranks), name, index, each.op, axes_of(each), partner, location, tuple(calls))
 
 
 def _source(location: Location | None) -> str:

@@ -1,0 +1,154 @@
+"""Programs whose stages send and receive: proved with all ranks at once, or refuted with both instructions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stretto.runtime.program import Program
+from stretto.runtime.prover.prove import RankClass, prove, prove_ranks
+from stretto.runtime.prover.verdict import Counterexample, Verdict
+from stretto.runtime.records import Function, Instruction
+
+from ..pipe_program import Pipe
+from .programs import S, step
+
+F64 = torch.float64
+
+
+def with_entry(program: Program, stage: int, code: tuple[Instruction, ...]) -> Program:
+    """The program with other instructions on one stage."""
+    name = f"main_{stage}"
+    function = program.functions[name]
+    slots = max(function.slots, 1 + max(slot for each in code for slot in (*each.reads(), *each.writes())))
+    return replace(program, functions={**program.functions, name: replace(function, code=code, slots=slots)})
+
+
+def code(program: Program, stage: int) -> list[Instruction]:
+    return list(program.functions[f"main_{stage}"].code)
+
+
+def refuted(verdict: Verdict) -> Counterexample:
+    assert verdict.counterexample is not None
+    return verdict.counterexample
+
+
+def shown(verdict: Verdict) -> list[tuple[tuple[int, ...], str, str]]:
+    return [(place.ranks, place.function, place.op) for place in refuted(verdict).places]
+
+
+@pytest.mark.parametrize("pipe", [Pipe(), Pipe(4, dp=2), Pipe(1), Pipe(2, rows=24, dp=3)], ids=str)
+def test_a_pipeline_is_proved_with_a_peak_for_each_stage(pipe: Pipe) -> None:
+    for program in (pipe.train(), pipe.infer()):
+        verdict = prove(program)
+        assert verdict.safe, verdict.render()
+        assert [peak.ranks for peak in verdict.peaks] == [tuple(range(pipe.dp)), tuple(range(pipe.dp, 2 * pipe.dp))]
+    assert prove(pipe.train()).messages == pipe.microbatches + 1
+    assert f"{pipe.microbatches + 1} messages on a rank" in prove(pipe.train()).render()
+
+
+def test_a_stage_that_waits_before_it_sends_what_the_other_waits_for_is_a_deadlock() -> None:
+    program = Pipe(2, dp=2).train()
+    first = code(program, 0)
+    wait = next(at for at, each in enumerate(first) if each.op == "comm.wait")
+    second = [at for at, each in enumerate(first) if each.op == "comm.send"][1]
+    later = first[second]
+    del first[second]
+    first.insert(wait, later)
+    # stage 1 works on microbatch 1 only after it was sent, and before it gives back the first one's gradient
+    last = code(program, 1)
+    back = next(at for at, each in enumerate(last) if each.op == "comm.send")
+    give = last.pop(back)
+    waits = [at for at, each in enumerate(last) if each.op == "comm.wait"]
+    last.insert(waits[1] + 1, give)
+    verdict = prove(with_entry(with_entry(program, 0, tuple(first)), 1, tuple(last)))
+    assert refuted(verdict).code == "E0712"
+    assert {(place[1], place[2]) for place in shown(verdict)} == {("main_0", "comm.wait"), ("main_1", "comm.wait")}
+    text = verdict.render()
+    assert "deadlock: 2 ranks wait for each other" in text
+    assert "stands there until what it receives is sent, and sends only later what is waited for" in text
+    assert "comm.send to pp=1 at model.py:8" in text
+
+
+def test_a_message_of_another_shape_than_is_received_names_both_sides() -> None:
+    program = Pipe().train()
+    changed = [
+        replace(each, kwargs={**each.kwargs, "size": [2, 4]}) if each.op == "comm.receive_start" else each
+        for each in code(program, 1)
+    ]
+    verdict = prove(with_entry(program, 1, tuple(changed)))
+    assert refuted(verdict).code == "E0718"
+    assert "message 0 from rank 0 to rank 1 is float64 [4, 4] when it is sent, float64 [2, 4]" in verdict.render()
+    assert shown(verdict) == [((1,), "main_1", "comm.receive_start"), ((0,), "main_0", "comm.send")]
+
+
+def test_a_message_that_is_never_sent_and_one_that_is_never_received_are_named() -> None:
+    program = Pipe(dp=2).train()
+    unsent = [each for each in code(program, 1) if each.op != "comm.send"]
+    verdict = prove(with_entry(program, 1, tuple(unsent)))
+    assert refuted(verdict).code == "E0719"
+    assert "message 0 from rank 2 to rank 0 is waited for, and never sent" in verdict.render()
+    more = [*code(program, 1), step("comm.send", S(0), axis="pp", peer=0)]
+    verdict = prove(with_entry(program, 1, tuple(more)))
+    assert refuted(verdict).code == "E0719"
+    assert "message 3 from rank 2 to rank 0 is sent, and never received" in verdict.render()
+
+
+def test_a_receive_is_waited_on_exactly_once() -> None:
+    program = Pipe().train()
+    start = step("comm.receive_start", axis="pp", peer=0, size=[4, 4], dtype=F64, out=[90])
+    assert refuted(prove(with_entry(program, 1, (*code(program, 1), start)))).code == "E0706"
+
+
+def test_messages_inside_functions_are_found_on_all_their_calls() -> None:
+    """A stage whose sends and receives stand in functions that are called for each microbatch."""
+    give = Function(1, (0,), (), (step("comm.send", S(0), axis="pp", peer=1),))
+    receive = step("comm.receive_start", axis="pp", peer=0, size=[8, 3], dtype=F64, out=[0])
+    take = Function(2, (), (1,), (receive, step("comm.wait", S(0), out=[1])))
+    base = Pipe().infer()
+    x = replace(base.inputs[2], stages=(0,))
+    y = replace(base.outputs[0], shape=(8, 3), stages=(1,))
+    calls = tuple(step("call", "give", [S(0)]) for _ in range(3))
+    takes = tuple(step("call", "take", [], out=[at]) for at in range(3))
+    functions = {
+        "give": give,
+        "take": take,
+        "main_0": Function(1, (0,), (), calls),
+        "main_1": Function(3, (), (2,), takes),
+    }
+    program = replace(base, inputs=(x,), outputs=(y,), functions=functions)
+    verdict = prove(program)
+    assert verdict.safe, verdict.render()
+    assert verdict.messages == 3
+    short = replace(program, functions={**functions, "main_0": Function(1, (0,), (), calls[:2])})
+    assert "message 2 from rank 0 to rank 1 is waited for, and never sent" in prove(short).render()
+
+
+def test_a_cap_on_memory_is_judged_stage_by_stage() -> None:
+    program = Pipe(4).train()
+    first, last = prove(program).peaks
+    assert first.bytes != last.bytes
+    verdict = prove(program, memory_cap_bytes=min(first.bytes, last.bytes))
+    assert refuted(verdict).code == "E0713"
+    worst = first if first.bytes > last.bytes else last
+    assert refuted(verdict).places[0].ranks == worst.ranks
+    assert prove(program, memory_cap_bytes=worst.bytes).safe
+
+
+def test_a_tensor_that_ranks_of_a_stage_reduce_is_seen_by_all_of_them() -> None:
+    program = Pipe(2, dp=2).train()
+    other = with_entry(program, 0, tuple(each for each in code(program, 0) if each.op != "aten.add.Scalar"))
+    other = replace(other, outputs=other.outputs[:3])
+    name = other.functions["main_0"]
+    other = replace(other, functions={**other.functions, "main_0": replace(name, results=name.results[:2])})
+    assert prove_ranks([RankClass(program, (0, 2, 3)), RankClass(other, (1,))]).safe
+    cut = tuple(each for each in code(program, 0) if "reduce" not in each.kwargs)
+    final = next(each for each in code(program, 0) if each.op == "comm.all_reduce_start")
+    again = tuple(
+        step("aten.clone.default", *final.args, out=each.out) if each.args == (S(final.writes()[0]),) else each
+        for each in cut
+    )
+    lacking = with_entry(program, 0, again)
+    verdict = prove_ranks([RankClass(program, (0, 2, 3)), RankClass(lacking, (1,))])
+    assert refuted(verdict).code == "E0711"
