@@ -24,7 +24,7 @@ from ..ir.module import (
     terminator,
 )
 from ..ir.operations import is_packing
-from ..ir.pipeline import entries, entry_names, microbatch_of, pipeline_axis, set_microbatch
+from ..ir.pipeline import entries, entry_names, pipeline_axis
 from ..ir.types import from_mlir, is_tensor
 
 Site = tuple[str, int]
@@ -189,9 +189,8 @@ def _call_again(call: Operation, operands: Sequence[Value], kept: Sequence[int])
     """Replace a call by one with other operands, of whose results some are left."""
     with context(), mlir.InsertionPoint(call):
         made = build_call(callee(call) or "", operands, [call.results[i].type for i in kept], call.location)
-        microbatch = microbatch_of(call)
-        if microbatch is not None and made:
-            set_microbatch(made[0].owner, microbatch)
+        for attribute in call.attributes if made else ():
+            made[0].owner.attributes[attribute] = call.attributes[attribute]
     for i, result in zip(kept, made, strict=True):
         call.results[i].replace_all_uses_with(result)
     call.operation.erase()

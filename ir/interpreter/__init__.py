@@ -1,9 +1,9 @@
 """The reference interpreter: what a module means, run with torch on one machine, all ranks in one process.
 
-Lives here: decoding a module to steps (`code.py`), the formulas of nn operations (`nn.py`), collectives matched for
-real (`exchange.py`), cutting inputs and joining results (`cutting.py`), running (`running.py`, the place to start
-reading), and comparing two modules (`compare.py`). Not here: anything of `runtime/`; each checks the other, so they
-share nothing.
+Lives here: decoding a module to steps (`code.py`), the formulas of nn operations (`nn.py`), collectives and messages
+matched for real (`exchange.py`, `transfers.py`), cutting inputs and joining results (`cutting.py`), which ranks run what
+(`ranks.py`), running (`running.py`, the place to start reading), and comparing two modules (`compare.py`). Not here:
+anything of `runtime/`; each checks the other, so they share nothing.
 """
 
 from .compare import Comparison, ResultComparison, Verdict, compare

@@ -15,7 +15,7 @@ from ...ir.operations import Call, build
 from ...ir.pipeline import MICROBATCH, entry_name, microbatches, set_microbatch
 from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Task
-from .graph import Node, build_like, copy_node
+from .graph import Node, build_like, copy_node, made_at
 from .messages import Messages, Parcel
 from .over_time import cut_dim, grown, is_over_time, whole, without_time
 from .pairs import Pairs, taken
@@ -45,6 +45,7 @@ class EntryBuilder:
     """Sums over the microbatches so far."""
     received: dict[int, int] = field(default_factory=dict)
     """How many of the messages of each other coordinate were received."""
+    _places: dict[Value, Location] = field(default_factory=dict)
 
     def build(self) -> Operation:
         """The function, in the module."""
@@ -78,9 +79,9 @@ class EntryBuilder:
             others = [] if home is None else [to for to in self.step.takers(value) if to != home]
             if home == self.at:
                 for to in others:
-                    self._send(self.values[value], to)
+                    self._send(self.values[value], to, _loc())
             elif self.at in others and home is not None:
-                self.values[value] = self._receive(value.type, home)
+                self.values[value] = self._receive(value.type, home, _loc())
 
     def _before(self) -> None:
         """What inputs and parameters decide; what all microbatches share is added up over them."""
@@ -152,7 +153,7 @@ class EntryBuilder:
     def _give(self, node: Node, microbatch: int) -> None:
         """Send what others need of a call's results, and add up what is summed over time."""
         for to, (value, of) in self.messages.sent_after(node, microbatch):
-            self._send(self._packed(self.parts[value, of]), to)
+            self._send(self._packed(self.parts[value, of]), to, self._place(value))
         self._add_to_totals(node, microbatch)
 
     def _add_to_totals(self, node: Node, microbatch: int) -> None:
@@ -197,7 +198,8 @@ class EntryBuilder:
             number = self.received.get(source, 0)
             self.received[source] = number + 1
             value, microbatch = queue[number]
-            self.parts[value, microbatch] = self._unpacked(self._receive(self._packed_type(value.type), source), value)
+            made = self._receive(self._packed_type(value.type), source, self._place(value))
+            self.parts[value, microbatch] = self._unpacked(made, value)
 
     def _after(self) -> None:
         """Sums over time go where they are wanted; what is made of them is made."""
@@ -214,9 +216,9 @@ class EntryBuilder:
             self._join(node)
             for to in takers:
                 if to != self.at:
-                    self._send(self.values[value], to)
+                    self._send(self.values[value], to, node.op.location)
         elif self.at in takers:
-            self.values[value] = self._receive(value.type, maker)
+            self.values[value] = self._receive(value.type, maker, node.op.location)
 
     def _results(self) -> tuple[list[Value], list[dict[str, object]]]:
         """What this entry gives: what is its own, and all outputs."""
@@ -230,9 +232,9 @@ class EntryBuilder:
                 made = self._joined(value)
                 for to in range(self.messages.schedule.ranks) if is_output else ():
                     if to != self.at:
-                        self._send(made, to)
+                        self._send(made, to, self._place(value))
             else:
-                made = self._receive(whole(value.type, self._count), maker)
+                made = self._receive(whole(value.type, self._count), maker, self._place(value))
             values.append(made)
             records.append({**record, "order": order})
         return values, records
@@ -264,14 +266,20 @@ class EntryBuilder:
         dtype = from_mlir(like.type).dtype
         return build(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [like.type], _loc())[0]
 
-    def _send(self, value: Value, to: int) -> None:
-        build(Call("comm.send", (value, self.axis, to)), [], _loc())
+    def _send(self, value: Value, to: int, loc: Location) -> None:
+        build(Call("comm.send", (value, self.axis, to)), [], loc)
 
-    def _receive(self, type_: Type, source: int) -> Value:
+    def _receive(self, type_: Type, source: int, loc: Location) -> Value:
         tensor = from_mlir(type_)
         call = Call("comm.receive", (self.axis, source, list(tensor.shape), tensor.dtype))
-        [made] = build(call, [type_], _loc())
+        [made] = build(call, [type_], loc)
         return made
+
+    def _place(self, value: Value) -> Location:
+        """Where in the model a value of main is made: in the function that gives it, where a call does."""
+        if value not in self._places:
+            self._places[value] = made_at(self.module, value) or _loc()
+        return self._places[value]
 
 
 def _loc() -> Location:

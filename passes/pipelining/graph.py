@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ...ir.bindings import Location, Operation, Type, Value
+from ...ir.bindings import Location, Operation, Type, Value, mlir
 from ...ir.locations import Origin, from_location
-from ...ir.module import Record, argument_records, build_call, callee, entry, operations, result_records, terminator
+from ...ir.module import (
+    Module,
+    Record,
+    argument_records,
+    build_call,
+    callee,
+    entry,
+    operations,
+    result_records,
+    terminator,
+)
 from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
 
 
@@ -110,6 +120,17 @@ def build_like(node: Node, operands: Sequence[Value], types: Sequence[Any], loc:
     if node.call is None:
         return list(build_call(str(node.callee), operands, list[Type](types), loc))
     return build(node.call.replace_values(operands), types, loc)
+
+
+def made_at(module: Module, value: Value) -> Location | None:
+    """Where in the model a value is made, calls followed to what makes their results; None for an argument."""
+    functions = module.functions()
+    while isinstance(value.owner, mlir.Operation | mlir.OpView):
+        name = callee(value.owner)
+        if name is None:
+            return value.owner.location
+        value = list(terminator(functions[name]).operands)[mlir.OpResult(value).result_number]
+    return None
 
 
 def replaced(values: Mapping[Value, Value], wanted: Iterable[Value]) -> list[Value]:

@@ -13,6 +13,7 @@ from stretto.ir.interpreter import (
     estimate,
     random_inputs,
     run,
+    run_ranks,
 )
 from stretto.ir.module import Module
 from stretto.ir.verifier import verify
@@ -124,6 +125,19 @@ def test_stages_that_give_other_values_of_one_output_are_refused() -> None:
     with pytest.raises(InterpreterError, match='result "output loss"') as caught:
         run(in_order(first), random_inputs(in_order(), 0))
     assert caught.value.code == "E0659"
+
+
+def test_each_rank_of_a_stage_may_have_a_module_of_its_own() -> None:
+    good = in_order()
+    old = '"aten.add_tensor"(%loss_0, %loss_1)'
+    bad = in_order(second=[line.replace(old, old.replace("add", "mul")) for line in SECOND])
+    inputs = random_inputs(good, 0)
+    wanted = run(good, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(run_ranks([good] * 4, inputs), wanted, strict=True))
+    loss, *_ = run_ranks([good, good, good, bad], inputs)
+    assert not torch.equal(loss, wanted[0])
+    with pytest.raises(InterpreterError, match="another mesh or signature"):
+        run_ranks([good, good, good, in_segments()], inputs)
 
 
 def test_a_call_says_which_microbatch_offsets_and_shards_are_of() -> None:
