@@ -1,7 +1,7 @@
 """The reference interpreter: what a module means, run with torch on one machine, all ranks in one process.
 
 Lives here: decoding a module to steps (`code.py`), the formulas of nn operations (`nn.py`), collectives and messages
-matched for real (`exchange.py`, `transfers.py`), cutting inputs and joining results (`cutting.py`), which ranks run what
+matched for real (`exchange.py`, `transfers.py`), cutting inputs and joining results (`cutting.py`), who runs what
 (`ranks.py`), running (`running.py`, the place to start reading), and comparing two modules (`compare.py`). Not here:
 anything of `runtime/`; each checks the other, so they share nothing.
 """
