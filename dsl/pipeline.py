@@ -72,6 +72,8 @@ class Pipeline:
     """What activations and their gradients are cast to where they cross from stage to stage; None: nothing is."""
     per_microbatch: bool = False
     """Whether the loss is the mean of the losses of the microbatches, each computed alone."""
+    barriers: int = 1
+    """How often ranks meet between a microbatch's forward and backward, where they share the vocabulary: 1 or 2."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Where the statement stands, its axis, and the patterns of `split`."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -82,6 +84,8 @@ class Pipeline:
             number = getattr(self, item)
             if number is not None and not 1 <= number <= MOST:
                 raise self._refused(item, f"{number} {item}", f"1 to {MOST}")
+        if self.barriers not in (1, 2):
+            raise self._refused("barriers", f"{self.barriers} barriers", "1 or 2")
         if not _WORD.fullmatch(self.schedule):
             raise self._refused("schedule", f'a schedule of the name "{shortened(self.schedule)}"', "a word")
         if self.times and not _are_times(self.times):
@@ -136,6 +140,8 @@ class Pipeline:
             items.append(f"memory {_number_text(self.memory)}")
         if self.transfer is not None:
             items.append(f"transfer {self.transfer}")
+        if self.barriers != 1:
+            items.append(f"barriers {self.barriers}")
         if self.per_microbatch:
             items.append("per microbatch")
         return f"pipeline over {self.axis} {{ {'  '.join(items)} }}"
@@ -242,6 +248,7 @@ _READERS: dict[str, Callable[[_Item], object]] = {
     "times": _Item.numbers,
     "memory": _Item.number,
     "transfer": lambda item: FloatFormat(item.word(*FloatFormat)),
+    "barriers": _Item.integer,
     "per": lambda item: item.word("microbatch") == "microbatch",
 }
 """What makes the value of each item."""

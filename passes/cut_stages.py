@@ -31,10 +31,11 @@ from .base import Pass, Remark, RemarkKind, Report
 from .pipelining.attributes import mark_stage
 from .pipelining.balance import balanced, largest
 from .pipelining.estimates import estimated
-from .pipelining.graph import Graph, Node
+from .pipelining.graph import Node
 from .pipelining.op_costs import OpCosts, bytes_of
 from .pipelining.settings import Settings, note_times, settings_of
 from .pipelining.split_points import split_places
+from .pipelining.spread import analysed
 from .pipelining.stages import Stages, crossing_bytes
 from .pipelining.time_axis import TimeAxis
 from .unfold_layers import unfold
@@ -58,7 +59,7 @@ class CutStages(Pass):
         said = self.plan.pipeline
         if said is None:
             return Report()
-        time = TimeAxis(module, Graph.of(module.functions()["main"]))
+        time, _ = analysed(module, said.axis, said.barriers)
         if time.tangent and not said.times:
             note_times(module, estimated(module, time, dict(module.mesh)[said.axis]))
         settings = settings_of(self.plan, module)
@@ -72,11 +73,11 @@ class CutStages(Pass):
 
 def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
     """Where stages begin, among the forward's operations; layers are written out where a cut goes through one."""
-    time = TimeAxis(module, Graph.of(module.functions()["main"]))
     said = settings.said
+    time, _ = analysed(module, said.axis, said.barriers)
     if len(time.forward) < settings.stages or any(inner for _, inner in split_places(module, time.forward, said)):
         unfold(module)
-        time = TimeAxis(module, Graph.of(module.functions()["main"]))
+        time, _ = analysed(module, said.axis, said.barriers)
     if len(time.forward) < settings.stages:
         raise StrettoError(
             "E0451",

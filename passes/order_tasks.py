@@ -22,6 +22,7 @@ Needs: level `comm`, segments (`split-segments`).   Keeps: values.   After it th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,14 +31,15 @@ from ..ir.formats import dtype_of
 from ..ir.locations import Origin
 from ..ir.module import Level, Module
 from ..ir.pipeline import set_pipeline_axis
-from ..schedules.schedule import Kind
+from ..schedules.schedule import Kind, Schedule
+from ..schedules.vocabulary import share_vocabulary
 from .base import Pass, Remark, RemarkKind, Report
 from .pipelining.attributes import segment_of
 from .pipelining.entries import EntryBuilder
 from .pipelining.graph import Graph, Node
 from .pipelining.messages import Messages
 from .pipelining.pairs import Pairs
-from .pipelining.settings import settings_of
+from .pipelining.settings import Settings, settings_of
 from .pipelining.step import Step
 from .pipelining.time_axis import TimeAxis
 
@@ -59,19 +61,20 @@ class OrderTasks(Pass):
             return Report()
         graph = Graph.of(module.functions()["main"])
         segments = _segments(graph)
-        step = Step(TimeAxis(module, graph), settings.schedule, segments)
-        messages = Messages(settings.schedule, graph, segments)
+        schedule = _with_spread(settings, segments)
+        step = Step(TimeAxis(module, graph), schedule, segments, settings.said.axis)
+        messages = Messages(schedule, graph, segments)
         transfer = settings.said.transfer
         dtype = dtype_of(transfer) if self.casts else None
         pairs = Pairs(module)
-        for at in range(settings.schedule.ranks):
+        for at in range(schedule.ranks):
             EntryBuilder(module, step, messages, settings.said.axis, at, pairs, dtype).build()
         sent = sum(len(queue) for queue in messages.queues.values())
-        tasks = sum(bool(messages.calls(task)) for tasks in settings.schedule.order for task in tasks)
+        tasks = sum(bool(messages.calls(task)) for tasks in schedule.order for task in tasks)
         interleaved = _interleaved(pairs)
         graph.function.erase()
         set_pipeline_axis(module, settings.said.axis)
-        message = f"{tasks} tasks in the order of {settings.schedule.name}; {sent} tensors cross between stages"
+        message = f"{tasks} tasks in the order of {schedule.name}; {sent} tensors cross between stages"
         return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()), *interleaved))
 
 
@@ -86,6 +89,14 @@ def _interleaved(pairs: Pairs) -> list[Remark]:
             message, kind = f"{both} of two microbatches are interleaved", RemarkKind.APPLIED
         found.append(Remark(OrderTasks.name, kind, message, forward.origin))
     return found
+
+
+def _with_spread(settings: Settings, segments: Mapping[tuple[Kind, int], Node]) -> Schedule:
+    """The schedule, with what every coordinate has a part of woven in."""
+    kinds = {kind for kind, _ in segments if kind.is_shared}
+    if not kinds:
+        return settings.schedule
+    return share_vocabulary(settings.schedule, kinds, settings.said.barriers, settings.costs)
 
 
 def _segments(graph: Graph) -> dict[tuple[Kind, int], Node]:

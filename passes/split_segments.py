@@ -26,12 +26,13 @@ from ..dsl.plan import Plan
 from ..ir.module import Level, Module
 from ..schedules.schedule import Kind, Schedule
 from .base import Pass, Remark, RemarkKind, Report
-from .pipelining.attributes import segment_of, stage_of
+from .pipelining.attributes import SPREAD, segment_of, stage_of
 from .pipelining.backward_split import CallParter, input_gradients, part_masked
 from .pipelining.graph import Graph, Node
 from .pipelining.op_costs import bytes_of
 from .pipelining.outlining import NAMES, Outliner, Segment
-from .pipelining.settings import settings_of
+from .pipelining.settings import Settings, settings_of
+from .pipelining.spread import Spread, analysed
 from .pipelining.time_axis import TimeAxis
 from .tally import Tally
 
@@ -53,9 +54,9 @@ class SplitSegments(Pass):
         parts = delays_weights(settings.schedule)
         if parts:
             part_masked(module, tally)
-            _part_calls(module, settings.stages)
-        time = TimeAxis(module, Graph.of(module.functions()["main"]))
-        segments = _segments(time, settings.stages, parts)
+            _part_calls(module, settings)
+        time, spread = analysed(module, settings.said.axis, settings.said.barriers)
+        segments = _segments(time, spread, settings.stages, parts)
         whole = [] if not parts else _whole(time, segments)
         Outliner(module, time, segments).run()
         return Report(len(segments), (*tally.remarks(), *whole, *_applied(module)))
@@ -66,11 +67,11 @@ def delays_weights(schedule: Schedule) -> bool:
     return any(task.kind is Kind.W for tasks in schedule.order for task in tasks)
 
 
-def _part_calls(module: Module, stages: int) -> None:
+def _part_calls(module: Module, settings: Settings) -> None:
     """Part the calls that give gradients of both; from the last stage to the first, since graphs change."""
     parter = CallParter(module)
-    for stage in reversed(range(stages)):
-        time = TimeAxis(module, Graph.of(module.functions()["main"]))
+    for stage in reversed(range(settings.stages)):
+        time, _ = analysed(module, settings.said.axis, settings.said.barriers)
         backward = [node for node in time.backward if stage_of(node.op) == stage]
         needed = input_gradients(time, backward)
         for node in backward:
@@ -78,8 +79,9 @@ def _part_calls(module: Module, stages: int) -> None:
                 parter.part(node, frozenset(v for v in node.values if v in needed.values))
 
 
-def _segments(time: TimeAxis, stages: int, parts: bool) -> list[Segment]:
-    """Forwards from the first stage to the last, then backwards from the last to the first."""
+def _segments(time: TimeAxis, spread: Spread, stages: int, parts: bool) -> list[Segment]:
+    """Forwards from the first stage to the last, then backwards from the last to the first; around them, and in the
+    middle, what every coordinate has a part of."""
     forward: list[list[Node]] = [[] for _ in range(stages)]
     backward: list[list[Node]] = [[] for _ in range(stages)]
     for nodes, by_stage in ((time.forward, forward), (time.backward, backward)):
@@ -87,7 +89,9 @@ def _segments(time: TimeAxis, stages: int, parts: bool) -> list[Segment]:
             stage = stage_of(node.op)
             assert stage is not None, f"no stage is noted on {node.op}"
             by_stage[stage].append(node)
-    segments = [Segment(Kind.F, stage, nodes) for stage, nodes in enumerate(forward)]
+    segments = [Segment(Kind.E, SPREAD, spread.nodes(Kind.E))]
+    segments += [Segment(Kind.F, stage, nodes) for stage, nodes in enumerate(forward)]
+    segments += [Segment(kind, SPREAD, spread.nodes(kind)) for kind in (Kind.S, Kind.T)]
     for stage, nodes in reversed(list(enumerate(backward))):
         if parts:
             needed = input_gradients(time, nodes)
@@ -96,6 +100,7 @@ def _segments(time: TimeAxis, stages: int, parts: bool) -> list[Segment]:
             segments.append(Segment(Kind.W, stage, [node for node in nodes if node not in needed.nodes]))
         else:
             segments.append(Segment(Kind.BW, stage, nodes))
+    segments.append(Segment(Kind.G, SPREAD, spread.nodes(Kind.G)))
     return [segment for segment in segments if segment.nodes]
 
 
@@ -109,7 +114,8 @@ def _applied(module: Module) -> list[Remark]:
         if marked is not None:
             kind, stage = marked
             kept = sum(bytes_of(v) for v in dict.fromkeys(node.operands) if v in made)
-            message = f"{NAMES[kind]} of stage {stage}: takes {kept} bytes a microbatch of what other segments made"
+            whose = "every stage" if stage == SPREAD else f"stage {stage}"
+            message = f"{NAMES[kind]} of {whose}: takes {kept} bytes a microbatch of what other segments made"
             found.append(Remark(SplitSegments.name, RemarkKind.APPLIED, message, node.origin))
     return found
 

@@ -27,9 +27,18 @@ class Costs:
     """A forward and the full backward of another microbatch, overlapped; None: as long as one after the other."""
     kept: float = 1.0
     """The share of a microbatch's activations that stays alive from B until W (0 to 1)."""
+    s: float = 0.25
+    """A rank's part of the output's work, where all ranks share the vocabulary, up to where they meet."""
+    t: float = 0.25
+    """What it has left to do of it then."""
+    e: float = 0.0
+    """A rank's part of looking up embeddings."""
+    g: float = 0.0
+    """A rank's part of their gradient."""
 
     def __post_init__(self) -> None:
         times = {"f": self.f, "b": self.b, "w": self.w, "c": self.c}
+        times |= {"s": self.s, "t": self.t, "e": self.e, "g": self.g}
         if self.fb is not None:
             times["fb"] = self.fb
         for name, time in times.items():
@@ -52,6 +61,7 @@ class Costs:
         """The time of an overlapped forward and full backward on one of a rank's chunks."""
         return (self.whole if self.fb is None else self.fb) / chunks
 
-    def durations(self, chunks: int) -> tuple[float, float, float, float]:
-        """The time of a task of each `Kind` on one of a rank's chunks, by the kind's number."""
-        return self.f / chunks, self.b / chunks, self.w / chunks, (self.b + self.w) / chunks
+    def durations(self, chunks: int) -> tuple[float, ...]:
+        """The time of a task of each `Kind`, by the kind's number; of a stage's on one of a rank's chunks."""
+        of_stages = self.f / chunks, self.b / chunks, self.w / chunks, (self.b + self.w) / chunks
+        return *of_stages, self.s, self.t, self.e, self.g

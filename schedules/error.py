@@ -18,6 +18,7 @@ class ScheduleCode(StrEnum):
     OVER_CAP = "E0722"
     NO_SUCH_TASK = "E0723"
     NOT_COMPLETE = "E0724"
+    MEETINGS_DIFFER = "E0725"
 
 
 class ScheduleError(StrettoError):

@@ -9,6 +9,8 @@ from .costs import Costs
 from .schedule import Kind, Schedule
 from .simulate import Timeline, simulate
 
+_NONE = (0.0,) * sum(kind.is_shared for kind in Kind)
+
 
 class Measure(StrEnum):
     """By what one schedule is better than another."""
@@ -71,8 +73,9 @@ def peaks(schedule: Schedule, kept: float = 1.0) -> tuple[float, ...]:
 
     A forward's are there from its start; those that W does not read (1 - `kept`) until the end of B, the others until
     the end of W. Without a backward they are gone at the end of the forward.
+    What shared tasks keep is not counted.
     """
-    frees = (0.0, 1.0 - kept, kept, 1.0) if schedule.has_backward else (1.0, 0.0, 0.0, 0.0)
+    frees = released(schedule, kept)
     found = []
     for tasks in schedule.order:
         held = peak = 0.0
@@ -83,3 +86,8 @@ def peaks(schedule: Schedule, kept: float = 1.0) -> tuple[float, ...]:
             held -= frees[task.kind]
         found.append(round(peak / schedule.chunks, 9))
     return tuple(found)
+
+
+def released(schedule: Schedule, kept: float) -> tuple[float, ...]:
+    """The activations that a task of each `Kind` lets go, by the kind's number."""
+    return (0.0, 1.0 - kept, kept, 1.0, *_NONE) if schedule.has_backward else (1.0, 0.0, 0.0, 0.0, *_NONE)

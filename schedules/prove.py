@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .costs import Costs
 from .error import ScheduleCode, ScheduleError
-from .figures import Figures, figures
+from .figures import Figures, figures, released
 from .schedule import Kind, Schedule, Task
-from .simulate import simulate
+from .simulate import meetings, simulate
 
 _TOLERANCE = 1e-9
 _BITS = (1, 2, 4, 6)
@@ -18,10 +18,11 @@ def prove(schedule: Schedule, costs: Costs | None = None, cap: float | None = No
 
     `cap` is the most activations that a rank may hold, in those of one microbatch on all that a rank holds. Raises
     E0720 (deadlock), E0721 (something is used before it exists), E0722 (over the cap), E0723 (a task that is not
-    there to run, or runs twice), E0724 (a task is missing).
+    there to run, or runs twice), E0724 (a task is missing), E0725 (ranks meet in different orders).
     """
     costs = costs or Costs()
     done = _tasks_exist_once(schedule)
+    _all_meet(schedule)
     found = figures(schedule, costs, simulate(schedule, costs))
     _all_there(schedule, done)
     if cap is not None:
@@ -35,6 +36,8 @@ def _tasks_exist_once(schedule: Schedule) -> bytearray:
     done = bytearray(stages * microbatches)
     for rank, tasks in enumerate(schedule.order):
         for at, (kind, stage, microbatch) in enumerate(tasks):
+            if kind >= Kind.S:
+                continue
             if not (0 <= stage < stages and 0 <= microbatch < microbatches):
                 raise _no_such(schedule, rank, at, f"there are {stages} stages and {microbatches} microbatches")
             if placement[stage] != rank:
@@ -57,6 +60,51 @@ def _done_before(tasks: tuple[Task, ...], at: int) -> str:
     raise AssertionError("a task was done before, but by no task")
 
 
+def _all_meet(schedule: Schedule) -> None:
+    """Whether each rank has each shared task once, and all ranks meet in the same order.
+
+    Raises E0723 for a task too much, E0724 for one that is missing, E0725 for ranks that differ in their order.
+    """
+    first: list[tuple[Kind, int]] = []
+    joining = meetings(schedule)
+    wanted = {(kind, microbatch) for kind in schedule.shared for microbatch in range(schedule.microbatches)}
+    for rank in range(schedule.ranks):
+        places = _shared_places(schedule, rank)
+        for kind, microbatch in sorted(wanted ^ places.keys()):
+            lacks = rank if (kind, microbatch) in wanted else 0
+            raise _never_runs(schedule, lacks, Task(kind, lacks, microbatch), "every rank does its part of it")
+        meets = [each for each in places if each[0] in joining]
+        if rank and meets != first:
+            here, there = next(pair for pair in zip(meets, first, strict=True) if pair[0] != pair[1])
+            raise ScheduleError(
+                ScheduleCode.MEETINGS_DIFFER,
+                f"rank {rank} meets the others for {Task(here[0], rank, here[1])}, "
+                f"where rank 0 does for {Task(there[0], 0, there[1])}",
+                span=schedule.span(rank, places[here]),
+                help="let all ranks do what they share in the same order",
+            )
+        first = meets
+
+
+def _shared_places(schedule: Schedule, rank: int) -> dict[tuple[Kind, int], int]:
+    """Where a rank runs each shared task, by kind and microbatch, in order. Raises E0723."""
+    places: dict[tuple[Kind, int], int] = {}
+    for at, (kind, of, microbatch) in enumerate(schedule.order[rank]):
+        if kind < Kind.S:
+            continue
+        if of != rank or not 0 <= microbatch < schedule.microbatches:
+            raise _no_such(schedule, rank, at, "a rank does its own part of each microbatch")
+        if (kind, microbatch) in places:
+            raise _no_such(schedule, rank, at, f"its task {places[kind, microbatch]} did it already")
+        places[kind, microbatch] = at
+    return places
+
+
+def _never_runs(schedule: Schedule, rank: int, task: Task, help: str) -> ScheduleError:
+    span = schedule.span(rank, len(schedule.order[rank]) - 1) if schedule.order[rank] else None
+    return ScheduleError(ScheduleCode.NOT_COMPLETE, f"rank {rank} never runs {task}", span=span, help=help)
+
+
 def _no_such(schedule: Schedule, rank: int, at: int, why: str) -> ScheduleError:
     task = schedule.order[rank][at]
     return ScheduleError(
@@ -72,15 +120,11 @@ def _all_there(schedule: Schedule, done: bytearray) -> None:
     whole = 7 if schedule.has_backward else 1
     if done.count(whole) == len(done):
         return
-    kind, place = next((kind, place) for kind in Kind for place, bits in enumerate(done) if whole & ~bits & _BITS[kind])
+    parts = (Kind.F, Kind.B, Kind.W)
+    kind, place = next((part, at) for part in parts for at, bits in enumerate(done) if whole & ~bits & _BITS[part])
     lacking = Task(kind, *divmod(place, schedule.microbatches))
-    rank = schedule.placement[lacking.stage]
-    raise ScheduleError(
-        ScheduleCode.NOT_COMPLETE,
-        f"rank {rank} never runs {lacking}",
-        span=schedule.span(rank, len(schedule.order[rank]) - 1) if schedule.order[rank] else None,
-        help="every microbatch needs F, and B and W (or both in one) where there is a backward, on every stage",
-    )
+    help = "every microbatch needs F, and B and W (or both in one) where there is a backward, on every stage"
+    raise _never_runs(schedule, schedule.placement[lacking.stage], lacking, help)
 
 
 def _within(schedule: Schedule, found: Figures, cap: float, kept: float) -> None:
@@ -98,7 +142,7 @@ def _within(schedule: Schedule, found: Figures, cap: float, kept: float) -> None
 
 
 def _first_over(schedule: Schedule, rank: int, cap: float, kept: float) -> int:
-    frees = (0.0, 1.0 - kept, kept, 1.0) if schedule.has_backward else (1.0, 0.0, 0.0, 0.0)
+    frees = released(schedule, kept)
     held = 0.0
     for at, task in enumerate(schedule.order[rank]):
         held += task.kind == Kind.F

@@ -21,6 +21,19 @@ class Kind(IntEnum):
     """The gradient of the stage's weights; any time after B."""
     BW = 3
     """The full backward: B and W in one."""
+    S = 4
+    """Every rank's part of the output's work, up to where the ranks meet: logits of its part of the vocabulary."""
+    T = 5
+    """What every rank has left to do of it then: gradients."""
+    E = 6
+    """Every rank's part of looking up embeddings."""
+    G = 7
+    """Every rank's part of their gradient."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether every rank does a part of it, so that it belongs to no stage."""
+        return self >= Kind.S
 
 
 class Task(NamedTuple):
@@ -28,10 +41,12 @@ class Task(NamedTuple):
 
     kind: Kind
     stage: int
-    """The virtual stage, counted along the model (0 <= stage < ranks * chunks)."""
+    """The virtual stage, counted along the model (0 <= stage < ranks * chunks); of a shared task the rank."""
     microbatch: int
 
     def __str__(self) -> str:
+        if self.kind.is_shared:
+            return f"{self.kind.name} of microbatch {self.microbatch} on rank {self.stage}"
         return f"{self.kind.name} of microbatch {self.microbatch} on stage {self.stage}"
 
 
@@ -69,6 +84,8 @@ class Schedule:
     order: Order
     overlapped: frozenset[Task] = frozenset()
     """Forwards whose operations are meant to be interleaved with those of the backward that stands behind them."""
+    barriers: int = 0
+    """How often all ranks meet between a microbatch's last F and its first B: never, after S, or after S and T."""
     spans: tuple[tuple[Span, ...], ...] = field(default=(), compare=False, repr=False)
     """Where each task was written, beside `order`; empty for a schedule that was generated."""
 
@@ -85,7 +102,12 @@ class Schedule:
     @property
     def has_backward(self) -> bool:
         """Whether any task is a backward; a schedule for inference has none."""
-        return any(task.kind != Kind.F for tasks in self.order for task in tasks)
+        return any(Kind.B <= task.kind <= Kind.BW for tasks in self.order for task in tasks)
+
+    @property
+    def shared(self) -> frozenset[Kind]:
+        """The kinds of tasks that every rank has for every microbatch."""
+        return frozenset(task.kind for tasks in self.order[:1] for task in tasks if task.kind.is_shared)
 
     def chunk(self, stage: int) -> int:
         """Which of its rank's virtual stages this is, counted along the model."""

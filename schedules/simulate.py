@@ -2,7 +2,8 @@
 
 A forward needs that of the stage before, a backward that of the stage behind and its own forward, W its B. What comes
 from another rank comes `Costs.c` later. An overlapped pair is one piece of work: it starts when both have what they
-need, and gives both results at its end.
+need, and gives both results at its end. What all ranks share is there when the last of them has done its part, and
+`Costs.c` later where there is more than one.
 """
 
 from __future__ import annotations
@@ -35,19 +36,49 @@ class Timeline:
         return tuple(ends[-1] - starts[0] if ends else 0.0 for starts, ends in both)
 
 
-def needs(task: Task, stages: int) -> tuple[Task, ...]:
+def needs(schedule: Schedule, task: Task) -> tuple[Task, ...]:
     """The tasks whose results a task reads; a backward may be there as `B` or as `BW`.
 
-    >>> [str(each) for each in needs(Task(Kind.B, 0, 3), 2)]
+    >>> [str(each) for each in needs(Schedule("", 2, 4, (0, 1), ((), ())), Task(Kind.B, 0, 3))]
     ['F of microbatch 3 on stage 0', 'B of microbatch 3 on stage 1']
     """
     kind, stage, microbatch = task
-    if kind == Kind.F:
-        return (Task(Kind.F, stage - 1, microbatch),) if stage else ()
-    if kind == Kind.W:
-        return (Task(Kind.B, stage, microbatch),)
+    met = _met(schedule, task)
+    shared = () if met is None else tuple(Task(met, rank, microbatch) for rank in range(schedule.ranks))
+    match kind:
+        case Kind.F:
+            return (Task(Kind.F, stage - 1, microbatch),) if stage else shared
+        case Kind.W:
+            return (Task(Kind.B, stage, microbatch),)
+        case Kind.S:
+            return (Task(Kind.F, schedule.stages - 1, microbatch),)
+        case Kind.T:
+            return shared
+        case Kind.E:
+            return ()
+        case Kind.G:
+            return (Task(Kind.B, 0, microbatch),)
     own = Task(Kind.F, stage, microbatch)
-    return (own,) if stage == stages - 1 else (own, Task(Kind.B, stage + 1, microbatch))
+    return (own, *shared) if stage == schedule.stages - 1 else (own, Task(Kind.B, stage + 1, microbatch))
+
+
+def meetings(schedule: Schedule) -> frozenset[Kind]:
+    """The kinds of shared tasks after which ranks meet."""
+    kinds = (Kind.E, Kind.S, Kind.T)[: 1 + max(schedule.barriers, 1)]
+    return schedule.shared.intersection(kinds)
+
+
+def _met(schedule: Schedule, task: Task) -> Kind | None:
+    """The kind of shared tasks of all ranks that a task waits for."""
+    kind, stage, _ = task
+    met: Kind | None = None
+    if kind == Kind.F and stage == 0:
+        met = Kind.E
+    elif kind == Kind.T:
+        met = Kind.S
+    elif kind in (Kind.B, Kind.BW) and stage == schedule.stages - 1:
+        met = Kind.T if schedule.barriers > 1 else Kind.S
+    return met if met in schedule.shared else None
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:
@@ -72,9 +103,15 @@ class _Run:
         count = schedule.stages * schedule.microbatches
         self.forwards: list[float | None] = [None] * count
         self.backwards: list[float | None] = [None] * count
-        self.waiting: dict[tuple[bool, int], list[int]] = defaultdict(list)
+        self.waiting: dict[tuple[int, int], list[int]] = defaultdict(list)
         ranks = schedule.placement
         self.delay = [costs.c if a != b else 0.0 for a, b in pairwise(ranks)]
+        self.link = costs.c if schedule.ranks > 1 else 0.0
+        self.last = schedule.stages - 1
+        shared = schedule.shared
+        self.before_first = Kind.E if Kind.E in shared else None
+        self.before_last = (Kind.T if schedule.barriers > 1 else Kind.S) if Kind.S in shared else None
+        self.meets: dict[tuple[int, int], tuple[int, float]] = defaultdict(lambda: (0, 0.0))
 
     def all_ranks(self) -> None:
         """Run every rank until it waits for one that waits, or is done."""
@@ -112,10 +149,15 @@ class _Run:
     def _finish(self, task: Task, now: float, woken: list[int]) -> None:
         """Note the end of a task, and who waited for it."""
         kind, stage, microbatch = task
-        if kind != Kind.W:
+        if kind >= Kind.S:
+            count, latest = self.meets[kind, microbatch]
+            self.meets[kind, microbatch] = count + 1, max(latest, now)
+            if count + 1 == self.schedule.ranks:
+                woken.extend(self.waiting.pop((kind, microbatch), ()))
+        elif kind != Kind.W:
             place = stage * self.schedule.microbatches + microbatch
             (self.backwards if kind else self.forwards)[place] = now
-            woken.extend(self.waiting.pop((bool(kind), place), ()))
+            woken.extend(self.waiting.pop((-2 if kind else -1, place), ()))
 
     def _ready(self, task: Task, rank: int) -> float | None:
         """When what a task reads is there; None, and the rank is told to wait, where that is not known yet."""
@@ -123,19 +165,47 @@ class _Run:
         count = self.schedule.microbatches
         place = stage * count + microbatch
         if kind == Kind.F:
-            return 0.0 if stage == 0 else self._after(False, place - count, self.delay[stage - 1], rank)
+            if stage == 0:
+                return self._met(self.before_first, microbatch, rank)
+            return self._after(False, place - count, self.delay[stage - 1], rank)
         if kind == Kind.W:
             return self._after(True, place, 0.0, rank)
+        if kind >= Kind.S:
+            return self._ready_shared(kind, microbatch, rank)
         own = self._after(False, place, 0.0, rank)
-        if own is None or stage == self.schedule.stages - 1:
-            return own
+        if own is None:
+            return None
+        if stage == self.last:
+            met = self._met(self.before_last, microbatch, rank)
+            return None if met is None else max(own, met)
         behind = self._after(True, place + count, self.delay[stage], rank)
         return None if behind is None else max(own, behind)
+
+    def _ready_shared(self, kind: Kind, microbatch: int, rank: int) -> float | None:
+        """The same of a task that every rank has a part of."""
+        if kind == Kind.E:
+            return 0.0
+        if kind == Kind.T:
+            return self._met(Kind.S, microbatch, rank)
+        backward = kind == Kind.G
+        stage = 0 if backward else self.last
+        delay = self.link if self.schedule.placement[stage] != rank else 0.0
+        return self._after(backward, stage * self.schedule.microbatches + microbatch, delay, rank)
+
+    def _met(self, kind: Kind | None, microbatch: int, rank: int) -> float | None:
+        """When all ranks have done their part, and know of the others'; 0 where there is nothing to wait for."""
+        if kind is None:
+            return 0.0
+        count, latest = self.meets[kind, microbatch]
+        if count < self.schedule.ranks:
+            self.waiting[kind, microbatch].append(rank)
+            return None
+        return latest + self.link
 
     def _after(self, backward: bool, place: int, delay: float, rank: int) -> float | None:
         end = (self.backwards if backward else self.forwards)[place]
         if end is None:
-            self.waiting[backward, place].append(rank)
+            self.waiting[-2 if backward else -1, place].append(rank)
             return None
         return end + delay
 
@@ -177,7 +247,7 @@ def _wait(schedule: Schedule, rank: int, positions: list[int], places: dict[Task
     def runs(each: Task) -> bool:
         return each in places and places[each][1] < positions[places[each][0]]
 
-    missing = next(each for each in needs(task, schedule.stages) if not runs(each))
+    missing = next(each for each in needs(schedule, task) if not runs(each))
     return _Wait(rank, task, positions[rank], missing)
 
 

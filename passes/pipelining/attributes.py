@@ -6,6 +6,8 @@ from ...ir.attributes import from_attribute, to_attribute
 from ...ir.bindings import Operation
 from ...schedules.schedule import Kind
 
+SPREAD = -1
+"""In place of a stage, for segments that every coordinate has a part of."""
 _STAGE = "stage"
 _SEGMENT = "segment"
 
@@ -21,17 +23,18 @@ def stage_of(op: Operation) -> int | None:
 
 
 def mark_segment(op: Operation, kind: Kind, stage: int) -> None:
-    """Say that a call is a segment: one kind of a stage's work."""
+    """Say that a call is a segment: one kind of a stage's work, or of what every coordinate has a part of."""
     op.attributes[_SEGMENT] = to_attribute(kind.name)
-    mark_stage(op, stage)
+    if stage != SPREAD:
+        mark_stage(op, stage)
 
 
 def segment_of(op: Operation) -> tuple[Kind, int] | None:
     """What a call is marked as."""
-    stage = stage_of(op)
-    if _SEGMENT not in op.attributes or stage is None:
+    if _SEGMENT not in op.attributes:
         return None
-    return Kind[str(from_attribute(op.attributes[_SEGMENT]))], stage
+    stage = stage_of(op)
+    return Kind[str(from_attribute(op.attributes[_SEGMENT]))], SPREAD if stage is None else stage
 
 
 def copy_marks(source: Operation, target: Operation) -> None:

@@ -217,6 +217,9 @@ class EntryBuilder:
             for to in takers:
                 if to != self.at:
                     self._send(self.values[value], to, node.op.location)
+        elif maker is None:
+            if self.at in takers:
+                self._join(node)
         elif self.at in takers:
             self.values[value] = self._receive(value.type, maker, node.op.location)
 
@@ -226,14 +229,15 @@ class EntryBuilder:
         for order, (value, record) in enumerate(self.step.graph.results):
             maker = self.step.maker(value, record)
             is_output = record.get("kind") == "output"
-            if not is_output and maker != self.at:
+            if not is_output and maker not in (self.at, None):
                 continue
-            if maker == self.at:
+            if maker in (self.at, None):
                 made = self._joined(value)
-                for to in range(self.messages.schedule.ranks) if is_output else ():
+                for to in range(self.messages.schedule.ranks) if is_output and maker is not None else ():
                     if to != self.at:
                         self._send(made, to, self._place(value))
             else:
+                assert maker is not None
                 made = self._receive(whole(value.type, self._count), maker, self._place(value))
             values.append(made)
             records.append({**record, "order": order})

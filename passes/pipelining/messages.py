@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ...ir.bindings import Value
 from ...schedules.schedule import Kind, Schedule, Task
+from .attributes import SPREAD
 from .graph import Graph, Node
 
 Parcel = tuple[Value, int]
@@ -29,7 +30,7 @@ class Messages:
         takers = self._takers()
         for source, tasks in enumerate(self.schedule.order):
             for task in tasks:
-                for node in self.calls(task):
+                for node in () if task.kind.is_shared else self.calls(task):
                     for value in node.values:
                         for to in sorted(takers.get(value, set()) - {source}):
                             parcel = (value, task.microbatch)
@@ -38,6 +39,8 @@ class Messages:
 
     def calls(self, task: Task) -> list[Node]:
         """The calls that do a task, in order: for a full backward both parts, where it is parted."""
+        if task.kind.is_shared:
+            return [self.segments[task.kind, SPREAD]]
         kinds = (Kind.BW, Kind.B, Kind.W) if task.kind is Kind.BW else (task.kind,)
         return [self.segments[kind, task.stage] for kind in kinds if (kind, task.stage) in self.segments]
 
@@ -48,7 +51,8 @@ class Messages:
     def _takers(self) -> dict[Value, set[int]]:
         """The coordinates whose segments take each value."""
         found: dict[Value, set[int]] = defaultdict(set)
+        everyone = range(self.schedule.ranks)
         for (_, stage), node in self.segments.items():
             for value in node.operands:
-                found[value].add(self.schedule.placement[stage])
+                found[value].update(everyone if stage == SPREAD else [self.schedule.placement[stage]])
         return found

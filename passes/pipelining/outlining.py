@@ -21,18 +21,27 @@ from ...ir.module import (
 from ...ir.operations import Call, build
 from ...ir.pipeline import MICROBATCH, microbatches
 from ...schedules.schedule import Kind
-from .attributes import mark_segment
+from .attributes import SPREAD, mark_segment
 from .graph import Node, copy_node
 from .over_time import grown, without_time
 from .time_axis import GATHER, TimeAxis
 
-NAMES = {Kind.F: "forward", Kind.B: "input_gradient", Kind.W: "weight_gradient", Kind.BW: "backward"}
-"""What the function of a segment is called, before the number of its stage."""
+NAMES = {
+    Kind.F: "forward",
+    Kind.B: "input_gradient",
+    Kind.W: "weight_gradient",
+    Kind.BW: "backward",
+    Kind.S: "output",
+    Kind.T: "output_gradient",
+    Kind.E: "embedding",
+    Kind.G: "embedding_gradient",
+}
+"""What the function of a segment is called, before the number of its stage if it has one."""
 
 
 @dataclass
 class Segment:
-    """One kind of a stage's work: its own operations, and the light ones that it does beside them."""
+    """One kind of a stage's work, or of every coordinate's: its own operations, and the light ones beside them."""
 
     kind: Kind
     stage: int
@@ -137,7 +146,7 @@ class Outliner:
         stage = segment.stage
         made = [v for node in nodes for v in node.values]
         gives = [v for v in made if ((stage, v) if (stage, v) in self.light else v) in wanted]
-        name = f"{NAMES[segment.kind]}_{stage}"
+        name = NAMES[segment.kind] if stage == SPREAD else f"{NAMES[segment.kind]}_{stage}"
         self._function(name, nodes, takes, gives)
         operands = [self._at(v, stage) for v in takes]
         results = build_call(name, operands, [v.type for v in gives], self._place(segment))
@@ -162,7 +171,7 @@ class Outliner:
         finish_function(made, [values[v] for v in gives])
 
     def _place(self, segment: Segment) -> Location:
-        backward = segment.kind is not Kind.F
+        backward = segment.kind not in (Kind.F, Kind.E, Kind.S)
         path = common_path([node.origin.module_path for node in segment.nodes])
         return to_location(Origin(path, "", 0, backward))
 

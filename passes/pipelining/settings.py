@@ -25,6 +25,8 @@ class Settings:
 
     said: Pipeline
     schedule: Schedule
+    costs: Costs = Costs()
+    """How long tasks take, as far as that is known."""
 
     @property
     def stages(self) -> int:
@@ -46,7 +48,7 @@ def settings_of(plan: Plan, module: Module) -> Settings | None:
     schedule = _schedule(said, plan, costs)
     records = argument_records(module.functions()["main"])
     trains = any(record.get("kind") == "tangent" for record in records)
-    return Settings(said, schedule if trains else forwards(schedule))
+    return Settings(said, schedule if trains else forwards(schedule), costs)
 
 
 def note_times(module: Module, costs: Costs) -> None:

@@ -69,8 +69,13 @@ class Stages:
         return {
             value: min(self.holders(value) or {0})
             for value, record in self.time.graph.arguments
-            if value in self.time.owned and is_owned_kind(record)
+            if value in self.time.owned and is_owned_kind(record) and not self._is_spread(value)
         }
+
+    def _is_spread(self, value: Value) -> bool:
+        """Whether every coordinate has its own part of a parameter."""
+        users = self.time.graph.users.get(value, ())
+        return any(node in self.time.spread for node in users) and not self._forward_users(value)
 
     @cached_property
     def _holders(self) -> dict[Value, frozenset[int] | None]:
@@ -98,7 +103,7 @@ class Stages:
         used = frozenset(self.of[u] for u in self._forward_users(value))
         if node is None:
             return (used or None) if value in time.owned else None
-        if node not in time.anchored or node in time.tangent:
+        if node not in time.anchored or node in time.tangent or node in time.spread:
             return None
         return used | {self.of[node]}
 

@@ -14,7 +14,9 @@ from functools import cached_property
 from ...ir.bindings import Value
 from ...ir.module import Record
 from ...schedules.schedule import Kind, Schedule
+from .attributes import SPREAD
 from .graph import Graph, Node
+from .spread import is_over, meets
 from .time_axis import TimeAxis
 
 OWNED = ("parameter", "buffer")
@@ -28,6 +30,8 @@ class Step:
     time: TimeAxis
     schedule: Schedule
     segments: Mapping[tuple[Kind, int], Node]
+    axis: str
+    """The axis of the stages."""
 
     @property
     def graph(self) -> Graph:
@@ -41,17 +45,27 @@ class Step:
 
     @cached_property
     def makers(self) -> dict[Value, int]:
-        """The coordinate that makes each result of a segment."""
-        return {v: self._at(stage) for (_, stage), node in self.segments.items() for v in node.values}
+        """The coordinate that makes each result of a stage's segment; those of spread segments every one makes."""
+        of_stages = {key: node for key, node in self.segments.items() if key[1] != SPREAD}
+        return {v: self._at(stage) for (_, stage), node in of_stages.items() for v in node.values}
+
+    @cached_property
+    def everywhere(self) -> set[Value]:
+        """The results of spread segments, which every coordinate makes."""
+        return {v for (_, stage), node in self.segments.items() if stage == SPREAD for v in node.values}
 
     @cached_property
     def homes(self) -> dict[Value, int]:
-        """The coordinate that owns each parameter and each buffer that changes: of the first forward that uses it."""
+        """The coordinate that owns each parameter and each buffer that changes: of the first forward that uses it.
+
+        What is cut over the axis of the stages is at home everywhere.
+        """
         first: dict[Value, tuple[Kind, int]] = {}
         for key in sorted(self.segments):
             for value in self._arguments(self._before([self.segments[key]])) | set(self.segments[key].operands):
                 first.setdefault(value, key)
-        owned = [v for v, record in self.graph.arguments if v in self.time.owned and record.get("kind") in OWNED]
+        arguments = [(v, r) for v, r in self.graph.arguments if not is_over(v, self.axis)]
+        owned = [v for v, record in arguments if v in self.time.owned and record.get("kind") in OWNED]
         return {v: self._at(first[v][1]) if v in first else 0 for v in owned}
 
     def before(self, coordinate: int) -> set[Node]:
@@ -70,15 +84,18 @@ class Step:
         """The coordinates that use an argument of main, or own it."""
         return [at for at in range(self.schedule.ranks) if value in self.taken(at)]
 
-    def sum_maker(self, node: Node) -> int:
-        """The coordinate at which a sum over time is added up."""
-        return self.makers.get(node.operands[0], 0)
+    def sum_maker(self, node: Node) -> int | None:
+        """The coordinate at which a sum over time is added up; None for every one that wants it."""
+        return None if node.operands[0] in self.everywhere else self.makers.get(node.operands[0], 0)
 
     def sum_takers(self, node: Node) -> list[int]:
-        """The coordinates that want a sum over time."""
+        """The coordinates that want a sum over time, or take part in what is done with it."""
         [value] = node.values
+        if meets(node, self.axis):
+            return list(range(self.schedule.ranks))
         found = {at for at in range(self.schedule.ranks) if any(value in n.operands for n in self.after(at))}
-        found.update(self.maker(v, record) for v, record in self.graph.results if v == value)
+        for maker in (self.maker(v, record) for v, record in self.graph.results if v == value):
+            found.update(range(self.schedule.ranks) if maker is None else [maker])
         return sorted(found)
 
     @cached_property
@@ -86,14 +103,24 @@ class Step:
         """The coordinate that owns each parameter and changing buffer, by name."""
         return {r["name"]: self.homes[v] for v, r in self.graph.arguments if v in self.homes}
 
-    def maker(self, value: Value, record: Record) -> int:
-        """The coordinate that makes a result of main: its parameter's owner, or where most of it was made."""
+    def maker(self, value: Value, record: Record) -> int | None:
+        """The coordinate that makes a result of main: its parameter's owner, or where most of it was made.
+
+        None for what every coordinate makes (its part of).
+        """
         if record.get("kind") in _RESULTS_OF_OWNED and record["name"] in self._owners:
             return self._owners[record["name"]]
+        if value in self.everywhere or is_over(value, self.axis):
+            return None
         if value in self.makers:
             return self.makers[value]
         sums = self.graph.cone([value], within={*self.time.after, *self.time.late}) & set(self.time.late)
-        return min((self.sum_maker(n) for n in sums), default=0)
+        makers = [self.sum_maker(n) for n in sums]
+        return min((maker for maker in makers if maker is not None), default=None if makers else 0)
+
+    def _is_made(self, value: Value, record: Record, coordinate: int) -> bool:
+        """Whether a coordinate makes a result of main."""
+        return self.maker(value, record) in (coordinate, None)
 
     @cached_property
     def _tasks(self) -> set[Node]:
@@ -104,23 +131,27 @@ class Step:
         found = []
         for at in range(self.schedule.ranks):
             nodes: list[Node] = [*self._own(at), *self.after(at)]
-            nodes += [n for n in self.time.late if self.sum_maker(n) == at]
-            made = [v for v, record in self.graph.results if self.maker(v, record) == at]
+            nodes += [n for n in self.time.late if self.sum_maker(n) in (at, None)]
+            made = [v for v, record in self.graph.results if self._is_made(v, record, at)]
             found.append(self._before(nodes, made))
         return found
 
     @cached_property
     def _after_all(self) -> list[set[Node]]:
         results = [(v, self.maker(v, record)) for v, record in self.graph.results]
-        ranks = range(self.schedule.ranks)
-        return [self.graph.cone([v for v, m in results if m == at], within=self.time.after) for at in ranks]
+        together = [v for node in self.time.after if meets(node, self.axis) for v in node.values]
+        found = []
+        for at in range(self.schedule.ranks):
+            wanted = [*together, *(v for v, maker in results if maker in (at, None))]
+            found.append(self.graph.cone(wanted, within=self.time.after))
+        return found
 
     @cached_property
     def _taken_all(self) -> list[set[Value]]:
         found = []
         for at in range(self.schedule.ranks):
             nodes = self.before(at) | self.after(at) | set(self._own(at))
-            made = {v for v, record in self.graph.results if self.maker(v, record) == at}
+            made = {v for v, record in self.graph.results if self._is_made(v, record, at)}
             found.append((self._arguments(nodes) | made | self._kept(at)) & self._all_arguments)
         return found
 
@@ -135,7 +166,8 @@ class Step:
         return {v for v, _ in self.graph.arguments}
 
     def _own(self, coordinate: int) -> list[Node]:
-        return [node for (_, stage), node in self.segments.items() if self._at(stage) == coordinate]
+        of = self.segments.items()
+        return [node for (_, stage), node in of if stage == SPREAD or self._at(stage) == coordinate]
 
     def _before(self, nodes: Iterable[Node], values: Iterable[Value] = ()) -> set[Node]:
         return self.graph.cone([*values, *(v for n in nodes for v in n.operands)], within=self.early)
@@ -144,4 +176,4 @@ class Step:
         return {v for n in nodes for v in n.operands} & self._all_arguments
 
     def _at(self, stage: int) -> int:
-        return self.schedule.placement[stage]
+        return 0 if stage == SPREAD else self.schedule.placement[stage]

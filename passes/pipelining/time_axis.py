@@ -45,6 +45,8 @@ class TimeAxis:
     """What varies and needs a parameter."""
     early: list[Node] = field(default_factory=list)
     late: list[Node] = field(default_factory=list)
+    spread: set[Node] = field(default_factory=set)
+    """What belongs to no stage, but to every coordinate (`spread.py`)."""
     after: set[Node] = field(default_factory=set)
     """What is done once, when late sums are there: adds of such sums too, which commute with them."""
 
@@ -61,13 +63,13 @@ class TimeAxis:
     @property
     def forward(self) -> list[Node]:
         """The stages' forward work, in order."""
-        wanted = self.anchored - self.tangent - self.after
+        wanted = self.anchored - self.tangent - self.after - self.spread
         return [n for n in self.graph.nodes if n in wanted and not self.is_light(n)]
 
     @property
     def backward(self) -> list[Node]:
         """The stages' backward work, in order."""
-        wanted = (self.anchored & self.tangent) - self.after
+        wanted = (self.anchored & self.tangent) - self.after - self.spread
         return [n for n in self.graph.nodes if n in wanted]
 
     @property
@@ -78,7 +80,7 @@ class TimeAxis:
 
     def is_light(self, node: Node) -> bool:
         """Whether it varies, but belongs to no stage."""
-        if node not in self.varying or node in self.after:
+        if node not in self.varying or node in self.after or node in self.spread:
             return False
         return node not in self.anchored or (node.origin.backward and node not in self.tangent)
 

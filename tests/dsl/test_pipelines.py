@@ -40,16 +40,16 @@ def refused_at(marked: str) -> PlanError:
 def test_a_pipeline_says_all_of_its_items_and_prints_them_in_one_line() -> None:
     plan = Plan.parse(
         "mesh (pp=2)\npipeline over pp {\n  transfer bf16  # cast\n\n  microbatches 16 schedule zb-v chunks 2\n"
-        '  split "layers.{4,8}",\n    "head"\n  times 1, 1.5, .5e0, 0 memory 8\n per microbatch }'.replace(
+        '  split "layers.{4,8}",\n    "head"\n  times 1, 1.5, .5e0, 0 memory 8\n barriers 2 per microbatch }'.replace(
             ".5e0", "5e-1"
         )
     )
     assert plan.pipeline == Pipeline(
-        "pp", 16, "zb-v", 2, Balance.TIME, ("layers.{4,8}", "head"), (1, 1.5, 0.5, 0), 8, FloatFormat.BF16, True
+        "pp", 16, "zb-v", 2, Balance.TIME, ("layers.{4,8}", "head"), (1, 1.5, 0.5, 0), 8, FloatFormat.BF16, True, 2
     )
     assert str(plan.pipeline) == (
         'pipeline over pp { schedule zb-v  chunks 2  microbatches 16  split "layers.{4,8}", "head"  '
-        "times 1, 1.5, 0.5, 0  memory 8  transfer bf16  per microbatch }"
+        "times 1, 1.5, 0.5, 0  memory 8  transfer bf16  barriers 2  per microbatch }"
     )
     assert Plan.parse(str(plan)) == plan
 
@@ -87,6 +87,7 @@ def test_a_schedule_stands_in_a_plan_and_prints_as_in_a_file() -> None:
         ("pipeline over pp { microbatches 2 «times 1, 1» }", "expected f,b,w or f,b,w,c", ""),
         ("pipeline over pp { microbatches 2 «times 0, 0, 0, 1» }", "expected f,b,w or f,b,w,c", ""),
         ("pipeline over pp { microbatches 2 times 1, «x», 1 }", "expected a number", ""),
+        ("pipeline over pp { microbatches 2 «barriers 3» }", "expected 1 or 2", ""),
         ("pipeline over pp { microbatches 2 «memory 0» }", "expected a number of activations above 0", ""),
         ('pipeline over pp { microbatches 2 split "a" «balance memory» }', "", "keep one of the two"),
     ],

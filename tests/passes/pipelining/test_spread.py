@@ -1,0 +1,139 @@
+"""Vocabularies whose work all coordinates on the axis of the stages share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stretto.diagnostics import StrettoError
+from stretto.driver.compile_program import Compiled, Options, compile_program
+from stretto.dsl import Plan
+from stretto.frontend.captured import Mode
+from stretto.frontend.to_ir import Floats
+from stretto.ir.interpreter import compare
+from stretto.ir.module import Module, callee, operations
+from stretto.ir.pipeline import entries, microbatch_of
+from stretto.runtime.check import check
+from torch import Tensor, nn
+
+WORDS, WIDTH = 21, 8
+ALL = '"embed", "head"'
+
+
+class Layer(nn.Module):
+    """A residual layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) to the same."""
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    """A language model: an embedding, layers and a head, which may be tied."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(6, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(4))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WORDS, bias=not tied)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(batch, 6) tokens to logits, or to the loss of targets."""
+        x = self.embed(tokens) + self.places.weight
+        for layer in self.layers:
+            x = layer(x)
+        logits = self.head(self.norm(x))
+        return logits if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def compiled(
+    items: str,
+    mesh: str = "pp=2",
+    shard: str = '"embed", "head" vocab over pp',
+    tied: bool = False,
+    trains: bool = True,
+) -> tuple[Compiled, dict[str, str]]:
+    """The model by a plan; also the module after each pass."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, WORDS, (8, 6))
+    inputs = {"tokens": tokens}
+    if trains:
+        inputs["targets"] = torch.where(tokens % 5 == 0, -100, tokens)
+    plan = Plan.parse(f"mesh ({mesh})\nshard {shard}\npipeline over pp {{ microbatches 4  {items} }}\n", "a.plan")
+    options = Options(Mode.TRAIN if trains else Mode.INFER, loss_only=trains, floats=Floats.FLOAT64)
+    texts: dict[str, str] = {}
+
+    def after(name: str, module: Module) -> None:
+        texts[name] = module.text()
+
+    return compile_program(Model(tied), (), inputs, plan, options, after=after), texts
+
+
+def agrees(items: str, **given: str | bool) -> None:
+    """Whether ranks as threads give what one device does."""
+    found, _ = compiled(items, **given)  # type: ignore[arg-type]
+    report = check(found.program)
+    assert report.passed and max(row.error for row in report.rows) < 1e-9
+
+
+def tasks(texts: dict[str, str], at: int) -> list[str]:
+    """The calls of an entry, each with its microbatch."""
+    module = Module.parse(texts["order-tasks"])
+    return [f"{callee(op)}:{microbatch_of(op)}" for op in operations(entries(module)[at]) if callee(op)]
+
+
+@pytest.mark.parametrize("barriers", [1, 2])
+def test_every_pass_keeps_loss_and_gradients_of_a_head_that_all_share(barriers: int) -> None:
+    found, texts = compiled(f"barriers {barriers}", shard='"head" vocab over pp')
+    captured = Module.parse(texts["captured"])
+    for name in ("cut-stages", "split-segments", "order-tasks", "start-collectives"):
+        judged = compare(captured, Module.parse(texts[name]))
+        assert judged.is_equal and judged.error < 1e-9, name
+    report = check(found.program)
+    assert report.passed and max(row.error for row in report.rows) < 1e-9
+
+
+def test_all_coordinates_do_their_part_for_every_microbatch_in_one_order() -> None:
+    _, texts = compiled("schedule 1f1b")
+    orders = [tasks(texts, at) for at in (0, 1)]
+    for name in ("embedding", "output", "output_gradient", "embedding_gradient"):
+        shared = [[task for task in order if task.startswith(f"{name}:")] for order in orders]
+        assert shared[0] == shared[1] == [f"{name}:{at}" for at in range(4)]
+    assert orders[1].index("forward_1:1") < orders[1].index("backward_1:0") > orders[1].index("output:0")
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zb-h1", "dualpipe-v"])
+def test_any_schedule_keeps_values_with_a_tied_vocabulary(schedule: str) -> None:
+    agrees(f"schedule {schedule}", shard='"embed" vocab over pp', tied=True)
+
+
+def test_a_vocabulary_over_stages_and_ranks_of_a_layer_keeps_values() -> None:
+    agrees("schedule 1f1b  barriers 2", mesh="pp=2, tp=2", shard=f"{ALL} vocab over pp, tp")
+
+
+def test_an_embedding_alone_and_more_ranks_than_its_rows_need() -> None:
+    agrees("schedule 1f1b", mesh="pp=4", shard='"embed" vocab over pp')
+
+
+def test_logits_are_gathered_for_all_in_inference() -> None:
+    agrees("schedule 1f1b", trains=False)
+
+
+def test_a_vocabulary_between_stages_is_refused() -> None:
+    class Twice(Model):
+        def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+            x = self.embed(tokens)
+            x = self.layers[0](x)
+            x = self.layers[1](x + torch.softmax(self.head(x), -1) @ self.embed.weight)
+            return (x * x).mean()
+
+    plan = Plan.parse('mesh (pp=2)\nshard "head" vocab over pp\npipeline over pp { microbatches 2 }\n', "a.plan")
+    with pytest.raises(StrettoError, match="stands between that of stages") as caught:
+        compile_program(Twice(False), (), {"tokens": torch.zeros(4, 6, dtype=torch.int64)}, plan)
+    assert caught.value.code == "E0454"

@@ -1,0 +1,97 @@
+"""What all ranks share of a vocabulary, woven into every schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from stretto.schedules import Costs, Kind, Request, Schedule, ScheduleCode, ScheduleError, Task, generate, prove
+from stretto.schedules.schedule import ordered
+from stretto.schedules.vocabulary import share_vocabulary
+
+OUTPUT = frozenset({Kind.S, Kind.T})
+ALL = OUTPUT | {Kind.E, Kind.G}
+NAMES = ("gpipe", "1f1b", "interleaved", "breadth-first", "zb-h1", "zb-h2", "zb-auto", "v-half", "v-min")
+COSTS = Costs(s=0.3, t=0.2)
+
+
+def both(name: str, barriers: int, ranks: int = 4, microbatches: int = 8) -> tuple[Schedule, Schedule]:
+    """A schedule, and the same with the output's work shared."""
+    plain = generate(name, Request(ranks, microbatches, costs=COSTS))
+    return plain, share_vocabulary(plain, OUTPUT, barriers, COSTS)
+
+
+@pytest.mark.parametrize("barriers", [1, 2])
+@pytest.mark.parametrize("name", [*NAMES, "zb-v"])
+def test_the_shared_work_takes_its_own_time_and_no_more(name: str, barriers: int) -> None:
+    """m (s + t) above the schedule's own time. Source: arXiv 2411.05288, section 5: no bubble is added."""
+    plain, shared = both(name, barriers)
+    assert prove(shared, COSTS).makespan == pytest.approx(prove(plain, COSTS).makespan + 8 * (COSTS.s + COSTS.t))
+
+
+@pytest.mark.parametrize(("barriers", "peak"), [(1, 5), (2, 6)])
+def test_1f1b_holds_one_microbatch_more_for_each_barrier(barriers: int, peak: int) -> None:
+    """p + 1 and p + 2. Source: arXiv 2411.05288, section 5.2."""
+    _, shared = both("1f1b", barriers)
+    assert prove(shared, COSTS).peak == peak
+
+
+@pytest.mark.parametrize("name", [*NAMES, "zb-v", "dualpipe-v"])
+def test_every_rank_has_every_shared_task_once_and_meets_in_one_order(name: str) -> None:
+    costs = Costs(c=0.1, e=0.05, g=0.05)
+    plain = generate(name, Request(2, 5, costs=costs))
+    shared = share_vocabulary(plain, ALL, 1, costs)
+    prove(shared, costs)
+    for rank, tasks in enumerate(shared.order):
+        assert sorted(task for task in tasks if task.kind in ALL) == [
+            Task(kind, rank, at) for kind in sorted(ALL) for at in range(5)
+        ]
+        assert sorted(t for t in tasks if t.kind not in ALL) == sorted(plain.order[rank])
+    assert len({tuple(t[0::2] for t in tasks if t.kind in (Kind.S, Kind.E)) for tasks in shared.order}) == 1
+
+
+def test_forwards_alone_are_woven_too() -> None:
+    plain = generate("forward-only", Request(3, 4))
+    assert prove(share_vocabulary(plain, {Kind.E, Kind.S}, 1, COSTS), COSTS).peak == 1
+
+
+def refused(schedule: Schedule) -> ScheduleError:
+    with pytest.raises(ScheduleError) as caught:
+        prove(schedule, COSTS)
+    return caught.value
+
+
+def test_ranks_that_meet_in_different_orders_are_refused() -> None:
+    _, shared = both("gpipe", 1, 2, 2)
+    first, second = shared.order
+    a, b = (second.index(Task(Kind.S, 1, at)) for at in (0, 1))
+    changed = list(second)
+    changed[a], changed[b] = changed[b], changed[a]
+    error = refused(replace(shared, order=ordered([first, changed])))
+    assert error.code == ScheduleCode.MEETINGS_DIFFER
+    assert error.message == (
+        "rank 1 meets the others for S of microbatch 1 on rank 1, where rank 0 does for S of microbatch 0 on rank 0"
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_without_its_part_is_refused(rank: int) -> None:
+    _, shared = both("1f1b", 1, 2, 2)
+    rows = [[t for t in row if t != Task(Kind.T, rank, 1)] for row in shared.order]
+    error = refused(replace(shared, order=ordered(rows)))
+    assert (error.code, error.message) == (
+        ScheduleCode.NOT_COMPLETE,
+        f"rank {rank} never runs T of microbatch 1 on rank {rank}",
+    )
+
+
+def test_a_part_that_is_done_twice_is_refused() -> None:
+    _, shared = both("1f1b", 1, 2, 2)
+    rows = [[*row, Task(Kind.T, at, 0)] for at, row in enumerate(shared.order)]
+    assert "did it already" in refused(replace(shared, order=ordered(rows))).message
+
+
+def test_the_gradient_before_ranks_have_met_is_a_deadlock_or_too_early() -> None:
+    _, shared = both("gpipe", 1, 2, 1)
+    rows = [sorted(row, key=lambda task: task.kind != Kind.BW) for row in shared.order]
+    assert refused(replace(shared, order=ordered(rows))).code == ScheduleCode.TOO_EARLY
