@@ -227,7 +227,8 @@ def _name_new_arguments(module: Module) -> None:
     """Give each argument that has no record yet one, with a number that no other in the program has."""
     is_ordered = pipeline_axis(module) is not None
     known = [_known_records(function) for function in entries(module)]
-    number = 1 + max((record.get("order", i) for records in known for i, record in enumerate(records)), default=-1)
+    used = ({i, *_numbers(record)} for records in known for i, record in enumerate(records))
+    number = 1 + max(set().union(*used), default=-1)
     for function, records in zip(entries(module), known, strict=True):
         new: list[Record] = []
         for _ in range(len(records), len(entry(function).arguments)):
@@ -235,6 +236,11 @@ def _name_new_arguments(module: Module) -> None:
             new.append(record | {"order": number} if is_ordered else record)
             number += 1
         set_argument_records(function, [*records, *new])
+
+
+def _numbers(record: Record) -> set[int]:
+    """The numbers that an argument bears."""
+    return {record[key] for key in ("order", "index") if isinstance(record.get(key), int)}
 
 
 def _known_records(function: Operation) -> list[Record]:

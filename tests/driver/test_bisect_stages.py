@@ -12,7 +12,8 @@ from stretto.driver.judge import Breakage, Terms
 from stretto.driver.module_source import Source
 from stretto.driver.reduce import reduce_module
 from stretto.driver.verify_passes import PassesJob, verify_passes
-from stretto.ir.module import Module
+from stretto.ir.module import Module, argument_records
+from stretto.ir.pipeline import entries
 from stretto.ir.verifier import verify
 from stretto.passes.base import Pass, Report
 from stretto.passes.hoist_collectives import HoistCollectives
@@ -124,6 +125,8 @@ def test_a_module_in_order_is_reduced_with_the_sends_that_nothing_needs() -> Non
     left = Module.parse(found.text)
     verify(left)
     assert set(left.functions()) >= {"main_0", "main_1"} and found.text.count("comm.send") < 3
+    records = [record for function in entries(left) for record in argument_records(function)]
+    assert len({record["name"] for record in records}) == len(records)
     assert bisect(left, [TakeMaxima()]).breakage is Breakage.VALUES
 
 
