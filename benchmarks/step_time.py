@@ -156,7 +156,11 @@ def show(title: str, sides: dict[str, Trained]) -> None:
         print(f"| {part} | {' | '.join(cells)} |", flush=True)
 
 
-def run(rank: int, port: int, options: argparse.Namespace) -> None:
+Compare = Callable[[argparse.Namespace, int], None]
+"""Measures one hidden size, in each process."""
+
+
+def run(rank: int, port: int, compare: Compare, options: argparse.Namespace) -> None:
     """What each process does."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
@@ -168,21 +172,31 @@ def run(rank: int, port: int, options: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def main() -> None:
-    """Start the processes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run_processes(compare: Compare, options: argparse.Namespace) -> None:
+    """Start the processes and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(run, (port, compare, options), nprocs=options.ranks)
+
+
+def options_of_processes(doc: str) -> argparse.ArgumentParser:
+    """What benchmarks by processes have in common."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=128)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=21)
+    return parser
+
+
+def main() -> None:
+    """Start the processes."""
+    parser = options_of_processes(__doc__)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    options = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run, (port, options), nprocs=options.ranks)
+    run_processes(compare, parser.parse_args())
 
 
 if __name__ == "__main__":

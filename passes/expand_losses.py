@@ -37,6 +37,8 @@ LOSSES = frozenset(
         "aten.smooth_l1_loss_backward.default",
         "aten.huber_loss.default",
         "aten.huber_loss_backward.default",
+        "aten.binary_cross_entropy.default",
+        "aten.binary_cross_entropy_backward.default",
         "aten.binary_cross_entropy_with_logits.default",
     }
 )

@@ -69,7 +69,7 @@ def _nll_loss(op: Operation, call: Call) -> bool:
     if reduction not in (MEAN, SUM):  # nobody reads a count then, but the backward is given one
         op.results[1].replace_all_uses_with(count)
         return True
-    loss, _ = build(Call(NLL_LOSS, (scores, labels, weight, SUM, ignored)), types, op.location)
+    loss, _ = build(Call(call.name, (scores, labels, weight, SUM, ignored)), types, op.location)
     if reduction == MEAN:
         loss = _op("aten.div.Tensor", loss, count, type=from_mlir(types[0]), loc=op.location)
     for old, new in zip(op.results, (loss, count), strict=True):
@@ -85,13 +85,17 @@ def _nll_loss_backward(op: Operation, call: Call) -> bool:
         return False
     scaled = _op("aten.div.Tensor", grad, count, type=from_mlir(grad.type), loc=op.location)
     given = (scaled, scores, labels, weight, SUM, ignored, count)
-    [made] = build(Call(NLL_LOSS_BACKWARD, given), [op.results[0].type], op.location)
+    [made] = build(Call(call.name, given), [op.results[0].type], op.location)
     op.results[0].replace_all_uses_with(made)
     op.operation.erase()
     return True
 
 
-_REWRITES = {CROSS_ENTROPY: _cross_entropy, NLL_LOSS: _nll_loss, NLL_LOSS_BACKWARD: _nll_loss_backward}
+_REWRITES = {
+    CROSS_ENTROPY: _cross_entropy,
+    **dict.fromkeys((NLL_LOSS, "aten.nll_loss2d_forward.default"), _nll_loss),
+    **dict.fromkeys((NLL_LOSS_BACKWARD, "aten.nll_loss2d_backward.default"), _nll_loss_backward),
+}
 
 
 def _count(labels: Value, ignored: int, weight: Value | None, type_: TensorType, loc: Location) -> Value:

@@ -24,6 +24,7 @@ from .program import Program
 from .rank_ops import RankOps
 from .records import Input, Output
 from .shards import valid_part
+from .sums import added
 from .translate import FILENAME, Translation, translate
 
 _OP_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -134,7 +135,7 @@ class Executor:
             "rank.mask": rank_ops.mask,
             "rank.random": rank_ops.random,
         }
-        names: dict[str, Any] = {**translation.constants, "device": self.device, "watch": watch}
+        names: dict[str, Any] = {**translation.constants, "device": self.device, "watch": watch, "add": added}
         for name, op in translation.ops.items():
             names[name] = own[op] if op in own else torch_op(op).call
         exec(translation.code, names)

@@ -10,91 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from .errors import CollectiveError, PeerFailed, RunError
+from .meetings import Call, Letter, Meeting, misfit, mismatch, own_result, shared_result
 from .mesh import RankMesh
-
-_COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What one rank asks for; members must agree on all but `where`."""
-
-    op: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    options: tuple[tuple[str, object], ...]
-    where: str = field(compare=False)
-
-    def difference(self, other: _Call) -> str:
-        """What differs, as "this, other"."""
-        if self.op != other.op:
-            return f"the op: {self.op}, {other.op}"
-        if self.shape != other.shape:
-            return f"the shape: {list(self.shape)}, {list(other.shape)}"
-        if self.dtype != other.dtype:
-            return f"the dtype: {self.dtype}, {other.dtype}"
-        pairs = zip(self.options, other.options, strict=True)
-        name, mine, theirs = next((a[0], a[1], b[1]) for a, b in pairs if a != b)
-        return f"{name}: {mine}, {theirs}"
-
-
-class _Meeting:
-    """One collective of one group: who has come, what was brought, and who sleeps until it is complete."""
-
-    def __init__(self, members: tuple[int, ...]) -> None:
-        self.members = members
-        self.calls: dict[int, _Call] = {}
-        self.tensors: dict[int, Tensor] = {}
-        self.shared: Tensor | None = None
-        self.complete = False
-        self.error: CollectiveError | None = None
-        """Why its members cannot meet; every one of them raises it."""
-        self.asleep: list[threading.Lock] = []
-
-    def missing(self) -> list[int]:
-        """The members that have not come."""
-        return [rank for rank in self.members if rank not in self.tensors]
-
-    def brought(self) -> list[Tensor]:
-        """The members' tensors in coordinate order."""
-        return [self.tensors[rank] for rank in self.members]
-
-    def wake(self) -> None:
-        """Let everyone who waits look again; the group's lock is held."""
-        for lock in self.asleep:
-            lock.release()
-        self.asleep.clear()
-
-
-class _Letter:
-    """One message: what its two ranks say of it, and the tensor once it was sent."""
-
-    def __init__(self, source: int, destination: int) -> None:
-        self.source = source
-        self.destination = destination
-        self.calls: dict[int, _Call] = {}
-        self.tensor: Tensor | None = None
-        self.complete = False
-        self.error: CollectiveError | None = None
-        self.asleep: list[threading.Lock] = []
-
-    def missing(self) -> list[int]:
-        """The sender, as long as nothing was sent."""
-        return [] if self.complete else [self.source]
-
-    def wake(self) -> None:
-        """Let the receiver look again; the group's lock is held."""
-        for lock in self.asleep:
-            lock.release()
-        self.asleep.clear()
 
 
 class RankGroup:
@@ -106,8 +30,8 @@ class RankGroup:
         self.failure: tuple[int | None, BaseException] | None = None
         """The rank that failed first (None: the caller interrupted), and its error."""
         self._lock = threading.Lock()
-        self._meetings: dict[tuple[tuple[int, ...], int], _Meeting] = {}
-        self._letters: dict[tuple[int, int, int], _Letter] = {}
+        self._meetings: dict[tuple[tuple[int, ...], int], Meeting] = {}
+        self._letters: dict[tuple[int, int, int], Letter] = {}
         """By source, destination and number: what was sent and not asked for yet, or the other way round."""
         self._last: dict[int, str] = {}
         self._communicators = [InProcessCommunicator(self, rank) for rank in range(mesh.ranks)]
@@ -136,16 +60,16 @@ class RankGroup:
                 communicator.sent.clear()
                 communicator.received.clear()
 
-    def deposit(self, rank: int, members: tuple[int, ...], number: int, call: _Call, tensor: Tensor) -> _Meeting:
+    def deposit(self, rank: int, members: tuple[int, ...], number: int, call: Call, tensor: Tensor) -> Meeting:
         """Join the meeting; the last member to come computes what is shared."""
         with self._lock:
             meeting = self._meetings.get((members, number))
             if meeting is None:
-                meeting = self._meetings[members, number] = _Meeting(members)
+                meeting = self._meetings[members, number] = Meeting(members)
             self._check(rank, meeting)
             for other, first in islice(meeting.calls.items(), 1):
                 if first != call:
-                    meeting.error = _mismatch(other, first, rank, call)
+                    meeting.error = mismatch(other, first, rank, call)
                     self._fail(rank, meeting.error)
                     raise meeting.error
             meeting.calls[rank] = call
@@ -153,14 +77,14 @@ class RankGroup:
             self._last[rank] = call.where
             if len(meeting.tensors) < len(members):
                 return meeting
-        meeting.shared = _shared(call, meeting.brought())
+        meeting.shared = shared_result(call, meeting.brought())
         with self._lock:
             del self._meetings[members, number]
             meeting.complete = True
             meeting.wake()
         return meeting
 
-    def post(self, source: int, destination: int, number: int, call: _Call, tensor: Tensor | None) -> _Letter:
+    def post(self, source: int, destination: int, number: int, call: Call, tensor: Tensor | None) -> Letter:
         """One side of a message: the sender brings the tensor, the receiver asks for it (None)."""
         key = (source, destination, number)
         rank = destination if tensor is None else source
@@ -168,21 +92,21 @@ class RankGroup:
             letter = self._letters.pop(key, None)
             other = letter
             if letter is None:
-                letter = self._letters[key] = _Letter(source, destination)
+                letter = self._letters[key] = Letter(source, destination)
             self._check(rank, letter)
             self._last[rank] = call.where
             letter.calls[rank] = call
             if tensor is not None:
                 letter.tensor, letter.complete = tensor, True
             if other is not None and letter.calls[source] != letter.calls[destination]:
-                letter.error = _misfit(letter)
+                letter.error = misfit(letter)
                 letter.wake()
                 self._fail(rank, letter.error)
                 raise letter.error
             letter.wake()
         return letter
 
-    def wait(self, rank: int, meeting: _Meeting | _Letter) -> None:
+    def wait(self, rank: int, meeting: Meeting | Letter) -> None:
         """Sleep until the meeting, or the message, is complete."""
         if meeting.complete:
             return
@@ -212,7 +136,7 @@ class RankGroup:
         for letter in self._letters.values():
             letter.wake()
 
-    def _check(self, rank: int, meeting: _Meeting | _Letter) -> None:
+    def _check(self, rank: int, meeting: Meeting | Letter) -> None:
         """Raise when there was a failure: the meeting's own, or word of another rank's; the lock is held."""
         if meeting.error is not None:
             raise _again(meeting.error)
@@ -221,7 +145,7 @@ class RankGroup:
             cause = "the step was interrupted" if failed is None else f"rank {failed} failed: {error}"
             raise PeerFailed("E0323", f"rank {rank} stopped because {cause}") from error
 
-    def _missing(self, rank: int, meeting: _Meeting | _Letter) -> CollectiveError:
+    def _missing(self, rank: int, meeting: Meeting | Letter) -> CollectiveError:
         missing = meeting.missing()
         where = meeting.calls[rank].where or meeting.calls[rank].op
         notes = [f"rank {other} last started {self._last.get(other, 'no collective')}" for other in missing]
@@ -281,14 +205,14 @@ class InProcessCommunicator:
         to = self._group.mesh.peer(self.rank, axis, peer)
         number = self.sent.get(to, 0)
         self.sent[to] = number + 1
-        self._group.post(self.rank, to, number, _Call("message", tuple(tensor.shape), tensor.dtype, (), where), tensor)
+        self._group.post(self.rank, to, number, Call("message", tuple(tensor.shape), tensor.dtype, (), where), tensor)
 
     def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> _Receipt:
         """See `Communicator.receive_start`."""
         source = self._group.mesh.peer(self.rank, axis, peer)
         number = self.received.get(source, 0)
         self.received[source] = number + 1
-        call = _Call("message", tuple(size), dtype, (), where)
+        call = Call("message", tuple(size), dtype, (), where)
         return _Receipt(self._group, self._group.post(source, self.rank, number, call, None))
 
     def close(self) -> None:
@@ -303,7 +227,7 @@ class InProcessCommunicator:
             members = self._members[key] = self._group.mesh.group(self.rank, key)
         number = self.numbers.get(members, 0)
         self.numbers[members] = number + 1
-        call = _Call(op, tuple(tensor.shape), tensor.dtype, options, where)
+        call = Call(op, tuple(tensor.shape), tensor.dtype, options, where)
         return _Handle(self._group, self._group.deposit(self.rank, members, number, call, tensor), self.rank)
 
     def _divides(self, tensor: Tensor, axes: Sequence[str], dim: int, op: str, where: str) -> None:
@@ -318,7 +242,7 @@ class InProcessCommunicator:
 class _Handle:
     """A rank's part in one meeting."""
 
-    def __init__(self, group: RankGroup, meeting: _Meeting, rank: int) -> None:
+    def __init__(self, group: RankGroup, meeting: Meeting, rank: int) -> None:
         self._group = group
         self._meeting = meeting
         self._rank = rank
@@ -329,13 +253,13 @@ class _Handle:
         self._group.wait(self._rank, meeting)
         if meeting.shared is not None:
             return meeting.shared
-        return _own(meeting.calls[self._rank], meeting.brought(), meeting.members.index(self._rank))
+        return own_result(meeting.calls[self._rank], meeting.brought(), meeting.members.index(self._rank))
 
 
 class _Receipt:
     """A message that its receiver has asked for."""
 
-    def __init__(self, group: RankGroup, letter: _Letter) -> None:
+    def __init__(self, group: RankGroup, letter: Letter) -> None:
         self._group = group
         self._letter = letter
 
@@ -345,70 +269,6 @@ class _Receipt:
         self._group.wait(letter.destination, letter)
         assert letter.tensor is not None, "a complete message has its tensor"
         return letter.tensor
-
-
-def _shared(call: _Call, tensors: list[Tensor]) -> Tensor | None:
-    """What all members get alike, or None where each gets its own."""
-    options = dict(call.options)
-    with torch.no_grad():
-        if call.op == "all_reduce":
-            return _reduced(tensors, str(options["reduce"]))
-        if call.op == "all_gather":
-            return torch.cat(tensors, dim=_dim(options["dim"]))
-    return None
-
-
-def _own(call: _Call, tensors: list[Tensor], position: int) -> Tensor:
-    """What the member at `position` gets for itself."""
-    options = dict(call.options)
-    along = _dim(options["dim"] if call.op == "reduce_scatter" else options["split_dim"])
-    chunk = call.shape[along] // len(tensors)
-    with torch.no_grad():
-        pieces = [each.narrow(along, position * chunk, chunk) for each in tensors]
-        if call.op == "reduce_scatter":
-            return _reduced(pieces, str(options["reduce"]))
-        return torch.cat(pieces, dim=_dim(options["concat_dim"]))
-
-
-def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:
-    if len(tensors) == 1:
-        return tensors[0].contiguous()
-    combine = _COMBINE[reduce]
-    total: Tensor = combine(tensors[0], tensors[1])
-    for each in tensors[2:]:
-        combine(total, each, out=total)
-    return total
-
-
-def _dim(value: object) -> int:
-    assert isinstance(value, int), "options of collectives are made in this file"
-    return value
-
-
-def _mismatch(first: int, a: _Call, second: int, b: _Call) -> CollectiveError:
-    return CollectiveError(
-        "E0321",
-        f"ranks {first} and {second} differ in {a.difference(b)}",
-        notes=((f"rank {first} is at {a.where or a.op}", None), (f"rank {second} is at {b.where or b.op}", None)),
-        help="the program is not the same on both ranks, or was compiled wrongly: please report it",
-    )
-
-
-def _misfit(letter: _Letter) -> CollectiveError:
-    sent, asked = letter.calls[letter.source], letter.calls[letter.destination]
-    return CollectiveError(
-        "E0321",
-        f"rank {letter.destination} receives {_tensor_text(asked)}, but rank {letter.source} sent {_tensor_text(sent)}",
-        notes=(
-            (f"rank {letter.destination} is at {asked.where or 'receive'}", None),
-            (f"rank {letter.source} was at {sent.where or 'send'}", None),
-        ),
-        help="the program's sends and receives do not fit each other: please report it",
-    )
-
-
-def _tensor_text(call: _Call) -> str:
-    return f"{list(call.shape)} of {str(call.dtype).removeprefix('torch.')}"
 
 
 def _again(error: CollectiveError) -> CollectiveError:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -36,10 +37,12 @@ class Messages:
         self._watchdog = watchdog
         self._groups = groups
         self._lanes: dict[tuple[int, int], _Lane] = {}
-        self._sent: list[_Message] = []
+        self._sent: deque[_Message] = deque()
 
     def send(self, tensor: Tensor, to: int, where: str) -> None:
-        """Start to send; the tensor is kept until `finish`."""
+        """Start to send; the tensor is kept until it has come, or `finish`."""
+        while self._sent and self._sent[0].has_come:
+            self._sent.popleft()
         whole = tensor.contiguous()
         work = dist.isend(whole, to, group=self._group(self._rank, to))
         self._sent.append(self._message(work, whole, self._rank, to, where))
@@ -52,9 +55,8 @@ class Messages:
 
     def finish(self) -> None:
         """Wait until everything that was sent is with its receiver; raises CollectiveError when that cannot be."""
-        sent, self._sent = self._sent, []
-        for each in sent:
-            each.wait()
+        while self._sent:
+            self._sent.popleft().wait()
 
     def forget(self) -> None:
         """Wait for nothing: the step has failed."""
@@ -172,6 +174,13 @@ class _Message:
         self._tensor = tensor
         self._pair = pair
         self._where = where
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it is known to have come, and nothing went wrong."""
+        if self._ticket is None:
+            return self._work.is_completed()
+        return self._ticket.ended(0.0) and self._ticket.error is None
 
     def wait(self) -> Tensor:
         """The tensor, once it has come; raises CollectiveError when the peer is gone or does not come."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -23,7 +23,8 @@ from .program import Program
 from .records import Input, Output
 from .replicas import compare_replicas
 from .session import Replicas, constants_of
-from .shards import cut, local_shape, sharding_axes, valid_part
+from .shards import cut, sharding_axes, valid_part
+from .stages import Stages
 from .termination import Step
 from .world import World, join
 
@@ -34,6 +35,8 @@ class _Kept:
 
     frame: Frame
     distributed: frozenset[str]
+    elsewhere: Mapping[str, int]
+    """Parameters that stand on another stage than the one that used them, and which."""
 
 
 class ProcessRank:
@@ -55,6 +58,8 @@ class ProcessRank:
         groups = [*groups_of(program), *self._groups_of_results()]
         self._communicator = DistributedCommunicator(self._world, self._mesh, groups, messages=self._messages)
         self._executor = Executor(program, self._communicator, self._world.device)
+        self._stages = Stages(program, self._world, self._communicator)
+        self._owners = {each.name: each for each in program.of_kind("parameter")}
         self._layouts = {_key(each): self._layout(each) for each in _tensors(program)}
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
         self._constants = {each.name: self._part(each, tensor) for each, tensor in constants}
@@ -62,6 +67,8 @@ class ProcessRank:
         self._step = _step()
         self._distributed: frozenset[str] = frozenset()
         """Which arguments of the last forward were DTensors."""
+        self._elsewhere: dict[str, int] = {}
+        """Which of its parameters stand on another stage than the one that used them, and which that is."""
 
     @property
     def program(self) -> Program:
@@ -93,8 +100,13 @@ class ProcessRank:
         whole = {(each.kind, each.name): next(queues[each.kind]) for each in takes}
         entry = self._executor.entry
         with torch.no_grad(), self._in_step():
+            brought = self._brought(parameters)
             local = [
-                self._constants[each.name] if each.kind == "constant" else self._part(each, whole[each.kind, each.name])
+                self._constants[each.name]
+                if each.kind == "constant"
+                else brought[each.name]
+                if each.kind == "parameter" and each.name in brought
+                else self._part(each, whole[each.kind, each.name])
                 for each in entry.early
             ]
             results, frame = self._executor.forward(local)
@@ -103,11 +115,11 @@ class ProcessRank:
             outputs, changed = [], {}
             for each in self._program.outputs:
                 if each.kind == "output":
-                    outputs.append(self._given_out(each, self._everywhere(each, own.get(_key(each)))))
+                    outputs.append(self._given_out(each, self._stages.everywhere(each, own.get(_key(each)))))
                 elif each.kind == "buffer":
-                    changed[each.name] = self._whole(each, self._everywhere(each, own.get(_key(each)))).clone()
+                    changed[each.name] = self._whole(each, self._stages.everywhere(each, own.get(_key(each)))).clone()
         self._distributed = frozenset(name for (_, name), tensor in whole.items() if isinstance(tensor, DTensor))
-        return outputs, State(changed, _Kept(frame, self._distributed))
+        return outputs, State(changed, _Kept(frame, self._distributed, dict(self._elsewhere)))
 
     def backward(
         self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
@@ -126,7 +138,7 @@ class ProcessRank:
             self._compare(entry.gradients, results)
             used = {tensor.untyped_storage().data_ptr() for tensor in local}
             found = {each.name: result for each, result in zip(entry.gradients, results, strict=True)}
-            gradients = {}
+            gradients: dict[str, Tensor] = {}
             waiting = Addends() if addends is None else addends
             for each in gives:
                 result = found.get(each.name)
@@ -134,25 +146,28 @@ class ProcessRank:
                     result = result.clone()
                 if result is not None:
                     used.add(result.untyped_storage().data_ptr())
-                elif each.name in kept.distributed:
-                    continue
                 if each.addends:
                     waiting.add(each, self._world.rank, torch.empty(0) if result is None else result)
                 else:
-                    gradients[each.name] = self._gradient(each, result, each.name in kept.distributed)
+                    self._deliver(gradients, each, result, self._layouts[_key(each)], kept)
         return gradients if addends is not None else gradients | self.reduce(waiting)
 
     def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
         """See `Session.reduce`; every process must call it at the same point. A DTensor parameter's is a DTensor."""
-        gradients = {}
+        gradients: dict[str, Tensor] = {}
+        last = _Kept(Frame([]), self._distributed, self._elsewhere)
         with torch.no_grad(), self._in_step():
             for each, by_rank in addends.take(wanted):
                 where = f"reducing gradient '{each.name}'"
                 local: Tensor | None = None
-                if self._is_here(each):
+                if self._stages.has(each):
                     local = by_rank[self._world.rank]
                     local = self._communicator.all_reduce_start(local, each.addends, "sum", where).wait()
-                gradients[each.name] = self._reduced(each, local)
+                owner = self._owners[each.name]
+                if local is not None and owner.shards != each.shards:
+                    local = cut(self._whole(each, local), owner.shards, self._mesh, self._world.rank)
+                cut_as = replace(each, shards=owner.shards)
+                self._deliver(gradients, cut_as, local, self._layouts[_key(owner)], last)
         return gradients
 
     def close(self) -> None:
@@ -185,43 +200,32 @@ class ProcessRank:
             return self._whole(each, local).clone()
         return layout.dtensor(local.clone())
 
-    def _gradient(self, each: Output, local: Tensor | None, distributed: bool) -> Tensor:
-        layout = self._layouts[_key(each)]
-        if not distributed or layout is None or local is None:
-            return self._whole(each, self._everywhere(each, local))
-        return layout.dtensor(local)
+    def _deliver(
+        self, gradients: dict[str, Tensor], each: Output, local: Tensor | None, layout: Layout | None, kept: _Kept
+    ) -> None:
+        """Add to `gradients` what the caller gets of one: nothing where a DTensor parameter stands on other ranks."""
+        if each.name in kept.elsewhere:
+            found = self._stages.back(each, local, kept.elsewhere[each.name])
+        elif each.name not in kept.distributed or layout is None:
+            found = self._whole(each, self._stages.everywhere(each, local))
+        elif each.name in self._owners:
+            found = None if local is None else layout.dtensor(local)
+        else:
+            found = layout.dtensor(self._stages.everywhere(each, local))
+        if found is not None:
+            gradients[each.name] = found
 
-    def _reduced(self, each: Output, local: Tensor | None) -> Tensor:
-        """What the caller gets of a gradient that was summed, cut as its parameter is."""
-        owner = next(takes for takes in self._program.of_kind("parameter") if takes.name == each.name)
-        layout = self._layouts[_key(owner)]
-        if each.name not in self._distributed or layout is None or local is None:
-            return self._whole(each, self._everywhere(each, local))
-        if owner.shards != each.shards:
-            local = cut(self._whole(each, local), owner.shards, self._mesh, self._world.rank)
-        return layout.dtensor(local)
-
-    def _is_here(self, each: Output) -> bool:
-        """Whether this rank's stage gives a result."""
-        entry = self._executor.entry
-        return entry.stage is None or each.stages is None or entry.stage in each.stages
-
-    def _everywhere(self, each: Output, local: Tensor | None) -> Tensor:
-        """This rank's part of a result, which the ranks of one stage send to those that have none of it."""
-        turns = self._program.pipeline
-        if turns is None or each.stages is None:
-            assert local is not None, "every rank gives it"
-            return local
-        where = f"sharing {each.kind} '{each.name or each.index}'"
-        first, *_ = each.stages
-        if local is None:
-            shape = local_shape(each.shape, each.shards)
-            return self._communicator.receive_start(turns.axis, first, shape, DTYPES[each.dtype], where).wait()
-        if self._executor.entry.stage == first:
-            for other in range(len(turns.entries)):
-                if other not in each.stages:
-                    self._communicator.send(local, turns.axis, other, where)
-        return local
+    def _brought(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """This process's parts of parameters that stand on another stage than the one that uses them."""
+        self._elsewhere = {}
+        brought: dict[str, Tensor] = {}
+        for each, tensor in zip(self._program.of_kind("parameter"), parameters, strict=True):
+            stage = self._stages.elsewhere(each, tensor)
+            if stage is not None and isinstance(tensor, DTensor):
+                self._elsewhere[each.name] = stage
+                came = self._stages.brought(each, tensor, stage)
+                brought.update({} if came is None else {each.name: came})
+        return brought
 
     def _groups_of_results(self) -> Iterator[tuple[str, ...]]:
         """The sets of axes over which results are put together and compared: all processes connect in one order."""
@@ -259,7 +263,7 @@ class ProcessRank:
     def _layout(self, each: Input | Output) -> Layout | None:
         """None where DTensor has no word for how it is cut: then it is given and taken whole."""
         try:
-            home = self._program.home(each) if each.kind in ("parameter", "gradient") else None
+            home = self._program.home(each) if each.kind != "input" and each.name in self._owners else None
             return Layout(self._world, self._mesh, each.shape, each.shards, DTYPES[each.dtype], home)
         except RunError:
             return None

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import keyword
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 
@@ -29,6 +29,7 @@ from .entries import MICROBATCH, TURN, Entry, is_timed, reachable, timed_functio
 from .errors import instruction_name
 from .ops import COLLECTIVES, MESSAGES, RANK_OPS, torch_op
 from .records import Function, Instruction, Location
+from .sums import growing
 
 FILENAME = "<stretto program>"
 _COMMON = frozenset({*COLLECTIVES, *MESSAGES, *RANK_OPS})
@@ -60,7 +61,7 @@ def translate(
     for name in reachable(entry.name, functions):
         function = functions[name]
         results = f"return [{_names(function.results)}]"
-        writer.function(writer.callee(name), name, function.arguments, function.code, 0, results)
+        writer.function(writer.callee(name), name, function.arguments, function.code, 0, results, function.results)
     main = functions[entry.name]
     split = len(main.code) if main.backward_at is None else main.backward_at
     tangents = [each.slot for each in entry.inputs if each not in entry.early]
@@ -69,10 +70,10 @@ def translate(
     gradients = [each.slot for each in entry.gradients]
     kept = gradients if entry.stage is not None else sorted(_needed(main.code[split:], gradients) - set(tangents))
     give = f"return [{_names(given)}], [{_names(kept)}]"
-    writer.function("forward", entry.name, taken, main.code[:split], 0, give)
+    writer.function("forward", entry.name, taken, main.code[:split], 0, give, {*given, *kept})
     if entry.stage is None:
         late = f"return [{_names(gradients)}]"
-        writer.function("backward", entry.name, [*kept, *tangents], main.code[split:], split, late)
+        writer.function("backward", entry.name, [*kept, *tangents], main.code[split:], split, late, gradients)
     text = "\n".join(writer.text) + "\n"
     return Translation(compile(text, FILENAME, "exec"), writer.ops, writer.constants, writer.lines, text)
 
@@ -123,13 +124,25 @@ class _Writer:
         return self._callees[name]
 
     def function(
-        self, python: str, name: str, arguments: Sequence[int], code: Sequence[Instruction], first: int, end: str
+        self,
+        python: str,
+        name: str,
+        arguments: Sequence[int],
+        code: Sequence[Instruction],
+        first: int,
+        end: str,
+        kept: Collection[int],
     ) -> None:
-        """Write one function; `first` is the index of its first instruction in the function `name`."""
+        """Write one function; `first` is the index of its first instruction in the function `name`.
+
+        It ends with `end`, which reads the slots in `kept`.
+        """
         take = f"{_names(arguments)}{',' if len(arguments) == 1 else ''} = a; a.clear()" if arguments else "pass"
         self.text += [f"def {python}(a{', m' if name in self._timed else ''}):", f" {take}"]
+        grows = growing(code, kept)
         for index, each in enumerate(code, first):
-            self.text.append(f" {self._line(each, index, name)}")
+            line = self._sum(each, index, name) if index - first in grows else self._line(each, index, name)
+            self.text.append(f" {line}")
             self.lines[len(self.text)] = (name, index)
         self.text.append(f" {end}")
 
@@ -155,6 +168,13 @@ class _Writer:
         if op.is_factory:
             arguments.append("device=device")
         return self._store(each, f"{self._op(each.op)}({', '.join(arguments)})", gives_list=op.gives_list) + after
+
+    def _sum(self, each: Instruction, index: int, function: str) -> str:
+        """An add in the memory of its first operand."""
+        both = ", ".join(self._value(value) for value in each.args)
+        return (
+            self._store(each, f"add({both})", gives_list=False) + self._watch(each, index, function) + _clear(each.free)
+        )
 
     def _watch(self, each: Instruction, index: int, function: str) -> str:
         if not (self._watched and each.writes()):

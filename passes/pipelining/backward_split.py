@@ -15,6 +15,7 @@ from ...ir.dialects import context
 from ...ir.locations import from_location
 from ...ir.module import Module, build_call, build_function, entry, finish_function, operations, terminator
 from ...ir.operations import Call, build, read
+from ...ir.types import absent
 from ..tally import Tally
 from .attributes import copy_marks
 from .graph import Graph, Node, copy_node
@@ -40,11 +41,13 @@ def part_masked(module: Module, tally: Tally) -> None:
 
 
 def _part(op: Operation, call: Call) -> None:
-    mask = list(call.args[-1])
     types = [r.type for r in op.results]
+    left = [absent() for _ in types]
     with context(), mlir.InsertionPoint(op):
-        first = build(Call(call.name, (*call.args[:-1], [True, False, False])), types, op.location)
-        second = build(Call(call.name, (*call.args[:-1], [False, *mask[1:]])), types, op.location)
+        mask, given = [True, False, False], [types[0], *left[1:]]
+        first = build(Call(call.name, (*call.args[:-1], mask)), given, op.location)
+        mask, given = [False, *call.args[-1][1:]], [left[0], *types[1:]]
+        second = build(Call(call.name, (*call.args[:-1], mask)), given, op.location)
     for old, new in zip(op.results, [first[0], *second[1:]], strict=True):
         old.replace_all_uses_with(new)
     for made in (first[0].owner, second[0].owner):

@@ -77,7 +77,7 @@ def nll_loss(call: Call) -> list[Row]:
 
     Where nothing is reduced each row has its loss, and the count is zero.
     """
-    if len(call.inputs[0].shape) != 2 or call.integer("reduction") not in (0, 2):
+    if len(call.inputs[0].shape) == 1 or call.integer("reduction") not in (0, 2):
         return []
     loss = 0 if call.integer("reduction") == 0 else P
     weight = [None] if call.maybe("weight") else []
@@ -87,7 +87,7 @@ def nll_loss(call: Call) -> list[Row]:
 
 def nll_loss_backward(call: Call) -> list[Row]:
     """nll_loss_backward: each row for itself; the total weight is the whole batch's."""
-    if len(call.meta("self").shape) != 2:
+    if len(call.meta("self").shape) == 1:
         return []
     each = 0 if call.meta("grad_output").shape else None
     weight = [None] if call.maybe("weight") else []
@@ -117,6 +117,6 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default", "aten._safe_softmax.default"), softmax),
     "aten._softmax_backward_data.default": softmax_backward,
     "aten._log_softmax_backward_data.default": softmax_backward,
-    "aten.nll_loss_forward.default": nll_loss,
-    "aten.nll_loss_backward.default": nll_loss_backward,
+    **dict.fromkeys(("aten.nll_loss_forward.default", "aten.nll_loss2d_forward.default"), nll_loss),
+    **dict.fromkeys(("aten.nll_loss_backward.default", "aten.nll_loss2d_backward.default"), nll_loss_backward),
 }

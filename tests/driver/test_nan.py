@@ -88,3 +88,13 @@ def test_a_model_without_nans_runs_as_ever_when_they_are_looked_for() -> None:
         loss = model(*batch())
         loss.backward()
     assert loss.item() == pytest.approx(plain(*batch()).item(), rel=1e-12)
+
+
+def test_a_nan_in_a_stage_of_a_pipeline_is_laid_to_the_operation_that_made_it() -> None:
+    model = Logarithm()
+    model.shift.fill_(1)
+    model = stretto.compile(model, plan="mesh (pp=2)\npipeline over pp { schedule 1f1b  microbatches 2 }")
+    with pytest.raises(stretto.StrettoError) as caught, stretto.detect_anomaly():
+        model(torch.randn(4, 4))
+    assert caught.value.code == "E0336"
+    assert "aten.log.default" in str(caught.value) and "torch.log(" in line_of(caught.value)

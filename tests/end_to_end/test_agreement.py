@@ -66,3 +66,41 @@ def test_copies_of_a_function_take_no_name_that_another_has() -> None:
 @given(st.data(), specs)
 def test_all_that_run_many_models_agree(data: st.DataObject, spec: Spec) -> None:
     assume(agree(spec, data.draw(plans(made(spec)[0]))))
+
+
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "breadth-first", "zb-h1", "zb-auto", "zb-v", "v-half", "v-min")
+
+
+@st.composite
+def staged(draw: st.DrawFn, spec: Spec) -> str:
+    """Two stages, microbatches by any schedule, and each parameter sharded or not on the other axes."""
+    sizes = {"pp": 2, "dp": draw(st.sampled_from([1, 2])), "tp": draw(st.sampled_from([1, 2, 3]))}
+    mesh = ", ".join(f"{axis}={sizes[axis]}" for axis in draw(st.permutations([*sizes])))
+    count = draw(st.sampled_from([1, 2] if sizes["dp"] == 2 else [1, 2, 4]))
+    how = draw(st.sampled_from(["time", "memory", "layers"]))
+    schedule = draw(st.sampled_from(SCHEDULES))
+    lines = [
+        f"mesh ({mesh})",
+        f"pipeline over pp {{ schedule {schedule}  microbatches {count}  balance {how} }}",
+    ]
+    for name, parameter in made(spec)[0].named_parameters():
+        free = ["dp", "tp"]
+        for dim in range(parameter.dim()):
+            chosen = draw(st.sampled_from([None, *free]))
+            if chosen is not None:
+                free.remove(chosen)
+                lines.append(f'shard "{name}" dim {dim} over {chosen}')
+    return "\n".join(lines)
+
+
+@settings(COMMON, max_examples=4)
+@given(st.data(), specs)
+def test_all_that_run_a_model_in_stages_agree(data: st.DataObject, spec: Spec) -> None:
+    assume(agree(spec, data.draw(staged(spec))))
+
+
+@pytest.mark.slow
+@settings(COMMON, max_examples=60)
+@given(st.data(), specs)
+def test_all_that_run_a_model_in_stages_agree_at_length(data: st.DataObject, spec: Spec) -> None:
+    assume(agree(spec, data.draw(staged(spec))))

@@ -32,6 +32,7 @@ def everything(arguments: Any) -> Any:
         "delayed": plain(Program.load(folder / "delayed")),
         "infer": infer(Program.load(folder / "infer")),
         "dtensors": dtensors(Program.load(folder / "train")),
+        "swapped": [swapped(Program.load(folder / name)) for name in ("train", "delayed")],
         "check": check_entry({"folder": str(folder / "train"), "steps": 3, "seed": 1})["passed"],  # type: ignore
         "silent": silent(),
     }
@@ -111,6 +112,22 @@ def dtensors(program: Program) -> dict[str, Any]:
         "local": [list(local(each).shape) for each in held],
         "grads": grads,
         "misplaced": said(session, [misplaced, held[1]], x),
+    }
+
+
+def swapped(program: Program) -> dict[str, Any]:
+    """A step on parameters that stand on the stage that does not use them."""
+    b, a, x = given()
+    expected = torch.autograd.grad(((x @ a @ b) ** 2).sum(), [b, a])
+    session = ProcessRank(program)
+    world, mesh = session.world, program.mesh
+    held = [distributed(each, (), world, mesh, ("pp", stage)) for stage, each in enumerate((b, a))]
+    (loss,), _ = run(session, held, [ONE.expand(1)], [x])
+    torch.autograd.backward(loss)
+    pairs = [(each.grad, one) for each, one in zip(held, expected, strict=True)]
+    return {
+        "here": [each.grad is not None for each in held],
+        "far": max(float((local(grad) - one).abs().max()) for grad, one in pairs if grad is not None),
     }
 
 

@@ -50,6 +50,13 @@ def test_a_parameter_is_held_and_stepped_by_the_ranks_of_its_stage(ranks: list[d
         assert found["local"] == ([[4, 2], [0]] if rank >= 2 else [[0], [3, 4]])
 
 
+def test_a_parameter_on_another_stage_is_sent_there_and_its_gradient_back(ranks: list[dict[str, Any]]) -> None:
+    for rank, each in enumerate(ranks):
+        for found in each["swapped"]:
+            assert found["here"] == [rank < 2, rank >= 2]
+            assert found["far"] < 1e-12
+
+
 def test_a_parameter_that_is_not_on_its_stage_is_refused(ranks: list[dict[str, Any]]) -> None:
     for each in ranks[2:]:
         said = each["dtensors"]["misplaced"]
