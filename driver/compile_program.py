@@ -33,6 +33,7 @@ from ..passes.order_tasks import OrderTasks
 from ..passes.partition_tensors import PartitionTensors
 from ..passes.place_arguments import PlaceArguments
 from ..passes.propagate_placements import PropagatePlacements
+from ..passes.put_batch_first import PutBatchFirst
 from ..passes.raise_idioms import RaiseIdioms
 from ..passes.raise_matmuls import RaiseMatmuls
 from ..passes.simplify_views import SimplifyViews
@@ -101,6 +102,7 @@ def pipeline(
         SplitMeans(),
         CastGradients(said if as_captured else None),
         RaiseMatmuls(),
+        *([PutBatchFirst()] if plan.pipeline is not None else []),
         SimplifyViews(),
         "canonicalize",
         FoldLayers(),

@@ -26,6 +26,7 @@ TABLE: dict[str, str] = {
     "partition-tensors": "PartitionTensors",
     "place-arguments": "PlaceArguments",
     "propagate-placements": "PropagatePlacements",
+    "put-batch-first": "PutBatchFirst",
     "raise-idioms": "RaiseIdioms",
     "raise-matmuls": "RaiseMatmuls",
     "simplify-views": "SimplifyViews",

@@ -10,7 +10,8 @@ from stretto.passes.pipeline import parse_pipeline
 from stretto.passes.registry import TABLE, pass_class
 
 WHOLE = {
-    "cast-gradients", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements", "raise-idioms",
+    "cast-gradients", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements", "put-batch-first",
+    "raise-idioms",
     "raise-matmuls", "split-counts", "split-means",
 }  # fmt: skip
 CUT = {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from stretto.diagnostics import StrettoError
 from stretto.frontend.captured import Mode
-from stretto.ir.interpreter import Verdict, compare
+from stretto.ir.interpreter import IntegerRange, Verdict, compare
 from stretto.ir.pipeline import MICROBATCH
 from torch import Tensor, nn
 
@@ -23,9 +23,9 @@ def plan(dp: int = 1, tp: int = 1, microbatches: int = 2, more: str = "") -> str
     return f"mesh (pp=2, dp={dp}, tp={tp})\npipeline over pp {{ microbatches {microbatches} }}\n{more}"
 
 
-def agrees(cut: Cut) -> None:
+def agrees(cut: Cut, **ranges: IntegerRange) -> None:
     """What the microbatches compute, run as if each had ranks of its own, is what the module computed whole."""
-    found = compare(cut.whole, cut.cut)
+    found = compare(cut.whole, cut.cut, ranges=ranges)
     assert found.is_equal, "\n".join(map(str, found.of(Verdict.DIFFERENT)))
     assert found.error < 1e-9
 
@@ -104,6 +104,41 @@ def test_a_mean_divides_by_the_count_of_the_whole_batch(loss: Any, dp: int) -> N
     cut = Cut(Rows(loss), rows(classes=True), plan(dp, microbatches=4))
     agrees(cut)
     assert {kind for kind, _ in cut.collectives()} == {"all_reduce"}
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_torchs_own_attention_has_tokens_first_and_is_cut(weights: bool) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+            self.layer = nn.TransformerEncoderLayer(12, 3, 16, 0.0)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            x = x + self.attention(x, x, x, need_weights=weights)[0]
+            return F.mse_loss(self.layer(x.transpose(0, 1)).transpose(0, 1), y)
+
+    cut = Cut(Attends(), {"x": torch.randn(BATCH, 5, 12), "y": torch.randn(BATCH, 5, 12)}, plan(2))
+    agrees(cut)
+    assert set(cut.collectives()) == {("all_reduce", ("dp", MICROBATCH))}
+
+
+def test_images_have_losses_of_pixels() -> None:
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 5, 3, padding=1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            weight = torch.tensor([0.1, 0.5, 2.0, 1.0, 3.0])
+            return F.cross_entropy(self.layer(x), y, weight=weight, ignore_index=2)
+
+    inputs = {"x": torch.randn(BATCH, 3, 4, 4), "y": torch.randint(0, 5, (BATCH, 4, 4))}
+    agrees(Cut(Pixels(), inputs, plan(2)), y=IntegerRange(5))
+
+
+def test_losses_of_probabilities_are_cut() -> None:
+    agrees(Cut(Rows(lambda scores, y: F.binary_cross_entropy(scores.sigmoid(), y.sigmoid())), rows(), plan(2)))
 
 
 def _with_decay(model: Rows) -> Any:
