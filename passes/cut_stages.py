@@ -30,7 +30,7 @@ from ..ir.module import Level, Module
 from .base import Pass, Remark, RemarkKind, Report
 from .pipelining.attributes import mark_stage
 from .pipelining.balance import balanced, largest
-from .pipelining.estimates import estimated
+from .pipelining.estimates import LINK, estimated
 from .pipelining.graph import Node
 from .pipelining.op_costs import OpCosts, bytes_of
 from .pipelining.settings import Settings, note_times, settings_of
@@ -44,6 +44,9 @@ _LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 
 UNEVEN = 1.25
 """Layers are written out, to be cut inside, where the largest stage of whole ones is so much above the mean."""
+
+_BYTE = {Balance.TIME: LINK, Balance.MEMORY: 1.0, Balance.LAYERS: 1e-12}
+"""What a byte that crosses a cut costs, in the unit of what is balanced."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,20 @@ class CutStages(Pass):
         said = self.plan.pipeline
         if said is None:
             return Report()
+        known = OpCosts(module)
         time, _ = analysed(module, said.axis, said.barriers)
         if time.tangent and not said.times:
-            note_times(module, estimated(module, time, dict(module.mesh)[said.axis]))
+            note_times(module, estimated(module, time, dict(module.mesh)[said.axis], known))
         settings = settings_of(self.plan, module)
         assert settings is not None
-        time, cuts = _cuts(module, settings)
+        time, cuts = _cuts(module, settings, known)
         stages = Stages.cut(time, cuts)
         for node, stage in stages.of.items():
             mark_stage(node.op, stage)
-        return Report(len(cuts), tuple(_remarks(module, time, stages)))
+        return Report(len(cuts), tuple(_remarks(time, stages, known)))
 
 
-def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
+def _cuts(module: Module, settings: Settings, known: OpCosts) -> tuple[TimeAxis, Sequence[int]]:
     """Where stages begin, among the forward's operations; layers are written out where a cut goes through one."""
     said = settings.said
     time, _ = analysed(module, said.axis, said.barriers)
@@ -88,10 +92,13 @@ def _cuts(module: Module, settings: Settings) -> tuple[TimeAxis, Sequence[int]]:
         )
     if said.split:
         return time, _said(module, time.forward, settings)
-    costs = _costs(module, time.forward, said.balance, time)
-    cuts = balanced(costs, crossing_bytes(time, time.forward), settings.stages)
-    if largest(costs, cuts) > UNEVEN * sum(costs) / settings.stages and unfold(module):
-        return _cuts(module, settings)
+    costs = _costs(time.forward, said.balance, time, known)
+    crossing = [each * _BYTE[said.balance] for each in crossing_bytes(time, time.forward)]
+    cuts = balanced(costs, crossing, settings.stages)
+    whole = [cost for cost, node in zip(costs, time.forward, strict=True) if node.callee is None]
+    bound = max(sum(costs) / settings.stages, *whole, 0.0)
+    if largest(costs, cuts) > UNEVEN * bound and unfold(module):
+        return _cuts(module, settings, known)
     return time, cuts
 
 
@@ -112,10 +119,9 @@ def _said(module: Module, forward: Sequence[Node], settings: Settings) -> list[i
     return cuts
 
 
-def _costs(module: Module, forward: Sequence[Node], balance: Balance, time: TimeAxis) -> list[float]:
+def _costs(forward: Sequence[Node], balance: Balance, time: TimeAxis, known: OpCosts) -> list[float]:
     if balance is Balance.TIME:
-        costs = OpCosts(module)
-        return [costs.time(node) for node in forward]
+        return [known.time(node) for node in forward]
     if balance is Balance.MEMORY:
         return _memory(forward, time)
     layers = [_LAYER.match(node.origin.module_path) for node in forward]
@@ -135,17 +141,16 @@ def _memory(forward: Sequence[Node], time: TimeAxis) -> list[float]:
     return found
 
 
-def _remarks(module: Module, time: TimeAxis, stages: Stages) -> list[Remark]:
+def _remarks(time: TimeAxis, stages: Stages, costs: OpCosts) -> list[Remark]:
     """What each stage holds, and what crosses to it."""
     forward = time.forward
-    costs = OpCosts(module)
     whole = sum(costs.time(node) for node in forward) or 1.0
-    crossing = crossing_bytes(time, forward)
+    crossing, owners = crossing_bytes(time, forward), stages.homes()
     starts = [at for at, node in enumerate(forward) if at == 0 or stages.of[node] != stages.of[forward[at - 1]]]
     found = []
     for stage, (start, end) in enumerate(pairwise((*starts, len(forward)))):
         share = sum(costs.time(node) for node in forward[start:end]) / whole
-        homes = sum(bytes_of(v) for v, home in stages.homes().items() if home == stage)
+        homes = sum(bytes_of(v) for v, home in owners.items() if home == stage)
         message = (
             f"stage {stage}: {_range(forward[start:end])}, {share:.0%} of the forward's time, "
             f"{homes} bytes of parameters on a rank"

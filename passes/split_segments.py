@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..dsl.plan import Plan
+from ..ir.bindings import Value
 from ..ir.module import Level, Module
 from ..schedules.schedule import Kind, Schedule
 from .base import Pass, Remark, RemarkKind, Report
@@ -68,15 +69,18 @@ def delays_weights(schedule: Schedule) -> bool:
 
 
 def _part_calls(module: Module, settings: Settings) -> None:
-    """Part the calls that give gradients of both; from the last stage to the first, since graphs change."""
-    parter = CallParter(module)
-    for stage in reversed(range(settings.stages)):
-        time, _ = analysed(module, settings.said.axis, settings.said.barriers)
+    """Part the calls that give gradients of both."""
+    time, _ = analysed(module, settings.said.axis, settings.said.barriers)
+    parts: list[tuple[Node, frozenset[Value]]] = []
+    for stage in range(settings.stages):
         backward = [node for node in time.backward if stage_of(node.op) == stage]
-        needed = input_gradients(time, backward)
-        for node in backward:
-            if node in needed.nodes and node.callee is not None:
-                parter.part(node, frozenset(v for v in node.values if v in needed.values))
+        if any(node.callee is not None for node in backward):
+            needed = input_gradients(time, backward)
+            calls = [node for node in backward if node in needed.nodes and node.callee is not None]
+            parts += [(node, frozenset(v for v in node.values if v in needed.values)) for node in calls]
+    parter = CallParter(module)
+    for node, wanted in parts:
+        parter.part(node, wanted)
 
 
 def _segments(time: TimeAxis, spread: Spread, stages: int, parts: bool) -> list[Segment]:

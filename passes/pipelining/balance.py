@@ -1,4 +1,4 @@
-"""Cutting a sequence into contiguous parts: the largest part as small as can be, then the least crossing the cuts."""
+"""Cutting a sequence into contiguous parts: the largest as small as can be, all alike, little crossing the cuts."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 SLACK = 1.05
-"""How much larger than need be the largest part may become for cuts where less crosses."""
+"""How much larger than need be the largest part may become for cuts that are better otherwise."""
 
 
 def balanced(costs: Sequence[float], crossing: Sequence[float], parts: int) -> tuple[int, ...]:
     """Where to cut, as the index of the first item of each part but the first; no part is empty.
 
-    `crossing[i]` is what crosses a cut before item i. Needs `parts` <= len(costs). The largest part's cost is at most
-    `SLACK` times the smallest possible; among such cuts those with the least sum of `crossing` are taken, of which
-    those with the smallest sum of squared costs.
+    `crossing[i]` is what crosses a cut before item i, in the unit of the costs. Needs `parts` <= len(costs). The
+    largest part's cost is at most `SLACK` times the smallest possible; among such cuts those are taken for which the
+    squares of the parts' costs and what crosses, both in shares of the mean part, sum up to the least.
 
     >>> balanced([1, 1, 1, 1], [0, 1, 1, 1], 2)
     (2,)
     """
     total = [0.0, *accumulate(costs)]
+    mean = total[-1] / parts or 1.0
     bound = _smallest_bound(costs, parts) * SLACK
     count = len(costs)
-    best: list[tuple[float, float] | None] = [(0.0, 0.0), *([None] * count)]
+    best: list[float | None] = [0.0, *([None] * count)]
     froms: list[list[int]] = []
     for part in range(parts):
-        row: list[tuple[float, float] | None] = [None] * (count + 1)
+        row: list[float | None] = [None] * (count + 1)
         made = [0] * (count + 1)
         for end in range(part + 1, count + 1 - (parts - 1 - part)):
             for start in range(end - 1, -1, -1):
@@ -35,10 +36,10 @@ def balanced(costs: Sequence[float], crossing: Sequence[float], parts: int) -> t
                 before = best[start]
                 if before is None or size > bound:
                     continue
-                key = (before[0] + (crossing[start] if start else 0.0), before[1] + size * size)
+                value = before + (size / mean) ** 2 + (crossing[start] / mean if start else 0.0)
                 known = row[end]
-                if known is None or key < known:
-                    row[end], made[end] = key, start
+                if known is None or value < known:
+                    row[end], made[end] = value, start
         best = row
         froms.append(made)
     cuts, end = [], count

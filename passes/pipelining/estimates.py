@@ -20,9 +20,8 @@ LINK = 20.0
 _DIGITS = 2
 
 
-def estimated(module: Module, time: TimeAxis, ranks: int) -> Costs:
+def estimated(module: Module, time: TimeAxis, ranks: int, costs: OpCosts) -> Costs:
     """The times of a rank's share of a microbatch."""
-    costs = OpCosts(module)
     forward = sum(costs.time(node) for node in time.forward)
     whole = sum(costs.time(node) for node in time.backward)
     weights = _weights(module, time, costs)
