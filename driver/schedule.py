@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..schedules import CATALOGUE, Figures, Request, Schedule, Timeline, generate, prove, simulate
+from ..schedules import CATALOGUE, Figures, Kind, Request, Schedule, Timeline, generate, prove, simulate
+from ..schedules.vocabulary import share_vocabulary
 from .console import count_text, say, table
 from .schedule_picture import picture
 from .text_files import read_text
@@ -27,7 +28,11 @@ class Measured:
         return {
             "name": schedule.name, "stages": schedule.ranks, "microbatches": schedule.microbatches,
             "chunks": schedule.chunks, "placement": list(schedule.placement),
-            "times": {"f": costs.f, "b": costs.b, "w": costs.w, "c": costs.c, "fb": costs.fb},
+            "times": {
+                "f": costs.f, "b": costs.b, "w": costs.w, "c": costs.c, "fb": costs.fb,
+                **({"s": costs.s, "t": costs.t, "e": costs.e, "g": costs.g} if schedule.barriers else {}),
+            },
+            "barriers": schedule.barriers,
             "makespan": figures.makespan, "longest_span": figures.longest_span,
             "bubble_by_makespan": figures.bubble_by_makespan, "bubble_by_span": figures.bubble_by_span,
             "peak_activations": list(figures.peaks),
@@ -43,21 +48,29 @@ class Measured:
         ]  # fmt: skip
 
 
-def measured(name: str, request: Request) -> Measured:
-    """A named schedule, proved. Raises ScheduleError as `generate` and `prove` do."""
-    return _proved(generate(name, request), request)
+def measured(name: str, request: Request, barriers: int = 0) -> Measured:
+    """A named schedule, proved; with `barriers`, what all ranks share of a vocabulary is woven in.
+
+    Raises ScheduleError as `generate` and `prove` do.
+    """
+    return _proved(generate(name, request), request, barriers)
 
 
-def measured_file(path: str, request: Request) -> Measured:
+def measured_file(path: str, request: Request, barriers: int = 0) -> Measured:
     """The schedule that a file writes out, proved. Raises PlanError for its text, ScheduleError as `prove` does."""
     from ..dsl.schedule import WrittenSchedule
     from ..schedules.written import elaborate
 
     text, name = read_text(path)
-    return _proved(elaborate(WrittenSchedule.parse(text, name), request), request)
+    return _proved(elaborate(WrittenSchedule.parse(text, name), request), request, barriers)
 
 
-def _proved(schedule: Schedule, request: Request) -> Measured:
+def _proved(schedule: Schedule, request: Request, barriers: int) -> Measured:
+    costs = request.costs
+    if barriers:
+        prove(schedule, costs, request.cap)
+        kinds = {Kind.S, Kind.T} | ({Kind.E, Kind.G} if costs.e or costs.g else set())
+        schedule = share_vocabulary(schedule, kinds, barriers, costs)
     figures = prove(schedule, request.costs, request.cap)
     return Measured(schedule, request, simulate(schedule, request.costs), figures)
 
@@ -90,7 +103,8 @@ def show_schedule(found: Measured) -> None:
     schedule, figures = found.schedule, found.figures
     chunks = f", {schedule.chunks} chunks each" if schedule.chunks > 1 else ""
     many = f"{schedule.microbatches} microbatch{'' if schedule.microbatches == 1 else 'es'}"
-    say(f"{schedule.name}: {count_text(schedule.ranks, 'stage')}{chunks}, {many}")
+    shared = f", a vocabulary shared with {count_text(schedule.barriers, 'barrier')}" if schedule.barriers else ""
+    say(f"{schedule.name}: {count_text(schedule.ranks, 'stage')}{chunks}, {many}{shared}")
     say()
     for line in picture(schedule, found.timeline):
         say(line)

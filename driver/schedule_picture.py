@@ -9,15 +9,24 @@ from ..schedules import Kind, Schedule, Task, Timeline
 _WIDEST = 150
 """Columns; a longer schedule is drawn with letters alone, one that is still too long is drawn smaller."""
 _IDLE = "."
+_SHARED = {
+    Kind.S: "S output, shared by all ranks",
+    Kind.T: "T what is left of it when they have met",
+    Kind.E: "E embeddings",
+    Kind.G: "G their gradient",
+}
 
 
 def picture(schedule: Schedule, timeline: Timeline) -> Iterator[str]:
     """A line for each rank, and one that says what the letters mean.
 
     A task is its letter and its microbatch: F forward, B backward (of the input where W stands alone), W weights;
-    small letters for the chunks behind a rank's first. An overlapped pair is drawn half and half.
+    small letters for the chunks behind a rank's first. S, T, E and G are what all ranks share of a vocabulary. An
+    overlapped pair is drawn half and half.
     """
-    shortest = min((end - start for task, start, end in _boxes(schedule, timeline) if end > start), default=1.0)
+    boxes = _boxes(schedule, timeline)
+    lengths = (end - start for task, start, end in boxes if end > start and not task.kind.is_shared)
+    shortest = min(lengths, default=1.0)
     label = 1 + len(str(schedule.microbatches - 1)) + 1
     columns = round(timeline.makespan / shortest * label)
     if columns > _WIDEST:
@@ -41,6 +50,7 @@ def _meaning(schedule: Schedule, labelled: bool) -> str:
     words = ["F forward"]
     if schedule.has_backward:
         words.append("B gradient of the input, W of the weights" if split else "B backward")
+    words += [_SHARED[kind] for kind in sorted(schedule.shared)]
     if schedule.chunks > 1:
         words.append("small letters: later chunks")
     if labelled:

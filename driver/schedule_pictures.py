@@ -1,4 +1,4 @@
-"""The pictures of docs/pipelines.md: every named schedule, drawn for the same small pipeline."""
+"""The pictures of docs/pipelines.md: every named schedule, drawn for the same small pipeline, one with a vocabulary."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def pictures() -> Mapping[str, str]:
         costs = _COMMUNICATION.get(name, Costs())
         cap = float(_RANKS) if name == "auto" else None
         found[f"{name}.svg"] = svg(measured(name, Request(_RANKS, _MICROBATCHES, costs=costs, cap=cap)))
+    shared = Costs(c=0.4, s=0.5, t=0.5, e=0.2, g=0.2)
+    for barriers in (1, 2):
+        picture = svg(measured("1f1b", Request(_RANKS, _MICROBATCHES, costs=shared), barriers))
+        found[f"vocabulary-{barriers}.svg"] = picture
     return found
 
 

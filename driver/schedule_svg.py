@@ -20,6 +20,10 @@ _COLORS = {
     Kind.B: ("#1f8a70", "#8fd0bd"),
     Kind.W: ("#d99a2b", "#f1d29a"),
     Kind.BW: ("#1f8a70", "#8fd0bd"),
+    Kind.S: ("#8e4a9e", "#8e4a9e"),
+    Kind.T: ("#c9569a", "#c9569a"),
+    Kind.E: ("#5d6d7e", "#5d6d7e"),
+    Kind.G: ("#a5673f", "#a5673f"),
 }
 """Of a rank's first chunk, and of its others."""
 _WORDS = {
@@ -27,6 +31,10 @@ _WORDS = {
     Kind.B: "B gradient of the input",
     Kind.W: "W of the weights",
     Kind.BW: "BW full backward",
+    Kind.S: "S output, shared",
+    Kind.T: "T rest of it, shared",
+    Kind.E: "E embeddings, shared",
+    Kind.G: "G their gradient, shared",
 }
 
 
@@ -47,6 +55,8 @@ def _lines(found: Measured) -> Iterator[str]:
     )
     yield f'<rect width="{full:.0f}" height="{height}" fill="#ffffff"/>'
     many = f"p = {schedule.ranks}, m = {schedule.microbatches}, v = {schedule.chunks}"
+    if schedule.barriers:
+        many += f", {schedule.barriers} barrier{'s' if schedule.barriers > 1 else ''}"
     yield f'<text x="12" y="24" font-size="15" font-weight="bold" fill="#222222">{escape(schedule.name)}</text>'
     figures_text = (
         f"{many}; bubble {figures.bubble_by_makespan:.1%} by makespan, {figures.bubble_by_span:.1%} by span; "
@@ -62,8 +72,9 @@ def _lines(found: Measured) -> Iterator[str]:
 
 def _scale(found: Measured) -> float:
     """Pixels of one unit of time."""
-    both = zip(found.timeline.starts, found.timeline.ends, strict=True)
-    lengths = (end - start for starts, ends in both for start, end in zip(starts, ends, strict=True))
+    rows = zip(found.schedule.order, found.timeline.starts, found.timeline.ends, strict=True)
+    boxes = (box for row in rows for box in zip(*row, strict=True))
+    lengths = (end - start for task, start, end in boxes if not task.kind.is_shared)
     shortest = min((length for length in lengths if length > 0), default=1.0)
     makespan = found.figures.makespan or 1.0
     return min(_LEAST_BOX / shortest, _WIDEST / makespan)
@@ -123,7 +134,7 @@ def _legend(schedule: Schedule, base: int) -> Iterator[str]:
     for kind in Kind:
         if not any(task.kind == kind for row in schedule.order for task in row):
             continue
-        shades = _COLORS[kind][: 1 + (schedule.chunks > 1)]
+        shades = _COLORS[kind][: 1 + (schedule.chunks > 1 and not kind.is_shared)]
         for color in shades:
             yield f'<rect x="{left}" y="{base - 10}" width="12" height="12" fill="{color}"/>'
             left += 14

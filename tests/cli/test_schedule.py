@@ -64,6 +64,21 @@ def test_json_has_figures_and_every_task(stretto: Command) -> None:
     assert told["ranks"][0][0] == first and any(task["overlapped"] for task in told["ranks"][0])
 
 
+def test_a_vocabulary_that_all_ranks_share_is_woven_in(stretto: Command) -> None:
+    done = stretto("schedule", "1f1b", "-p", 2, "-m", 3, "--vocabulary", 1, "--shared", "1,1")
+    assert done.out.splitlines()[:5] == [
+        "1f1b: 2 stages, 3 microbatches, a vocabulary shared with 1 barrier",
+        "",
+        "rank 0 |F0 F1 S0 T0 F2 S1 T1 ......B0    S2 T2 B1    ...B2    |",
+        "rank 1 |...F0 S0 T0 F1 S1 T1 B0    F2 S2 B1    T2 B2    ......|",
+        "F forward; B backward; S output, shared by all ranks; T what is left of it when they have met; "
+        "numbers: microbatches; . idle",
+    ]
+    told = json.loads(stretto("schedule", "zb-v", "--vocabulary", 2, "--shared", "1,1,0.5,0.5", "--json").out)
+    assert told["barriers"] == 2 and told["times"]["e"] == 0.5
+    assert {task["kind"] for task in told["ranks"][3]} == set("FBWSTEG")
+
+
 def test_times_chunks_cap_and_search_are_taken(stretto: Command) -> None:
     options = (
         "-p",
@@ -121,6 +136,8 @@ def test_a_named_schedule_over_the_cap_is_refused(stretto: Command) -> None:
         (("missing.schedule",), 1, "error[E0507]"),
         (("1f1b", "--times", "1,2"), 2, "is not F,B,W,C"),
         (("1f1b", "-m", "0"), 2, "not at least 1"),
+        (("1f1b", "--shared", "1"), 2, "is not S,T,E,G"),
+        (("1f1b", "--vocabulary", "3"), 2, "choose from"),
         (("1f1b", "--times=-1,1,1"), 1, "error[E0442]"),
         (("dualpipe-v", "-m", "4"), 1, "error[E0441]"),
         (("1f1b", "--pictures"), 2, "stands alone"),
