@@ -230,7 +230,7 @@ class _Body:
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flat]
         rules = rules_of(call, types)
         if not rules.known:
-            self._remark_unknown(call, op)
+            self._remark_unknown(call, op, values)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
         operands = [self._operand(v, output_bytes, call.name in VIEWS) for v in values]
         outputs = [
@@ -432,7 +432,10 @@ class _Body:
             bare = TensorType(type_.dtype, type_.shape)
             self.tracked[old] = _Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight, early, late)
 
-    def _remark_unknown(self, call: Call, op: Operation) -> None:
+    def _remark_unknown(self, call: Call, op: Operation, values: Sequence[Value]) -> None:
+        """Say once that an operation has no rule; raises E0403 where it would need microbatches gathered."""
+        if any(isinstance(p.on(MICROBATCH), Shard) for v in values for p in self.tracked[v].copies):
+            raise refusal(op, Crossing.NO_RULE)
         origin = from_location(op.location)
         key = f"{call.name} {origin.module_path}"
         if key not in self.state.unknown:

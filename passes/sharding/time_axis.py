@@ -32,6 +32,7 @@ class Crossing(StrEnum):
     ROWS = "needs rows of other microbatches"
     SUM = "needs a sum over all microbatches, which the rest of the step depends on"
     STATISTICS = "takes its statistics of the whole batch"
+    NO_RULE = "has no sharding rule, so that nothing is known of its rows"
 
 
 def has_time(mesh: Mesh) -> bool:

@@ -230,6 +230,12 @@ def test_a_model_whose_rows_meet_in_the_middle_is_refused_with_the_operation(mod
     assert message in error.message
 
 
+def test_an_operation_without_a_rule_is_refused_as_such() -> None:
+    error = refused(Rows(lambda scores, y: F.bilinear(scores, y, torch.ones(2, 5, 5)).sum()), rows())
+    assert error.code == "E0403"
+    assert error.message.startswith('"_trilinear" has no sharding rule')
+
+
 @pytest.mark.parametrize(
     ("dp", "microbatches", "expected", "help"),
     [
