@@ -88,12 +88,12 @@ def _stages(explanation: Explanation) -> None:
     heading(f"Stages over {pipeline.axis}, microbatches: {pipeline.microbatches}")
     rows = [
         (
-            str(each.number), tasks_text(each), str(each.parameters), size_text(each.parameter_bytes),
+            f"{each.number}: {tasks_text(each)}", str(each.parameters), size_text(each.parameter_bytes),
             ", ".join(f"{sends.count} to {sends.to}, {size_text(sends.bytes)}" for sends in each.sends),
         )
         for each in explanation.stages
     ]  # fmt: skip
-    table(("stage", "tasks", "parameters", "bytes", "sends"), rows, right=("parameters", "bytes"))
+    table(("stage: tasks", "parameters", "bytes", "sends"), rows, right=("parameters", "bytes"))
     say("  (bytes: of the parameters on a rank; sends: by a rank in a step)")
 
 

@@ -64,7 +64,7 @@ def test_the_text_has_a_table_of_stages(explanation: Explanation, capsys: pytest
     show_explanation(explanation)
     said = capsys.readouterr().out
     assert "Stages over pp, microbatches: 2" in said
-    assert "2 x forward_1, input_gradient_1, weight_gradient_1" in said
+    assert "1: 2 x forward_1, input_gradient_1, weight_gradient_1" in said
     assert "3 to 0, 68 B" in said and "64 B on a rank of the stage that has most" in said
     assert "sent by one rank of each stage together" in said
 
