@@ -39,7 +39,7 @@ def settings_of(plan: Plan, module: Module) -> Settings | None:
 
     A schedule that searches is given the times that the plan says, else those that are noted on the module.
     Raises ScheduleError at the plan's statement for a schedule that is not there, is not defined for the plan's numbers
-    (E0440 to E0442), or cannot run (E0720 to E0724).
+    (E0440 to E0442), cannot run (E0720 to E0724), or has no backward where there is a tangent (E0724).
     """
     said = plan.pipeline
     if said is None:
@@ -48,6 +48,13 @@ def settings_of(plan: Plan, module: Module) -> Settings | None:
     schedule = _schedule(said, plan, costs)
     records = argument_records(module.functions()["main"])
     trains = any(record.get("kind") == "tangent" for record in records)
+    if trains and not schedule.has_backward:
+        raise ScheduleError(
+            ScheduleCode.NOT_COMPLETE,
+            f'the schedule "{said.schedule}" has no backward, and the step trains',
+            span=said.span_of("schedule"),
+            help="take one with backwards; in inference its forwards run alone",
+        )
     return Settings(said, schedule if trains else forwards(schedule), costs)
 
 

@@ -79,3 +79,10 @@ def test_the_forwards_of_a_schedule_can_run_alone(name: str) -> None:
     prove(part)
     assert part.placement == generate(name, Request(2, 4)).placement
     assert {task.kind for tasks in part.order for task in tasks} == {Kind.F}
+
+
+def test_what_trains_needs_a_schedule_with_backwards() -> None:
+    error = refused("schedule forward-only microbatches 4")
+    assert (error.code, str(error.span)) == (ScheduleCode.NOT_COMPLETE, "a.plan:2:20")
+    error = refused("schedule mine microbatches 4", WRITTEN.replace("    drain { B }\n", ""))
+    assert error.message == 'the schedule "mine" has no backward, and the step trains'

@@ -1,0 +1,205 @@
+"""What models and plans may have beside a pipeline: everything is as on one device, to 1e-9 in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from stretto.frontend.captured import Mode
+from stretto.runtime.check_report import CheckReport
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .staged_models import IGNORED, Staged, assert_equal, captured, compiled
+
+ROWS, WIDTH, CLASSES = 8, 6, 5
+
+
+class Layer(nn.Module):
+    """A residual feed-forward with an optional dropout."""
+
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, width) to the same."""
+        return x + self.drop(self.down(F.gelu(self.up(self.norm(x)))))
+
+
+class Net(nn.Module):
+    """Layers and scores, with room for what a test adds."""
+
+    def __init__(self, layers: int = 3, drop: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(drop) for _ in range(layers))
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """(rows, width) to (rows, classes)."""
+        for layer in self.layers:
+            x = layer(x)
+        made: Tensor = self.head(x)
+        return made
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        """Scores, or the mean cross-entropy of labels that are not ignored."""
+        scores = self.scores(x)
+        return scores if labels is None else F.cross_entropy(scores, labels, ignore_index=IGNORED)
+
+
+def of(model: nn.Module, **more: Tensor) -> Staged:
+    """A call of a model with rows and labels, some of which are ignored: not as many in every microbatch."""
+    x, labels = torch.randn(ROWS, WIDTH), torch.zeros(ROWS, dtype=torch.int64)
+    about = {"labels": {"high": CLASSES, "ignore_index": IGNORED}}
+    return Staged(model, {"x": x, "labels": labels, **more}, about)
+
+
+def plan(schedule: str = "zb-h1", microbatches: int = 4, pp: int = 2, more: str = "", mesh: str = "") -> str:
+    shards = 'shard "*.up" columns over tp\nshard "*.down" rows over tp\n' if "tp" in mesh else ""
+    said = f"schedule {schedule}  microbatches {microbatches} {more}"
+    return f"mesh (pp={pp}{mesh})\n{shards}pipeline over pp {{ {said} }}\n"
+
+
+def trains(model: nn.Module, *plans: str, **how: Any) -> list[CheckReport]:
+    staged = of(model)
+    step = captured(staged, **how)
+    return [assert_equal(compiled(staged, step, each)) for each in plans]
+
+
+def infers(model: nn.Module, *plans: str) -> None:
+    staged = of(model.eval())
+    step = captured(staged, Mode.INFER)
+    for each in plans:
+        assert_equal(compiled(staged, step, each, Mode.INFER))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "zb-v", "dualpipe-v"])
+def test_tensors_are_sharded_beside_stages(schedule: str) -> None:
+    trains(Net(), plan(schedule, mesh=", tp=2"), plan(schedule, mesh=", dp=2, tp=2"), plan(schedule, mesh=", dp=2"))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", "zb-v"])
+def test_one_stage_and_one_microbatch_are_a_pipeline_too(schedule: str) -> None:
+    trains(Net(), plan(schedule, 1, 1), plan(schedule, 4, 1), plan(schedule, 1, 2))
+
+
+def test_stages_are_cut_inside_layers() -> None:
+    trains(Net(1), plan("1f1b", pp=4), plan("zb-h1", pp=3), plan("zb-v", pp=2))
+
+
+def test_the_plan_says_where_stages_begin_and_how_they_are_balanced() -> None:
+    cuts = ('split "layers.1"', 'split "layers.0.down"', "balance memory", "balance layers", 'split "head"')
+    trains(Net(), *(plan("zb-h1", more=each) for each in cuts))
+    trains(Net(), *(plan("interleaved", more=each) for each in ('split "layers.{1,2}", "head"', "balance layers")))
+
+
+def test_frozen_parameters_have_no_gradient() -> None:
+    for frozen in ("layers.0", "layers.1.up", "head", "layers"):
+        model = Net()
+        model.get_submodule(frozen).requires_grad_(False)
+        trains(model, plan("1f1b"), plan("zb-h1", pp=3), plan("zb-v"))
+
+
+def test_parameters_that_nothing_uses_belong_to_the_first_stage() -> None:
+    model = Net()
+    model.spare = nn.Linear(3, 3)
+    trains(model, plan("1f1b"), plan("zb-v"))
+
+
+class Tied(Net):
+    """Two layers that are one, and an embedding that is the head."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.layers[3] = self.layers[0]
+        self.layers[1].up.weight = self.layers[2].up.weight
+        self.embed = nn.Linear(CLASSES, WIDTH, bias=False)
+        self.embed.weight = nn.Parameter(torch.randn(CLASSES, WIDTH).t().contiguous())
+
+    def scores(self, x: Tensor) -> Tensor:
+        return super().scores(x) + x @ self.embed.weight
+
+
+@pytest.mark.parametrize("mesh", ["", ", tp=2", ", dp=2"])
+def test_weights_that_stages_share_get_the_sum_of_their_gradients(mesh: str) -> None:
+    trains(Tied(), *(plan(each, pp=2, mesh=mesh) for each in ("1f1b", "zb-h1", "zb-v", "interleaved")))
+
+
+class Counting(Net):
+    """Buffers: one that is read, one that counts calls, one that follows the whole batch."""
+
+    mean: Tensor
+    calls: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(WIDTH))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def scores(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.calls.add_(1)
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return super().scores(x * self.scale)
+
+
+def test_buffers_are_read_and_written_once_a_step() -> None:
+    trains(Counting(), plan("1f1b"), plan("zb-h1"), plan("zb-v", mesh=", dp=2"))
+
+
+class Saying(Net):
+    """A loss, and what people log beside it."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        scores = self.scores(x)
+        if labels is None:
+            return {"scores": scores, "most": scores.argmax(-1), "sum": scores.sum()}
+        loss = F.cross_entropy(scores, labels, ignore_index=IGNORED)
+        right = ((scores.argmax(-1) == labels) & (labels != IGNORED)).sum()
+        return {"loss": loss, "scores": scores.detach(), "right": right, "x": x * 2}
+
+
+def test_what_stands_beside_the_loss_is_given_too() -> None:
+    trains(Saying(), plan("1f1b"), plan("zb-v"), plan("zb-h1", mesh=", dp=2, tp=2"), loss_only=False)
+
+
+@pytest.mark.parametrize("kind", [Net, Saying, Counting])
+def test_results_of_inference_are_whole(kind: type[Net]) -> None:
+    infers(kind(), plan("forward-only"), plan("1f1b", pp=3), plan("zb-v", mesh=", tp=2"), plan("1f1b", mesh=", dp=2"))
+
+
+def test_losses_count_the_tokens_of_the_whole_batch() -> None:
+    class Weighted(Net):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+            scores = self.scores(x)
+            if labels is None:
+                return scores
+            kept = (labels != IGNORED).to(scores.dtype)
+            each = F.cross_entropy(scores, labels.clamp(min=0), reduction="none")
+            return (each * kept * (labels + 1)).sum() / kept.sum()
+
+    trains(Weighted(), plan("1f1b", 8), plan("zb-v", 4, mesh=", dp=2"))
+
+
+def test_floats_that_cross_may_be_cast() -> None:
+    trains(Net(), plan("1f1b", more="transfer bf16"), plan("zb-v", more="transfer fp16", mesh=", tp=2"))
+
+
+def test_layers_compute_in_another_dtype() -> None:
+    said = "\nprecision { compute bf16  reduce fp32 }"
+    trains(Net(), plan("1f1b") + said, plan("zb-h1", mesh=", tp=2") + said, compute=torch.bfloat16)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+def test_masks_of_dropout_are_those_of_one_device(microbatches: int) -> None:
+    trains(Net(drop=0.4), plan("1f1b", microbatches), plan("zb-v", microbatches, mesh=", tp=2"))
