@@ -21,8 +21,10 @@ from math import prod
 import torch
 
 from ..backends.fit_sizes import Differs, distinguishes, fit, sizes_text
+from ..diagnostics import StrettoError
 from ..frontend.dynamic_dims import CalledSize
 from ..frontend.size_guards import NotSymbolic, SizeGuards
+from ..runtime.arguments import Slot
 from ..runtime.program import Program
 from ..runtime.sizes import holds
 from ..runtime.symbolic import NamedSize, Symbolic
@@ -152,6 +154,8 @@ class _Search:
             made = self._compile(self._all(sizes))
         except NotSymbolic as error:
             raise Differs(str(error)) from None
+        except StrettoError as error:
+            raise Differs(f"it does not compile at {sizes_text(sizes)}: {error.message}") from None
         self._made.append((sizes, made))
         return made
 
@@ -235,20 +239,36 @@ def _refuse_other_ops(program: Program, other: Program, sizes: Sizes) -> None:
 
 
 def _part_counts(program: Program) -> tuple[int, ...]:
-    """By how many ranks a dim may be shared: the products of axes of the mesh."""
+    """By how many ranks and microbatches a dim may be shared: the products of axes of the mesh, and of time."""
     axes = [size for _, size in program.manifest.mesh if size > 1]
+    axes += [program.pipeline.microbatches] if program.pipeline is not None else []
     return tuple(sorted({prod(each) for n in range(1, len(axes) + 1) for each in combinations(axes, n)}))
 
 
 def _shares_of(program: Program, size: CalledSize) -> tuple[int, ...]:
-    """By how many ranks the dims of a size are shared in the program's inputs."""
-    found = {
-        program.mesh.size(shard.axes)
-        for each in program.of_kind("input")
-        for shard in each.shards
-        if (each.index, shard.dim) in size.places
-    }
+    """By how many ranks, and microbatches, the dims of a size are shared in the program's inputs."""
+    over_time = _cut_over_time(program)
+    found = set()
+    for each in program.of_kind("input"):
+        for dim in range(len(each.shape)):
+            parts = prod(program.mesh.size(shard.axes) for shard in each.shards if shard.dim == dim)
+            if program.pipeline is not None and (each.name, dim) in over_time:
+                parts *= program.pipeline.microbatches
+            if parts > 1 and (each.index, dim) in size.places:
+                found.add(parts)
     return tuple(sorted(found))
+
+
+def _cut_over_time(program: Program) -> set[tuple[str, int]]:
+    """(name, dim) of inputs that the stages of a pipeline take slices of."""
+    found = set()
+    for entry in program.entries if program.pipeline is not None else ():
+        names = {each.slot: each.name for each in entry.inputs if each.kind == "input"}
+        for each in program.functions[entry.name].code:
+            match each.args:
+                case (Slot(slot), int(dim), *_) if each.op == "aten.slice.Tensor" and slot in names:
+                    found.add((names[slot], dim))
+    return found
 
 
 def _evenness(sizes: Sizes, shares: Mapping[str, Sequence[int]]) -> tuple[str, ...]:

@@ -297,3 +297,14 @@ def test_a_gpt_runs_with_any_batch_and_sequence_length(name: str, caplog: pytest
             tokens = torch.randint(50, (batch, seq))
             check(plain, compiled, tokens, torch.randint(50, (batch, seq)))
     assert logged(caplog) == ["compiled", *["bound"] * 4]
+
+
+def test_a_pipeline_takes_every_batch_that_its_microbatches_share(caplog: pytest.LogCaptureFixture) -> None:
+    plan = "mesh (pp=2)\npipeline over pp { schedule 1f1b  microbatches 2 }"
+    plain, compiled = twins(Mlp(), plan)
+    with caplog.at_level(logging.INFO, "stretto"):
+        for rows in (8, 12, 6):
+            check(plain, compiled, *data(rows))
+    assert logged(caplog) == ["compiled", "bound", "bound"]
+    with pytest.raises(stretto.StrettoError, match="which 2 microbatches cannot share"):
+        compiled(*data(7))
