@@ -106,6 +106,23 @@ class RankGroup:
             letter.wake()
         return letter
 
+    def check_all_received(self) -> None:
+        """Raise CollectiveError E0321 for a message that nobody asked for, or that never came; no rank may run."""
+        with self._lock:
+            letter = next(iter(self._letters.values()), None)
+        if letter is None:
+            return
+        self.reset()
+        sent = letter.calls.get(letter.source)
+        what = "sent, and never received" if sent else "asked for, and never sent nor waited for"
+        where = next(iter(letter.calls.values())).where
+        raise CollectiveError(
+            "E0321",
+            f"a message from rank {letter.source} to rank {letter.destination} was {what}",
+            notes=((f"it is that of {where or 'a send or receive'}", None),),
+            help="stretto verify names what is missing; the program was compiled wrongly: please report it",
+        )
+
     def wait(self, rank: int, meeting: Meeting | Letter) -> None:
         """Sleep until the meeting, or the message, is complete."""
         if meeting.complete:

@@ -167,6 +167,7 @@ class RankThreads:
         results = self._pool.run(watched)
         if found:
             raise min(sorted(found.items()), key=lambda pair: pair[1].arrived)[1]
+        self._group.check_all_received()
         return [value for result in results for value in result]
 
     def _local(self, each: Input, tensor: Tensor, rank: int) -> Tensor:

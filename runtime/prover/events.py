@@ -29,7 +29,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Arrival:
-    """The wait for a receive that stands `back` events before it."""
+    """The wait for a collective or receive that stands `back` events before it."""
 
     back: int
 

@@ -54,8 +54,8 @@ class Frame:
         self._reading: dict[Value, list[Future]] = {}
         self._waited: list[tuple[Future, Path]] = []
         self._events: list[int] = []
-        self._receives: dict[Future, int] = {}
-        """Receives that were started here, and their places among the events."""
+        self._started: dict[Future, int] = {}
+        """Collectives and receives that were started here, and their places among the events."""
         self._parts: list[tuple[int, Summary | None]] = []
         for storage in (each for value in arguments for each in value.storages):
             self.counted[storage] = None
@@ -162,6 +162,7 @@ class Frame:
         collective = collective_of(each, operand.meta, self._mesh)
         future = Future(path, operand, _fresh(result_of(each, operand.meta, self._mesh), path))
         if collective.axes:
+            self._started[future] = len(self._events)
             self._event(collective, path)
         self._reading.setdefault(operand, []).append(future)
         return future
@@ -169,7 +170,7 @@ class Frame:
     def _receive(self, each: Instruction, path: Path) -> Future:
         message, meta = received_of(each)
         future = Future(path, _fresh(Meta.contiguous((0,), meta.dtype), path), _fresh(meta, path))
-        self._receives[future] = len(self._events)
+        self._started[future] = len(self._events)
         self._event(message, path)
         return future
 
@@ -183,8 +184,8 @@ class Frame:
         if value.waited:
             raise Refuted("E0707", "a future is waited on twice", path, value.waited)
         value.waited = path
-        if value in self._receives:
-            self._event(Arrival(len(self._events) - self._receives[value]), path)
+        if value in self._started:
+            self._event(Arrival(len(self._events) - self._started[value]), path)
         if value.given:
             self._waited.append((value, path))
         return value.result

@@ -48,8 +48,8 @@ class Sequences:
 
     @cached_property
     def waits(self) -> dict[int, int]:
-        """Where each receive is waited for; at once, where its wait is not known."""
-        found = {position: position for position, _ in self.messages("receive")}
+        """Where each collective and receive is waited for; at once, where its wait is not known."""
+        found = {position: position for position, each in enumerate(self.events) if not isinstance(each, Arrival)}
         for position, each in enumerate(self.events):
             if isinstance(each, Arrival):
                 found[position - each.back] = position

@@ -175,6 +175,16 @@ def test_a_message_of_another_shape_or_dtype_is_named_by_both_ranks() -> None:
     assert "rank 1 is at the receive" in caught.value.render()
 
 
+def test_a_message_that_nobody_receives_is_no_silent_one() -> None:
+    program = with_code("main_0", step("comm.send", S(0), axis="pp", peer=1))
+    parameters, x = given(Pipe())
+    with RankThreads(program) as session:
+        for _ in range(2):
+            with pytest.raises(CollectiveError, match="from rank 0 to rank 1 was sent, and never received") as caught:
+                session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
+            assert "comm.send" in caught.value.render()
+
+
 def test_a_receive_that_nobody_sends_to_ends_after_the_timeout() -> None:
     def job(rank: Communicator) -> None:
         if rank.rank == 1:

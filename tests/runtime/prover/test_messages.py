@@ -152,3 +152,52 @@ def test_a_tensor_that_ranks_of_a_stage_reduce_is_seen_by_all_of_them() -> None:
     lacking = with_entry(program, 0, again)
     verdict = prove_ranks([RankClass(program, (0, 2, 3)), RankClass(lacking, (1,))])
     assert refuted(verdict).code == "E0711"
+
+
+def together(first: list[Instruction], second: list[Instruction]) -> Program:
+    """Two stages, each with x of shape (8, 3) in slot 0 and its last slot as result."""
+    base = Pipe().infer()
+    x = replace(base.inputs[2], stages=None)
+    y = replace(base.outputs[0], shape=(8, 3))
+    entries = {
+        f"main_{stage}": Function(10, (0,), (next(iter(code[-1].writes())),), tuple(code))
+        for stage, code in enumerate((first, second))
+    }
+    return replace(base, inputs=(x,), outputs=(y,), functions=entries)
+
+
+def meet(out: int) -> Instruction:
+    return step("comm.all_reduce_start", S(0), axes=["pp"], reduce="sum", out=[out])
+
+
+def join(slot: int, out: int) -> Instruction:
+    return step("comm.wait", S(slot), out=[out])
+
+
+SEND = step("comm.send", S(0), axis="pp", peer=1)
+RECEIVE = step("comm.receive_start", axis="pp", peer=0, size=[8, 3], dtype=F64, out=[3])
+
+
+def test_what_is_sent_after_a_collective_was_started_is_sent_before_it_is_done() -> None:
+    late = [RECEIVE, join(3, 4), meet(1), join(1, 2)]
+    assert prove(together([meet(1), SEND, join(1, 2)], late)).safe
+    verdict = prove(together([meet(1), join(1, 2), SEND, join_again(2)], late))
+    assert refuted(verdict).code == "E0712"
+    assert {(place[0], place[2]) for place in shown(verdict)} == {((0,), "comm.all_reduce_start"), ((1,), "comm.wait")}
+    text = verdict.render()
+    assert "rank 0 stands there until all members come, and sends only later what is waited for" in text
+    assert "rank 1 stands there until what it receives is sent, and starts only later what is waited for" in text
+
+
+def join_again(slot: int) -> Instruction:
+    return step("aten.clone.default", S(slot), out=[9])
+
+
+def test_a_collective_behind_another_one_in_the_lane_is_not_done() -> None:
+    """Both are started before either is waited on, in another order on the second stage: shapes tell them apart."""
+    other = step("aten.t.default", S(0), out=[5])
+    second = step("comm.all_reduce_start", S(5), axes=["pp"], reduce="sum", out=[6])
+    first = [other, meet(1), second, join(6, 7), join(1, 2)]
+    swapped = [other, second, meet(1), join(1, 2), join(6, 7), join_again(2)]
+    assert prove(together(first, [*first[:3], join(1, 2), join(6, 7), join_again(2)])).safe
+    assert refuted(prove(together(first, swapped))).code == "E0710"
