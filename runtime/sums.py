@@ -13,13 +13,15 @@ from .records import Instruction
 ADD = "aten.add.Tensor"
 
 
-def growing(code: Sequence[Instruction], kept: Collection[int]) -> frozenset[int]:
+def growing(code: Sequence[Instruction], given: Collection[int], kept: Collection[int]) -> frozenset[int]:
     """The adds, by index, that may overwrite their first operand: the result of an add that nothing else reads.
 
-    `code` sets every slot once; the slots in `kept` are read when it has ended.
+    The slots in `given` are set when the code begins, those in `kept` are read when it has ended.
     """
     reads = Counter(slot for each in code for slot in each.reads())
-    made = {each.out[0] for each in code if each.op == ADD and not each.kwargs}
+    writes = Counter([*given, *(slot for each in code for slot in each.writes())])
+    adds = [each for each in code if each.op == ADD and not each.kwargs]
+    made = {slot for each in adds for slot in each.writes() if writes[slot] == 1}
     return frozenset(
         index
         for index, each in enumerate(code)

@@ -139,7 +139,7 @@ class _Writer:
         """
         take = f"{_names(arguments)}{',' if len(arguments) == 1 else ''} = a; a.clear()" if arguments else "pass"
         self.text += [f"def {python}(a{', m' if name in self._timed else ''}):", f" {take}"]
-        grows = growing(code, kept)
+        grows = growing(code, arguments, kept)
         for index, each in enumerate(code, first):
             line = self._sum(each, index, name) if index - first in grows else self._line(each, index, name)
             self.text.append(f" {line}")
