@@ -38,7 +38,7 @@ class ReadAttributes:
         for path, module in model.named_modules():
             names = reads.get(path, ())
             self._add(places[id(module)], vars(module), [name for name in names if name in vars(module)])
-            missing = [name for name in names if not hasattr(module, name)]
+            missing = [name for name in names if not (_is_there(module, name) or _is_of_class(module, name))]
             self._absent += [(places[id(module)], name) for name in missing]
 
     def hold(self, modules: Sequence[nn.Module]) -> bool:
@@ -68,6 +68,11 @@ class ReadAttributes:
 def _is_there(module: nn.Module, name: str) -> bool:
     """Whether a module has an attribute of its own now; faster than to ask for one that is missing."""
     return any(name in held for held in (vars(module), module._parameters, module._buffers, module._modules))
+
+
+def _is_of_class(module: nn.Module, name: str) -> bool:
+    """Whether its class has the attribute. A property is not asked: it may compute, or write to buffers."""
+    return any(name in vars(each) for each in type(module).__mro__)
 
 
 def _same_as(value: Any) -> Callable[[Any], bool]:

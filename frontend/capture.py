@@ -18,6 +18,7 @@ from .metadata import annotate
 from .own_gradients import refuse_backward_hooks
 from .precision import settle_casts
 from .reference_graph import reference_graph
+from .strided_views import refuse_strided_views, write_as_reshapes
 from .trace_errors import quiet_torch, user_errors
 from .traced import MODEL_ATTRIBUTE, TracedModel
 
@@ -81,7 +82,9 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
     if module.mode is Mode.TRAIN:
         wanted = zip(call.names, call.differentiable, strict=True)
         names = replace(names, differentiable=frozenset(name for name, wants in wanted if wants))
+    refuse_strided_views(graphs.forward.graph)
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+    write_as_reshapes(graphs.joint.graph)
     assembled = assemble(graphs.joint, model, names)
     if module.compute is not None:
         settle_casts(graphs.joint.graph, assembled.inputs)

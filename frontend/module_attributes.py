@@ -17,6 +17,8 @@ from torch import nn
 
 TORCHS = frozenset(vars(nn.Module()))
 """The attributes that every module has; what Stretto wants of them is asked for elsewhere."""
+_HOOKS = tuple(name for name in sorted(TORCHS) if "_hooks" in name)
+"""Where torch keeps a module's hooks. What a forward registers goes with the flag that says it has done so."""
 _ABSENT = object()
 
 
@@ -40,12 +42,21 @@ class Snapshot:
         self._modules = dict(model.named_modules())
         self._attributes = {path: _attributes(module) for path, module in self._modules.items()}
         self._contents: dict[int, tuple[str, Any, Any]] = {}
+        self._hooks = [
+            (held, dict(held))
+            for module in self._modules.values()
+            for held in map(vars(module).get, _HOOKS)
+            if held is not None
+        ]
         for path, attributes in self._attributes.items():
             for name, value in attributes.items():
                 self._note(joined(path, name), value)
 
     def take_back(self) -> tuple[list[Rebound], dict[str, str]]:
         """Put everything back; what was bound anew, and by path the kind of each container that was changed."""
+        for held, hooks in self._hooks:
+            held.clear()
+            held.update(hooks)
         rebound = []
         for path, module in self._modules.items():
             before, after = self._attributes[path], _attributes(module)

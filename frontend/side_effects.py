@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .captured import CaptureError
 from .metadata import forward_span, is_users_file
-from .module_attributes import Snapshot, joined, noted_reads
+from .module_attributes import Rebound, Snapshot, joined, noted_reads
 
 _NUMBERS = (bool, int, float)
 _PLAIN = (*_NUMBERS, complex, str, bytes, type(None))
@@ -35,7 +35,7 @@ class SideEffects:
     kept: list[str] = field(default_factory=list)
     """Attributes that hold a tensor which they did not hold before."""
     bound: list[str] = field(default_factory=list)
-    """Attributes that hold anything else which they did not hold before; functions do not count."""
+    """Attributes that hold anything else which they did not hold before, but functions and new private flags."""
     filled: dict[str, str] = field(default_factory=dict)
     """Lists, dicts and sets that hold something else than before, to what they are."""
     reads: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -149,5 +149,10 @@ def _say(snapshot: Snapshot, seen: SideEffects) -> None:
         elif type(each.after) in _NUMBERS and type(each.before) in _NUMBERS:
             if each.after != each.before:
                 seen.counted[each.path] = each.before, each.after
-        elif not callable(each.after) and not (isinstance(each.after, _PLAIN) and each.after == each.before):
+        elif not callable(each.after) and not (isinstance(each.after, _PLAIN) and _is_idle(each)):
             seen.bound.append(each.path)
+
+
+def _is_idle(bound: Rebound) -> bool:
+    """Whether nobody misses a plain value: it was there already, or is a note to itself, such as `_ready = True`."""
+    return bool(bound.after == bound.before) or (bound.before is None and bound.path.rpartition(".")[2].startswith("_"))

@@ -17,6 +17,7 @@ from .cumulative_norms import counts_in_the_graph
 from .own_gradients import derived_gradients_only
 from .precision import cast_inputs, casts_of_parameters, in_place_of_parameters
 from .side_effects import ReadOut, SideEffects, watched
+from .value_checks import without_value_checks
 
 MODEL_ATTRIBUTE = "_stretto_model"
 """Under this name the user's model hangs in the traced module; all names in the graph begin with it."""
@@ -63,6 +64,7 @@ class TracedModel(nn.Module):
             derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
             in_place_of_parameters(casts),
             counts_in_the_graph(model),
+            without_value_checks(),
             watched(model, self.result.effects),
             ReadOut(self.result.effects),
         ):

@@ -56,6 +56,8 @@ _UNREADABLE = (
     OSError,
 )
 """What reading a damaged list of contents raises."""
+_READING = "read"
+"""The last of torch's steps when it loads: those before it read the list of contents alone."""
 
 Json = Any
 """What `json` can write: numbers, strings, None, lists and dicts of them."""
@@ -139,12 +141,15 @@ def _with_state_there(metadata: Metadata, room: dict[str, Any]) -> dict[str, Any
 
 
 def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """`state` with its tensors filled and its other values replaced; E0611 where the checkpoint lacks something."""
+    """`state` with tensors filled, other values replaced; E0611 where one is missing, E0610 for a damaged file."""
     with _one_process_is_meant():
         try:
             load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
         except CheckpointException as error:
             causes = dict.fromkeys(str(each[0]) for each in error.failures.values())
+            if error.args[0] == _READING:  # what is to be read fits, else it would not have come so far
+                kinds = dict.fromkeys(type(each[0]).__name__ for each in error.failures.values())
+                raise _torn(path, f"a file holds no tensor where one should be ({', '.join(kinds)})") from None
             raise StrettoError(
                 "E0611",
                 f"'{path}' does not fit: {'; '.join(causes)}",
