@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..diagnostics import StrettoError
 from ..ir.bindings import Type, Value, mlir
 from ..ir.dialects import context
 from ..ir.locations import Origin, to_location
@@ -122,7 +123,10 @@ class _Converter:
             self.values[node] = self.values[inputs[0]]
             return
         loc = to_location(_origin(node))
-        result_types = self._result_types(node)
+        try:
+            result_types = self._result_types(node)
+        except StrettoError as error:
+            raise _placed(node, error) from None
         name, args = self._scalars(name, [self._argument(a) for a in inputs], loc)
         if name in _STRIDELESS:
             name, shared = _STRIDELESS[name]
@@ -258,6 +262,17 @@ def _unsupported(node: fx.Node, what: str) -> CaptureError:
         f"the graph holds {what}, which Stretto does not compile: {origin}",
         span=source_span(node),
         help="write this part of the model with other torch functions",
+    )
+
+
+def _placed(node: fx.Node, error: StrettoError) -> CaptureError:
+    """An error about the type of a node's result, at the node's line."""
+    return CaptureError(
+        error.code,
+        error.message,
+        span=source_span(node),
+        expected=error.expected,
+        help="write complex products with real and imaginary parts, or compute in another dtype",
     )
 
 

@@ -30,6 +30,11 @@ class _Strided(nn.Module):
         return x.as_strided((2, 2), (1, 2))
 
 
+class _Complex(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(x) * 2)
+
+
 def _module(floats: Floats = Floats.AS_CAPTURED) -> Module:
     captured = capture(_Views(), (torch.randn(5, 4),), {}, mode=Mode.INFER)
     module = to_module(captured, {"inner.weight": "linear"}, floats=floats)
@@ -77,3 +82,11 @@ def test_an_op_that_depends_on_strides_is_refused_at_its_line() -> None:
         capture(_Strided(), (torch.randn(4),), {}, mode=Mode.INFER)
     assert caught.value.code == "E0230"
     assert caught.value.span is not None and caught.value.span.file.endswith("test_to_ir.py")
+
+
+def test_a_dtype_that_is_not_compiled_is_refused_at_its_line() -> None:
+    captured = capture(_Complex(), (torch.randn(4, 8),), {}, mode=Mode.INFER)
+    with pytest.raises(CaptureError, match="complex64") as caught:
+        to_module(captured)
+    assert caught.value.code == "E0502"
+    assert caught.value.span is not None and "rfft" in caught.value.span.text
