@@ -93,9 +93,9 @@ def _segments(time: TimeAxis, spread: Spread, stages: int, parts: bool) -> list[
             stage = stage_of(node.op)
             assert stage is not None, f"no stage is noted on {node.op}"
             by_stage[stage].append(node)
-    segments = [Segment(Kind.E, SPREAD, spread.nodes(Kind.E))]
+    segments = [Segment(Kind.E, SPREAD, spread.nodes(Kind.E), spread.meeting(Kind.E))]
     segments += [Segment(Kind.F, stage, nodes) for stage, nodes in enumerate(forward)]
-    segments += [Segment(kind, SPREAD, spread.nodes(kind)) for kind in (Kind.S, Kind.T)]
+    segments += [Segment(kind, SPREAD, spread.nodes(kind), spread.meeting(kind)) for kind in (Kind.S, Kind.T)]
     for stage, nodes in reversed(list(enumerate(backward))):
         if parts:
             needed = input_gradients(time, nodes)

@@ -45,10 +45,11 @@ class StartCollectives(Pass):
     def run(self, module: Module) -> Report:
         count, tally = 0, Tally(self.name)
         for function in module.functions().values():
-            for op in operations(function):
+            ops = list(operations(function))
+            for at, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in (*COLLECTIVES, "comm.receive"):
-                    _split(op, call)
+                    _split(op, call, ops, at)
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead)
@@ -65,17 +66,27 @@ def described(op: Operation) -> str:
     return f"{kind} over {', '.join(axes)}"
 
 
-def _split(op: Operation, call: Call) -> None:
-    """Replace one collective; its users are in the same block, the terminator among them at the last."""
+def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
+    """Replace one collective; its users are in the same block, the terminator among them at the last.
+
+    `ops` are its function's, of which it is number `at`.
+    """
     [result] = op.results
-    first = _first([use.owner for use in result.uses])
+    first = _first([use.owner for use in result.uses]) or _later(ops, at)
     with context():
         with mlir.InsertionPoint(op):
             [future] = build(Call(f"{call.name}_start", call.args, call.kwargs), [future_of(result.type)], op.location)
-        with mlir.InsertionPoint(op if first is None else first):
+        with mlir.InsertionPoint(first):
             [value] = build(Call("comm.wait", (future,)), [result.type], op.location)
     result.replace_all_uses_with(value)
     op.operation.erase()
+
+
+def _later(ops: list[Operation], at: int) -> Operation:
+    """Where to wait for what nothing uses, such as a sum that other ranks want: before the second task from there."""
+    tasks = (ops[place] for place in range(at + 1, len(ops) - 1) if callee(ops[place]) is not None)
+    next(tasks, None)
+    return next(tasks, ops[-1])
 
 
 def _advance_receives(function: Operation, tasks_ahead: int) -> None:

@@ -10,6 +10,7 @@ SPREAD = -1
 """In place of a stage, for segments that every coordinate has a part of."""
 _STAGE = "stage"
 _SEGMENT = "segment"
+_MEETING = "meeting"
 
 
 def mark_stage(op: Operation, stage: int) -> None:
@@ -35,6 +36,16 @@ def segment_of(op: Operation) -> tuple[Kind, int] | None:
         return None
     stage = stage_of(op)
     return Kind[str(from_attribute(op.attributes[_SEGMENT]))], SPREAD if stage is None else stage
+
+
+def mark_meeting(op: Operation, kind: Kind) -> None:
+    """Say that an operation is done when all coordinates have done a segment of a kind."""
+    op.attributes[_MEETING] = to_attribute(kind.name)
+
+
+def meeting_of(op: Operation) -> Kind | None:
+    """The kind of segment behind which an operation is done, by all coordinates together."""
+    return Kind[str(from_attribute(op.attributes[_MEETING]))] if _MEETING in op.attributes else None
 
 
 def copy_marks(source: Operation, target: Operation) -> None:

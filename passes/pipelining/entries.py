@@ -19,6 +19,7 @@ from .graph import Node, build_like, copy_node, made_at
 from .messages import Messages, Parcel
 from .over_time import cut_dim, grown, is_over_time, whole, without_time
 from .pairs import Pairs, taken
+from .spread import meets
 from .step import Step
 from .time_axis import GATHER, REDUCE
 
@@ -45,6 +46,8 @@ class EntryBuilder:
     """Sums over the microbatches so far."""
     received: dict[int, int] = field(default_factory=dict)
     """How many of the messages of each other coordinate were received."""
+    meeting: list[tuple[Node, int]] = field(default_factory=list)
+    """What all coordinates are to do together next, each with its microbatch."""
     _places: dict[Value, Location] = field(default_factory=dict)
 
     def build(self) -> Operation:
@@ -122,13 +125,43 @@ class EntryBuilder:
         for task in tasks:
             if task in self.messages.schedule.overlapped:
                 self._pair(task, next(tasks))
+            elif task.kind.is_shared:
+                self._share(task)
             else:
                 self._task(task)
+                self._meet()
+        self._meet()
 
     def _task(self, task: Task) -> None:
         for node in self.messages.calls(task):
             self._call(node, task.microbatch)
             self._give(node, task.microbatch)
+
+    def _share(self, task: Task) -> None:
+        """A task that every coordinate has a part of; collectives of what it gives begin, the rest comes later."""
+        self._meet()
+        self._task(task)
+        waiting = [(node, task.microbatch) for node in self.step.meetings.get(task.kind, ())]
+        made = {v for node, _ in waiting for v in node.values}
+        for node, microbatch in waiting:
+            if meets(node, self.axis) and not any(v in made for v in node.operands):
+                self._join_in(node, microbatch)
+            else:
+                self.meeting.append((node, microbatch))
+
+    def _meet(self) -> None:
+        """Do what all coordinates do together; they come to it in the same order."""
+        waiting, self.meeting = self.meeting, []
+        for node, microbatch in waiting:
+            self._join_in(node, microbatch)
+
+    def _join_in(self, node: Node, microbatch: int) -> None:
+        """One operation of a meeting."""
+        assert node.call is not None
+        operands = [self._part(v, microbatch) for v in node.operands]
+        made = build(node.call.replace_values(operands), [v.type for v in node.values], node.op.location)
+        self.parts.update({(v, microbatch): new for v, new in zip(node.values, made, strict=True)})
+        self._add_to_totals(node, microbatch)
 
     def _pair(self, forward: Task, backward: Task) -> None:
         """Two tasks in one call, where that can hide communication; else one after the other."""
@@ -180,6 +213,9 @@ class EntryBuilder:
     def _part(self, value: Value, microbatch: int) -> Value:
         """A value as a microbatch needs it: what is once a step, a slice of an input, a result, a message."""
         if (value, microbatch) in self.parts:
+            return self.parts[value, microbatch]
+        if value in self.step.everywhere:
+            self._meet()
             return self.parts[value, microbatch]
         if value in self.values:
             made = self.values[value]

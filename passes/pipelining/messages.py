@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ...ir.bindings import Value
 from ...schedules.schedule import Kind, Schedule, Task
-from .attributes import SPREAD
+from .attributes import SPREAD, meeting_of
 from .graph import Graph, Node
 
 Parcel = tuple[Value, int]
@@ -55,4 +55,8 @@ class Messages:
         for (_, stage), node in self.segments.items():
             for value in node.operands:
                 found[value].update(everyone if stage == SPREAD else [self.schedule.placement[stage]])
+        for node in self.graph.nodes:
+            if meeting_of(node.op) is not None:
+                for value in node.operands:
+                    found[value].update(everyone)
         return found

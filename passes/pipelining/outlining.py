@@ -21,7 +21,7 @@ from ...ir.module import (
 from ...ir.operations import Call, build
 from ...ir.pipeline import MICROBATCH, microbatches
 from ...schedules.schedule import Kind
-from .attributes import SPREAD, mark_segment
+from .attributes import SPREAD, mark_meeting, mark_segment
 from .graph import Node, copy_node
 from .over_time import grown, without_time
 from .time_axis import GATHER, TimeAxis
@@ -46,6 +46,8 @@ class Segment:
     kind: Kind
     stage: int
     nodes: list[Node]
+    meeting: list[Node] = field(default_factory=list)
+    """What all coordinates do together when they have done it; it stays in main."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Outliner:
         """The operations of a segment with the light ones it has to do, in order, and the values that it takes."""
         time, graph = self.time, self.time.graph
         own = set(segment.nodes)
-        waiting = [v for node in segment.nodes for v in node.operands]
+        waiting = [v for node in (*segment.nodes, *segment.meeting) for v in node.operands]
         seen: set[Value] = set()
         while waiting:
             value = waiting.pop()
@@ -97,6 +99,7 @@ class Outliner:
             if time.is_light(node):
                 own.add(node)
                 waiting += node.operands
+        own.difference_update(segment.meeting)
         for node in own - set(segment.nodes):
             self.light.update({(segment.stage, v): v for v in node.values})
         nodes = [node for node in graph.nodes if node in own]
@@ -110,6 +113,9 @@ class Outliner:
         wanted: set[Value | tuple[int, Value]] = set()
         for segment, (_, takes) in zip(self.segments, plans, strict=True):
             wanted.update((segment.stage, v) if (segment.stage, v) in self.light else v for v in takes)
+        for segment in self.segments:
+            taken = (v for node in segment.meeting for v in node.operands)
+            wanted.update((segment.stage, v) if (segment.stage, v) in self.light else v for v in taken)
         wanted.update(v for node in time.late for v in self._addends(node.operands[0]))
         wanted.update(v for node in time.after for v in node.operands)
         wanted.update(terminator(time.graph.function).operands)
@@ -157,6 +163,16 @@ class Outliner:
                 self.light[stage, value] = result
             else:
                 self.values[value] = result
+        for node in segment.meeting:
+            self._meet(node, segment.kind)
+
+    def _meet(self, node: Node, kind: Kind) -> None:
+        """What is done by all coordinates together, in main."""
+        assert node.call is not None
+        operands = [self._at(v, SPREAD) for v in node.operands]
+        made = build(node.call.replace_values(operands), [v.type for v in node.values], node.op.location)
+        mark_meeting(made[0].owner, kind)
+        self.values.update(zip(node.values, made, strict=True))
 
     def _at(self, value: Value, stage: int) -> Value:
         """A value as a stage has it."""

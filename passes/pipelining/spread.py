@@ -10,6 +10,9 @@ loss. It is parted by where it stands, into the kinds of tasks that `schedules` 
   what only gradients of weights need; with two meetings S is the forward and T the backward.
 - *G*: behind the work of stages in the backward: gradients of embeddings.
 
+What is behind the first collective over the axis in E, S or T is a *meeting*, done between tasks so that other work
+hides it; but only where that is no more work than the collectives themselves. Else they stay inside of the task.
+
 Source: Balancing Pipeline Parallelism with Vocabulary Parallelism (arXiv 2411.05288), section 4.
 """
 
@@ -25,6 +28,7 @@ from ...ir.module import Module
 from ...ir.types import from_mlir, is_tensor
 from ...schedules.schedule import Kind
 from .graph import Graph, Node
+from .op_costs import bytes_of, flops
 from .time_axis import TimeAxis
 
 _EQUALIZE = ("comm.all_reduce", "comm.all_gather")
@@ -46,10 +50,16 @@ class Spread:
     """The spread operations of a main, each with its kind."""
 
     kinds: dict[Node, Kind]
+    met: frozenset[Node]
+    """Those that are done between tasks, behind one of their kind."""
 
     def nodes(self, kind: Kind) -> list[Node]:
-        """Those of one kind, in order."""
-        return [node for node, of in self.kinds.items() if of == kind]
+        """Those of one kind that its task does, in order."""
+        return [node for node, of in self.kinds.items() if of == kind and node not in self.met]
+
+    def meeting(self, kind: Kind) -> list[Node]:
+        """Those that are done behind it, in order."""
+        return [node for node, of in self.kinds.items() if of == kind and node in self.met]
 
 
 def analysed(module: Module, axis: str, barriers: int) -> tuple[TimeAxis, Spread]:
@@ -59,7 +69,8 @@ def analysed(module: Module, axis: str, barriers: int) -> tuple[TimeAxis, Spread
     a spread embedding's gradient.
     """
     time = TimeAxis(module, Graph.of(module.functions()["main"]))
-    spread = Spread(_kinds(time, _spread(time, axis), barriers))
+    kinds = _kinds(time, _spread(time, axis), barriers)
+    spread = Spread(kinds, frozenset(_met(time, kinds, axis)))
     time.spread.update(spread.kinds)
     return time, spread
 
@@ -138,6 +149,23 @@ def _first(time: TimeAxis, output: set[Node], barriers: int) -> set[Node]:
             if by_stages or (node not in time.tangent and (users or value in returned)):
                 wanted.add(value)
     return graph.cone(wanted, within=output)
+
+
+def _met(time: TimeAxis, kinds: dict[Node, Kind], axis: str) -> set[Node]:
+    """What is done at meetings."""
+    found: set[Node] = set()
+    for kind in (Kind.E, Kind.S, Kind.T):
+        behind: set[Node] = set()
+        made: set[Value] = set()
+        for node, of in kinds.items():
+            if of == kind and (meets(node, axis) or any(v in made for v in node.operands)):
+                behind.add(node)
+                made.update(node.values)
+        exchanged = max((bytes_of(v) for n in behind if meets(n, axis) for v in n.values), default=0)
+        own = [node for node in behind if not meets(node, axis)]
+        if not any(n.call is None or flops(n) or any(bytes_of(v) > exchanged for v in n.values) for n in own):
+            found |= behind
+    return found
 
 
 def _refuse(graph: Graph, spread: set[Node], stages: list[Node]) -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from ...ir.bindings import Value
 from ...ir.module import Record
 from ...schedules.schedule import Kind, Schedule
-from .attributes import SPREAD
+from .attributes import SPREAD, meeting_of
 from .graph import Graph, Node
 from .spread import is_over, meets
 from .time_axis import TimeAxis
@@ -52,7 +52,19 @@ class Step:
     @cached_property
     def everywhere(self) -> set[Value]:
         """The results of spread segments, which every coordinate makes."""
-        return {v for (_, stage), node in self.segments.items() if stage == SPREAD for v in node.values}
+        calls = [node for (_, stage), node in self.segments.items() if stage == SPREAD]
+        met = [node for nodes in self.meetings.values() for node in nodes]
+        return {v for node in (*calls, *met) for v in node.values}
+
+    @cached_property
+    def meetings(self) -> dict[Kind, list[Node]]:
+        """What all coordinates do together behind the segments of a kind, in order."""
+        found: dict[Kind, list[Node]] = {}
+        for node in self.graph.nodes:
+            kind = meeting_of(node.op)
+            if kind is not None:
+                found.setdefault(kind, []).append(node)
+        return found
 
     @cached_property
     def homes(self) -> dict[Value, int]:
@@ -124,7 +136,7 @@ class Step:
 
     @cached_property
     def _tasks(self) -> set[Node]:
-        return set(self.segments.values())
+        return {*self.segments.values(), *(node for nodes in self.meetings.values() for node in nodes)}
 
     @cached_property
     def _before_all(self) -> list[set[Node]]:
@@ -167,7 +179,8 @@ class Step:
 
     def _own(self, coordinate: int) -> list[Node]:
         of = self.segments.items()
-        return [node for (_, stage), node in of if stage == SPREAD or self._at(stage) == coordinate]
+        own = [node for (_, stage), node in of if stage == SPREAD or self._at(stage) == coordinate]
+        return [*own, *(node for nodes in self.meetings.values() for node in nodes)]
 
     def _before(self, nodes: Iterable[Node], values: Iterable[Value] = ()) -> set[Node]:
         return self.graph.cone([*values, *(v for n in nodes for v in n.operands)], within=self.early)

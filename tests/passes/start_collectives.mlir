@@ -79,3 +79,24 @@ func.func private @f(%x: tensor<4xf32>) -> tensor<4xf32> {
   return %x : tensor<4xf32>
 }
 }
+
+// -----
+
+// A sum that only other ranks want is waited for before the second task from there.
+
+// CHECK: %[[F:.+]] = "comm.all_reduce_start"(%arg0)
+// CHECK-NEXT: call @work
+// CHECK-NEXT: "comm.wait"(%[[F]])
+// CHECK-NEXT: call @work
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+  func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>, %y: tensor<4xf32>) -> tensor<4xf32> {
+    %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+    %1 = call @work(%y) : (tensor<4xf32>) -> tensor<4xf32>
+    %2 = call @work(%1) : (tensor<4xf32>) -> tensor<4xf32>
+    return %2 : tensor<4xf32>
+  }
+  func.func private @work(%x: tensor<4xf32>) -> tensor<4xf32> {
+    %0 = "aten.neg_default"(%x) : (tensor<4xf32>) -> tensor<4xf32>
+    return %0 : tensor<4xf32>
+  }
+}

@@ -108,6 +108,21 @@ def test_all_coordinates_do_their_part_for_every_microbatch_in_one_order() -> No
     assert orders[1].index("forward_1:1") < orders[1].index("backward_1:0") > orders[1].index("output:0")
 
 
+def test_ranks_meet_between_tasks_so_that_other_work_hides_it() -> None:
+    found, texts = compiled("schedule 1f1b  barriers 2")
+    module = Module.parse(texts["start-collectives"])
+    inside = [name for name, f in module.functions().items() for op in operations(f) if "pp" in str(op.attributes)]
+    assert not [name for name in inside if name.startswith(("embedding", "output_gradient"))]
+    last = [op.operation.name if callee(op) is None else str(callee(op)) for op in operations(entries(module)[1])]
+    gradient = last.index("output_gradient")
+    assert last[gradient + 1] == "comm.all_reduce_start"
+    assert {"output", "forward_1"} & set(last[gradient : last.index("backward_1")])
+    hidden = [
+        r["message"] for r in found.program.remarks if r["pass"] == "start-collectives" and r["kind"] == "applied"
+    ]
+    assert any("all_reduce over pp runs beside other work" in str(message) for message in hidden)
+
+
 @pytest.mark.parametrize("schedule", ["interleaved", "zb-h1", "dualpipe-v"])
 def test_any_schedule_keeps_values_with_a_tied_vocabulary(schedule: str) -> None:
     agrees(f"schedule {schedule}", shard='"embed" vocab over pp', tied=True)
