@@ -61,6 +61,8 @@ def _smallest_bound(costs: Sequence[float], parts: int) -> float:
         return low
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
+        if not low < middle < high:
+            break
         if _parts_needed(costs, middle) <= parts:
             high = middle
         else:
