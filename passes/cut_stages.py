@@ -107,16 +107,21 @@ def _said(module: Module, forward: Sequence[Node], settings: Settings) -> list[i
     said = settings.said
     cuts = [at for at, _ in split_places(module, forward, said)]
     if len(cuts) != settings.stages - 1:
-        begins = ", ".join(f'"{forward[at].origin.module_path}"' for at in cuts[:8]) or "nowhere but at the start"
+        begins = ", ".join(f'"{forward[at].origin.module_path}"' for at in cuts[:8])
+        where = f"stages would begin at {begins}" if begins else "no stage can begin where the first one does"
         raise StrettoError(
             "E0453",
-            f"the plan begins {len(cuts)} stages behind the first, but the pipeline has {settings.stages} stages",
+            f"the plan begins {_counted(len(cuts))} behind the first, but the pipeline has {_counted(settings.stages)}",
             span=said.span_of("split"),
             expected=f"expected modules for {settings.stages - 1} of them",
-            notes=((f"stages would begin at {begins}", None),),
+            notes=((where, None),),
             help="name one module for each stage but the first, or leave split out",
         )
     return cuts
+
+
+def _counted(stages: int) -> str:
+    return "1 stage" if stages == 1 else f"{stages} stages"
 
 
 def _costs(forward: Sequence[Node], balance: Balance, time: TimeAxis, known: OpCosts) -> list[float]:

@@ -52,7 +52,7 @@ def _interleaved(request: Request) -> Schedule:
 def _dualpipe_v(request: Request) -> Schedule:
     if request.microbatches < 2 * request.ranks:
         needs = f"at least {2 * request.ranks} microbatches for {request.ranks} stages"
-        raise not_defined("dualpipe-v", needs, str(request.microbatches), "raise -m, or take zb-v")
+        raise not_defined("dualpipe-v", needs, str(request.microbatches), "take more microbatches, or zb-v")
     return dualpipe_v(request.ranks, request.microbatches)
 
 
@@ -142,4 +142,4 @@ def _check_chunks(entry: Entry, chunks: int | None) -> None:
     if chunks is not None and (chunks < least or (most is not None and chunks > most)):
         needs = f"{least} chunk{'' if least == 1 else 's'} on each rank"
         others = "interleaved or breadth-first" if chunks > 2 else "another schedule"
-        raise not_defined(entry.name, needs, str(chunks), f"leave --chunks out, or take {others}")
+        raise not_defined(entry.name, needs, str(chunks), f"leave the chunks out, or take {others}")

@@ -1,0 +1,99 @@
+"""What a plan with a pipeline may get wrong: every mistake is refused at its place, with what would do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stretto.diagnostics import StrettoError
+from stretto.frontend.captured import Mode
+from torch import Tensor, nn
+
+from .staged_models import BATCH, Staged, captured, compiled, step_of
+
+MINE = "\nschedule mine(stages p, microbatches m) {{\n  stage s {{\n    {}\n  }}\n}}\n"
+
+
+def refused(items: str, more: str = "", pp: int = 2) -> StrettoError:
+    """The error of a plan for the model with skips."""
+    with pytest.raises(StrettoError) as caught:
+        compiled(*step_of("skipping", Mode.TRAIN), f"mesh (pp={pp})\npipeline over pp {{ {items} }}{more}")
+    return caught.value
+
+
+def written(phases: str) -> StrettoError:
+    """The error of a written schedule."""
+    return refused("schedule mine  microbatches 2", MINE.format(phases))
+
+
+@pytest.mark.parametrize(("items", "pp"), [("schedule gpipe", 64), ("schedule interleaved chunks 16", 4)])
+def test_more_stages_than_cut_points(items: str, pp: int) -> None:
+    error = refused(f"{items} microbatches 2", pp=pp)
+    assert (error.code, str(error.span)) == ("E0451", "a.plan:2:1")
+    assert "64 stages, but the forward has only" in error.message
+
+
+def test_microbatches_that_do_not_divide_the_batch() -> None:
+    error = refused("microbatches 5")
+    assert (error.code, str(error.span)) == ("E0402", "a.plan:2:20")
+    assert error.message == f'input "x" has {BATCH} rows, which 5 microbatches cannot share evenly'
+    assert error.help == "pass 55 or 60 rows, or take 4 or 7 microbatches"
+
+
+@pytest.mark.parametrize(
+    ("split", "pp", "message", "note"),
+    [
+        ('"embed"', 2, "begins 0 stages behind the first", "no stage can begin where the first one does"),
+        ('"down.1", "down.1"', 3, "begins 1 stage behind the first", 'stages would begin at "down.1"'),
+        ('"down", "down.0"', 3, "begins 1 stage behind the first", 'stages would begin at "down.0"'),
+    ],
+)
+def test_a_split_that_leaves_a_stage_empty(split: str, pp: int, message: str, note: str) -> None:
+    error = refused(f"microbatches 2 split {split}", pp=pp)
+    assert (error.code, str(error.span)) == ("E0453", "a.plan:2:35")
+    assert message in error.message
+    assert error.notes[0][0] == note
+
+
+def test_a_schedule_that_leaves_a_stage_without_work() -> None:
+    error = written("steady s * m { F B }")
+    assert (error.code, str(error.span)) == ("E0724", "a.plan:5:20")
+    assert "no rank runs F of microbatch 0 on stage 0" in error.message
+
+
+def test_a_schedule_that_names_a_stage_that_is_not_there() -> None:
+    error = written("drain { F[1] B[1] }")
+    assert (error.code, str(error.span)) == ("E0134", "a.plan:5:13")
+    assert error.message == "rank 0 holds chunks 0..0, not 1"
+
+
+def test_a_schedule_that_names_a_microbatch_that_is_not_there() -> None:
+    error = written("steady m + 1 { F B }")
+    assert (error.code, str(error.span)) == ("E0723", "a.plan:5:20")
+    assert error.message == "rank 0 runs F of microbatch 2 on stage 0, which does not exist"
+
+
+def test_a_schedule_that_cannot_train() -> None:
+    error = refused("schedule forward-only  microbatches 2")
+    assert (error.code, str(error.span)) == ("E0724", "a.plan:2:20")
+
+
+class Normed(nn.Module):
+    """A loss that is the norm of all rows together: no sum over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 5) to a loss."""
+        return (self.down(torch.relu(self.up(x))).square().sum() + 1).sqrt()
+
+
+def test_a_loss_that_does_not_split_over_microbatches() -> None:
+    staged = Staged(Normed(), {"x": torch.randn(4, 5)})
+    step = captured(staged)
+    with pytest.raises(StrettoError) as caught:
+        compiled(staged, step, "mesh (pp=2)\npipeline over pp { microbatches 2 }")
+    error = caught.value
+    assert error.code == "E0403" and "needs a sum over all microbatches" in error.message
+    assert error.span is not None and error.span.file.endswith("test_pipeline_refusals.py")
