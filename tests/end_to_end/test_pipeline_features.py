@@ -16,6 +16,12 @@ from .staged_models import IGNORED, Staged, assert_equal, captured, compiled
 ROWS, WIDTH, CLASSES = 8, 6, 5
 
 
+def some(first: Any, *others: Any) -> list[Any]:
+    """Parameters of a test of which the first alone is in the default run."""
+    slow = pytest.mark.slow
+    return [first, *(pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=slow) for each in others)]
+
+
 class Layer(nn.Module):
     """A residual feed-forward with an optional dropout."""
 
@@ -81,12 +87,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "zb-v", "dualpipe-v"])
+@pytest.mark.parametrize("schedule", some("dualpipe-v", "1f1b", "zb-h1", "zb-v"))
 def test_tensors_are_sharded_beside_stages(schedule: str) -> None:
     trains(Net(), plan(schedule, mesh=", tp=2"), plan(schedule, mesh=", dp=2, tp=2"), plan(schedule, mesh=", dp=2"))
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", "zb-v"])
+@pytest.mark.parametrize("schedule", some("zb-v", "gpipe", "interleaved"))
 def test_one_stage_and_one_microbatch_are_a_pipeline_too(schedule: str) -> None:
     trains(Net(), plan(schedule, 1, 1), plan(schedule, 4, 1), plan(schedule, 1, 2))
 
@@ -101,11 +107,11 @@ def test_the_plan_says_where_stages_begin_and_how_they_are_balanced() -> None:
     trains(Net(), *(plan("interleaved", more=each) for each in ('split "layers.{1,2}", "head"', "balance layers")))
 
 
-def test_frozen_parameters_have_no_gradient() -> None:
-    for frozen in ("layers.0", "layers.1.up", "head", "layers"):
-        model = Net()
-        model.get_submodule(frozen).requires_grad_(False)
-        trains(model, plan("1f1b"), plan("zb-h1", pp=3), plan("zb-v"))
+@pytest.mark.parametrize("frozen", some("layers.0", "layers.1.up", "head", "layers"))
+def test_frozen_parameters_have_no_gradient(frozen: str) -> None:
+    model = Net()
+    model.get_submodule(frozen).requires_grad_(False)
+    trains(model, plan("1f1b"), plan("zb-h1", pp=3), plan("zb-v"))
 
 
 def test_parameters_that_nothing_uses_belong_to_the_first_stage() -> None:
@@ -128,7 +134,7 @@ class Tied(Net):
         return super().scores(x) + x @ self.embed.weight
 
 
-@pytest.mark.parametrize("mesh", ["", ", tp=2", ", dp=2"])
+@pytest.mark.parametrize("mesh", some(", tp=2", "", ", dp=2"))
 def test_weights_that_stages_share_get_the_sum_of_their_gradients(mesh: str) -> None:
     trains(Tied(), *(plan(each, pp=2, mesh=mesh) for each in ("1f1b", "zb-h1", "zb-v", "interleaved")))
 
@@ -173,7 +179,7 @@ def test_what_stands_beside_the_loss_is_given_too() -> None:
     trains(Saying(), plan("1f1b"), plan("zb-v"), plan("zb-h1", mesh=", dp=2, tp=2"), loss_only=False)
 
 
-@pytest.mark.parametrize("kind", [Net, Saying, Counting])
+@pytest.mark.parametrize("kind", some(Saying, Net, Counting))
 def test_results_of_inference_are_whole(kind: type[Net]) -> None:
     infers(kind(), plan("forward-only"), plan("1f1b", pp=3), plan("zb-v", mesh=", tp=2"), plan("1f1b", mesh=", dp=2"))
 
@@ -200,6 +206,6 @@ def test_layers_compute_in_another_dtype() -> None:
     trains(Net(), plan("1f1b") + said, plan("zb-h1", mesh=", tp=2") + said, compute=torch.bfloat16)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+@pytest.mark.parametrize("microbatches", some(4, 1, 2, 8))
 def test_masks_of_dropout_are_those_of_one_device(microbatches: int) -> None:
     trains(Net(drop=0.4), plan("1f1b", microbatches), plan("zb-v", microbatches, mesh=", tp=2"))
