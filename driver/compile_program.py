@@ -42,6 +42,7 @@ from ..passes.split_means import SplitMeans
 from ..passes.split_segments import SplitSegments
 from ..passes.start_collectives import StartCollectives
 from ..passes.statements import void_statements
+from ..passes.use_local_statistics import UseLocalStatistics
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
 from .pipelined import check_loss
@@ -93,7 +94,8 @@ def pipeline(
     """The passes that a plan asks for, in order; where all floats are raised, what gradients are reduced in is too."""
     said = plan.precision.reduce if plan.precision is not None else None
     as_captured = floats is Floats.AS_CAPTURED
-    stages: list[Step] = [CutStages(plan), SplitSegments(plan), OrderTasks(plan, as_captured), "symbol-dce"]
+    cuts: list[Step] = [UseLocalStatistics(plan), CutStages(plan), SplitSegments(plan)]
+    stages: list[Step] = [*cuts, OrderTasks(plan, as_captured), "symbol-dce"]
     return [
         PlaceArguments(plan, ",".join(padded_inputs)),
         RaiseIdioms(),

@@ -36,6 +36,7 @@ TABLE: dict[str, str] = {
     "split-segments": "SplitSegments",
     "start-collectives": "StartCollectives",
     "unfold-layers": "UnfoldLayers",
+    "use-local-statistics": "UseLocalStatistics",
 }
 """The class of each of our passes; its module has the pass's name with underscores."""
 

@@ -16,8 +16,9 @@ WHOLE = {
 }  # fmt: skip
 CUT = {
     "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments", "start-collectives",
+    "use-local-statistics",
 }  # fmt: skip
-NEED_A_PLAN = {"cut-stages", "order-tasks", "place-arguments", "split-segments"}
+NEED_A_PLAN = {"cut-stages", "order-tasks", "place-arguments", "split-segments", "use-local-statistics"}
 
 
 def _module(level: Level) -> Module:

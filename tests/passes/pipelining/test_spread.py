@@ -92,7 +92,7 @@ def tasks(texts: dict[str, str], at: int) -> list[str]:
 def test_every_pass_keeps_loss_and_gradients_of_a_head_that_all_share(barriers: int) -> None:
     found, texts = compiled(f"barriers {barriers}", shard='"head" vocab over pp')
     captured = Module.parse(texts["captured"])
-    for name in ("cut-stages", "split-segments", "order-tasks", "start-collectives"):
+    for name in ("use-local-statistics", "cut-stages", "split-segments", "order-tasks", "start-collectives"):
         judged = compare(captured, Module.parse(texts[name]))
         assert judged.is_equal and judged.error < 1e-9, name
     report = check(found.program)
@@ -123,6 +123,16 @@ def test_ranks_meet_between_tasks_so_that_other_work_hides_it() -> None:
     assert any("all_reduce over pp runs beside other work" in str(message) for message in hidden)
 
 
+def test_with_one_barrier_only_rows_wait_for_what_ranks_know_together() -> None:
+    _, texts = compiled("schedule 1f1b", shard='"head" vocab over pp')
+    module = Module.parse(texts["order-tasks"])
+    names = {name: [op.operation.name for op in operations(f)] for name, f in module.functions().items()}
+    assert sum(op.endswith("mm_default") for op in names["output"]) == 2
+    assert "aten.mm_default" in names["output_gradient"]
+    assert not any(op.startswith("comm.all_reduce") for name in ("output", "output_gradient") for op in names[name])
+    assert "aten.mm_default" not in names["main_0"]
+
+
 @pytest.mark.parametrize("schedule", ["interleaved", "zb-h1", "dualpipe-v"])
 def test_any_schedule_keeps_values_with_a_tied_vocabulary(schedule: str) -> None:
     agrees(f"schedule {schedule}", shard='"embed" vocab over pp', tied=True)
@@ -130,6 +140,10 @@ def test_any_schedule_keeps_values_with_a_tied_vocabulary(schedule: str) -> None
 
 def test_a_vocabulary_over_stages_and_ranks_of_a_layer_keeps_values() -> None:
     agrees("schedule 1f1b  barriers 2", mesh="pp=2, tp=2", shard=f"{ALL} vocab over pp, tp")
+
+
+def test_a_rank_without_any_row_of_the_vocabulary_keeps_values() -> None:
+    agrees("schedule 1f1b", mesh="pp=4, tp=2", shard='"head" vocab over pp, tp')
 
 
 def test_an_embedding_alone_and_more_ranks_than_its_rows_need() -> None:
