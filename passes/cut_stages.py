@@ -63,9 +63,9 @@ class CutStages(Pass):
         if said is None:
             return Report()
         known = OpCosts(module)
-        time, _ = analysed(module, said.axis, said.barriers)
-        if time.tangent and not said.times:
-            note_times(module, estimated(module, time, dict(module.mesh)[said.axis], known))
+        time, spread = analysed(module, said.axis, said.barriers)
+        if time.tangent:
+            note_times(module, estimated(module, time, spread, dict(module.mesh)[said.axis], known))
         settings = settings_of(self.plan, module)
         assert settings is not None
         time, cuts = _cuts(module, settings, known)

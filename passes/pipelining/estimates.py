@@ -9,9 +9,11 @@ from __future__ import annotations
 from ...ir.bindings import Value
 from ...ir.module import Module, terminator
 from ...schedules.costs import Costs
+from ...schedules.schedule import Kind
 from .backward_split import input_gradients
 from .graph import Graph, Node
 from .op_costs import OpCosts
+from .spread import Spread
 from .stages import crossing_bytes
 from .time_axis import TimeAxis
 
@@ -20,8 +22,8 @@ LINK = 20.0
 _DIGITS = 2
 
 
-def estimated(module: Module, time: TimeAxis, ranks: int, costs: OpCosts) -> Costs:
-    """The times of a rank's share of a microbatch."""
+def estimated(module: Module, time: TimeAxis, spread: Spread, ranks: int, costs: OpCosts) -> Costs:
+    """The times of a rank's share of a microbatch, and of its parts of what all ranks share."""
     forward = sum(costs.time(node) for node in time.forward)
     whole = sum(costs.time(node) for node in time.backward)
     weights = _weights(module, time, costs)
@@ -29,7 +31,9 @@ def estimated(module: Module, time: TimeAxis, ranks: int, costs: OpCosts) -> Cos
     crossing = inner[len(inner) // 2] if inner else 0.0
     unit = (forward + whole) / ranks / 3 or 1.0
     times = (forward / ranks, (whole - weights) / ranks, weights / ranks, crossing * LINK)
-    return Costs(*(round(each / unit, _DIGITS) for each in times))
+    shared = [sum(costs.time(n) for n in spread.nodes(kind)) for kind in (Kind.S, Kind.T, Kind.E, Kind.G)]
+    f, b, w, c, s, t, e, g = (round(each / unit, _DIGITS) for each in (*times, *shared))
+    return Costs(f, b, w, c, s=s, t=t, e=e, g=g)
 
 
 def _weights(module: Module, time: TimeAxis, costs: OpCosts) -> float:

@@ -17,6 +17,7 @@ from ...schedules.schedule import Kind, Schedule
 from ...schedules.written import elaborate
 
 _TIMES = "comm.times"
+_NAMES = ("f", "b", "w", "c", "s", "t", "e", "g")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def settings_of(plan: Plan, module: Module) -> Settings | None:
     said = plan.pipeline
     if said is None:
         return None
-    costs = Costs(*said.times) if said.times else _noted(module)
+    costs = _said(said.times, _noted(module)) if said.times else _noted(module)
     schedule = _schedule(said, plan, costs)
     records = argument_records(module.functions()["main"])
     trains = any(record.get("kind") == "tangent" for record in records)
@@ -60,12 +61,21 @@ def settings_of(plan: Plan, module: Module) -> Settings | None:
 
 def note_times(module: Module, costs: Costs) -> None:
     """Note on a module how long its tasks take, for schedules that search."""
-    module.operation.attributes[_TIMES] = to_attribute([costs.f, costs.b, costs.w, costs.c])
+    module.operation.attributes[_TIMES] = to_attribute([getattr(costs, name) for name in _NAMES])
 
 
 def _noted(module: Module) -> Costs:
     attributes = module.operation.attributes
-    return Costs(*from_attribute(attributes[_TIMES])) if _TIMES in attributes else Costs()
+    return (
+        Costs(**dict(zip(_NAMES, from_attribute(attributes[_TIMES]), strict=True))) if _TIMES in attributes else Costs()
+    )
+
+
+def _said(times: tuple[float, ...], noted: Costs) -> Costs:
+    """The times that a plan says; those of what all ranks share are as noted, in the plan's unit."""
+    costs = Costs(*times)
+    unit = costs.whole / (noted.whole or 1.0)
+    return replace(costs, s=noted.s * unit, t=noted.t * unit, e=noted.e * unit, g=noted.g * unit)
 
 
 def forwards(schedule: Schedule) -> Schedule:
