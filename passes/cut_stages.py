@@ -37,6 +37,7 @@ from .pipelining.settings import Settings, note_times, settings_of
 from .pipelining.split_points import split_places
 from .pipelining.spread import analysed
 from .pipelining.stages import Stages, crossing_bytes
+from .pipelining.states import check_cut_over_time
 from .pipelining.time_axis import TimeAxis
 from .unfold_layers import unfold
 
@@ -62,12 +63,12 @@ class CutStages(Pass):
         said = self.plan.pipeline
         if said is None:
             return Report()
+        check_cut_over_time(self.name, self.plan, module)
         known = OpCosts(module)
         time, spread = analysed(module, said.axis, said.barriers)
         if time.tangent:
             note_times(module, estimated(module, time, spread, dict(module.mesh)[said.axis], known))
         settings = settings_of(self.plan, module)
-        assert settings is not None
         time, cuts = _cuts(module, settings, known)
         stages = Stages.cut(time, cuts)
         for node, stage in stages.of.items():

@@ -40,6 +40,7 @@ from .pipelining.graph import Graph, Node
 from .pipelining.messages import Messages
 from .pipelining.pairs import Pairs
 from .pipelining.settings import Settings, settings_of
+from .pipelining.states import check_cut_over_time, check_segments
 from .pipelining.step import Step
 from .pipelining.time_axis import TimeAxis
 
@@ -56,9 +57,11 @@ class OrderTasks(Pass):
     """Whether what crosses is cast to the dtype that the plan says; not where all floats are raised for a check."""
 
     def run(self, module: Module) -> Report:
-        settings = settings_of(self.plan, module)
-        if settings is None:
+        if self.plan.pipeline is None:
             return Report()
+        check_cut_over_time(self.name, self.plan, module)
+        settings = settings_of(self.plan, module)
+        check_segments(self.name, settings, module)
         graph = Graph.of(module.functions()["main"])
         segments = _segments(graph)
         schedule = _with_spread(settings, segments)

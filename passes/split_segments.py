@@ -25,7 +25,7 @@ from typing import ClassVar
 from ..dsl.plan import Plan
 from ..ir.bindings import Value
 from ..ir.module import Level, Module
-from ..schedules.schedule import Kind, Schedule
+from ..schedules.schedule import Kind
 from .base import Pass, Remark, RemarkKind, Report
 from .pipelining.attributes import SPREAD, segment_of, stage_of
 from .pipelining.backward_split import CallParter, input_gradients, part_masked
@@ -34,6 +34,7 @@ from .pipelining.op_costs import bytes_of
 from .pipelining.outlining import NAMES, Outliner, Segment
 from .pipelining.settings import Settings, settings_of
 from .pipelining.spread import Spread, analysed
+from .pipelining.states import check_cut_over_time, check_stages
 from .pipelining.time_axis import TimeAxis
 from .tally import Tally
 
@@ -48,11 +49,13 @@ class SplitSegments(Pass):
     """The plan; its statement about the pipeline is used."""
 
     def run(self, module: Module) -> Report:
-        settings = settings_of(self.plan, module)
-        if settings is None:
+        if self.plan.pipeline is None:
             return Report()
+        check_cut_over_time(self.name, self.plan, module)
+        settings = settings_of(self.plan, module)
+        check_stages(self.name, settings, module)
         tally = Tally(self.name)
-        parts = delays_weights(settings.schedule)
+        parts = settings.delays_weights
         if parts:
             part_masked(module, tally)
             _part_calls(module, settings)
@@ -61,11 +64,6 @@ class SplitSegments(Pass):
         whole = [] if not parts else _whole(time, segments)
         Outliner(module, time, segments).run()
         return Report(len(segments), (*tally.remarks(), *whole, *_applied(module)))
-
-
-def delays_weights(schedule: Schedule) -> bool:
-    """Whether a schedule has gradients of weights as tasks of their own."""
-    return any(task.kind is Kind.W for tasks in schedule.order for task in tasks)
 
 
 def _part_calls(module: Module, settings: Settings) -> None:

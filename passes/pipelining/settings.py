@@ -34,17 +34,21 @@ class Settings:
         """How many virtual stages there are."""
         return self.schedule.stages
 
+    @property
+    def delays_weights(self) -> bool:
+        """Whether the schedule has gradients of weights as tasks of their own."""
+        return any(task.kind is Kind.W for tasks in self.schedule.order for task in tasks)
 
-def settings_of(plan: Plan, module: Module) -> Settings | None:
-    """The pipeline of a plan as a module needs it: forwards alone where the module has no tangent; None without one.
+
+def settings_of(plan: Plan, module: Module) -> Settings:
+    """The pipeline of a plan that has one, as a module needs it: forwards alone where the module has no tangent.
 
     A schedule that searches is given the times that the plan says, else those that are noted on the module.
     Raises ScheduleError at the plan's statement for a schedule that is not there, is not defined for the plan's numbers
     (E0440 to E0442), cannot run (E0720 to E0724), or has no backward where there is a tangent (E0724).
     """
     said = plan.pipeline
-    if said is None:
-        return None
+    assert said is not None, "a plan without a pipeline has no settings"
     costs = _said(said.times, _noted(module)) if said.times else _noted(module)
     schedule = _schedule(said, plan, costs)
     records = argument_records(module.functions()["main"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from stretto.diagnostics import StrettoError
+from stretto.dsl.plan import Plan
 from stretto.ir.interpreter import compare
 from stretto.ir.module import Module, callee, operations
 from stretto.ir.pipeline import entries, microbatch_of
+from stretto.passes.base import Pass
 from stretto.passes.cut_stages import CutStages
 from stretto.passes.manager import PassManager
 from stretto.passes.order_tasks import OrderTasks
@@ -124,8 +126,45 @@ schedule mine(stages p, microbatches m) {
   stage s { drain { B } warmup m { F } }
 }
 """
-    from stretto.dsl.plan import Plan
-
     with pytest.raises(StrettoError) as caught:
         CutStages(Plan.parse(text, "mine.plan")).run(toy())
     assert caught.value.code in ("E0720", "E0721") and caught.value.span is not None
+
+
+def refused(step: Pass, module: Module) -> StrettoError:
+    with pytest.raises(StrettoError) as caught:
+        step.run(module)
+    assert caught.value.code == "E0455"
+    return caught.value
+
+
+def test_passes_say_which_one_must_go_before() -> None:
+    said = plan('schedule 1f1b split "down"')
+    assert refused(SplitSegments(said), toy()).expected == "expected what cut-stages makes"
+    assert refused(OrderTasks(said), toy()).expected == "expected what split-segments makes"
+    module = toy()
+    CutStages(said).run(module)
+    SplitSegments(said).run(module)
+    assert "in segments" in refused(SplitSegments(said), module).message
+    OrderTasks(said).run(module)
+    for each in (CutStages(said), SplitSegments(said), OrderTasks(said)):
+        assert "entries of their own" in refused(each, module).message
+
+
+def test_all_passes_are_given_one_plan() -> None:
+    others = [
+        Plan.parse(text)
+        for text in (
+            "mesh (pp=2)\npipeline over pp { microbatches 4 }",
+            "mesh (pp=4)\npipeline over pp { microbatches 2 }",
+        )
+    ]
+    for other in others:
+        assert "where the plan has" in refused(CutStages(other), toy()).message
+    module = toy()
+    CutStages(plan('schedule 1f1b split "down"')).run(module)
+    message = "does not take a module of 2 stages where the plan has 4"
+    assert message in refused(SplitSegments(plan("schedule zb-v")), module).message
+    SplitSegments(plan("schedule 1f1b")).run(module)
+    assert message in refused(OrderTasks(plan("schedule zb-v")), module).message
+    assert "whole backwards" in refused(OrderTasks(plan("schedule zb-h1")), module).message

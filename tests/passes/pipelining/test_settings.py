@@ -22,9 +22,7 @@ def a_module(argument: str = '{aten.argument = {kind = "tangent"}}') -> Module:
 
 def schedule(items: str, more: str = "", module: Module | None = None) -> Schedule:
     plan = Plan.parse(f"mesh (pp=2, dp=2)\npipeline over pp {{ {items} }}{more}", "a.plan")
-    settings = settings_of(plan, module or a_module())
-    assert settings is not None
-    return settings.schedule
+    return settings_of(plan, module or a_module()).schedule
 
 
 def refused(items: str, more: str = "") -> ScheduleError:
@@ -37,7 +35,6 @@ def test_a_plan_names_a_schedule_for_the_ranks_of_its_axis() -> None:
     assert schedule("microbatches 4") == generate("1f1b", Request(2, 4))
     found = schedule("schedule interleaved chunks 3 microbatches 4")
     assert (found.ranks, found.chunks, found.microbatches) == (2, 3, 4)
-    assert settings_of(Plan.parse("mesh (pp=2)"), a_module()) is None
 
 
 def test_a_schedule_of_the_plan_goes_first() -> None:
