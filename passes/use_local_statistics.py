@@ -60,8 +60,9 @@ class UseLocalStatistics(Pass):
         for op in operations(main):
             call = _maker(op.results[0]) if op.results else None
             if call is not None and call.name == "comm.all_reduce" and said.axis in call.args[1]:
-                count += _Statistics(module, op, call, said.barriers == 1).rewrite()
-                if count:
+                found = _Statistics(module, op, call, said.barriers == 1).rewrite()
+                count += found
+                if found:
                     tally.applied("exponentials are taken relative to a rank's own maximum", from_location(op.location))
         if count:
             _erase_unused(main)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Value
@@ -28,7 +29,7 @@ from ...ir.module import Module
 from ...ir.types import from_mlir, is_tensor
 from ...schedules.schedule import Kind
 from .graph import Graph, Node
-from .op_costs import bytes_of, flops
+from .op_costs import flops
 from .time_axis import TimeAxis
 
 _EQUALIZE = ("comm.all_reduce", "comm.all_gather")
@@ -161,11 +162,16 @@ def _met(time: TimeAxis, kinds: dict[Node, Kind], axis: str) -> set[Node]:
             if of == kind and (meets(node, axis) or any(v in made for v in node.operands)):
                 behind.add(node)
                 made.update(node.values)
-        exchanged = max((bytes_of(v) for n in behind if meets(n, axis) for v in n.values), default=0)
+        exchanged = max((_elements(v) for n in behind if meets(n, axis) for v in n.values), default=0)
         own = [node for node in behind if not meets(node, axis)]
-        if not any(n.call is None or flops(n) or any(bytes_of(v) > exchanged for v in n.values) for n in own):
+        if not any(n.call is None or flops(n) or any(_elements(v) > exchanged for v in n.values) for n in own):
             found |= behind
     return found
+
+
+def _elements(value: Value) -> int:
+    """How many elements a rank holds of a value."""
+    return prod(from_mlir(value.type).shape) if is_tensor(value.type) else 0
 
 
 def _refuse(graph: Graph, spread: set[Node], stages: list[Node]) -> None:

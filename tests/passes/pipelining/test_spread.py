@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from stretto.ir.interpreter import compare
 from stretto.ir.module import Module, callee, operations
 from stretto.ir.pipeline import entries, microbatch_of
 from stretto.runtime.check import check
+from stretto.runtime.launch import run_processes
+from stretto.runtime.prover import prove
 from torch import Tensor, nn
 
 WORDS, WIDTH = 21, 8
@@ -80,6 +84,7 @@ def agrees(items: str, **given: str | bool) -> None:
     found, _ = compiled(items, **given)  # type: ignore[arg-type]
     report = check(found.program)
     assert report.passed and max(row.error for row in report.rows) < 1e-9
+    assert prove(found.program).safe
 
 
 def tasks(texts: dict[str, str], at: int) -> list[str]:
@@ -121,6 +126,28 @@ def test_ranks_meet_between_tasks_so_that_other_work_hides_it() -> None:
         r["message"] for r in found.program.remarks if r["pass"] == "start-collectives" and r["kind"] == "applied"
     ]
     assert any("all_reduce over pp runs beside other work" in str(message) for message in hidden)
+
+
+def test_in_16_bits_ranks_meet_between_tasks_too() -> None:
+    items = "precision { params fp32 compute bf16 reduce fp32 }\nshard " + ALL + " vocab over pp"
+    plan = Plan.parse(f"mesh (pp=2)\n{items}\npipeline over pp {{ microbatches 2 }}\n", "a.plan")
+    tokens, texts = torch.zeros(4, 6, dtype=torch.int64), dict[str, str]()
+
+    def after(name: str, module: Module) -> None:
+        texts[name] = module.text()
+
+    compile_program(Model(False), (), {"tokens": tokens, "targets": tokens}, plan, after=after)
+    module = Module.parse(texts["order-tasks"])
+    assert "comm.all_reduce" not in [op.operation.name for op in operations(module.functions()["output"])]
+
+
+@pytest.mark.slow
+def test_ranks_that_are_processes_share_a_vocabulary(tmp_path: Path) -> None:
+    found, _ = compiled("schedule zb-v  barriers 2", shard='"embed" vocab over pp', tied=True)
+    found.program.save(tmp_path / "program")
+    given = {"folder": str(tmp_path / "program"), "steps": 2, "seed": 1}
+    reports = run_processes("stretto.runtime.process_jobs:check_entry", given, 2)
+    assert [report["passed"] for report in reports] == [True, True]  # type: ignore[index, call-overload]
 
 
 def test_with_one_barrier_only_rows_wait_for_what_ranks_know_together() -> None:
