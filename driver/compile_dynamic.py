@@ -21,6 +21,7 @@ from ..ir.module import Module
 from ..runtime.symbolic import range_text
 from .compile_program import Compiled, Options, Progress, compile_capture
 from .dynamic_sizes import find_sizes
+from .pipelined import EACH_SIZE, is_alone
 
 
 def compile_dynamic(
@@ -37,6 +38,8 @@ def compile_dynamic(
 
     Errors: those of `compile_program`, and StrettoError E0422 where no program holds for more than these sizes.
     """
+    if is_alone(plan):
+        raise _refused(EACH_SIZE)
     progress("capture")
     if options.floats is Floats.AS_CAPTURED:
         check_parameters(model, plan)

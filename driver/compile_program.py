@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from .. import __version__
 from ..backends.lower_program import lower_program
 from ..dsl.plan import Plan
-from ..frontend.capture import capture
+from ..frontend.call import bind_call
+from ..frontend.capture import capture_call
 from ..frontend.captured import Capture, InputKind, Mode
 from ..frontend.parameters import parameter_infos
 from ..frontend.precision import check_parameters, compute_dtype, effect_of_casts
@@ -21,6 +22,7 @@ from ..frontend.to_ir import Floats, to_module
 from ..ir.formats import dtype_of
 from ..ir.interpreter import IntegerRange, infer_ranges
 from ..ir.module import Module
+from ..passes.average_microbatches import AverageMicrobatches
 from ..passes.base import Remark
 from ..passes.cast_gradients import CastGradients
 from ..passes.cut_stages import CutStages
@@ -45,7 +47,7 @@ from ..passes.statements import void_statements
 from ..passes.use_local_statistics import UseLocalStatistics
 from ..runtime.arguments import Json, dtype_name
 from ..runtime.program import Manifest, Program
-from .pipelined import check_loss
+from .pipelined import check_loss, is_alone, one_microbatch
 
 _SPAN = ("file", "line", "column", "length", "text")
 CAPTURED = "captured"
@@ -94,7 +96,8 @@ def pipeline(
     """The passes that a plan asks for, in order; where all floats are raised, what gradients are reduced in is too."""
     said = plan.precision.reduce if plan.precision is not None else None
     as_captured = floats is Floats.AS_CAPTURED
-    cuts: list[Step] = [UseLocalStatistics(plan), CutStages(plan), SplitSegments(plan)]
+    average: list[Step] = [AverageMicrobatches(plan)] if is_alone(plan) else []
+    cuts: list[Step] = [*average, UseLocalStatistics(plan), CutStages(plan), SplitSegments(plan)]
     stages: list[Step] = [*cuts, OrderTasks(plan, as_captured), "symbol-dce"]
     return [
         PlaceArguments(plan, ",".join(padded_inputs)),
@@ -136,7 +139,8 @@ def compile_program(
     if options.floats is Floats.AS_CAPTURED:
         check_parameters(model, plan)
     compute = compute_dtype(plan)
-    captured = capture(model, args, kwargs, mode=options.mode, loss_only=options.loss_only, compute=compute)
+    call = one_microbatch(bind_call(model, args, kwargs), plan)
+    captured = capture_call(model, call, mode=options.mode, loss_only=options.loss_only, compute=compute)
     return compile_capture(captured, model, plan, options, progress=progress, after=after)
 
 
@@ -149,7 +153,10 @@ def compile_capture(
     progress: Progress = lambda stage: None,
     after: Callable[[str, Module], None] | None = None,
 ) -> Compiled:
-    """Compile a model that is captured already. Raises StrettoError E0616 where a pipeline has no scalar loss."""
+    """Compile a model that is captured already: one microbatch of the call, where the plan says `per microbatch`.
+
+    Raises StrettoError E0616 where a pipeline has no scalar loss.
+    """
     check_loss(captured, plan)
     progress("convert")
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
@@ -179,6 +186,8 @@ def compile_capture(
     progress("lower")
     told = replace(options, arguments=_told(options.arguments, ranges))
     program = _program(captured, model, module, remarks, told, _judged(captured, plan, options.floats))
+    if program.pipeline is not None and is_alone(plan):
+        program = replace(program, pipeline=replace(program.pipeline, alone=True))
     return Compiled(program, captured, tuple(manager.runs))
 
 

@@ -97,16 +97,18 @@ class PassVerdict:
     """Where that error says that it is."""
     stuck: tuple[Stuck, ...] = ()
     """Of ORDER: the ranks that take part, and where each is."""
+    changes: bool = False
+    """Whether it changes what is computed by the plan's own words, so that values are not compared."""
 
     @property
     def equal(self) -> bool:
         """Whether the pass was seen to keep the values."""
-        return self.breakage is None and self.results > 0
+        return self.breakage is None and self.results > 0 and not self.changes
 
     @property
     def is_unchecked(self) -> bool:
         """Whether there was nothing to compare: no result, or none that says anything. The order was kept."""
-        return self.breakage is None and self.results == 0
+        return self.breakage is None and self.results == 0 and not self.changes
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ class Judge:
     def run(self, step: Step) -> PassVerdict:
         """Run a pass on the module and judge what it leaves. Errors: PassFailure, and those of the pass."""
         PassManager([step], verification=Verification.NEVER).run(self.module)
-        return self.judge(step_name(step))
+        return self.judge(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
 
     def try_run(self, step: Step) -> PassVerdict:
         """As `run`, where a pass that raises has failed and is told so. E0655 and E0661 are raised."""
@@ -150,14 +152,19 @@ class Judge:
                 raise
             return _refusal(step_name(step), Breakage.FAILED, error)
 
-    def judge(self, name: str) -> PassVerdict:
-        """The verdict on the pass that has just run; to leave a module that is invalid or cannot be run breaks it."""
+    def judge(self, name: str, *, changes: bool = False) -> PassVerdict:
+        """The verdict on the pass that has just run; to leave a module that is invalid or cannot be run breaks it.
+
+        What a pass leaves that `changes` the function is only run.
+        """
         try:
             verify(self.module)
             left = _copy(self.module)
         except StrettoError as error:
             return _refusal(name, Breakage.INVALID, error)
         try:
+            if changes:
+                self.before = left
             verdict = self._compare(name, left)
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
@@ -165,7 +172,7 @@ class Judge:
             return _refusal(name, _kind(error), error)
         if verdict.breakage is None:
             self.before = left
-        return verdict
+        return PassVerdict(name, None, changes=True) if changes and verdict.breakage is None else verdict
 
     def _compare(self, name: str, left: Module) -> PassVerdict:
         terms = self.terms

@@ -74,7 +74,7 @@ def example(name: str) -> Example:
 
 def _in_order() -> list[str]:
     """Our passes and upstream's: those of a compile in its order, then the others by name."""
-    plan = Plan(Mesh((("pp", 1),)), (Pipeline("pp", 1),))
+    plan = Plan(Mesh((("pp", 1),)), (Pipeline("pp", 1, per_microbatch=True),))
     compiled = [step_name(step) for step in single(pipeline(plan))]
     return list(dict.fromkeys((*compiled, *sorted(TABLE), *sorted(UPSTREAM))))
 

@@ -31,6 +31,7 @@ from .compile_program import Compiled, Options, compile_capture, remark_json
 from .distribution import check_same_inputs, global_shapes, move_to_stages, processes
 from .dynamic_sizes import Found, find_sizes
 from .held import Held
+from .pipelined import EACH_SIZE, is_alone, one_microbatch
 from .read_attributes import ReadAttributes
 from .remarks import is_warning, remarks_of, warning_text
 
@@ -199,7 +200,7 @@ def make_variant(
     """
     check_parameters(model, plan)
     with global_shapes(model, call) as plain:
-        maker = _Maker(model, plain, key, plan, padded)
+        maker = _Maker(model, one_microbatch(plain, plan), key, plan, padded)
         compiled, found = maker.with_sizes(sizes) if sizes else (maker.compiled(), None)
     program = compiled.program
     if found is not None:
@@ -231,6 +232,8 @@ class _Maker:
 
     def with_sizes(self, sizes: Mapping[str, CalledSize]) -> tuple[Compiled, Found]:
         """The program, and what in it follows from these of its sizes."""
+        if is_alone(self.plan):
+            return self.compiled(), Found(None, EACH_SIZE)
         own = {name: each.size for name, each in sizes.items()}
         compute = compute_dtype(self.plan)
 

@@ -37,8 +37,8 @@ class PassesReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all are equal; false where nothing could be compared."""
-        return all(each.equal for each in self.verdicts)
+        """Whether all are equal, or change what the plan says; false where nothing could be compared."""
+        return all(each.equal or each.changes for each in self.verdicts)
 
     @property
     def is_unchecked(self) -> bool:
@@ -83,9 +83,13 @@ def show_passes(report: PassesReport) -> None:
     table(("pass", "results", "largest error", "verdict"), rows, right=("results", "largest error"))
     say()
     last = report.verdicts[-1]
+    changing = [each.name for each in report.verdicts if each.changes]
     if report.passed:
-        count = len(report.verdicts)
-        say(f"equal: {'the pass' if count == 1 else f'all {count} passes'} left the values as they were")
+        count = len(report.verdicts) - len(changing)
+        if count:
+            say(f"equal: {_counted(count, others=bool(changing))} left the values as they were")
+        for name in changing:
+            say(f"{name} changes the function, as the plan says")
         return
     if report.is_unchecked:
         unchecked = next(each for each in report.verdicts if each.is_unchecked)
@@ -96,7 +100,16 @@ def show_passes(report: PassesReport) -> None:
         say(f"  {line}")
 
 
+def _counted(count: int, *, others: bool) -> str:
+    """How many passes, for a sentence; beside others that are not counted."""
+    if count == 1:
+        return "the other pass" if others else "the pass"
+    return f"all {count} {'other ' if others else ''}passes"
+
+
 def _word(verdict: PassVerdict) -> str:
+    if verdict.changes:
+        return "changes"
     return "equal" if verdict.equal else "not checked" if verdict.is_unchecked else "differs"
 
 

@@ -58,6 +58,9 @@ class Pass(ABC):
     """Verb-object in kebab-case; the file has the same name."""
     levels: ClassVar[frozenset[Level]] = frozenset(Level)
     """Of the modules that it takes; the manager refuses others (E0421)."""
+    keeps_values: ClassVar[bool] = True
+    """Whether the module computes the same after it; a pass that a statement of the plan has change the function says
+    no, and is not judged by values."""
 
     @abstractmethod
     def run(self, module: Module) -> Report:

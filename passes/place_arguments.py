@@ -4,7 +4,8 @@ Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", 
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
 Parameters go where the plan's last matching statement says, everything else stays whole; inputs are cut by the axes
-of the batch. With a pipeline the mesh gets an axis of time, "microbatch", last, which cuts the batch too.
+of the batch. With a pipeline the mesh gets an axis of time, "microbatch", last, which cuts the batch too; one whose
+microbatches are computed alone (`per microbatch`) has captured one of them, and gets that axis later.
 Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
 
@@ -56,14 +57,16 @@ class PlaceArguments(Pass):
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
         _policy(self.plan, records, types).store(module)
-        whole = [records[i]["name"] for i in _inputs(records) if not inputs.get(i)]
+        alone = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
+        whole = [records[i]["name"] for i in _inputs(records) if i not in inputs or not (inputs[i] or alone)]
         decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(whole))
         return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
 
 
 def _mesh(plan: Plan) -> Mesh:
-    """The plan's axes, and the axis of time behind them where there is a pipeline."""
-    time = () if plan.pipeline is None else ((MICROBATCH, plan.pipeline.microbatches),)
+    """The plan's axes, and the axis of time behind them where a pipeline cuts the batch."""
+    said = plan.pipeline
+    time = () if said is None or said.per_microbatch else ((MICROBATCH, said.microbatches),)
     return (*plan.mesh.axes, *time)
 
 
@@ -92,7 +95,7 @@ def _input_dims(
     found = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in cut}) if cut else {}
     dims: dict[int, Mapping[str, int]] = {i: found[records[i]["name"]] for i in cut}
     for i, by_axis in dims.items():
-        if records[i]["name"] not in padded:
+        if records[i]["name"] not in padded or (plan.pipeline is not None and plan.pipeline.per_microbatch):
             _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
     return dims if plan.pipeline is None else _in_time(plan, plan.pipeline, records, types, dims)
 
@@ -104,16 +107,11 @@ def _in_time(
     plan: Plan, pipeline: Pipeline, records: list[Record], types: list[TensorType], dims: _Dims
 ) -> dict[int, Mapping[str, int]]:
     """The dims by which inputs are cut, the batch into microbatches too. Raises E0402 where these do not fit."""
-    if pipeline.per_microbatch:
-        raise StrettoError(
-            "E0404",
-            "microbatches cannot be computed alone: a step is that of the whole batch",
-            span=pipeline.span_of("per"),
-            help='leave "per microbatch" out, and take layers that treat each row alone',
-        )
     span = pipeline.span_of("microbatches")
     if not dims:
         raise StrettoError("E0402", "the model has no input with a batch to cut into microbatches", span=span)
+    if pipeline.per_microbatch:
+        return dict(dims)
     for i, by_axis in dims.items():
         axes = [axis for axis, dim in by_axis.items() if dim == 0]
         ranks, rows, count = prod(dict(plan.mesh.axes)[axis] for axis in axes), types[i].shape[0], pipeline.microbatches

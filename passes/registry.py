@@ -16,6 +16,7 @@ from .base import Pass
 ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
+    "average-microbatches": "AverageMicrobatches",
     "cast-gradients": "CastGradients",
     "cut-stages": "CutStages",
     "expand-losses": "ExpandLosses",

@@ -174,14 +174,19 @@ class Pipeline:
     axis: str
     entries: tuple[str, ...]
     microbatches: int
+    alone: bool = False
+    """Whether the step is the mean of microbatches that are computed alone; the reference is of one of them then."""
 
     def to_json(self) -> dict[str, Json]:
-        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches}
+        alone: dict[str, Json] = {"alone": True} if self.alone else {}
+        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **alone}
 
     @staticmethod
     def from_json(value: object, path: str = "program.json.pipeline") -> Pipeline:
         fields = Fields(value, path)
-        return Pipeline(fields.text("axis"), fields.texts("entries"), fields.whole("microbatches"))
+        return Pipeline(
+            fields.text("axis"), fields.texts("entries"), fields.whole("microbatches"), fields.flag_or("alone", False)
+        )
 
 
 @dataclass(frozen=True)

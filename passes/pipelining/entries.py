@@ -17,7 +17,7 @@ from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Task
 from .graph import Node, build_like, copy_node, made_at
 from .messages import Messages, Parcel
-from .over_time import cut_dim, grown, is_over_time, whole, without_time
+from .over_time import cut_dim, grown, whole, without_time
 from .pairs import Pairs, taken
 from .spread import meets
 from .step import Step
@@ -219,7 +219,7 @@ class EntryBuilder:
             return self.parts[value, microbatch]
         if value in self.values:
             made = self.values[value]
-            if not is_over_time(value):
+            if cut_dim(value.type) is None:
                 return made
             self.parts[value, microbatch] = _slice(made, value.type, microbatch)
         else:

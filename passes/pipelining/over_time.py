@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...ir.bindings import Type, Value
 from ...ir.pipeline import MICROBATCH
-from ...ir.placement import Shard
+from ...ir.placement import AxisPlacement, Shard
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 
 
@@ -13,6 +15,11 @@ def without_time(type_: Type) -> Type:
     tensor = from_mlir(type_)
     kept = tuple((axis, p) for axis, p in tensor.placement if axis != MICROBATCH)
     return to_mlir(TensorType(tensor.dtype, tensor.shape, kept, tensor.extents))
+
+
+def in_time(tensor: TensorType, placement: AxisPlacement) -> TensorType:
+    """The type of a value that is over the axis of time in this way, of the same local shape."""
+    return replace(tensor, placement=tuple(sorted((*tensor.placement, (MICROBATCH, placement)), key=lambda p: p[0])))
 
 
 def is_over_time(value: Value) -> bool:

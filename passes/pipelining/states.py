@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
 from ...ir.module import Module, operations
-from ...ir.pipeline import microbatches, pipeline_axis, space
+from ...ir.pipeline import MICROBATCH, microbatches, pipeline_axis, space
 from ...schedules.schedule import Kind
 from .attributes import SPREAD, segment_of, stage_of
 from .settings import Settings
@@ -22,6 +22,14 @@ def check_cut_over_time(name: str, plan: Plan, module: Module) -> None:
         found = f"of {microbatches(module.mesh)} microbatches on {_mesh(space(module.mesh))}"
         wanted = f"{said.microbatches} on {_mesh(mesh)}"
         raise _refused(name, f"a module {found} where the plan has {wanted}", "the module that this plan made")
+
+
+def check_one_microbatch(name: str, plan: Plan, module: Module) -> None:
+    """Raise E0455 unless the module is cut for the plan's ranks and not over time; `name` is the pass's."""
+    if MICROBATCH in dict(module.mesh) or pipeline_axis(module) is not None:
+        raise _refused(name, "a module that is cut over time already", "the module of one microbatch")
+    if module.mesh != tuple(plan.mesh.axes):
+        raise _refused(name, f"a module on {_mesh(module.mesh)}", f"a module on {_mesh(tuple(plan.mesh.axes))}")
 
 
 def check_stages(name: str, settings: Settings, module: Module) -> None:

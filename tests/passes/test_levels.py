@@ -15,10 +15,12 @@ WHOLE = {
     "raise-matmuls", "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
-    "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments", "start-collectives",
-    "use-local-statistics",
+    "average-microbatches", "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments",
+    "start-collectives", "use-local-statistics",
 }  # fmt: skip
-NEED_A_PLAN = {"cut-stages", "order-tasks", "place-arguments", "split-segments", "use-local-statistics"}
+NEED_A_PLAN = {
+    "average-microbatches", "cut-stages", "order-tasks", "place-arguments", "split-segments", "use-local-statistics",
+}  # fmt: skip
 
 
 def _module(level: Level) -> Module:

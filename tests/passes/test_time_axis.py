@@ -255,13 +255,6 @@ def test_microbatches_that_do_not_divide_the_batch_are_refused_in_the_plan(
     assert (error.span.file, error.span.line) == ("a.plan", 2)
 
 
-def test_microbatches_are_not_computed_alone() -> None:
-    with pytest.raises(StrettoError) as caught:
-        Cut(Rows(F.mse_loss), rows(), "mesh (pp=2)\npipeline over pp { microbatches 2  per microbatch }")
-    assert caught.value.code == "E0404"
-    assert str(caught.value.span) == "a.plan:2:36"
-
-
 def test_a_model_without_a_batch_has_no_microbatches() -> None:
     class Nothing(nn.Module):
         def __init__(self) -> None:
