@@ -68,9 +68,8 @@ def measured_file(path: str, request: Request, barriers: int = 0) -> Measured:
 def _proved(schedule: Schedule, request: Request, barriers: int) -> Measured:
     costs = request.costs
     if barriers:
-        prove(schedule, costs, request.cap)
         kinds = {Kind.S, Kind.T} | ({Kind.E, Kind.G} if costs.e or costs.g else set())
-        schedule = share_vocabulary(schedule, kinds, barriers, costs)
+        schedule = share_vocabulary(schedule, kinds, barriers, costs, request.cap)
     figures = prove(schedule, request.costs, request.cap)
     return Measured(schedule, request, simulate(schedule, request.costs), figures)
 

@@ -77,8 +77,9 @@ class OrderTasks(Pass):
         interleaved = _interleaved(pairs)
         graph.function.erase()
         set_pipeline_axis(module, settings.said.axis)
+        idle = _idle_barriers(settings, schedule)
         message = f"{tasks} tasks in the order of {schedule.name}; {sent} tensors cross between stages"
-        return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()), *interleaved))
+        return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()), *interleaved, *idle))
 
 
 def _interleaved(pairs: Pairs) -> list[Remark]:
@@ -99,7 +100,17 @@ def _with_spread(settings: Settings, segments: Mapping[tuple[Kind, int], Node]) 
     kinds = {kind for kind, _ in segments if kind.is_shared}
     if not kinds:
         return settings.schedule
-    return share_vocabulary(settings.schedule, kinds, settings.said.barriers, settings.costs)
+    said = settings.said
+    return share_vocabulary(settings.schedule, kinds, said.barriers, settings.costs, said.memory)
+
+
+def _idle_barriers(settings: Settings, schedule: Schedule) -> list[Remark]:
+    """A remark where the plan says how often ranks meet, but they share nothing."""
+    said = settings.said
+    if schedule.shared or "barriers" not in said.spans:
+        return []
+    message = f'"barriers" says nothing here: no vocabulary is sharded over {said.axis}'
+    return [Remark(OrderTasks.name, RemarkKind.MISSED, message, span=said.span_of("barriers"))]
 
 
 def _segments(graph: Graph) -> dict[tuple[Kind, int], Node]:

@@ -24,11 +24,13 @@ _AHEAD = 2
 """How many microbatches embeddings are looked up before the first stage begins with one."""
 
 
-def share_vocabulary(schedule: Schedule, kinds: Collection[Kind], barriers: int, costs: Costs) -> Schedule:
+def share_vocabulary(
+    schedule: Schedule, kinds: Collection[Kind], barriers: int, costs: Costs, cap: float | None = None
+) -> Schedule:
     """The schedule with tasks of the shared `kinds`; ranks meet `barriers` times (1 or 2) between F and B.
 
     Of all numbers of forwards that a rank may run ahead, the one with the least makespan, of equals with the least
-    memory. Raises ScheduleError as `prove` does, for an order that cannot run.
+    memory, within the `cap` where there is one. Raises ScheduleError as `prove` does, where none can run.
     """
     most = barriers * schedule.chunks if Kind.S in kinds and schedule.has_backward else 0
     best: tuple[float, Schedule] | None = None
@@ -36,7 +38,7 @@ def share_vocabulary(schedule: Schedule, kinds: Collection[Kind], barriers: int,
     for ahead in range(most + 1):
         made = _woven(_shifted(schedule, ahead), kinds, barriers, costs)
         try:
-            makespan = prove(made, costs).makespan
+            makespan = prove(made, costs, cap).makespan
         except ScheduleError as error:
             failure = failure or error
             continue
@@ -111,8 +113,12 @@ class _Run:
             self.orders[rank] += [Task(k, rank, m) for k, m in self.released[self.shared[rank] :]]
 
     def _wake(self, now: float) -> None:
-        for rank, free in enumerate(self.free):
-            heappush(self.events, (max(now, free), 1, -1, rank))
+        for rank in range(self.schedule.ranks):
+            self._look(rank, now)
+
+    def _look(self, rank: int, now: float) -> None:
+        """Let a rank see at some time, or when it is free, what it can run."""
+        heappush(self.events, (max(now, self.free[rank]), 1, -1, rank))
 
     def _release(self, kind: Kind, microbatch: int, at: float) -> None:
         if kind in self.kinds:
@@ -171,20 +177,26 @@ class _Run:
         """Run tasks, and say what can be run when they are done."""
         length = self.costs.pair(self.schedule.chunks) if len(group) == 2 else self.durations[group[0].kind]
         end = self.free[rank] = now + length
+        placement = self.schedule.placement
         for task in group:
             kind, stage, microbatch = task
             self.orders[rank].append(task)
             if kind.is_shared:
                 parts = self.parts.setdefault((kind, microbatch), [])
                 parts.append(end)
-                if kind == Kind.S and len(parts) == self.schedule.ranks:
-                    self._release(Kind.T, microbatch, max(parts) + self.link)
+                if len(parts) == self.schedule.ranks:
+                    self._look(placement[0 if kind == Kind.E else self.last], max(parts) + self.link)
+                    if kind == Kind.S:
+                        self._release(Kind.T, microbatch, max(parts) + self.link)
                 continue
             self.ends[Kind.B if kind == Kind.BW else kind, stage, microbatch] = end
+            beside = stage + 1 if kind == Kind.F else stage - 1
+            if kind != Kind.W and 0 <= beside <= self.last:
+                self._look(placement[beside], end)
             if kind == Kind.F and stage == 0 and microbatch + _AHEAD < self.schedule.microbatches:
                 self._release(Kind.E, microbatch + _AHEAD, now)
             if kind == Kind.F and stage == self.last:
                 self._release(Kind.S, microbatch, end + self.link)
             if kind in (Kind.B, Kind.BW) and stage == 0:
                 self._release(Kind.G, microbatch, end + self.link)
-        self._wake(end)
+        self._look(rank, end)

@@ -50,6 +50,13 @@ def test_every_rank_has_every_shared_task_once_and_meets_in_one_order(name: str)
     assert len({tuple(t[0::2] for t in tasks if t.kind in (Kind.S, Kind.E)) for tasks in shared.order}) == 1
 
 
+def test_a_cap_allows_fewer_forwards_ahead_or_is_refused() -> None:
+    plain = generate("1f1b", Request(4, 8))
+    assert prove(share_vocabulary(plain, OUTPUT, 1, COSTS, 4), COSTS).peak == 4
+    with pytest.raises(ScheduleError, match="the cap is 3"):
+        share_vocabulary(plain, OUTPUT, 1, COSTS, 3)
+
+
 def test_forwards_alone_are_woven_too() -> None:
     plain = generate("forward-only", Request(3, 4))
     assert prove(share_vocabulary(plain, {Kind.E, Kind.S}, 1, COSTS), COSTS).peak == 1

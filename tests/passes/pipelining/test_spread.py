@@ -181,6 +181,19 @@ def test_logits_are_gathered_for_all_in_inference() -> None:
     agrees("schedule 1f1b", trains=False)
 
 
+def test_barriers_without_a_vocabulary_are_said_aloud() -> None:
+    found, _ = compiled("barriers 2", mesh="pp=2, tp=2", shard='"head" vocab over tp')
+    assert '"barriers" says nothing here: no vocabulary is sharded over pp' in [
+        r["message"] for r in found.program.remarks
+    ]
+
+
+def test_no_forward_runs_ahead_for_which_the_plan_has_no_memory() -> None:
+    _, texts = compiled("schedule 1f1b  memory 2", shard='"head" vocab over pp')
+    first = [task for task in tasks(texts, 0) if task.startswith(("forward", "backward"))]
+    assert first[:3] == ["forward_0:0", "forward_0:1", "backward_0:0"]
+
+
 def test_a_vocabulary_between_stages_is_refused() -> None:
     class Twice(Model):
         def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
