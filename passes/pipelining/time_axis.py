@@ -169,7 +169,7 @@ def coupled(node: Node, joined: Sequence[Node]) -> StrettoError:
         f"the microbatches of a pipeline are not independent{where}: rows of all of them are reduced together",
         span=Span(origin.file, origin.line) if origin.file else None,
         notes=((f'what is reduced depends on parameters, such as those of "{first.origin.module_path}"', None),),
-        help="use a norm of each row by itself, or leave the pipeline out",
+        help="use a norm of each row by itself, or say in the pipeline: per microbatch",
     )
 
 

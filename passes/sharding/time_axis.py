@@ -98,5 +98,6 @@ def refusal(op: Operation, why: Crossing) -> StrettoError:
         f'{backward}"{name}"{where} {why}',
         span=Span(origin.file, origin.line) if origin.file else None,
         expected="expected an operation that each microbatch can do alone",
-        help="take a layer that treats each row alone (a group norm for a batch norm), or leave the pipeline out",
+        help="take a layer that treats each row alone (a group norm for a batch norm), or say in the pipeline that the "
+        "loss is the mean of those of its microbatches: per microbatch",
     )
