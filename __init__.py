@@ -12,19 +12,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .diagnostics.version import __version__
+
 if TYPE_CHECKING:
     from .diagnostics import PlanWarning, StrettoError
-    from .driver.clipping import clip_grad_norm_
-    from .driver.compiled_module import program_of, random_state, set_random_state
-    from .driver.decorator import compile
-    from .driver.local_parts import local
+    from .driver.model.clipping import clip_grad_norm_
+    from .driver.model.compiled_module import program_of, random_state, set_random_state
+    from .driver.model.decorator import compile
+    from .driver.model.local_parts import local
     from .driver.state.checkpoints import load_checkpoint, save_checkpoint
     from .driver.state.meta import meta_parameters
     from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
-    from .runtime.nan_watch import detect_anomaly
+    from .runtime.rank.nan_watch import detect_anomaly
 
-__version__ = "0.1.0"
 __all__ = [
     "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "detect_anomaly",
     "load_checkpoint", "load_weights", "local", "meta_parameters", "program_of", "random_state", "save_checkpoint",
@@ -35,18 +36,18 @@ _HOMES = {
     "Plan": ".dsl",
     "PlanWarning": ".diagnostics",
     "StrettoError": ".diagnostics",
-    "clip_grad_norm_": ".driver.clipping",
-    "compile": ".driver.decorator",
-    "detect_anomaly": ".runtime.nan_watch",
+    "clip_grad_norm_": ".driver.model.clipping",
+    "compile": ".driver.model.decorator",
+    "detect_anomaly": ".runtime.rank.nan_watch",
     "load_checkpoint": ".driver.state.checkpoints",
     "load_weights": ".driver.state.weights",
-    "local": ".driver.local_parts",
+    "local": ".driver.model.local_parts",
     "meta_parameters": ".driver.state.meta",
-    "program_of": ".driver.compiled_module",
-    "random_state": ".driver.compiled_module",
+    "program_of": ".driver.model.compiled_module",
+    "random_state": ".driver.model.compiled_module",
     "save_checkpoint": ".driver.state.checkpoints",
     "save_weights": ".driver.state.weights",
-    "set_random_state": ".driver.compiled_module",
+    "set_random_state": ".driver.model.compiled_module",
 }
 
 

@@ -33,9 +33,10 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
     """Compile one shape in this process: seconds by stage and by pass, peak RSS in MiB, sizes."""
     clock = Clock()
     from stretto import Plan
-    from stretto.driver.compile_program import Options, compile_program
+    from stretto.driver.compile.compile_program import Options, compile_program
     from stretto.frontend.captured import Mode
-    from stretto.frontend.targets import Request, load_target
+    from stretto.frontend.targets.load_target import load_target
+    from stretto.frontend.targets.target import Request
 
     config = json.loads((CONFIGS / f"{shape}.json").read_text())
     config["num_hidden_layers"] = layers or config["num_hidden_layers"]

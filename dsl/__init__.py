@@ -12,12 +12,7 @@ from .parser import Statement
 from .pipeline import Balance, Pipeline
 from .plan import Plan, check_world
 from .precision import FloatFormat, Precision
-from .resolve import (
-    OwnerKind,
-    ParameterInfo,
-    ParameterSharding,
-    resolve_parameters,
-)
+from .resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
 from .resolve_values import resolve_activations, resolve_inputs
 from .schedule import WrittenSchedule
 from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParameters

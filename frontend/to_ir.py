@@ -17,16 +17,16 @@ from torch import fx
 
 from ..diagnostics import StrettoError
 from ..ir.bindings import Type, Value, mlir
-from ..ir.dialects import context
+from ..ir.dialects.context import context
+from ..ir.dialects.schemas import Kind, definitions
 from ..ir.locations import Origin, to_location
 from ..ir.module import Module, Record, build_function, entry, finish_function
 from ..ir.operations import Call, build
-from ..ir.schemas import Kind, definitions
 from ..ir.types import TensorType, absent, from_mlir, to_mlir
 from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
-from .integer_values import integer_bounds
+from .graph.integer_values import integer_bounds
+from .graph.random_op import RANDOM
 from .metadata import source_span
-from .random_op import RANDOM
 
 _RENAMED = {
     "aten.view.default": "aten.reshape.default",

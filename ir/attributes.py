@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from ..dsl.precision import FloatFormat
 from .bindings import Attribute, mlir
-from .dialects import context
+from .dialects.context import context
 from .types import dtype_from_text, dtype_text
 
 Constant = bool | int | float | str | torch.dtype | tuple["Constant", ...] | list[Any] | dict[str, Any]
@@ -53,3 +54,30 @@ def from_attribute(attribute: Attribute) -> Any:
     if isinstance(attribute, mlir.DictAttr):
         return {entry.name: from_attribute(entry.attr) for entry in attribute}
     raise TypeError(f"attribute {attribute} is none that Stretto writes")
+
+
+DTYPES = {
+    FloatFormat.FP64: torch.float64,
+    FloatFormat.FP32: torch.float32,
+    FloatFormat.BF16: torch.bfloat16,
+    FloatFormat.FP16: torch.float16,
+}
+
+
+def dtype_of(format: FloatFormat | None) -> torch.dtype | None:
+    """Torch's name of a format; None for none.
+
+    >>> dtype_of(FloatFormat.BF16)
+    torch.bfloat16
+    """
+    return None if format is None else DTYPES[format]
+
+
+def format_name(dtype: torch.dtype) -> str:
+    """How a plan calls a dtype; torch's name where it has no word for it.
+
+    >>> format_name(torch.float32)
+    'fp32'
+    """
+    names = {known: str(format) for format, known in DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .bindings import Location, mlir
-from .dialects import context
+from .dialects.context import context
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 from ..diagnostics import Span, StrettoError
 from .attributes import from_attribute, to_attribute
 from .bindings import Block, Operation, PassManager, Type, Value, mlir
-from .dialects import context
-from .packing import restore_packing
+from .dialects.context import context
+from .dialects.packing import restore_packing
 from .placement import Mesh
 
 Record = dict[str, Any]

@@ -13,7 +13,7 @@ from ..diagnostics import StrettoError
 from .bindings import Operation, Type
 from .module import Module, argument_records, entry, operations, result_records
 from .operations import read
-from .pipeline import entry_names, microbatch_of
+from .pipelined_module import entry_names, microbatch_of
 from .types import from_mlir, is_tensor
 from .verifier import Problem
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from .attributes import from_attribute, to_attribute
 from .bindings import Location, Operation, Type, Value, mlir
-from .dialects import context
-from .schemas import Kind, by_mlir_name, definitions
+from .dialects.context import context
+from .dialects.schemas import Kind, by_mlir_name, definitions
 
 PACK = "builtin.unrealized_conversion_cast"
 

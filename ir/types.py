@@ -16,7 +16,7 @@ import torch
 
 from ..diagnostics import StrettoError
 from .bindings import Type, mlir
-from .dialects import context
+from .dialects.context import context
 from .placement import AxisPlacement, Mesh, Partial, Placement, Reduce, Replicate, Shard, axes_size
 
 _DTYPES: dict[torch.dtype, str] = {

@@ -14,13 +14,13 @@ from itertools import takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, Value, mlir
-from .comm import TRANSFERS
+from .dialects.comm import TRANSFERS
+from .dialects.schemas import Argument, Kind, by_mlir_name
 from .locations import from_location
 from .module import Level, Module, entry, operations
 from .operations import Call, read
+from .pipeline_verifier import broken_rules
 from .placement import Mesh, Shard, axes_size, chunk_size
-from .schemas import Argument, Kind, by_mlir_name
-from .stage_rules import broken_rules
 from .types import TensorType, from_mlir, is_tensor
 
 _STARTS = (

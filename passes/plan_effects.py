@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..dsl.parser import Statement
 from ..dsl.pipeline import Pipeline
 from ..dsl.plan import Plan
 from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
 from ..dsl.schedule import WrittenSchedule
-from ..dsl.shard import ShardInputs, ShardParameters
+from ..dsl.shard import ShardActivations, ShardInputs, ShardParameters
 from .base import Remark, RemarkKind
-from .statements import key_of
 
 _PASS = "place-arguments"
 _NAMES_SHOWN = 3
@@ -125,3 +125,42 @@ def _one_rank(axes: tuple[str, ...]) -> str:
 def _listed(names: tuple[str, ...]) -> str:
     shown = ", ".join(f'"{name}"' for name in names[:_NAMES_SHOWN])
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def key_of(index: int) -> str:
+    """The key of the plan's statement at a place in `plan.statements`."""
+    return f"statement {index}"
+
+
+def activations_key(axis: str) -> str:
+    """The key of the one statement that shards activations over an axis."""
+    return f"activations over {axis}"
+
+
+PRECISION_KEY = "precision"
+"""The key of the statement about precision."""
+
+
+def void_statements(plan: Plan, effects: Sequence[tuple[str, Mapping[str, str]]]) -> list[Remark]:
+    """A warning for every statement on which passes report, and none of them an effect.
+
+    `effects` holds, for each pass that ran, its name and `Report.effects`.
+    """
+    found = []
+    for index, statement in enumerate(plan.statements):
+        keys = _keys(index, statement)
+        said = [(name, each[key]) for name, each in effects for key in keys if key in each]
+        if said and all(why for _, why in said):
+            name, why = said[-1]
+            what = "this statement" if statement.span else f'"{statement}"'
+            message = f"{what} has no effect: {why}"
+            found.append(Remark(name, RemarkKind.WARNING, message, span=statement.span))
+    return found
+
+
+def _keys(index: int, statement: Statement) -> tuple[str, ...]:
+    if isinstance(statement, ShardActivations):
+        return (key_of(index), *(activations_key(axis) for axis in statement.axes))
+    if isinstance(statement, Precision):
+        return (key_of(index), PRECISION_KEY)
+    return (key_of(index),)

@@ -16,30 +16,30 @@ from .base import Pass
 ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
-    "average-microbatches": "AverageMicrobatches",
-    "cast-gradients": "CastGradients",
-    "cut-stages": "CutStages",
-    "expand-losses": "ExpandLosses",
-    "fold-layers": "FoldLayers",
-    "hoist-collectives": "HoistCollectives",
-    "lower-idioms": "LowerIdioms",
-    "order-tasks": "OrderTasks",
-    "partition-tensors": "PartitionTensors",
-    "place-arguments": "PlaceArguments",
-    "propagate-placements": "PropagatePlacements",
-    "put-batch-first": "PutBatchFirst",
-    "raise-idioms": "RaiseIdioms",
-    "raise-matmuls": "RaiseMatmuls",
-    "simplify-views": "SimplifyViews",
-    "split-all-reduce": "SplitAllReduce",
-    "split-counts": "SplitCounts",
-    "split-means": "SplitMeans",
-    "split-segments": "SplitSegments",
-    "start-collectives": "StartCollectives",
-    "unfold-layers": "UnfoldLayers",
-    "use-local-statistics": "UseLocalStatistics",
+    "average-microbatches": "pipelining.average_microbatches:AverageMicrobatches",
+    "cast-gradients": "normalize.cast_gradients:CastGradients",
+    "cut-stages": "pipelining.cut_stages:CutStages",
+    "expand-losses": "normalize.expand_losses:ExpandLosses",
+    "fold-layers": "layers.fold_layers:FoldLayers",
+    "hoist-collectives": "overlap.hoist_collectives:HoistCollectives",
+    "lower-idioms": "normalize.lower_idioms:LowerIdioms",
+    "order-tasks": "pipelining.order_tasks:OrderTasks",
+    "partition-tensors": "partition.partition_tensors:PartitionTensors",
+    "place-arguments": "sharding.place_arguments:PlaceArguments",
+    "propagate-placements": "sharding.propagate_placements:PropagatePlacements",
+    "put-batch-first": "normalize.put_batch_first:PutBatchFirst",
+    "raise-idioms": "normalize.raise_idioms:RaiseIdioms",
+    "raise-matmuls": "normalize.raise_matmuls:RaiseMatmuls",
+    "simplify-views": "normalize.simplify_views:SimplifyViews",
+    "split-all-reduce": "overlap.split_all_reduce:SplitAllReduce",
+    "split-counts": "normalize.split_counts:SplitCounts",
+    "split-means": "normalize.split_means:SplitMeans",
+    "split-segments": "pipelining.split_segments:SplitSegments",
+    "start-collectives": "overlap.start_collectives:StartCollectives",
+    "unfold-layers": "layers.unfold_layers:UnfoldLayers",
+    "use-local-statistics": "overlap.use_local_statistics:UseLocalStatistics",
 }
-"""The class of each of our passes; its module has the pass's name with underscores."""
+"""The module of each of our passes inside this folder, and its class; the file has the pass's name with underscores."""
 
 UPSTREAM = ("canonicalize", "cse", "symbol-dce", "remove-dead-values", "sccp", "strip-debuginfo")
 """Passes of upstream MLIR that pipelines may name."""
@@ -58,8 +58,8 @@ def names() -> tuple[str, ...]:
 def pass_class(name: str) -> type[Pass]:
     """The class of a pass that is not upstream's; E0410 for an unknown name, with the nearest."""
     if name in TABLE:
-        module = import_module(f".{name.replace('-', '_')}", __package__)
-        found = getattr(module, TABLE[name])
+        path, _, attribute = TABLE[name].partition(":")
+        found = getattr(import_module(f".{path}", __package__), attribute)
     elif name in _others():
         path, _, attribute = _others()[name].partition(":")
         found = getattr(import_module(path), attribute)
@@ -68,6 +68,11 @@ def pass_class(name: str) -> type[Pass]:
     if not (isinstance(found, type) and issubclass(found, Pass)):
         raise StrettoError("E0411", f'the pass "{name}" is registered as {found!r}, which is no subclass of Pass')
     return found
+
+
+def room(name: str) -> str:
+    """The folder inside this one that a pass of ours lives in, such as "sharding"."""
+    return TABLE[name].partition(".")[0]
 
 
 def unknown_pass(name: str) -> StrettoError:

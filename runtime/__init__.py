@@ -1,19 +1,21 @@
 """Programs and what runs them: the format, the executor, the communicators. Needs torch and numpy only.
 
 What makes programs lives elsewhere (`passes`, `backends`); nothing here may import a compiler. Start reading at
-`program.py`, then `executor.py` (one rank), `session.py` (all ranks, as threads), `check.py` (is the result right?).
+`program/program.py`, then `rank/executor.py` (one rank), `threads/session.py` (all ranks, as threads),
+`processes/session.py` (this process's rank), `checks/program_check.py` (is the result right?), `prover/` (is its order
+safe?). `session.py` and `communicator.py` are the seams: what callers see, and what a rank's program sees of its peers.
 """
 
-from .check import check
-from .check_report import CheckReport, CheckRow, Verdict
+from .checks.program_check import check
+from .checks.report import CheckReport, CheckRow, Verdict
 from .communicator import Communicator, Handle
 from .errors import CollectiveError, PeerFailed, ProgramError, RunError
-from .executor import Executor, Frame
-from .in_process import RankGroup
-from .interface import Session, State
-from .mesh import RankMesh
-from .program import Manifest, Program
-from .session import RankThreads, Replicas
+from .program.mesh import RankMesh
+from .program.program import Manifest, Program
+from .rank.executor import Executor, Frame
+from .session import Session, State
+from .threads.communicator import RankGroup
+from .threads.session import RankThreads, Replicas
 
 __all__ = [
     "CheckReport",

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from .automatic import automatic
-from .building_blocks import v_half_offsets, v_min_offsets
 from .error import ScheduleCode, ScheduleError
 from .figures import Measure, peaks
-from .heuristics import chosen, controlled_memory, listed_for, zb_auto, zb_v
-from .local_search import improve
-from .looped import breadth_first, interleaved
-from .one_chunk import fill_drain, forward_only, one_f_one_b, zb_h1, zb_h2
+from .generators.automatic import automatic
+from .generators.building_blocks import v_half_offsets, v_min_offsets
+from .generators.heuristics import chosen, controlled_memory, listed_for, zb_auto, zb_v
+from .generators.local_search import improve
+from .generators.looped import breadth_first, interleaved
+from .generators.one_chunk import fill_drain, forward_only, one_f_one_b, zb_h1, zb_h2
+from .generators.v_shaped import dualpipe_v
 from .prove import prove
 from .request import Request, not_defined
 from .schedule import Schedule, loop_placement
-from .v_shaped import dualpipe_v
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from stretto.ir.bindings import Operation, Value, mlir
 from stretto.ir.module import Module, callee, entry, operations
 from stretto.ir.operations import is_packing, read, results_of
-from stretto.passes.idioms.canonical import overload
-from stretto.passes.idioms.reference import REFERENCE
+from stretto.passes.normalize.idioms.canonical import overload
+from stretto.passes.normalize.idioms.reference import REFERENCE
 
 
 def execute(module: Module, inputs: Sequence[torch.Tensor], function: str = "main") -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stretto.driver import pass_document
+from stretto.driver.text import pass_document
 from stretto.passes import registry
 
 from .typing_in import Block, blocks, type_in, working_in
@@ -55,13 +56,17 @@ def test_moved_into_stretto_it_is_a_pass_like_the_others(folder: Path, monkeypat
     (sed,) = [line.strip() for line in PAGE.read_text().splitlines() if line.strip().startswith("sed ")]
     moved = folder / "moved.py"
     subprocess.run(["bash", "-euc", f"{sed.split(' > ')[0]} > {moved}"], cwd=folder, check=True)
-    spec = importlib.util.spec_from_file_location("stretto.passes.drop_unit_factors", moved)
+    spec = importlib.util.spec_from_file_location("stretto.passes.normalize.drop_unit_factors", moved)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    assert '"drop-unit-factors": "DropUnitFactors",' in PAGE.read_text()
-    monkeypatch.setitem(registry.TABLE, "drop-unit-factors", "DropUnitFactors")
-    monkeypatch.setattr(pass_document, "TEXT_TESTS", folder)
+    place = "normalize.drop_unit_factors:DropUnitFactors"
+    assert f'"drop-unit-factors": "{place}",' in PAGE.read_text()
+    monkeypatch.setitem(registry.TABLE, "drop-unit-factors", place)
+    tests = folder / "tests"
+    (tests / "normalize").mkdir(parents=True)
+    shutil.copy(folder / "drop_unit_factors.mlir", tests / "normalize")
+    monkeypatch.setattr(pass_document, "TEXT_TESTS", tests)
     shown = pass_document.example("drop-unit-factors")
     assert "aten.mul_scalar" in shown.before and "aten.mul_scalar" not in shown.after

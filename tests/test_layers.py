@@ -1,9 +1,10 @@
-"""Imports go one way: which folder may import which, as docs/architecture.md lists them."""
+"""Imports go one way: which folder may import which, as docs/architecture.md lists them; and rooms stay small."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +85,27 @@ def test_imports_inside_the_package_are_relative() -> None:
         if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "stretto"
     ]
     assert not wrong
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    files = [file for folder in MAY_IMPORT for file in modules(folder)] + sorted(ROOT.glob("*.py"))
+    names = {dotted(file): file for file in files}
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for name, file in names.items():
+        targets = {next((n for n in (full, full.rpartition(".")[0]) if n in names), name) for _, full in imports(file)}
+        graph.add_edges_from((name, target) for target in targets - {name, "stretto"})
+    assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
+def test_a_room_holds_at_most_20_files_of_at_most_400_lines() -> None:
+    rooms = {path.parent for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")}
+    full = [str(room.relative_to(ROOT)) for room in rooms if len(set(room.glob("*.py")) - {room / "__init__.py"}) > 20]
+    files = [file for folder in MAY_IMPORT for file in modules(folder)]
+    long = [str(file.relative_to(ROOT)) for file in files if len(file.read_text(encoding="utf-8").splitlines()) > 400]
+    assert (full, long) == ([], [])
+
+
+def dotted(file: Path) -> str:
+    """The name under which a file of the package is imported."""
+    parts = ["stretto", *file.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
-    from ..bisect_file import bisect_source, bisection_json, show_bisection
-    from ..judge import terms_of
+    from ..check.pass_check import terms_of
+    from ..debug.bisect_file import bisect_source, bisection_json, show_bisection
 
     source = source_of(given)
     found = bisect_source(source, terms_of(given.seed, given.memory_cap, given.ranges))

@@ -38,7 +38,7 @@ def run(given: argparse.Namespace) -> Outcome:
     if not given.target.startswith("hf:") and (given.batch or given.seq):
         given.usage_error("--batch and --seq are for hf: targets; a function in a file makes its own inputs")
     require_compiler()
-    from ..compile_target import CompileJob, compile_target, show_compiled
+    from ..compile.compile_target import CompileJob, compile_target, show_compiled
 
     job = CompileJob(
         given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq, given.dump_ir,

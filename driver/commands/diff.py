@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    from ..diff import Difference, show_difference
-    from ..summary import program_summary
+    from ..report.diff import Difference, show_difference
+    from ..report.summary import program_summary
 
     kinds = {os.path.isdir(path) for path in (given.a, given.b)}
     if len(kinds) > 1:
@@ -35,8 +35,8 @@ def run(given: argparse.Namespace) -> Outcome:
         found = Difference(program_summary(given.a), program_summary(given.b))
     else:
         require_compiler()
-        from ..module_source import read_source
-        from ..module_summary import module_summary
+        from ..debug.module_source import read_source
+        from ..report.module_summary import module_summary
 
         found = Difference(*(module_summary(read_source(path, None)) for path in (given.a, given.b)))
     return Outcome(0 if found.is_equal else 1, lambda: show_difference(found), found.to_json)

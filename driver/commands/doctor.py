@@ -31,7 +31,7 @@ def run(given: argparse.Namespace) -> Outcome:
     require_compiler()
     from ..doctor.diagnosis import DoctorJob, diagnose
     from ..doctor.show import show_diagnosis
-    from ..text_files import write_text
+    from ..text.text_files import write_text
 
     job = DoctorJob(given.target, given.mode, given.dtype, given.batch, given.seq, given.dp, given.tp)
     found = diagnose(job)

@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    from ...runtime.program import Program
-    from ..explain import explain
-    from ..show_explanation import Detail, show_explanation
+    from ...runtime.program.program import Program
+    from ..report.explain import explain
+    from ..report.show_explanation import Detail, show_explanation
 
     explanation = explain(Program.load(given.folder))
     detail = Detail.ALL if given.remarks else Detail.SUMMARY

@@ -23,11 +23,11 @@ def run(given: argparse.Namespace) -> Outcome:
     if given.markdown and (given.name is not None or given.json):
         given.usage_error("--markdown is about all passes, and no JSON")
     require_compiler()
-    from ..pass_pages import all_pages, pass_page, show_list, show_page
+    from ..text.pass_pages import all_pages, pass_page, show_list, show_page
 
     if given.markdown:
-        from ..console import say
-        from ..pass_document import passes_document
+        from ..text.console import say
+        from ..text.pass_document import passes_document
 
         text = passes_document()
         return Outcome(0, lambda: say(text.rstrip("\n")))

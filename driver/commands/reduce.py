@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
-    from ..judge import terms_of
-    from ..reduce_file import reduce_source, reduced_json, show_reduced
+    from ..check.pass_check import terms_of
+    from ..debug.reduce_file import reduce_source, reduced_json, show_reduced
 
     source = source_of(given)
     terms = terms_of(given.seed, given.memory_cap, given.ranges)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    from ..run_program import RunJob, check_json, run_check, run_for_steps, show_check, show_steps, steps_json
+    from ..check.run_program import RunJob, check_json, run_check, run_for_steps, show_check, show_steps, steps_json
 
     if given.check and given.detect_anomaly:
         given.usage_error("--detect-anomaly is for steps, not for --check")

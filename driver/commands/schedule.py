@@ -70,15 +70,15 @@ def _shared_times(text: str) -> tuple[float, float, float, float]:
 def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ...schedules import Costs, Measure, Request
-    from ..schedule import is_file, list_json, measured, measured_file, show_list, show_schedule
-    from ..schedule_svg import svg
-    from ..text_files import write_text
+    from ..text.schedule import is_file, list_json, measured, measured_file, show_list, show_schedule
+    from ..text.schedule_svg import svg
+    from ..text.text_files import write_text
 
     if given.pictures:
         if given.name is not None or given.svg or given.json:
             given.usage_error("--pictures is about all schedules, and stands alone")
-        from ..console import say
-        from ..schedule_pictures import write_pictures
+        from ..text.console import say
+        from ..text.schedule_pictures import write_pictures
 
         count = write_pictures()
         return Outcome(0, lambda: say(f"{count} pictures written"))

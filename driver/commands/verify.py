@@ -32,7 +32,7 @@ def run(given: argparse.Namespace) -> Outcome:
 def _program(given: argparse.Namespace) -> Outcome:
     if given.path == "-" or os.path.isfile(given.path):
         given.usage_error("a module is verified pass by pass: name the passes with -p PIPELINE")
-    from ..verify_program import show_verdict, verify_program
+    from ..check.verify_program import show_verdict, verify_program
 
     proved = verify_program(given.path, given.memory_cap)
     return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
@@ -42,9 +42,9 @@ def _passes(given: argparse.Namespace) -> Outcome:
     if os.path.isdir(given.path):
         given.usage_error("-p is for a module's file; a program folder is proved without it")
     require_compiler()
-    from ..judge import terms_of
-    from ..module_source import read_source
-    from ..verify_passes import PassesJob, show_passes, verify_passes
+    from ..check.pass_check import terms_of
+    from ..check.verify_passes import PassesJob, show_passes, verify_passes
+    from ..debug.module_source import read_source
 
     source = read_source(given.path, given.pipeline)
     report = verify_passes(PassesJob(source, terms_of(given.seed, given.memory_cap, given.ranges)))

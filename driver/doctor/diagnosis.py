@@ -10,19 +10,20 @@ import torch
 
 from ...dsl.plan import Plan
 from ...dsl.resolve import OwnerKind, ParameterInfo, resolve_parameters
-from ...frontend.capture import capture
+from ...frontend.capture.capture import capture
+from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.captured import Mode
-from ...frontend.parameters import parameter_infos
-from ...frontend.targets import Request, Target, load_target
+from ...frontend.targets.load_target import load_target
+from ...frontend.targets.target import Request, Target
 from ...frontend.to_ir import to_module
 from ...passes.manager import PassManager
-from ...passes.raise_idioms import RaiseIdioms
-from ...runtime.arguments import Json, dtype_name
-from ...runtime.program import Program
-from ..compile_program import Options, compile_program
-from ..console import progress
-from ..names import family
-from ..remarks import RemarkJson, is_warning, remarks_of
+from ...passes.normalize.raise_idioms import RaiseIdioms
+from ...runtime.program.arguments import Json, dtype_name
+from ...runtime.program.program import Program
+from ..compile.compile_program import Options, compile_program
+from ..report.remarks import RemarkJson, is_warning, remarks_of
+from ..text.console import progress
+from ..text.layer_names import family
 from .linear_layers import MIXTURE, LayerGraph, layer_graph
 from .starting_plan import StartingPlan, roles_of, starting_plan
 

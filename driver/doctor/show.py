@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..console import count_text, heading, say, shape_text, table
-from ..remarks import remark_text, warning_text
+from ..report.remarks import remark_text, warning_text
+from ..text.console import count_text, heading, say, shape_text, table
 from .diagnosis import Diagnosis, Finding
 
 

@@ -15,7 +15,7 @@ from itertools import groupby
 
 from ...dsl.globs import matches
 from ...dsl.resolve import ParameterInfo
-from ..names import family
+from ..text.layer_names import family
 from .linear_layers import MIXTURE, LayerGraph
 
 _LONGEST = 80

@@ -33,11 +33,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
-from ...runtime.parameters import is_here
 from ...runtime.philox import RandomState
-from ...runtime.world import join
-from ..compiled_module import compiled_module, is_compiled, random_state, set_random_state
-from ..distribution import processes
+from ...runtime.processes.parameters import is_here
+from ...runtime.processes.world import join
+from ..model.compiled_module import compiled_module, is_compiled, random_state, set_random_state
+from ..model.distribution import processes
 from .held_tensors import few, is_writer, meet
 from .optimizer_state import fill_optimizer, in_order, owned_by, room_for_state, state_by_name
 

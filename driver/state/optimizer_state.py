@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...diagnostics import StrettoError
-from ...runtime.parameters import is_here
-from ..optimizers import no_real_step
+from ...runtime.processes.parameters import is_here
+from ..model.optimizer_guards import no_real_step
 from .held_tensors import few
 
 _STATE, _GROUPS, _PARAMS = "state", "param_groups", "params"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...diagnostics import StrettoError
-from ...runtime.parameters import own_window
+from ...runtime.processes.parameters import own_window
 from .held_tensors import HeldTensor, few, held_tensors, is_writer, meet, transient_buffers, whole
 from .weight_files import WeightFiles, window_of, write_weights
 

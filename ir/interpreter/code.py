@@ -10,7 +10,7 @@ from ..bindings import Operation, Type, Value, mlir
 from ..locations import Origin, from_location
 from ..module import Level, Module, Record, argument_records, callee, entry, operations, result_records, terminator
 from ..operations import is_packing, read
-from ..pipeline import Microbatch, entry_names, microbatch_of, pipeline_axis, turn_of
+from ..pipelined_module import Microbatch, entry_names, microbatch_of, pipeline_axis, turn_of
 from ..placement import Mesh
 from ..types import TensorType, from_mlir, is_tensor
 from .errors import NO_MEANING, InterpreterError

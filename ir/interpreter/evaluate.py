@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library import register
+from ..dialects.library import register
 from ..module import Level
 from . import nn, random
 from .errors import NO_MEANING, InterpreterError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from ..pipeline import MICROBATCH
+from ..pipelined_module import MICROBATCH
 from ..placement import Mesh
 from .errors import NO_MEANING, InterpreterError
 

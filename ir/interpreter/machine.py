@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..comm import COLLECTIVES
+from ..dialects.comm import COLLECTIVES
+from ..dialects.schemas import definitions
 from ..module import Level
-from ..pipeline import Microbatch, of_turn
-from ..schemas import definitions
+from ..pipelined_module import Microbatch, of_turn
 from ..types import TensorType
 from .code import CALL, UNPACK, Body, Code, Ref, Step
 from .errors import FAILED, FUTURE, NO_MEANING, WRONG_TYPE, InterpreterError, Stuck

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..module import Level, Record
-from ..pipeline import microbatches, space
+from ..pipelined_module import microbatches, space
 from .code import Code, Port
 from .cutting import check_agree, cut, join
 from .errors import NO_MEANING, InterpreterError

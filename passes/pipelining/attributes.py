@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from ...diagnostics import StrettoError
+from ...dsl.plan import Plan
 from ...ir.attributes import from_attribute, to_attribute
 from ...ir.bindings import Operation
+from ...ir.module import Module, operations
+from ...ir.pipelined_module import MICROBATCH, microbatches, pipeline_axis, space
 from ...schedules.schedule import Kind
+from .settings import Settings
 
 SPREAD = -1
 """In place of a stage, for segments that every coordinate has a part of."""
@@ -53,3 +58,63 @@ def copy_marks(source: Operation, target: Operation) -> None:
     for name in (_STAGE, _SEGMENT):
         if name in source.attributes:
             target.attributes[name] = source.attributes[name]
+
+
+def check_cut_over_time(name: str, plan: Plan, module: Module) -> None:
+    """Raise E0455 unless the module has a `main` that is cut over time as the plan says; `name` is the pass's."""
+    said = plan.pipeline
+    assert said is not None, "the pass has something to do"
+    if pipeline_axis(module) is not None:
+        raise _refused(name, "a module whose stages have entries of their own", "a module from before order-tasks")
+    mesh = tuple(plan.mesh.axes)
+    if space(module.mesh) != mesh or microbatches(module.mesh) != said.microbatches:
+        found = f"of {microbatches(module.mesh)} microbatches on {_mesh(space(module.mesh))}"
+        wanted = f"{said.microbatches} on {_mesh(mesh)}"
+        raise _refused(name, f"a module {found} where the plan has {wanted}", "the module that this plan made")
+
+
+def check_one_microbatch(name: str, plan: Plan, module: Module) -> None:
+    """Raise E0455 unless the module is cut for the plan's ranks and not over time; `name` is the pass's."""
+    if MICROBATCH in dict(module.mesh) or pipeline_axis(module) is not None:
+        raise _refused(name, "a module that is cut over time already", "the module of one microbatch")
+    if module.mesh != tuple(plan.mesh.axes):
+        raise _refused(name, f"a module on {_mesh(module.mesh)}", f"a module on {_mesh(tuple(plan.mesh.axes))}")
+
+
+def check_stages(name: str, settings: Settings, module: Module) -> None:
+    """Raise E0455 unless the operations of main are cut into as many stages as the plan has, and are in no segments."""
+    marked = list(operations(module.functions()["main"]))
+    if any(segment_of(op) is not None for op in marked):
+        raise _refused(name, "a module that is in segments", "a module from before split-segments")
+    _check_number(name, settings, {stage for op in marked if (stage := stage_of(op)) is not None}, "cut-stages")
+
+
+def check_segments(name: str, settings: Settings, module: Module) -> None:
+    """Raise E0455 unless main is in segments, of as many stages as the plan has and of the kinds that it orders."""
+    found = [each for op in operations(module.functions()["main"]) if (each := segment_of(op)) is not None]
+    _check_number(name, settings, {stage for _, stage in found if stage != SPREAD}, "split-segments")
+    if settings.delays_weights and any(kind is Kind.BW for kind, _ in found):
+        what = f'a module of whole backwards where the schedule "{settings.schedule.name}" parts them'
+        raise _refused(name, what, "the module that split-segments made with this plan")
+
+
+def _check_number(name: str, settings: Settings, found: set[int], before: str) -> None:
+    if not found:
+        raise _refused(name, f"a module from before {before}", f"what {before} makes")
+    if max(found) + 1 != settings.stages:
+        what = f"a module of {max(found) + 1} stages where the plan has {settings.stages}"
+        raise _refused(name, what, f"the module that {before} made with this plan")
+
+
+def _refused(name: str, what: str, expected: str) -> StrettoError:
+    return StrettoError(
+        "E0455",
+        f'pass "{name}" does not take {what}',
+        expected=f"expected {expected}",
+        help="run place-arguments to order-tasks in their order, with one plan; compile --dump-ir DIR writes the "
+        "module before and after each pass",
+    )
+
+
+def _mesh(axes: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in axes) or "no mesh"

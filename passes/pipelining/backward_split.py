@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects import context
+from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Module, build_call, build_function, entry, finish_function, operations, terminator
 from ...ir.operations import Call, build, read
 from ...ir.types import absent
-from ..tally import Tally
+from ..counted_remarks import Tally
 from .attributes import copy_marks
 from .graph import Graph, Node, copy_node
 from .time_axis import TimeAxis

@@ -8,20 +8,19 @@ from functools import cached_property, partial, reduce
 import torch
 
 from ...ir.bindings import Location, Operation, Type, Value, mlir
-from ...ir.dialects import context
+from ...ir.dialects.context import context
 from ...ir.locations import Origin, to_location
 from ...ir.module import Module, build_call, build_function, entry, finish_function
 from ...ir.operations import Call, build
-from ...ir.pipeline import MICROBATCH, entry_name, microbatches, set_microbatch
+from ...ir.pipelined_module import MICROBATCH, entry_name, microbatches, set_microbatch
 from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Task
 from .graph import Node, build_like, copy_node, made_at
 from .messages import Messages, Parcel
-from .over_time import cut_dim, grown, whole, without_time
 from .pairs import Pairs, taken
 from .spread import meets
 from .step import Step
-from .time_axis import GATHER, REDUCE
+from .time_axis import GATHER, REDUCE, cut_dim, grown, whole, without_time
 
 _NOWHERE = Origin()
 

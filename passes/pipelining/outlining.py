@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Location, Value, mlir
-from ...ir.dialects import context
+from ...ir.dialects.context import context
 from ...ir.locations import Origin, to_location
 from ...ir.module import (
     Module,
@@ -19,12 +19,11 @@ from ...ir.module import (
     terminator,
 )
 from ...ir.operations import Call, build
-from ...ir.pipeline import MICROBATCH, microbatches
+from ...ir.pipelined_module import MICROBATCH, microbatches
 from ...schedules.schedule import Kind
 from .attributes import SPREAD, mark_meeting, mark_segment
 from .graph import Node, copy_node
-from .over_time import grown, without_time
-from .time_axis import GATHER, TimeAxis
+from .time_axis import GATHER, TimeAxis, grown, without_time
 
 NAMES = {
     Kind.F: "forward",

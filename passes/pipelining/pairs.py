@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Operation, Value, mlir
-from ...ir.comm import COLLECTIVES
-from ...ir.dialects import context
+from ...ir.dialects.comm import COLLECTIVES
+from ...ir.dialects.context import context
 from ...ir.module import Module, build_function, callee, entry, finish_function, operations, terminator
 from ...ir.operations import flatten, is_packing, regroup
-from ...ir.pipeline import set_turn
+from ...ir.pipelined_module import set_turn
 from .estimates import LINK
 from .graph import Graph, Node, build_like
 from .op_costs import OpCosts, bytes_of

@@ -9,7 +9,7 @@ from ...dsl.globs import match, nearest_patterns
 from ...dsl.pipeline import Pipeline
 from ...dsl.spelling import listed
 from ...ir.module import Module
-from ..unfold_layers import numbered
+from ..layers.unfold_layers import numbered
 from .graph import Graph, Node
 
 Place = tuple[int, int]

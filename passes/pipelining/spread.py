@@ -24,7 +24,7 @@ from math import prod
 
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Value
-from ...ir.comm import COLLECTIVES
+from ...ir.dialects.comm import COLLECTIVES
 from ...ir.module import Module
 from ...ir.types import from_mlir, is_tensor
 from ...schedules.schedule import Kind

@@ -1,10 +1,6 @@
-"""Sharding rules: for each op, which placements of operands on one mesh axis give which placements of results.
+"""Which placement every value has: the plan's for arguments, and the cheapest legal ones for the rest.
 
-`rules.rows` answers for a call; `localize.with_local_sizes` rewrites a call's global sizes to a rank's; `choice.py`
-chooses among the rows. The communication between them is not made here. Start reading at `row.py`, then `rules.py`.
+Lives here: `place-arguments`, `propagate-placements`, and the choice between sharding strategies. A strategy for a new
+op goes into `rules/`. Not here: the communication that placements need (`passes/partition/`). Start reading at
+`propagate_placements.py`, then `choice.py`.
 """
-
-from .row import Lowering, Row, Rules, TensorMeta, Tie
-from .rules import rows
-
-__all__ = ["Lowering", "Row", "Rules", "TensorMeta", "Tie", "rows"]

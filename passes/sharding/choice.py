@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 
-from ...ir.pipeline import MICROBATCH
+from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
-from .row import Row, Rules
+from .rules.strategy import Row, Rules
 from .time_axis import COUPLES, mixes_rows, repeated, time_cost
 
 _CUT = 1e-3

@@ -15,7 +15,7 @@ from ...ir.bindings import Operation
 from ...ir.locations import from_location
 from ...ir.module import callee
 from ...ir.operations import read
-from ...ir.pipeline import MICROBATCH
+from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
 
 COUPLES = 1e30

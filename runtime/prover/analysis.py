@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..arguments import DTYPES, dtype_name
-from ..entries import Entry
-from ..mesh import RankMesh
-from ..program import Program
-from ..records import Output
-from ..shards import local_shape
+from ..program.arguments import DTYPES, dtype_name
+from ..program.entries import Entry
+from ..program.mesh import RankMesh
+from ..program.program import Program
+from ..program.records import Output
+from ..rank.shards import local_shape
 from .events import Event
 from .frame import Frame
 from .summary import Signature, Summary, entering

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from ..mesh import RankMesh
+from ..program.mesh import RankMesh
 from .collectives import Collective
 from .events import Message
 from .groups import Ranks

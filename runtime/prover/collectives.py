@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..arguments import dtype_name
-from ..mesh import RankMesh
-from ..records import Instruction
+from ..program.arguments import dtype_name
+from ..program.mesh import RankMesh
+from ..program.records import Instruction
 from .values import Meta
 
 

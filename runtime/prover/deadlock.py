@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..mesh import RankMesh
+from ..program.mesh import RankMesh
 from .chains import Chain, Chains, Letter, Meeting, Word
 from .groups import Groups, Ranks, profiles
 from .lanes import Run

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..arguments import dtype_name
-from ..records import Instruction
+from ..program.arguments import dtype_name
+from ..program.records import Instruction
 from .collectives import Collective
 from .values import Meta
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from ..arguments import Slot, fill_in
-from ..mesh import RankMesh
-from ..ops import COLLECTIVES, RANK_OPS
-from ..records import Function, Instruction
+from ..program.arguments import Slot, fill_in
+from ..program.mesh import RankMesh
+from ..program.ops import COLLECTIVES, RANK_OPS
+from ..program.records import Function, Instruction
 from .collectives import collective_of, drawn_of, rank_result_of, result_of
 from .events import Arrival, Event, received_of, sent_of
 from .shapes import NoShapes, results_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..mesh import RankMesh
+from ..program.mesh import RankMesh
 
 Ranks = NDArray[np.int64]
 

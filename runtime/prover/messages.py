@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..mesh import RankMesh
+from ..program.mesh import RankMesh
 from .events import Event, Message
 from .groups import Ranks
 from .order import Sequences

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from ..arguments import fill_in
-from ..program import Program
-from ..records import Instruction
+from ..program.arguments import fill_in
+from ..program.program import Program
+from ..program.records import Instruction
 from .values import Path
 
 _BYTES = 16

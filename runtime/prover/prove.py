@@ -15,9 +15,9 @@ from functools import partial
 
 import numpy as np
 
-from ..entries import Entry
 from ..errors import ProgramError
-from ..program import Program
+from ..program.entries import Entry
+from ..program.program import Program
 from .analysis import Analysis
 from .collectives import Collective
 from .deadlock import find_cycle

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..ops import torch_op
+from ..program.ops import torch_op
 from .values import Meta
 
 META_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)

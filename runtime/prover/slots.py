@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..entries import MAIN
-from ..program import Program
-from ..records import Function, Instruction
+from ..program.entries import MAIN
+from ..program.program import Program
+from ..program.records import Function, Instruction
 from .values import Path, Refuted
 
 WAIT = "comm.wait"

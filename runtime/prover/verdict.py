@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..arguments import Json
-from ..program import Program
-from ..records import Location
+from ..program.arguments import Json
+from ..program.program import Program
+from ..program.records import Location
 from .collectives import axes_of
 from .values import Path
 

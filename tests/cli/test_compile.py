@@ -11,7 +11,7 @@ import pytest
 from stretto import cli
 from stretto.ir.module import Module
 from stretto.passes.base import Report
-from stretto.passes.fold_layers import FoldLayers
+from stretto.passes.layers.fold_layers import FoldLayers
 from stretto.passes.manager import PassFailure
 from stretto.runtime import Program
 
@@ -153,9 +153,9 @@ def test_an_internal_error_keeps_its_traceback_and_says_how_to_report_it(
     def broken(*unused: object, **options: object) -> None:
         raise AssertionError("two slots for one value")
 
-    monkeypatch.setattr("stretto.driver.compile_target.explain", broken)
+    monkeypatch.setattr("stretto.driver.compile.compile_target.explain", broken)
     arguments = ["compile", f"{sources / 'model.py'}:make", "--plan", str(sources / "gpt.plan")]
-    monkeypatch.setattr("stretto.driver.compile_target.compile_program", broken)
+    monkeypatch.setattr("stretto.driver.compile.compile_target.compile_program", broken)
     with pytest.raises(AssertionError, match="two slots") as caught:
         cli.main([*arguments, "-o", str(tmp_path / "p")])
     assert "Please report it" in caught.value.__notes__[-1]
@@ -168,7 +168,7 @@ def test_an_interruption_while_writing_leaves_nothing_behind(
     def interrupted(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stretto.runtime.folder._sha256", interrupted)
+    monkeypatch.setattr("stretto.runtime.program.folder._sha256", interrupted)
     done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "p")
     assert (done.code, done.out) == (130, "") and done.err.splitlines()[-1] == "stretto: interrupted"
     assert not list(tmp_path.iterdir())

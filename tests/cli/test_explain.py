@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stretto.driver.explain import explain
-from stretto.driver.traffic import traffic_of
+from stretto.driver.report.explain import explain
+from stretto.driver.report.traffic import traffic_of
 from stretto.runtime import Program
 
 from .conftest import MODEL, Command

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import pytest
-from stretto.driver import pass_document
-from stretto.driver.pass_document import TEXT_TESTS
-from stretto.driver.pass_pages import UPSTREAM_LINES, PassOption, all_pages, options_of
+from stretto.driver.text import pass_document
+from stretto.driver.text.pass_document import TEXT_TESTS
+from stretto.driver.text.pass_pages import UPSTREAM_LINES, PassOption, all_pages, options_of
 from stretto.dsl import Plan
 from stretto.ir.module import Module
 from stretto.passes import registry

@@ -62,7 +62,7 @@ def test_the_module_goes_to_stdout_and_its_figures_to_json(stretto: Command, mod
 
 
 def test_a_second_that_is_up_is_told(stretto: Command, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto.driver.reduce._Search.is_late", True)
+    monkeypatch.setattr("stretto.driver.debug.reduce._Search.is_late", True)
     done = stretto("reduce", module, "-p", "do-harm")
     assert done.code == 0 and "--seconds gives more" in done.err
 

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
-from stretto.driver.schedule_pictures import FOLDER, pictures
+from stretto.driver.text.schedule_pictures import FOLDER, pictures
 from stretto.schedules import CATALOGUE
 
 from .conftest import Command

@@ -9,7 +9,7 @@ import os
 
 import stretto
 import torch
-from stretto.driver.compiled_module import random_state
+from stretto.driver.model.compiled_module import random_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 

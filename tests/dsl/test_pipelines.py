@@ -1,19 +1,10 @@
 """The statements about a pipeline: what they say, print, and refuse."""
 
 import pytest
-from stretto.dsl import (
-    Balance,
-    FloatFormat,
-    Mesh,
-    Pipeline,
-    Plan,
-    PlanCode,
-    PlanError,
-    WrittenSchedule,
-)
+from stretto.dsl import Balance, FloatFormat, Mesh, Pipeline, Plan, PlanCode, PlanError, WrittenSchedule
 from stretto.dsl.pipeline import ITEMS, TIME
 from stretto.dsl.syntax import WORDS
-from stretto.ir.pipeline import MICROBATCH
+from stretto.ir.pipelined_module import MICROBATCH
 
 WRITTEN = """schedule mine(stages p, microbatches m) {   # { no brace
   stage s {

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stretto.driver.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import Compiled, Options, compile_program
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
-from stretto.runtime.check import check
-from stretto.runtime.check_report import CheckReport, Verdict
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import CheckReport, Verdict
 from torch import nn
 
 from .models import Case

@@ -12,14 +12,14 @@ from functools import cache
 from typing import Any
 
 import torch
-from stretto.driver.compile_program import Options, compile_capture
+from stretto.driver.compile.compile_program import Options, compile_capture
 from stretto.dsl import Plan
-from stretto.frontend.capture import capture
+from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
 from stretto.frontend.to_ir import Floats
-from stretto.runtime.check import check
-from stretto.runtime.check_report import CheckReport, Verdict
-from stretto.runtime.program import Program
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import CheckReport, Verdict
+from stretto.runtime.program.program import Program
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile_program import CAPTURED
-from stretto.ir.interpreter import compare
+from stretto.driver.compile.compile_program import CAPTURED
+from stretto.ir.equivalence import compare
 from stretto.ir.module import Module
-from stretto.runtime.check import check
+from stretto.runtime.checks.program_check import check
 from stretto.runtime.prover import prove
 
 from .checking import assert_report, compiled_model

@@ -11,19 +11,19 @@ import pytest
 import stretto
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.driver.bisect import bisect
-from stretto.driver.compile_program import CAPTURED, Options, compile_program, pipeline
-from stretto.driver.module_source import Source
-from stretto.driver.verify_passes import PassesJob, show_passes, verify_passes
+from stretto.driver.check.verify_passes import PassesJob, show_passes, verify_passes
+from stretto.driver.compile.compile_program import CAPTURED, Options, compile_program, pipeline
+from stretto.driver.debug.bisect import bisect
+from stretto.driver.debug.module_source import Source
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
-from stretto.passes.average_microbatches import AverageMicrobatches
-from stretto.passes.pipeline import parse_pipeline, print_pipeline
-from stretto.runtime.check import check
-from stretto.runtime.check_report import Verdict
-from stretto.runtime.program import Program
+from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
+from stretto.passes.pipelining.average_microbatches import AverageMicrobatches
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import Verdict
+from stretto.runtime.program.program import Program
 from torch import Tensor, nn
 from torch.nn import functional as F
 

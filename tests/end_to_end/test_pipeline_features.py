@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from stretto.frontend.captured import Mode
-from stretto.runtime.check_report import CheckReport
+from stretto.runtime.checks.report import CheckReport
 from torch import Tensor, nn
 from torch.nn import functional as F
 

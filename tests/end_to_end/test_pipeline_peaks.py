@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from stretto.frontend.captured import Capture
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
 from stretto.schedules import Costs, Request, generate
 from stretto.schedules.figures import peaks
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.frontend.captured import Mode
-from stretto.ir.interpreter import Verdict, compare
+from stretto.ir.equivalence import compare
+from stretto.ir.equivalence.compare import Verdict
 from stretto.ir.module import Level, Module
-from stretto.runtime.arguments import Slot
-from stretto.runtime.check import check
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.program.arguments import Slot
 from stretto.runtime.prover import prove
 from torch import Tensor, nn
 from torch.nn import functional as F

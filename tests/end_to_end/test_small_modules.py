@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.frontend.captured import Mode
-from stretto.runtime.check import check
+from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 
 from .checking import assert_report, compiled_model

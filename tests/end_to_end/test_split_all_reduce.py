@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from stretto.driver import compile_program
+from stretto.driver.compile import compile_program
 from stretto.passes.manager import Step
-from stretto.passes.split_all_reduce import SplitAllReduce
-from stretto.runtime.check import check
+from stretto.passes.overlap.split_all_reduce import SplitAllReduce
+from stretto.runtime.checks.program_check import check
 
 from .checking import assert_report, compiled
 from .models import Size, gpt, plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.runtime.check import check
+from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 
 from .checking import assert_report, compiled_model

@@ -8,11 +8,13 @@ from enum import StrEnum
 from functools import cache, cached_property
 
 from stretto.diagnostics import StrettoError
-from stretto.ir.interpreter import Floats, infer_ranges, random_inputs, run, run_ranks
-from stretto.ir.interpreter.compare import Verdict, compare_tensors
+from stretto.ir.equivalence import random_inputs
+from stretto.ir.equivalence.compare import Verdict, compare_tensors
+from stretto.ir.equivalence.random_inputs import infer_ranges
+from stretto.ir.equivalence.rounding import is_rounding, rounding
+from stretto.ir.interpreter import Floats, run, run_ranks
 from stretto.ir.interpreter.errors import DEADLOCK, MISMATCH, REPLICAS
 from stretto.ir.interpreter.padding import Padding
-from stretto.ir.interpreter.rounding import is_rounding, rounding
 from stretto.ir.module import Module, result_records
 from stretto.ir.verifier import verify
 from torch import Tensor

@@ -11,13 +11,13 @@ from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import torch
-from stretto.driver.compile_program import CAPTURED, Options, compile_capture
+from stretto.driver.compile.compile_program import CAPTURED, Options, compile_capture
 from stretto.dsl import Plan
-from stretto.frontend.capture import capture
+from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
 from torch import nn
 
 from ..models.zoo import EXAMPLES, ZOO

@@ -9,7 +9,7 @@ from typing import Any
 
 from stretto.ir.attributes import from_attribute, to_attribute
 from stretto.ir.bindings import Operation, Type, Value, mlir
-from stretto.ir.dialects import context
+from stretto.ir.dialects.context import context
 from stretto.ir.module import Module, entry, operations
 from stretto.ir.operations import Call, build, is_packing, read
 from stretto.ir.placement import Mesh, axes_size

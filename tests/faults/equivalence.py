@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from stretto.ir.bindings import Operation, Value, mlir
+from stretto.ir.equivalence.compare import relative_error
 from stretto.ir.interpreter import Floats, run, run_ranks
 from stretto.ir.interpreter.code import CALL, Body, Code, Step, decode, decoded, used
-from stretto.ir.interpreter.compare import relative_error
 from stretto.ir.module import Module
 from torch import Tensor
 

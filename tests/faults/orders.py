@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stretto.ir.interpreter.grid import Grid
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
 from stretto.runtime.prover import RankClass
 
 from .program_editing import is_start

@@ -8,9 +8,9 @@ from functools import cache
 from random import Random
 
 from stretto.diagnostics import StrettoError
-from stretto.runtime.check import check
+from stretto.runtime.checks.program_check import check
 from stretto.runtime.errors import ProgramError
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
 from stretto.runtime.prover import RankClass, prove, prove_ranks
 
 from .checkers import Checker

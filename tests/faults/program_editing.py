@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from stretto.runtime.arguments import Slot, fill_in
-from stretto.runtime.program import Program
-from stretto.runtime.records import Function, Instruction
+from stretto.runtime.program.arguments import Slot, fill_in
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Function, Instruction
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from stretto.runtime.arguments import Slot
-from stretto.runtime.program import Program
-from stretto.runtime.records import Instruction
+from stretto.runtime.program.arguments import Slot
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Instruction
 
 from .program_editing import Place, freeing, is_start, is_wait, keeping, renamed
 

@@ -8,9 +8,9 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from stretto.runtime.arguments import Slot
-from stretto.runtime.program import Program
-from stretto.runtime.records import Instruction
+from stretto.runtime.program.arguments import Slot
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Instruction
 
 from .program_editing import Place, freeing, is_start, keeping, renamed
 from .program_faults import ProgramFault, without_collective

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from stretto.driver.bisect import Bisection, bisect
-from stretto.driver.compile_program import pipeline
-from stretto.driver.judge import Terms
+from stretto.driver.check.pass_check import Terms
+from stretto.driver.compile.compile_program import pipeline
+from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.frontend.captured import Mode
-from stretto.ir.interpreter import infer_ranges
+from stretto.ir.equivalence.random_inputs import infer_ranges
 from stretto.passes.manager import single, step_name
 
 from .bisecting import Planting, with_fault

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from stretto.frontend.captured import Mode
-from stretto.ir.interpreter import compare, infer_ranges
+from stretto.ir.equivalence import compare
+from stretto.ir.equivalence.random_inputs import infer_ranges
 
 from .checkers import Checker
 from .corpus import CAPTURED, EXAMPLES, Case, cases, compiled, other_cases

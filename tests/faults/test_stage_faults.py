@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stretto.ir.interpreter import InterpreterError, compare
+from stretto.ir.equivalence import compare
+from stretto.ir.interpreter import InterpreterError
 from stretto.ir.module import Module
 
 from ..ir.interpreter.staged import FIRST, PART, SECOND, SEGMENTS, captured, in_order, in_segments

@@ -6,8 +6,8 @@ from math import isfinite, prod
 
 import torch
 from stretto.ir.bindings import mlir
+from stretto.ir.dialects.schemas import Kind, definitions
 from stretto.ir.module import argument_records, callee, name_of, operations, result_records
-from stretto.ir.schemas import Kind, definitions
 from stretto.ir.types import from_mlir, is_tensor
 
 from .editing import Changed, Fault, Site, pairs_of_one_type, plain, tensors

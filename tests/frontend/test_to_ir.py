@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.frontend.capture import capture
+from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import CaptureError, Mode
 from stretto.frontend.to_ir import Floats, to_module
 from stretto.ir.locations import from_location

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stretto.frontend.capture import capture
+from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import to_module
 from stretto.ir.locations import Origin, from_location, to_location

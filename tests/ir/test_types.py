@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.ir.attributes import from_attribute, to_attribute
 from stretto.ir.bindings import mlir
-from stretto.ir.dialects import context
+from stretto.ir.dialects.context import context
+from stretto.ir.dialects.schemas import by_mlir_name, definitions
 from stretto.ir.module import Module
 from stretto.ir.placement import Partial, Placement, Reduce, Replicate, Shard
-from stretto.ir.schemas import by_mlir_name, definitions
 from stretto.ir.types import TensorType, dtype_text, from_mlir, to_mlir
 
 MESH = (("dp", 2), ("pp", 3), ("tp", 4))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.ir.attributes import from_attribute, to_attribute
 from stretto.ir.bindings import mlir
-from stretto.ir.dialects import context
+from stretto.ir.dialects.context import context
 from stretto.ir.placement import (
     AxisPlacement,
     Mesh,

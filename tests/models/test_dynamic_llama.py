@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.driver.compile_dynamic import compile_dynamic
-from stretto.driver.compile_program import Options
-from stretto.driver.live_model import comparison_for, source_record
+from stretto.driver.check.live_model import comparison_for, source_record
+from stretto.driver.compile.compile_dynamic import compile_dynamic
+from stretto.driver.compile.compile_program import Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
-from stretto.frontend.dynamic_dims import DynamicDims
-from stretto.frontend.targets import Request, load_target
+from stretto.frontend.dynamic_sizes.dynamic_dims import DynamicDims
+from stretto.frontend.targets.load_target import load_target
+from stretto.frontend.targets.target import Request
 from stretto.frontend.to_ir import Floats
-from stretto.runtime.check import check
-from stretto.runtime.check_report import Verdict
-from stretto.runtime.program import Program
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import Verdict
+from stretto.runtime.program.program import Program
 
 from .zoo import target_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.frontend.captured import Mode
-from stretto.runtime.check import check
-from stretto.runtime.check_report import Verdict
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import Verdict
 
 from .zoo import ZOO, compiled
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from stretto.frontend.captured import Mode
-from stretto.runtime.check import check
-from stretto.runtime.check_report import Verdict
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import Verdict
 
 from .zoo import BATCH, EXAMPLES, SEQ, ZOO, compiled, target_of
 

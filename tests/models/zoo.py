@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.driver.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import Compiled, Options, compile_program
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
-from stretto.frontend.targets import Request, load_target
+from stretto.frontend.targets.load_target import load_target
+from stretto.frontend.targets.target import Request
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from stretto.frontend.capture import capture
+from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, InputKind, Mode
 from torch import Tensor, nn
 

@@ -6,7 +6,7 @@ import pytest
 from stretto.diagnostics import StrettoError
 from stretto.ir.module import Level, Module
 from stretto.passes.manager import PassManager, Verification
-from stretto.passes.pipeline import parse_pipeline
+from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE, pass_class
 
 WHOLE = {

@@ -9,9 +9,9 @@ from stretto.dsl import Plan
 from stretto.ir.module import Module
 from stretto.passes.base import Remark, RemarkKind
 from stretto.passes.manager import PassManager
-from stretto.passes.pipeline import parse_pipeline
-from stretto.passes.place_arguments import PlaceArguments
-from stretto.passes.statements import void_statements
+from stretto.passes.pipeline_text import parse_pipeline
+from stretto.passes.plan_effects import void_statements
+from stretto.passes.sharding.place_arguments import PlaceArguments
 
 MODEL = """
 func.func @main(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stretto.ir.module import Module
 from stretto.passes.base import Pass, Remark, RemarkKind
-from stretto.passes.pipeline import parse_pipeline
+from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 from .test_text import CASES, FOLDER

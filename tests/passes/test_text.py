@@ -1,4 +1,4 @@
-"""Text tests: every case in a `.mlir` file here, through the pipeline that its RUN line names, against its CHECK lines.
+"""Every case in a `.mlir` file in this folder, through the pipeline that its RUN line names, against its CHECK lines.
 
 A case starts with `// RUN: stretto opt -p "..." %s | filecheck %s`; `%S` stands for this folder. Cases are divided by
 `// -----`; one that has no RUN line takes the one before it.
@@ -15,7 +15,7 @@ from filecheck.matcher import Matcher
 from filecheck.options import Options
 from stretto.ir.module import Module
 from stretto.passes.manager import PassManager, step_name
-from stretto.passes.pipeline import parse_pipeline
+from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 FOLDER = Path(__file__).parent
@@ -24,7 +24,7 @@ _RUN = re.compile(r'^// RUN: stretto opt -p "(?P<pipeline>.*)" %s \| filecheck %
 
 def cases() -> Iterator[tuple[str, str, str]]:
     """(name, pipeline, text) of every case of every file."""
-    for file in sorted(FOLDER.glob("*.mlir")):
+    for file in sorted(FOLDER.rglob("*.mlir")):
         pipeline = ""
         for number, text in enumerate(file.read_text().split("// -----\n")):
             run = _RUN.search(text)

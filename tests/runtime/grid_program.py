@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stretto.runtime.program import Manifest, Program
-from stretto.runtime.records import Function, Input, Location, Output, Shard
+from stretto.runtime.program.program import Manifest, Program
+from stretto.runtime.program.records import Function, Input, Location, Output, Shard
 
 from .tiny_programs import F32, S, step
 

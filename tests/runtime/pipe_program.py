@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from stretto.runtime.program import Manifest, Program
-from stretto.runtime.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
+from stretto.runtime.program.program import Manifest, Program
+from stretto.runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
 
 from .tiny_programs import S, step
 

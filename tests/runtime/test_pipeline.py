@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from stretto.runtime import Program, ProgramError, RunError
-from stretto.runtime.addends import Addends
 from stretto.runtime.communicator import Communicator
 from stretto.runtime.errors import CollectiveError
-from stretto.runtime.records import Function, Pipeline
-from stretto.runtime.session import RankThreads, Replicas
+from stretto.runtime.program.records import Function, Pipeline
+from stretto.runtime.rank.unreduced_gradients import Addends
+from stretto.runtime.threads.session import RankThreads, Replicas
 from torch import Tensor
 
 from .pipe_program import Pipe

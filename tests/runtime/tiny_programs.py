@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from stretto.runtime.arguments import Slot, Value
 from stretto.runtime.communicator import Communicator
-from stretto.runtime.executor import Executor
-from stretto.runtime.in_process import RankGroup
-from stretto.runtime.mesh import RankMesh
-from stretto.runtime.program import Manifest, Program
-from stretto.runtime.rank_pool import RankPool
-from stretto.runtime.records import Function, Input, Instruction, Location, Output, Shard
+from stretto.runtime.program.arguments import Slot, Value
+from stretto.runtime.program.mesh import RankMesh
+from stretto.runtime.program.program import Manifest, Program
+from stretto.runtime.program.records import Function, Input, Instruction, Location, Output, Shard
+from stretto.runtime.rank.executor import Executor
+from stretto.runtime.threads.communicator import RankGroup
+from stretto.runtime.threads.rank_pool import RankPool
 from torch import Tensor
 
 S = Slot

@@ -18,8 +18,8 @@ from stretto.schedules import (
     simulate,
     v_placement,
 )
-from stretto.schedules.list_scheduler import First, Policy, list_schedule
-from stretto.schedules.local_search import improve
+from stretto.schedules.generators.list_scheduler import First, Policy, list_schedule
+from stretto.schedules.generators.local_search import improve
 
 times = st.sampled_from([0.0, 0.3, 1.0, 1.7])
 costs = st.builds(Costs, st.sampled_from([0.5, 1.0, 2.0]), times, times, times, kept=st.sampled_from([0.0, 0.5, 1.0]))

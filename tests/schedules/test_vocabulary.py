@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from stretto.schedules import Costs, Kind, Request, Schedule, ScheduleCode, ScheduleError, Task, generate, prove
+from stretto.schedules.generators.vocabulary import share_vocabulary
 from stretto.schedules.schedule import ordered
-from stretto.schedules.vocabulary import share_vocabulary
 
 OUTPUT = frozenset({Kind.S, Kind.T})
 ALL = OUTPUT | {Kind.E, Kind.G}

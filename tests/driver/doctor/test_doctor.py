@@ -9,9 +9,9 @@ import pytest
 import stretto
 import torch
 from stretto.cli import main
-from stretto.driver.compile_target import CompileJob, compile_target
+from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.driver.doctor.diagnosis import Diagnosis, DoctorJob, diagnose
-from stretto.runtime.check import check
+from stretto.runtime.checks.program_check import check
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"

@@ -1,4 +1,4 @@
-"""One small training step as text, in the states of `ir/pipeline.py`: two stages, two microbatches.
+"""One small training step as text, in the states of `ir/pipelined_module.py`: two stages, two microbatches.
 
 `loss = sum((x w0 w1)^2)`, with its gradients; x is (8, 4), of which a data-parallel rank holds four rows, and a
 microbatch two of them.

@@ -6,14 +6,16 @@ import time
 from functools import cache
 
 import pytest
-from stretto.driver.compile_program import pipeline
+from stretto.driver.compile.compile_program import pipeline
 from stretto.dsl import Plan
-from stretto.frontend.capture import capture
+from stretto.frontend.capture.capture import capture
+from stretto.frontend.capture.model_parameters import parameter_infos
 from stretto.frontend.captured import Mode
-from stretto.frontend.parameters import parameter_infos
 from stretto.frontend.to_ir import to_module
-from stretto.ir.interpreter import Floats, Verdict, compare, infer_ranges, random_inputs, run
-from stretto.ir.interpreter.compare import compare_tensors
+from stretto.ir.equivalence import compare, random_inputs
+from stretto.ir.equivalence.compare import Verdict, compare_tensors
+from stretto.ir.equivalence.random_inputs import infer_ranges
+from stretto.ir.interpreter import Floats, run
 from stretto.ir.module import Level, Module
 from stretto.passes.manager import PassManager
 from torch import Tensor

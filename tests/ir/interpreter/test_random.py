@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.ir.interpreter import random_inputs, run
+from stretto.ir.equivalence import random_inputs
+from stretto.ir.interpreter import run
 from stretto.ir.module import Module
 from stretto.ir.verifier import verify
 from stretto.runtime.philox import Part, RandomState, draw

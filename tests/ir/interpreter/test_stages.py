@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.ir.interpreter import (
-    DeadlockError,
-    Floats,
-    InterpreterError,
-    Verdict,
-    compare,
-    estimate,
-    random_inputs,
-    run,
-    run_ranks,
-)
+from stretto.ir.equivalence import compare, random_inputs
+from stretto.ir.equivalence.compare import Verdict
+from stretto.ir.interpreter import DeadlockError, Floats, InterpreterError, estimate, run, run_ranks
 from stretto.ir.module import Module
 from stretto.ir.verifier import verify
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.driver.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import Compiled, Options, compile_program
 from stretto.dsl import Plan
 from stretto.frontend.to_ir import Floats
-from stretto.ir.interpreter import compare
+from stretto.ir.equivalence import compare
 from stretto.ir.module import Module, callee, operations
-from stretto.ir.pipeline import entries, microbatch_of, turn_of
-from stretto.runtime.check import check
+from stretto.ir.pipelined_module import entries, microbatch_of, turn_of
+from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 
 

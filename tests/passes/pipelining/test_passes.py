@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from stretto.diagnostics import StrettoError
 from stretto.dsl.plan import Plan
-from stretto.ir.interpreter import compare
+from stretto.ir.equivalence import compare
 from stretto.ir.module import Module, callee, operations
-from stretto.ir.pipeline import entries, microbatch_of
+from stretto.ir.pipelined_module import entries, microbatch_of
 from stretto.passes.base import Pass
-from stretto.passes.cut_stages import CutStages
 from stretto.passes.manager import PassManager
-from stretto.passes.order_tasks import OrderTasks
 from stretto.passes.pipelining.attributes import segment_of
-from stretto.passes.split_segments import SplitSegments
+from stretto.passes.pipelining.cut_stages import CutStages
+from stretto.passes.pipelining.order_tasks import OrderTasks
+from stretto.passes.pipelining.split_segments import SplitSegments
 from stretto.schedules.schedule import Kind
 
 from .toy import plan, toy

@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import Compiled, Options, compile_program
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
-from stretto.ir.interpreter import compare
+from stretto.ir.equivalence import compare
 from stretto.ir.module import Module, callee, operations
-from stretto.ir.pipeline import entries, microbatch_of
-from stretto.runtime.check import check
-from stretto.runtime.launch import run_processes
+from stretto.ir.pipelined_module import entries, microbatch_of
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.processes.launch import run_processes
 from stretto.runtime.prover import prove
 from torch import Tensor, nn
 
@@ -146,7 +146,7 @@ def test_ranks_that_are_processes_share_a_vocabulary(tmp_path: Path) -> None:
     found, _ = compiled("schedule zb-v  barriers 2", shard='"embed" vocab over pp', tied=True)
     found.program.save(tmp_path / "program")
     given = {"folder": str(tmp_path / "program"), "steps": 2, "seed": 1}
-    reports = run_processes("stretto.runtime.process_jobs:check_entry", given, 2)
+    reports = run_processes("stretto.runtime.processes.jobs:check_entry", given, 2)
     assert [report["passed"] for report in reports] == [True, True]  # type: ignore[index, call-overload]
 
 

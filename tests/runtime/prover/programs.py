@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stretto.runtime.arguments import Slot, Value
-from stretto.runtime.program import Manifest, Program
-from stretto.runtime.records import Function, Input, Instruction, Location, Output
+from stretto.runtime.program.arguments import Slot, Value
+from stretto.runtime.program.program import Manifest, Program
+from stretto.runtime.program.records import Function, Input, Instruction, Location, Output
 
 S = Slot
 PAIR = (("tp", 2),)

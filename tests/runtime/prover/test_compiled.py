@@ -7,12 +7,12 @@ from functools import cache
 
 import pytest
 import torch
-from stretto.driver.compile_program import Options, compile_program
+from stretto.driver.compile.compile_program import Options, compile_program
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Instruction
 from stretto.runtime.prover import RankClass, prove, prove_ranks
-from stretto.runtime.records import Instruction
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Function, Instruction
 from stretto.runtime.prover import Verdict, prove
-from stretto.runtime.records import Function, Instruction
 
 from .programs import S, layered, program, reduce, relu, step, wait
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Function, Instruction
 from stretto.runtime.prover.prove import RankClass, prove, prove_ranks
 from stretto.runtime.prover.verdict import Counterexample, Verdict
-from stretto.runtime.records import Function, Instruction
 
 from ..pipe_program import Pipe
 from .programs import S, step

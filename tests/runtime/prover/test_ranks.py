@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from stretto.runtime.errors import ProgramError
-from stretto.runtime.program import Program
+from stretto.runtime.program.program import Program
+from stretto.runtime.program.records import Function
 from stretto.runtime.prover import RankClass, Verdict, prove, prove_ranks
-from stretto.runtime.records import Function
 
 from .programs import SQUARE, S, layered, program, reduce, relu, step, wait
 

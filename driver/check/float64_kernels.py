@@ -1,0 +1,53 @@
+"""Formulas for functions that torch has no float64 kernel of, so that a model that calls them can be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ...diagnostics import StrettoError
+
+
+class InFloat64(TorchFunctionMode):
+    """Calls the formula instead where the first operand is float64; gradients are those of the formula."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        formula = _FORMULAS.get(func)
+        if formula is not None and args and args[0].dtype == torch.float64:
+            return formula(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _grouped_mm(
+    mat_a: Tensor,
+    mat_b: Tensor,
+    *,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Each group's rows of (rows, in) times its matrix of (groups, in, out); group e ends before row offs[e]."""
+    if offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or bias is not None:
+        raise StrettoError(
+            "E0342",
+            "the model calls grouped_mm in a form that cannot be computed in float64, in which it is to be judged",
+            expected="rows in groups (offs) times one matrix a group, without a bias",
+            help="compile with --dtype float32 to check it to 1e-4",
+        )
+    ends = [int(end) for end in offs]
+    starts = [0, *ends[:-1]]
+    products = [mat_a[start:end] @ mat_b[at] for at, (start, end) in enumerate(zip(starts, ends, strict=True))]
+    return torch.cat([*products, mat_a.new_zeros(len(mat_a) - ends[-1], mat_b.shape[2])])
+
+
+_FORMULAS: dict[Any, Callable[..., Tensor]] = {
+    torch.nn.functional.grouped_mm: _grouped_mm,
+    torch._grouped_mm: _grouped_mm,
+}
+"""The formula that stands for a function."""

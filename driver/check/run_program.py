@@ -1,0 +1,142 @@
+"""`stretto run DIR`: train or infer for some steps, or check the program against the model on one device."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from ...runtime.checks.program_check import check
+from ...runtime.checks.report import CheckReport, CheckRow, Verdict
+from ...runtime.checks.steps import StepsReport, run_steps
+from ...runtime.program.arguments import Json
+from ...runtime.program.program import Program
+from ...runtime.rank.nan_watch import detect_anomaly
+from ..text.console import count_text, heading, progress, say, table
+from .live_model import Comparison, comparison_for
+
+_ROWS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """What the command line asks for."""
+
+    folder: str
+    ranks: str = "threads"
+    """threads or processes."""
+    steps: int = 3
+    detect_anomaly: bool = False
+    """Look for the operation that makes the first NaN."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """What the program's named sizes are to be; those that are left out are as it was compiled."""
+
+
+def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
+    """Take the steps; the program and what was seen. Raises RunError E0336 for a NaN, where it is looked for."""
+    program = Program.load(job.folder).at(job.sizes)
+    if job.ranks == "processes":
+        from ...runtime.processes.jobs import run_processes_for
+
+        with progress(job.steps) as bar:
+            bar.to(f"{program.mesh.ranks} processes")
+            return program, run_processes_for(
+                job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes
+            )
+    with progress(job.steps) as bar, detect_anomaly() if job.detect_anomaly else nullcontext():
+        bar.to("step 1")
+
+        def after(step: int, loss: float | None) -> None:
+            bar.to(f"step {step + 2}" if step + 1 < job.steps else "", step + 1)
+
+        return program, run_steps(program, steps=job.steps, after=after)
+
+
+def show_steps(program: Program, job: RunJob, report: StepsReport) -> None:
+    """Print a line for each step, and the figures of the run."""
+    for step, seconds in enumerate(report.seconds):
+        loss = f"  loss {report.losses[step]:.6f}" if step < len(report.losses) else ""
+        say(f"step {step + 1}{loss}  {1000 * seconds:.1f} ms")
+    bad = next((step for step, loss in enumerate(report.losses) if math.isnan(loss)), None)
+    if bad is not None:
+        say(f"the loss is NaN from step {bad + 1} on; --detect-anomaly names the operation that made the first one")
+    rate = f", {report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s is not None else ""
+    ranks = f"{program.mesh.ranks} ranks as {job.ranks}"
+    say(f"median step {1000 * report.median_s:.1f} ms{rate} ({ranks}, {program.manifest.dtype})")
+
+
+def steps_json(program: Program, job: RunJob, report: StepsReport) -> dict[str, Json]:
+    """What `show_steps` says."""
+    return {**report.to_json(), "ranks": program.mesh.ranks, "ranks_as": job.ranks, "dtype": program.manifest.dtype}
+
+
+def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
+    """Check the program; what was compared, and with what."""
+    with progress(2) as bar:
+        bar.to("loading the program and the model")
+        program = Program.load(job.folder).at(job.sizes)
+        comparison = comparison_for(program)
+        bar.to(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
+        if job.ranks == "processes":
+            from ...runtime.processes.jobs import check_processes
+
+            entry = f"{comparison_for.__module__}:check_entry"
+            return check_processes(job.folder, steps=job.steps, entry=entry, sizes=job.sizes), comparison
+        return check(program, expected=comparison.expected, steps=job.steps), comparison
+
+
+def show_check(report: CheckReport, comparison: Comparison) -> None:
+    """Print the worst of each kind, every row that is not equal, and the verdict."""
+    say(f"reference  {comparison.why}")
+    say()
+    kinds = list(dict.fromkeys(row.kind for row in report.rows))
+    worst = [(kind, [row for row in report.rows if row.kind == kind]) for kind in kinds]
+    lines = [(kind, str(len(rows)), *_worst(rows), _verdicts(rows)) for kind, rows in worst]
+    table(("kind", "tensors", "largest error", "of", "verdict"), lines, right=("tensors", "largest error"))
+    odd = sorted((row for row in report.rows if row.verdict is not Verdict.EQUAL or row.note), key=_worst_first)
+    if odd:
+        heading("Rows to look at")
+        shown = [(row.name, row.kind, f"{row.error:.1e}", row.verdict, row.note) for row in odd[:_ROWS_SHOWN]]
+        table(("name", "kind", "error", "verdict", "note"), shown, right=("error",))
+        if len(odd) > _ROWS_SHOWN:
+            say(f"  and {len(odd) - _ROWS_SHOWN} more; --json lists all")
+    say()
+    say(_conclusion(report))
+
+
+def check_json(job: RunJob, report: CheckReport, comparison: Comparison) -> dict[str, Json]:
+    """What `show_check` says, and every row."""
+    reference: Json = {"live": comparison.live, "what": comparison.why}
+    return {**report.to_json(), "ranks_as": job.ranks, "reference": reference}
+
+
+def _worst(rows: list[CheckRow]) -> tuple[str, str]:
+    judged = [row for row in rows if row.verdict is not Verdict.NOT_CHECKED] or rows
+    row = max(judged, key=lambda row: row.error)
+    return f"{row.error:.1e}", f"output {row.name}" if row.kind == "output" else row.name
+
+
+def _verdicts(rows: list[CheckRow]) -> str:
+    counts = Counter(row.verdict for row in rows)
+    if len(counts) == 1:
+        return rows[0].verdict
+    return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+
+
+def _worst_first(row: CheckRow) -> tuple[bool, float]:
+    return row.verdict is not Verdict.DIFFERS, -row.error if math.isfinite(row.error) else -math.inf
+
+
+def _conclusion(report: CheckReport) -> str:
+    """One line: passed or not, by which measure."""
+    counts = Counter(row.verdict for row in report.rows)
+    after = f" after {count_text(report.steps, 'step')} of AdamW" if report.steps else ""
+    if report.tolerance is None:
+        return f"not judged: sums in {report.dtype} differ by rounding; compile with --dtype float64 to check"
+    if report.passed:
+        return f"passed: {counts[Verdict.EQUAL]} tensors are equal within {report.tolerance:.0e} (relative){after}"
+    if not counts[Verdict.DIFFERS]:
+        return "failed: nothing could be compared"
+    return f"failed: {counts[Verdict.DIFFERS]} tensors differ by more than {report.tolerance:.0e} (relative){after}"

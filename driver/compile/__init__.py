@@ -1,0 +1,5 @@
+"""From a model and a plan to a program: capture, passes, lowering, in this order.
+
+Start reading at `compile_program.py`. `compile_target.py` is the command `stretto compile`; the list of passes is in
+`passes/default_pipeline.py`.
+"""

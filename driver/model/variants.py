@@ -1,0 +1,307 @@
+"""One program among those of a compiled model: for which calls it is, how it is made, how it is called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...diagnostics import PlanWarning
+from ...dsl.plan import Plan
+from ...frontend.capture.call import BoundCall
+from ...frontend.capture.capture import capture_call
+from ...frontend.capture.precision import check_parameters, compute_dtype
+from ...frontend.captured import Capture, CaptureError, Mode, OutputTree
+from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
+from ...frontend.dynamic_sizes.size_guards import NotSymbolic
+from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
+from ...passes.base import Remark, RemarkKind
+from ...runtime.processes.session import ProcessRank
+from ...runtime.program.arguments import Json
+from ...runtime.program.program import Program
+from ...runtime.rank.autograd import Accumulation, run
+from ...runtime.session import Session
+from ...runtime.threads.session import RankThreads
+from ..compile.compile_program import Compiled, Options, compile_capture, remark_json
+from ..compile.dynamic_sizes import Found, find_sizes
+from ..compile.pipeline_requirements import EACH_SIZE, is_alone, one_microbatch
+from ..report.remarks import is_warning, remarks_of, warning_text
+from .attribute_guards import ReadAttributes
+from .distribution import check_same_inputs, global_shapes, move_to_stages, processes
+from .module_tensors import Held
+
+T = TypeVar("T")
+TensorKind = tuple[torch.Size, torch.dtype]
+"""Global shape and dtype."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a captured graph depends on beside the attributes that were read (`ReadAttributes`)."""
+
+    mode: Mode
+    classes: tuple[type[nn.Module], ...]
+    training: tuple[bool, ...]
+    hooks: tuple[int, ...]
+    structure: tuple[str, str]
+    inputs: tuple[TensorKind, ...]
+    parameters: tuple[TensorKind, ...]
+    buffers: tuple[TensorKind, ...]
+    ties: tuple[int, ...]
+    trainable: tuple[bool, ...]
+    """Which parameters require a gradient; empty for inference, which does not ask."""
+    differentiable: tuple[bool, ...]
+    """Which inputs want a gradient; empty where none does, and for inference."""
+    autocast: torch.dtype | None
+    default_dtype: torch.dtype
+    delayed: bool
+    """Whether gradients wait for a reduction, as in `no_sync`."""
+
+    def differs_in(self, other: Key) -> str:
+        """The names of what differs, for a log."""
+        return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
+
+    def without(self, sizes: Mapping[str, CalledSize]) -> Key:
+        """What calls that differ in these sizes alone have in common."""
+        places = {place for each in sizes.values() for place in each.places}
+        inputs = tuple(
+            (torch.Size([-1 if (at, dim) in places else n for dim, n in enumerate(shape)]), dtype)
+            for at, (shape, dtype) in enumerate(self.inputs)
+        )
+        return replace(self, inputs=inputs)
+
+
+def mode_of(held: Held, call: BoundCall, plan: Plan) -> Mode:
+    """What a call is for: training, where grad mode is on and something requires a gradient.
+
+    A pipeline's forward runs the backward too, so that it is for training only while the model is in train mode.
+    """
+    wanted = any(each.requires_grad for each in held.parameters.values()) or any(call.differentiable)
+    forward_only = plan.pipeline is not None and not held.training[0]
+    return Mode.TRAIN if torch.is_grad_enabled() and wanted and not forward_only else Mode.INFER
+
+
+def key_of(held: Held, call: BoundCall, mode: Mode, *, delayed: bool = False) -> Key:
+    """The key of a call in the state that the model and autocast are in."""
+    trainable = tuple([each.requires_grad for each in held.parameters.values()])
+    wanted = call.differentiable
+    return Key(
+        mode=mode,
+        classes=held.classes,
+        training=held.training,
+        hooks=held.hooks,
+        structure=call.structure,
+        inputs=_kinds(call.tensors),
+        parameters=_kinds(held.parameters.values()),
+        buffers=_kinds(held.buffers.values()),
+        ties=held.ties,
+        trainable=trainable if mode is Mode.TRAIN else (),
+        differentiable=wanted if mode is Mode.TRAIN and any(wanted) else (),
+        autocast=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        default_dtype=torch.get_default_dtype(),
+        delayed=delayed and mode is Mode.TRAIN,
+    )
+
+
+def _kinds(tensors: Iterable[Tensor]) -> tuple[TensorKind, ...]:
+    return tuple([(each.shape, each.dtype) for each in tensors])
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A program with the ranks that run it, and the structure of what the model returns."""
+
+    session: Session
+    tree: OutputTree
+    read: ReadAttributes
+    """It is for calls for which these hold."""
+    constant: frozenset[int] = frozenset()
+    """Indices of the outputs that require no gradient."""
+
+    @property
+    def program(self) -> Program:
+        """What it runs."""
+        return self.session.program
+
+    @property
+    def losses(self) -> tuple[int, ...]:
+        """The positions of the outputs that may be differentiated."""
+        wanted = {each.index for each in self.program.of_kind("tangent")}
+        return tuple(at for at, each in enumerate(self.program.results_of_kind("output")) if each.index in wanted)
+
+    def result(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model returns, around its tensors."""
+        return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
+
+    def call(
+        self, held: Held, tensors: Sequence[Tensor], accumulation: Accumulation, scale: float = 1.0
+    ) -> list[Tensor]:
+        """The tensors of the model's result; new values of buffers are written into the model's. `scale`: see `run`."""
+        program = self.program
+        changing = {each.name for each in program.results_of_kind("buffer")}
+        parameters = [held.parameters[each.name] for each in program.of_kind("parameter")]
+        # A backward may need the old value, so that the program gets a copy of what is written to below.
+        buffers = [
+            held.buffers[each.name].clone() if each.name in changing else held.buffers[each.name]
+            for each in program.of_kind("buffer")
+        ]
+        inputs = [tensors[each.index] for each in program.of_kind("input") if each.index is not None]
+        # Inference mode is known to the caller's thread alone, and other ranks may not write to tensors made in it.
+        grad_mode = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
+            outputs, changed = run(self.session, parameters, buffers, inputs, accumulation, scale=scale)
+        with torch.no_grad():
+            for name, value in changed.items():
+                held.buffers[name].copy_(value)
+        return outputs
+
+    def refusal(self, sizes: Mapping[str, int]) -> str:
+        """Why its program does not hold for these sizes; empty where it does."""
+        symbolic = self.program.symbolic
+        return "it has no named sizes" if symbolic is None else symbolic.refusal(sizes)
+
+    def bound(self, held: Held, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
+        """The same for other sizes of a call, where its program holds for them."""
+        if self.refusal(sizes):
+            return None
+        return replace(self, session=_session(self.program.bind(sizes), held, call, self.session))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What there was before a program is made."""
+
+    again: str = ""
+    """Why it is made though the model has others; empty for its first. Becomes a remark."""
+    beside: Session | None = None
+    """A session of another program of the model, whose threads run this one too."""
+
+
+def make_variant(
+    model: nn.Module,
+    held: Held,
+    call: BoundCall,
+    key: Key,
+    plan: Plan,
+    sizes: Mapping[str, CalledSize],
+    padded: tuple[str, ...],
+    origin: Origin = Origin(),
+) -> tuple[Variant, Found | None]:
+    """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
+
+    Where some of its sizes are dynamic, the program has these by name, or it is said why not; inputs that are `padded`
+    need not divide by their ranks. Raises what capture and passes raise, and RunError E0352, E0353 or
+    StrettoError E0603 where processes disagree.
+    """
+    check_parameters(model, plan)
+    with global_shapes(model, call) as plain:
+        maker = _Maker(model, one_microbatch(plain, plan), key, plan, padded)
+        compiled, found = maker.with_sizes(sizes) if sizes else (maker.compiled(), None)
+    program = compiled.program
+    if found is not None:
+        program = replace(program, symbolic=found.symbolic)
+    program = replace(program, remarks=[*_listed(program.remarks), *_said(found, origin.again)])
+    captured = compiled.capture
+    read = ReadAttributes(model, held.modules, captured.reads)
+    return Variant(
+        _session(program, held, call, origin.beside), captured.output_tree, read, frozenset(captured.constant)
+    ), found
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What one call is compiled from."""
+
+    model: nn.Module
+    call: BoundCall
+    key: Key
+    plan: Plan
+    padded: tuple[str, ...]
+
+    def compiled(self) -> Compiled:
+        """The program for the sizes of the call."""
+        compute = compute_dtype(self.plan)
+        return self._from(
+            _in_mode(self.key.mode, lambda mode: capture_call(self.model, self.call, mode=mode, compute=compute))
+        )
+
+    def with_sizes(self, sizes: Mapping[str, CalledSize]) -> tuple[Compiled, Found]:
+        """The program, and what in it follows from these of its sizes."""
+        if is_alone(self.plan):
+            return self.compiled(), Found(None, EACH_SIZE)
+        own = {name: each.size for name, each in sizes.items()}
+        compute = compute_dtype(self.plan)
+
+        def captured(mode: Mode) -> tuple[SymbolicCapture, Capture]:
+            found = capture_symbolically(self.model, self.call, sizes, mode=mode, compute=compute)
+            return found, found.at(own)
+
+        try:
+            symbolic, capture = _in_mode(self.key.mode, captured)
+        except NotSymbolic as error:
+            return self.compiled(), Found(None, str(error))
+        first = self._from(capture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlanWarning)
+            return first, find_sizes(sizes, symbolic.guards, first, lambda other: self._from(symbolic.at(other)))
+
+    def _from(self, captured: Capture) -> Compiled:
+        options = Options(
+            mode=captured.mode,
+            keep_weights=False,
+            delay_reductions=self.key.delayed and captured.mode is Mode.TRAIN,
+            padded_inputs=self.padded,
+        )
+        with _neutral():
+            compiled = compile_capture(captured, self.model, self.plan, options)
+        if processes() == 1 or torch.distributed.get_rank() == 0:
+            for each in filter(is_warning, remarks_of(compiled.program)):
+                warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
+        return compiled
+
+
+def _in_mode(mode: Mode, captured: Callable[[Mode], T]) -> T:
+    """What `captured` gives; as in eager mode, a result without a gradient is no error before somebody asks for one."""
+    try:
+        return captured(mode)
+    except CaptureError as error:
+        if error.code != "E0215":
+            raise
+        return captured(Mode.INFER)
+
+
+def _said(found: Found | None, again: str) -> list[Json]:
+    """The remarks that say why sizes are compiled one by one, and why this call is not the first one's program."""
+    said = []
+    if found is not None and found.symbolic is None:
+        message = f"every size is compiled for itself, because {found.why_not}"
+        said.append(Remark("dynamic-sizes", RemarkKind.MISSED, message))
+    if again:
+        said.append(Remark("dynamic-sizes", RemarkKind.NOTE, f"compiled again, because {again}"))
+    return [remark_json(each) for each in said]
+
+
+def _listed(remarks: Json) -> Sequence[Json]:
+    return remarks if isinstance(remarks, list | tuple) else ()
+
+
+def _session(program: Program, held: Held, call: BoundCall, beside: Session | None) -> Session:
+    """The ranks that are there, with a program; `call` is its first. Threads are those of the session `beside`."""
+    if processes() == 1:
+        return RankThreads(program, beside=beside if isinstance(beside, RankThreads) else None)
+    move_to_stages(program, held.parameters)
+    session = ProcessRank(program)
+    check_same_inputs(call, session.world)
+    return session
+
+
+@contextmanager
+def _neutral() -> Iterator[None]:
+    """Passes compute with torch themselves: what the caller has switched on or off is not meant for them."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        yield

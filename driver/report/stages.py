@@ -1,0 +1,70 @@
+"""What each stage of a pipeline has and does in one step, for a person: parameters, tasks, what it sends to whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ...runtime.program.arguments import DTYPES, Json
+from ...runtime.program.entries import MICROBATCH, at_stage
+from ...runtime.program.program import Program
+from ...runtime.rank.shards import local_shape
+from .traffic import SEND, Traffic
+
+
+@dataclass(frozen=True)
+class Sends:
+    """What a rank of one stage sends its partner of another in one step."""
+
+    to: int
+    count: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {"to": self.to, "count": self.count, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The ranks at one coordinate on the pipeline's axis."""
+
+    number: int
+    parameters: int
+    parameter_bytes: int
+    """Of their parts on one rank, padding included."""
+    tasks: tuple[tuple[str, int], ...]
+    """(function, how often a step calls it for a microbatch), in the order of the first calls."""
+    sends: tuple[Sends, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "stage": self.number, "parameters": self.parameters, "parameter_bytes_per_rank": self.parameter_bytes,
+            "tasks": dict(self.tasks), "sends": [each.to_json() for each in self.sends],
+        }  # fmt: skip
+
+
+def stages_of(program: Program, traffic: Traffic) -> tuple[Stage, ...]:
+    """The stages in order; none where ranks take no turns."""
+    if program.pipeline is None:
+        return ()
+    return tuple(_stage(program, traffic, number) for number in range(len(program.pipeline.entries)))
+
+
+def _stage(program: Program, traffic: Traffic, number: int) -> Stage:
+    held = at_stage(program.of_kind("parameter"), number)
+    sizes = [prod(local_shape(each.shape, each.shards)) * DTYPES[each.dtype].itemsize for each in held]
+    code = program.functions[program.entries[number].name].code
+    tasks = Counter(str(each.args[0]) for each in code if each.op == "call" and MICROBATCH in each.kwargs)
+    return Stage(number, len(held), sum(sizes), tuple(tasks.items()), tuple(_sends(traffic, number)))
+
+
+def _sends(traffic: Traffic, number: int) -> Sequence[Sends]:
+    counts: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    for site, count in traffic.items():
+        if site.kind == SEND and site.stage == number and site.peer is not None:
+            counts[site.peer] += count
+            sizes[site.peer] += count * site.sent_bytes
+    return [Sends(peer, counts[peer], sizes[peer]) for peer in sorted(counts)]

@@ -1,0 +1,58 @@
+"""Text files that commands read and write: whole or not at all, with the system's reason where that fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+from ...diagnostics import StrettoError
+
+STDIN = "-"
+"""The name that stands for standard input."""
+
+
+def read_text(file: str) -> tuple[str, str]:
+    """A file's text, and what to call it in messages; "-" is standard input. E0507 for what cannot be read."""
+    name = "<stdin>" if file == STDIN else file
+    try:
+        data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+        return data.decode("utf-8"), name
+    except OSError as error:
+        raise StrettoError("E0507", f"'{name}' cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise StrettoError("E0507", f"'{name}' is not UTF-8 text: byte {error.start} is none") from None
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """Write a file beside its place, then rename it: what was there stays until all is written. E0508 if it fails.
+
+    Of a link it is the target that is written. What is no file, such as a pipe or /dev/null, is written as it is.
+    """
+    path = Path(file)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        place = Path(os.path.realpath(path))
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, place)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise StrettoError("E0508", f"'{file}' cannot be written: {error.strerror}") from None
+
+
+def make_folder(folder: str | Path) -> Path:
+    """A folder to write into, made where there is none; E0508 if that fails."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StrettoError("E0508", f"'{path}' cannot be made a folder: {error.strerror}") from None
+    return path

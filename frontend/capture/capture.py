@@ -1,0 +1,148 @@
+"""Capture a model: from an `nn.Module` and one call of it to a functional graph of forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
+from ..graph.checks import refuse_mixed_products, refuse_random_ops
+from ..graph.strided_views import refuse_strided_views, write_as_reshapes
+from ..metadata import annotate
+from ..trace_errors import quiet_torch, user_errors
+from .assemble import Assembled, assemble, model_names
+from .call import BoundCall, bind_call
+from .joint import TracedGraphs, trace
+from .own_gradients import refuse_backward_hooks
+from .precision import settle_casts
+from .reference_graph import reference_graph
+from .traced import MODEL_ATTRIBUTE, TracedModel
+
+
+def capture(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    mode: Mode,
+    loss_only: bool = False,
+    compute: torch.dtype | None = None,
+) -> Capture:
+    """The graph of `model(*args, **kwargs)` in the state (train or eval, which parameters are trainable) it is in.
+
+    Shapes are those of the arguments; their values are not read. No kernel runs and no weight is copied, so that a
+    model of fake tensors is captured at full size. With `loss_only` the result is the scalar loss alone.
+    With `compute` the forward runs on casts of the floating parameters and inputs to that dtype. Errors:
+    CaptureError (E0210 to E0229), at the user's file and line.
+    """
+    return capture_call(model, bind_call(model, args, kwargs), mode=mode, loss_only=loss_only, compute=compute)
+
+
+def capture_call(
+    model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
+) -> Capture:
+    """`capture` for a call that is taken apart already."""
+    with quiet_torch(), user_errors(model):
+        module = to_trace(model, call, mode=mode, loss_only=loss_only, compute=compute)
+        return finish(model, call, module, trace(module, call.tensors, mode))
+
+
+def to_trace(
+    model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
+) -> TracedModel:
+    """The module that is traced in place of the model, once nothing speaks against it."""
+    if mode is Mode.TRAIN:
+        refuse_backward_hooks(model)
+        _refuse_ambiguous_gradients(model, call)
+    return TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
+
+
+def finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+    """What was traced of a call becomes its capture; the graphs are changed."""
+    if module.mode is Mode.TRAIN and not module.result.differentiable:
+        raise CaptureError(
+            "E0215",
+            "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
+            help="return the loss without .detach() or .item(), or capture for inference",
+        )
+    captured = _assembled(model, call, module, graphs)
+    for place in graphs.read_out:
+        module.result.effects.read_out.pop(place, None)
+    module.result.effects.warn()
+    return captured
+
+
+def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+    prefix = MODEL_ATTRIBUTE + "."
+    names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix)
+    if module.mode is Mode.TRAIN:
+        wanted = zip(call.names, call.differentiable, strict=True)
+        names = replace(names, differentiable=frozenset(name for name, wants in wanted if wants))
+    refuse_strided_views(graphs.forward.graph)
+    annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+    write_as_reshapes(graphs.joint.graph)
+    assembled = assemble(graphs.joint, model, names)
+    if module.compute is not None:
+        settle_casts(graphs.joint.graph, assembled.inputs)
+    _check_gradients(assembled, module.mode)
+    refuse_random_ops(graphs.joint.graph)
+    refuse_mixed_products(graphs.joint.graph)
+    outputs = _named_outputs(assembled.outputs, module.result.names)
+    reference = reference_graph(graphs.forward, names, assembled.inputs, outputs)
+    _strip(graphs.joint.graph)
+    return Capture(
+        graph=graphs.joint,
+        mode=module.mode,
+        inputs=tuple(assembled.inputs),
+        outputs=outputs,
+        constants={names.constants[name]: value for name, value in graphs.constants.items()},
+        reference=reference,
+        output_tree=module.result.tree,
+        unused_parameters=assembled.unused_parameters,
+        differentiable=module.result.differentiable,
+        constant=module.result.constant,
+        reads={path: tuple(names) for path, names in module.result.effects.reads.items()},
+    )
+
+
+def _refuse_ambiguous_gradients(model: nn.Module, call: BoundCall) -> None:
+    """Gradients go by name: an input that wants one must not be called like a parameter."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, wants in zip(call.names, call.differentiable, strict=True):
+        if wants and name in parameters:
+            raise CaptureError(
+                "E0212",
+                f'input "{name}" requires a gradient and has the name of a parameter',
+                help=f'rename the argument of forward, or pass "{name}.detach()"',
+            )
+
+
+def _check_gradients(assembled: Assembled, mode: Mode) -> None:
+    """All that wants a gradient has one or is known to have none: torch can lose a backward in silence."""
+    trainable = {tensor.name for tensor in assembled.inputs if tensor.requires_grad}
+    having = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
+    if mode is Mode.TRAIN and trainable != having | set(assembled.unused_parameters):
+        lost = sorted(trainable - having - set(assembled.unused_parameters))
+        raise AssertionError(f"the joint graph has no gradients for {lost}")
+    if mode is Mode.TRAIN and not any(tensor.kind is InputKind.TANGENT for tensor in assembled.inputs):
+        raise AssertionError("the joint graph has no tangent")
+
+
+def _named_outputs(outputs: Sequence[CapturedOutput], names: Sequence[str]) -> tuple[CapturedOutput, ...]:
+    return tuple(
+        replace(output, name=names[output.index]) if output.kind is OutputKind.OUTPUT else output for output in outputs
+    )
+
+
+def _strip(graph: fx.Graph) -> None:
+    """Keep of each node's metadata what later stages read; stack traces of a large model weigh more than its graph."""
+    kept = ("val", "stretto")
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in kept if key in node.meta}
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            node.meta["val"] = value.detach()

@@ -1,0 +1,54 @@
+"""Refuse what defines a gradient of its own: export keeps the forward's ops and would drop it in silence.
+
+The reference is made from the same export, so that no later check would see the difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from ..captured import CaptureError
+
+_HELP = "write the forward so that torch's own derivatives are the wanted ones, for example with x.detach()"
+
+
+def refuse_backward_hooks(model: nn.Module) -> None:
+    """Errors: E0227 for a module with a backward hook. Forward hooks are traced; hooks of parameters stay live."""
+    for path, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise CaptureError(
+                "E0227",
+                f'module "{path}" has a backward hook, which the captured graph would not run',
+                help="remove the hook, or put it on a parameter",
+            )
+
+
+@contextlib.contextmanager
+def derived_gradients_only() -> Iterator[None]:
+    """Inside, custom autograd functions and hooks on tensors raise E0227 where they are used.
+
+    Functions that belong to torch (checkpointing) only repeat derivatives that their ops have anyway.
+    """
+    apply = torch.autograd.Function.__dict__["apply"]
+    register_hook = torch.Tensor.register_hook
+
+    def refuse_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.partition(".")[0] == "torch":
+            return apply.__get__(None, cls)(*args, **kwargs)
+        raise CaptureError("E0227", f'"{cls.__qualname__}" is a custom autograd function', help=_HELP)
+
+    def refuse_hook(tensor: torch.Tensor, hook: Any) -> NoReturn:
+        raise CaptureError("E0227", "the forward puts a hook on the gradient of a tensor", help=_HELP)
+
+    torch.autograd.Function.apply = classmethod(refuse_apply)  # type: ignore[method-assign, assignment]
+    torch.Tensor.register_hook = refuse_hook  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]

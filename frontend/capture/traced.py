@@ -1,0 +1,148 @@
+"""The module that is traced in place of the user's: tensors in, tensors out, everything else bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..captured import CaptureError, Mode, OutputTree, TensorLeaf
+from .call import PLAIN_TYPES, BoundCall
+from .cumulative_norms import counts_in_the_graph
+from .own_gradients import derived_gradients_only
+from .precision import cast_inputs, casts_of_parameters, in_place_of_parameters
+from .side_effects import ReadOut, SideEffects, watched
+from .value_checks import without_value_checks
+
+MODEL_ATTRIBUTE = "_stretto_model"
+"""Under this name the user's model hangs in the traced module; all names in the graph begin with it."""
+
+
+@dataclass
+class Result:
+    """What a traced forward returned. Kept apart from the module, whose attributes export puts back after tracing."""
+
+    tree: OutputTree = field(default_factory=lambda: OutputTree(pytree.tree_flatten(None)[1], ()))
+    names: tuple[str, ...] = ()
+    differentiable: tuple[int, ...] = ()
+    """Indices of the outputs that have a tangent."""
+    constant: tuple[int, ...] = ()
+    """Indices of the outputs that no trainable parameter has a part in."""
+    effects: SideEffects = field(default_factory=SideEffects)
+
+
+class TracedModel(nn.Module):
+    """Calls the user's model and returns the tensors of its result as a tuple, noted in `result` while it is traced.
+
+    Where a scalar floating loss is among the outputs it alone is differentiable and the others are detached. With
+    `compute` the model runs on casts of its parameters and floating inputs to that dtype.
+    """
+
+    def __init__(
+        self, model: nn.Module, call: BoundCall, mode: Mode, *, loss_only: bool, compute: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        setattr(self, MODEL_ATTRIBUTE, model)
+        self.training = model.training
+        self.call = call
+        self.mode = mode
+        self.loss_only = loss_only
+        self.compute = compute
+        self.result = Result()
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args, kwargs = self.call.arguments(cast_inputs(tensors, self.compute))
+        model = getattr(self, MODEL_ATTRIBUTE)
+        casts = casts_of_parameters(model, self.compute)
+        self.result.effects = SideEffects()
+        with (
+            derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
+            in_place_of_parameters(casts),
+            counts_in_the_graph(model),
+            without_value_checks(),
+            watched(model, self.result.effects),
+            ReadOut(self.result.effects),
+        ):
+            result = model(*args, **kwargs)
+        if self.loss_only:
+            result = _loss_of(result)
+        return self._flatten(result, tensors)
+
+    def _flatten(self, result: Any, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        paths, spec = pytree.tree_flatten_with_path(result)
+        outputs: list[torch.Tensor] = []
+        names: list[str] = []
+        leaves: list[Any] = []
+        seen: dict[int, int] = {}
+        for path, leaf in paths:
+            if isinstance(leaf, torch.Tensor):
+                if id(leaf) not in seen:
+                    seen[id(leaf)] = len(outputs)
+                    outputs.append(leaf)
+                    names.append(_path_name(path))
+                leaves.append(TensorLeaf(seen[id(leaf)]))
+            elif isinstance(leaf, PLAIN_TYPES):
+                leaves.append(leaf)
+            else:
+                raise CaptureError(
+                    "E0214",
+                    f'forward returns a value of type "{type(leaf).__qualname__}"',
+                    expected="tensors and plain values, or lists, tuples and dicts of them",
+                    help="return the tensors themselves, or register the type with torch.utils._pytree",
+                )
+        differentiable = _differentiable(outputs) if self.mode is Mode.TRAIN else ()
+        self.result.tree = OutputTree(spec, tuple(leaves))
+        self.result.names = tuple(names)
+        self.result.differentiable = differentiable
+        self.result.constant = tuple(at for at, tensor in enumerate(outputs) if not tensor.requires_grad)
+        given = {id(tensor) for tensor in (*inputs, *self.parameters(), *self.buffers())}
+        return tuple(_owned(tensor, position in differentiable, given) for position, tensor in enumerate(outputs))
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    """Where a tensor lies in the result: "loss", "hidden_states[2]", "[0]"; empty for a lone tensor."""
+    if path and isinstance(path[0], pytree.MappingKey):
+        return str(path[0].key) + pytree.keystr(path[1:])
+    return pytree.keystr(path).lstrip(".")
+
+
+def _differentiable(outputs: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """Scalar floating outputs that require a gradient where there are any, else all that do."""
+    having = [at for at, tensor in enumerate(outputs) if tensor.requires_grad and tensor.is_floating_point()]
+    scalars = [at for at in having if outputs[at].dim() == 0]
+    return tuple(scalars or having)
+
+
+def _owned(tensor: torch.Tensor, differentiable: bool, given: set[int]) -> torch.Tensor:
+    """The output as a tensor of its own: no view of another and no input, and detached where it has no tangent."""
+    if id(tensor) in given or tensor._is_view():
+        tensor = tensor.clone()
+    return tensor if differentiable or not tensor.requires_grad else tensor.detach()
+
+
+def _loss_of(result: Any) -> torch.Tensor:
+    """The scalar floating loss in what a forward returned: the result itself, its `loss`, or its one scalar.
+
+    Errors: E0213 when there is none, or more than one.
+    """
+    named = result.get("loss") if isinstance(result, dict) else getattr(result, "loss", None)
+    candidates = [named] if isinstance(named, torch.Tensor) else pytree.tree_leaves(result)
+    scalars = [leaf for leaf in candidates if isinstance(leaf, torch.Tensor) and _is_loss(leaf)]
+    if len(scalars) == 1:
+        return scalars[0]
+    found = ", ".join(str(tuple(leaf.shape)) for leaf in candidates if isinstance(leaf, torch.Tensor)) or "no tensor"
+    raise CaptureError(
+        "E0213",
+        f"training needs one scalar loss, but forward returns {found}",
+        expected="a scalar floating tensor that requires a gradient, or an object with such a .loss",
+        help="pass the labels, or return the loss from forward",
+    )
+
+
+def _is_loss(tensor: torch.Tensor) -> bool:
+    return tensor.dim() == 0 and tensor.is_floating_point() and tensor.requires_grad

@@ -1,0 +1,40 @@
+"""The one op that draws random numbers in captured graphs: `stretto::random`, a function of where an element stands.
+
+Every op of torch that draws is written with it and ordinary ops (`expand_random_ops.py`), before autograd, so that the
+reference, the joint graph, and all programs made of it draw the same numbers. It is known here by its shape alone: the
+runtime and the interpreter say what it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..captured import CapturedTensor, InputKind
+
+RANDOM_STATE = CapturedTensor("random state", InputKind.RANDOM, (), (2,), torch.int64, requires_grad=False, index=-1)
+"""The input of a graph that draws: (seed, step)."""
+
+_LIBRARY = torch.library.Library("stretto", "DEF")  # type: ignore[no-untyped-call]  # torch leaves both untyped
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "random(Tensor? state, Tensor? like, SymInt[]? size, int number, int? below) -> Tensor"
+)
+
+
+def _shaped(
+    state: Tensor | None, like: Tensor | None, size: Sequence[int] | None, number: int, below: int | None
+) -> Tensor:
+    shape = like.shape if like is not None else size
+    assert shape is not None, "a draw has a shape"
+    return torch.empty(shape, dtype=torch.int64 if below is None else torch.bool, device="cpu")
+
+
+torch.library.register_fake("stretto::random", _shaped, lib=_LIBRARY)
+
+RANDOM: torch._ops.OpOverload = torch.ops.stretto.random.default
+"""Uniform words in [0, 2^32), int64, or with `below` whether each is below it; shaped as `like`, else as `size` says.
+
+`number` tells the draws of one graph apart. `state` is None until capture puts the graph's input there.
+"""

@@ -1,0 +1,200 @@
+"""Models by a Hugging Face config on disk: built by `architectures`, weights from safetensors beside it or seeded."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...diagnostics import Span
+from ...dsl.spelling import did_you_mean
+from ..captured import Mode
+from .fake_parameters import fake_parameters
+from .model_inputs import TOKENS, ModelInput, NoInputs, main_input, model_inputs
+from .target import DTYPES, Request, Target, TargetError, default_dtype
+
+LARGEST_RANDOM_BYTES = 2_000_000_000
+"""Random weights above this size are not made: the model gets shapes without values."""
+
+DEFAULT_SEQUENCE = 128
+"""Tokens per example where none are asked for."""
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load_hugging_face(path: str, request: Request) -> Target:
+    """The model that the config at `path` (a folder or a JSON file) describes, with inputs of random tokens or images.
+
+    Errors: E0206 to E0209.
+    """
+    transformers = _transformers()
+    file = os.path.join(path, "config.json") if os.path.isdir(path) else path
+    config = _config(transformers, file, _read(path, file))
+    model_class = _model_class(transformers, config, file)
+    seq = _sequence(config, request, file) if main_input(model_class) == TOKENS else 0
+    inputs = _inputs(transformers, model_class, config, request, seq, file)
+    model, real = _build(model_class, config, os.path.dirname(file), request)
+    model.train(request.mode is Mode.TRAIN)
+    shape = {"batch": request.batch, **({"seq": seq} if seq else {})}
+    source = {"kind": "hf", "path": path, "architecture": model_class.__name__, **shape}
+    dtype = DTYPES[request.dtype] if request.dtype else torch.float32
+    generator = torch.Generator().manual_seed(request.seed)
+    samples = {name: each.sample(dtype, generator) for name, each in inputs.items()}
+    ranges = {name: each.range for name, each in inputs.items() if each.range}
+    return Target(model, samples, real, source, ranges)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise TargetError(
+            "E0207",
+            f'an "hf:" target needs the package "transformers": {error}',
+            help='pip install "stretto[compiler,transformers]"',
+        ) from None
+    return transformers
+
+
+def _read(path: str, file: str) -> dict[str, Any]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            data = json.load(stream)
+    except OSError as error:
+        help = "give a folder with a config.json, or the JSON file itself; models are not fetched from the network"
+        raise TargetError("E0206", f'"{path}" cannot be read: {error.strerror}', help=help) from None
+    except json.JSONDecodeError as error:
+        span = Span(file, error.lineno, error.colno)
+        raise TargetError("E0206", f"the config is no JSON: {error.msg}", span=span) from None
+    except UnicodeDecodeError as error:
+        raise TargetError("E0206", f'"{file}" is no text: {error.reason}', help="give a config.json") from None
+    if not isinstance(data, dict) or "model_type" not in data:
+        raise TargetError(
+            "E0206", f'"{file}" has no "model_type"', expected="a Hugging Face model config", span=Span(file, 1)
+        )
+    return data
+
+
+def _config(transformers: Any, file: str, data: dict[str, Any]) -> Any:
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    kind = data["model_type"]
+    if kind not in mapping:
+        raise TargetError(
+            "E0208",
+            f'model type "{kind}" is not known to transformers {transformers.__version__}',
+            span=Span(file, 1),
+            help=did_you_mean(str(kind), mapping.keys()),
+        )
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return mapping[kind].from_dict(data)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        message = " ".join(str(error).split())
+        raise TargetError("E0206", f'the config is no "{kind}" config: {message}', span=Span(file, 1)) from None
+
+
+def _model_class(transformers: Any, config: Any, file: str) -> type[nn.Module]:
+    """The class that `architectures` names; without it, the causal language model of the config's type."""
+    named = list(config.architectures or ())
+    if named:
+        found = getattr(transformers, named[0], None)
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            return found
+        known = [name for name in dir(transformers) if name.endswith("ForCausalLM")]
+        raise TargetError(
+            "E0208",
+            f'architecture "{named[0]}" is not in transformers {transformers.__version__}',
+            span=Span(file, 1),
+            help=did_you_mean(named[0], known),
+        )
+    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in causal:
+        raise TargetError(
+            "E0208",
+            f'the config names no architecture, and "{config.model_type}" has no causal language model',
+            span=Span(file, 1),
+            help='add "architectures": ["..."] to the config',
+        )
+    model_class: type[nn.Module] = causal[type(config)]
+    return model_class
+
+
+def _inputs(
+    transformers: Any, model_class: type[nn.Module], config: Any, request: Request, seq: int, file: str
+) -> dict[str, ModelInput]:
+    """The model's inputs by name, with labels for training."""
+    labelled = request.mode is Mode.TRAIN
+    try:
+        return model_inputs(transformers, model_class, config, request.batch, seq, labelled=labelled)
+    except NoInputs as reason:
+        raise TargetError(
+            "E0209",
+            f'"{model_class.__name__}" {reason}, so that its inputs cannot be made from batch and seq',
+            span=Span(file, 1),
+            help='write a function that returns (model, inputs) and give it as "file.py:name"',
+        ) from None
+
+
+def _sequence(config: Any, request: Request, file: str) -> int:
+    """Tokens per example: what was asked for, if the model has that many positions."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        return request.seq or DEFAULT_SEQUENCE
+    if request.seq is not None and request.seq > longest:
+        raise TargetError(
+            "E0209",
+            f"seq {request.seq} is longer than the model's {longest} positions",
+            span=Span(file, 1),
+            help=f'ask for at most {longest}, or raise "max_position_embeddings"',
+        )
+    return request.seq or min(longest, DEFAULT_SEQUENCE)
+
+
+def _build(model_class: type[nn.Module], config: Any, folder: str, request: Request) -> tuple[nn.Module, bool]:
+    """The model and whether it has values: from the folder's weights, else random where that is no more than 2 GB."""
+    dtype = DTYPES[request.dtype] if request.dtype else torch.float32
+    if any(os.path.isfile(os.path.join(folder, name)) for name in _WEIGHTS):
+        return _with_weights(model_class, config, folder, dtype), True
+    with fake_parameters(), default_dtype(dtype), _no_initial_values():
+        model = model_class(config)
+    if sum(p.numel() * p.element_size() for p in model.parameters()) > LARGEST_RANDOM_BYTES:
+        return model, False
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(default_dtype(dtype))
+        torch.manual_seed(request.seed)
+        return model_class(config), True
+
+
+def _no_initial_values() -> Any:
+    """Inside, models are built without drawing values, which some of them read while they do."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
+def _with_weights(model_class: Any, config: Any, folder: str, dtype: torch.dtype) -> nn.Module:
+    from safetensors import SafetensorError
+
+    folder = folder or "."
+    try:
+        model, report = model_class.from_pretrained(
+            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        message = str(error).strip().split("\n")[0]
+        raise _bad_weights(folder, f"cannot be loaded: {message}") from None
+    absent = sorted((*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])))
+    if absent:
+        raise _bad_weights(folder, f'have no "{absent[0]}" of the config\'s shape')
+    loaded: nn.Module = model
+    return loaded
+
+
+def _bad_weights(folder: str, what: str) -> TargetError:
+    return TargetError("E0206", f'the weights in "{folder}" {what}', help="mend the files, or remove them")

@@ -1,0 +1,113 @@
+"""Inputs for a comparison: every one random, so that a wrong result cannot look right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from ..interpreter.code import Code, decode
+from ..interpreter.errors import NO_RANGE, InterpreterError
+from ..module import Module, Record
+from .integer_ranges import IntegerRange, integer_ranges, merged
+
+_IGNORED_SHARE = 0.15
+_GAIN = 0.7
+"""Standard deviation of a matrix times the root of its larger extent; keeps activations near 1."""
+
+
+def infer_ranges(*modules: Module) -> dict[str, IntegerRange]:
+    """By input name, which integers the modules (with the same arguments) say it may hold."""
+    return ranges_of(*(decode(m) for m in modules))
+
+
+def integer_arguments(module: Module) -> list[str]:
+    """The names of the integer inputs."""
+    code = decode(module)
+    ports = enumerate(code.arguments)
+    return [argument_name(port.record, i) for i, port in ports if _is_integer(port.type.dtype)]
+
+
+def random_inputs(
+    module: Module,
+    seed: int,
+    ranges: Mapping[str, IntegerRange] | None = None,
+    values: Mapping[str, Tensor] | None = None,
+) -> list[Tensor]:
+    """Global inputs for a module, in order. Errors: E0661 for an integer input without a range.
+
+    Parameters, float inputs and tangents are normal or near 1 and never 0; booleans true three times in four.
+    `values` gives inputs by name that are to be taken as they are.
+    """
+    code = decode(module)
+    return inputs_of(code, seed, dict(ranges_of(code)) | dict(ranges or {}), values or {})
+
+
+def ranges_of(*codes: Code) -> dict[str, IntegerRange]:
+    """See `infer_ranges`."""
+    found: dict[str, IntegerRange] = {}
+    for code in codes:
+        ranges = integer_ranges(code).items()
+        found = merged(found, {argument_name(code.arguments[i].record, i): range_ for i, range_ in ranges})
+    return found
+
+
+def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values: Mapping[str, Tensor]) -> list[Tensor]:
+    """See `random_inputs`."""
+    random = torch.Generator().manual_seed(seed)
+    made = []
+    for i, port in enumerate(code.arguments):
+        record, type_ = port.record, port.type
+        name, shape = argument_name(record, i), code.global_shape(type_)
+        if name in values:
+            made.append(values[name])
+        elif record.get("kind") == "random":
+            made.append(torch.tensor([seed, 0]))
+        elif type_.dtype.is_floating_point:
+            made.append(_floating(record, shape, random).to(type_.dtype))
+        elif type_.dtype is torch.bool:
+            made.append(torch.rand(shape, generator=random) < 0.75)
+        else:
+            made.append(_integers(name, shape, type_.dtype, ranges.get(name, IntegerRange()), random))
+    return made
+
+
+def argument_name(record: Record, index: int) -> str:
+    """An argument's name, "argument 3" for one without."""
+    return str(record.get("name") or f"argument {index}")
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and dtype is not torch.bool
+
+
+def _floating(record: Record, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    normal = torch.randn(shape, generator=random, dtype=torch.float64)
+    if record.get("kind") == "input":
+        return normal
+    if record.get("kind") == "parameter" and len(shape) >= 2:
+        return normal * (_GAIN / sqrt(max(shape)))
+    if str(record.get("name", "")).endswith("bias"):
+        return normal * 0.2
+    return 0.75 + 0.5 * torch.rand(shape, generator=random, dtype=torch.float64)
+
+
+def _integers(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, range_: IntegerRange, random: torch.Generator
+) -> Tensor:
+    if range_.high is None:
+        raise InterpreterError(
+            NO_RANGE,
+            f'nothing in the module says which integers input "{name}" may hold',
+            help=f"say it with --range '{name}=LO:HI': the integers from LO up to but without HI (in Python, ranges or "
+            "values)",
+        )
+    drawn = torch.randint(range_.low, range_.high, shape, generator=random, dtype=dtype)
+    if range_.ignored is not None:
+        share = torch.rand(shape, generator=random)
+        drawn = drawn.masked_fill(
+            ((share < _IGNORED_SHARE) | (share == share.max())) & (share > share.min()), range_.ignored
+        )
+    return drawn

@@ -1,0 +1,78 @@
+"""Write losses of pairs of elements as the pointwise operations and the mean that they are.
+
+Before                                        After
+  %1 = aten.mse_loss %x, %y, mean               %d = aten.sub %x, %y
+                                                %s = aten.mul %d, %d    (or aten.pow)
+                                                %1 = aten.mean %s
+
+As one operation a loss would have its operands gathered; pointwise operations run on any shards, and the mean becomes a
+sum and a count by `split-means`. What each loss does is told by torch's own decomposition of it.
+
+Needs: to run before `split-means`.   Keeps: values, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch._decomp import decomposition_table
+
+from ...ir.dialects.schemas import definitions
+from ...ir.locations import from_location
+from ...ir.module import Module, operations
+from ...ir.operations import read
+from ..base import Pass, Report
+from ..counted_remarks import Tally
+from .idioms.canonical import defaults, overload
+from .idioms.tracing import Trace
+from .lower_idioms import expand
+
+LOSSES = frozenset(
+    {
+        "aten.mse_loss.default",
+        "aten.mse_loss_backward.default",
+        "aten.smooth_l1_loss.default",
+        "aten.smooth_l1_loss_backward.default",
+        "aten.huber_loss.default",
+        "aten.huber_loss_backward.default",
+        "aten.binary_cross_entropy.default",
+        "aten.binary_cross_entropy_backward.default",
+        "aten.binary_cross_entropy_with_logits.default",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ExpandLosses(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "expand-losses"
+
+    def run(self, module: Module) -> Report:
+        traces: dict[Any, Trace] = {}
+        count, tally = 0, Tally(self.name)
+        for function in module.functions().values():
+            for op in operations(function):
+                call = read(op)
+                if call is None or call.name not in LOSSES:
+                    continue
+                if call.kwargs:
+                    tally.missed(f"{call.name} left: it has named arguments", from_location(op.location))
+                    continue
+                tally.applied(f"{call.name} written out", from_location(op.location))
+                expand(op, call, _expansion(call.name), traces)
+                count += 1
+        return Report(count, tally.remarks())
+
+
+def _expansion(name: str) -> Callable[..., Any]:
+    """Torch's decomposition, given the schema's default for what a call leaves out."""
+    names = [a.name for a in definitions()[name].arguments]
+
+    def expanded(*args: Any) -> Any:
+        given = zip(names, args, strict=True)
+        return decomposition_table[overload(name)](*(defaults(name).get(n) if a is None else a for n, a in given))
+
+    return expanded

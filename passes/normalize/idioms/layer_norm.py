@@ -1,0 +1,32 @@
+"""Layer normalization: torch's operator and its backward become `nn.layer_norm` and `nn.layer_norm_backward`.
+
+A gradient that the backward was told not to compute is an absent result of the nn operation too.
+"""
+
+from __future__ import annotations
+
+from ....ir.operations import Call
+from .findings import Findings
+from .function_graph import FunctionGraph
+from .graph import Node
+
+FORWARD = "aten.native_layer_norm.default"
+BACKWARD = "aten.native_layer_norm_backward.default"
+
+
+def raise_layer_norm(graph: FunctionGraph, findings: Findings) -> None:
+    """Replace every layer normalization of the function."""
+    for node in graph.by_name[FORWARD]:
+        operands = [graph.current(node.operand(o)) for o in ("input", "weight", "bias")]
+        call = Call("nn.layer_norm", (*operands, _shape(node), node.constant("eps")))
+        graph.substitute(node, call)
+        findings.raised[call.name] += 1
+    for node in graph.by_name[BACKWARD]:
+        names = ("grad_out", "input", "mean", "rstd", "weight", "bias")
+        call = Call("nn.layer_norm_backward", (*[graph.current(node.operand(o)) for o in names], _shape(node)))
+        graph.substitute(node, call)
+        findings.raised[call.name] += 1
+
+
+def _shape(node: Node) -> list[int]:
+    return list(node.constant("normalized_shape"))

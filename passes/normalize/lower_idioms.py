@@ -1,0 +1,140 @@
+"""Expand every nn operation into aten operations.
+
+Before                                            After
+  %y, %rstd = nn.rms_norm %x, %weight, 1e-6         %0 = aten.mul %x, %x
+                                                    %1 = aten.mean %0, [-1], true
+                                                    ...
+                                                    %y = aten.mul %5, %weight
+
+Each operation becomes what its function in `idioms/expansions.py` does on tensors of its operands' types, without what
+only unused results need. The values that replace its results keep their types, placements included; what is in between
+has plain types.
+
+Needs: shapes as they are run; placements are not looked at.   Keeps: values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ...ir.bindings import Location, Operation, Type, Value, mlir
+from ...ir.dialects.schemas import definitions
+from ...ir.locations import from_location
+from ...ir.module import Module, operations
+from ...ir.operations import Call, build, read
+from ...ir.types import TensorType, absent, from_mlir, is_tensor, to_mlir
+from ..base import Pass, Report
+from ..counted_remarks import Tally
+from .idioms.expansions import EXPANSIONS
+from .idioms.tracing import Step, Trace, Traced, trace
+
+
+@dataclass(frozen=True)
+class LowerIdioms(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "lower-idioms"
+
+    def run(self, module: Module) -> Report:
+        """Expand the nn operations of every function; equal ones are traced once."""
+        traces: dict[Any, Trace] = {}
+        count, tally = 0, Tally(self.name)
+        for function in module.functions().values():
+            for op in operations(function):
+                call = read(op)
+                if call is not None and call.name in EXPANSIONS:
+                    tally.applied(f"{call.name} written out", from_location(op.location))
+                    expand(op, call, EXPANSIONS[call.name], traces)
+                    count += 1
+        return Report(count, tally.remarks())
+
+
+def expand(op: Operation, call: Call, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:
+    """Replace an operation by what `expansion` does on its arguments; equal calls share an entry of `traces`."""
+    operands = call.values()
+    types = tuple(_plain(from_mlir(v.type)) for v in operands)
+    key = (call.name, types, repr(call.replace_values([_Hole()] * len(operands))))
+    if key not in traces:
+        traces[key] = _trace(call, types, expansion)
+    wanted = [is_tensor(r.type) and any(True for _ in r.uses) for r in op.results]
+    with mlir.InsertionPoint(op):
+        values = _emit(traces[key], operands, op, wanted)
+    for result, value in zip(op.results, values, strict=True):
+        if value is not None:
+            result.replace_all_uses_with(value)
+    op.operation.erase()
+
+
+class _Hole:
+    def __repr__(self) -> str:
+        return "%"
+
+
+def _plain(type_: TensorType) -> TensorType:
+    return TensorType(type_.dtype, type_.shape)
+
+
+def _trace(call: Call, types: Sequence[TensorType], expansion: Callable[..., Any]) -> Trace:
+    def function(tensors: list[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        args = call.replace_values(tensors).args
+        absent_args = [None] * (len(definitions()[call.name].arguments) - len(args))
+        made = expansion(*args, *absent_args)
+        return made if isinstance(made, tuple) else (made,)
+
+    return trace(function, types)
+
+
+def _emit(trace: Trace, operands: Sequence[Value], op: Operation, wanted: Sequence[bool]) -> list[Value | None]:
+    """Build the steps that wanted results need; the values of the results, None for the others."""
+    final = {n: r.type for n, r, w in zip(trace.outputs, op.results, wanted, strict=True) if n is not None and w}
+    needed = set(final)
+    for step in reversed(trace.steps):
+        if needed.intersection(step.results):
+            needed.update(_numbers(step))
+    values = dict(enumerate(operands))
+    for step in trace.steps:
+        if needed.intersection(step.results):
+            _build(step, values, final, op.location)
+    return [None if n is None else values.get(n) for n in trace.outputs]
+
+
+def _numbers(argument: Any) -> list[int]:
+    """The numbers of the tensors in an argument, or in all arguments of a step."""
+    if isinstance(argument, Traced):
+        return [argument.number]
+    if isinstance(argument, Step):
+        return _numbers((*argument.args, *argument.kwargs.values()))
+    return [n for a in argument for n in _numbers(a)] if isinstance(argument, tuple) else []
+
+
+def _build(step: Step, values: dict[int, Value], final: dict[int, Type], loc: Location) -> None:
+    """Build one step; a result in `final` gets the type given there, by a cast where the dtype differs."""
+
+    def fill(argument: Any) -> Any:
+        if isinstance(argument, Traced):
+            return values[argument.number]
+        return [fill(a) for a in argument] if isinstance(argument, tuple) else argument
+
+    types = [_result_type(t, final.get(n)) for n, t in zip(step.results, step.types, strict=True)]
+    call = Call(step.name, tuple(fill(a) for a in step.args), {k: fill(v) for k, v in step.kwargs.items()})
+    is_list = definitions()[step.name].results == ("Tensor[]",)
+    made = build(call, [types], loc)[0] if is_list else build(call, types, loc)
+    for number, value in zip(step.results, made, strict=True):
+        wanted = final.get(number, value.type)
+        if value.type != wanted:
+            dtype = from_mlir(wanted).dtype
+            [value] = build(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [wanted], loc)
+        values[number] = value
+
+
+def _result_type(traced: TensorType | None, final: Type | None) -> Type:
+    """The type to build a result with: the final one where only its encoding differs from what was traced."""
+    if traced is None:
+        return absent()
+    if final is not None and _plain(from_mlir(final)) == traced:
+        return final
+    return to_mlir(traced)

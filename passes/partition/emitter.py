@@ -1,0 +1,63 @@
+"""Building local operations: types of level `comm` from global shapes and placements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...ir.bindings import Location, Value
+from ...ir.operations import Call, build
+from ...ir.placement import Mesh, Placement, axes_size, chunk_size, is_even, local_shape
+from ...ir.types import TensorType, from_mlir, to_mlir
+
+
+def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
+    """What one rank holds of a tensor given by its global shape and placement; `extents` only where uneven."""
+    placement = tensor.placement_on(mesh)
+    shape = local_shape(tensor.shape, placement, mesh)
+    even = all(is_even(n, axes, mesh) for n, axes in zip(tensor.shape, placement.dims, strict=True))
+    return TensorType(tensor.dtype, shape, tensor.placement, None if even else tensor.shape)
+
+
+class Emitter:
+    """Inserts operations at the current insertion point, all at the place of one operation of the model."""
+
+    def __init__(self, mesh: Mesh, loc: Location) -> None:
+        self.mesh = mesh
+        self.loc = loc
+
+    def op(self, name: str, *args: Any, type: TensorType, **kwargs: Any) -> Value:
+        """One operation with one result of the given (local) type."""
+        [result] = build(Call(name, args, kwargs), [to_mlir(type)], self.loc)
+        return result
+
+    def like(self, name: str, value: Value, *args: Any, **kwargs: Any) -> Value:
+        """One operation whose result has the type of its first operand."""
+        return self.op(name, value, *args, type=from_mlir(value.type), **kwargs)
+
+    def size(self, axes: tuple[str, ...]) -> int:
+        """How many ranks share a dim that is sharded over `axes`."""
+        return axes_size(self.mesh, axes)
+
+    def chunk(self, extent: int, axes: tuple[str, ...]) -> int:
+        """What one rank holds of a dim, padding counted."""
+        return chunk_size(extent, self.size(axes))
+
+    def placed(self, value: Value, global_shape: tuple[int, ...], placement: Placement) -> TensorType:
+        """The local type of a tensor of `value`'s dtype with the given global shape and placement."""
+        dtype = from_mlir(value.type).dtype
+        return local_type(TensorType(dtype, global_shape).placed(placement, self.mesh), self.mesh)
+
+
+Types = list[TensorType | None]
+"""The local types of an op's results; None for one that is not computed."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The dim, over which axes it is sharded, how many entries a rank holds, how many there are in all."""
+
+    dim: int
+    axes: tuple[str, ...]
+    chunk: int
+    extent: int

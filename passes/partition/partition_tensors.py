@@ -1,0 +1,211 @@
+"""Cut every tensor into what one rank holds, and make communication explicit.
+
+Before (global shapes)                                After (what one rank holds, over tp=2)
+  %h = aten.mm %x, %w : .. -> t<8x64, {tp=shard(1)}>    %h = aten.mm %x, %w : .. -> t<8x32, {tp="shard(1)"}>
+  %y = aten.mm %h, %v : .. -> t<8x16, {tp=partial}>     %y = aten.mm %h, %v : .. -> t<8x16, {tp="partial(sum)"}>
+  %r = comm.reshard %y : .. -> t<8x16>                  %r = comm.all_reduce %y over ["tp"] sum
+
+A dim that its axes do not divide is padded to whole chunks; where an op adds padding up with the rest, the padding is
+masked first. Ops over a sharded vocabulary become lookups of a rank's own indices (`spmd/vocabulary.py`), and the
+statistics of a batch norm over a shared batch are reduced inside it (`spmd/batch_norm.py`).
+
+Needs: level `aten`, placements propagated (`propagate-placements`).   Keeps: values, up to the order of sums.
+Source: GSPMD (arXiv:2105.04663), section 3.5, for halo-free partitioning with padding and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.attributes import from_attribute
+from ...ir.bindings import Operation, Type, Value, mlir
+from ...ir.dialects.comm import COLLECTIVES
+from ...ir.dialects.context import context
+from ...ir.locations import from_location
+from ...ir.module import (
+    Level,
+    Module,
+    argument_records,
+    build_call,
+    build_function,
+    callee,
+    entry,
+    finish_function,
+    name_of,
+    operations,
+    result_records,
+    terminator,
+)
+from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ...ir.pipelined_module import MICROBATCH
+from ...ir.placement import Mesh, Placement, Shard, is_even
+from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
+from ..base import Pass, Remark, RemarkKind, Report
+from ..counted_remarks import Tally
+from ..overlap.start_collectives import described
+from ..sharding.rules import Row
+from ..sharding.rules.ir_calls import metas, rules_of
+from . import batch_norm, vocabulary
+from .emitter import Emitter, Shards, local_type
+from .localize import with_local_sizes
+from .random_numbers import RANDOM, draw
+from .reshard import Resharder
+
+_LOWERINGS = {**vocabulary.LOWERINGS, **batch_norm.LOWERINGS}
+
+
+@dataclass(frozen=True)
+class PartitionTensors(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "partition-tensors"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+
+    def run(self, module: Module) -> Report:
+        made = module.successor()
+        made.level = Level.COMM
+        count = 0
+        for function in module.functions().values():
+            count += _Partitioner(function, made).rewrite()
+        module.become(made)
+        return Report(count, _communication(module))
+
+
+def _communication(module: Module) -> tuple[Remark, ...]:
+    """The collectives that cut tensors need, and the dims whose padding is masked."""
+    tally = Tally(PartitionTensors.name)
+    for function in module.functions().values():
+        for op in operations(function):
+            name = op.operation.name
+            if name in COLLECTIVES:
+                tally.applied(described(op), from_location(op.location))
+            elif name == "comm.mask":
+                axes = ", ".join(axis for axis in from_attribute(op.attributes["axes"]) if axis != MICROBATCH)
+                message = f"padding masked: {axes} does not divide a dim that is added up"
+                tally.add(RemarkKind.NOTE, message, from_location(op.location))
+    return tally.remarks()
+
+
+class _Partitioner:
+    """The rewrite of one function; `values` maps its old values to new ones."""
+
+    def __init__(self, function: Operation, made: Module) -> None:
+        self.mesh: Mesh = made.mesh
+        self.old = function
+        name = name_of(function)
+        types = [self._local(a.type) for a in entry(function).arguments]
+        records = argument_records(function) if name == "main" else None
+        self.new = build_function(made, name, types, records=records)
+        self.values: dict[Value, Value] = dict(zip(entry(function).arguments, entry(self.new).arguments, strict=True))
+
+    def rewrite(self) -> int:
+        """Rewrite all operations; returns how many there were."""
+        body = list(operations(self.old))[:-1]
+        with context(), mlir.InsertionPoint(entry(self.new)):
+            for op in body:
+                if not is_packing(op):
+                    for old, new in zip(flatten(results_of(op)), self._rewrite(op), strict=True):
+                        if new is not None:
+                            self.values[old] = new
+        records = result_records(self.old) if name_of(self.old) == "main" else None
+        finish_function(self.new, [self.values[v] for v in terminator(self.old).operands], records)
+        return len(body)
+
+    def _rewrite(self, op: Operation) -> Sequence[Value | None]:
+        name = callee(op)
+        if name is not None:
+            types = [self._local(r.type) for r in op.results]
+            return build_call(name, [self.values[v] for v in op.operands], types, op.location)
+        call = read(op)
+        if call is None:
+            raise RuntimeError(f"partition-tensors met an operation it does not know: {op}")
+        emitter = Emitter(self.mesh, op.location)
+        if call.name == "comm.reshard":
+            return [self._reshard(call.args[0], from_mlir(op.results[0].type), emitter)]
+        return self._partition(op, call, emitter)
+
+    def _reshard(self, value: Value, target: TensorType, emitter: Emitter) -> Value:
+        source = from_mlir(value.type)
+        drawn = _read_owner(value)
+        if drawn is not None and drawn.name == RANDOM:
+            operands = [self.values[v] for v in drawn.values()]
+            return draw(drawn, operands, source, target.placement_on(self.mesh), emitter)
+        mover = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
+        return mover.to(target.placement_on(self.mesh))
+
+    def _partition(self, op: Operation, call: Call, emitter: Emitter) -> Sequence[Value | None]:
+        old_values = call.values()
+        results = results_of(op)
+        types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flatten(results)]
+        if call.name == RANDOM and types[0] is not None:
+            given = [self.values[v] for v in old_values]
+            return [draw(call, given, types[0], types[0].placement_on(self.mesh), emitter)]
+        chosen = self._rows(call, old_values, types)
+        operands = [self._masked(i, v, chosen, emitter) for i, v in enumerate(old_values)]
+        local = call.replace_values(operands)
+        local_types = [None if t is None else local_type(t, self.mesh) for t in types]
+        lowered = [(axis, row) for axis, row in chosen if row.lowering is not None]
+        if lowered:
+            shards = self._shards(lowered[0][1], old_values, types)
+            return _LOWERINGS[call.name](emitter, local, shards, local_types)
+        name, args, kwargs = with_local_sizes(
+            local.name,
+            local.args,
+            local.kwargs,
+            metas(types),
+            [None if t is None else t.shape for t in local_types],
+        )
+        flat = [r.type if t is None else to_mlir(t) for r, t in zip(flatten(results), local_types, strict=True)]
+        return flatten(build(Call(name, tuple(args), dict(kwargs)), regroup(results, flat), op.location))
+
+    def _rows(self, call: Call, values: Sequence[Value], types: Sequence[TensorType | None]) -> list[tuple[str, Row]]:
+        """The row that the operation's placements follow, on each axis."""
+        rules = rules_of(call, types)
+        given = [from_mlir(v.type).placement_on(self.mesh) for v in values]
+        made = [None if t is None else t.placement_on(self.mesh) for t in types]
+        return [(axis, _matching(rules.rows, axis, given, made, call)) for axis, _ in self.mesh]
+
+    def _masked(self, index: int, value: Value, chosen: Sequence[tuple[str, Row]], emitter: Emitter) -> Value:
+        """The operand with its padding set to what the rows want of it."""
+        type_ = from_mlir(value.type)
+        new = self.values[value]
+        fills = {axis: row.fill(index) for axis, row in chosen}
+        for dim, axes in enumerate(type_.placement_on(self.mesh).dims):
+            wanted = [fills[axis] for axis in axes if fills[axis] is not None]
+            if wanted and not is_even(type_.shape[dim], axes, self.mesh):
+                chunk = emitter.chunk(type_.shape[dim], axes)
+                new = emitter.like("comm.mask", new, list(axes), dim, chunk, type_.shape[dim], wanted[0])
+        return new
+
+    def _shards(self, row: Row, values: Sequence[Value], types: Sequence[TensorType | None]) -> Shards:
+        """How the dim is sharded that a lowering row is about: of the one sharded operand, else of the one result."""
+        operands = [from_mlir(v.type) for v in values]
+        for type_, placement in (*zip(operands, row.inputs, strict=True), *zip(types, row.outputs, strict=True)):
+            if type_ is not None and isinstance(placement, Shard):
+                return self._shards_of(type_, placement.dim)
+        raise RuntimeError("a row with a lowering shards nothing")
+
+    def _shards_of(self, type_: TensorType, dim: int) -> Shards:
+        axes = type_.placement_on(self.mesh).dims[dim]
+        chunk = local_type(type_, self.mesh).shape[dim]
+        return Shards(dim, axes, chunk, type_.shape[dim])
+
+    def _local(self, type_: Type) -> Type:
+        return to_mlir(local_type(from_mlir(type_), self.mesh)) if is_tensor(type_) else type_
+
+
+def _read_owner(value: Value) -> Call | None:
+    """The operation of ours that makes a value; None for an argument."""
+    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
+
+
+def _matching(
+    candidates: Sequence[Row], axis: str, given: Sequence[Placement], made: Sequence[Placement | None], call: Call
+) -> Row:
+    inputs = tuple(p.on(axis) for p in given)
+    for row in candidates:
+        if row.inputs == inputs and all(m is None or m.on(axis) == o for m, o in zip(made, row.outputs, strict=True)):
+            return row
+    raise RuntimeError(f'no row of "{call.name}" on axis "{axis}" takes {inputs} to {made}')

@@ -1,0 +1,186 @@
+"""Ops over a sharded vocabulary: each rank holds some classes, and finds out which indices are its own.
+
+The rank that holds rows [offset, offset + chunk) of an embedding looks up those indices and gives zero for the others,
+so that the sum over ranks is the embedding; cross-entropy reduces a maximum, a sum of exponentials and the label's
+logit over the axis, and no rank ever holds all logits of a token.
+
+Source: Megatron-LM (arXiv:1909.08053), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...ir.bindings import Value
+from ...ir.operations import Call
+from ...ir.types import TensorType, from_mlir
+from .emitter import Emitter, Shards, Types
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Which indices are this rank's: `inside` (bool), and `local`, the index among its own or 0."""
+
+    inside: Value
+    local: Value
+
+
+class _Vocabulary:
+    def __init__(self, emitter: Emitter, shards: Shards) -> None:
+        self.emitter = emitter
+        self.shards = shards
+
+    def own(self, indices: Value) -> _Own:
+        """Tell this rank's indices from the others'."""
+        shifted, inside = self._shifted(indices)
+        zero = self.emitter.op("aten.where.ScalarOther", inside, shifted, 0, type=from_mlir(indices.type))
+        return _Own(inside, zero)
+
+    def own_checked(self, indices: Value) -> _Own:
+        """As `own`, but an index that is no entry of the vocabulary stays one that a lookup refuses."""
+        e, type_ = self.emitter, from_mlir(indices.type)
+        flags = replace(type_, dtype=torch.bool)
+        shifted, near = self._shifted(indices)
+        low = e.op("aten.ge.Scalar", indices, 0, type=flags)
+        high = e.op("aten.lt.Scalar", indices, self.shards.extent, type=flags)
+        known = e.op("aten.logical_and.default", low, high, type=flags)
+        inside = e.op("aten.logical_and.default", near, known, type=flags)
+        unknown = e.op("aten.logical_not.default", known, type=flags)
+        flag = e.op("aten._to_copy.default", unknown, type=type_, dtype=type_.dtype)
+        refused = e.op("aten.mul.Scalar", flag, self.shards.chunk, type=type_)
+        return _Own(inside, e.op("aten.where.self", inside, shifted, refused, type=type_))
+
+    def _shifted(self, indices: Value) -> tuple[Value, Value]:
+        """The indices counted from this rank's first, and which of them its chunk (padding included) holds."""
+        e, chunk = self.emitter, self.shards.chunk
+        flags = replace(from_mlir(indices.type), dtype=torch.bool)
+        offset = e.op("comm.offset", list(self.shards.axes), chunk, type=TensorType(torch.int64, ()))
+        shifted = e.like("aten.sub.Tensor", indices, offset)
+        low = e.op("aten.ge.Scalar", shifted, 0, type=flags)
+        high = e.op("aten.lt.Scalar", shifted, chunk, type=flags)
+        return shifted, e.op("aten.logical_and.default", low, high, type=flags)
+
+    def reduced(self, value: Value, how: str) -> Value:
+        """All-reduce over the vocabulary's axes."""
+        return self.emitter.like("comm.all_reduce", value, list(self.shards.axes), how)
+
+    def column(self, value: Value) -> Value:
+        """(N,) as (N, 1)."""
+        type_ = from_mlir(value.type)
+        return self.emitter.op("aten.unsqueeze.default", value, 1, type=_bare(type_, (*type_.shape, 1)))
+
+
+def _bare(type_: TensorType, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> TensorType:
+    return TensorType(dtype or type_.dtype, shape)
+
+
+def _embedding(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """(chunk, hidden), (...) -> (..., hidden), zero where another rank holds the index."""
+    e = vocabulary.emitter
+    weight, indices = call.args[:2]
+    own = vocabulary.own_checked(indices)
+    found = e.op("aten.embedding.default", weight, own.local, *call.args[2:], type=_bare(types[0], types[0].shape))
+    shape = (*from_mlir(indices.type).shape, 1)
+    inside = e.op("aten.unsqueeze.default", own.inside, -1, type=TensorType(torch.bool, shape))
+    return [e.op("aten.where.ScalarOther", inside, found, 0.0, type=types[0])]
+
+
+def _embedding_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """(..., hidden), (...) -> (chunk, hidden): other ranks' and padding indices go to a row that is cut off."""
+    e, chunk = vocabulary.emitter, vocabulary.shards.chunk
+    grad, indices, _, padding, by_frequency = call.args
+    if by_frequency:
+        raise RuntimeError("scale_grad_by_freq over a sharded vocabulary has no rule")
+    own = vocabulary.own(indices)
+    kept = own.inside
+    if padding >= 0:
+        flags = replace(from_mlir(indices.type), dtype=torch.bool)
+        kept = e.like("aten.logical_and.default", kept, e.op("aten.ne.Scalar", indices, padding, type=flags))
+    target = e.op("aten.where.ScalarOther", kept, own.local, chunk, type=from_mlir(indices.type))
+    hidden = types[0].shape[1:]
+    wide = e.op(
+        "aten.embedding_dense_backward.default",
+        grad, target, chunk + 1, chunk, False,
+        type=_bare(types[0], (chunk + 1, *hidden)),
+    )  # fmt: skip
+    return [e.op("aten.slice.Tensor", wide, 0, 0, chunk, type=types[0])]
+
+
+def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """logits (N, chunk), labels (N) -> (total, count, logsumexp (N)), the same on all ranks."""
+    e = vocabulary.emitter
+    logits, labels, ignore = call.args
+    total_type, count_type, lse_type = types
+    logits = _cast(e, logits, lse_type.dtype)
+    rows, column = _bare(lse_type, lse_type.shape), _bare(lse_type, (*lse_type.shape, 1))
+    full = _bare(lse_type, from_mlir(logits.type).shape)
+    maximum = vocabulary.reduced(e.op("aten.amax.default", logits, [1], True, type=column), "max")
+    shifted = e.op("aten.sub.Tensor", logits, maximum, type=full)
+    exponentials = e.op("aten.exp.default", shifted, type=full)
+    sums = vocabulary.reduced(e.op("aten.sum.dim_IntList", exponentials, [1], False, type=rows), "sum")
+    logs = e.op("aten.log.default", sums, type=rows)
+    base = e.op("aten.squeeze.dim", maximum, 1, type=rows)
+    lse = e.op("aten.add.Tensor", logs, base, type=lse_type)
+    valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, lse_type.shape))
+    counted_labels = e.op("aten.where.ScalarOther", valid, labels, 0, type=from_mlir(labels.type))
+    own = vocabulary.own_checked(counted_labels)
+    picked = e.op("aten.gather.default", logits, 1, vocabulary.column(own.local), type=column)
+    local = e.op("aten.where.ScalarOther", own.inside, e.op("aten.squeeze.dim", picked, 1, type=rows), 0.0, type=rows)
+    label_logit = vocabulary.reduced(local, "sum")
+    losses = e.op("aten.sub.Tensor", lse, label_logit, type=rows)
+    counted = e.op("aten.where.ScalarOther", valid, losses, 0.0, type=rows)
+    total = e.op("aten.sum.default", counted, type=total_type)
+    count = e.op("aten.sum.default", valid, type=count_type, dtype=count_type.dtype)
+    return [total, count, lse]
+
+
+def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """scale, logits (N, chunk), labels (N), logsumexp (N) -> (softmax - onehot) * scale, zero in ignored rows."""
+    e = vocabulary.emitter
+    scale, logits, labels, lse, ignore = call.args
+    type_ = replace(types[0], dtype=from_mlir(lse.type).dtype)
+    logits = _cast(e, logits, type_.dtype)
+    bare = _bare(type_, type_.shape)
+    column = _bare(type_, (type_.shape[0], 1))
+    own = vocabulary.own(labels)
+    softmax = e.op("aten.exp.default", e.op("aten.sub.Tensor", logits, vocabulary.column(lse), type=bare), type=bare)
+    hit = e.op("aten._to_copy.default", own.inside, type=_bare(type_, type_.shape[:1]), dtype=type_.dtype)
+    minus = e.like("aten.neg.default", vocabulary.column(hit))
+    changed = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus, type=bare)
+    valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, type_.shape[:1]))
+    weight = e.op("aten.where.ScalarOther", vocabulary.column(valid), scale, 0.0, type=column)
+    return [_cast(e, e.op("aten.mul.Tensor", changed, weight, type=type_), types[0].dtype)]
+
+
+def _cast(e: Emitter, value: Value, dtype: torch.dtype) -> Value:
+    """The value in `dtype`: sums over a vocabulary are taken in float32 where logits have 16 bits."""
+    type_ = from_mlir(value.type)
+    return (
+        value
+        if type_.dtype == dtype
+        else e.op("aten._to_copy.default", value, type=replace(type_, dtype=dtype), dtype=dtype)
+    )
+
+
+Lowering = Callable[[_Vocabulary, Call, list[TensorType]], list[Value]]
+
+
+def _lowering(made: Lowering) -> Callable[[Emitter, Call, Shards, Types], list[Value | None]]:
+    """The lowering in the form of the table: none of its results may be absent."""
+
+    def lowered(emitter: Emitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+        return [*made(_Vocabulary(emitter, shards), call, [t for t in types if t is not None])]
+
+    return lowered
+
+
+LOWERINGS: dict[str, Callable[[Emitter, Call, Shards, Types], list[Value | None]]] = {
+    "aten.embedding.default": _lowering(_embedding),
+    "aten.embedding_dense_backward.default": _lowering(_embedding_backward),
+    "nn.cross_entropy": _lowering(_cross_entropy),
+    "nn.cross_entropy_backward": _lowering(_cross_entropy_backward),
+}
+"""What a rank computes in place of each op over a sharded vocabulary."""

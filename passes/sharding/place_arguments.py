@@ -1,0 +1,170 @@
+"""Put a plan's mesh and placements on a module: on main's parameters and inputs, and the activations' policy.
+
+Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", owner = "linear"}})
+After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
+
+Parameters go where the plan's last matching statement says, everything else stays whole; inputs are cut by the axes
+of the batch. With a pipeline the mesh gets an axis of time, "microbatch", last, which cuts the batch too; one whose
+microbatches are computed alone (`per microbatch`) has captured one of them, and gets that axis later.
+Needs: level `aten`, names in `aten.argument`.   Keeps: values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from ...diagnostics import Span, StrettoError
+from ...dsl.pipeline import Pipeline
+from ...dsl.plan import Plan
+from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
+from ...dsl.resolve_values import resolve_activations, resolve_inputs
+from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type
+from ...ir.pipelined_module import MICROBATCH
+from ...ir.placement import Mesh, Placement, Shard
+from ...ir.types import TensorType, from_mlir, to_mlir
+from ..base import Pass, Report
+from ..plan_effects import Decisions
+from .policy import Policy
+
+
+@dataclass(frozen=True)
+class PlaceArguments(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "place-arguments"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    plan: Plan
+    """The plan; its parameter, input and activation statements are used."""
+    padded_inputs: str = ""
+    """Inputs, with commas between, whose ranks get padded chunks where they cannot share them evenly; others are
+    refused (E0401)."""
+
+    def run(self, module: Module) -> Report:
+        module.mesh = _mesh(self.plan)
+        main = module.functions()["main"]
+        records = argument_records(main)
+        types = [from_mlir(a.type) for a in entry(main).arguments]
+        shardings = _parameters(self.plan, records, types)
+        parameters: dict[int, Mapping[str, int]] = {i: each.dims for i, each in shardings.items()}
+        inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
+        dims = parameters | inputs
+        for i, argument in enumerate(entry(main).arguments):
+            by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
+            placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
+            argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
+        refresh_type(main)
+        _policy(self.plan, records, types).store(module)
+        alone = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
+        whole = [records[i]["name"] for i in _inputs(records) if i not in inputs or not (inputs[i] or alone)]
+        decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(whole))
+        return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
+
+
+def _mesh(plan: Plan) -> Mesh:
+    """The plan's axes, and the axis of time behind them where a pipeline cuts the batch."""
+    said = plan.pipeline
+    time = () if said is None or said.per_microbatch else ((MICROBATCH, said.microbatches),)
+    return (*plan.mesh.axes, *time)
+
+
+def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, ParameterSharding]:
+    """What the plan decides for each parameter, by its number among the arguments."""
+    indices = [i for i, record in enumerate(records) if record.get("kind") == "parameter"]
+    infos = [
+        ParameterInfo(
+            records[i]["name"],
+            tuple(records[i].get("aliases", ())),
+            types[i].shape,
+            OwnerKind(records[i].get("owner", "other")),
+        )
+        for i in indices
+    ]
+    return dict(zip(indices, resolve_parameters(plan, infos), strict=True))
+
+
+def _input_dims(
+    plan: Plan, records: list[Record], types: list[TensorType], padded: Sequence[str]
+) -> dict[int, Mapping[str, int]]:
+    """The dims by which inputs are cut; an input whose first dim is not the batch's size stays whole."""
+    indices = _inputs(records)
+    batch = next((types[i].shape[0] for i in indices if types[i].shape), None)
+    cut = [i for i in indices if types[i].shape and types[i].shape[0] == batch]
+    found = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in cut}) if cut else {}
+    dims: dict[int, Mapping[str, int]] = {i: found[records[i]["name"]] for i in cut}
+    for i, by_axis in dims.items():
+        if records[i]["name"] not in padded or (plan.pipeline is not None and plan.pipeline.per_microbatch):
+            _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
+    return dims if plan.pipeline is None else _in_time(plan, plan.pipeline, records, types, dims)
+
+
+_Dims = Mapping[int, Mapping[str, int]]
+
+
+def _in_time(
+    plan: Plan, pipeline: Pipeline, records: list[Record], types: list[TensorType], dims: _Dims
+) -> dict[int, Mapping[str, int]]:
+    """The dims by which inputs are cut, the batch into microbatches too. Raises E0402 where these do not fit."""
+    span = pipeline.span_of("microbatches")
+    if not dims:
+        raise StrettoError("E0402", "the model has no input with a batch to cut into microbatches", span=span)
+    if pipeline.per_microbatch:
+        return dict(dims)
+    for i, by_axis in dims.items():
+        axes = [axis for axis, dim in by_axis.items() if dim == 0]
+        ranks, rows, count = prod(dict(plan.mesh.axes)[axis] for axis in axes), types[i].shape[0], pipeline.microbatches
+        if rows % (ranks * count):
+            share = f", {rows / ranks:g} for each of {ranks} ranks over {', '.join(axes)}" if ranks > 1 else ""
+            fitting = [n for n in range(1, rows // ranks + 1) if rows % (ranks * n) == 0]
+            near = sorted(sorted(fitting, key=lambda n: abs(n - count))[:2])
+            instead = (
+                f", or take {' or '.join(map(str, near))} microbatch{'es' if near[-1] > 1 else ''}" if near else ""
+            )
+            raise StrettoError(
+                "E0402",
+                f'input "{records[i]["name"]}" has {rows} rows{share}, which {count} microbatches cannot share evenly',
+                span=span,
+                expected=f"expected a multiple of {ranks * count} rows",
+                help=f"pass {_multiples(rows, ranks * count)} rows{instead}",
+            )
+    return {i: {**by_axis, MICROBATCH: 0} for i, by_axis in dims.items()}
+
+
+def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mapping[str, int]) -> None:
+    sizes = dict(plan.mesh.axes)
+    for dim in set(by_axis.values()):
+        axes = [axis for axis, d in by_axis.items() if d == dim]
+        parts = prod(sizes[axis] for axis in axes)
+        unit = "elements" if dim else "rows"
+        if shape[dim] % parts:
+            raise StrettoError(
+                "E0401",
+                f'input "{name}" has {shape[dim]} {unit} in dim {dim}, which {parts} ranks over {", ".join(axes)} '
+                "cannot share evenly",
+                span=_statement_of(plan, axes[0]),
+                expected=f"a multiple of {parts}",
+                help=f"pass {_multiples(shape[dim], parts)}, mark the dim dynamic, or make the axis smaller",
+            )
+
+
+def _multiples(extent: int, parts: int) -> str:
+    """The nearest extents that the parts can share, as a person would say them."""
+    below = extent // parts * parts
+    return f"{below} or {below + parts}" if below else str(parts)
+
+
+def _statement_of(plan: Plan, axis: str) -> Span | None:
+    return next((s.span for s in plan.inputs if axis in s.axes), None)
+
+
+def _policy(plan: Plan, records: list[Record], types: list[TensorType]) -> Policy:
+    leading = next((types[i].shape[:2] for i in _inputs(records) if len(types[i].shape) >= 2), ())
+    if not plan.activations:
+        return Policy((), leading)
+    return Policy(tuple(resolve_activations(plan, 3).items()), leading)
+
+
+def _inputs(records: list[Record]) -> list[int]:
+    return [i for i, record in enumerate(records) if record.get("kind") == "input"]

@@ -1,0 +1,10 @@
+"""Sharding strategies: for each op, which placements of operands on one mesh axis give which placements of results.
+
+To add one for a new op, write it in the file of its kind and list it in `table.py`. Start reading at `strategy.py`,
+then `lookup.py`, which answers for one call. `dtensor.py` reads the strategies that torch has registered for DTensor.
+"""
+
+from .lookup import rows
+from .strategy import Lowering, Row, Rules, TensorMeta, Tie
+
+__all__ = ["Lowering", "Row", "Rules", "TensorMeta", "Tie", "rows"]

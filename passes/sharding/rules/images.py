@@ -1,0 +1,86 @@
+"""Rules of convolutions, and of ops that work on each plane of an image by itself: pooling and resampling.
+
+Shapes are (batch, channels, *space). Space stays whole: a cut through it would need its neighbours' borders.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .builders import P, Rule, everywhere, linear, row
+from .call import Call
+from .strategy import Row, Tie
+
+
+def convolution(call: Call) -> list[Row]:
+    """convolution(input, weight, bias?) -> output: by batch, by output channels, by input channels (a partial sum).
+
+    Where channels are convolved in groups, inputs and outputs are cut together, between groups.
+    """
+    if len(call.meta("input").shape) != len(call.meta("weight").shape):
+        return []
+    bias = 1 if call.maybe("bias") else 0
+    out, into = (1, 0) if call.flag("transposed") else (0, 1)
+    rows = [row([0], [0, None, *[None] * bias]), linear(call, "input", "bias")]
+    if call.integer("groups") > 1:
+        return [*rows, row([1], [1, 0, *[0] * bias], ties=_between_groups(call, call.out().shape[1]))]
+    return [*rows, row([1], [None, out, *[0] * bias]), row([P], [1, into, *[P] * bias])]
+
+
+def convolution_backward(call: Call) -> list[Row]:
+    """convolution_backward(grad_output, input, weight) -> (input, weight and bias gradients); linear in grad_output."""
+    if len(call.meta("input").shape) != len(call.meta("weight").shape):
+        return []
+    out, into = (1, 0) if call.flag("transposed") else (0, 1)
+    rows = [row([0, P, P], [0, 0, None]), linear(call, "grad_output")]
+    if call.integer("groups") > 1:
+        return [*rows, row([1, 0, 0], [1, 1, 0], ties=_between_groups(call, call.meta("grad_output").shape[1]))]
+    return [*rows, row([P, out, 0], [1, None, out]), row([1, into, None], [None, 1, into])]
+
+
+def _between_groups(call: Call, outputs: int) -> tuple[Tie, ...]:
+    """Chunks of input and output channels that hold whole groups."""
+    groups, inputs = call.integer("groups"), call.meta("input").shape[1]
+    return tuple(Tie(groups, n // groups, n, 1) for n in (inputs, outputs))
+
+
+def planes(call: Call) -> list[Row]:
+    """Pooling and resampling: every dim before the planes; a partial sum through where the op is linear."""
+    found = re.search(r"([123])d", call.op)
+    space = int(found[1]) if found else 0
+    leading = range(len(call.inputs[0].shape) - space)
+    indices = [meta.dtype.is_floating_point for meta in call.inputs]
+    fills = () if all(indices) else tuple(None if floating else 0.0 for floating in indices)
+    rows = [row([d] * len(call.outputs), [d] * len(call.inputs), fills=fills) for d in leading]
+    if "_backward" in call.op:
+        return [*rows, linear(call, "grad_output")]
+    return rows if "max_" in call.op else [*rows, everywhere(call, P, P)]
+
+
+_PLANES = (
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward",
+    "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward",
+    "avg_pool2d", "avg_pool3d", "avg_pool2d_backward", "avg_pool3d_backward",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
+    "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "upsample_nearest1d_backward", "upsample_nearest2d_backward", "upsample_nearest3d_backward",
+    "_upsample_nearest_exact1d_backward", "_upsample_nearest_exact2d_backward", "_upsample_nearest_exact3d_backward",
+    "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_trilinear3d_backward",
+    "upsample_bicubic2d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward",
+    "replication_pad1d_backward", "replication_pad2d_backward", "replication_pad3d_backward",
+)  # fmt: skip
+
+INPUT_SIZES = tuple(f"aten.{name}.default" for name in _PLANES if "upsample" in name and name.endswith("_backward"))
+"""Ops that state the shape of their result as `input_size`."""
+
+TABLE: dict[str, Rule] = {
+    "aten.convolution.default": convolution,
+    "aten.convolution_backward.default": convolution_backward,
+    **dict.fromkeys((f"aten.{name}.default" for name in _PLANES), planes),
+}

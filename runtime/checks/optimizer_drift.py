@@ -1,0 +1,43 @@
+"""How far AdamW may carry two runs apart whose gradients differ by rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .model_and_program import LEARNING_RATE
+from .report import CheckRow, Verdict, compare, judge
+
+
+class Drift:
+    """How far a parameter may be from the reference's after AdamW, given how far its gradients may have been."""
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._ratios: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def note(self, gradients: Mapping[str, Tensor], rounding: float) -> None:
+        """Take in one step's reference gradients."""
+        self._steps += 1
+        for name, gradient in gradients.items():
+            size = gradient.detach().double().abs()
+            accepted = self._tolerance * float(size.max()) + rounding if size.numel() else 0.0
+            ratio = accepted / size.clamp_min(torch.finfo(torch.float64).tiny)
+            known = self._ratios.get(name)
+            self._ratios[name] = ratio if known is None else torch.maximum(known, ratio)
+
+    def compare(self, name: str, reference: Tensor, found: Tensor) -> CheckRow:
+        """The row of one parameter after the last step."""
+        plain = compare("parameter", name, reference, found, self._tolerance or None)
+        if plain.verdict is not Verdict.DIFFERS or plain.note or name not in self._ratios:
+            return plain
+        difference = (found.detach().double() - reference.detach().double()).abs()
+        most = self._tolerance * float(reference.detach().abs().max())
+        allowed = most + LEARNING_RATE * self._steps * self._ratios[name].clamp_max(2.0)
+        amplified = int((difference > most).sum())
+        excess = float((difference / allowed).max())
+        note = f"{amplified} of {difference.numel()} elements: AdamW amplifies the rounding of gradients near zero"
+        return CheckRow("parameter", name, plain.error, judge(excess, 1.0), note if excess <= 1 else "")

@@ -1,0 +1,103 @@
+"""Running a program for some steps: the loss of each, and how long they took."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..program.arguments import DTYPES, Json
+from ..program.program import Program
+from ..session import Session
+from ..threads.session import RankThreads
+from .model_and_program import AllRanks, Key, backward
+from .program_check import initial_values, random_inputs
+
+
+@dataclass(frozen=True)
+class StepsReport:
+    """What `run_steps` saw."""
+
+    mode: str
+    losses: tuple[float, ...]
+    """The first scalar output of each step; empty where the program has none."""
+    seconds: tuple[float, ...]
+    """What each step took, forward, backward and optimizer."""
+    tokens: int | None
+    """Elements of the largest integer input of a step; None where it takes no integers."""
+
+    @property
+    def median_s(self) -> float:
+        """The median step, the first left out where there are others: it warms up."""
+        return statistics.median(self.seconds[1:] or self.seconds)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None where a step has no tokens."""
+        return None if self.tokens is None else self.tokens / self.median_s
+
+    def to_json(self) -> dict[str, Json]:
+        """One JSON object, derived figures included."""
+        return {
+            "mode": self.mode, "losses": list(self.losses), "seconds": list(self.seconds), "tokens": self.tokens,
+            "median_s": self.median_s, "tokens_per_s": self.tokens_per_s,
+        }  # fmt: skip
+
+
+def run_steps(
+    program: Program,
+    *,
+    ranks: Callable[[Program], Session] = RankThreads,
+    side: Callable[[Session, Mapping[Key, Tensor]], AllRanks] = AllRanks,
+    steps: int = 10,
+    seed: int = 0,
+    after: Callable[[int, float | None], None] = lambda step, loss: None,
+) -> StepsReport:
+    """Take `steps` (at least 1) steps of AdamW on one seeded random batch, or so many forwards in infer mode.
+
+    Parameters start from the program's weights, else from seeded random values. `after(step, loss)` is called when a
+    step has ended.
+    """
+    random = torch.Generator().manual_seed(seed)
+    reference = program.single_device
+    values = initial_values(program, reference, random)
+    values.update({key: program.weights[key[1]] for key in values if key[1] in program.weights})
+    inputs = random_inputs(program, reference, random)
+    session = ranks(program)
+    losses: list[float] = []
+    seconds: list[float] = []
+    try:
+        run = side(session, values)
+        for step in range(steps):
+            started = time.perf_counter()
+            losses += _step(program, run, inputs)
+            seconds.append(time.perf_counter() - started)
+            after(step, losses[-1] if losses else None)
+    finally:
+        session.close()
+    return StepsReport(program.manifest.mode, tuple(losses), tuple(seconds), _tokens(program))
+
+
+def _step(program: Program, run: AllRanks, inputs: Mapping[int | None, Tensor]) -> list[float]:
+    """The loss, or nothing where no output is a scalar."""
+    outputs = run.forward(inputs)
+    if program.manifest.mode == "train":
+        differentiable = {each.index for each in program.of_kind("tangent")}
+        gives = enumerate(program.results_of_kind("output"))
+        backward(outputs, {at: torch.ones_like(outputs[at]) for at, each in gives if each.index in differentiable})
+        run.step()
+    return [float(each.detach()) for each in outputs if each.dim() == 0 and each.is_floating_point()][:1]
+
+
+def _tokens(program: Program) -> int | None:
+    integers = [each.shape for each in program.of_kind("input") if _is_integer(DTYPES[each.dtype])]
+    return max((prod(shape) for shape in integers), default=None)
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)

@@ -1,0 +1,145 @@
+"""One thread per rank, kept between steps: runs one job on every rank and gives back all results, or one error."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from ..errors import RunError
+from .communicator import RankGroup
+
+T = TypeVar("T")
+Job = Callable[[], None]
+_LOOK_S = 0.02
+"""How often ranks that must stop are looked at: an interruption may have taken the news of one."""
+_JOIN_S = 5.0
+"""How long closing waits for a thread that still runs an op."""
+
+
+class _Step(Generic[T]):
+    """One job on all ranks: what has come of it so far."""
+
+    def __init__(self) -> None:
+        self.ended: dict[int, tuple[T, ...]] = {}
+        """By rank: its result, or nothing when it failed."""
+        self.news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """One entry for each rank that has ended."""
+
+
+class RankPool:
+    """The threads of a `RankGroup`. They are daemons, and end on `close()` or when the pool is collected."""
+
+    def __init__(self, group: RankGroup) -> None:
+        self._group = group
+        self._jobs = [queue.SimpleQueue[Job | None]() for _ in range(group.mesh.ranks)]
+        self._one_step = threading.Lock()
+        self._stuck: tuple[int, ...] = ()
+        threads = [
+            threading.Thread(target=_serve, args=(jobs,), name=f"stretto-rank-{rank}", daemon=True)
+            for rank, jobs in enumerate(self._jobs)
+        ]
+        for thread in threads:
+            thread.start()
+        self._close = weakref.finalize(self, _stop, self._jobs, threads)
+        self._share_cores()
+
+    def run(self, job: Callable[[int], T]) -> list[T]:
+        """`job(rank)` on every rank at once; raises the first failure, after every rank has stopped."""
+        with self._one_step:
+            if not self.usable:
+                raise RunError("E0325", f"the ranks were stopped{_who(self._stuck)}", help="make a new session")
+            step = _Step[T]()
+            try:
+                for rank, jobs in enumerate(self._jobs):
+                    jobs.put(_job(job, rank, self._group, step))
+                self._wait(step)
+            except KeyboardInterrupt as interruption:
+                self._group.abort(None, interruption)
+                self._wait(step)
+                self._group.reset()
+                raise
+            if self._group.failure is not None:
+                _, error = self._group.failure
+                self._group.reset()
+                raise error
+            return [value for rank in range(len(self._jobs)) for value in step.ended[rank]]
+
+    @property
+    def usable(self) -> bool:
+        """Whether a step can run: no rank was left in one that failed, and nobody has closed it."""
+        return not self._stuck and self._close.alive
+
+    def close(self) -> None:
+        """End the threads; a rank inside an op ends after it."""
+        self._close()
+
+    def _wait(self, step: _Step[T]) -> None:
+        """Wait for every rank's end; once one has failed, the others have the group's timeout to stop."""
+        deadline: float | None = None
+        while len(step.ended) < len(self._jobs):
+            if deadline is None and self._group.failure is not None:
+                deadline = time.monotonic() + self._group.timeout_s
+            if deadline is not None and time.monotonic() > deadline:
+                raise self._given_up(step.ended.keys())
+            with contextlib.suppress(queue.Empty):
+                step.news.get(timeout=None if deadline is None else _LOOK_S)
+
+    def _given_up(self, stopped: Collection[int]) -> RunError:
+        self._stuck = tuple(rank for rank in range(len(self._jobs)) if rank not in stopped)
+        self._close.detach()
+        for jobs in self._jobs:
+            jobs.put(None)
+        assert self._group.failure is not None, "only a failure sets a deadline"
+        _, error = self._group.failure
+        return RunError(
+            "E0325",
+            f"a rank failed, and others did not stop within {self._group.timeout_s:g} s{_who(self._stuck)}",
+            notes=((f"the failure: {error}", None),),
+        )
+
+    def _share_cores(self) -> None:
+        """Give each rank its part of the cores; what the caller's own threads use stays as it was."""
+        cores = torch.get_num_threads()
+        each = max(1, cores // len(self._jobs))
+        self.run(lambda rank: torch.set_num_threads(each))
+        torch.set_num_threads(cores)
+
+
+def _serve(jobs: queue.SimpleQueue[Job | None]) -> None:
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        job()
+        del job
+
+
+def _job(job: Callable[[int], T], rank: int, group: RankGroup, step: _Step[T]) -> Job:
+    def run() -> None:
+        try:
+            step.ended[rank] = (job(rank),)
+        except BaseException as error:  # carried to the caller's thread, which raises it
+            group.abort(rank, error)
+            step.ended[rank] = ()
+        step.news.put(None)
+
+    return run
+
+
+def _stop(jobs: Sequence[queue.SimpleQueue[Job | None]], threads: Sequence[threading.Thread]) -> None:
+    for each in jobs:
+        each.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(_JOIN_S)
+
+
+def _who(ranks: Sequence[int]) -> str:
+    return f": ranks {', '.join(str(rank) for rank in ranks)}" if ranks else ""

@@ -1,0 +1,51 @@
+"""Write the tasks of one rank in order: each kind of work on a stage takes the microbatches one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..schedule import Kind, Task
+
+
+class RankOrder:
+    """The tasks of a rank, as they are written down."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self._next: dict[tuple[Kind, int], int] = {}
+        self._delayed: deque[tuple[int, int]] = deque()
+
+    def f(self, stage: int) -> None:
+        """The forward of the next microbatch."""
+        self.tasks.append(Task(Kind.F, stage, self._count(Kind.F, stage)))
+
+    def bw(self, stage: int) -> None:
+        """The full backward of the next microbatch."""
+        self.tasks.append(Task(Kind.BW, stage, self._count(Kind.B, stage)))
+
+    def b(self, stage: int) -> None:
+        """The input gradient of the next microbatch; its W is put off."""
+        microbatch = self._count(Kind.B, stage)
+        self.tasks.append(Task(Kind.B, stage, microbatch))
+        self._delayed.append((stage, microbatch))
+
+    def w(self, stage: int | None = None) -> None:
+        """The W that was put off first, of one stage or of any."""
+        at = next(at for at, (of, _) in enumerate(self._delayed) if stage in (None, of))
+        of, microbatch = self._delayed[at]
+        del self._delayed[at]
+        self.tasks.append(Task(Kind.W, of, microbatch))
+
+    @property
+    def delayed(self) -> int:
+        """How many W are put off."""
+        return len(self._delayed)
+
+    def done(self, kind: Kind, stage: int) -> int:
+        """How many microbatches F, or B (alone or with W), was written for."""
+        return self._next.get((kind, stage), 0)
+
+    def _count(self, kind: Kind, stage: int) -> int:
+        at = self.done(kind, stage)
+        self._next[kind, stage] = at + 1
+        return at

@@ -1,0 +1,96 @@
+"""Schedules with one stage on each rank: fill-drain, 1F1B, and the two zero-bubble ones that are written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..schedule import Kind, Schedule, loop_placement, ordered
+from .counting import RankOrder
+
+
+def forward_only(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:
+    """Forwards alone, for inference. A rank with several chunks runs each for `ranks` microbatches in turn."""
+    placement = loop_placement(ranks, chunks)
+    rows = []
+    for rank in range(ranks):
+        row = RankOrder()
+        for first in range(0, microbatches, ranks):
+            for chunk in range(chunks):
+                for _ in range(first, min(first + ranks, microbatches)):
+                    row.f(rank + chunk * ranks)
+        rows.append(row)
+    return Schedule("forward-only", ranks, microbatches, placement, ordered(row.tasks for row in rows))
+
+
+def fill_drain(ranks: int, microbatches: int) -> Schedule:
+    """All forwards, then all backwards. Source: GPipe (arXiv 1811.06965), section 2.3.
+
+    Bubble by makespan (p - 1) / (m + p - 1); peak m activations.
+    """
+
+    def rank_order(rank: int, row: RankOrder) -> None:
+        for _ in range(microbatches):
+            row.f(rank)
+        for _ in range(microbatches):
+            row.bw(rank)
+
+    return _one_stage_each("gpipe", ranks, microbatches, rank_order)
+
+
+def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
+    """Forwards until the first backward can come, then one of each. Source: PipeDream-flush (arXiv 2006.09503).
+
+    Time without work (p - 1)(f + b + w); peak min(p, m) activations, on the first rank.
+    """
+
+    def rank_order(rank: int, row: RankOrder) -> None:
+        for _ in range(min(ranks - 1 - rank, microbatches)):
+            row.f(rank)
+        for _ in range(microbatches):
+            if row.done(Kind.F, rank) < microbatches:
+                row.f(rank)
+            row.bw(rank)
+
+    return _one_stage_each("1f1b", ranks, microbatches, rank_order)
+
+
+def zb_h1(ranks: int, microbatches: int) -> Schedule:
+    """1F1B with W put off by as many microbatches as the rank's number. Source: arXiv 2401.10241, section 2.2.
+
+    Time without work (p - 1)(f + b - w) where f, b and w are equal; peak p activations.
+    """
+    return _put_off("zb-h1", ranks, microbatches, lambda rank: (ranks - rank, rank))
+
+
+def zb_h2(ranks: int, microbatches: int) -> Schedule:
+    """So many more forwards at the start that the first backward is waited for by none. Source: as ZB-H1.
+
+    Time without work by span (p - 1)(f + b - 2 w) where f, b and w are equal; peak 2 p - 1 activations.
+    """
+    return _put_off("zb-h2", ranks, microbatches, lambda rank: (2 * (ranks - rank) - 1, 2 * rank))
+
+
+def _put_off(name: str, ranks: int, microbatches: int, counts: Callable[[int], tuple[int, int]]) -> Schedule:
+    """`counts` gives for a rank the forwards before its first B, and how many W it puts off."""
+
+    def rank_order(rank: int, row: RankOrder) -> None:
+        before, late = counts(rank)
+        for _ in range(min(before, microbatches)):
+            row.f(rank)
+        for _ in range(microbatches):
+            row.b(rank)
+            if row.delayed > late:
+                row.w()
+            if row.done(Kind.F, rank) < microbatches:
+                row.f(rank)
+        while row.delayed:
+            row.w()
+
+    return _one_stage_each(name, ranks, microbatches, rank_order)
+
+
+def _one_stage_each(name: str, ranks: int, microbatches: int, rank_order: Callable[[int, RankOrder], None]) -> Schedule:
+    rows = [RankOrder() for _ in range(ranks)]
+    for rank, row in enumerate(rows):
+        rank_order(rank, row)
+    return Schedule(name, ranks, microbatches, loop_placement(ranks), ordered(row.tasks for row in rows))

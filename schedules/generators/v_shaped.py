@@ -1,0 +1,113 @@
+"""Schedules on a V written by hand: rank r holds stages r and 2 p - 1 - r, so that the first rank has both ends."""
+
+from __future__ import annotations
+
+from ..schedule import Kind, Schedule, Task, ordered, v_placement
+from .counting import RankOrder
+
+
+def zbv_by_hand(ranks: int, microbatches: int) -> Schedule:
+    """ZB-V for f = b = w; needs at least 2 p - 1 microbatches. Source: arXiv 2401.10241, section 6.
+
+    No time without work by span; peak p activations.
+    """
+    rows = [_zbv_rank(rank, ranks, microbatches) for rank in range(ranks)]
+    return Schedule("zb-v", ranks, microbatches, v_placement(ranks), ordered(row.tasks for row in rows))
+
+
+def _zbv_rank(rank: int, ranks: int, microbatches: int) -> RankOrder:
+    row, down, up = RankOrder(), rank, 2 * ranks - 1 - rank
+    for _ in range(2 * (ranks - rank) - 1):
+        row.f(down)
+    for _ in range(rank):
+        row.f(up)
+        row.f(down)
+    for _ in range(ranks - rank):
+        row.f(up)
+        row.b(up)
+        row.w(up)
+    while row.done(Kind.F, up) < microbatches:
+        if row.done(Kind.F, down) < microbatches:
+            row.f(down)
+        row.b(down)
+        row.w(down)
+        row.f(up)
+        row.b(up)
+        row.w(up)
+    for _ in range(rank):
+        row.b(down)
+        row.b(up)
+    for _ in range(ranks - rank):
+        row.b(down)
+        row.w(down)
+    while row.delayed:
+        row.w()
+    return row
+
+
+def dualpipe_v(ranks: int, microbatches: int) -> Schedule:
+    """Forward of one microbatch beside the backward of another; needs at least 2 p microbatches.
+
+    Time without work (p - 1)(fb + b + w - 3 w), where fb is a forward and a full backward that overlap; peak p + 1/2
+    activations. Source: DeepSeek-V3 (arXiv 2412.19437, section 3.2.1), its halved form in the repository DualPipe.
+    """
+    rows, pairs = [], set()
+    for rank in range(ranks):
+        row = _DualPipeV(rank, ranks)
+        row.write(microbatches)
+        rows.append(row.tasks)
+        pairs.update(row.pairs)
+    return Schedule("dualpipe-v", ranks, microbatches, v_placement(ranks), ordered(rows), frozenset(pairs))
+
+
+class _DualPipeV(RankOrder):
+    """The eight phases of one rank; a "late" backward leaves its W for later."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        super().__init__()
+        self.rank, self.after, self.ranks = rank, ranks - 1 - rank, ranks
+        self.down, self.up = rank, 2 * ranks - 1 - rank
+        self.pairs: list[Task] = []
+
+    def write(self, microbatches: int) -> None:
+        """Write all tasks."""
+        for _ in range(2 * self.after):
+            self.f(self.down)
+        for _ in range(self.rank + 1):
+            self.f(self.down)
+            self.f(self.up)
+        for _ in range(self.after):
+            self.b(self.up)
+            self.w()
+            self.f(self.up)
+        self._steady(microbatches - 2 * self.ranks + self.rank + 1)
+        for _ in range(self.after):
+            self.bw(self.up)
+            self._pair(self.up, self.down)
+        self._turn_late()
+        for _ in range(self.after):
+            self.w()
+            self.b(self.down)
+        for _ in range(self.rank + 1):
+            self.w()
+
+    def _steady(self, rounds: int) -> None:
+        for turn in range(rounds):
+            if turn == 0 and self.after == 0:  # its first backward needs the forward beside it
+                self.f(self.down)
+                self.bw(self.up)
+            else:
+                self._pair(self.down, self.up)
+            self._pair(self.up, self.down)
+
+    def _turn_late(self) -> None:
+        """Backwards alone; the second half of them leaves W for later."""
+        turns = [stage for _ in range(self.rank + 1) for stage in (self.up, self.down)]
+        first_late = 2 * ((self.rank + 1) // 2) + (1 - self.rank % 2)
+        for at, stage in enumerate(turns):
+            (self.b if at >= first_late else self.bw)(stage)
+
+    def _pair(self, forward: int, backward: int) -> None:
+        self.f(forward)
+        self.pairs.append(self.tasks[-1])
+        self.bw(backward)

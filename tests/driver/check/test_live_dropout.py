@@ -1,0 +1,55 @@
+"""A check compares a program that drops with the uncompiled model, which is made to drop the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stretto.driver.check.live_model import Comparison, comparison_for
+from stretto.driver.compile.compile_target import CompileJob, compile_target
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import CheckReport
+
+SOURCE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.drop = nn.Linear(8, 16), nn.Linear(16, 8), nn.Dropout(0.2)
+        self.features, self.alpha = nn.Dropout1d(0.3), nn.AlphaDropout(0.1)
+
+    def forward(self, x):
+        hidden = self.features(self.drop(F.gelu(self.up(x))))
+        y = self.alpha(self.down(hidden))[:, None]
+        y = F.scaled_dot_product_attention(y, y, y, dropout_p=0.4) * {factor}
+        return F.dropout(y, 0.1, inplace=True).pow(2).mean()
+
+def target():
+    torch.manual_seed(0)
+    return Model(), {{"x": torch.randn(4, 3, 8)}}
+"""
+
+
+def checked(folder: Path, factor: str) -> tuple[CheckReport, Comparison]:
+    """A check of the model above in float64, and what it was with."""
+    (folder / "model.py").write_text(SOURCE.format(factor=factor))
+    (folder / "tp.plan").write_text('mesh (tp=2)\nshard "up" columns over tp\nshard "down" rows over tp\n')
+    job = CompileJob(f"{folder}/model.py:target", f"{folder}/tp.plan", f"{folder}/program", dtype="float64")
+    program, _ = compile_target(job)
+    comparison = comparison_for(program)
+    return check(program, expected=comparison.expected), comparison
+
+
+@pytest.mark.usefixtures("capsys")
+def test_the_uncompiled_model_drops_what_the_program_drops(tmp_path: Path) -> None:
+    report, comparison = checked(tmp_path, "1.0")
+    assert report.passed and comparison.live
+
+
+@pytest.mark.usefixtures("capsys")
+def test_a_model_that_draws_more_than_masks_is_compared_with_its_export(tmp_path: Path) -> None:
+    report, comparison = checked(tmp_path, "torch.rand(4, 1, 3, 8)")
+    assert report.passed and not comparison.live and "no masks" in comparison.why

@@ -1,0 +1,189 @@
+"""`bisect`: the first pass that breaks a module, in which way, and at which operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+from stretto.driver.check import pass_check as judge
+from stretto.driver.check.pass_check import Breakage, Terms
+from stretto.driver.debug.bisect import bisect
+from stretto.driver.debug.fault_localisation import Status
+from stretto.ir.attributes import to_attribute
+from stretto.ir.bindings import Operation, mlir
+from stretto.ir.dialects.context import context
+from stretto.ir.equivalence.compare import Comparison
+from stretto.ir.interpreter import DeadlockError, Stuck
+from stretto.ir.interpreter.errors import DEADLOCK
+from stretto.ir.locations import Origin
+from stretto.ir.module import Module, entry, operations, terminator
+from stretto.ir.source_text import without_locations
+from stretto.passes.base import Pass, Report
+from stretto.passes.overlap.start_collectives import StartCollectives
+
+MODULE = """module attributes {comm.level = "comm", comm.mesh = [["dp", 2], ["tp", 2]]} {
+func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = "aten.neg_default"(%0) : (tensor<4xf32>) -> tensor<4xf32>
+  return %1 : tensor<4xf32>
+}
+}
+"""
+
+
+@dataclass(frozen=True)
+class Harm(Pass):
+    """Does to a module what it was given."""
+
+    name: ClassVar[str] = "do-harm"
+    harm: Callable[[Module], None] = lambda module: None
+
+    def run(self, module: Module) -> Report:
+        self.harm(module)
+        return Report(1)
+
+
+def setting(name: str, value: object) -> Callable[[Module], None]:
+    """Writes a constant of every all_reduce."""
+
+    def harm(module: Module) -> None:
+        for op in operations(module.functions()["main"]):
+            if op.operation.name == "comm.all_reduce":
+                op.attributes[name] = to_attribute(value)
+
+    return harm
+
+
+def raising(module: Module) -> None:
+    raise ZeroDivisionError("by nothing")
+
+
+BROKEN: dict[str, tuple[Callable[[Module], None], Breakage, str]] = {
+    "another reduction": (setting("reduce", "min"), Breakage.VALUES, ""),
+    "another axis": (setting("axes", ["dp"]), Breakage.VALUES, "E0659"),
+    "an axis that is not there": (setting("axes", ["pp"]), Breakage.INVALID, "E0505"),
+    "an exception": (raising, Breakage.FAILED, "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_pass_that_breaks_a_module_is_named_with_the_way_in_which_it_does(case: str) -> None:
+    harm, breakage, code = BROKEN[case]
+    found = bisect(Module.parse(MODULE), ["cse,canonicalize", Harm(harm), StartCollectives()])
+    assert (found.pass_name, found.index, found.breakage) == ("do-harm", 2, breakage)
+    assert found.broken is not None and found.broken.code == code and found.broken.lines
+    assert found.passes == ("cse", "canonicalize", "do-harm", "start-collectives")
+
+
+def test_passes_that_keep_a_module_are_not_named() -> None:
+    found = bisect(Module.parse(MODULE), ["cse", Harm()], Terms(seed=3))
+    assert (found.broken, found.pass_name, found.breakage) == (None, None, None)
+
+
+TWO = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func private @layer(%x: tensor<4xf32>, %w: tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32> {
+  %0 = "comm.all_reduce_start"(%w) {axes = ["tp"], reduce = "sum"}
+    : (tensor<4xf32, {tp = "partial(sum)"}>) -> !async.value<tensor<4xf32>> loc(fused["layers.*", "model.py":7:0])
+  %1 = "aten.sin_default"(%x) : (tensor<4xf32>) -> tensor<4xf32> loc(fused["layers.*", "model.py":8:0])
+  %2 = "comm.wait"(%0) : (!async.value<tensor<4xf32>>) -> tensor<4xf32> loc(fused["layers.*", "model.py":7:0])
+  %3 = "aten.sub_tensor"(%1, %2) : (tensor<4xf32>, tensor<4xf32>) -> tensor<4xf32>
+    loc(fused["layers.*", "model.py":9:0])
+  return %3 : tensor<4xf32>
+}
+func.func @main(%x: tensor<4xf32>, %w: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0 = call @layer(%x, %w) : (tensor<4xf32>, tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = call @layer(%0, %w) : (tensor<4xf32>, tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %2 = "aten.exp_default"(%1) : (tensor<4xf32>) -> tensor<4xf32> loc(fused["head", "model.py":12:0])
+  return %2, %1 : tensor<4xf32>, tensor<4xf32>
+}
+}
+"""
+"""Two calls of a folded layer with an asynchronous collective in it."""
+
+
+def named(module: Module, name: str) -> Operation:
+    """The one operation of a name."""
+    [found] = [op for f in module.functions().values() for op in operations(f) if op.operation.name == name]
+    return found
+
+
+def maximum(module: Module) -> None:
+    named(module, "comm.all_reduce_start").attributes["reduce"] = to_attribute("min")
+
+
+def swapped(module: Module) -> None:
+    op = named(module, "aten.sub_tensor")
+    first, second = op.operands
+    op.operands[0], op.operands[1] = second, first
+
+
+def unreduced(module: Module) -> None:
+    op = named(module, "aten.sub_tensor")
+    op.operands[1] = entry(module.functions()["layer"]).arguments[1]
+
+
+def returned_wrongly(module: Module) -> None:
+    op = terminator(module.functions()["main"])
+    first, second = op.operands
+    op.operands[0], op.operands[1] = second, first
+
+
+def negated(module: Module) -> None:
+    op = named(module, "aten.exp_default")
+    with context(), op.location, mlir.InsertionPoint(op):
+        made = mlir.Operation.create("aten.neg_default", results=[op.operands[0].type], operands=[op.operands[0]])
+    op.operands[0] = made.results[0]
+
+
+GUILTY: dict[str, tuple[Callable[[Module], None], str, str, int, str]] = {
+    "a wrong reduction": (maximum, "comm.all_reduce_start", "layer", 7, "reduce is min, and was sum"),
+    "swapped operands": (swapped, "aten.sub_tensor", "layer", 9, "operand 0 is of"),
+    "a reduction left out": (unreduced, "aten.sub_tensor", "layer", 9, "ranks that should hold the same"),
+    "swapped results": (returned_wrongly, "func.return", "main", 0, "returned in the place of another"),
+    "one operation too many": (negated, "aten.neg_default", "main", 12, "no such operation for this line"),
+}
+
+
+@pytest.mark.parametrize("case", GUILTY)
+def test_the_operation_that_breaks_values_is_named_with_its_line_and_what_shows_it(case: str) -> None:
+    harm, name, function, line, why = GUILTY[case]
+    op = bisect(Module.parse(TWO), ["cse", Harm(harm)]).op
+    assert op is not None
+    place = op.place
+    assert (place.op, place.function, place.origin.line) == (name, function, line)
+    assert any(why in each for each in op.why), op.why
+    assert f'"{name}"' in place.text or name == "func.return"
+
+
+def test_the_line_of_the_module_and_the_operands_are_told() -> None:
+    module = Module.parse(TWO)
+    op = bisect(module, [Harm(unreduced)]).op
+    assert op is not None and op.place.text in without_locations(module.text()).splitlines()[op.place.line - 1]
+    assert [each.status for each in op.operands] == [Status.RIGHT, Status.RIGHT]
+    assert op.operands[1].type == 'tensor<4xf32, {tp = "partial(sum)"}>' and op.operands[1].made_by == "argument 1"
+
+
+def test_a_pass_that_leaves_a_module_which_cannot_be_run_has_the_operation_where_it_stops() -> None:
+    def harm(module: Module) -> None:
+        named(module, "comm.wait").operands[0] = named(module, "aten.sin_default").results[0]
+
+    found = bisect(Module.parse(TWO), [Harm(harm)])
+    assert found.breakage is Breakage.INVALID or (found.op and found.op.place.op == "comm.wait")
+
+
+def test_ranks_that_wait_for_each_other_are_named_with_their_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, ran = Module.parse(TWO), judge.compare
+    origins = [Origin("layers.*", "model.py", line) for line in (7, 8)]
+    places = tuple(Stuck(rank, "comm.all_reduce", origins[rank], (1 - rank,)) for rank in (0, 1))
+
+    def compare(before: Module, after: Module, *args: object, **options: object) -> Comparison:
+        if "-1" not in after.text():
+            return ran(before, after, *args, **options)  # type: ignore[arg-type]
+        raise DeadlockError(DEADLOCK, "ranks wait for each other for ever", places)
+
+    monkeypatch.setattr(judge, "compare", compare)
+    found = bisect(module, [Harm(lambda module: module.operation.attributes.__setitem__("comm.x", to_attribute(-1)))])
+    assert found.broken is not None and (found.breakage, found.op) == (Breakage.ORDER, None)
+    assert found.broken.stuck == places and "rank 0 is in" in "".join(found.broken.message)

@@ -1,0 +1,176 @@
+"""`torch.compile(.., backend="stretto")` gives what plain PyTorch gives, graph by graph, under the model's names."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+import stretto
+import torch
+from stretto.driver.model.dynamo_backend import _Compiled
+from stretto.driver.model.dynamo_backend import stretto as backend
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PLAN = """
+mesh (dp=2, tp=2)
+shard "layers.0" columns over tp
+shard "layers.1" rows over tp
+shard "embed" vocab over tp
+"""
+
+
+class Model(nn.Module):
+    """A tied embedding, two layers, a batch norm; cut in two by a graph break where one is asked for."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.breaks = breaks
+        self.embed, self.norm = nn.Embedding(5, 4), nn.BatchNorm1d(4)
+        self.layers = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 4)])
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        if self.breaks:
+            torch._dynamo.graph_break()
+        x = self.norm(self.layers[1](torch.relu(self.layers[0](x))))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Graphs of other tests are forgotten."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[_Compiled]:
+    """Every graph that is compiled."""
+    found: list[_Compiled] = []
+    original = _Compiled.__init__
+
+    def noted(self: _Compiled, *given: Any) -> None:
+        original(self, *given)
+        found.append(self)
+
+    monkeypatch.setattr(_Compiled, "__init__", noted)
+    return found
+
+
+def test_torch_finds_the_backend_by_its_name() -> None:
+    [found] = [each for each in entry_points(group="torch_dynamo_backends") if each.name == "stretto"]
+    assert found.load() is backend
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("breaks", [False, True], ids=["one graph", "two graphs"])
+def test_a_model_trains_and_evaluates_as_in_plain_pytorch(breaks: bool, made: list[_Compiled]) -> None:
+    torch.manual_seed(0)
+    model = Model(breaks).double()
+    plain = copy.deepcopy(model)
+    compiled = torch.compile(model, backend=backend, options={"plan": PLAN})
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (model, plain)]
+    for _ in range(3):
+        tokens, targets = torch.randint(5, (4,)), torch.randint(5, (4,))
+        losses = []
+        for each, optimizer in zip((compiled, plain), optimizers, strict=True):
+            loss = F.cross_entropy(each(tokens), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    for own, other in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(own, other, rtol=0, atol=1e-12)
+    compiled.eval()
+    plain.eval()
+    with torch.no_grad():
+        assert torch.allclose(compiled(tokens), plain(tokens), rtol=0, atol=1e-12)
+    assert len(made) == (4 if breaks else 2)
+    cut = {p.name for each in made for p in each.compiled.last.program.of_kind("parameter") if p.shards}  # type: ignore[union-attr]
+    assert cut >= {"layers.0.weight", "layers.0.bias", "layers.1.weight", "embed.weight"}
+
+
+def test_operations_keep_the_users_lines_and_modules(made: list[_Compiled]) -> None:
+    compiled = torch.compile(Model(), backend=backend, options={"plan": PLAN})
+    compiled(torch.arange(4))
+    places = made[0].compiled.last.program.locations  # type: ignore[union-attr]
+    assert all(place.file == __file__ for place in places if place.file)
+    assert {"layers.0", "layers.1", "norm", "embed"} <= {place.module for place in places}
+
+
+def test_another_batch_is_right_too() -> None:
+    model = Model().double().eval()
+    compiled = torch.compile(model, backend=backend, options={"plan": PLAN})
+    for batch in (4, 6, 8):
+        tokens = torch.arange(batch) % 5
+        with torch.no_grad():
+            assert torch.allclose(compiled(tokens), model(tokens), rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("breaks", [False, True], ids=["one graph", "two graphs"])
+def test_a_last_batch_that_ranks_cannot_share_evenly_is_right_too(breaks: bool) -> None:
+    torch.manual_seed(0)
+    model = Model(breaks).double()
+    plain = copy.deepcopy(model)
+    compiled = torch.compile(model, backend=backend, options={"plan": PLAN})
+    for rows in (4, 4, 3):
+        tokens, targets = torch.randint(5, (rows,)), torch.randint(5, (rows,))
+        found, expected = (F.cross_entropy(each(tokens), targets) for each in (compiled, plain))
+        found.backward()
+        expected.backward()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(own.grad, other.grad, rtol=0, atol=1e-12)
+    for own, other in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(own, other, rtol=0, atol=1e-12)
+
+
+def test_a_function_over_two_models_names_their_parameters_apart(made: list[_Compiled]) -> None:
+    first, second = nn.Linear(4, 8).double(), nn.Linear(8, 4).double()
+
+    def both(x: Tensor) -> Tensor:
+        y: Tensor = second(first(x))
+        return y
+
+    plan = 'mesh (tp=2)\nshard "first" columns over tp\nshard "second" rows over tp'
+    x = torch.randn(2, 4).double()
+    compiled = torch.compile(both, backend=backend, options={"plan": plan})
+    assert torch.allclose(compiled(x), both(x), rtol=0, atol=1e-12)
+    assert [p.name for p in made[0].compiled.last.program.of_kind("parameter")] == [  # type: ignore[union-attr]
+        "first.weight", "first.bias", "second.weight", "second.bias",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [None, {}, {"plan": "mesh (dp=2)", "level": 3}])
+def test_options_other_than_a_plan_are_refused(options: dict[str, Any] | None) -> None:
+    graph = torch.fx.symbolic_trace(nn.Linear(2, 2))
+    with pytest.raises(stretto.StrettoError, match="was given the options") as caught:
+        backend(graph, [], options=options)
+    assert caught.value.code == "E0607"
+
+
+def test_a_plan_that_says_what_to_compute_in_is_refused_since_the_dtypes_are_fixed() -> None:
+    graph = torch.fx.symbolic_trace(nn.Linear(2, 2))
+    with pytest.raises(stretto.StrettoError, match="fixed the dtypes") as caught:
+        backend(graph, [], options={"plan": "mesh (dp=2)\nprecision { compute bf16 }"})
+    assert (caught.value.code, caught.value.span and caught.value.span.line) == ("E0608", 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*cuts nothing:stretto.diagnostics.PlanWarning")
+def test_a_plan_that_matches_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    plan = 'mesh (tp=2)\nshard "layer.0" columns over tp'
+    compiled = torch.compile(Model(), backend=backend, options={"plan": plan})
+    with caplog.at_level(logging.WARNING, "stretto"):
+        compiled(torch.arange(4))
+    assert "no pattern of the plan matches a parameter of this graph" in caplog.text

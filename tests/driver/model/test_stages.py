@@ -1,0 +1,70 @@
+"""Parameters that the processes of one stage hold: clipping, checkpoints, weights. One launch of four processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stretto
+import torch
+from stretto.runtime.processes.launch import run_processes
+
+from tests.runtime.pipe_program import Pipe
+
+from .stage_entries import Two, batch, trained
+
+ENTRIES = Path(__file__).with_name("stage_entries.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all is kept, with a checkpoint of plain training."""
+    made = tmp_path_factory.mktemp("stages")
+    Pipe(dp=2).train().save(made / "train")
+    stretto.save_checkpoint(made / "plain", *trained(2), step=2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each of four processes found."""
+    return run_processes(f"{ENTRIES}:everything", {"folder": str(folder)}, 4)  # type: ignore[return-value]
+
+
+def test_a_checkpoint_of_one_device_goes_on_in_stages(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks:
+        assert each["extra"] == {"step": 2}
+        assert each["loaded"] == 0.0
+        assert each["went on"] < 1e-12
+
+
+def test_parameters_and_the_state_of_an_optimizer_are_held_by_their_stage(ranks: list[dict[str, Any]]) -> None:
+    assert [each["here"] for each in ranks] == [[True, False], [True, False], [False, True], [False, True]]
+    assert [each["held"] for each in ranks] == [24, 24, 16, 16]
+
+
+def test_the_norm_of_gradients_is_over_all_stages(ranks: list[dict[str, Any]]) -> None:
+    assert max(max(each["norms"]) for each in ranks) < 1e-12
+
+
+def test_a_checkpoint_of_stages_goes_on_in_stages_and_on_one_device(ranks: list[dict[str, Any]], folder: Path) -> None:
+    assert max(each["again"] for each in ranks) < 1e-12
+    model = Two()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    assert stretto.load_checkpoint(folder / "staged", model, optimizer) == {"step": 3}
+    model(batch()).backward()
+    optimizer.step()
+    for each, other in zip(model.parameters(), trained(4)[0].parameters(), strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_stages_are_whole_in_their_file_and_in_a_state_dict(
+    ranks: list[dict[str, Any]], folder: Path
+) -> None:
+    assert max(each["weights"] for each in ranks) < 1e-12
+    assert [each["state dict"] for each in ranks] == [0.0] * 4
+    model = Two()
+    stretto.load_weights(model, folder / "weights.safetensors")
+    for each, other in zip(model.parameters(), trained(3)[0].parameters(), strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,105 @@
+"""A call that was captured with symbols is, at any sizes, what a capture of these sizes gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from stretto.frontend.capture.call import BoundCall, bind_call
+from stretto.frontend.capture.capture import capture_call
+from stretto.frontend.captured import Capture, CaptureError, Mode, Origin
+from stretto.frontend.dynamic_sizes.dynamic_dims import DynamicDims
+from stretto.frontend.dynamic_sizes.size_guards import NotSymbolic
+from stretto.frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+DIMS = {"x": {0: "batch", 1: "seq"}, "y": {0: "batch", 1: "seq"}}
+
+
+class Model(nn.Module):
+    """x (batch, seq, 8), y (batch, seq) -> the loss: attention, a table, sizes in numbers, slices of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 8)
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 5)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.steps += 1
+        x = x[:, :, :] + self.table(torch.arange(x.shape[1]))
+        q, k, v = self.qkv(x).view(*x.shape[:2], 2, 12).transpose(1, 2).chunk(3, -1)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None, :, : x.shape[1]])
+        logits = self.out(mixed.transpose(1, 2).reshape(*x.shape) / x.shape[1])
+        return F.cross_entropy(logits.flatten(0, 1), y.reshape(-1)) + x.mean()
+
+
+def call(model: nn.Module, batch: int, seq: int) -> BoundCall:
+    return bind_call(model, (torch.ones(batch, seq, 8), torch.zeros(batch, seq, dtype=torch.int64)), {})
+
+
+def sizes(batch: int, seq: int) -> dict[str, int]:
+    return {"batch": batch, "seq": seq}
+
+
+def symbolic(model: nn.Module, given: BoundCall, mode: Mode) -> SymbolicCapture:
+    return capture_symbolically(model, given, DynamicDims.of(DIMS).in_call(given), mode=mode)
+
+
+def told(capture: Capture) -> list[Any]:
+    """Ops with arguments, shapes and dtypes, and where they come from; nodes by position, without names for others."""
+    at: dict[fx.Node, Any] = {}
+    found: list[Any] = []
+    for node in capture.graph.graph.nodes:
+        if node.target is torch.ops.aten.alias.default:
+            at[node] = at[node.args[0]]
+            continue
+        at[node] = len(found)
+        origin = replace(node.meta.get("stretto") or Origin(), seq_nr=0)
+        arguments = str(fx.map_arg((node.args, node.kwargs), at.__getitem__))
+        found.append((node.op, str(node.target), arguments, about(node.meta.get("val")), origin))
+    return found
+
+
+def about(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else [about(each) for each in value or ()]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_capture_with_symbols_is_at_sizes_what_one_without_is(mode: Mode) -> None:
+    model = Model()
+    found = symbolic(model, call(model, 4, 6), mode)
+    for batch, seq in ((4, 6), (3, 10), (7, 5)):
+        expected, capture = capture_call(model, call(model, batch, seq), mode=mode), found.at(sizes(batch, seq))
+        assert told(capture) == told(expected)
+        assert expected.inputs == capture.inputs and expected.outputs == capture.outputs
+
+
+def test_a_capture_at_some_sizes_does_not_change_the_next_one() -> None:
+    model = Model()
+    found = symbolic(model, call(model, 4, 6), Mode.TRAIN)
+    first = told(found.at(sizes(3, 7)))
+    found.at(sizes(2, 5))
+    assert told(found.at(sizes(3, 7))) == first
+
+
+def test_what_cannot_be_traced_with_symbols_says_so() -> None:
+    class Counting(Model):
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            return super().forward(x, y), x.shape[0]
+
+    model = Counting()
+    with pytest.raises(NotSymbolic, match="does not trace the model with symbols"):
+        symbolic(model, call(model, 4, 6), Mode.TRAIN)
+
+
+def test_a_forward_without_a_gradient_is_refused_as_in_any_capture() -> None:
+    model = Model().requires_grad_(False)
+    found = symbolic(model, call(model, 4, 6), Mode.TRAIN)
+    with pytest.raises(CaptureError) as error:
+        found.at(sizes(4, 6))
+    assert error.value.code == "E0215"

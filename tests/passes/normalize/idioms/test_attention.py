@@ -1,0 +1,57 @@
+"""Fused attention becomes nn.attention with its mask, its causal flag and its scale."""
+
+import pytest
+import torch
+from stretto.passes.normalize.idioms.expansions import EXPANSIONS
+from stretto.passes.normalize.idioms.reference import REFERENCE
+from torch import Tensor
+
+from .steps import assert_kept, misses, raised, step
+
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+GENERATOR = torch.Generator().manual_seed(0)
+QUERY, KEY, VALUE, GRAD = (torch.randn(2, 3, 5, 8, generator=GENERATOR, dtype=torch.float64) for _ in range(4))
+MASK = torch.randn(2, 1, 5, 5, generator=GENERATOR, dtype=torch.float64)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return CPU_ATTENTION(query, key, value, 0.0, True)[0]
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return CPU_ATTENTION(query, key, value, attn_mask=mask, scale=0.3)[0]
+
+
+def test_attention_and_its_backward_are_raised() -> None:
+    assert raised(step(causal, (QUERY, KEY, VALUE), (0, 1, 2))) == ["nn.attention", "nn.attention_backward"]
+
+
+def test_values_are_kept_with_a_causal_mask() -> None:
+    assert_kept(step(causal, (QUERY, KEY, VALUE), (0, 1, 2)), (QUERY, KEY, VALUE, GRAD))
+
+
+def test_values_are_kept_with_a_mask_and_a_scale() -> None:
+    assert_kept(step(masked, (QUERY, KEY, VALUE, MASK), (0, 1, 2)), (QUERY, KEY, VALUE, MASK, GRAD))
+
+
+def test_a_gradient_that_is_not_needed_is_no_result() -> None:
+    assert_kept(step(causal, (QUERY, KEY, VALUE), (1,)), (QUERY, KEY, VALUE, GRAD))
+
+
+def test_dropout_inside_attention_is_left() -> None:
+    def dropping(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        probability = 0.1 if query.is_meta else 0.0
+        return CPU_ATTENTION(query, key, value, probability, True)[0]
+
+    expected = "attention left as it is: it drops attention weights with probability 0.1"
+    assert misses(step(dropping, (QUERY, KEY, VALUE), (0, 1, 2))) == [expected, expected]
+
+
+@pytest.mark.parametrize(("mask", "is_causal", "scale"), [(None, True, None), (MASK, False, 0.3), (None, False, None)])
+def test_the_kernel_computes_what_the_reference_says(mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+    kept = REFERENCE["nn.attention"](QUERY, KEY, VALUE, mask, is_causal, scale)
+    torch.testing.assert_close(EXPANSIONS["nn.attention"](QUERY, KEY, VALUE, mask, is_causal, scale), kept)
+    backward = (GRAD, QUERY, KEY, VALUE, *kept, mask, is_causal, scale)
+    torch.testing.assert_close(
+        EXPANSIONS["nn.attention_backward"](*backward), REFERENCE["nn.attention_backward"](*backward)
+    )

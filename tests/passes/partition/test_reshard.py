@@ -1,0 +1,81 @@
+"""Any placement to any other: what ranks hold afterwards is the same tensor, padding full of NaN on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stretto.ir.bindings import mlir
+from stretto.ir.dialects.context import context
+from stretto.ir.interpreter import Padding, run
+from stretto.ir.module import Module, build_function, entry, finish_function, operations
+from stretto.ir.operations import Call, build, read
+from stretto.ir.placement import AxisPlacement, Mesh, Partial, Placement, Reduce, Replicate, Shard
+from stretto.ir.types import TensorType, to_mlir
+from stretto.passes.manager import PassManager
+from stretto.passes.partition.partition_tensors import PartitionTensors
+
+MESHES: list[Mesh] = [(("a", 2), ("b", 2)), (("a", 2), ("b", 3)), (("a", 1), ("b", 2), ("c", 2))]
+ByAxis = dict[str, AxisPlacement]
+
+
+def reshard(shape: tuple[int, ...], source: ByAxis, target: ByAxis, mesh: Mesh) -> Module:
+    """A module of one `comm.reshard`, partitioned."""
+    module = Module.empty(mesh=mesh)
+    types = [
+        to_mlir(TensorType(torch.float64, shape).placed(Placement.of(len(shape), p, mesh), mesh))
+        for p in (source, target)
+    ]
+    main = build_function(module, "main", types[:1])
+    with context(), mlir.Location.unknown() as loc, mlir.InsertionPoint(entry(main)):
+        results = build(Call("comm.reshard", tuple(entry(main).arguments)), types[1:], loc)
+    finish_function(main, results)
+    PassManager([PartitionTensors()]).run(module)
+    return module
+
+
+def placements(rank: int, mesh: Mesh, reduce: Reduce | None) -> st.SearchStrategy[ByAxis]:
+    """A placement on each axis; partial ones all of one kind, none where `reduce` is None."""
+    choices: list[AxisPlacement] = [Replicate(), *(Shard(d) for d in range(rank))]
+    if reduce is not None:
+        choices.append(Partial(reduce))
+    return st.fixed_dictionaries({axis: st.sampled_from(choices) for axis, _ in mesh})
+
+
+@st.composite
+def moves(draw: st.DrawFn) -> tuple[tuple[int, ...], ByAxis, ByAxis, Mesh]:
+    """A shape, two placements and a mesh; a target is partial only by sums, and by others only where the source is."""
+    mesh = draw(st.sampled_from(MESHES))
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    source = draw(placements(len(shape), mesh, draw(st.sampled_from(Reduce))))
+    target = draw(placements(len(shape), mesh, Reduce.SUM))
+    for axis, _ in mesh:
+        if isinstance(source[axis], Partial) and isinstance(target[axis], Partial):
+            target[axis] = source[axis]
+    if len({p for p in (*source.values(), *target.values()) if isinstance(p, Partial)}) > 1:
+        target = {axis: p if not isinstance(p, Partial) else Replicate() for axis, p in target.items()}
+    return shape, source, target, mesh
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(moves())
+def test_a_tensor_is_the_same_wherever_it_is_moved(move: tuple[tuple[int, ...], ByAxis, ByAxis, Mesh]) -> None:
+    shape, source, target, mesh = move
+    module = reshard(shape, source, target, mesh)
+    x = torch.randn(shape, dtype=torch.float64)
+    [found] = run(module, [x], padding=Padding.NAN)
+    assert torch.allclose(found, x, rtol=0, atol=1e-12), f"{shape} {source} -> {target}\n{module}"
+
+
+@pytest.mark.parametrize("target", [{"a": Shard(0), "b": Shard(0)}, {"a": Shard(0)}, {"b": Shard(0)}, {}])
+@pytest.mark.parametrize("source", [{"a": Shard(0), "b": Shard(0)}, {"a": Shard(0)}, {"b": Shard(0)}, {}])
+def test_chunks_that_do_not_nest_are_gathered_whole(source: ByAxis, target: ByAxis) -> None:
+    module = reshard((7,), source, target, MESHES[1])
+    x = torch.arange(7, dtype=torch.float64)
+    assert torch.equal(run(module, [x])[0], x)
+
+
+def test_what_is_in_place_already_needs_nothing() -> None:
+    module = reshard((4, 6), {"a": Shard(0), "b": Partial()}, {"a": Shard(0), "b": Partial()}, MESHES[0])
+    assert [call for op in operations(module.functions()["main"]) if (call := read(op)) is not None] == []

@@ -1,0 +1,50 @@
+"""Modules cut over time: the passes of a plan up to tensors that are cut, and what stays joined over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stretto.driver.compile.compile_program import pipeline
+from stretto.dsl import Plan
+from stretto.frontend.capture.capture import capture
+from stretto.frontend.capture.model_parameters import parameter_infos
+from stretto.frontend.captured import Mode
+from stretto.frontend.to_ir import Floats, to_module
+from stretto.ir.attributes import from_attribute
+from stretto.ir.dialects.comm import COLLECTIVES
+from stretto.ir.module import Module, operations
+from stretto.ir.pipelined_module import MICROBATCH
+from stretto.passes.base import Remark
+from stretto.passes.manager import PassManager
+from stretto.passes.normalize.lower_idioms import LowerIdioms
+from torch import nn
+
+
+class Cut:
+    """A step of a model, whole and cut."""
+
+    def __init__(
+        self, model: nn.Module, inputs: dict[str, Any], plan: str, mode: Mode = Mode.TRAIN, *, waits: bool = False
+    ) -> None:
+        torch.manual_seed(0)
+        self.plan = Plan.parse(plan, "a.plan")
+        step = capture(model, (), inputs, mode=mode, loss_only=False)
+        owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        self.whole = to_module(step, owners, floats=Floats.FLOAT64, buffers=buffers)
+        self.cut = Module.parse(self.whole.text())
+        passes = pipeline(self.plan, floats=Floats.FLOAT64, delay_reductions=waits)
+        last = next(i for i, each in enumerate(passes) if isinstance(each, LowerIdioms))
+        self.remarks: list[Remark] = PassManager(passes[: last + 2]).run(self.cut)
+
+    def collectives(self, function: str = "") -> list[tuple[str, tuple[str, ...]]]:
+        """The collectives over time, of all functions or of one: what each does, and over which axes."""
+        found = []
+        for name, body in self.cut.functions().items():
+            for op in operations(body):
+                if op.operation.name in COLLECTIVES and function in ("", name):
+                    axes = tuple(from_attribute(op.attributes["axes"]))
+                    if MICROBATCH in axes:
+                        found.append((op.operation.name.removeprefix("comm."), axes))
+        return found

@@ -1,0 +1,165 @@
+"""Run one call on several ranks under a row, and put the results together again.
+
+Padding that the row sets no value for is poison: NaN, or an index out of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from stretto.ir.placement import AxisPlacement, Reduce, Replicate, Shard, chunk_size
+from stretto.passes.partition.localize import localize
+from stretto.passes.sharding.rules import Lowering, Row
+from stretto.passes.sharding.rules.call import overload
+from torch import Tensor
+
+from .joint_graphs import Recorded, to_metas
+from .nn_reference import OPS
+
+Results = tuple[Tensor | None, ...]
+POISON_INT = 1 << 20
+_COMBINE: dict[Reduce, Callable[[Tensor, int], Tensor]] = {
+    Reduce.SUM: torch.sum,
+    Reduce.MAX: torch.amax,
+    Reduce.MIN: torch.amin,
+}
+
+
+def run(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Results:
+    """The results of one call."""
+    found = OPS.get(op) or overload(op)
+    assert found is not None, op
+    result = found(*args, **kwargs)
+    if isinstance(result, (list, tuple)):
+        return tuple(result)
+    return () if result is None else (result,)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in a structure, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_of(item)
+    elif isinstance(value, dict):
+        yield from tensors_of(list(value.values()))
+
+
+def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same structure with other tensors."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_tensors(item, tensors) for item in value)
+    if isinstance(value, dict):
+        return {name: with_tensors(item, tensors) for name, item in value.items()}
+    return value
+
+
+def scattered(value: Tensor, placement: AxisPlacement, parts: int, fill: float | None) -> list[Tensor]:
+    """What each rank holds of `value`."""
+    if isinstance(placement, Replicate):
+        return [value.clone() for _ in range(parts)]
+    if isinstance(placement, Shard):
+        return [_chunk(value, placement.dim, parts, rank, fill) for rank in range(parts)]
+    if placement.reduce == Reduce.SUM:
+        rest = [_random_like(value) for _ in range(parts - 1)]
+        return [value - sum(rest, torch.zeros_like(value)), *rest]
+    sign = 1 if placement.reduce == Reduce.MAX else -1
+    where = torch.arange(value.numel()).reshape(value.shape) % parts
+    off = [sign * _random_like(value).abs() for _ in range(parts)]
+    return [torch.where(where == rank, value, value - off[rank]) for rank in range(parts)]
+
+
+def _random_like(value: Tensor) -> Tensor:
+    return torch.randn_like(value) if value.is_floating_point() else torch.randint_like(value, -9, 9)
+
+
+def _chunk(value: Tensor, dim: int, parts: int, rank: int, fill: float | None) -> Tensor:
+    size = chunk_size(value.shape[dim], parts)
+    if fill is None:
+        fill = float("nan") if value.is_floating_point() else 1 if value.dtype == torch.bool else POISON_INT
+    chunk = torch.full((*value.shape[:dim], size, *value.shape[dim + 1 :]), fill).to(value.dtype)
+    start, stop = min(rank * size, value.shape[dim]), min((rank + 1) * size, value.shape[dim])
+    chunk.narrow(dim, 0, stop - start).copy_(value.narrow(dim, start, stop - start))
+    return chunk
+
+
+def gathered(held: list[Tensor], placement: AxisPlacement, shape: torch.Size) -> list[Tensor]:
+    """The whole value, once for each rank that holds it."""
+    if isinstance(placement, Replicate):
+        return held
+    if isinstance(placement, Shard):
+        return [torch.cat(held, placement.dim).narrow(placement.dim, 0, shape[placement.dim])]
+    return [_COMBINE[placement.reduce](torch.stack(held), 0)]
+
+
+def run_on_ranks(call: Recorded, row: Row, parts: int) -> list[Results]:
+    """Each rank's results of the call."""
+    tensors = list(tensors_of([call.args, call.kwargs]))
+    held = [
+        scattered(t.contiguous(), placement, parts, row.fill(index))
+        for index, (t, placement) in enumerate(zip(tensors, row.inputs, strict=True))
+    ]
+    locals_ = []
+    for rank in range(parts):
+        args, kwargs = with_tensors([call.args, call.kwargs], iter([each[rank] for each in held]))
+        locals_.append(localize(call.op, args, kwargs, to_metas(call.outputs), row, parts))
+    if row.lowering is None:
+        return [run(*local) for local in locals_]
+    return LOWERINGS[call.op, row.lowering](locals_)
+
+
+Locals = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
+
+
+def _embedding(locals_: Locals) -> list[Results]:
+    results: list[Results] = []
+    for rank, (_, (weight, indices, *_), _) in enumerate(locals_):
+        own = indices - rank * len(weight)
+        inside = (own >= 0) & (own < len(weight))
+        picked = torch.ops.aten.embedding(weight, own.where(inside, 0))
+        results.append((picked.where(inside[..., None], 0.0),))
+    return results
+
+
+def _embedding_backward(locals_: Locals) -> list[Results]:
+    results: list[Results] = []
+    for rank, (op, (grad, indices, size, *rest), _) in enumerate(locals_):
+        own = indices - rank * size
+        inside = (own >= 0) & (own < size)
+        results.append(run(op, (grad.where(inside[..., None], 0.0), own.where(inside, 0), size, *rest), {}))
+    return results
+
+
+def _cross_entropy(locals_: Locals) -> list[Results]:
+    lse = torch.stack([logits.logsumexp(-1) for _, (logits, *_), _ in locals_]).logsumexp(0)
+    picked = torch.zeros_like(lse)
+    for rank, (_, (logits, labels, _), _) in enumerate(locals_):
+        own = labels - rank * logits.shape[1]
+        inside = (own >= 0) & (own < logits.shape[1])
+        picked += logits.gather(1, own.where(inside, 0)[:, None])[:, 0].where(inside, 0.0)
+    _, labels, ignored = locals_[0][1]
+    counted = labels != ignored
+    return [((lse - picked).where(counted, 0.0).sum(), counted.sum(dtype=lse.dtype), lse) for _ in locals_]
+
+
+def _cross_entropy_backward(locals_: Locals) -> list[Results]:
+    results: list[Results] = []
+    for rank, (_, (scale, logits, labels, lse, ignored), _) in enumerate(locals_):
+        own = torch.arange(logits.shape[1]) + rank * logits.shape[1]
+        hot = (own == labels[:, None]).to(logits.dtype)
+        dense = (logits - lse[:, None]).exp() - hot
+        results.append((dense * scale.where(labels != ignored, 0.0)[:, None],))
+    return results
+
+
+LOWERINGS: dict[tuple[str, Lowering], Callable[[Locals], list[Results]]] = {
+    ("aten.embedding.default", Lowering.OFFSET): _embedding,
+    ("aten.embedding_dense_backward.default", Lowering.OFFSET): _embedding_backward,
+    ("nn.cross_entropy", Lowering.SOFTMAX): _cross_entropy,
+    ("nn.cross_entropy_backward", Lowering.OFFSET): _cross_entropy_backward,
+}

@@ -1,0 +1,225 @@
+"""A check passes what is right, fails what is wrong, and says what it could not judge."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from stretto.runtime import Program, RunError, Session, Verdict, check
+from stretto.runtime.checks.optimizer_drift import Drift
+from stretto.runtime.checks.random_values import parameter, user_input
+from stretto.runtime.checks.report import CheckReport, CheckRow, compare
+from stretto.runtime.program.arguments import Json
+from stretto.runtime.program.records import Instruction, Reference
+from stretto.runtime.program.reference import Promote, run_reference
+from stretto.runtime.threads.session import RankThreads
+
+from ..tiny_programs import F32, S, data_parallel, linear, step
+
+
+def changed(program: Program, at: int, instruction: Instruction) -> Program:
+    """The program with another instruction at `at` of main."""
+    main = program.functions["main"]
+    code = (*main.code[:at], instruction, *main.code[at + 1 :])
+    return replace(program, functions={"main": replace(main, code=code)})
+
+
+def verdicts(report: CheckReport) -> dict[tuple[str, str], Verdict]:
+    return {(row.kind, row.name): row.verdict for row in report.rows}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("ranks", "width"), [(1, 4), (2, 4), (4, 6)])
+def test_a_right_program_passes_in_outputs_gradients_and_trained_parameters(dtype: str, ranks: int, width: int) -> None:
+    report = check(linear(ranks, dtype, width))
+    assert report.passed
+    kinds = [(row.kind, row.name) for row in report.rows]
+    assert kinds == [("output", "loss"), ("output", "y"), ("gradient", "w"), ("parameter", "w")]
+    assert all(row.error <= (1e-6 if dtype == F32 else 1e-14) for row in report.rows)
+
+
+def test_buffers_are_written_back_at_every_step_and_compared() -> None:
+    report = check(data_parallel(), steps=3)
+    assert report.passed
+    assert verdicts(report)["buffer", "count"] is Verdict.EQUAL
+
+
+def test_a_wrong_forward_fails_in_its_outputs() -> None:
+    wrong = changed(linear(), 4, step("aten.pow.Tensor_Scalar", S(5), 2.001, out=[6]))
+    found = verdicts(check(wrong))
+    assert found["output", "loss"] is Verdict.DIFFERS
+    assert found["output", "y"] is Verdict.EQUAL
+
+
+def test_a_wrong_backward_fails_in_the_gradient_and_not_in_the_output() -> None:
+    wrong = changed(linear(), 7, step("aten.mul.Scalar", S(9), 2.001, out=[10]))
+    found = verdicts(check(wrong))
+    assert found["output", "loss"] is Verdict.EQUAL
+    assert found["gradient", "w"] is Verdict.DIFFERS
+    assert not check(wrong).passed
+
+
+def test_a_gradient_that_is_not_given_differs() -> None:
+    program = linear()
+    report = check(replace(program, outputs=program.outputs[:2]))
+    assert verdicts(report)["gradient", "w"] is Verdict.DIFFERS
+    assert verdicts(report)["parameter", "w"] is Verdict.DIFFERS
+
+
+def test_a_missing_reduction_is_an_error() -> None:
+    with pytest.raises(RunError, match="should be the same on all replicas"):
+        check(data_parallel(reduced=False))
+
+
+def test_the_session_may_be_another_and_is_closed() -> None:
+    made: list[RankThreads] = []
+
+    def ranks(program: Program) -> Session:
+        made.append(RankThreads(program))
+        return made[0]
+
+    assert check(linear(), ranks=ranks, steps=1).passed
+    with pytest.raises(RunError, match="stopped"):
+        made[0].forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
+
+
+def test_inference_compares_outputs_only() -> None:
+    program = linear()
+    main = program.functions["main"]
+    inputs = tuple(replace(each, requires_grad=False) for each in program.inputs[:2])
+    alone = replace(
+        program,
+        manifest=replace(program.manifest, mode="infer"),
+        inputs=inputs,
+        outputs=program.outputs[:2],
+        functions={"main": replace(main, code=main.code[:6], arguments=(0, 1), backward_at=None)},
+    )
+    report = check(alone)
+    assert report.passed
+    assert report.steps == 0
+    assert [row.kind for row in report.rows] == ["output", "output"]
+
+
+def test_a_dtype_without_a_tolerance_is_shown_and_not_judged() -> None:
+    report = check(linear(dtype="bfloat16"))
+    assert report.passed
+    assert report.remark == "bfloat16 is not judged; use --dtype float64"
+    assert {row.verdict for row in report.rows} == {Verdict.NOT_JUDGED}
+
+
+def test_a_program_without_a_reference_cannot_be_checked() -> None:
+    with pytest.raises(RunError) as caught:
+        check(replace(linear(), reference=None))
+    assert caught.value.code == "E0340"
+
+
+def test_a_reference_that_takes_more_than_there_is_says_what() -> None:
+    reference = linear().single_device
+    assert reference is not None
+    with pytest.raises(RunError) as caught:
+        run_reference(reference, {}, [torch.ones(5, 4)])
+    assert caught.value.code == "E0341"
+
+
+def test_a_zero_reference_is_not_checked_and_alone_does_not_pass() -> None:
+    row = compare("gradient", "w", torch.zeros(3), torch.tensor([0.0, 2.0, 0.0]), 1e-4)
+    assert row.verdict is Verdict.NOT_CHECKED
+    assert row.error == 2.0
+    assert not CheckReport((row,), F32, 3, 0).passed
+
+
+def test_a_gradient_of_nothing_but_rounding_is_not_checked() -> None:
+    row = compare("gradient", "k.bias", torch.tensor([1e-9, -1e-9]), torch.tensor([2e-9, 0.0]), 1e-4, rounding=1e-7)
+    assert row.verdict is Verdict.NOT_CHECKED
+    assert "up to rounding" in row.note
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_fail_on_either_side(value: float) -> None:
+    good, bad = torch.ones(2), torch.tensor([1.0, value])
+    for reference, found in ((good, bad), (bad, good), (bad, bad)):
+        row = compare("output", "0", reference, found, 1e-4)
+        assert row.verdict is Verdict.DIFFERS
+        assert "not finite" in row.note
+
+
+def test_another_shape_fails() -> None:
+    assert compare("output", "0", torch.ones(2), torch.ones(3), 1e-4).verdict is Verdict.DIFFERS
+
+
+def test_a_report_is_one_json_object() -> None:
+    rows = (CheckRow("output", "loss", math.inf, Verdict.DIFFERS, "bad"),)
+    value: dict[str, Json] = json.loads(json.dumps(CheckReport(rows, F32, 3, 0).to_json(), allow_nan=False))
+    assert value["passed"] is False
+    assert value["rows"] == [
+        {"kind": "output", "name": "loss", "error": "inf", "verdict": "differs", "note": "bad"}
+    ]  # fmt: skip
+
+
+def test_adamw_may_amplify_the_rounding_of_tiny_gradients_only() -> None:
+    reference = torch.ones(2)
+    drift = Drift(1e-4)
+    drift.note({"w": torch.tensor([1.0, 1e-6])}, 0.0)
+    tiny = drift.compare("w", reference, reference + torch.tensor([0.0, 1e-3]))
+    assert tiny.verdict is Verdict.EQUAL
+    assert "1 of 2 elements" in tiny.note
+    assert drift.compare("w", reference, reference + torch.tensor([1e-3, 0.0])).verdict is Verdict.DIFFERS
+    assert drift.compare("w", reference, reference + torch.tensor([0.0, 1e-2])).verdict is Verdict.DIFFERS
+
+
+def test_every_parameter_is_random_scales_and_biases_too() -> None:
+    random = torch.Generator().manual_seed(0)
+    scale = parameter("norm.weight", [64], "float32", random)
+    assert 0.7 < float(scale.min()) < float(scale.max()) < 1.3
+    assert float(scale.std()) > 0.05
+    assert float(parameter("q.bias", [64], "float32", random).abs().min()) > 0
+    assert 0.05 < float(parameter("q.weight", [64, 64], "float64", random).std()) < 0.1
+
+
+def test_inputs_follow_what_the_program_says_of_them() -> None:
+    random = torch.Generator().manual_seed(0)
+    labels = user_input([8, 64], "int64", {"high": 50, "ignore_index": True}, random)
+    assert int(labels.max()) > 40
+    assert int(labels.min()) == -100
+    assert len({tuple(row) for row in labels.tolist()}) == 8
+    assert int((labels == -100).sum(1).float().std()) >= 0
+    assert set(user_input([99], "int64", {}, random).tolist()) == {0, 1}
+    assert user_input([99], "bool", {}, random).float().mean() > 0.5
+    assert user_input([9], "float32", {}, random).dtype == torch.float32
+
+
+def test_in_float64_every_floating_dtype_of_the_reference_is_raised() -> None:
+    code = (
+        step("aten.to.dtype", S(0), torch.bfloat16, out=[1]),
+        step("aten.full.default", [1], 1 / 3, out=[2]),
+        step("aten.mul.Tensor", S(1), S(2), out=[3], free=[1]),
+        step("aten.arange.default", 3, out=[4]),
+    )
+    reference = Reference.from_json(
+        {
+            "inputs": [{"name": "x", "kind": "input", "aliases": [], "shape": [1], "dtype": F32, "index": 0}],
+            "outputs": [{"index": 0, "slot": 3}, {"index": 1, "slot": 4}],
+            "slots": 5,
+            "code": [each.to_json() for each in code],
+        }
+    )
+    x = torch.tensor([1 + 1e-12], dtype=torch.float64)
+    (product, count), _ = run_reference(reference, {}, [x], Promote.FLOAT64)
+    assert product.dtype == torch.float64
+    assert product.item() == pytest.approx(x.item() / 3, rel=1e-15)
+    assert count.dtype == torch.int64
+    (product, _), _ = run_reference(reference, {}, [x.float()])
+    assert product.dtype == torch.float32
+
+
+def test_the_reference_leaves_what_it_is_given_alone() -> None:
+    reference = data_parallel().single_device
+    assert reference is not None
+    count = torch.tensor(1.0)
+    values = {("parameter", "w"): torch.ones(3, 3), ("buffer", "count"): count}
+    _, buffers = run_reference(reference, values, [torch.ones(4, 3)])
+    assert float(buffers["count"]) == 2.0
+    assert float(count) == 1.0

@@ -1,0 +1,75 @@
+"""Stages whose ranks are processes: messages, gradients, DTensors on the ranks of their stage. One launch of four."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stretto.runtime.processes.launch import run_processes
+
+from ..pipe_program import Pipe
+
+ENTRIES = Path(__file__).with_name("pipe_entries.py")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of four processes found."""
+    folder = tmp_path_factory.mktemp("programs")
+    Pipe(dp=2).train().save(folder / "train")
+    Pipe(dp=2).infer().save(folder / "infer")
+    Pipe(dp=2, reduced=False).train().save(folder / "delayed")
+    return run_processes(f"{ENTRIES}:everything", {"folder": str(folder)}, 4)  # type: ignore[return-value]
+
+
+def test_messages_of_any_shape_and_dtype_come_in_order(ranks: list[dict[str, Any]]) -> None:
+    assert [each["exchanged"] for each in ranks] == [[True] * 7] * 4
+
+
+def test_plain_parameters_get_whole_gradients_and_buffers_in_every_process(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks:
+        *far, seen = each["plain"]
+        assert max(far) < 1e-12
+        assert seen == 2.0
+
+
+def test_gradients_that_wait_are_reduced_on_their_stage(ranks: list[dict[str, Any]]) -> None:
+    assert max(max(each["delayed"][:2]) for each in ranks) < 1e-12
+
+
+def test_outputs_are_in_every_process(ranks: list[dict[str, Any]]) -> None:
+    assert max(each["infer"] for each in ranks) < 1e-12
+
+
+def test_a_parameter_is_held_and_stepped_by_the_ranks_of_its_stage(ranks: list[dict[str, Any]]) -> None:
+    for rank, each in enumerate(ranks):
+        found = each["dtensors"]
+        assert found["far"] < 1e-12
+        assert found["here"] == found["grads"] == [rank >= 2, rank < 2]
+        assert found["local"] == ([[4, 2], [0]] if rank >= 2 else [[0], [3, 4]])
+
+
+def test_a_parameter_on_another_stage_is_sent_there_and_its_gradient_back(ranks: list[dict[str, Any]]) -> None:
+    for rank, each in enumerate(ranks):
+        for found in each["swapped"]:
+            assert found["here"] == [rank < 2, rank >= 2]
+            assert found["far"] < 1e-12
+
+
+def test_a_parameter_that_is_not_on_its_stage_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks[2:]:
+        said = each["dtensors"]["misplaced"]
+        assert "error[E0356]" in said
+        assert "placed as R, R, the program was compiled for R on ranks 2, 3" in said.replace("Replicate()", "R")
+
+
+def test_the_check_of_a_pipeline_passes_in_processes(ranks: list[dict[str, Any]]) -> None:
+    assert all(each["check"] for each in ranks)
+
+
+def test_a_message_that_never_comes_ends_all_that_wait_and_names_the_instruction(ranks: list[dict[str, Any]]) -> None:
+    two, three = ranks[2]["silent"], ranks[3]["silent"]
+    assert "error[E0322]: rank 2 waited 1 s in the receive for rank 0" in two["said"]
+    assert "rank 3 stopped in another receive because rank 2 waited 1 s in the receive" in three["said"]
+    assert max(two["took"], three["took"]) < 10

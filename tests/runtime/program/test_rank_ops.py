@@ -1,0 +1,96 @@
+"""Chunks, offsets and masks of ranks, where the chunks are even and where they are not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stretto.runtime.communicator import Communicator
+from stretto.runtime.philox import Part, RandomState, draw
+from stretto.runtime.program.mesh import RankMesh
+from stretto.runtime.program.rank_ops import RankOps
+from stretto.runtime.program.records import Shard
+from stretto.runtime.rank.shards import cut, local_shape, valid_part, window
+from torch import Tensor
+
+from ..tiny_programs import numbers, on_ranks
+
+CPU = torch.device("cpu")
+GRID = (("dp", 2), ("tp", 2))
+
+
+@pytest.mark.parametrize("extent", [8, 7, 5, 2, 1])
+def test_chunks_are_padded_with_zeros_and_masked_with_a_fill(extent: int) -> None:
+    chunk = -(-extent // 4)
+    whole = numbers(2, extent, start=1)
+
+    def job(communicator: Communicator) -> tuple[Tensor, Tensor, int]:
+        ops = RankOps(communicator, CPU)
+        mine = ops.shard(whole, ("dp", "tp"), 1, chunk)
+        return mine, ops.mask(mine, ("dp", "tp"), 1, chunk, extent, -9.0), int(ops.offset(("dp", "tp"), chunk))
+
+    results = on_ranks(GRID, job)
+    assert [offset for _, _, offset in results] == [rank * chunk for rank in range(4)]
+    padding = torch.zeros(2, 4 * chunk - extent)
+    assert torch.equal(torch.cat([mine for mine, _, _ in results], 1), torch.cat([whole, padding], 1))
+    assert torch.equal(torch.cat([masked for _, masked, _ in results], 1), torch.cat([whole, padding - 9], 1))
+
+
+def test_the_parts_that_ranks_draw_make_the_whole_uneven_ones_too() -> None:
+    state = RandomState(seed=4, step=1).tensor()
+    number = torch.tensor(3)
+
+    def job(communicator: Communicator) -> Tensor:
+        return RankOps(communicator, CPU).random(state, number, [5, 3], ["tp,dp", ""], [2, 3], None)
+
+    parts = on_ranks(GRID, job)
+    ordered = [parts[rank] for rank in (0, 2, 1, 3)]
+    assert torch.equal(torch.cat(ordered)[:5], draw(state, 3, Part.whole((5, 3))))
+
+
+def test_the_order_of_the_axes_is_the_order_of_the_chunks() -> None:
+    whole = numbers(4)
+
+    def job(communicator: Communicator) -> tuple[float, float]:
+        ops = RankOps(communicator, CPU)
+        one, two = ops.shard(whole, ("dp", "tp"), 0, 1), ops.shard(whole, ("tp", "dp"), 0, 1)
+        return float(one), float(two)
+
+    assert on_ranks(GRID, job) == [(0, 0), (1, 2), (2, 1), (3, 3)]
+
+
+def test_a_mask_leaves_what_it_is_given_alone_and_takes_integers_and_booleans() -> None:
+    def job(communicator: Communicator) -> None:
+        ops = RankOps(communicator, CPU)
+        given = torch.ones(2, dtype=torch.int64)
+        masked = ops.mask(given, ("tp",), 0, 2, 3, -100)
+        assert given.tolist() == [1, 1]
+        assert masked.tolist() == ([1, 1] if communicator.rank == 0 else [1, -100])
+        assert ops.mask(torch.zeros(2, dtype=torch.bool), ("tp",), 0, 2, 2, True).any() == (communicator.rank == 1)
+
+    on_ranks((("tp", 2),), job)
+
+
+def test_a_negative_dim_counts_from_the_end() -> None:
+    def job(communicator: Communicator) -> Tensor:
+        return RankOps(communicator, CPU).shard(numbers(2, 3), ("tp",), -1, 2)
+
+    assert on_ranks((("tp", 2),), job)[1].tolist() == [[2, 0], [5, 0]]
+
+
+def test_windows_of_all_ranks_put_a_tensor_together_again() -> None:
+    mesh = RankMesh((("a", 2), ("b", 3), ("c", 2)))
+    shards = (Shard(0, ("b",), 2, 5), Shard(2, ("c", "a"), 2, 6))
+    whole, again = torch.randn(5, 2, 6), torch.empty(5, 2, 6)
+    for rank in range(12):
+        local = cut(whole, shards, mesh, rank)
+        assert tuple(local.shape) == local_shape(whole.shape, shards)
+        window(again, shards, mesh, rank).copy_(valid_part(local, shards, mesh, rank))
+    assert torch.equal(whole, again)
+
+
+def test_an_even_cut_is_a_view_and_an_uneven_one_is_not() -> None:
+    mesh = RankMesh((("tp", 2),))
+    whole = torch.zeros(5)
+    cut(whole, (Shard(0, ("tp",), 3, 5),), mesh, 0)[0] = 1
+    cut(whole, (Shard(0, ("tp",), 3, 5),), mesh, 1)[0] = 1
+    assert whole.tolist() == [1, 0, 0, 0, 0]
