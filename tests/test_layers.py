@@ -15,10 +15,11 @@ MAY_IMPORT = {
     "schedules": {"diagnostics", "dsl"},
     "runtime": {"diagnostics"},
     "ir": {"diagnostics", "dsl"},
+    "costs": {"diagnostics", "dsl", "ir"},
     "frontend": {"diagnostics", "dsl", "ir"},
-    "passes": {"diagnostics", "dsl", "schedules", "ir"},
-    "backends": {"diagnostics", "dsl", "ir", "runtime"},
-    "driver": {"diagnostics", "dsl", "schedules", "ir", "frontend", "passes", "backends", "runtime", "."},
+    "passes": {"diagnostics", "dsl", "schedules", "ir", "costs"},
+    "backends": {"diagnostics", "dsl", "ir", "costs", "runtime"},
+    "driver": {"diagnostics", "dsl", "schedules", "ir", "costs", "frontend", "passes", "backends", "runtime", "."},
 }
 """The folders that a folder may import beside itself; "." is the root, of which only the version is taken."""
 

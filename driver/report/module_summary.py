@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 
+from ...costs.communication import ring_bytes
 from ...ir.dialects.comm import COLLECTIVES
 from ...ir.interpreter import estimate
 from ...ir.interpreter.code import Body, Code, Step, decode, used
@@ -14,7 +15,7 @@ from ...ir.source_text import read_module
 from ...ir.types import TensorType
 from ..debug.module_source import Source
 from .summary import Communication, Summary
-from .traffic import SEND, ring_bytes
+from .traffic import SEND
 
 
 def module_summary(source: Source) -> Summary:

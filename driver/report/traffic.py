@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...costs.communication import ring_bytes
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import DTYPES, Slot, fill_in
 from ...runtime.program.entries import Entry
@@ -212,11 +213,6 @@ class _Follower:
         result = given.new_empty(_given_shape(kind, list(given.shape), each.kwargs, ranks))
         most = max(given.nbytes, result.nbytes)
         return result, Site(name, index, False, kind, axes, most, ring_bytes(kind, most, ranks))
-
-
-def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
-    """What each of some ranks sends in a ring: (n-1)/n of the tensor, twice that for an all_reduce."""
-    return tensor_bytes * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
 
 
 def _send(each: Instruction, given: object, name: str, index: int) -> Site:

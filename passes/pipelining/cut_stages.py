@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+from ...costs.communication import LINK_BYTE
+from ...costs.compute import bytes_of
 from ...diagnostics import StrettoError
 from ...dsl.pipeline import Balance
 from ...dsl.plan import Plan
@@ -31,9 +33,9 @@ from ..base import Pass, Remark, RemarkKind, Report
 from ..layers.unfold_layers import unfold
 from .attributes import check_cut_over_time, mark_stage
 from .balance import balanced, largest
-from .estimates import LINK, estimated
+from .estimates import estimated
 from .graph import Node
-from .op_costs import OpCosts, bytes_of
+from .op_costs import OpCosts
 from .settings import Settings, note_times, settings_of
 from .split_points import split_places
 from .spread import analysed
@@ -45,7 +47,7 @@ _LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 UNEVEN = 1.25
 """Layers are written out, to be cut inside, where the largest stage of whole ones is so much above the mean."""
 
-_BYTE = {Balance.TIME: LINK, Balance.MEMORY: 1.0, Balance.LAYERS: 1e-12}
+_BYTE = {Balance.TIME: LINK_BYTE, Balance.MEMORY: 1.0, Balance.LAYERS: 1e-12}
 """What a byte that crosses a cut costs, in the unit of what is balanced."""
 
 

@@ -1,11 +1,12 @@
 """How long forwards, both gradients and transfers of a model take, roughly: for schedules that search.
 
-Only the ratios of these times matter. They come from `op_costs.py`, in bytes moved, and are given in the unit in which
+Only the ratios of these times matter. They come from `costs/`, in bytes moved, and are given in the unit in which
 a whole microbatch takes 3 on a rank, which is that of f = b = w = 1.
 """
 
 from __future__ import annotations
 
+from ...costs.communication import LINK_BYTE
 from ...ir.bindings import Value
 from ...ir.module import Module, terminator
 from ...schedules.costs import Costs
@@ -17,8 +18,6 @@ from .spread import Spread
 from .stages import crossing_bytes
 from .time_axis import TimeAxis
 
-LINK = 20.0
-"""How many bytes an accelerator moves in its own memory while one byte crosses a link to another."""
 _DIGITS = 2
 
 
@@ -30,7 +29,7 @@ def estimated(module: Module, time: TimeAxis, spread: Spread, ranks: int, costs:
     inner = sorted(crossing_bytes(time, time.forward)[1:])
     crossing = inner[len(inner) // 2] if inner else 0.0
     unit = (forward + whole) / ranks / 3 or 1.0
-    times = (forward / ranks, (whole - weights) / ranks, weights / ranks, crossing * LINK)
+    times = (forward / ranks, (whole - weights) / ranks, weights / ranks, crossing * LINK_BYTE)
     shared = [sum(costs.time(n) for n in spread.nodes(kind)) for kind in (Kind.S, Kind.T, Kind.E, Kind.G)]
     f, b, w, c, s, t, e, g = (round(each / unit, _DIGITS) for each in (*times, *shared))
     return Costs(f, b, w, c, s=s, t=t, e=e, g=g)

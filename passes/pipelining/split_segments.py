@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...costs.compute import bytes_of
 from ...dsl.plan import Plan
 from ...ir.bindings import Value
 from ...ir.module import Level, Module
@@ -31,7 +32,6 @@ from ..counted_remarks import Tally
 from .attributes import SPREAD, check_cut_over_time, check_stages, segment_of, stage_of
 from .backward_split import CallParter, input_gradients, part_masked
 from .graph import Graph, Node
-from .op_costs import bytes_of
 from .outlining import NAMES, Outliner, Segment
 from .settings import Settings, settings_of
 from .spread import Spread, analysed

@@ -22,6 +22,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
+from ...costs.compute import flops
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Value
 from ...ir.dialects.comm import COLLECTIVES
@@ -29,7 +30,6 @@ from ...ir.module import Module
 from ...ir.types import from_mlir, is_tensor
 from ...schedules.schedule import Kind
 from .graph import Graph, Node
-from .op_costs import flops
 from .time_axis import TimeAxis
 
 _EQUALIZE = ("comm.all_reduce", "comm.all_gather")
@@ -164,7 +164,8 @@ def _met(time: TimeAxis, kinds: dict[Node, Kind], axis: str) -> set[Node]:
                 made.update(node.values)
         exchanged = max((_elements(v) for n in behind if meets(n, axis) for v in n.values), default=0)
         own = [node for node in behind if not meets(node, axis)]
-        if not any(n.call is None or flops(n) or any(_elements(v) > exchanged for v in n.values) for n in own):
+        larger = any(_elements(v) > exchanged for n in own for v in n.values)
+        if not larger and not any(n.call is None or flops(n.call, n.values) for n in own):
             found |= behind
     return found
 

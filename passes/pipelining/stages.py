@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ...costs.compute import bytes_of
 from ...ir.bindings import Value
 from ...ir.module import Record
 from .graph import Node
-from .op_costs import bytes_of
 from .time_axis import TimeAxis
 
 
