@@ -98,6 +98,17 @@ def test_no_module_imports_itself_through_others() -> None:
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
+def test_the_rooms_of_the_driver_import_one_another_one_way() -> None:
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for file in modules("driver"):
+        _, _, *rooms = dotted(file).split(".")
+        for _, name in imports(file):
+            parts = name.split(".")
+            if parts[:2] == ["stretto", "driver"] and rooms and len(parts) > 2 and parts[2] != rooms[0]:
+                graph.add_edge(rooms[0], parts[2])
+    assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
 def test_a_room_holds_at_most_20_files_of_at_most_400_lines() -> None:
     rooms = {path.parent for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")}
     full = [str(room.relative_to(ROOT)) for room in rooms if len(set(room.glob("*.py")) - {room / "__init__.py"}) > 20]

@@ -5,12 +5,10 @@ This catches what the reference inside a program cannot: a mistake of capture, w
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from ...runtime.program.arguments import DTYPES, Json
 from ...runtime.program.program import Program
 from ...runtime.program.records import Reference
 from ...runtime.program.reference import raised_dtype
+from ..compile.model_source import file_hash, source_file
 from .eager_random_ops import PlacedDraws, draws_masks_alone
 from .float64_kernels import InFloat64
 
@@ -40,12 +39,6 @@ class Comparison:
     """Whether that is the uncompiled model; else the exported forward in the program."""
     why: str
     """For a person: what it is, and why not the live model."""
-
-
-def source_record(source: Mapping[str, Json], request: Mapping[str, Json]) -> dict[str, Json]:
-    """What a manifest says of a target, such that it can be found and loaded again; paths become absolute."""
-    path = os.path.abspath(str(source["path"]))
-    return {**source, "path": path, "request": dict(request), "sha256": _sha256(_file_of(source.get("kind"), path))}
 
 
 def comparison_for(program: Program) -> Comparison:
@@ -75,20 +68,11 @@ def _why_not(program: Program) -> str:
         return "the model draws random numbers that are no masks, and would draw others by itself"
     if "sha256" not in source:
         return "the program does not say where its model came from"
-    if not os.path.isfile(_file_of(source.get("kind"), str(source["path"]))):
+    if not os.path.isfile(source_file(source.get("kind"), str(source["path"]))):
         return f"{source['path']} is not there"
-    if _sha256(_file_of(source.get("kind"), str(source["path"]))) != source["sha256"]:
+    if file_hash(source_file(source.get("kind"), str(source["path"]))) != source["sha256"]:
         return f"{source['path']} has changed since the program was compiled"
     return ""
-
-
-def _file_of(kind: Json, path: str) -> Path:
-    """The file whose content decides whether a target is the same."""
-    return Path(path, "config.json") if kind == "hf" and os.path.isdir(path) else Path(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _live_maker(program: Program) -> Expected | None:

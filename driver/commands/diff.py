@@ -35,7 +35,7 @@ def run(given: argparse.Namespace) -> Outcome:
         found = Difference(program_summary(given.a), program_summary(given.b))
     else:
         require_compiler()
-        from ..debug.module_source import read_source
+        from ..ir_files.module_source import read_source
         from ..report.module_summary import module_summary
 
         found = Difference(*(module_summary(read_source(path, None)) for path in (given.a, given.b)))

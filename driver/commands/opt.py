@@ -40,8 +40,8 @@ def run(given: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
     from ...passes.manager import Verification
-    from ..debug.module_source import read_source
     from ..debug.opt import OptJob, optimize, optimized_json, show_optimized
+    from ..ir_files.module_source import read_source
 
     source = read_source(given.file, given.pipeline)
     if source.pipeline is None:

@@ -44,7 +44,7 @@ def _passes(given: argparse.Namespace) -> Outcome:
     require_compiler()
     from ..check.pass_check import terms_of
     from ..check.verify_passes import PassesJob, show_passes, verify_passes
-    from ..debug.module_source import read_source
+    from ..ir_files.module_source import read_source
 
     source = read_source(given.path, given.pipeline)
     report = verify_passes(PassesJob(source, terms_of(given.seed, given.memory_cap, given.ranges)))

@@ -26,7 +26,7 @@ from ...runtime.program.program import Program
 from ...runtime.rank import nan_watch
 from ...runtime.rank.autograd import Accumulation
 from ...runtime.rank.unreduced_gradients import Addends
-from ..compile.dynamic_sizes import Found
+from ..compile.request import Found
 from .distribution import check_same_inputs, processes
 from .kept_programs import KeptPrograms, why_sizes
 from .local_parts import with_parts

@@ -13,7 +13,7 @@ from ...ir.module import Level, Module
 from ...ir.placement import axes_size
 from ...ir.source_text import read_module
 from ...ir.types import TensorType
-from ..debug.module_source import Source
+from ..ir_files.module_source import Source
 from .summary import Communication, Summary
 from .traffic import SEND
 

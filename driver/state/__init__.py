@@ -1,1 +1,4 @@
-"""A model's state on disk: weights as safetensors, checkpoints of model and optimizer."""
+"""A model's tensors on disk: weights as safetensors.
+
+It imports no other room of `driver/`; `model/` and `checkpoints/` may import it.
+"""

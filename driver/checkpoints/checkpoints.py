@@ -38,7 +38,7 @@ from ...runtime.processes.parameters import is_here
 from ...runtime.processes.world import join
 from ..model.compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..model.distribution import processes
-from .held_tensors import few, is_writer, meet
+from ..state.held_tensors import few, is_writer, meet
 from .optimizer_state import fill_optimizer, in_order, owned_by, room_for_state, state_by_name
 
 OURS = "stretto.json"

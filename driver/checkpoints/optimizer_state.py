@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ...diagnostics import StrettoError
 from ...runtime.processes.parameters import is_here
 from ..model.optimizer_guards import no_real_step
-from .held_tensors import few
+from ..state.held_tensors import few
 
 _STATE, _GROUPS, _PARAMS = "state", "param_groups", "params"
 
