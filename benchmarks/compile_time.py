@@ -34,7 +34,7 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
     clock = Clock()
     from stretto import Plan
     from stretto.driver.compile.compile_program import compile_program
-    from stretto.driver.compile.request import CompileRequest, Options, Watch
+    from stretto.driver.compile.request import CompileRequest, Observer, Options
     from stretto.frontend.captured import Mode
     from stretto.frontend.targets.load_target import load_target
     from stretto.frontend.targets.target import Request
@@ -52,7 +52,7 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
         plan = Plan.parse(PLAN.format(dp=dp, tp=tp))
         options = Options(loss_only=True, keep_weights=False)
         request = CompileRequest.of(target.model, (), target.inputs, plan, options)
-        compiled = compile_program(request, Watch(stage=clock.lap))
+        compiled = compile_program(request, Observer(stage=clock.lap))
         clock.lap("save")
         compiled.program.save(Path(folder, "program"))
         size = sum(each.stat().st_size for each in Path(folder, "program").iterdir())

@@ -1,7 +1,7 @@
-"""The bytes that a rank sends in a collective, by the ring algorithms, and the price of a byte on a link.
+"""The bytes that a rank sends in a collective, by the ring algorithms, and the cost of a byte on a link.
 
-In a ring of n ranks each step sends 1/n of the tensor, and a reduce-scatter, an all-gather or an all-to-all takes
-n - 1 steps. An all-reduce is a reduce-scatter and an all-gather.
+On a ring of n ranks each step sends 1/n of the tensor. A reduce-scatter, an all-gather or an all-to-all takes n - 1
+steps; an all-reduce is a reduce-scatter and an all-gather.
 
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (JPDC 2009);
 the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are the same.
@@ -9,8 +9,8 @@ the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are t
 
 from __future__ import annotations
 
-TURNS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
-"""How often a collective takes n - 1 steps."""
+ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+"""How many times n - 1 steps a collective takes."""
 
 LINK_BYTE = 20.0
 """The time of one byte on a link between accelerators, in bytes moved in an accelerator's own memory.
@@ -28,9 +28,9 @@ def sent_bytes(kind: str, tensor_bytes: float, ranks: int) -> float:
     >>> sent_bytes("all_reduce", 8, 4), sent_bytes("all_gather", 8, 4)
     (12.0, 6.0)
     """
-    return TURNS[kind] * (tensor_bytes * (ranks - 1) / ranks)
+    return ROUNDS[kind] * (tensor_bytes * (ranks - 1) / ranks)
 
 
 def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
-    """The same in whole bytes, rounded down in each turn: for reports."""
-    return TURNS[kind] * (tensor_bytes * (ranks - 1) // ranks)
+    """The same for reports: whole bytes, rounded down in each round."""
+    return ROUNDS[kind] * (tensor_bytes * (ranks - 1) // ranks)

@@ -1,9 +1,9 @@
-"""Relative costs of changing a tensor's placement on one axis, which encode what the propagation prefers.
+"""Relative costs of changing a tensor's placement on one axis: they encode a preference and predict no time.
 
-The unit is bytes that a rank sends (`communication.py`). Where nothing is sent, a small price per byte of the tensor
-keeps the order of preference: leave things where they are; move activations, never weights; finish partial sums by an
-all-reduce, or by a reduce-scatter where the plan shards activations; cut a replicated operand only to meet a sharded
-one. The prices are ours: any numbers that keep this order give the same placements (docs/adr/0004).
+The unit is bytes that a rank sends (`communication.py`). Where a rank sends nothing, a small cost per byte of tensor
+keeps the order of preference: keep placements; move activations, never weights; complete partial sums by an all-reduce,
+or by a reduce-scatter where the plan shards activations; shard a replicated operand only to match a sharded one. The
+constants are ours: chosen to keep this order, not measured (docs/adr/0004).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ..ir.placement import AxisPlacement, Partial, Replicate, Shard
 from .communication import sent_bytes
 
 CUT = 1e-3
-"""Of cutting a replicated tensor, per byte: nothing moves, but what follows may have to be gathered."""
+"""Of sharding a replicated tensor, per byte: nothing is sent, but a later op may need an all-gather."""
 AS_PARTIAL = 2e-3
 """Of making a replicated broadcast operand (a bias) a term of a partial sum, per byte."""
 DEFERRED = 0.999
-"""What a reduction put off costs of one made now: where they are the same size, the later one may meet its user."""
+"""The cost of a delayed reduction, as a share of an immediate one: of two equal ones the later is better."""
 WEIGHT = 1e3
-"""How many times dearer it is to move a weight than an activation of the same size."""
+"""The cost of moving a weight, in moves of an activation of the same size."""
 
 
 class Movable(Protocol):
-    """What a tensor's move costs depends on."""
+    """What the cost of moving a tensor depends on."""
 
     @property
     def nbytes(self) -> int:

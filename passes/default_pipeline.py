@@ -1,9 +1,9 @@
 """The passes of every compile, in named phases: the one place where a plan becomes options of passes.
 
-To add a pass, write a line in its phase: the pass, or a function that makes it of what is asked, and when it runs.
-A pass that a statement of the plan configures takes `plan`, or the statement's value where it is one word; it does
-nothing without its statement, so that `stretto opt` can run it alone. What a pass has decided, later passes read from
-the module (docs/adr/0011).
+To add a pass, write an entry in its phase: the pass, or a function from the config to the pass, and when it runs.
+A pass that a statement configures has the option `plan`, or the statement's value where that is one word. Without its
+statement it does nothing, so `stretto opt` can run it alone. What a pass decides, later passes read from the module
+(docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -37,106 +37,104 @@ from .sharding.propagate_placements import PropagatePlacements
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What decides which passes run and with which options: a plan, and how its program is to be used."""
+class PipelineConfig:
+    """What decides which passes run, and with which options: the plan, and what its program is for."""
 
     plan: Plan
     delay_reductions: bool = False
     """Leave the parameters' gradients unreduced, for steps that accumulate before they reduce."""
-    keeps_formats: bool = True
-    """Follow the float formats that the plan says; not where all floats are raised to float64 for a check."""
+    follow_precision: bool = True
+    """Apply the plan's `precision` and `transfer`; not when a check raises all floats to float64."""
     padded_inputs: tuple[str, ...] = ()
     """Inputs that need not divide by their ranks."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One pass of a phase, or a list of upstream's."""
+class Entry:
+    """One pass of a phase, or a list of MLIR's own."""
 
-    step: Step | Callable[[Asked], Pass]
-    when: Callable[[Asked], bool] = lambda asked: True
+    step: Step | Callable[[PipelineConfig], Pass]
+    when: Callable[[PipelineConfig], bool] = lambda config: True
 
-    def made(self, asked: Asked) -> Step:
+    def made(self, config: PipelineConfig) -> Step:
         """The pass with its options."""
-        return self.step if isinstance(self.step, Pass | str) else self.step(asked)
+        return self.step if isinstance(self.step, Pass | str) else self.step(config)
 
 
-def default_pipeline(asked: Asked) -> list[Step]:
+def default_pipeline(config: PipelineConfig) -> list[Step]:
     """The passes that a compile runs, in order."""
-    return [step for steps in phases(asked).values() for step in steps]
+    return [step for steps in phases(config).values() for step in steps]
 
 
-def phases(asked: Asked) -> dict[str, list[Step]]:
+def phases(config: PipelineConfig) -> dict[str, list[Step]]:
     """The passes of each phase."""
-    return {name: [line.made(asked) for line in lines if line.when(asked)] for name, lines in PHASES.items()}
+    return {name: [entry.made(config) for entry in entries if entry.when(config)] for name, entries in PHASES.items()}
 
 
-def _pipelined(asked: Asked) -> bool:
-    return asked.plan.pipeline is not None
+def _pipelined(config: PipelineConfig) -> bool:
+    return config.plan.pipeline is not None
 
 
-def _per_microbatch(asked: Asked) -> bool:
-    return asked.plan.pipeline is not None and asked.plan.pipeline.per_microbatch
+def _per_microbatch(config: PipelineConfig) -> bool:
+    return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
 
 
-def _place_arguments(asked: Asked) -> Pass:
-    return PlaceArguments(asked.plan, ",".join(asked.padded_inputs))
+def _place_arguments(config: PipelineConfig) -> Pass:
+    return PlaceArguments(config.plan, ",".join(config.padded_inputs))
 
 
-def _cast_gradients(asked: Asked) -> Pass:
-    precision = asked.plan.precision if asked.keeps_formats else None
+def _cast_gradients(config: PipelineConfig) -> Pass:
+    precision = config.plan.precision if config.follow_precision else None
     return CastGradients(precision.reduce if precision is not None else None)
 
 
-def _propagate_placements(asked: Asked) -> Pass:
-    return PropagatePlacements(asked.delay_reductions)
+def _propagate_placements(config: PipelineConfig) -> Pass:
+    return PropagatePlacements(config.delay_reductions)
 
 
-def _order_tasks(asked: Asked) -> Pass:
-    return OrderTasks(asked.plan, asked.keeps_formats)
+def _order_tasks(config: PipelineConfig) -> Pass:
+    return OrderTasks(config.plan, config.follow_precision)
 
 
-PHASES: Mapping[str, tuple[Line, ...]] = {
-    # The plan's mesh and placements go on the module first: normalisation asks which dim is the batch.
-    "annotate": (Line(_place_arguments),),
-    # Tensors are whole and layers apart: here a graph is made to look the same however a model wrote it. Idioms come
-    # first, because losses and means are parts of them; casts of gradients come before views are simplified.
+PHASES: Mapping[str, tuple[Entry, ...]] = {
+    # First, because `put-batch-first` reads the batch's extent from the module.
+    "annotate": (Entry(_place_arguments),),
+    # On global tensors, with every layer written out: equal computations get equal ops, more of which can be sharded.
+    # Idioms come first, because the passes after them rewrite the ops that idioms are recognised by.
     "normalize": (
-        Line(RaiseIdioms()),
-        Line(ExpandLosses()),
-        Line(SplitCounts(), _pipelined),
-        Line(SplitMeans()),
-        Line(_cast_gradients),
-        Line(RaiseMatmuls()),
-        Line(PutBatchFirst(), _pipelined),
-        Line(SimplifyViews()),
-        Line("canonicalize"),
+        Entry(RaiseIdioms()),
+        Entry(ExpandLosses()),
+        Entry(SplitCounts(), _pipelined),
+        Entry(SplitMeans()),
+        Entry(_cast_gradients),
+        Entry(RaiseMatmuls()),
+        Entry(PutBatchFirst(), _pipelined),
+        Entry(SimplifyViews()),
+        Entry("canonicalize"),
     ),
-    # Behind normalisation, so that layers are equal; before placement, so that what follows costs by distinct layers.
-    "fold": (Line(FoldLayers()),),
-    # Every value gets a placement while idioms are still whole, because their sharding rules are simpler than those of
-    # what they stand for. Shapes are global.
-    "place": (Line(_propagate_placements),),
-    # From here on a module is what one rank does, with its communication. Idioms have told their rules and go.
+    # After normalisation, which makes layers equal; before placement, so that later passes cost per distinct layer.
+    "fold": (Entry(FoldLayers()),),
+    # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
+    "place": (Entry(_propagate_placements),),
+    # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
     "partition": (
-        Line(PartitionTensors()),
-        Line(LowerIdioms()),
-        Line("canonicalize,cse,symbol-dce"),
+        Entry(PartitionTensors()),
+        Entry(LowerIdioms()),
+        Entry("canonicalize,cse,symbol-dce"),
     ),
-    # Stages are cut in what a rank really computes, so that their costs count shards; the order of tasks needs
-    # segments, and these need stages.
+    # On local tensors, so that stages are balanced by what a rank computes. Tasks need segments, segments need stages.
     "pipeline": (
-        Line(lambda asked: AverageMicrobatches(asked.plan), _per_microbatch),
-        Line(lambda asked: UseLocalStatistics(asked.plan), _pipelined),
-        Line(lambda asked: CutStages(asked.plan), _pipelined),
-        Line(lambda asked: SplitSegments(asked.plan), _pipelined),
-        Line(_order_tasks, _pipelined),
-        Line("symbol-dce", _pipelined),
+        Entry(lambda config: AverageMicrobatches(config.plan), _per_microbatch),
+        Entry(lambda config: UseLocalStatistics(config.plan), _pipelined),
+        Entry(lambda config: CutStages(config.plan), _pipelined),
+        Entry(lambda config: SplitSegments(config.plan), _pipelined),
+        Entry(_order_tasks, _pipelined),
+        Entry("symbol-dce", _pipelined),
     ),
-    # Last, when all communication is there and tasks are in order: where each collective begins and is waited for.
+    # Last, when all communication is there and tasks have their order.
     "overlap": (
-        Line(HoistCollectives()),
-        Line(StartCollectives()),
+        Entry(HoistCollectives()),
+        Entry(StartCollectives()),
     ),
 }
 """The phases in their order."""

@@ -12,7 +12,7 @@ from ...frontend.dynamic_sizes.size_guards import NotSymbolic
 from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
 from ...frontend.to_ir import Floats
 from .pipeline_requirements import is_alone, one_microbatch
-from .request import CompileRequest, OneSize
+from .request import CompileRequest, IfStatic
 
 EACH_SIZE = "the plan's microbatches are computed alone"
 """Why there is no program for more than one size."""
@@ -33,16 +33,16 @@ def captures_of(request: CompileRequest) -> Captures:
     if not request.sizes:
         return Captures(_own(request))
     if is_alone(request.plan):
-        return _of_one_size(request, EACH_SIZE)
+        return _static(request, EACH_SIZE)
     try:
         return _with_symbols(request)
     except NotSymbolic as error:
         why = str(error)
-    return _of_one_size(request, why)
+    return _static(request, why)
 
 
-def _of_one_size(request: CompileRequest, why: str) -> Captures:
-    if request.one_size is OneSize.REFUSE:
+def _static(request: CompileRequest, why: str) -> Captures:
+    if request.if_static is IfStatic.REFUSE:
         raise sizes_refused(why)
     return Captures(_own(request), why_not=why)
 

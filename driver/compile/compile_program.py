@@ -1,12 +1,12 @@
-"""The one way from a model and a plan to a program: capture, convert, passes, lower, and the sizes left open.
+"""The one way from a model and a plan to a program: capture, convert, passes, lower, and named sizes.
 
 `stretto compile`, `stretto.compile` and torch's backend all call `compile_program`. Read it from top to bottom:
 
-1. `captures.py` captures the call, once with symbols where sizes are named;
+1. `captures.py` captures the call, with symbolic sizes where some are named;
 2. `frontend/to_ir.py` converts the capture to IR at level `aten`;
-3. `passes/default_pipeline.py` says which passes the plan asks for, with which options; the manager runs them;
-4. `new_program.py` lowers the module, and puts what checks need beside it;
-5. `dynamic_sizes.py` compiles for a few other sizes, and finds what follows from the named ones.
+3. the manager runs the passes that `passes/default_pipeline.py` derives from the plan;
+4. `new_program.py` lowers the module to a program, and adds what checks need;
+5. `dynamic_sizes.py` compiles for a few other sizes, and finds the expressions of the named ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...frontend.to_ir import Floats, to_module
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges
 from ...ir.module import Module
-from ...passes.default_pipeline import Asked, default_pipeline
+from ...passes.default_pipeline import PipelineConfig, default_pipeline
 from ...passes.layers.fold_layers import FoldLayers
 from ...passes.manager import PassManager
 from ...passes.plan_effects import void_statements
@@ -34,56 +34,56 @@ from .captures import Captures, captures_of, sizes_refused
 from .dynamic_sizes import find_sizes
 from .new_program import new_program
 from .pipeline_requirements import check_loss
-from .request import CAPTURED, SILENT, Compiled, CompileRequest, Found, OneSize, Options, Watch
+from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
 
 
-def compile_program(request: CompileRequest, watch: Watch = SILENT) -> Compiled:
-    """Compile one call of a model under a plan; with named sizes, for as many others as one program holds for.
+def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -> Compiled:
+    """Compile one call of a model under a plan, with the named sizes that the request has.
 
     Errors: CaptureError, PlanError, StrettoError E04xx where the plan does not fit the model's inputs, E0616 where a
-    pipeline has no scalar loss, and E0422 where named sizes are a must and a program holds for those of the call alone.
+    pipeline has no scalar loss, and E0422 where the request refuses a static program.
     """
-    watch.stage("capture")
+    observer.stage("capture")
     captures = captures_of(request)
-    first = compile_capture(captures.own, request.model, request.plan, request.options, watch)
+    first = compile_capture(captures.own, request.model, request.plan, request.options, observer)
     if not request.sizes:
         return first
-    watch.stage("sizes")
+    observer.stage("sizes")
     found = _named_sizes(captures, first, request)
-    if found.symbolic is None and request.one_size is OneSize.REFUSE:
+    if found.symbolic is None and request.if_static is IfStatic.REFUSE:
         raise sizes_refused(found.why_not)
     return replace(first, program=replace(first.program, symbolic=found.symbolic), sizes=found)
 
 
 def compile_capture(
-    captured: Capture, model: nn.Module, plan: Plan, options: Options, watch: Watch = SILENT
+    captured: Capture, model: nn.Module, plan: Plan, options: Options, observer: Observer = NO_OBSERVER
 ) -> Compiled:
     """Compile a model that is captured already: one microbatch of the call, where the plan says `per microbatch`."""
     check_loss(captured, plan)
     with _neutral_modes():
-        watch.stage("convert")
+        observer.stage("convert")
         owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
         buffers = dict(model.named_buffers(remove_duplicate=False))
         module = to_module(captured, owners, floats=options.floats, buffers=buffers)
-        watch.stage("passes")
+        observer.stage("passes")
         ranges: dict[str, IntegerRange] = {}
-        manager = PassManager(default_pipeline(asked_of_passes(plan, options)), _watched(watch, ranges))
-        if watch.module is not None:
-            watch.module(CAPTURED, module)
+        manager = PassManager(default_pipeline(pipeline_config(plan, options)), _after_each_pass(observer, ranges))
+        if observer.module is not None:
+            observer.module(CAPTURED, module)
         remarks = manager.run(module)
         effects = [(run.name, run.report.effects) for run in manager.runs]
         remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
-        watch.stage("lower")
+        observer.stage("lower")
         program = new_program(captured, model, plan, options, module, remarks, ranges)
     return Compiled(program, captured, tuple(manager.runs))
 
 
-def asked_of_passes(plan: Plan, options: Options) -> Asked:
+def pipeline_config(plan: Plan, options: Options) -> PipelineConfig:
     """What the default pipeline needs to know."""
-    return Asked(
+    return PipelineConfig(
         plan,
         delay_reductions=options.delay_reductions,
-        keeps_formats=options.floats is Floats.AS_CAPTURED,
+        follow_precision=options.floats is Floats.AS_CAPTURED,
         padded_inputs=options.padded_inputs,
     )
 
@@ -101,20 +101,20 @@ def _named_sizes(captures: Captures, first: Compiled, request: CompileRequest) -
     return find_sizes(request.sizes, symbolic.guards, first, compiled)
 
 
-def _watched(watch: Watch, ranges: dict[str, IntegerRange]) -> Callable[[str, Module], None]:
-    """What is done after each pass: tell the caller, and learn the ranges of indices while folded ops are whole."""
+def _after_each_pass(observer: Observer, ranges: dict[str, IntegerRange]) -> Callable[[str, Module], None]:
+    """After each pass: tell the observer; after `fold-layers`: infer the ranges of integer inputs."""
 
     def after(name: str, module: Module) -> None:
         if name == FoldLayers.name:
             ranges.update(infer_ranges(module))
-        if watch.module is not None:
-            watch.module(name, module)
+        if observer.module is not None:
+            observer.module(name, module)
 
     return after
 
 
 @contextmanager
 def _neutral_modes() -> Iterator[None]:
-    """Passes compute with torch themselves: what the caller has switched on or off is not meant for them."""
+    """Passes run torch ops themselves; the caller's grad mode and autocast must not affect those."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield

@@ -27,9 +27,9 @@ from ..report.remarks import is_warning, remarks_of, warning_text
 from ..report.show_explanation import mesh_text, parameters_text, sizes_text, totals_text
 from ..text.console import note, progress, say
 from .captures import sizes_refused
-from .compile_program import asked_of_passes, compile_program
+from .compile_program import compile_program, pipeline_config
 from .model_source import source_record
-from .request import CompileRequest, OneSize, Options, Watch
+from .request import CompileRequest, IfStatic, Observer, Options
 
 _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
 _STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "save")
@@ -79,8 +79,8 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
         begin("target")
         request = _request(job, plan)
         if dump is not None:
-            dump.write_pipeline(default_pipeline(asked_of_passes(plan, request.options)))
-        program = compile_program(request, Watch(begin, after)).program
+            dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
+        program = compile_program(request, Observer(begin, after)).program
         begin("save")
         program.save(job.output)
         clock.end()
@@ -121,17 +121,17 @@ def _request(job: CompileJob, plan: Plan) -> CompileRequest:
         keep_weights=target.weights_are_real,
     )
     request = CompileRequest.of(target.model, (), target.inputs, plan, options)
-    return with_open_sizes(request, DynamicDims.of(job.dynamic)) if job.dynamic else request
+    return with_named_sizes(request, DynamicDims.of(job.dynamic)) if job.dynamic else request
 
 
-def with_open_sizes(request: CompileRequest, dims: DynamicDims) -> CompileRequest:
+def with_named_sizes(request: CompileRequest, dims: DynamicDims) -> CompileRequest:
     """The request with the sizes of these dims left open. Raises E0422 where one is out of its range in the call."""
     sizes = dims.in_call(request.call)
     for each in dict.fromkeys(each for named in dims.dims.values() for each in named.values()):
         if each.name not in sizes or not each.holds(sizes[each.name].size):
             raise sizes_refused(f'"{each.name}" is not within {range_text(each.low, each.high)} in the inputs')
     options = replace(request.options, padded_inputs=tuple(dims.dims))
-    return replace(request, options=options, sizes=sizes, one_size=OneSize.REFUSE)
+    return replace(request, options=options, sizes=sizes, if_static=IfStatic.REFUSE)
 
 
 def _compute(plan: Plan) -> dict[str, Json]:

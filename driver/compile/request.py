@@ -1,4 +1,4 @@
-"""What a program is asked for with, what it comes back as, and what its caller is told on the way."""
+"""The request that a program is compiled from, the result, and the callbacks in between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...runtime.program.named_sizes import Symbolic
 from ...runtime.program.program import Program
 
 CAPTURED = "captured"
-"""What `Watch.module` is told before the first pass, in place of a pass's name."""
+"""The name that `Observer.module` gets before the first pass, in place of a pass's."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Options:
     """Leave the parameters' gradients unreduced, for steps that accumulate before they reduce."""
 
 
-class OneSize(StrEnum):
-    """What becomes of a request for named sizes where a program holds for the sizes of its call alone."""
+class IfStatic(StrEnum):
+    """What to do when named sizes are requested, and a program is valid for the call's own sizes only."""
 
     COMPILE = "compile for the sizes of the call"
     REFUSE = "refuse (E0422)"
@@ -53,15 +53,16 @@ class OneSize(StrEnum):
 
 @dataclass(frozen=True)
 class CompileRequest:
-    """One call of a model under a plan, for which a program is wanted."""
+    """All that a program is compiled from: one call of a model, a plan, and options."""
 
     model: nn.Module
     call: BoundCall
     plan: Plan
     options: Options = Options()
     sizes: Mapping[str, CalledSize] = field(default_factory=dict)
-    """Sizes of the call that the program is to hold as names, for calls of other sizes."""
-    one_size: OneSize = OneSize.COMPILE
+    """The call's sizes that become named sizes of the program."""
+    if_static: IfStatic = IfStatic.COMPILE
+    """Of use with `sizes` only."""
 
     @staticmethod
     def of(
@@ -71,22 +72,21 @@ class CompileRequest:
         return CompileRequest(model, bind_call(model, args, kwargs), plan, options)
 
 
-def _nothing(name: str) -> None:
-    """Tell nobody."""
+def _ignore(stage: str) -> None:
+    """Observe nothing."""
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What is told of a compile while it runs."""
+class Observer:
+    """Callbacks of a running compile."""
 
-    stage: Callable[[str], None] = _nothing
+    stage: Callable[[str], None] = _ignore
     """The name of each stage as it begins: capture, convert, passes, lower, sizes."""
     module: Callable[[str, Module], None] | None = None
     """The module as captured (`CAPTURED`), and as each pass leaves it, with the pass's name."""
 
 
-SILENT = Watch()
-"""Nobody is told anything."""
+NO_OBSERVER = Observer()
 
 
 @dataclass(frozen=True)

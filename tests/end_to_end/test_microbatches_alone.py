@@ -13,14 +13,14 @@ import torch
 from stretto.diagnostics import StrettoError
 from stretto.driver.check.verify_passes import PassesJob, show_passes, verify_passes
 from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import CAPTURED, SILENT, CompileRequest, Options, Watch
+from stretto.driver.compile.request import CAPTURED, NO_OBSERVER, CompileRequest, Observer, Options
 from stretto.driver.debug.bisect import bisect
 from stretto.driver.ir_files.module_source import Source
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
-from stretto.passes.default_pipeline import Asked, default_pipeline
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
 from stretto.passes.pipelining.average_microbatches import AverageMicrobatches
 from stretto.runtime.checks.program_check import check
@@ -100,14 +100,14 @@ def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor
     }
 
 
-def program(model: nn.Module, text: str, mode: Mode = Mode.TRAIN, watch: Watch = SILENT) -> Program:
+def program(model: nn.Module, text: str, mode: Mode = Mode.TRAIN, watch: Observer = NO_OBSERVER) -> Program:
     options, plan = Options(mode=mode, floats=Floats.FLOAT64), Plan.parse(text, "a.plan")
     return compile_program(CompileRequest.of(model, (), batch(dtype=torch.float32), plan, options), watch).program
 
 
-def _texts(found: dict[str, str]) -> Watch:
+def _texts(found: dict[str, str]) -> Observer:
     """Puts the module as captured, and after each pass, into `found`."""
-    return Watch(module=lambda name, module: found.update({name: module.text()}))
+    return Observer(module=lambda name, module: found.update({name: module.text()}))
 
 
 def checked(made: Program, most: float = 1e-12) -> None:
@@ -290,7 +290,7 @@ def test_verify_says_that_the_plan_changes_the_function_and_judges_what_comes_af
     file, texts = tmp_path / "a.plan", dict[str, str]()
     file.write_text(plan("zb-h1"))
     program(Net(rmse, drop=0.5), plan("zb-h1"), watch=_texts(texts))
-    said = print_pipeline(list(default_pipeline(Asked(Plan.load(file), keeps_formats=False))))
+    said = print_pipeline(list(default_pipeline(PipelineConfig(Plan.load(file), follow_precision=False))))
     report = verify_passes(PassesJob(Source(texts[CAPTURED], "step.mlir", said)))
     assert report.passed
     changing = [each.name for each in report.verdicts if each.changes]

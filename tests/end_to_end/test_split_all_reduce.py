@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stretto.driver.compile import compile_program
-from stretto.passes.default_pipeline import Asked
+from stretto.passes.default_pipeline import PipelineConfig
 from stretto.passes.manager import Step
 from stretto.passes.overlap.split_all_reduce import SplitAllReduce
 from stretto.runtime.checks.program_check import check
@@ -18,8 +18,8 @@ from .traffic import messages
 def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = compile_program.default_pipeline
 
-    def pipeline(asked: Asked) -> list[Step]:
-        steps = usual(asked)
+    def pipeline(config: PipelineConfig) -> list[Step]:
+        steps = usual(config)
         return [*steps[:-2], SplitAllReduce(), *steps[-2:]]
 
     monkeypatch.setattr(compile_program, "default_pipeline", pipeline)

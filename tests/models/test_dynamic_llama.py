@@ -10,7 +10,7 @@ import pytest
 import torch
 from stretto.driver.check.live_model import comparison_for
 from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.compile_target import with_open_sizes
+from stretto.driver.compile.compile_target import with_named_sizes
 from stretto.driver.compile.model_source import source_record
 from stretto.driver.compile.request import CompileRequest, Options
 from stretto.dsl import Plan
@@ -53,7 +53,7 @@ def dynamic(plan: str, mode: Mode, batch: int, seq: int) -> Program:
         source=source_record(target.source, request),
     )
     made = CompileRequest.of(target.model, (), target.inputs, Plan.parse(PLANS[plan]), options)
-    return compile_program(with_open_sizes(made, dims)).program
+    return compile_program(with_named_sizes(made, dims)).program
 
 
 @pytest.mark.slow

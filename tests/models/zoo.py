@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import Compiled, CompileRequest, Options, Watch
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.load_target import load_target
@@ -71,4 +71,4 @@ def compiled(
     )
     file = EXAMPLES / "plans" / plan
     request = CompileRequest.of(target.model, (), inputs, Plan.load(file), options)
-    return compile_program(request, Watch(module=after))
+    return compile_program(request, Observer(module=after))

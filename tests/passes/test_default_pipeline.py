@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stretto.dsl.plan import Plan
 from stretto.passes.base import Pass
-from stretto.passes.default_pipeline import PHASES, Asked, default_pipeline, phases
+from stretto.passes.default_pipeline import PHASES, PipelineConfig, default_pipeline, phases
 from stretto.passes.manager import single, step_name
 from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
 from stretto.passes.registry import TABLE
@@ -14,18 +14,18 @@ _PER_MICROBATCH = "mesh (pp=2)\npipeline over pp { schedule 1f1b  microbatches 4
 
 
 def _names(text: str) -> list[str]:
-    return [step_name(step) for step in single(default_pipeline(Asked(Plan.parse(text))))]
+    return [step_name(step) for step in single(default_pipeline(PipelineConfig(Plan.parse(text))))]
 
 
 def test_phases_stand_in_the_order_in_which_they_run() -> None:
     assert list(PHASES) == ["annotate", "normalize", "fold", "place", "partition", "pipeline", "overlap"]
-    asked = Asked(Plan.parse(_PIPELINE))
-    assert default_pipeline(asked) == [step for steps in phases(asked).values() for step in steps]
+    config = PipelineConfig(Plan.parse(_PIPELINE))
+    assert default_pipeline(config) == [step for steps in phases(config).values() for step in steps]
 
 
 def test_without_a_pipeline_none_of_its_passes_runs() -> None:
-    asked = Asked(Plan.parse("mesh (tp=2)"))
-    assert phases(asked)["pipeline"] == []
+    config = PipelineConfig(Plan.parse("mesh (tp=2)"))
+    assert phases(config)["pipeline"] == []
     assert not {"split-counts", "put-batch-first", "cut-stages"} & set(_names("mesh (tp=2)"))
 
 
@@ -36,23 +36,23 @@ def test_only_microbatches_that_are_computed_alone_are_averaged() -> None:
 
 def test_formats_of_the_plan_are_options_unless_floats_are_raised() -> None:
     plan = Plan.parse("mesh (dp=2)\nprecision { reduce bf16 }")
-    assert "cast-gradients{reduce=bf16}" in print_pipeline(default_pipeline(Asked(plan)))
-    assert "cast-gradients," in print_pipeline(default_pipeline(Asked(plan, keeps_formats=False)))
+    assert "cast-gradients{reduce=bf16}" in print_pipeline(default_pipeline(PipelineConfig(plan)))
+    assert "cast-gradients," in print_pipeline(default_pipeline(PipelineConfig(plan, follow_precision=False)))
 
 
 def test_how_a_program_is_used_becomes_options() -> None:
-    text = print_pipeline(default_pipeline(Asked(Plan.parse("mesh (dp=2)"), True, padded_inputs=("x", "y"))))
+    text = print_pipeline(default_pipeline(PipelineConfig(Plan.parse("mesh (dp=2)"), True, padded_inputs=("x", "y"))))
     assert "padded-inputs=x,y" in text and "propagate-placements{delay-reductions=true}" in text
 
 
 def test_what_is_printed_of_a_pipeline_is_read_as_the_same_passes(tmp_path: Path) -> None:
     file = tmp_path / "a.plan"
     file.write_text(_PER_MICROBATCH)
-    steps = default_pipeline(Asked(Plan.load(str(file))))
+    steps = default_pipeline(PipelineConfig(Plan.load(str(file))))
     assert parse_pipeline(print_pipeline(steps)) == list(single(steps))
 
 
 def test_every_pass_of_the_default_pipeline_is_registered() -> None:
-    steps = default_pipeline(Asked(Plan.parse(_PER_MICROBATCH)))
+    steps = default_pipeline(PipelineConfig(Plan.parse(_PER_MICROBATCH)))
     ours = {step.name for step in steps if isinstance(step, Pass)}
     assert ours <= TABLE.keys()

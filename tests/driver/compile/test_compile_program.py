@@ -6,7 +6,7 @@ import pytest
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import Compiled, CompileRequest, Options, Watch
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.ir.equivalence.integer_ranges import IntegerRange
 from stretto.ir.equivalence.random_inputs import infer_ranges
@@ -78,7 +78,7 @@ def test_integers_that_a_model_holds_bound_random_ones_where_the_graph_says_less
     model = _Counting().to(device)
     options = Options(keep_weights=False)
     request = CompileRequest.of(model, (torch.randn(4, 2, device=device),), {}, Plan.parse("mesh (dp=2)"), options)
-    compile_program(request, Watch(module=lambda name, module: texts.update({name: module.text()})))
+    compile_program(request, Observer(module=lambda name, module: texts.update({name: module.text()})))
     names = ("kinds", "places")
     for name in ("captured", "propagate-placements"):
         found = infer_ranges(Module.parse(texts[name]))

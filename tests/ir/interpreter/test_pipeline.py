@@ -16,7 +16,7 @@ from stretto.ir.equivalence.compare import Verdict, compare_tensors
 from stretto.ir.equivalence.random_inputs import infer_ranges
 from stretto.ir.interpreter import Floats, run
 from stretto.ir.module import Level, Module
-from stretto.passes.default_pipeline import Asked, default_pipeline
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.manager import PassManager
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def stages(model: str, size: str) -> tuple[Stages, dict[str, Tensor]]:
         found.append((name, Module.parse(left.text())))
 
     text = plan(model, "dp=2, tp=2", "shard activations tokens over tp")
-    PassManager(default_pipeline(Asked(Plan.parse(text))), keep).run(module)
+    PassManager(default_pipeline(PipelineConfig(Plan.parse(text))), keep).run(module)
     return found, dict(case.model.named_buffers())
 
 

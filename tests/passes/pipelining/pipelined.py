@@ -15,7 +15,7 @@ from stretto.ir.dialects.comm import COLLECTIVES
 from stretto.ir.module import Module, operations
 from stretto.ir.pipelined_module import MICROBATCH
 from stretto.passes.base import Remark
-from stretto.passes.default_pipeline import Asked, default_pipeline
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.manager import PassManager
 from stretto.passes.normalize.lower_idioms import LowerIdioms
 from torch import nn
@@ -34,7 +34,7 @@ class Cut:
         buffers = dict(model.named_buffers(remove_duplicate=False))
         self.whole = to_module(step, owners, floats=Floats.FLOAT64, buffers=buffers)
         self.cut = Module.parse(self.whole.text())
-        passes = default_pipeline(Asked(self.plan, delay_reductions=waits, keeps_formats=False))
+        passes = default_pipeline(PipelineConfig(self.plan, delay_reductions=waits, follow_precision=False))
         last = next(i for i, each in enumerate(passes) if isinstance(each, LowerIdioms))
         self.remarks: list[Remark] = PassManager(passes[: last + 2]).run(self.cut)
 

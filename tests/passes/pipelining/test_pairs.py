@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import Compiled, CompileRequest, Options, Watch
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.to_ir import Floats
 from stretto.ir.equivalence import compare
@@ -53,7 +53,7 @@ def compiled(tp: int) -> tuple[Compiled, dict[str, str]]:
     torch.manual_seed(0)
     options = Options(floats=Floats.FLOAT64)
     request = CompileRequest.of(Model(), (torch.randn(8, 8),), {}, plan, options)
-    return compile_program(request, Watch(module=after)), texts
+    return compile_program(request, Observer(module=after)), texts
 
 
 @pytest.fixture(scope="module")

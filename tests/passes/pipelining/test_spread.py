@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from stretto.diagnostics import StrettoError
 from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import Compiled, CompileRequest, Options, Watch
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
@@ -78,7 +78,7 @@ def compiled(
         texts[name] = module.text()
 
     request = CompileRequest.of(Model(tied), (), inputs, plan, options)
-    return compile_program(request, Watch(module=after)), texts
+    return compile_program(request, Observer(module=after)), texts
 
 
 def agrees(items: str, **given: str | bool) -> None:
@@ -139,7 +139,7 @@ def test_in_16_bits_ranks_meet_between_tasks_too() -> None:
         texts[name] = module.text()
 
     request = CompileRequest.of(Model(False), (), {"tokens": tokens, "targets": tokens}, plan)
-    compile_program(request, Watch(module=after))
+    compile_program(request, Observer(module=after))
     module = Module.parse(texts["order-tasks"])
     assert "comm.all_reduce" not in [op.operation.name for op in operations(module.functions()["output"])]
 
