@@ -24,6 +24,7 @@ from ...ir.module import Level, Module, operations
 from ...ir.operations import read
 from ..base import Pass, Report
 from ..counted_remarks import Tally
+from ..rewriting import erase_unused
 from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
 from .idioms.derive import Derivations
@@ -52,7 +53,7 @@ class RaiseIdioms(Pass):
             raise_cross_entropy(graph, findings)
             raise_rms_norm(graph, findings, derivations)
             raise_rotary(graph, findings, derivations)
-            graph.erase_dead()
+            erase_unused(function)
         tally = Tally(self.name)
         for (name, origin), count in (_idioms(module) - before).items():
             tally.applied(name, origin, count)

@@ -19,7 +19,7 @@ from ...ir.bindings import Value
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Reduce, Shard
 from ...ir.types import TensorType, from_mlir
-from .emitter import Emitter
+from .emitter import LocalEmitter
 
 Axes = tuple[str, ...]
 T = TypeVar("T")
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Resharder:
     """A value on its way from one placement to another; `shape` is its global shape."""
 
-    def __init__(self, emitter: Emitter, value: Value, shape: tuple[int, ...], source: Placement) -> None:
+    def __init__(self, emitter: LocalEmitter, value: Value, shape: tuple[int, ...], source: Placement) -> None:
         self.emitter = emitter
         self.value = value
         self.shape = shape

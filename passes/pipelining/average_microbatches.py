@@ -36,10 +36,10 @@ from ...ir.dialects.context import context
 from ...ir.locations import Origin, to_location
 from ...ir.module import Level, Module, Record, operations, refresh_type, terminator
 from ...ir.pipelined_module import MICROBATCH
-from ...ir.placement import AxisPlacement, Mesh, Partial, Shard
+from ...ir.placement import AxisPlacement, Mesh, Partial, Shard, axes_size
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
-from ..partition.emitter import Emitter
+from ..rewriting import Emitter, erase_unused
 from .attributes import check_one_microbatch
 from .graph import Graph, Node
 from .time_axis import in_time
@@ -100,9 +100,7 @@ class _Average:
             location = to_location(Origin()) if maker is None else maker.op.location
             with context(), mlir.InsertionPoint(last):
                 last.operands[at] = self._result(value, record, location)
-        for node in reversed(self.graph.nodes):
-            if node.name in _LAST and not any(list(value.uses) for value in node.values):
-                node.op.operation.erase()
+        erase_unused(self.main, _LAST)
         refresh_type(self.main)
 
     def says(self) -> str:
@@ -117,7 +115,7 @@ class _Average:
                 continue
             users = [(use.owner, use.operand_number) for use in value.uses]
             with context(), mlir.InsertionPoint(next(operations(self.main))):
-                emitter = Emitter(self.module.mesh, to_location(Origin(backward=kind == "tangent")))
+                emitter = Emitter(to_location(Origin(backward=kind == "tangent")))
                 if kind == "input":
                     made = self._own_rows(emitter, value)
                 else:
@@ -177,7 +175,7 @@ class _Average:
 
     def _result(self, value: Value, record: Record, location: Location) -> Value:
         """What a result of one microbatch is of all of them."""
-        emitter = Emitter(self.module.mesh, location)
+        emitter = Emitter(location)
         if record.get("kind") == "gradient":
             is_input = any(each.get("name") == record["name"] for v, each in self.graph.arguments if v in self.inputs)
             return self._counted("gradients of rows joined", self._part_of_rows(emitter, value)) if is_input else (
@@ -198,10 +196,10 @@ class _Average:
 
     def _sum(self, value: Value, location: Location) -> Value:
         """The sum of a gradient over time, taken before the sum over ranks where that is the last thing done to it."""
-        node, emitter = self.graph.maker.get(value), Emitter(self.module.mesh, location)
+        node, emitter = self.graph.maker.get(value), Emitter(location)
         tensor = from_mlir(value.type)
         if node is not None and node.call is not None and self._is_last(node, value):
-            emitter = Emitter(self.module.mesh, node.op.location)
+            emitter = Emitter(node.op.location)
             args = node.call.args
             if node.name == _REDUCE and args[2] == "sum":
                 return emitter.op(_REDUCE, self._addend(emitter, args[0]), [*args[1], MICROBATCH], "sum", type=tensor)
@@ -234,7 +232,7 @@ class _Average:
 
     def _rows(self, emitter: Emitter, value: Value) -> Value:
         """The rows of all microbatches, where those of each data rank stand together."""
-        tensor, ranks = from_mlir(value.type), emitter.size(self.axes)
+        tensor, ranks = from_mlir(value.type), axes_size(self.mesh, self.axes)
         if ranks == 1 or tensor.placement_on(self.mesh).dims[0] == self.axes:
             return self._joined(emitter, self._part_of_rows(emitter, value), tensor, 0)
         by_rank = TensorType(

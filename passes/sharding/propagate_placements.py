@@ -48,8 +48,9 @@ from ..base import Pass, Remark, RemarkKind, Report
 from ..counted_remarks import Tally
 from ..normalize.cast_gradients import CAST, dtype_name
 from ..plan_effects import activations_key
+from ..policy import Policy
+from ..rewriting import producer
 from .choice import Choice, Operand, Output, cheapest_source, choose
-from .policy import Policy
 from .rules.ir_calls import rules_of
 from .rules.views import TABLE as VIEWS
 from .time_axis import Crossing, crossing, has_time, refusal
@@ -445,7 +446,7 @@ class _Body:
 
 
 def _is_drawn(value: Value) -> bool:
-    call = _maker(value)
+    call = producer(value)
     return call is not None and call.name == "nn.random"
 
 
@@ -458,13 +459,8 @@ def _reduced_in(value: Value, dtype: str) -> Value:
 
 
 def _is_cast(value: Value) -> bool:
-    call = _maker(value)
+    call = producer(value)
     return call is not None and call.name == CAST
-
-
-def _maker(value: Value) -> Call | None:
-    """The operation of ours that makes a value; None for an argument or what a function returns."""
-    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
 
 
 def _with_addends(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
@@ -473,7 +469,7 @@ def _with_addends(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
     waiting = list(targets)
     while waiting:
         value = waiting.pop()
-        call = _maker(value)
+        call = producer(value)
         if call is not None and call.name in ("aten.add.Tensor", CAST):
             same = call.name == CAST
             addends = [v for v in call.values() if (same or v.type == value.type) and v not in found]
@@ -494,7 +490,7 @@ def _cause(partial: Value, user: Operation) -> Location:
 
 def _is_zero(value: Value) -> bool:
     """Whether a value is made as zeros."""
-    call = _maker(value)
+    call = producer(value)
     if call is None or not call.name.startswith(("aten.full", "aten.new_full", "aten.zeros", "aten.new_zeros")):
         return False
     return "zeros" in call.name or call.args[-1] == 0
