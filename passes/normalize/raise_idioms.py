@@ -29,7 +29,7 @@ from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
 from .idioms.derive import Derivations
 from .idioms.findings import Findings
-from .idioms.function_graph import FunctionGraph
+from .idioms.function_dataflow import FunctionDataflow
 from .idioms.layer_norm import raise_layer_norm
 from .idioms.rms_norm import raise_rms_norm
 from .idioms.rotary import raise_rotary
@@ -47,7 +47,7 @@ class RaiseIdioms(Pass):
         findings, derivations = Findings(), Derivations()
         before = _idioms(module)
         for function in module.functions().values():
-            graph = FunctionGraph(function)
+            graph = FunctionDataflow(function)
             raise_attention(graph, findings)
             raise_layer_norm(graph, findings)
             raise_cross_entropy(graph, findings)

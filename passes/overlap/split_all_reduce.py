@@ -21,13 +21,14 @@ from functools import partial
 from math import prod
 from typing import Annotated, ClassVar
 
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from ...ir.module import Level, Module
 from ...ir.placement import AxisPlacement, Mesh, Reduce, Shard, axes_size
 from ...ir.types import TensorType
 from ..base import Pass, Report
+from ..collective_text import collective_text
 from ..option_values import Range
 from ..rewriting import Applied, Declined, Outcome, Site, rewrite
-from .start_collectives import described
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class SplitAllReduce(Pass):
     """Sums of fewer bytes on a rank are left: their latency is what counts."""
 
     def run(self, module: Module) -> Report:
-        return rewrite(module, self.name, {"comm.all_reduce": partial(self._split, mesh=module.mesh)})
+        return rewrite(module, self.name, {ALL_REDUCE: partial(self._split, mesh=module.mesh)})
 
     def _split(self, site: Site, mesh: Mesh) -> Outcome:
-        dim, what = self._dim(site, mesh), described(site.op)
+        dim, what = self._dim(site, mesh), collective_text(site.op)
         if isinstance(dim, str):
             return Declined(f"{what} is left whole: {dim}")
         _split(site, dim, mesh)
@@ -78,8 +79,8 @@ def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> boo
 def _split(site: Site, dim: int, mesh: Mesh) -> None:
     """Replace one all_reduce; `_splits` holds for the dim."""
     value, axes, reduce = site.call.args
-    scattered = site.emitter.op("comm.reduce_scatter", value, axes, dim, reduce, type=_part(site.type, dim, axes, mesh))
-    site.replace(site.emitter.op("comm.all_gather", scattered, axes, dim, type=site.type))
+    scattered = site.emitter.op(REDUCE_SCATTER, value, axes, dim, reduce, type=_part(site.type, dim, axes, mesh))
+    site.replace(site.emitter.op(ALL_GATHER, scattered, axes, dim, type=site.type))
 
 
 def _part(whole: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> TensorType:

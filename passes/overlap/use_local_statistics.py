@@ -28,6 +28,7 @@ import torch
 
 from ...dsl.plan import Plan
 from ...ir.bindings import Operation, Value, mlir
+from ...ir.collectives import ALL_REDUCE
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, operations
@@ -59,7 +60,7 @@ class UseLocalStatistics(Pass):
         main = module.functions()["main"]
         for op in operations(main):
             call = producer(op.results[0]) if op.results else None
-            if call is not None and call.name == "comm.all_reduce" and said.axis in call.args[1]:
+            if call is not None and call.name == ALL_REDUCE and said.axis in call.args[1]:
                 found = _Statistics(op, call, said.barriers == 1).rewrite()
                 count += found
                 if found:
@@ -234,7 +235,7 @@ def _reduces(user: Operation, axes: list[str]) -> bool:
     call = read(user)
     if call is None:
         return False
-    if call.name == "comm.all_reduce":
+    if call.name == ALL_REDUCE:
         return call.args[1:] == (axes, "sum")
     return call.name in ("aten.reshape.default", "aten.view.default", _COPY) and _is_reduced(user.results[0], axes)
 

@@ -15,6 +15,7 @@ from math import prod
 from typing import Any
 
 from ...ir.bindings import Value
+from ...ir.collectives import ALL_REDUCE
 from ...ir.dialects.schemas import definitions
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
@@ -59,7 +60,7 @@ class _Images:
     def total(self, value: Value) -> Value:
         """The sum over all but the channels, on all ranks."""
         local = self.each("aten.sum.dim_IntList", value, self.dims, False)
-        return self.emitter.like("comm.all_reduce", local, list(self.shards.axes), "sum")
+        return self.emitter.like(ALL_REDUCE, local, list(self.shards.axes), "sum")
 
     def mean(self, value: Value) -> Value:
         """The mean over all but the channels, on all ranks."""

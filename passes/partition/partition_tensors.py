@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import COLLECTIVES
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import (
@@ -43,8 +43,8 @@ from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard, is_even
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
+from ..collective_text import collective_text
 from ..counted_remarks import Tally
-from ..overlap.start_collectives import described
 from ..rewriting import producer
 from ..sharding.rules import Row
 from ..sharding.rules.ir_calls import metas, rules_of
@@ -81,7 +81,7 @@ def _communication(module: Module) -> tuple[Remark, ...]:
         for op in operations(function):
             name = op.operation.name
             if name in COLLECTIVES:
-                tally.applied(described(op), from_location(op.location))
+                tally.applied(collective_text(op), from_location(op.location))
             elif name == "comm.mask":
                 axes = ", ".join(axis for axis in from_attribute(op.attributes["axes"]) if axis != MICROBATCH)
                 message = f"padding masked: {axes} does not divide a dim that is added up"

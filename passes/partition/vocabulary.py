@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...ir.bindings import Value
+from ...ir.collectives import ALL_REDUCE
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
 from .emitter import LocalEmitter, Shards, Types
@@ -65,7 +66,7 @@ class _Vocabulary:
 
     def reduced(self, value: Value, how: str) -> Value:
         """All-reduce over the vocabulary's axes."""
-        return self.emitter.like("comm.all_reduce", value, list(self.shards.axes), how)
+        return self.emitter.like(ALL_REDUCE, value, list(self.shards.axes), how)
 
     def column(self, value: Value) -> Value:
         """(N,) as (N, 1)."""

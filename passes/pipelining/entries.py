@@ -8,6 +8,7 @@ from functools import cached_property, partial, reduce
 import torch
 
 from ...ir.bindings import Location, Operation, Type, Value, mlir
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, RECEIVE, SEND
 from ...ir.dialects.context import context
 from ...ir.locations import Origin, to_location
 from ...ir.module import Module, build_call, build_function, entry, finish_function
@@ -15,12 +16,12 @@ from ...ir.operations import Call, build
 from ...ir.pipelined_module import MICROBATCH, entry_name, microbatches, set_microbatch
 from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Task
-from .graph import Node, build_like, copy_node, made_at
+from ..graph import Node, build_like, copy_node, made_at
 from .messages import Messages, Parcel
 from .pairs import Pairs, taken
 from .spread import meets
 from .step import Step
-from .time_axis import GATHER, REDUCE, cut_dim, grown, whole, without_time
+from .time_axis import cut_dim, grown, whole, without_time
 
 _NOWHERE = Origin()
 
@@ -107,7 +108,7 @@ class EntryBuilder:
         loc = node.op.location
         rest = [axis for axis in axes if axis != MICROBATCH]
         parts = [self._part(value, microbatch) for microbatch in range(self._count)] if value not in self.totals else []
-        if node.name == GATHER:
+        if node.name == ALL_GATHER:
             type_ = grown(without_time(value.type), option, self._count) if rest else result.type
             [made] = build(Call("aten.cat.default", (parts, option)), [type_], loc)
         else:
@@ -199,7 +200,7 @@ class EntryBuilder:
     def _summed(self) -> dict[Value, str]:
         """The values that late sums add up, and how."""
         late = self.step.time.late
-        return {n.operands[0]: n.call.args[2] for n in late if n.call is not None and n.name == REDUCE}
+        return {n.operands[0]: n.call.args[2] for n in late if n.call is not None and n.name == ALL_REDUCE}
 
     def _call(self, node: Node, microbatch: int) -> None:
         """One task."""
@@ -306,11 +307,11 @@ class EntryBuilder:
         return build(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [like.type], _loc())[0]
 
     def _send(self, value: Value, to: int, loc: Location) -> None:
-        build(Call("comm.send", (value, self.axis, to)), [], loc)
+        build(Call(SEND, (value, self.axis, to)), [], loc)
 
     def _receive(self, type_: Type, source: int, loc: Location) -> Value:
         tensor = from_mlir(type_)
-        call = Call("comm.receive", (self.axis, source, list(tensor.shape), tensor.dtype))
+        call = Call(RECEIVE, (self.axis, source, list(tensor.shape), tensor.dtype))
         [made] = build(call, [type_], loc)
         return made
 

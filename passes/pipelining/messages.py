@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ...ir.bindings import Value
 from ...schedules.schedule import Kind, Schedule, Task
+from ..graph import Graph, Node
 from .attributes import SPREAD, meeting_of
-from .graph import Graph, Node
 
 Parcel = tuple[Value, int]
 """A value of one microbatch."""

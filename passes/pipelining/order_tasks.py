@@ -34,9 +34,9 @@ from ...ir.pipelined_module import set_pipeline_axis
 from ...schedules.generators.vocabulary import share_vocabulary
 from ...schedules.schedule import Kind, Schedule
 from ..base import Pass, Remark, RemarkKind, Report
+from ..graph import Graph, Node
 from .attributes import check_cut_over_time, check_segments, segment_of
 from .entries import EntryBuilder
-from .graph import Graph, Node
 from .messages import Messages
 from .pairs import Pairs
 from .settings import Settings, settings_of

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import COLLECTIVES
 from ...ir.dialects.context import context
 from ...ir.module import Module, build_function, callee, entry, finish_function, operations, terminator
 from ...ir.operations import flatten, is_packing, regroup
 from ...ir.pipelined_module import set_turn
+from ..graph import Graph, Node, build_like
 from .estimates import LINK
-from .graph import Graph, Node, build_like
 from .op_costs import OpCosts, bytes_of
 
 

@@ -14,10 +14,10 @@ from ....ir.dialects.schemas import definitions
 from ....ir.module import entry, operations
 from ....ir.operations import Call, build, is_packing, read, results_of
 from ....ir.types import TensorType, from_mlir, is_tensor
-from .graph import Graph, Node, Ref, Tensor
+from .dataflow import Dataflow, Node, Ref, Tensor
 
 
-class FunctionGraph(Graph):
+class FunctionDataflow(Dataflow):
     """The graph of a function's block; operands of an operation that is not ours are named "0", "1", ...
 
     Types are without the placements that some values may have already: what is computed does not depend on them.
