@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from ...ir.bindings import Operation, Value, mlir
+from ...ir.collectives import COLLECTIVES
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
     Module,
@@ -39,10 +40,7 @@ _RENAMED = {
     "comm.random": "rank.random",
 }
 _KEYWORDS = {
-    "comm.all_reduce_start": ("axes", "reduce"),
-    "comm.all_gather_start": ("axes", "dim"),
-    "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
-    "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    **{each.start: each.arguments for each in COLLECTIVES.values()},
     "comm.send": ("axis", "peer"),
     "comm.shard": ("axes", "dim", "chunk"),
     "comm.mask": ("axes", "dim", "chunk", "extent", "fill"),

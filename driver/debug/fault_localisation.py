@@ -18,7 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import BLOCKING, WAIT
 from ...ir.equivalence.flow import Node
 from ...ir.equivalence.trace import Print, Trace, same_elements
 from ...ir.interpreter.code import UNPACK
@@ -212,4 +212,4 @@ def _started(trace: Trace, node: Node) -> Node:
 
 
 def _communicates(node: Node) -> bool:
-    return node.step.name in ("comm.wait", "comm.receive", *COLLECTIVES)
+    return node.step.name in (WAIT, *BLOCKING)

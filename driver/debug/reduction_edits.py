@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
-from ...ir.dialects.comm import TRANSFERS
+from ...ir.collectives import TRANSFERS
 from ...ir.dialects.context import context
 from ...ir.module import (
     Module,

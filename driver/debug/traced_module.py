@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from ...ir.collectives import synchronous
 from ...ir.equivalence.flow import Node
 from ...ir.equivalence.trace import Trace
 from ...ir.interpreter.code import decode
@@ -98,4 +99,4 @@ class TracedModule:
 def _key(node: Node) -> Key:
     """What an operation keeps through passes; layers that a fold made one have no numbers."""
     origin = node.step.origin
-    return node.step.name.removesuffix("_start"), replace(origin, module_path=family(origin.module_path))
+    return synchronous(node.step.name), replace(origin, module_path=family(origin.module_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import SEND, Collective, collective
 from ...ir.interpreter import estimate
 from ...ir.interpreter.code import Body, Code, Step, decode, used
 from ...ir.module import Level, Module
@@ -14,7 +14,7 @@ from ...ir.source_text import read_module
 from ...ir.types import TensorType
 from ..debug.module_source import Source
 from .summary import Communication, Summary
-from .traffic import SEND, ring_bytes
+from .traffic import SEND as MESSAGE
 
 
 def module_summary(source: Source) -> Summary:
@@ -30,20 +30,20 @@ def module_summary(source: Source) -> Summary:
                 continue
             made.ops[step.name] += times
             made.places[step.origin.file, step.origin.line, step.origin.module_path] += times
-            kind = step.name.removesuffix("_start")
-            if code.level is Level.COMM and kind in COLLECTIVES:
-                _communicates(made, code, code.bodies[name], step, kind.removeprefix("comm."), times)
-            elif kind == "comm.send":
+            known = collective(step.name) if code.level is Level.COMM else None
+            if known is not None:
+                _communicates(made, code, code.bodies[name], step, known, times)
+            elif step.name == SEND:
                 size = _bytes(code.bodies[name].types[used(step)[0]])
-                made.communication.setdefault((SEND, (step.args[1],)), Communication()).add(times, size, size)
+                made.communication.setdefault((MESSAGE, (step.args[1],)), Communication()).add(times, size, size)
     return made
 
 
-def _communicates(made: Summary, code: Code, body: Body, step: Step, kind: str, times: int) -> None:
+def _communicates(made: Summary, code: Code, body: Body, step: Step, known: Collective, times: int) -> None:
     axes = tuple(step.args[1])
     size = max(_bytes(body.types[slot]) for slot in (*used(step), *step.out))
-    link = made.communication.setdefault((kind, axes), Communication())
-    link.add(times, size, ring_bytes(kind, size, axes_size(code.mesh, axes)))
+    link = made.communication.setdefault((known.kind, axes), Communication())
+    link.add(times, size, known.sent_bytes(size, axes_size(code.mesh, axes)))
 
 
 def _bytes(type_: TensorType | None) -> int:

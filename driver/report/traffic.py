@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...ir.collectives import COLLECTIVES, collective, synchronous
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import DTYPES, Slot, fill_in
 from ...runtime.program.entries import Entry
-from ...runtime.program.ops import COLLECTIVES, torch_op
+from ...runtime.program.ops import torch_op
 from ...runtime.program.program import Program
 from ...runtime.program.records import Input, Instruction, Location
 from ...runtime.program.validate import ENTRY
@@ -187,7 +188,7 @@ class _Follower:
         if each.op == "comm.send":
             traffic[_send(each, args[0], *at)] += 1
             return []
-        if each.op in COLLECTIVES:
+        if collective(each.op) is not None:
             result, site = self._collective(each, args[0], *at)
             traffic[site] += 1
             return [result]
@@ -207,16 +208,14 @@ class _Follower:
     def _collective(self, each: Instruction, given: object, name: str, index: int) -> tuple[Tensor, Site]:
         assert isinstance(given, Tensor) and isinstance(each.args[0], Slot), "validated"
         axes: tuple[str, ...] = tuple(each.kwargs["axes"])  # type: ignore[arg-type]  # validated
-        kind = each.op.removeprefix("comm.").removesuffix("_start")
+        known = COLLECTIVES[synchronous(each.op)]
         ranks = self._mesh.size(axes)
-        result = given.new_empty(_given_shape(kind, list(given.shape), each.kwargs, ranks))
+        shape = known.result_shape(tuple(given.shape), [each.kwargs[word] for word in known.arguments], ranks)
+        if shape is None:
+            raise ValueError(f"{ranks} ranks do not divide the dim of {list(given.shape)} that they share")
+        result = given.new_empty(shape)
         most = max(given.nbytes, result.nbytes)
-        return result, Site(name, index, False, kind, axes, most, ring_bytes(kind, most, ranks))
-
-
-def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
-    """What each of some ranks sends in a ring: (n-1)/n of the tensor, twice that for an all_reduce."""
-    return tensor_bytes * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
+        return result, Site(name, index, False, known.kind, axes, most, known.sent_bytes(most, ranks))
 
 
 def _send(each: Instruction, given: object, name: str, index: int) -> Site:
@@ -245,19 +244,6 @@ def _received(kwargs: Mapping[str, object]) -> Tensor:
 def _unfit(where: str, error: Exception) -> ProgramError:
     why = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ProgramError("E0306", f"the program is malformed: {where}: {why}", help="compile the program again")
-
-
-def _given_shape(kind: str, shape: list[int], kwargs: Mapping[str, object], ranks: int) -> list[int]:
-    """The shape that a collective gives each rank."""
-    match kind:
-        case "all_gather":
-            shape[_whole(kwargs["dim"])] *= ranks
-        case "reduce_scatter":
-            shape[_whole(kwargs["dim"])] //= ranks
-        case "all_to_all":
-            shape[_whole(kwargs["split_dim"])] //= ranks
-            shape[_whole(kwargs["concat_dim"])] *= ranks
-    return shape
 
 
 def _shard(args: list[object], kwargs: Mapping[str, object]) -> Tensor:
