@@ -33,6 +33,7 @@ _GRACE_S = 15
 _TOLD = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """How a process ends that was told to, at once or after the patience of `termination.py`."""
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What ends a run, but for those that were ignored before, as `nohup` and background jobs ask for."""
 
 
 def run_processes(entry: str, arguments: Json, processes: int) -> list[Json]:
@@ -71,6 +72,7 @@ def _config(folder: Path, processes: int) -> LaunchConfig:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=_GRACE_S,
+        signals_to_handle=",".join(each.name for each in _HANDLED if signal.getsignal(each) is not signal.SIG_IGN),
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
 

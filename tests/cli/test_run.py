@@ -136,6 +136,7 @@ def test_ranks_as_processes_pass_the_check_against_the_live_model(stretto: Comma
     assert done.code == 0 and said["passed"] and said["reference"]["live"] and said["ranks_as"] == "processes"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_ends_quietly_with_130(program: Path) -> None:
     command = [sys.executable, "-c", "import sys; from stretto.cli import main; sys.exit(main())"]
     running = subprocess.Popen(

@@ -10,7 +10,7 @@ import pytest
 import stretto
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 DP, DP_TP = "mesh (dp=2)", "mesh (dp=2, tp=2)\n"
@@ -88,7 +88,8 @@ class Variational(nn.Module):
         return result
 
 
-def test_distributions_check_no_values_in_a_forward() -> None:
+def test_distributions_check_no_values_in_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Distribution, "_validate_args", True)  # torch.compile turns it off for the whole process
     torch.manual_seed(0)
     inputs = (torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64))
     train_alike(Variational(), DP_TP + 'shard "encode" columns over tp', *inputs)

@@ -284,6 +284,13 @@ def alone(arguments: Any) -> Any:
     return [arguments, {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")}]
 
 
+def hanging_up(arguments: Any) -> Any:
+    """A process whose launcher gets SIGHUP, as when a terminal closes."""
+    os.kill(os.getppid(), signal.SIGHUP)
+    time.sleep(0.5)
+    return arguments
+
+
 def failing(arguments: Any) -> Any:
     """A process with an error of its own."""
     raise ValueError(arguments)

@@ -57,6 +57,15 @@ def test_results_come_by_rank_and_nothing_is_left(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "rank 0 was here\n")
 
 
+def test_signals_that_were_ignored_before_as_under_nohup_end_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_processes(f"{ENTRIES}:hanging_up", 7, 1) == [7]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_an_error_of_the_entry_is_shown_with_its_traceback() -> None:
     with pytest.raises(RunError) as caught:
         run_processes(f"{ENTRIES}:failing", "of its own", 1)

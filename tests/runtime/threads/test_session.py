@@ -196,6 +196,7 @@ def test_a_rank_that_never_stops_does_not_hold_the_caller() -> None:
         release.set()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_step_stops_all_ranks_and_the_session_can_be_used_again() -> None:
     with RankThreads(linear(), timeout_s=20.0) as session:
         forward = session._executors[1].forward
