@@ -89,7 +89,7 @@ _ENTRIES = (
 
 _AUTO = Entry(
     "auto", "the best of all these and of a search, under a memory cap",
-    lambda request: automatic(request, tuple(_fixed(each) for each in _ENTRIES if each.name != "forward-only")),
+    lambda request: automatic(request, tuple(_fixed(entry) for entry in _ENTRIES if entry.name != "forward-only")),
     (1, None), "by search", "the cap", "this compiler",
 )  # fmt: skip
 

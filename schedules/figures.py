@@ -38,8 +38,8 @@ class Figures:
 
     def by(self, measure: Measure) -> tuple[float, float]:
         """The time that a measure looks at, then the other one."""
-        both = (round(self.makespan, 9), round(self.longest_span, 9))
-        return both if measure == Measure.MAKESPAN else (both[1], both[0])
+        pair = (round(self.makespan, 9), round(self.longest_span, 9))
+        return pair if measure == Measure.MAKESPAN else (pair[1], pair[0])
 
     def bubble(self, measure: Measure) -> float:
         """The bubble that a measure looks at."""
@@ -75,17 +75,17 @@ def peaks(schedule: Schedule, kept: float = 1.0) -> tuple[float, ...]:
     the end of W. Without a backward they are gone at the end of the forward.
     What shared tasks keep is not counted.
     """
-    frees = released(schedule, kept)
-    found = []
+    freed = released(schedule, kept)
+    per_rank = []
     for tasks in schedule.order:
-        held = peak = 0.0
+        activations = peak = 0.0
         for task in tasks:
             if task.kind == Kind.F:
-                held += 1.0
-                peak = max(peak, held)
-            held -= frees[task.kind]
-        found.append(round(peak / schedule.chunks, 9))
-    return tuple(found)
+                activations += 1.0
+                peak = max(peak, activations)
+            activations -= freed[task.kind]
+        per_rank.append(round(peak / schedule.chunks, 9))
+    return tuple(per_rank)
 
 
 def released(schedule: Schedule, kept: float) -> tuple[float, ...]:

@@ -69,7 +69,7 @@ def ranked(
 
     Nothing is tried after one without a bubble.
     """
-    found: dict[tuple[float, float], tuple[Schedule, Figures]] = {}
+    by_measure: dict[tuple[float, float], tuple[Schedule, Figures]] = {}
     for schedule in candidates:
         if schedule is None:
             continue
@@ -77,7 +77,7 @@ def ranked(
             figures = prove(schedule, costs, cap)
         except ScheduleError:
             continue
-        found.setdefault(figures.by(measure), (schedule, figures))
+        by_measure.setdefault(figures.by(measure), (schedule, figures))
         if figures.bubble(measure) < _NONE:
             break
-    return [found[time] for time in sorted(found)]
+    return [by_measure[time] for time in sorted(by_measure)]

@@ -32,8 +32,8 @@ class Timeline:
     @property
     def spans(self) -> tuple[float, ...]:
         """For each rank, from the start of its first task to the end of its last."""
-        both = zip(self.starts, self.ends, strict=True)
-        return tuple(ends[-1] - starts[0] if ends else 0.0 for starts, ends in both)
+        per_rank = zip(self.starts, self.ends, strict=True)
+        return tuple(ends[-1] - starts[0] if ends else 0.0 for starts, ends in per_rank)
 
 
 def needs(schedule: Schedule, task: Task) -> tuple[Task, ...]:
@@ -121,20 +121,24 @@ class _Run:
 
     def blocked(self) -> bool:
         """Whether a rank has tasks left."""
-        return any(at < len(tasks) for at, tasks in zip(self.positions, self.schedule.order, strict=True))
+        return any(position < len(tasks) for position, tasks in zip(self.positions, self.schedule.order, strict=True))
 
     def _one_rank(self, rank: int) -> list[int]:
         """Run a rank until it has to wait; the ranks that waited for what it did."""
         tasks, starts, ends = self.schedule.order[rank], self.starts[rank], self.ends[rank]
-        overlapped, at, woken = self.schedule.overlapped, self.positions[rank], list[int]()
+        overlapped, position, woken = self.schedule.overlapped, self.positions[rank], list[int]()
         now = ends[-1] if ends else 0.0
-        while at < len(tasks):
-            group = tasks[at : at + 2] if overlapped and tasks[at] in overlapped else tasks[at : at + 1]
+        while position < len(tasks):
+            group = (
+                tasks[position : position + 2]
+                if overlapped and tasks[position] in overlapped
+                else tasks[position : position + 1]
+            )
             start = now
             for task in group:
                 ready = self._ready(task, rank)
                 if ready is None:
-                    self.positions[rank] = at
+                    self.positions[rank] = position
                     return woken
                 start = max(start, ready)
             now = start + (self.pair if len(group) == 2 else self.durations[group[0].kind])
@@ -142,8 +146,8 @@ class _Run:
                 starts.append(start)
                 ends.append(now)
                 self._finish(task, now, woken)
-            at += len(group)
-        self.positions[rank] = at
+            position += len(group)
+        self.positions[rank] = position
         return woken
 
     def _finish(self, task: Task, now: float, woken: list[int]) -> None:
@@ -222,7 +226,11 @@ class _Wait:
 
 def _stuck(schedule: Schedule, positions: list[int]) -> ScheduleError:
     """The error for ranks that wait: a task before what it needs on its own rank, or a cycle of ranks."""
-    places = {_result(task): (rank, at) for rank, tasks in enumerate(schedule.order) for at, task in enumerate(tasks)}
+    places = {
+        _result(task): (rank, position)
+        for rank, tasks in enumerate(schedule.order)
+        for position, task in enumerate(tasks)
+    }
     waits = {
         rank: _wait(schedule, rank, positions, places)
         for rank in range(schedule.ranks)
@@ -244,10 +252,10 @@ def _result(task: Task) -> Task:
 def _wait(schedule: Schedule, rank: int, positions: list[int], places: dict[Task, tuple[int, int]]) -> _Wait:
     task = schedule.order[rank][positions[rank]]
 
-    def runs(each: Task) -> bool:
-        return each in places and places[each][1] < positions[places[each][0]]
+    def runs(needed: Task) -> bool:
+        return needed in places and places[needed][1] < positions[places[needed][0]]
 
-    missing = next(each for each in needs(schedule, task) if not runs(each))
+    missing = next(needed for needed in needs(schedule, task) if not runs(needed))
     return _Wait(rank, task, positions[rank], missing)
 
 
@@ -258,9 +266,9 @@ def _cycle(waits: dict[int, _Wait], places: dict[Task, tuple[int, int]]) -> list
     while rank not in seen:
         seen.append(rank)
         rank = places[waits[rank].missing][0]
-    circle = seen[seen.index(rank) :]
-    first = circle.index(min(circle))
-    return [waits[each] for each in circle[first:] + circle[:first]]
+    cycle = seen[seen.index(rank) :]
+    first = cycle.index(min(cycle))
+    return [waits[rank] for rank in cycle[first:] + cycle[:first]]
 
 
 def _missing(schedule: Schedule, wait: _Wait) -> ScheduleError:
@@ -273,10 +281,10 @@ def _missing(schedule: Schedule, wait: _Wait) -> ScheduleError:
 
 
 def _too_early(schedule: Schedule, wait: _Wait, later: int) -> ScheduleError:
-    what = "result" if wait.missing.kind == Kind.F else "gradient"
+    value = "result" if wait.missing.kind == Kind.F else "gradient"
     return ScheduleError(
         ScheduleCode.TOO_EARLY,
-        f"rank {wait.rank} runs {wait.task} before the {what} that it uses is there",
+        f"rank {wait.rank} runs {wait.task} before the {value} that it uses is there",
         span=schedule.span(wait.rank, wait.position),
         notes=((f"{wait.missing} is its task {later}, this is its task {wait.position}",
                 schedule.span(wait.rank, later)),),
@@ -284,15 +292,15 @@ def _too_early(schedule: Schedule, wait: _Wait, later: int) -> ScheduleError:
     )  # fmt: skip
 
 
-def _deadlock(schedule: Schedule, circle: list[_Wait]) -> ScheduleError:
-    ranks = [wait.rank for wait in circle]
+def _deadlock(schedule: Schedule, cycle: list[_Wait]) -> ScheduleError:
+    ranks = [wait.rank for wait in cycle]
     return ScheduleError(
         ScheduleCode.DEADLOCK,
         f"deadlock: ranks {' -> '.join(map(str, [*ranks, ranks[0]]))} wait for each other",
-        span=schedule.span(circle[0].rank, circle[0].position),
+        span=schedule.span(cycle[0].rank, cycle[0].position),
         notes=tuple(
             (f"rank {wait.rank} waits to run {wait.task} for {wait.missing}", schedule.span(wait.rank, wait.position))
-            for wait in circle
+            for wait in cycle
         ),
         help="let one of these ranks run first what the rank before it waits for",
     )

@@ -21,16 +21,16 @@ def elaborate(written: WrittenSchedule, request: Request) -> Schedule:
     ranks = request.ranks
     placement = v_placement(ranks) if written.shape == Shape.V else loop_placement(ranks, chunks)
     splits = any(op.kind == "W" for phase in written.phases for op in phase.ops)
-    rows = []
+    orders = []
     for rank in range(ranks):
-        stages = [stage for stage, of in enumerate(placement) if of == rank]
-        row = _Row(written, rank, stages, request, splits)
+        stages = [stage for stage, owner in enumerate(placement) if owner == rank]
+        order = _Row(written, rank, stages, request, splits)
         for phase in written.phases:
-            row.run(phase)
-        rows.append(row)
+            order.run(phase)
+        orders.append(order)
     return Schedule(
-        written.name, ranks, request.microbatches, placement, ordered(row.tasks for row in rows),
-        spans=tuple(tuple(row.spans) for row in rows),
+        written.name, ranks, request.microbatches, placement, ordered(order.tasks for order in orders),
+        spans=tuple(tuple(order.spans) for order in orders),
     )  # fmt: skip
 
 
@@ -93,21 +93,21 @@ class _Row:
 
     def _add(self, op: Op, stage: int) -> None:
         """One task, of the next microbatch of its kind."""
-        at = self.done.get((op.kind[0], stage), 0)
+        microbatch = self.done.get((op.kind[0], stage), 0)
         if not self._left(op, stage):
             raise ScheduleError(
                 ScheduleCode.NO_SUCH_TASK,
-                f"rank {self.rank} runs {op.kind} of microbatch {at} on stage {stage}, which does not exist",
+                f"rank {self.rank} runs {op.kind} of microbatch {microbatch} on stage {stage}, which does not exist",
                 span=op.span,
                 expected=f"expected {op.kind} at most {self.count} times on a stage",
                 help="repeat it less often, or leave the count of the last phase out: it then takes what is left",
             )
-        self.done[op.kind[0], stage] = at + 1
+        self.done[op.kind[0], stage] = microbatch + 1
         kind = Kind.BW if op.kind == "B" and not self.splits else Kind[op.kind]
         late = self.late[stage]
         if kind == Kind.B:
-            late.append(at)
-        elif kind == Kind.W and at < len(late):
-            at = late[at]
-        self.tasks.append(Task(kind, stage, at))
+            late.append(microbatch)
+        elif kind == Kind.W and microbatch < len(late):
+            microbatch = late[microbatch]
+        self.tasks.append(Task(kind, stage, microbatch))
         self.spans.append(op.span or Span("<schedule>", 1))

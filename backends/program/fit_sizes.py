@@ -43,13 +43,13 @@ def fit(trees: Sequence[Json], samples: Sequence[Sizes], parts: Sequence[int], n
     errors call the file. Raises Differs.
     """
     fitter = _Fitter(samples, parts)
-    found = fitter.places(list(trees), name)
-    return Fitted(found if isinstance(found, Mapping) else {}, fitter.has_offsets)
+    places = fitter.places(list(trees), name)
+    return Fitted(places if isinstance(places, Mapping) else {}, fitter.has_offsets)
 
 
 def distinguishes(samples: Sequence[Sizes], names: Sequence[str]) -> bool:
     """Whether no product of sizes, nor a multiple of it with something added, looks in three samples like another."""
-    terms = [tuple(value_of(text, each) for each in samples) for text in _products(names)]
+    terms = [tuple(value_of(text, sizes) for sizes in samples) for text in _products(names)]
     return all(_independent(a, b) for a, b in combinations(terms, 2))
 
 
@@ -79,15 +79,15 @@ class _Fitter:
         self._samples = samples
         self._parts = [k for k in parts if k > 1]
         names = sorted(samples[0])
-        self._names = [(name, tuple(each[name] for each in samples)) for name in names]
+        self._names = [(name, tuple(sizes[name] for sizes in samples)) for name in names]
         self._whole = [(text, self._values(text)) for text in _products(names)]
         shares = [f"({_share(text, k)})" for text in _products(names) for k in self._parts]
         mixed = [
-            f"({_share(text, k)}) * {other}"
+            f"({_share(text, k)}) * {factor}"
             for text in _products(names)
             for k in self._parts
-            for other in _products(names)
-            if not set(text.split(" * ")) & set(other.split(" * "))
+            for factor in _products(names)
+            if not set(text.split(" * ")) & set(factor.split(" * "))
         ]
         self._shared = [(text, self._values(text)) for text in (*shares, *mixed)]
         self._known: dict[Values, tuple[str, bool] | None] = {}
@@ -98,40 +98,40 @@ class _Fitter:
         match first:
             case dict():
                 keys = self._keys(trees, path)
-                found = {key: self.places([t[key] for t in trees], f"{path}.{key}") for key in keys}  # type: ignore[index, call-overload]
+                fitted = {key: self.places([t[key] for t in trees], f"{path}.{key}") for key in keys}  # type: ignore[index, call-overload]
             case list() | tuple():
-                for at, each in enumerate(trees):
-                    if not isinstance(each, list | tuple) or len(each) != len(first):
-                        raise self._differs(path, trees, at)
-                found = {
+                for index, tree in enumerate(trees):
+                    if not isinstance(tree, list | tuple) or len(tree) != len(first):
+                        raise self._differs(path, trees, index)
+                fitted = {
                     str(i): self.places(list(inner), f"{path}[{i}]") for i, inner in enumerate(zip(*trees, strict=True))
                 }
             case _:
                 return self._leaf(trees, path)
-        return {key: inner for key, inner in found.items() if inner is not None} or None
+        return {key: inner for key, inner in fitted.items() if inner is not None} or None
 
     def _keys(self, trees: list[Json], path: str) -> list[str]:
         first = trees[0]
         assert isinstance(first, dict)
-        for at, each in enumerate(trees):
-            if not isinstance(each, dict) or list(each) != list(first):
-                raise self._differs(path, trees, at)
+        for index, tree in enumerate(trees):
+            if not isinstance(tree, dict) or list(tree) != list(first):
+                raise self._differs(path, trees, index)
         return list(first)
 
     def _leaf(self, trees: list[Json], path: str) -> str | None:
-        for at, each in enumerate(trees):
-            if type(each) is not type(trees[0]) or (type(each) is not int and each != trees[0]):
-                raise self._differs(path, trees, at)
-        numbers = tuple(each for each in trees if isinstance(each, int))
+        for index, leaf in enumerate(trees):
+            if type(leaf) is not type(trees[0]) or (type(leaf) is not int and leaf != trees[0]):
+                raise self._differs(path, trees, index)
+        numbers = tuple(leaf for leaf in trees if isinstance(leaf, int))
         if len(numbers) < len(trees) or len(set(numbers)) == 1:
             return None
         if numbers not in self._known:
             self._known[numbers] = self._expression(numbers)
-        found = self._known[numbers]
-        if found is None:
+        fitted = self._known[numbers]
+        if fitted is None:
             raise Differs(f"{path} is {_listed(numbers)}, which no product of sizes tells, at {self._at()}")
-        self.has_offsets |= found[1]
-        return found[0]
+        self.has_offsets |= fitted[1]
+        return fitted[0]
 
     def _expression(self, numbers: Values) -> tuple[str, bool] | None:
         """The simplest expression of these values, and whether something is added in it."""
@@ -152,19 +152,19 @@ class _Fitter:
         for text, terms in (*self._whole, *self._shared):
             if any(t == 0 or n % t for n, t in zip(numbers, terms, strict=True)):
                 continue
-            rest = tuple(n // t for n, t in zip(numbers, terms, strict=True))
+            quotients = tuple(n // t for n, t in zip(numbers, terms, strict=True))
             for name, values in self._names:
-                if (line := _line(rest, values)) is not None:
+                if (line := _line(quotients, values)) is not None:
                     yield f"{text} * ({_added(_times(name, line[0]), line[1])})", True
 
     def _values(self, text: str) -> Values:
-        return tuple(value_of(text, each) for each in self._samples)
+        return tuple(value_of(text, sizes) for sizes in self._samples)
 
-    def _differs(self, path: str, trees: list[Json], at: int) -> Differs:
-        def told(i: int) -> str:
-            return f"{trees[i]!r:.60} at {sizes_text(self._samples[i])}"
+    def _differs(self, path: str, trees: list[Json], index: int) -> Differs:
+        def told(sample: int) -> str:
+            return f"{trees[sample]!r:.60} at {sizes_text(self._samples[sample])}"
 
-        return Differs(f"{path} is {told(0)}, and {told(at)}")
+        return Differs(f"{path} is {value_at(0)}, and {value_at(index)}")
 
     def _at(self) -> str:
         return "; ".join(map(sizes_text, self._samples))
@@ -186,10 +186,10 @@ def _shared_ratio(numbers: Values, terms: Values, parts: int) -> int | None:
 
 def _line(numbers: Values, terms: Values) -> tuple[int, int] | None:
     """Factor and what is added, where one pair makes all `numbers` of `terms`."""
-    at = next((i for i, t in enumerate(terms) if t != terms[0]), None)
-    if at is None or (numbers[at] - numbers[0]) % (terms[at] - terms[0]):
+    index = next((i for i, t in enumerate(terms) if t != terms[0]), None)
+    if index is None or (numbers[index] - numbers[0]) % (terms[index] - terms[0]):
         return None
-    factor = (numbers[at] - numbers[0]) // (terms[at] - terms[0])
+    factor = (numbers[index] - numbers[0]) // (terms[index] - terms[0])
     added = numbers[0] - factor * terms[0]
     fits = all(n == factor * t + added for n, t in zip(numbers, terms, strict=True))
     return (factor, added) if factor and fits else None

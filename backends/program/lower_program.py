@@ -73,10 +73,10 @@ def lower_program(module: Module) -> Lowered:
     inputs, outputs = _Side[Input](), _Side[Output]()
     for stage, function in enumerate(entries(module)):
         lists = functions[name_of(function)]
-        takes = zip(argument_records(function), entry(function).arguments, lists.arguments, strict=True)
-        gives = zip(result_records(function), terminator(function).operands, lists.results, strict=True)
-        arguments = inputs.add(stage, ((r, _input(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in takes))
-        results = outputs.add(stage, ((r, _output(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in gives))
+        ports = zip(argument_records(function), entry(function).arguments, lists.arguments, strict=True)
+        ports_ = zip(result_records(function), terminator(function).operands, lists.results, strict=True)
+        arguments = inputs.add(stage, ((r, _input(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in ports))
+        results = outputs.add(stage, ((r, _output(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in ports_))
         functions[name_of(function)] = replace(lists, arguments=arguments, results=results)
     pipeline = _pipeline(module)
     count = None if pipeline is None else len(pipeline.entries)
@@ -219,24 +219,24 @@ def _turn(op: Operation) -> dict[str, Any]:
 
 def _dependents(values: Sequence[Value], body: Sequence[Operation]) -> set[Operation]:
     """The operations that use one of the values, directly or not."""
-    tainted = set(values)
-    found: set[Operation] = set()
+    reached = set(values)
+    dependents: set[Operation] = set()
     for op in body:
-        if any(v in tainted for v in _operands(op)):
-            found.add(op)
-            tainted.update(flatten(results_of(op)))
-    return found
+        if any(v in reached for v in _operands(op)):
+            dependents.add(op)
+            reached.update(flatten(results_of(op)))
+    return dependents
 
 
 def _needed(values: Iterable[Value], body: Sequence[Operation]) -> set[Operation]:
     """The operations that the values come from, directly or not."""
-    wanted = set(values)
-    found: set[Operation] = set()
+    reached = set(values)
+    needed: set[Operation] = set()
     for op in reversed(body):
-        if any(r in wanted for r in flatten(results_of(op))):
-            found.add(op)
-            wanted.update(_operands(op))
-    return found
+        if any(r in reached for r in flatten(results_of(op))):
+            needed.add(op)
+            reached.update(_operands(op))
+    return needed
 
 
 def _operands(op: Operation) -> list[Value]:
@@ -251,10 +251,10 @@ def _with_frees(code: list[Instruction], arguments: Sequence[int], results: Sequ
     for i, instruction in enumerate(code):
         for slot in (*instruction.reads(), *instruction.writes()):
             last[slot] = i
-    kept = set(results)
+    returned = set(results)
     frees: list[list[int]] = [[] for _ in code]
     for slot, i in last.items():
-        if i >= 0 and slot not in kept:
+        if i >= 0 and slot not in returned:
             frees[i].append(slot)
     return [
         Instruction(c.op, c.args, c.kwargs, c.out, tuple(sorted(free)), c.loc)

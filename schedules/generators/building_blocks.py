@@ -33,31 +33,33 @@ def v_min_offsets(rank: int, ranks: int) -> tuple[int, int, int, int]:
 
 def slot_tasks(offsets: Offsets, ranks: int, microbatches: int) -> list[tuple[int, int, Task]]:
     """(slot, rank, task) of every F and B, in the order of slots."""
-    found: list[tuple[int, int, Task]] = []
+    tasks: list[tuple[int, int, Task]] = []
     for rank in range(ranks):
         down, up = rank, 2 * ranks - 1 - rank
         kinds = ((Kind.F, down), (Kind.F, up), (Kind.B, up), (Kind.B, down))
         for slot, (kind, stage) in zip(offsets(rank, ranks), kinds, strict=True):
-            found.extend((slot + _PERIOD * each, rank, Task(kind, stage, each)) for each in range(microbatches))
-    return sorted(found, key=lambda each: (each[0], each[1]))
+            tasks.extend(
+                (slot + _PERIOD * microbatch, rank, Task(kind, stage, microbatch)) for microbatch in range(microbatches)
+            )
+    return sorted(tasks, key=lambda microbatch: (microbatch[0], microbatch[1]))
 
 
 def repeated(name: str, offsets: Offsets, ranks: int, microbatches: int) -> Schedule:
     """The blocks as they are, each W in the first slot that is free."""
-    rows: list[list[Task]] = [[] for _ in range(ranks)]
+    orders: list[list[Task]] = [[] for _ in range(ranks)]
     waiting: list[list[Task]] = [[] for _ in range(ranks)]
-    before = [-1] * ranks
+    last_slot = [-1] * ranks
     for slot, rank, task in slot_tasks(offsets, ranks, microbatches):
-        free = slot - before[rank] - 1
-        rows[rank].extend(waiting[rank][:free])
-        del waiting[rank][:free]
-        rows[rank].append(task)
-        before[rank] = slot
+        free_slots = slot - last_slot[rank] - 1
+        orders[rank].extend(waiting[rank][:free_slots])
+        del waiting[rank][:free_slots]
+        orders[rank].append(task)
+        last_slot[rank] = slot
         if task.kind == Kind.B:
             waiting[rank].append(task._replace(kind=Kind.W))
-    for row, rest in zip(rows, waiting, strict=True):
-        row.extend(rest)
-    return Schedule(name, ranks, microbatches, v_placement(ranks), ordered(rows))
+    for order, delayed in zip(orders, waiting, strict=True):
+        order.extend(delayed)
+    return Schedule(name, ranks, microbatches, v_placement(ranks), ordered(orders))
 
 
 def squeezed(name: str, offsets: Offsets, ranks: int, microbatches: int, room: int, steady: int) -> Schedule:
@@ -73,15 +75,15 @@ def squeezed(name: str, offsets: Offsets, ranks: int, microbatches: int, room: i
         if steady <= slot < _PERIOD * microbatches:
             earliest = max(earliest, slot)
         ends[task] = grid[rank].put(task, earliest, slot) + 1
-    return Schedule(name, ranks, microbatches, v_placement(ranks), ordered(row.tasks() for row in grid))
+    return Schedule(name, ranks, microbatches, v_placement(ranks), ordered(slots.tasks() for slots in grid))
 
 
 def most_waiting(offsets: Offsets, ranks: int, microbatches: int) -> int:
     """How many forwards of a chunk wait for their B on one rank, at most, in the blocks as they are."""
-    held, most = [0] * ranks, 0
+    waiting, most = [0] * ranks, 0
     for _, rank, task in slot_tasks(offsets, ranks, microbatches):
-        held[rank] += 1 if task.kind == Kind.F else -1
-        most = max(most, held[rank])
+        waiting[rank] += 1 if task.kind == Kind.F else -1
+        most = max(most, waiting[rank])
     return most
 
 
@@ -100,35 +102,35 @@ class _Row:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.taken: dict[int, Task] = {}
+        self.tasks_by_slot: dict[int, Task] = {}
         self.changes: list[tuple[int, int]] = []
         """(first slot, +1 or -1) of every forward put and every B done."""
-        self.held = 0
+        self.waiting = 0
 
     def put(self, task: Task, earliest: int, latest: int) -> int:
         """Take the first free slot from `earliest`; a forward also waits for room, `latest` at the latest."""
         slot = earliest
         if task.kind == Kind.F:
-            slot = max(slot, min(self._roomy(), latest))
-        while slot in self.taken:
+            slot = max(slot, min(self._first_slot_with_room(), latest))
+        while slot in self.tasks_by_slot:
             slot += 1
-        self.taken[slot] = task
+        self.tasks_by_slot[slot] = task
         change = (slot, 1) if task.kind == Kind.F else (slot + 1, -1)
         insort(self.changes, change)
-        self.held += change[1]
+        self.waiting += change[1]
         return slot
 
-    def _roomy(self) -> int:
+    def _first_slot_with_room(self) -> int:
         """The first slot from which on there is room for one more forward; one behind all slots where there is none."""
-        held = self.held
-        if held >= self.room:
+        waiting = self.waiting
+        if waiting >= self.room:
             return sys.maxsize
         for slot, change in reversed(self.changes):
-            held -= change
-            if held >= self.room:
+            waiting -= change
+            if waiting >= self.room:
                 return slot
         return 0
 
     def tasks(self) -> list[Task]:
         """The tasks in the order of slots."""
-        return [self.taken[slot] for slot in sorted(self.taken)]
+        return [self.tasks_by_slot[slot] for slot in sorted(self.tasks_by_slot)]

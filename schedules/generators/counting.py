@@ -31,10 +31,10 @@ class RankOrder:
 
     def w(self, stage: int | None = None) -> None:
         """The W that was put off first, of one stage or of any."""
-        at = next(at for at, (of, _) in enumerate(self._delayed) if stage in (None, of))
-        of, microbatch = self._delayed[at]
-        del self._delayed[at]
-        self.tasks.append(Task(Kind.W, of, microbatch))
+        index = next(index for index, (delayed_stage, _) in enumerate(self._delayed) if stage in (None, delayed_stage))
+        delayed_stage, microbatch = self._delayed[index]
+        del self._delayed[index]
+        self.tasks.append(Task(Kind.W, delayed_stage, microbatch))
 
     @property
     def delayed(self) -> int:
@@ -46,6 +46,6 @@ class RankOrder:
         return self._next.get((kind, stage), 0)
 
     def _count(self, kind: Kind, stage: int) -> int:
-        at = self.done(kind, stage)
-        self._next[kind, stage] = at + 1
-        return at
+        microbatch = self.done(kind, stage)
+        self._next[kind, stage] = microbatch + 1
+        return microbatch

@@ -35,16 +35,18 @@ def chosen(name: str, request: Request, cap: float, makers: list[Maker], measure
     """
     measure = request.measure or measure
     if request.is_large:
-        found = _first(_ranked(request.shorter(), cap, makers, measure), request, cap)
+        schedules = _first(_ranked(request.shorter(), cap, makers, measure), request, cap)
     else:
-        found = [each for each, _ in ranked((_made(make, request) for make in makers), request.costs, cap, measure)]
-    if not found:
+        schedules = [
+            schedule for schedule, _ in ranked((_made(make, request) for make in makers), request.costs, cap, measure)
+        ]
+    if not schedules:
         message = f'no schedule "{name}" was found within a memory cap of {cap:g} microbatches'
         raise ScheduleError(ScheduleCode.NOT_DEFINED, message, help="raise the memory cap")
     if request.tries:
-        improved = (improve(start, request.costs, cap, request.tries, measure) for start in found[:_STARTS])
-        found = [each for each, _ in ranked(improved, request.costs, cap, measure)]
-    return replace(found[0], name=name)
+        improved = (improve(start, request.costs, cap, request.tries, measure) for start in schedules[:_STARTS])
+        schedules = [schedule for schedule, _ in ranked(improved, request.costs, cap, measure)]
+    return replace(schedules[0], name=name)
 
 
 def _first(makers: list[Maker], request: Request, cap: float) -> list[Schedule]:
@@ -67,9 +69,9 @@ def _ranked(request: Request, cap: float, makers: list[Maker], measure: Measure)
     """The makers, those that give the best of a shorter schedule first."""
     if len(makers) == 1:
         return makers
-    made = [(make, schedule) for make in makers if (schedule := _made(make, request)) is not None]
-    found = [each for each, _ in ranked((schedule for _, schedule in made), request.costs, cap, measure)]
-    first = [make for each in found for make, schedule in made if schedule is each]
+    candidates = [(make, schedule) for make in makers if (schedule := _made(make, request)) is not None]
+    best_first = [best for best, _ in ranked((schedule for _, schedule in candidates), request.costs, cap, measure)]
+    first = [make for best in best_first for make, schedule in candidates if schedule is best]
     return [*first, *(make for make in makers if make not in first)]
 
 
@@ -99,11 +101,11 @@ def _listed(request: Request, cap: float, policy: Policy, placement: tuple[int, 
 
 def listed_for(placement: tuple[int, ...], cap: float, few: bool, splits: bool = True) -> list[Maker]:
     """Makers for any placement: the list scheduler under several policies."""
-    found: list[Maker] = []
+    makers: list[Maker] = []
     for policy, late in product(_policies(few), (True, False)):
         full = replace(policy, splits=splits, late_backwards=late)
-        found.append(partial(_listed, cap=cap, policy=full, placement=placement))
-    return found
+        makers.append(partial(_listed, cap=cap, policy=full, placement=placement))
+    return makers
 
 
 def zb_v(request: Request) -> Schedule:
@@ -143,5 +145,5 @@ def controlled_memory(name: str, offsets: Offsets, request: Request) -> Schedule
 def _squeezed(
     request: Request, name: str, offsets: Offsets, room: int, steady: int, cap: float, gap: float
 ) -> Schedule | None:
-    row = squeezed(name, offsets, request.ranks, request.microbatches, room, steady * request.ranks)
-    return weave(row, request.costs, cap, gap)
+    blocks = squeezed(name, offsets, request.ranks, request.microbatches, room, steady * request.ranks)
+    return weave(blocks, request.costs, cap, gap)

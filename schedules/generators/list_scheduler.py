@@ -72,12 +72,12 @@ class _Run:
         self.durations = costs.durations(len(placement) // ranks)
         self.kept = costs.kept
         self.room = room
-        self.stages = [[stage for stage, of in enumerate(placement) if of == rank] for rank in range(ranks)]
+        self.stages = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
         chunks = len(placement) // ranks
-        self.reserve = [chunks - 1 - placement[:stage].count(of) for stage, of in enumerate(placement)]
+        self.reserve = [chunks - 1 - placement[:stage].count(owner) for stage, owner in enumerate(placement)]
         self.delay = [costs.c if a != b else 0.0 for a, b in pairwise(placement)]
         self.free = [0.0] * ranks
-        self.held = [0.0] * ranks
+        self.activations = [0.0] * ranks
         self.latest = [Kind.W] * ranks
         self.delayed: list[deque[tuple[int, int]]] = [deque() for _ in range(ranks)]
         self.orders: list[list[Task]] = [[] for _ in range(ranks)]
@@ -115,50 +115,52 @@ class _Run:
         first = self.policy.first
         if first == First.OTHER:
             first = First.FORWARD if self.latest[rank] != Kind.F else First.BACKWARD
-        better, other = (backward, forward) if first == First.BACKWARD else (forward, backward)
-        if better[1] is None or better[0] <= now + _SLACK:
-            return better[1] or other[1]
-        assert other[1] is not None
-        wait = self.policy.patience * self.durations[other[1].kind]
-        return None if better[0] - now < wait - _SLACK else other[1]
+        preferred, fallback = (backward, forward) if first == First.BACKWARD else (forward, backward)
+        if preferred[1] is None or preferred[0] <= now + _SLACK:
+            return preferred[1] or fallback[1]
+        assert fallback[1] is not None
+        wait = self.policy.patience * self.durations[fallback[1].kind]
+        return None if preferred[0] - now < wait - _SLACK else fallback[1]
 
     def _backward(self, rank: int, now: float) -> tuple[float, Task | None]:
         """When the rank's best backward can start, as far as that is known."""
-        found: list[tuple[float, int]] = []
+        candidates: list[tuple[float, int]] = []
         for stage in self.stages[rank]:
-            at = len(self.backwards[stage])
-            if at < len(self.forwards[stage]):
-                own = self.forwards[stage][at]
+            microbatch = len(self.backwards[stage])
+            if microbatch < len(self.forwards[stage]):
+                own = self.forwards[stage][microbatch]
                 if stage == self.last:
-                    found.append((own, stage))
-                elif at < len(self.backwards[stage + 1]):
-                    found.append((max(own, self.backwards[stage + 1][at] + self.delay[stage]), stage))
+                    candidates.append((own, stage))
+                elif microbatch < len(self.backwards[stage + 1]):
+                    candidates.append((max(own, self.backwards[stage + 1][microbatch] + self.delay[stage]), stage))
         kind = Kind.B if self.policy.splits else Kind.BW
-        return self._best(found, now, self.policy.late_backwards, kind)
+        return self._best(candidates, now, self.policy.late_backwards, kind)
 
     def _forward(self, rank: int, now: float) -> tuple[float, Task | None]:
         """The same of forwards that fit in memory."""
-        found: list[tuple[float, int]] = []
+        candidates: list[tuple[float, int]] = []
         for stage in self.stages[rank]:
-            at = len(self.forwards[stage])
-            if at == self.count or self.held[rank] + 1 + self.reserve[stage] > self.room + _SLACK:
+            microbatch = len(self.forwards[stage])
+            if microbatch == self.count or self.activations[rank] + 1 + self.reserve[stage] > self.room + _SLACK:
                 continue
             if stage == 0:
-                found.append((0.0, stage))
-            elif at < len(self.forwards[stage - 1]):
-                found.append((self.forwards[stage - 1][at] + self.delay[stage - 1], stage))
-        return self._best(found, now, self.policy.late_forwards, Kind.F)
+                candidates.append((0.0, stage))
+            elif microbatch < len(self.forwards[stage - 1]):
+                candidates.append((self.forwards[stage - 1][microbatch] + self.delay[stage - 1], stage))
+        return self._best(candidates, now, self.policy.late_forwards, Kind.F)
 
-    def _best(self, found: list[tuple[float, int]], now: float, late: bool, kind: Kind) -> tuple[float, Task | None]:
-        if not found:
+    def _best(
+        self, candidates: list[tuple[float, int]], now: float, late: bool, kind: Kind
+    ) -> tuple[float, Task | None]:
+        if not candidates:
             return inf, None
-        ready = [each for each in found if each[0] <= now + _SLACK]
+        ready = [candidate for candidate in candidates if candidate[0] <= now + _SLACK]
         if ready:
-            at, stage = ready[-1] if late else ready[0]
+            time, stage = ready[-1] if late else ready[0]
         else:
-            at, stage = min(found)
+            time, stage = min(candidates)
         done = self.backwards if kind else self.forwards
-        return at, Task(kind, stage, len(done[stage]))
+        return time, Task(kind, stage, len(done[stage]))
 
     def _take(self, rank: int, now: float, task: Task) -> None:
         """Run a task, and wake the ranks that may go on with it."""
@@ -168,16 +170,16 @@ class _Run:
         self.orders[rank].append(task)
         heappush(self.events, (end, rank))
         if kind == Kind.W:
-            self.held[rank] -= self.kept
+            self.activations[rank] -= self.kept
             return
         self.latest[rank] = kind
         if kind == Kind.F:
-            self.held[rank] += 1
+            self.activations[rank] += 1
             self.forwards[stage].append(end)
             self._wake(stage + 1, stage, end)
             return
         self.backwards[stage].append(end)
-        self.held[rank] -= 1 if kind == Kind.BW else 1 - self.kept
+        self.activations[rank] -= 1 if kind == Kind.BW else 1 - self.kept
         if kind == Kind.B:
             self.delayed[rank].append((stage, microbatch))
         self._wake(stage - 1, min(stage - 1, stage), end)

@@ -45,8 +45,8 @@ def _badness(schedule: Schedule, costs: Costs, measure: Measure) -> tuple[float,
         times = simulate(schedule, costs)
     except ScheduleError:
         return inf, inf
-    both = zip(schedule.order, times.ends, strict=True)
-    backwards = sum(end for row, ends in both for task, end in zip(row, ends, strict=True) if task.kind == Kind.B)
+    pairs = zip(schedule.order, times.ends, strict=True)
+    backwards = sum(end for tasks, ends in pairs for task, end in zip(tasks, ends, strict=True) if task.kind == Kind.B)
     length = times.makespan if measure == Measure.MAKESPAN else max(times.spans)
     return round(length, 9), round(backwards, 9)
 
@@ -54,25 +54,25 @@ def _badness(schedule: Schedule, costs: Costs, measure: Measure) -> tuple[float,
 def _moved(schedule: Schedule, draw: Random) -> Schedule | None:
     """The schedule with one task moved; None where that task cannot pass what is between."""
     rank = draw.randrange(schedule.ranks)
-    row = schedule.order[rank]
-    start = draw.randrange(len(row))
-    to = max(0, min(len(row) - 1, start + draw.choice((-1, 1)) * draw.randint(1, _FARTHEST)))
-    if not _passes(row, start, to):
+    tasks = schedule.order[rank]
+    start = draw.randrange(len(tasks))
+    to = max(0, min(len(tasks) - 1, start + draw.choice((-1, 1)) * draw.randint(1, _FARTHEST)))
+    if not _passes(tasks, start, to):
         return None
-    tasks = list(row)
-    tasks.insert(to, tasks.pop(start))
+    reordered = list(tasks)
+    reordered.insert(to, reordered.pop(start))
     order = schedule.order
-    return replace(schedule, order=ordered((*order[:rank], tasks, *order[rank + 1 :])))
+    return replace(schedule, order=ordered((*order[:rank], reordered, *order[rank + 1 :])))
 
 
-def _passes(row: tuple[Task, ...], start: int, to: int) -> bool:
+def _passes(tasks: tuple[Task, ...], start: int, to: int) -> bool:
     """Whether a task can pass those between: not what it needs or needs it, nor its like of another microbatch."""
     if start == to:
         return False
-    task = row[start]
-    between = row[to:start] if to < start else row[start + 1 : to + 1]
+    task = tasks[start]
+    between = tasks[to:start] if to < start else tasks[start + 1 : to + 1]
     return not any(
-        each.stage == task.stage
-        and (each.microbatch == task.microbatch or (each.kind == task.kind and task.kind != Kind.W))
-        for each in between
+        other.stage == task.stage
+        and (other.microbatch == task.microbatch or (other.kind == task.kind and task.kind != Kind.W))
+        for other in between
     )

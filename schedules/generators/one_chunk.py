@@ -11,15 +11,15 @@ from .counting import RankOrder
 def forward_only(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:
     """Forwards alone, for inference. A rank with several chunks runs each for `ranks` microbatches in turn."""
     placement = loop_placement(ranks, chunks)
-    rows = []
+    orders = []
     for rank in range(ranks):
-        row = RankOrder()
+        order = RankOrder()
         for first in range(0, microbatches, ranks):
             for chunk in range(chunks):
                 for _ in range(first, min(first + ranks, microbatches)):
-                    row.f(rank + chunk * ranks)
-        rows.append(row)
-    return Schedule("forward-only", ranks, microbatches, placement, ordered(row.tasks for row in rows))
+                    order.f(rank + chunk * ranks)
+        orders.append(order)
+    return Schedule("forward-only", ranks, microbatches, placement, ordered(order.tasks for order in orders))
 
 
 def fill_drain(ranks: int, microbatches: int) -> Schedule:
@@ -28,11 +28,11 @@ def fill_drain(ranks: int, microbatches: int) -> Schedule:
     Bubble by makespan (p - 1) / (m + p - 1); peak m activations.
     """
 
-    def rank_order(rank: int, row: RankOrder) -> None:
+    def rank_order(rank: int, order: RankOrder) -> None:
         for _ in range(microbatches):
-            row.f(rank)
+            order.f(rank)
         for _ in range(microbatches):
-            row.bw(rank)
+            order.bw(rank)
 
     return _one_stage_each("gpipe", ranks, microbatches, rank_order)
 
@@ -43,13 +43,13 @@ def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
     Time without work (p - 1)(f + b + w); peak min(p, m) activations, on the first rank.
     """
 
-    def rank_order(rank: int, row: RankOrder) -> None:
+    def rank_order(rank: int, order: RankOrder) -> None:
         for _ in range(min(ranks - 1 - rank, microbatches)):
-            row.f(rank)
+            order.f(rank)
         for _ in range(microbatches):
-            if row.done(Kind.F, rank) < microbatches:
-                row.f(rank)
-            row.bw(rank)
+            if order.done(Kind.F, rank) < microbatches:
+                order.f(rank)
+            order.bw(rank)
 
     return _one_stage_each("1f1b", ranks, microbatches, rank_order)
 
@@ -73,24 +73,24 @@ def zb_h2(ranks: int, microbatches: int) -> Schedule:
 def _put_off(name: str, ranks: int, microbatches: int, counts: Callable[[int], tuple[int, int]]) -> Schedule:
     """`counts` gives for a rank the forwards before its first B, and how many W it puts off."""
 
-    def rank_order(rank: int, row: RankOrder) -> None:
+    def rank_order(rank: int, order: RankOrder) -> None:
         before, late = counts(rank)
         for _ in range(min(before, microbatches)):
-            row.f(rank)
+            order.f(rank)
         for _ in range(microbatches):
-            row.b(rank)
-            if row.delayed > late:
-                row.w()
-            if row.done(Kind.F, rank) < microbatches:
-                row.f(rank)
-        while row.delayed:
-            row.w()
+            order.b(rank)
+            if order.delayed > late:
+                order.w()
+            if order.done(Kind.F, rank) < microbatches:
+                order.f(rank)
+        while order.delayed:
+            order.w()
 
     return _one_stage_each(name, ranks, microbatches, rank_order)
 
 
 def _one_stage_each(name: str, ranks: int, microbatches: int, rank_order: Callable[[int, RankOrder], None]) -> Schedule:
-    rows = [RankOrder() for _ in range(ranks)]
-    for rank, row in enumerate(rows):
-        rank_order(rank, row)
-    return Schedule(name, ranks, microbatches, loop_placement(ranks), ordered(row.tasks for row in rows))
+    orders = [RankOrder() for _ in range(ranks)]
+    for rank, order in enumerate(orders):
+        rank_order(rank, order)
+    return Schedule(name, ranks, microbatches, loop_placement(ranks), ordered(order.tasks for order in orders))

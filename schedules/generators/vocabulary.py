@@ -36,14 +36,14 @@ def share_vocabulary(
     best: tuple[float, Schedule] | None = None
     failure: ScheduleError | None = None
     for ahead in range(most + 1):
-        made = _woven(_shifted(schedule, ahead), kinds, barriers, costs)
+        candidate = _woven(_shifted(schedule, ahead), kinds, barriers, costs)
         try:
-            makespan = prove(made, costs, cap).makespan
+            makespan = prove(candidate, costs, cap).makespan
         except ScheduleError as error:
             failure = failure or error
             continue
         if best is None or makespan < best[0] - _SLACK:
-            best = makespan, made
+            best = makespan, candidate
     if best is None:
         assert failure is not None
         raise failure
@@ -52,11 +52,11 @@ def share_vocabulary(
 
 def _shifted(schedule: Schedule, ahead: int) -> Schedule:
     """Every rank runs `ahead` more forwards before each of its other tasks."""
-    rows: list[list[Task]] = []
+    orders: list[list[Task]] = []
     overlapped: set[Task] = set()
     for tasks in schedule.order:
         forwards = [task for task in tasks if task.kind == Kind.F]
-        row: list[Task] = []
+        order: list[Task] = []
         done = seen = 0
         for task in tasks:
             if task.kind == Kind.F:
@@ -64,11 +64,11 @@ def _shifted(schedule: Schedule, ahead: int) -> Schedule:
                 if task in schedule.overlapped and seen - 1 + ahead < len(forwards):
                     overlapped.add(forwards[seen - 1 + ahead])
                 continue
-            row += forwards[done : seen + ahead]
+            order += forwards[done : seen + ahead]
             done = max(done, min(seen + ahead, len(forwards)))
-            row.append(task)
-        rows.append([*row, *forwards[done:]])
-    return replace(schedule, order=ordered(rows), overlapped=frozenset(overlapped), spans=())
+            order.append(task)
+        orders.append([*order, *forwards[done:]])
+    return replace(schedule, order=ordered(orders), overlapped=frozenset(overlapped), spans=())
 
 
 def _woven(schedule: Schedule, kinds: Collection[Kind], barriers: int, costs: Costs) -> Schedule:
@@ -120,9 +120,9 @@ class _Run:
         """Let a rank see at some time, or when it is free, what it can run."""
         heappush(self.events, (max(now, self.free[rank]), 1, -1, rank))
 
-    def _release(self, kind: Kind, microbatch: int, at: float) -> None:
+    def _release(self, kind: Kind, microbatch: int, time: float) -> None:
         if kind in self.kinds:
-            heappush(self.events, (at, 0, kind, microbatch))
+            heappush(self.events, (time, 0, kind, microbatch))
 
     def _visit(self, rank: int, now: float) -> None:
         """Let a rank take what is shared, else its next own task (or overlapped pair), or wait."""
@@ -131,13 +131,15 @@ class _Run:
             self.shared[rank] += 1
             self._take(rank, now, (Task(kind, rank, microbatch),))
             return
-        at, tasks = self.positions[rank], self.schedule.order[rank]
-        group = tasks[at : at + (2 if at < len(tasks) and tasks[at] in self.schedule.overlapped else 1)]
+        position, tasks = self.positions[rank], self.schedule.order[rank]
+        group = tasks[
+            position : position + (2 if position < len(tasks) and tasks[position] in self.schedule.overlapped else 1)
+        ]
         if not group:
             return
         ready = [self._ready(task) for task in group]
         if None not in ready:
-            start = max(each for each in ready if each is not None)
+            start = max(time for time in ready if time is not None)
             if start > now + _SLACK:
                 heappush(self.events, (start, 1, -1, rank))
                 return
@@ -153,12 +155,12 @@ class _Run:
         if kind == Kind.W:
             return self._there(Kind.B, stage, stage, microbatch)
         own = self._there(Kind.F, stage, stage, microbatch)
-        other = (
+        upstream_gradient = (
             self._all_done(self.met, microbatch)
             if stage == self.last
             else self._there(Kind.B, stage + 1, stage, microbatch)
         )
-        return None if own is None or other is None else max(own, other)
+        return None if own is None or upstream_gradient is None else max(own, upstream_gradient)
 
     def _there(self, kind: Kind, stage: int, to: int, microbatch: int) -> float | None:
         """When what a stage made is on the rank of another; None where that is not known yet."""

@@ -23,10 +23,10 @@ def weave(schedule: Schedule, costs: Costs, cap: float, gap: float = 1.0) -> Sch
         now, rank = heappop(run.events)
         if now >= run.free[rank] - _SLACK:
             run.visit(rank, now)
-    if any(at < len(tasks) for at, tasks in zip(run.positions, run.tasks, strict=True)):
+    if any(position < len(tasks) for position, tasks in zip(run.positions, run.tasks, strict=True)):
         return None
-    for row, delayed in zip(run.orders, run.delayed, strict=True):
-        row.extend(Task(Kind.W, *each) for each in delayed)
+    for order, delayed in zip(run.orders, run.delayed, strict=True):
+        order.extend(Task(Kind.W, *task) for task in delayed)
     return Schedule(schedule.name, schedule.ranks, schedule.microbatches, schedule.placement, ordered(run.orders))
 
 
@@ -36,13 +36,13 @@ class _Run:
     def __init__(self, schedule: Schedule, costs: Costs, cap: float, gap: float) -> None:
         placement = schedule.placement
         self.placement, self.last = placement, len(placement) - 1
-        self.tasks = [[task for task in row if task.kind != Kind.W] for row in schedule.order]
+        self.tasks = [[task for task in order if task.kind != Kind.W] for order in schedule.order]
         self.room, self.gap, self.kept = cap * schedule.chunks, gap, costs.kept
         self.durations = costs.durations(schedule.chunks)
         self.delay = [costs.c if a != b else 0.0 for a, b in pairwise(placement)]
         self.positions = [0] * schedule.ranks
         self.free = [0.0] * schedule.ranks
-        self.held = [0.0] * schedule.ranks
+        self.activations = [0.0] * schedule.ranks
         self.delayed: list[deque[tuple[int, int]]] = [deque() for _ in self.tasks]
         self.orders: list[list[Task]] = [[] for _ in self.tasks]
         self.forwards: list[list[float]] = [[inf] * schedule.microbatches for _ in placement]
@@ -55,7 +55,7 @@ class _Run:
         if self.positions[rank] < len(self.tasks[rank]):
             task = self.tasks[rank][self.positions[rank]]
             ready = self._ready(task)
-        fits = task is None or task.kind != Kind.F or self.held[rank] + 1 <= self.room + _SLACK
+        fits = task is None or task.kind != Kind.F or self.activations[rank] + 1 <= self.room + _SLACK
         if task is not None and fits and ready <= now + _SLACK:
             self.positions[rank] += 1
             self._take(rank, now, task)
@@ -79,13 +79,13 @@ class _Run:
         self.orders[rank].append(task)
         heappush(self.events, (end, rank))
         if kind == Kind.W:
-            self.held[rank] -= self.kept
+            self.activations[rank] -= self.kept
         elif kind == Kind.F:
-            self.held[rank] += 1
+            self.activations[rank] += 1
             self.forwards[stage][microbatch] = end
             self._wake(stage + 1, end)
         else:
-            self.held[rank] -= 1 if kind == Kind.BW else 1 - self.kept
+            self.activations[rank] -= 1 if kind == Kind.BW else 1 - self.kept
             self.backwards[stage][microbatch] = end
             if kind == Kind.B:
                 self.delayed[rank].append((stage, microbatch))
