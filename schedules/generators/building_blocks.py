@@ -1,7 +1,7 @@
-"""V-Half and V-Min: one microbatch's tasks at fixed slots, repeated every six slots, then squeezed at both ends.
+"""V-Half and V-Min: one microbatch's tasks in fixed slots, repeated every six slots, compacted at both ends.
 
-Source: Pipeline parallelism with controllable memory (arXiv 2405.15362), section 3: on each rank F and B of both
-chunks take four of six slots, W the two others; how long a microbatch's activations live decides the memory.
+Source: Pipeline parallelism with controllable memory (arXiv 2405.15362), section 3. On each rank, F and B of both
+chunks take four of six slots, and W the other two. The lifetime of a microbatch's activations decides the memory.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterator
 from ..schedule import Kind, Schedule, Task, ordered, v_placement
 
 _PERIOD = 6
-"""Slots from one microbatch to the next: F, B and W of two chunks."""
+"""Slots between two microbatches: F, B and W of two chunks."""
 
 Offsets = Callable[[int, int], tuple[int, int, int, int]]
-"""(rank, ranks) to the slots of F down, F up, B up and B down of the first microbatch."""
+"""(rank, ranks) -> the first microbatch's slots of F down, F up, B up and B down."""
 
 
 def v_half_offsets(rank: int, ranks: int) -> tuple[int, int, int, int]:
-    """Of V-Half: activations live for about half as long as in 1F1B."""
+    """V-Half: activations live about half as long as in 1F1B."""
     late = 3 if ranks % 2 == 0 else 0
     return 2 * rank, 3 * ranks - rank - 2, 3 * ranks + late + 2 * rank - 1, 6 * ranks + late - rank - 2
 
 
 def v_min_offsets(rank: int, ranks: int) -> tuple[int, int, int, int]:
-    """Of V-Min: for about a third."""
+    """V-Min: activations live about a third as long as in 1F1B."""
     late = 2 if ranks % 3 == 0 else 0
     return rank, 2 * ranks - rank - 1, 2 * ranks + late + rank, 4 * ranks + late - rank - 1
 
@@ -41,11 +41,11 @@ def slot_tasks(offsets: Offsets, ranks: int, microbatches: int) -> list[tuple[in
             tasks.extend(
                 (slot + _PERIOD * microbatch, rank, Task(kind, stage, microbatch)) for microbatch in range(microbatches)
             )
-    return sorted(tasks, key=lambda microbatch: (microbatch[0], microbatch[1]))
+    return sorted(tasks, key=lambda entry: entry[:2])
 
 
 def repeated(name: str, offsets: Offsets, ranks: int, microbatches: int) -> Schedule:
-    """The blocks as they are, each W in the first slot that is free."""
+    """The uncompacted blocks, with each W in the first free slot."""
     orders: list[list[Task]] = [[] for _ in range(ranks)]
     waiting: list[list[Task]] = [[] for _ in range(ranks)]
     last_slot = [-1] * ranks
@@ -63,15 +63,15 @@ def repeated(name: str, offsets: Offsets, ranks: int, microbatches: int) -> Sche
 
 
 def squeezed(name: str, offsets: Offsets, ranks: int, microbatches: int, room: int, steady: int) -> Schedule:
-    """F and B, without W, where those outside the steady part go to the first slot that they can have.
+    """F and B without W; tasks outside the steady part move to the first slot possible.
 
-    `room` is how many forwards of a chunk may wait for their B on a rank. Tasks of the first `steady` slots, and those
-    behind the last microbatch's start, may move; the others keep their slots.
+    At most `room` forwards of a chunk wait for their B on a rank. Tasks in the first `steady` slots, and those after
+    the last microbatch's start, may move; the others keep their slots.
     """
-    grid = [_Row(room) for _ in range(ranks)]
+    grid = [_RankSlots(room) for _ in range(ranks)]
     ends: dict[Task, int] = {}
     for slot, rank, task in slot_tasks(offsets, ranks, microbatches):
-        earliest = max((ends[need] for need in _needs(task, 2 * ranks)), default=0)
+        earliest = max((ends[need] for need in _dependencies(task, 2 * ranks)), default=0)
         if steady <= slot < _PERIOD * microbatches:
             earliest = max(earliest, slot)
         ends[task] = grid[rank].put(task, earliest, slot) + 1
@@ -79,7 +79,7 @@ def squeezed(name: str, offsets: Offsets, ranks: int, microbatches: int, room: i
 
 
 def most_waiting(offsets: Offsets, ranks: int, microbatches: int) -> int:
-    """How many forwards of a chunk wait for their B on one rank, at most, in the blocks as they are."""
+    """The most forwards of a chunk that wait for their B on one rank, in the uncompacted blocks."""
     waiting, most = [0] * ranks, 0
     for _, rank, task in slot_tasks(offsets, ranks, microbatches):
         waiting[rank] += 1 if task.kind == Kind.F else -1
@@ -87,7 +87,7 @@ def most_waiting(offsets: Offsets, ranks: int, microbatches: int) -> int:
     return most
 
 
-def _needs(task: Task, stages: int) -> Iterator[Task]:
+def _dependencies(task: Task, stages: int) -> Iterator[Task]:
     kind, stage, microbatch = task
     if kind == Kind.B:
         yield Task(Kind.F, stage, microbatch)
@@ -97,18 +97,18 @@ def _needs(task: Task, stages: int) -> Iterator[Task]:
         yield Task(Kind.F, stage - 1, microbatch)
 
 
-class _Row:
-    """The slots of one rank, and what waits on it after each."""
+class _RankSlots:
+    """The slots of one rank, and how many forwards wait for their B after each."""
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.tasks_by_slot: dict[int, Task] = {}
         self.changes: list[tuple[int, int]] = []
-        """(first slot, +1 or -1) of every forward put and every B done."""
+        """(first slot, +1 or -1) for every forward and every B."""
         self.waiting = 0
 
     def put(self, task: Task, earliest: int, latest: int) -> int:
-        """Take the first free slot from `earliest`; a forward also waits for room, `latest` at the latest."""
+        """Take the first free slot from `earliest`; a forward also waits for room, but not past `latest`."""
         slot = earliest
         if task.kind == Kind.F:
             slot = max(slot, min(self._first_slot_with_room(), latest))
@@ -121,7 +121,7 @@ class _Row:
         return slot
 
     def _first_slot_with_room(self) -> int:
-        """The first slot from which on there is room for one more forward; one behind all slots where there is none."""
+        """The first slot from which there is room for one more forward; sys.maxsize if there is none."""
         waiting = self.waiting
         if waiting >= self.room:
             return sys.maxsize

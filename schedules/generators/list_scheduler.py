@@ -1,8 +1,8 @@
-"""Make a schedule for any placement, times and memory: each rank in turn takes the best task that it can start.
+"""List scheduling for any placement, times and memory: each rank takes the best task that it can start.
 
-Ranks are visited in the order of time. A rank takes a ready B or F by a `Policy`, a W where nothing else is ready or
-memory is needed. A forward is taken only if its activations fit and every later chunk of the same rank keeps room for
-one microbatch; as microbatches go in order, the oldest can always go on, so there is no deadlock.
+Ranks are visited in order of time. A rank takes a ready B or F by a `Policy`, and a W if nothing else is ready or
+memory is needed. A forward is taken only if its activations fit and every later chunk of the rank keeps room for one
+microbatch. Microbatches go in order, so the oldest can always proceed: there is no deadlock.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ from ..costs import Costs
 from ..error import ScheduleCode, ScheduleError
 from ..schedule import Kind, Schedule, Task, ordered
 
-_SLACK = 1e-9
+_TOLERANCE = 1e-9
 
 
 class First(StrEnum):
-    """What a rank takes when a forward and a backward are both ready."""
+    """The task that a rank takes if a forward and a backward are both ready."""
 
     BACKWARD = "backward"
     FORWARD = "forward"
     OTHER = "other"
-    """The kind that it did not take last."""
+    """The kind that the rank did not take last."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a rank chooses."""
+    """How a rank chooses its next task."""
 
     first: First = First.BACKWARD
     late_backwards: bool = True
-    """Of two ready backwards, the one on the later stage; else on the earlier."""
+    """Prefer the ready backward of the later stage, else of the earlier."""
     late_forwards: bool = True
-    """The same of forwards."""
+    """Prefer the ready forward of the later stage, else of the earlier."""
     gap: float = 1.0
-    """A W is put in front of the next task if that comes at least this share of the W's time later (0 to 1)."""
+    """A W fills a wait of at least this share of the W's time (0 to 1)."""
     patience: float = 0.0
-    """A rank waits for the better of F and B if that comes within this share of the other's time (0 to 1)."""
+    """A rank waits for the preferred task if it is ready within this share of the other's time (0 to 1)."""
     splits: bool = True
-    """Whether B and W are two tasks."""
+    """Whether B and W are separate tasks."""
 
 
 def list_schedule(
     name: str, placement: tuple[int, ...], microbatches: int, costs: Costs, cap: float, policy: Policy
 ) -> Schedule:
-    """The schedule that a policy makes; `cap` as in `prove`. Raises E0441 where a rank cannot hold one microbatch."""
+    """Schedule by a policy; `cap` as in `prove`. Raises E0441 if a rank cannot hold one microbatch."""
     ranks = max(placement) + 1
     chunks = len(placement) // ranks
-    if cap < 1 - _SLACK:
+    if cap < 1 - _TOLERANCE:
         message = f'"{name}" needs memory for the activations of one microbatch; the cap is {cap:g}'
         raise ScheduleError(ScheduleCode.NOT_DEFINED, message, help="give a memory cap of at least 1")
-    run = _Run(placement, ranks, microbatches, costs, int(cap * chunks + _SLACK), policy)
+    run = _ListScheduler(placement, ranks, microbatches, costs, int(cap * chunks + _TOLERANCE), policy)
     run.all_tasks()
     return Schedule(name, ranks, microbatches, placement, ordered(run.orders))
 
 
-class _Run:
-    """The state of all ranks while tasks are given out."""
+class _ListScheduler:
+    """The state of all ranks during scheduling."""
 
     def __init__(
         self, placement: tuple[int, ...], ranks: int, microbatches: int, costs: Costs, room: float, policy: Policy
@@ -85,11 +85,11 @@ class _Run:
         self.backwards: list[list[float]] = [[] for _ in placement]
 
     def all_tasks(self) -> None:
-        """Give out every task; events are times at which a rank may take one."""
+        """Schedule every task; an event is a time at which a rank may take one."""
         self.events = [(0.0, rank) for rank in range(len(self.free))]
         while self.events:
             now, rank = heappop(self.events)
-            if now >= self.free[rank] - _SLACK:
+            if now >= self.free[rank] - _TOLERANCE:
                 self._visit(rank, now)
 
     def _visit(self, rank: int, now: float) -> None:
@@ -98,32 +98,32 @@ class _Run:
         for ready, task in (backward, forward):
             if task is not None and ready < soonest:
                 soonest = ready
-        if soonest <= now + _SLACK:
+        if soonest <= now + _TOLERANCE:
             chosen = self._choose(rank, now, backward, forward)
         if chosen is not None:
             self._take(rank, now, chosen)
-        elif self.delayed[rank] and soonest - now >= self.policy.gap * self.durations[Kind.W] - _SLACK:
+        elif self.delayed[rank] and soonest - now >= self.policy.gap * self.durations[Kind.W] - _TOLERANCE:
             self._take(rank, now, Task(Kind.W, *self.delayed[rank].popleft()))
         elif soonest < inf:
-            ahead = [ready for ready, task in (backward, forward) if task is not None and ready > now + _SLACK]
+            ahead = [ready for ready, task in (backward, forward) if task is not None and ready > now + _TOLERANCE]
             heappush(self.events, (min(ahead), rank))
 
     def _choose(
         self, rank: int, now: float, backward: tuple[float, Task | None], forward: tuple[float, Task | None]
     ) -> Task | None:
-        """The better of two candidates that is ready; None to wait for one that soon is."""
+        """The preferred ready candidate; None to wait for one that is ready soon."""
         first = self.policy.first
         if first == First.OTHER:
             first = First.FORWARD if self.latest[rank] != Kind.F else First.BACKWARD
         preferred, fallback = (backward, forward) if first == First.BACKWARD else (forward, backward)
-        if preferred[1] is None or preferred[0] <= now + _SLACK:
+        if preferred[1] is None or preferred[0] <= now + _TOLERANCE:
             return preferred[1] or fallback[1]
         assert fallback[1] is not None
         wait = self.policy.patience * self.durations[fallback[1].kind]
-        return None if preferred[0] - now < wait - _SLACK else fallback[1]
+        return None if preferred[0] - now < wait - _TOLERANCE else fallback[1]
 
     def _backward(self, rank: int, now: float) -> tuple[float, Task | None]:
-        """When the rank's best backward can start, as far as that is known."""
+        """The rank's best backward, and when it can start; (inf, None) if no start is known yet."""
         candidates: list[tuple[float, int]] = []
         for stage in self.stages[rank]:
             microbatch = len(self.backwards[stage])
@@ -137,11 +137,11 @@ class _Run:
         return self._best(candidates, now, self.policy.late_backwards, kind)
 
     def _forward(self, rank: int, now: float) -> tuple[float, Task | None]:
-        """The same of forwards that fit in memory."""
+        """The rank's best forward that fits in memory, and when it can start."""
         candidates: list[tuple[float, int]] = []
         for stage in self.stages[rank]:
             microbatch = len(self.forwards[stage])
-            if microbatch == self.count or self.activations[rank] + 1 + self.reserve[stage] > self.room + _SLACK:
+            if microbatch == self.count or self.activations[rank] + 1 + self.reserve[stage] > self.room + _TOLERANCE:
                 continue
             if stage == 0:
                 candidates.append((0.0, stage))
@@ -154,7 +154,7 @@ class _Run:
     ) -> tuple[float, Task | None]:
         if not candidates:
             return inf, None
-        ready = [candidate for candidate in candidates if candidate[0] <= now + _SLACK]
+        ready = [candidate for candidate in candidates if candidate[0] <= now + _TOLERANCE]
         if ready:
             time, stage = ready[-1] if late else ready[0]
         else:
@@ -163,7 +163,7 @@ class _Run:
         return time, Task(kind, stage, len(done[stage]))
 
     def _take(self, rank: int, now: float, task: Task) -> None:
-        """Run a task, and wake the ranks that may go on with it."""
+        """Run a task, and wake the rank that reads its result."""
         kind, stage, microbatch = task
         end = now + self.durations[kind]
         self.free[rank] = end

@@ -1,4 +1,4 @@
-"""Schedules in which stages go round the ranks several times: interleaved 1F1B and breadth-first."""
+"""Looped schedules, with several chunks per rank: interleaved 1F1B and breadth-first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..schedule import Kind, Schedule, Task, loop_placement, ordered
 def interleaved(ranks: int, microbatches: int, chunks: int) -> Schedule:
     """1F1B over the chunks of each rank, `ranks` microbatches a round. Source: arXiv 2104.04473, section 2.2.
 
-    Time without work (p - 1)(f + b + w) / v where p divides m; peak p + (p - 1) / v activations. A last round may be
-    shorter; then the order may deadlock, which `prove` says.
+    Idle time (p - 1)(f + b + w) / v if p divides m; peak p + (p - 1) / v activations. If p does not divide m, the order
+    may deadlock, which `prove` finds.
     """
     orders = []
     for rank in range(ranks):
@@ -27,7 +27,7 @@ def interleaved(ranks: int, microbatches: int, chunks: int) -> Schedule:
 
 
 def _rounds(kind: Kind, rank: int, ranks: int, microbatches: int, chunks: Iterable[int]) -> list[Task]:
-    """The tasks of one kind: `ranks` microbatches on one chunk after the other, then the next ones."""
+    """The tasks of one kind: `ranks` microbatches on each chunk, then the next `ranks` microbatches."""
     chunk_order = list(chunks)
     return [
         Task(kind, rank + chunk * ranks, microbatch)
@@ -40,7 +40,7 @@ def _rounds(kind: Kind, rank: int, ranks: int, microbatches: int, chunks: Iterab
 def breadth_first(ranks: int, microbatches: int, chunks: int) -> Schedule:
     """All microbatches on a chunk before the next chunk. Source: arXiv 2211.05953, section 4.1.
 
-    Time without work (p - 1)(f + b + w) / v where m >= p; peak m activations. A chunk's weights are gathered, and its
+    Idle time (p - 1)(f + b + w) / v if m >= p; peak m activations. A chunk's weights are gathered, and its
     gradients reduced, once a step.
     """
     orders = []
