@@ -25,7 +25,7 @@ from ...ir.module import (
     terminator,
 )
 from ...ir.operations import Call, flatten, is_packing, read, results_of
-from ...ir.pipelined_module import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, space, turn_of
+from ...ir.pipelined_module import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, rank_axes, turn_of
 from ...ir.placement import Mesh, axes_size, chunk_size
 from ...ir.types import TensorType, from_mlir
 from ...runtime.program.arguments import Slot, dtype_name
@@ -69,7 +69,7 @@ def lower_program(module: Module) -> Lowered:
     functions: dict[str, Function] = {}
     for name, function in module.functions().items():
         functions[name] = _Body(function, locations).lowered(is_main=name == "main")
-    mesh = space(module.mesh)
+    mesh = rank_axes(module.mesh)
     inputs, outputs = _Ports[Input](), _Ports[Output]()
     for stage, function in enumerate(entries(module)):
         lists = functions[name_of(function)]
