@@ -1,9 +1,8 @@
-"""What a module must satisfy beyond MLIR's own rules: placements that the mesh has, collectives whose shapes fit.
+"""Verify modules beyond MLIR's own rules: placements, constants, shapes of collectives, futures.
 
-Checked of every type: its axes are of the mesh, shard dims that it has, and shard each at most one of them. Of every
-operation: its constants are there and of the schema's kind. Of collectives (level `comm`): what goes in and what comes
-out have the shapes that the groups' sizes demand, and a future is waited on exactly once, in its own function. Of
-modules whose ranks take turns: what `stage_rules.py` says.
+Of every type: its axes are on the mesh, and shard dims that it has. Of every operation: its constants are present and
+of the schema's type. Of collectives (level `comm`): operand and result shapes fit the size of the group, and a future
+is waited on exactly once, in its own function. `pipeline_verifier.py` checks pipelined modules.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from .dialects.schemas import Argument, Kind, by_mlir_name
 from .locations import from_location
 from .module import Level, Module, entry, operations
 from .operations import Call, read
-from .pipeline_verifier import broken_rules
+from .pipeline_verifier import pipeline_problems
 from .placement import Mesh, Shard, axes_size, chunk_size
 from .types import TensorType, from_mlir, is_tensor
 
 _DUMP = "see current operation: "
-"""With this an operation's whole text begins in MLIR's errors."""
+"""The marker before an operation's text in MLIR's errors, which is left out."""
 _PLAIN = {
     "int": (mlir.IntegerAttr, mlir.TypeAttr),
     "float": (mlir.FloatAttr, mlir.IntegerAttr),
     "bool": (mlir.BoolAttr,),
     "str": (mlir.StringAttr,),
 }
-"""The attributes that a constant of a schema's type may be; torch calls a dtype an int."""
+"""By the schema's type of a constant, its attribute classes; in schemas, a dtype is an int."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def problems(module: Module) -> Iterator[Problem]:
             yield from checker.type_problems(argument, function)
         for op in operations(function):
             yield from checker.op_problems(op)
-    yield from (Problem(message, op) for message, op in broken_rules(module))
+    yield from (Problem(message, op) for message, op in pipeline_problems(module))
 
 
 def _error(problem: Problem) -> StrettoError:
@@ -111,10 +110,10 @@ class _Checker:
     def comm_problems(self, op: Operation, call: Call) -> Iterator[Problem]:
         if call.name == "comm.reshard":
             if self.level is Level.COMM:
-                yield Problem("tensors are cut already: a change of placement must be a collective", op)
+                yield Problem("at level comm, a change of placement must be a collective", op)
             return
         if call.name == "comm.random":
-            yield from (Problem(message, op) for message in self._draw_problems(op, call))
+            yield from (Problem(message, op) for message in self._random_problems(op, call))
             return
         if call.name in TRANSFERS:
             yield from (Problem(message, op) for message in self._transfer_problems(op, call))
@@ -138,20 +137,20 @@ class _Checker:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
 
     def _transfer_problems(self, op: Operation, call: Call) -> Iterator[str]:
-        """What is wrong with a send or a receive."""
+        """Violations of a send or a receive."""
         axis, peer, *rest = call.args[1:] if call.name == SEND else call.args
         sizes = dict(self.mesh)
         if axis not in sizes:
             yield f'the mesh has no axis "{axis}"'
         elif not 0 <= peer < sizes[axis]:
-            yield f'"{axis}" has {sizes[axis]} coordinates, and {peer} is none of them'
+            yield f'coordinate {peer} is out of range: "{axis}" has {sizes[axis]}'
         if rest:
             found = from_mlir(op.results[0].type)
             if (tuple(rest[0]), rest[1]) != (found.shape, found.dtype):
                 yield f"it takes {rest[1]} {rest[0]}, but its result is {found.dtype} {list(found.shape)}"
 
-    def _draw_problems(self, op: Operation, call: Call) -> Iterator[str]:
-        """What is wrong with the part of a draw that a rank is to make."""
+    def _random_problems(self, op: Operation, call: Call) -> Iterator[str]:
+        """Violations of a comm.random: a rank's chunks of a random tensor."""
         match call.args[2:5]:
             case [[*size], [*names], [*chunks]] if all(isinstance(n, int) for n in (*size, *chunks)):
                 pass
@@ -159,7 +158,7 @@ class _Checker:
                 yield "its constants must be lists of extents, of axes and of chunks"
                 return
         if not len(size) == len(names) == len(chunks):
-            yield f"size {size}, axes {names} and chunks {chunks} are not of one length"
+            yield f"size {size}, axes {names} and chunks {chunks} differ in length"
             return
         for extent, axes, chunk in zip(size, names, chunks, strict=True):
             cutting = tuple(axes.split(",")) if axes else ()
@@ -201,7 +200,7 @@ def _future_problems(op: Operation) -> Iterator[Problem]:
 
 
 def _constant_problem(argument: Argument, op: Operation) -> Iterator[str]:
-    """What is wrong with one constant: missing though the schema demands it, or of another kind."""
+    """The violation of one constant: missing, or of another type than the schema's."""
     if argument.kind is not Kind.CONSTANT:
         return
     there = argument.name in op.attributes

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...ir.collectives import BLOCKING, WAIT
 from ...ir.equivalence.flow import Node
-from ...ir.equivalence.trace import Print, Trace, same_elements
+from ...ir.equivalence.trace import Fingerprint, Trace, same_elements
 from ...ir.interpreter.code import UNPACK
 from ...ir.interpreter.observing import Path
 from ...ir.placement import Shard
@@ -50,25 +50,25 @@ class Values:
     def __init__(self, trace: Trace, tolerance: float) -> None:
         self.trace = trace
         self.tolerance = tolerance
-        by_count: dict[int, list[Print]] = defaultdict(list)
-        for each in (*trace.prints.values(), *chain.from_iterable(trace.parts.values())):
+        by_count: dict[int, list[Fingerprint]] = defaultdict(list)
+        for each in (*trace.fingerprints.values(), *chain.from_iterable(trace.parts.values())):
             by_count[each.count].append(each)
         self._tables = {count: self._table(prints) for count, prints in by_count.items()}
 
     def holds(self, trace: Trace, number: int) -> bool:
         """Whether a value of another trace is one of these, or all its microbatches' parts are."""
-        wanted, parts = trace.prints.get(number), trace.parts.get(number, ())
+        wanted, parts = trace.fingerprints.get(number), trace.parts.get(number, ())
         if wanted is None:
             return False
         return self._holds(wanted) or (len(parts) > 0 and all(self._holds(part) for part in parts))
 
-    def _holds(self, wanted: Print) -> bool:
+    def _holds(self, wanted: Fingerprint) -> bool:
         if wanted.count not in self._tables:
             return False
         sums, sizes = self._tables[wanted.count]
         return bool(same_elements(sums, sizes, wanted, self.tolerance).any())
 
-    def _table(self, prints: Sequence[Print]) -> tuple[Tensor, Tensor]:
+    def _table(self, prints: Sequence[Fingerprint]) -> tuple[Tensor, Tensor]:
         return torch.stack([each.sums for each in prints]), torch.tensor([each.size for each in prints]).double()
 
 
@@ -114,7 +114,7 @@ class Statuses:
         if all(status is Status.UNKNOWN for status in known) and not (known and _communicates(node)):
             return Status.UNKNOWN
         is_own = Status.UNKNOWN in known or self._says_nothing(number, operands)
-        return Status.UNKNOWN if number in self.trace.torn and is_own and not _communicates(node) else Status.WRONG
+        return Status.UNKNOWN if number in self.trace.diverged and is_own and not _communicates(node) else Status.WRONG
 
     def _is_floating(self, number: int) -> bool:
         type_ = self.trace.flow.types[number]
@@ -128,7 +128,7 @@ class Statuses:
         return type_ is not None and not type_.placement and sharded
 
     def _is_seen(self, number: int) -> bool:
-        return number in self.trace.prints
+        return number in self.trace.fingerprints
 
     def _proves(self, node: Node) -> bool:
         """Whether all results are right, and one could not be if an operand were not."""
@@ -140,7 +140,7 @@ class Statuses:
         )
 
     def _says_something(self, number: int) -> bool:
-        type_, found = self.trace.flow.types[number], self.trace.prints.get(number)
+        type_, found = self.trace.flow.types[number], self.trace.fingerprints.get(number)
         if type_ is None or found is None or type_.dtype is torch.bool:
             return False
         return not found.is_constant or (found.count == 1 and found.size not in (0, 1))

@@ -161,7 +161,7 @@ def _changed(
         was, now = before.maker(old), after.maker(new)
         if was is None or now is None or before.twin(after, now) is not was:
             continue
-        if old not in before.trace.prints:
+        if old not in before.trace.fingerprints:
             old, new = before.given(was)[0], after.given(now)[0]
         if _unlike(before.trace, old, after.trace, new, tolerance, now.microbatch):
             yield now
@@ -192,7 +192,7 @@ def _why(
         names = ", ".join(f'"{result_name(after.code.results[i].record, i)}"' for i in wrong)
         yield f"every value that leads to {names} was computed before too, and is returned in the place of another"
         return
-    if any(number in after.trace.torn for number in after.given(node)):
+    if any(number in after.trace.diverged for number in after.given(node)):
         yield "ranks that should hold the same of its result, as its type says, do not"
     twin = before.twin(after, node)
     if twin is None:

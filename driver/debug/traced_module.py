@@ -34,7 +34,7 @@ class TracedModule:
     @property
     def is_complete(self) -> bool:
         """Whether the run came to its end, where only its results can have been refused."""
-        return all(number in self.trace.prints for number in self.trace.flow.results)
+        return all(number in self.trace.fingerprints for number in self.trace.flow.results)
 
     def place(self, node: Node) -> Place:
         """Where an operation stands."""

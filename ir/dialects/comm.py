@@ -1,7 +1,7 @@
-"""The `comm` dialect: what depends on the rank, and what crosses ranks.
+"""The `comm` dialect: operations that depend on the rank or communicate between ranks.
 
 Axes are names of mesh axes, outermost first; a group is the ranks that differ only on them, numbered row-major.
-`reshard` is the one operation that exists before tensors are cut: its result's type says the wanted placement.
+`reshard` is the only operation at level `aten`; its result type has the wanted placement.
 The collectives see equal (padded) shapes on all ranks of a group. A `_start` returns a future
 (`!async.value<tensor>`) that `wait` must take exactly once; the starts and waits are not pure, so nothing moves them.
 """

@@ -58,7 +58,7 @@ def test_inputs_for_a_comparison_hold_a_state() -> None:
     [
         ('size = array<i64: 6>, axes = ["pp"], chunks = array<i64: 3>', 'no axis "pp"'),
         ('size = array<i64: 6>, axes = ["tp"], chunks = array<i64: 3>', "is 2, not 3"),
-        ('size = array<i64: 6>, axes = ["dp", "tp"], chunks = array<i64: 3>', "not of one length"),
+        ('size = array<i64: 6>, axes = ["dp", "tp"], chunks = array<i64: 3>', "differ in length"),
         ('size = array<i64: 4>, axes = ["dp"], chunks = array<i64: 2>', r"must have shape \[2\], not \[3\]"),
         ('size = "6", axes = ["dp"], chunks = array<i64: 3>', "lists of"),
     ],
