@@ -70,7 +70,7 @@ class Pipe:
     dp: int = 1
     dtype: str = "float64"
     reduced: bool = True
-    """Else gradients are left as addends over dp."""
+    """Else gradients are left unreduced over dp."""
 
     @property
     def chunk(self) -> int:
@@ -92,8 +92,8 @@ class Pipe:
             ),
             outputs=(
                 Output("loss", "output", (), slot=0, index=0, **width),
-                Output("b", "gradient", (4, 2), slot=0, stages=(1,), addends=left, **width),
-                Output("a", "gradient", (3, 4), slot=0, stages=(0,), addends=left, **width),
+                Output("b", "gradient", (4, 2), slot=0, stages=(1,), unreduced_over=left, **width),
+                Output("a", "gradient", (3, 4), slot=0, stages=(0,), unreduced_over=left, **width),
                 Output("seen", "buffer", (1,), slot=0, stages=(0,), **width),
             ),
             functions={"main_0": self._first(), "main_1": self._last(), **self._segments()},

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stretto.runtime.philox import Part, RandomState, draw, philox
+from stretto.runtime.philox import Part, RngState, draw, philox
 
-STATE = RandomState(seed=5, step=3).tensor()
+STATE = RngState(seed=5, step=3).tensor()
 
 # Random123's known answers (kat_vectors, philox4x32 10): counter, key, result.
 KNOWN = [
@@ -41,7 +41,7 @@ def test_seed_number_and_step_may_be_tensors_as_on_a_device_that_nobody_waits_fo
 
 
 def test_an_element_is_a_word_of_the_block_of_its_index() -> None:
-    state = RandomState(seed=(7 << 32) + 9, step=11).tensor()
+    state = RngState(seed=(7 << 32) + 9, step=11).tensor()
     drawn = draw(state, 13, Part.whole((2, 5)))
     first, second, third = (philox((block, 0, 13, 11), (9, 7)) for block in range(3))
     assert drawn.flatten().tolist() == [*first, *second, *third[:2]]
@@ -70,13 +70,13 @@ def test_padding_shifts_nothing_and_holds_anything() -> None:
 
 def test_seed_step_and_number_each_change_everything() -> None:
     part = Part.whole((64,))
-    states = [RandomState(5, 3), RandomState(6, 3), RandomState(5, 4), RandomState(5 + (1 << 32), 3)]
+    states = [RngState(5, 3), RngState(6, 3), RngState(5, 4), RngState(5 + (1 << 32), 3)]
     drawn = [draw(state.tensor(), 0, part) for state in states] + [draw(STATE, 1, part)]
     assert all(int((a == b).sum()) <= 1 for i, a in enumerate(drawn) for b in drawn[:i])
 
 
 def test_a_seed_of_64_bits_fits_and_a_negative_one_too() -> None:
-    assert RandomState(2**64 - 1).tensor().tolist() == [-1, 0] == RandomState(-1).tensor().tolist()
+    assert RngState(2**64 - 1).tensor().tolist() == [-1, 0] == RngState(-1).tensor().tolist()
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

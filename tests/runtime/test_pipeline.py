@@ -14,7 +14,7 @@ from stretto.runtime import Program, ProgramError, RunError
 from stretto.runtime.communicator import Communicator
 from stretto.runtime.errors import CollectiveError
 from stretto.runtime.program.records import Function, Pipeline
-from stretto.runtime.rank.unreduced_gradients import Addends
+from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
 from stretto.runtime.threads.session import RankThreads, Replicas
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def test_held_gradients_are_multiplied_by_the_scale_and_by_the_tangent() -> None
 def test_gradients_of_stages_wait_as_addends() -> None:
     pipe = Pipe(dp=2, reduced=False)
     parameters, x = given(pipe)
-    one, addends = torch.ones((), dtype=torch.float64), Addends()
+    one, addends = torch.ones((), dtype=torch.float64), UnreducedGradients()
     with RankThreads(pipe.train()) as session:
         for _ in range(2):
             _, state = session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
@@ -127,19 +127,19 @@ def with_code(entry: str, *code: Any) -> Program:
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (replace(Pipe().train(), pipeline=Pipeline("tp", ("main_0", "main_1"), 2)), "'tp' is no axis of the mesh"),
+        (replace(Pipe().train(), pipeline=Pipeline("tp", ("main_0", "main_1"), 2)), "'tp' is not an axis of the mesh"),
         (replace(Pipe().train(), pipeline=Pipeline("pp", ("main_0",), 2)), "expected 2 functions"),
         (replace(Pipe().train(), pipeline=Pipeline("pp", ("main_0", "main_2"), 2)), 'there is no "main_2"'),
         (replace(Pipe().train(), pipeline=None), 'there is no "main"'),
-        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=2)), "2 is no coordinate on 'pp'"),
+        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=2)), "2 is not a coordinate on 'pp'"),
         (with_code("main_0", step("comm.send", S(0), axis="tp", peer=0)), "not axes of the mesh"),
-        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=0, out=[0])), "gives no value"),
-        (with_code("main_0", step("comm.receive_start", axis="pp", peer=0, size=[2], dtype=5, out=[0])), "no dtype"),
+        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=0, out=[0])), "returns nothing"),
+        (with_code("main_0", step("comm.receive_start", axis="pp", peer=0, size=[2], dtype=5, out=[0])), "not a dtype"),
         (with_code("main_0", step("rank.offset", axes=["microbatch"], chunk=1, out=[0])), "outside of a call"),
         (with_code("main_0", step("call", "main_1", [], out=[])), "expected [function, [slots]]"),
         (with_code("main_0", step("call", "cut", [S(1)], out=[0])), "outside of a call"),
-        (with_code("main_0", step("call", "cut", [S(1)], out=[0], microbatch=2)), "no microbatch of 2"),
-        (replace(Pipe().train(), inputs=Pipe().train().inputs[1:]), "it takes 2 of 1 inputs"),
+        (with_code("main_0", step("call", "cut", [S(1)], out=[0], microbatch=2)), "not a microbatch of 2"),
+        (replace(Pipe().train(), inputs=Pipe().train().inputs[1:]), "expected 1 inputs, found 2"),
     ],
 )
 def test_what_no_pipeline_can_be_is_named(program: Program, message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_message_that_nobody_receives_is_no_silent_one() -> None:
     parameters, x = given(Pipe())
     with RankThreads(program) as session:
         for _ in range(2):
-            with pytest.raises(CollectiveError, match="from rank 0 to rank 1 was sent, and never received") as caught:
+            with pytest.raises(CollectiveError, match="from rank 0 to rank 1 was sent, but never received") as caught:
                 session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
             assert "comm.send" in caught.value.render()
 

@@ -11,7 +11,7 @@ from stretto.diagnostics import StrettoError
 from stretto.runtime import Program
 from stretto.runtime.processes.communicator import DistributedCommunicator
 from stretto.runtime.processes.jobs import check_entry
-from stretto.runtime.processes.parameters import distributed, is_here
+from stretto.runtime.processes.parameters import distribute_parameter, has_local_part
 from stretto.runtime.processes.session import ProcessRank
 from stretto.runtime.processes.world import join
 from stretto.runtime.program.mesh import RankMesh
@@ -91,9 +91,9 @@ def dtensors(program: Program) -> dict[str, Any]:
     """Two steps of AdamW on parameters that their stages hold."""
     b, a, x = given()
     session = ProcessRank(program)
-    homes = [program.home(each) for each in program.of_kind("parameter")]
+    homes = [program.owning_stage(each) for each in program.of_kind("parameter")]
     world, mesh = session.world, program.mesh
-    held = [distributed(each, (), world, mesh, home) for each, home in zip((b, a), homes, strict=True)]
+    held = [distribute_parameter(each, (), world, mesh, home) for each, home in zip((b, a), homes, strict=True)]
     plain = [nn.Parameter(each.detach().clone()) for each in (b, a)]
     ours, theirs = torch.optim.AdamW(held, 0.1), torch.optim.AdamW(plain, 0.1)
     for _ in range(2):
@@ -105,10 +105,10 @@ def dtensors(program: Program) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
     both = zip([full(each) for each in held], plain, strict=True)
-    misplaced = distributed(b, (), world, mesh)
+    misplaced = distribute_parameter(b, (), world, mesh)
     return {
         "far": max(float((one - other).abs().max()) for one, other in both),
-        "here": [is_here(each) for each in held],
+        "here": [has_local_part(each) for each in held],
         "local": [list(local(each).shape) for each in held],
         "grads": grads,
         "misplaced": said(session, [misplaced, held[1]], x),
@@ -121,7 +121,7 @@ def swapped(program: Program) -> dict[str, Any]:
     expected = torch.autograd.grad(((x @ a @ b) ** 2).sum(), [b, a])
     session = ProcessRank(program)
     world, mesh = session.world, program.mesh
-    held = [distributed(each, (), world, mesh, ("pp", stage)) for stage, each in enumerate((b, a))]
+    held = [distribute_parameter(each, (), world, mesh, ("pp", stage)) for stage, each in enumerate((b, a))]
     (loss,), _ = run(session, held, [ONE.expand(1)], [x])
     torch.autograd.backward(loss)
     pairs = [(each.grad, one) for each, one in zip(held, expected, strict=True)]

@@ -92,7 +92,7 @@ def test_processes_with_unequal_values_are_told_of_the_first_parameter_that_diff
     ranks: list[dict[str, Any]],
 ) -> None:
     for each in ranks:
-        assert "error[E0354]: parameter 'b' has not the same value in all processes: rank 3 is" in each["seeds"]
+        assert "error[E0354]: parameter 'b' differs between processes: rank 3 has another" in each["seeds"]
         assert "seed every process alike" in each["seeds"]
 
 

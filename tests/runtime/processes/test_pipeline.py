@@ -61,7 +61,7 @@ def test_a_parameter_that_is_not_on_its_stage_is_refused(ranks: list[dict[str, A
     for each in ranks[2:]:
         said = each["dtensors"]["misplaced"]
         assert "error[E0356]" in said
-        assert "placed as R, R, the program was compiled for R on ranks 2, 3" in said.replace("Replicate()", "R")
+        assert "placed as R, R, but the program was compiled for R on ranks 2, 3" in said.replace("Replicate()", "R")
 
 
 def test_the_check_of_a_pipeline_passes_in_processes(ranks: list[dict[str, Any]]) -> None:

@@ -56,8 +56,8 @@ class Work:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "SILENCE_S", 0.3)
-    monkeypatch.setattr(watchdog, "BEAT_S", 0.02)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_S", 0.02)
 
 
 def stopped(store: Store, work: Work, size: int = 2, timeout_s: float = 30.0) -> CollectiveError:
@@ -130,7 +130,7 @@ def test_a_store_that_is_gone_is_said() -> None:
     store.broken = True
     error = stopped(store, Work())
     assert error.code == "E0351"
-    assert "the process that keeps the store, rank 0 or the launcher, is gone" in error.message
+    assert "the process of the store, rank 0 or the launcher, is gone" in error.message
 
 
 def test_many_ranks_are_not_all_listed() -> None:
@@ -143,13 +143,13 @@ def test_many_ranks_are_not_all_listed() -> None:
     assert error.notes[-1][0] == "and 10 more"
 
 
-def test_a_process_that_ends_waits_for_a_beat_that_is_slow() -> None:
+def test_a_process_that_ends_waits_for_a_heartbeat_that_is_slow() -> None:
     class Slow(Store):
         def set(self, key: str, value: str) -> None:
-            time.sleep(3 * watchdog.BEAT_S)
+            time.sleep(3 * watchdog.HEARTBEAT_S)
 
     before = set(threading.enumerate())
     made = Watchdog(Slow(), 0, 1, 1.0)
-    [beat] = set(threading.enumerate()) - before
+    [heartbeat] = set(threading.enumerate()) - before
     made.close()
-    assert not beat.is_alive()
+    assert not heartbeat.is_alive()

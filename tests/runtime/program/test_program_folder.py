@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from stretto.runtime import Program, ProgramError
-from stretto.runtime.program.folder import whole_hash
+from stretto.runtime.program.folder import manifest_hash
 
 from ..tiny_programs import linear
 
@@ -33,7 +33,7 @@ def edit_manifest(folder: Path, *, seal: bool, **changes: Any) -> None:
     path = folder / "manifest.json"
     manifest = {**json.loads(path.read_text()), **changes}
     if seal:
-        manifest["hash"] = whole_hash(manifest)
+        manifest["hash"] = manifest_hash(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
 
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "remarks.json").unlink()
-    assert "remarks.json is missing" in refused(folder, "E0302")
+    assert "'remarks.json' is missing" in refused(folder, "E0302")
 
 
 def test_one_changed_byte_in_any_file_is_named(folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_write_that_fails_leaves_the_old_program_and_nothing_else(
     def full(*unused: object, **named: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("stretto.runtime.program.folder.whole_hash", full)
+    monkeypatch.setattr("stretto.runtime.program.folder.manifest_hash", full)
     with pytest.raises(OSError, match="no space"):
         linear(width=6).save(folder)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.driver.report.explain import explain
 from stretto.runtime import Program, ProgramError
-from stretto.runtime.program.folder import whole_hash
+from stretto.runtime.program.folder import manifest_hash
 from stretto.runtime.prover import prove
 
 from ..tiny_programs import linear
@@ -63,7 +63,7 @@ def sealed(changed: dict[str, bytes]) -> dict[str, bytes]:
     sums = manifest.get("files")
     if isinstance(sums, dict):
         sums |= {name: hashlib.sha256(files[name]).hexdigest() for name in sums if name in files}
-    manifest["hash"] = whole_hash(manifest)
+    manifest["hash"] = manifest_hash(manifest)
     return files | {"manifest.json": json.dumps(manifest).encode()}
 
 

@@ -67,7 +67,7 @@ def test_a_stage_that_waits_before_it_sends_what_the_other_waits_for_is_a_deadlo
     assert {(place[1], place[2]) for place in shown(verdict)} == {("main_0", "comm.wait"), ("main_1", "comm.wait")}
     text = verdict.render()
     assert "deadlock: 2 ranks wait for each other" in text
-    assert "stands there until what it receives is sent, and sends only later what is waited for" in text
+    assert "waits there until its message is sent; it sends what another rank needs only later" in text
     assert "comm.send to pp=1 at model.py:8" in text
 
 
@@ -79,7 +79,9 @@ def test_a_message_of_another_shape_than_is_received_names_both_sides() -> None:
     ]
     verdict = prove(with_entry(program, 1, tuple(changed)))
     assert refuted(verdict).code == "E0718"
-    assert "message 0 from rank 0 to rank 1 is float64 [4, 4] when it is sent, float64 [2, 4]" in verdict.render()
+    assert (
+        "message 0 from rank 0 to rank 1 is sent as float64 [4, 4], but received as float64 [2, 4]" in verdict.render()
+    )
     assert shown(verdict) == [((1,), "main_1", "comm.receive_start"), ((0,), "main_0", "comm.send")]
 
 
@@ -88,11 +90,11 @@ def test_a_message_that_is_never_sent_and_one_that_is_never_received_are_named()
     unsent = [each for each in code(program, 1) if each.op != "comm.send"]
     verdict = prove(with_entry(program, 1, tuple(unsent)))
     assert refuted(verdict).code == "E0719"
-    assert "message 0 from rank 2 to rank 0 is waited for, and never sent" in verdict.render()
+    assert "message 0 from rank 2 to rank 0 is received, but never sent" in verdict.render()
     more = [*code(program, 1), step("comm.send", S(0), axis="pp", peer=0)]
     verdict = prove(with_entry(program, 1, tuple(more)))
     assert refuted(verdict).code == "E0719"
-    assert "message 3 from rank 2 to rank 0 is sent, and never received" in verdict.render()
+    assert "message 3 from rank 2 to rank 0 is sent, but never received" in verdict.render()
 
 
 def test_a_receive_is_waited_on_exactly_once() -> None:
@@ -122,7 +124,7 @@ def test_messages_inside_functions_are_found_on_all_their_calls() -> None:
     assert verdict.safe, verdict.render()
     assert verdict.messages == 3
     short = replace(program, functions={**functions, "main_0": Function(1, (0,), (), calls[:2])})
-    assert "message 2 from rank 0 to rank 1 is waited for, and never sent" in prove(short).render()
+    assert "message 2 from rank 0 to rank 1 is received, but never sent" in prove(short).render()
 
 
 def test_a_cap_on_memory_is_judged_stage_by_stage() -> None:
@@ -185,8 +187,8 @@ def test_what_is_sent_after_a_collective_was_started_is_sent_before_it_is_done()
     assert refuted(verdict).code == "E0712"
     assert {(place[0], place[2]) for place in shown(verdict)} == {((0,), "comm.all_reduce_start"), ((1,), "comm.wait")}
     text = verdict.render()
-    assert "rank 0 stands there until all members come, and sends only later what is waited for" in text
-    assert "rank 1 stands there until what it receives is sent, and starts only later what is waited for" in text
+    assert "rank 0 waits there until all members of the group have started it; it sends what another rank needs" in text
+    assert "rank 1 waits there until its message is sent; it starts what another rank needs only later" in text
 
 
 def join_again(slot: int) -> Instruction:

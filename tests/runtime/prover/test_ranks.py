@@ -84,7 +84,7 @@ def test_a_collective_missing_on_one_rank_is_found() -> None:
     verdict = on_two(twice, reduced())
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0711"
     assert places(verdict) == [((0,), "main", 2), ((1,), "main", 0)]
-    assert "never started by rank 1" in verdict.render()
+    assert "rank 1 never starts" in verdict.render()
     never = on_two(program(relu(0, 1), result=1), reduced())
     assert never.counterexample is not None and never.counterexample.code == "E0711"
     assert places(never) == [((1,), "main", 0), ((0,), "main", 0)]
@@ -118,7 +118,7 @@ def test_a_cycle_across_two_groups_is_found_and_named() -> None:
     verdict = prove_ranks([RankClass(first, (0, 2)), RankClass(second, (1, 3))])
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0712"
     assert sorted(places(verdict)) == [((0,), "main", 0), ((1,), "main", 0)]
-    assert "starts only later" in verdict.render()
+    assert "starts what another rank needs only later" in verdict.render()
     assert prove_ranks([RankClass(first, (0, 2)), RankClass(first, (1, 3))]).safe
 
 
@@ -176,7 +176,7 @@ def test_memory_over_the_cap_names_the_peak_and_the_largest_tensor() -> None:
     verdict = prove(one, memory_cap_bytes=600)
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0713"
     assert [index for _, _, index in places(verdict)] == [2, 1]
-    assert "640 bytes a rank, and the cap is 600" in verdict.render()
+    assert "640 bytes, but the cap is 600" in verdict.render()
 
 
 def test_sixty_four_distinct_ranks_of_thirty_two_layers_are_proved_in_seconds() -> None:
