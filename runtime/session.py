@@ -63,8 +63,8 @@ class Session(Protocol):
         """
         ...
 
-    def reduce(self, unreduced: UnreducedGradients, wanted: Container[str] | None = None) -> dict[str, Tensor]:
-        """The unreduced gradients in `wanted` (None: all), summed over the ranks; others stay in `unreduced`."""
+    def reduce(self, unreduced: UnreducedGradients, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """The unreduced gradients in `names` (None: all), summed over the ranks; others stay in `unreduced`."""
         ...
 
     def close(self) -> None:

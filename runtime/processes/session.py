@@ -98,33 +98,30 @@ class ProcessRank:
         tensors_by_kind["tangent"] = [
             torch.full(argument.shape, scale, dtype=DTYPES[argument.dtype]) for argument in tangents
         ]
-        queues = {kind: iter(tensors) for kind, tensors in tensors_by_kind.items()}
-        arguments = [argument for argument in self._program.inputs if argument.kind in queues]
-        whole = {(argument.kind, argument.name): next(queues[argument.kind]) for argument in arguments}
+        remaining = {kind: iter(tensors) for kind, tensors in tensors_by_kind.items()}
+        arguments = [argument for argument in self._program.inputs if argument.kind in remaining]
+        values = {(argument.kind, argument.name): next(remaining[argument.kind]) for argument in arguments}
         entry = self._executor.entry
         with torch.no_grad(), self._in_step():
             fetched = self._fetch_parameters(parameters)
-            local = [
-                self._constants[argument.name]
-                if argument.kind == "constant"
-                else fetched[argument.name]
-                if argument.kind == "parameter" and argument.name in fetched
-                else self._part(argument, whole[argument.kind, argument.name])
-                for argument in entry.forward_inputs
-            ]
+            known = {("constant", name): value for name, value in self._constants.items()}
+            known |= {("parameter", name): value for name, value in fetched.items()}
+            local = []
+            for argument in entry.forward_inputs:
+                key = argument.kind, argument.name
+                local.append(known[key] if key in known else self._part(argument, values[key]))
             results, frame = self._executor.forward(local)
             self._check_replicas(entry.forward_outputs, results)
             own = {_key(output): result for output, result in zip(entry.forward_outputs, results, strict=True)}
-            outputs, changed = [], {}
+            outputs, new_buffers = [], {}
             for output in self._program.outputs:
                 if output.kind == "output":
                     outputs.append(self._output(output, self._stages.broadcast(output, own.get(_key(output)))))
                 elif output.kind == "buffer":
-                    changed[output.name] = self._gathered(
-                        output, self._stages.broadcast(output, own.get(_key(output)))
-                    ).clone()
-        self._distributed = frozenset(name for (_, name), tensor in whole.items() if isinstance(tensor, DTensor))
-        return outputs, State(changed, _Saved(frame, self._distributed, dict(self._other_stages)))
+                    buffer = self._stages.broadcast(output, own.get(_key(output)))
+                    new_buffers[output.name] = self._gathered(output, buffer).clone()
+        self._distributed = frozenset(name for (_, name), tensor in values.items() if isinstance(tensor, DTensor))
+        return outputs, State(new_buffers, _Saved(frame, self._distributed, dict(self._other_stages)))
 
     def backward(
         self, state: State, tangents: Sequence[Tensor | None], unreduced: UnreducedGradients | None = None
@@ -147,7 +144,7 @@ class ProcessRank:
             used = {tensor.untyped_storage().data_ptr() for tensor in local}
             results_by_name = {output.name: result for output, result in zip(entry.gradients, results, strict=True)}
             gradients: dict[str, Tensor] = {}
-            waiting = UnreducedGradients() if unreduced is None else unreduced
+            sums = UnreducedGradients() if unreduced is None else unreduced
             for output in gradient_outputs:
                 result = results_by_name.get(output.name)
                 if result is not None and result.untyped_storage().data_ptr() in used:
@@ -155,20 +152,20 @@ class ProcessRank:
                 if result is not None:
                     used.add(result.untyped_storage().data_ptr())
                 if output.unreduced_over:
-                    waiting.add(output, self._world.rank, torch.empty(0) if result is None else result)
+                    sums.add(output, self._world.rank, torch.empty(0) if result is None else result)
                 else:
                     self._deliver(gradients, output, result, self._layouts[_key(output)], saved)
-        return gradients if unreduced is not None else gradients | self.reduce(waiting)
+        return gradients if unreduced is not None else gradients | self.reduce(sums)
 
-    def reduce(self, unreduced: UnreducedGradients, wanted: Container[str] | None = None) -> dict[str, Tensor]:
+    def reduce(self, unreduced: UnreducedGradients, names: Container[str] | None = None) -> dict[str, Tensor]:
         """See `Session.reduce`. All processes must call it at the same point. DTensor parameters get DTensors."""
         gradients: dict[str, Tensor] = {}
         last = _Saved(Frame([]), self._distributed, self._other_stages)
         with torch.no_grad(), self._in_step():
-            for output, by_rank in unreduced.take(wanted):
+            for output, by_rank in unreduced.take(names):
                 where = f"reducing gradient '{output.name}'"
                 local: Tensor | None = None
-                if self._stages.gives(output):
+                if self._stages.computes(output):
                     local = by_rank[self._world.rank]
                     local = self._communicator.all_reduce_start(local, output.unreduced_over, "sum", where).wait()
                 owner = self._owners[output.name]

@@ -27,7 +27,7 @@ class Stages:
         self._communicator = communicator
         self._own_stage = program.entry_of(world.rank).stage
 
-    def gives(self, output: Output) -> bool:
+    def computes(self, output: Output) -> bool:
         """Whether this process's stage computes a result."""
         return self._own_stage is None or output.stages is None or self._own_stage in output.stages
 

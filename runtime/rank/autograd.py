@@ -84,8 +84,8 @@ class _Call:
         outputs, self.state = self.session.forward(tensors[:split], self.buffers, tensors[split:], scale=self.scale)
         return tuple(outputs)
 
-    def backward(self, grads: Sequence[Tensor | None], wanted: Container[str]) -> dict[str, Tensor]:
-        """Gradients by name, given the gradients of all outputs. Accumulated ones are reduced if in `wanted`."""
+    def backward(self, grads: Sequence[Tensor | None], names: Container[str]) -> dict[str, Tensor]:
+        """Gradients by name, given the gradients of all outputs. Accumulated ones are reduced if in `names`."""
         tangents = {argument.index: argument for argument in self.session.program.of_kind("tangent")}
         tangent_of_output: dict[int | None, Tensor | None] = {}
         for output, grad in zip(self.session.program.results_of_kind("output"), grads, strict=True):
@@ -100,7 +100,7 @@ class _Call:
         unreduced = self.accumulation.unreduced
         gradients = self.session.backward(self.state, ordered, unreduced)
         if self.accumulation.delivers and unreduced:
-            for name, accumulated in self.session.reduce(unreduced, wanted).items():
+            for name, accumulated in self.session.reduce(unreduced, names).items():
                 gradients[name] = gradients[name] + accumulated if name in gradients else accumulated
         return gradients
 

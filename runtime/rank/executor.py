@@ -47,7 +47,7 @@ class Frame:
         if values is None:
             raise RunError(
                 "E0332",
-                "the backward of this forward already ran and freed its saved values",
+                "backward was already run for this forward, and its saved values were freed",
                 help="run the forward again; for a sum of losses, add them before calling backward()",
             )
         return values

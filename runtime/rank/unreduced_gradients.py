@@ -29,10 +29,9 @@ class UnreducedGradients:
         sums = self._sums.setdefault(output.name, {})
         sums[rank] = sums[rank] + gradient if rank in sums else gradient
 
-    def take(self, wanted: Container[str] | None = None) -> Iterator[tuple[Output, Mapping[int, Tensor]]]:
-        """Remove the gradients in `wanted` (None: all) and yield them with the sums by rank, in order of arrival."""
-        names = [name for name in self._sums if wanted is None or name in wanted]
-        for name in names:
+    def take(self, names: Container[str] | None = None) -> Iterator[tuple[Output, Mapping[int, Tensor]]]:
+        """Remove the gradients in `names` (None: all) and yield them with the sums by rank, in order of arrival."""
+        for name in [name for name in self._sums if names is None or name in names]:
             yield self._outputs.pop(name), self._sums.pop(name)
 
     def clear(self) -> None:

@@ -85,15 +85,15 @@ class RankThreads:
         tensors_by_kind["tangent"] = [
             torch.full(argument.shape, scale, dtype=DTYPES[argument.dtype]) for argument in self._tangents
         ]
-        queues = {kind: iter(tensors) for kind, tensors in tensors_by_kind.items()}
-        whole = {(argument.kind, argument.name): next(queues[argument.kind]) for argument in self._program.inputs}
+        remaining = {kind: iter(tensors) for kind, tensors in tensors_by_kind.items()}
+        values = {(argument.kind, argument.name): next(remaining[argument.kind]) for argument in self._program.inputs}
         outputs_and_buffers = [output for output in self._program.outputs if output.kind != "gradient"]
         gathered = _Gathered(self._program, outputs_and_buffers, self._replicas)
 
         def step(rank: int) -> Frame:
             executor = self._executors[rank]
             local = [
-                self._local(argument, whole[argument.kind, argument.name], rank)
+                self._local(argument, values[argument.kind, argument.name], rank)
                 for argument in executor.entry.forward_inputs
             ]
             results, frame = executor.forward(local)
@@ -101,44 +101,43 @@ class RankThreads:
             return frame
 
         frames = self._run(step)
-        outputs, buffered = gathered.by_kind("output"), gathered.by_kind("buffer")
         names = [output.name for output in outputs_and_buffers if output.kind == "buffer"]
-        return outputs, State(dict(zip(names, buffered, strict=True)), frames)
+        new_buffers = dict(zip(names, gathered.by_kind("buffer"), strict=True))
+        return gathered.by_kind("output"), State(new_buffers, frames)
 
     def backward(
         self, state: State, tangents: Sequence[Tensor | None], unreduced: UnreducedGradients | None = None
     ) -> dict[str, Tensor]:
         """See `Session.backward`. Raises RunError E0332 for a state that was used already."""
-        tangent_arguments = self._tangents
         gradient_outputs = self._program.results_of_kind("gradient")
-        whole_gives = [output for output in gradient_outputs if not output.unreduced_over]
-        waiting = UnreducedGradients() if unreduced is None else unreduced
+        reduced_outputs = [output for output in gradient_outputs if not output.unreduced_over]
+        sums = UnreducedGradients() if unreduced is None else unreduced
         frames = state.saved
         if not gradient_outputs or not isinstance(frames, list):
             raise RunError("E0333", "the program was compiled for inference: it has no backward", help="--mode train")
-        whole = list(zip(tangent_arguments, tangents_or_zero(tangent_arguments, tangents, self._mesh), strict=True))
-        kept = [frame.take() for frame in frames]
-        gathered = _Gathered(self._program, whole_gives, self._replicas)
+        values = list(zip(self._tangents, tangents_or_zero(self._tangents, tangents, self._mesh), strict=True))
+        saved = [frame.take() for frame in frames]
+        gathered = _Gathered(self._program, reduced_outputs, self._replicas)
 
         def step(rank: int) -> list[tuple[Output, Tensor]]:
             executor = self._executors[rank]
-            local = [local_tensor(tensor.detach(), argument.shards, self._mesh, rank) for argument, tensor in whole]
-            results = executor.backward(Frame(kept[rank]), local)
+            local = [local_tensor(tensor.detach(), argument.shards, self._mesh, rank) for argument, tensor in values]
+            results = executor.backward(Frame(saved[rank]), local)
             pairs = list(zip(executor.entry.gradients, results, strict=True))
-            ready = [pair for pair in pairs if not pair[0].unreduced_over]
-            gathered.put(rank, [output for output, _ in ready], [local for _, local in ready])
+            reduced = [pair for pair in pairs if not pair[0].unreduced_over]
+            gathered.put(rank, [output for output, _ in reduced], [local for _, local in reduced])
             return [pair for pair in pairs if pair[0].unreduced_over]
 
-        for rank, left in enumerate(self._run(step)):
-            for output, local in left:
-                waiting.add(output, rank, local)
-        gradients = dict(zip([output.name for output in whole_gives], gathered.by_kind("gradient"), strict=True))
-        return gradients if unreduced is not None else gradients | self.reduce(waiting)
+        for rank, unreduced_pairs in enumerate(self._run(step)):
+            for output, local in unreduced_pairs:
+                sums.add(output, rank, local)
+        gradients = dict(zip([output.name for output in reduced_outputs], gathered.by_kind("gradient"), strict=True))
+        return gradients if unreduced is not None else gradients | self.reduce(sums)
 
-    def reduce(self, unreduced: UnreducedGradients, wanted: Container[str] | None = None) -> dict[str, Tensor]:
+    def reduce(self, unreduced: UnreducedGradients, names: Container[str] | None = None) -> dict[str, Tensor]:
         """See `Session.reduce`. Sums in the order of ranks."""
         gradients = {}
-        for output, by_rank in unreduced.take(wanted):
+        for output, by_rank in unreduced.take(names):
             total = torch.zeros(output.shape, dtype=DTYPES[output.dtype])
             axes = (*sharding_axes(output.shards), *output.unreduced_over)
             for rank, local in by_rank.items():
@@ -180,9 +179,9 @@ class RankThreads:
         if argument.kind != "parameter":
             return local_tensor(tensor.detach(), argument.shards, self._mesh, rank)
         layout = (tensor.data_ptr(), tensor.stride())
-        known = self._views[rank].get(argument.name)
-        if known is not None and known[:2] == layout:
-            return known[2]
+        cached = self._views[rank].get(argument.name)
+        if cached is not None and cached[:2] == layout:
+            return cached[2]
         local = local_tensor(tensor.detach(), argument.shards, self._mesh, rank)
         if local.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
             self._views[rank][argument.name] = (*layout, local)
@@ -194,32 +193,32 @@ class _Gathered:
 
     def __init__(self, program: Program, outputs: Sequence[Output], replicas: Replicas) -> None:
         self._mesh = program.mesh
-        self._gives = outputs
+        self._outputs = outputs
         self._replicas = replicas
-        self._at = {(output.kind, output.name, output.index): index for index, output in enumerate(outputs)}
+        self._index_of = {(output.kind, output.name, output.index): index for index, output in enumerate(outputs)}
         self._axes = [sharding_axes(output.shards) for output in outputs]
-        self._speakers = [program.primary_coordinates(output) for output in outputs]
-        self._whole = [torch.empty(output.shape, dtype=DTYPES[output.dtype]) for output in outputs]
+        self._primaries = [program.primary_coordinates(output) for output in outputs]
+        self._tensors = [torch.empty(output.shape, dtype=DTYPES[output.dtype]) for output in outputs]
         self._others: list[list[tuple[int, Tensor]]] = [[] for _ in outputs]
 
     def put(self, rank: int, outputs: Sequence[Output], results: Sequence[Tensor]) -> None:
         """Store a rank's results, called from its thread. Primary replicas are written, others kept for comparison."""
         for output, local in zip(outputs, results, strict=True):
-            index = self._at[output.kind, output.name, output.index]
-            if self._mesh.is_primary(rank, self._axes[index], self._speakers[index]):
-                own = window(self._whole[index], output.shards, self._mesh, rank)
+            index = self._index_of[output.kind, output.name, output.index]
+            if self._mesh.is_primary(rank, self._axes[index], self._primaries[index]):
+                own = window(self._tensors[index], output.shards, self._mesh, rank)
                 own.copy_(valid_part(local, output.shards, self._mesh, rank))
             elif self._replicas is Replicas.CHECK:
                 self._others[index].append((rank, local))
 
     def by_kind(self, kind: str) -> list[Tensor]:
         """The global tensors of one kind, after all ranks have ended. Compares replicas if `Replicas.CHECK`."""
-        for output, whole, others in zip(self._gives, self._whole, self._others, strict=True):
+        for output, tensor, others in zip(self._outputs, self._tensors, self._others, strict=True):
             for rank, local in sorted(others, key=lambda other: other[0]):
-                expected = window(whole, output.shards, self._mesh, rank)
+                expected = window(tensor, output.shards, self._mesh, rank)
                 compare_replicas(output, expected, valid_part(local, output.shards, self._mesh, rank), rank)
             others.clear()
-        return [whole for output, whole in zip(self._gives, self._whole, strict=True) if output.kind == kind]
+        return [tensor for output, tensor in zip(self._outputs, self._tensors, strict=True) if output.kind == kind]
 
 
 def constants_of(program: Program) -> list[Tensor]:

@@ -29,15 +29,15 @@ def test_philox_gives_the_published_answers_for_numbers_and_for_tensors(counter:
     a, b, c, d = words(counter)
     k, m = words(key)
     assert philox((a, b, c, d), (k, m)) == words(result)
-    found = philox(tuple(torch.tensor([n, n]) for n in (a, b, c, d)), (k, m))  # type: ignore[arg-type]
-    assert [word.tolist() for word in found if isinstance(word, torch.Tensor)] == [[n, n] for n in words(result)]
+    tensors = philox(tuple(torch.tensor([n, n]) for n in (a, b, c, d)), (k, m))  # type: ignore[arg-type]
+    assert [word.tolist() for word in tensors if isinstance(word, torch.Tensor)] == [[n, n] for n in words(result)]
 
 
 def test_seed_number_and_step_may_be_tensors_as_on_a_device_that_nobody_waits_for() -> None:
     blocks, one = torch.arange(5), torch.tensor
-    found = philox((blocks, one(0), one(13), one(11)), (one(9), one(7)))
+    words = philox((blocks, one(0), one(13), one(11)), (one(9), one(7)))
     expected = philox((blocks, 0, 13, 11), (9, 7))
-    assert [torch.as_tensor(a).tolist() for a in found] == [torch.as_tensor(b).tolist() for b in expected]
+    assert [torch.as_tensor(a).tolist() for a in words] == [torch.as_tensor(b).tolist() for b in expected]
 
 
 def test_an_element_is_a_word_of_the_block_of_its_index() -> None:

@@ -82,8 +82,8 @@ def test_a_folder_without_a_manifest_is_not_a_program(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist_is_answered_with_the_nearest_program(folder: Path) -> None:
-    said = refused(folder.parent / "porgram", "E0301")
-    assert "it does not exist" in said and f"did you mean '{folder}'?" in said
+    message = refused(folder.parent / "porgram", "E0301")
+    assert "it does not exist" in message and f"did you mean '{folder}'?" in message
 
 
 @pytest.mark.parametrize("text", ["[]", "{}"])
@@ -188,8 +188,8 @@ def test_saving_over_what_is_not_a_program_is_refused_and_changes_nothing(tmp_pa
     with pytest.raises(ProgramError) as caught:
         linear().save(target)
     assert caught.value.code == "E0307"
-    assert [each.name for each in target.iterdir()] == ["chapter1.txt"]
-    assert [each.name for each in tmp_path.iterdir()] == ["thesis"]
+    assert [path.name for path in target.iterdir()] == ["chapter1.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_saving_over_a_file_a_foreign_manifest_or_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_saving_over_a_file_a_foreign_manifest_or_an_empty_folder_is_refused(tmp
 def test_saving_over_a_program_replaces_it(folder: Path) -> None:
     linear(width=6).save(folder)
     assert Program.load(folder).inputs[0].shape == (6, 3)
-    assert [each.name for each in folder.parent.iterdir()] == ["program"]
+    assert [path.name for path in folder.parent.iterdir()] == ["program"]
 
 
 def test_a_write_that_fails_leaves_the_old_program_and_nothing_else(
@@ -220,7 +220,7 @@ def test_a_write_that_fails_leaves_the_old_program_and_nothing_else(
         linear(width=6).save(folder)
     monkeypatch.undo()
     assert Program.load(folder).inputs[0].shape == (4, 3)
-    assert [each.name for each in folder.parent.iterdir()] == ["program"]
+    assert [path.name for path in folder.parent.iterdir()] == ["program"]
 
 
 def test_a_swap_that_fails_puts_the_old_program_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,8 @@ def test_the_order_of_the_axes_is_the_order_of_the_chunks() -> None:
 
     def job(communicator: Communicator) -> tuple[float, float]:
         ops = RankOps(communicator, CPU)
-        one, two = ops.shard(whole, ("dp", "tp"), 0, 1), ops.shard(whole, ("tp", "dp"), 0, 1)
-        return float(one), float(two)
+        chunk, two = ops.shard(whole, ("dp", "tp"), 0, 1), ops.shard(whole, ("tp", "dp"), 0, 1)
+        return float(chunk), float(two)
 
     assert on_ranks(GRID, job) == [(0, 0), (1, 2), (2, 1), (3, 3)]
 
@@ -61,9 +61,9 @@ def test_the_order_of_the_axes_is_the_order_of_the_chunks() -> None:
 def test_a_mask_leaves_what_it_is_given_alone_and_takes_integers_and_booleans() -> None:
     def job(communicator: Communicator) -> None:
         ops = RankOps(communicator, CPU)
-        given = torch.ones(2, dtype=torch.int64)
-        masked = ops.mask(given, ("tp",), 0, 2, 3, -100)
-        assert given.tolist() == [1, 1]
+        tensor = torch.ones(2, dtype=torch.int64)
+        masked = ops.mask(tensor, ("tp",), 0, 2, 3, -100)
+        assert tensor.tolist() == [1, 1]
         assert masked.tolist() == ([1, 1] if communicator.rank == 0 else [1, -100])
         assert ops.mask(torch.zeros(2, dtype=torch.bool), ("tp",), 0, 2, 2, True).any() == (communicator.rank == 1)
 

@@ -56,7 +56,7 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
 
 
 def test_a_size_that_is_not_given_is_named() -> None:
-    with pytest.raises(BadExpression, match="'width', which is no size"):
+    with pytest.raises(BadExpression, match="'width', which is not a size"):
         value_of("batch * width", SIZES)
 
 

@@ -92,7 +92,7 @@ def test_unsound_inputs_are_refused(change: dict[str, Any], message: str) -> Non
 
 def test_two_inputs_of_one_kind_need_two_names() -> None:
     program = infer([], [(2,), (2,)], [0])
-    inputs = tuple(replace(each, name="x") for each in program.inputs)
+    inputs = tuple(replace(argument, name="x") for argument in program.inputs)
     assert "have the same name" in refused(replace(program, inputs=inputs))
 
 
@@ -110,7 +110,7 @@ def test_a_program_needs_a_main_and_tangents_a_backward() -> None:
     assert "no backward" in refused(replace(program, functions={"main": replace(main, backward_at=None)}))
 
 
-def test_an_axis_of_the_mesh_stands_once() -> None:
+def test_an_axis_of_the_mesh_is_listed_once() -> None:
     program = infer([], [(2,)], [0])
     manifest = replace(program.manifest, mesh=(("tp", 2), ("tp", 2)), dtype=F32)
     assert "an axis is listed twice" in refused(replace(program, manifest=manifest))

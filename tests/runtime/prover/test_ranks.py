@@ -91,7 +91,7 @@ def test_a_collective_missing_on_one_rank_is_found() -> None:
 
 
 def test_a_collective_missing_among_equal_ones_is_found_by_its_source() -> None:
-    starts = [replace(reduce(0, at), loc=loc) for at, loc in ((1, 0), (3, 1), (5, 2))]
+    starts = [replace(reduce(0, index), loc=loc) for index, loc in ((1, 0), (3, 1), (5, 2))]
     waits = [wait(1, 2), wait(3, 4), wait(5, 6)]
     verdict = on_two(program(*starts, *waits, result=6), program(starts[0], starts[2], waits[0], waits[2], result=6))
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0711"
@@ -193,7 +193,7 @@ def test_unfolded_layers_of_distinct_ranks_cost_no_more_than_their_instructions(
     mesh = (("dp", 8), ("tp", 2))
     one = layered(1, 0, mesh)
     body, call = one.functions["layers_forward"], one.functions["main"].code[1]
-    functions = {f"layer_{at}": body for at in range(32)}
+    functions = {f"layer_{index}": body for index in range(32)}
     calls = tuple(replace(call, args=(name, call.args[1]), out=(2,)) for name in functions)
     main = replace(one.functions["main"], code=(one.functions["main"].code[0], *calls))
     unfolded = replace(one, functions={"main": main, **functions})
