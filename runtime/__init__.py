@@ -1,9 +1,9 @@
 """Programs and what runs them: the format, the executor, the communicators. Needs torch and numpy only.
 
-What makes programs lives elsewhere (`passes`, `backends`); nothing here may import a compiler. Start reading at
+Not here: what compiles programs (`passes`, `backends`); nothing here may import a compiler. Start reading at
 `program/program.py`, then `rank/executor.py` (one rank), `threads/session.py` (all ranks, as threads),
-`processes/session.py` (this process's rank), `checks/program_check.py` (is the result right?), `prover/` (is its order
-safe?). `session.py` and `communicator.py` are the seams: what callers see, and what a rank's program sees of its peers.
+`processes/session.py` (this process's rank), `checks/program_check.py` (are the results right?), `prover/` (is it free
+of deadlocks and races?). `session.py` is the interface to callers, `communicator.py` the interface to other ranks.
 """
 
 from .checks.program_check import check

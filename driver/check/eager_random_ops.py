@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...runtime.philox import Part, RandomState, draw
+from ...runtime.philox import Part, RngState, draw
 from ...runtime.program.program import Program
 
 _aten = torch.ops.aten
@@ -26,7 +26,7 @@ class PlacedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     They are numbered in the order in which they run, which is that of the captured graph.
     """
 
-    def __init__(self, state: RandomState) -> None:
+    def __init__(self, state: RngState) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._state = state.tensor()
         self._number = 0

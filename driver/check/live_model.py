@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import Key, OneDevice, SingleDevice
 from ...runtime.checks.program_check import Expected
-from ...runtime.philox import RandomState
+from ...runtime.philox import RngState
 from ...runtime.processes.jobs import check_process
 from ...runtime.program.arguments import DTYPES, Json
 from ...runtime.program.program import Program
@@ -152,7 +152,7 @@ class LiveModel(OneDevice):
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index (an input that the program does not use keeps the example's value)."""
         given = [inputs.get(index, example) for index, example in enumerate(self._example)]
-        draws = PlacedDraws(RandomState(step=self._step)) if self._draws else nullcontext()
+        draws = PlacedDraws(RngState(step=self._step)) if self._draws else nullcontext()
         self._step += 1
         if not self._raised:
             with draws:

@@ -19,13 +19,13 @@ from ...dsl.plan import Plan
 from ...frontend.capture.call import BoundCall, bind_call
 from ...frontend.captured import Mode
 from ...frontend.dynamic_sizes.dynamic_dims import DynamicDims, DynamicSpec
-from ...runtime.philox import RandomState
+from ...runtime.philox import RngState
 from ...runtime.processes.session import ProcessRank
 from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
 from ...runtime.rank import nan_watch
 from ...runtime.rank.autograd import Accumulation
-from ...runtime.rank.unreduced_gradients import Addends
+from ...runtime.rank.unreduced_gradients import UnreducedGradients
 from ..compile.dynamic_sizes import Found
 from .distribution import check_same_inputs, processes
 from .kept_programs import KeptPrograms, why_sizes
@@ -64,7 +64,7 @@ class CompiledModule:
         """Those whose programs have named sizes, by what their calls have in common."""
         self._without_sizes: Counter[Key] = Counter()
         """How often none was found."""
-        self._addends = Addends()
+        self._addends = UnreducedGradients()
         self._delays = False
         self.draws = Draws()
 
@@ -109,7 +109,7 @@ class CompiledModule:
             note_waiting(self._addends, held.parameters.values())
         key = key_of(held, call, mode or mode_of(held, call, self._plan), delayed=delayed)
         variant = self._kept.find(key, held.modules) or self._add(key, model, held, call)
-        if nan_watch.is_asked() and isinstance(variant.session, ProcessRank):
+        if nan_watch.is_detecting() and isinstance(variant.session, ProcessRank):
             check_same_inputs(call, variant.session.world)
         if variant.program.of_kind("random"):
             self.draws.advance(variant.session)
@@ -208,7 +208,7 @@ def compiled_module(model: nn.Module) -> CompiledModule:
     return found
 
 
-def random_state(model: nn.Module) -> RandomState:
+def random_state(model: nn.Module) -> RngState:
     """Seed and step that the next forward of a compiled model which draws (a dropout in training) will draw from.
 
     What is kept of it in a checkpoint and given to `set_random_state` later continues with the numbers due next.
@@ -216,7 +216,7 @@ def random_state(model: nn.Module) -> RandomState:
     return compiled_module(model).draws.state
 
 
-def set_random_state(model: nn.Module, state: RandomState) -> None:
+def set_random_state(model: nn.Module, state: RngState) -> None:
     """Let the next forward that draws use `state`, and those after it the next steps, until torch has another seed.
 
     `dataclasses.replace(random_state(model), step=0)` makes it repeat the numbers from the beginning.

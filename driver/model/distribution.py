@@ -86,7 +86,7 @@ def move_to_stages(program: Program, parameters: Mapping[str, Tensor]) -> None:
     """
     moved = []
     for each in program.of_kind("parameter"):
-        home, tensor = program.home(each), parameters[each.name]
+        home, tensor = program.owning_stage(each), parameters[each.name]
         if home is not None and isinstance(tensor, DTensor):
             mesh = join().device_mesh(program.mesh, home)
             if tensor.device_mesh == join().device_mesh(program.mesh):
@@ -134,7 +134,7 @@ def check_same_inputs(call: BoundCall, world: World) -> None:
         if isinstance(tensor, DTensor):
             continue
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        each = world.everyones(sha256(flat.numpy().data).digest())
+        each = world.all_gather_bytes(sha256(flat.numpy().data).digest())
         differing = [str(rank) for rank, digest in enumerate(each) if digest != each[0]]
         if differing:
             raise StrettoError(

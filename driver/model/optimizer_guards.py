@@ -21,11 +21,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...diagnostics import StrettoError
 from ...runtime.processes.parameters import move_to
-from ...runtime.rank.unreduced_gradients import Addends
+from ...runtime.rank.unreduced_gradients import UnreducedGradients
 
 _replaced: Any = WeakIdKeyDictionary()
 """Parameters that a model had before it was compiled, to their names; a tensor's own equality is by element."""
-_waiting: weakref.WeakKeyDictionary[Addends, tuple[weakref.ref[Tensor], ...]] = weakref.WeakKeyDictionary()
+_waiting: weakref.WeakKeyDictionary[UnreducedGradients, tuple[weakref.ref[Tensor], ...]] = weakref.WeakKeyDictionary()
 """Where gradients may wait, to the parameters whose they are."""
 _moved: Any = WeakIdKeyDictionary()
 """Parameters that were moved to the ranks of their stage after optimizers may have made state for them."""
@@ -41,7 +41,7 @@ def note_replaced(parameters: Mapping[str, Tensor]) -> None:
         _replaced[each] = name
 
 
-def note_waiting(addends: Addends, parameters: Iterable[Tensor]) -> None:
+def note_waiting(addends: UnreducedGradients, parameters: Iterable[Tensor]) -> None:
     """Remember whose gradients may wait in `addends`."""
     _watch()
     _waiting[addends] = tuple([weakref.ref(each) for each in parameters])

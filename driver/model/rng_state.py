@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from ...diagnostics import StrettoError
-from ...runtime.philox import RandomState
+from ...runtime.philox import RngState
 from ...runtime.processes.session import ProcessRank
 from ...runtime.processes.world import World
 from ...runtime.session import Session
@@ -20,21 +20,21 @@ class Draws:
     """The random state of one compiled model."""
 
     def __init__(self) -> None:
-        self._state: RandomState | None = None
+        self._state: RngState | None = None
         self._seen = 0
         """Torch's seed when the state was last set or used."""
         self._count = 0
         """Forwards that drew; all processes count the same."""
 
     @property
-    def state(self) -> RandomState:
+    def state(self) -> RngState:
         """What the next forward that draws will draw from."""
         if self._state is None or torch.initial_seed() != self._seen:
-            return RandomState(torch.initial_seed())
+            return RngState(torch.initial_seed())
         return self._state
 
     @state.setter
-    def state(self, state: RandomState) -> None:
+    def state(self, state: RngState) -> None:
         self._state, self._seen = state, torch.initial_seed()
 
     def advance(self, session: Session) -> None:
@@ -43,8 +43,8 @@ class Draws:
         if isinstance(session, ProcessRank) and _is_compared(self._count, session.world):
             _check_same(state, session.world)
         self._count += 1
-        session.random_state = state
-        self.state = RandomState(state.seed, state.step + 1)
+        session.rng_state = state
+        self.state = RngState(state.seed, state.step + 1)
 
 
 def _is_compared(count: int, world: World) -> bool:
@@ -52,9 +52,9 @@ def _is_compared(count: int, world: World) -> bool:
     return world.device.type == "cpu" or count & (count - 1) == 0
 
 
-def _check_same(state: RandomState, world: World) -> None:
+def _check_same(state: RngState, world: World) -> None:
     own = b"".join(number.to_bytes(8, "little") for number in (state.seed % (1 << 64), state.step % (1 << 64)))
-    each = world.everyones(own)
+    each = world.all_gather_bytes(own)
     differing = [str(rank) for rank, other in enumerate(each) if other != each[0]]
     if differing:
         raise StrettoError(

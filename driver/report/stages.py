@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...runtime.program.arguments import DTYPES, Json
-from ...runtime.program.entries import MICROBATCH, at_stage
+from ...runtime.program.entries import MICROBATCH, records_of_stage
 from ...runtime.program.program import Program
 from ...runtime.rank.shards import local_shape
 from .traffic import SEND, Traffic
@@ -53,7 +53,7 @@ def stages_of(program: Program, traffic: Traffic) -> tuple[Stage, ...]:
 
 
 def _stage(program: Program, traffic: Traffic, number: int) -> Stage:
-    held = at_stage(program.of_kind("parameter"), number)
+    held = records_of_stage(program.of_kind("parameter"), number)
     sizes = [prod(local_shape(each.shape, each.shards)) * DTYPES[each.dtype].itemsize for each in held]
     code = program.functions[program.entries[number].name].code
     tasks = Counter(str(each.args[0]) for each in code if each.op == "call" and MICROBATCH in each.kwargs)

@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
-from ...runtime.philox import RandomState
-from ...runtime.processes.parameters import is_here
+from ...runtime.philox import RngState
+from ...runtime.processes.parameters import has_local_part
 from ...runtime.processes.world import join
 from ..model.compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..model.distribution import processes
@@ -123,7 +123,7 @@ def load_checkpoint(
     if is_compiled(model):
         compiled_module(model).discard()
     if "random" in ours and is_compiled(model):
-        set_random_state(model, RandomState(**ours["random"]))
+        set_random_state(model, RngState(**ours["random"]))
     return dict(ours["extra"])
 
 
@@ -198,7 +198,7 @@ def _torn(path: Path, why: str) -> StrettoError:
 
 def _elsewhere(model: nn.Module) -> list[str]:
     """The parameters of which this process has no part: other processes hold the optimizer's state of them."""
-    return [name for name, each in model.named_parameters() if not is_here(each)]
+    return [name for name, each in model.named_parameters() if not has_local_part(each)]
 
 
 def _check_fits(

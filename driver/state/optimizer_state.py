@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...diagnostics import StrettoError
-from ...runtime.processes.parameters import is_here
+from ...runtime.processes.parameters import has_local_part
 from ..model.optimizer_guards import no_real_step
 from .held_tensors import few
 
@@ -116,7 +116,7 @@ def _stepped_by_nothing(optimizer: Optimizer) -> Iterator[None]:
     state, optimizer.state = optimizer.state, defaultdict(dict)
     try:
         for each in held:
-            each.grad = torch.zeros_like(each) if is_here(each) else None
+            each.grad = torch.zeros_like(each) if has_local_part(each) else None
         for group, rate in rates:
             group["lr"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0.0
         with no_real_step():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...diagnostics import StrettoError
-from ...runtime.processes.parameters import own_window
+from ...runtime.processes.parameters import local_window
 from .held_tensors import HeldTensor, few, held_tensors, is_writer, meet, transient_buffers, whole
 from .weight_files import WeightFiles, window_of, write_weights
 
@@ -71,7 +71,7 @@ def _with_memory(tensor: Tensor) -> Tensor:
 def _fill(tensor: Tensor, name: str, files: WeightFiles) -> None:
     """Read what this process holds of one tensor."""
     if isinstance(tensor, DTensor):
-        shape, offsets = own_window(tensor)
+        shape, offsets = local_window(tensor)
         local = tensor.to_local()
         if local.numel():
             local.copy_(files.read(name, window_of(shape, offsets)))

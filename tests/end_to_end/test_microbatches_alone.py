@@ -273,7 +273,7 @@ def test_sizes_that_vary_are_compiled_each_for_itself() -> None:
 def test_a_program_says_that_its_microbatches_stand_alone() -> None:
     made = program(Net(rmse), plan())
     assert made.pipeline is not None
-    assert made.pipeline.alone
+    assert made.pipeline.separate_microbatches
     assert type(made.pipeline).from_json(made.pipeline.to_json()) == made.pipeline
     assert "alone" not in type(made.pipeline)("pp", ("a",), 1).to_json()
 

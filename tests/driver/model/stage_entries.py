@@ -10,7 +10,7 @@ import stretto
 import torch
 from stretto.driver.model.distribution import move_to_stages
 from stretto.runtime import Program
-from stretto.runtime.processes.parameters import is_here
+from stretto.runtime.processes.parameters import has_local_part
 from stretto.runtime.processes.session import ProcessRank
 from stretto.runtime.rank.autograd import run
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def everything(arguments: Any) -> Any:
     found["norms"] = [norm(staged, p) for p in (2.0, 1.0, math.inf)]
     staged.step()
     found["went on"] = staged.far(trained(3)[0])
-    found["here"] = [is_here(each) for each in staged.model.parameters()]
+    found["here"] = [has_local_part(each) for each in staged.model.parameters()]
     states = [each for state in staged.optimizer.state.values() for each in state.values()]
     found["held"] = sum(each.to_local().numel() for each in states if isinstance(each, DTensor))
     stretto.save_checkpoint(folder / "staged", staged.model, staged.optimizer, step=3)

@@ -21,7 +21,9 @@ def test_gradients_wait_in_no_sync_and_arrive_with_the_next_backward(plan: str) 
         with compiled.no_sync():
             for each in range(2):
                 compiled(*batch(3 * step + each)).backward()
-        waiting = {each.name for each in stretto.program_of(compiled).results_of_kind("gradient") if each.addends}
+        waiting = {
+            each.name for each in stretto.program_of(compiled).results_of_kind("gradient") if each.unreduced_over
+        }
         before = {name: each.grad for name, each in plain.named_parameters()}
         for name, each in model.named_parameters():
             if name in waiting:
@@ -42,7 +44,7 @@ def test_a_delayed_program_has_no_reduction_of_gradients_over_the_replicas() -> 
     with compiled.no_sync():
         compiled(*batch()).backward()
     program = stretto.program_of(compiled)
-    assert all(each.addends == ("dp",) for each in program.results_of_kind("gradient"))
+    assert all(each.unreduced_over == ("dp",) for each in program.results_of_kind("gradient"))
     assert len(_collectives(program)) < usual
 
 

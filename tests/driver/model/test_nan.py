@@ -51,7 +51,7 @@ def test_a_nan_in_the_loss_is_laid_to_the_operation_that_made_it() -> None:
     x = torch.randn(4, 4)
     assert model(x).isnan()  # nobody asked
     with (
-        pytest.raises(stretto.StrettoError, match="the first was made by instruction") as caught,
+        pytest.raises(stretto.StrettoError, match="the first NaN was made by instruction") as caught,
         stretto.detect_anomaly(),
     ):
         model(x)
@@ -75,7 +75,7 @@ def test_a_nan_that_was_given_is_laid_to_who_gave_it() -> None:
     with torch.no_grad():
         model.up.bias[3] = torch.nan
     with (
-        pytest.raises(stretto.StrettoError, match=r"parameter 'up\.bias' held one before"),
+        pytest.raises(stretto.StrettoError, match=r"parameter 'up\.bias' already had one"),
         stretto.detect_anomaly(),
     ):
         model(torch.randn(4, 4))
