@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stretto.driver.check.pass_check import Terms
+from stretto.driver.check.pass_check import CheckOptions
 from stretto.driver.compile.compile_program import pipeline
 from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.frontend.captured import Mode
@@ -52,7 +52,7 @@ def bisected(case: Case, name: str, kind: str) -> tuple[Bisection, Planting]:
     at = [step_name(step) for step in steps].index(name)
     harmed, planting = with_fault(steps, at, kind, 0)
     ranges = infer_ranges(made.module(CAPTURED))
-    found = bisect(made.module(CAPTURED), harmed, Terms(ranges=ranges))
+    found = bisect(made.module(CAPTURED), harmed, CheckOptions(ranges=ranges))
     assert len(planting.planted) == 1
     assert (found.pass_name, found.index) == (name, at)
     return found, planting
