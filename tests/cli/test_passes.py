@@ -43,11 +43,11 @@ def test_a_page_shows_before_and_after_and_the_options(stretto: Command) -> None
 
 @pytest.mark.parametrize("name", names())
 def test_every_pass_has_a_page(name: str, stretto: Command) -> None:
-    told = json.loads(stretto("passes", name, "--json").out)
-    assert told["name"] == name and told["text"].startswith(told["line"]) and len(told["line"]) > 20
-    if told["origin"] == "stretto":
-        assert "Before" in told["text"] and "After" in told["text"]
-        assert all(option["text"] for option in told["options"])
+    report = json.loads(stretto("passes", name, "--json").out)
+    assert report["name"] == name and report["text"].startswith(report["line"]) and len(report["line"]) > 20
+    if report["origin"] == "stretto":
+        assert "Before" in report["text"] and "After" in report["text"]
+        assert all(option["text"] for option in report["options"])
 
 
 def test_a_page_of_mlir_leaves_its_options_to_mlir(stretto: Command) -> None:
@@ -101,8 +101,8 @@ def test_every_pass_of_ours_says_what_it_needs_and_keeps() -> None:
 def test_a_pass_that_takes_one_level_says_so_first_of_what_it_needs() -> None:
     for page in all_pages():
         if page.name in TABLE:
-            said = page.facts["Needs"].startswith("level `") and page.facts["Needs"].split("`")[1]
-            assert (said or "any") == (page.levels[0] if len(page.levels) == 1 else "any"), page.name
+            text = page.facts["Needs"].startswith("level `") and page.facts["Needs"].split("`")[1]
+            assert (text or "any") == (page.levels[0] if len(page.levels) == 1 else "any"), page.name
 
 
 def test_the_page_of_all_passes_is_the_one_that_docs_has(stretto: Command) -> None:
