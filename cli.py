@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from . import __version__
 from .diagnostics import StrettoError
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stretto", description="Compile a PyTorch model and a plan to a parallel program; run, check, explain it."
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in _COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.HELP))
@@ -135,8 +135,15 @@ def _finite(value: object) -> object:
             return value
 
 
-def _version() -> str:
-    try:
-        return f"stretto {__version__} (torch {version('torch')}, python {sys.version.split()[0]})"
-    except PackageNotFoundError:
-        return f"stretto {__version__} (no torch)"
+class _ShowVersion(argparse.Action):
+    """As argparse's own, but looks for torch's version only when it is asked for: that takes a tenth of a second."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            needed = f"torch {version('torch')}, python {sys.version.split()[0]}"
+        except PackageNotFoundError:
+            needed = "no torch"
+        print(f"stretto {__version__} ({needed})")
+        parser.exit()

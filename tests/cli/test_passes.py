@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Annotated, ClassVar
 import pytest
 from stretto.driver.text import pass_document
 from stretto.driver.text.pass_document import TEXT_TESTS
-from stretto.driver.text.pass_pages import UPSTREAM_LINES, PassOption, all_pages, options_of
+from stretto.driver.text.pass_options import PassOption, options_of
+from stretto.driver.text.pass_pages import UPSTREAM_LINES, all_pages
+from stretto.driver.text.pass_sources import PassSource
 from stretto.dsl import Plan
 from stretto.ir.module import Module
 from stretto.passes import registry
 from stretto.passes.base import Pass, Report
 from stretto.passes.option_values import Range
+from stretto.passes.pass_class import pass_class
 from stretto.passes.registry import TABLE, UPSTREAM, names
 
 from .conftest import Command
@@ -92,6 +96,14 @@ def test_options_have_type_default_and_unit() -> None:
         PassOption("eager", "true or false", "false", ""),
         PassOption("share", "number from 0 to 1 or none", "none", ""),
     )
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_source_says_what_the_class_of_the_pass_does(name: str) -> None:
+    source, cls = PassSource.of(name), pass_class(name)
+    assert source.options == options_of(cls)
+    assert source.levels == tuple(sorted(cls.levels))
+    assert (source.file, source.text) == (inspect.getsourcefile(cls), inspect.getdoc(sys.modules[cls.__module__]))
 
 
 def test_every_pass_of_ours_says_what_it_needs_and_keeps() -> None:
