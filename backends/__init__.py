@@ -1,4 +1,4 @@
-"""From the final IR to what runs or is simulated: lowering to a program, one file a target.
+"""Lowering of the final IR to programs, one folder per target.
 
-Not here: the program's format and its execution (`runtime/`). Start reading at `lower_program.py`.
+Not here: the program's format and its execution (`runtime/`). Start reading at `program/lower_program.py`.
 """

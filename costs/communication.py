@@ -9,8 +9,10 @@ the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are t
 
 from __future__ import annotations
 
-ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
-"""How many times n - 1 steps a collective takes."""
+from ..ir.collectives import COLLECTIVES
+
+ROUNDS = {each.kind: each.rounds for each in COLLECTIVES.values()}
+"""How many times n - 1 steps a collective takes: 2 for an all-reduce, else 1."""
 
 LINK_BYTE = 20.0
 """The time of one byte on a link between accelerators, in bytes moved in an accelerator's own memory.

@@ -1,4 +1,4 @@
-"""Errors that users see: their codes, their places in files, and how they are shown.
+"""Errors and warnings that users see: code, position in a file, and rendering.
 
 Everything may import this folder; it imports nothing of Stretto. Start reading at `error.py`.
 """

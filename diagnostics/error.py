@@ -1,4 +1,4 @@
-"""The one kind of error a user sees: what was found, what was expected, where, and a way out."""
+"""The base class of user errors: what was found, what was expected, where, and one way out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """A place in a text file: 1-based line and column, and how many characters it covers."""
+    """A range in one line of a text file: 1-based line and column, and a length in characters."""
 
     file: str
     line: int
     column: int = 1
     length: int = 1
     text: str = ""
-    """The whole source line, without its newline; empty when it is not known."""
+    """The source line without its newline; empty if unknown."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
@@ -23,8 +23,8 @@ class Span:
 class StrettoError(Exception):
     """A mistake in what the user gave, shown without a traceback (exit code 1).
 
-    `code` is "E" and four digits, listed in `docs/errors.md`. `notes` are (message, place) pairs that point elsewhere,
-    `help` is one way out. Subclasses name the kind of input that was wrong.
+    `code` is "E" and four digits, listed in `docs/errors.md`. `notes` are (message, span) pairs about other positions,
+    `help` is one way out. A subclass stands for one kind of input.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class StrettoError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """The text shown to a person: place, code, message, the source line with carets, notes and help."""
+        """The text on the terminal: position, code, message, source line with carets, notes, help."""
         head = f"error[{self.code}]: {self.message}"
         return rendered(head, self.span, self.expected, self.notes, self.help)
 
     def to_json(self) -> dict[str, object]:
-        """The error for a program to read: places are None where there is none."""
+        """The error as JSON; positions are None if unknown."""
         return {
             "code": self.code, "message": self.message, **_place_json(self.span), "expected": self.expected or None,
             "notes": [{"message": message, **_place_json(place)} for message, place in self.notes],
@@ -60,7 +60,7 @@ class StrettoError(Exception):
 
 
 class PlanWarning(UserWarning):
-    """Something that a plan says has no effect; the text shows where it says it."""
+    """A statement of a plan has no effect; the text shows the statement."""
 
 
 def _place_json(span: Span | None) -> dict[str, object]:
@@ -76,7 +76,7 @@ def rendered(
     notes: tuple[tuple[str, Span | None], ...] = (),
     help: str = "",
 ) -> str:
-    """An error or a warning as a person sees it: place and head, the source line with carets, notes and help.
+    """An error or a warning as text: position and head, source line with carets, notes, help.
 
     >>> print(rendered("warning: this line has no effect", Span("a.plan", 2, 1, 5, "zero 1")))
     a.plan:2:1: warning: this line has no effect

@@ -1,8 +1,8 @@
-"""The plan language: text to frozen values with their places, back to text, and what a plan says of a model's tensors.
+"""The plan language: parser, frozen values with source spans, printer, and resolution against a model's tensors.
 
-Nothing here knows torch or the IR. Start reading at `plan.py`; the grammar is `plan.lark`. A kind of statement is a
-rule of the grammar, a file with its value and its reader, a line in the table of `parser.py`, words in `syntax.py`.
-Written schedules are a language of their own, in plans and in files: `schedule.py`, `schedule.lark`.
+This folder imports neither torch nor the IR. Start reading at `plan.py`; the grammar is `plan.lark`. A kind of
+statement is a rule of the grammar, a file with its value and its reader, a line in the table of `parser.py`, and words
+in `syntax.py`. Written schedules have a grammar of their own, in plans and in files: `schedule.py`, `schedule.lark`.
 """
 
 from .error import PlanCode, PlanError

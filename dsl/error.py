@@ -1,4 +1,4 @@
-"""The error of a plan: what is wrong in its text, or between it and the model or the processes it is used with."""
+"""Errors of plans and written schedules: in the text itself, or against the model or the number of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..diagnostics import StrettoError
 
 
 class PlanCode(StrEnum):
-    """Every code that a plan can raise; `docs/errors.md` has a line for each."""
+    """The error codes of plans; `docs/errors.md` has a line for each."""
 
     SYNTAX = "E0101"
     STRAY_CHARACTER = "E0102"
@@ -35,12 +35,12 @@ class PlanCode(StrEnum):
     PARAMETER_PRECISION = "E0123"
     BAD_PIPELINE = "E0124"
     DUPLICATE_PIPELINE = "E0125"
-    AXIS_OF_STAGES = "E0126"
+    PIPELINE_AXIS = "E0126"
     DUPLICATE_SCHEDULE = "E0127"
 
 
 class WrittenCode(StrEnum):
-    """The codes that only a written schedule raises."""
+    """The error codes of written schedules."""
 
     UNKNOWN_NAME = "E0130"
     DIVISION = "E0131"

@@ -1,4 +1,4 @@
-"""Whole numbers that a written schedule computes: names, + - * / %, min and max; `/` rounds down."""
+"""Integer expressions of written schedules: names, + - * / %, min and max; `/` rounds down."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DIGITS = 9
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is written."""
+    """A literal."""
 
     value: int
 
@@ -28,7 +28,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Name:
-    """A parameter of the schedule, or the stage."""
+    """A parameter of the schedule, or its stage variable."""
 
     name: str
     span: Span | None = field(default=None, compare=False, repr=False)
@@ -39,7 +39,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Binary:
-    """Two expressions and an operator."""
+    """A binary operation."""
 
     operator: str
     left: Expression
@@ -54,7 +54,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Call:
-    """min or max of some expressions."""
+    """`min(...)` or `max(...)`."""
 
     function: str
     arguments: tuple[Expression, ...]
@@ -65,26 +65,26 @@ class Call:
 
 @dataclass(frozen=True)
 class Negative:
-    """Minus an expression."""
+    """A negation."""
 
-    of: Expression
+    operand: Expression
 
     def __str__(self) -> str:
-        return f"-{_inside(self.of, 3)}"
+        return f"-{_inside(self.operand, 3)}"
 
 
 Expression = Number | Name | Binary | Call | Negative
 
 
 def _inside(expression: Expression, strength: int) -> str:
-    """The text of an operand, in parentheses where it binds less than its operator."""
+    """The text of an operand, in parentheses if it binds less tightly than its operator."""
     if isinstance(expression, Binary) and _STRENGTH[expression.operator] < strength:
         return f"({expression})"
     return str(expression)
 
 
 def evaluate(expression: Expression, values: Mapping[str, int]) -> int:
-    """The value. Raises PlanError for a name that is none (E0130), and for a division by zero (E0131).
+    """The value of an expression. Raises PlanError for an unknown name (E0130) and a division by zero (E0131).
 
     >>> evaluate(Binary("/", Name("p"), Number(2)), {"p": 5})
     2
@@ -95,14 +95,14 @@ def evaluate(expression: Expression, values: Mapping[str, int]) -> int:
         case Name(name, span):
             if name not in values:
                 raise PlanError(
-                    WrittenCode.UNKNOWN_NAME, f'nothing is called "{name}" here', span=span,
+                    WrittenCode.UNKNOWN_NAME, f'unknown name "{name}"', span=span,
                     expected=f"expected {listed([*values])}", help=did_you_mean(name, values),
                 )  # fmt: skip
             return values[name]
-        case Negative(of):
-            return -evaluate(of, values)
+        case Negative(operand):
+            return -evaluate(operand, values)
         case Call(function, arguments):
-            numbers = [evaluate(each, values) for each in arguments]
+            numbers = [evaluate(argument, values) for argument in arguments]
             return min(numbers) if function == "min" else max(numbers)
         case Binary(operator, left, right, span):
             return _compute(operator, evaluate(left, values), evaluate(right, values), span)
@@ -111,7 +111,10 @@ def evaluate(expression: Expression, values: Mapping[str, int]) -> int:
 def _compute(operator: str, left: int, right: int, span: Span | None) -> int:
     if operator in "/%" and right == 0:
         raise PlanError(
-            WrittenCode.DIVISION, f"{left} {operator} 0 has no value", span=span, help="divide by another number"
+            WrittenCode.DIVISION,
+            f'division by zero in "{left} {operator} 0"',
+            span=span,
+            help="divide by a number other than 0",
         )
     match operator:
         case "+":
@@ -127,7 +130,7 @@ def _compute(operator: str, left: int, right: int, span: Span | None) -> int:
 
 
 def read_expression(tree: Tree[Token], source: Source) -> Expression:
-    """The value of an expression's tree."""
+    """The expression that a parse tree spells."""
     children = tree.children
     first = children[0]
     match str(tree.data):
@@ -136,16 +139,16 @@ def read_expression(tree: Tree[Token], source: Source) -> Expression:
             return Number(int(first) if len(first) <= _DIGITS else 10**_DIGITS)
         case "name":
             assert isinstance(first, Token)
-            return Name(str(first), source.of(first))
+            return Name(str(first), source.span_of(first))
         case "negative":
             return Negative(_operand(children[1], source))
         case "call":
-            return Call(str(first), tuple(_operand(each, source) for each in children[1:]))
+            return Call(str(first), tuple(_operand(child, source) for child in children[1:]))
         case _:
             operator = children[1]
             assert isinstance(operator, Token)
             left, right = _operand(first, source), _operand(children[2], source)
-            return Binary(str(operator), left, right, source.of(operator))
+            return Binary(str(operator), left, right, source.span_of(operator))
 
 
 def _operand(child: Token | Tree[Token], source: Source) -> Expression:

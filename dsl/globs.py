@@ -1,7 +1,7 @@
-"""Globs over a model's own dotted names.
+"""Globs over a model's dotted names.
 
-`*` stands for any characters, dots included; `?` for one character; `[ab]`, `[0-9]` and `[!a]` for one of a set;
-`{a,b}` for either text. A glob matches a whole name, and case counts.
+`*` matches any characters, dots included; `?` one character; `[ab]`, `[0-9]` and `[!a]` one character of a set;
+`{a,b}` either text. A glob matches a whole name and is case-sensitive.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from fnmatch import translate
 from functools import lru_cache
 
 MAX_EXPANSIONS = 1000
-"""Globs that one glob with braces may stand for."""
+"""The most globs that one glob with braces may expand to."""
 
 MAX_LENGTH = 1000
-"""Characters of one glob."""
+"""The most characters of a glob."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SET = re.compile(r"\[!?\]?[^\]]*\]")
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """The globs without braces that `pattern` stands for, each once; ValueError where they are too many.
+    """The globs without braces that `pattern` expands to, without duplicates; ValueError if there are too many.
 
     >>> expand("*.{q,k}_proj")
     ('*.q_proj', '*.k_proj')
@@ -32,34 +32,34 @@ def expand(pattern: str) -> tuple[str, ...]:
     while any(_BRACES.search(glob) for glob in globs):
         globs = list(dict.fromkeys(text for glob in globs for text in _expand_one(glob)))
         if len(globs) > MAX_EXPANSIONS:
-            raise ValueError(f"its braces stand for more than {MAX_EXPANSIONS} patterns")
+            raise ValueError(f"its braces expand to more than {MAX_EXPANSIONS} patterns")
     return tuple(globs)
 
 
 def _expand_one(glob: str) -> list[str]:
-    """The glob once for each alternative of its first innermost braces."""
-    found = _BRACES.search(glob)
-    if found is None:
+    """The glob with each alternative of its first innermost braces."""
+    braces = _BRACES.search(glob)
+    if braces is None:
         return [glob]
-    return [glob[: found.start()] + text + glob[found.end() :] for text in found[1].split(",")]
+    return [glob[: braces.start()] + text + glob[braces.end() :] for text in braces[1].split(",")]
 
 
 def flaw(pattern: str) -> str:
-    """Why `pattern` is no glob, or cannot be written in a plan; the empty string where nothing is wrong."""
+    """Why `pattern` is not a valid glob in a plan; empty if it is one."""
     if not pattern:
         return "it is empty"
     if len(pattern) > MAX_LENGTH:
         return f"it is longer than {MAX_LENGTH} characters"
     if set(pattern) & set('"\r\n'):
-        return "a name has no quote and no line break"
+        return "it has a quote or a line break"
     try:
         expanded = expand(pattern)
     except ValueError as error:
         return str(error)
     if any(brace in glob for glob in expanded for brace in "{}"):
-        return "a brace has no partner"
+        return "a brace is unbalanced"
     if any("[" in _SET.sub("", glob) for glob in expanded):
-        return 'a "[" has no "]"'
+        return 'a "[" has no closing "]"'
     return ""
 
 
@@ -74,7 +74,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def match(pattern: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of `names` that the glob matches, in their order.
+    """The names that the glob matches, in the given order.
 
     >>> match("*.{q,k}_proj", ["h.0.q_proj", "h.0.v_proj"])
     ('h.0.q_proj',)
@@ -83,23 +83,23 @@ def match(pattern: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _generic(name: str) -> str:
-    """A name with `*` for each of its numbers."""
+    """The name with `*` in place of each number."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def nearest_patterns(pattern: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
-    """At most `count` patterns like `pattern` that do match, found by comparing the ends of names of equal depth.
+    """At most `count` similar patterns that match a name; the last parts of the names are compared.
 
     >>> nearest_patterns("*.q_prj", ["model.layers.0.q_proj", "model.layers.1.q_proj", "model.norm"])
     ('*.q_proj',)
     """
     known = tuple(dict.fromkeys(names))
-    found: dict[str, None] = {}
+    patterns: dict[str, None] = {}
     for glob in expand(pattern)[:16]:
-        wanted = glob.lstrip("*.")
-        depth = wanted.count(".") + 1
-        named = dict.fromkeys(_generic(name) if "*" in wanted else name for name in known)
-        tails = {".".join(name.split(".")[-depth:]): name for name in named}
-        for tail in get_close_matches(wanted, tails, n=count, cutoff=0.6):
-            found[tail if tails[tail] == tail else f"*.{tail}"] = None
-    return tuple(found)[:count]
+        suffix = glob.lstrip("*.")
+        depth = suffix.count(".") + 1
+        candidates = dict.fromkeys(_generic(name) if "*" in suffix else name for name in known)
+        tails = {".".join(name.split(".")[-depth:]): name for name in candidates}
+        for tail in get_close_matches(suffix, tails, n=count, cutoff=0.6):
+            patterns[tail if tails[tail] == tail else f"*.{tail}"] = None
+    return tuple(patterns)[:count]

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Mesh:
-    """The axes in declared order with their sizes; ranks are numbered row-major over them.
+    """The axes with their sizes, in declared order; ranks are numbered row-major.
 
     Raises PlanError for fewer than 1 or more than 4 axes, a size below 1 (E0108), an axis named twice (E0109).
 
@@ -44,7 +44,7 @@ class Mesh:
     def _check_axis(self, index: int, name: str, size: int) -> None:
         span = self.places.axis(index)
         if not _NAME.fullmatch(name):
-            message = f'"{name}" cannot name an axis'
+            message = f'"{name}" is not a valid name of an axis'
             raise PlanError(PlanCode.BAD_MESH, message, span=span, expected="expected letters, digits and _")
         if not 1 <= size <= MAX_SIZE:
             message = f'the axis "{name}" has size {size}'
@@ -84,10 +84,10 @@ def read_mesh(tree: Tree[Token], source: Source) -> Mesh:
     """The value of a `mesh` statement; raises PlanError as `Mesh` does."""
     (keyword, end), names, sizes = tokens(tree, "MESH", "RPAR"), tokens(tree, "AXIS"), tokens(tree, "NUMBER")
     axes = tuple((str(name), read_number(size)) for name, size in zip(names, sizes, strict=True))
-    spans = tuple(source.of(name, size) for name, size in zip(names, sizes, strict=True))
-    return Mesh(axes, Places(source.of(keyword, end), axes=spans))
+    spans = tuple(source.span_of(name, size) for name, size in zip(names, sizes, strict=True))
+    return Mesh(axes, Places(source.span_of(keyword, end), axes=spans))
 
 
 def read_number(token: Token) -> int:
-    """The integer that a token spells, or one that no range allows where it has too many digits."""
+    """The integer that a token spells; 10^12, which every range excludes, if it has too many digits."""
     return int(token) if len(token) <= 12 else 10**12

@@ -1,4 +1,4 @@
-"""Text to statements: the grammar's tree, read by one function per kind of statement."""
+"""The parser: plan text to statements, one reader function per kind of statement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "pipeline": read_pipeline,
     "schedule": read_schedule,
 }
-"""For each kind of statement, by its rule in the grammar, what makes its value."""
+"""By rule of the grammar, the function that reads its statement."""
 
 
 @cache
@@ -49,5 +49,5 @@ def parse_statements(source: Source) -> tuple[Mesh | Statement, ...]:
 
 
 def _accepted(error: UnexpectedInput) -> frozenset[str]:
-    """The terminals that the grammar allows where the error is."""
+    """The terminals that the grammar allows at the error."""
     return frozenset(error.interactive_parser.accepts())  # type: ignore[no-untyped-call]  # lark leaves it untyped

@@ -1,7 +1,7 @@
-"""`pipeline over pp { schedule zb-v  microbatches 8 }`: the model in stages, the batch in microbatches, in an order.
+"""`pipeline over pp { schedule zb-v  microbatches 8 }`: pipeline parallelism over one axis of the mesh.
 
-The stages lie on an axis of the mesh. Which schedules have a name is not known here: `schedule` names one of them, or
-one that is written in the same plan.
+`schedule` names a schedule of `schedules/catalogue.py`, which this folder does not know, or one that is written in the
+same plan.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from .precision import FloatFormat
 from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed, shortened
 
-MOST = 1_000_000
-"""The largest number of microbatches, and of chunks."""
-TIME = "microbatch"
-"""What no axis of the mesh may be called beside a pipeline: compilers call the axis of time so."""
+MAX_COUNT = 1_000_000
+"""The most microbatches, and the most chunks."""
+MICROBATCH_AXIS = "microbatch"
+"""The name of the microbatch axis in the IR. Beside a pipeline, no axis of the mesh may have it."""
 DEFAULT_SCHEDULE = "1f1b"
 
 _WORD = re.compile(r"-?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 class Balance(StrEnum):
-    """What stages have equally much of, where the plan does not say where they begin."""
+    """What is balanced over stages where the plan does not say where they begin."""
 
     TIME = "time"
-    """Of estimated time."""
+    """Estimated time."""
     MEMORY = "memory"
-    """Of parameters and activations, in bytes."""
+    """Bytes of parameters and activations."""
     LAYERS = "layers"
-    """Of repeated layers."""
+    """The number of repeated layers."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a plan says of its pipeline.
+    """A `pipeline` statement.
 
-    Raises PlanError for numbers out of range and for items that exclude each other (E0124), and for a bad pattern
+    Raises PlanError for a number out of range and for items that exclude each other (E0124), and for a bad pattern
     (E0113).
 
     >>> print(Pipeline("pp", 8, "zb-v"))
@@ -54,52 +54,53 @@ class Pipeline:
     """
 
     axis: str
-    """The axis of the mesh that the stages lie on."""
+    """The pipeline axis: its ranks hold the stages."""
     microbatches: int
     schedule: str = DEFAULT_SCHEDULE
-    """The name of a schedule: of the plan's own, or of one that has a name everywhere."""
+    """A schedule of the plan, or of the catalogue."""
     chunks: int | None = None
-    """Virtual stages of a rank; None: as many as the schedule is usually given."""
+    """Virtual stages per rank; None: the schedule's default."""
     balance: Balance = Balance.TIME
     split: tuple[str, ...] = ()
-    """Globs of modules at whose first operation a stage begins; empty: the stages are balanced."""
+    """Globs of modules whose first op begins a stage; empty: stages are balanced."""
     times: tuple[float, ...] = ()
-    """f, b, w and perhaps c, for schedules that search: a microbatch's forward, input gradient and weight gradient on
-    a rank, and the time to send, in one unit; empty: they are estimated."""
+    """f, b, w and optionally c, for schedules that are searched: the times of a microbatch's forward, input gradient
+    and weight gradient on a rank, and of a transfer, in one unit; empty: they are estimated."""
     memory: float | None = None
-    """The most activations of a rank, in those of one microbatch on all that it holds; None: as published."""
+    """The memory cap of a rank, in activations of one microbatch on all of its stages; None: as published."""
     transfer: FloatFormat | None = None
-    """What activations and their gradients are cast to where they cross from stage to stage; None: nothing is."""
+    """The dtype in which activations and their gradients are sent between stages; None: their own."""
     per_microbatch: bool = False
-    """Whether the loss is the mean of the losses of the microbatches, each computed alone."""
+    """Whether the loss is the mean of losses that are computed per microbatch."""
     barriers: int = 1
-    """How often ranks meet between a microbatch's forward and backward, where they share the vocabulary: 1 or 2."""
+    """Barriers of all ranks between a microbatch's forward and backward, with a sharded vocabulary: 1 or 2."""
     places: Places = field(default=Places(), compare=False, repr=False)
-    """Where the statement stands, its axis, and the patterns of `split`."""
+    """Source spans of the statement, its axis, and the patterns of `split`."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
-    """Where each item that is written stands, by its word."""
+    """Source spans of the items, by keyword."""
 
     def __post_init__(self) -> None:
         for item in ("microbatches", "chunks"):
             number = getattr(self, item)
-            if number is not None and not 1 <= number <= MOST:
-                raise self._refused(item, f"{number} {item}", f"1 to {MOST}")
+            if number is not None and not 1 <= number <= MAX_COUNT:
+                raise self._refused(item, f"{number} {item}", f"1 to {MAX_COUNT}")
         if self.barriers not in (1, 2):
             raise self._refused("barriers", f"{self.barriers} barriers", "1 or 2")
         if not _WORD.fullmatch(self.schedule):
-            raise self._refused("schedule", f'a schedule of the name "{shortened(self.schedule)}"', "a word")
+            raise self._refused("schedule", f'a schedule named "{shortened(self.schedule)}"', "a word")
         if self.times and not _are_times(self.times):
+            times = ", ".join(f"{time:g}" for time in self.times)
             raise self._refused(
-                "times", "such times", "f,b,w or f,b,w,c, from 0 and not all 0, as in: times 1, 1, 1, 0"
+                "times", f'the times "{times}"', "f,b,w or f,b,w,c, each at least 0, such as: times 1, 1, 1, 0"
             )
         if self.memory is not None and not (isfinite(self.memory) and self.memory > 0):
             raise self._refused("memory", f"a memory of {self.memory:g}", "a number of activations above 0")
         if self.split and self.balance is not Balance.TIME:
             raise PlanError(
                 PlanCode.BAD_PIPELINE,
-                f'the pipeline says both where stages begin and how to balance them: "split" and "{self.balance}"',
+                f'the pipeline has both "split" and "balance {self.balance}", which both decide where stages begin',
                 span=self.span_of("balance"),
-                notes=(("they begin at the modules that are named here", self.span_of("split")),),
+                notes=(("the other item is here", self.span_of("split")),),
                 help="keep one of the two",
             )
         for index, pattern in enumerate(self.split):
@@ -107,13 +108,13 @@ class Pipeline:
                 message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
                 raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
 
-    def _refused(self, item: str, what: str, expected: str) -> PlanError:
-        message = f"a pipeline cannot have {what}"
+    def _refused(self, item: str, problem: str, expected: str) -> PlanError:
+        message = f"a pipeline cannot have {problem}"
         return PlanError(PlanCode.BAD_PIPELINE, message, span=self.span_of(item), expected=f"expected {expected}")
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axis, as statements about several have it."""
+        """The pipeline axis, as other statements list theirs."""
         return (self.axis,)
 
     @property
@@ -152,13 +153,13 @@ def _are_times(times: tuple[float, ...]) -> bool:
 
 
 def _number_text(number: float) -> str:
-    return str(int(number)) if number == int(number) and abs(number) < MOST else repr(float(number))
+    return str(int(number)) if number == int(number) and abs(number) < MAX_COUNT else repr(float(number))
 
 
 def read_pipeline(tree: Tree[Token], source: Source) -> Pipeline:
     """The value of a `pipeline` statement; raises PlanError for items and values that do not exist (E0124)."""
     keyword, axis, end = tokens(tree, "PIPELINE", "AXIS", "RBRACE")
-    said: dict[str, object] = {}
+    fields: dict[str, object] = {}
     spans: dict[str, Span] = {}
     patterns: tuple[Span, ...] = ()
     for clause in (child for child in tree.children if isinstance(child, Tree)):
@@ -169,30 +170,30 @@ def read_pipeline(tree: Tree[Token], source: Source) -> Pipeline:
         if name in spans:
             raise PlanError(
                 PlanCode.BAD_PIPELINE,
-                f'the pipeline says "{name}" twice',
-                span=source.of(item),
-                notes=(("first said here", spans[name]),),
+                f'the pipeline sets "{name}" twice',
+                span=source.span_of(item),
+                notes=(("first set here", spans[name]),),
                 help="keep one of them",
             )
-        spans[name] = source.of(item, values[-1])
-        said[_FIELDS.get(name, name)] = _READERS[name](_Item(name, tuple(values), source))
+        spans[name] = source.span_of(item, values[-1])
+        fields[_FIELDS.get(name, name)] = _READERS[name](_Item(name, tuple(values), source))
         if name == "split":
-            patterns = tuple(source.of(value) for value in values)
-    places = Places(source.of(keyword, end), axes=(source.of(axis),), patterns=patterns)
+            patterns = tuple(source.span_of(value) for value in values)
+    places = Places(source.span_of(keyword, end), axes=(source.span_of(axis),), patterns=patterns)
     if "microbatches" not in spans:
         raise PlanError(
             PlanCode.BAD_PIPELINE,
-            "the pipeline does not say how many microbatches the batch is cut into",
+            "the pipeline has no number of microbatches",
             span=places.statement,
             expected="expected microbatches and a number",
             help="add, for example: microbatches 8",
         )
-    return Pipeline(str(axis), places=places, spans=spans, **said)  # type: ignore[arg-type]  # as `_READERS` gives them
+    return Pipeline(str(axis), places=places, spans=spans, **fields)  # type: ignore[arg-type]  # `_READERS` makes their types
 
 
 @dataclass(frozen=True)
 class _Item:
-    """An item and its values, as they are written."""
+    """An item with the tokens of its values."""
 
     name: str
     values: tuple[Token, ...]
@@ -203,7 +204,7 @@ class _Item:
         return _refused(f'"{self.name}" cannot be {_quoted(value)}', value, expected, self.source)
 
     def word(self, *known: str) -> str:
-        """The one word of the item: one of those known, any where none is given."""
+        """The only value: one of the known words, or any word if none are given."""
         value = self._only("a name" if not known else listed(known))
         if value.type == "PATTERN" or (known and value not in known):
             raise self.refused(value, known or ("the name of a schedule, without quotes",))
@@ -237,7 +238,7 @@ class _Item:
 
 
 _FIELDS = {"per": "per_microbatch"}
-"""The field of an item that has another name."""
+"""Fields whose name is not that of their item."""
 
 _READERS: dict[str, Callable[[_Item], object]] = {
     "schedule": _Item.word,
@@ -251,7 +252,7 @@ _READERS: dict[str, Callable[[_Item], object]] = {
     "barriers": _Item.integer,
     "per": lambda item: item.word("microbatch") == "microbatch",
 }
-"""What makes the value of each item."""
+"""By item, the function that reads its value."""
 
 ITEMS = tuple(_READERS)
 
@@ -264,7 +265,7 @@ def _refused(message: str, word: Token, expected: Sequence[str], source: Source)
     return PlanError(
         PlanCode.BAD_PIPELINE,
         message,
-        span=source.of(word),
+        span=source.span_of(word),
         expected=f"expected {listed(expected)}",
         help=did_you_mean(word, expected),
     )

@@ -1,4 +1,4 @@
-"""A plan: the mesh, and what to do where. Read from text, printed back, checked for what the text alone can show."""
+"""A plan: the mesh and the statements, with the checks that need no model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..diagnostics import Span
 from .error import PlanCode, PlanError
 from .mesh import Mesh
 from .parser import Statement, parse_statements
-from .pipeline import TIME, Pipeline
+from .pipeline import MICROBATCH_AXIS, Pipeline
 from .precision import Precision
 from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters
@@ -20,11 +20,11 @@ from .spelling import did_you_mean, listed, nearest, shortened
 
 @dataclass(frozen=True)
 class Plan:
-    """What a plan file says. Two plans are equal when they say the same, wherever they were written.
+    """A plan file. Two plans are equal if their statements are; source spans do not count.
 
     Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), for a second
-    precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0127), and for an axis that the
-    pipeline's stages need for themselves (E0126).
+    precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0127), and for another use of the
+    pipeline axis or of the name of the microbatch axis (E0126).
 
     >>> print(Plan.parse('mesh (dp=2,tp=2)  # four ranks'))
     mesh (dp=2, tp=2)
@@ -32,7 +32,7 @@ class Plan:
 
     mesh: Mesh
     statements: tuple[Statement, ...] = ()
-    """All but the mesh, in order."""
+    """All statements but the mesh, in order."""
     file: str = field(default="<plan>", compare=False)
     text: str = field(default="", compare=False, repr=False)
 
@@ -43,23 +43,23 @@ class Plan:
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
         self._check_activations_beside_inputs()
-        _check_one([each for each in self.statements if isinstance(each, Precision)], PlanCode.DUPLICATE_PRECISION)
-        _check_one([each for each in self.statements if isinstance(each, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
-        _check_names(self.schedules)
+        _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
+        _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
+        _check_schedule_names(self.schedules)
         if self.pipeline is not None:
-            self._check_axis_of_stages(self.pipeline)
+            self._check_pipeline_axis(self.pipeline)
 
     @staticmethod
     def parse(text: str, file: str = "<plan>") -> Plan:
-        """The plan that `text` spells; `file` names it in messages. Raises PlanError at the first mistake."""
+        """Parse a plan; `file` is its name in messages. Raises PlanError at the first mistake."""
         parsed = parse_statements(source := Source(file, text))
         meshes = [statement for statement in parsed if isinstance(statement, Mesh)]
-        rest = tuple(statement for statement in parsed if not isinstance(statement, Mesh))
-        return Plan(_only_mesh(meshes, source), rest, file, text)
+        statements = tuple(statement for statement in parsed if not isinstance(statement, Mesh))
+        return Plan(_only_mesh(meshes, source), statements, file, text)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
-        """The plan in a file of UTF-8 text. Raises PlanError where it cannot be read (E0118, E0119) or parsed."""
+        """Read a UTF-8 file. Raises PlanError if it cannot be read (E0118, E0119) or parsed."""
         file = os.fspath(path)
         try:
             with open(file, "rb") as stream:
@@ -78,17 +78,17 @@ class Plan:
 
     @property
     def parameters(self) -> tuple[ShardParameters, ...]:
-        """The statements about parameters, in order."""
+        """The statements that shard parameters, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, ShardParameters))
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:
-        """The statements about the residual stream, in order."""
+        """The statements that shard the residual stream, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, ShardActivations))
 
     @property
     def inputs(self) -> tuple[ShardInputs, ...]:
-        """The statements about inputs, in order, and the one that an unmentioned axis named `dp` implies."""
+        """The statements that shard inputs, in order, and the implied one for an axis named `dp` that none mentions."""
         written = tuple(statement for statement in self.statements if isinstance(statement, ShardInputs))
         if "dp" not in self.mesh.names or any("dp" in statement.axes for statement in written):
             return written
@@ -96,23 +96,23 @@ class Plan:
 
     @property
     def data_axes(self) -> tuple[str, ...]:
-        """The axes that cut the batch of the inputs, in mesh order."""
+        """The axes that shard the batch of the inputs, in mesh order."""
         statements = [statement for statement in self.inputs if statement.layout in (Role.BATCH, Dim(0))]
         return tuple(axis for axis in self.mesh.names if any(axis in statement.axes for statement in statements))
 
     @property
     def precision(self) -> Precision | None:
-        """The statement about precision, if there is one."""
+        """The precision statement, if any."""
         return next((statement for statement in self.statements if isinstance(statement, Precision)), None)
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The statement about the pipeline, if there is one."""
+        """The pipeline statement, if any."""
         return next((statement for statement in self.statements if isinstance(statement, Pipeline)), None)
 
     @property
     def schedules(self) -> tuple[WrittenSchedule, ...]:
-        """The schedules that are written in the plan, in order."""
+        """The written schedules, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, WrittenSchedule))
 
     def _check_axes_exist(self, statement: Sharding | Pipeline) -> None:
@@ -128,7 +128,7 @@ class Plan:
                 )
 
     def _check_activations_beside_inputs(self) -> None:
-        """The residual stream keeps the inputs' batch, so an axis of the batch cannot cut another dim of it."""
+        """The residual stream keeps the inputs' batch sharding, so an axis of it cannot shard another dim."""
         for statement in self.activations:
             for index, axis in enumerate(statement.axes):
                 if axis in self.data_axes and statement.layout not in (Dim(0), Dim(-3)):
@@ -140,32 +140,32 @@ class Plan:
                         help="shard the activations over another axis",
                     )
 
-    def _check_axis_of_stages(self, pipeline: Pipeline) -> None:
-        """The axis of the stages cuts nothing but vocabularies, and no axis has the name of the axis of time."""
-        if TIME in self.mesh.names:
+    def _check_pipeline_axis(self, pipeline: Pipeline) -> None:
+        """The pipeline axis may shard only vocabularies, and no mesh axis may be called as the microbatch axis."""
+        if MICROBATCH_AXIS in self.mesh.names:
             raise PlanError(
-                PlanCode.AXIS_OF_STAGES,
-                f'beside a pipeline no axis of the mesh can be named "{TIME}"',
-                span=self.mesh.span_of(TIME),
+                PlanCode.PIPELINE_AXIS,
+                f'the mesh has an axis "{MICROBATCH_AXIS}", which is the name of the microbatch axis of a pipeline',
+                span=self.mesh.span_of(MICROBATCH_AXIS),
                 notes=(("the pipeline is here", pipeline.span),),
                 help="give the axis another name",
             )
         axis = pipeline.axis
         for statement in (*self.parameters, *self.activations, *self.inputs):
             if axis in statement.axes and statement.layout is not Role.VOCAB:
-                what = f"{statement.subject} are cut over it"
+                other_use = f"{statement.subject} are sharded over it"
                 if statement not in self.statements:
-                    what = f'an axis named "{axis}" shards the batch of the inputs'
+                    other_use = f'an axis named "{axis}" shards the batch of the inputs'
                 raise PlanError(
-                    PlanCode.AXIS_OF_STAGES,
-                    f'the axis "{axis}" holds the stages of the pipeline, and {what} too',
+                    PlanCode.PIPELINE_AXIS,
+                    f'the axis "{axis}" is the pipeline axis, but {other_use}',
                     span=statement.places.axis(statement.axes.index(axis)),
-                    notes=(("the stages lie on it here", pipeline.places.axis(0)),),
-                    help="name another axis in one of the two; only vocab can be sharded over the stages' axis",
+                    notes=(("it is made the pipeline axis here", pipeline.places.axis(0)),),
+                    help="shard over another axis; the pipeline axis may shard only vocab",
                 )
 
     def _batch_note(self, axis: str) -> tuple[str, Span | None]:
-        """Where, and why, `axis` shards the batch."""
+        """The note that tells why `axis` shards the batch."""
         for statement in self.statements:
             if isinstance(statement, ShardInputs) and axis in statement.axes:
                 return "it shards the batch of the inputs here", statement.places.axis(statement.axes.index(axis))
@@ -173,20 +173,20 @@ class Plan:
 
 
 def _near(file: str) -> str:
-    """Offer the plan beside `file` whose name is most like it, else the nearest file, else a word on paths."""
+    """The help for a plan that cannot be read: the nearest plan or file in its folder, else a hint about paths."""
     folder, name = os.path.split(file)
     try:
         beside = sorted(os.listdir(folder or "."))
     except (OSError, ValueError):
         return f'there is no folder "{shortened(folder)}"' if folder else ""
-    found = nearest(name, [each for each in beside if each.endswith(".plan")]) or nearest(name, beside)
-    if found and found != name:
-        return f'did you mean "{os.path.join(folder, found)}"?'
-    return "" if found else "a relative path counts from the working directory"
+    closest = nearest(name, [entry for entry in beside if entry.endswith(".plan")]) or nearest(name, beside)
+    if closest and closest != name:
+        return f'did you mean "{os.path.join(folder, closest)}"?'
+    return "" if closest else "a relative path counts from the working directory"
 
 
 def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:
-    """An axis cuts one dim of a tensor, so statements about the same tensors name it once."""
+    """An axis shards at most one dim of a tensor, so statements about the same tensors name it once."""
     places: dict[str, Span | None] = {}
     for statement in statements:
         for index, axis in enumerate(statement.axes):
@@ -219,23 +219,21 @@ def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:
 
 
 _SECOND = {
-    PlanCode.DUPLICATE_PRECISION: ("statement about precision", "say all of it in one statement"),
-    PlanCode.DUPLICATE_PIPELINE: ("pipeline", "keep one of them"),
+    PlanCode.DUPLICATE_PRECISION: ("precision statement", "merge the two statements"),
+    PlanCode.DUPLICATE_PIPELINE: ("pipeline statement", "keep one of them"),
 }
-"""What there is one of, and the way out where there are two."""
+"""By code, the kind of statement that a plan has at most once, and the way out of a second one."""
 
 
-def _check_one(found: Sequence[Precision] | Sequence[Pipeline], code: PlanCode) -> None:
-    if len(found) > 1:
-        what, help = _SECOND[code]
-        first = found[0].span
-        raise PlanError(
-            code, f"the plan has a second {what}", span=found[1].span, notes=(("the first is here", first),), help=help
-        )
+def _check_at_most_one(statements: Sequence[Precision] | Sequence[Pipeline], code: PlanCode) -> None:
+    if len(statements) > 1:
+        kind, help = _SECOND[code]
+        notes = (("the first is here", statements[0].span),)
+        raise PlanError(code, f"the plan has a second {kind}", span=statements[1].span, notes=notes, help=help)
 
 
-def _check_names(schedules: Sequence[WrittenSchedule]) -> None:
-    """Schedules of one plan have different names. Raises PlanError E0127."""
+def _check_schedule_names(schedules: Sequence[WrittenSchedule]) -> None:
+    """Raises PlanError E0127 for two schedules of one name."""
     first: dict[str, WrittenSchedule] = {}
     for schedule in schedules:
         if schedule.name in first:
@@ -250,7 +248,7 @@ def _check_names(schedules: Sequence[WrittenSchedule]) -> None:
 
 
 def check_world(plan: Plan, processes: int) -> None:
-    """Raises PlanError E0120 where the number of processes is not the number of the mesh's ranks."""
+    """Raises PlanError E0120 unless there are as many processes as ranks on the mesh."""
     if processes != plan.mesh.size:
         axes = str(plan.mesh).removeprefix("mesh ")
         ranks, were = _count(plan.mesh.size, "rank"), "was" if processes == 1 else "were"

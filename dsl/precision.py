@@ -1,4 +1,4 @@
-"""`precision { params fp32  compute bf16  reduce fp32 }`: which floats hold, compute, and are added up over ranks."""
+"""`precision { params fp32  compute bf16  reduce fp32 }`: dtypes of parameters, compute, and gradient reduction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .spelling import did_you_mean, listed, shortened
 
 
 class FloatFormat(StrEnum):
-    """A format of floating-point numbers."""
+    """A floating-point format."""
 
     FP64 = "fp64"
     FP32 = "fp32"
@@ -23,25 +23,25 @@ class FloatFormat(StrEnum):
 
 
 ITEMS = ("params", "compute", "reduce")
-"""What a format can be said of, in the order in which it is printed."""
+"""The items of the statement, in the order in which they are printed."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The formats of a plan's precision; what is not said stays as it is in the model.
+    """A `precision` statement; an item that is left out keeps the model's dtypes.
 
-    Raises PlanError where nothing at all is said (E0101).
+    Raises PlanError for a statement without items (E0101).
 
     >>> print(Precision(compute=FloatFormat.BF16))
     precision { compute bf16 }
     """
 
     params: FloatFormat | None = None
-    """What the model's floating parameters are, and what optimizers see."""
+    """The dtype of the model's floating parameters, which optimizers see."""
     compute: FloatFormat | None = None
-    """What parameters and floating inputs are cast to for the forward; None: they are used as they are."""
+    """The dtype that parameters and floating inputs are cast to for the forward; None: no cast."""
     reduce: FloatFormat | None = None
-    """What the parameters' gradients are added up over ranks in; None: each in its parameter's own format."""
+    """The dtype in which gradients are reduced over ranks; None: that of each parameter."""
     span: Span | None = field(default=None, compare=False, repr=False)
     """The whole statement's place."""
     params_span: Span | None = field(default=None, compare=False, repr=False)
@@ -49,44 +49,44 @@ class Precision:
 
     def __post_init__(self) -> None:
         if (self.params, self.compute, self.reduce) == (None, None, None):
-            message, help = "the precision says nothing", "write, for example: precision { compute bf16 }"
+            message, help = "the precision statement is empty", "write, for example: precision { compute bf16 }"
             raise PlanError(PlanCode.SYNTAX, message, span=self.span, expected=f"expected {listed(ITEMS)}", help=help)
 
     def __str__(self) -> str:
-        said = [(item, getattr(self, item)) for item in ITEMS]
-        return f"precision {{ {'  '.join(f'{item} {format}' for item, format in said if format)} }}"
+        formats = [(item, getattr(self, item)) for item in ITEMS]
+        return f"precision {{ {'  '.join(f'{item} {format}' for item, format in formats if format)} }}"
 
 
 def read_precision(tree: Tree[Token], source: Source) -> Precision:
     """The value of a `precision` statement; raises PlanError for an unknown or repeated item or format (E0121)."""
     keyword, *words, end = tokens(tree, "PRECISION", "ITEM", "FORMAT", "RBRACE")
-    items, formats = words[::2], words[1::2]
-    said: dict[str, FloatFormat] = {}
+    items, format_words = words[::2], words[1::2]
+    formats: dict[str, FloatFormat] = {}
     spans: dict[str, Span] = {}
-    for item, word in zip(items, formats, strict=True):
+    for item, word in zip(items, format_words, strict=True):
         name = str(item)
         if name not in ITEMS:
             raise _unknown("precision has no item", item, ITEMS, source)
-        if name in said:
+        if name in formats:
             raise PlanError(
                 PlanCode.BAD_PRECISION,
-                f'the precision says "{name}" twice',
-                span=source.of(item),
-                notes=(("first said here", spans[name]),),
+                f'the precision sets "{name}" twice',
+                span=source.span_of(item),
+                notes=(("first set here", spans[name]),),
                 help="keep one of them",
             )
         if word not in tuple(FloatFormat):
             raise _unknown("there is no format", word, tuple(FloatFormat), source)
-        said[name], spans[name] = FloatFormat(word), source.of(item, word)
-    params, compute, reduce = (said.get(item) for item in ITEMS)
-    return Precision(params, compute, reduce, source.of(keyword, end), spans.get("params"))
+        formats[name], spans[name] = FloatFormat(word), source.span_of(item, word)
+    params, compute, reduce = (formats.get(item) for item in ITEMS)
+    return Precision(params, compute, reduce, source.span_of(keyword, end), spans.get("params"))
 
 
-def _unknown(what: str, word: Token, known: tuple[str, ...], source: Source) -> PlanError:
+def _unknown(problem: str, word: Token, known: tuple[str, ...], source: Source) -> PlanError:
     return PlanError(
         PlanCode.BAD_PRECISION,
-        f'{what} "{shortened(word)}"',
-        span=source.of(word),
+        f'{problem} "{shortened(word)}"',
+        span=source.span_of(word),
         expected=f"expected {listed(known)}",
         help=_meant(word, known),
     )
@@ -98,11 +98,11 @@ _OTHER_NAMES = {
     FloatFormat.BF16: ("bfloat16", "brain"),
     FloatFormat.FP16: ("float16", "f16", "half"),
 }
-"""What the formats are called elsewhere."""
+"""Names of the formats in other tools."""
 
 
 def _meant(word: str, known: tuple[str, ...]) -> str:
-    """The question that offers the known word which is meant, by another of its names too."""
+    """`did_you_mean` that also knows the formats' names in other tools."""
     bare = word.lower().removeprefix("torch.")
-    other = [format for format, names in _OTHER_NAMES.items() if bare in names and format in known]
-    return f'did you mean "{other[0]}"?' if other else did_you_mean(word, known)
+    synonyms = [format for format, names in _OTHER_NAMES.items() if bare in names and format in known]
+    return f'did you mean "{synonyms[0]}"?' if synonyms else did_you_mean(word, known)

@@ -1,4 +1,4 @@
-"""What a plan says of a model's own tensors: which dim of each is cut over which axes."""
+"""Resolve a plan against a model's parameters: which dim of each parameter is sharded over which axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .spelling import listed, range_text, shape_text
 
 
 class OwnerKind(StrEnum):
-    """What the module that owns a parameter is, as far as roles are concerned."""
+    """The kind of module that owns a parameter; it decides which dim a role means."""
 
     LINEAR = "linear"
     """weight (out, in), bias (out,)"""
@@ -28,7 +28,7 @@ class OwnerKind(StrEnum):
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """A parameter of the model: its dotted name, its other names where it is tied, its shape and its owner's kind."""
+    """A parameter of the model. `aliases` are the other names of a tied one."""
 
     name: str
     aliases: tuple[str, ...]
@@ -37,23 +37,23 @@ class ParameterInfo:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name once, the parameter's own first."""
+        """All names without duplicates, `name` first."""
         return tuple(dict.fromkeys((self.name, *self.aliases)))
 
 
 @dataclass(frozen=True)
 class ParameterSharding:
-    """Which dim of a parameter each axis cuts, in mesh order; an axis that is not named replicates it."""
+    """The dim of a parameter that each axis shards, in mesh order; other axes replicate it."""
 
     name: str
     dims: Mapping[str, int]
     """The dim (not negative) by axis."""
     span: Span | None = None
-    """The statement that decided; None where none matched, or where it was made in Python."""
+    """The statement that decided; None if none matched, or if it was built in Python."""
     decided_by: tuple[ShardParameters, ...] = field(default=(), compare=False, repr=False)
-    """The statements that decided, for each name that one matched; they agree."""
+    """The deciding statement of each matched name; all give the same dims."""
     names: tuple[str, ...] = field(default=(), compare=False, repr=False)
-    """All of its names."""
+    """All names of the parameter."""
 
 
 _DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
@@ -71,7 +71,7 @@ _DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
     (OwnerKind.LINEAR_TRANSPOSED, Role.VOCAB, "bias"): 0,
     (OwnerKind.EMBEDDING, Role.VOCAB, "weight"): 0,
 }
-"""The dim that a role means for the weight (2 dims) or bias (1 dim) of each kind of owner; None: it stays whole."""
+"""The dim that a role means for the weight (2 dims) or bias (1 dim) of each kind of owner; None: replicated."""
 
 _RANKS = {"weight": 2, "bias": 1}
 _KINDS = {
@@ -83,17 +83,17 @@ _KINDS = {
 
 
 def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[ParameterSharding, ...]:
-    """The placement of every parameter, in the given order: the last statement that matches a name decides.
+    """The sharding of every parameter, in the given order. The last statement that matches decides.
 
-    Raises PlanError for a pattern that matches nothing (E0114), a dim that a parameter lacks (E0115), a role that does
-    not suit a parameter (E0116), names of one parameter that are decided differently (E0117).
+    Raises PlanError for a pattern that matches nothing (E0114), a dim that a parameter does not have (E0115), a role
+    that does not suit a parameter (E0116), and for different shardings of one tied parameter (E0117).
     """
     _check_all_match(plan, parameters)
     return tuple(_resolve(plan, parameter) for parameter in parameters)
 
 
 def _owner(name: str) -> str:
-    """The module that owns the parameter; empty for the model itself."""
+    """The name of the module that owns the parameter; empty for the model itself."""
     return name.rpartition(".")[0]
 
 
@@ -117,7 +117,7 @@ def _no_match(pattern: str, span: Span | None, known: tuple[str, ...]) -> PlanEr
 
 
 def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
-    """The decision for one parameter, which all of its names that any statement matches must share."""
+    """The sharding of one parameter; all of its matched names must agree."""
     decided: list[tuple[str, ShardParameters, dict[str, int]]] = []
     for name in parameter.names:
         statement = _last_match(plan, name)
@@ -129,8 +129,8 @@ def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
         if other[2] != decided[0][2]:
             raise _disagreement(decided[0], other)
     _, statement, dims = decided[0]
-    by = tuple(each for _, each, _ in decided)
-    return ParameterSharding(parameter.name, dims, statement.span, by, parameter.names)
+    statements = tuple(statement for _, statement, _ in decided)
+    return ParameterSharding(parameter.name, dims, statement.span, statements, parameter.names)
 
 
 def _last_match(plan: Plan, name: str) -> ShardParameters | None:
@@ -141,12 +141,12 @@ def _last_match(plan: Plan, name: str) -> ShardParameters | None:
 
 
 def matches(statement: ShardParameters, name: str) -> bool:
-    """Whether a pattern of the statement matches a parameter's name, or that of the module that owns it."""
+    """Whether a pattern of the statement matches a parameter's name or its owner's."""
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 
 
 def _dims(plan: Plan, statement: ShardParameters, name: str, parameter: ParameterInfo) -> dict[str, int]:
-    """The dim by axis that the statement means for a parameter that it matched by `name`."""
+    """By axis, the dim that the statement shards of a parameter it matched by `name`."""
     layout = statement.layout
     dim = (
         _numbered(layout, statement, name, parameter.shape)
@@ -172,10 +172,10 @@ def _numbered(layout: Dim, statement: ShardParameters, name: str, shape: tuple[i
 
 
 def _narrower(statement: ShardParameters, name: str) -> str:
-    """How to leave a parameter out that the statement matches and cannot cut."""
+    """The help for a matched parameter that the statement cannot shard."""
     if any(globs.matches(glob, name) for glob in statement.patterns):
-        return "leave it out of the pattern, or let a later statement say something else of it"
-    return "name the parameter, not its module, to leave its others alone"
+        return "exclude it from the pattern, or override it in a later statement"
+    return "match the parameter's own name, not that of its module"
 
 
 def _by_role(role: Role, statement: ShardParameters, name: str, parameter: ParameterInfo) -> int | None:
@@ -183,14 +183,14 @@ def _by_role(role: Role, statement: ShardParameters, name: str, parameter: Param
     key = (parameter.owner_kind, role, part)
     if key in _DIMS and _RANKS[part] == len(parameter.shape):
         return _DIMS[key]
-    suited = [each for each in ShardParameters.roles if _DIMS.get((parameter.owner_kind, each, part)) is not None]
-    suited = suited if _RANKS.get(part) == len(parameter.shape) else []
+    kind, has_rank = parameter.owner_kind, _RANKS.get(part) == len(parameter.shape)
+    suited = [other for other in ShardParameters.roles if has_rank and _DIMS.get((kind, other, part)) is not None]
     raise PlanError(
         PlanCode.UNSUITED_ROLE,
         f'"{name}" {shape_text(parameter.shape)} belongs to {_KINDS[parameter.owner_kind]}: it has no {role}',
         span=statement.places.layout,
         expected=f"expected {listed([*suited, 'dim N'])}",
-        help=f'say which dim to shard, as in: shard "{name}" dim 0 over {", ".join(statement.axes)}',
+        help=f'give the dim, such as: shard "{name}" dim 0 over {", ".join(statement.axes)}',
     )
 
 
@@ -198,17 +198,18 @@ def _disagreement(
     first: tuple[str, ShardParameters, dict[str, int]], second: tuple[str, ShardParameters, dict[str, int]]
 ) -> PlanError:
     name, statement, dims = first
-    alias, other, other_dims = second
+    alias, alias_statement, alias_dims = second
     return PlanError(
         PlanCode.ALIASES_DISAGREE,
-        f'"{alias}" and "{name}" are one parameter, but {_says(other_dims)} as the one, {_says(dims)} as the other',
-        span=other.span,
+        f'"{alias}" and "{name}" are one parameter, but the first is {_sharding_text(alias_dims)} '
+        f"and the second {_sharding_text(dims)}",
+        span=alias_statement.span,
         notes=((f'"{name}" is decided here', statement.span),),
-        help="make the two statements say the same, or drop one",
+        help="give both names the same sharding, or drop one statement",
     )
 
 
-def _says(dims: Mapping[str, int]) -> str:
+def _sharding_text(dims: Mapping[str, int]) -> str:
     by_dim = dict.fromkeys(dims.values())
     cuts = [f"dim {dim} over {', '.join(axis for axis in dims if dims[axis] == dim)}" for dim in by_dim]
-    return f"sharded on {' and '.join(cuts)}" if cuts else "whole"
+    return f"sharded on {' and '.join(cuts)}" if cuts else "replicated"

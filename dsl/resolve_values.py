@@ -1,4 +1,4 @@
-"""What a plan says of the values that a model is given and passes on: its inputs, and the residual stream."""
+"""Resolve a plan against activations: which dims of the inputs and of the residual stream each axis shards."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from .spelling import range_text, shape_text
 
 
 def resolve_inputs(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
-    """For each input, by its name, the dim that each axis cuts, axes in mesh order.
+    """By input name, the dim that each axis shards, axes in mesh order.
 
-    An input with too few dims for a statement stays whole on its axes. Raises PlanError E0115 where that leaves a
-    statement with no input at all.
+    An input with too few dims for a statement is replicated on its axes. Raises PlanError E0115 for a statement that
+    fits no input.
     """
     dims: dict[str, dict[str, int]] = {name: {} for name in shapes}
     for statement in plan.inputs:
-        found = {name: layout_dim(statement.layout, len(shape)) for name, shape in shapes.items()}
-        if shapes and all(dim is None for dim in found.values()):
+        sharded_dims = {name: layout_dim(statement.layout, len(shape)) for name, shape in shapes.items()}
+        if shapes and all(dim is None for dim in sharded_dims.values()):
             raise _fits_no_input(statement, shapes)
-        for name, dim in found.items():
+        for name, dim in sharded_dims.items():
             dims[name] |= {} if dim is None else dict.fromkeys(statement.axes, dim)
     return {name: _in_mesh_order(plan, by_axis) for name, by_axis in dims.items()}
 
 
 def resolve_activations(plan: Plan, rank: int) -> dict[str, int]:
-    """The dim that each axis cuts of a residual stream of `rank` dims; raises PlanError E0115 where it has no such dim.
+    """The dim of a residual stream of `rank` dims that each axis shards. Raises PlanError E0115 for a dim it lacks.
 
-    Only what the statements about activations say: the batch keeps the axes of the inputs.
+    Batch axes are not included: the residual stream takes those from the inputs.
     """
     dims: dict[str, int] = {}
     for statement in plan.activations:

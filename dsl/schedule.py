@@ -1,4 +1,4 @@
-"""A schedule that is written out: for each stage, phases of tasks, as many times as an expression says.
+"""Written schedules: for each stage, phases of tasks with repeat counts.
 
 schedule mine(stages p, microbatches m) {
   stage s {
@@ -27,21 +27,21 @@ from .source import Source, tokens
 
 
 class Shape(StrEnum):
-    """Where virtual stages lie."""
+    """How virtual stages are placed on ranks."""
 
     LOOP = "loop"
-    """Round the ranks, again and again."""
+    """Round-robin: stage s on rank s mod p."""
     V = "v"
-    """Down the ranks and up again; two chunks."""
+    """Down the ranks and up again, with two chunks per rank."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One task: F, B, W or BW, of the next microbatch of its kind on a chunk of the stage."""
+    """A task of a phase: F, B, W or BW for the next microbatch of that kind on a chunk."""
 
     kind: str
     chunk: Expression | None = None
-    """Which of the rank's chunks; None: the only one."""
+    """The chunk's number on its rank; None: the only chunk."""
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -50,12 +50,12 @@ class Op:
 
 @dataclass(frozen=True)
 class Phase:
-    """Some tasks, repeated."""
+    """A sequence of tasks with a repeat count."""
 
     word: str
-    """warmup, steady or drain: for the reader."""
+    """warmup, steady or drain; has no effect."""
     count: Expression | None
-    """How many times; None: until no microbatch is left for any of the tasks."""
+    """The repeat count; None: until every task has run for all microbatches."""
     ops: tuple[Op, ...]
     span: Span | None = field(default=None, compare=False, repr=False)
 
@@ -66,46 +66,47 @@ class Phase:
 
 @dataclass(frozen=True)
 class WrittenSchedule:
-    """What the text of a schedule says. Two are equal when they say the same, wherever they were written.
+    """A `schedule` statement. Two are equal if their texts are, up to source spans.
 
-    Raises PlanError where two of its names are one (E0132).
+    Raises PlanError if a name is declared twice (E0132).
     """
 
     name: str
     parameters: tuple[str, ...]
-    """The names of stages, microbatches and, if it has several, chunks."""
+    """The names of the numbers of stages, microbatches and (optionally) chunks."""
     stage: str
+    """The name of the stage variable."""
     phases: tuple[Phase, ...]
     shape: Shape = Shape.LOOP
     spans: tuple[Span, ...] = field(default=(), compare=False, repr=False)
-    """Where the parameters and the stage are named."""
+    """Source spans of the parameters and the stage variable."""
     span: Span | None = field(default=None, compare=False, repr=False)
-    """Where the schedule is named."""
+    """The source span of the schedule's name."""
 
     def __post_init__(self) -> None:
         bound = (*self.parameters, self.stage)
-        for at, name in enumerate(bound):
-            if name in bound[:at]:
+        for index, name in enumerate(bound):
+            if name in bound[:index]:
                 raise PlanError(
                     WrittenCode.NAME_TWICE,
-                    f'"{name}" names two things',
-                    span=self.spans[at] if self.spans else None,
-                    notes=(("first named here", self.spans[bound.index(name)] if self.spans else None),),
+                    f'the name "{name}" is declared twice',
+                    span=self.spans[index] if self.spans else None,
+                    notes=(("first declared here", self.spans[bound.index(name)] if self.spans else None),),
                     help="give one of them another name",
                 )
 
     @staticmethod
     def parse(text: str, file: str = "<schedule>") -> WrittenSchedule:
-        """The schedule that `text` spells. Raises PlanError at the first mistake (E0101, E0102)."""
+        """Parse a schedule. Raises PlanError at the first mistake (E0101, E0102)."""
         return _parse(text, Source(file, text))
 
     def __str__(self) -> str:
         words = ("stages", "microbatches", "chunks")
-        given = ", ".join(f"{word} {name}" for word, name in zip(words, self.parameters, strict=False))
-        shape = [] if self.shape == Shape.LOOP else [f"  placement {self.shape}"]
+        parameters = ", ".join(f"{word} {name}" for word, name in zip(words, self.parameters, strict=False))
+        placement = [] if self.shape == Shape.LOOP else [f"  placement {self.shape}"]
         phases = [f"    {phase}" for phase in self.phases]
         return "\n".join(
-            [f"schedule {self.name}({given}) {{", *shape, f"  stage {self.stage} {{", *phases, "  }", "}"]
+            [f"schedule {self.name}({parameters}) {{", *placement, f"  stage {self.stage} {{", *phases, "  }", "}"]
         )  # fmt: skip
 
 
@@ -116,14 +117,14 @@ def _grammar() -> Lark:
 
 
 def read_schedule(tree: Tree[Token], source: Source) -> WrittenSchedule:
-    """The schedule that stands in a plan; raises PlanError as `WrittenSchedule.parse` does."""
+    """The value of a `schedule` statement of a plan. Raises PlanError as `WrittenSchedule.parse` does."""
     (token,) = tokens(tree, "SCHEDULE")
     before = "\n" * ((token.line or 1) - 1) + " " * ((token.column or 1) - 1)
     return _parse(before + token, source)
 
 
 def _parse(text: str, source: Source) -> WrittenSchedule:
-    """The schedule in a text whose lines and columns are those of the source."""
+    """Parse a text that is padded to the lines and columns of the source."""
     try:
         tree = _grammar().parse(text)
     except UnexpectedToken as error:
@@ -146,25 +147,25 @@ def _read(tree: Tree[Token], source: Source) -> WrittenSchedule:
         stage=str(bound),
         phases=tuple(_phase(child, source) for child in stage.children if isinstance(child, Tree)),
         shape=shapes[0] if shapes else Shape.LOOP,
-        spans=tuple(source.of(name) for name in (*names[1:], bound)),
-        span=source.of(own[0], names[0]),
+        spans=tuple(source.span_of(name) for name in (*names[1:], bound)),
+        span=source.span_of(own[0], names[0]),
     )
 
 
 def _phase(tree: Tree[Token], source: Source) -> Phase:
-    word, *rest = tree.children
+    word, *children = tree.children
     assert isinstance(word, Token)
-    trees = [child for child in rest if isinstance(child, Tree)]
+    trees = [child for child in children if isinstance(child, Tree)]
     ops = tuple(_op(child, source) for child in trees if child.data == "op")
     counts = [read_expression(child, source) for child in trees if child.data != "op"]
     inside = tokens(tree, "WARMUP", "STEADY", "DRAIN", "NAME", "NUMBER")
     first_op = tokens(tree, "KIND")[0].start_pos or 0
     last = [token for token in inside if (token.start_pos or 0) < first_op][-1]
-    return Phase(str(word), counts[0] if counts else None, ops, source.of(word, last))
+    return Phase(str(word), counts[0] if counts else None, ops, source.span_of(word, last))
 
 
 def _op(tree: Tree[Token], source: Source) -> Op:
     kind = tree.children[0]
     assert isinstance(kind, Token)
     chunks = [read_expression(child, source) for child in tree.children if isinstance(child, Tree)]
-    return Op(str(kind), chunks[0] if chunks else None, source.of(kind))
+    return Op(str(kind), chunks[0] if chunks else None, source.span_of(kind))

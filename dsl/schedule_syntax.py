@@ -1,4 +1,4 @@
-"""What is said of a written schedule that the grammar does not allow."""
+"""Syntax errors of written schedules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYWORDS = {
     "PLACEMENT": "placement", "STAGE": "stage", "WARMUP": "warmup", "STEADY": "steady", "DRAIN": "drain",
     "MIN": "min", "MAX": "max",
 }  # fmt: skip
-"""The words of the language, by their terminals."""
+"""The keywords by terminal."""
 
 WORDS: dict[str, str] = {
     **{terminal: f'"{word}"' for terminal, word in KEYWORDS.items()},
@@ -23,26 +23,26 @@ WORDS: dict[str, str] = {
     "LPAR": '"("', "RPAR": '")"', "LBRACE": '"{"', "RBRACE": '"}"', "LSQB": '"["', "RSQB": '"]"', "COMMA": '","',
     "PLUS": '"+"', "MINUS": '"-"', "TIMES": '"*"', "OVER": '"/"', "MODULO": '"%"', "$END": "the end",
 }  # fmt: skip
-"""How a person calls each terminal."""
+"""What messages call each terminal."""
 
 _OPERATORS = {"PLUS", "MINUS", "TIMES", "OVER", "MODULO"}
 _OPERANDS = {"NAME", "NUMBER", "MIN", "MAX", "LPAR", "MINUS"}
 
 
 def unexpected_token(token: Token, expected: Collection[str], source: Source) -> PlanError:
-    """The error for a token where one of the terminals `expected` should stand."""
+    """The error for a token in place of one of the terminals `expected`."""
     if token.type == "$END":
-        line = max((at for at, text in enumerate(source.lines, 1) if text.strip()), default=1)
+        line = max((number for number, text in enumerate(source.lines, 1) if text.strip()), default=1)
         span = source.span(line, len(source.lines[line - 1].rstrip()) + 1, 1)
         return PlanError(PlanCode.SYNTAX, "the schedule ends too early", span=span, expected=_expected(expected))
     words = [KEYWORDS[name] for name in expected if name in KEYWORDS]
     message = f'unexpected "{shortened(token)}"'
     help = did_you_mean(token, sorted(words))
-    return PlanError(PlanCode.SYNTAX, message, span=source.of(token), expected=_expected(expected), help=help)
+    return PlanError(PlanCode.SYNTAX, message, span=source.span_of(token), expected=_expected(expected), help=help)
 
 
 def unexpected_character(line: int, column: int, source: Source) -> PlanError:
-    """The error for a character that starts no word of the language."""
+    """The error for a character that begins no token."""
     char = source.lines[line - 1][column - 1]
     shown = f'"{char}"' if char.isprintable() else f"U+{ord(char):04X}"
     message = f"the character {shown} has no meaning here"
@@ -50,14 +50,14 @@ def unexpected_character(line: int, column: int, source: Source) -> PlanError:
 
 
 def _expected(terminals: Collection[str]) -> str:
-    """The terminals in words; operators and what an expression begins with are one each."""
-    left = set(terminals)
+    """The terminals in words; all operators are "an operator", all beginnings of expressions "an expression"."""
+    remaining = set(terminals)
     words = []
-    if left >= _OPERANDS:
+    if remaining >= _OPERANDS:
         words.append("an expression")
-        left -= _OPERANDS
-    if left >= _OPERATORS:
+        remaining -= _OPERANDS
+    if remaining >= _OPERATORS:
         words.append("an operator")
-        left -= _OPERATORS
-    words.extend(word for terminal, word in WORDS.items() if terminal in left)
+        remaining -= _OPERATORS
+    words.extend(word for terminal, word in WORDS.items() if terminal in remaining)
     return f"expected {listed(words)}"

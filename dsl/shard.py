@@ -1,4 +1,4 @@
-"""`shard`: which dim of which tensors is cut over which axes of the mesh.
+"""`shard`: which dim of which tensors is sharded over which axes of the mesh.
 
 shard "*.q_proj", "*.k_proj" columns over tp     parameters, by glob
 shard activations tokens over tp                 the residual stream between blocks
@@ -21,16 +21,16 @@ from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed, range_text, shortened
 
 MAX_DIMS = 64
-"""The most dims a tensor has."""
+"""The most dims of a tensor."""
 
 
 class Role(StrEnum):
-    """A dim named by what it means."""
+    """A dim by its meaning."""
 
     COLUMNS = "columns"
     """The output features of a linear layer."""
     ROWS = "rows"
-    """The input features of a linear layer; its bias stays whole."""
+    """The input features of a linear layer; its bias is replicated."""
     VOCAB = "vocab"
     """The vocabulary of an embedding or of the head."""
     TOKENS = "tokens"
@@ -54,7 +54,7 @@ Layout = Role | Dim
 
 
 def layout_dim(layout: Layout, rank: int) -> int | None:
-    """The dim (0 <= dim < rank) of an input or activation of `rank` dims, None where it has no such dim."""
+    """The dim (0 <= dim < rank) of an input or activation of `rank` dims; None if it has no such dim."""
     number = {Role.BATCH: 0, Role.TOKENS: -2}.get(layout) if isinstance(layout, Role) else layout.number
     if number is None or not -rank <= number < rank:
         return None
@@ -62,7 +62,7 @@ def layout_dim(layout: Layout, rank: int) -> int | None:
 
 
 class Sharding:
-    """What the statements of this file share: a layout, the axes it is cut over, and where they stand."""
+    """The base of the `shard` statements: the dim, the axes that shard it, and source spans."""
 
     subject: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]]
@@ -80,11 +80,11 @@ class Sharding:
         if isinstance(layout, Role) and layout not in self.roles:
             raise _unknown_role(layout, type(self), places.layout)
         if isinstance(layout, Dim) and not -MAX_DIMS <= layout.number < MAX_DIMS:
-            message = f"no tensor has as many dims as {layout} needs"
+            message = f'"{layout}" is out of range'
             expected = f"expected {range_text(MAX_DIMS)}"
             raise PlanError(PlanCode.DIM_OUT_OF_RANGE, message, span=places.layout, expected=expected)
         if not self.axes:
-            raise PlanError(PlanCode.SYNTAX, f"the statement about {self.subject} names no axis", span=self.span)
+            raise PlanError(PlanCode.SYNTAX, f"the statement that shards {self.subject} has no axis", span=self.span)
         for index, axis in enumerate(self.axes):
             if axis in self.axes[:index]:
                 message = f'the axis "{axis}" is used twice on one tensor'
@@ -95,7 +95,7 @@ class Sharding:
 class ShardParameters(Sharding):
     """Shard the parameters whose name, or whose module's name, a pattern matches.
 
-    Raises PlanError for a bad pattern (E0113), a role of something else (E0106), an axis named twice (E0112).
+    Raises PlanError for a bad pattern (E0113), a role that parameters do not have (E0106), an axis named twice (E0112).
     """
 
     subject: ClassVar[str] = "parameters"
@@ -107,7 +107,7 @@ class ShardParameters(Sharding):
 
     def __post_init__(self) -> None:
         if not self.patterns:
-            raise PlanError(PlanCode.BAD_PATTERN, "a statement about parameters needs a pattern")
+            raise PlanError(PlanCode.BAD_PATTERN, "the statement that shards parameters has no pattern")
         for index, pattern in enumerate(self.patterns):
             if flaw := globs.flaw(pattern):
                 message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
@@ -164,14 +164,14 @@ def _unknown_role(word: str, statement: type[Sharding], span: Span | None) -> Pl
 
 
 def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActivations | ShardInputs:
-    """The value of a `shard` statement; raises PlanError for an unknown subject (E0105) and as the values do."""
+    """The value of a `shard` statement. Raises PlanError for an unknown subject (E0105), and as the values do."""
     keyword, *subjects = tokens(tree, "SHARD", "SUBJECT", "PATTERN")
     layout, axes = tokens(tree, "ROLE", "DIM", "NUMBER"), tokens(tree, "AXIS")
     places = Places(
-        statement=source.of(keyword, axes[-1]),
-        layout=source.of(layout[0], layout[-1]),
-        axes=tuple(source.of(axis) for axis in axes),
-        patterns=tuple(source.of(subject) for subject in subjects),
+        statement=source.span_of(keyword, axes[-1]),
+        layout=source.span_of(layout[0], layout[-1]),
+        axes=tuple(source.span_of(axis) for axis in axes),
+        patterns=tuple(source.span_of(subject) for subject in subjects),
     )
     names = tuple(str(axis) for axis in axes)
     if subjects[0].type == "PATTERN":
@@ -181,7 +181,7 @@ def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActi
         return ShardActivations(_read_layout(layout, ShardActivations, places), names, places)
     if subjects[0] == ShardInputs.subject:
         return ShardInputs(_read_layout(layout, ShardInputs, places), names, places)
-    raise _unknown_subject(subjects[0], source.of(subjects[0]))
+    raise _unknown_subject(subjects[0], source.span_of(subjects[0]))
 
 
 def _read_layout(words: list[Token], statement: type[Sharding], places: Places) -> Layout:
@@ -197,7 +197,7 @@ def _unknown_subject(word: str, span: Span) -> PlanError:
     subjects = (ShardActivations.subject, ShardInputs.subject)
     return PlanError(
         PlanCode.UNKNOWN_SUBJECT,
-        f'there is no "{shortened(word)}" to shard',
+        f'cannot shard "{shortened(word)}"',
         span=span,
         expected=f"expected {listed([*subjects, 'a pattern in quotes'])}",
         help=did_you_mean(word, subjects) or f'for parameters by name, write "{word}" in quotes',

@@ -1,4 +1,4 @@
-"""What a misspelt word was meant to be, and how words are listed in a message."""
+"""Words in messages: "did you mean", lists, ranges, shapes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from difflib import get_close_matches
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word most like `word`, whatever its case; None where none is like it.
+    """The known word most similar to `word`, ignoring case; None if none is similar.
 
     >>> nearest("Colums", ["columns", "rows"])
     'columns'
     """
     by_case = {name.lower(): name for name in known}
-    found = get_close_matches(word.lower(), by_case, n=1, cutoff=cutoff)
-    return by_case[found[0]] if found else None
+    closest = get_close_matches(word.lower(), by_case, n=1, cutoff=cutoff)
+    return by_case[closest[0]] if closest else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The question that offers the nearest known word, or the empty string."""
-    found = nearest(word, known)
-    return f'did you mean "{found}"?' if found else ""
+    """A help with the nearest known word; empty if none is similar."""
+    closest = nearest(word, known)
+    return f'did you mean "{closest}"?' if closest else ""
 
 
 def listed(words: Sequence[str], last: str = "or") -> str:
-    """The words as a sentence has them.
+    """The words as a list in a sentence.
 
     >>> listed(["columns", "rows", "vocab"])
     'columns, rows or vocab'
@@ -35,7 +35,7 @@ def listed(words: Sequence[str], last: str = "or") -> str:
 
 
 def range_text(rank: int) -> str:
-    """The numbers that a dim of a tensor of `rank` dims can have, as a sentence has them.
+    """The valid dims of a tensor of `rank` dims, in words.
 
     >>> range_text(2)
     '-2 to 1'
@@ -44,7 +44,7 @@ def range_text(rank: int) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape as a message shows it.
+    """A shape in messages.
 
     >>> shape_text((768,))
     '(768)'
@@ -53,7 +53,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """The text as a message quotes it: at most `length` characters.
+    """The text cut to at most `length` characters, as messages quote it.
 
     >>> shortened("abcdefgh", 6)
     'abc...'

@@ -1,4 +1,4 @@
-"""What is said of text that the grammar does not allow: in words, never in the names of its terminals."""
+"""Syntax errors of plans, in words rather than in names of grammar terminals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .spelling import did_you_mean, listed, shortened
 STATEMENTS = {
     "MESH": "mesh", "SHARD": "shard", "PRECISION": "precision", "PIPELINE": "pipeline", "SCHEDULE": "schedule",
 }  # fmt: skip
-"""The keyword that starts each kind of statement, by its terminal."""
+"""The first keyword of each kind of statement, by terminal."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "LPAR": ('"("',),
@@ -48,10 +48,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "DIM": ("dim N",),
     "_NL": ("the end of the line",),
 }
-"""How a person calls each terminal, in the order in which they are listed."""
+"""What messages call each terminal, in the order in which they list them."""
 
 KEYWORDS = {"OVER": "over", "DIM": "dim"}
-"""The words inside statements, which may be misspelt."""
+"""Keywords inside statements, for spelling hints."""
 
 _CODE = re.compile(r'(?:"[^"]*"|[^"#])*')
 _NAME = re.compile(r"[^\W\d]\w*")
@@ -59,18 +59,18 @@ _QUOTES = "'`*.?[]{}\u2018\u2019\u201c\u201d"
 
 
 def unexpected_token(token: Token, expected: Collection[str], source: Source) -> PlanError:
-    """The error for a token where one of the terminals `expected` should stand."""
+    """The error for a token in place of one of the terminals `expected`."""
     if token.type == "$END":
         span = _end_of_code(source, len(source.lines))
         return PlanError(PlanCode.SYNTAX, "the plan ends too early", span=span, expected=_expected(expected))
     if token.startswith("\n"):
         span = _end_of_code(source, token.line or 1)
         return PlanError(PlanCode.SYNTAX, "the line ends too early", span=span, expected=_expected(expected))
-    if token.type == "SCHEDULE":  # the whole of it
+    if token.type == "SCHEDULE":  # the token is the whole statement
         token = Token.new_borrow_pos("MESH", STATEMENTS["SCHEDULE"], token)
         span = source.span(token.line or 1, token.column or 1, len(token))
     else:
-        span = source.of(token)
+        span = source.span_of(token)
     if STATEMENTS.keys() <= set(expected) and _NAME.fullmatch(token):
         return _unknown_statement(token, span)
     help = did_you_mean(token, [word for name, word in KEYWORDS.items() if name in expected])
@@ -90,7 +90,7 @@ def _unknown_statement(word: str, span: Span) -> PlanError:
 
 
 def _expected(terminals: Collection[str]) -> str:
-    """The terminals in words; those that start a statement are one."""
+    """The terminals in words; all that begin a statement are "a statement"."""
     words = [word for name, words in WORDS.items() if name in terminals for word in words]
     if STATEMENTS.keys() <= set(terminals):
         words = [f"a statement ({listed([*STATEMENTS.values()])})"]
@@ -98,17 +98,17 @@ def _expected(terminals: Collection[str]) -> str:
 
 
 def _end_of_code(source: Source, line: int) -> Span:
-    """The place just after the last word at or above `line`, comments left out."""
+    """The position just after the last token at or above `line`, comments left out."""
     while True:
-        found = _CODE.match(source.lines[min(line, len(source.lines)) - 1])
-        code = found[0].rstrip() if found else ""
+        match = _CODE.match(source.lines[min(line, len(source.lines)) - 1])
+        code = match[0].rstrip() if match else ""
         if code or line <= 1:
             return source.span(line, len(code) + 1, 1)
         line -= 1
 
 
 def unexpected_character(line: int, column: int, expected: Collection[str], source: Source) -> PlanError:
-    """The error for a character that starts no word: an open string, or one that the language does not use."""
+    """The error for a character that begins no token: an unterminated string, or a stray character."""
     text = source.lines[line - 1]
     char = text[column - 1]
     if char == '"':
@@ -120,12 +120,12 @@ def unexpected_character(line: int, column: int, expected: Collection[str], sour
         f"the character {shown} has no meaning here",
         span=source.span(line, column, 1),
         expected=_expected(expected),
-        help=f'patterns stand in double quotes: "{_unquoted(text[column - 1 :])}"' if char in _QUOTES else "",
+        help=f'write patterns in double quotes: "{_unquoted(text[column - 1 :])}"' if char in _QUOTES else "",
     )
 
 
 def _unquoted(text: str) -> str:
-    """The pattern that a text begins with, without the quotes that are none.
+    """The pattern at the beginning of a text, without quotes of other kinds.
 
     >>> _unquoted("'*.q_proj', 'x' columns")
     '*.q_proj'

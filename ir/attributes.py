@@ -1,4 +1,4 @@
-"""Python constants as MLIR attributes and back: what a schema's scalars, lists and dtypes become on an operation."""
+"""Convert Python constants (scalars, lists, dtypes, dicts) to MLIR attributes and back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def from_attribute(attribute: Attribute) -> Any:
         return [from_attribute(a) for a in attribute]
     if isinstance(attribute, mlir.DictAttr):
         return {entry.name: from_attribute(entry.attr) for entry in attribute}
-    raise TypeError(f"attribute {attribute} is none that Stretto writes")
+    raise TypeError(f"attribute {attribute} is not one that Stretto writes")
 
 
 DTYPES = {
@@ -65,7 +65,7 @@ DTYPES = {
 
 
 def dtype_of(format: FloatFormat | None) -> torch.dtype | None:
-    """Torch's name of a format; None for none.
+    """The torch dtype of a format; None for None.
 
     >>> dtype_of(FloatFormat.BF16)
     torch.bfloat16
@@ -74,7 +74,7 @@ def dtype_of(format: FloatFormat | None) -> torch.dtype | None:
 
 
 def format_name(dtype: torch.dtype) -> str:
-    """How a plan calls a dtype; torch's name where it has no word for it.
+    """The plan language's name of a dtype, else torch's.
 
     >>> format_name(torch.float32)
     'fp32'

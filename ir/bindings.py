@@ -1,4 +1,4 @@
-"""The one module that touches torch-mlir's bindings, and says at import how to mend a missing or older wheel."""
+"""The only module that imports torch-mlir's bindings; a missing or old wheel raises E0501 at import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an operation came from: module path, the user's file and line, and forward or backward, as an MLIR location.
+"""The origin of an operation as an MLIR location: module path, the user's file and line, forward or backward.
 
 Text: `loc(fused<{backward = true}>["model.layers.3.mlp", "model.py":12:0])`.
 """
@@ -14,7 +14,7 @@ from .dialects.context import context
 
 @dataclass(frozen=True)
 class Origin:
-    """The place in the user's model that an operation belongs to."""
+    """The position in the user's model that an operation belongs to."""
 
     module_path: str = ""
     file: str = ""
@@ -38,7 +38,7 @@ def to_location(origin: Origin) -> Location:
 
 
 def from_location(location: Location) -> Origin:
-    """The origin of an MLIR location; fields that it does not carry stay empty."""
+    """The origin in an MLIR location; missing fields are empty."""
     path, file, line, backward = "", "", 0, False
     parts = location.locations if isinstance(location, mlir.FusedLoc) else [location]
     if isinstance(location, mlir.FusedLoc) and location.metadata is not None:

@@ -1,14 +1,13 @@
-"""A module: the functions of one program at one level of the IR, its mesh, its text.
+"""A module: the functions of a program at one level of the IR, with its mesh.
 
 Module attributes: `comm.level` ("aten" or "comm") and `comm.mesh` (axes in declared order). Function arguments carry
-`aten.argument`, a record that says which parameter, buffer, input or tangent they are; results of `main` likewise.
+`aten.argument`, a record that identifies the parameter, buffer, input or tangent; results of `main` likewise.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from typing import Any
 
 from ..diagnostics import Span, StrettoError
@@ -16,24 +15,18 @@ from .attributes import from_attribute, to_attribute
 from .bindings import Block, Operation, PassManager, Type, Value, mlir
 from .dialects.context import context
 from .dialects.packing import restore_packing
+from .level import Level as Level
 from .placement import Mesh
 
 Record = dict[str, Any]
-"""What is known of one argument or result of `main`: name, kind, index, aliases; of integers that are held their range.
+"""The metadata of an argument or result of `main`: name, kind, index, aliases, and for integer tensors their range.
 
-The range is [low, high), of the values at capture.
+The range [low, high) is that of the values at capture.
 """
 
 
 _PLACE = re.compile(r'loc\("-":(?P<line>\d+):(?P<column>\d+)\)')
-"""The location of a parse error: the bindings name the text they were given "-"."""
-
-
-class Level(StrEnum):
-    """What shapes mean: `aten` global tensors (perhaps with placements), `comm` what one rank holds."""
-
-    ATEN = "aten"
-    COMM = "comm"
+"""The location of a parse error; the bindings call the parsed text "-"."""
 
 
 class Module:
@@ -46,21 +39,21 @@ class Module:
     def empty(level: Level = Level.ATEN, mesh: Mesh = ()) -> Module:
         """A module without functions."""
         with context(), mlir.Location.unknown():
-            made = Module(mlir.Module.create())
-        made.level = level
-        made.mesh = mesh
-        return made
+            empty = Module(mlir.Module.create())
+        empty.level = level
+        empty.mesh = mesh
+        return empty
 
     def successor(self) -> Module:
-        """A module without functions that bears this one's attributes: level, mesh, and what passes stored on it."""
-        made = Module.empty(self.level, self.mesh)
+        """An empty module with this one's attributes: level, mesh, and those that passes have set."""
+        successor = Module.empty(self.level, self.mesh)
         for attribute in self.operation.attributes:
-            made.operation.attributes[attribute] = self.operation.attributes[attribute]
-        return made
+            successor.operation.attributes[attribute] = self.operation.attributes[attribute]
+        return successor
 
     @staticmethod
     def parse(text: str, file: str = "<module>") -> Module:
-        """Read a module's text; E0504 with the place of what is wrong."""
+        """Parse a module; E0504 at the position of the error."""
         try:
             with context(), mlir.Location.unknown():
                 parsed = mlir.Module.parse(text)
@@ -100,39 +93,39 @@ class Module:
 
     def functions(self) -> dict[str, Operation]:
         """The functions by name, in order."""
-        found = (op for op in self.body.operations if op.operation.name == "func.func")
-        return {name_of(op): op for op in found}
+        functions = (op for op in self.body.operations if op.operation.name == "func.func")
+        return {name_of(op): op for op in functions}
 
     def text(self, *, locations: bool = True) -> str:
-        """The module as text that `parse` reads back."""
+        """The module as text, which `parse` reads back."""
         return str(self.operation.get_asm(enable_debug_info=locations))
 
     def __str__(self) -> str:
         return self.text(locations=False)
 
     def verify(self) -> None:
-        """MLIR's own verification; raises an internal error, since no input of a user can break it."""
+        """Run MLIR's own verifier, which raises an internal error."""
         self.operation.verify()
 
     def become(self, other: Module) -> None:
-        """Take over another module's contents; handles to operations of this one are no longer valid."""
+        """Replace the contents by another module's; handles to old operations become invalid."""
         self._module = other._module
 
     def run_upstream(self, pipeline: str) -> None:
-        """Run passes of upstream MLIR, such as "cse,canonicalize"; lists that they unpacked are packed again."""
+        """Run passes of upstream MLIR, such as "cse,canonicalize", and restore the packing of lists."""
         with context():
             PassManager.parse(f"builtin.module({pipeline})").run(self.operation)
             restore_packing(self.operation)
 
 
 def upstream_problem(step: str) -> str:
-    """What MLIR has against one of its passes with options, such as "canonicalize{top-down=maybe}"; empty: nothing."""
+    """MLIR's error for a pass with options, such as "canonicalize{top-down=maybe}"; empty if it is valid."""
     try:
         with context():
             PassManager.parse(f"builtin.module({step})")
     except ValueError as error:
-        said = [line for line in str(error).splitlines() if line]
-        return said[0].removeprefix("<Pass-Options-Parser>: ") if said else "MLIR cannot read it"
+        lines = [line for line in str(error).splitlines() if line]
+        return lines[0].removeprefix("<Pass-Options-Parser>: ") if lines else "MLIR cannot parse it"
     return ""
 
 
@@ -159,7 +152,7 @@ def entry(function: Operation) -> Block:
 
 
 def operations(function: Operation) -> Iterator[Operation]:
-    """The operations of a function's block in order, its terminator last."""
+    """The operations of a function in order, with the terminator."""
     return iter(list(entry(function).operations))
 
 
@@ -178,9 +171,9 @@ def callee(op: Operation) -> str | None:
 def build_function(
     module: Module, name: str, arguments: Sequence[Type], *, records: Sequence[Record] | None = None
 ) -> Operation:
-    """An empty function at the end of the module; its results are set by `finish_function`.
+    """Append an empty function to the module; `finish_function` sets its results.
 
-    One with records is where ranks begin, and public.
+    A function with records is an entry function, and public.
     """
     ctx = context()
     with ctx, mlir.Location.unknown(), mlir.InsertionPoint(module.body):
@@ -199,7 +192,7 @@ def build_function(
 
 
 def finish_function(function: Operation, results: Sequence[Value], records: Sequence[Record] | None = None) -> None:
-    """Return `results` and set the function's type to what its block takes and gives."""
+    """Append the `func.return` of `results`, and set the function's type."""
     ctx = context()
     block = entry(function)
     with ctx, mlir.Location.unknown(), mlir.InsertionPoint(block):
@@ -253,7 +246,7 @@ def set_result_records(function: Operation, records: Sequence[Record]) -> None:
 
 
 def build_call(name: str, operands: Sequence[Value], results: Sequence[Type], loc: Any) -> list[Value]:
-    """A `func.call` at the current insertion point; returns its results."""
+    """Insert a `func.call` at the current insertion point; returns its results."""
     attributes = {"callee": mlir.FlatSymbolRefAttr.get(name, context())}
     op = mlir.Operation.create(
         "func.call", results=list(results), operands=list(operands), attributes=attributes, loc=loc

@@ -1,8 +1,8 @@
-"""The form that every module has and that passes take for granted; a file that someone wrote may lack it.
+"""Check a hand-written module for the form that the verifier and passes assume.
 
-A module holds functions, "main" among them (or an entry for each stage), each with one block; its level and its mesh
-can be read; tensors have fixed dims, and an element type and a placement that Stretto knows; an entry takes nothing
-but tensors.
+A module consists of functions with one block each, with "main" or an entry function per stage among them. Its level and
+mesh are readable. Tensors have static shapes, and known element types and placements. Entry functions take only
+tensors.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .types import from_mlir, is_tensor
 from .verifier import Problem
 
 _UNREADABLE = (TypeError, KeyError, ValueError, AttributeError)
-"""What reading an attribute or a type raises that is none of Stretto's."""
+"""The exceptions for an attribute or a type that Stretto does not write."""
 
 
-def malformed(module: Module) -> Iterator[Problem]:
-    """Every way in which a module lacks its form; those that come later may suffer from those before."""
+def form_problems(module: Module) -> Iterator[Problem]:
+    """Every violation of the form; later ones may follow from earlier ones."""
     yield from _module_problems(module)
     for function in module.functions().values():
         blocks = len(function.regions[0].blocks)
         if blocks != 1:
-            yield Problem(f"a function has one block, and this one has {blocks}", function)
+            yield Problem(f"a function must have one block, not {blocks}", function)
             return
         yield from _function_problems(function)
     for name in entry_names(module):
@@ -37,11 +37,11 @@ def malformed(module: Module) -> Iterator[Problem]:
             return
         for argument in entry(function).arguments:
             if not is_tensor(argument.type):
-                yield Problem(f'"{name}" takes tensors, and {argument.type} is none', function)
+                yield Problem(f'"{name}" may take only tensors, not {argument.type}', function)
 
 
-def unreadable(module: Module) -> Iterator[Problem]:
-    """Operations whose constants are none that Stretto writes."""
+def constant_problems(module: Module) -> Iterator[Problem]:
+    """Every operation with a constant that Stretto does not write."""
     for function in module.functions().values():
         for op in operations(function):
             try:
@@ -53,21 +53,21 @@ def unreadable(module: Module) -> Iterator[Problem]:
 def _module_problems(module: Module) -> Iterator[Problem]:
     for op in module.body.operations:
         if op.operation.name != "func.func":
-            yield Problem("only functions stand in a module", op)
+            yield Problem("a module may hold only functions", op)
     try:
         level, mesh = module.level, module.mesh
     except _UNREADABLE as error:
         yield Problem(f"its level or its mesh cannot be read: {error}", module.operation)
         return
     if not all(isinstance(axis, str) and type(size) is int and size > 0 for axis, size in mesh):
-        yield Problem(f"at level {level}, its mesh is no list of axes and sizes: {mesh}", module.operation)
+        yield Problem(f"at level {level}, the mesh must be a list of axes and sizes, not {mesh}", module.operation)
 
 
 def _function_problems(function: Operation) -> Iterator[Problem]:
     try:
         argument_records(function), result_records(function)
     except _UNREADABLE as error:
-        yield Problem(f"what is known of its arguments or results cannot be read: {error}", function)
+        yield Problem(f"the records of its arguments or results cannot be read: {error}", function)
     for argument in entry(function).arguments:
         yield from _type_problems(argument.type, function)
     for op in operations(function):
@@ -83,7 +83,7 @@ def _type_problems(type_: Type, op: Operation) -> Iterator[Problem]:
     except StrettoError as error:
         yield Problem(f"type {type_}: {error.message}", op)
     except _UNREADABLE:
-        yield Problem(f"type {type_} has an element type or a placement that Stretto does not know", op)
+        yield Problem(f"type {type_} has an unknown element type or placement", op)
     else:
         if any(extent < 0 for extent in shape):
-            yield Problem(f"type {type_} has a dim without a fixed extent", op)
+            yield Problem(f"type {type_} has a dynamic dim", op)

@@ -1,6 +1,6 @@
-"""Operations as (name, arguments): build one from a schema's arguments, and read one back.
+"""Operations as (name, arguments): build one, and read one back.
 
-Passes use these two instead of operand positions, segments and attribute classes.
+Passes use these instead of operand positions, segment sizes and attribute classes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Call:
 
     def replace_values(self, values: Sequence[Value]) -> Call:
         """The same call with its tensor operands replaced in order."""
-        rest = iter(values)
+        remaining = iter(values)
 
         def swap(argument: Any) -> Any:
             if isinstance(argument, mlir.Value):
-                return next(rest)
+                return next(remaining)
             if isinstance(argument, (list, tuple)):
                 return [swap(a) for a in argument]
             return argument
@@ -56,12 +56,12 @@ def build(call: Call, results: Sequence[Type], loc: Location) -> list[Any]:
     `results` has one type per result, and a list of types for a `Tensor[]` result.
     """
     definition = definitions()[call.name]
-    given = [*call.args, *([None] * (len(definition.arguments) - len(call.args)))]
+    positional = [*call.args, *([None] * (len(definition.arguments) - len(call.args)))]
     operands: list[Value] = []
     sizes: list[int] = []
     attributes: dict[str, Any] = {}
     for i, argument in enumerate(definition.arguments):
-        value: Any = call.kwargs.get(argument.name) if argument.name in call.kwargs else given[i]
+        value: Any = call.kwargs.get(argument.name) if argument.name in call.kwargs else positional[i]
         match argument.kind:
             case Kind.IGNORED:
                 continue
@@ -83,15 +83,15 @@ def build(call: Call, results: Sequence[Type], loc: Location) -> list[Any]:
         attributes["operandSegmentSizes"] = mlir.DenseI32ArrayAttr.get(sizes, context())
     types = [_tuple_type(t) if isinstance(t, (list, tuple)) else t for t in results]
     op = mlir.Operation.create(definition.mlir_name, results=types, operands=operands, attributes=attributes, loc=loc)
-    made = list(op.results)
+    built = list(op.results)
     return [
         unpack(value, types, loc) if isinstance(types, (list, tuple)) else value
-        for value, types in zip(made, results, strict=True)
+        for value, types in zip(built, results, strict=True)
     ]
 
 
 def read(op: Operation) -> Call | None:
-    """The call that an operation is, or None for one that is not ours (func, builtin)."""
+    """The operation as a call; None for one of another dialect (func, builtin)."""
     definition = by_mlir_name().get(op.operation.name)
     if definition is None:
         return None
@@ -108,67 +108,67 @@ def read(op: Operation) -> Call | None:
         elif argument.kind is Kind.CONSTANT:
             value = from_attribute(attributes[argument.name]) if argument.name in attributes else None
         else:
-            there = sizes is None or bool(next(sizes))
-            value = next(operands) if there else None
+            is_present = sizes is None or bool(next(sizes))
+            value = next(operands) if is_present else None
             if argument.kind is Kind.TENSORS:
                 value = packed(value)
             elif argument.kind is Kind.OPTIONAL_TENSORS:
-                filled = iter(packed(value))
+                values = iter(packed(value))
                 present = from_attribute(attributes[f"{argument.name}_present"])
-                value = [next(filled) if p else None for p in present]
+                value = [next(values) if is_value else None for is_value in present]
         if argument.keyword:
             if value is not None:
                 kwargs[argument.name] = value
         else:
             args.append(value)
-    placed = [argument for argument in definition.arguments if not argument.keyword]
-    while args and args[-1] is None and placed[len(args) - 1].has_default:
+    positional = [argument for argument in definition.arguments if not argument.keyword]
+    while args and args[-1] is None and positional[len(args) - 1].has_default:
         args.pop()
     return Call(definition.name, tuple(args), kwargs)
 
 
 def pack(values: Sequence[Value], loc: Location) -> Value:
-    """One value of tuple type that stands for a list of values."""
+    """Insert a packing cast; returns the tuple value that stands for a list of values."""
     type_ = _tuple_type([v.type for v in values])
     return mlir.Operation.create(PACK, results=[type_], operands=list(values), loc=loc).results[0]
 
 
 def unpack(value: Value, types: Sequence[Type], loc: Location) -> list[Value]:
-    """The values of a tuple."""
+    """Insert an unpacking cast; returns the values of a tuple."""
     return list(mlir.Operation.create(PACK, results=list(types), operands=[value], loc=loc).results)
 
 
 def packed(value: Value) -> list[Value]:
-    """The values that `pack` put into this one."""
+    """The values that `pack` put into a tuple."""
     return list(value.owner.operands)
 
 
 def is_packing(op: Operation) -> bool:
-    """Whether the operation only packs or unpacks a list of values."""
+    """Whether the operation is a packing or unpacking cast."""
     return bool(op.operation.name == PACK)
 
 
 def results_of(op: Operation) -> list[Any]:
-    """The results of an operation, a list of values for each `Tensor[]` result (empty where nothing unpacks it)."""
-    found: list[Any] = []
+    """The results of an operation, a list of values for each `Tensor[]` result (empty if nothing unpacks it)."""
+    grouped: list[Any] = []
     for result in op.results:
         if isinstance(result.type, mlir.TupleType):
             casts = [use.owner for use in result.uses]
-            found.append(list(casts[0].results) if casts else [])
+            grouped.append(list(casts[0].results) if casts else [])
         else:
-            found.append(result)
-    return found
+            grouped.append(result)
+    return grouped
 
 
 def flatten(results: Sequence[Any]) -> list[Value]:
-    """The values among the results of an operation, lists taken apart."""
+    """The values of `results_of` as a flat list."""
     return [v for r in results for v in (r if isinstance(r, list) else [r])]
 
 
 def regroup(results: Sequence[Any], items: Sequence[Any]) -> list[Any]:
-    """`items`, one per value of `flatten(results)`, grouped as `results` groups its values."""
-    rest = iter(items)
-    return [[next(rest) for _ in r] if isinstance(r, list) else next(rest) for r in results]
+    """The inverse of `flatten`: `items` in the grouping of `results`."""
+    remaining = iter(items)
+    return [[next(remaining) for _ in r] if isinstance(r, list) else next(remaining) for r in results]
 
 
 def _tuple_type(types: Sequence[Type]) -> Type:

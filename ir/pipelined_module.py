@@ -1,19 +1,18 @@
-"""A module whose ranks take turns: microbatches in time, stages on an axis of the mesh.
+"""The semantics of pipelined modules: the microbatch axis, the pipeline axis, and entry functions.
 
-Three states, each with a meaning that the interpreter runs:
+A module passes through three states. The interpreter runs each of them:
 
-1. *Cut over time.* `comm.mesh` ends with an axis "microbatch", which is no axis of ranks but of time: microbatches are
-   cut from the batch as data-parallel parts are. Every operation is still done "by each microbatch"; what a collective
-   over this axis joins is what microbatches share. As if there were a rank for every microbatch.
-2. *In segments.* The same; every operation of `main` that is not once per step stands in a function of one segment.
-3. *In order* (`comm.pipeline` names the axis of the stages). There is no `main`: each coordinate on the axis of the
-   stages has an entry function of its own (`main_0`, `main_1`, ..), which takes and gives what its ranks hold. No
-   collective is over time any more. A `func.call` may say `microbatch = 3`: in all that it calls, the coordinate on
-   the axis "microbatch" is 3. Where two tasks run interleaved in one function, its call says `microbatch = [3, 1]`, and
-   each operation in it says whose `turn` it is, 0 or 1. Tensors cross between entries by `comm.send` and
-   `comm.receive`.
+1. *With a microbatch axis.* `comm.mesh` ends with the axis "microbatch". It has no ranks, but the module reads as if it
+had: microbatches are shards of the batch, as data-parallel parts are, every operation runs once per microbatch, and a
+collective over the axis reduces or gathers over microbatches. 2. *In segments.* The same, and every operation of `main`
+that does not run once per step is in the function of a segment. 3. *In order* (`comm.pipeline` names the pipeline
+axis). There is no `main`. Each coordinate on the pipeline axis has an entry function (`main_0`, `main_1`, ..), which
+takes and returns what its ranks hold. No collective is over the microbatch axis. A `func.call` may have `microbatch =
+3`: in all that it calls, the coordinate on the microbatch axis is 3. A function that interleaves two tasks is called
+with `microbatch = [3, 1]`, and each operation in it has a `turn`: the index (0 or 1) of its microbatch. Entry functions
+exchange tensors by `comm.send` and `comm.receive`.
 
-The records of entries' arguments and results bear an `order`: their place among those of the whole program.
+The records of an entry function's arguments and results have an `order`: the position in the whole program.
 """
 
 from __future__ import annotations
@@ -24,75 +23,79 @@ from .module import Module
 from .placement import Mesh
 
 MICROBATCH = "microbatch"
-"""The axis of time."""
+"""The name of the microbatch axis."""
 _PIPELINE = "comm.pipeline"
 _TURN = "turn"
 
 Microbatch = int | tuple[int, ...]
-"""A microbatch, or several in the order of their turns."""
+"""A microbatch, or the interleaved microbatches of a call; `turn` is an index into them."""
 
 
 def pipeline_axis(module: Module) -> str | None:
-    """The axis that the stages lie on, of a module in order; None for any other."""
+    """The pipeline axis of a module in order; None for any other module."""
     attributes = module.operation.attributes
     return str(from_attribute(attributes[_PIPELINE])) if _PIPELINE in attributes else None
 
 
 def set_pipeline_axis(module: Module, axis: str) -> None:
-    """Say that the module has an entry function for each coordinate on `axis`."""
+    """Mark the module as in order, with an entry function per coordinate on `axis`."""
     module.operation.attributes[_PIPELINE] = to_attribute(axis)
 
 
 def entry_name(coordinate: int) -> str:
-    """The name of the entry function of the ranks at a coordinate on the axis of the stages."""
+    """The name of the entry function at a coordinate on the pipeline axis."""
     return f"main_{coordinate}"
 
 
 def entry_names(module: Module) -> tuple[str, ...]:
-    """Where ranks begin: in `main`, or in one for each coordinate on the axis of the stages."""
+    """The names of the entry functions: `main`, or one per coordinate on the pipeline axis."""
     axis = pipeline_axis(module)
-    return ("main",) if axis is None else tuple(entry_name(at) for at in range(dict(module.mesh).get(axis, 0)))
+    return (
+        ("main",)
+        if axis is None
+        else tuple(entry_name(coordinate) for coordinate in range(dict(module.mesh).get(axis, 0)))
+    )
 
 
 def entries(module: Module) -> tuple[Operation, ...]:
-    """The functions where ranks begin."""
+    """The entry functions, where ranks begin."""
     functions = module.functions()
     return tuple(functions[name] for name in entry_names(module))
 
 
-def space(mesh: Mesh) -> Mesh:
-    """The axes that ranks stand on: all but time."""
+def rank_axes(mesh: Mesh) -> Mesh:
+    """The axes with ranks: all but the microbatch axis."""
     return tuple((axis, size) for axis, size in mesh if axis != MICROBATCH)
 
 
 def microbatches(mesh: Mesh) -> int:
-    """How many microbatches a step has; 1 where the batch is not cut over time."""
+    """The number of microbatches of a step; 1 without a microbatch axis."""
     return dict(mesh).get(MICROBATCH, 1)
 
 
 def microbatch_of(call: Operation) -> Microbatch | None:
-    """The microbatch that a call is about, or several; None where it is that of the caller, or every one's."""
+    """The `microbatch` of a call, one or several; None: the caller's, or every microbatch."""
     if MICROBATCH not in call.attributes:
         return None
-    said = from_attribute(call.attributes[MICROBATCH])
-    return tuple(said) if isinstance(said, list) else int(said)
+    value = from_attribute(call.attributes[MICROBATCH])
+    return tuple(value) if isinstance(value, list) else int(value)
 
 
 def set_microbatch(call: Operation, microbatch: Microbatch) -> None:
-    """Say which microbatch a call is about, or which ones."""
+    """Set the `microbatch` of a call, one or several."""
     call.attributes[MICROBATCH] = to_attribute(microbatch)
 
 
 def turn_of(op: Operation) -> int | None:
-    """Of a caller's several microbatches, which one an operation is about; None where there is but one."""
+    """The `turn` of an operation: the index of its microbatch among its function's; None if there is only one."""
     return int(from_attribute(op.attributes[_TURN])) if _TURN in op.attributes else None
 
 
 def set_turn(op: Operation, turn: int) -> None:
-    """Say which of the caller's microbatches an operation is about."""
+    """Set the `turn` of an operation."""
     op.attributes[_TURN] = to_attribute(turn)
 
 
-def of_turn(microbatch: Microbatch | None, turn: int | None) -> Microbatch | None:
-    """The microbatch of an operation in a function that was called for `microbatch`."""
+def select_microbatch(microbatch: Microbatch | None, turn: int | None) -> Microbatch | None:
+    """The microbatch of an operation with `turn`, in a function that is called for `microbatch`."""
     return microbatch if turn is None or not isinstance(microbatch, tuple) else microbatch[turn]

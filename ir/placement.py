@@ -1,8 +1,8 @@
-"""How one tensor lies on the mesh: which axes shard each dim, and over which axes it is still a partial result.
+"""Placements: which axes shard each dim of a tensor, and over which axes it is partial.
 
-A dim of extent n that is sharded over axes of total size k is cut into k chunks of ceil(n / k); the rank at row-major
+A dim of extent n that is sharded over axes of total size k has k chunks of ceil(n / k) elements; the rank at row-major
 coordinate r (over the axes in the order listed) owns [r * chunk, min(n, (r + 1) * chunk)). Its tensor is padded to a
-whole chunk, valid part first, so that every rank runs the same instructions on the same shapes.
+whole chunk, valid elements first, so that all ranks run the same instructions on the same shapes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Mesh = tuple[tuple[str, int], ...]
 
 
 class Reduce(StrEnum):
-    """How the ranks' partial results combine into the value."""
+    """The reduction of a partial placement."""
 
     SUM = "sum"
     MAX = "max"
@@ -32,12 +32,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Replicate:
-    """Along one mesh axis: every rank holds the same."""
+    """Along one mesh axis: every rank holds the whole tensor."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """Along one mesh axis: the value is the `reduce` of what the ranks hold."""
+    """Along one mesh axis: the value is the `reduce` of the ranks' tensors."""
 
     reduce: Reduce = Reduce.SUM
 
@@ -47,16 +47,16 @@ AxisPlacement = Shard | Replicate | Partial
 
 @dataclass(frozen=True)
 class Placement:
-    """The placement of a tensor of rank `len(dims)` on all axes of a mesh; an axis not named is replicated."""
+    """The placement of a tensor of rank `len(dims)` on all axes of a mesh; other axes replicate it."""
 
     dims: tuple[tuple[str, ...], ...]
     """For each dim, the mesh axes that shard it, outermost first."""
     partial: tuple[tuple[str, Reduce], ...] = ()
-    """The axes over which the value is still to be reduced, in mesh order."""
+    """The axes over which the tensor is partial, in mesh order."""
 
     @staticmethod
     def replicated(rank: int) -> Placement:
-        """Every rank holds the whole tensor of `rank` dims."""
+        """A placement that replicates a tensor of `rank` dims on all axes."""
         return Placement(((),) * rank)
 
     @staticmethod
@@ -75,7 +75,7 @@ class Placement:
         return Placement(tuple(dims), tuple(partial))
 
     def on(self, axis: str) -> AxisPlacement:
-        """What this placement says of one axis."""
+        """The placement on one axis."""
         for dim, axes in enumerate(self.dims):
             if axis in axes:
                 return Shard(dim)
@@ -90,7 +90,7 @@ class Placement:
 
 
 def chunk_size(extent: int, parts: int) -> int:
-    """Elements of one chunk when `extent` elements are cut into `parts`: ceil(extent / parts).
+    """The elements of a chunk when `parts` ranks shard `extent` elements: ceil(extent / parts).
 
     >>> chunk_size(50257, 4)
     12565
@@ -99,16 +99,16 @@ def chunk_size(extent: int, parts: int) -> int:
 
 
 def axes_size(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    """How many ranks one group over `axes` has."""
+    """The number of ranks of a group over `axes`."""
     sizes = dict(mesh)
     return prod(sizes[axis] for axis in axes)
 
 
 def local_shape(shape: tuple[int, ...], placement: Placement, mesh: Mesh) -> tuple[int, ...]:
-    """The padded shape that every rank holds of a tensor of global `shape`."""
+    """The padded local shape of a tensor of global `shape`; equal on all ranks."""
     return tuple(chunk_size(n, axes_size(mesh, axes)) for n, axes in zip(shape, placement.dims, strict=True))
 
 
 def is_even(extent: int, axes: tuple[str, ...], mesh: Mesh) -> bool:
-    """Whether the axes cut the dim without padding."""
+    """Whether the axes shard the extent without padding."""
     return extent % axes_size(mesh, axes) == 0

@@ -1,7 +1,7 @@
-"""Modules read from files that people write or edit: what is wrong is shown at its line and column in that file.
+"""Read modules from hand-written files; errors have a line and column in the file.
 
-A printed module carries the places of the user's model, so that MLIR and the verifier speak of those. To find the place
-in the module's own text, it is parsed once more with its locations blanked out.
+A printed module has locations of the user's model, and MLIR and the verifier report those. To find the position in the
+module's text, it is parsed again with its locations blanked out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..diagnostics import Span, StrettoError
 from .bindings import Operation, mlir
 from .locations import from_location
 from .module import Module
-from .module_form import malformed, unreadable
+from .module_form import constant_problems, form_problems
 from .verifier import Problem, problems, verify
 
 _UNNAMED = 'loc("-":'
@@ -22,11 +22,11 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|[()]|(?<![\w.$-])#\w+\s*=\s*loc
 
 
 def read_module(text: str, file: str) -> Module:
-    """Parse and verify a module. Errors E0504 and E0505 have the place in `file`, E0506 where MLIR tells none."""
+    """Parse and verify a module. Errors E0504 and E0505 have a position in `file`; E0506 is MLIR's, without one."""
     try:
         module = parse_named(text, file)
-        _check(malformed(module))
-        _check(unreadable(module))
+        _check(form_problems(module))
+        _check(constant_problems(module))
         verify(module)
     except StrettoError as error:
         raise _placed(error, text, file) from None
@@ -34,9 +34,9 @@ def read_module(text: str, file: str) -> Module:
 
 
 def parse_named(text: str, file: str) -> Module:
-    """Parse a module; what has no location in the text gets its place in `file`. Errors: E0504.
+    """Parse a module; operations without a location get their position in `file`. Errors: E0504.
 
-    MLIR calls that text "-" whatever its file; so it stays for a name in angle brackets, such as "<stdin>".
+    MLIR calls the text "-". This stays if the name is in angle brackets, such as "<stdin>".
     """
     module = Module.parse(text, file)
     if file.startswith("<"):
@@ -47,12 +47,12 @@ def parse_named(text: str, file: str) -> Module:
 
 
 def without_locations(text: str) -> str:
-    """The same module without its locations; what is left stands in the lines and columns where it stood.
+    """The text with locations blanked out; all else keeps its line and column.
 
     >>> without_locations('return %0 : f32 loc("a.py":1:2)')
     'return %0 : f32                 '
     """
-    kept, begin, depth = list(text), 0, 0
+    characters, begin, depth = list(text), 0, 0
     for token in _TOKEN.finditer(text):
         word = token.group()
         if depth == 0:
@@ -63,44 +63,44 @@ def without_locations(text: str) -> str:
         elif word == ")":
             depth -= 1
             if depth == 0:
-                kept[begin : token.end()] = [c if c == "\n" else " " for c in text[begin : token.end()]]
-    return "".join(kept)
+                characters[begin : token.end()] = [c if c == "\n" else " " for c in text[begin : token.end()]]
+    return "".join(characters)
 
 
-def _check(found: Iterator[Problem]) -> None:
-    for problem in found:
+def _check(problems: Iterator[Problem]) -> None:
+    for problem in problems:
         raise StrettoError("E0505", f'"{problem.op.operation.name}": {problem.message}', span=_origin(problem.op))
 
 
 def _first(module: Module) -> Problem | None:
-    """The first violation of any kind."""
-    for found in (malformed, unreadable, problems):
-        problem = next(found(module), None)
+    """The first violation of the form or of the verifier's rules."""
+    for checks in (form_problems, constant_problems, problems):
+        problem = next(checks(module), None)
         if problem is not None:
             return problem
     return None
 
 
 def _origin(op: Operation) -> Span | None:
-    """The line of the user's model that an operation was made for."""
+    """The line of the user's model that an operation belongs to."""
     origin = from_location(op.location)
     return Span(origin.file, origin.line) if origin.file else None
 
 
 def _placed(error: StrettoError, text: str, file: str) -> StrettoError:
-    """The error with its place in the text, where that can be found."""
+    """The error with its position in the text, if it can be found."""
     if error.code == "E0504" and error.span is not None:
         return error
     try:
         bare = Module.parse(without_locations(text), file)
-    except StrettoError as found:
-        return found if found.span is not None else error
+    except StrettoError as parse_error:
+        return parse_error if parse_error.span is not None else error
     problem = _first(bare)
     if error.code != "E0505" or problem is None:
         return error
     span = _span(problem.op, text, file)
     notes = (
-        (("it was made for this line of the model", error.span),)
+        (("it belongs to this line of the model", error.span),)
         if error.span and error.span.file not in ("-", file)
         else ()
     )

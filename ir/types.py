@@ -1,8 +1,8 @@
-"""Tensor types: torch dtypes as MLIR element types, placements and uneven extents in the type's encoding.
+"""Tensor types: torch dtypes as MLIR element types; placement and uneven extents as the type's encoding.
 
 `tensor<12565x64xf32, {extents = array<i64: 50257, 64>, tp = "shard(0)"}>` is what every rank holds of a (50257, 64)
-tensor whose first dim is sharded over "tp". Until tensors are cut (level `aten`) shapes are global and `extents` is
-absent; after that (level `comm`) shapes are local and padded, and `extents` is there only where they are uneven.
+tensor whose first dim is sharded over "tp". At level `aten`, shapes are global and there is no `extents`. At level
+`comm`, shapes are local and padded, and `extents` has the global shape if padding makes it differ.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _PLACEMENT = re.compile(rf"shard\((?P<dim>[0-9]+)\)|partial\((?P<reduce>{'|'.joi
 
 @dataclass(frozen=True)
 class TensorType:
-    """The type of one value: `shape` is what it has at its level, `extents` the global shape where that is uneven."""
+    """The type of a value: `shape` at its level; `extents` is the global shape if sharding is uneven."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     placement: tuple[tuple[str, AxisPlacement], ...] = ()
-    """(axis, placement) of every axis that is not replicated, sorted by axis name."""
+    """(axis, placement) of every axis that does not replicate, sorted by axis name."""
     extents: tuple[int, ...] | None = None
 
     def placed(self, placement: Placement, mesh: Mesh) -> TensorType:
         """The same tensor with another placement."""
         pairs = ((axis, placement.on(axis)) for axis, _ in sorted(mesh))
-        kept = tuple((axis, p) for axis, p in pairs if not isinstance(p, Replicate))
-        return TensorType(self.dtype, self.shape, kept, self.extents)
+        not_replicated = tuple((axis, p) for axis, p in pairs if not isinstance(p, Replicate))
+        return TensorType(self.dtype, self.shape, not_replicated, self.extents)
 
     def placement_on(self, mesh: Mesh) -> Placement:
         """The placement, with nested axes in mesh order."""
         return Placement.of(len(self.shape), dict(self.placement), mesh)
 
     def global_shape(self, mesh: Mesh) -> tuple[int, ...]:
-        """The whole tensor's shape, for a type of level `comm`."""
+        """The global shape, of a type at level `comm`."""
         if self.extents is not None:
             return self.extents
         dims = self.placement_on(mesh).dims
@@ -64,7 +64,7 @@ class TensorType:
 
 
 def dtype_text(dtype: torch.dtype) -> str:
-    """The MLIR element type of a torch dtype, as text; E0502 for one that Stretto does not compile."""
+    """The MLIR element type of a torch dtype, as text; E0502 for an unsupported dtype."""
     try:
         return _DTYPES[dtype]
     except KeyError:
@@ -94,7 +94,7 @@ def axis_text(placement: AxisPlacement) -> str:
 def _axis_from_text(text: str) -> AxisPlacement:
     match = _PLACEMENT.fullmatch(text)
     if match is None:
-        raise StrettoError("E0503", f'"{text}" is no placement', expected='"shard(dim)" or "partial(sum|max|min)"')
+        raise StrettoError("E0503", f'"{text}" is not a placement', expected='"shard(dim)" or "partial(sum|max|min)"')
     return Shard(int(match["dim"])) if match["dim"] else Partial(Reduce(match["reduce"]))
 
 
@@ -113,7 +113,7 @@ def to_mlir(tensor: TensorType) -> Type:
 
 @lru_cache(maxsize=65536)
 def from_mlir(type_: Type) -> TensorType:
-    """Read an MLIR ranked tensor type (or a future of one) back."""
+    """The tensor type of an MLIR ranked tensor type, or of a future of one."""
     text = str(type_)
     if text.startswith("!async.value<"):
         type_ = mlir.Type.parse(text[len("!async.value<") : -1], context())
@@ -130,7 +130,7 @@ def from_mlir(type_: Type) -> TensorType:
 
 
 def absent() -> Type:
-    """The type of a result that an operation was told not to compute."""
+    """The type of a result that an operation does not compute."""
     return mlir.NoneType.get(context())
 
 
@@ -140,10 +140,10 @@ def is_tensor(type_: Type) -> bool:
 
 
 def element_bytes(tensor: TensorType) -> int:
-    """Bytes of the tensor's elements as the type states its shape."""
+    """Bytes of the tensor in the shape of the type."""
     return prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def future_of(type_: Type) -> Type:
-    """The type of a value that a started collective will deliver."""
+    """The type of the future of a value of this type."""
     return mlir.Type.parse(f"!async.value<{type_}>", context())

@@ -1,9 +1,8 @@
-"""What a module must satisfy beyond MLIR's own rules: placements that the mesh has, collectives whose shapes fit.
+"""Verify modules beyond MLIR's own rules: placements, constants, shapes of collectives, futures.
 
-Checked of every type: its axes are of the mesh, shard dims that it has, and shard each at most one of them. Of every
-operation: its constants are there and of the schema's kind. Of collectives (level `comm`): what goes in and what comes
-out have the shapes that the groups' sizes demand, and a future is waited on exactly once, in its own function. Of
-modules whose ranks take turns: what `stage_rules.py` says.
+Of every type: its axes are on the mesh, and shard dims that it has. Of every operation: its constants are present and
+of the schema's type. Of collectives (level `comm`): operand and result shapes fit the size of the group, and a future
+is waited on exactly once, in its own function. `pipeline_verifier.py` checks pipelined modules.
 """
 
 from __future__ import annotations
@@ -14,31 +13,24 @@ from itertools import takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, Value, mlir
-from .dialects.comm import TRANSFERS
+from .collectives import SEND, STARTS, TRANSFERS, collective
 from .dialects.schemas import Argument, Kind, by_mlir_name
 from .locations import from_location
 from .module import Level, Module, entry, operations
 from .operations import Call, read
-from .pipeline_verifier import broken_rules
+from .pipeline_verifier import pipeline_problems
 from .placement import Mesh, Shard, axes_size, chunk_size
 from .types import TensorType, from_mlir, is_tensor
 
-_STARTS = (
-    "comm.all_reduce_start",
-    "comm.all_gather_start",
-    "comm.reduce_scatter_start",
-    "comm.all_to_all_start",
-    "comm.receive_start",
-)
 _DUMP = "see current operation: "
-"""With this an operation's whole text begins in MLIR's errors."""
+"""The marker before an operation's text in MLIR's errors, which is left out."""
 _PLAIN = {
     "int": (mlir.IntegerAttr, mlir.TypeAttr),
     "float": (mlir.FloatAttr, mlir.IntegerAttr),
     "bool": (mlir.BoolAttr,),
     "str": (mlir.StringAttr,),
 }
-"""The attributes that a constant of a schema's type may be; torch calls a dtype an int."""
+"""By the schema's type of a constant, its attribute classes; in schemas, a dtype is an int."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ def problems(module: Module) -> Iterator[Problem]:
             yield from checker.type_problems(argument, function)
         for op in operations(function):
             yield from checker.op_problems(op)
-    yield from (Problem(message, op) for message, op in broken_rules(module))
+    yield from (Problem(message, op) for message, op in pipeline_problems(module))
 
 
 def _error(problem: Problem) -> StrettoError:
@@ -118,14 +110,14 @@ class _Checker:
     def comm_problems(self, op: Operation, call: Call) -> Iterator[Problem]:
         if call.name == "comm.reshard":
             if self.level is Level.COMM:
-                yield Problem("tensors are cut already: a change of placement must be a collective", op)
+                yield Problem("at level comm, a change of placement must be a collective", op)
             return
         if call.name == "comm.random":
-            yield from (Problem(message, op) for message in self._draw_problems(op, call))
+            yield from (Problem(message, op) for message in self._random_problems(op, call))
             return
         if call.name in TRANSFERS:
             yield from (Problem(message, op) for message in self._transfer_problems(op, call))
-            if call.name in _STARTS:
+            if call.name in STARTS:
                 yield from _future_problems(op)
             return
         axes = next((a for a in call.args if isinstance(a, list)), [])
@@ -133,7 +125,7 @@ class _Checker:
         if unknown:
             yield Problem(f'the mesh has no axis "{unknown[0]}"', op)
             return
-        if call.name in _STARTS:
+        if call.name in STARTS:
             yield from _future_problems(op)
         try:
             wanted = self._wanted_shape(call, axes)
@@ -145,20 +137,20 @@ class _Checker:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
 
     def _transfer_problems(self, op: Operation, call: Call) -> Iterator[str]:
-        """What is wrong with a send or a receive."""
-        axis, peer, *rest = call.args[1:] if call.name == "comm.send" else call.args
+        """Violations of a send or a receive."""
+        axis, peer, *rest = call.args[1:] if call.name == SEND else call.args
         sizes = dict(self.mesh)
         if axis not in sizes:
             yield f'the mesh has no axis "{axis}"'
         elif not 0 <= peer < sizes[axis]:
-            yield f'"{axis}" has {sizes[axis]} coordinates, and {peer} is none of them'
+            yield f'coordinate {peer} is out of range: "{axis}" has {sizes[axis]}'
         if rest:
             found = from_mlir(op.results[0].type)
             if (tuple(rest[0]), rest[1]) != (found.shape, found.dtype):
                 yield f"it takes {rest[1]} {rest[0]}, but its result is {found.dtype} {list(found.shape)}"
 
-    def _draw_problems(self, op: Operation, call: Call) -> Iterator[str]:
-        """What is wrong with the part of a draw that a rank is to make."""
+    def _random_problems(self, op: Operation, call: Call) -> Iterator[str]:
+        """Violations of a comm.random: a rank's chunks of a random tensor."""
         match call.args[2:5]:
             case [[*size], [*names], [*chunks]] if all(isinstance(n, int) for n in (*size, *chunks)):
                 pass
@@ -166,7 +158,7 @@ class _Checker:
                 yield "its constants must be lists of extents, of axes and of chunks"
                 return
         if not len(size) == len(names) == len(chunks):
-            yield f"size {size}, axes {names} and chunks {chunks} are not of one length"
+            yield f"size {size}, axes {names} and chunks {chunks} differ in length"
             return
         for extent, axes, chunk in zip(size, names, chunks, strict=True):
             cutting = tuple(axes.split(",")) if axes else ()
@@ -185,25 +177,20 @@ class _Checker:
         """The shape of the result of a comm operation; None where it has no operand, or the dims do not fit it."""
         if not call.args or not isinstance(call.args[0], mlir.Value):
             return ()
-        shape = list(from_mlir(call.args[0].type).shape)
-        size = axes_size(self.mesh, tuple(axes))
-        match call.name.removesuffix("_start"), call.args[2:]:
-            case ("comm.all_gather", [int(dim)]):
-                shape[dim] *= size
-            case ("comm.reduce_scatter", [int(dim), _]):
-                if shape[dim] % size:
-                    return None
-                shape[dim] //= size
-            case ("comm.all_to_all", [int(split), int(concat)]):
-                if shape[split] % size:
-                    return None
-                shape[split] //= size
-                shape[concat] *= size
+        shape = from_mlir(call.args[0].type).shape
+        known = collective(call.name)
+        if known is not None:
+            return known.result_shape(shape, call.args[1:], axes_size(self.mesh, tuple(axes)))
+        match call.name, call.args[2:]:
             case ("comm.shard", [int(dim), int(chunk)]):
-                shape[dim] = chunk
-            case _:
-                pass
-        return tuple(shape)
+                return _with_extent(shape, dim, chunk)
+        return shape
+
+
+def _with_extent(shape: tuple[int, ...], dim: int, extent: int) -> tuple[int, ...]:
+    extents = list(shape)
+    extents[dim] = extent
+    return tuple(extents)
 
 
 def _future_problems(op: Operation) -> Iterator[Problem]:
@@ -213,7 +200,7 @@ def _future_problems(op: Operation) -> Iterator[Problem]:
 
 
 def _constant_problem(argument: Argument, op: Operation) -> Iterator[str]:
-    """What is wrong with one constant: missing though the schema demands it, or of another kind."""
+    """The violation of one constant: missing, or of another type than the schema's."""
     if argument.kind is not Kind.CONSTANT:
         return
     there = argument.name in op.attributes

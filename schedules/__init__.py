@@ -1,7 +1,7 @@
-"""Pipeline schedules as data: their values, generators, a search, a simulator and a prover. Nothing here knows a model.
+"""Pipeline schedules as data: values, generators, search, simulator and prover. Nothing here knows a model.
 
-Start reading at `schedule.py`; `catalogue.py` lists what can be generated (`generators/`), `simulate.py` says when each
-task runs, `prove.py` refuses what cannot run. The text of a written schedule is read in `dsl/`.
+Start reading at `schedule.py`. `catalogue.py` lists the named schedules, `generators/` makes them, `simulate.py`
+computes when each task runs, `prove.py` refuses a schedule that cannot run. `dsl/` parses written schedules.
 """
 
 from .catalogue import CATALOGUE, Entry, generate, names

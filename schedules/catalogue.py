@@ -1,4 +1,4 @@
-"""Every schedule that has a name: what makes it, what it needs, its bubble and memory in closed form, its source."""
+"""The named schedules: generator, limits, bubble and memory in closed form, source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .error import ScheduleCode, ScheduleError
 from .figures import Measure, peaks
 from .generators.automatic import automatic
 from .generators.building_blocks import v_half_offsets, v_min_offsets
-from .generators.heuristics import chosen, controlled_memory, listed_for, zb_auto, zb_v
+from .generators.heuristics import best_schedule, controlled_memory, list_scheduler_makers, zb_auto, zb_v
 from .generators.local_search import improve
 from .generators.looped import breadth_first, interleaved
 from .generators.one_chunk import fill_drain, forward_only, one_f_one_b, zb_h1, zb_h2
@@ -22,17 +22,17 @@ from .schedule import Schedule, loop_placement
 
 @dataclass(frozen=True)
 class Entry:
-    """A named schedule. In formulas p is stages (ranks), m microbatches, v chunks; f, b, w are times of a rank."""
+    """A named schedule. In formulas: p ranks, m microbatches, v chunks; f, b, w are times per microbatch and rank."""
 
     name: str
     line: str
     make: Callable[[Request], Schedule]
     chunks: tuple[int, int | None]
-    """The fewest and the most virtual stages of a rank; None: any number."""
+    """The fewest and the most virtual stages per rank; None: no upper limit."""
     idle: str
-    """The time that a rank does not work, as published."""
+    """The idle time of a rank, as published."""
     memory: str
-    """Peak activations, in those of one microbatch on a rank."""
+    """Peak activations, in units of one microbatch's activations on a rank."""
     source: str
 
 
@@ -44,8 +44,8 @@ def _interleaved(request: Request) -> Schedule:
             prove(by_hand)
     except ScheduleError:
         cap = max(peaks(by_hand))
-        makers = listed_for(loop_placement(request.ranks, chunks), cap, few=True, splits=False)
-        return chosen("interleaved", replace(request, chunks=chunks), cap, makers, Measure.MAKESPAN)
+        makers = list_scheduler_makers(loop_placement(request.ranks, chunks), cap, few=True, splits=False)
+        return best_schedule("interleaved", replace(request, chunks=chunks), cap, makers, Measure.MAKESPAN)
     return by_hand
 
 
@@ -89,12 +89,12 @@ _ENTRIES = (
 
 _AUTO = Entry(
     "auto", "the best of all these and of a search, under a memory cap",
-    lambda request: automatic(request, tuple(_fixed(each) for each in _ENTRIES if each.name != "forward-only")),
+    lambda request: automatic(request, tuple(_fixed(entry) for entry in _ENTRIES if entry.name != "forward-only")),
     (1, None), "by search", "the cap", "this compiler",
 )  # fmt: skip
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (*_ENTRIES, _AUTO)}
-"""By name, in the order in which they are listed."""
+"""By name, in the order of listings."""
 
 
 def names() -> tuple[str, ...]:
@@ -103,9 +103,9 @@ def names() -> tuple[str, ...]:
 
 
 def generate(name: str, request: Request) -> Schedule:
-    """The schedule of a name. It can run: `prove` accepts it, within `request.cap` where the schedule knows of one.
+    """Make a named schedule. `prove` accepts it, within `request.cap` if the schedule honours one.
 
-    Raises ScheduleError for an unknown name (E0440), and for numbers for which it is not defined (E0441).
+    Raises ScheduleError for an unknown name (E0440), and for numbers that the schedule does not support (E0441).
     """
     if name not in CATALOGUE:
         near = get_close_matches(name, CATALOGUE, n=1)
@@ -121,7 +121,7 @@ def generate(name: str, request: Request) -> Schedule:
 
 
 def _improved(entry: Entry, request: Request) -> Schedule:
-    """What an entry makes, improved where that was asked for and its cap allows."""
+    """The entry's schedule, improved by local search if `request.tries` asks for it."""
     schedule = entry.make(request)
     if request.tries and "search" not in entry.idle and schedule.has_backward:
         cap = request.cap if request.cap is not None else max(peaks(schedule, request.costs.kept))

@@ -1,4 +1,4 @@
-"""How long tasks take, and what activations they hold."""
+"""The costs of tasks: times, and the share of activations that W keeps alive."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from .error import ScheduleCode, ScheduleError
 
 @dataclass(frozen=True)
 class Costs:
-    """Times of one microbatch on all that a rank holds, in one unit of time for all; a chunk takes its share of them.
+    """Times of one microbatch on all stages of a rank, in one unit; a chunk takes 1 / chunks of them.
 
-    Raises ScheduleError E0442 for a time that is negative, infinite or no number, and where nothing takes time.
+    Raises ScheduleError E0442 for a time that is negative or not finite, and if f, b and w are all 0.
     """
 
     f: float = 1.0
     """The forward."""
     b: float = 1.0
-    """The gradient of the input."""
+    """The input gradient."""
     w: float = 1.0
-    """The gradient of the weights."""
+    """The weight gradient."""
     c: float = 0.0
-    """From the end of a task on one rank until what it sent is there on another; not divided by chunks."""
+    """The time of a transfer between ranks; not divided by chunks."""
     fb: float | None = None
-    """A forward and the full backward of another microbatch, overlapped; None: as long as one after the other."""
+    """A forward overlapped with the full backward of another microbatch; None: f + b + w."""
     kept: float = 1.0
-    """The share of a microbatch's activations that stays alive from B until W (0 to 1)."""
+    """The share of a microbatch's activations that W reads, so that they stay alive after B (0 to 1)."""
     s: float = 0.25
-    """A rank's part of the output's work, where all ranks share the vocabulary, up to where they meet."""
+    """S: a rank's part of the output layer before the barrier, with a sharded vocabulary."""
     t: float = 0.25
-    """What it has left to do of it then."""
+    """T: a rank's part of the output layer after the barrier."""
     e: float = 0.0
-    """A rank's part of looking up embeddings."""
+    """E: a rank's part of the embedding lookup."""
     g: float = 0.0
-    """A rank's part of their gradient."""
+    """G: a rank's part of the embedding's gradient."""
 
     def __post_init__(self) -> None:
         times = {"f": self.f, "b": self.b, "w": self.w, "c": self.c}
@@ -46,22 +46,22 @@ class Costs:
                 message = f"the time {name} is {time:g}"
                 raise ScheduleError(ScheduleCode.BAD_COSTS, message, expected="expected a number of at least 0")
         if not 0 <= self.kept <= 1:
-            message = f"W keeps {self.kept:g} of the activations"
+            message = f"the share of activations that W keeps is {self.kept:g}"
             raise ScheduleError(ScheduleCode.BAD_COSTS, message, expected="expected a share from 0 to 1")
         if self.f + self.b + self.w <= 0:
-            message = "no task takes any time"
-            raise ScheduleError(ScheduleCode.BAD_COSTS, message, help="give at least one of f, b and w")
+            message = "the times f, b and w are all 0"
+            raise ScheduleError(ScheduleCode.BAD_COSTS, message, help="make at least one of them positive")
 
     @property
     def whole(self) -> float:
-        """One microbatch's forward and backward on one rank."""
+        """f + b + w: one microbatch's forward and backward on a rank."""
         return self.f + self.b + self.w
 
     def pair(self, chunks: int) -> float:
-        """The time of an overlapped forward and full backward on one of a rank's chunks."""
+        """The time of an overlapped forward and full backward on one chunk."""
         return (self.whole if self.fb is None else self.fb) / chunks
 
     def durations(self, chunks: int) -> tuple[float, ...]:
-        """The time of a task of each `Kind`, by the kind's number; of a stage's on one of a rank's chunks."""
+        """The time of a task of each `Kind`, indexed by the kind; F, B, W and BW on one chunk."""
         of_stages = self.f / chunks, self.b / chunks, self.w / chunks, (self.b + self.w) / chunks
         return *of_stages, self.s, self.t, self.e, self.g

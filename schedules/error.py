@@ -1,4 +1,4 @@
-"""The error of a schedule: one that is not defined for the numbers given, or that could not run."""
+"""Errors of schedules: not defined for the given numbers, or unable to run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..diagnostics import StrettoError
 
 
 class ScheduleCode(StrEnum):
-    """Every code that a schedule can raise; `docs/errors.md` has a line for each."""
+    """The error codes of schedules; `docs/errors.md` has a line for each."""
 
     UNKNOWN_SCHEDULE = "E0440"
     NOT_DEFINED = "E0441"
@@ -18,8 +18,8 @@ class ScheduleCode(StrEnum):
     OVER_CAP = "E0722"
     NO_SUCH_TASK = "E0723"
     NOT_COMPLETE = "E0724"
-    MEETINGS_DIFFER = "E0725"
+    BARRIER_ORDER = "E0725"
 
 
 class ScheduleError(StrettoError):
-    """A schedule that is not there, or cannot run; `code` is one of `ScheduleCode`."""
+    """A schedule that does not exist, or cannot run; `code` is one of `ScheduleCode`."""

@@ -1,4 +1,4 @@
-"""What a schedule costs: makespan, the two bubbles, and the activations that each rank holds at its peak."""
+"""The figures of a schedule: makespan, bubble by makespan and by span, and peak activations per rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NONE = (0.0,) * sum(kind.is_shared for kind in Kind)
 
 
 class Measure(StrEnum):
-    """By what one schedule is better than another."""
+    """The time by which schedules are compared."""
 
     MAKESPAN = "makespan"
     SPAN = "span"
@@ -22,11 +22,11 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one schedule under some costs.
+    """The figures of a schedule under given costs.
 
-    Papers differ in what a bubble is. By makespan: the share of the time from the first task to the last of all ranks
-    that a rank does not work. By span: the same of the longest time from a rank's own first task to its own last; so
-    ranks may start the next step at different times, which needs an optimizer that does not wait for all ranks.
+    Papers define the bubble in two ways. By makespan: the idle share of the time from the first task to the last task
+    of all ranks. By span: the idle share of the longest time from a rank's own first task to its own last. By span,
+    ranks start the next step at different times, which needs an optimizer that does not wait for all ranks.
     """
 
     makespan: float
@@ -34,25 +34,25 @@ class Figures:
     bubble_by_makespan: float
     bubble_by_span: float
     peaks: tuple[float, ...]
-    """For each rank, in activations of one microbatch on all that a rank holds."""
+    """For each rank, in activations of one microbatch on all stages of a rank."""
 
     def by(self, measure: Measure) -> tuple[float, float]:
-        """The time that a measure looks at, then the other one."""
-        both = (round(self.makespan, 9), round(self.longest_span, 9))
-        return both if measure == Measure.MAKESPAN else (both[1], both[0])
+        """The makespan and the longest span, the given measure first."""
+        pair = (round(self.makespan, 9), round(self.longest_span, 9))
+        return pair if measure == Measure.MAKESPAN else (pair[1], pair[0])
 
     def bubble(self, measure: Measure) -> float:
-        """The bubble that a measure looks at."""
+        """The bubble by a measure."""
         return self.bubble_by_makespan if measure == Measure.MAKESPAN else self.bubble_by_span
 
     @property
     def peak(self) -> float:
-        """Of the rank that holds most."""
+        """The highest peak of all ranks."""
         return max(self.peaks)
 
 
 def figures(schedule: Schedule, costs: Costs, timeline: Timeline | None = None) -> Figures:
-    """Measure a schedule; `timeline` where it was simulated with these costs before. Raises as `simulate` does."""
+    """Measure a schedule. `timeline` is its simulation with these costs, if it exists. Raises as `simulate` does."""
     times = timeline or simulate(schedule, costs)
     work = max(_work(schedule, costs, rank) for rank in range(schedule.ranks))
     makespan, span = times.makespan, max(times.spans)
@@ -69,25 +69,24 @@ def _work(schedule: Schedule, costs: Costs, rank: int) -> float:
 
 
 def peaks(schedule: Schedule, kept: float = 1.0) -> tuple[float, ...]:
-    """The most activations that each rank holds, in those of one microbatch on all that a rank holds.
+    """The peak activations of each rank, in those of one microbatch on all stages of a rank.
 
-    A forward's are there from its start; those that W does not read (1 - `kept`) until the end of B, the others until
-    the end of W. Without a backward they are gone at the end of the forward.
-    What shared tasks keep is not counted.
+    A forward's activations live from its start: those that W does not read (1 - `kept`) to the end of B, the others to
+    the end of W. Without a backward they live to the end of the forward. Shared tasks (S, T, E, G) are not counted.
     """
-    frees = released(schedule, kept)
-    found = []
+    freed = freed_activations(schedule, kept)
+    per_rank = []
     for tasks in schedule.order:
-        held = peak = 0.0
+        activations = peak = 0.0
         for task in tasks:
             if task.kind == Kind.F:
-                held += 1.0
-                peak = max(peak, held)
-            held -= frees[task.kind]
-        found.append(round(peak / schedule.chunks, 9))
-    return tuple(found)
+                activations += 1.0
+                peak = max(peak, activations)
+            activations -= freed[task.kind]
+        per_rank.append(round(peak / schedule.chunks, 9))
+    return tuple(per_rank)
 
 
-def released(schedule: Schedule, kept: float) -> tuple[float, ...]:
-    """The activations that a task of each `Kind` lets go, by the kind's number."""
+def freed_activations(schedule: Schedule, kept: float) -> tuple[float, ...]:
+    """The activations that a task of each `Kind` frees, indexed by the kind."""
     return (0.0, 1.0 - kept, kept, 1.0, *_NONE) if schedule.has_backward else (1.0, 0.0, 0.0, 0.0, *_NONE)

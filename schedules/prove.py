@@ -1,103 +1,109 @@
-"""Whether a schedule can run: every task once and on its rank, nothing before what it needs, memory in bounds."""
+"""Prove that a schedule can run: each task once and on its rank, after its dependencies, within the memory cap."""
 
 from __future__ import annotations
 
 from .costs import Costs
 from .error import ScheduleCode, ScheduleError
-from .figures import Figures, figures, released
+from .figures import Figures, figures, freed_activations
 from .schedule import Kind, Schedule, Task
-from .simulate import meetings, simulate
+from .simulate import barrier_kinds, simulate
 
 _TOLERANCE = 1e-9
 _BITS = (1, 2, 4, 6)
-"""What a task of each kind does, by the kind's number: F, B, W, and both of them."""
+"""The parts that a task does, as bits, indexed by kind: F, B, W, and BW as both."""
 
 
 def prove(schedule: Schedule, costs: Costs | None = None, cap: float | None = None) -> Figures:
-    """The figures of a schedule that can run; a counterexample as ScheduleError of one that cannot.
+    """The figures of a schedule that can run, else a counterexample as ScheduleError.
 
-    `cap` is the most activations that a rank may hold, in those of one microbatch on all that a rank holds. Raises
-    E0720 (deadlock), E0721 (something is used before it exists), E0722 (over the cap), E0723 (a task that is not
-    there to run, or runs twice), E0724 (a task is missing), E0725 (ranks meet in different orders).
+    `cap` is the most activations of a rank, in those of one microbatch on all stages of a rank. Raises E0720
+    (deadlock), E0721 (a task before its dependency), E0722 (over the cap), E0723 (a task that does not exist, or
+    twice), E0724 (a missing task), E0725 (different orders of barriers).
     """
     costs = costs or Costs()
-    done = _tasks_exist_once(schedule)
-    _all_meet(schedule)
-    found = figures(schedule, costs, simulate(schedule, costs))
-    _all_there(schedule, done)
+    done = _check_tasks(schedule)
+    _check_shared_tasks(schedule)
+    proved = figures(schedule, costs, simulate(schedule, costs))
+    _check_complete(schedule, done)
     if cap is not None:
-        _within(schedule, found, cap, costs.kept)
-    return found
+        _check_cap(schedule, proved, cap, costs.kept)
+    return proved
 
 
-def _tasks_exist_once(schedule: Schedule) -> bytearray:
-    """What is done of each microbatch on each stage, as bits. Raises E0723."""
+def _check_tasks(schedule: Schedule) -> bytearray:
+    """The parts done for each (stage, microbatch), as bits. Raises E0723."""
     placement, stages, microbatches = schedule.placement, schedule.stages, schedule.microbatches
     done = bytearray(stages * microbatches)
     for rank, tasks in enumerate(schedule.order):
-        for at, (kind, stage, microbatch) in enumerate(tasks):
+        for position, (kind, stage, microbatch) in enumerate(tasks):
             if kind >= Kind.S:
                 continue
             if not (0 <= stage < stages and 0 <= microbatch < microbatches):
-                raise _no_such(schedule, rank, at, f"there are {stages} stages and {microbatches} microbatches")
+                raise _no_such_task(
+                    schedule, rank, position, f"there are {stages} stages and {microbatches} microbatches"
+                )
             if placement[stage] != rank:
-                raise _no_such(schedule, rank, at, f"stage {stage} is on rank {placement[stage]}")
+                raise _no_such_task(schedule, rank, position, f"stage {stage} is on rank {placement[stage]}")
             place = stage * microbatches + microbatch
             if done[place] & _BITS[kind]:
-                raise _no_such(schedule, rank, at, _done_before(tasks, at))
+                raise _no_such_task(schedule, rank, position, _done_before(tasks, position))
             done[place] |= _BITS[kind]
     return done
 
 
-def _done_before(tasks: tuple[Task, ...], at: int) -> str:
-    """Which task did (part of) the same as a later one, and what."""
-    later = tasks[at]
+def _done_before(tasks: tuple[Task, ...], position: int) -> str:
+    """The reason for a task that repeats (part of) an earlier one."""
+    later = tasks[position]
     for earlier, task in enumerate(tasks):
-        both = _BITS[task.kind] & _BITS[later.kind]
-        if both and task[1:] == later[1:]:
-            part = later._replace(kind=next(kind for kind in Kind if _BITS[kind] & both))
-            return f"its task {earlier} did {part} already"
-    raise AssertionError("a task was done before, but by no task")
+        common = _BITS[task.kind] & _BITS[later.kind]
+        if common and task[1:] == later[1:]:
+            part = later._replace(kind=next(kind for kind in Kind if _BITS[kind] & common))
+            return f"its task {earlier} already did {part}"
+    raise AssertionError("a task repeats another, which is not on its rank")
 
 
-def _all_meet(schedule: Schedule) -> None:
-    """Whether each rank has each shared task once, and all ranks meet in the same order.
+def _check_shared_tasks(schedule: Schedule) -> None:
+    """Check that each rank has each shared task once, and that all ranks have the same order of barriers.
 
-    Raises E0723 for a task too much, E0724 for one that is missing, E0725 for ranks that differ in their order.
+    Raises E0723 for a surplus task, E0724 for a missing one, E0725 for different orders.
     """
-    first: list[tuple[Kind, int]] = []
-    joining = meetings(schedule)
-    wanted = {(kind, microbatch) for kind in schedule.shared for microbatch in range(schedule.microbatches)}
+    first_order: list[tuple[Kind, int]] = []
+    barriers = barrier_kinds(schedule)
+    expected = {(kind, microbatch) for kind in schedule.shared for microbatch in range(schedule.microbatches)}
     for rank in range(schedule.ranks):
-        places = _shared_places(schedule, rank)
-        for kind, microbatch in sorted(wanted ^ places.keys()):
-            lacks = rank if (kind, microbatch) in wanted else 0
-            raise _never_runs(schedule, lacks, Task(kind, lacks, microbatch), "every rank does its part of it")
-        meets = [each for each in places if each[0] in joining]
-        if rank and meets != first:
-            here, there = next(pair for pair in zip(meets, first, strict=True) if pair[0] != pair[1])
-            raise ScheduleError(
-                ScheduleCode.MEETINGS_DIFFER,
-                f"rank {rank} meets the others for {Task(here[0], rank, here[1])}, "
-                f"where rank 0 does for {Task(there[0], 0, there[1])}",
-                span=schedule.span(rank, places[here]),
-                help="let all ranks do what they share in the same order",
+        positions = _shared_places(schedule, rank)
+        for kind, microbatch in sorted(expected ^ positions.keys()):
+            lacking_rank = rank if (kind, microbatch) in expected else 0
+            raise _never_runs(
+                schedule, lacking_rank, Task(kind, lacking_rank, microbatch), "give every rank its part of the task"
             )
-        first = meets
+        barrier_order = [shared for shared in positions if shared[0] in barriers]
+        if rank and barrier_order != first_order:
+            own_task, first_task = next(
+                pair for pair in zip(barrier_order, first_order, strict=True) if pair[0] != pair[1]
+            )
+            raise ScheduleError(
+                ScheduleCode.BARRIER_ORDER,
+                f"rank {rank} has the barrier of {Task(own_task[0], rank, own_task[1])} "
+                f"where rank 0 has that of {Task(first_task[0], 0, first_task[1])}",
+                span=schedule.span(rank, positions[own_task]),
+                help="give all ranks the same order of shared tasks",
+            )
+        first_order = barrier_order
 
 
 def _shared_places(schedule: Schedule, rank: int) -> dict[tuple[Kind, int], int]:
-    """Where a rank runs each shared task, by kind and microbatch, in order. Raises E0723."""
-    places: dict[tuple[Kind, int], int] = {}
-    for at, (kind, of, microbatch) in enumerate(schedule.order[rank]):
+    """The position of each shared task of a rank, by kind and microbatch, in order. Raises E0723."""
+    positions: dict[tuple[Kind, int], int] = {}
+    for position, (kind, owner, microbatch) in enumerate(schedule.order[rank]):
         if kind < Kind.S:
             continue
-        if of != rank or not 0 <= microbatch < schedule.microbatches:
-            raise _no_such(schedule, rank, at, "a rank does its own part of each microbatch")
-        if (kind, microbatch) in places:
-            raise _no_such(schedule, rank, at, f"its task {places[kind, microbatch]} did it already")
-        places[kind, microbatch] = at
-    return places
+        if owner != rank or not 0 <= microbatch < schedule.microbatches:
+            raise _no_such_task(schedule, rank, position, "a shared task names its own rank and an existing microbatch")
+        if (kind, microbatch) in positions:
+            raise _no_such_task(schedule, rank, position, f"its task {positions[kind, microbatch]} already did it")
+        positions[kind, microbatch] = position
+    return positions
 
 
 def _never_runs(schedule: Schedule, rank: int, task: Task, help: str) -> ScheduleError:
@@ -105,48 +111,52 @@ def _never_runs(schedule: Schedule, rank: int, task: Task, help: str) -> Schedul
     return ScheduleError(ScheduleCode.NOT_COMPLETE, f"rank {rank} never runs {task}", span=span, help=help)
 
 
-def _no_such(schedule: Schedule, rank: int, at: int, why: str) -> ScheduleError:
-    task = schedule.order[rank][at]
+def _no_such_task(schedule: Schedule, rank: int, position: int, why: str) -> ScheduleError:
+    task = schedule.order[rank][position]
     return ScheduleError(
         ScheduleCode.NO_SUCH_TASK,
-        f"rank {rank} cannot run {task} (its task {at}): {why}",
-        span=schedule.span(rank, at),
+        f"rank {rank} cannot run {task} (its task {position}): {why}",
+        span=schedule.span(rank, position),
         expected=f"expected stages 0..{schedule.stages - 1} and microbatches 0..{schedule.microbatches - 1}, each once",
     )
 
 
-def _all_there(schedule: Schedule, done: bytearray) -> None:
-    """Raises E0724 where a stage lacks a task of some microbatch."""
+def _check_complete(schedule: Schedule, done: bytearray) -> None:
+    """Raises E0724 if a stage lacks a task of a microbatch."""
     whole = 7 if schedule.has_backward else 1
     if done.count(whole) == len(done):
         return
     parts = (Kind.F, Kind.B, Kind.W)
-    kind, place = next((part, at) for part in parts for at, bits in enumerate(done) if whole & ~bits & _BITS[part])
-    lacking = Task(kind, *divmod(place, schedule.microbatches))
-    help = "every microbatch needs F, and B and W (or both in one) where there is a backward, on every stage"
-    raise _never_runs(schedule, schedule.placement[lacking.stage], lacking, help)
+    kind, place = next(
+        (part, index) for part in parts for index, bits in enumerate(done) if whole & ~bits & _BITS[part]
+    )
+    missing = Task(kind, *divmod(place, schedule.microbatches))
+    help = "run F, and in training B and W (or BW), of every microbatch on every stage"
+    raise _never_runs(schedule, schedule.placement[missing.stage], missing, help)
 
 
-def _within(schedule: Schedule, found: Figures, cap: float, kept: float) -> None:
-    """Raises E0722 at the first task that takes a rank over the cap."""
-    for rank, peak in enumerate(found.peaks):
+def _check_cap(schedule: Schedule, measured: Figures, cap: float, kept: float) -> None:
+    """Raises E0722 at the first task that exceeds the cap."""
+    for rank, peak in enumerate(measured.peaks):
         if peak > cap + _TOLERANCE:
-            at = _first_over(schedule, rank, cap, kept)
+            position = _first_task_over(schedule, rank, cap, kept)
             raise ScheduleError(
                 ScheduleCode.OVER_CAP,
                 f"rank {rank} holds {peak:g} activations at its peak; the cap is {cap:g}",
-                span=schedule.span(rank, at),
-                notes=((f"{schedule.order[rank][at]} (its task {at}) is the first that does not fit", None),),
+                span=schedule.span(rank, position),
+                notes=(
+                    (f"{schedule.order[rank][position]} (its task {position}) is the first that does not fit", None),
+                ),
                 help="run backwards earlier, or raise the cap",
             )
 
 
-def _first_over(schedule: Schedule, rank: int, cap: float, kept: float) -> int:
-    frees = released(schedule, kept)
-    held = 0.0
-    for at, task in enumerate(schedule.order[rank]):
-        held += task.kind == Kind.F
-        if held / schedule.chunks > cap + _TOLERANCE:
-            return at
-        held -= frees[task.kind]
+def _first_task_over(schedule: Schedule, rank: int, cap: float, kept: float) -> int:
+    freed = freed_activations(schedule, kept)
+    activations = 0.0
+    for position, task in enumerate(schedule.order[rank]):
+        activations += task.kind == Kind.F
+        if activations / schedule.chunks > cap + _TOLERANCE:
+            return position
+        activations -= freed[task.kind]
     raise AssertionError("the peak is over the cap, but no task takes the rank there")

@@ -1,4 +1,4 @@
-"""What is asked of a generator, and the choice among several schedules that answer it."""
+"""The input of a generator, and the ranking of candidate schedules."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from .prove import prove
 from .schedule import Schedule
 
 _NONE = 1e-9
-"""A bubble below this is none."""
+"""A bubble below this counts as none."""
 _LARGE = 20_000
-"""Above so many tasks, a choice is made on fewer microbatches."""
+"""Above this number of tasks, candidates are compared on fewer microbatches."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The numbers of a schedule. Raises ScheduleError E0441 where one is below 1."""
+    """The numbers of a schedule to make. Raises ScheduleError E0441 for a number below its least value."""
 
     ranks: int
     microbatches: int
     chunks: int | None = None
-    """Virtual stages of a rank; None: as many as the schedule is usually given."""
+    """Virtual stages per rank; None: the schedule's default."""
     costs: Costs = field(default_factory=Costs)
     cap: float | None = None
-    """The most activations of a rank, in those of one microbatch on all that it holds; None: as published."""
+    """The most activations of a rank, in those of one microbatch on all of its stages; None: as published."""
     tries: int = 0
-    """How many moves `local_search.improve` may try."""
+    """The number of moves of `local_search.improve`."""
     measure: Measure | None = None
-    """By what the best is chosen; None: as the schedule's source does."""
+    """The measure to optimise; None: that of the schedule's source."""
 
     def __post_init__(self) -> None:
         numbers = {"stages": self.ranks, "microbatches": self.microbatches, "chunks": self.chunks, "tries": self.tries}
@@ -44,32 +44,32 @@ class Request:
 
     @property
     def limit(self) -> float:
-        """The cap, infinite where there is none."""
+        """The cap, infinite if there is none."""
         return inf if self.cap is None else self.cap
 
     @property
     def is_large(self) -> bool:
-        """Whether trying many schedules of this size takes long."""
+        """Whether it would take long to try many schedules of this size."""
         return 3 * self.ranks * self.microbatches * (self.chunks or 1) > _LARGE
 
     def shorter(self) -> Request:
-        """The same with so few microbatches that many schedules can be tried, but enough for a steady part."""
+        """The request with few microbatches (at most 2 p, enough for a steady part) if it is large."""
         return replace(self, microbatches=min(self.microbatches, 2 * self.ranks)) if self.is_large else self
 
 
 def not_defined(name: str, needs: str, found: str, help: str = "") -> ScheduleError:
-    """The error of a schedule that is not defined for some numbers."""
+    """The error for a schedule that does not support the request's numbers."""
     return ScheduleError(ScheduleCode.NOT_DEFINED, f'"{name}" needs {needs}, not {found}', help=help)
 
 
-def ranked(
+def rank_candidates(
     candidates: Iterable[Schedule | None], costs: Costs, cap: float, measure: Measure
 ) -> list[tuple[Schedule, Figures]]:
-    """Those that can run within the cap, the best first; of those with equal figures the first alone.
+    """The candidates that can run within the cap, best first; of equal figures only the first.
 
-    Nothing is tried after one without a bubble.
+    The search ends at the first one without a bubble.
     """
-    found: dict[tuple[float, float], tuple[Schedule, Figures]] = {}
+    by_measure: dict[tuple[float, float], tuple[Schedule, Figures]] = {}
     for schedule in candidates:
         if schedule is None:
             continue
@@ -77,7 +77,7 @@ def ranked(
             figures = prove(schedule, costs, cap)
         except ScheduleError:
             continue
-        found.setdefault(figures.by(measure), (schedule, figures))
+        by_measure.setdefault(figures.by(measure), (schedule, figures))
         if figures.bubble(measure) < _NONE:
             break
-    return [found[time] for time in sorted(found)]
+    return [by_measure[time] for time in sorted(by_measure)]

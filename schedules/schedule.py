@@ -1,4 +1,4 @@
-"""A schedule: which rank runs which task of which microbatch in which order."""
+"""A pipeline schedule: the order of tasks on every rank."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from ..diagnostics import Span
 
 
 class Kind(IntEnum):
-    """What a task does with a microbatch on a stage."""
+    """The kind of a task; E, G, S and T are shared: every rank runs its part."""
 
     F = 0
     """The forward."""
     B = 1
-    """The gradient of the stage's input."""
+    """The input gradient."""
     W = 2
-    """The gradient of the stage's weights; any time after B."""
+    """The weight gradient; any time after B."""
     BW = 3
     """The full backward: B and W in one."""
     S = 4
-    """Every rank's part of the output's work, up to where the ranks meet: logits of its part of the vocabulary."""
+    """Every rank's part of the output layer before the barrier: the logits of its part of the vocabulary."""
     T = 5
-    """What every rank has left to do of it then: gradients."""
+    """Every rank's part of the output layer after the barrier: its gradients."""
     E = 6
-    """Every rank's part of looking up embeddings."""
+    """Every rank's part of the embedding lookup."""
     G = 7
-    """Every rank's part of their gradient."""
+    """Every rank's part of the embedding's gradient."""
 
     @property
     def is_shared(self) -> bool:
-        """Whether every rank does a part of it, so that it belongs to no stage."""
+        """Whether every rank runs a part of it, so that it belongs to no stage."""
         return self >= Kind.S
 
 
 class Task(NamedTuple):
-    """One kind of work on one stage for one microbatch."""
+    """One kind of work for one microbatch on one stage."""
 
     kind: Kind
     stage: int
-    """The virtual stage, counted along the model (0 <= stage < ranks * chunks); of a shared task the rank."""
+    """The virtual stage in model order (0 <= stage < ranks * chunks); for a shared task, the rank."""
     microbatch: int
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ Order = tuple[tuple[Task, ...], ...]
 
 
 def loop_placement(ranks: int, chunks: int = 1) -> tuple[int, ...]:
-    """The rank of each virtual stage where stages go round the ranks: stage s is on rank s mod ranks.
+    """The rank of each virtual stage in a round-robin placement: s mod ranks.
 
     >>> loop_placement(2, 2)
     (0, 1, 0, 1)
@@ -64,7 +64,7 @@ def loop_placement(ranks: int, chunks: int = 1) -> tuple[int, ...]:
 
 
 def v_placement(ranks: int) -> tuple[int, ...]:
-    """The rank of each of 2 * ranks virtual stages that go down the ranks and up again, as a V.
+    """The rank of each of 2 * ranks virtual stages in a V: down the ranks, then up.
 
     >>> v_placement(3)
     (0, 1, 2, 2, 1, 0)
@@ -74,7 +74,7 @@ def v_placement(ranks: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of all tasks of one step. It is a claim: `prove` says whether it can run."""
+    """The order of all tasks of one step. It may be wrong: `prove` tells whether it can run."""
 
     name: str
     ranks: int
@@ -83,11 +83,11 @@ class Schedule:
     """The rank that holds each virtual stage; every rank holds the same number of them."""
     order: Order
     overlapped: frozenset[Task] = frozenset()
-    """Forwards whose operations are meant to be interleaved with those of the backward that stands behind them."""
+    """Forwards whose operations are interleaved with those of the backward that follows them."""
     barriers: int = 0
-    """How often all ranks meet between a microbatch's last F and its first B: never, after S, or after S and T."""
+    """Barriers of all ranks between a microbatch's last F and first B: 0, 1 (after S) or 2 (after S and T)."""
     spans: tuple[tuple[Span, ...], ...] = field(default=(), compare=False, repr=False)
-    """Where each task was written, beside `order`; empty for a schedule that was generated."""
+    """The source span of each task, parallel to `order`; empty for a generated schedule."""
 
     @property
     def stages(self) -> int:
@@ -96,7 +96,7 @@ class Schedule:
 
     @property
     def chunks(self) -> int:
-        """How many virtual stages a rank holds."""
+        """The number of virtual stages per rank."""
         return len(self.placement) // self.ranks
 
     @property
@@ -106,18 +106,18 @@ class Schedule:
 
     @property
     def shared(self) -> frozenset[Kind]:
-        """The kinds of tasks that every rank has for every microbatch."""
+        """The kinds of shared tasks in the schedule."""
         return frozenset(task.kind for tasks in self.order[:1] for task in tasks if task.kind.is_shared)
 
     def chunk(self, stage: int) -> int:
-        """Which of its rank's virtual stages this is, counted along the model."""
+        """The number of a virtual stage among those of its rank, in model order."""
         return self.placement[:stage].count(self.placement[stage])
 
     def span(self, rank: int, position: int) -> Span | None:
-        """Where the task at a position of a rank's order was written."""
+        """The source span of the task at a position of a rank's order."""
         return self.spans[rank][position] if self.spans else None
 
 
 def ordered(orders: Iterable[Iterable[Task]]) -> Order:
-    """The order of all ranks as a value."""
+    """The order as nested tuples."""
     return tuple(tuple(tasks) for tasks in orders)

@@ -98,14 +98,16 @@ def test_no_module_imports_itself_through_others() -> None:
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
-def test_the_rooms_of_the_driver_import_one_another_one_way() -> None:
+@pytest.mark.parametrize("folder", ["passes", "runtime", "ir", "frontend", "schedules", "driver"])
+def test_rooms_of_one_folder_do_not_import_each_other_in_circles(folder: str) -> None:
+    """A room and its parent or its subroom do not count."""
+    rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
     graph: nx.DiGraph[str] = nx.DiGraph()
-    for file in modules("driver"):
-        _, _, *rooms = dotted(file).split(".")
-        for _, name in imports(file):
-            parts = name.split(".")
-            if parts[:2] == ["stretto", "driver"] and rooms and len(parts) > 2 and parts[2] != rooms[0]:
-                graph.add_edge(rooms[0], parts[2])
+    for file in modules(folder):
+        room = file.relative_to(ROOT / folder).parts[0]
+        parts = [name.split(".") for _, name in imports(file)]
+        targets = {p[2] for p in parts if p[:2] == ["stretto", folder] and len(p) > 2}
+        graph.add_edges_from((room, target) for target in targets & rooms - {room} if room in rooms)
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 

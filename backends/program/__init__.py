@@ -1,4 +1,4 @@
-"""Lowering to a program: a module of level `comm` becomes instruction lists.
+"""Lower a module of level `comm` to a program: instruction lists.
 
-Start reading at `lower_program.py`; `fit_sizes.py` finds which of a program's numbers follow from named sizes.
+Start reading at `lower_program.py`; `fit_sizes.py` finds the numbers of a program that depend on named sizes.
 """

@@ -1,8 +1,8 @@
-"""A module of level `comm` as a program: one instruction list per function, slots for values, a table of places.
+"""Lower a module of level `comm` to a program: an instruction list per function, slots for values, source locations.
 
-All ranks run the same instructions; what differs (coordinates, peers, offsets) the runtime derives from a rank's
-place on the mesh. Of main, what the backward alone needs is put behind everything that the forward's results need.
-Where stages have entries of their own, there is a list for each, and inputs and outputs say which stages' they are.
+All ranks run the same instructions; the runtime derives coordinates, peers and offsets from a rank's position on the
+mesh. In `main`, the operations that the forward's results need come before those that only the backward needs. A
+pipelined module has an entry function per stage, and inputs and outputs list the stages that take or give them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from ...ir.bindings import Operation, Value, mlir
+from ...ir.collectives import COLLECTIVES
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
     Module,
@@ -25,11 +26,11 @@ from ...ir.module import (
     terminator,
 )
 from ...ir.operations import Call, flatten, is_packing, read, results_of
-from ...ir.pipelined_module import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, space, turn_of
+from ...ir.pipelined_module import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, rank_axes, turn_of
 from ...ir.placement import Mesh, axes_size, chunk_size
 from ...ir.types import TensorType, from_mlir
 from ...runtime.program.arguments import Slot, dtype_name
-from ...runtime.program.entries import TURN, is_timed
+from ...runtime.program.entries import MICROBATCH_INDEX, depends_on_microbatch
 from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
 
 _RENAMED = {
@@ -39,15 +40,12 @@ _RENAMED = {
     "comm.random": "rank.random",
 }
 _KEYWORDS = {
-    "comm.all_reduce_start": ("axes", "reduce"),
-    "comm.all_gather_start": ("axes", "dim"),
-    "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
-    "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    **{each.start: each.arguments for each in COLLECTIVES.values()},
     "comm.send": ("axis", "peer"),
     "comm.shard": ("axes", "dim", "chunk"),
     "comm.mask": ("axes", "dim", "chunk", "extent", "fill"),
 }
-"""The constants of our operations after their tensor, by the keywords that a program gives them."""
+"""By operation, the program's keywords of the constants after the tensor operand."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +57,32 @@ class Lowered:
     functions: dict[str, Function]
     locations: tuple[Location, ...]
     mesh: Mesh
-    """The axes of ranks."""
+    """The rank axes, without the microbatch axis."""
     pipeline: Pipeline | None
 
 
 def lower_program(module: Module) -> Lowered:
-    """Instruction lists, inputs and outputs of a module whose collectives and receives are started and waited on."""
-    places = _Places()
+    """Lower a module in which every collective and receive is a start and a wait."""
+    locations = _Locations()
     functions: dict[str, Function] = {}
     for name, function in module.functions().items():
-        functions[name] = _Body(function, places).lowered(is_main=name == "main")
-    mesh = space(module.mesh)
-    inputs, outputs = _Side[Input](), _Side[Output]()
+        functions[name] = _Body(function, locations).lowered(is_main=name == "main")
+    mesh = rank_axes(module.mesh)
+    inputs, outputs = _Ports[Input](), _Ports[Output]()
     for stage, function in enumerate(entries(module)):
         lists = functions[name_of(function)]
-        takes = zip(argument_records(function), entry(function).arguments, lists.arguments, strict=True)
-        gives = zip(result_records(function), terminator(function).operands, lists.results, strict=True)
-        arguments = inputs.add(stage, ((r, _input(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in takes))
-        results = outputs.add(stage, ((r, _output(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in gives))
+        taken = zip(argument_records(function), entry(function).arguments, lists.arguments, strict=True)
+        given = zip(result_records(function), terminator(function).operands, lists.results, strict=True)
+        arguments = inputs.add(stage, ((r, _input(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in taken))
+        results = outputs.add(stage, ((r, _output(r, from_mlir(v.type), slot, mesh), slot) for r, v, slot in given))
         functions[name_of(function)] = replace(lists, arguments=arguments, results=results)
     pipeline = _pipeline(module)
     count = None if pipeline is None else len(pipeline.entries)
-    return Lowered(inputs.all(count), outputs.all(count), functions, tuple(places.table), mesh, pipeline)
+    return Lowered(inputs.all(count), outputs.all(count), functions, tuple(locations.table), mesh, pipeline)
 
 
 def _pipeline(module: Module) -> Pipeline | None:
-    """Who begins where, of a module whose stages have entries of their own."""
+    """The pipeline axis, entry functions and number of microbatches of a pipelined module; None for others."""
     axis = pipeline_axis(module)
     if axis is None:
         return None
@@ -95,49 +93,49 @@ Port = TypeVar("Port", Input, Output)
 
 
 @dataclass
-class _Side(Generic[Port]):
-    """What all entries take, or give, each once, by its place among those of the program."""
+class _Ports(Generic[Port]):
+    """The inputs (or the outputs) of all entry functions, by their order in the program."""
 
-    _found: dict[int, Port] = field(default_factory=dict)
+    _by_order: dict[int, Port] = field(default_factory=dict)
     _stages: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, stage: int, ports: Iterable[tuple[Record, Port, int]]) -> tuple[int, ...]:
-        """Those of one entry, with their slots there; the slots in the order of the program."""
+        """Add the ports of a stage's entry function; returns their slots there in program order."""
         slots = {}
-        for place, (record, port, slot) in enumerate(ports):
-            order = int(record.get("order", place))
-            self._found.setdefault(order, port)
+        for position, (record, port, slot) in enumerate(ports):
+            order = int(record.get("order", position))
+            self._by_order.setdefault(order, port)
             self._stages.setdefault(order, []).append(stage)
             slots[order] = slot
         return tuple(slots[order] for order in sorted(slots))
 
     def all(self, stages: int | None) -> tuple[Port, ...]:
-        """All in order; in a program of so many stages with those that each is of, and without slots."""
+        """All ports in order. With `stages`, the number of stages, each lists its stages and has no slot."""
         if stages is None:
-            return tuple(self._found[order] for order in sorted(self._found))
-        whose = {order: tuple(mine) if len(mine) < stages else None for order, mine in self._stages.items()}
-        return tuple(replace(self._found[order], slot=0, stages=whose[order]) for order in sorted(self._found))
+            return tuple(self._by_order[order] for order in sorted(self._by_order))
+        some = {order: tuple(users) if len(users) < stages else None for order, users in self._stages.items()}
+        return tuple(replace(self._by_order[order], slot=0, stages=some[order]) for order in sorted(self._by_order))
 
 
 @dataclass
-class _Places:
-    """The table of source locations, each once."""
+class _Locations:
+    """The table of source locations, without duplicates."""
 
     table: dict[Location, int] = field(default_factory=dict)
 
     def index(self, origin: Origin) -> int | None:
-        """The number of a place; None for an operation that has none."""
+        """The index of a location; None for an operation without one."""
         if not origin.file and not origin.module_path:
             return None
         return self.table.setdefault(Location(origin.file, origin.line, origin.module_path), len(self.table))
 
 
 class _Body:
-    """One function's instructions; every value has a slot of its own."""
+    """The instructions of one function; every value has its own slot."""
 
-    def __init__(self, function: Operation, places: _Places) -> None:
+    def __init__(self, function: Operation, locations: _Locations) -> None:
         self.function = function
-        self.places = places
+        self.locations = locations
         self.slots: dict[Value, int] = {}
         self.arguments = tuple(self._slot(a) for a in entry(function).arguments)
 
@@ -153,7 +151,7 @@ class _Body:
         return Function(len(self.slots), self.arguments, results, tuple(code), backward_at)
 
     def _forward_first(self, body: list[Operation]) -> tuple[list[Operation], int | None]:
-        """A stable order in which all that the forward's results need comes first, and where the backward begins."""
+        """Move what the forward's results need to the front, in stable order; also returns where the rest begins."""
         records = argument_records(self.function)
         tangents = [
             a for a, r in zip(entry(self.function).arguments, records, strict=True) if r.get("kind") == "tangent"
@@ -171,7 +169,7 @@ class _Body:
         return forward + [op for op in body if op not in needed], len(forward)
 
     def _instruction(self, op: Operation) -> Instruction:
-        loc = self.places.index(from_location(op.location))
+        loc = self.locations.index(from_location(op.location))
         name = callee(op)
         if name is not None:
             args = (name, [Slot(self.slots[v]) for v in op.operands])
@@ -181,11 +179,11 @@ class _Body:
             return Instruction("call", args, kwargs, tuple(self._slot(r) for r in op.results), (), loc)
         call = read(op)
         if call is None:
-            raise RuntimeError(f"no instruction for {op}")
+            raise RuntimeError(f"cannot lower {op}")
         out = tuple(self._slot(r) if list(r.uses) else None for r in flatten(results_of(op)))
         args, kwargs = self._arguments(call)
         name = _RENAMED.get(call.name, call.name)
-        timed = is_timed(Instruction(name, args, kwargs))
+        timed = depends_on_microbatch(Instruction(name, args, kwargs))
         return Instruction(name, args, kwargs | _turn(op) if timed else kwargs, out, (), loc)
 
     def _arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -212,53 +210,55 @@ class _Body:
 
 
 def _turn(op: Operation) -> dict[str, Any]:
-    """Which of its caller's microbatches an operation is about, where they are several."""
+    """The keyword for the index of an operation's microbatch among those of its interleaved call."""
     turn = turn_of(op)
-    return {} if turn is None else {TURN: turn}
+    return {} if turn is None else {MICROBATCH_INDEX: turn}
 
 
 def _dependents(values: Sequence[Value], body: Sequence[Operation]) -> set[Operation]:
-    """The operations that use one of the values, directly or not."""
-    tainted = set(values)
-    found: set[Operation] = set()
+    """The operations that depend on one of the values."""
+    reached = set(values)
+    dependents: set[Operation] = set()
     for op in body:
-        if any(v in tainted for v in _operands(op)):
-            found.add(op)
-            tainted.update(flatten(results_of(op)))
-    return found
+        if any(v in reached for v in _operands(op)):
+            dependents.add(op)
+            reached.update(flatten(results_of(op)))
+    return dependents
 
 
 def _needed(values: Iterable[Value], body: Sequence[Operation]) -> set[Operation]:
-    """The operations that the values come from, directly or not."""
-    wanted = set(values)
-    found: set[Operation] = set()
+    """The operations that the values depend on."""
+    reached = set(values)
+    needed: set[Operation] = set()
     for op in reversed(body):
-        if any(r in wanted for r in flatten(results_of(op))):
-            found.add(op)
-            wanted.update(_operands(op))
-    return found
+        if any(r in reached for r in flatten(results_of(op))):
+            needed.add(op)
+            reached.update(_operands(op))
+    return needed
 
 
 def _operands(op: Operation) -> list[Value]:
-    """The values an operation uses, lists taken apart."""
+    """The operands of an operation, with lists flattened."""
     call = read(op)
     return list(op.operands) if call is None else call.values()
 
 
 def _with_frees(code: list[Instruction], arguments: Sequence[int], results: Sequence[int]) -> list[Instruction]:
-    """Each instruction with the slots that nothing uses after it; the forward frees what only it used."""
-    last: dict[int, int] = dict.fromkeys(arguments, -1)
-    for i, instruction in enumerate(code):
+    """The instructions with the slots that each uses last."""
+    last_use: dict[int, int] = dict.fromkeys(arguments, -1)
+    for index, instruction in enumerate(code):
         for slot in (*instruction.reads(), *instruction.writes()):
-            last[slot] = i
-    kept = set(results)
+            last_use[slot] = index
+    returned = set(results)
     frees: list[list[int]] = [[] for _ in code]
-    for slot, i in last.items():
-        if i >= 0 and slot not in kept:
-            frees[i].append(slot)
+    for slot, index in last_use.items():
+        if index >= 0 and slot not in returned:
+            frees[index].append(slot)
     return [
-        Instruction(c.op, c.args, c.kwargs, c.out, tuple(sorted(free)), c.loc)
-        for c, free in zip(code, frees, strict=True)
+        Instruction(
+            instruction.op, instruction.args, instruction.kwargs, instruction.out, tuple(sorted(free)), instruction.loc
+        )
+        for instruction, free in zip(code, frees, strict=True)
     ]
 
 
@@ -295,5 +295,5 @@ def _output(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Output:
         slot=slot,
         shards=_shards(type_, mesh),
         index=record["index"],
-        addends=tuple(axis for axis, _ in type_.placement_on(mesh).partial),
+        unreduced_over=tuple(axis for axis, _ in type_.placement_on(mesh).partial),
     )

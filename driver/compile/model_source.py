@@ -11,14 +11,14 @@ from ...runtime.program.arguments import Json
 
 
 def source_record(source: Mapping[str, Json], request: Mapping[str, Json]) -> dict[str, Json]:
-    """What a manifest says of a target, such that it can be found and loaded again; paths become absolute."""
+    """The manifest's record of a target, from which the target can be loaded again; paths become absolute."""
     path = os.path.abspath(str(source["path"]))
     hashed = file_hash(source_file(source.get("kind"), path))
     return {**source, "path": path, "request": dict(request), "sha256": hashed}
 
 
 def source_file(kind: Json, path: str) -> Path:
-    """The file whose content decides whether a target is the same."""
+    """The file whose hash tells whether a target is unchanged."""
     return Path(path, "config.json") if kind == "hf" and os.path.isdir(path) else Path(path)
 
 

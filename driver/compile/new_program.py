@@ -37,7 +37,9 @@ def new_program(
 ) -> Program:
     """Lower a module; `ranges` are those that its graph gives the integers among the inputs."""
     lowered = lower_program(module)
-    alone = is_alone(plan)
+    pipeline = lowered.pipeline
+    if pipeline is not None and is_alone(plan):
+        pipeline = replace(pipeline, separate_microbatches=True)
     manifest = Manifest(
         mode=str(captured.mode),
         dtype=dtype_name(_judged(captured, plan, options.floats)),
@@ -57,7 +59,7 @@ def new_program(
         remarks=[remark_json(r) for r in remarks],
         reference=captured.reference,
         initial=_initial(captured, model, options),
-        pipeline=replace(lowered.pipeline, alone=True) if alone and lowered.pipeline is not None else lowered.pipeline,
+        pipeline=pipeline,
     ).validated
 
 

@@ -1,4 +1,5 @@
-"""A model's tensors on disk: weights as safetensors.
+"""A model's tensors on disk: weights as safetensors. Checkpoints: `driver/checkpoints/`.
 
-It imports no other room of `driver/`; `model/` and `checkpoints/` may import it.
+Start reading at `weights.py`; `state_tensors.py` says which tensors of a model are saved. It imports no other room of
+`driver/`.
 """

@@ -1,5 +1,5 @@
-"""The dialects: which operations exist, and how MLIR gets to know them.
+"""The dialects: the operations, and their registration with MLIR.
 
-`nn.py` and `comm.py` list ours, `schemas.py` takes the `aten` ones from torch; `context.py` loads all. Start reading at
-`schemas.py`.
+`nn.py` and `comm.py` define our operations, `schemas.py` takes the `aten` ones from torch, `context.py` loads all of
+them. Start reading at `schemas.py`.
 """

@@ -1,4 +1,4 @@
-"""The dialects loaded into the process's one MLIR context, generated from the schema table as IRDL.
+"""The process's MLIR context, with the dialects generated from the schema table as IRDL.
 
 IRDL unifies the types of all values of one variadic operand, so a list of tensors is one operand of tuple type
 (packed by `builtin.unrealized_conversion_cast`) and an optional tensor is an optional operand.
@@ -41,11 +41,11 @@ def _dialect_text(dialect: str) -> str:
     return f"irdl.dialect @{dialect} {{\n{body}\n}}"
 
 
-def _announce() -> None:
-    """Give the bindings an (empty) module for each dialect, where they look for classes of its operations.
+def _register_module_stubs() -> None:
+    """Register an empty Python module for each dialect, where the bindings look for operation classes.
 
-    Without one they search the import path again for every operation that Python sees: 0.2 ms each. The wheel has
-    none for upstream's async either, whose values futures are.
+    Without one, the bindings search the import path for every operation that Python sees (0.2 ms each). The wheel has
+    no module for upstream's `async` either, whose values are our futures.
     """
     for dialect in (*_DIALECTS, "async"):
         name = f"torch_mlir.dialects.{dialect}"
@@ -54,13 +54,13 @@ def _announce() -> None:
 
 @cache
 def context() -> Any:
-    """The MLIR context with every dialect of Stretto loaded; made once per process."""
-    _announce()
-    made = mlir.Context()
-    with made, mlir.Location.unknown():
+    """The MLIR context with all dialects of Stretto, created once per process."""
+    _register_module_stubs()
+    ctx = mlir.Context()
+    with ctx, mlir.Location.unknown():
         text = "\n".join(_dialect_text(d) for d in _DIALECTS)
         irdl.load_dialects(mlir.Module.parse(f"module {{\n{text}\n}}"))
         for definition in definitions().values():
             if definition.pure:
                 ext.Pure.attach(definition.mlir_name)
-    return made
+    return ctx

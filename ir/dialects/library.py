@@ -1,8 +1,8 @@
-"""Operations of other libraries that Stretto compiles: which there are, and what has to be imported before they run.
+"""Operations of other libraries that Stretto compiles, and the modules that register them with torch.
 
-A grouped product (Hugging Face's, where torch's own kernel does not take the dtype): rows of `input` (S, K) belong to E
-groups that lie one after another, group e ending before row `offs[e]`, and each is multiplied by its group's matrix of
-`weight` (E, K, N).
+Grouped matrix product (Hugging Face's fallback for dtypes that torch's kernel does not take): the rows of `input` (S,
+K) belong to E consecutive groups, group e ends before row `offs[e]`, and each row is multiplied by its group's matrix
+in `weight` (E, K, N).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LIBRARY_SCHEMAS: tuple[tuple[str, bool], ...] = (
 """(schema, whether it is pure) of each operation."""
 
 _REGISTERED_BY = {"transformers": "transformers.integrations.moe"}
-"""The module that registers the operations of a namespace with torch when it is imported."""
+"""By namespace, the module whose import registers the operations with torch."""
 
 
 def register(namespace: str) -> None:
-    """Make torch know the operations of a namespace, if the library is installed."""
+    """Register the operations of a namespace with torch, if the library is installed."""
     module = _REGISTERED_BY.get(namespace, "")
     if module and find_spec(module.partition(".")[0]) is not None:
         import_module(module)

@@ -1,7 +1,7 @@
-"""The `nn` dialect: device-neutral idioms that stand for chains of aten operations, with their backwards.
+"""The `nn` dialect: idioms that stand for chains of aten operations, and their backwards.
 
 Shapes: B batch, H heads, S and T tokens of queries and keys, D head size, N rows, V classes, C features.
-Each is pure. A backward takes what its forward kept (`logsumexp`, `rstd`, `mean`), never the chain's intermediates.
+All are pure. A backward takes the saved results of its forward (`logsumexp`, `rstd`, `mean`), not intermediates.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
     # a @ b over the last two dims, (..., M, K) and (..., K, N); the leading dims, two or more, are the same
     ("nn::matmul(Tensor a, Tensor b) -> Tensor", True),
     # uniform words in [0, 2^32), int64, or with `below` whether each is below it, of shape `size`: a function of state
-    # (seed, step), the 0-d number of the draw, and the element's place; `like`, of the same shape, is where it is used
+    # (seed, step), the 0-d `number` of the random op, and the element's index; `like`, of the same shape, is its user
     ("nn::random(Tensor state, Tensor number, Tensor? like, int[] size, int? below) -> Tensor", True),
 )
 """(schema, whether it is pure) of each operation."""

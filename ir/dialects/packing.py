@@ -1,7 +1,7 @@
-"""Lists of tensors as tuples: the rule that an operation takes none but what a packing cast made.
+"""Lists of tensors as tuples: keep the invariant that every tuple operand comes from a packing cast.
 
-`read` finds the values of a list at the packing cast that made the tuple. Upstream's canonicalization removes a packing
-of what was just unpacked, so that an operation takes the tuple that another made; `restore_packing` puts it back.
+`read` finds the values of a list at the packing cast that made the tuple. Upstream's canonicalization folds a packing
+of unpacked values, so that an operation takes another operation's tuple directly; `restore_packing` undoes this.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from ..operations import is_packing, pack, unpack
 
 
 def restore_packing(root: Operation) -> None:
-    """Give every operation under `root` that takes a tuple of another operation the tuple's values, packed anew."""
-    found: list[Operation] = []
+    """Insert an unpacking and a packing cast where an operation under `root` takes another operation's tuple."""
+    users: list[Operation] = []
 
     def visit(op: Operation) -> object:
         if not is_packing(op) and any(_is_unpacked(v) for v in op.operands):
-            found.append(op)
+            users.append(op)
         return mlir.WalkResult.ADVANCE
 
     root.walk(visit)
-    for op in found:
+    for op in users:
         for i, value in enumerate(op.operands):
             if _is_unpacked(value):
                 values = _values(value)
@@ -29,18 +29,18 @@ def restore_packing(root: Operation) -> None:
 
 
 def is_tuple(type_: Type) -> bool:
-    """Whether values of this type stand for lists of tensors."""
+    """Whether a type is a tuple, which stands for a list of tensors."""
     return isinstance(type_, mlir.TupleType)
 
 
 def _is_unpacked(value: Value) -> bool:
-    """Whether a value is a tuple that no packing made."""
+    """Whether a value is a tuple that does not come from a packing cast."""
     maker = value.owner
     return is_tuple(value.type) and isinstance(maker, (mlir.Operation, mlir.OpView)) and not is_packing(maker)
 
 
 def _values(value: Value) -> list[Value]:
-    """The values of a tuple: of the cast that unpacks it already, moved to where it is made, or of a new one."""
+    """The values of a tuple: of an existing unpacking cast, moved up to the tuple, or of a new one."""
     maker = value.owner
     for use in value.uses:
         if is_packing(use.owner):

@@ -1,7 +1,7 @@
-"""What operations exist: a record per torch schema (`aten`) and per schema of ours (`nn`, `comm`), with its MLIR name.
+"""The table of operations: one `OpDef` per torch schema (`aten`) and per schema of ours (`nn`, `comm`).
 
 A torch operator "aten::_softmax" with overload "" is called "aten._softmax.default" everywhere in Stretto and
-"aten.u_softmax_default" in MLIR text, where names may hold only lower-case letters, digits and single underscores.
+"aten.u_softmax_default" in MLIR text, where names consist of lower-case letters, digits and single underscores.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Kind(StrEnum):
     TENSORS = "tensors"
     """A list of tensors: one operand of tuple type."""
     OPTIONAL_TENSORS = "optional tensors"
-    """A list with holes: one operand of tuple type, and which places are filled as an attribute."""
+    """A list with None entries: one operand of tuple type, and an attribute with the entries that are not None."""
     CONSTANT = "constant"
-    """Anything else: an attribute, absent for None."""
+    """Anything else: an attribute; absent for None."""
     IGNORED = "ignored"
-    """Device, layout and the like: a program runs where it runs."""
+    """Device, layout and the like, which the IR does not represent."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Argument:
     type: str
     """The schema's type text, such as "int" or "List[int]"; checked by the verifier."""
     required: bool = False
-    """Whether the schema has no default for it, and does not admit None."""
+    """Whether the schema has no default and does not allow None."""
     has_default: bool = True
-    """Whether a call may leave it out; None may be given for one that it may not."""
+    """Whether a call may omit it. Without a default, None may still be allowed."""
 
 
 @dataclass(frozen=True)
 class OpDef:
-    """One operation: its name in Stretto and in MLIR, its arguments, and how many results it has."""
+    """One operation: its names in Stretto and in MLIR, its arguments and results."""
 
     name: str
     mlir_name: str
@@ -66,7 +66,7 @@ class OpDef:
 
     @cached_property
     def has_segments(self) -> bool:
-        """Whether MLIR needs `operandSegmentSizes` to tell which operands are there."""
+        """Whether MLIR needs `operandSegmentSizes`, as an operand is optional."""
         return any(a.kind is Kind.OPTIONAL_TENSOR for a in self.operands)
 
 
@@ -82,8 +82,8 @@ _UNSUPPORTED = ("Dict", "Tuple", "Storage", "__torch__", "List[t]", "Optional[Li
 
 def mlir_name(name: str) -> str:
     """The MLIR name of "aten._softmax.default": "aten.u_softmax_default"."""
-    dialect, rest = name.split(".", 1)
-    base, _, overload = rest.partition(".")
+    dialect, name_in_dialect = name.split(".", 1)
+    base, _, overload = name_in_dialect.partition(".")
     if base.startswith("_"):
         base = "u_" + base.lstrip("_")
     mangled = f"{base}_{overload}" if overload else base
@@ -152,7 +152,7 @@ def definitions() -> dict[str, OpDef]:
 
 @cache
 def by_mlir_name() -> dict[str, OpDef]:
-    """Every operation by its MLIR name; the mangling must not collide."""
+    """Every operation by its MLIR name; mangled names must be unique."""
     table: dict[str, OpDef] = {}
     for definition in definitions().values():
         other = table.setdefault(definition.mlir_name, definition)

@@ -1,6 +1,6 @@
-"""Do two modules compute the same? Both are run by the interpreter on random inputs, and compared value by value.
+"""Compare two modules: run both in the interpreter on the same random inputs, and compare their results.
 
-Start reading at `compare.py`; `trace.py` and `flow.py` follow single values, to find where two modules part.
+Start reading at `compare.py`; `trace.py` and `flow.py` record intermediate values, for fault localisation.
 """
 
 from .compare import Comparison, ResultComparison, Verdict, compare

@@ -1,4 +1,4 @@
-"""Whether two modules compute the same: both run in float64 on the same random inputs."""
+"""Compare the results of two modules, both run in float64 on the same random inputs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .rounding import is_rounding, rounding
 
 
 class Verdict(StrEnum):
-    """What a comparison says of one result."""
+    """The verdict on one result."""
 
     EQUAL = "equal"
     DIFFERENT = "different"
     NOT_CHECKED = "not checked"
-    """It is all zero, or holds a NaN, or is nothing but rounding, before and after: a wrong module could give that."""
+    """All zero, with a NaN, or only rounding error, before and after: a wrong module could return the same."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ResultComparison:
 
     name: str
     error: float
-    """Largest absolute difference over the largest absolute value before; inf where one is not finite."""
+    """Largest absolute difference / largest absolute value before; inf if one side is not finite."""
     verdict: Verdict
 
     def __str__(self) -> str:
@@ -55,17 +55,17 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether none differs, and at least one was checked."""
+        """Whether no result differs, and at least one was checked."""
         verdicts = {r.verdict for r in self.results}
         return Verdict.DIFFERENT not in verdicts and Verdict.EQUAL in verdicts
 
     @property
     def error(self) -> float:
-        """The largest error of what was checked."""
+        """The largest error of the checked results."""
         return max((r.error for r in self.results if r.verdict is not Verdict.NOT_CHECKED), default=0.0)
 
     def of(self, verdict: Verdict) -> tuple[ResultComparison, ...]:
-        """The results of one verdict."""
+        """The results with a verdict."""
         return tuple(r for r in self.results if r.verdict is verdict)
 
 
@@ -82,47 +82,46 @@ def compare(
 ) -> Comparison:
     """Run two modules, of any levels, on the same inputs; `tolerance` bounds the error of an equal result.
 
-    Inputs go together by name, results by kind, name and index, and those without by their place.
-
-    Integer inputs are drawn from the range that the modules tell (an embedding's rows, a loss's classes and its ignored
-    label), else from `ranges` by name; `values` fixes inputs by name.
-    Errors: E0660 where arguments or results differ, E0661 for an unknown range, and those of `run`.
+    Inputs are paired by name, results by kind, name and index, and unnamed ones by position. Integer inputs get random
+    values of the range that the modules imply (rows of an embedding, classes and ignored label of a loss) or that
+    `ranges` gives by name; `values` fixes inputs by name.
+    Errors: E0660 for different arguments or results, E0661 for an unknown range, and those of `run`.
     """
     codes = [decode(before), decode(after)]
-    takes, gives = _pairing(codes)
+    argument_order, result_order = _pairing(codes)
     for code in codes:  # the inputs may be too large themselves
         check(code, Floats.FLOAT64, max_bytes)
     inputs = inputs_of(codes[0], seed, ranges_of(*codes) | dict(ranges or {}), values or {})
-    wanted = run(before, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
-    given = [inputs[at] for at in takes]
-    made = run(after, given, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
-    results = [wanted, [made[at] for at in gives]]
+    before_results = run(before, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
+    after_inputs = [inputs[index] for index in argument_order]
+    after_results = run(after, after_inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
+    pairs = [before_results, [after_results[index] for index in result_order]]
     names = [result_name(port.record, i) for i, port in enumerate(codes[0].results)]
-    found = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *results, strict=True)]
-    if any(r.verdict is Verdict.DIFFERENT and isfinite(r.error) for r in found):
-        moved = rounding(before, inputs, results[0], padding, max_bytes)
-        found = [
+    comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *pairs, strict=True)]
+    if any(r.verdict is Verdict.DIFFERENT and isfinite(r.error) for r in comparisons):
+        rounding_errors = rounding(before, inputs, pairs[0], padding, max_bytes)
+        comparisons = [
             replace(r, verdict=Verdict.NOT_CHECKED)
-            if r.verdict is Verdict.DIFFERENT and is_rounding(a, b, far, tolerance)
+            if r.verdict is Verdict.DIFFERENT and is_rounding(a, b, perturbation, tolerance)
             else r
-            for r, a, b, far in zip(found, *results, moved, strict=True)
+            for r, a, b, perturbation in zip(comparisons, *pairs, rounding_errors, strict=True)
         ]
-    return Comparison(tuple(found))
+    return Comparison(tuple(comparisons))
 
 
 def compare_tensors(name: str, before: Tensor, after: Tensor, tolerance: float) -> ResultComparison:
-    """Compare one result; integers and booleans must be equal."""
+    """Compare one result. `tolerance` bounds the relative error; integers and booleans are compared as numbers."""
     error = relative_error(before, after)
-    says_nothing = not before.any() or bool(before.isnan().any())
-    if says_nothing and error <= tolerance:
+    is_trivial = not before.any() or bool(before.isnan().any())
+    if is_trivial and error <= tolerance:
         return ResultComparison(name, error, Verdict.NOT_CHECKED)
     return ResultComparison(name, error, Verdict.EQUAL if error <= tolerance else Verdict.DIFFERENT)
 
 
 def relative_error(before: Tensor, after: Tensor) -> float:
-    """The largest absolute difference over the largest absolute value before; inf where that has no value.
+    """The largest absolute difference / the largest absolute value before; inf if undefined.
 
-    Infinities and NaN must stand in the same places of both.
+    Infinities and NaN must be in the same positions of both tensors.
     """
     a, b = before.double(), after.double()
     special = ~a.isfinite()
@@ -136,24 +135,24 @@ def relative_error(before: Tensor, after: Tensor) -> float:
 
 
 def _pairing(codes: Sequence[Code]) -> tuple[list[int], list[int]]:
-    """Which arguments of the first module those of the second are, and which results of the second those of the first.
+    """By argument of the second module its index in the first; by result of the first its index in the second.
 
-    E0660 where they are not the same.
+    E0660 if the modules have different arguments or results.
     """
-    takes = [_kinds(code, code.arguments, ("name",)) for code in codes]
-    gives = [_kinds(code, code.results, ("kind", "name", "index")) for code in codes]
-    for what, sides in (("arguments", takes), ("results", gives)):
+    arguments = [_port_keys(code, code.arguments, ("name",)) for code in codes]
+    results = [_port_keys(code, code.results, ("kind", "name", "index")) for code in codes]
+    for side_name, sides in (("arguments", arguments), ("results", results)):
         if sorted(sides[0], key=repr) != sorted(sides[1], key=repr):
-            raise InterpreterError(UNLIKE, f"the modules have different {what}, so that they cannot be compared")
-    return [takes[0].index(kind) for kind in takes[1]], [gives[1].index(kind) for kind in gives[0]]
+            raise InterpreterError(UNLIKE, f"the modules have different {side_name} and cannot be compared")
+    return [arguments[0].index(key) for key in arguments[1]], [results[1].index(key) for key in results[0]]
 
 
-def _kinds(code: Code, ports: Sequence[Port], fields: Sequence[str]) -> list[tuple[object, ...]]:
-    """What tells each argument or result of a module from the others, and its shape and dtype."""
+def _port_keys(code: Code, ports: Sequence[Port], fields: Sequence[str]) -> list[tuple[object, ...]]:
+    """For each argument or result: its identifying fields, its index among equal ones, shape and dtype."""
     names: list[tuple[object, ...]] = []
-    for place, port in enumerate(ports):
+    for position, port in enumerate(ports):
         name = tuple(port.record.get(field) for field in fields)
-        names.append(name if any(part is not None for part in name) else (place,))
-    turns = [names[:place].count(name) for place, name in enumerate(names)]
+        names.append(name if any(part is not None for part in name) else (position,))
+    occurrences = [names[:position].count(name) for position, name in enumerate(names)]
     shapes = [(code.global_shape(port.type), Floats.FLOAT64.of(port.type.dtype)) for port in ports]
-    return list(zip(names, turns, shapes, strict=True))
+    return list(zip(names, occurrences, shapes, strict=True))

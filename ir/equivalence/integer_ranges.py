@@ -1,4 +1,4 @@
-"""Which values an integer input may take: what it indexes on its way through a module, and its record, tell."""
+"""Infer the valid range of integer inputs, from the tensors that they index and from their records."""
 
 from __future__ import annotations
 
@@ -17,48 +17,50 @@ _PASSING = frozenset(
         "sub", "masked_fill", "contiguous",
     }
 )  # fmt: skip
-"""Aten operations whose results hold the integers of their operands (moved into a rank's range, for `sub`)."""
+"""Aten operations whose results hold the integers of their operands (shifted into a rank's range, for `sub`)."""
 _GLOBAL = frozenset({"aten.embedding.default", "aten.gather.default", "aten.ne.Scalar", "aten.eq.Scalar"})
-"""What says enough where tensors are cut: the tables' types have global extents. Other operations name the rank's."""
+"""Operations that give a range at level `comm`, as their types have global extents; others have the rank's extents."""
 _CONSTANT_COMPARISONS = ("aten.ne.Scalar", "aten.eq.Scalar")
 
 
 @dataclass(frozen=True)
 class IntegerRange:
-    """Values in [low, high), and the value that marks what is to be ignored, if there is one."""
+    """Values in [low, high), and the value of ignored labels, if any."""
 
     high: int | None = None
     ignored: int | None = None
     low: int = 0
 
     def narrowed(self, other: IntegerRange) -> IntegerRange:
-        """What satisfies both."""
+        """The intersection of two ranges."""
         highs = [h for h in (self.high, other.high) if h is not None]
         ignored = self.ignored if other.ignored is None else other.ignored
         return IntegerRange(min(highs, default=None), ignored, max(self.low, other.low))
 
 
 def integer_ranges(code: Code) -> dict[int, IntegerRange]:
-    """By argument number, what the uses of an argument say: tables and classes it indexes, values compared with.
+    """By argument, the range that its uses imply: indexed tables and classes, and values it is compared with.
 
-    Where its record has the range of what it held at capture, both bound it; that of the uses alone if none is in both.
+    It is intersected with the range at capture, if the argument's record has one and the intersection is not empty.
     """
     walker = _Walker(code)
     for number, body in enumerate(code.entries):
         order = {port.places[number]: argument for argument, port in enumerate(code.arguments)}
         walker.walk(body, [frozenset([order[place]]) for place in range(len(body.arguments))])
     for argument, port in enumerate(code.arguments):
-        held = _held(port.record)
-        if held is not None:
-            used = walker.found.get(argument, held)
-            both = replace(held, ignored=used.ignored) if used.high is None else used.narrowed(held)
-            if both.high is not None and both.low < both.high:
-                walker.found[argument] = both
-    return walker.found
+        recorded = _recorded_range(port.record)
+        if recorded is not None:
+            by_uses = walker.ranges.get(argument, recorded)
+            combined = (
+                replace(recorded, ignored=by_uses.ignored) if by_uses.high is None else by_uses.narrowed(recorded)
+            )
+            if combined.high is not None and combined.low < combined.high:
+                walker.ranges[argument] = combined
+    return walker.ranges
 
 
-def _held(record: Record) -> IntegerRange | None:
-    """The range that a record has; None for what is none, which a file that someone wrote may hold."""
+def _recorded_range(record: Record) -> IntegerRange | None:
+    """The range in a record; None if it has none, or an invalid one (in a hand-written module)."""
     match record.get("range"):
         case [int(low), int(high)] if low < high:
             return IntegerRange(high, low=low)
@@ -69,32 +71,34 @@ Tags = frozenset[int]
 
 
 class _Walker:
-    """Follows every argument through steps and calls."""
+    """Follows the values of every argument through steps and calls."""
 
     def __init__(self, code: Code) -> None:
         self._code = code
-        self.found: dict[int, IntegerRange] = {}
+        self.ranges: dict[int, IntegerRange] = {}
 
-    def walk(self, body: Body, given: list[Tags]) -> list[Tags]:
-        """The arguments of the program whose integers each result of a function holds."""
-        tags: dict[int, Tags] = dict(zip(body.arguments, given, strict=True))
+    def walk(self, body: Body, argument_tags: list[Tags]) -> list[Tags]:
+        """For each result of a function, the program arguments whose integers it may hold."""
+        tags: dict[int, Tags] = dict(zip(body.arguments, argument_tags, strict=True))
         for step in body.steps:
             self._use(body, step, tags)
-            for slot, made in zip(step.out, self._results(step, tags), strict=True):
-                tags[slot] = made
+            for slot, result_tags in zip(step.out, self._results(step, tags), strict=True):
+                tags[slot] = result_tags
         return [tags.get(slot, frozenset()) for slot in body.results]
 
     def _results(self, step: Step, tags: dict[int, Tags]) -> list[Tags]:
         if step.callee:
-            given = [tags.get(slot, frozenset()) for slot in refs(step.args)]
-            return self.walk(self._code.bodies[step.callee], given)
+            operand_tags = [tags.get(slot, frozenset()) for slot in refs(step.args)]
+            return self.walk(self._code.bodies[step.callee], operand_tags)
         family = step.name.split(".")[1] if "." in step.name else ""
         passes = family in _PASSING or not step.name.startswith(("aten.", "nn."))
         operands = refs(step.args)
         if family in ("sub",):
             operands = operands[:1]
-        held = frozenset[int]().union(*(tags.get(slot, frozenset()) for slot in operands)) if passes else frozenset()
-        return [held] * len(step.out)
+        result_tags = (
+            frozenset[int]().union(*(tags.get(slot, frozenset()) for slot in operands)) if passes else frozenset()
+        )
+        return [result_tags] * len(step.out)
 
     def _use(self, body: Body, step: Step, tags: dict[int, Tags]) -> None:
         rule = _RULES.get(step.name)
@@ -103,17 +107,17 @@ class _Walker:
         indices, range_ = rule(lambda ref: self._extents(body, ref), step.args)
         if isinstance(indices, Ref):
             for argument in tags.get(indices.slot, frozenset()):
-                self.found[argument] = self.found.get(argument, IntegerRange()).narrowed(range_)
+                self.ranges[argument] = self.ranges.get(argument, IntegerRange()).narrowed(range_)
 
     def _extents(self, body: Body, ref: Any) -> tuple[int, ...]:
-        """The global shape of an operand, empty where it is none."""
+        """The global shape of an operand; empty if it is not a tensor."""
         type_: TensorType | None = body.types[ref.slot] if isinstance(ref, Ref) else None
         return () if type_ is None else self._code.global_shape(type_)
 
 
 Extents = Callable[[Any], tuple[int, ...]]
 Use = tuple[Any, IntegerRange]
-"""The operand that is indices, and what the operation says of them."""
+"""The index operand, and the range that the operation implies."""
 
 
 def _embedding(extents: Extents, args: tuple[Any, ...]) -> Use:
@@ -142,8 +146,8 @@ def _nll(extents: Extents, args: tuple[Any, ...]) -> Use:
 
 
 def _indexed(extents: Extents, args: tuple[Any, ...]) -> Use:
-    there = [(i, a) for i, a in enumerate(args[1]) if a is not None]
-    dim, index = there[0]
+    indices = [(i, a) for i, a in enumerate(args[1]) if a is not None]
+    dim, index = indices[0]
     return index, IntegerRange(extents(args[0])[dim])
 
 
@@ -160,7 +164,7 @@ _RULES: dict[str, Callable[[Extents, tuple[Any, ...]], Use]] = {
 
 
 def merged(first: dict[str, IntegerRange], second: dict[str, IntegerRange]) -> dict[str, IntegerRange]:
-    """What two modules say together of arguments, by name; the first one's bounds where it has any."""
+    """The ranges of two modules combined, by name; an upper bound of the first takes precedence."""
     joined = dict(second)
     for argument, range_ in first.items():
         other = joined.get(argument, IntegerRange())

@@ -1,4 +1,4 @@
-"""Inputs for a comparison: every one random, so that a wrong result cannot look right."""
+"""Random inputs for a comparison, so that a wrong result cannot look right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GAIN = 0.7
 
 
 def infer_ranges(*modules: Module) -> dict[str, IntegerRange]:
-    """By input name, which integers the modules (with the same arguments) say it may hold."""
+    """By input name, the range of integers that the modules (with the same arguments) imply."""
     return ranges_of(*(decode(m) for m in modules))
 
 
@@ -36,10 +36,10 @@ def random_inputs(
     ranges: Mapping[str, IntegerRange] | None = None,
     values: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
-    """Global inputs for a module, in order. Errors: E0661 for an integer input without a range.
+    """Random global inputs for a module, in order. Errors: E0661 for an integer input of unknown range.
 
-    Parameters, float inputs and tangents are normal or near 1 and never 0; booleans true three times in four.
-    `values` gives inputs by name that are to be taken as they are.
+    Floating inputs are normal, or near 1 and never 0; booleans are true with probability 3/4. `values` fixes inputs by
+    name.
     """
     code = decode(module)
     return inputs_of(code, seed, dict(ranges_of(code)) | dict(ranges or {}), values or {})
@@ -47,31 +47,33 @@ def random_inputs(
 
 def ranges_of(*codes: Code) -> dict[str, IntegerRange]:
     """See `infer_ranges`."""
-    found: dict[str, IntegerRange] = {}
+    ranges_by_name: dict[str, IntegerRange] = {}
     for code in codes:
         ranges = integer_ranges(code).items()
-        found = merged(found, {argument_name(code.arguments[i].record, i): range_ for i, range_ in ranges})
-    return found
+        ranges_by_name = merged(
+            ranges_by_name, {argument_name(code.arguments[i].record, i): range_ for i, range_ in ranges}
+        )
+    return ranges_by_name
 
 
 def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values: Mapping[str, Tensor]) -> list[Tensor]:
     """See `random_inputs`."""
     random = torch.Generator().manual_seed(seed)
-    made = []
+    inputs = []
     for i, port in enumerate(code.arguments):
         record, type_ = port.record, port.type
         name, shape = argument_name(record, i), code.global_shape(type_)
         if name in values:
-            made.append(values[name])
+            inputs.append(values[name])
         elif record.get("kind") == "random":
-            made.append(torch.tensor([seed, 0]))
+            inputs.append(torch.tensor([seed, 0]))
         elif type_.dtype.is_floating_point:
-            made.append(_floating(record, shape, random).to(type_.dtype))
+            inputs.append(_floating(record, shape, random).to(type_.dtype))
         elif type_.dtype is torch.bool:
-            made.append(torch.rand(shape, generator=random) < 0.75)
+            inputs.append(torch.rand(shape, generator=random) < 0.75)
         else:
-            made.append(_integers(name, shape, type_.dtype, ranges.get(name, IntegerRange()), random))
-    return made
+            inputs.append(_integers(name, shape, type_.dtype, ranges.get(name, IntegerRange()), random))
+    return inputs
 
 
 def argument_name(record: Record, index: int) -> str:
@@ -100,9 +102,8 @@ def _integers(
     if range_.high is None:
         raise InterpreterError(
             NO_RANGE,
-            f'nothing in the module says which integers input "{name}" may hold',
-            help=f"say it with --range '{name}=LO:HI': the integers from LO up to but without HI (in Python, ranges or "
-            "values)",
+            f'the range of integer input "{name}" is unknown',
+            help=f"give it with --range '{name}=LO:HI', for LO to HI - 1 (in Python with ranges or values)",
         )
     drawn = torch.randint(range_.low, range_.high, shape, generator=random, dtype=dtype)
     if range_.ignored is not None:

@@ -1,7 +1,7 @@
-"""Every value of a run, as a whole tensor of which a print is kept, and which operation made it from which others.
+"""Trace a run of a module: a fingerprint of every value as a global tensor, and the data flow between values.
 
-A print tells whether two tensors hold the same elements in the same order, up to a tolerance: random weighted sums of
-the elements, the same weights for every tensor of one size. So a trace takes memory by values, not by elements.
+A fingerprint shows whether two tensors hold the same elements in the same order, up to a tolerance: a few random
+weighted sums of the elements, with the same weights for all tensors of one size. So a trace needs little memory.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ..interpreter.observing import Path
 from ..interpreter.padding import Padding
 from ..pipelined_module import MICROBATCH
 from ..types import TensorType
-from .flow import Flow, Node, flow_of, part_type
+from .flow import Flow, Node, flow_of, one_microbatch_type
 
 _SUMS = 3
 _SLACK = 8.0
-"""A weighted sum of n elements may differ by so many roots of n, times the tolerance of one element."""
+"""A weighted sum of n elements may differ by this factor * sqrt(n) * the tolerance of one element."""
 
 
 @dataclass(frozen=True)
-class Print:
-    """What is kept of a whole tensor."""
+class Fingerprint:
+    """The fingerprint of a global tensor."""
 
     shape: tuple[int, ...]
     sums: Tensor
-    """(2 * _SUMS,): weighted sums of the finite elements, then of where the others are."""
+    """(2 * _SUMS,): weighted sums of the finite elements, then of the positions of the others."""
     size: float
     """The largest absolute value of a finite element."""
     is_constant: bool
@@ -44,11 +44,11 @@ class Print:
 
     @property
     def count(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return prod(self.shape)
 
-    def matches(self, other: Print, tolerance: float) -> bool:
-        """Whether the other holds the same elements in row-major order, whatever its shape."""
+    def matches(self, other: Fingerprint, tolerance: float) -> bool:
+        """Whether the other tensor has the same elements in row-major order, in any shape."""
         if self.count != other.count:
             return False
         sizes = torch.tensor([self.size], dtype=torch.float64)
@@ -57,33 +57,33 @@ class Print:
 
 @dataclass
 class Trace:
-    """Who made what; observes a run of the module. `prints` lacks lists, futures, and what was not reached."""
+    """An observer of a run. `fingerprints` has all values but lists, futures, and what was not reached."""
 
     flow: Flow
     grid: Grid
-    """Of the ranks that make a value: all, or those of a stage."""
-    prints: dict[int, Print] = field(default_factory=dict)
-    parts: dict[int, tuple[Print, ...]] = field(default_factory=dict)
-    """Where microbatches are as ranks: of each value the part of each microbatch, which a turn of a stage makes."""
-    torn: set[int] = field(default_factory=set)
-    """Values of which ranks that should hold the same, as the type says, do not; their prints are of all ranks'."""
+    """The ranks that compute a value: all, or those of a stage."""
+    fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
+    parts: dict[int, tuple[Fingerprint, ...]] = field(default_factory=dict)
+    """With a microbatch axis: by value, the fingerprint of each microbatch's part."""
+    diverged: set[int] = field(default_factory=set)
+    """Values whose replicas differ between ranks; their fingerprints are of all ranks' tensors stacked."""
     last: Node | None = None
-    """The operation that began last: where the run failed, if it did."""
+    """The operation that began last; if the run failed, the one that failed."""
     _nodes: dict[Path, Node] = field(default_factory=dict)
-    _held: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    _incomplete: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
     @staticmethod
     def of(code: Code, grid: Grid, inputs: Sequence[Tensor]) -> Trace:
-        """A trace in which only the arguments are known yet."""
+        """A trace before the run, with only the arguments known."""
         flow = flow_of(code)
-        prints = {number: print_of(value) for number, value in zip(flow.arguments, inputs, strict=True)}
+        fingerprints = {number: fingerprint_of(value) for number, value in zip(flow.arguments, inputs, strict=True)}
         ranks = grid if code.axis is None else grid.without(code.axis)
-        made = Trace(flow, ranks, prints, _nodes={node.path: node for node in flow.nodes})
+        trace = Trace(flow, ranks, fingerprints, _nodes={node.path: node for node in flow.nodes})
         if grid.has([MICROBATCH]):
             for number, port, value in zip(flow.arguments, code.arguments, inputs, strict=True):
-                held = [cut(value, port.type, rank, grid, Padding.ZERO) for rank in range(grid.ranks)]
-                made._keep_parts(number, held, port.type)
-        return made
+                local_values = [cut(value, port.type, rank, grid, Padding.ZERO) for rank in range(grid.ranks)]
+                trace._keep_microbatches(number, local_values, port.type)
+        return trace
 
     def begins(self, rank: int, path: Path) -> None:
         """See `Observer`."""
@@ -93,65 +93,70 @@ class Trace:
         """See `Observer`."""
         for number, value in zip(self._nodes[path].results, values, strict=True):
             if isinstance(value, Tensor) and self.flow.types[number] is not None:
-                held = self._held.setdefault(number, {})
-                held[rank] = value
-                if len(held) == self.grid.ranks:
-                    self._keep(number, [held[r] for r in sorted(held)])
-                    del self._held[number]
+                by_rank = self._incomplete.setdefault(number, {})
+                by_rank[rank] = value
+                if len(by_rank) == self.grid.ranks:
+                    self._keep(number, [by_rank[r] for r in sorted(by_rank)])
+                    del self._incomplete[number]
 
-    def agrees(self, number: int, other: Trace, theirs: int, tolerance: float, turn: int | None) -> bool | None:
-        """Whether a value here is one of another trace, or this one's part of a microbatch is: of `turn`, else of any.
+    def agrees(
+        self, number: int, other: Trace, other_number: int, tolerance: float, microbatch: int | None
+    ) -> bool | None:
+        """Whether a value, or its part of `microbatch` (None: of any), equals one of another trace.
 
-        None where one of the two is not known.
+        None if one of the two is not known.
         """
-        mine, their = self.prints.get(number), other.prints.get(theirs)
-        if mine is None or their is None:
+        own_fingerprint, other_fingerprint = self.fingerprints.get(number), other.fingerprints.get(other_number)
+        if own_fingerprint is None or other_fingerprint is None:
             return None
         parts = self.parts.get(number, ())
-        each = parts if turn is None else parts[turn : turn + 1]
-        return any(one.matches(their, tolerance) for one in (mine, *each))
+        candidates = parts if microbatch is None else parts[microbatch : microbatch + 1]
+        return any(candidate.matches(other_fingerprint, tolerance) for candidate in (own_fingerprint, *candidates))
 
-    def _keep(self, number: int, held: list[Tensor]) -> None:
+    def _keep(self, number: int, local_values: list[Tensor]) -> None:
         type_ = self.flow.types[number]
-        if len(held) == 1 or type_ is None:
-            self.prints[number] = print_of(held[0])
+        if len(local_values) == 1 or type_ is None:
+            self.fingerprints[number] = fingerprint_of(local_values[0])
             return
-        whole = _joined(held, type_, self.grid)
+        whole = _joined(local_values, type_, self.grid)
         if whole is None:
-            self.torn.add(number)
-            self.prints[number] = print_of(torch.stack(held))
+            self.diverged.add(number)
+            self.fingerprints[number] = fingerprint_of(torch.stack(local_values))
             return
-        self.prints[number] = print_of(whole)
+        self.fingerprints[number] = fingerprint_of(whole)
         if self.grid.has([MICROBATCH]):
-            self._keep_parts(number, held, type_)
+            self._keep_microbatches(number, local_values, type_)
 
-    def _keep_parts(self, number: int, held: list[Tensor], type_: TensorType) -> None:
-        ranks, turns = self.grid.without(MICROBATCH), range(self.grid.size([MICROBATCH]))
-        here = part_type(type_, self.grid.mesh)
-        found = [_joined([held[r] for r in self.grid.at(MICROBATCH, turn)], here, ranks) for turn in turns]
-        prints = tuple(print_of(part) for part in found if part is not None)
-        self.parts[number] = prints if len(prints) == len(turns) else ()
+    def _keep_microbatches(self, number: int, local_values: list[Tensor], type_: TensorType) -> None:
+        grid, microbatches = self.grid.without(MICROBATCH), range(self.grid.size([MICROBATCH]))
+        local_type = one_microbatch_type(type_, self.grid.mesh)
+        wholes = [
+            _joined([local_values[r] for r in self.grid.at(MICROBATCH, turn)], local_type, grid)
+            for turn in microbatches
+        ]
+        fingerprints = tuple(fingerprint_of(part) for part in wholes if part is not None)
+        self.parts[number] = fingerprints if len(fingerprints) == len(microbatches) else ()
 
 
-def _joined(held: list[Tensor], type_: TensorType, grid: Grid) -> Tensor | None:
-    """The whole tensor; None where ranks that should hold the same do not."""
+def _joined(local_values: list[Tensor], type_: TensorType, grid: Grid) -> Tensor | None:
+    """The global tensor; None if replicas differ."""
     try:
-        return join(held, type_, grid, "")
+        return join(local_values, type_, grid, "")
     except InterpreterError as error:
         if error.code != REPLICAS:
             raise
         return None
 
 
-def same_elements(sums: Tensor, sizes: Tensor, other: Print, tolerance: float) -> Tensor:
-    """(n,): which of n prints of as many elements, given by sums (n, 2 * _SUMS) and sizes (n,), the other matches."""
+def same_elements(sums: Tensor, sizes: Tensor, other: Fingerprint, tolerance: float) -> Tensor:
+    """(n,): which of n fingerprints, given by sums (n, 2 * _SUMS) and sizes (n,), match the other of equal count."""
     near = tolerance * sizes.clamp(min=other.size) * _SLACK * max(other.count, 1) ** 0.5
     matched: Tensor = ((sums - other.sums).abs() <= near[:, None]).all(dim=1)
     return matched
 
 
-def print_of(tensor: Tensor) -> Print:
-    """The print of a whole tensor of any dtype."""
+def fingerprint_of(tensor: Tensor) -> Fingerprint:
+    """The fingerprint of a tensor of any dtype."""
     flat = tensor.detach().reshape(-1).double()
     finite = flat.isfinite()
     values = flat.where(finite, 0.0)
@@ -159,7 +164,7 @@ def print_of(tensor: Tensor) -> Print:
     others = flat.nan_to_num(2.0, 3.0, 5.0).where(~finite, 0.0)
     constant = bool((tensor == tensor.reshape(-1)[:1].reshape(())).all()) if flat.numel() else True
     size = float(values.abs().amax()) if flat.numel() else 0.0
-    return Print(tuple(tensor.shape), torch.cat([weights @ values, weights @ others]), size, constant)
+    return Fingerprint(tuple(tensor.shape), torch.cat([weights @ values, weights @ others]), size, constant)
 
 
 @lru_cache(maxsize=32)

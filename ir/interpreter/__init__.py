@@ -1,9 +1,8 @@
-"""The reference interpreter: what a module means, run with torch on one machine, all ranks in one process.
+"""The reference interpreter: run a module with torch, all ranks in one process.
 
-Lives here: decoding a module to steps (`code.py`), the formulas of nn operations (`nn.py`), collectives and messages
-matched for real (`exchange.py`, `transfers.py`), cutting inputs and joining results (`cutting.py`), who runs what
-(`ranks.py`), running (`running.py`, the place to start reading). Not here: comparing two modules (`equivalence/`), and
-anything of `runtime/`; each checks the other, so they share nothing.
+Start reading at `running.py`. `code.py` decodes a module to steps, `machine.py` runs one rank, `evaluate.py` one
+operation, `nn.py` has the formulas of nn operations, `exchange.py` and `transfers.py` match collectives and messages,
+`cutting.py` shards inputs and joins results. The interpreter shares nothing with `runtime/`: each checks the other.
 """
 
 from .errors import DeadlockError, InterpreterError, Stuck

@@ -1,4 +1,4 @@
-"""A module decoded once for all ranks: functions of steps, whose values live in numbered slots."""
+"""Decode a module, once for all ranks: functions of steps, whose values are in numbered slots."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .errors import NO_MEANING, InterpreterError
 
 CALL = "func.call"
 UNPACK = "unpack"
-"""Takes one list of tensors, gives its elements."""
+"""The step that unpacks a list of tensors."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """An argument that is the value of a slot."""
+    """An argument that refers to the value in a slot."""
 
     slot: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: arguments in schema order with `Ref`s in the values' places."""
+    """One operation: arguments in schema order, with `Ref`s for values."""
 
     name: str
     args: tuple[Any, ...]
@@ -37,14 +37,14 @@ class Step:
     out: tuple[int, ...]
     """The slot of each result."""
     free: tuple[int, ...]
-    """Slots whose values nothing uses after this step."""
+    """Slots whose last use is this step."""
     origin: Origin
     callee: str = ""
-    """The function that a call calls."""
+    """The called function, of a call."""
     microbatch: Microbatch | None = None
-    """The microbatch that a call is about, or several; None where it is the caller's."""
+    """The microbatch of a call, or several interleaved ones; None: the caller's."""
     turn: int | None = None
-    """Of several microbatches of the caller, which one it is about."""
+    """The index of its microbatch among the caller's interleaved ones."""
 
     def __str__(self) -> str:
         name = f"call of {self.callee}" if self.callee else self.name
@@ -60,9 +60,9 @@ class Body:
     results: tuple[int, ...]
     steps: tuple[Step, ...]
     types: tuple[TensorType | None, ...]
-    """The type of each slot; of a future that of its tensor; None for lists of tensors and for what is not computed."""
+    """The type of each slot (of a future, its tensor's); None for lists and for results that are not computed."""
     argument_records: tuple[Record, ...]
-    """Of an entry; of other functions empty, as are the next."""
+    """Records of an entry function; empty for others, like the next."""
     result_records: tuple[Record, ...]
 
 
@@ -73,7 +73,7 @@ class Port:
     record: Record
     type: TensorType
     places: tuple[int | None, ...]
-    """By entry, where it stands among those of the entry; None where the entry does not take (give) it."""
+    """By entry function, its position there; None if the entry function does not take (return) it."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,19 @@ class Code:
     mesh: Mesh
     bodies: dict[str, Body]
     axis: str | None
-    """The axis of the stages, of a module in order."""
+    """The pipeline axis, of a pipelined module in order."""
     entries: tuple[Body, ...]
-    """Where ranks begin: one for each coordinate on that axis, else `main` alone."""
+    """The entry functions: one per coordinate on that axis, else only `main`."""
     arguments: tuple[Port, ...]
     results: tuple[Port, ...]
 
     def global_shape(self, type_: TensorType) -> tuple[int, ...]:
-        """The whole tensor's shape."""
+        """The shape of the global tensor."""
         return type_.shape if self.level is Level.ATEN else type_.global_shape(self.mesh)
 
 
 def decode(module: Module) -> Code:
-    """Decode every function; E0652 where an entry is missing, or an operation is not Stretto's."""
+    """Decode every function. E0652 for a missing entry function, and for an operation that is not Stretto's."""
     functions = {name: f for name, f in module.functions().items() if len(f.regions[0].blocks)}
     axis = pipeline_axis(module)
     names = entry_names(module)
@@ -109,47 +109,47 @@ def decode(module: Module) -> Code:
     for name in names:
         _check_calls(bodies, name, ())
     entries = tuple(bodies[name] for name in names)
-    taken = _ports(entries, [(e.arguments, e.argument_records) for e in entries], is_ordered=axis is not None)
-    given = _ports(entries, [(e.results, e.result_records) for e in entries], is_ordered=axis is not None)
-    return Code(module.level, module.mesh, bodies, axis, entries, taken, given)
+    arguments = _ports(entries, [(e.arguments, e.argument_records) for e in entries], is_ordered=axis is not None)
+    results = _ports(entries, [(e.results, e.result_records) for e in entries], is_ordered=axis is not None)
+    return Code(module.level, module.mesh, bodies, axis, entries, arguments, results)
 
 
 def _ports(
     entries: Sequence[Body], sides: Sequence[tuple[tuple[int, ...], tuple[Record, ...]]], *, is_ordered: bool
 ) -> tuple[Port, ...]:
-    """What all entries take (or give) together, in the order of the whole program."""
-    found: dict[int, Port] = {}
+    """The arguments (or results) of all entry functions, in program order."""
+    ports: dict[int, Port] = {}
     for number, (body, (slots, records)) in enumerate(zip(entries, sides, strict=True)):
-        for place, (type_, record) in enumerate(zip(_tensors(body, slots), records, strict=True)):
-            order = record.get("order") if is_ordered else place
+        for position, (type_, record) in enumerate(zip(_tensors(body, slots), records, strict=True)):
+            order = record.get("order") if is_ordered else position
             if not isinstance(order, int):
                 raise InterpreterError(
-                    NO_MEANING, f'function "{body.name}" does not say where its number {place} stands in the program'
+                    NO_MEANING, f'argument or result {position} of function "{body.name}" has no "order"'
                 )
-            port = found.setdefault(order, Port(record, type_, (None,) * len(entries)))
+            port = ports.setdefault(order, Port(record, type_, (None,) * len(entries)))
             if (port.record, port.type) != (record, type_):
                 raise InterpreterError(
                     NO_MEANING,
-                    f'function "{body.name}" takes or gives another tensor than other entries as number {order}',
+                    f'function "{body.name}" has another tensor of "order" {order} than other entry functions',
                 )
-            found[order] = replace(port, places=(*port.places[:number], place, *port.places[number + 1 :]))
-    return tuple(found[order] for order in sorted(found))
+            ports[order] = replace(port, places=(*port.places[:number], position, *port.places[number + 1 :]))
+    return tuple(ports[order] for order in sorted(ports))
 
 
 def _check_calls(bodies: dict[str, Body], name: str, callers: tuple[str, ...]) -> None:
-    """E0652 for a function that is not there, or that calls itself."""
+    """E0652 for a function that is not defined, or that calls itself."""
     if name not in bodies:
-        raise InterpreterError(NO_MEANING, f'function "{name}" is called, but the module does not say what it does')
+        raise InterpreterError(NO_MEANING, f'function "{name}" is called but not defined')
     if name in callers:
-        raise InterpreterError(NO_MEANING, f'function "{name}" calls itself, and would for ever')
+        raise InterpreterError(NO_MEANING, f'function "{name}" calls itself')
     for called in dict.fromkeys(s.callee for s in bodies[name].steps if s.callee):
         _check_calls(bodies, called, (*callers, name))
 
 
 def decoded(function: Operation) -> list[Operation]:
-    """The operations that are steps, in order: all but the terminator, and packing, since `read` looks through it."""
-    *found, _ = operations(function)
-    return [op for op in found if not is_packing(op) or _is_unpacking(op)]
+    """The operations that become steps: all but the terminator and packing casts, which `read` sees through."""
+    *body, _ = operations(function)
+    return [op for op in body if not is_packing(op) or _is_unpacking(op)]
 
 
 def refs(argument: Any) -> list[int]:
@@ -165,7 +165,7 @@ def used(step: Step) -> list[int]:
 
 
 class _Decoder:
-    """Numbers the values of one function."""
+    """Decodes one function."""
 
     def __init__(self, function: Operation) -> None:
         self.function = function
@@ -202,7 +202,7 @@ class _Decoder:
             return Step(UNPACK, (Ref(self.slots[op.operands[0]]),), {}, self._results(op), (), origin)
         call = read(op)
         if call is None:
-            raise InterpreterError(NO_MEANING, f'"{op.operation.name}" ({origin}) is no operation of a Stretto module')
+            raise InterpreterError(NO_MEANING, f'"{op.operation.name}" ({origin}) is not an operation of Stretto')
         args = tuple(self._argument(a) for a in call.args)
         kwargs = {key: self._argument(value) for key, value in call.kwargs.items()}
         return Step(call.name, args, kwargs, self._results(op), (), origin, turn=turn_of(op))
@@ -217,14 +217,14 @@ class _Decoder:
 
 
 def _with_frees(steps: Sequence[Step], arguments: Iterable[int], results: Iterable[int]) -> tuple[Step, ...]:
-    last = {slot: i for i, step in enumerate(steps) for slot in (*step.out, *used(step))}
-    kept = set(results)
+    last_use = {slot: index for index, step in enumerate(steps) for slot in (*step.out, *used(step))}
+    returned = set(results)
     free: list[list[int]] = [[] for _ in steps]
-    for slot, i in last.items():
-        if slot not in kept:
-            free[i].append(slot)
+    for slot, index in last_use.items():
+        if slot not in returned:
+            free[index].append(slot)
     if steps:
-        free[0].extend(slot for slot in arguments if slot not in last and slot not in kept)
+        free[0].extend(slot for slot in arguments if slot not in last_use and slot not in returned)
     return tuple(replace(s, free=tuple(f)) for s, f in zip(steps, free, strict=True))
 
 
@@ -239,10 +239,10 @@ def _tensor_type(type_: Type) -> TensorType | None:
 
 
 def _tensors(body: Body, slots: Iterable[int]) -> list[TensorType]:
-    found = []
+    types = []
     for slot in slots:
         type_ = body.types[slot]
         if type_ is None:
-            raise InterpreterError(NO_MEANING, f'function "{body.name}" takes or gives something that is no tensor')
-        found.append(type_)
-    return found
+            raise InterpreterError(NO_MEANING, f'an argument or result of function "{body.name}" is not a tensor')
+        types.append(type_)
+    return types

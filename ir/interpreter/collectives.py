@@ -1,4 +1,4 @@
-"""What each collective gives every member of its group, by definition, from what all members brought."""
+"""The collectives by definition: the tensors of all members of a group to the result of each."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Option = list[str] | str | int
 Options = dict[str, Option]
 """The constant arguments of a collective: axes, dim, split_dim, concat_dim, reduce."""
 
-_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
     "max": torch.maximum,
     "min": torch.minimum,
 }
 
 
-def combine(tensors: Sequence[Tensor], how: str) -> Tensor:
-    """All of them added up (or their elementwise maximum or minimum), in order."""
-    return reduce(_COMBINE[how], tensors)
+def reduce_tensors(tensors: Sequence[Tensor], reduction: str) -> Tensor:
+    """The elementwise sum, max or min, in the order of the tensors."""
+    return reduce(_REDUCTIONS[reduction], tensors)
 
 
-def all_reduce(tensors: Sequence[Tensor], how: str) -> list[Tensor]:
-    """Every member gets the combination."""
-    return [combine(tensors, how).clone() for _ in tensors]
+def all_reduce(tensors: Sequence[Tensor], reduction: str) -> list[Tensor]:
+    """Every member gets the reduction."""
+    return [reduce_tensors(tensors, reduction).clone() for _ in tensors]
 
 
 def all_gather(tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
@@ -34,19 +34,19 @@ def all_gather(tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
     return [torch.cat(list(tensors), dim) for _ in tensors]
 
 
-def reduce_scatter(tensors: Sequence[Tensor], dim: int, how: str) -> list[Tensor]:
-    """Member i gets part i of the combination, cut along dim into equal parts."""
-    return [part.clone() for part in _parts(combine(tensors, how), len(tensors), dim)]
+def reduce_scatter(tensors: Sequence[Tensor], dim: int, reduction: str) -> list[Tensor]:
+    """Member i gets part i of the reduction, split along dim into equal parts."""
+    return [part.clone() for part in _parts(reduce_tensors(tensors, reduction), len(tensors), dim)]
 
 
 def all_to_all(tensors: Sequence[Tensor], split_dim: int, concat_dim: int) -> list[Tensor]:
-    """Member i gets part i of every tensor, cut along split_dim, joined along concat_dim."""
+    """Member i gets part i of every tensor, split along split_dim, concatenated along concat_dim."""
     parts = [_parts(t, len(tensors), split_dim) for t in tensors]
     return [torch.cat([p[i] for p in parts], concat_dim) for i in range(len(tensors))]
 
 
-def perform(kind: str, tensors: Sequence[Tensor], options: Options) -> list[Tensor]:
-    """The results of the collective "comm.<kind>" in the order of the group; ValueError where a dim cannot be cut."""
+def run_collective(kind: str, tensors: Sequence[Tensor], options: Options) -> list[Tensor]:
+    """The results of the collective "comm.<kind>" in group order; ValueError if a dim cannot be split."""
     if kind == "all_reduce":
         return all_reduce(tensors, str(options["reduce"]))
     if kind == "all_gather":
@@ -55,7 +55,7 @@ def perform(kind: str, tensors: Sequence[Tensor], options: Options) -> list[Tens
         return reduce_scatter(tensors, _int(options, "dim"), str(options["reduce"]))
     if kind == "all_to_all":
         return all_to_all(tensors, _int(options, "split_dim"), _int(options, "concat_dim"))
-    raise ValueError(f'there is no collective "{kind}"')
+    raise ValueError(f'unknown collective "{kind}"')
 
 
 def _int(options: Options, key: str) -> int:

@@ -1,4 +1,4 @@
-"""Global tensors cut into what each rank holds, and back."""
+"""Shard global tensors into each rank's local tensor, and join local tensors to a global one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from ..placement import Placement, Reduce
 from ..types import TensorType
-from .collectives import combine
+from .collectives import reduce_tensors
 from .errors import REPLICAS, InterpreterError
 from .grid import Grid
 from .padding import Padding, chunk_of
 
 _ROUNDING = 1024
-"""Replicas may differ by this many units of rounding of the largest element."""
+"""Replicas may differ by this many units in the last place of the largest element."""
 
 
 def cut(tensor: Tensor, type_: TensorType, rank: int, grid: Grid, padding: Padding) -> Tensor:
-    """What a rank holds of a global tensor; of a partial value a part that cannot pass for the whole."""
+    """A rank's local tensor. With a partial placement, ranks get different contributions, not the value."""
     placement = type_.placement_on(grid.mesh)
     for dim, axes in enumerate(placement.dims):
         if axes:
@@ -30,79 +30,81 @@ def cut(tensor: Tensor, type_: TensorType, rank: int, grid: Grid, padding: Paddi
     return tensor
 
 
-def _addend(tensor: Tensor, member: int, count: int) -> Tensor:
-    """One of `count` tensors that add up to this one without rounding: twice an element, minus it, and zeros.
+def _partial_sum(tensor: Tensor, member: int, count: int) -> Tensor:
+    """One of `count` tensors whose sum is `tensor` without rounding: per element, 2 x, -x and zeros.
 
-    Who holds which goes round from element to element; what is no finite number is held by one alone.
+    The members that hold 2 x and -x rotate from element to element; an element that is not finite has one holder.
     """
-    one, other = _turns(tensor, member, count)
+    own, previous = _owned_elements(tensor, member, count)
     if not tensor.dtype.is_floating_point:
-        return torch.where(one, tensor + 1, torch.where(other, -1, 0)).to(tensor.dtype)
+        return torch.where(own, tensor + 1, torch.where(previous, -1, 0)).to(tensor.dtype)
     finite = tensor.isfinite()
-    return torch.where(one, tensor.where(~finite, 2 * tensor), (-tensor).where(other & finite, 0.0))
+    return torch.where(own, tensor.where(~finite, 2 * tensor), (-tensor).where(previous & finite, 0.0))
 
 
-def _lower(tensor: Tensor, member: int, count: int) -> Tensor:
-    """One of `count` tensors whose maximum this is; each holds some elements of it, and smaller ones for the rest."""
-    return _bounded(tensor, member, count, -1)
+def _partial_max(tensor: Tensor, member: int, count: int) -> Tensor:
+    """One of `count` tensors whose maximum is `tensor`: some of its elements, and smaller values elsewhere."""
+    return _partial_bound(tensor, member, count, -1)
 
 
-def _higher(tensor: Tensor, member: int, count: int) -> Tensor:
-    """One of `count` tensors whose minimum this is."""
-    return _bounded(tensor, member, count, 1)
+def _partial_min(tensor: Tensor, member: int, count: int) -> Tensor:
+    """One of `count` tensors whose minimum is `tensor`."""
+    return _partial_bound(tensor, member, count, 1)
 
 
-def _bounded(tensor: Tensor, member: int, count: int, sign: int) -> Tensor:
-    own, _ = _turns(tensor, member, count)
+def _partial_bound(tensor: Tensor, member: int, count: int, sign: int) -> Tensor:
+    own, _ = _owned_elements(tensor, member, count)
     if tensor.dtype in (torch.bool, torch.uint8):
         limit = 0 if sign < 0 else (1 if tensor.dtype is torch.bool else 255)
         return torch.where(own, tensor, torch.full_like(tensor, limit))
     return torch.where(own, tensor, tensor + sign * (tensor.abs() + 1))
 
 
-def _turns(tensor: Tensor, member: int, count: int) -> tuple[Tensor, Tensor]:
-    """The elements of which it is this member's turn, and those of which it was the turn of the one before."""
-    turn = torch.arange(tensor.numel()).reshape(tensor.shape) % count
-    return turn == member, (turn + 1) % count == member
+def _owned_elements(tensor: Tensor, member: int, count: int) -> tuple[Tensor, Tensor]:
+    """Masks of the elements that this member owns, and that the previous member owns, in rotation."""
+    owner = torch.arange(tensor.numel()).reshape(tensor.shape) % count
+    return owner == member, (owner + 1) % count == member
 
 
-_SPLITS = {Reduce.MAX: _lower, Reduce.MIN: _higher, Reduce.SUM: _addend}
-"""By reduction, how a whole tensor is split over one axis."""
+_SPLITS = {Reduce.MAX: _partial_max, Reduce.MIN: _partial_min, Reduce.SUM: _partial_sum}
+"""By reduction, the function that makes a member's contribution to a tensor."""
 
 
-def join(held: Sequence[Tensor], type_: TensorType, grid: Grid, name: str) -> Tensor:
-    """The global tensor of what all ranks hold; E0659 where replicas differ."""
+def join(local_values: Sequence[Tensor], type_: TensorType, grid: Grid, name: str) -> Tensor:
+    """The global tensor of all ranks' local ones; E0659 if replicas differ."""
     placement = type_.placement_on(grid.mesh)
     shape = type_.global_shape(grid.mesh)
-    made = torch.empty(shape, dtype=held[0].dtype)
-    first: dict[tuple[int, ...], tuple[int, Tensor]] = {}
+    whole = torch.empty(shape, dtype=local_values[0].dtype)
+    replicas: dict[tuple[int, ...], tuple[int, Tensor]] = {}
     for rank in range(grid.ranks):
         if any(grid.coordinate(rank, [axis]) for axis, _ in placement.partial):
             continue
-        value = _reduced(held, rank, placement, grid)
-        place = tuple(grid.coordinate(rank, axes) for axes in placement.dims)
-        starts = [min(at * n, extent) for at, n, extent in zip(place, type_.shape, shape, strict=True)]
+        value = _reduced(local_values, rank, placement, grid)
+        coordinates = tuple(grid.coordinate(rank, axes) for axes in placement.dims)
+        starts = [
+            min(coordinate * n, extent) for coordinate, n, extent in zip(coordinates, type_.shape, shape, strict=True)
+        ]
         sizes = [min(n, extent - s) for s, n, extent in zip(starts, type_.shape, shape, strict=True)]
         valid = _window(value, [0] * len(sizes), sizes)
-        if place in first:
-            one, other = first[place]
-            check_agree(other, valid, f"ranks {one} and {rank}", name)
+        if coordinates in replicas:
+            first_rank, first_value = replicas[coordinates]
+            check_agree(first_value, valid, f"ranks {first_rank} and {rank}", name)
         else:
-            first[place] = (rank, valid)
-            _window(made, starts, sizes).copy_(valid)
-    return made
+            replicas[coordinates] = (rank, valid)
+            _window(whole, starts, sizes).copy_(valid)
+    return whole
 
 
-def _reduced(held: Sequence[Tensor], rank: int, placement: Placement, grid: Grid) -> Tensor:
-    """The rank's value, combined with those that differ on partial axes; sums inside, then maxima, by mesh order."""
+def _reduced(local_values: Sequence[Tensor], rank: int, placement: Placement, grid: Grid) -> Tensor:
+    """The rank's value, reduced over its partial axes in mesh order."""
     members = [rank]
-    values = {rank: held[rank]}
+    values = {rank: local_values[rank]}
     for axis, _ in placement.partial:
         members = [r for m in members for r in grid.group(m, [axis])]
-    values = {r: held[r] for r in members}
+    values = {r: local_values[r] for r in members}
     for axis, reduce in placement.partial:
-        kept = [r for r in values if grid.coordinate(r, [axis]) == 0]
-        values = {r: combine([values[m] for m in grid.group(r, [axis])], str(reduce)) for r in kept}
+        remaining = [r for r in values if grid.coordinate(r, [axis]) == 0]
+        values = {r: reduce_tensors([values[m] for m in grid.group(r, [axis])], str(reduce)) for r in remaining}
     return values[rank]
 
 
@@ -112,13 +114,13 @@ def _window(tensor: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tens
     return tensor
 
 
-def check_agree(a: Tensor, b: Tensor, who: str, name: str) -> None:
-    """E0659 where two replicas of a result, held by "ranks 0 and 2", differ."""
+def check_agree(a: Tensor, b: Tensor, holders: str, name: str) -> None:
+    """E0659 if two replicas of a result differ; `holders` is such as "ranks 0 and 2"."""
     if not agree(a, b):
         raise InterpreterError(
             REPLICAS,
-            f'{who} should hold the same of result "{name}", but differ by {_distance(a, b):.3g}',
-            help="a reduction is missing, or one too many is there",
+            f'{holders} should hold the same of result "{name}", but differ by {_distance(a, b):.3g}',
+            help="a reduction is missing, or there is one too many",
         )
 
 

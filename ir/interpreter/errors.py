@@ -1,4 +1,4 @@
-"""What the interpreter refuses or finds: one class for what cannot be run or is wrong, one for ranks that hang."""
+"""Errors of the interpreter: modules that cannot run or are wrong, and deadlocks."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from ...diagnostics import StrettoError
 from ..locations import Origin
 
 INPUTS = "E0651"
-"""Another number of inputs, or another shape or dtype, than `main` takes."""
+"""A wrong number of inputs, or a wrong shape or dtype."""
 NO_MEANING = "E0652"
-"""An operation that has no meaning at this level, or that draws random numbers."""
+"""An operation that is not defined at this level, or a random one."""
 FAILED = "E0653"
 """An operation failed."""
 WRONG_TYPE = "E0654"
-"""An operation gave another shape or dtype than its type says."""
+"""A result has another shape or dtype than its type."""
 MEMORY = "E0655"
-"""Running would take more memory than the cap."""
+"""The run would need more memory than the cap."""
 MISMATCH = "E0656"
-"""Ranks meet in a collective and differ in what they want of it."""
+"""Ranks start the same collective with different arguments."""
 DEADLOCK = "E0657"
 """Ranks wait for each other for ever."""
 FUTURE = "E0658"
 """A future was waited on twice, or never."""
 REPLICAS = "E0659"
-"""Ranks that should hold the same of a result differ."""
+"""Replicas of a result differ."""
 UNLIKE = "E0660"
-"""Modules that should go together take or give different tensors, or have different meshes."""
+"""Two modules have different arguments, results or meshes."""
 NO_RANGE = "E0661"
-"""Nothing says which values an integer input may take."""
+"""An integer input of unknown range."""
 NOT_TAKEN = "E0663"
-"""A tensor was sent, and nothing received it."""
+"""A sent tensor is never received."""
 
 
 _SAME_ORDER = "let every rank of a group start the same collectives in the same order"
 
 
 class InterpreterError(StrettoError):
-    """A module, or an input of it, that cannot be run; or a fault that running it found."""
+    """A module or input that cannot run, or a fault that the run found."""
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """A rank that will wait for ever (or that met others with a different wish): where, and for whom."""
+    """A rank that takes part in a deadlock or mismatch: its operation, and the ranks it waits for."""
 
     rank: int
     op: str
     origin: Origin
     waits_for: tuple[int, ...] = ()
-    """Ranks that have not come."""
+    """Ranks that have not arrived."""
 
     def __str__(self) -> str:
         text = f'rank {self.rank} is in "{self.op}" ({self.origin})'
@@ -56,7 +56,7 @@ class Stuck:
 
 
 class DeadlockError(InterpreterError):
-    """Collectives, sends or receives that do not fit together; `stuck` has the place of each rank that takes part."""
+    """Mismatched collectives, sends or receives; `stuck` has the operation of each rank that takes part."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One operation without communication on one rank: aten by torch itself, nn by its formula, comm's local ones here."""
+"""Evaluate one operation without communication on one rank: aten by torch, nn by formula, local comm ops here."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .precision import Floats
 
 _RESHAPES = ("aten.view.default", "aten._unsafe_view.default")
 _HALF_TO_FLOAT = ("aten._softmax.default", "aten._log_softmax.default")
-"""Their last argument asks for float32 from 16 bits, and torch refuses it for what is float64 already."""
+"""Operations whose last argument converts 16-bit floats to float32; torch refuses it for float64."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an operation is done: by which rank, for which microbatch where time is no axis of ranks."""
+class ExecutionPoint:
+    """The rank that runs an operation, and the microbatch, in a pipelined module in order."""
 
     rank: int
     microbatch: int | None = None
 
 
 class Evaluator:
-    """Computes for the ranks of a grid, in one precision and with one padding."""
+    """Evaluates operations for the ranks of a grid, with one precision and one padding."""
 
     def __init__(self, grid: Grid, level: Level, floats: Floats, padding: Padding) -> None:
         self._grid = grid
@@ -46,28 +46,28 @@ class Evaluator:
             "comm.random": self._random,
         }
 
-    def evaluate(self, name: str, at: Place, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """The operation's result, or a sequence of its results. E0652 for one without a meaning; torch's own errors."""
+    def evaluate(self, name: str, point: ExecutionPoint, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The operation's result or results. Errors: E0652 for an undefined operation, and torch's own."""
         if nn.has_meaning(name):
             return nn.evaluate(name, args)
         if name == "nn.random":
-            return random.whole(*args)
+            return random.random_words(*args)
         if name.startswith("comm."):
-            return self._comm(name, at, args)
+            return self._comm(name, point, args)
         args = [self._floats.raised(a) for a in args]
         kwargs = {key: self._floats.raised(a) for key, a in kwargs.items()}
         if self._floats is Floats.FLOAT64 and name in _HALF_TO_FLOAT:
             args[2:] = [False]
         if name in _RESHAPES:
             name = "aten.reshape.default"
-        found = operator(name)
-        _refuse_random(name, found, args, kwargs)
+        operation = operator(name)
+        _refuse_random(name, operation, args, kwargs)
         if self._padding is Padding.NAN and name in _INDEXING:
-            return _indexed(name, found, args, kwargs)
-        return found(*args, **kwargs)
+            return _indexed(name, operation, args, kwargs)
+        return operation(*args, **kwargs)
 
-    def _comm(self, name: str, at: Place, args: list[Any]) -> Tensor:
-        """A change of placement is nothing to a global tensor; what depends on the rank means nothing to one."""
+    def _comm(self, name: str, point: ExecutionPoint, args: list[Any]) -> Tensor:
+        """A local comm op. At level `aten`, reshard is the identity, and the others are not defined."""
         if self._level is Level.ATEN and name == "comm.reshard":
             tensor: Tensor = args[0]
             return tensor
@@ -75,27 +75,29 @@ class Evaluator:
             raise InterpreterError(NO_MEANING, f'"{name}" has no meaning at level {self._level}')
         axes = _axes(name, args)
         if not self._grid.knows(axes):
-            raise InterpreterError(NO_MEANING, f'"{name}" is over {axes}, which the mesh does not have')
-        return self._local[name](at, *args)
+            raise InterpreterError(NO_MEANING, f'"{name}" is over {axes}, but the mesh has no such axes')
+        return self._local[name](point, *args)
 
-    def _coordinate(self, at: Place, axes: list[str]) -> int:
-        return self._grid.coordinate(at.rank, axes, at.microbatch)
+    def _coordinate(self, point: ExecutionPoint, axes: list[str]) -> int:
+        return self._grid.coordinate(point.rank, axes, point.microbatch)
 
-    def _shard(self, at: Place, x: Tensor, axes: list[str], dim: int, chunk: int) -> Tensor:
-        return chunk_of(x, dim, self._coordinate(at, axes), chunk, self._padding)
+    def _shard(self, point: ExecutionPoint, x: Tensor, axes: list[str], dim: int, chunk: int) -> Tensor:
+        return chunk_of(x, dim, self._coordinate(point, axes), chunk, self._padding)
 
-    def _offset(self, at: Place, axes: list[str], chunk: int) -> Tensor:
-        return torch.tensor(self._coordinate(at, axes) * chunk, dtype=torch.int64)
+    def _offset(self, point: ExecutionPoint, axes: list[str], chunk: int) -> Tensor:
+        return torch.tensor(self._coordinate(point, axes) * chunk, dtype=torch.int64)
 
-    def _mask(self, at: Place, x: Tensor, axes: list[str], dim: int, chunk: int, extent: int, fill: float) -> Tensor:
-        valid = min(max(extent - self._coordinate(at, axes) * chunk, 0), chunk)
+    def _mask(
+        self, point: ExecutionPoint, x: Tensor, axes: list[str], dim: int, chunk: int, extent: int, fill: float
+    ) -> Tensor:
+        valid = min(max(extent - self._coordinate(point, axes) * chunk, 0), chunk)
         masked = x.clone()
         masked.narrow(dim, valid, x.shape[dim] - valid).fill_(fill)
         return masked
 
     def _random(
         self,
-        at: Place,
+        point: ExecutionPoint,
         state: Tensor,
         number: Tensor,
         size: list[int],
@@ -103,16 +105,16 @@ class Evaluator:
         chunks: list[int],
         below: int | None = None,
     ) -> Tensor:
-        """The rank's chunks of the whole draw."""
-        part = random.whole(state, number, None, size, below)
+        """The rank's chunks of the random tensor."""
+        part = random.random_words(state, number, None, size, below)
         for dim, (names, chunk) in enumerate(zip(axes, chunks, strict=True)):
-            coordinate = self._coordinate(at, names.split(",")) if names else 0
+            coordinate = self._coordinate(point, names.split(",")) if names else 0
             part = chunk_of(part, dim, coordinate, chunk, self._padding)
         return part
 
 
 def _axes(name: str, args: list[Any]) -> list[str]:
-    """The axes that a local operation is over."""
+    """The axes of a local comm op."""
     if name == "comm.random":
         return [axis for names in args[3] if names for axis in names.split(",")]
     axes: list[str] = args[0] if name == "comm.offset" else args[1]
@@ -121,25 +123,25 @@ def _axes(name: str, args: list[Any]) -> list[str]:
 
 @cache
 def operator(name: str) -> Any:
-    """Torch's operator "aten.mm.default"; E0652 where there is none."""
+    """The torch operator of a name such as "aten.mm.default"; E0652 if there is none."""
     namespace, base, overload = (*name.split("."), "", "")[:3]
     register(namespace)
-    found = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)
-    if found is None:
-        raise InterpreterError(NO_MEANING, f'"{name}" has no meaning here')
-    return found
+    op = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)
+    if op is None:
+        raise InterpreterError(NO_MEANING, f'torch has no operator "{name}"')
+    return op
 
 
-def _refuse_random(name: str, found: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """E0652 for an operation that draws random numbers; one with a dropout of 0 does not."""
-    if torch.Tag.nondeterministic_seeded not in found.tags:
+def _refuse_random(name: str, operation: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """E0652 for a random operation; with a dropout of 0, an operation is not random."""
+    if torch.Tag.nondeterministic_seeded not in operation.tags:
         return
-    for i, argument in enumerate(found._schema.arguments):
+    for i, argument in enumerate(operation._schema.arguments):
         if argument.name == "dropout_p":
-            given = args[i] if i < len(args) else kwargs.get("dropout_p")
-            if not given:
+            dropout = args[i] if i < len(args) else kwargs.get("dropout_p")
+            if not dropout:
                 return
-    raise InterpreterError(NO_MEANING, f'"{name}" draws random numbers, so that two runs of it cannot be compared')
+    raise InterpreterError(NO_MEANING, f'"{name}" draws random numbers, so two runs cannot be compared')
 
 
 _INDEXING = {
@@ -157,22 +159,22 @@ _INDEXING = {
     "aten.nll_loss_forward.default": 1,
     "aten.nll_loss_backward.default": 2,
 }
-"""Operations that read or write where indices say, and which argument these are."""
+"""Indexing operations, with the position of their indices argument."""
 
 
-def _indexed(name: str, found: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """An indexing operation where indices that come from padding point to element 0, since torch refuses theirs.
+def _indexed(name: str, operation: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an indexing operation with 0 for indices that come from padding, which torch would refuse as out of range.
 
-    What a lookup gives for them is padding again. (Not for several indices at once; what writes shows its operand's.)
+    Embedding and gather return padding for them. Other operations return the element at index 0.
     """
-    place = _INDEXING[name]
-    indices = args[place]
+    position = _INDEXING[name]
+    indices = args[position]
     if isinstance(indices, list):
-        args[place] = [None if i is None else i.masked_fill(is_poison(i), 0) for i in indices]
-        return found(*args, **kwargs)
+        args[position] = [None if i is None else i.masked_fill(is_poison(i), 0) for i in indices]
+        return operation(*args, **kwargs)
     poison = is_poison(indices)
-    args[place] = indices.masked_fill(poison, 0)
-    result = found(*args, **kwargs)
+    args[position] = indices.masked_fill(poison, 0)
+    result = operation(*args, **kwargs)
     if name == "aten.embedding.default":
         return result.masked_fill(poison.unsqueeze(-1), fill_value(result.dtype, Padding.NAN))
     return (

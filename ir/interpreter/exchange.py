@@ -1,6 +1,6 @@
-"""Collectives matched for real: per group, the n-th that each member starts is one and the same, or it is an error.
+"""Match collectives between ranks: the n-th collective that each member of a group starts must be the same one.
 
-A collective is done when every member of its group has started it. Nothing else blocks: a start returns at once.
+A collective completes when every member of its group has started it. A start returns at once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..collectives import COLLECTIVES, synchronous
 from .code import Step
-from .collectives import Option, Options, perform
+from .collectives import Option, Options, run_collective
 from .errors import FAILED, MISMATCH, NO_MEANING, DeadlockError, InterpreterError, Stuck
 from .grid import Grid
 
@@ -20,8 +21,8 @@ GroupKey = tuple[frozenset[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What one rank brings to a collective."""
+class Contribution:
+    """One rank's operand and options of a collective."""
 
     rank: int
     step: Step
@@ -31,56 +32,56 @@ class Offer:
 
 
 @dataclass
-class Meeting:
-    """One collective of one group; `results` is filled once all members have come."""
+class Rendezvous:
+    """One collective of one group; it has `results` once all members have started it."""
 
     members: tuple[int, ...]
-    offers: dict[int, Offer] = field(default_factory=dict)
+    contributions: dict[int, Contribution] = field(default_factory=dict)
     results: dict[int, Tensor] = field(default_factory=dict)
     is_done: bool = False
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The members that have not started it."""
-        return tuple(r for r in sorted(self.members) if r not in self.offers and not self.is_done)
+        """The members that have not started it yet."""
+        return tuple(r for r in sorted(self.members) if r not in self.contributions and not self.is_done)
 
 
 @dataclass(eq=False)
 class Future:
-    """What one rank gets of a meeting, once."""
+    """One rank's result of a collective, taken once."""
 
-    meeting: Meeting
+    rendezvous: Rendezvous
     rank: int
     step: Step
-    """Where it was started."""
+    """The operation that started it."""
     is_taken: bool = False
 
     @property
     def is_ready(self) -> bool:
-        return self.meeting.is_done
+        return self.rendezvous.is_done
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The ranks that must come before it is ready."""
-        return self.meeting.missing
+        """The ranks that it waits for."""
+        return self.rendezvous.missing
 
     def take(self) -> Tensor:
         """The result; called once."""
         self.is_taken = True
-        return self.meeting.results.pop(self.rank)
+        return self.rendezvous.results.pop(self.rank)
 
 
 class Exchange:
-    """The meetings of all groups of a mesh."""
+    """The collectives in progress, of all groups of a mesh."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._started: Counter[tuple[GroupKey, int]] = Counter()
-        self._open: dict[tuple[GroupKey, int], Meeting] = {}
+        self._open: dict[tuple[GroupKey, int], Rendezvous] = {}
 
     def start(self, rank: int, step: Step, tensor: Tensor, options: Mapping[str, Option]) -> Future:
-        """Join the group's next meeting; the last to come performs it. Errors: E0656 for ranks that differ."""
-        kind = step.name.removeprefix("comm.").removesuffix("_start")
+        """Start the group's next collective; the last member completes it. Errors: E0656 for a mismatch."""
+        kind = COLLECTIVES[synchronous(step.name)].kind
         axes = options["axes"]
         if not isinstance(axes, list) or not self._grid.has(axes):
             known = ", ".join(axis for axis, _ in self._grid.mesh) or "no axes"
@@ -89,28 +90,28 @@ class Exchange:
         key = (frozenset(axes), tuple(sorted(members)))
         number = self._started[key, rank]
         self._started[key, rank] += 1
-        meeting = self._open.setdefault((key, number), Meeting(members))
-        offer = Offer(rank, step, kind, tensor, dict(options))
-        _check(meeting, offer)
-        meeting.offers[rank] = offer
-        if len(meeting.offers) == len(members):
+        rendezvous = self._open.setdefault((key, number), Rendezvous(members))
+        contribution = Contribution(rank, step, kind, tensor, dict(options))
+        _check(rendezvous, contribution)
+        rendezvous.contributions[rank] = contribution
+        if len(rendezvous.contributions) == len(members):
             del self._open[key, number]
-            _perform(meeting)
-        return Future(meeting, rank, step)
+            _complete(rendezvous)
+        return Future(rendezvous, rank, step)
 
 
-def _check(meeting: Meeting, offer: Offer) -> None:
-    first = next(iter(meeting.offers.values()), None)
+def _check(rendezvous: Rendezvous, contribution: Contribution) -> None:
+    first = next(iter(rendezvous.contributions.values()), None)
     if first is None:
         return
-    differences = _differences(first, offer)
+    differences = _differences(first, contribution)
     if differences:
-        message = f"ranks {first.rank} and {offer.rank} meet in a collective and differ: {'; '.join(differences)}"
-        places = tuple(Stuck(o.rank, o.step.name, o.step.origin) for o in (first, offer))
+        message = f"ranks {first.rank} and {contribution.rank} start a collective differently: {'; '.join(differences)}"
+        places = tuple(Stuck(o.rank, o.step.name, o.step.origin) for o in (first, contribution))
         raise DeadlockError(MISMATCH, message, places)
 
 
-def _differences(first: Offer, second: Offer) -> list[str]:
+def _differences(first: Contribution, second: Contribution) -> list[str]:
     pairs: list[tuple[str, object, object]] = [("kind", first.kind, second.kind)]
     if first.kind == second.kind:
         names = sorted(set(first.options) | set(second.options))
@@ -120,12 +121,14 @@ def _differences(first: Offer, second: Offer) -> list[str]:
     return [f"{name} {a} on rank {first.rank}, {b} on rank {second.rank}" for name, a, b in pairs if a != b]
 
 
-def _perform(meeting: Meeting) -> None:
-    offers = [meeting.offers[r] for r in meeting.members]
+def _complete(rendezvous: Rendezvous) -> None:
+    contributions = [rendezvous.contributions[r] for r in rendezvous.members]
     try:
-        results = perform(offers[0].kind, [o.tensor for o in offers], offers[0].options)
+        results = run_collective(contributions[0].kind, [o.tensor for o in contributions], contributions[0].options)
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
-        raise InterpreterError(FAILED, f"{offers[0].step} fails on ranks {meeting.members}: {error}") from None
-    meeting.results = dict(zip(meeting.members, results, strict=True))
-    meeting.offers.clear()
-    meeting.is_done = True
+        raise InterpreterError(
+            FAILED, f"{contributions[0].step} fails on ranks {rendezvous.members}: {error}"
+        ) from None
+    rendezvous.results = dict(zip(rendezvous.members, results, strict=True))
+    rendezvous.contributions.clear()
+    rendezvous.is_done = True

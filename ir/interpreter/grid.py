@@ -1,4 +1,4 @@
-"""Ranks on a mesh: their coordinates, and the groups that communicate. Time is an axis without ranks."""
+"""The ranks of a mesh: coordinates and groups. The microbatch axis may be an axis without ranks."""
 
 from __future__ import annotations
 
@@ -18,73 +18,81 @@ class Grid:
 
     mesh: Mesh
     microbatches: int | None = None
-    """The size of the axis "microbatch", where that is time; it is no axis of `mesh` then."""
+    """The size of a microbatch axis without ranks, which is then not in `mesh`."""
 
     @cached_property
     def ranks(self) -> int:
-        """How many there are; 1 for a mesh without axes."""
+        """The number of ranks; 1 for a mesh without axes."""
         return prod(size for _, size in self.mesh)
 
     @cached_property
     def _coordinates(self) -> list[dict[str, int]]:
-        found = []
+        by_rank = []
         for rank in range(self.ranks):
-            rest, coordinates = rank, {}
+            remainder, coordinates = rank, {}
             for axis, size in reversed(self.mesh):
-                rest, coordinates[axis] = divmod(rest, size)
-            found.append(coordinates)
-        return found
+                remainder, coordinates[axis] = divmod(remainder, size)
+            by_rank.append(coordinates)
+        return by_rank
 
     def has(self, axes: Sequence[str]) -> bool:
-        """Whether every one is an axis of ranks."""
+        """Whether all are axes with ranks."""
         return set(axes) <= {axis for axis, _ in self.mesh}
 
     def knows(self, axes: Sequence[str]) -> bool:
-        """Whether every one is an axis of ranks, or time."""
+        """Whether all are axes with ranks, or the microbatch axis."""
         return self.has([axis for axis in axes if axis != MICROBATCH or self.microbatches is None])
 
     def size(self, axes: Sequence[str]) -> int:
-        """How many ranks a group over `axes` has."""
+        """The number of ranks of a group over `axes`."""
         sizes = dict(self.mesh)
         return prod(sizes[axis] for axis in axes)
 
     def coordinate(self, rank: int, axes: Sequence[str], microbatch: int | None = None) -> int:
-        """The rank's row-major number in its group over `axes`, in the order given, with `microbatch` where that is
-        time. E0652 where it is none.
+        """The rank's row-major number in its group over `axes`, in the given order.
+
+        `microbatch` is the coordinate on a microbatch axis without ranks; E0652 if it is needed and missing.
 
         >>> Grid((("dp", 2), ("tp", 3))).coordinate(4, ["tp", "dp"])
         3
         """
-        sizes, at = dict(self.mesh), self._coordinates[rank]
+        sizes, coordinates = dict(self.mesh), self._coordinates[rank]
         if self.microbatches is not None and MICROBATCH in axes:
-            sizes, at = sizes | {MICROBATCH: self.microbatches}, at | {MICROBATCH: self._checked(microbatch)}
+            sizes, coordinates = (
+                sizes | {MICROBATCH: self.microbatches},
+                coordinates | {MICROBATCH: self._checked(microbatch)},
+            )
         number = 0
         for axis in axes:
-            number = number * sizes[axis] + at[axis]
+            number = number * sizes[axis] + coordinates[axis]
         return number
 
     def group(self, rank: int, axes: Sequence[str]) -> tuple[int, ...]:
-        """The ranks that differ from this one only on `axes`, by their number in the group.
+        """The ranks that differ from this one only on `axes`, in group order.
 
         >>> Grid((("dp", 2), ("tp", 3))).group(4, ["dp"])
         (1, 4)
         """
-        rest = [axis for axis, _ in self.mesh if axis not in axes]
-        here = self.coordinate(rank, rest)
-        members = (r for r in range(self.ranks) if self.coordinate(r, rest) == here)
+        other_axes = [axis for axis, _ in self.mesh if axis not in axes]
+        own = self.coordinate(rank, other_axes)
+        members = (r for r in range(self.ranks) if self.coordinate(r, other_axes) == own)
         return tuple(sorted(members, key=lambda r: self.coordinate(r, axes)))
 
     def at(self, axis: str, coordinate: int) -> tuple[int, ...]:
-        """The ranks that have a coordinate on an axis."""
+        """The ranks with a coordinate on an axis."""
         return tuple(rank for rank in range(self.ranks) if self._coordinates[rank][axis] == coordinate)
 
     def without(self, axis: str) -> Grid:
-        """The ranks that have one coordinate on an axis, numbered in their order."""
-        return Grid(tuple(each for each in self.mesh if each[0] != axis), self.microbatches)
+        """The grid without an axis: the ranks with one coordinate on it."""
+        return Grid(tuple(axis_size for axis_size in self.mesh if axis_size[0] != axis), self.microbatches)
 
     def _checked(self, microbatch: int | None) -> int:
         if microbatch is None:
-            raise InterpreterError(NO_MEANING, f'what is over "{MICROBATCH}" is in no call of one')
+            raise InterpreterError(
+                NO_MEANING, f'an operation over "{MICROBATCH}" is outside of a call for a microbatch'
+            )
         if not 0 <= microbatch < (self.microbatches or 0):
-            raise InterpreterError(NO_MEANING, f"there are {self.microbatches} microbatches, and {microbatch} is none")
+            raise InterpreterError(
+                NO_MEANING, f"microbatch {microbatch} is out of range: there are {self.microbatches}"
+            )
         return microbatch

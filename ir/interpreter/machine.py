@@ -1,4 +1,4 @@
-"""One rank: call frames and a program counter; it runs until it has to wait for others, or is done."""
+"""One rank of the interpreter: call frames and program counters; it runs until it waits for other ranks or is done."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dialects.comm import COLLECTIVES
+from ..collectives import BLOCKING, COLLECTIVES, RECEIVE, STARTS, synchronous
 from ..dialects.schemas import definitions
 from ..module import Level
-from ..pipelined_module import Microbatch, of_turn
+from ..pipelined_module import Microbatch, select_microbatch
 from ..types import TensorType
 from .code import CALL, UNPACK, Body, Code, Ref, Step
 from .errors import FAILED, FUTURE, NO_MEANING, WRONG_TYPE, InterpreterError, Stuck
-from .evaluate import Evaluator, Place
+from .evaluate import Evaluator, ExecutionPoint
 from .exchange import Exchange, Future
 from .observing import Observer, Path
 from .precision import Floats
-from .transfers import Parcel, Transfers
+from .transfers import PendingReceive, Transfers
 
-_STARTS = frozenset(f"{name}_start" for name in (*COLLECTIVES, "comm.receive"))
-_BLOCKING = (*COLLECTIVES, "comm.receive")
-Promise = Future | Parcel
+Promise = Future | PendingReceive
 
 
 @dataclass
@@ -32,14 +30,14 @@ class Frame:
     body: Body
     values: list[Any]
     microbatch: Microbatch | None = None
-    """The one that the call is about."""
-    at: int = 0
-    """The step to run next."""
+    """The microbatch of the call."""
+    position: int = 0
+    """The index of the next step."""
 
 
 @dataclass
 class Machine:
-    """A rank in the middle of running a module, from the entry of its stage on."""
+    """The state of one rank."""
 
     rank: int
     code: Code
@@ -49,16 +47,16 @@ class Machine:
     floats: Floats
     observer: Observer | None = None
     entry: int = 0
-    """Which entry it begins at."""
+    """The index of its entry function."""
     frames: list[Frame] = field(default_factory=list)
     results: list[Tensor] | None = None
-    """Set when it is done."""
+    """Set when the rank is done."""
     waiting: Promise | None = None
-    """The collective or tensor that the next step waits for, once it has been started."""
+    """The started collective or receive that the next step waits for."""
     _untaken: dict[int, Promise] = field(default_factory=dict)
 
     def begin(self, inputs: list[Any]) -> None:
-        """Begin at the entry."""
+        """Enter the entry function."""
         self.frames.append(_frame(self.code.entries[self.entry], inputs))
 
     @property
@@ -66,25 +64,25 @@ class Machine:
         return self.results is not None
 
     def advance(self) -> bool:
-        """Run until the rank waits or is done; whether it got anywhere."""
+        """Run until the rank waits or is done; returns whether it ran any step."""
         moved = False
         while not self.is_done:
             frame = self.frames[-1]
-            if frame.at == len(frame.body.steps):
+            if frame.position == len(frame.body.steps):
                 self._leave(frame)
-            elif not self._step(frame, frame.body.steps[frame.at]):
+            elif not self._step(frame, frame.body.steps[frame.position]):
                 return moved
             moved = True
         return moved
 
     def stuck(self) -> Stuck:
-        """Where it waits, and for whom."""
+        """The operation in which the rank waits, and for which ranks."""
         frame = self.frames[-1]
-        step = frame.body.steps[frame.at]
+        step = frame.body.steps[frame.position]
         return Stuck(self.rank, step.name, step.origin, self.waiting.missing if self.waiting else ())
 
     def _step(self, frame: Frame, step: Step) -> bool:
-        """Run one step and move on; False, and nothing moved, where it has to wait."""
+        """Run one step; returns False, without effect, if it has to wait."""
         if self.observer is not None:
             self.observer.begins(self.rank, self._path())
         name = step.name
@@ -92,13 +90,13 @@ class Machine:
             self._enter(frame, step)
             return True
         is_cut = self.code.level is Level.COMM
-        if is_cut and name in _BLOCKING:
+        if is_cut and name in BLOCKING:
             self.waiting = self.waiting or self._start(frame, step)
             return self._await(frame, step)
         if name == "comm.wait":
             self.waiting = self.waiting or self._future(_fill(step.args[0], frame.values), step)
             return self._await(frame, step)
-        if is_cut and name in _STARTS:
+        if is_cut and name in STARTS:
             future = self._start(frame, step)
             self._untaken[id(future)] = future
             frame.values[step.out[0]] = future
@@ -112,15 +110,15 @@ class Machine:
     def _move_on(self, frame: Frame, step: Step) -> None:
         for slot in step.free:
             frame.values[slot] = None
-        frame.at += 1
+        frame.position += 1
 
     def _enter(self, frame: Frame, step: Step) -> None:
-        """Call a function; what the caller does not use again belongs to the callee alone."""
-        given = [_fill(a, frame.values) for a in step.args]
+        """Call a function; values that the caller does not use again are released to it."""
+        arguments = [_fill(a, frame.values) for a in step.args]
         for slot in set(step.free) - set(step.out):
             frame.values[slot] = None
-        microbatch = of_turn(frame.microbatch, step.turn) if step.microbatch is None else step.microbatch
-        self.frames.append(_frame(self.code.bodies[step.callee], given, microbatch))
+        microbatch = select_microbatch(frame.microbatch, step.turn) if step.microbatch is None else step.microbatch
+        self.frames.append(_frame(self.code.bodies[step.callee], arguments, microbatch))
 
     def _leave(self, frame: Frame) -> None:
         values = [frame.values[slot] for slot in frame.body.results]
@@ -129,7 +127,7 @@ class Machine:
             self._finish(values)
             return
         caller = self.frames[-1]
-        step = caller.body.steps[caller.at]
+        step = caller.body.steps[caller.position]
         for slot, value in zip(step.out, values, strict=True):
             caller.values[slot] = value
         self._move_on(caller, step)
@@ -140,12 +138,13 @@ class Machine:
         self.results = values
 
     def _start(self, frame: Frame, step: Step) -> Promise:
-        if step.name.startswith("comm.receive"):
+        name = synchronous(step.name)
+        if name == RECEIVE:
             axis, peer, size, dtype = step.args
             return self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))
-        names = [a.name for a in definitions()[step.name].arguments]
         tensor = self._tensor(step.args[0], frame, step)
-        return self.exchange.start(self.rank, step, tensor, dict(zip(names[1:], step.args[1:], strict=True)))
+        options = dict(zip(COLLECTIVES[name].arguments, step.args[1:], strict=True))
+        return self.exchange.start(self.rank, step, tensor, options)
 
     def _tensor(self, argument: Any, frame: Frame, step: Step) -> Tensor:
         tensor = _fill(argument, frame.values)
@@ -155,7 +154,7 @@ class Machine:
 
     def _future(self, value: Any, step: Step) -> Promise:
         if not isinstance(value, Promise):
-            raise InterpreterError(FUTURE, f"rank {self.rank}: {step} waits on what is no future")
+            raise InterpreterError(FUTURE, f"rank {self.rank}: {step} waits on a value that is not a future")
         if value.is_taken:
             raise InterpreterError(FUTURE, f"rank {self.rank} waits twice for {value.step}")
         return value
@@ -177,37 +176,37 @@ class Machine:
             return
         kwargs = {key: _fill(a, frame.values) for key, a in step.kwargs.items()}
         try:
-            made = self.evaluator.evaluate(step.name, self._place(frame, step), args, kwargs)
+            results = self.evaluator.evaluate(step.name, self._place(frame, step), args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise InterpreterError(FAILED, f"rank {self.rank}: {step} fails: {error}") from None
-        is_single = made is None or isinstance(made, Tensor) or definitions()[step.name].results == ("Tensor[]",)
-        self._put(frame, step, [made] if is_single else list(made))
+        is_single = results is None or isinstance(results, Tensor) or definitions()[step.name].results == ("Tensor[]",)
+        self._put(frame, step, [results] if is_single else list(results))
 
-    def _place(self, frame: Frame, step: Step) -> Place:
-        microbatch = of_turn(frame.microbatch, step.turn)
-        return Place(self.rank, None if isinstance(microbatch, tuple) else microbatch)
+    def _place(self, frame: Frame, step: Step) -> ExecutionPoint:
+        microbatch = select_microbatch(frame.microbatch, step.turn)
+        return ExecutionPoint(self.rank, None if isinstance(microbatch, tuple) else microbatch)
 
-    def _put(self, frame: Frame, step: Step, made: list[Any]) -> None:
-        """Store results, each of the shape and dtype that its type says."""
-        if len(made) != len(step.out):
-            raise InterpreterError(WRONG_TYPE, f"{step} gives {len(made)} results, but {len(step.out)} are named")
-        for slot, value in zip(step.out, made, strict=True):
+    def _put(self, frame: Frame, step: Step, results: list[Any]) -> None:
+        """Store results, after checking shapes and dtypes against their types."""
+        if len(results) != len(step.out):
+            raise InterpreterError(WRONG_TYPE, f"{step} returns {len(results)} results, expected {len(step.out)}")
+        for slot, value in zip(step.out, results, strict=True):
             type_ = frame.body.types[slot]
             if type_ is not None:
                 self._check(value, type_, step)
             frame.values[slot] = value
         if self.observer is not None:
-            self.observer.made(self.rank, self._path(), made)
+            self.observer.made(self.rank, self._path(), results)
 
     def _path(self) -> Path:
-        steps = (frame.at for frame in self.frames)
+        steps = (frame.position for frame in self.frames)
         return tuple(steps) if self.code.axis is None else (self.entry, *steps)
 
     def _check(self, value: Any, type_: TensorType, step: Step) -> None:
         dtype = self.floats.of(type_.dtype)
         if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != type_.shape:
-            found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else "no tensor"
-            raise InterpreterError(WRONG_TYPE, f"{step} gives {found}, but its type says {dtype} {type_.shape}")
+            actual = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else "no tensor"
+            raise InterpreterError(WRONG_TYPE, f"{step} gives {actual}, but its type says {dtype} {type_.shape}")
 
 
 def _frame(body: Body, inputs: list[Any], microbatch: Microbatch | None = None) -> Frame:

@@ -1,4 +1,4 @@
-"""How many bytes running a module takes, told from its types before it runs."""
+"""Estimate the memory of a run from the module's types, in bytes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from .precision import Floats
 from .ranks import grid_of
 
 _ROUNDED_UP = 1.1
-"""What is proposed as a cap, of what is needed: its text has one decimal."""
+"""The cap that the help proposes, as a factor of the need: its text has one decimal."""
 _SCORES = 3
-"""Temporary tensors of the size of the attention scores that an attention holds at once."""
+"""Temporaries of the size of the attention scores that an attention needs at once."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the worst moment; every value counts whole, views too."""
+    """Peak bytes; views count as full tensors."""
 
     rank_bytes: int
-    """Of one rank (of the stage that takes most), its inputs among them."""
+    """Of one rank (of the largest stage), with its inputs."""
     ranks: int
     global_bytes: int
-    """Of the global inputs, from which ranks cut theirs."""
+    """Of the global inputs, which are sharded to the ranks."""
     largest_input: str
 
     @property
     def total_bytes(self) -> int:
-        """All ranks stand in one process, each at its own worst moment."""
+        """The sum over all ranks, each at its own peak, as they share a process."""
         return self.rank_bytes * self.ranks + self.global_bytes
 
 
 def estimate(code: Code, floats: Floats) -> Estimate:
-    """The bytes that running a module takes."""
+    """The estimated bytes of a run."""
     sizes = {}
     for i, port in enumerate(code.arguments):
         name = str(port.record.get("name") or f"argument {i}")
@@ -49,7 +49,7 @@ def estimate(code: Code, floats: Floats) -> Estimate:
 
 
 def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
-    """E0655 where the estimate is above the cap: `max_bytes`, or half of the machine's memory."""
+    """E0655 if the estimate exceeds `max_bytes` (default: half of the machine's memory)."""
     needed = estimate(code, floats)
     cap = machine_bytes() // 2 if max_bytes is None else max_bytes
     if needed.total_bytes <= cap:
@@ -60,13 +60,13 @@ def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
         f"running this module takes about {_text(needed.total_bytes)} on {needed.ranks} rank(s) "
         f"({_text(needed.rank_bytes)} each), more than the cap of {_text(cap)}",
         notes=((f'the largest argument is "{needed.largest_input}"', None),),
-        help="compile it anew with a smaller --batch or --seq (or a model with fewer layers), and --dump-ir; or allow "
-        f"as much with --memory-cap {enough} (in Python max_bytes)",
+        help="compile with a smaller --batch or --seq (or fewer layers) and --dump-ir, or raise the cap: "
+        f"--memory-cap {enough} (in Python max_bytes)",
     )
 
 
 def _text(size: float) -> str:
-    """Bytes in a unit that leaves few digits, as --memory-cap reads them."""
+    """Bytes with a unit, as --memory-cap reads them."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size /= 1024
@@ -75,12 +75,12 @@ def _text(size: float) -> str:
 
 
 def machine_bytes() -> int:
-    """The machine's memory."""
+    """The machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Meter:
-    """Peaks of functions by liveness; one call's worst moment is inside it."""
+    """Peak bytes of functions by liveness, calls included."""
 
     def __init__(self, code: Code, floats: Floats) -> None:
         self._code = code
@@ -93,11 +93,11 @@ class _Meter:
         total = sum(live.values())
         peak = total
         for step in body.steps:
-            inside = 0
+            callee_bytes = 0
             if step.callee:
-                given = sum(self._size(body, slot) for slot in set(used(step)))
-                inside = max(0, self.peak(step.callee) - given)
-            peak = max(peak, total + inside)
+                argument_bytes = sum(self._size(body, slot) for slot in set(used(step)))
+                callee_bytes = max(0, self.peak(step.callee) - argument_bytes)
+            peak = max(peak, total + callee_bytes)
             for slot in step.out:
                 live[slot] = self._size(body, slot)
                 total += live[slot]
@@ -111,7 +111,7 @@ class _Meter:
         return 0 if type_ is None else prod(type_.shape) * self._floats.of(type_.dtype).itemsize
 
     def _workspace(self, body: Body, step: Step) -> int:
-        """Bytes of what an operation holds beside its operands and results."""
+        """Bytes that an operation needs beside its operands and results."""
         if not step.name.startswith("nn.attention"):
             return 0
         types = [body.types[slot] for slot in used(step)]

@@ -1,7 +1,7 @@
-"""What every nn operation means, computed from its formula with elementary tensor algebra.
+"""The nn operations by their formulas, in elementary tensor algebra.
 
 Letters: b batch, h heads, s and t tokens of queries and keys, d head size, n rows, v classes, c features. Tensors of 16
-bits are computed in float32, and what has the type of an operand is rounded to it at the end.
+bits are computed in float32; a result with the dtype of an operand is rounded to it at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Results = tuple[Tensor | None, ...]
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Results:
     """out = softmax(q k^T scale + mask) v, and each row's log of the sum of exponentials."""
     weights, logsumexp = _weights(q, k, mask, causal, scale)
-    return torch.einsum("bhst,bhtd->bhsd", weights, _wide(v)).to(v.dtype), logsumexp
+    return torch.einsum("bhst,bhtd->bhsd", weights, _at_least_float32(v)).to(v.dtype), logsumexp
 
 
 def attention_backward(
@@ -33,34 +33,36 @@ def attention_backward(
     scale: float | None,
 ) -> Results:
     """With P = exp(scores - logsumexp), dS = P (g V^T - sum(g out)): dV = P^T g, dQ = dS K scale, dK = dS^T Q scale."""
-    wide, factor = _wide(grad), _factor(q, scale)
+    wide, factor = _at_least_float32(grad), _factor(q, scale)
     p = (_scores(q, k, mask, causal, scale) - logsumexp[..., None]).exp()
-    ds = p * (torch.einsum("bhsd,bhtd->bhst", wide, _wide(v)) - (wide * _wide(out)).sum(-1)[..., None])
-    dq = torch.einsum("bhst,bhtd->bhsd", ds, _wide(k)) * factor
-    dk = torch.einsum("bhst,bhsd->bhtd", ds, _wide(q)) * factor
+    ds = p * (
+        torch.einsum("bhsd,bhtd->bhst", wide, _at_least_float32(v)) - (wide * _at_least_float32(out)).sum(-1)[..., None]
+    )
+    dq = torch.einsum("bhst,bhtd->bhsd", ds, _at_least_float32(k)) * factor
+    dk = torch.einsum("bhst,bhsd->bhtd", ds, _at_least_float32(q)) * factor
     dv = torch.einsum("bhst,bhsd->bhtd", p, wide)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Results:
     """rstd = (mean of squares + eps)^(-1/2); y = (x rstd, rounded to x's dtype) weight."""
-    wide = _wide(x)
+    wide = _at_least_float32(x)
     rstd = (wide.square().sum(-1, keepdim=True) / x.shape[-1] + eps).pow(-0.5)
     return (wide * rstd).to(x.dtype) * weight, rstd
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, rstd: Tensor, weight: Tensor) -> Results:
     """dx_i = rstd (g_i w_i) - x_i rstd^3 / C * sum_j (g_j w_j x_j); dw = sum over rows of g x rstd."""
-    wide, weighted = _wide(x), _wide(grad) * _wide(weight)
+    wide, weighted = _at_least_float32(x), _at_least_float32(grad) * _at_least_float32(weight)
     inner = (weighted * wide).sum(-1, keepdim=True)
     dx = rstd * weighted - wide * rstd.pow(3) * inner / x.shape[-1]
-    dw = (_wide(grad) * wide * rstd).reshape(-1, x.shape[-1]).sum(0)
+    dw = (_at_least_float32(grad) * wide * rstd).reshape(-1, x.shape[-1]).sum(0)
     return dx.to(x.dtype), dw.to(weight.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], eps: float) -> Results:
     """y = (x - mean) rstd weight + bias over the last len(shape) dims, with the variance divided by their size."""
-    wide, dims = _wide(x), _last(shape)
+    wide, dims = _at_least_float32(x), _last(shape)
     mean = wide.mean(dims, keepdim=True)
     rstd = ((wide - mean).square().mean(dims, keepdim=True) + eps).pow(-0.5)
     y = (wide - mean) * rstd
@@ -79,8 +81,8 @@ def layer_norm_backward(
     shape: Sequence[int],
 ) -> Results:
     """With n = (x - mean) rstd, u = g weight: dx = rstd (u - mean(u) - n mean(u n)), dweight sums g n, dbias sums g."""
-    wide, dims = _wide(grad), _last(shape)
-    normal = (_wide(x) - mean) * rstd
+    wide, dims = _at_least_float32(grad), _last(shape)
+    normal = (_at_least_float32(x) - mean) * rstd
     u = wide if weight is None else wide * weight
     dx = rstd * (u - u.mean(dims, keepdim=True) - normal * (u * normal).mean(dims, keepdim=True))
     rows = tuple(range(x.dim() - len(shape)))
@@ -103,7 +105,7 @@ def rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Results:
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Results:
     """total = sum over rows not ignored of logsumexp - logit of the label; count of these rows; logsumexp."""
-    wide = _wide(logits)
+    wide = _at_least_float32(logits)
     highest = wide.amax(1)
     logsumexp = (wide - highest[:, None]).exp().sum(1).log() + highest
     chosen = torch.where(_one_hot(logits, labels), wide, 0.0).sum(1)
@@ -116,14 +118,14 @@ def cross_entropy_backward(
     scale: Tensor, logits: Tensor, labels: Tensor, logsumexp: Tensor, ignore_index: int
 ) -> Results:
     """(softmax - one-hot of the label) scale; zero in ignored rows."""
-    softmax = (_wide(logits) - logsumexp[:, None]).exp()
+    softmax = (_at_least_float32(logits) - logsumexp[:, None]).exp()
     gradient = (softmax - _one_hot(logits, labels).to(softmax.dtype)) * scale
     return (torch.where((labels != ignore_index)[:, None], gradient, 0.0).to(logits.dtype),)
 
 
 def matmul(a: Tensor, b: Tensor) -> Results:
     """a b over the last two dims."""
-    return (torch.einsum("...mk,...kn->...mn", _wide(a), _wide(b)).to(a.dtype),)
+    return (torch.einsum("...mk,...kn->...mn", _at_least_float32(a), _at_least_float32(b)).to(a.dtype),)
 
 
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
@@ -139,7 +141,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.cross_entropy_backward": (cross_entropy_backward, 5),
     "nn.matmul": (matmul, 2),
 }
-"""The function of each operation, and how many arguments it has."""
+"""The function of each operation, with its number of arguments."""
 
 
 def has_meaning(name: str) -> bool:
@@ -153,7 +155,7 @@ def evaluate(name: str, args: Sequence[Any]) -> Results:
     return function(*args, *[None] * (count - len(args)))
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
@@ -162,7 +164,7 @@ def _factor(q: Tensor, scale: float | None) -> float:
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    scores = torch.einsum("bhsd,bhtd->bhst", _wide(q), _wide(k)) * _factor(q, scale)
+    scores = torch.einsum("bhsd,bhtd->bhst", _at_least_float32(q), _at_least_float32(k)) * _factor(q, scale)
     if mask is not None:
         scores = scores + mask
     if causal:
@@ -172,7 +174,7 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: floa
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    """The softmax of the scores, and its logsumexp, both from scores less their highest."""
+    """The softmax of the scores and their logsumexp, computed from scores minus their maximum."""
     scores = _scores(q, k, mask, causal, scale)
     highest = scores.amax(-1, keepdim=True)
     shifted = (scores - highest).exp()
@@ -198,5 +200,5 @@ def _signs(x: Tensor) -> Tensor:
 
 
 def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n, v): whether this class is the row's label; a label that is no class matches none."""
+    """(n, v): whether the class is the row's label; a label out of range matches no class."""
     return labels[:, None] == torch.arange(logits.shape[1])[None, :]

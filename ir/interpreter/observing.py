@@ -1,4 +1,4 @@
-"""Who looks on while a module runs: told of every step of every rank, and of every value."""
+"""Observers of a run: they see every step and every value of every rank."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 Path = tuple[int, ...]
-"""One execution of a step: its number in its function, after those of the calls that led there, outermost first.
+"""One execution of a step: the step indices of the calls that lead to it, outermost first, then its own.
 
-Where stages have entries of their own, the entry's number comes before them.
+In a pipelined module in order, the index of the entry function comes first.
 """
 
 
 class Observer(Protocol):
-    """Must not change what it is shown."""
+    """Watches a run; must not change values."""
 
     def begins(self, rank: int, path: Path) -> None:
-        """A rank is about to run a step, or looks again whether it may go on."""
+        """A rank begins a step, or retries one that waits."""
 
     def made(self, rank: int, path: Path, values: Sequence[Any]) -> None:
-        """A step has given these: tensors, lists of tensors, None for what it does not compute; no futures."""
+        """A step has computed values: tensors, lists of tensors, None for results not computed; no futures."""

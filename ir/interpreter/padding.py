@@ -1,4 +1,4 @@
-"""What stands in padding: NaN (for integers a number far out of range), so that a value that leaks from there shows."""
+"""Padding values: NaN, or an integer far out of range, so that values that leak from padding show."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 class Padding(StrEnum):
-    """What the interpreter fills padding with."""
+    """The fill of padding."""
 
     NAN = "nan"
-    """NaN for floats, 2^52 for int64 (as much as fits for smaller ones), true for booleans."""
+    """NaN for floats, 2^52 for int64 (less for smaller integers), true for booleans."""
     ZERO = "zero"
-    """What the runtime fills it with."""
+    """0, as in the runtime."""
 
 
 _POISON = {torch.int64: 1 << 52, torch.int32: 1 << 30, torch.int16: 1 << 14, torch.int8: 1 << 6, torch.uint8: 1 << 7}
 
 
 def fill_value(dtype: torch.dtype, padding: Padding) -> float | int | bool:
-    """What one padded element of a dtype holds."""
+    """The value of a padded element."""
     if padding is Padding.ZERO:
         return 0
     if dtype.is_floating_point:
@@ -30,7 +30,7 @@ def fill_value(dtype: torch.dtype, padding: Padding) -> float | int | bool:
 
 
 def is_poison(indices: Tensor) -> Tensor:
-    """Which indices come from padding: those of at least half the poison's magnitude, so that small sums stay it."""
+    """Which indices come from padding: at least half the poison value, so that sums with small numbers count."""
     if indices.dtype not in (torch.int64, torch.int32):
         return torch.zeros_like(indices, dtype=torch.bool)
     return indices.abs() >= _POISON[indices.dtype] // 2

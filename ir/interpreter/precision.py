@@ -1,4 +1,4 @@
-"""In which precision a module is run: as its types say, or with every floating dtype raised to float64."""
+"""The precision of a run: as in the module's types, or with all floating dtypes raised to float64."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 
 
 class Floats(StrEnum):
-    """What becomes of floating dtypes; of those of casts and constants too."""
+    """The treatment of floating dtypes, those of casts and constants included."""
 
     AS_IS = "as is"
     FLOAT64 = "float64"
 
     def of(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that stands for `dtype`."""
+        """The dtype used in place of `dtype`."""
         return torch.float64 if self is Floats.FLOAT64 and dtype.is_floating_point else dtype
 
     def raised(self, argument: Any) -> Any:
-        """A constant argument of an operation with its dtypes (also in lists) replaced."""
+        """A constant argument with its dtypes replaced, also in lists."""
         if isinstance(argument, torch.dtype):
             return self.of(argument)
         return [self.raised(a) for a in argument] if isinstance(argument, list) else argument
 
     @contextmanager
     def defaults(self) -> Iterator[None]:
-        """Torch's default dtype, which factories and divisions of integers give, is float64 inside where wanted."""
+        """Inside, torch's default dtype, of factories and of integer division, is float64 if `FLOAT64`."""
         before = torch.get_default_dtype()
         if self is Floats.FLOAT64:
             torch.set_default_dtype(torch.float64)

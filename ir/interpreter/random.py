@@ -1,7 +1,7 @@
-"""What `nn.random` means: Philox 4x32-10, one counter for every four elements of the whole tensor.
+"""`nn.random` by definition: Philox 4x32-10, one counter for every four elements of the global tensor.
 
-Counter words: low and high half of the block's number (element // 4), the number of the draw, the step. Key words: low
-and high half of the seed. Element i is word i % 4 of its block.
+Counter words: low and high half of the block's index (element // 4), the number of the random op, the step. Key words:
+low and high half of the seed. Element i is word i % 4 of its block.
 
 Source: Random123's definition, https://doi.org/10.1145/2063384.2063405; independent of `runtime/`.
 """
@@ -19,8 +19,10 @@ from torch import Tensor
 Words = npt.NDArray[np.uint64]
 
 
-def whole(state: Tensor, number: Tensor, like: Tensor | None, size: Sequence[int], below: int | None = None) -> Tensor:
-    """All of a draw: int64 words, or with `below` whether each is below it."""
+def random_words(
+    state: Tensor, number: Tensor, like: Tensor | None, size: Sequence[int], below: int | None = None
+) -> Tensor:
+    """The global random tensor: int64 words, or with `below` whether each word is below it."""
     elements = prod(size)
     block = np.arange(-(-elements // 4), dtype=np.uint64)
     seed, step = (int(n) % 2**64 for n in state)
@@ -39,9 +41,11 @@ def philox(counter: Words, key: Words) -> Words:
     factors = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
     bump = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
-    for turn in range(10):
-        keys = (key + np.uint64(turn) * bump) & low
+    for round_number in range(10):
+        keys = (key + np.uint64(round_number) * bump) & low
         product = counter[[0, 2]] * factors
-        high, rest = product >> np.uint64(32), product & low
-        counter = np.stack([high[1] ^ counter[1] ^ keys[0], rest[1], high[0] ^ counter[3] ^ keys[1], rest[0]])
+        high_half, low_half = product >> np.uint64(32), product & low
+        counter = np.stack(
+            [high_half[1] ^ counter[1] ^ keys[0], low_half[1], high_half[0] ^ counter[3] ^ keys[1], low_half[0]]
+        )
     return counter

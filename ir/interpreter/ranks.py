@@ -1,4 +1,4 @@
-"""Which ranks run a module, at which entry each begins, what it takes, and what the ranks give together."""
+"""The ranks that run a module: their entry functions, local inputs, and joined results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..module import Level, Record
-from ..pipelined_module import microbatches, space
+from ..pipelined_module import microbatches, rank_axes
 from .code import Code, Port
 from .cutting import check_agree, cut, join
 from .errors import NO_MEANING, InterpreterError
@@ -16,45 +16,54 @@ from .padding import Padding
 
 
 def grid_of(code: Code) -> Grid:
-    """The ranks that run a module: one at level `aten`; where stages have entries, microbatches are no ranks."""
+    """The ranks that run a module: one at level `aten`; in a pipelined module in order, microbatches are not ranks."""
     if code.level is Level.ATEN:
         return Grid(())
-    return Grid(code.mesh) if code.axis is None else Grid(space(code.mesh), microbatches(code.mesh))
+    return Grid(code.mesh) if code.axis is None else Grid(rank_axes(code.mesh), microbatches(code.mesh))
 
 
 def entry_of(code: Code, grid: Grid, rank: int) -> int:
-    """The number of the entry where a rank begins."""
+    """The index of a rank's entry function."""
     return 0 if code.axis is None else grid.coordinate(rank, [code.axis])
 
 
-def taken(code: Code, grid: Grid, rank: int, inputs: Sequence[Tensor], padding: Padding) -> list[Tensor]:
-    """What a rank's entry takes of the global inputs: its part of each."""
+def local_inputs(code: Code, grid: Grid, rank: int, inputs: Sequence[Tensor], padding: Padding) -> list[Tensor]:
+    """The arguments of a rank's entry function: its part of each global input."""
     entry = entry_of(code, grid, rank)
-    mine = [(place, at) for at, port in enumerate(code.arguments) if (place := port.places[entry]) is not None]
-    ordered = [at for _, at in sorted(mine)]
+    own_ports = [
+        (position, index) for index, port in enumerate(code.arguments) if (position := port.places[entry]) is not None
+    ]
+    ordered = [index for _, index in sorted(own_ports)]
     if code.level is Level.ATEN:
-        return [inputs[at] for at in ordered]
-    return [cut(inputs[at], code.arguments[at].type, rank, grid, padding) for at in ordered]
+        return [inputs[index] for index in ordered]
+    return [cut(inputs[index], code.arguments[index].type, rank, grid, padding) for index in ordered]
 
 
-def given(code: Code, grid: Grid, port: Port, held: Sequence[Sequence[Tensor]], name: str) -> Tensor:
-    """A global result of what the ranks' entries gave; E0659 where ranks or stages that should hold the same do not."""
-    places = {entry: place for entry, place in enumerate(port.places) if place is not None}
-    if code.axis is None or len(places) == len(port.places):
-        parts = [values[places[entry_of(code, grid, rank)]] for rank, values in enumerate(held)]
+def global_result(code: Code, grid: Grid, port: Port, local_values: Sequence[Sequence[Tensor]], name: str) -> Tensor:
+    """The global tensor of a result, joined over ranks; E0659 if replicas on ranks or stages differ."""
+    positions = {entry: position for entry, position in enumerate(port.places) if position is not None}
+    if code.axis is None or len(positions) == len(port.places):
+        parts = [values[positions[entry_of(code, grid, rank)]] for rank, values in enumerate(local_values)]
         return join(parts, port.type, grid, name)
     if code.axis in dict(port.type.placement):
-        raise InterpreterError(NO_MEANING, f'result "{name}" lies over all stages, and some do not give it')
+        raise InterpreterError(
+            NO_MEANING, f'result "{name}" is sharded over the pipeline axis, but some stages do not return it'
+        )
     stages = [
-        join([held[rank][place] for rank in grid.at(code.axis, entry)], port.type, grid.without(code.axis), name)
-        for entry, place in places.items()
+        join(
+            [local_values[rank][position] for rank in grid.at(code.axis, entry)],
+            port.type,
+            grid.without(code.axis),
+            name,
+        )
+        for entry, position in positions.items()
     ]
-    for entry, other in zip(list(places)[1:], stages[1:], strict=True):
-        check_agree(stages[0], other, f"stages {next(iter(places))} and {entry}", name)
+    for entry, value in zip(list(positions)[1:], stages[1:], strict=True):
+        check_agree(stages[0], value, f"stages {next(iter(positions))} and {entry}", name)
     return stages[0]
 
 
 def result_name(record: Record, index: int) -> str:
-    """What a result (or an argument) is called in messages."""
+    """The name of a result (or an argument) in messages."""
     kind, name = record.get("kind", ""), record.get("name", "")
     return " ".join(part for part in (str(kind), str(name)) if part) or f"number {index}"

@@ -18,8 +18,8 @@ from .machine import Machine
 from .observing import Observer
 from .padding import Padding
 from .precision import Floats
-from .ranks import entry_of, given, grid_of, result_name, taken
-from .transfers import RECEIVE_HELP, Parcel, Transfers
+from .ranks import entry_of, global_result, grid_of, local_inputs, result_name
+from .transfers import RECEIVE_HELP, PendingReceive, Transfers
 
 
 def run(
@@ -33,10 +33,9 @@ def run(
 ) -> list[Tensor]:
     """The module's global results on global inputs, in the order of `main`'s arguments and results.
 
-    Where stages have entries of their own, that order is the one that the records of arguments and results tell.
-
-    With FLOAT64 floating inputs of any dtype are taken and raised. `max_bytes` (default: half of the machine's memory)
-    is compared with an estimate before anything runs; what an observer keeps is not in the estimate.
+    In a pipelined module in order, the records of arguments and results give that order.
+    With FLOAT64, floating inputs of any dtype are raised. `max_bytes` (default: half of the machine's memory) caps an
+    estimate of the run, without what an observer keeps.
     Errors: InterpreterError E0651 to E0659, DeadlockError among them.
     """
     code = decode(module)
@@ -53,9 +52,9 @@ def run_ranks(
     max_bytes: int | None = None,
     observer: Observer | None = None,
 ) -> list[Tensor]:
-    """As `run`, with a module of its own for each rank, all of one mesh and with the same arguments and results.
+    """`run` with a module per rank; all have the same mesh, arguments and results.
 
-    A module object that appears several times is decoded once. E0660 for modules that do not go together.
+    A module object that appears several times is decoded once. E0660 for modules that differ in mesh or signature.
     """
     decoded = {id(m): decode(m) for m in modules}
     codes = [decoded[id(m)] for m in modules]
@@ -65,7 +64,7 @@ def run_ranks(
 
 
 def estimate(module: Module, floats: Floats = Floats.AS_IS) -> memory.Estimate:
-    """The bytes that running a module takes, told from its types."""
+    """The estimated memory of a run, from the module's types."""
     return memory.estimate(decode(module), floats)
 
 
@@ -86,66 +85,69 @@ def _run(
     ]
     with torch.no_grad(), floats.defaults():
         for m in machines:
-            m.begin(taken(code, grid, m.rank, checked, padding))
+            m.begin(local_inputs(code, grid, m.rank, checked, padding))
         _schedule(machines)
         transfers.check_taken()
         return _joined(code, machines, grid)
 
 
 def _schedule(machines: Sequence[Machine]) -> None:
-    """Let every rank run as far as it can, again and again; DeadlockError E0657 when none can."""
+    """Advance every rank as far as it can until all are done; DeadlockError E0657 if none can advance."""
     while not all(m.is_done for m in machines):
         moved = [m.advance() for m in machines]
         if not any(moved):
             stuck = tuple(m.stuck() for m in machines if not m.is_done)
             finished = tuple(m.rank for m in machines if m.is_done)
             message = "ranks wait for each other for ever"
-            if any(isinstance(m.waiting, Parcel) for m in machines):
+            if any(isinstance(m.waiting, PendingReceive) for m in machines):
                 raise DeadlockError(DEADLOCK, message, stuck, finished=finished, help=RECEIVE_HELP)
             raise DeadlockError(DEADLOCK, message, stuck, finished=finished)
 
 
 def _joined(code: Code, machines: Sequence[Machine], grid: Grid) -> list[Tensor]:
-    held = [m.results or [] for m in machines]
+    local_results = [m.results or [] for m in machines]
     if code.level is Level.ATEN:
-        return held[0]
-    return [given(code, grid, port, held, result_name(port.record, i)) for i, port in enumerate(code.results)]
+        return local_results[0]
+    return [
+        global_result(code, grid, port, local_results, result_name(port.record, i))
+        for i, port in enumerate(code.results)
+    ]
 
 
 def _checked(code: Code, inputs: Sequence[Tensor], floats: Floats) -> list[Tensor]:
     entries = " and ".join(f'"{entry.name}"' for entry in code.entries)
     if len(inputs) != len(code.arguments):
-        takes = "takes" if len(code.entries) == 1 else "take"
-        raise InterpreterError(INPUTS, f"{len(inputs)} inputs are given, but {entries} {takes} {len(code.arguments)}")
-    made = []
+        entry_name = "takes" if len(code.entries) == 1 else "take"
+        raise InterpreterError(
+            INPUTS, f"{len(inputs)} inputs are given, but {entries} {entry_name} {len(code.arguments)}"
+        )
+    checked = []
     for i, (tensor, port) in enumerate(zip(inputs, code.arguments, strict=True)):
         value = tensor.to(floats.of(tensor.dtype))
         shape, dtype = code.global_shape(port.type), floats.of(port.type.dtype)
         if tuple(value.shape) != shape or value.dtype != dtype:
             name = result_name(port.record, i)
-            found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            takes = next(
-                entry.name for entry, place in zip(code.entries, port.places, strict=True) if place is not None
+            actual = f"{tensor.dtype} {tuple(tensor.shape)}"
+            entry_name = next(
+                entry.name for entry, position in zip(code.entries, port.places, strict=True) if position is not None
             )
-            raise InterpreterError(INPUTS, f'input "{name}" is {found}, but "{takes}" takes {dtype} {shape}')
-        made.append(value)
-    return made
+            raise InterpreterError(INPUTS, f'input "{name}" is {actual}, but "{entry_name}" takes {dtype} {shape}')
+        checked.append(value)
+    return checked
 
 
 def _check_together(codes: Sequence[Code]) -> None:
     if not codes or any(c.level is not Level.COMM for c in codes):
-        raise InterpreterError(UNLIKE, "a module for each rank needs modules of level comm")
+        raise InterpreterError(UNLIKE, 'a module per rank must have level "comm"')
     first = codes[0]
     if len(codes) != grid_of(first).ranks:
-        raise InterpreterError(UNLIKE, f"{len(codes)} modules are given for {grid_of(first).ranks} ranks")
+        raise InterpreterError(UNLIKE, f"there are {len(codes)} modules for {grid_of(first).ranks} ranks")
     for rank, code in enumerate(codes):
         if _signature(code) != _signature(first):
-            raise InterpreterError(
-                UNLIKE, f"the module of rank {rank} has another mesh or signature than that of rank 0"
-            )
+            raise InterpreterError(UNLIKE, f"the modules of ranks 0 and {rank} have different meshes or signatures")
 
 
 def _signature(code: Code) -> tuple[object, ...]:
-    """What modules of one mesh's ranks must have in common."""
+    """The mesh, pipeline axis, arguments and results of a module, which must be equal on all ranks."""
     ports = [[(port.type, port.places) for port in side] for side in (code.arguments, code.results)]
     return code.mesh, code.axis, ports

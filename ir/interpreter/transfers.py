@@ -1,4 +1,4 @@
-"""What ranks hand each other: of each pair of ranks, what one sends first the other takes first."""
+"""Point-to-point messages: between each pair of ranks, messages arrive in the order in which they are sent."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .code import Step
 from .errors import MISMATCH, NO_MEANING, NOT_TAKEN, DeadlockError, InterpreterError, Stuck
 from .grid import Grid
 
-RECEIVE_HELP = "let a rank send what another waits for before it waits itself"
+RECEIVE_HELP = "on one of the ranks, move the send that another one waits for before its own receive"
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A tensor on its way."""
+class Message:
+    """A sent tensor that is not received yet."""
 
     step: Step
     tensor: Tensor
 
 
 @dataclass(eq=False)
-class Parcel:
-    """What one rank gets of another, once."""
+class PendingReceive:
+    """A receive that has started; its tensor is taken once."""
 
     source: int
     rank: int
     step: Step
-    """Where it was asked for."""
+    """The receive operation."""
     shape: tuple[int, ...]
     dtype: torch.dtype
     tensor: Tensor | None = None
@@ -42,44 +42,44 @@ class Parcel:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The ranks that must come before it is ready."""
+        """The ranks that it waits for."""
         return () if self.is_ready else (self.source,)
 
     def take(self) -> Tensor:
         """The tensor; called once, when it is ready."""
-        taken = self.tensor
-        if taken is None:
-            raise RuntimeError(f"{self.step} has not been sent anything")
+        tensor = self.tensor
+        if tensor is None:
+            raise RuntimeError(f"{self.step} has no tensor yet")
         self.is_taken, self.tensor = True, None
-        return taken
+        return tensor
 
 
 class Transfers:
-    """The queues between all pairs of ranks."""
+    """The message queues between all pairs of ranks."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._sent: defaultdict[tuple[int, int], deque[Sent]] = defaultdict(deque)
-        self._wanted: defaultdict[tuple[int, int], deque[Parcel]] = defaultdict(deque)
+        self._sent: defaultdict[tuple[int, int], deque[Message]] = defaultdict(deque)
+        self._receives: defaultdict[tuple[int, int], deque[PendingReceive]] = defaultdict(deque)
 
     def send(self, rank: int, step: Step, tensor: Tensor, axis: str, peer: int) -> None:
-        """Hand a tensor to the rank at `peer`. Errors: E0652 if none is there, E0656 where it wants another."""
+        """Send a tensor to the rank at `peer`. Errors: E0652 if there is none, E0656 if it expects another tensor."""
         to = self._partner(rank, step, axis, peer)
-        self._sent[rank, to].append(Sent(step, tensor))
+        self._sent[rank, to].append(Message(step, tensor))
         self._match(rank, to)
 
     def receive(
         self, rank: int, step: Step, axis: str, peer: int, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> Parcel:
+    ) -> PendingReceive:
         """The next tensor that the rank at `peer` sends here. Errors: as `send`."""
         source = self._partner(rank, step, axis, peer)
-        parcel = Parcel(source, rank, step, shape, dtype)
-        self._wanted[source, rank].append(parcel)
+        pending = PendingReceive(source, rank, step, shape, dtype)
+        self._receives[source, rank].append(pending)
         self._match(source, rank)
-        return parcel
+        return pending
 
     def check_taken(self) -> None:
-        """E0663 for the first tensor that was sent and never asked for."""
+        """E0663 for the first message that was never received."""
         for (source, to), queue in self._sent.items():
             for sent in queue:
                 raise InterpreterError(
@@ -91,23 +91,21 @@ class Transfers:
     def _partner(self, rank: int, step: Step, axis: str, peer: int) -> int:
         if not self._grid.has([axis]) or not 0 <= peer < self._grid.size([axis]):
             known = ", ".join(f"{name}={size}" for name, size in self._grid.mesh) or "no axes"
-            raise InterpreterError(NO_MEANING, f"{step} is with {axis}={peer}, but the ranks are on {known}")
+            raise InterpreterError(NO_MEANING, f"{step} names {axis}={peer}, but the ranks are on {known}")
         return self._grid.group(rank, [axis])[peer]
 
     def _match(self, source: int, to: int) -> None:
-        sent, wanted = self._sent[source, to], self._wanted[source, to]
-        if not sent or not wanted:
+        sent, receives = self._sent[source, to], self._receives[source, to]
+        if not sent or not receives:
             return
-        one, parcel = sent.popleft(), wanted.popleft()
-        pairs = [("shape", tuple(one.tensor.shape), parcel.shape), ("dtype", one.tensor.dtype, parcel.dtype)]
-        differences = [f"{what} {a} is sent, {b} is received" for what, a, b in pairs if a != b]
+        message, receive = sent.popleft(), receives.popleft()
+        pairs = [("shape", tuple(message.tensor.shape), receive.shape), ("dtype", message.tensor.dtype, receive.dtype)]
+        differences = [f"{field} {a} is sent, {b} is received" for field, a, b in pairs if a != b]
         if differences:
             places = (
-                Stuck(source, one.step.name, one.step.origin),
-                Stuck(to, parcel.step.name, parcel.step.origin),
+                Stuck(source, message.step.name, message.step.origin),
+                Stuck(to, receive.step.name, receive.step.origin),
             )
-            message = f"what rank {source} sends is not what rank {to} receives: {'; '.join(differences)}"
-            raise DeadlockError(
-                MISMATCH, message, places, help="let both ranks name the same tensors in the same order"
-            )
-        parcel.tensor = one.tensor
+            text = f"rank {source} sends another tensor than rank {to} receives: {'; '.join(differences)}"
+            raise DeadlockError(MISMATCH, text, places, help="send and receive the same tensors in the same order")
+        receive.tensor = message.tensor

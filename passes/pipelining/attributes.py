@@ -7,7 +7,7 @@ from ...dsl.plan import Plan
 from ...ir.attributes import from_attribute, to_attribute
 from ...ir.bindings import Operation
 from ...ir.module import Module, operations
-from ...ir.pipelined_module import MICROBATCH, microbatches, pipeline_axis, space
+from ...ir.pipelined_module import MICROBATCH, microbatches, pipeline_axis, rank_axes
 from ...schedules.schedule import Kind
 from .settings import Settings
 
@@ -67,8 +67,8 @@ def check_cut_over_time(name: str, plan: Plan, module: Module) -> None:
     if pipeline_axis(module) is not None:
         raise _refused(name, "a module whose stages have entries of their own", "a module from before order-tasks")
     mesh = tuple(plan.mesh.axes)
-    if space(module.mesh) != mesh or microbatches(module.mesh) != said.microbatches:
-        found = f"of {microbatches(module.mesh)} microbatches on {_mesh(space(module.mesh))}"
+    if rank_axes(module.mesh) != mesh or microbatches(module.mesh) != said.microbatches:
+        found = f"of {microbatches(module.mesh)} microbatches on {_mesh(rank_axes(module.mesh))}"
         wanted = f"{said.microbatches} on {_mesh(mesh)}"
         raise _refused(name, f"a module {found} where the plan has {wanted}", "the module that this plan made")
 

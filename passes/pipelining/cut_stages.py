@@ -30,11 +30,11 @@ from ...dsl.plan import Plan
 from ...ir.locations import Origin
 from ...ir.module import Level, Module
 from ..base import Pass, Remark, RemarkKind, Report
+from ..graph import Node
 from ..layers.unfold_layers import unfold
 from .attributes import check_cut_over_time, mark_stage
 from .balance import balanced, largest
 from .estimates import estimated
-from .graph import Node
 from .op_costs import OpCosts
 from .settings import Settings, note_times, settings_of
 from .split_points import split_places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...costs.compute import op_time
 from ...ir.module import Module
-from .graph import Graph, Node
+from ..graph import Graph, Node
 
 
 class OpCosts:

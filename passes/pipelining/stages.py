@@ -15,7 +15,7 @@ from functools import cached_property
 from ...costs.compute import bytes_of
 from ...ir.bindings import Value
 from ...ir.module import Record
-from .graph import Node
+from ..graph import Node
 from .time_axis import TimeAxis
 
 

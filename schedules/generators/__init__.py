@@ -1,4 +1,4 @@
-"""What makes a schedule: the published ones, by their patterns, and searches.
+"""Generators of schedules: published patterns, and searches.
 
-Start reading at `one_chunk.py`; which name belongs to which generator is in `schedules/catalogue.py`.
+Start reading at `one_chunk.py`; `schedules/catalogue.py` maps names to generators.
 """

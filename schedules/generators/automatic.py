@@ -8,35 +8,35 @@ from dataclasses import replace
 from ..figures import Measure
 from ..request import Request
 from ..schedule import Schedule, loop_placement, v_placement
-from .heuristics import Maker, chosen, listed_for
+from .heuristics import Maker, best_schedule, list_scheduler_makers
 
 _TRIES = 200
-"""Moves of the local search where none are asked for, for schedules that are not large."""
+"""Moves of the local search by default, for schedules that are not large."""
 
 
 def automatic(request: Request, named: tuple[Callable[[Request], Schedule], ...]) -> Schedule:
-    """Never worse, by `request.measure` (default: makespan), than the best of `named` that keeps within the cap.
+    """The best schedule within the cap, by `request.measure` (default: makespan); never worse than any of `named`.
 
-    Without `request.chunks`, ranks hold one or two virtual stages. Raises E0441 where nothing keeps within the cap.
+    Without `request.chunks`, 1 and 2 virtual stages per rank are tried. Raises E0441 if none fits the cap.
     """
     counts = (request.chunks,) if request.chunks is not None or request.is_large else (None, 1, 2)
     makers: list[Maker] = [_with_chunks(make, count) for count in counts for make in named]
     if not request.is_large:
-        makers += list(_listed(request))
+        makers += list(_list_schedules(request))
     tries = request.tries or (0 if request.is_large else _TRIES)
-    return chosen("auto", replace(request, tries=tries), request.limit, makers, Measure.MAKESPAN)
+    return best_schedule("auto", replace(request, tries=tries), request.limit, makers, Measure.MAKESPAN)
 
 
 def _with_chunks(make: Callable[[Request], Schedule], chunks: int | None) -> Maker:
     return lambda request: make(replace(request, chunks=chunks))
 
 
-def _listed(request: Request) -> Iterator[Maker]:
-    """The list scheduler on all placements; without a cap it gets the memory that avoids every bubble."""
+def _list_schedules(request: Request) -> Iterator[Maker]:
+    """The list scheduler on all placements; without a cap, with memory for 2 p microbatches, enough for no bubble."""
     cap = min(request.limit, 2.0 * request.ranks)
     if cap < 1:
         return
     for chunks in (1, 2) if request.chunks is None else (request.chunks,):
-        yield from listed_for(loop_placement(request.ranks, chunks), cap, few=True)
+        yield from list_scheduler_makers(loop_placement(request.ranks, chunks), cap, few=True)
         if chunks == 2:
-            yield from listed_for(v_placement(request.ranks), cap, few=True)
+            yield from list_scheduler_makers(v_placement(request.ranks), cap, few=True)

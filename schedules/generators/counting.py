@@ -1,4 +1,4 @@
-"""Write the tasks of one rank in order: each kind of work on a stage takes the microbatches one after the other."""
+"""Write the tasks of one rank in order; each kind of task on a stage takes the microbatches in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..schedule import Kind, Task
 
 
 class RankOrder:
-    """The tasks of a rank, as they are written down."""
+    """The tasks of a rank under construction."""
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
@@ -24,28 +24,28 @@ class RankOrder:
         self.tasks.append(Task(Kind.BW, stage, self._count(Kind.B, stage)))
 
     def b(self, stage: int) -> None:
-        """The input gradient of the next microbatch; its W is put off."""
+        """The input gradient of the next microbatch; its W is delayed."""
         microbatch = self._count(Kind.B, stage)
         self.tasks.append(Task(Kind.B, stage, microbatch))
         self._delayed.append((stage, microbatch))
 
     def w(self, stage: int | None = None) -> None:
-        """The W that was put off first, of one stage or of any."""
-        at = next(at for at, (of, _) in enumerate(self._delayed) if stage in (None, of))
-        of, microbatch = self._delayed[at]
-        del self._delayed[at]
-        self.tasks.append(Task(Kind.W, of, microbatch))
+        """The oldest delayed W, of one stage or of any."""
+        index = next(index for index, (delayed_stage, _) in enumerate(self._delayed) if stage in (None, delayed_stage))
+        delayed_stage, microbatch = self._delayed[index]
+        del self._delayed[index]
+        self.tasks.append(Task(Kind.W, delayed_stage, microbatch))
 
     @property
     def delayed(self) -> int:
-        """How many W are put off."""
+        """The number of delayed W."""
         return len(self._delayed)
 
     def done(self, kind: Kind, stage: int) -> int:
-        """How many microbatches F, or B (alone or with W), was written for."""
+        """For how many microbatches F, or B (alone or with W), is written."""
         return self._next.get((kind, stage), 0)
 
     def _count(self, kind: Kind, stage: int) -> int:
-        at = self.done(kind, stage)
-        self._next[kind, stage] = at + 1
-        return at
+        microbatch = self.done(kind, stage)
+        self._next[kind, stage] = microbatch + 1
+        return microbatch

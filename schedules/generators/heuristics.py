@@ -1,4 +1,4 @@
-"""Schedules that are searched for: zero bubble under a memory bound, on a V, and any others a list scheduler makes."""
+"""Schedules by search: zero bubble under a memory cap, on a V, with controllable memory, and by list scheduling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 
 from ..error import ScheduleCode, ScheduleError
 from ..figures import Measure, peaks
-from ..request import Request, ranked
+from ..request import Request, rank_candidates
 from ..schedule import Schedule, loop_placement, v_placement
 from .building_blocks import Offsets, most_waiting, repeated, squeezed
 from .list_scheduler import First, Policy, list_schedule
@@ -20,69 +20,72 @@ from .weave import weave
 
 _GAPS = (0.0, 0.5, 0.75, 1.0)
 _V_GAPS = (0.0, 0.25, 0.6, 0.75, 1.0)
-_SLACK = 1e-9
+_TOLERANCE = 1e-9
 _STARTS = 2
-"""A local search starts from so many of the best schedules, as the very best is at times a dead end."""
+"""The local search starts from this many of the best schedules: the best one alone may be a local optimum."""
 
 Maker = Callable[[Request], Schedule | None]
-"""One way to answer a request; None where it cannot."""
+"""Makes a schedule for a request; None if it cannot."""
 
 
-def chosen(name: str, request: Request, cap: float, makers: list[Maker], measure: Measure) -> Schedule:
-    """The best that the makers give, tried on fewer microbatches where there are many, then improved.
+def best_schedule(name: str, request: Request, cap: float, makers: list[Maker], measure: Measure) -> Schedule:
+    """The best schedule of the makers, improved by local search.
 
-    Raises ScheduleError E0441 where none gives a schedule within the cap.
+    For a large request the makers are compared on fewer microbatches.
+    Raises ScheduleError E0441 if no maker gives a schedule within the cap.
     """
     measure = request.measure or measure
     if request.is_large:
-        found = _first(_ranked(request.shorter(), cap, makers, measure), request, cap)
+        schedules = _first_within_cap(_rank_makers(request.shorter(), cap, makers, measure), request, cap)
     else:
-        found = [each for each, _ in ranked((_made(make, request) for make in makers), request.costs, cap, measure)]
-    if not found:
+        candidates = (_try_make(make, request) for make in makers)
+        schedules = [schedule for schedule, _ in rank_candidates(candidates, request.costs, cap, measure)]
+    if not schedules:
         message = f'no schedule "{name}" was found within a memory cap of {cap:g} microbatches'
         raise ScheduleError(ScheduleCode.NOT_DEFINED, message, help="raise the memory cap")
     if request.tries:
-        improved = (improve(start, request.costs, cap, request.tries, measure) for start in found[:_STARTS])
-        found = [each for each, _ in ranked(improved, request.costs, cap, measure)]
-    return replace(found[0], name=name)
+        improved = (improve(start, request.costs, cap, request.tries, measure) for start in schedules[:_STARTS])
+        schedules = [schedule for schedule, _ in rank_candidates(improved, request.costs, cap, measure)]
+    return replace(schedules[0], name=name)
 
 
-def _first(makers: list[Maker], request: Request, cap: float) -> list[Schedule]:
-    """What the first maker gives that keeps within the cap; nothing where none does."""
+def _first_within_cap(makers: list[Maker], request: Request, cap: float) -> list[Schedule]:
+    """The first maker's schedule that fits the cap; empty if none does."""
     for make in makers:
-        schedule = _made(make, request)
-        if schedule is not None and max(peaks(schedule, request.costs.kept)) <= cap + _SLACK:
+        schedule = _try_make(make, request)
+        if schedule is not None and max(peaks(schedule, request.costs.kept)) <= cap + _TOLERANCE:
             return [schedule]
     return []
 
 
-def _made(make: Maker, request: Request) -> Schedule | None:
+def _try_make(make: Maker, request: Request) -> Schedule | None:
     try:
         return make(request)
     except ScheduleError:
         return None
 
 
-def _ranked(request: Request, cap: float, makers: list[Maker], measure: Measure) -> list[Maker]:
-    """The makers, those that give the best of a shorter schedule first."""
+def _rank_makers(request: Request, cap: float, makers: list[Maker], measure: Measure) -> list[Maker]:
+    """The makers, those with the best schedules for a shorter request first."""
     if len(makers) == 1:
         return makers
-    made = [(make, schedule) for make in makers if (schedule := _made(make, request)) is not None]
-    found = [each for each, _ in ranked((schedule for _, schedule in made), request.costs, cap, measure)]
-    first = [make for each in found for make, schedule in made if schedule is each]
+    candidates = [(make, schedule) for make in makers if (schedule := _try_make(make, request)) is not None]
+    best_first = [
+        best for best, _ in rank_candidates((schedule for _, schedule in candidates), request.costs, cap, measure)
+    ]
+    first = [make for best in best_first for make, schedule in candidates if schedule is best]
     return [*first, *(make for make in makers if make not in first)]
 
 
 def zb_auto(request: Request) -> Schedule:
-    """Zero bubble for any times under a memory bound. Source: arXiv 2401.10241, section 3.
+    """Zero bubble for any times under a memory cap. Source: arXiv 2401.10241, section 3.
 
-    By default the bound is p, as 1F1B needs. The best of both hand-written schedules, these with their W put where
-    ranks wait, and those of a list scheduler under several policies.
+    The default cap is p, as 1F1B needs. The best of ZB-H1, ZB-H2, and a list scheduler under several policies.
     """
     cap = float(request.ranks) if request.cap is None else request.cap
     makers: list[Maker] = [lambda r: zb_h1(r.ranks, r.microbatches), lambda r: zb_h2(r.ranks, r.microbatches)]
-    makers += [partial(_listed, cap=cap, policy=policy) for policy in _policies(request.is_large)]
-    return chosen("zb-auto", request, cap, makers, Measure.SPAN)
+    makers += [partial(_list_schedule, cap=cap, policy=policy) for policy in _policies(request.is_large)]
+    return best_schedule("zb-auto", request, cap, makers, Measure.SPAN)
 
 
 def _policies(few: bool) -> Iterator[Policy]:
@@ -92,18 +95,18 @@ def _policies(few: bool) -> Iterator[Policy]:
         yield Policy(first, gap=gap, patience=wait)
 
 
-def _listed(request: Request, cap: float, policy: Policy, placement: tuple[int, ...] | None = None) -> Schedule:
+def _list_schedule(request: Request, cap: float, policy: Policy, placement: tuple[int, ...] | None = None) -> Schedule:
     ranks = placement or loop_placement(request.ranks, request.chunks or 1)
     return list_schedule("list", ranks, request.microbatches, request.costs, cap, policy)
 
 
-def listed_for(placement: tuple[int, ...], cap: float, few: bool, splits: bool = True) -> list[Maker]:
-    """Makers for any placement: the list scheduler under several policies."""
-    found: list[Maker] = []
+def list_scheduler_makers(placement: tuple[int, ...], cap: float, few: bool, splits: bool = True) -> list[Maker]:
+    """Makers for a placement: the list scheduler under several policies."""
+    makers: list[Maker] = []
     for policy, late in product(_policies(few), (True, False)):
         full = replace(policy, splits=splits, late_backwards=late)
-        found.append(partial(_listed, cap=cap, policy=full, placement=placement))
-    return found
+        makers.append(partial(_list_schedule, cap=cap, policy=full, placement=placement))
+    return makers
 
 
 def zb_v(request: Request) -> Schedule:
@@ -114,8 +117,8 @@ def zb_v(request: Request) -> Schedule:
         gaps = (0.6,) if request.is_large else _V_GAPS
         makers = [partial(_zbv_woven, cap=cap, gap=gap) for gap in (None, *gaps)]
     if not makers or cap < request.ranks or not request.is_large:
-        makers += listed_for(v_placement(request.ranks), cap, few=True)
-    return chosen("zb-v", request, cap, makers, Measure.SPAN)
+        makers += list_scheduler_makers(v_placement(request.ranks), cap, few=True)
+    return best_schedule("zb-v", request, cap, makers, Measure.SPAN)
 
 
 def _zbv_woven(request: Request, cap: float, gap: float | None) -> Schedule | None:
@@ -124,7 +127,7 @@ def _zbv_woven(request: Request, cap: float, gap: float | None) -> Schedule | No
 
 
 def controlled_memory(name: str, offsets: Offsets, request: Request) -> Schedule:
-    """V-Half or V-Min by their building blocks, squeezed at both ends within the memory that the blocks have."""
+    """V-Half or V-Min from their building blocks, compacted at both ends within the blocks' own peak memory."""
     ranks = request.ranks
     bound = max(peaks(repeated(name, offsets, ranks, min(request.microbatches, 4 * ranks))))
     cap = bound if request.cap is None else request.cap
@@ -136,12 +139,12 @@ def controlled_memory(name: str, offsets: Offsets, request: Request) -> Schedule
     for room, steady, gap in shapes:
         makers.append(partial(_squeezed, name=name, offsets=offsets, room=room, steady=steady, cap=cap, gap=gap))
     if request.cap is not None and request.cap != bound:
-        makers += listed_for(v_placement(ranks), cap, few=True)
-    return chosen(name, request, cap, makers, Measure.SPAN)
+        makers += list_scheduler_makers(v_placement(ranks), cap, few=True)
+    return best_schedule(name, request, cap, makers, Measure.SPAN)
 
 
 def _squeezed(
     request: Request, name: str, offsets: Offsets, room: int, steady: int, cap: float, gap: float
 ) -> Schedule | None:
-    row = squeezed(name, offsets, request.ranks, request.microbatches, room, steady * request.ranks)
-    return weave(row, request.costs, cap, gap)
+    blocks = squeezed(name, offsets, request.ranks, request.microbatches, room, steady * request.ranks)
+    return weave(blocks, request.costs, cap, gap)

@@ -1,8 +1,8 @@
-"""Make a schedule for any placement, times and memory: each rank in turn takes the best task that it can start.
+"""List scheduling for any placement, times and memory: each rank takes the best task that it can start.
 
-Ranks are visited in the order of time. A rank takes a ready B or F by a `Policy`, a W where nothing else is ready or
-memory is needed. A forward is taken only if its activations fit and every later chunk of the same rank keeps room for
-one microbatch; as microbatches go in order, the oldest can always go on, so there is no deadlock.
+Ranks are visited in order of time. A rank takes a ready B or F by a `Policy`, and a W if nothing else is ready or
+memory is needed. A forward is taken only if its activations fit and every later chunk of the rank keeps room for one
+microbatch. Microbatches go in order, so the oldest can always proceed: there is no deadlock.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ from ..costs import Costs
 from ..error import ScheduleCode, ScheduleError
 from ..schedule import Kind, Schedule, Task, ordered
 
-_SLACK = 1e-9
+_TOLERANCE = 1e-9
 
 
 class First(StrEnum):
-    """What a rank takes when a forward and a backward are both ready."""
+    """The task that a rank takes if a forward and a backward are both ready."""
 
     BACKWARD = "backward"
     FORWARD = "forward"
     OTHER = "other"
-    """The kind that it did not take last."""
+    """The kind that the rank did not take last."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a rank chooses."""
+    """How a rank chooses its next task."""
 
     first: First = First.BACKWARD
     late_backwards: bool = True
-    """Of two ready backwards, the one on the later stage; else on the earlier."""
+    """Prefer the ready backward of the later stage, else of the earlier."""
     late_forwards: bool = True
-    """The same of forwards."""
+    """Prefer the ready forward of the later stage, else of the earlier."""
     gap: float = 1.0
-    """A W is put in front of the next task if that comes at least this share of the W's time later (0 to 1)."""
+    """A W fills a wait of at least this share of the W's time (0 to 1)."""
     patience: float = 0.0
-    """A rank waits for the better of F and B if that comes within this share of the other's time (0 to 1)."""
+    """A rank waits for the preferred task if it is ready within this share of the other's time (0 to 1)."""
     splits: bool = True
-    """Whether B and W are two tasks."""
+    """Whether B and W are separate tasks."""
 
 
 def list_schedule(
     name: str, placement: tuple[int, ...], microbatches: int, costs: Costs, cap: float, policy: Policy
 ) -> Schedule:
-    """The schedule that a policy makes; `cap` as in `prove`. Raises E0441 where a rank cannot hold one microbatch."""
+    """Schedule by a policy; `cap` as in `prove`. Raises E0441 if a rank cannot hold one microbatch."""
     ranks = max(placement) + 1
     chunks = len(placement) // ranks
-    if cap < 1 - _SLACK:
+    if cap < 1 - _TOLERANCE:
         message = f'"{name}" needs memory for the activations of one microbatch; the cap is {cap:g}'
         raise ScheduleError(ScheduleCode.NOT_DEFINED, message, help="give a memory cap of at least 1")
-    run = _Run(placement, ranks, microbatches, costs, int(cap * chunks + _SLACK), policy)
+    run = _ListScheduler(placement, ranks, microbatches, costs, int(cap * chunks + _TOLERANCE), policy)
     run.all_tasks()
     return Schedule(name, ranks, microbatches, placement, ordered(run.orders))
 
 
-class _Run:
-    """The state of all ranks while tasks are given out."""
+class _ListScheduler:
+    """The state of all ranks during scheduling."""
 
     def __init__(
         self, placement: tuple[int, ...], ranks: int, microbatches: int, costs: Costs, room: float, policy: Policy
@@ -72,12 +72,12 @@ class _Run:
         self.durations = costs.durations(len(placement) // ranks)
         self.kept = costs.kept
         self.room = room
-        self.stages = [[stage for stage, of in enumerate(placement) if of == rank] for rank in range(ranks)]
+        self.stages = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
         chunks = len(placement) // ranks
-        self.reserve = [chunks - 1 - placement[:stage].count(of) for stage, of in enumerate(placement)]
+        self.reserve = [chunks - 1 - placement[:stage].count(owner) for stage, owner in enumerate(placement)]
         self.delay = [costs.c if a != b else 0.0 for a, b in pairwise(placement)]
         self.free = [0.0] * ranks
-        self.held = [0.0] * ranks
+        self.activations = [0.0] * ranks
         self.latest = [Kind.W] * ranks
         self.delayed: list[deque[tuple[int, int]]] = [deque() for _ in range(ranks)]
         self.orders: list[list[Task]] = [[] for _ in range(ranks)]
@@ -85,11 +85,11 @@ class _Run:
         self.backwards: list[list[float]] = [[] for _ in placement]
 
     def all_tasks(self) -> None:
-        """Give out every task; events are times at which a rank may take one."""
+        """Schedule every task; an event is a time at which a rank may take one."""
         self.events = [(0.0, rank) for rank in range(len(self.free))]
         while self.events:
             now, rank = heappop(self.events)
-            if now >= self.free[rank] - _SLACK:
+            if now >= self.free[rank] - _TOLERANCE:
                 self._visit(rank, now)
 
     def _visit(self, rank: int, now: float) -> None:
@@ -98,86 +98,88 @@ class _Run:
         for ready, task in (backward, forward):
             if task is not None and ready < soonest:
                 soonest = ready
-        if soonest <= now + _SLACK:
+        if soonest <= now + _TOLERANCE:
             chosen = self._choose(rank, now, backward, forward)
         if chosen is not None:
             self._take(rank, now, chosen)
-        elif self.delayed[rank] and soonest - now >= self.policy.gap * self.durations[Kind.W] - _SLACK:
+        elif self.delayed[rank] and soonest - now >= self.policy.gap * self.durations[Kind.W] - _TOLERANCE:
             self._take(rank, now, Task(Kind.W, *self.delayed[rank].popleft()))
         elif soonest < inf:
-            ahead = [ready for ready, task in (backward, forward) if task is not None and ready > now + _SLACK]
+            ahead = [ready for ready, task in (backward, forward) if task is not None and ready > now + _TOLERANCE]
             heappush(self.events, (min(ahead), rank))
 
     def _choose(
         self, rank: int, now: float, backward: tuple[float, Task | None], forward: tuple[float, Task | None]
     ) -> Task | None:
-        """The better of two candidates that is ready; None to wait for one that soon is."""
+        """The preferred ready candidate; None to wait for one that is ready soon."""
         first = self.policy.first
         if first == First.OTHER:
             first = First.FORWARD if self.latest[rank] != Kind.F else First.BACKWARD
-        better, other = (backward, forward) if first == First.BACKWARD else (forward, backward)
-        if better[1] is None or better[0] <= now + _SLACK:
-            return better[1] or other[1]
-        assert other[1] is not None
-        wait = self.policy.patience * self.durations[other[1].kind]
-        return None if better[0] - now < wait - _SLACK else other[1]
+        preferred, fallback = (backward, forward) if first == First.BACKWARD else (forward, backward)
+        if preferred[1] is None or preferred[0] <= now + _TOLERANCE:
+            return preferred[1] or fallback[1]
+        assert fallback[1] is not None
+        wait = self.policy.patience * self.durations[fallback[1].kind]
+        return None if preferred[0] - now < wait - _TOLERANCE else fallback[1]
 
     def _backward(self, rank: int, now: float) -> tuple[float, Task | None]:
-        """When the rank's best backward can start, as far as that is known."""
-        found: list[tuple[float, int]] = []
+        """The rank's best backward, and when it can start; (inf, None) if no start is known yet."""
+        candidates: list[tuple[float, int]] = []
         for stage in self.stages[rank]:
-            at = len(self.backwards[stage])
-            if at < len(self.forwards[stage]):
-                own = self.forwards[stage][at]
+            microbatch = len(self.backwards[stage])
+            if microbatch < len(self.forwards[stage]):
+                own = self.forwards[stage][microbatch]
                 if stage == self.last:
-                    found.append((own, stage))
-                elif at < len(self.backwards[stage + 1]):
-                    found.append((max(own, self.backwards[stage + 1][at] + self.delay[stage]), stage))
+                    candidates.append((own, stage))
+                elif microbatch < len(self.backwards[stage + 1]):
+                    candidates.append((max(own, self.backwards[stage + 1][microbatch] + self.delay[stage]), stage))
         kind = Kind.B if self.policy.splits else Kind.BW
-        return self._best(found, now, self.policy.late_backwards, kind)
+        return self._best(candidates, now, self.policy.late_backwards, kind)
 
     def _forward(self, rank: int, now: float) -> tuple[float, Task | None]:
-        """The same of forwards that fit in memory."""
-        found: list[tuple[float, int]] = []
+        """The rank's best forward that fits in memory, and when it can start."""
+        candidates: list[tuple[float, int]] = []
         for stage in self.stages[rank]:
-            at = len(self.forwards[stage])
-            if at == self.count or self.held[rank] + 1 + self.reserve[stage] > self.room + _SLACK:
+            microbatch = len(self.forwards[stage])
+            if microbatch == self.count or self.activations[rank] + 1 + self.reserve[stage] > self.room + _TOLERANCE:
                 continue
             if stage == 0:
-                found.append((0.0, stage))
-            elif at < len(self.forwards[stage - 1]):
-                found.append((self.forwards[stage - 1][at] + self.delay[stage - 1], stage))
-        return self._best(found, now, self.policy.late_forwards, Kind.F)
+                candidates.append((0.0, stage))
+            elif microbatch < len(self.forwards[stage - 1]):
+                candidates.append((self.forwards[stage - 1][microbatch] + self.delay[stage - 1], stage))
+        return self._best(candidates, now, self.policy.late_forwards, Kind.F)
 
-    def _best(self, found: list[tuple[float, int]], now: float, late: bool, kind: Kind) -> tuple[float, Task | None]:
-        if not found:
+    def _best(
+        self, candidates: list[tuple[float, int]], now: float, late: bool, kind: Kind
+    ) -> tuple[float, Task | None]:
+        if not candidates:
             return inf, None
-        ready = [each for each in found if each[0] <= now + _SLACK]
+        ready = [candidate for candidate in candidates if candidate[0] <= now + _TOLERANCE]
         if ready:
-            at, stage = ready[-1] if late else ready[0]
+            time, stage = ready[-1] if late else ready[0]
         else:
-            at, stage = min(found)
+            time, stage = min(candidates)
         done = self.backwards if kind else self.forwards
-        return at, Task(kind, stage, len(done[stage]))
+        return time, Task(kind, stage, len(done[stage]))
 
     def _take(self, rank: int, now: float, task: Task) -> None:
-        """Run a task, and wake the ranks that may go on with it."""
+        """Run a task, and wake the rank that reads its result."""
         kind, stage, microbatch = task
         end = now + self.durations[kind]
         self.free[rank] = end
         self.orders[rank].append(task)
         heappush(self.events, (end, rank))
         if kind == Kind.W:
-            self.held[rank] -= self.kept
+            self.activations[rank] -= self.kept
             return
         self.latest[rank] = kind
         if kind == Kind.F:
-            self.held[rank] += 1
+            self.activations[rank] += 1
             self.forwards[stage].append(end)
             self._wake(stage + 1, stage, end)
             return
         self.backwards[stage].append(end)
-        self.held[rank] -= 1 if kind == Kind.BW else 1 - self.kept
+        self.activations[rank] -= 1 if kind == Kind.BW else 1 - self.kept
         if kind == Kind.B:
             self.delayed[rank].append((stage, microbatch))
         self._wake(stage - 1, min(stage - 1, stage), end)

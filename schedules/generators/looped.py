@@ -1,4 +1,4 @@
-"""Schedules in which stages go round the ranks several times: interleaved 1F1B and breadth-first."""
+"""Looped schedules, with several chunks per rank: interleaved 1F1B and breadth-first."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ..schedule import Kind, Schedule, Task, loop_placement, ordered
 def interleaved(ranks: int, microbatches: int, chunks: int) -> Schedule:
     """1F1B over the chunks of each rank, `ranks` microbatches a round. Source: arXiv 2104.04473, section 2.2.
 
-    Time without work (p - 1)(f + b + w) / v where p divides m; peak p + (p - 1) / v activations. A last round may be
-    shorter; then the order may deadlock, which `prove` says.
+    Idle time (p - 1)(f + b + w) / v if p divides m; peak p + (p - 1) / v activations. If p does not divide m, the order
+    may deadlock, which `prove` finds.
     """
-    rows = []
+    orders = []
     for rank in range(ranks):
         forwards = _rounds(Kind.F, rank, ranks, microbatches, range(chunks))
         backwards = _rounds(Kind.BW, rank, ranks, microbatches, reversed(range(chunks)))
-        before = min(2 * (ranks - 1 - rank) + (chunks - 1) * ranks, len(forwards))
-        row = forwards[:before]
-        for at, backward in enumerate(backwards):
-            row.extend(forwards[before + at : before + at + 1])
-            row.append(backward)
-        rows.append(row)
-    return Schedule("interleaved", ranks, microbatches, loop_placement(ranks, chunks), ordered(rows))
+        warmup = min(2 * (ranks - 1 - rank) + (chunks - 1) * ranks, len(forwards))
+        order = forwards[:warmup]
+        for index, backward in enumerate(backwards):
+            order.extend(forwards[warmup + index : warmup + index + 1])
+            order.append(backward)
+        orders.append(order)
+    return Schedule("interleaved", ranks, microbatches, loop_placement(ranks, chunks), ordered(orders))
 
 
 def _rounds(kind: Kind, rank: int, ranks: int, microbatches: int, chunks: Iterable[int]) -> list[Task]:
-    """The tasks of one kind: `ranks` microbatches on one chunk after the other, then the next ones."""
-    turns = list(chunks)
+    """The tasks of one kind: `ranks` microbatches on each chunk, then the next `ranks` microbatches."""
+    chunk_order = list(chunks)
     return [
         Task(kind, rank + chunk * ranks, microbatch)
         for first in range(0, microbatches, ranks)
-        for chunk in turns
+        for chunk in chunk_order
         for microbatch in range(first, min(first + ranks, microbatches))
     ]
 
@@ -40,13 +40,15 @@ def _rounds(kind: Kind, rank: int, ranks: int, microbatches: int, chunks: Iterab
 def breadth_first(ranks: int, microbatches: int, chunks: int) -> Schedule:
     """All microbatches on a chunk before the next chunk. Source: arXiv 2211.05953, section 4.1.
 
-    Time without work (p - 1)(f + b + w) / v where m >= p; peak m activations. A chunk's weights are gathered, and its
+    Idle time (p - 1)(f + b + w) / v if m >= p; peak m activations. A chunk's weights are gathered, and its
     gradients reduced, once a step.
     """
-    rows = []
+    orders = []
     for rank in range(ranks):
         stages = [rank + chunk * ranks for chunk in range(chunks)]
-        forwards = [Task(Kind.F, stage, each) for stage in stages for each in range(microbatches)]
-        backwards = [Task(Kind.BW, stage, each) for stage in reversed(stages) for each in range(microbatches)]
-        rows.append(forwards + backwards)
-    return Schedule("breadth-first", ranks, microbatches, loop_placement(ranks, chunks), ordered(rows))
+        forwards = [Task(Kind.F, stage, microbatch) for stage in stages for microbatch in range(microbatches)]
+        backwards = [
+            Task(Kind.BW, stage, microbatch) for stage in reversed(stages) for microbatch in range(microbatches)
+        ]
+        orders.append(forwards + backwards)
+    return Schedule("breadth-first", ranks, microbatches, loop_placement(ranks, chunks), ordered(orders))

@@ -1,4 +1,4 @@
-"""Schedules with one stage on each rank: fill-drain, 1F1B, and the two zero-bubble ones that are written by hand."""
+"""Schedules with one stage per rank: GPipe, 1F1B, ZB-H1 and ZB-H2."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .counting import RankOrder
 
 
 def forward_only(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:
-    """Forwards alone, for inference. A rank with several chunks runs each for `ranks` microbatches in turn."""
+    """Forwards only, for inference. A rank runs each chunk for `ranks` microbatches, then the next chunk."""
     placement = loop_placement(ranks, chunks)
-    rows = []
+    orders = []
     for rank in range(ranks):
-        row = RankOrder()
+        order = RankOrder()
         for first in range(0, microbatches, ranks):
             for chunk in range(chunks):
                 for _ in range(first, min(first + ranks, microbatches)):
-                    row.f(rank + chunk * ranks)
-        rows.append(row)
-    return Schedule("forward-only", ranks, microbatches, placement, ordered(row.tasks for row in rows))
+                    order.f(rank + chunk * ranks)
+        orders.append(order)
+    return Schedule("forward-only", ranks, microbatches, placement, ordered(order.tasks for order in orders))
 
 
 def fill_drain(ranks: int, microbatches: int) -> Schedule:
@@ -28,69 +28,71 @@ def fill_drain(ranks: int, microbatches: int) -> Schedule:
     Bubble by makespan (p - 1) / (m + p - 1); peak m activations.
     """
 
-    def rank_order(rank: int, row: RankOrder) -> None:
+    def rank_order(rank: int, order: RankOrder) -> None:
         for _ in range(microbatches):
-            row.f(rank)
+            order.f(rank)
         for _ in range(microbatches):
-            row.bw(rank)
+            order.bw(rank)
 
-    return _one_stage_each("gpipe", ranks, microbatches, rank_order)
+    return _one_stage_per_rank("gpipe", ranks, microbatches, rank_order)
 
 
 def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
     """Forwards until the first backward can come, then one of each. Source: PipeDream-flush (arXiv 2006.09503).
 
-    Time without work (p - 1)(f + b + w); peak min(p, m) activations, on the first rank.
+    Idle time (p - 1)(f + b + w); peak min(p, m) activations, on the first rank.
     """
 
-    def rank_order(rank: int, row: RankOrder) -> None:
+    def rank_order(rank: int, order: RankOrder) -> None:
         for _ in range(min(ranks - 1 - rank, microbatches)):
-            row.f(rank)
+            order.f(rank)
         for _ in range(microbatches):
-            if row.done(Kind.F, rank) < microbatches:
-                row.f(rank)
-            row.bw(rank)
+            if order.done(Kind.F, rank) < microbatches:
+                order.f(rank)
+            order.bw(rank)
 
-    return _one_stage_each("1f1b", ranks, microbatches, rank_order)
+    return _one_stage_per_rank("1f1b", ranks, microbatches, rank_order)
 
 
 def zb_h1(ranks: int, microbatches: int) -> Schedule:
-    """1F1B with W put off by as many microbatches as the rank's number. Source: arXiv 2401.10241, section 2.2.
+    """1F1B with W delayed by `rank` microbatches. Source: arXiv 2401.10241, section 2.2.
 
-    Time without work (p - 1)(f + b - w) where f, b and w are equal; peak p activations.
+    Idle time (p - 1)(f + b - w) if f = b = w; peak p activations.
     """
-    return _put_off("zb-h1", ranks, microbatches, lambda rank: (ranks - rank, rank))
+    return _delayed_w("zb-h1", ranks, microbatches, lambda rank: (ranks - rank, rank))
 
 
 def zb_h2(ranks: int, microbatches: int) -> Schedule:
-    """So many more forwards at the start that the first backward is waited for by none. Source: as ZB-H1.
+    """As many warmup forwards as it takes that no rank waits for the first backward. Source: as ZB-H1.
 
-    Time without work by span (p - 1)(f + b - 2 w) where f, b and w are equal; peak 2 p - 1 activations.
+    Idle time by span (p - 1)(f + b - 2 w) if f = b = w; peak 2 p - 1 activations.
     """
-    return _put_off("zb-h2", ranks, microbatches, lambda rank: (2 * (ranks - rank) - 1, 2 * rank))
+    return _delayed_w("zb-h2", ranks, microbatches, lambda rank: (2 * (ranks - rank) - 1, 2 * rank))
 
 
-def _put_off(name: str, ranks: int, microbatches: int, counts: Callable[[int], tuple[int, int]]) -> Schedule:
-    """`counts` gives for a rank the forwards before its first B, and how many W it puts off."""
+def _delayed_w(name: str, ranks: int, microbatches: int, counts: Callable[[int], tuple[int, int]]) -> Schedule:
+    """1F1B with delayed W; `counts` gives for a rank the forwards before its first B and the number of delayed W."""
 
-    def rank_order(rank: int, row: RankOrder) -> None:
+    def rank_order(rank: int, order: RankOrder) -> None:
         before, late = counts(rank)
         for _ in range(min(before, microbatches)):
-            row.f(rank)
+            order.f(rank)
         for _ in range(microbatches):
-            row.b(rank)
-            if row.delayed > late:
-                row.w()
-            if row.done(Kind.F, rank) < microbatches:
-                row.f(rank)
-        while row.delayed:
-            row.w()
+            order.b(rank)
+            if order.delayed > late:
+                order.w()
+            if order.done(Kind.F, rank) < microbatches:
+                order.f(rank)
+        while order.delayed:
+            order.w()
 
-    return _one_stage_each(name, ranks, microbatches, rank_order)
+    return _one_stage_per_rank(name, ranks, microbatches, rank_order)
 
 
-def _one_stage_each(name: str, ranks: int, microbatches: int, rank_order: Callable[[int, RankOrder], None]) -> Schedule:
-    rows = [RankOrder() for _ in range(ranks)]
-    for rank, row in enumerate(rows):
-        rank_order(rank, row)
-    return Schedule(name, ranks, microbatches, loop_placement(ranks), ordered(row.tasks for row in rows))
+def _one_stage_per_rank(
+    name: str, ranks: int, microbatches: int, rank_order: Callable[[int, RankOrder], None]
+) -> Schedule:
+    orders = [RankOrder() for _ in range(ranks)]
+    for rank, order in enumerate(orders):
+        rank_order(rank, order)
+    return Schedule(name, ranks, microbatches, loop_placement(ranks), ordered(order.tasks for order in orders))

@@ -1,4 +1,4 @@
-"""Schedules on a V written by hand: rank r holds stages r and 2 p - 1 - r, so that the first rank has both ends."""
+"""V-shaped schedules, ZB-V and DualPipeV: rank r holds stages r and 2 p - 1 - r."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from .counting import RankOrder
 def zbv_by_hand(ranks: int, microbatches: int) -> Schedule:
     """ZB-V for f = b = w; needs at least 2 p - 1 microbatches. Source: arXiv 2401.10241, section 6.
 
-    No time without work by span; peak p activations.
+    No idle time by span; peak p activations.
     """
-    rows = [_zbv_rank(rank, ranks, microbatches) for rank in range(ranks)]
-    return Schedule("zb-v", ranks, microbatches, v_placement(ranks), ordered(row.tasks for row in rows))
+    orders = [_zbv_rank(rank, ranks, microbatches) for rank in range(ranks)]
+    return Schedule("zb-v", ranks, microbatches, v_placement(ranks), ordered(order.tasks for order in orders))
 
 
 def _zbv_rank(rank: int, ranks: int, microbatches: int) -> RankOrder:
-    row, down, up = RankOrder(), rank, 2 * ranks - 1 - rank
+    order, down, up = RankOrder(), rank, 2 * ranks - 1 - rank
     for _ in range(2 * (ranks - rank) - 1):
-        row.f(down)
+        order.f(down)
     for _ in range(rank):
-        row.f(up)
-        row.f(down)
+        order.f(up)
+        order.f(down)
     for _ in range(ranks - rank):
-        row.f(up)
-        row.b(up)
-        row.w(up)
-    while row.done(Kind.F, up) < microbatches:
-        if row.done(Kind.F, down) < microbatches:
-            row.f(down)
-        row.b(down)
-        row.w(down)
-        row.f(up)
-        row.b(up)
-        row.w(up)
+        order.f(up)
+        order.b(up)
+        order.w(up)
+    while order.done(Kind.F, up) < microbatches:
+        if order.done(Kind.F, down) < microbatches:
+            order.f(down)
+        order.b(down)
+        order.w(down)
+        order.f(up)
+        order.b(up)
+        order.w(up)
     for _ in range(rank):
-        row.b(down)
-        row.b(up)
+        order.b(down)
+        order.b(up)
     for _ in range(ranks - rank):
-        row.b(down)
-        row.w(down)
-    while row.delayed:
-        row.w()
-    return row
+        order.b(down)
+        order.w(down)
+    while order.delayed:
+        order.w()
+    return order
 
 
 def dualpipe_v(ranks: int, microbatches: int) -> Schedule:
-    """Forward of one microbatch beside the backward of another; needs at least 2 p microbatches.
+    """DualPipeV: forwards overlapped with backwards of other microbatches; needs at least 2 p microbatches.
 
-    Time without work (p - 1)(fb + b + w - 3 w), where fb is a forward and a full backward that overlap; peak p + 1/2
-    activations. Source: DeepSeek-V3 (arXiv 2412.19437, section 3.2.1), its halved form in the repository DualPipe.
+    Idle time (p - 1)(fb + b + w - 3 w), where fb is an overlapped forward and full backward; peak p + 1/2 activations.
+    Source: DeepSeek-V3 (arXiv 2412.19437, section 3.2.1), and its halved form in the repository DualPipe.
     """
-    rows, pairs = [], set()
+    orders, pairs = [], set()
     for rank in range(ranks):
-        row = _DualPipeV(rank, ranks)
-        row.write(microbatches)
-        rows.append(row.tasks)
-        pairs.update(row.pairs)
-    return Schedule("dualpipe-v", ranks, microbatches, v_placement(ranks), ordered(rows), frozenset(pairs))
+        order = _DualPipeV(rank, ranks)
+        order.write(microbatches)
+        orders.append(order.tasks)
+        pairs.update(order.pairs)
+    return Schedule("dualpipe-v", ranks, microbatches, v_placement(ranks), ordered(orders), frozenset(pairs))
 
 
 class _DualPipeV(RankOrder):
-    """The eight phases of one rank; a "late" backward leaves its W for later."""
+    """The eight phases of one rank; a "late" backward delays its W."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _DualPipeV(RankOrder):
 
     def _steady(self, rounds: int) -> None:
         for turn in range(rounds):
-            if turn == 0 and self.after == 0:  # its first backward needs the forward beside it
+            if turn == 0 and self.after == 0:  # its first backward reads this forward
                 self.f(self.down)
                 self.bw(self.up)
             else:
@@ -101,11 +101,11 @@ class _DualPipeV(RankOrder):
             self._pair(self.up, self.down)
 
     def _turn_late(self) -> None:
-        """Backwards alone; the second half of them leaves W for later."""
-        turns = [stage for _ in range(self.rank + 1) for stage in (self.up, self.down)]
+        """Backwards only; the second half of them delays W."""
+        stages = [stage for _ in range(self.rank + 1) for stage in (self.up, self.down)]
         first_late = 2 * ((self.rank + 1) // 2) + (1 - self.rank % 2)
-        for at, stage in enumerate(turns):
-            (self.b if at >= first_late else self.bw)(stage)
+        for index, stage in enumerate(stages):
+            (self.b if index >= first_late else self.bw)(stage)
 
     def _pair(self, forward: int, backward: int) -> None:
         self.f(forward)

@@ -1,4 +1,4 @@
-"""Modules whose ranks take turns keep the rules of time and of stages, and what breaks one is said."""
+"""The verifier of pipelined modules names each violation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def changed(old: str, new: str, count: int = -1) -> Module:
     return Module.parse(text.replace(old, new, count))
 
 
-def test_modules_over_time_and_in_order_are_valid() -> None:
+def test_modules_in_segments_and_in_order_are_valid() -> None:
     verify(in_segments())
     verify(in_order())
     read_module(in_order().text(), "<module>")
@@ -37,53 +37,55 @@ def test_modules_over_time_and_in_order_are_valid() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('["pp", 2], ["microbatch", 2]', '["microbatch", 2], ["pp", 2]', "must be the last of the mesh"),
-        ('comm.pipeline = "pp"', 'comm.pipeline = "sp"', 'its stages are on "sp", which is no axis of ranks'),
-        ('comm.pipeline = "pp"', 'comm.pipeline = "microbatch"', "no axis of ranks"),
-        ('["pp", 2]', '["pp", 3]', '"pp" has 3 coordinates, and the function "main_2" is not there'),
-        ("@forward_0", "@main", 'nothing begins at "main"'),
+        ('["pp", 2], ["microbatch", 2]', '["microbatch", 2], ["pp", 2]', "must be the last axis of the mesh"),
+        ('comm.pipeline = "pp"', 'comm.pipeline = "sp"', 'the pipeline axis "sp" is not an axis of ranks'),
+        ('comm.pipeline = "pp"', 'comm.pipeline = "microbatch"', "not an axis of ranks"),
+        ('["pp", 2]', '["pp", 3]', '"pp" has 3 coordinates, but there is no entry function "main_2"'),
+        ("@forward_0", "@main", 'may not have "main"'),
         ("func.func @main_1", "func.func private @main_1", "must be public"),
-        ("microbatch = 1 : i64", "microbatch = 2 : i64", "there are 2 microbatches, and 2 is none of them"),
-        ('axis = "pp"', 'axis = "dp"', 'tensors cross along "pp", not along "dp"'),
-        ("peer = 1 : i64", "peer = 0 : i64", "stage 0 would send to itself, or receive from itself"),
-        ('axes = ["dp"]', 'axes = ["dp", "microbatch"]', "nothing is joined over them"),
-        ("order = 3 : i64", "order = 4 : i64", "no stage has number 3 of the program's arguments"),
-        ('name = "w0", order = 0', 'name = "w0", order = 2', "argument 1 has no place of its own"),
-        ('name = "w1", order = 2', 'name = "w1", other = 2', '"order" is None'),
-        ('name = "tangent", order = 3', 'name = "tangent", order = 2', "other stages have another tensor there"),
-        ('4x4xf32, {dp = "shard(0)"}>', '4x4xf32, {dp = "shard(0)", microbatch = "shard(0)"}>', "give whole batches"),
+        ("microbatch = 1 : i64", "microbatch = 2 : i64", "microbatch 2 is out of range: there are 2 microbatches"),
+        ('axis = "pp"', 'axis = "dp"', 'along the pipeline axis "pp", not along "dp"'),
+        ("peer = 1 : i64", "peer = 0 : i64", "stage 0 sends to or receives from itself"),
+        ('axes = ["dp"]', 'axes = ["dp", "microbatch"]', "no collective may be over the microbatch axis"),
+        ("order = 3 : i64", "order = 4 : i64", "no stage has argument 3 of the program"),
+        ('name = "w0", order = 0', 'name = "w0", order = 2', 'argument 1 needs an "order" of its own'),
+        ('name = "w1", order = 2', 'name = "w1", other = 2', '"order" of its own, not None'),
+        ('name = "tangent", order = 3', 'name = "tangent", order = 2', "a different tensor in other stages"),
+        ('4x4xf32, {dp = "shard(0)"}>', '4x4xf32, {dp = "shard(0)", microbatch = "shard(0)"}>', "return whole batches"),
     ],
 )  # fmt: skip
-def test_what_no_module_in_order_can_be_is_named(old: str, new: str, says: str) -> None:
+def test_a_violation_in_a_module_in_order_is_named(old: str, new: str, says: str) -> None:
     assert says in refused(changed(old, new))
 
 
-def test_what_depends_on_a_microbatch_is_in_a_call_of_one() -> None:
-    assert "is in no call of one" in refused(in_order([OFFSET, *FIRST]))
+def test_what_depends_on_a_microbatch_is_in_a_call_for_one() -> None:
+    assert "is outside of a call for a microbatch" in refused(in_order([OFFSET, *FIRST]))
     segments = SEGMENTS.replace("return %h :", f"{OFFSET}\nreturn %h :")
     verify(in_order(segments=segments))
     first = [line.replace("{microbatch = 0 : i64}", "") for line in FIRST]
-    wanted = '"forward_0" depends on the microbatch, and the call names none'
+    wanted = '"forward_0" depends on the microbatch, but the call has none'
     assert wanted in refused(in_order(first, segments=segments))
 
 
-def test_the_entry_of_a_stage_is_called_by_none() -> None:
+def test_the_entry_function_of_a_stage_is_not_called() -> None:
     head = 'module attributes {comm.level = "comm", comm.mesh = [["pp", 2]], comm.pipeline = "pp"}'
     functions = "func.func @main_0() { func.call @main_1() : () -> () return } func.func @main_1() { return }"
-    assert '"main_1" is the entry of a stage, and is called' in refused(Module.parse(f"{head} {{ {functions} }}"))
+    assert '"main_1" is the entry function of a stage and may not be called' in refused(
+        Module.parse(f"{head} {{ {functions} }}")
+    )
 
 
 def test_a_call_that_does_not_depend_on_the_microbatch_may_leave_it_out() -> None:
     verify(in_order([line.replace("{microbatch = 0 : i64}", "") for line in FIRST]))
 
 
-def test_a_call_names_no_microbatch_before_stages_have_entries() -> None:
+def test_a_call_has_no_microbatch_before_stages_have_entry_functions() -> None:
     text = in_segments().text().replace("@forward_0(%arg2, %arg0)", "@forward_0(%arg2, %arg0) {microbatch = 0 : i64}")
     assert "microbatch = 0" in text
-    assert "only where stages have entries" in refused(Module.parse(text))
+    assert "only in a module with an entry function per stage" in refused(Module.parse(text))
 
 
-def test_a_microbatch_that_is_no_number_is_refused_with_its_place() -> None:
+def test_a_microbatch_that_is_not_a_number_is_refused_with_its_position() -> None:
     text = in_order().text(locations=False).replace("microbatch = 0 : i64", 'microbatch = "x"', 1)
     with pytest.raises(StrettoError, match="constants cannot be read") as caught:
         read_module(text, "a.mlir")

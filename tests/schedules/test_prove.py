@@ -24,19 +24,19 @@ def refused(schedule: Schedule, cap: float | None = None) -> ScheduleError:
     return caught.value
 
 
-def test_a_deadlock_names_the_circle_of_ranks_and_their_tasks() -> None:
+def test_a_deadlock_names_the_cycle_of_ranks_and_their_tasks() -> None:
     first = [(F, 0, 0), (BW, 0, 0), (F, 0, 1), (BW, 0, 1)]
     second = [(F, 1, 0), (F, 1, 1), (BW, 1, 0), (BW, 1, 1)]
     error = refused(made(first, second, microbatches=2))
     assert error.code == ScheduleCode.DEADLOCK
     assert error.message == "deadlock: ranks 0 -> 1 -> 0 wait for each other"
     assert [message for message, _ in error.notes] == [
-        "rank 0 waits to run BW of microbatch 0 on stage 0 for B of microbatch 0 on stage 1",
-        "rank 1 waits to run F of microbatch 1 on stage 1 for F of microbatch 1 on stage 0",
+        "rank 0: BW of microbatch 0 on stage 0 waits for B of microbatch 0 on stage 1",
+        "rank 1: F of microbatch 1 on stage 1 waits for F of microbatch 1 on stage 0",
     ]
 
 
-def test_a_rank_outside_the_circle_is_not_blamed() -> None:
+def test_a_rank_outside_the_cycle_is_not_blamed() -> None:
     first = [(F, 0, 0), (F, 0, 1), (BW, 0, 0), (BW, 0, 1)]
     second = [(F, 1, 0), (BW, 1, 0), (F, 1, 1), (BW, 1, 1)]
     third = [(F, 2, 0), (F, 2, 1), (BW, 2, 0), (BW, 2, 1)]
@@ -51,8 +51,8 @@ def test_a_backward_before_its_own_forward_is_too_early() -> None:
 
 def test_a_weight_gradient_before_its_gradient_is_too_early() -> None:
     error = refused(made([(F, 0, 0), (W, 0, 0), (B, 0, 0)]))
-    assert error.code == ScheduleCode.TOO_EARLY and "before the gradient that it uses" in error.message
-    assert error.notes[0][0] == "B of microbatch 0 on stage 0 is its task 2, this is its task 1"
+    assert error.code == ScheduleCode.TOO_EARLY and "before the gradient that it reads" in error.message
+    assert error.notes[0][0] == "B of microbatch 0 on stage 0 is task 2 of the rank, and this is task 1"
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_a_weight_gradient_before_its_gradient_is_too_early() -> None:
     [
         ([(F, 1, 0), (BW, 0, 0)], "there are 1 stages and 1 microbatches"),
         ([(F, 0, 1), (BW, 0, 0)], "there are 1 stages and 1 microbatches"),
-        ([(F, 0, 0), (F, 0, 0), (BW, 0, 0)], "its task 0 did F of microbatch 0 on stage 0 already"),
-        ([(F, 0, 0), (BW, 0, 0), (W, 0, 0)], "its task 1 did W of microbatch 0 on stage 0 already"),
+        ([(F, 0, 0), (F, 0, 0), (BW, 0, 0)], "its task 0 already did F of microbatch 0 on stage 0"),
+        ([(F, 0, 0), (BW, 0, 0), (W, 0, 0)], "its task 1 already did W of microbatch 0 on stage 0"),
     ],
 )
 def test_a_task_that_is_not_there_or_was_done_is_refused(row: list[tuple[Kind, int, int]], why: str) -> None:

@@ -75,9 +75,9 @@ def test_ranks_that_meet_in_different_orders_are_refused() -> None:
     changed = list(second)
     changed[a], changed[b] = changed[b], changed[a]
     error = refused(replace(shared, order=ordered([first, changed])))
-    assert error.code == ScheduleCode.MEETINGS_DIFFER
+    assert error.code == ScheduleCode.BARRIER_ORDER
     assert error.message == (
-        "rank 1 meets the others for S of microbatch 1 on rank 1, where rank 0 does for S of microbatch 0 on rank 0"
+        "rank 1 has the barrier of S of microbatch 1 on rank 1 where rank 0 has that of S of microbatch 0 on rank 0"
     )
 
 
@@ -95,7 +95,7 @@ def test_a_rank_without_its_part_is_refused(rank: int) -> None:
 def test_a_part_that_is_done_twice_is_refused() -> None:
     _, shared = both("1f1b", 1, 2, 2)
     rows = [[*row, Task(Kind.T, at, 0)] for at, row in enumerate(shared.order)]
-    assert "did it already" in refused(replace(shared, order=ordered(rows))).message
+    assert "already did it" in refused(replace(shared, order=ordered(rows))).message
 
 
 def test_the_gradient_before_ranks_have_met_is_a_deadlock_or_too_early() -> None:

@@ -65,7 +65,7 @@ def test_something_added_is_told_so_that_it_can_be_confirmed() -> None:
         ([[0.5], [0.25], [0.125]], r"program\[0\] is 0.5 at"),
         ([[True], [1], [True]], r"program\[0\]"),
         ([[None], [3], [None]], r"program\[0\] is None"),
-        ([[3], [5], [4]], r"program\[0\] is 3, 5, 4, which no product of sizes tells"),
+        ([[3], [5], [4]], r"program\[0\] is 3, 5, 4, which no expression of sizes gives"),
     ],
 )
 def test_programs_that_differ_in_more_than_sizes_are_refused_with_the_first_place(trees: list[Any], said: str) -> None:
