@@ -46,11 +46,11 @@ def test_results_come_by_rank_and_nothing_is_left(capfd: pytest.CaptureFixture[s
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     before, environment = leftovers(), dict(os.environ)
     results: Any = run_processes(f"{ENTRIES}:alone", {"given": [1, None]}, 2)
-    for rank, (arguments, environment) in enumerate(results):
+    for rank, (arguments, rank_environment) in enumerate(results):
         assert arguments == {"given": [1, None]}
-        assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(rank), "2")
-        assert environment["MASTER_ADDR"] == "127.0.0.1"
-        assert int(environment["OMP_NUM_THREADS"]) >= 1
+        assert (rank_environment["RANK"], rank_environment["WORLD_SIZE"]) == (str(rank), "2")
+        assert rank_environment["MASTER_ADDR"] == "127.0.0.1"
+        assert int(rank_environment["OMP_NUM_THREADS"]) >= 1
     assert leftovers() == before == (set(), "")
     assert dict(os.environ) == environment
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
