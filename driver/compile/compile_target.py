@@ -62,11 +62,11 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
 
         def begin(stage: str) -> None:
             clock.begin(stage)
-            bar.to(stage, _STAGES.index(stage))
+            bar.show(stage, _STAGES.index(stage))
 
         def after(name: str, module: Module) -> None:
             keep(module)
-            bar.to(f"passes: {name}")
+            bar.show(f"passes: {name}")
             if dump is not None:
                 dump.write(name, module)
 

@@ -87,20 +87,21 @@ def _compare_steps(
     names = [output.name or str(output.index) for output in program.results_of_kind("output")]
     for step in range(steps if program.manifest.mode == "train" else 1):
         batch = random_inputs(program, reference, random)
-        own_inputs, their_inputs = _leaves(program, batch), _leaves(program, batch)
-        ours, theirs = program_side.forward(own_inputs), forward(program, reference, reference_side, their_inputs)
+        program_inputs, reference_inputs = _leaves(program, batch), _leaves(program, batch)
+        outputs = program_side.forward(program_inputs)
+        expected_outputs = forward(program, reference, reference_side, reference_inputs)
         if step == 0:
-            pairs = zip(names, theirs, ours, strict=True)
-            rows += [compare("output", name, right, left, tolerance) for name, right, left in pairs]
+            pairs = zip(names, expected_outputs, outputs, strict=True)
+            rows += [compare("output", name, expected, value, tolerance) for name, expected, value in pairs]
         if program.manifest.mode == "train":
-            tangents = _tangents(program, ours, random)
-            backward(ours, tangents)
-            backward(theirs, tangents)
+            tangents = _tangents(program, outputs, random)
+            backward(outputs, tangents)
+            backward(expected_outputs, tangents)
             rounding = _rounding(reference_side.gradients(), program.manifest.dtype)
             if step == 0:
-                left = reference_side.gradients() | _input_gradients(program, their_inputs)
-                right = program_side.gradients() | _input_gradients(program, own_inputs)
-                rows += _compare_gradients(left, right, tolerance, rounding)
+                expected_gradients = reference_side.gradients() | _input_gradients(program, reference_inputs)
+                gradients = program_side.gradients() | _input_gradients(program, program_inputs)
+                rows += _compare_gradients(expected_gradients, gradients, tolerance, rounding)
             drift.note(reference_side.gradients(), rounding)
             program_side.step()
             reference_side.step()

@@ -71,12 +71,12 @@ class Executor:
         try:
             with torch.no_grad():
                 if is_detecting():
-                    results, kept = self._forward_watched(inputs)
+                    results, saved = self._forward_watched(inputs)
                 else:
-                    results, kept = self._forward(list(inputs))
+                    results, saved = self._forward(list(inputs))
         except _OP_FAILURES as error:
             raise self._op_failure(error) from error
-        return results, Frame(kept)
+        return results, Frame(saved)
 
     def backward(self, frame: Frame, tangents: Sequence[Tensor]) -> list[Tensor]:
         """The local gradients, given the local tangents; both in program order. The frame is empty afterwards.
@@ -93,34 +93,29 @@ class Executor:
 
     def _forward_watched(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The forward. Raises NanFound where a result has a NaN."""
-        input_with_nan = first_with_nan(inputs)
+        input_index = first_with_nan(inputs)
+        cause = None if input_index is None else self.entry.forward_inputs[input_index]
         watch, bound = self._watched()
-        results, kept = bound["forward"](list(inputs))
-        named = (
-            self.entry.forward_outputs
-            if self.entry.stage is None
-            else (*self.entry.forward_outputs, *self.entry.gradients)
-        )
-        result_with_nan = first_with_nan(self._valid(named, [*results, *kept][: len(named)]))
-        if result_with_nan is not None:
-            raise self._nan_error(
-                named[result_with_nan],
-                watch,
-                None if input_with_nan is None else self.entry.forward_inputs[input_with_nan],
-            )
-        return results, kept
+        results, saved = bound["forward"](list(inputs))
+        outputs = self.entry.forward_outputs
+        if self.entry.stage is not None:
+            outputs = (*outputs, *self.entry.gradients)
+        output_index = first_with_nan(self._valid(outputs, [*results, *saved][: len(outputs)]))
+        if output_index is not None:
+            raise self._nan_error(outputs[output_index], watch, cause)
+        return results, saved
 
     def _backward_watched(self, values: list[Tensor]) -> list[Tensor]:
         watch, bound = self._watched()
         gradients: list[Tensor] = bound.get("backward", _scaled_gradients)(values)
-        gradient_with_nan = first_with_nan(self._valid(self.entry.gradients, gradients))
-        if gradient_with_nan is not None:
-            raise self._nan_error(self.entry.gradients[gradient_with_nan], watch, None)
+        index = first_with_nan(self._valid(self.entry.gradients, gradients))
+        if index is not None:
+            raise self._nan_error(self.entry.gradients[index], watch, None)
         return gradients
 
-    def _valid(self, results: Sequence[Output], local: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The results without padding."""
-        for output, tensor in zip(results, local, strict=True):
+    def _valid(self, outputs: Sequence[Output], local: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The local tensors without padding."""
+        for output, tensor in zip(outputs, local, strict=True):
             yield valid_part(tensor, output.shards, self.program.mesh, self.communicator.rank)
 
     def _watched(self) -> tuple[NanWatch, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stretto.driver.check.pass_check import Terms
+from stretto.driver.check.pass_check import CheckOptions
 from stretto.driver.compile.compile_program import pipeline
 from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.frontend.captured import Mode
@@ -47,12 +47,12 @@ QUICK = 1
 
 def bisected(case: Case, name: str, kind: str) -> tuple[Bisection, Planting]:
     """What `bisect` says of the case's whole pipeline, in which the first pass of a name plants the fault."""
-    compiled_case = compiled(case)
-    steps = list(single(pipeline(compiled_case.plan)))
+    made = compiled(case)
+    steps = list(single(pipeline(made.plan)))
     index = [step_name(step) for step in steps].index(name)
     harmed, planting = with_fault(steps, index, kind, 0)
-    ranges = infer_ranges(compiled_case.module(CAPTURED))
-    result = bisect(compiled_case.module(CAPTURED), harmed, Terms(ranges=ranges))
+    ranges = infer_ranges(made.module(CAPTURED))
+    result = bisect(made.module(CAPTURED), harmed, CheckOptions(ranges=ranges))
     assert len(planting.planted) == 1
     assert (result.pass_name, result.index) == (name, index)
     return result, planting

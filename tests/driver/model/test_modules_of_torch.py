@@ -1,4 +1,4 @@
-"""Modules of torch and of libraries whose forward does more than compute: state in properties, questions, hooks."""
+"""Modules of torch and of libraries whose forward has state in properties, asks about the mode, or has hooks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def train_alike(model: nn.Module, plan: str, *inputs: Tensor, steps: int = 2) ->
     """Losses, parameters and buffers of a compiled copy are those of the model itself, to 1e-9."""
     model = model.double()
     compiled = stretto.compile(copy.deepcopy(model), plan=plan)
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, compiled)]
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (model, compiled)]
     for _ in range(steps):
         losses = []
-        for each, optimizer in zip((model, compiled), optimizers, strict=True):
-            loss = each(*inputs)
+        for module, optimizer in zip((model, compiled), optimizers, strict=True):
+            loss = module(*inputs)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -126,7 +126,7 @@ class Recording(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         seen: list[Tensor] = []
         if not getattr(self, "_installed", False):
-            self.layer.register_forward_hook(lambda module, given, result: self._seen(result))
+            self.layer.register_forward_hook(lambda module, inputs, result: self._seen(result))
             self._installed = True
         self.__dict__["_into"] = seen
         self.layer(x)

@@ -30,9 +30,9 @@ def run(mesh: str, *launcher: str, script: Path = SCRIPT) -> dict[str, Any]:
 def reports(*command: str) -> list[dict[str, Any]]:
     """The lines that a command of Python prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
-    assert found.returncode == 0, found.stderr
-    return [json.loads(line) for line in found.stdout.splitlines()]
+    completed = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
+    assert completed.returncode == 0, completed.stderr
+    return [json.loads(line) for line in completed.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def assert_trained_alike(threads: dict[str, Any], processes: dict[str, Any]) -> 
     assert threads["class"] == pytest.approx(threads["plain"], rel=1e-9)
     assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
     assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
-    for each in (threads, processes):
-        for plain, compiled in each["optimizers"].values():
+    for report in (threads, processes):
+        for plain, compiled in report["optimizers"].values():
             assert compiled == pytest.approx(plain, rel=1e-10)
-        assert each["parts"][0] == pytest.approx(each["parts"][1], rel=1e-12)
+        assert report["parts"][0] == pytest.approx(report["parts"][1], rel=1e-12)
     assert processes["hash"] == threads["hash"]
     assert (
         processes["names"] == threads["names"] == ["embed.weight", "up.weight", "up.bias", "down.weight", "down.bias"]

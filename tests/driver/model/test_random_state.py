@@ -1,4 +1,4 @@
-"""A compiled model draws from torch's seed and a step of its own: alike under every plan, anew at every forward."""
+"""The RNG state of a compiled model: equal masks under every plan, new masks at every forward."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_without_dropout_a_model_is_as_in_eager_mode() -> None:
     assert random_state(compiled).step == 0
 
 
-def test_every_forward_draws_anew_and_two_may_wait_for_their_backwards() -> None:
+def test_every_forward_draws_new_masks_and_two_may_wait_for_their_backwards() -> None:
     model, x = small()
     first, second = model(x), model(x)
     assert first.item() != second.item() and random_state(model).step == 2
@@ -97,7 +97,7 @@ def test_a_forward_that_draws_nothing_takes_no_step() -> None:
     assert random_state(model) == RngState(seed=0, step=0)
 
 
-def test_a_dropout_under_no_grad_draws_anew_too() -> None:
+def test_a_dropout_under_no_grad_draws_new_masks_too() -> None:
     model, x = small()
     with torch.no_grad():
         assert model(x).item() != model(x).item()

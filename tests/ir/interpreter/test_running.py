@@ -152,7 +152,9 @@ def test_an_operation_that_fails_is_named_with_its_place() -> None:
 
 
 def test_a_result_of_another_type_than_stated_is_named_with_its_place() -> None:
-    with pytest.raises(InterpreterError, match=r"(?s)E0654.*model.py:7.*\(4,\), but its type says torch.float32 \(2,\)"):
+    with pytest.raises(
+        InterpreterError, match=r"(?s)E0654.*model.py:7.*\(4,\), but its type says torch.float32 \(2,\)"
+    ):
         run(unary('"aten.neg_default"(%a)', "tensor<2xf32>"), [torch.ones(4)])
 
 
