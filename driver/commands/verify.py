@@ -32,9 +32,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def _program(arguments: argparse.Namespace) -> Outcome:
     if arguments.path == "-" or os.path.isfile(arguments.path):
         arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
+    from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
     from ..check.verify_program import show_verdict, verify_program
 
-    proved = verify_program(arguments.path, arguments.memory_cap)
+    with meta_kernels_without_dynamo():
+        proved = verify_program(arguments.path, arguments.memory_cap)
     return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
 
 
