@@ -9,9 +9,9 @@ Each is imported when it is first used, so that the base install runs programs w
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .diagnostics.lazy_exports import lazy_exports
 from .diagnostics.version import __version__
 
 if TYPE_CHECKING:
@@ -50,14 +50,4 @@ _HOMES = {
     "set_random_state": ".driver.model.compiled_module",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'stretto' has no attribute '{name}'")
-    value: object = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -1,6 +1,6 @@
-"""The `stretto` command: which commands there are, exit codes, and how errors are shown.
+"""The `stretto` command: the table of commands, exit codes, and how errors are shown.
 
-What each command takes is in `driver/commands/`, what it does in `driver/`.
+The arguments of each command are in `driver/commands/`, its work in the other rooms of `driver/`.
 Exit codes: 0 done, 1 an error or a failed check, 2 wrong usage, 130 interrupted.
 """
 
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from . import __version__
 from .diagnostics import StrettoError
@@ -23,8 +23,8 @@ from .driver.commands.outcome import Command
 
 _INTERRUPTED = 130
 _REPORT = (
-    "This is a mistake in Stretto, not in what you gave it. Please report it with the lines above, the command,\n"
-    "the plan, and the output of `stretto --version`."
+    "This is a bug in Stretto, not in your input. Please report it with the lines above, the command, the plan,\n"
+    "and the output of `stretto --version`."
 )
 _COMMANDS: dict[str, Command] = {
     "compile": compile_,
@@ -41,23 +41,23 @@ _COMMANDS: dict[str, Command] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit code. Wrong usage raises SystemExit(2)."""
-    if sys.stdout is None:  # closed by whoever started the command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Wrong usage raises SystemExit(2)."""
+    if sys.stdout is None:  # the parent process closed it
         with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
-            return main(arguments)
-    given = _parser().parse_args(arguments)
+            return main(argv)
+    arguments = _parser().parse_args(argv)
     try:
-        return _run(given)
+        return _run(arguments)
     except StrettoError as error:
-        return _refused(error, given)
+        return _refused(error, arguments)
     except KeyboardInterrupt:
         print("stretto: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output closed the pipe
         _discard_output()
         return 0
-    except Exception as error:  # it goes on, with a word about what to do
+    except Exception as error:  # raised again, with a note on what to do
         error.add_note(_REPORT)
         raise
 
@@ -66,27 +66,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stretto", description="Compile a PyTorch model and a plan to a parallel program; run, check, explain it."
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in _COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.HELP))
     return parser
 
 
-def _run(given: argparse.Namespace) -> int:
-    with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
-        outcome = _COMMANDS[given.command].run(given)
+def _run(arguments: argparse.Namespace) -> int:
+    with redirect_stdout(sys.stderr):  # prints of the model's own code are no results
+        outcome = _COMMANDS[arguments.command].run(arguments)
     with _writing():
-        if _wants_json(given):
+        if _wants_json(arguments):
             _print_json(outcome.to_json())
         else:
             outcome.show()
     return outcome.code
 
 
-def _refused(error: StrettoError, given: argparse.Namespace) -> int:
-    """Show an error: as text on stderr, and as an object on stdout where that is to be JSON."""
-    if _wants_json(given):
+def _refused(error: StrettoError, arguments: argparse.Namespace) -> int:
+    """Show an error: as text on stderr, and with --json as an object on stdout too."""
+    if _wants_json(arguments):
         try:
             with _writing():
                 _print_json({"error": error.to_json()})
@@ -98,7 +98,7 @@ def _refused(error: StrettoError, given: argparse.Namespace) -> int:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """E0508 where standard output cannot be written, as on a full disk."""
+    """Raise E0508 where standard output cannot be written, as on a full disk."""
     try:
         yield
         sys.stdout.flush()
@@ -110,12 +110,12 @@ def _writing() -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """Let what is still in a buffer, and what comes, go nowhere."""
+    """Discard buffered and further output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _wants_json(given: argparse.Namespace) -> bool:
-    return bool(getattr(given, "json", False))
+def _wants_json(arguments: argparse.Namespace) -> bool:
+    return bool(getattr(arguments, "json", False))
 
 
 def _print_json(value: Mapping[str, object]) -> None:
@@ -123,20 +123,27 @@ def _print_json(value: Mapping[str, object]) -> None:
 
 
 def _finite(value: object) -> object:
-    """The value with every float that JSON lacks as a string."""
+    """The value with infinities and NaN as strings, since JSON has none."""
     match value:
         case float() if not math.isfinite(value):
             return str(value)
         case Mapping():
-            return {key: _finite(each) for key, each in value.items()}
+            return {key: _finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(each) for each in value]
+            return [_finite(item) for item in value]
         case _:
             return value
 
 
-def _version() -> str:
-    try:
-        return f"stretto {__version__} (torch {version('torch')}, python {sys.version.split()[0]})"
-    except PackageNotFoundError:
-        return f"stretto {__version__} (no torch)"
+class _ShowVersion(argparse.Action):
+    """As argparse's own, but looks for torch's version only when it is asked for: that takes a tenth of a second."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            needed = f"torch {version('torch')}, python {sys.version.split()[0]}"
+        except PackageNotFoundError:
+            needed = "no torch"
+        print(f"stretto {__version__} ({needed})")
+        parser.exit()

@@ -53,7 +53,7 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
         compiled = compile_program(target.model, (), target.inputs, plan, options, progress=clock.lap)
         clock.lap("save")
         compiled.program.save(Path(folder, "program"))
-        size = sum(each.stat().st_size for each in Path(folder, "program").iterdir())
+        size = sum(path.stat().st_size for path in Path(folder, "program").iterdir())
     clock.lap("end")
     return {
         "shape": shape,
@@ -64,7 +64,7 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
         "passes": {run.name: run.seconds for run in compiled.runs},
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "program_mib": size / 2**20,
-        "instructions": sum(len(each.code) for each in compiled.program.functions.values()),
+        "instructions": sum(len(function.code) for function in compiled.program.functions.values()),
     }
 
 
@@ -89,8 +89,8 @@ def elsewhere(shape: str, layers: int | None = None, dp: int = 8, tp: int = 8) -
     result = subprocess.run(
         [sys.executable, __file__, "--one", arguments], stdout=subprocess.PIPE, text=True, check=True
     )
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    report: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return report
 
 
 def after_capture(row: dict[str, Any], clock: str = "seconds") -> float:

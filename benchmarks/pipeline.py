@@ -60,10 +60,10 @@ def torch_step(name: str, stack: Stack, microbatches: int, x: Tensor, target: Te
     mine = [rank] if chunks == 1 else [rank, count - 1 - rank]
     layers = list(stack.layers)
     size = len(layers) // count
-    parts = [Part(layers[at * size : (at + 1) * size]) for at in mine]
-    stages = [PipelineStage(part, at, count, torch.device("cpu")) for part, at in zip(parts, mine, strict=True)]
-    given = stages[0] if chunks == 1 else stages
-    schedule = schedule_class(given, microbatches, loss_fn=F.mse_loss)
+    parts = [Part(layers[index * size : (index + 1) * size]) for index in mine]
+    stages = [PipelineStage(part, index, count, torch.device("cpu")) for part, index in zip(parts, mine, strict=True)]
+    inputs = stages[0] if chunks == 1 else stages
+    schedule = schedule_class(inputs, microbatches, loss_fn=F.mse_loss)
 
     def step() -> float | None:
         losses: list[Tensor] = []
@@ -130,7 +130,7 @@ def agree(sides: dict[str, Step], stacks: list[Stack]) -> None:
 def measure(sides: dict[str, Step], stacks: list[Stack], repeats: int) -> dict[str, list[float]]:
     """Seconds of each side's steps, in turns; gradients are dropped before each."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for at in range(repeats + 2):
+    for index in range(repeats + 2):
         for (name, step), stack in zip(sides.items(), stacks, strict=True):
             for parameter in stack.parameters():
                 parameter.grad = None
@@ -138,7 +138,7 @@ def measure(sides: dict[str, Step], stacks: list[Stack], repeats: int) -> dict[s
             began = time.perf_counter()
             step()
             dist.barrier()
-            if at >= 2:
+            if index >= 2:
                 times[name].append(time.perf_counter() - began)
     return times
 

@@ -111,11 +111,11 @@ def contestants(hidden: int, layers: int, ranks: int, *, compiled: bool) -> dict
         return stack
 
     ours = stretto.compile(build(), plan=PLAN.format(ranks=ranks))
-    found = {"Stretto": Trained(ours, ours), "DTensor eager": Trained(eager := parallelized(), eager)}
+    contenders = {"Stretto": Trained(ours, ours), "DTensor eager": Trained(eager := parallelized(), eager)}
     if compiled:
         other = parallelized()
-        found["DTensor torch.compile"] = Trained(other, torch.compile(other, dynamic=False))
-    return found
+        contenders["DTensor torch.compile"] = Trained(other, torch.compile(other, dynamic=False))
+    return contenders
 
 
 def compare(options: argparse.Namespace, hidden: int) -> None:

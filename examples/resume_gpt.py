@@ -73,9 +73,9 @@ def show(losses: dict[str, dict[int, float]]) -> None:
     print("  step" + "".join(f"{mesh:>22}" for mesh in losses))
     first = next(iter(losses.values()))
     for step in first:
-        print(f"{step + 1:>6}" + "".join(f"{each[step]:>22.15f}" for each in losses.values()))
+        print(f"{step + 1:>6}" + "".join(f"{run[step]:>22.15f}" for run in losses.values()))
     if len(losses) > 1:
-        worst = max(abs(each[step] - first[step]) / first[step] for each in losses.values() for step in first)
+        worst = max(abs(run[step] - first[step]) / first[step] for run in losses.values() for step in first)
         if not worst <= TOLERANCE:
             sys.exit(f"the losses differ by up to {worst:.1e}")
         print(f"all {len(losses)} go on alike, to {TOLERANCE:g}")
@@ -87,11 +87,11 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=8)
     options.add_argument("--folder", type=Path, help="where the checkpoint is; default: a folder that is removed after")
     options.add_argument("--only", metavar="MESH", help='one part: "dp=2, tp=2" saves; another mesh, or plain, resumes')
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
-        meshes = [given.only] if given.only else [FIRST, "tp=4", PLAIN]
-        show({mesh: part(mesh, folder, given.steps) for mesh in meshes})
+        folder = arguments.folder or Path(temporary)
+        meshes = [arguments.only] if arguments.only else [FIRST, "tp=4", PLAIN]
+        show({mesh: part(mesh, folder, arguments.steps) for mesh in meshes})
 
 
 if __name__ == "__main__":

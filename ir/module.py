@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from typing import Any
 
 from ..diagnostics import Span, StrettoError
@@ -16,6 +15,7 @@ from .attributes import from_attribute, to_attribute
 from .bindings import Block, Operation, PassManager, Type, Value, mlir
 from .dialects.context import context
 from .dialects.packing import restore_packing
+from .level import Level as Level
 from .placement import Mesh
 
 Record = dict[str, Any]
@@ -27,13 +27,6 @@ The range [low, high) is that of the values at capture.
 
 _PLACE = re.compile(r'loc\("-":(?P<line>\d+):(?P<column>\d+)\)')
 """The location of a parse error; the bindings call the parsed text "-"."""
-
-
-class Level(StrEnum):
-    """The meaning of shapes: at `aten` those of global tensors, at `comm` those of a rank's local tensors."""
-
-    ATEN = "aten"
-    COMM = "comm"
 
 
 class Module:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from .attributes import from_attribute
 from .bindings import Operation, Value, mlir
-from .dialects.comm import TRANSFERS
+from .collectives import TRANSFERS
 from .module import Module, Record, argument_records, callee, entry, name_of, operations, result_records, terminator
 from .pipelined_module import MICROBATCH, entry_names, microbatch_of, microbatches, pipeline_axis, rank_axes
 from .types import from_mlir

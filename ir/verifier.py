@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, Value, mlir
-from .dialects.comm import TRANSFERS
+from .collectives import SEND, STARTS, TRANSFERS, collective
 from .dialects.schemas import Argument, Kind, by_mlir_name
 from .locations import from_location
 from .module import Level, Module, entry, operations
@@ -22,13 +22,6 @@ from .pipeline_verifier import pipeline_problems
 from .placement import Mesh, Shard, axes_size, chunk_size
 from .types import TensorType, from_mlir, is_tensor
 
-_STARTS = (
-    "comm.all_reduce_start",
-    "comm.all_gather_start",
-    "comm.reduce_scatter_start",
-    "comm.all_to_all_start",
-    "comm.receive_start",
-)
 _DUMP = "see current operation: "
 """The marker before an operation's text in MLIR's errors, which is left out."""
 _PLAIN = {
@@ -124,7 +117,7 @@ class _Checker:
             return
         if call.name in TRANSFERS:
             yield from (Problem(message, op) for message in self._transfer_problems(op, call))
-            if call.name in _STARTS:
+            if call.name in STARTS:
                 yield from _future_problems(op)
             return
         axes = next((a for a in call.args if isinstance(a, list)), [])
@@ -132,7 +125,7 @@ class _Checker:
         if unknown:
             yield Problem(f'the mesh has no axis "{unknown[0]}"', op)
             return
-        if call.name in _STARTS:
+        if call.name in STARTS:
             yield from _future_problems(op)
         try:
             wanted = self._wanted_shape(call, axes)
@@ -145,7 +138,7 @@ class _Checker:
 
     def _transfer_problems(self, op: Operation, call: Call) -> Iterator[str]:
         """Violations of a send or a receive."""
-        axis, peer, *rest = call.args[1:] if call.name == "comm.send" else call.args
+        axis, peer, *rest = call.args[1:] if call.name == SEND else call.args
         sizes = dict(self.mesh)
         if axis not in sizes:
             yield f'the mesh has no axis "{axis}"'
@@ -184,25 +177,20 @@ class _Checker:
         """The shape of the result of a comm operation; None where it has no operand, or the dims do not fit it."""
         if not call.args or not isinstance(call.args[0], mlir.Value):
             return ()
-        shape = list(from_mlir(call.args[0].type).shape)
-        size = axes_size(self.mesh, tuple(axes))
-        match call.name.removesuffix("_start"), call.args[2:]:
-            case ("comm.all_gather", [int(dim)]):
-                shape[dim] *= size
-            case ("comm.reduce_scatter", [int(dim), _]):
-                if shape[dim] % size:
-                    return None
-                shape[dim] //= size
-            case ("comm.all_to_all", [int(split), int(concat)]):
-                if shape[split] % size:
-                    return None
-                shape[split] //= size
-                shape[concat] *= size
+        shape = from_mlir(call.args[0].type).shape
+        known = collective(call.name)
+        if known is not None:
+            return known.result_shape(shape, call.args[1:], axes_size(self.mesh, tuple(axes)))
+        match call.name, call.args[2:]:
             case ("comm.shard", [int(dim), int(chunk)]):
-                shape[dim] = chunk
-            case _:
-                pass
-        return tuple(shape)
+                return _with_extent(shape, dim, chunk)
+        return shape
+
+
+def _with_extent(shape: tuple[int, ...], dim: int, extent: int) -> tuple[int, ...]:
+    extents = list(shape)
+    extents[dim] = extent
+    return tuple(extents)
 
 
 def _future_problems(op: Operation) -> Iterator[Problem]:

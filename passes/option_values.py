@@ -1,4 +1,4 @@
-"""Values of passes' options as text, by the type of the dataclass's field: read, checked against a range, printed."""
+"""Passes' options as text: names, and values by the type of the field, which are read, checked and printed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from ..dsl.plan import Plan
 VALUE = re.compile(r'"(?P<quoted>[^"]*)"|(?P<bare>[^\s{}"]+)')
 """A value in a pipeline that has no braces of its own: in double quotes, or without blanks and braces."""
 _BRACES = re.compile(r'[{}]|"[^"]*"?')
+
+
+def option_name(field_name: str) -> str:
+    """The option that a field is: kebab-case."""
+    return field_name.replace("_", "-")
 
 
 def closing_brace(text: str, opened: int) -> int | None:

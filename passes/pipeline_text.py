@@ -20,8 +20,9 @@ from ..diagnostics import Span, StrettoError
 from ..ir.module import upstream_problem
 from .base import Pass
 from .manager import Step
-from .option_values import VALUE, closing_brace, parse_value, print_value
-from .registry import UPSTREAM, pass_class, unknown_pass
+from .option_values import VALUE, closing_brace, option_name, parse_value, print_value
+from .pass_class import pass_class
+from .registry import UPSTREAM, unknown_pass
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _ANCHOR = re.compile(r"(?:builtin\.module|func\.func)\s*\(")
@@ -37,11 +38,6 @@ def parse_pipeline(text: str, source: str = "-p") -> list[Step]:
 def print_pipeline(steps: Sequence[Step]) -> str:
     """The text that `parse_pipeline` reads as these passes."""
     return ",".join(step if isinstance(step, str) else _print_pass(step) for step in steps)
-
-
-def option_name(field_name: str) -> str:
-    """The option that a field is: kebab-case."""
-    return field_name.replace("_", "-")
 
 
 @dataclass(frozen=True)

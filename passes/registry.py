@@ -1,17 +1,16 @@
 """Which passes there are, by name: ours in one table, imported on use; others' by entry points of `stretto.passes`.
 
-An entry point's name is the pass's name and its object the pass's class.
+An entry point's name is the pass's name and its object the pass's class. `pass_class.py` imports it; to list the passes
+takes neither torch nor MLIR.
 """
 
 from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 
 from ..diagnostics import StrettoError
-from .base import Pass
 
 ENTRY_POINTS = "stretto.passes"
 
@@ -55,19 +54,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*TABLE, *_others(), *UPSTREAM}))
 
 
-def pass_class(name: str) -> type[Pass]:
-    """The class of a pass that is not upstream's; E0410 for an unknown name, with the nearest."""
+def place_of(name: str) -> str:
+    """Where the class of a pass is that is not upstream's, as "module:class"; E0410 for an unknown name."""
     if name in TABLE:
-        path, _, attribute = TABLE[name].partition(":")
-        found = getattr(import_module(f".{path}", __package__), attribute)
-    elif name in _others():
-        path, _, attribute = _others()[name].partition(":")
-        found = getattr(import_module(path), attribute)
-    else:
+        return f"{__package__}.{TABLE[name]}"
+    if name not in _others():
         raise unknown_pass(name)
-    if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise StrettoError("E0411", f'the pass "{name}" is registered as {found!r}, which is no subclass of Pass')
-    return found
+    return _others()[name]
 
 
 def room(name: str) -> str:
@@ -76,7 +69,7 @@ def room(name: str) -> str:
 
 
 def unknown_pass(name: str) -> StrettoError:
-    """The error for a name that no pass has."""
+    """E0410 for a name that no pass has, with the nearest that one has."""
     near = difflib.get_close_matches(name, names(), 1)
     hint = f'did you mean "{near[0]}"?' if near else f"passes: {', '.join(names())}"
     return StrettoError("E0410", f'unknown pass "{name}"', help=hint)

@@ -1,9 +1,8 @@
-"""The seam between a rank's program and its peers: collectives and messages, started and waited on separately.
+"""The interface between a rank's program and other ranks: collectives and messages, each with a start and a wait.
 
-`axes` name the mesh axes of the group; its members are ordered by their row-major coordinate over `axes` as listed.
-Every member of a group calls the same collectives in the same order. Tensors given to a `start` are not changed by
-anyone until the handle was waited on; the tensor that `wait` returns may be shared between ranks of one process, so
-nobody writes to it.
+`axes` are the mesh axes of the group. Its members are ordered by their row-major coordinate over `axes` as listed.
+All members of a group call the same collectives in the same order. A tensor passed to a start must not be written to
+until the wait. Ranks of one process may share the tensor that `wait` returns, so it must not be written to either.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from torch import Tensor
 
 
 class Handle(Protocol):
-    """A collective under way."""
+    """A collective or receive that was started."""
 
     def wait(self) -> Tensor:
-        """The result; blocks until every member has started the same collective. Called once."""
+        """The result. Blocks until all members have started the collective; called once."""
         ...
 
 
 class Communicator(Protocol):
-    """One rank's way to its peers; `where` names the instruction, for errors."""
+    """The collectives and messages of one rank. `where` names the instruction in errors."""
 
     @property
     def rank(self) -> int:
@@ -36,11 +35,11 @@ class Communicator(Protocol):
         ...
 
     def size(self, axes: Sequence[str]) -> int:
-        """How many ranks the group over `axes` has."""
+        """The number of ranks in the group over `axes`."""
         ...
 
     def all_reduce_start(self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = "") -> Handle:
-        """The elementwise `reduce` ("sum", "max", "min") over the group."""
+        """The elementwise reduction ("sum", "max" or "min") over the group."""
         ...
 
     def all_gather_start(self, tensor: Tensor, axes: Sequence[str], dim: int, where: str = "") -> Handle:
@@ -50,26 +49,26 @@ class Communicator(Protocol):
     def reduce_scatter_start(
         self, tensor: Tensor, axes: Sequence[str], dim: int, reduce: str, where: str = ""
     ) -> Handle:
-        """This rank's chunk along `dim` (whose extent the group divides) of the elementwise `reduce`."""
+        """This rank's chunk along `dim` of the elementwise reduction; the group's size divides the dim's extent."""
         ...
 
     def all_to_all_start(
         self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
     ) -> Handle:
-        """Chunk i along `split_dim` goes to member i; what arrives is concatenated along `concat_dim`."""
+        """Send chunk i along `split_dim` to member i; the result is the received chunks, joined along `concat_dim`."""
         ...
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
-        """Give `tensor` to the rank at coordinate `peer` on `axis`, which else stands where this one does.
+        """Send `tensor` to the rank at coordinate `peer` on `axis` whose other coordinates are this rank's.
 
-        Never waits for it. A rank receives what another sent to it in the order of the sends.
+        Never blocks. Messages between two ranks are received in the order of their sends.
         """
         ...
 
     def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> Handle:
-        """The next tensor from the rank at coordinate `peer` on `axis`, which must be of this shape and dtype."""
+        """Start to receive the next message from the rank at coordinate `peer` on `axis`, of this shape and dtype."""
         ...
 
     def close(self) -> None:
-        """Give back what the communicator holds; nothing may be called afterwards."""
+        """Release the communicator's resources; no method may be called afterwards."""
         ...

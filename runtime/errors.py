@@ -1,6 +1,8 @@
-"""What can be wrong with a program or with running it, as errors that a user sees."""
+"""Errors of programs and of running them, and the words that their messages share."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ..diagnostics import Span, StrettoError
 
@@ -10,19 +12,19 @@ class ProgramError(StrettoError):
 
 
 class RunError(StrettoError):
-    """A program that cannot be run on what it was given, or not to its end (E0310 and up)."""
+    """A program that cannot run on its arguments, or that failed while it ran (E0310 and up)."""
 
 
 class CollectiveError(RunError):
-    """Ranks do not meet in a collective: they differ, one is missing, or one has failed."""
+    """A collective or message that cannot complete: ranks differ in it, one is missing, or one has failed."""
 
 
 class PeerFailed(CollectiveError):
-    """This rank stopped because another one failed; the other one's error is the one to read."""
+    """This rank stopped because another one failed; the other rank's error names the cause."""
 
 
 def instruction_name(op: str, index: int, function: str) -> str:
-    """How errors name an instruction.
+    """The text by which errors name an instruction.
 
     >>> instruction_name("aten.mm.default", 3, "main")
     'instruction 3 (aten.mm.default) of "main"'
@@ -30,6 +32,15 @@ def instruction_name(op: str, index: int, function: str) -> str:
     return f'instruction {index} ({op}) of "{function}"'
 
 
-def place_of(file: str, line: int) -> Span | None:
-    """The source place of an instruction, or None when it has none."""
+def source_span(file: str, line: int) -> Span | None:
+    """The source span of an instruction, or None where it has none."""
     return Span(file, line) if file else None
+
+
+def rank_list(ranks: Sequence[int]) -> str:
+    """The text by which errors name ranks.
+
+    >>> rank_list([1]), rank_list([1, 3])
+    ('rank 1', 'ranks 1, 3')
+    """
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(str(rank) for rank in ranks)

@@ -1,4 +1,4 @@
-"""What a program is given by its caller, checked against what it takes; and the seam that callers see."""
+"""The interface of a loaded program with its ranks (`Session`), and the checks of the tensors that a caller passes."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 
 from .errors import RunError
-from .philox import RandomState
+from .philox import RngState
 from .program.arguments import DTYPES, dtype_name
 from .program.mesh import RankMesh
 from .program.program import Program
 from .program.records import Input
-from .rank.unreduced_gradients import Addends
+from .rank.unreduced_gradients import UnreducedGradients
 
 
 class State:
-    """What one forward leaves behind: the new values of buffers, and what its backward needs."""
+    """The state after one forward: new values of buffers, and what its backward needs."""
 
-    def __init__(self, buffers: Mapping[str, Tensor], kept: object) -> None:
+    def __init__(self, buffers: Mapping[str, Tensor], saved: object) -> None:
         self.buffers = buffers
         """New global values by name; the caller writes them back, once."""
-        self.kept = kept
-        """Known only to the session that made it."""
+        self.saved = saved
+        """What the backward needs; its type is the session's own."""
 
 
 class Session(Protocol):
-    """Runs a program on all its ranks, seen from outside: everything is global, nothing is a shard."""
+    """A loaded program with its ranks, ready to be called. All tensors are global."""
 
-    random_state: RandomState
-    """What the next forward draws its random numbers from; the caller sets it before each, alike on all ranks."""
+    rng_state: RngState
+    """The RNG state of the next forward. The caller sets it before each forward, to the same value on all ranks."""
 
     @property
     def program(self) -> Program:
-        """What it runs."""
+        """The program that it runs."""
         ...
 
     def forward(
@@ -46,55 +46,56 @@ class Session(Protocol):
         *,
         scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
-        """The outputs (kind "output") in the program's order; arguments stand as `program.of_kind(...)` lists them.
+        """The outputs of kind "output" in the program's order. Arguments are in the order of `program.of_kind(...)`.
 
-        In a pipeline backwards begin before the forward ends: `scale` is the tangent that they begin with, and the
-        state holds the gradients times it. Other programs do not look at it.
+        A pipeline runs backwards before its forward ends: `scale` is their tangent, and the state has the gradients
+        times it. Other programs ignore `scale`.
         """
         ...
 
     def backward(
-        self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
+        self, state: State, tangents: Sequence[Tensor | None], unreduced: UnreducedGradients | None = None
     ) -> dict[str, Tensor]:
-        """Gradients by parameter name, for one tangent per `program.of_kind("tangent")` (None: zero); once a state.
+        """Gradients by parameter name, for one tangent per `program.of_kind("tangent")` (None: zero).
 
-        What the program leaves unreduced is added to `addends` and not returned; where there is none, it is reduced.
+        Runs once per state. Gradients that the program leaves unreduced are added to `unreduced` and not returned;
+        without `unreduced` they are reduced and returned.
         """
         ...
 
-    def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
-        """The gradients that were waiting for their reduction, summed over the ranks; what is not wanted waits on."""
+    def reduce(self, unreduced: UnreducedGradients, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """The unreduced gradients in `names` (None: all), summed over the ranks; others stay in `unreduced`."""
         ...
 
     def close(self) -> None:
-        """Give back threads, processes, connections."""
+        """Release threads, processes and connections."""
         ...
 
 
-def check_given(kind: str, takes: Sequence[Input], given: Sequence[Tensor], mesh: RankMesh) -> None:
-    """Raise RunError (E0310 to E0312) where number, shape or dtype is not what the program takes."""
-    if len(takes) != len(given):
-        raise RunError("E0310", f"the program takes {len(takes)} tensors of kind '{kind}', {len(given)} were given")
-    for expected, tensor in zip(takes, given, strict=True):
+def check_arguments(kind: str, arguments: Sequence[Input], tensors: Sequence[Tensor], mesh: RankMesh) -> None:
+    """Raise RunError (E0310 to E0312) where number, shapes or dtypes are not those that the program takes."""
+    if len(arguments) != len(tensors):
+        raise RunError("E0310", f"the program takes {len(arguments)} tensors of kind '{kind}', found {len(tensors)}")
+    for expected, tensor in zip(arguments, tensors, strict=True):
         if tuple(tensor.shape) != expected.shape:
             raise _wrong_shape(kind, expected, tensor, mesh)
         if tensor.dtype != DTYPES[expected.dtype]:
             raise RunError(
                 "E0312",
                 f"{kind} '{expected.name}' has dtype {dtype_name(tensor.dtype)}, "
-                f"the program was compiled for {expected.dtype}",
+                f"but the program was compiled for {expected.dtype}",
             )
 
 
-def tangents_or_zero(takes: Sequence[Input], given: Sequence[Tensor | None], mesh: RankMesh) -> list[Tensor]:
-    """One tensor for each tangent that the program takes, checked."""
-    if len(takes) != len(given):
-        raise RunError("E0310", f"the program takes {len(takes)} tensors of kind 'tangent', {len(given)} were given")
+def tangents_or_zero(arguments: Sequence[Input], tangents: Sequence[Tensor | None], mesh: RankMesh) -> list[Tensor]:
+    """One tensor for each tangent that the program takes, zeros for None; checked as by `check_arguments`."""
+    if len(arguments) != len(tangents):
+        raise RunError("E0310", f"the program takes {len(arguments)} tensors of kind 'tangent', found {len(tangents)}")
     tensors = [
         torch.zeros(expected.shape, dtype=DTYPES[expected.dtype]) if tensor is None else tensor
-        for expected, tensor in zip(takes, given, strict=True)
+        for expected, tensor in zip(arguments, tangents, strict=True)
     ]
-    check_given("tangent", takes, tensors, mesh)
+    check_arguments("tangent", arguments, tensors, mesh)
     return tensors
 
 
@@ -104,13 +105,13 @@ def _wrong_shape(kind: str, expected: Input, tensor: Tensor, mesh: RankMesh) -> 
         parts = mesh.size(shard.axes)
         if tensor.dim() > shard.dim and tensor.shape[shard.dim] % parts:
             notes.append(
-                f"dim {shard.dim} is cut over {' and '.join(shard.axes)} into {parts} parts, "
+                f"dim {shard.dim} is sharded over {' and '.join(shard.axes)} into {parts} parts, "
                 f"which do not divide {tensor.shape[shard.dim]}"
             )
     return RunError(
         "E0311",
         f"{kind} '{expected.name}' has shape {list(tensor.shape)}, "
-        f"the program was compiled for {list(expected.shape)} (global)",
+        f"but the program was compiled for the global shape {list(expected.shape)}",
         notes=tuple((note, None) for note in notes),
         help="pass the global batch of that shape, or compile the program for this one",
     )

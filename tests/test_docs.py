@@ -36,6 +36,7 @@ def test_readme_has_the_two_commands_that_ci_runs() -> None:
     assert "examples/train_gpt.py" in start
     assert tests.rstrip().endswith("&& pytest")
     assert len(blocks(ROOT / "README.md", "text")) == 1
+    assert blocks(ROOT / "CONTRIBUTING.md", "sh") == [tests]
 
 
 def test_architecture_names_every_folder_of_the_package() -> None:

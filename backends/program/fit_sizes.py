@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from ...runtime.program.arguments import Json
-from ...runtime.program.named_sizes import Places
+from ...runtime.program.named_sizes import ExpressionTree
 from ...runtime.program.sizes import Sizes, value_of
 
 Values = tuple[int, ...]
@@ -31,7 +31,7 @@ class Differs(Exception):
 class Fitted:
     """The numbers that differ, with their expressions."""
 
-    places: Places
+    places: ExpressionTree
     has_offsets: bool
     """Whether an expression has an offset. It has two free numbers, so that it needs more samples to be sure."""
 
@@ -92,7 +92,7 @@ class _Fitter:
         self._shared = [(text, self._values(text)) for text in (*shares, *mixed)]
         self._known: dict[Values, tuple[str, bool] | None] = {}
 
-    def places(self, trees: list[Json], path: str) -> Places | str | None:
+    def places(self, trees: list[Json], path: str) -> ExpressionTree | str | None:
         """The expressions of what differs among the trees; None if they are equal."""
         first = trees[0]
         match first:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from ...ir.bindings import Operation, Value, mlir
+from ...ir.collectives import COLLECTIVES
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
     Module,
@@ -29,7 +30,7 @@ from ...ir.pipelined_module import MICROBATCH, entries, microbatch_of, microbatc
 from ...ir.placement import Mesh, axes_size, chunk_size
 from ...ir.types import TensorType, from_mlir
 from ...runtime.program.arguments import Slot, dtype_name
-from ...runtime.program.entries import TURN, is_timed
+from ...runtime.program.entries import MICROBATCH_INDEX, depends_on_microbatch
 from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
 
 _RENAMED = {
@@ -39,10 +40,7 @@ _RENAMED = {
     "comm.random": "rank.random",
 }
 _KEYWORDS = {
-    "comm.all_reduce_start": ("axes", "reduce"),
-    "comm.all_gather_start": ("axes", "dim"),
-    "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
-    "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    **{each.start: each.arguments for each in COLLECTIVES.values()},
     "comm.send": ("axis", "peer"),
     "comm.shard": ("axes", "dim", "chunk"),
     "comm.mask": ("axes", "dim", "chunk", "extent", "fill"),
@@ -185,7 +183,7 @@ class _Body:
         out = tuple(self._slot(r) if list(r.uses) else None for r in flatten(results_of(op)))
         args, kwargs = self._arguments(call)
         name = _RENAMED.get(call.name, call.name)
-        timed = is_timed(Instruction(name, args, kwargs))
+        timed = depends_on_microbatch(Instruction(name, args, kwargs))
         return Instruction(name, args, kwargs | _turn(op) if timed else kwargs, out, (), loc)
 
     def _arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -214,7 +212,7 @@ class _Body:
 def _turn(op: Operation) -> dict[str, Any]:
     """The keyword for the index of an operation's microbatch among those of its interleaved call."""
     turn = turn_of(op)
-    return {} if turn is None else {TURN: turn}
+    return {} if turn is None else {MICROBATCH_INDEX: turn}
 
 
 def _dependents(values: Sequence[Value], body: Sequence[Operation]) -> set[Operation]:
@@ -297,5 +295,5 @@ def _output(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Output:
         slot=slot,
         shards=_shards(type_, mesh),
         index=record["index"],
-        addends=tuple(axis for axis, _ in type_.placement_on(mesh).partial),
+        unreduced_over=tuple(axis for axis, _ in type_.placement_on(mesh).partial),
     )

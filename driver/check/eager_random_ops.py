@@ -1,4 +1,4 @@
-"""Let an eager model drop what a program drops: its masks are drawn by place, in the order of its random ops."""
+"""Dropout in an eager model with the masks of a program: random ops are numbered in execution order."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...runtime.philox import Part, RandomState, draw
+from ...runtime.philox import Part, RngState, draw
 from ...runtime.program.program import Program
 
 _aten = torch.ops.aten
 
 
-def draws_masks_alone(program: Program) -> bool:
-    """Whether all that a program draws are masks, as dropouts do; an eager model draws other numbers by itself."""
-    code = (each for function in program.functions.values() for each in function.code)
-    return all(each.kwargs["below"] is not None for each in code if each.op == "rank.random")
+def draws_only_masks(program: Program) -> bool:
+    """Whether all random ops of a program are masks, as in dropout; an eager model cannot repeat other ones."""
+    code = (instruction for function in program.functions.values() for instruction in function.code)
+    return all(instruction.kwargs["below"] is not None for instruction in code if instruction.op == "rank.random")
 
 
-class PlacedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Inside, torch's dropouts (on the CPU all of them fill a tensor by `bernoulli_`) draw as one forward of a program.
+class ProgramDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Inside, torch's dropout uses the masks of one forward of a program; on the CPU it always calls `bernoulli_`.
 
-    They are numbered in the order in which they run, which is that of the captured graph.
+    The random ops are numbered in execution order, which is the order of the captured graph.
     """
 
-    def __init__(self, state: RandomState) -> None:
+    def __init__(self, state: RngState) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._state = state.tensor()
-        self._number = 0
+        self._index = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -41,5 +41,5 @@ class PlacedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         return func(*args, **(kwargs or {}))
 
     def _mask(self, like: torch.Tensor, probability: float = 0.5) -> torch.Tensor:
-        self._number += 1
-        return draw(self._state, self._number - 1, Part.whole(like.shape), round(probability * (1 << 32)))
+        self._index += 1
+        return draw(self._state, self._index - 1, Part.whole(like.shape), round(probability * (1 << 32)))

@@ -1,4 +1,4 @@
-"""Formulas for functions that torch has no float64 kernel of, so that a model that calls them can be judged."""
+"""Formulas for functions without a float64 kernel in torch, so that models that call them can be checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...diagnostics import StrettoError
 
 
 class InFloat64(TorchFunctionMode):
-    """Calls the formula instead where the first operand is float64; gradients are those of the formula."""
+    """Inside, such a function calls its formula where the first operand is float64; gradients are the formula's."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -36,13 +36,13 @@ def _grouped_mm(
     if offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or bias is not None:
         raise StrettoError(
             "E0342",
-            "the model calls grouped_mm in a form that cannot be computed in float64, in which it is to be judged",
-            expected="rows in groups (offs) times one matrix a group, without a bias",
+            "the check runs in float64, and the model calls grouped_mm in a form without a float64 kernel",
+            expected="rows in groups (offs) times one matrix for each group, without a bias",
             help="compile with --dtype float32 to check it to 1e-4",
         )
     ends = [int(end) for end in offs]
     starts = [0, *ends[:-1]]
-    products = [mat_a[start:end] @ mat_b[at] for at, (start, end) in enumerate(zip(starts, ends, strict=True))]
+    products = [mat_a[start:end] @ mat_b[group] for group, (start, end) in enumerate(zip(starts, ends, strict=True))]
     return torch.cat([*products, mat_a.new_zeros(len(mat_a) - ends[-1], mat_b.shape[2])])
 
 
@@ -50,4 +50,4 @@ _FORMULAS: dict[Any, Callable[..., Tensor]] = {
     torch.nn.functional.grouped_mm: _grouped_mm,
     torch._grouped_mm: _grouped_mm,
 }
-"""The formula that stands for a function."""
+"""The formula of each function."""

@@ -1,6 +1,6 @@
-"""The uncompiled model as what a check compares with: the target is loaded again and run eagerly on one device.
+"""The uncompiled model as the reference of a check: the target is loaded again and runs eagerly on one device.
 
-This catches what the reference inside a program cannot: a mistake of capture, which would be in both.
+This finds mistakes of capture, which the reference inside the program shares.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import Key, OneDevice, SingleDevice
 from ...runtime.checks.program_check import Expected
-from ...runtime.philox import RandomState
+from ...runtime.philox import RngState
 from ...runtime.processes.jobs import check_process
 from ...runtime.program.arguments import DTYPES, Json
 from ...runtime.program.program import Program
 from ...runtime.program.records import Reference
 from ...runtime.program.reference import raised_dtype
-from .eager_random_ops import PlacedDraws, draws_masks_alone
+from .eager_random_ops import ProgramDropout, draws_only_masks
 from .float64_kernels import InFloat64
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a program is checked against."""
+    """The reference that a program is checked against."""
 
     expected: Expected
     live: bool
-    """Whether that is the uncompiled model; else the exported forward in the program."""
+    """Whether it is the uncompiled model; else it is the exported forward in the program."""
     why: str
-    """For a person: what it is, and why not the live model."""
+    """For a person: what the reference is, and why it is not the live model."""
 
 
 def source_record(source: Mapping[str, Json], request: Mapping[str, Json]) -> dict[str, Json]:
-    """What a manifest says of a target, such that it can be found and loaded again; paths become absolute."""
+    """The manifest's record of a target, from which the target can be loaded again; paths become absolute."""
     path = os.path.abspath(str(source["path"]))
     return {**source, "path": path, "request": dict(request), "sha256": _sha256(_file_of(source.get("kind"), path))}
 
 
 def comparison_for(program: Program) -> Comparison:
-    """The live model where its source is there, unchanged and can be loaded; else the program's own reference."""
+    """The live model where its source exists, is unchanged and can be loaded; else the program's own reference."""
     try:
         reason = _why_not(program)
         expected = None if reason else _live_maker(program)
         if expected is not None:
             source = program.manifest.source
             return Comparison(expected, True, f"the uncompiled model, loaded again from {source['path']}")
-        reason = reason or "the model is too large to be given random weights"
+        reason = reason or "the model is too large for random weights"
     except (ImportError, StrettoError) as error:
         what = error.message if isinstance(error, StrettoError) else f"the compiler extra is not installed ({error})"
         reason = f"the model cannot be loaded again: {what}"
@@ -69,21 +69,21 @@ def check_entry(arguments: Json) -> Json:
 
 
 def _why_not(program: Program) -> str:
-    """Why the live model cannot be used; empty when nothing is known to be in the way."""
+    """Why the live model cannot be used; empty where no reason is known."""
     source = program.manifest.source
-    if not draws_masks_alone(program):
-        return "the model draws random numbers that are no masks, and would draw others by itself"
+    if not draws_only_masks(program):
+        return "the model has random ops other than dropout, and eager torch would draw other numbers"
     if "sha256" not in source:
-        return "the program does not say where its model came from"
+        return "the program has no record of its model's source"
     if not os.path.isfile(_file_of(source.get("kind"), str(source["path"]))):
-        return f"{source['path']} is not there"
+        return f"{source['path']} does not exist"
     if _sha256(_file_of(source.get("kind"), str(source["path"]))) != source["sha256"]:
         return f"{source['path']} has changed since the program was compiled"
     return ""
 
 
 def _file_of(kind: Json, path: str) -> Path:
-    """The file whose content decides whether a target is the same."""
+    """The file whose hash tells whether a target is unchanged."""
     return Path(path, "config.json") if kind == "hf" and os.path.isdir(path) else Path(path)
 
 
@@ -92,7 +92,7 @@ def _sha256(path: Path) -> str:
 
 
 def _live_maker(program: Program) -> Expected | None:
-    """Loads the target; how to make a check's side of it, or None where it is too large to have values.
+    """Load the target; returns the maker of the check's reference, or None where the model is too large for values.
 
     Raises StrettoError, ImportError.
     """
@@ -120,10 +120,9 @@ def _live_maker(program: Program) -> Expected | None:
 
 
 class LiveModel(OneDevice):
-    """`model`, called through `forward`, which takes the tensors of a call and gives those of the result.
+    """`model`, called through `forward`, which takes the tensors of a call and returns those of the result.
 
-    In a float64 program every floating dtype that an op makes is raised to float64, so that casts inside the model lose
-    nothing.
+    For a float64 program every floating dtype inside the model is raised to float64, so that casts lose nothing.
     """
 
     def __init__(
@@ -136,30 +135,30 @@ class LiveModel(OneDevice):
     ) -> None:
         self._forward, self._example = forward, example
         self._raised = program.manifest.dtype == "float64"
-        self._draws = bool(program.of_kind("random"))
+        self._has_random_ops = bool(program.of_kind("random"))
         self._step = 0
-        self._buffers = {each.name for each in program.results_of_kind("buffer")}
+        self._buffers = {buffer.name for buffer in program.results_of_kind("buffer")}
         self._model = model
         self.changed = {}
-        held: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
-        held |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
+        tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
+        tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
         with torch.no_grad():
-            for key, tensor in held.items():
+            for key, tensor in tensors.items():
                 if key in values:
                     tensor.copy_(values[key])
-        super().__init__({name: tensor for (kind, name), tensor in held.items() if kind == "parameter"})
+        super().__init__({name: tensor for (kind, name), tensor in tensors.items() if kind == "parameter"})
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
-        """The outputs for inputs by index (an input that the program does not use keeps the example's value)."""
-        given = [inputs.get(index, example) for index, example in enumerate(self._example)]
-        draws = PlacedDraws(RandomState(step=self._step)) if self._draws else nullcontext()
+        """The outputs for inputs by index; an input that the program does not use keeps the example's value."""
+        tensors = [inputs.get(index, example) for index, example in enumerate(self._example)]
+        dropout = ProgramDropout(RngState(step=self._step)) if self._has_random_ops else nullcontext()
         self._step += 1
         if not self._raised:
-            with draws:
-                outputs = self._forward(*given)
+            with dropout:
+                outputs = self._forward(*tensors)
         else:
-            with _float64(), draws:
-                outputs = self._forward(*(each.to(raised_dtype(each.dtype)) for each in given))
+            with _float64(), dropout:
+                outputs = self._forward(*(tensor.to(raised_dtype(tensor.dtype)) for tensor in tensors))
         buffers = dict(self._model.named_buffers())
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
         return list(outputs)
@@ -177,7 +176,7 @@ def _float64() -> Iterator[None]:
 
 
 class _Raise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Every op works in float64: dtypes that it is given are raised, and so is what it makes of no tensor."""
+    """Inside, every op computes in float64: dtype arguments are raised, and so are the results of factories."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

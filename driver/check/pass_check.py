@@ -1,6 +1,7 @@
-"""What a pass did to a module: it is run, and what it leaves is compared with what it was given.
+"""Check one pass: run it, and compare the module after it with the module before it.
 
-All ranks run in this process, in float64, on random inputs, with NaN in padding. `verify` and `bisect` both judge so.
+The interpreter runs all ranks in this process, in float64, on random inputs, with NaN in padding. `verify`, `bisect`
+and `reduce` use this check.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from enum import StrEnum
 from ...diagnostics import Span, StrettoError
 from ...ir.equivalence import compare
 from ...ir.equivalence.compare import Comparison
-from ...ir.equivalence.compare import Verdict as Judged
+from ...ir.equivalence.compare import Verdict as ResultVerdict
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
 from ...ir.interpreter import Stuck
@@ -24,48 +25,48 @@ from ...ir.verifier import verify
 from ...passes.manager import PassFailure, PassManager, Step, Verification, step_name
 
 _ITSELF = "(as given)"
-"""In place of a pass: the module compared with itself, so that what cannot be run is not laid to a pass."""
+"""The name where no pass ran: the module is compared with itself, so that no pass is blamed for its errors."""
 _NO_RESULTS = "the module's main gives no results: nothing could be compared"
 _SILENT = (
     "every result is all zero, holds a NaN or is nothing but rounding, before and after: nothing could be compared"
 )
 _NOT_THE_PASS = (MEMORY, NO_RANGE)
-"""What comparing wants, and the caller can give."""
+"""Errors of the comparison, not of the pass: the user can raise the cap or give a range."""
 
 
 class Breakage(StrEnum):
     """In which way a pass breaks a module."""
 
     VALUES = "values"
-    """Results differ, or ranks that should hold the same do."""
+    """Results differ, or ranks hold different values of a replicated tensor."""
     ORDER = "order"
-    """Ranks wait for each other for ever, or meet in collectives that differ."""
+    """Ranks deadlock, or run different collectives."""
     INVALID = "invalid"
-    """The verifier refuses what the pass leaves."""
+    """The verifier refuses the module after the pass."""
     REFUSED = "refused"
-    """The interpreter cannot run what the pass leaves."""
+    """The interpreter cannot run the module after the pass."""
     FAILED = "failed"
     """The pass itself raised, or refused the module."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class CheckOptions:
     """How modules are compared."""
 
     seed: int = 0
-    """Of the random inputs."""
+    """The seed of the random inputs."""
     tolerance: float = 1e-9
     """The largest error, relative to a result's largest value, that counts as equal."""
     memory_cap_bytes: int | None = None
-    """Of all ranks together; None: half of the machine's memory."""
+    """For all ranks together; None: half of the machine's memory."""
     ranges: Mapping[str, IntegerRange] = field(default_factory=dict)
-    """By name, of integer inputs of which the module does not tell."""
+    """Ranges of integer inputs, by name, where the module does not tell them."""
 
 
-def terms_of(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tuple[str, int, int]]) -> Terms:
-    """What the command line says; ranges are (name, low, high)."""
+def check_options(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tuple[str, int, int]]) -> CheckOptions:
+    """The options from the command line; ranges are (name, low, high)."""
     by_name = {name: IntegerRange(high, low=low) for name, low, high in ranges}
-    return Terms(seed, memory_cap_bytes=memory_cap_bytes, ranges=by_name)
+    return CheckOptions(seed, memory_cap_bytes=memory_cap_bytes, ranges=by_name)
 
 
 @dataclass(frozen=True)
@@ -82,67 +83,69 @@ class ResultError:
 
 @dataclass(frozen=True)
 class PassVerdict:
-    """What one pass did to the values and to the order."""
+    """Whether one pass kept the values and the order."""
 
     name: str
     breakage: Breakage | None
-    """None: it kept them, or nothing could be compared."""
+    """None: the pass kept them, or nothing could be compared."""
     error: float = 0.0
-    """The largest of all results, relative; inf where they cannot be had."""
+    """The largest relative error of all results; inf where the module could not be run."""
     results: int = 0
-    """How many were compared; those that are all zero or NaN before and after say nothing, and are not counted."""
-    differ: tuple[ResultError, ...] = ()
+    """How many results were compared; those that are all zero or NaN before and after are not counted."""
+    differing: tuple[ResultError, ...] = ()
     """The results that differ."""
     message: tuple[str, ...] = ()
-    """Lines that say why, where it is not that results differ."""
+    """The lines of the error, where the breakage is not that results differ."""
     code: str = ""
-    """Of the error that the message renders, or the type of the exception that the pass raised."""
+    """The error's code, or the type of the exception that the pass raised."""
     place: Span | None = None
-    """Where that error says that it is."""
+    """The error's place."""
     stuck: tuple[Stuck, ...] = ()
-    """Of ORDER: the ranks that take part, and where each is."""
+    """For ORDER: the ranks in the deadlock, and the operation at which each waits."""
     changes: bool = False
-    """Whether it changes what is computed by the plan's own words, so that values are not compared."""
+    """Whether the plan asks the pass to change the function, so that values are not compared."""
 
     @property
     def equal(self) -> bool:
-        """Whether the pass was seen to keep the values."""
+        """Whether values were compared and are equal."""
         return self.breakage is None and self.results > 0 and not self.changes
 
     @property
     def is_unchecked(self) -> bool:
-        """Whether there was nothing to compare: no result, or none that says anything. The order was kept."""
+        """Whether the order was kept but no result could be compared."""
         return self.breakage is None and self.results == 0 and not self.changes
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Each result that differs, or why the module that the pass leaves cannot be run."""
-        return (*map(str, self.differ), *self.message)
+        """A line for each result that differs, or the error."""
+        return (*map(str, self.differing), *self.message)
 
 
-class Judge:
-    """Runs passes on one module; `before` is what the last pass that kept the values left (a copy)."""
+class PassChecker:
+    """Runs passes on one module and checks each; `before` is a copy of the module before the pass."""
 
-    def __init__(self, module: Module, terms: Terms) -> None:
+    def __init__(self, module: Module, options: CheckOptions) -> None:
         self.module = module
-        self.terms = terms
+        self.options = options
         self.before = _copy(module)
-        _check_names(self.before, terms.ranges)
-        told = infer_ranges(self.before)
-        given = {name: replace(each, ignored=told.get(name, each).ignored) for name, each in terms.ranges.items()}
-        self.ranges = {**told, **given}
+        _check_names(self.before, options.ranges)
+        inferred = infer_ranges(self.before)
+        stated = {
+            name: replace(range_, ignored=inferred.get(name, range_).ignored) for name, range_ in options.ranges.items()
+        }
+        self.ranges = {**inferred, **stated}
 
     def check_runs(self) -> None:
-        """Raise what the interpreter has against the module as given."""
+        """Run the module as given; raises the interpreter's error if it cannot be run."""
         self._compare(_ITSELF, self.before)
 
     def run(self, step: Step) -> PassVerdict:
-        """Run a pass on the module and judge what it leaves. Errors: PassFailure, and those of the pass."""
+        """Run a pass on the module and check the result. Errors: PassFailure, and those of the pass."""
         PassManager([step], verification=Verification.NEVER).run(self.module)
-        return self.judge(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
+        return self.verdict_on(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
 
     def try_run(self, step: Step) -> PassVerdict:
-        """As `run`, where a pass that raises has failed and is told so. E0655 and E0661 are raised."""
+        """As `run`, but a pass that raises gets the verdict FAILED. Errors E0655, E0661."""
         try:
             return self.run(step)
         except PassFailure as failure:
@@ -156,63 +159,63 @@ class Judge:
                 raise
             return _refusal(step_name(step), Breakage.FAILED, error)
 
-    def judge(self, name: str, *, changes: bool = False) -> PassVerdict:
-        """The verdict on the pass that has just run; to leave a module that is invalid or cannot be run breaks it.
+    def verdict_on(self, name: str, *, changes: bool = False) -> PassVerdict:
+        """The verdict on the pass that has just run; an invalid module, or one that cannot be run, is a breakage.
 
-        What a pass leaves that `changes` the function is only run.
+        If the pass `changes` the function, the module is run but its values are not compared.
         """
         try:
             verify(self.module)
-            left = _copy(self.module)
+            after = _copy(self.module)
         except StrettoError as error:
             return _refusal(name, Breakage.INVALID, error)
         try:
             if changes:
-                self.before = left
-            verdict = self._compare(name, left)
+                self.before = after
+            verdict = self._compare(name, after)
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(name, _kind(error), error)
         if verdict.breakage is None:
-            self.before = left
+            self.before = after
         return PassVerdict(name, None, changes=True) if changes and verdict.breakage is None else verdict
 
-    def _compare(self, name: str, left: Module) -> PassVerdict:
-        terms = self.terms
-        found = compare(
+    def _compare(self, name: str, after: Module) -> PassVerdict:
+        options = self.options
+        comparison = compare(
             self.before,
-            left,
-            terms.seed,
+            after,
+            options.seed,
             ranges=self.ranges,
-            tolerance=terms.tolerance,
-            max_bytes=terms.memory_cap_bytes,
+            tolerance=options.tolerance,
+            max_bytes=options.memory_cap_bytes,
         )
-        return _verdict(name, found)
+        return _verdict(name, comparison)
 
 
 def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:
-    """E0662 for a range of what is no integer input."""
+    """Raise E0662 for a range whose name is no integer input."""
     known = integer_arguments(module)
     for name in ranges:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f'did you mean "{near[0]}"?' if near else f"integer inputs: {', '.join(known) or 'none'}"
-            raise StrettoError("E0662", f'a range is given for "{name}", which is no integer input', help=hint)
+            raise StrettoError("E0662", f'--range names "{name}", which is no integer input', help=hint)
 
 
-def _verdict(name: str, found: Comparison) -> PassVerdict:
-    differ = tuple(
-        ResultError(number, each.name, each.error)
-        for number, each in enumerate(found.results)
-        if each.verdict is Judged.DIFFERENT
+def _verdict(name: str, comparison: Comparison) -> PassVerdict:
+    differing = tuple(
+        ResultError(number, result.name, result.error)
+        for number, result in enumerate(comparison.results)
+        if result.verdict is ResultVerdict.DIFFERENT
     )
     message: tuple[str, ...] = ()
-    compared = len(found.results) - len(found.of(Judged.NOT_CHECKED))
+    compared = len(comparison.results) - len(comparison.of(ResultVerdict.NOT_CHECKED))
     if not compared:
-        message = (_SILENT if found.results else _NO_RESULTS,)
-    breakage = Breakage.VALUES if differ else None
-    return PassVerdict(name, breakage, found.error, compared, differ, message)
+        message = (_SILENT if comparison.results else _NO_RESULTS,)
+    breakage = Breakage.VALUES if differing else None
+    return PassVerdict(name, breakage, comparison.error, compared, differing, message)
 
 
 def _kind(error: StrettoError) -> Breakage:

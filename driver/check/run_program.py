@@ -22,7 +22,7 @@ _ROWS_SHOWN = 10
 
 @dataclass(frozen=True)
 class RunJob:
-    """What the command line asks for."""
+    """The arguments of `stretto run`."""
 
     folder: str
     ranks: str = "threads"
@@ -31,54 +31,54 @@ class RunJob:
     detect_anomaly: bool = False
     """Look for the operation that makes the first NaN."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """What the program's named sizes are to be; those that are left out are as it was compiled."""
+    """Values of named sizes; a size that is left out keeps the value it was compiled at."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
-    """Take the steps; the program and what was seen. Raises RunError E0336 for a NaN, where it is looked for."""
+    """Run the steps; returns the program and the report. Raises RunError E0336 for a NaN if `detect_anomaly` is set."""
     program = Program.load(job.folder).at(job.sizes)
     if job.ranks == "processes":
         from ...runtime.processes.jobs import run_processes_for
 
         with progress(job.steps) as bar:
-            bar.to(f"{program.mesh.ranks} processes")
+            bar.show(f"{program.mesh.ranks} processes")
             return program, run_processes_for(
                 job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes
             )
     with progress(job.steps) as bar, detect_anomaly() if job.detect_anomaly else nullcontext():
-        bar.to("step 1")
+        bar.show("step 1")
 
         def after(step: int, loss: float | None) -> None:
-            bar.to(f"step {step + 2}" if step + 1 < job.steps else "", step + 1)
+            bar.show(f"step {step + 2}" if step + 1 < job.steps else "", step + 1)
 
         return program, run_steps(program, steps=job.steps, after=after)
 
 
 def show_steps(program: Program, job: RunJob, report: StepsReport) -> None:
-    """Print a line for each step, and the figures of the run."""
+    """Print a line for each step, then the median time."""
     for step, seconds in enumerate(report.seconds):
         loss = f"  loss {report.losses[step]:.6f}" if step < len(report.losses) else ""
         say(f"step {step + 1}{loss}  {1000 * seconds:.1f} ms")
     bad = next((step for step, loss in enumerate(report.losses) if math.isnan(loss)), None)
     if bad is not None:
-        say(f"the loss is NaN from step {bad + 1} on; --detect-anomaly names the operation that made the first one")
+        say(f"the loss is NaN from step {bad + 1} on; --detect-anomaly names the operation that made the first NaN")
     rate = f", {report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s is not None else ""
     ranks = f"{program.mesh.ranks} ranks as {job.ranks}"
     say(f"median step {1000 * report.median_s:.1f} ms{rate} ({ranks}, {program.manifest.dtype})")
 
 
 def steps_json(program: Program, job: RunJob, report: StepsReport) -> dict[str, Json]:
-    """What `show_steps` says."""
+    """The JSON of `show_steps`."""
     return {**report.to_json(), "ranks": program.mesh.ranks, "ranks_as": job.ranks, "dtype": program.manifest.dtype}
 
 
 def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
-    """Check the program; what was compared, and with what."""
+    """Check the program; returns the report and the reference that it was compared with."""
     with progress(2) as bar:
-        bar.to("loading the program and the model")
+        bar.show("loading the program and the model")
         program = Program.load(job.folder).at(job.sizes)
         comparison = comparison_for(program)
-        bar.to(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
+        bar.show(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
         if job.ranks == "processes":
             from ...runtime.processes.jobs import check_processes
 
@@ -88,26 +88,26 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
 
 
 def show_check(report: CheckReport, comparison: Comparison) -> None:
-    """Print the worst of each kind, every row that is not equal, and the verdict."""
+    """Print the largest error of each kind, the tensors that are not equal, and the verdict."""
     say(f"reference  {comparison.why}")
     say()
     kinds = list(dict.fromkeys(row.kind for row in report.rows))
-    worst = [(kind, [row for row in report.rows if row.kind == kind]) for kind in kinds]
-    lines = [(kind, str(len(rows)), *_worst(rows), _verdicts(rows)) for kind, rows in worst]
-    table(("kind", "tensors", "largest error", "of", "verdict"), lines, right=("tensors", "largest error"))
-    odd = sorted((row for row in report.rows if row.verdict is not Verdict.EQUAL or row.note), key=_worst_first)
-    if odd:
-        heading("Rows to look at")
-        shown = [(row.name, row.kind, f"{row.error:.1e}", row.verdict, row.note) for row in odd[:_ROWS_SHOWN]]
+    by_kind = [(kind, [row for row in report.rows if row.kind == kind]) for kind in kinds]
+    lines = [(kind, str(len(rows)), *_worst(rows), _verdicts(rows)) for kind, rows in by_kind]
+    table(("kind", "tensors", "largest error", "tensor", "verdict"), lines, right=("tensors", "largest error"))
+    unequal = sorted((row for row in report.rows if row.verdict is not Verdict.EQUAL or row.note), key=_worst_first)
+    if unequal:
+        heading("Tensors to look at")
+        shown = [(row.name, row.kind, f"{row.error:.1e}", row.verdict, row.note) for row in unequal[:_ROWS_SHOWN]]
         table(("name", "kind", "error", "verdict", "note"), shown, right=("error",))
-        if len(odd) > _ROWS_SHOWN:
-            say(f"  and {len(odd) - _ROWS_SHOWN} more; --json lists all")
+        if len(unequal) > _ROWS_SHOWN:
+            say(f"  and {len(unequal) - _ROWS_SHOWN} more; --json lists all")
     say()
     say(_conclusion(report))
 
 
 def check_json(job: RunJob, report: CheckReport, comparison: Comparison) -> dict[str, Json]:
-    """What `show_check` says, and every row."""
+    """The JSON of `show_check`, with every tensor."""
     reference: Json = {"live": comparison.live, "what": comparison.why}
     return {**report.to_json(), "ranks_as": job.ranks, "reference": reference}
 
@@ -130,7 +130,7 @@ def _worst_first(row: CheckRow) -> tuple[bool, float]:
 
 
 def _conclusion(report: CheckReport) -> str:
-    """One line: passed or not, by which measure."""
+    """One line: passed or not, and the tolerance."""
     counts = Counter(row.verdict for row in report.rows)
     after = f" after {count_text(report.steps, 'step')} of AdamW" if report.steps else ""
     if report.tolerance is None:

@@ -1,7 +1,6 @@
-"""`stretto verify FILE -p PIPELINE`: does every pass leave the values alone? The interpreter runs before and after it.
+"""`stretto verify FILE -p PIPELINE`: does every pass keep the values? The interpreter runs before and after each pass.
 
-All ranks run in this process, in float64, on random inputs, with NaN in padding; what a pass leaves is compared with
-what it was given.
+All ranks run in this process, in float64, on random inputs, with NaN in padding.
 """
 
 from __future__ import annotations
@@ -15,75 +14,75 @@ from ...runtime.program.arguments import Json
 from ..compile.dump_ir import ir_of_failures
 from ..debug.module_source import Source
 from ..text.console import progress, say, table
-from .pass_check import Judge, PassVerdict, Terms
+from .pass_check import CheckOptions, PassChecker, PassVerdict
 
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
 
 
 @dataclass(frozen=True)
 class PassesJob:
-    """What the command line asks for."""
+    """The arguments of `stretto verify -p`."""
 
     source: Source
-    terms: Terms = Terms()
+    options: CheckOptions = CheckOptions()
 
 
 @dataclass(frozen=True)
 class PassesReport:
-    """The verdict of each pass up to the first that differs; `not_run` are those after it."""
+    """The verdict of each pass up to the first that differs; `not_run` are the passes after it."""
 
     verdicts: tuple[PassVerdict, ...]
     not_run: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether all are equal, or change what the plan says; false where nothing could be compared."""
-        return all(each.equal or each.changes for each in self.verdicts)
+        """Whether every pass is equal, or changes the function as the plan says; false where one is unchecked."""
+        return all(verdict.equal or verdict.changes for verdict in self.verdicts)
 
     @property
     def is_unchecked(self) -> bool:
-        """Whether no pass differs, and of some nothing could be compared."""
-        return not self.passed and all(each.breakage is None for each in self.verdicts)
+        """Whether no pass differs, but the results of some pass could not be compared."""
+        return not self.passed and all(verdict.breakage is None for verdict in self.verdicts)
 
     @property
     def _verdict(self) -> str:
         return "equal" if self.passed else "not checked" if self.is_unchecked else "differs"
 
     def to_json(self) -> Mapping[str, Json]:
-        rows: Json = [_row(each) for each in self.verdicts]
+        rows: Json = [_verdict_json(verdict) for verdict in self.verdicts]
         return {"passed": self.passed, "verdict": self._verdict, "passes": rows, "not_run": list(self.not_run)}
 
 
 def verify_passes(job: PassesJob) -> PassesReport:
-    """Run the passes one by one, each compared with what was before it; stops at the first that differs.
+    """Run the passes one by one and check each; stops at the first that differs.
 
     Errors: those of `optimize` (`opt.py`), E0655 where the interpreter would need more memory than the cap, and those
     with which it refuses the module as given.
     """
     steps = list(single(job.source.steps()))
     module = read_module(job.source.text, job.source.name)
-    judge = Judge(module, job.terms)
+    checker = PassChecker(module, job.options)
     verdicts: list[PassVerdict] = []
     with progress(len(steps) + 1) as bar, ir_of_failures(_PASS_ALONE) as keep:
         keep(module)
-        bar.to("the module as given")
-        judge.check_runs()
+        bar.show("the module as given")
+        checker.check_runs()
         for number, step in enumerate(steps):
-            bar.to(step_name(step), number + 1)
-            verdicts.append(judge.run(step))
+            bar.show(step_name(step), number + 1)
+            verdicts.append(checker.run(step))
             if verdicts[-1].breakage is not None:
                 break
     return PassesReport(tuple(verdicts), tuple(step_name(step) for step in steps[len(verdicts) :]))
 
 
 def show_passes(report: PassesReport) -> None:
-    """Print a row for each pass, and what differs."""
+    """Print a row for each pass, and the results that differ."""
     rows = [(v.name, str(v.results), f"{v.error:.1e}", _word(v)) for v in report.verdicts]
     rows += [(name, "", "", "not run") for name in report.not_run]
     table(("pass", "results", "largest error", "verdict"), rows, right=("results", "largest error"))
     say()
     last = report.verdicts[-1]
-    changing = [each.name for each in report.verdicts if each.changes]
+    changing = [verdict.name for verdict in report.verdicts if verdict.changes]
     if report.passed:
         count = len(report.verdicts) - len(changing)
         if count:
@@ -92,7 +91,7 @@ def show_passes(report: PassesReport) -> None:
             say(f"{name} changes the function, as the plan says")
         return
     if report.is_unchecked:
-        unchecked = next(each for each in report.verdicts if each.is_unchecked)
+        unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
         say(f'not checked: of "{unchecked.name}", {unchecked.lines[0]}')
         return
     say(f'differs: "{last.name}" is the first pass that changes values')
@@ -101,7 +100,7 @@ def show_passes(report: PassesReport) -> None:
 
 
 def _counted(count: int, *, others: bool) -> str:
-    """How many passes, for a sentence; beside others that are not counted."""
+    """A number of passes for a sentence; with `others` there are passes that are not counted."""
     if count == 1:
         return "the other pass" if others else "the pass"
     return f"all {count} {'other ' if others else ''}passes"
@@ -113,7 +112,7 @@ def _word(verdict: PassVerdict) -> str:
     return "equal" if verdict.equal else "not checked" if verdict.is_unchecked else "differs"
 
 
-def _row(verdict: PassVerdict) -> dict[str, Json]:
+def _verdict_json(verdict: PassVerdict) -> dict[str, Json]:
     return {
         "pass": verdict.name, "equal": verdict.equal, "verdict": _word(verdict), "error": verdict.error,
         "results": verdict.results, "differ": list(verdict.lines),

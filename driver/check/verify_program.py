@@ -1,4 +1,4 @@
-"""`stretto verify DIR`: the order proof of a program, for all ranks of its mesh; no compiler, no devices needed."""
+"""`stretto verify DIR`: prove a program's order for all ranks of its mesh; needs no compiler and no devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..text.console import say
 
 @dataclass(frozen=True)
 class ProgramVerdict:
-    """What was proved, of a mesh of how many ranks, and in how many seconds."""
+    """The verdict of the order prover, the number of ranks, and the seconds that the proof took."""
 
     verdict: Verdict
     ranks: int
@@ -25,7 +25,7 @@ class ProgramVerdict:
 
 
 def verify_program(folder: str, memory_cap_bytes: int | None) -> ProgramVerdict:
-    """Prove the program in a folder; the cap is for each rank. Errors: ProgramError E0301 to E0306, E0714."""
+    """Prove the program in a folder; the memory cap is per rank. Errors: ProgramError E0301 to E0306, E0714."""
     program = Program.load(folder)
     start = time.perf_counter()
     verdict = prove(program, memory_cap_bytes=memory_cap_bytes)

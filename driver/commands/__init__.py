@@ -1,5 +1,5 @@
-"""What each command takes and runs, one a module: `HELP`, `add_arguments(parser)` and `run(given)`, an `Outcome`.
+"""The commands, one module each: `HELP`, `add_arguments(parser)` and `run(arguments)`, which returns an `Outcome`.
 
-Importing them is light, so that `stretto --help` is: what a command does is in `driver/`, imported when it runs.
-`outcome.py` is what a command gives back, `arguments.py` the arguments that several have.
+Importing them is fast, so that `stretto --help` is fast: a command imports its work from `driver/` when it runs.
+`outcome.py` is the result of a command, `arguments.py` the arguments that several commands share.
 """

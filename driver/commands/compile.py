@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="path/to/file.py:name, a function that returns (model, example inputs as a dict); or hf:PATH, a folder or "
+        help="path/to/file.py:name, a function that returns (model, dict of example inputs); or hf:PATH, a folder or "
         "JSON file with a Hugging Face config",
     )
     parser.add_argument("--plan", required=True, metavar="FILE", help="the plan")
@@ -26,23 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
     parser.add_argument(
         "--dynamic", action="append", default=[], type=dynamic_dims, metavar="INPUT=NAME,NAME",
-        help="dims of an input, in order, whose sizes `run --sizes` may choose, such as tokens=batch,seq:2..2048 "
-        "(- for a dim that stays)",
+        help="names for the dims of an input, in order, whose sizes `run --sizes` sets, such as "
+        "tokens=batch,seq:2..2048 (- for a fixed dim)",
     )  # fmt: skip
-    parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass into this folder, for opt")
+    parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
     parser.set_defaults(usage_error=parser.error)
 
 
-def run(given: argparse.Namespace) -> Outcome:
+def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    if not given.target.startswith("hf:") and (given.batch or given.seq):
-        given.usage_error("--batch and --seq are for hf: targets; a function in a file makes its own inputs")
+    if not arguments.target.startswith("hf:") and (arguments.batch or arguments.seq):
+        arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
     require_compiler()
     from ..compile.compile_target import CompileJob, compile_target, show_compiled
 
     job = CompileJob(
-        given.target, given.plan, given.output, given.mode, given.dtype, given.batch, given.seq, given.dump_ir,
-        dict(given.dynamic),
+        arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
+        arguments.seq, arguments.dump_ir, dict(arguments.dynamic),
     )  # fmt: skip
     program, seconds = compile_target(job)
     return Outcome(0, lambda: show_compiled(program, job, seconds))

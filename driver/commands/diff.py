@@ -14,8 +14,8 @@ HELP = "show what differs between two modules or two programs: ops, communicatio
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Counts are of one step of one rank. Peak memory: of programs as `stretto verify` proves it; of modules by "
-        "their types. Exit code 0 when both are equal, 1 when they differ."
+        "Counts are for one step of one rank. The peak memory of a program is that of `stretto verify`; that of a "
+        "module is estimated from its types. Exit code 0 when both are equal, 1 when they differ."
     )
     parser.add_argument("a", metavar="A", help="a module, or a program folder")
     parser.add_argument("b", metavar="B", help="another of the same kind")
@@ -23,20 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def run(given: argparse.Namespace) -> Outcome:
+def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ..report.diff import Difference, show_difference
     from ..report.summary import program_summary
 
-    kinds = {os.path.isdir(path) for path in (given.a, given.b)}
+    kinds = {os.path.isdir(path) for path in (arguments.a, arguments.b)}
     if len(kinds) > 1:
-        given.usage_error("give two modules or two program folders; a program's module is in its ir.mlir")
+        arguments.usage_error("give two modules or two program folders; a program's module is in its ir.mlir")
     if kinds == {True}:
-        found = Difference(program_summary(given.a), program_summary(given.b))
+        difference = Difference(program_summary(arguments.a), program_summary(arguments.b))
     else:
         require_compiler()
         from ..debug.module_source import read_source
         from ..report.module_summary import module_summary
 
-        found = Difference(*(module_summary(read_source(path, None)) for path in (given.a, given.b)))
-    return Outcome(0 if found.is_equal else 1, lambda: show_difference(found), found.to_json)
+        difference = Difference(*(module_summary(read_source(path, None)) for path in (arguments.a, arguments.b)))
+    return Outcome(0 if difference.is_equal else 1, lambda: show_difference(difference), difference.to_json)

@@ -13,16 +13,16 @@ HELP = "show a program's placements, communication and remarks"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.add_argument("folder", metavar="DIR", help="a program folder")
-    parser.add_argument("--remarks", action="store_true", help="show each remark of the passes, with its place")
+    parser.add_argument("--remarks", action="store_true", help="list every remark of the passes, with its place")
     add_json(parser)
 
 
-def run(given: argparse.Namespace) -> Outcome:
+def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ...runtime.program.program import Program
     from ..report.explain import explain
     from ..report.show_explanation import Detail, show_explanation
 
-    explanation = explain(Program.load(given.folder))
-    detail = Detail.ALL if given.remarks else Detail.SUMMARY
+    explanation = explain(Program.load(arguments.folder))
+    detail = Detail.ALL if arguments.remarks else Detail.SUMMARY
     return Outcome(0, lambda: show_explanation(explanation, detail), explanation.to_json)

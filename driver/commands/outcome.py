@@ -1,4 +1,4 @@
-"""What a command gives back, and what it may need: the compiler, which a base install lacks."""
+"""The result of a command, and the check for the compiler, which a base install lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMPILER = ("torch_mlir", "lark", "networkx")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found: the exit code, and two ways to say it."""
+    """The result of a command: the exit code, and how to print it as text or as JSON."""
 
     code: int
     show: Callable[[], None]
@@ -26,22 +26,22 @@ class Command(Protocol):
     """A module of this folder that is a command."""
 
     HELP: str
-    """One line, for the list of commands."""
+    """One line for the list of commands."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Tell the parser what the command takes."""
+        """Add the command's arguments to its parser."""
 
-    def run(self, given: argparse.Namespace) -> Outcome:
-        """Do it. What it prints meanwhile goes to stderr; `Outcome.show` prints the result."""
+    def run(self, arguments: argparse.Namespace) -> Outcome:
+        """Run the command. Prints while it runs go to stderr; `Outcome.show` prints the result."""
         ...
 
 
 def require_compiler() -> None:
-    """E0501 where a package that the compiler needs is not installed."""
+    """Raise E0501 where a package that the compiler needs is not installed."""
     missing = [name for name in _COMPILER if find_spec(name) is None]
     if missing:
         raise StrettoError(
             "E0501",
             f"the compiler is not installed: {', '.join(missing)} cannot be imported",
-            help='pip install "stretto[compiler]"; programs that are compiled already run without it',
+            help='pip install "stretto[compiler]"; compiled programs run without it',
         )

@@ -7,7 +7,7 @@ import argparse
 from .arguments import add_json
 from .outcome import Outcome, require_compiler
 
-HELP = "list the passes, or show one's page"
+HELP = "list the passes, or show the page of one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,21 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def run(given: argparse.Namespace) -> Outcome:
+def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    if given.markdown and (given.name is not None or given.json):
-        given.usage_error("--markdown is about all passes, and no JSON")
+    if arguments.markdown and (arguments.name is not None or arguments.json):
+        arguments.usage_error("--markdown prints all passes; it takes no NAME and no --json")
     require_compiler()
     from ..text.pass_pages import all_pages, pass_page, show_list, show_page
 
-    if given.markdown:
+    if arguments.markdown:
         from ..text.console import say
         from ..text.pass_document import passes_document
 
         text = passes_document()
         return Outcome(0, lambda: say(text.rstrip("\n")))
-    if given.name is not None:
-        page = pass_page(given.name)
+    if arguments.name is not None:
+        page = pass_page(arguments.name)
         return Outcome(0, lambda: show_page(page), page.to_json)
     pages = all_pages()
     return Outcome(0, lambda: show_list(pages), lambda: {"passes": [page.to_json() for page in pages]})

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, default=3, metavar="N", help="default: 3")
     parser.add_argument(
         "--sizes", type=named_sizes, default={}, metavar="NAME=N,NAME=N",
-        help="the sizes that compile --dynamic left open; default: those it was compiled at",
+        help="values of the sizes that compile --dynamic named; default: as compiled",
     )  # fmt: skip
     parser.add_argument(
         "--check", action="store_true", help="compare with the model on one device; exit 1 if it differs"
@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def run(given: argparse.Namespace) -> Outcome:
+def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ..check.run_program import RunJob, check_json, run_check, run_for_steps, show_check, show_steps, steps_json
 
-    if given.check and given.detect_anomaly:
-        given.usage_error("--detect-anomaly is for steps, not for --check")
-    job = RunJob(given.folder, given.ranks, given.steps, given.detect_anomaly, given.sizes)
-    if not given.check:
+    if arguments.check and arguments.detect_anomaly:
+        arguments.usage_error("--detect-anomaly is for steps; it cannot be combined with --check")
+    job = RunJob(arguments.folder, arguments.ranks, arguments.steps, arguments.detect_anomaly, arguments.sizes)
+    if not arguments.check:
         program, steps = run_for_steps(job)
         return Outcome(0, lambda: show_steps(program, job, steps), lambda: steps_json(program, job, steps))
     report, comparison = run_check(job)

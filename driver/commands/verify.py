@@ -5,47 +5,47 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import MEMORY_CAP, add_json, add_pipeline, add_terms
+from .arguments import MEMORY_CAP, add_check_options, add_json, add_pipeline
 from .outcome import Outcome, require_compiler
 
-HELP = "prove a program's order, or compare values before and after passes"
+HELP = "prove a program's order, or check that passes keep the values"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Exit code 0 when the program is safe, or every pass leaves the values as they were; 1 when not, and when "
-        "nothing could be compared (not checked)."
+        "Exit code 0 when the program is safe, or every pass keeps the values; 1 otherwise, and when nothing could "
+        "be compared (not checked)."
     )
     parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
     add_pipeline(parser, required=False)
-    add_terms(parser, f"what a rank of the program may take, such as 80GiB; with -p {MEMORY_CAP}")
+    add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
-def run(given: argparse.Namespace) -> Outcome:
+def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    return _program(given) if given.pipeline is None else _passes(given)
+    return _program(arguments) if arguments.pipeline is None else _passes(arguments)
 
 
-def _program(given: argparse.Namespace) -> Outcome:
-    if given.path == "-" or os.path.isfile(given.path):
-        given.usage_error("a module is verified pass by pass: name the passes with -p PIPELINE")
+def _program(arguments: argparse.Namespace) -> Outcome:
+    if arguments.path == "-" or os.path.isfile(arguments.path):
+        arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
     from ..check.verify_program import show_verdict, verify_program
 
-    proved = verify_program(given.path, given.memory_cap)
+    proved = verify_program(arguments.path, arguments.memory_cap)
     return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
 
 
-def _passes(given: argparse.Namespace) -> Outcome:
-    if os.path.isdir(given.path):
-        given.usage_error("-p is for a module's file; a program folder is proved without it")
+def _passes(arguments: argparse.Namespace) -> Outcome:
+    if os.path.isdir(arguments.path):
+        arguments.usage_error("-p is for the file of a module; a program folder is proved without it")
     require_compiler()
-    from ..check.pass_check import terms_of
+    from ..check.pass_check import check_options
     from ..check.verify_passes import PassesJob, show_passes, verify_passes
     from ..debug.module_source import read_source
 
-    source = read_source(given.path, given.pipeline)
-    report = verify_passes(PassesJob(source, terms_of(given.seed, given.memory_cap, given.ranges)))
+    source = read_source(arguments.path, arguments.pipeline)
+    report = verify_passes(PassesJob(source, check_options(arguments.seed, arguments.memory_cap, arguments.ranges)))
     return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)

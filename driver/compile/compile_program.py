@@ -188,7 +188,7 @@ def compile_capture(
     told = replace(options, arguments=_told(options.arguments, ranges))
     program = _program(captured, model, module, remarks, told, _judged(captured, plan, options.floats))
     if program.pipeline is not None and is_alone(plan):
-        program = replace(program, pipeline=replace(program.pipeline, alone=True))
+        program = replace(program, pipeline=replace(program.pipeline, separate_microbatches=True))
     return Compiled(program, captured, tuple(manager.runs))
 
 

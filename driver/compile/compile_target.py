@@ -18,7 +18,7 @@ from ...frontend.targets.target import Request
 from ...frontend.to_ir import Floats
 from ...ir.module import Module
 from ...runtime.program.arguments import Json, dtype_name
-from ...runtime.program.folder import refuse_what_is_not_ours
+from ...runtime.program.folder import refuse_other_folder
 from ...runtime.program.program import Program
 from ..check.live_model import source_record
 from ..report.explain import explain
@@ -62,16 +62,16 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
 
         def begin(stage: str) -> None:
             clock.begin(stage)
-            bar.to(stage, _STAGES.index(stage))
+            bar.show(stage, _STAGES.index(stage))
 
         def after(name: str, module: Module) -> None:
             keep(module)
-            bar.to(f"passes: {name}")
+            bar.show(f"passes: {name}")
             if dump is not None:
                 dump.write(name, module)
 
         begin("plan")
-        refuse_what_is_not_ours(Path(job.output))
+        refuse_other_folder(Path(job.output))
         plan = Plan.load(job.plan)
         dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
         if dump is not None:

@@ -1,7 +1,6 @@
-"""Which pass of a pipeline breaks the values or the order of a module, in which way, and at which operation.
+"""Bisection: the first pass of a pipeline that breaks the values or the order of a module, and the operation.
 
-Passes run one by one, and what each leaves is compared with what it was given (`judge.py`), so that a later pass that
-hides a mistake does not hide it here.
+Passes run one by one and each is checked (`driver/check/pass_check.py`), so a later pass cannot hide a mistake.
 """
 
 from __future__ import annotations
@@ -11,28 +10,28 @@ from dataclasses import dataclass
 
 from ...ir.module import Module
 from ...passes.manager import Step, single, step_name
-from ..check.pass_check import Breakage, Judge, PassVerdict, Terms
-from .faulty_op import GuiltyOp, find_guilty_op, invalid_op
+from ..check.pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
+from .faulty_op import FaultyOp, find_faulty_op, invalid_op
 
-Told = Callable[[int, str], None]
+BeforePass = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """What was found; `broken` is None where every pass kept values and order."""
+    """The result of `bisect`; `broken` is None where every pass kept values and order."""
 
     passes: tuple[str, ...]
-    """Those of the pipeline, in order."""
+    """The passes of the pipeline, in order."""
     broken: PassVerdict | None = None
-    """Of the first pass that breaks them."""
+    """The verdict of the first pass that breaks them."""
     index: int | None = None
-    """Which of `passes` that is."""
-    op: GuiltyOp | None = None
-    """The operation in the module that it left; None where none can be named, as when the pass itself failed, and for
-    an order that is broken: `broken.stuck` then has the operation of each rank that takes part."""
+    """The position of that pass in `passes`."""
+    op: FaultyOp | None = None
+    """The operation in the module after that pass. None where no operation can be named, as when the pass itself
+    failed, and for a broken order: then `broken.stuck` has the operation at which each rank waits."""
 
     unchecked: str = ""
-    """Where no pass breaks the module, but the values of some could not be compared: why."""
+    """Why the values of some pass could not be compared, where no pass breaks the module."""
 
     @property
     def pass_name(self) -> str | None:
@@ -41,36 +40,38 @@ class Bisection:
 
     @property
     def breakage(self) -> Breakage | None:
-        """In which way."""
+        """How that pass breaks the module."""
         return self.broken.breakage if self.broken else None
 
 
-def bisect(module: Module, steps: Sequence[Step], terms: Terms | None = None, told: Told | None = None) -> Bisection:
+def bisect(
+    module: Module, steps: Sequence[Step], options: CheckOptions | None = None, before_pass: BeforePass | None = None
+) -> Bisection:
     """Run the passes on the module, which they rewrite, up to the first that breaks it.
 
-    `told` is called with the number and the name of each pass before it runs.
-    Errors: E0655, E0661, and those with which the interpreter refuses the module as given.
+    `before_pass` is called with the number and the name of each pass before it runs.
+    Errors: E0655, E0661, and the interpreter's errors on the module as given.
     """
-    each_step = tuple(single(steps))
-    names = tuple(step_name(step) for step in each_step)
-    judge = Judge(module, terms or Terms())
-    judge.check_runs()
-    why = ""
-    for number, step in enumerate(each_step):
-        if told is not None:
-            told(number, names[number])
-        verdict = judge.try_run(step)
+    single_steps = tuple(single(steps))
+    names = tuple(step_name(step) for step in single_steps)
+    checker = PassChecker(module, options or CheckOptions())
+    checker.check_runs()
+    unchecked = ""
+    for number, step in enumerate(single_steps):
+        if before_pass is not None:
+            before_pass(number, names[number])
+        verdict = checker.try_run(step)
         if verdict.breakage is not None:
-            return Bisection(names, verdict, number, _guilty(judge, verdict))
+            return Bisection(names, verdict, number, _faulty_op(checker, verdict))
         if verdict.is_unchecked:
-            why = why or verdict.lines[0]
-    return Bisection(names, unchecked=why)
+            unchecked = unchecked or verdict.lines[0]
+    return Bisection(names, unchecked=unchecked)
 
 
-def _guilty(judge: Judge, verdict: PassVerdict) -> GuiltyOp | None:
+def _faulty_op(checker: PassChecker, verdict: PassVerdict) -> FaultyOp | None:
     if verdict.breakage is Breakage.INVALID:
-        return invalid_op(judge.module)
+        return invalid_op(checker.module)
     if verdict.breakage not in (Breakage.VALUES, Breakage.REFUSED):
         return None
-    wrong = [each.number for each in verdict.differ]
-    return find_guilty_op(judge.before, judge.module, judge.terms, judge.ranges, wrong)
+    wrong = [result.number for result in verdict.differing]
+    return find_faulty_op(checker.before, checker.module, checker.options, checker.ranges, wrong)

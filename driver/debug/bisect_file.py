@@ -1,4 +1,4 @@
-"""`stretto bisect FILE -p PIPELINE`: what breaks a module, from its text, and how it is told."""
+"""`stretto bisect FILE -p PIPELINE`: bisect the text of a module, and print the result."""
 
 from __future__ import annotations
 
@@ -9,128 +9,128 @@ from ...ir.source_text import read_module
 from ...passes.manager import single
 from ...passes.pipeline_text import print_pipeline
 from ...runtime.program.arguments import Json
-from ..check.pass_check import Breakage, PassVerdict, Terms
+from ..check.pass_check import Breakage, CheckOptions, PassVerdict
 from ..text.console import heading, note, progress, say, table
 from .bisect import Bisection, bisect
-from .faulty_op import GuiltyOp
+from .faulty_op import FaultyOp
 from .module_source import Source
 
-_DIFFER = 6
-"""So many results that differ are told."""
-_OTHERS = 5
-"""So many other candidates are told."""
+_RESULTS_SHOWN = 6
+"""The most differing results that are printed."""
+_CANDIDATES_SHOWN = 5
+"""The most other candidates that are printed."""
 BROKEN: Mapping[Breakage, str] = {
     Breakage.VALUES: "changes values",
-    Breakage.ORDER: "lets ranks wait for each other, or differ in a collective",
-    Breakage.INVALID: "leaves a module that is not valid",
+    Breakage.ORDER: "breaks the order: ranks deadlock, or run different collectives",
+    Breakage.INVALID: "leaves an invalid module",
     Breakage.REFUSED: "leaves a module that cannot be run",
     Breakage.FAILED: "fails",
 }
-"""What a pass does that breaks a module."""
+"""How a pass breaks a module, as the predicate of a sentence."""
 
-_OPERATION: Mapping[Breakage, str] = {
+_OP_HEADING: Mapping[Breakage, str] = {
     **dict.fromkeys(Breakage, "The operation"),
-    Breakage.VALUES: "The first operation that gives what the module before never had",
+    Breakage.VALUES: "The first operation with a wrong value",
     Breakage.REFUSED: "The operation at which the run stops",
 }
 
 
-def bisect_source(source: Source, terms: Terms) -> Bisection:
+def bisect_source(source: Source, options: CheckOptions) -> Bisection:
     """Bisect a module's text. Errors: those of `read_module` and of `bisect`, E0410 to E0416 in the pipeline."""
     steps = list(single(source.steps()))
     module = read_module(source.text, source.name)
     with progress(len(steps) + 1) as bar:
-        bar.to("the module as given")
-        return bisect(module, steps, terms, lambda number, name: bar.to(name, number + 1))
+        bar.show("the module as given")
+        return bisect(module, steps, options, lambda number, name: bar.show(name, number + 1))
 
 
-def bisection_json(found: Bisection) -> Mapping[str, Json]:
-    """All of it: a row for each pass, what broke, and the operation."""
-    broken = found.broken
+def bisection_json(bisection: Bisection) -> Mapping[str, Json]:
+    """The passes, the breakage and the operation, as JSON."""
+    broken = bisection.broken
     return {
-        "broken": found.broken is not None,
-        "unchecked": found.unchecked or None,
-        "passes": list(found.passes),
-        "kept": list(found.passes[: found.index]),
-        "pass": found.pass_name,
+        "broken": bisection.broken is not None,
+        "unchecked": bisection.unchecked or None,
+        "passes": list(bisection.passes),
+        "kept": list(bisection.passes[: bisection.index]),
+        "pass": bisection.pass_name,
         "breakage": None if broken is None else str(broken.breakage),
         "code": broken.code if broken else None,
         "error": broken.error if broken else None,
-        "differ": [{"name": each.name, "error": each.error} for each in broken.differ] if broken else [],
+        "differ": [{"name": result.name, "error": result.error} for result in broken.differing] if broken else [],
         "message": list(broken.message) if broken else [],
-        "stuck": [_stuck(broken, at) for at in range(len(broken.stuck))] if broken else [],
-        "op": None if found.op is None else found.op.to_json(),
+        "stuck": [_stuck_json(broken, index) for index in range(len(broken.stuck))] if broken else [],
+        "op": None if bisection.op is None else bisection.op.to_json(),
     }
 
 
-def show_bisection(found: Bisection, source: Source) -> None:
-    """Print a row for each pass, what breaks, at which operation, and how to see that module."""
-    broken, kept = found.broken, len(found.passes) if found.index is None else found.index
+def show_bisection(bisection: Bisection, source: Source) -> None:
+    """Print a row for each pass, the breakage, the operation, and the command that prints the broken module."""
+    broken, kept = bisection.broken, len(bisection.passes) if bisection.index is None else bisection.index
     rows = [
-        (name, ("not checked" if found.unchecked else "kept") if at < kept else "not run")
-        for at, name in enumerate(found.passes)
+        (name, ("not checked" if bisection.unchecked else "kept") if index < kept else "not run")
+        for index, name in enumerate(bisection.passes)
     ]
     if broken is not None:
         rows[kept] = (broken.name, str(broken.breakage))
     table(("pass", "verdict"), rows)
     if broken is None:
         say()
-        if found.unchecked:
-            say(f"not checked: no pass breaks the order, and {found.unchecked}")
+        if bisection.unchecked:
+            say(f"not checked: no pass breaks the order, and {bisection.unchecked}")
             return
-        count = len(found.passes)
+        count = len(bisection.passes)
         say(f"kept: {'the pass' if count == 1 else f'all {count} passes'} left values and order as they were")
         return
     say()
     say(f'"{broken.name}" is the first pass that {BROKEN[broken.breakage or Breakage.VALUES]}')
     _show_verdict(broken)
-    if found.op is not None:
-        heading(_OPERATION[broken.breakage or Breakage.VALUES])
-        _show_op(found.op)
-    _show_command(found, source)
+    if bisection.op is not None:
+        heading(_OP_HEADING[broken.breakage or Breakage.VALUES])
+        _show_op(bisection.op)
+    _show_command(bisection, source)
 
 
 def _show_verdict(broken: PassVerdict) -> None:
-    worst = sorted(broken.differ, key=lambda each: -each.error)
-    for each in worst[:_DIFFER]:
-        say(f"  {each.name}: largest error {each.error:.1e}")
-    if len(worst) > _DIFFER:
-        say(f"  and {len(worst) - _DIFFER} of {broken.results} results more")
+    worst = sorted(broken.differing, key=lambda result: -result.error)
+    for result in worst[:_RESULTS_SHOWN]:
+        say(f"  {result.name}: largest error {result.error:.1e}")
+    if len(worst) > _RESULTS_SHOWN:
+        say(f"  and {len(worst) - _RESULTS_SHOWN} more of {broken.results} results")
     for line in broken.message:
         say(f"  {line}")
 
 
-def _show_op(op: GuiltyOp) -> None:
+def _show_op(op: FaultyOp) -> None:
     place = op.place
     say(f"  {place}")
     if place.text:
-        say(f"  line {place.line} of the module that the pass leaves, in @{place.function}:")
+        say(f"  line {place.line} of the module after the pass, in @{place.function}:")
         say(f"    {place.text}")
-    _rows("reads", [str(each) for each in op.operands])
-    _rows("shown by", op.why)
+    _labelled("reads", [str(entry) for entry in op.operands])
+    _labelled("shown by", op.why)
     if op.lost is not None:
-        _rows("gone", [f"the value of {op.lost}, which the module before had"])
-    _rows("or else", [str(each) for each in op.others[:_OTHERS]])
-    if len(op.others) > _OTHERS:
-        say(f"            and {len(op.others) - _OTHERS} more (--json has all)")
+        _labelled("lost", [f"the value of {op.lost}, which the module before the pass had"])
+    _labelled("or else", [str(entry) for entry in op.others[:_CANDIDATES_SHOWN]])
+    if len(op.others) > _CANDIDATES_SHOWN:
+        say(f"            and {len(op.others) - _CANDIDATES_SHOWN} more; --json lists all")
 
 
-def _rows(head: str, lines: Sequence[str]) -> None:
-    for at, line in enumerate(lines):
-        say(f"  {head if at == 0 else '':<9} {line}")
+def _labelled(head: str, lines: Sequence[str]) -> None:
+    for index, line in enumerate(lines):
+        say(f"  {head if index == 0 else '':<9} {line}")
 
 
-def _show_command(found: Bisection, source: Source) -> None:
-    """How to get the module that the pass leaves; to stderr, since it is no result."""
-    steps = list(single(source.steps()))[: (found.index or 0) + 1]
-    if source.name != "<stdin>" and found.breakage is not Breakage.FAILED:
+def _show_command(bisection: Bisection, source: Source) -> None:
+    """Print the command that gives the module after the pass; to stderr, since it is no result."""
+    steps = list(single(source.steps()))[: (bisection.index or 0) + 1]
+    if source.name != "<stdin>" and bisection.breakage is not Breakage.FAILED:
         command = ["stretto", "opt", source.name, "--no-verify", "-p", print_pipeline(steps)]
-        note(f"the module that it leaves: {shlex.join(command)}")
+        note(f"to print the module after it: {shlex.join(command)}")
 
 
-def _stuck(broken: PassVerdict, at: int) -> Json:
-    stuck = broken.stuck[at]
+def _stuck_json(broken: PassVerdict, index: int) -> Json:
+    rank = broken.stuck[index]
     return {
-        "rank": stuck.rank, "op": stuck.op, "waits_for": list(stuck.waits_for),
-        "module_path": stuck.origin.module_path, "file": stuck.origin.file, "line": stuck.origin.line,
+        "rank": rank.rank, "op": rank.op, "waits_for": list(rank.waits_for),
+        "module_path": rank.origin.module_path, "file": rank.origin.file, "line": rank.origin.line,
     }  # fmt: skip

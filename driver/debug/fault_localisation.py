@@ -1,9 +1,9 @@
-"""Which operation of a module that a pass left first gives what the module before never had, and makes a result wrong.
+"""Fault localisation: the first operation with a wrong value in the module after a pass.
 
-Both modules run on the same inputs, and every value of both is known as a whole tensor (`ir/equivalence/trace.py`).
-A value is *right* if the module before computed it too, or if something right is computed from it. The operation that
-is looked for has right operands and gives a value that is not right, on the way to a result that differs. Values of
-which this cannot be told (constants, what each rank has of its own, such as the offset of its chunk) are neither.
+Both modules, before and after the pass, run on the same inputs, and every value is traced as a global tensor
+(`ir/equivalence/trace.py`). A value is *right* if the module before computed it too, or if a right value is computed
+from it. The faulty operation has right operands and a wrong result, and a result of the program depends on it. Values
+that are neither right nor wrong are *unknown*: constants, and values of one rank such as the offset of its chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import BLOCKING, WAIT
 from ...ir.equivalence.flow import Node
 from ...ir.equivalence.trace import Fingerprint, Trace, same_elements
 from ...ir.interpreter.code import UNPACK
@@ -27,36 +27,36 @@ from ...ir.placement import Shard
 
 
 class Status(StrEnum):
-    """What is known of a value."""
+    """Whether a value is right."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    """It is nowhere in the other module."""
+    """The other module does not compute it."""
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """The operations found; without any, the values are right and `main` returns them in the wrong places."""
+    """The operations that may be faulty; without any, all values are right and `main` returns them in a wrong order."""
 
     first: Node | None
     others: tuple[Node, ...] = ()
-    """What may be guilty in its stead: values between right ones that the other module lacks for no fault."""
+    """Other candidates: a correct rewrite too may compute values that the other module does not."""
 
 
 class Values:
-    """Every value of one trace, to be looked up by what it holds."""
+    """The values of one trace, looked up by their elements."""
 
     def __init__(self, trace: Trace, tolerance: float) -> None:
         self.trace = trace
         self.tolerance = tolerance
         by_count: dict[int, list[Fingerprint]] = defaultdict(list)
-        for each in (*trace.fingerprints.values(), *chain.from_iterable(trace.parts.values())):
-            by_count[each.count].append(each)
+        for fingerprint in (*trace.fingerprints.values(), *chain.from_iterable(trace.parts.values())):
+            by_count[fingerprint.count].append(fingerprint)
         self._tables = {count: self._table(prints) for count, prints in by_count.items()}
 
     def holds(self, trace: Trace, number: int) -> bool:
-        """Whether a value of another trace is one of these, or all its microbatches' parts are."""
+        """Whether a value of another trace is among these, or the parts of all its microbatches are."""
         wanted, parts = trace.fingerprints.get(number), trace.parts.get(number, ())
         if wanted is None:
             return False
@@ -69,147 +69,149 @@ class Values:
         return bool(same_elements(sums, sizes, wanted, self.tolerance).any())
 
     def _table(self, prints: Sequence[Fingerprint]) -> tuple[Tensor, Tensor]:
-        return torch.stack([each.sums for each in prints]), torch.tensor([each.size for each in prints]).double()
+        return torch.stack([fingerprint.sums for fingerprint in prints]), torch.tensor(
+            [fingerprint.size for fingerprint in prints]
+        ).double()
 
 
 @dataclass
 class Statuses:
-    """The status of every value of a trace, against the values of another."""
+    """The status of every value of a trace, compared with the values of another trace."""
 
     trace: Trace
     other: Values
     wrong_results: frozenset[int]
-    of: dict[int, Status] = field(default_factory=dict)
+    by_value: dict[int, Status] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.of.update(dict.fromkeys(self.trace.flow.arguments, Status.RIGHT))
+        self.by_value.update(dict.fromkeys(self.trace.flow.arguments, Status.RIGHT))
         for node in self.trace.flow.nodes:
             for number in node.results:
-                self.of[number] = self._status(node, number)
+                self.by_value[number] = self._status(node, number)
         for node in reversed(self.trace.flow.nodes):
             if self._proves(node):
-                self.of.update(
+                self.by_value.update(
                     (number, Status.RIGHT)
                     for number in self.operands(node)
-                    if self.of[number] is not Status.RIGHT and number not in self.wrong_results
+                    if self.by_value[number] is not Status.RIGHT and number not in self.wrong_results
                 )
 
     def operands(self, node: Node) -> Iterator[int]:
         """The tensors that a node reads, through lists and futures."""
         for number in node.operands:
-            if self._is_seen(number):
+            if self._is_traced(number):
                 yield number
             elif number in self.trace.flow.makers:
                 yield from self.operands(self.trace.flow.makers[number])
 
     def _status(self, node: Node, number: int) -> Status:
-        if not self._is_seen(number):
+        if not self._is_traced(number):
             return Status.UNKNOWN
         if self.other.holds(self.trace, number):
             return Status.RIGHT
         operands = list(self.operands(node))
-        known = [self.of[operand] for operand in operands]
+        known = [self.by_value[operand] for operand in operands]
         if not self._is_floating(number):
             return Status.UNKNOWN
         if all(status is Status.UNKNOWN for status in known) and not (known and _communicates(node)):
             return Status.UNKNOWN
-        is_own = Status.UNKNOWN in known or self._says_nothing(number, operands)
+        is_own = Status.UNKNOWN in known or self._is_of_one_rank(number, operands)
         return Status.UNKNOWN if number in self.trace.diverged and is_own and not _communicates(node) else Status.WRONG
 
     def _is_floating(self, number: int) -> bool:
         type_ = self.trace.flow.types[number]
         return type_ is not None and type_.dtype.is_floating_point
 
-    def _says_nothing(self, number: int, operands: Sequence[int]) -> bool:
-        """Whether a type has no placement though operands are sharded: passes write so what a rank has of its own."""
-        placements = [type_.placement for each in operands if (type_ := self.trace.flow.types[each]) is not None]
+    def _is_of_one_rank(self, number: int, operands: Sequence[int]) -> bool:
+        """Whether the type has no placement though operands are sharded: the value belongs to one rank."""
+        placements = [type_.placement for operand in operands if (type_ := self.trace.flow.types[operand]) is not None]
         type_ = self.trace.flow.types[number]
         sharded = any(isinstance(placement, Shard) for pairs in placements for _, placement in pairs)
         return type_ is not None and not type_.placement and sharded
 
-    def _is_seen(self, number: int) -> bool:
+    def _is_traced(self, number: int) -> bool:
         return number in self.trace.fingerprints
 
     def _proves(self, node: Node) -> bool:
-        """Whether all results are right, and one could not be if an operand were not."""
-        seen = [number for number in node.results if self._is_seen(number)]
+        """Whether right results of this operation prove that its operands are right."""
+        seen = [number for number in node.results if self._is_traced(number)]
         return (
             "_like" not in node.step.name
-            and all(self.of[number] is Status.RIGHT for number in seen)
-            and any(self._says_something(number) for number in seen)
+            and all(self.by_value[number] is Status.RIGHT for number in seen)
+            and any(self._is_distinctive(number) for number in seen)
         )
 
-    def _says_something(self, number: int) -> bool:
-        type_, found = self.trace.flow.types[number], self.trace.fingerprints.get(number)
-        if type_ is None or found is None or type_.dtype is torch.bool:
+    def _is_distinctive(self, number: int) -> bool:
+        type_, fingerprint = self.trace.flow.types[number], self.trace.fingerprints.get(number)
+        if type_ is None or fingerprint is None or type_.dtype is torch.bool:
             return False
-        return not found.is_constant or (found.count == 1 and found.size not in (0, 1))
+        return not fingerprint.is_constant or (fingerprint.count == 1 and fingerprint.size not in (0, 1))
 
     @cached_property
     def slice(self) -> list[Node]:
         """The nodes that lead to wrong results through values that are not right, in execution order."""
         wanted = set(self.wrong_results)
-        found = []
+        nodes = []
         for node in reversed(self.trace.flow.nodes):
-            if any(number in wanted and self.of[number] is not Status.RIGHT for number in node.results):
-                found.append(node)
+            if any(number in wanted and self.by_value[number] is not Status.RIGHT for number in node.results):
+                nodes.append(node)
                 wanted.update(self.operands(node))
-        return found[::-1]
+        return nodes[::-1]
 
 
 def suspects(statuses: Statuses) -> Suspects:
-    """The operation with which a trace goes wrong."""
-    wrong = [node for node in statuses.slice if any(statuses.of[n] is Status.WRONG for n in node.results)]
-    starts = [n for n in wrong if all(statuses.of[o] is not Status.WRONG for o in statuses.operands(n))]
+    """The operation with the first wrong value, and the other candidates."""
+    wrong = [node for node in statuses.slice if any(statuses.by_value[n] is Status.WRONG for n in node.results)]
+    starts = [n for n in wrong if all(statuses.by_value[o] is not Status.WRONG for o in statuses.operands(n))]
     if not starts:
         unknown = tuple(statuses.slice)
         return Suspects(unknown[0], unknown[1:]) if unknown else Suspects(None)
-    return Suspects(_started(statuses.trace, starts[0]), tuple(_others(statuses, starts, wrong)))
+    return Suspects(_origin(statuses.trace, starts[0]), tuple(_others(statuses, starts, wrong)))
 
 
 def _others(statuses: Statuses, starts: Sequence[Node], wrong: Sequence[Node]) -> Iterator[Node]:
-    """Other places where values go wrong; what the first one reads of unknown values, and what else its line makes."""
+    """Other candidates: other first wrong values, makers of unknown operands, operations of the same source line."""
     first = starts[0]
     feeding = _unknown_before(statuses, first)
-    tainted = _tainted(statuses, first)
+    dependents = _dependents(statuses, first)
     for node in statuses.slice:
         if node is first:
             continue
         same_line = node in wrong and node.step.origin == first.step.origin and node.path > first.path
-        is_start = node in starts and node.path not in tainted
+        is_start = node in starts and node.path not in dependents
         if is_start or same_line or node.path in feeding:
-            yield _started(statuses.trace, node)
+            yield _origin(statuses.trace, node)
 
 
-def _tainted(statuses: Statuses, first: Node) -> set[Path]:
-    """What reads a value of a node, or of another that does."""
-    values, found = set(first.results), set[Path]()
+def _dependents(statuses: Statuses, first: Node) -> set[Path]:
+    """The operations that depend on a node."""
+    values, paths = set(first.results), set[Path]()
     for node in statuses.slice:
         if values.intersection(statuses.operands(node)):
             values.update(node.results)
-            found.add(node.path)
-    return found
+            paths.add(node.path)
+    return paths
 
 
 def _unknown_before(statuses: Statuses, node: Node) -> set[Path]:
-    """The makers of the unknown values that a node reads, and of those that they read."""
-    found: set[Path] = set()
-    left = [node]
-    while left:
-        for number in statuses.operands(left.pop()):
+    """The makers of the unknown values that a node depends on."""
+    paths: set[Path] = set()
+    pending = [node]
+    while pending:
+        for number in statuses.operands(pending.pop()):
             maker = statuses.trace.flow.makers.get(number)
-            if maker is not None and statuses.of[number] is Status.UNKNOWN and maker.path not in found:
-                found.add(maker.path)
-                left.append(maker)
-    return found
+            if maker is not None and statuses.by_value[number] is Status.UNKNOWN and maker.path not in paths:
+                paths.add(maker.path)
+                pending.append(maker)
+    return paths
 
 
-def _started(trace: Trace, node: Node) -> Node:
-    """What makes the value that a node only hands on: the start of a collective, the maker of a list."""
+def _origin(trace: Trace, node: Node) -> Node:
+    """The operation that computes what a node only passes on: the start of a collective, the maker of a list."""
     if node.step.name in ("comm.wait", UNPACK) and node.operands[0] in trace.flow.makers:
         return trace.flow.makers[node.operands[0]]
     return node
 
 
 def _communicates(node: Node) -> bool:
-    return node.step.name in ("comm.wait", "comm.receive", *COLLECTIVES)
+    return node.step.name in (WAIT, *BLOCKING)

@@ -1,4 +1,4 @@
-"""The operation with which a broken module goes wrong, told to a person: where it stands, and what shows it."""
+"""The faulty operation of a broken module: its place, its operands, and the evidence."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ...ir.locations import from_location
 from ...ir.module import Module, operations
 from ...ir.verifier import problems
 from ...runtime.program.arguments import Json
-from ..check.pass_check import Terms
+from ..check.pass_check import CheckOptions
 from .fault_localisation import Status, Statuses, Suspects, Values, suspects
 from .op_places import Place
 from .traced_module import TracedModule
 
-_OTHERS = 16
-"""So many other candidates are told."""
+_MOST_CANDIDATES = 16
+"""The most other candidates that are reported."""
 
 
 @dataclass(frozen=True)
 class Operand:
-    """What the guilty operation reads."""
+    """An operand of the faulty operation."""
 
     type: str
     made_by: str
-    """The operation or the argument that it is a result of."""
+    """The operation or the argument that it comes from."""
     status: Status
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Operand:
 
 
 @dataclass(frozen=True)
-class GuiltyOp:
+class FaultyOp:
     """The first operation that breaks a module, or that is most likely to."""
 
     place: Place
@@ -49,42 +49,42 @@ class GuiltyOp:
     results: tuple[str, ...] = ()
     """Their types."""
     why: tuple[str, ...] = ()
-    """What shows it, a sentence each."""
+    """The evidence, a sentence each."""
     others: tuple[Place, ...] = ()
-    """Operations that may be guilty in its stead; empty where it alone can be."""
+    """Other operations that may be the faulty one."""
     lost: Place | None = None
-    """The first operation of the module before whose value is nowhere after; None where `why` says all."""
+    """The first operation whose value the module after the pass lacks; None where `why` suffices."""
 
     def to_json(self) -> dict[str, Json]:
         operands: Json = [{"type": o.type, "made_by": o.made_by, "status": str(o.status)} for o in self.operands]
         return {
             **self.place.to_json(),
             "operands": operands, "results": list(self.results), "why": list(self.why),
-            "others": [each.to_json() for each in self.others], "lost": self.lost.to_json() if self.lost else None,
+            "others": [place.to_json() for place in self.others], "lost": self.lost.to_json() if self.lost else None,
         }  # fmt: skip
 
 
-def find_guilty_op(
-    before: Module, after: Module, terms: Terms, ranges: Mapping[str, IntegerRange], wrong: Sequence[int]
-) -> GuiltyOp | None:
-    """Run both modules, and name the operation with which the one after goes wrong; None where it cannot be run at all.
+def find_faulty_op(
+    before: Module, after: Module, options: CheckOptions, ranges: Mapping[str, IntegerRange], wrong: Sequence[int]
+) -> FaultyOp | None:
+    """Run both modules and find the faulty operation of the module after; None where that module cannot be run.
 
-    `wrong` are the numbers of its results that differ; empty where they cannot be had.
+    `wrong` are the numbers of the results that differ; empty where they are not known.
     """
-    inputs = random_inputs(before, terms.seed, {**infer_ranges(before, after), **ranges})
-    sides = [TracedModule(module, inputs) for module in (before, after)]
-    cap = terms.memory_cap_bytes
-    run(before, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=sides[0].trace)
+    inputs = random_inputs(before, options.seed, {**infer_ranges(before, after), **ranges})
+    traced = [TracedModule(module, inputs) for module in (before, after)]
+    cap = options.memory_cap_bytes
+    run(before, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=traced[0].trace)
     try:
-        run(after, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=sides[1].trace)
+        run(after, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=traced[1].trace)
     except StrettoError:
-        if not sides[1].is_complete:
-            return _stopped(sides[1])
-    return _compared(sides[0], sides[1], terms.tolerance, wrong)
+        if not traced[1].is_complete:
+            return _stopped(traced[1])
+    return _compared(traced[0], traced[1], options.tolerance, wrong)
 
 
-def invalid_op(module: Module) -> GuiltyOp | None:
-    """The first operation that the verifier refuses; None where MLIR's own does, which names it in its message."""
+def invalid_op(module: Module) -> FaultyOp | None:
+    """The first operation that Stretto's verifier refuses; None where MLIR's verifier does, whose message names it."""
     try:
         module.verify()
         problem = next(problems(module), None)
@@ -95,126 +95,128 @@ def invalid_op(module: Module) -> GuiltyOp | None:
     functions = module.functions().items()
     inside = [name for name, function in functions if any(op == problem.op for op in operations(function))]
     place = Place(problem.op.operation.name, inside[0] if inside else "", from_location(problem.op.location))
-    return GuiltyOp(place, why=(problem.message,))
+    return FaultyOp(place, why=(problem.message,))
 
 
-def _stopped(side: TracedModule) -> GuiltyOp | None:
-    """The operation at which a run ended."""
+def _stopped(side: TracedModule) -> FaultyOp | None:
+    """The operation at which a run stopped."""
     node = side.trace.last
     if node is None:
         return None
     operands = tuple(_operand(side, number, Status.UNKNOWN) for number in node.operands)
-    return GuiltyOp(side.place(node), operands, side.result_types(node), ("the run stops here",))
+    return FaultyOp(side.place(node), operands, side.result_types(node), ("the run stops here",))
 
 
 def _operand(side: TracedModule, number: int, status: Status) -> Operand:
     return Operand(side.type_text(number), side.maker_text(number), status)
 
 
-def _guilty(
-    side: TracedModule, statuses: Statuses, found: Suspects, why: tuple[str, ...], lost: Place | None
-) -> GuiltyOp:
-    """What `suspects` found, told."""
-    first = found.first
+def _report(
+    side: TracedModule, statuses: Statuses, suspected: Suspects, why: tuple[str, ...], lost: Place | None
+) -> FaultyOp:
+    """The report on what `suspects` found."""
+    first = suspected.first
     if first is None:
-        return GuiltyOp(side.places.returning(side.code.entries[0].name), why=why, lost=lost)
-    operands = tuple(_operand(side, number, statuses.of[number]) for number in statuses.operands(first))
-    others = tuple(dict.fromkeys(side.place(node) for node in found.others))[:_OTHERS]
-    return GuiltyOp(side.place(first), operands, side.result_types(first), why, others, lost)
+        return FaultyOp(side.places.place_of_return(side.code.entries[0].name), why=why, lost=lost)
+    operands = tuple(_operand(side, number, statuses.by_value[number]) for number in statuses.operands(first))
+    others = tuple(dict.fromkeys(side.place(node) for node in suspected.others))[:_MOST_CANDIDATES]
+    return FaultyOp(side.place(first), operands, side.result_types(first), why, others, lost)
 
 
-def _compared(before: TracedModule, after: TracedModule, tolerance: float, wrong: Sequence[int]) -> GuiltyOp:
+def _compared(before: TracedModule, after: TracedModule, tolerance: float, wrong: Sequence[int]) -> FaultyOp:
     results = [side.trace.flow.results for side in (before, after)]
     pairs = enumerate(zip(*results, strict=True))
-    numbers = list(wrong) or [i for i, (a, b) in pairs if _unlike(before.trace, a, after.trace, b, tolerance)]
+    numbers = list(wrong) or [i for i, (a, b) in pairs if _differ(before.trace, a, after.trace, b, tolerance)]
     known = [Values(side.trace, tolerance) for side in (before, after)]
     statuses = Statuses(after.trace, known[0], frozenset(results[1][i] for i in numbers))
     missing = Statuses(before.trace, known[1], frozenset(results[0][i] for i in numbers))
-    found, gone = _followed(before, after, suspects(statuses), numbers, tolerance), suspects(missing)
-    if found.first is not None and _is_altered(before, after, found.first, tolerance):
-        found, gone = Suspects(found.first), Suspects(None)
+    suspected, gone = _trace_back(before, after, suspects(statuses), numbers, tolerance), suspects(missing)
+    if suspected.first is not None and _is_altered(before, after, suspected.first, tolerance):
+        suspected, gone = Suspects(suspected.first), Suspects(None)
     lost = None if gone.first is None else before.place(gone.first)
-    return _guilty(after, statuses, found, tuple(_why(before, after, found, numbers, tolerance)), lost)
+    return _report(after, statuses, suspected, tuple(_why(before, after, suspected, numbers, tolerance)), lost)
 
 
-def _followed(
-    before: TracedModule, after: TracedModule, found: Suspects, wrong: Sequence[int], tolerance: float
+def _trace_back(
+    before: TracedModule, after: TracedModule, suspected: Suspects, wrong: Sequence[int], tolerance: float
 ) -> Suspects:
-    """What reads another value than before may be right, where the operation that the value is from has changed."""
-    pairs = [(before.trace.flow.results[i], after.trace.flow.results[i]) for i in wrong] if found.first is None else []
-    node = found.first
+    """Follow operands that changed back to the operation that changed them: one that only reads them is not faulty."""
+    pairs = (
+        [(before.trace.flow.results[i], after.trace.flow.results[i]) for i in wrong] if suspected.first is None else []
+    )
+    node = suspected.first
     while True:
         if node is not None:
-            twin = before.twin(after, node)
-            pairs = [] if twin is None else list(zip(twin.operands, node.operands, strict=False))
+            counterpart = before.counterpart(after, node)
+            pairs = [] if counterpart is None else list(zip(counterpart.operands, node.operands, strict=False))
         changed = next(_changed(before, after, pairs, tolerance), None)
         if changed is None:
-            return Suspects(node, found.others) if node is not None else found
+            return Suspects(node, suspected.others) if node is not None else suspected
         node = changed
 
 
 def _changed(
     before: TracedModule, after: TracedModule, pairs: Sequence[tuple[int, int]], tolerance: float
 ) -> Iterator[Node]:
-    """Of values before and after: the makers of those that differ, though both are of the same operation."""
+    """Of pairs of values, before and after: the makers of those that differ though the same operation made both."""
     for old, new in pairs:
-        was, now = before.maker(old), after.maker(new)
-        if was is None or now is None or before.twin(after, now) is not was:
+        old_maker, new_maker = before.maker(old), after.maker(new)
+        if old_maker is None or new_maker is None or before.counterpart(after, new_maker) is not old_maker:
             continue
         if old not in before.trace.fingerprints:
-            old, new = before.given(was)[0], after.given(now)[0]
-        if _unlike(before.trace, old, after.trace, new, tolerance, now.microbatch):
-            yield now
+            old, new = before.results_through_wait(old_maker)[0], after.results_through_wait(new_maker)[0]
+        if _differ(before.trace, old, after.trace, new, tolerance, new_maker.microbatch):
+            yield new_maker
 
 
-def _unlike(before: Trace, old: int, after: Trace, new: int, tolerance: float, turn: int | None = None) -> bool:
-    """Whether two values are known to differ; `turn` is the microbatch that an operation after reads the value for."""
-    return before.agrees(old, after, new, tolerance, turn) is False
+def _differ(before: Trace, old: int, after: Trace, new: int, tolerance: float, microbatch: int | None = None) -> bool:
+    """Whether two values are known to differ; `microbatch` is the one that the operation reads the new value for."""
+    return before.agrees(old, after, new, tolerance, microbatch) is False
 
 
 def _is_altered(before: TracedModule, after: TracedModule, node: Node, tolerance: float) -> bool:
-    """Whether the operation was there before, read the same, and differs in its constants alone."""
-    twin = before.twin(after, node)
-    if twin is None or len(twin.operands) != len(node.operands):
+    """Whether the operation existed before with the same operands and differs only in its constants."""
+    counterpart = before.counterpart(after, node)
+    if counterpart is None or len(counterpart.operands) != len(node.operands):
         return False
-    pairs = zip(twin.operands, node.operands, strict=True)
-    return twin.constants != node.constants and not any(
-        _unlike(before.trace, old, after.trace, new, tolerance, node.microbatch) for old, new in pairs
+    pairs = zip(counterpart.operands, node.operands, strict=True)
+    return counterpart.constants != node.constants and not any(
+        _differ(before.trace, old, after.trace, new, tolerance, node.microbatch) for old, new in pairs
     )
 
 
 def _why(
-    before: TracedModule, after: TracedModule, found: Suspects, wrong: Sequence[int], tolerance: float
+    before: TracedModule, after: TracedModule, suspected: Suspects, wrong: Sequence[int], tolerance: float
 ) -> Iterator[str]:
-    """What shows that the operation is guilty."""
-    node = found.first
+    """The evidence that the operation is faulty."""
+    node = suspected.first
     if node is None:
         names = ", ".join(f'"{result_name(after.code.results[i].record, i)}"' for i in wrong)
-        yield f"every value that leads to {names} was computed before too, and is returned in the place of another"
+        yield f"every value that {names} depends on is right, but it is returned in place of another"
         return
-    if any(number in after.trace.diverged for number in after.given(node)):
-        yield "ranks that should hold the same of its result, as its type says, do not"
-    twin = before.twin(after, node)
-    if twin is None:
-        yield "the module before has no such operation for this line"
+    if any(number in after.trace.diverged for number in after.results_through_wait(node)):
+        yield "its type says that ranks hold the same values of the result, but they differ"
+    counterpart = before.counterpart(after, node)
+    if counterpart is None:
+        yield "the module before the pass has no such operation for this line"
         return
     for name, value in node.constants.items():
-        if twin.constants.get(name) != value:
-            yield f"{name} is {_text(value)}, and was {_text(twin.constants.get(name))}"
-    yield from _other_operands(before, after, twin, node, tolerance)
+        if counterpart.constants.get(name) != value:
+            yield f"{name} is {_value_text(value)}, and was {_value_text(counterpart.constants.get(name))}"
+    yield from _other_operands(before, after, counterpart, node, tolerance)
 
 
 def _other_operands(
-    before: TracedModule, after: TracedModule, twin: Node, node: Node, tolerance: float
+    before: TracedModule, after: TracedModule, counterpart: Node, node: Node, tolerance: float
 ) -> Iterator[str]:
-    for at, (old, new) in enumerate(zip(twin.operands, node.operands, strict=False)):
-        if _unlike(before.trace, old, after.trace, new, tolerance, node.microbatch):
-            yield f"operand {at} is of {after.maker_text(new)}, and was of {before.maker_text(old)}"
+    for index, (old, new) in enumerate(zip(counterpart.operands, node.operands, strict=False)):
+        if _differ(before.trace, old, after.trace, new, tolerance, node.microbatch):
+            yield f"operand {index} is of {after.maker_text(new)}, and was of {before.maker_text(old)}"
         elif before.code.level is after.code.level and before.type_text(old) != after.type_text(new):
-            yield f"operand {at} is a {after.type_text(new)}, and was a {before.type_text(old)}"
-    if len(twin.operands) != len(node.operands):
-        yield f"it has {len(node.operands)} operands, and had {len(twin.operands)}"
+            yield f"operand {index} is a {after.type_text(new)}, and was a {before.type_text(old)}"
+    if len(counterpart.operands) != len(node.operands):
+        yield f"it has {len(node.operands)} operands, and had {len(counterpart.operands)}"
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     return "not given" if value is None else str(value)

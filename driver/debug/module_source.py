@@ -1,6 +1,6 @@
-"""What commands are given a module by: a file, standard input, a folder that `--dump-ir` wrote, or a reproducer.
+"""Where commands read a module from: a file, standard input, a folder of `--dump-ir`, or a reproducer.
 
-A reproducer is a module whose first lines are comments, one of which names the passes: `// pipeline: cse,fold-layers`.
+A reproducer is a module whose first lines are comments; one of them names the passes: `// pipeline: cse,fold-layers`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _PIPELINE = re.compile(r"^[ \t]*// pipeline: (?P<text>.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Source:
-    """A module's text, what to call its file in messages, and the passes to run on it."""
+    """A module's text, its file's name for messages, and the passes to run on it."""
 
     text: str
     name: str
     pipeline: str | None
-    """None where neither the caller nor the file names them."""
+    """None where neither the caller nor the file names passes."""
 
     def steps(self) -> list[Step]:
         """The passes. Errors E0410 to E0416."""
@@ -35,16 +35,16 @@ class Source:
 
 
 def read_source(path: str, pipeline: str | None) -> Source:
-    """Read a module; `pipeline`, where it is given, goes before what the file or the folder says.
+    """Read a module; `pipeline`, if given, overrides the pipeline of the file or folder.
 
-    Errors: E0507 for what cannot be read, E0509 for a folder without a module.
+    Errors: E0507 for a file that cannot be read, E0509 for a folder without a module.
     """
     if path != STDIN and Path(path).is_dir():
         return _folder(Path(path), pipeline)
     text, name = read_text(path)
     comments = _COMMENTS.match(text)
-    found = _PIPELINE.search(comments.group() if comments else "")
-    return Source(text, name, pipeline if pipeline is not None or found is None else found["text"])
+    match = _PIPELINE.search(comments.group() if comments else "")
+    return Source(text, name, pipeline if pipeline is not None or match is None else match["text"])
 
 
 def reproducer(text: str, steps: Sequence[Step], why: str) -> str:
@@ -58,9 +58,9 @@ def _folder(folder: Path, pipeline: str | None) -> Source:
     if not module.is_file():
         raise StrettoError(
             "E0509",
-            f"'{folder}' is a folder without a module to begin with",
-            expected=f'a file, or a folder that "stretto compile --dump-ir" wrote, with "{CAPTURED}" in it',
-            help="compile with --dump-ir DIR, and give that DIR",
+            f"the folder '{folder}' has no file \"{CAPTURED}\"",
+            expected='the file of a module, or a folder that "stretto compile --dump-ir" wrote',
+            help="compile with --dump-ir DIR, and pass that DIR",
         )
     if pipeline is None and (folder / PIPELINE).is_file():
         pipeline, _ = read_text(str(folder / PIPELINE))

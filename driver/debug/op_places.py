@@ -1,4 +1,4 @@
-"""Operations of a module as a person finds them: by line of the module's text, and by line of the model."""
+"""The place of an operation: its line in the module's text, and its line in the model's source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...runtime.program.arguments import Json
 from ..text.console import place_text
 
 UNNAMED = "-"
-"""The file that MLIR gives to what it reads without a location: the module's own text, not the model's."""
+"""The file name of MLIR text without a location."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Place:
     function: str
     origin: Origin
     line: int = 0
-    """1-based, in the text that `Module.text()` gives; 0 where it is not known."""
+    """1-based line in `Module.text()`; 0 where it is not known."""
     text: str = ""
-    """That line without its location."""
+    """That line, without its location."""
 
     def __str__(self) -> str:
         origin = self.origin
@@ -43,32 +43,32 @@ class Place:
 
 
 class Places:
-    """The places of one module's operations, by function and number of the step; the number after the last returns."""
+    """The places of one module's operations, by function and step number; the number after the last is the return."""
 
     def __init__(self, module: Module) -> None:
         text = without_locations(module.text())
         parsed = Module.parse(text)
-        bare = parsed.functions()
+        bare_functions = parsed.functions()
         self._lines = text.splitlines()
-        self._found = {
+        self._by_function = {
             name: [
-                self._place(op, at, name)
-                for op, at in zip(_with_return(function), _with_return(bare[name]), strict=True)
+                self._place(op, bare, name)
+                for op, bare in zip(_with_return(function), _with_return(bare_functions[name]), strict=True)
             ]
             for name, function in module.functions().items()
         }
 
-    def of(self, function: str, step: int) -> Place:
-        """One operation."""
-        return self._found[function][step]
+    def place(self, function: str, step: int) -> Place:
+        """The place of one operation."""
+        return self._by_function[function][step]
 
-    def returning(self, function: str) -> Place:
-        """The return of a function."""
-        return self._found[function][-1]
+    def place_of_return(self, function: str) -> Place:
+        """The place of a function's return."""
+        return self._by_function[function][-1]
 
     def _place(self, op: Operation, bare: Operation, function: str) -> Place:
-        at = bare.location
-        line = int(at.start_line) if isinstance(at, mlir.FileLineColLoc) else 0
+        location = bare.location
+        line = int(location.start_line) if isinstance(location, mlir.FileLineColLoc) else 0
         text = self._lines[line - 1].strip() if line else ""
         origin = from_location(op.location)
         known = origin if origin.file != UNNAMED else Origin(origin.module_path)

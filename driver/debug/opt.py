@@ -1,6 +1,6 @@
-"""`stretto opt`: run the passes that a pipeline names on a module that is text, and print what they leave.
+"""`stretto opt`: run a pipeline on the text of a module, and print the module after it.
 
-The module goes to stdout or to a file; what was asked to be printed on the way, and times, go to stderr.
+The module goes to stdout or to a file. Modules between passes, remarks and times go to stderr.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..text.console import note, place_text, say
 from ..text.text_files import write_text
 from .module_source import Source, reproducer
 
-_REPRODUCER = "to keep the module before the pass, and the pass, in one file, add --reproducer FILE"
+_REPRODUCER = "add --reproducer FILE to write the module before the pass, with the pass, to a file"
 
 
 @dataclass(frozen=True)
 class OptJob:
-    """What the command line asks for."""
+    """The arguments of `stretto opt`."""
 
     source: Source
     output: str | None = None
@@ -37,15 +37,15 @@ class OptJob:
     """Print the module after each pass that changed it."""
     time_passes: bool = False
     remarks: bool = False
-    """Print what each pass says of what it did."""
+    """Print the remarks of each pass."""
     verification: Verification = Verification.AFTER_EACH
     reproducer: str | None = None
-    """The file for the module and the pass, where a pass fails."""
+    """The file for the module and the pass if a pass fails."""
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """The module as text, and what every pass did."""
+    """The text of the module after the passes, and the record of each pass."""
 
     text: str
     runs: tuple[PassRun, ...]
@@ -87,13 +87,13 @@ def _run(job: OptJob, steps: Sequence[Step], module: Module) -> list[PassRun]:
 
 
 def _without_traceback(error: PassFailure, job: OptJob) -> PassFailure | StrettoError:
-    """The error to show: a traceback says nothing of a module that is invalid."""
+    """The error to show: for an invalid module a traceback does not help."""
     if isinstance(error.__cause__, StrettoError):
         help_ = "" if job.reproducer else _REPRODUCER
         return StrettoError("E0418", str(error), help=help_)
     if job.verification is Verification.NEVER:
         return StrettoError(
-            "E0419", f"{error}; the module was not verified", help="run without --no-verify, to see what is wrong"
+            "E0419", f"{error}; the module was not verified", help="run without --no-verify to see what is wrong"
         )
     return error
 
@@ -105,7 +105,7 @@ def show_optimized(job: OptJob, done: Optimized) -> None:
 
 
 def optimized_json(job: OptJob, done: Optimized) -> Mapping[str, Json]:
-    """What each pass did, and the module's text, or the file that it was written to."""
+    """What each pass did, and the module's text or the file that it was written to, as JSON."""
     passes: Json = [
         {
             "name": run.name,
@@ -128,7 +128,7 @@ def show_times(runs: list[PassRun]) -> None:
 
 
 def show_remark(remark: Remark) -> None:
-    """Write what a pass says to stderr: the place in the model, the kind and the pass, the message."""
+    """Write a remark to stderr: the place in the model, the kind, the pass, the message."""
     origin = remark.origin
     place = place_text(origin.file, origin.line)
     where = f" (in {origin.module_path})" if origin.module_path else ""
@@ -136,7 +136,7 @@ def show_remark(remark: Remark) -> None:
 
 
 def remark_json(remark: Remark) -> dict[str, Json]:
-    """What a pass says, with its place in the model."""
+    """A remark with its place in the model, as JSON."""
     origin = remark.origin
     return {
         "pass": remark.pass_name, "kind": str(remark.kind), "message": remark.message, "file": origin.file,
@@ -146,7 +146,7 @@ def remark_json(remark: Remark) -> dict[str, Json]:
 
 @dataclass
 class _Watch:
-    """Writes to stderr what was asked for after each pass, and what is left of a pass that fails."""
+    """Follows the passes: prints the module, remarks and the reproducer of a failing pass to stderr, as asked."""
 
     job: OptJob
     module: Module
@@ -155,7 +155,7 @@ class _Watch:
     count: int = 0
     """How many passes are done."""
     last: str = field(init=False, default="")
-    """The module before the pass that runs now, where it is wanted."""
+    """The text before the running pass, if an option needs it."""
 
     def __post_init__(self) -> None:
         self.last = self._text() if self._keeps else ""
@@ -182,18 +182,18 @@ class _Watch:
         self.count += 1
 
     def failed(self, step: Step, error: PassFailure | StrettoError) -> None:
-        """Write the reproducer, or say how to get one."""
+        """Write the reproducer, or print how to get one."""
         file = self.job.reproducer
         if file is not None:
             why = error.message if isinstance(error, StrettoError) else str(error)
             write_text(file, reproducer(self.last, [step], f"{step_name(step)}: {why.splitlines()[0]}"))
-            note(f"the module before the pass, and the pass, are in {file}; to run it again: stretto opt {file}")
+            note(f"wrote the module before the pass, with the pass, to {file}; to run it again: stretto opt {file}")
         elif isinstance(error, PassFailure):
             error.add_note(f"help: {_REPRODUCER}")
 
 
 def _check_names(wanted: tuple[str, ...], names: list[str]) -> None:
-    """Raise E0417 for a pass to print after that the pipeline does not run."""
+    """Raise E0417 if --print-after names a pass that the pipeline does not run."""
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)

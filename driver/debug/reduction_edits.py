@@ -1,4 +1,4 @@
-"""Ways to make a module smaller that leave it well formed, whatever becomes of its values."""
+"""Edits that make a module smaller and keep it well formed; its values may change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
-from ...ir.dialects.comm import TRANSFERS
+from ...ir.collectives import TRANSFERS
 from ...ir.dialects.context import context
 from ...ir.module import (
     Module,
@@ -27,27 +27,27 @@ from ...ir.operations import is_packing
 from ...ir.pipelined_module import entries, entry_names, pipeline_axis
 from ...ir.types import from_mlir, is_tensor
 
-Site = tuple[str, int]
-"""A function, and the number of one of its operations."""
+OperationIndex = tuple[str, int]
+"""A function's name, and the index of one of its operations."""
 
 
-def count(module: Module) -> int:
-    """How many operations it has, returns left out."""
-    return sum(len(_inner(function)) for function in module.functions().values())
+def operation_count(module: Module) -> int:
+    """The number of operations, without returns."""
+    return sum(len(_body(function)) for function in module.functions().values())
 
 
-def sites(module: Module) -> list[Site]:
-    """The operations whose results may come from outside instead: floating tensors and booleans."""
+def replaceable_operations(module: Module) -> list[OperationIndex]:
+    """The operations that an argument can replace: their used results are floating or boolean tensors."""
     return [
         (name, number)
         for name, function in module.functions().items()
-        for number, op in enumerate(_inner(function))
-        if not is_packing(op) and all(_may_be_given(r) for r in op.results if _is_used(r))
+        for number, op in enumerate(_body(function))
+        if not is_packing(op) and all(_can_be_argument(r) for r in op.results if _is_used(r))
     ]
 
 
 def keep_results(module: Module, kept: Collection[int]) -> None:
-    """Let the program give some of its results only."""
+    """Drop all results of the program but `kept`."""
     for function in entries(module):
         records = result_records(function)
         mine = [i for i, record in enumerate(records) if record.get("order", i) in kept]
@@ -57,20 +57,20 @@ def keep_results(module: Module, kept: Collection[int]) -> None:
 
 
 def result_count(module: Module) -> int:
-    """How many results the program gives."""
+    """The number of results of the program."""
     records = [enumerate(result_records(function)) for function in entries(module)]
-    return len({record.get("order", i) for each in records for i, record in each})
+    return len({record.get("order", i) for numbered in records for i, record in numbered})
 
 
 def argument_count(module: Module) -> int:
-    """How many arguments the program takes; one that several entries take counts for each."""
+    """The number of arguments of the program; an argument of several entries counts once for each."""
     return sum(len(entry(function).arguments) for function in entries(module))
 
 
-def give_from_outside(module: Module, chosen: Iterable[Site]) -> None:
-    """Replace operations by new arguments of their functions, which all callers are given, entries by theirs."""
+def replace_by_arguments(module: Module, chosen: Iterable[OperationIndex]) -> None:
+    """Replace operations by new arguments of their functions, which callers pass on from new program arguments."""
     functions = module.functions()
-    ops = [(name, _inner(functions[name])[number]) for name, number in chosen]
+    ops = [(name, _body(functions[name])[number]) for name, number in chosen]
     new: dict[str, list[Type]] = defaultdict(list)
     for name, op in ops:
         for result in op.results:
@@ -80,25 +80,25 @@ def give_from_outside(module: Module, chosen: Iterable[Site]) -> None:
         op.operation.erase()
     for name in _callees_first(module):
         for caller, call in _calls(module, name) if new[name] else ():
-            given = [_new_argument(functions[caller], type_) for type_ in new[name]]
+            arguments = [_new_argument(functions[caller], type_) for type_ in new[name]]
             new[caller] += new[name]
-            _call_again(call, [*call.operands, *given], range(len(call.results)))
+            _replace_call(call, [*call.operands, *arguments], range(len(call.results)))
     for function in functions.values():
         refresh_type(function)
     _name_new_arguments(module)
 
 
-def bypass(module: Module, site: Site) -> None:
-    """Replace an operation by its first operand of the same type, where there is one."""
-    op = _inner(module.functions()[site[0]])[site[1]]
+def bypass(module: Module, index: OperationIndex) -> None:
+    """Replace an operation by its first operand of the same type, if it has one."""
+    op = _body(module.functions()[index[0]])[index[1]]
     if len(op.results) == 1:
         same = next((operand for operand in op.operands if operand.type == op.results[0].type), None)
         if same is not None:
             op.results[0].replace_all_uses_with(same)
 
 
-def trim(module: Module) -> None:
-    """Drop what nothing uses: operations, results and arguments of functions, functions; again and again."""
+def remove_unused(module: Module) -> None:
+    """Drop unused operations, function results, function arguments and functions until none is left."""
     drops = (_drop_operations, _drop_transfers, _drop_functions, _drop_results, _drop_arguments)
     while any(drop(module) for drop in drops):
         pass
@@ -108,7 +108,7 @@ def trim(module: Module) -> None:
 def _drop_operations(module: Module) -> bool:
     dropped = False
     for function in module.functions().values():
-        for op in reversed(_inner(function)):
+        for op in reversed(_body(function)):
             if op.operation.name not in TRANSFERS and not any(_is_used(result) for result in op.results):
                 op.operation.erase()
                 dropped = True
@@ -116,7 +116,7 @@ def _drop_operations(module: Module) -> bool:
 
 
 def _drop_transfers(module: Module) -> bool:
-    """Drop what is received and not used, with the send that it is from."""
+    """Drop unused receives, with their sends."""
     sent: dict[tuple[int, int], list[Operation]] = defaultdict(list)
     received: dict[tuple[int, int], list[Operation]] = defaultdict(list)
     for stage, function in enumerate(entries(module)):
@@ -148,12 +148,12 @@ def _drop_results(module: Module) -> bool:
         calls = _calls(module, name)
         if name in entry_names(module) or not calls:
             continue
-        given = list(terminator(function).operands)
-        kept = [i for i in range(len(given)) if any(_is_used(call.results[i]) for _, call in calls)]
-        if len(kept) < len(given):
-            _return(function, [given[i] for i in kept])
+        results = list(terminator(function).operands)
+        kept = [i for i in range(len(results)) if any(_is_used(call.results[i]) for _, call in calls)]
+        if len(kept) < len(results):
+            _return(function, [results[i] for i in kept])
             for _, call in calls:
-                _call_again(call, list(call.operands), kept)
+                _replace_call(call, list(call.operands), kept)
             return True
     return False
 
@@ -172,7 +172,7 @@ def _drop_arguments(module: Module) -> bool:
             set_argument_records(function, [records[i] for i in kept])
         refresh_type(function)
         for _, call in _calls(module, name):
-            _call_again(call, [call.operands[i] for i in kept], range(len(call.results)))
+            _replace_call(call, [call.operands[i] for i in kept], range(len(call.results)))
         return True
     return False
 
@@ -185,13 +185,13 @@ def _return(function: Operation, values: Sequence[Value]) -> None:
     refresh_type(function)
 
 
-def _call_again(call: Operation, operands: Sequence[Value], kept: Sequence[int]) -> None:
-    """Replace a call by one with other operands, of whose results some are left."""
+def _replace_call(call: Operation, operands: Sequence[Value], kept: Sequence[int]) -> None:
+    """Replace a call by one with other operands that keeps only some of the results."""
     with context(), mlir.InsertionPoint(call):
-        made = build_call(callee(call) or "", operands, [call.results[i].type for i in kept], call.location)
-        for attribute in call.attributes if made else ():
-            made[0].owner.attributes[attribute] = call.attributes[attribute]
-    for i, result in zip(kept, made, strict=True):
+        results = build_call(callee(call) or "", operands, [call.results[i].type for i in kept], call.location)
+        for attribute in call.attributes if results else ():
+            results[0].owner.attributes[attribute] = call.attributes[attribute]
+    for i, result in zip(kept, results, strict=True):
         call.results[i].replace_all_uses_with(result)
     call.operation.erase()
 
@@ -203,19 +203,19 @@ def _calls(module: Module, name: str) -> list[tuple[str, Operation]]:
 
 
 def _callees_first(module: Module) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
 
     def visit(name: str) -> None:
         for op in operations(module.functions()[name]):
             called = callee(op)
-            if called is not None and called not in found:
+            if called is not None and called not in names:
                 visit(called)
-        if name not in found:
-            found.append(name)
+        if name not in names:
+            names.append(name)
 
     for name in module.functions():
         visit(name)
-    return found
+    return names
 
 
 def _new_argument(function: Operation, type_: Type) -> Value:
@@ -224,7 +224,7 @@ def _new_argument(function: Operation, type_: Type) -> Value:
 
 
 def _name_new_arguments(module: Module) -> None:
-    """Give each argument that has no record yet one, with a number that no other in the program has."""
+    """Give a record to each argument without one, with a number that is unique in the program."""
     is_ordered = pipeline_axis(module) is not None
     known = [_known_records(function) for function in entries(module)]
     used = ({i, *_numbers(record)} for records in known for i, record in enumerate(records))
@@ -239,7 +239,7 @@ def _name_new_arguments(module: Module) -> None:
 
 
 def _numbers(record: Record) -> set[int]:
-    """The numbers that an argument bears."""
+    """The numbers in an argument's record."""
     return {record[key] for key in ("order", "index") if isinstance(record.get(key), int)}
 
 
@@ -250,7 +250,7 @@ def _known_records(function: Operation) -> list[Record]:
 
 
 def _close_gaps(module: Module) -> None:
-    """Number what entries take and give anew where they say its place in the program."""
+    """Renumber the arguments and results of a pipelined module's entries without gaps."""
     if pipeline_axis(module) is None:
         return
     for read, write in ((argument_records, set_argument_records), (result_records, set_result_records)):
@@ -259,7 +259,7 @@ def _close_gaps(module: Module) -> None:
             write(function, [record | {"order": orders.index(record["order"])} for record in read(function)])
 
 
-def _inner(function: Operation) -> list[Operation]:
+def _body(function: Operation) -> list[Operation]:
     return list(operations(function))[:-1]
 
 
@@ -267,7 +267,7 @@ def _is_used(value: Value) -> bool:
     return next(iter(value.uses), None) is not None
 
 
-def _may_be_given(value: Value) -> bool:
+def _can_be_argument(value: Value) -> bool:
     if not is_tensor(value.type):
         return False
     dtype = from_mlir(value.type).dtype

@@ -1,4 +1,4 @@
-"""A module that was run with an observer: who made which value, and which operation of another module is the same."""
+"""A traced run of a module: which operation made each value, and the counterparts of another module's operations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from ...ir.collectives import synchronous
 from ...ir.equivalence.flow import Node
 from ...ir.equivalence.trace import Trace
 from ...ir.interpreter.code import decode
@@ -32,12 +33,12 @@ class TracedModule:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run came to its end, where only its results can have been refused."""
+        """Whether all operations ran; then an error can only be about the results."""
         return all(number in self.trace.fingerprints for number in self.trace.flow.results)
 
     def place(self, node: Node) -> Place:
-        """Where an operation stands."""
-        return self.places.of(node.function, node.path[-1])
+        """The place of an operation."""
+        return self.places.place(node.function, node.path[-1])
 
     def type_text(self, number: int) -> str:
         """The type of a value."""
@@ -45,16 +46,16 @@ class TracedModule:
         return "a list" if type_ is None else str(to_mlir(type_))
 
     def maker_text(self, number: int) -> str:
-        """What a value is from: an operation and its place, or an argument."""
+        """The operation with its place, or the argument, that a value comes from."""
         maker = self.trace.flow.makers.get(number)
         if maker is not None:
             return str(self.place(maker))
-        at = self.trace.flow.arguments.index(number)
-        record = self.code.arguments[at].record
-        return f"{record.get('kind', 'argument')} {record.get('name', at)}"
+        index = self.trace.flow.arguments.index(number)
+        record = self.code.arguments[index].record
+        return f"{record.get('kind', 'argument')} {record.get('name', index)}"
 
     def maker(self, number: int) -> Node | None:
-        """The operation that a value is from: of what was waited for the start, of what was received what was sent."""
+        """The operation that made a value, through waits (to the start) and receives (to the value that was sent)."""
         maker = self.trace.flow.makers.get(number)
         if maker is not None and maker.step.name == "comm.wait":
             maker = self.trace.flow.makers.get(maker.operands[0])
@@ -62,40 +63,40 @@ class TracedModule:
             return self.maker(maker.operands[0])
         return maker
 
-    def given(self, node: Node) -> Sequence[int]:
-        """What an operation gives: a started collective through its wait."""
-        return self._delivered.get(node.path, node.results)
+    def results_through_wait(self, node: Node) -> Sequence[int]:
+        """An operation's results; those of a started collective are the results of its wait."""
+        return self._waited.get(node.path, node.results)
 
-    def twin(self, other: TracedModule, node: Node) -> Node | None:
-        """The operation here that has the name and origin of one of another module, and as many like it before it."""
-        at, key = other._numbers[node.path]
-        alike = self._alike[key, node.microbatch] or self._alike[key, None]
-        return alike[at] if at < len(alike) else None
+    def counterpart(self, other: TracedModule, node: Node) -> Node | None:
+        """The operation here that corresponds to one of another module: same name, same origin, same position."""
+        index, key = other._positions[node.path]
+        candidates = self._by_key[key, node.microbatch] or self._by_key[key, None]
+        return candidates[index] if index < len(candidates) else None
 
     @cached_property
-    def _delivered(self) -> dict[Path, Sequence[int]]:
+    def _waited(self) -> dict[Path, Sequence[int]]:
         waits = [node for node in self.trace.flow.nodes if node.step.name == "comm.wait"]
         starts = ((self.trace.flow.makers.get(wait.operands[0]), wait) for wait in waits)
         return {start.path: wait.results for start, wait in starts if start is not None}
 
     @cached_property
-    def _alike(self) -> dict[tuple[Key, int | None], list[Node]]:
-        """By what operations keep, and the microbatch that they are done for."""
-        found: dict[tuple[Key, int | None], list[Node]] = defaultdict(list)
+    def _by_key(self) -> dict[tuple[Key, int | None], list[Node]]:
+        """Operations by key and microbatch."""
+        nodes: dict[tuple[Key, int | None], list[Node]] = defaultdict(list)
         for node in self.trace.flow.nodes:
-            found[_key(node), node.microbatch].append(node)
-        return found
+            nodes[_key(node), node.microbatch].append(node)
+        return nodes
 
     @cached_property
-    def _numbers(self) -> dict[Path, tuple[int, Key]]:
-        return {node.path: (at, key) for (key, _), nodes in self._alike.items() for at, node in enumerate(nodes)}
+    def _positions(self) -> dict[Path, tuple[int, Key]]:
+        return {node.path: (index, key) for (key, _), nodes in self._by_key.items() for index, node in enumerate(nodes)}
 
     def result_types(self, node: Node) -> tuple[str, ...]:
-        """The types of what an operation gives."""
+        """The types of an operation's results."""
         return tuple(self.type_text(number) for number in node.results)
 
 
 def _key(node: Node) -> Key:
-    """What an operation keeps through passes; layers that a fold made one have no numbers."""
+    """What passes keep of an operation: name and origin, without layer numbers, which folding removes."""
     origin = node.step.origin
-    return node.step.name.removesuffix("_start"), replace(origin, module_path=family(origin.module_path))
+    return synchronous(node.step.name), replace(origin, module_path=family(origin.module_path))

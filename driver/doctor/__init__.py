@@ -1,1 +1,1 @@
-"""`stretto doctor TARGET`: what a model is to a plan, and a plan to start from."""
+"""`stretto doctor`: propose a plan for a model, and report which parameters it leaves replicated and why."""

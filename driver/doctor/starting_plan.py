@@ -1,8 +1,8 @@
-"""A plan to start from, by two rules: layers that feed one another are cut by columns, then rows; vocabularies by rows.
+"""A starting plan, by two rules.
 
-1. Where all that a linear layer's input comes from are linear layers, these are cut by columns and it by rows, so that
-   what lies between them stays cut, and one reduction follows.
-2. An embedding, and a head with as many outputs as an embedding has rows, are cut by vocabulary.
+1. Where a linear layer reads only the outputs of linear layers, those are sharded by columns and it by rows. The values
+   between them stay sharded, and one reduction follows.
+2. An embedding, and a head with as many outputs as the embedding has rows, are sharded by vocabulary.
 
 Source of the idea that rules this simple suffice: Redco (arXiv:2310.16355), section 4.
 """
@@ -19,31 +19,37 @@ from ..text.layer_names import family
 from .linear_layers import MIXTURE, LayerGraph
 
 _LONGEST = 80
-"""Characters of the patterns of one statement."""
-_IN = "columns"
-_ROLES = (_IN, "rows", "vocab")
+"""The most characters of the patterns of one statement."""
+_COLUMNS = "columns"
+_ROLES = (_COLUMNS, "rows", "vocab")
 
 
 @dataclass(frozen=True)
 class StartingPlan:
-    """The text of a plan, and the role of each weight that it cuts."""
+    """The text of a plan, and the role of each weight that it shards."""
 
     text: str
     roles: Mapping[str, str]
 
 
 def roles_of(graph: LayerGraph) -> dict[str, str]:
-    """The role of each weight that the rules speak of: "columns", "rows" or "vocab"."""
+    """The role of each weight that a rule applies to: "columns", "rows" or "vocab"."""
     roles: dict[str, str] = {}
     for layer in graph.layers:
         fed_by_layers = bool(layer.sources) and not layer.sources & {MIXTURE, layer.weight}
-        if fed_by_layers and layer.weight not in roles and all(roles.get(s, _IN) == _IN for s in layer.sources):
+        if (
+            fed_by_layers
+            and layer.weight not in roles
+            and all(roles.get(s, _COLUMNS) == _COLUMNS for s in layer.sources)
+        ):
             roles[layer.weight] = "rows"
-            roles.update(dict.fromkeys(sorted(layer.sources), _IN))
+            roles.update(dict.fromkeys(sorted(layer.sources), _COLUMNS))
     feeding = frozenset().union(*(layer.sources for layer in graph.layers))
-    rows = set(graph.embeddings.values())
-    last = [each for each in graph.layers if each.weight not in feeding and each.weight not in roles]
-    heads = {each.weight: each.outputs for each in last if each.outputs in rows and MIXTURE in each.sources}
+    vocabularies = set(graph.embeddings.values())
+    unfed = [layer for layer in graph.layers if layer.weight not in feeding and layer.weight not in roles]
+    heads = {
+        layer.weight: layer.outputs for layer in unfed if layer.outputs in vocabularies and MIXTURE in layer.sources
+    }
     roles.update(dict.fromkeys(heads, "vocab"))
     roles.update({name: "vocab" for name, number in graph.embeddings.items() if number in heads.values()})
     return roles
@@ -52,7 +58,7 @@ def roles_of(graph: LayerGraph) -> dict[str, str]:
 def starting_plan(
     title: str, roles: Mapping[str, str], parameters: Sequence[ParameterInfo], data: int, tensor: int
 ) -> StartingPlan:
-    """The plan on `data` times `tensor` ranks."""
+    """The plan for a mesh of `data` times `tensor` ranks."""
     axes = [f"{axis}={size}" for axis, size in (("dp", data), ("tp", tensor)) if size > 1] or ["dp=1"]
     lines = [f"# {title}", f"mesh ({', '.join(axes)})"]
     if not roles or tensor == 1:
@@ -64,25 +70,25 @@ def starting_plan(
 
 
 def _quoted(patterns: Sequence[str]) -> list[str]:
-    """All patterns of one role for one statement, or for one each where that would be long."""
+    """The patterns of one role as one statement, or as a statement each where that would be too long."""
     quoted = [f'"{pattern}"' for pattern in patterns]
     together = ", ".join(quoted)
     return ([together] if together else []) if len(together) <= _LONGEST else quoted
 
 
 def _patterns(role: str, roles: Mapping[str, str], parameters: Sequence[ParameterInfo]) -> list[str]:
-    """Few globs over modules that match those of one role and no module of another; else their names one by one."""
+    """Globs that match the modules of one role and no other module; names where no glob does."""
     wanted = [_module(info.name) for info in parameters if roles.get(info.name) == role]
     others = {_module(alias) for info in parameters for alias in info.names} - set(wanted)
-    found = []
-    for generic, alike in _grouped(wanted):
+    patterns = []
+    for generic, modules in _grouped(wanted):
         safe = not any(matches(generic, other) for other in others)
-        found += [generic] if safe else alike
-    return _joined(found)
+        patterns += [generic] if safe else modules
+    return _joined(patterns)
 
 
 def _grouped(modules: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Modules that differ only in numbers, under the name with `*` for each number."""
+    """Modules grouped by their name with `*` for numbers."""
     groups: dict[str, list[str]] = {}
     for module in modules:
         groups.setdefault(family(module), []).append(module)
@@ -90,12 +96,12 @@ def _grouped(modules: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def _joined(patterns: Sequence[str]) -> list[str]:
-    """Patterns of one parent as one with braces; "x.*.q_proj", "x.*.k_proj" become "x.*.{q,k}_proj"."""
+    """Patterns with one parent joined by braces: "x.*.q_proj" and "x.*.k_proj" become "x.*.{q,k}_proj"."""
     joined = []
     for parent, group in groupby(
-        sorted(patterns, key=lambda each: each.rpartition(".")[0]), lambda e: e.rpartition(".")[0]
+        sorted(patterns, key=lambda pattern: pattern.rpartition(".")[0]), lambda pattern: pattern.rpartition(".")[0]
     ):
-        leaves = [each.rpartition(".")[2] for each in group]
+        leaves = [pattern.rpartition(".")[2] for pattern in group]
         if len(leaves) == 1:
             joined.append(f"{parent}.{leaves[0]}" if parent else leaves[0])
             continue
@@ -113,12 +119,12 @@ def _parent(pattern: str) -> str:
 
 
 def _common_tail(leaves: Sequence[str]) -> str:
-    """What all end in, from an underscore on."""
+    """The longest common suffix that starts with an underscore."""
     first = min(leaves, key=len)
-    starts = [at for at, letter in enumerate(first) if letter == "_" and at > 0]
-    return next((first[at:] for at in starts if all(leaf.endswith(first[at:]) for leaf in leaves)), "")
+    starts = [index for index, letter in enumerate(first) if letter == "_" and index > 0]
+    return next((first[index:] for index in starts if all(leaf.endswith(first[index:]) for leaf in leaves)), "")
 
 
 def _module(name: str) -> str:
-    """What a glob calls a parameter: the module that owns it, or the name itself where that is the model."""
+    """The name that globs match: the module that owns the parameter, or the parameter if the model owns it."""
     return name.rpartition(".")[0] or name

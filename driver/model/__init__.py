@@ -1,5 +1,5 @@
-"""A model that runs as a program: `stretto.compile` and torch's backend, and what a compiled model keeps between calls.
+"""A compiled model: `stretto.compile`, torch's backend, and what a compiled model keeps between calls.
 
-Start reading at `decorator.py`, then `compiled_module.py`; `variants.py` is one program and the calls that it is for.
+Start reading at `decorator.py`, then `compiled_module.py`; `variants.py` is one program and the calls that it serves.
 Not here: how a program is made (`driver/compile/`), weights and checkpoints (`driver/state/`).
 """

@@ -1,7 +1,7 @@
-"""The attributes that a captured forward has read of its modules, such as `drop.p`: a program holds while they stay.
+"""Guards on the module attributes that a captured forward read, such as `drop.p`: a program is valid while they stay.
 
-Only what was read counts, so that a loop may write `model.epoch = 3` without a new program. Numbers, strings and None
-are compared by value and type, small lists, tuples and dicts of them too, tensors and other things by identity.
+Attributes that the forward did not read are not guarded, so a loop may write `model.epoch = 3` without a recompile.
+Numbers, strings, None and small containers of them are compared by value and type, all else by identity.
 """
 
 from __future__ import annotations
@@ -20,63 +20,66 @@ from ...frontend.captured import Reads
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _LARGEST = 64
-"""Longer lists, dicts and sets are compared by identity: what they hold is looked at in every call."""
+"""Elements up to which a list, dict or set is compared by value, at every call; a longer one by identity."""
 
 
 class ReadAttributes:
-    """What one capture has read. It keeps plain values alone, and weak references."""
+    """The attributes that one capture read. It keeps plain values and weak references only."""
 
     def __init__(self, model: nn.Module, modules: Sequence[nn.Module], reads: Reads) -> None:
-        """`modules` are the model's in the order of `Held.modules`."""
-        places = {id(module): at for at, module in enumerate(modules)}
+        """`modules` are the model's, in the order of `ModuleTensors.modules`."""
+        positions = {id(module): position for position, module in enumerate(modules)}
         self._takes: list[tuple[int, Callable[[Any], tuple[Any, ...]]]] = []
-        """Place of a module, and what takes its plain values."""
+        """Position of a module, and the getter of its plain values."""
         self._values: list[Any] = []
-        """All of them in this order."""
+        """The plain values, in the order of the getters."""
         self._others: list[tuple[int, str, Callable[[Any], bool]]] = []
         self._absent: list[tuple[int, str]] = []
         for path, module in model.named_modules():
             names = reads.get(path, ())
-            self._add(places[id(module)], vars(module), [name for name in names if name in vars(module)])
-            missing = [name for name in names if not (_is_there(module, name) or _is_of_class(module, name))]
-            self._absent += [(places[id(module)], name) for name in missing]
+            self._add(positions[id(module)], vars(module), [name for name in names if name in vars(module)])
+            missing = [name for name in names if not (_has_own(module, name) or _is_defined_by_class(module, name))]
+            self._absent += [(positions[id(module)], name) for name in missing]
 
-    def hold(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether all of them are what they were."""
+    def are_unchanged(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether all attributes are as they were at capture."""
         try:
-            found = [take(modules[at].__dict__) for at, take in self._takes]
+            values = [getter(modules[position].__dict__) for position, getter in self._takes]
         except KeyError:
             return False
-        # Most values are the very same objects, which costs least to see.
-        same = all(map(is_, chain.from_iterable(found), self._values))
-        if not same and _frozen_all(chain.from_iterable(found)) != _frozen_all(self._values):
+        # Most values are the same objects; comparing identities first is cheapest.
+        same = all(map(is_, chain.from_iterable(values), self._values))
+        if not same and _frozen_all(chain.from_iterable(values)) != _frozen_all(self._values):
             return False
-        if any(name not in (held := modules[at].__dict__) or not is_it(held[name]) for at, name, is_it in self._others):
+        if any(
+            name not in (attributes := modules[position].__dict__) or not is_it(attributes[name])
+            for position, name, is_it in self._others
+        ):
             return False
-        return not any(_is_there(modules[at], name) for at, name in self._absent)
+        return not any(_has_own(modules[position], name) for position, name in self._absent)
 
-    def _add(self, at: int, held: Mapping[str, Any], names: Sequence[str]) -> None:
-        plain = [name for name in names if _is_constant(held[name])]
+    def _add(self, position: int, attributes: Mapping[str, Any], names: Sequence[str]) -> None:
+        plain = [name for name in names if _is_constant(attributes[name])]
         if plain:
-            # Asked for one name alone, itemgetter gives no tuple.
-            take = itemgetter(*plain, *plain[:1])
-            self._takes.append((at, take))
-            self._values += take(held)
-        self._others += [(at, name, _same_as(held[name])) for name in names if name not in plain]
+            # With a single name, itemgetter returns no tuple: name the first one twice.
+            getter = itemgetter(*plain, *plain[:1])
+            self._takes.append((position, getter))
+            self._values += getter(attributes)
+        self._others += [(position, name, _same_as(attributes[name])) for name in names if name not in plain]
 
 
-def _is_there(module: nn.Module, name: str) -> bool:
-    """Whether a module has an attribute of its own now; faster than to ask for one that is missing."""
-    return any(name in held for held in (vars(module), module._parameters, module._buffers, module._modules))
+def _has_own(module: nn.Module, name: str) -> bool:
+    """Whether a module has the attribute itself; faster than `hasattr` where it is missing."""
+    return any(name in own for own in (vars(module), module._parameters, module._buffers, module._modules))
 
 
-def _is_of_class(module: nn.Module, name: str) -> bool:
-    """Whether its class has the attribute. A property is not asked: it may compute, or write to buffers."""
-    return any(name in vars(each) for each in type(module).__mro__)
+def _is_defined_by_class(module: nn.Module, name: str) -> bool:
+    """Whether the module's class defines the attribute. The value is not read: a property may have side effects."""
+    return any(name in vars(base) for base in type(module).__mro__)
 
 
 def _same_as(value: Any) -> Callable[[Any], bool]:
-    """Whether another value is taken for this one."""
+    """A test of whether another value counts as the same as this one."""
     frozen = _frozen(value)
     if frozen is not None:
         return lambda other: _frozen(other) == frozen
@@ -86,33 +89,33 @@ def _same_as(value: Any) -> Callable[[Any], bool]:
     version = _version(value)
     try:
         kept = ref(value)
-    except TypeError:  # such as a list; one that is made where it has been is taken for it
+    except TypeError:  # such as a list; a later object at the same address counts as the same
         number = id(value)
         return lambda other: id(other) == number
     return lambda other: kept() is other and _version(other) == version
 
 
 def _is_constant(value: Any) -> bool:
-    """Whether it is plain, and cannot be changed in place."""
+    """Whether a value is plain and immutable."""
     return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 def _frozen_all(values: Iterable[Any]) -> list[Hashable]:
-    return [_frozen(each) for each in values]
+    return [_frozen(value) for value in values]
 
 
 def _frozen(value: Any) -> Hashable:
-    """Value and type of plain values, and of small containers of them; None for all else."""
+    """Type and value of a plain value or a small container of them; None for any other value."""
     if isinstance(value, _PLAIN):
         return type(value), repr(value) if isinstance(value, float) else value
     if type(value) not in (tuple, list, dict, set) or (len(value) > _LARGEST and type(value) is not tuple):
         return None
     parts = sorted(value, key=repr) if isinstance(value, set) else value
-    items = [each for pair in value.items() for each in pair] if isinstance(value, dict) else parts
+    items = [item for pair in value.items() for item in pair] if isinstance(value, dict) else parts
     inner = tuple(map(_frozen, items))
     return None if None in inner else (type(value), inner)
 
 
 def _version(value: Any) -> int:
-    """How often a tensor was written to."""
+    """How often a tensor was written in place; 0 for other values."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

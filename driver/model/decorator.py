@@ -1,8 +1,8 @@
-"""`stretto.compile`: a class of models, or one model, whose calls run as a parallel program.
+"""`stretto.compile`: make the calls of a model class, or of one model, run as a parallel program.
 
-A decorated class stays the class it is, with `__call__` and `__init__` replaced, as dataclasses do it: so its name,
-`super().__init__`, subclasses and pickles mean what they meant. One model is compiled without touching its class or
-itself: what comes back is a second face of it, of a subclass made for it, on the same attributes.
+A decorated class stays the same class, with `__call__` and `__init__` replaced, as dataclasses do it. So its name,
+`super().__init__`, subclasses and pickles keep working. Compiling one model changes neither the model nor its class:
+the result is a compiled view, an instance of a new subclass that shares the model's attributes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .plan_source import PlanSource, find_plan
 
 M = TypeVar("M", bound=nn.Module)
 Weights = str | Path | None
-"""Where to read a model's weights, if not from the model."""
+"""A safetensors file or folder to fill the model from; None: the model has its values."""
 Dynamic = DynamicSpec | None
-"""Which dims of the inputs differ from call to call."""
+"""Which dims of the inputs differ between calls."""
 _WEIGHTS = "__stretto_weights__"
 _PLACES = "__stretto_places__"
 """Marks an `__init__` that places the parameters when it is the outermost one."""
@@ -49,21 +49,22 @@ def compile(target: M, /, *, plan: PlanSource, weights: Weights = None, dynamic:
 def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> Any:
     """Run a model under a plan: `@stretto.compile(plan=...)` on its class, or `stretto.compile(model, plan=...)`.
 
-    Ranks are threads of this process, or the processes that torchrun started; then parameters become DTensors, right
-    after the model is built (class) or here (model), so make the optimizer afterwards. A program is made at the first
-    call, and again when train/eval, grad mode, trainable parameters, the structure, shapes or dtypes of the inputs, or
-    attributes of the model that its forward reads change (numbers, strings, small lists and dicts of them by value,
-    else by identity). What a forward reads of other objects is fixed at capture.
+    Ranks are threads of this process, or the processes that torchrun started. With processes the parameters become
+    DTensors: after the model is built (class), or in this call (model). So make the optimizer afterwards.
 
-    `weights` is a safetensors file, or a folder of them, that the model is filled from: each process reads its own part
-    alone, and parameters may be on the meta device until then (see `meta_parameters`).
+    The first call compiles a program. A later call compiles another one if any of these changed: train/eval, grad mode,
+    trainable parameters, the inputs' structure, shapes or dtypes, or a model attribute that the forward reads (numbers,
+    strings and small containers of them by value, others by identity). Values read from other objects are constants.
 
-    `dynamic` names sizes that differ from call to call, as in `{"tokens": {0: "batch", 1: ("seq", 2, 512)}}`: calls
-    that differ in them alone share a program, and the batch need not divide by its ranks (docs/dynamic-sizes.md).
-    Dims that `torch._dynamo.mark_dynamic` has marked are so too.
+    `weights` is a safetensors file, or a folder of them, to fill the model from. Each process reads only its part, and
+    parameters may be on the meta device until then (see `meta_parameters`).
 
-    Raises PlanError, StrettoError E0601 for what is no model, CaptureError E0240 for what names no dims, and at calls
-    what capture and passes raise.
+    `dynamic` names sizes that differ between calls, such as `{"tokens": {0: "batch", 1: ("seq", 2, 512)}}`. Calls that
+    differ only in named sizes share a program, and the batch need not divide by its ranks (docs/dynamic-sizes.md).
+    `torch._dynamo.mark_dynamic` marks dims too.
+
+    Raises PlanError, StrettoError E0601 for a target that is no model, CaptureError E0240 for a wrong `dynamic`; calls
+    raise the errors of capture and passes.
 
     >>> model = compile(nn.Linear(4, 4), plan="mesh (tp=2)")
     >>> isinstance(model, nn.Linear), list(model.state_dict())
@@ -81,10 +82,10 @@ def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None,
 def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> type[M]:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise _no_model(cls)
-    found = find_plan(plan, _folder_of(cls))
+    resolved = find_plan(plan, _folder_of(cls))
     type.__setattr__(cls, "__call__", _call_of(cls))
     DynamicDims.of(dynamic)
-    type.__setattr__(cls, PLAN_ATTRIBUTE, found)
+    type.__setattr__(cls, PLAN_ATTRIBUTE, resolved)
     type.__setattr__(cls, DYNAMIC_ATTRIBUTE, dynamic)
     for name, member in _additions(cls).items():
         type.__setattr__(cls, name, member)
@@ -97,11 +98,11 @@ def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None, d
 def _compile_model(model: M, plan: Plan, weights: Weights, dynamic: Dynamic) -> M:
     DynamicDims.of(dynamic)
     place_parameters(model, plan, weights)
-    return _second_face(model, plan, dynamic)
+    return _compiled_view(model, plan, dynamic)
 
 
-def _second_face(model: M, plan: Plan, dynamic: Dynamic) -> M:
-    """An object with the attributes of `model`, one dict for both, whose calls are compiled."""
+def _compiled_view(model: M, plan: Plan, dynamic: Dynamic) -> M:
+    """A view of `model`, with the same attribute dict, whose calls are compiled."""
     base = type(model)
     members = {
         "__module__": base.__module__,
@@ -109,31 +110,35 @@ def _second_face(model: M, plan: Plan, dynamic: Dynamic) -> M:
         "__doc__": base.__doc__,
         "__call__": _call_of(base),
         **_additions(base),
-        "__reduce_ex__": functools.partialmethod(_reduced, base),
+        "__reduce_ex__": functools.partialmethod(_reduce_view, base),
         PLAN_ATTRIBUTE: plan,
         DYNAMIC_ATTRIBUTE: dynamic,
     }
-    face = types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(members))
-    return cast(M, _sharing(face, model))
+    view = types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(members))
+    return cast(M, _sharing_attributes(view, model))
 
 
-def _sharing(cls: type[nn.Module], model: nn.Module) -> nn.Module:
-    """A new object of `cls` with the very attributes of `model`."""
-    made = cls.__new__(cls)
-    object.__setattr__(made, "__dict__", model.__dict__)
-    return made
+def _sharing_attributes(cls: type[nn.Module], model: nn.Module) -> nn.Module:
+    """A new object of `cls` that shares the attribute dict of `model`."""
+    view = cls.__new__(cls)
+    object.__setattr__(view, "__dict__", model.__dict__)
+    return view
 
 
-def _reduced(face: nn.Module, base: type[nn.Module], protocol: Any) -> Any:
-    """For pickle and copy: the model as its own class has it, and how to compile it again."""
-    return _second_face, (_sharing(base, face), getattr(face, PLAN_ATTRIBUTE), getattr(face, DYNAMIC_ATTRIBUTE))
+def _reduce_view(view: nn.Module, base: type[nn.Module], protocol: Any) -> Any:
+    """For pickle and copy: the uncompiled model, and how to compile it again."""
+    return _compiled_view, (
+        _sharing_attributes(base, view),
+        getattr(view, PLAN_ATTRIBUTE),
+        getattr(view, DYNAMIC_ATTRIBUTE),
+    )
 
 
 def _call_of(cls: type[nn.Module]) -> Callable[..., Any]:
     plain: Callable[..., Any] = cls.__call__
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The model's result, computed by all ranks."""
+        """The model's result, computed on all ranks."""
         if is_tracing():
             return plain(self, *args, **kwargs)
         return compiled_module(self).call(self, args, kwargs)
@@ -142,13 +147,13 @@ def _call_of(cls: type[nn.Module]) -> Callable[..., Any]:
 
 
 def _additions(cls: type[nn.Module]) -> dict[str, Any]:
-    """Methods that compiled models have and `cls` lacks."""
+    """Methods that compiling adds to `cls`."""
 
     def no_sync(self: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients of this model's forwards wait to be reduced until the next backward outside.
+        """Inside, gradients of this model's forwards stay unreduced until the next backward outside.
 
-        What waits is not in `.grad` yet: the backward of the first forward outside adds all of it at once. A gradient
-        that needs no reduction is in `.grad` as ever.
+        Unreduced gradients are not in `.grad` yet: the backward of the first forward outside reduces and adds all of
+        them at once. A gradient that needs no reduction is added to `.grad` at once.
 
         >>> import torch
         >>> model = compile(nn.Linear(4, 4), plan="mesh (dp=2)")
@@ -160,18 +165,18 @@ def _additions(cls: type[nn.Module]) -> dict[str, Any]:
         return compiled_module(self).no_sync()
 
     def step(self: nn.Module, *args: Any, scale: float = 1.0, **kwargs: Any) -> Tensor:
-        """The loss of one call; the gradient of `scale` times it is added to every parameter's `.grad`.
+        """The loss of one call; adds the gradient of `scale * loss` to every parameter's `.grad`.
 
-        The same as `loss = model(...)`, `(scale * loss).backward()`, in one call, in train mode and in eval mode, under
-        `no_grad` too. A pipeline's backwards begin before its last forward has ended: `scale` is what they begin with,
-        so that gradients of small formats are scaled from the start. Inside `no_sync` gradients wait as ever.
+        The same as `loss = model(...)`, `(scale * loss).backward()`, in train and eval mode, and under `no_grad` too.
+        A pipeline starts backwards before its last forward has ended. They start with `scale` as their gradient, so
+        that gradients in fp16 do not underflow. Inside `no_sync` gradients stay unreduced, as usual.
 
-        Raises StrettoError E0617 where the forward gives no scalar loss.
+        Raises StrettoError E0617 where the forward returns no scalar loss.
         """
         return compiled_module(self).step(self, args, kwargs, scale)
 
     def zero_grad(self: nn.Module, set_to_none: bool = True) -> None:
-        """Reset the gradients of all parameters; those that wait for a reduction are forgotten."""
+        """Reset the gradients of all parameters, the unreduced ones too."""
         plain_zero_grad(self, set_to_none)
         compiled_module(self).discard()
 
@@ -181,14 +186,14 @@ def _additions(cls: type[nn.Module]) -> dict[str, Any]:
 
 
 def _place_after_init(cls: type[nn.Module]) -> None:
-    """Let the class's `__init__` place the parameters at its end, when it is not called by a subclass's."""
-    built = cls.__init__
-    if hasattr(built, _PLACES):
+    """Make the class's `__init__` place the parameters at its end, unless a subclass's `__init__` called it."""
+    plain_init = cls.__init__
+    if hasattr(plain_init, _PLACES):
         return
 
-    @functools.wraps(built)
+    @functools.wraps(plain_init)
     def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        built(self, *args, **kwargs)
+        plain_init(self, *args, **kwargs)
         if type(self).__init__ is __init__:
             place_parameters(self, getattr(type(self), PLAN_ATTRIBUTE), getattr(type(self), _WEIGHTS))
 
@@ -197,7 +202,7 @@ def _place_after_init(cls: type[nn.Module]) -> None:
 
 
 def _init_subclass_of(cls: type[nn.Module]) -> Callable[..., None]:
-    """Subclasses place their parameters after their own `__init__`; what the class does for them is kept."""
+    """An `__init_subclass__` that also makes subclasses place their parameters after their own `__init__`."""
     own = vars(cls).get("__init_subclass__")
 
     def __init_subclass__(subclass: type[nn.Module], **kwargs: Any) -> None:
@@ -221,7 +226,7 @@ def _no_model(target: object) -> StrettoError:
     kind, cls = ("class", target) if isinstance(target, type) else ("value of type", type(target))
     return StrettoError(
         "E0601",
-        f'stretto.compile was given the {kind} "{cls.__qualname__}"',
+        f'stretto.compile got the {kind} "{cls.__qualname__}"',
         expected="a subclass of torch.nn.Module, or an instance of one",
         help="put @stretto.compile(plan=...) on the model's class, or call stretto.compile(model, plan=...)",
     )

@@ -1,7 +1,7 @@
-"""The model's parameters on the ranks: where the plan puts them, and what each process holds when ranks are processes.
+"""Parameter placement: which part of each parameter a process holds.
 
-With ranks as threads the parameters stay as they are. With ranks as processes they become DTensors before the first
-optimizer sees them, and a model is captured through stand-ins that have their global shapes and no memory.
+Where ranks are threads the parameters stay as they are. Where ranks are processes they become DTensors before the
+optimizer is made, and capture sees fake tensors of the global shapes in their place.
 """
 
 from __future__ import annotations
@@ -38,40 +38,42 @@ from .optimizer_guards import note_moved, note_replaced
 
 
 def processes() -> int:
-    """How many processes run this script together; 1 where no launcher started it."""
+    """The number of processes that run this script; 1 where no launcher started it."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def place_parameters(model: nn.Module, plan: Plan, weights: str | Path | None = None) -> None:
-    """Check the plan against the model's parameters, and where ranks are processes keep this one's part of them.
+    """Check the plan against the model's parameters; where ranks are processes, keep only this process's part.
 
-    Parameters without values (on the meta device, or lazy) are left for later, unless `weights` names files that fill
-    them: a program takes full ones too. Raises PlanError E0114 to E0117 where plan and names do not fit, E0123 where
-    a parameter's dtype is not the plan's, E0120 where mesh and processes do not fit, RunError E0354 where the processes
-    hold different values, and what `load_weights` raises.
+    Parameters without values (on the meta device, or lazy) stay as they are unless `weights` names files that fill
+    them: a program takes full tensors too. Raises PlanError E0114 to E0117 where the plan does not fit the parameters'
+    names, E0123 where a parameter has another dtype than the plan, E0120 where the mesh does not fit the number of
+    processes, RunError E0354 where the processes hold different values, and the errors of `load_weights`.
     """
-    if any(is_lazy(each) for each in model.parameters()):
+    if any(is_lazy(parameter) for parameter in model.parameters()):
         return
     shards = parameter_shards(model, plan)
     check_parameters(model, plan)
     number = processes()
     if number > 1:
         check_world(plan, number)
-        if weights is not None or not any(each.is_meta for each in model.parameters()):
+        if weights is not None or not any(parameter.is_meta for parameter in model.parameters()):
             note_replaced(distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes)))
     if weights is not None:
         load_weights(model, weights)
 
 
 def parameter_shards(model: nn.Module, plan: Plan) -> dict[str, tuple[Shard, ...]]:
-    """How the plan cuts each parameter, by its first name; the same as its program will say."""
+    """How the plan shards each parameter, by its first name; the same as in its program."""
     infos = parameter_infos(model)
     shards = {}
-    for info, found in zip(infos, resolve_parameters(plan, infos), strict=True):
-        cut = {dim: tuple(a for a in plan.mesh.names if found.dims.get(a) == dim) for dim in range(len(info.shape))}
-        shards[info.name] = tuple(_shard(plan, dim, axes, info.shape[dim]) for dim, axes in cut.items() if axes)
+    for info, placement in zip(infos, resolve_parameters(plan, infos), strict=True):
+        axes = {
+            dim: tuple(a for a in plan.mesh.names if placement.dims.get(a) == dim) for dim in range(len(info.shape))
+        }
+        shards[info.name] = tuple(_shard(plan, dim, over, info.shape[dim]) for dim, over in axes.items() if over)
     return shards
 
 
@@ -80,13 +82,13 @@ def _shard(plan: Plan, dim: int, axes: tuple[str, ...], extent: int) -> Shard:
 
 
 def move_to_stages(program: Program, parameters: Mapping[str, Tensor]) -> None:
-    """Let DTensor parameters, in place, stand on the ranks of their stage, where a pipeline gives them one.
+    """Move DTensor parameters, in place, to the ranks of their pipeline stage.
 
-    They stand on all ranks until the first program tells the stages; optimizers hold the same parameters after it.
+    They are on all ranks until the first program decides the stages. Optimizers keep the same parameter objects.
     """
     moved = []
-    for each in program.of_kind("parameter"):
-        home, tensor = program.home(each), parameters[each.name]
+    for parameter in program.of_kind("parameter"):
+        home, tensor = program.owning_stage(parameter), parameters[parameter.name]
         if home is not None and isinstance(tensor, DTensor):
             mesh = join().device_mesh(program.mesh, home)
             if tensor.device_mesh == join().device_mesh(program.mesh):
@@ -97,21 +99,21 @@ def move_to_stages(program: Program, parameters: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def global_shapes(model: nn.Module, call: BoundCall) -> Iterator[BoundCall]:
-    """Inside, the model's DTensors are fake tensors of their global shapes, and so are those of the call it gives."""
-    if not any(isinstance(each, DTensor) for each in chain(model.parameters(), call.tensors)):
+    """Inside, the DTensors of the model and of the yielded call are fake tensors of their global shapes."""
+    if not any(isinstance(tensor, DTensor) for tensor in chain(model.parameters(), call.tensors)):
         yield call
         return
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, nn.Parameter] = {}
-    kept: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for part in model.modules():
-        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(_fake(parameter, mode), parameter.requires_grad)
-            kept.append((part, name, parameter))
+    fakes: dict[int, nn.Parameter] = {}
+    originals: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) not in fakes:
+                fakes[id(parameter)] = nn.Parameter(_fake(parameter, mode), parameter.requires_grad)
+            originals.append((module, name, parameter))
     try:
-        for part, name, parameter in kept:
-            part._parameters[name] = made[id(parameter)]
+        for module, name, parameter in originals:
+            module._parameters[name] = fakes[id(parameter)]
         yield replace(
             call,
             tensors=tuple(
@@ -119,8 +121,8 @@ def global_shapes(model: nn.Module, call: BoundCall) -> Iterator[BoundCall]:
             ),
         )
     finally:
-        for part, name, parameter in kept:
-            part._parameters[name] = parameter
+        for module, name, parameter in originals:
+            module._parameters[name] = parameter
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
@@ -129,18 +131,18 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 
 def check_same_inputs(call: BoundCall, world: World) -> None:
-    """Raise StrettoError E0603 unless all processes pass the same tensors; DTensors are parts, and not compared."""
+    """Raise StrettoError E0603 unless all processes pass the same tensors; DTensors (local parts) are not compared."""
     for name, tensor in zip(call.names, call.tensors, strict=True):
         if isinstance(tensor, DTensor):
             continue
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        each = world.everyones(sha256(flat.numpy().data).digest())
-        differing = [str(rank) for rank, digest in enumerate(each) if digest != each[0]]
+        digests = world.all_gather_bytes(sha256(flat.numpy().data).digest())
+        differing = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
         if differing:
             raise StrettoError(
                 "E0603",
-                f'input "{name}" is not the same in all processes: rank {", ".join(differing)} unlike rank 0',
-                expected="the same global batch in every process, which takes its part of it",
-                help="seed the data loading of every process alike and use no sampler that splits the data, "
-                "or say stretto.local(batch) of one that was split",
+                f'input "{name}" differs between processes: rank {", ".join(differing)} and rank 0',
+                expected="the same global batch in every process",
+                help="seed the data loader alike in every process and use no sampler that splits the data, "
+                "or pass stretto.local(batch) for a batch that was split",
             )

@@ -1,7 +1,7 @@
-"""`torch.compile(model, backend="stretto", options={"plan": ...})`: the second door, by torch's own name for it.
+"""The torch.compile backend: `torch.compile(model, backend="stretto", options={"plan": ...})`.
 
-Dynamo cuts a model's Python into graphs, takes each graph's parameters out, and calls a backend for each. Here the
-graph becomes a module again, whose parameters bear the names that the model gives them, and is compiled as any other.
+Dynamo splits a model into graphs, turns the parameters into graph arguments, and calls the backend for each graph.
+Here each graph becomes a module again, whose parameters have the model's names, and is compiled like any other model.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from .plan_source import find_plan
 _log = logging.getLogger("stretto")
 _SHOWN = 5
 _STEP = re.compile(r"(?:\._modules\['(?P<quoted>[^']+)'\]|\.(?P<plain>\w+))")
-_HELD = re.compile(r"^(?P<owner>.*)\._(?P<kind>parameters|buffers)\['(?P<leaf>[^']+)'\]$")
+_TENSOR_SOURCE = re.compile(r"^(?P<owner>.*)\._(?P<kind>parameters|buffers)\['(?P<leaf>[^']+)'\]$")
 _OWNERS: Mapping[Any, type[nn.Module]] = {
     torch._C._nn.linear: nn.Linear,
     F.linear: nn.Linear,
     F.embedding: nn.Embedding,
 }
-"""The module that a function's weight belongs to: what a plan's roles mean depends on it."""
+"""The module class that owns a function's weight; the meaning of a plan's roles depends on it."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where one argument of a graph belongs."""
+class _Argument:
+    """What one argument of a graph is to the model."""
 
     kind: str
     """parameters, buffers or inputs."""
     name: str
-    """The model's name of it."""
+    """The model's name for it."""
 
 
 def stretto(
     graph: fx.GraphModule, examples: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """A backend for `torch.compile`; `options={"plan": ...}` takes a path, a text or a `stretto.Plan`.
+    """A backend for `torch.compile`; `options={"plan": ...}` takes a path, the text of a plan or a `stretto.Plan`.
 
-    Each graph that torch cuts out of the model is a program of its own. A pattern of the plan that matches nothing in a
-    graph is left out there, and a batch need not divide by its ranks. Raises StrettoError E0607 without a plan, E0608
-    for one that says what to compute in, and what `stretto.compile` raises.
+    Each graph of the model gets its own program. A pattern of the plan that matches nothing in a graph is ignored
+    there, and a batch need not divide by its ranks. Raises StrettoError E0607 without a plan, E0608 for a plan with a
+    compute dtype, and the errors of `stretto.compile`.
     """
-    given = dict(options or {})
-    source = given.pop("plan", None)
-    if source is None or given:
+    extra_options = dict(options or {})
+    source = extra_options.pop("plan", None)
+    if source is None or extra_options:
         raise StrettoError(
             "E0607",
-            f"the backend was given the options {', '.join(sorted(options)) if options else 'none'}",
+            f"the backend got the options {', '.join(sorted(options)) if options else 'none'}",
             expected='options={"plan": ...}: the path of a plan, its text, or a stretto.Plan',
             help='torch.compile(model, backend="stretto", options={"plan": "my.plan"})',
         )
@@ -71,7 +71,7 @@ def stretto(
     if plan.precision is not None and plan.precision.compute is not None:
         raise StrettoError(
             "E0608",
-            "the plan says what to compute in, but torch has fixed the dtypes of the graph already",
+            "the plan sets a compute dtype, but torch.compile has already fixed the dtypes of the graph",
             span=plan.precision.span,
             help="use stretto.compile(model, plan=...), or torch.autocast around the call",
         )
@@ -79,43 +79,47 @@ def stretto(
 
 
 class _Compiled:
-    """One graph of dynamo's, called as dynamo calls it: with parameters, buffers and inputs in one list."""
+    """One compiled graph, called as dynamo calls it: with parameters, buffers and inputs in one list."""
 
     def __init__(self, graph: fx.GraphModule, examples: Sequence[Any], plan: Plan) -> None:
-        holders = graph.graph.find_nodes(op="placeholder")
-        self._places = _places(holders, examples)
-        self._shell = DynamoGraph(graph, self._places, holders, examples)
-        # What a graph takes is torch's choice, not the user's, who could not pass another number of rows.
-        self.compiled = CompiledModule(_restricted(plan, self._shell), pads=True)
+        placeholders = graph.graph.find_nodes(op="placeholder")
+        self._arguments = _arguments(placeholders, examples)
+        self._module = DynamoGraph(graph, self._arguments, placeholders, examples)
+        # Dynamo chooses the inputs of a graph: the user cannot pad them, so the program pads.
+        self.compiled = CompiledModule(_restricted(plan, self._module), pads=True)
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *values: Any) -> Any:
         inputs = []
-        for place, value in zip(self._places, given, strict=True):
-            if place.kind == "inputs":
+        for argument, value in zip(self._arguments, values, strict=True):
+            if argument.kind == "inputs":
                 inputs.append(value)
             else:
-                self._shell.hold(place, value)
-        return self.compiled.call(self._shell, inputs, {})
+                self._module.set_tensor(argument, value)
+        return self.compiled.call(self._module, inputs, {})
 
 
 class DynamoGraph(nn.Module):
-    """A graph as a module that holds what the model holds, under the model's names."""
+    """A graph as a module that has the model's parameters and buffers, under the model's names."""
 
     def __init__(
-        self, graph: fx.GraphModule, places: Sequence[_Place], holders: Sequence[fx.Node], examples: Sequence[Any]
+        self,
+        graph: fx.GraphModule,
+        arguments: Sequence[_Argument],
+        placeholders: Sequence[fx.Node],
+        examples: Sequence[Any],
     ) -> None:
         super().__init__()
-        self.training = True  # what train() and eval() decide, the graph holds already
-        for place, node, example in zip(places, holders, examples, strict=True):
-            if place.kind != "inputs":
-                self._make(place, node, example)
-        names = [place.name for place in places if place.kind == "inputs"]
+        self.training = True  # the graph was captured in its mode: train() and eval() change nothing
+        for argument, node, example in zip(arguments, placeholders, examples, strict=True):
+            if argument.kind != "inputs":
+                self._make(argument, node, example)
+        names = [argument.name for argument in arguments if argument.kind == "inputs"]
         _name_modules(graph)
 
         def forward(*inputs: Any) -> Any:
             """The graph's results."""
             rest = iter(inputs)
-            values = [next(rest) if place.kind == "inputs" else self._held(place) for place in places]
+            values = [next(rest) if argument.kind == "inputs" else self._tensor(argument) for argument in arguments]
             with fx_traceback.preserve_node_meta():
                 return fx.Interpreter(graph).run(*values)
 
@@ -124,46 +128,46 @@ class DynamoGraph(nn.Module):
         )
         self.forward = forward
 
-    def hold(self, place: _Place, tensor: Tensor) -> None:
-        """Hold the tensor that a call passes for a parameter or buffer."""
-        owner, leaf = self._owner(place)
-        held = owner._parameters if place.kind == "parameters" else owner._buffers
-        if held[leaf] is not tensor:
-            held[leaf] = tensor  # type: ignore[assignment]
+    def set_tensor(self, argument: _Argument, tensor: Tensor) -> None:
+        """Set a parameter or buffer to the tensor that a call passes."""
+        owner, leaf = self._owner(argument)
+        owned = owner._parameters if argument.kind == "parameters" else owner._buffers
+        if owned[leaf] is not tensor:
+            owned[leaf] = tensor  # type: ignore[assignment]
 
-    def _held(self, place: _Place) -> Tensor:
-        owner, leaf = self._owner(place)
+    def _tensor(self, argument: _Argument) -> Tensor:
+        owner, leaf = self._owner(argument)
         tensor: Tensor = getattr(owner, leaf)
         return tensor
 
-    def _owner(self, place: _Place) -> tuple[nn.Module, str]:
-        path, _, leaf = place.name.rpartition(".")
+    def _owner(self, argument: _Argument) -> tuple[nn.Module, str]:
+        path, _, leaf = argument.name.rpartition(".")
         return self.get_submodule(path), leaf
 
-    def _make(self, place: _Place, node: fx.Node, example: Tensor) -> None:
-        """Make the modules on the way to a tensor, the last one of the kind that its users tell, and hold it there."""
-        *path, leaf = place.name.split(".")
+    def _make(self, argument: _Argument, node: fx.Node, example: Tensor) -> None:
+        """Make the modules on the path of a tensor, and register it there; its users tell the last module's class."""
+        *path, leaf = argument.name.split(".")
         module: nn.Module = self
-        for at, name in enumerate(path):
+        for depth, name in enumerate(path):
             if name not in module._modules:
-                kind = _owner_kind(node) if at == len(path) - 1 else nn.Module
-                made = kind.__new__(kind)
-                nn.Module.__init__(made)
-                module.add_module(name, made)
+                kind = _owner_kind(node) if depth == len(path) - 1 else nn.Module
+                child = kind.__new__(kind)
+                nn.Module.__init__(child)
+                module.add_module(name, child)
             module = module.get_submodule(name)
-        if place.kind == "parameters":
+        if argument.kind == "parameters":
             module.register_parameter(leaf, example)  # type: ignore[arg-type]
         else:
             module.register_buffer(leaf, example)
 
 
-def _places(holders: Sequence[fx.Node], examples: Sequence[Any]) -> list[_Place]:
-    """The kind and the name of each argument; where a graph has parts of several models, their names come first."""
-    found = [_HELD.match(_source(node)) for node in holders]
-    bases = {_base(match["owner"]) for match in found if match is not None}
-    places = []
+def _arguments(placeholders: Sequence[fx.Node], examples: Sequence[Any]) -> list[_Argument]:
+    """Kind and name of each argument; where a graph has tensors of several models, the model's name is a prefix."""
+    matched = [_TENSOR_SOURCE.match(_source(node)) for node in placeholders]
+    bases = {_base(match["owner"]) for match in matched if match is not None}
+    arguments = []
     taken: set[str] = set()
-    for node, match, example in zip(holders, found, examples, strict=True):
+    for node, match, example in zip(placeholders, matched, examples, strict=True):
         if match is None:
             kind = "parameters" if isinstance(example, nn.Parameter) else "inputs"
             name = re.sub(r"^[lg]_|_$", "", node.name)
@@ -174,12 +178,12 @@ def _places(holders: Sequence[fx.Node], examples: Sequence[Any]) -> list[_Place]
         while name in taken:
             name += "_"
         taken.add(name)
-        places.append(_Place(kind, name))
-    return places
+        arguments.append(_Argument(kind, name))
+    return arguments
 
 
 def _source(node: fx.Node) -> str:
-    """The Python expression that an argument comes from, such as "L['self']._modules['up']._parameters['weight']"."""
+    """The Python expression of an argument, such as "L['self']._modules['up']._parameters['weight']"."""
     source = getattr(node.meta.get("grapharg"), "source", None)
     name = getattr(source, "name", "")
     return str(name() if callable(name) else name)
@@ -191,7 +195,7 @@ def _base(owner: str) -> str:
 
 
 def _path(steps: str) -> list[str]:
-    """The names on the way from a model to one of its modules.
+    """The names on the path from a model to one of its modules.
 
     >>> _path("._modules['layers']._modules['0']")
     ['layers', '0']
@@ -200,7 +204,7 @@ def _path(steps: str) -> list[str]:
 
 
 def _identifier(expression: str) -> str:
-    """A name for an expression."""
+    """The expression as an identifier."""
     return re.sub(r"\W+", "_", re.sub(r"^[LG]\['(\w+)'\]", r"\1", expression)).strip("_")
 
 
@@ -209,21 +213,21 @@ def _owner_kind(node: fx.Node) -> type[nn.Module]:
 
 
 def _name_modules(graph: fx.GraphModule) -> None:
-    """Let the nodes' module paths begin where those of a captured model do."""
+    """Make the nodes' module paths start where those of a captured model start."""
     for node in graph.graph.nodes:
         stack = node.meta.get("nn_module_stack")
         if stack:
-            node.meta["nn_module_stack"] = {key: (_below(str(path)), cls) for key, (path, cls) in stack.items()}
+            node.meta["nn_module_stack"] = {key: (_path_in_model(str(path)), cls) for key, (path, cls) in stack.items()}
 
 
-def _below(path: str) -> str:
+def _path_in_model(path: str) -> str:
     steps = re.sub(r"^[LG]\['\w+'\]", "", path)
     return ".".join([MODEL_ATTRIBUTE, *_path(steps if steps.startswith(".") else f".{steps}" if steps else "")])
 
 
-def _restricted(plan: Plan, shell: nn.Module) -> Plan:
-    """The plan without the patterns that match nothing here: what they are about is in another graph of the model."""
-    names = [name for name, _ in shell.named_parameters(remove_duplicate=False)]
+def _restricted(plan: Plan, module: nn.Module) -> Plan:
+    """The plan without the patterns that match nothing here: their parameters are in another graph of the model."""
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     statements: list[Statement] = []
     for statement in plan.statements:
         if not isinstance(statement, ShardParameters):
@@ -235,6 +239,6 @@ def _restricted(plan: Plan, shell: nn.Module) -> Plan:
                 _log.info('pattern "%s" of the plan matches nothing in this graph', pattern)
         if kept:
             statements.append(statement if kept == statement.patterns else replace(statement, patterns=kept))
-    if names and plan.parameters and not any(isinstance(each, ShardParameters) for each in statements):
+    if names and plan.parameters and not any(isinstance(statement, ShardParameters) for statement in statements):
         _log.warning("no pattern of the plan matches a parameter of this graph: %s", ", ".join(names[:_SHOWN]))
     return replace(plan, statements=tuple(statements))

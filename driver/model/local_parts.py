@@ -1,4 +1,4 @@
-"""Inputs of which each process passes its own part, in place of the global batch."""
+"""Inputs of which each process passes its local part instead of the global batch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class LocalPart(Tensor):
-    """A tensor that is this process's own part of an input. What is computed of it is one too."""
+    """A tensor that is this process's part of an input. Tensors computed from it are parts too."""
 
 
 def local(batch: T) -> T:
-    """Say of the tensors in a batch that they are this process's own part of it, of as many rows as all others' parts.
+    """Mark the tensors of a batch as this process's part of it; all parts must have the same number of rows.
 
-    For data loaders that split the data, one part for each rank of the batch's axes; ranks that share a part (those of
-    a tensor axis) must pass the same. Without it every process passes the same global batch. Where ranks are threads
-    there is one process, and its part is the batch. Containers of tensors stay what they are.
+    For data loaders that split the data: one part for each rank of the batch's axes. Ranks that share a part (those of
+    a tensor axis) must pass the same tensors. Without `local` every process passes the same global batch. Where ranks
+    are threads there is one process, and its part is the whole batch. Containers of tensors keep their structure.
 
     >>> local({"tokens": torch.ones(2, 3)})["tokens"].shape
     torch.Size([2, 3])
@@ -39,30 +39,30 @@ def local(batch: T) -> T:
 
 
 def with_parts(call: BoundCall, plan: Plan, processes: int) -> BoundCall:
-    """The call with a DTensor for each input that is a part: global, cut as the plan cuts inputs."""
-    if not any(isinstance(each, LocalPart) for each in call.tensors):
+    """The call with each local part replaced by a DTensor of the global shape, sharded as the plan shards inputs."""
+    if not any(isinstance(tensor, LocalPart) for tensor in call.tensors):
         return call
     pairs = zip(call.names, call.tensors, strict=True)
-    return replace(call, tensors=tuple([_whole(name, each, plan, processes) for name, each in pairs]))
+    return replace(call, tensors=tuple([_global(name, tensor, plan, processes) for name, tensor in pairs]))
 
 
-def _whole(name: str, tensor: Tensor, plan: Plan, processes: int) -> Tensor:
+def _global(name: str, tensor: Tensor, plan: Plan, processes: int) -> Tensor:
     if not isinstance(tensor, LocalPart):
         return tensor
-    own = tensor.as_subclass(Tensor)
-    if processes == 1 or not own.dim():
-        return own
+    part = tensor.as_subclass(Tensor)
+    if processes == 1 or not part.dim():
+        return part
     world, mesh = join(), RankMesh(plan.mesh.axes)
-    dims = resolve_inputs(plan, {name: tuple(own.shape)})[name]
+    dims = resolve_inputs(plan, {name: tuple(part.shape)})[name]
     placements: list[Placement] = [Shard(dims[axis]) if axis in dims else Replicate() for axis, _ in mesh.axes]
     shape = [
-        extent * prod(mesh.sizes[axis] for axis, at in dims.items() if at == dim)
-        for dim, extent in enumerate(own.shape)
+        extent * prod(mesh.sizes[axis] for axis, sharded_dim in dims.items() if sharded_dim == dim)
+        for dim, extent in enumerate(part.shape)
     ]
     stride = torch.empty(shape, device="meta").stride()
     device_mesh = world.device_mesh(mesh)
     return DTensor.from_local(
-        own.contiguous(),
+        part.contiguous(),
         device_mesh,
         placements or [Replicate()],
         run_check=False,

@@ -1,7 +1,7 @@
-"""What an optimizer must not do with a compiled model's parameters, found when it steps.
+"""Checks before an optimizer steps: it must hold the model's current parameters, and their gradients must be reduced.
 
-Every optimizer of torch runs a hook before its step. One hook of ours looks whether the optimizer holds parameters that
-a model no longer has, because processes took their parts of them, or whose gradients still wait for a reduction.
+Torch runs a hook before every optimizer step. Ours refuses a step on parameters that a model gave up when they became
+DTensors, and a step while gradients of `no_sync()` are not reduced yet.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...diagnostics import StrettoError
 from ...runtime.processes.parameters import move_to
-from ...runtime.rank.unreduced_gradients import Addends
+from ...runtime.rank.unreduced_gradients import UnreducedGradients
 
 _replaced: Any = WeakIdKeyDictionary()
-"""Parameters that a model had before it was compiled, to their names; a tensor's own equality is by element."""
-_waiting: weakref.WeakKeyDictionary[Addends, tuple[weakref.ref[Tensor], ...]] = weakref.WeakKeyDictionary()
-"""Where gradients may wait, to the parameters whose they are."""
+"""Names of the parameters that models had before they were compiled, by tensor identity."""
+_unreduced: weakref.WeakKeyDictionary[UnreducedGradients, tuple[weakref.ref[Tensor], ...]] = weakref.WeakKeyDictionary()
+"""The parameters whose gradients each of these may hold."""
 _moved: Any = WeakIdKeyDictionary()
-"""Parameters that were moved to the ranks of their stage after optimizers may have made state for them."""
-_followed: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-"""Optimizers whose state has followed them."""
+"""Parameters moved to the ranks of their stage; an optimizer may have state of them on all ranks."""
+_moved_with: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+"""Optimizers whose state has been moved with the parameters."""
 _is_real: ContextVar[bool] = ContextVar("stretto_real_step", default=True)
 
 
 def note_replaced(parameters: Mapping[str, Tensor]) -> None:
-    """Remember parameters, by name, that their model has given up for others."""
+    """Remember parameters, by name, that their model no longer has."""
     _watch()
-    for name, each in parameters.items():
-        _replaced[each] = name
+    for name, parameter in parameters.items():
+        _replaced[parameter] = name
 
 
-def note_waiting(addends: Addends, parameters: Iterable[Tensor]) -> None:
-    """Remember whose gradients may wait in `addends`."""
+def note_unreduced(gradients: UnreducedGradients, parameters: Iterable[Tensor]) -> None:
+    """Remember the parameters whose unreduced gradients `gradients` may hold."""
     _watch()
-    _waiting[addends] = tuple([weakref.ref(each) for each in parameters])
+    _unreduced[gradients] = tuple([weakref.ref(parameter) for parameter in parameters])
 
 
 def note_moved(parameters: Iterable[DTensor]) -> None:
-    """Remember that parameters stand on fewer ranks than before: what optimizers hold of them follows at a step."""
+    """Remember that parameters moved to fewer ranks; an optimizer's state of them moves at its next step."""
     _watch()
-    for each in parameters:
-        _moved[each] = None
-        _followed.clear()
+    for parameter in parameters:
+        _moved[parameter] = None
+        _moved_with.clear()
 
 
 @contextmanager
 def no_real_step() -> Iterator[None]:
-    """Inside, a step changes no parameter: it is taken to see what state the optimizer has, and any is allowed."""
+    """Inside, steps are not checked: they only make the optimizer's state and change no parameter."""
     token = _is_real.set(False)
     try:
         yield
@@ -71,37 +71,37 @@ def _watch() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Raise StrettoError E0604 or E0605 for a step that would not do what its caller means."""
-    if _moved and optimizer not in _followed:
-        _follow(optimizer)
-    if not _is_real.get() or (not _replaced and not any(_waiting)):
+    """Raise StrettoError E0604 for stale parameters, E0605 for unreduced gradients."""
+    if _moved and optimizer not in _moved_with:
+        _move_state(optimizer)
+    if not _is_real.get() or (not _replaced and not any(_unreduced)):
         return
-    held = [each for group in optimizer.param_groups for each in group["params"]]
-    stale = next((_replaced[each] for each in held if each in _replaced), None)
+    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    stale_name = next((_replaced[parameter] for parameter in stepped if parameter in _replaced), None)
     kind = type(optimizer).__name__
-    if stale is not None:
+    if stale_name is not None:
         raise StrettoError(
             "E0604",
-            f'this {kind} holds "{stale}" as it was before the model was compiled; its step would change nothing',
-            expected="the parameters that the compiled model has now: DTensors, of which this process holds its part",
+            f'this {kind} holds "{stale_name}" from before the model was compiled; its step would not change the model',
+            expected="the parameters of the compiled model, which are DTensors",
             help="make the optimizer after stretto.compile(model, plan=...)",
         )
-    own = {id(each) for each in held}
-    for addends, parameters in _waiting.items():
-        if addends and any(id(each()) in own for each in parameters):
+    stepped_ids = {id(parameter) for parameter in stepped}
+    for gradients, parameters in _unreduced.items():
+        if gradients and any(id(parameter()) in stepped_ids for parameter in parameters):
             raise StrettoError(
                 "E0605",
-                f"this {kind} would step while gradients wait for their reduction",
-                expected="a backward outside no_sync() before the step: it reduces what has waited",
+                f"this {kind} would step before the gradients are reduced",
+                expected="a backward outside no_sync() before the step; it reduces all gradients",
                 help="leave `with model.no_sync():` before the last forward and backward of a step",
             )
 
 
-def _follow(optimizer: Optimizer) -> None:
-    """Let the state of moved parameters, loaded before they were, stand where they do."""
-    _followed.add(optimizer)
+def _move_state(optimizer: Optimizer) -> None:
+    """Move an optimizer's state to the ranks of its parameters."""
+    _moved_with.add(optimizer)
     for parameter, state in optimizer.state.items():
         if parameter in _moved and isinstance(parameter, DTensor):
-            for each in state.values():
-                if isinstance(each, DTensor) and each.device_mesh != parameter.device_mesh:
-                    move_to(each, parameter.device_mesh)
+            for value in state.values():
+                if isinstance(value, DTensor) and value.device_mesh != parameter.device_mesh:
+                    move_to(value, parameter.device_mesh)

@@ -1,4 +1,4 @@
-"""The ways to say which plan: a path, the text itself, or the value that both are read to."""
+"""Plans as users pass them: a path, the text of a plan, or a `Plan`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PlanSource = str | os.PathLike[str] | Plan
 """A `Plan`, the path of a plan file, or the text of a plan."""
 
 _TEXT = re.compile(r"\s*mesh[\s(]|.*\n", re.DOTALL)
-"""A string that names no file is a plan's text when it has more than one line, or starts with the mesh."""
+"""A string that names no file is the text of a plan if it has several lines or starts with the mesh."""
 
 
 def find_plan(source: PlanSource, beside: Path | None = None) -> Plan:
-    """The plan that `source` means. A relative path counts from the working directory, then from the folder `beside`.
+    """The plan that `source` names. A relative path is tried from the working directory, then from `beside`.
 
-    Raises PlanError: E0118 and E0119 for a file that cannot be read, and all that is wrong inside the plan.
+    Raises PlanError: E0118 and E0119 for a file that cannot be read, and the errors of the plan itself.
 
     >>> find_plan("mesh (dp=2)").mesh.size
     2
@@ -26,15 +26,15 @@ def find_plan(source: PlanSource, beside: Path | None = None) -> Plan:
     if isinstance(source, Plan):
         return source
     path = Path(source)
-    found = next((each for each in _places(path, beside) if _is_file(each)), None)
-    if found is not None:
-        return Plan.load(found)
+    file = next((candidate for candidate in _candidates(path, beside) if _is_file(candidate)), None)
+    if file is not None:
+        return Plan.load(file)
     if isinstance(source, str) and _TEXT.match(source):
         return Plan.parse(source)
     return Plan.load(path)
 
 
-def _places(path: Path, beside: Path | None) -> list[Path]:
+def _candidates(path: Path, beside: Path | None) -> list[Path]:
     return [path] if beside is None else [path, beside / path]
 
 

@@ -33,7 +33,7 @@ from ..compile.pipeline_requirements import EACH_SIZE, is_alone, one_microbatch
 from ..report.remarks import is_warning, remarks_of, warning_text
 from .attribute_guards import ReadAttributes
 from .distribution import check_same_inputs, global_shapes, move_to_stages, processes
-from .module_tensors import Held
+from .module_tensors import ModuleTensors
 
 T = TypeVar("T")
 TensorKind = tuple[torch.Size, torch.dtype]
@@ -76,7 +76,7 @@ class Key:
         return replace(self, inputs=inputs)
 
 
-def mode_of(held: Held, call: BoundCall, plan: Plan) -> Mode:
+def mode_of(held: ModuleTensors, call: BoundCall, plan: Plan) -> Mode:
     """What a call is for: training, where grad mode is on and something requires a gradient.
 
     A pipeline's forward runs the backward too, so that it is for training only while the model is in train mode.
@@ -86,7 +86,7 @@ def mode_of(held: Held, call: BoundCall, plan: Plan) -> Mode:
     return Mode.TRAIN if torch.is_grad_enabled() and wanted and not forward_only else Mode.INFER
 
 
-def key_of(held: Held, call: BoundCall, mode: Mode, *, delayed: bool = False) -> Key:
+def key_of(held: ModuleTensors, call: BoundCall, mode: Mode, *, delayed: bool = False) -> Key:
     """The key of a call in the state that the model and autocast are in."""
     trainable = tuple([each.requires_grad for each in held.parameters.values()])
     wanted = call.differentiable
@@ -139,7 +139,7 @@ class Variant:
         return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
 
     def call(
-        self, held: Held, tensors: Sequence[Tensor], accumulation: Accumulation, scale: float = 1.0
+        self, held: ModuleTensors, tensors: Sequence[Tensor], accumulation: Accumulation, scale: float = 1.0
     ) -> list[Tensor]:
         """The tensors of the model's result; new values of buffers are written into the model's. `scale`: see `run`."""
         program = self.program
@@ -165,7 +165,7 @@ class Variant:
         symbolic = self.program.symbolic
         return "it has no named sizes" if symbolic is None else symbolic.refusal(sizes)
 
-    def bound(self, held: Held, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
+    def bound(self, held: ModuleTensors, call: BoundCall, sizes: Mapping[str, int]) -> Variant | None:
         """The same for other sizes of a call, where its program holds for them."""
         if self.refusal(sizes):
             return None
@@ -184,7 +184,7 @@ class Origin:
 
 def make_variant(
     model: nn.Module,
-    held: Held,
+    held: ModuleTensors,
     call: BoundCall,
     key: Key,
     plan: Plan,
@@ -290,7 +290,7 @@ def _listed(remarks: Json) -> Sequence[Json]:
     return remarks if isinstance(remarks, list | tuple) else ()
 
 
-def _session(program: Program, held: Held, call: BoundCall, beside: Session | None) -> Session:
+def _session(program: Program, held: ModuleTensors, call: BoundCall, beside: Session | None) -> Session:
     """The ranks that are there, with a program; `call` is its first. Threads are those of the session `beside`."""
     if processes() == 1:
         return RankThreads(program, beside=beside if isinstance(beside, RankThreads) else None)

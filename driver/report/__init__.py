@@ -1,4 +1,4 @@
-"""What a program or module does, counted and explained: `explain`, `diff`, and the summary after `compile`.
+"""Reports on programs and modules: `explain`, `diff`, and the summary after `compile`.
 
-Start reading at `explain.py`; `traffic.py` counts what crosses the links. How text looks on a terminal: `driver/text/`.
+Start reading at `explain.py`; `traffic.py` counts the communication of a step. Output on a terminal: `driver/text/`.
 """

@@ -1,6 +1,6 @@
-"""What a program does, for a person: who holds what, what crosses which link and why, what the passes said.
+"""Explain a program: placements, the communication of a step with its causes, and the remarks of the passes.
 
-Reads the program and nothing else; it needs no compiler.
+It reads the program folder only and needs no compiler.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from .traffic import Site, Traffic, gradients_from, place_of, traffic_of
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Parameters, buffers or inputs that are placed alike: those of repeated layers, folded to one name."""
+class PlacedTensors:
+    """Parameters, buffers or inputs with equal placement; those of repeated layers are folded to one name."""
 
     name: str
-    """The model's name, with `*` for the number of a folded layer."""
+    """The model's name, with `*` for the numbers of folded layers."""
     names: tuple[str, ...]
     kind: str
     shape: tuple[int, ...]
-    """Of the global tensor."""
+    """The global shape."""
     local_shape: tuple[int, ...]
-    """Of what each rank holds, padding included."""
+    """The shape on each rank, padding included."""
     dtype: str
     shards: tuple[Shard, ...]
     bytes_per_rank: int
-    """Of one of them."""
+    """The local bytes of one of the tensors."""
     aliases: tuple[str, ...] = ()
     """Further names of a tied parameter."""
     stages: tuple[int, ...] | None = None
-    """In a pipeline: the stages that hold it; None: all."""
+    """In a pipeline: the stages that hold it; None for all."""
 
     @property
     def placement(self) -> str:
-        """How it is cut: "dim 0 over tp", or "replicated"."""
-        return "; ".join(_cut(shard) for shard in self.shards) or "replicated"
+        """The sharding: "dim 0 over tp", or "replicated"."""
+        return "; ".join(_shard_text(shard) for shard in self.shards) or "replicated"
 
     @property
-    def whole_bytes(self) -> int:
-        """Of one of them, on one device."""
+    def global_bytes(self) -> int:
+        """The bytes of one of the tensors on a single device."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def to_json(self) -> dict[str, Json]:
@@ -61,25 +61,25 @@ class Placed:
 
 @dataclass(frozen=True)
 class Communication:
-    """Collectives, or sends, of one kind over the same axes with one cause."""
+    """Collectives or sends of one kind, over the same axes, with one cause."""
 
     backward: bool
     kind: str
     axes: tuple[str, ...]
     module: str
-    """Path of the module that causes it, with `*` for the number of a folded layer; empty for the model itself."""
+    """Path of the module that causes it, with `*` for the numbers of folded layers; empty for the model itself."""
     file: str
     line: int
     count: int
-    """How many a rank runs in one step."""
+    """How many of them a rank runs in one step."""
     tensor_bytes: int
-    """Sum of the tensors' sizes over those."""
+    """The sum of their tensors' bytes."""
     sent_bytes: int
-    """What a rank sends in one step when each is done as a ring."""
+    """The bytes that a rank sends in one step with ring algorithms."""
     gradients: tuple[str, ...] = ()
-    """The parameters whose gradients these reduce; empty for anything else."""
+    """The parameters whose gradients they reduce; empty for other communication."""
     stage: int | None = None
-    """In a pipeline: the stage whose ranks run these."""
+    """In a pipeline: the stage whose ranks run them."""
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -92,61 +92,64 @@ class Communication:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that `stretto explain` says."""
+    """The content of `stretto explain`."""
 
     program: Program
-    parameters: tuple[Placed, ...]
-    others: tuple[Placed, ...]
+    parameters: tuple[PlacedTensors, ...]
+    others: tuple[PlacedTensors, ...]
     """Buffers, constants and inputs."""
     communication: tuple[Communication, ...]
     stages: tuple[Stage, ...] = ()
-    """Where ranks take turns: what those of each stage have and do."""
+    """The stages of a pipeline; empty without one."""
 
     @property
     def parameter_bytes(self) -> int:
-        """Of all parameters, on one device."""
-        return sum(each.whole_bytes * len(each.names) for each in self.parameters)
+        """The bytes of all parameters on a single device."""
+        return sum(tensors.global_bytes * len(tensors.names) for tensors in self.parameters)
 
     @property
     def parameter_bytes_per_rank(self) -> int:
-        """Of all parameters' parts on one rank, padding included; in a pipeline, of the stage that has most."""
+        """The parameter bytes of one rank, padding included; in a pipeline, of the stage with the most."""
         if self.stages:
-            return max(each.parameter_bytes for each in self.stages)
-        return sum(each.bytes_per_rank * len(each.names) for each in self.parameters)
+            return max(stage.parameter_bytes for stage in self.stages)
+        return sum(tensors.bytes_per_rank * len(tensors.names) for tensors in self.parameters)
 
     def count(self, *, sharded: bool) -> int:
-        """How many parameters are sharded, or replicated."""
-        return sum(len(each.names) for each in self.parameters if bool(each.shards) is sharded)
+        """The number of sharded, or of replicated, parameters."""
+        return sum(len(tensors.names) for tensors in self.parameters if bool(tensors.shards) is sharded)
 
     @property
     def totals(self) -> list[tuple[str, tuple[str, ...], int, int]]:
-        """(kind, axes, count, bytes sent) of a whole step, for each kind over each set of axes.
+        """(kind, axes, count, bytes sent) of a step, for each kind over each set of axes.
 
-        Of one rank, or of one rank of each stage together.
+        For one rank; in a pipeline, the sums over one rank of each stage.
         """
         sums: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
-        for each in self.communication:
-            count, sent = sums.get((each.kind, each.axes), (0, 0))
-            sums[each.kind, each.axes] = (count + each.count, sent + each.sent_bytes)
+        for communication in self.communication:
+            count, sent = sums.get((communication.kind, communication.axes), (0, 0))
+            sums[communication.kind, communication.axes] = (
+                count + communication.count,
+                sent + communication.sent_bytes,
+            )
         return [(kind, axes, count, sent) for (kind, axes), (count, sent) in sums.items()]
 
     @property
     def without_rule(self) -> list[RemarkJson]:
-        """Remarks about ops that no sharding rule covers."""
-        return [each for each in remarks_of(self.program) if _misses_rule(each)]
+        """Remarks about ops without a sharding rule."""
+        return [remark for remark in remarks_of(self.program) if _misses_rule(remark)]
 
     @property
     def warnings(self) -> list[RemarkJson]:
-        """Remarks about what the plan says to no effect."""
-        return [each for each in remarks_of(self.program) if is_warning(each)]
+        """Remarks about statements of the plan without effect."""
+        return [remark for remark in remarks_of(self.program) if is_warning(remark)]
 
     @property
     def other_remarks(self) -> list[RemarkJson]:
         """All other remarks."""
-        return [each for each in remarks_of(self.program) if not _misses_rule(each) and not is_warning(each)]
+        return [remark for remark in remarks_of(self.program) if not _misses_rule(remark) and not is_warning(remark)]
 
     def to_json(self) -> dict[str, Json]:
-        """One JSON object; every size is in bytes."""
+        """One JSON object; sizes are in bytes."""
         manifest = self.program.manifest
         about = manifest.to_json()
         return {
@@ -156,32 +159,32 @@ class Explanation:
             "ranks": self.program.mesh.ranks,
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
             "pipeline": None if self.program.pipeline is None else self.program.pipeline.to_json(),
-            "stages": [each.to_json() for each in self.stages],
-            "parameters": [each.to_json() for each in self.parameters],
+            "stages": [entry.to_json() for entry in self.stages],
+            "parameters": [entry.to_json() for entry in self.parameters],
             "parameters_sharded": self.count(sharded=True),
             "parameters_replicated": self.count(sharded=False),
             "parameter_bytes": self.parameter_bytes,
             "parameter_bytes_per_rank": self.parameter_bytes_per_rank,
-            "others": [each.to_json() for each in self.others],
-            "communication": [each.to_json() for each in self.communication],
+            "others": [entry.to_json() for entry in self.others],
+            "communication": [entry.to_json() for entry in self.communication],
             "totals": [
                 {"kind": kind, "axes": list(axes), "count": count, "sent_bytes": sent}
                 for kind, axes, count, sent in self.totals
             ],
-            "warnings": [dict(each) for each in self.warnings],
-            "without_rule": [dict(each) for each in self.without_rule],
-            "remarks": [dict(each) for each in self.other_remarks],
+            "warnings": [dict(entry) for entry in self.warnings],
+            "without_rule": [dict(entry) for entry in self.without_rule],
+            "remarks": [dict(entry) for entry in self.other_remarks],
         }
 
 
 def explain(program: Program) -> Explanation:
-    """Everything a program says about itself. It runs nothing."""
+    """The explanation of a program, without running it."""
     kinds = ("buffer", "constant", "input")
     traffic = traffic_of(program)
     return Explanation(
         program,
         _placed(program.of_kind("parameter")),
-        _placed([each for kind in kinds for each in program.of_kind(kind)]),
+        _placed([tensor for kind in kinds for tensor in program.of_kind(kind)]),
         _communication(program, traffic),
         stages_of(program, traffic),
     )
@@ -191,34 +194,42 @@ def _misses_rule(remark: RemarkJson) -> bool:
     return remark.get("pass") == "propagate-placements" and remark.get("kind") == "missed"
 
 
-def _placed(tensors: Sequence[Input]) -> tuple[Placed, ...]:
+def _placed(tensors: Sequence[Input]) -> tuple[PlacedTensors, ...]:
     groups: dict[tuple[object, ...], list[Input]] = {}
-    for each in tensors:
-        key = (family(each.name), each.kind, each.shape, each.dtype, each.shards, each.stages, len(each.aliases))
-        groups.setdefault(key, []).append(each)
+    for tensor in tensors:
+        key = (
+            family(tensor.name),
+            tensor.kind,
+            tensor.shape,
+            tensor.dtype,
+            tensor.shards,
+            tensor.stages,
+            len(tensor.aliases),
+        )
+        groups.setdefault(key, []).append(tensor)
     return tuple(_group(members) for members in groups.values())
 
 
-def _group(members: Sequence[Input]) -> Placed:
-    first, names = members[0], [each.name for each in members]
-    local = local_shape(first.shape, first.shards)
-    size = prod(local) * DTYPES[first.dtype].itemsize
-    aliases = tuple(name for each in members for name in each.aliases if name != each.name)
-    return Placed(
-        folded(names), tuple(names), first.kind, first.shape, local, first.dtype, first.shards, size, aliases,
-        first.stages,
+def _group(members: Sequence[Input]) -> PlacedTensors:
+    first, names = members[0], [tensor.name for tensor in members]
+    on_rank = local_shape(first.shape, first.shards)
+    bytes_per_rank = prod(on_rank) * DTYPES[first.dtype].itemsize
+    aliases = tuple(name for tensor in members for name in tensor.aliases if name != tensor.name)
+    return PlacedTensors(
+        folded(names), tuple(names), first.kind, first.shape, on_rank, first.dtype, first.shards, bytes_per_rank,
+        aliases, first.stages,
     )  # fmt: skip
 
 
-def _cut(shard: Shard) -> str:
-    """How one dim is cut, with the last chunks' shortage when they do not come out even."""
+def _shard_text(shard: Shard) -> str:
+    """The sharding of one dim; "(uneven)" where the last chunks are padded."""
     text = f"dim {shard.dim} over {', '.join(shard.axes)}"
     return text if shard.extent % shard.chunk == 0 else f"{text} (uneven)"
 
 
 @dataclass(frozen=True)
 class _Cause:
-    """What stands in one row."""
+    """What the communication of one row has in common."""
 
     backward: bool
     kind: str
@@ -241,11 +252,13 @@ def _communication(program: Program, traffic: Traffic) -> tuple[Communication, .
         cause = _Cause(site.backward, site.kind, site.axes, module, file, line, bool(gradients), site.stage)
         path = _layer_path(owners[0]) if gradients else place.module
         groups.setdefault(cause, []).append((site, path, gradients))
-    rows = [_row(cause, members, traffic) for cause, members in groups.items()]
+    rows = [_communication_of(cause, members, traffic) for cause, members in groups.items()]
     return tuple(sorted(rows, key=lambda row: (row.backward, bool(row.gradients), row.stage or 0)))
 
 
-def _row(cause: _Cause, members: Sequence[tuple[Site, str, tuple[str, ...]]], traffic: Traffic) -> Communication:
+def _communication_of(
+    cause: _Cause, members: Sequence[tuple[Site, str, tuple[str, ...]]], traffic: Traffic
+) -> Communication:
     counts = [(traffic[site], site) for site, _, _ in members]
     return Communication(
         backward=cause.backward,
@@ -265,9 +278,9 @@ def _row(cause: _Cause, members: Sequence[tuple[Site, str, tuple[str, ...]]], tr
 def _layer_path(module: str) -> str:
     """The repeated layer that a module is in ("layers.3" of "layers.3.mlp.up"), else the module itself."""
     parts = module.split(".")
-    for at, part in enumerate(parts):
+    for index, part in enumerate(parts):
         if part.isdigit():
-            return ".".join(parts[: at + 1])
+            return ".".join(parts[: index + 1])
     return module
 
 

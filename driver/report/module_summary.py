@@ -1,11 +1,11 @@
-"""The summary of a module's text, as `summary.py` has it of a program."""
+"""The summary of a module, for `stretto diff`; `summary.py` makes that of a program."""
 
 from __future__ import annotations
 
 from collections import Counter
 from math import prod
 
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import SEND, Collective, collective
 from ...ir.interpreter import estimate
 from ...ir.interpreter.code import Body, Code, Step, decode, used
 from ...ir.module import Level, Module
@@ -14,52 +14,52 @@ from ...ir.source_text import read_module
 from ...ir.types import TensorType
 from ..debug.module_source import Source
 from .summary import Communication, Summary
-from .traffic import SEND, ring_bytes
+from .traffic import SEND as MESSAGE
 
 
 def module_summary(source: Source) -> Summary:
-    """What a module does in one step. Errors: E0504 to E0506, E0652 for an operation that is not Stretto's."""
+    """The summary of one step of a module. Errors: E0504 to E0506, E0652 for an operation that is not Stretto's."""
     read_module(source.text, source.name)
-    module = Module.parse(source.text)  # without the file's own places, which differ between equal files
+    module = Module.parse(source.text)  # without file locations, which differ between equal files
     code = decode(module)
     peak = estimate(module).rank_bytes
-    made = Summary(source.name, module.text(locations=False), peak_bytes=peak, stages=len(code.entries))
-    for name, times in _calls(code).items():
+    summary = Summary(source.name, module.text(locations=False), peak_bytes=peak, stages=len(code.entries))
+    for name, times in _call_counts(code).items():
         for step in code.bodies[name].steps:
             if step.callee:
                 continue
-            made.ops[step.name] += times
-            made.places[step.origin.file, step.origin.line, step.origin.module_path] += times
-            kind = step.name.removesuffix("_start")
-            if code.level is Level.COMM and kind in COLLECTIVES:
-                _communicates(made, code, code.bodies[name], step, kind.removeprefix("comm."), times)
-            elif kind == "comm.send":
+            summary.ops[step.name] += times
+            summary.places[step.origin.file, step.origin.line, step.origin.module_path] += times
+            known = collective(step.name) if code.level is Level.COMM else None
+            if known is not None:
+                _add_collective(summary, code, code.bodies[name], step, known, times)
+            elif step.name == SEND:
                 size = _bytes(code.bodies[name].types[used(step)[0]])
-                made.communication.setdefault((SEND, (step.args[1],)), Communication()).add(times, size, size)
-    return made
+                summary.communication.setdefault((MESSAGE, (step.args[1],)), Communication()).add(times, size, size)
+    return summary
 
 
-def _communicates(made: Summary, code: Code, body: Body, step: Step, kind: str, times: int) -> None:
+def _add_collective(summary: Summary, code: Code, body: Body, step: Step, known: Collective, times: int) -> None:
     axes = tuple(step.args[1])
     size = max(_bytes(body.types[slot]) for slot in (*used(step), *step.out))
-    link = made.communication.setdefault((kind, axes), Communication())
-    link.add(times, size, ring_bytes(kind, size, axes_size(code.mesh, axes)))
+    link = summary.communication.setdefault((known.kind, axes), Communication())
+    link.add(times, size, known.sent_bytes(size, axes_size(code.mesh, axes)))
 
 
 def _bytes(type_: TensorType | None) -> int:
     return 0 if type_ is None else prod(type_.shape) * type_.dtype.itemsize
 
 
-def _calls(code: Code) -> Counter[str]:
+def _call_counts(code: Code) -> Counter[str]:
     """How often each function runs in a step."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     def enter(name: str, times: int) -> None:
-        found[name] += times
+        counts[name] += times
         called = Counter(step.callee for step in code.bodies[name].steps if step.callee)
         for callee, calls in called.items():
             enter(callee, times * calls)
 
     for entry in code.entries:
         enter(entry.name, 1)
-    return found
+    return counts

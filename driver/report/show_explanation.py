@@ -1,4 +1,4 @@
-"""`stretto explain DIR`: an explanation as text and tables, readable in 100 columns."""
+"""`stretto explain DIR`: print an explanation as text and tables, in 100 columns."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from textwrap import indent
 from ...runtime.program.named_sizes import Symbolic, range_text
 from ...runtime.program.program import Manifest
 from ..text.console import count_text, heading, place_text, say, shape_text, size_text, table
-from .explain import Communication, Explanation, Placed
-from .remarks import counted, remark_text, warning_text
+from .explain import Communication, Explanation, PlacedTensors
+from .remarks import counts_by_pass, remark_text, warning_text
 from .stages import Stage
 
 _NAMES_SHOWN = 2
 
 
 class Detail(StrEnum):
-    """How much is said of the passes' remarks."""
+    """How remarks are printed: counted, or one by one."""
 
     SUMMARY = "summary"
     ALL = "all"
 
 
 def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) -> None:
-    """Print all of it, the remarks counted or one by one."""
+    """Print an explanation."""
     program = explanation.program
     manifest = program.manifest
     say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}")
@@ -40,7 +40,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
 
 
 def mesh_text(manifest: Manifest) -> str:
-    """The mesh's axes and how many ranks they make."""
+    """The mesh's axes and its number of ranks."""
     ranks = 1
     for _, size in manifest.mesh:
         ranks *= size
@@ -49,13 +49,13 @@ def mesh_text(manifest: Manifest) -> str:
 
 
 def sizes_text(symbolic: Symbolic) -> str:
-    """What each named size is in the program as it stands, and what else it may be."""
-    names = [f"{each.name}={each.example} of {range_text(each.low, each.high)}" for each in symbolic.names]
+    """The value of each named size in the program, and the range that is valid."""
+    names = [f"{size.name}={size.example} of {range_text(size.low, size.high)}" for size in symbolic.names]
     return f"{', '.join(names)}{' where ' if symbolic.guards else ''}{', '.join(symbolic.guards)}"
 
 
 def source_text(manifest: Manifest) -> str:
-    """Where the model came from."""
+    """The target that the model was loaded from."""
     source = manifest.source
     if source.get("kind") == "hf":
         return f"hf:{source.get('path')} ({source.get('architecture')})"
@@ -63,7 +63,7 @@ def source_text(manifest: Manifest) -> str:
 
 
 def totals_text(explanation: Explanation) -> list[str]:
-    """One line for each kind of collective over each set of axes."""
+    """One line for each kind of communication over each set of axes."""
     who = "one rank of each stage together" if explanation.stages else "each rank"
     return [
         f"{count} x {kind} over {', '.join(axes)}, {size_text(sent)} sent by {who}"
@@ -72,12 +72,12 @@ def totals_text(explanation: Explanation) -> list[str]:
 
 
 def parameters_text(explanation: Explanation) -> str:
-    """How many parameters are sharded, and what they weigh."""
+    """The number of sharded and replicated parameters, and their bytes."""
     return (
         f"{explanation.count(sharded=True)} sharded, {explanation.count(sharded=False)} replicated; "
         f"{size_text(explanation.parameter_bytes)} in all, "
         f"{size_text(explanation.parameter_bytes_per_rank)} on "
-        f"{'a rank of the stage that has most' if explanation.stages else 'each rank'}"
+        f"{'a rank of the largest stage' if explanation.stages else 'each rank'}"
     )
 
 
@@ -88,17 +88,17 @@ def _stages(explanation: Explanation) -> None:
     heading(f"Stages over {pipeline.axis}, microbatches: {pipeline.microbatches}")
     rows = [
         (
-            f"{each.number}: {tasks_text(each)}", str(each.parameters), size_text(each.parameter_bytes),
-            ", ".join(f"{sends.count} to {sends.to}, {size_text(sends.bytes)}" for sends in each.sends),
+            f"{entry.number}: {tasks_text(entry)}", str(entry.parameters), size_text(entry.parameter_bytes),
+            ", ".join(f"{sends.count} to {sends.to}, {size_text(sends.bytes)}" for sends in entry.sends),
         )
-        for each in explanation.stages
+        for entry in explanation.stages
     ]  # fmt: skip
     table(("stage: tasks", "parameters", "bytes", "sends"), rows, right=("parameters", "bytes"))
-    say("  (bytes: of the parameters on a rank; sends: by a rank in a step)")
+    say("  (bytes: parameters on one rank; sends: by one rank in one step)")
 
 
 def tasks_text(stage: Stage) -> str:
-    """A stage's tasks, those that run equally often together.
+    """A stage's tasks, grouped by how often they run.
 
     >>> tasks_text(Stage(0, 1, 8, (("forward_0", 4), ("backward_0", 4), ("forward_2", 2)), ()))
     '4 x forward_0, backward_0; 2 x forward_2'
@@ -121,19 +121,19 @@ def _others(explanation: Explanation) -> None:
         _placed(explanation.others, explanation)
 
 
-def _placed(tensors: tuple[Placed, ...], explanation: Explanation) -> None:
+def _placed(tensors: tuple[PlacedTensors, ...], explanation: Explanation) -> None:
     rows: list[tuple[str, ...]] = []
     stage = ("stage",) if explanation.stages else ()
-    for each in tensors:
-        tied = f" = {', '.join(each.aliases[:_NAMES_SHOWN])}" if each.aliases and len(each.names) == 1 else ""
-        times = f"{len(each.names)} x" if len(each.names) > 1 else ""
+    for entry in tensors:
+        tied = f" = {', '.join(entry.aliases[:_NAMES_SHOWN])}" if entry.aliases and len(entry.names) == 1 else ""
+        times = f"{len(entry.names)} x" if len(entry.names) > 1 else ""
         rows.append(
             (
-                each.name + tied, times, shape_text(each.shape), each.placement, shape_text(each.local_shape),
-                size_text(each.bytes_per_rank), *(_stages_text(each.stages) for _ in stage),
+                entry.name + tied, times, shape_text(entry.shape), entry.placement, shape_text(entry.local_shape),
+                size_text(entry.bytes_per_rank), *(_stages_text(entry.stages) for _ in stage),
             )
         )  # fmt: skip
-    table(("name", "", "shape", "placement", "a rank has", "bytes", *stage), rows, right=("", "bytes"))
+    table(("name", "", "shape", "placement", "local shape", "bytes", *stage), rows, right=("", "bytes"))
 
 
 def _stages_text(stages: tuple[int, ...] | None) -> str:
@@ -148,53 +148,55 @@ def _communication(explanation: Explanation) -> None:
     rows: list[tuple[str, ...]] = []
     stage = ("stage",) if explanation.stages else ()
     phase = ""
-    for each in explanation.communication:
-        if phase != _phase(each):
-            phase = _phase(each)
+    for entry in explanation.communication:
+        if phase != _phase(entry):
+            phase = _phase(entry)
             rows.append((phase, "", "", "", "", "", *("" for _ in stage)))
-        sent = size_text(each.sent_bytes)
-        where = (str(each.stage) for _ in stage)
-        rows.append((f"  {_cause(each)}", each.kind, ",".join(each.axes), *where, str(each.count), sent, _source(each)))
+        sent = size_text(entry.sent_bytes)
+        where = (str(entry.stage) for _ in stage)
+        rows.append(
+            (f"  {_cause(entry)}", entry.kind, ",".join(entry.axes), *where, str(entry.count), sent, _source(entry))
+        )
     table(("cause", "kind", "over", *stage, "count", "sent", "source"), rows, right=("count", "sent"))
     for line in totals_text(explanation):
         say(f"  {line}")
-    say("  (sent: by each rank in a step, done as a ring: 2(n-1)/n of an all-reduced tensor, (n-1)/n of another)")
+    say("  (sent: by each rank in a step, with ring algorithms: 2(n-1)/n of an all_reduce, (n-1)/n of others)")
 
 
-def _phase(each: Communication) -> str:
-    if each.gradients:
+def _phase(entry: Communication) -> str:
+    if entry.gradients:
         return "gradients of"
-    return "backward of" if each.backward else "forward of"
+    return "backward of" if entry.backward else "forward of"
 
 
-def _cause(each: Communication) -> str:
-    return each.module or "(the model itself)"
+def _cause(entry: Communication) -> str:
+    return entry.module or "(the model itself)"
 
 
-def _source(each: Communication) -> str:
-    return count_text(len(each.gradients), "parameter") if each.gradients else place_text(each.file, each.line)
+def _source(entry: Communication) -> str:
+    return count_text(len(entry.gradients), "parameter") if entry.gradients else place_text(entry.file, entry.line)
 
 
 def _warnings(explanation: Explanation) -> None:
     if explanation.warnings:
         heading("Warnings")
-    for each in explanation.warnings:
-        say(indent(warning_text(each), "  "))
+    for warning in explanation.warnings:
+        say(indent(warning_text(warning), "  "))
 
 
 def _remarks(explanation: Explanation, detail: Detail) -> None:
     heading("Ops without a sharding rule")
-    for each in explanation.without_rule:
-        say(f"  {remark_text(each)}")
+    for remark in explanation.without_rule:
+        say(f"  {remark_text(remark)}")
     if not explanation.without_rule:
         say("  none")
     if not explanation.other_remarks:
         return
     heading("Remarks")
     if detail is Detail.ALL:
-        for each in explanation.other_remarks:
-            say(f"  {remark_text(each)}")
+        for remark in explanation.other_remarks:
+            say(f"  {remark_text(remark)}")
         return
-    for name, counts in counted(explanation.other_remarks):
+    for name, counts in counts_by_pass(explanation.other_remarks):
         say(f"  {name:<22}{counts}")
-    say("  (each of them: stretto explain DIR --remarks)")
+    say("  (to list them: stretto explain DIR --remarks)")

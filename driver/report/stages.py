@@ -1,4 +1,4 @@
-"""What each stage of a pipeline has and does in one step, for a person: parameters, tasks, what it sends to whom."""
+"""The stages of a pipeline program: the parameters, tasks and sends of each in one step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...runtime.program.arguments import DTYPES, Json
-from ...runtime.program.entries import MICROBATCH, at_stage
+from ...runtime.program.entries import MICROBATCH, records_of_stage
 from ...runtime.program.program import Program
 from ...runtime.rank.shards import local_shape
 from .traffic import SEND, Traffic
@@ -16,7 +16,7 @@ from .traffic import SEND, Traffic
 
 @dataclass(frozen=True)
 class Sends:
-    """What a rank of one stage sends its partner of another in one step."""
+    """What a rank of one stage sends to another stage in one step."""
 
     to: int
     count: int
@@ -28,36 +28,41 @@ class Sends:
 
 @dataclass(frozen=True)
 class Stage:
-    """The ranks at one coordinate on the pipeline's axis."""
+    """The ranks at one coordinate of the pipeline axis."""
 
     number: int
     parameters: int
     parameter_bytes: int
-    """Of their parts on one rank, padding included."""
+    """The bytes on one rank, padding included."""
     tasks: tuple[tuple[str, int], ...]
-    """(function, how often a step calls it for a microbatch), in the order of the first calls."""
+    """(function, calls in a step), in the order of the first calls."""
     sends: tuple[Sends, ...]
 
     def to_json(self) -> dict[str, Json]:
         return {
             "stage": self.number, "parameters": self.parameters, "parameter_bytes_per_rank": self.parameter_bytes,
-            "tasks": dict(self.tasks), "sends": [each.to_json() for each in self.sends],
+            "tasks": dict(self.tasks), "sends": [sends.to_json() for sends in self.sends],
         }  # fmt: skip
 
 
 def stages_of(program: Program, traffic: Traffic) -> tuple[Stage, ...]:
-    """The stages in order; none where ranks take no turns."""
+    """The stages in order; empty without a pipeline."""
     if program.pipeline is None:
         return ()
     return tuple(_stage(program, traffic, number) for number in range(len(program.pipeline.entries)))
 
 
 def _stage(program: Program, traffic: Traffic, number: int) -> Stage:
-    held = at_stage(program.of_kind("parameter"), number)
-    sizes = [prod(local_shape(each.shape, each.shards)) * DTYPES[each.dtype].itemsize for each in held]
+    parameters = records_of_stage(program.of_kind("parameter"), number)
+    sizes = [
+        prod(local_shape(parameter.shape, parameter.shards)) * DTYPES[parameter.dtype].itemsize
+        for parameter in parameters
+    ]
     code = program.functions[program.entries[number].name].code
-    tasks = Counter(str(each.args[0]) for each in code if each.op == "call" and MICROBATCH in each.kwargs)
-    return Stage(number, len(held), sum(sizes), tuple(tasks.items()), tuple(_sends(traffic, number)))
+    tasks = Counter(
+        str(parameter.args[0]) for parameter in code if parameter.op == "call" and MICROBATCH in parameter.kwargs
+    )
+    return Stage(number, len(parameters), sum(sizes), tuple(tasks.items()), tuple(_sends(traffic, number)))
 
 
 def _sends(traffic: Traffic, number: int) -> Sequence[Sends]:

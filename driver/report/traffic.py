@@ -1,8 +1,8 @@
-"""What crosses the links in one step of a program, without running it: each collective and send, how often, how much.
+"""The communication of one step of a program, without running it: each collective and send, its count and bytes.
 
-The instructions are followed with tensors that have a shape and no values. A function that is called many times is
-followed once for all calls with equal shapes, so that the cost does not grow with depth. Where stages take turns, their
-entries are followed in turns too: what depends on a tangent, through messages also, is of the backward.
+The instructions are traced with meta tensors. A function is traced once for all calls with equal shapes, so the cost
+does not grow with depth. The entries of a pipeline's stages are traced in turns, as messages allow. What depends on a
+tangent, also through messages, belongs to the backward.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...ir.collectives import COLLECTIVES, collective, synchronous
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import DTYPES, Slot, fill_in
 from ...runtime.program.entries import Entry
-from ...runtime.program.ops import COLLECTIVES, torch_op
+from ...runtime.program.ops import torch_op
 from ...runtime.program.program import Program
 from ...runtime.program.records import Input, Instruction, Location
 from ...runtime.program.validate import ENTRY
@@ -25,17 +26,15 @@ from ...runtime.prover.shapes import META_FAILURES
 from ...runtime.rank.shards import local_shape
 
 _META = torch.device("meta")
-_CARRYING = ("comm.", "rank.", "aten.add.Tensor")
-"""Ops through which a part of a gradient stays one."""
-
-
+_KEEPS_GRADIENT = ("comm.", "rank.", "aten.add.Tensor")
+"""Ops whose result is still a gradient if an operand is one."""
 SEND = "send"
 """The kind of a message to another stage."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A collective or a send of the program: where it stands, and what it moves each time."""
+    """A collective or a send of the program: its place, and its bytes each time."""
 
     function: str
     index: int
@@ -44,35 +43,35 @@ class Site:
     """all_reduce, all_gather, reduce_scatter, all_to_all or send."""
     axes: tuple[str, ...]
     tensor_bytes: int
-    """The largest tensor it takes or gives, on one rank."""
+    """The larger of operand and result, on one rank."""
     sent_bytes: int
-    """What a rank sends: all of a message, else what a ring takes: (n-1)/n of the tensor, twice for an all_reduce."""
+    """The bytes that a rank sends: a whole message, or with a ring (n-1)/n of the tensor, twice for an all_reduce."""
     stage: int | None = None
-    """In a pipeline: the coordinate on its axis of the ranks that run it."""
+    """In a pipeline: the stage that runs it."""
     peer: int | None = None
-    """Of a send: the stage that it is for."""
+    """For a send: the stage that receives it."""
 
 
-Mail = defaultdict[tuple[int, int], list[bool]]
-"""By stage that sends and stage that takes: of each message in order, whether it is of the backward."""
+Messages = defaultdict[tuple[int, int], list[bool]]
+"""For each message between two stages (sender, receiver), in order: whether it belongs to the backward."""
 Traffic = Mapping[Site, int]
-"""How often a step runs each collective or send on a rank that runs it."""
+"""How often a rank runs each collective or send in one step."""
 
 
 def traffic_of(program: Program) -> Traffic:
-    """Every collective and send of one step (forward and, in train mode, backward), in the order of the first run."""
-    follower = _Follower(program)
-    return follower.main() if program.pipeline is None else follower.stages()
+    """Every collective and send of one step (forward and, in train mode, backward), in execution order."""
+    tracer = _Tracer(program)
+    return tracer.main() if program.pipeline is None else tracer.stages()
 
 
 def place_of(program: Program, site: Site) -> Location:
-    """The source place of a collective; empty when it has none."""
+    """The source place of a collective or send; empty where it has none."""
     loc = program.functions[site.function].code[site.index].loc
     return Location("", 0) if loc is None else program.locations[loc]
 
 
 def gradients_from(program: Program, site: Site) -> tuple[str, ...]:
-    """The parameters whose gradients the collective completes: what it gives, further reduced, or added to others."""
+    """The parameters whose gradients a collective reduces: sums and collectives alone lead from its result to them."""
     entry = program.entries[site.stage or 0]
     if site.function != entry.name or site.kind == SEND:
         return ()
@@ -80,219 +79,206 @@ def gradients_from(program: Program, site: Site) -> tuple[str, ...]:
     names: dict[int, list[str]] = {}
     for output in entry.gradients:
         names.setdefault(output.slot, []).append(output.name)
-    found: list[str] = []
-    ours = set(code[site.index].writes())
-    for each in code[site.index + 1 :]:
-        if each.op.startswith(_CARRYING) and ours.intersection(each.reads()):
-            ours.update(each.writes())
+    gradients: list[str] = []
+    slots = set(code[site.index].writes())
+    for instruction in code[site.index + 1 :]:
+        if instruction.op.startswith(_KEEPS_GRADIENT) and slots.intersection(instruction.reads()):
+            slots.update(instruction.writes())
         else:
-            ours.difference_update(each.writes())
-    for slot in sorted(ours):
-        found += names.get(slot, [])
-    return tuple(found)
+            slots.difference_update(instruction.writes())
+    for slot in sorted(slots):
+        gradients += names.get(slot, [])
+    return tuple(gradients)
 
 
 @dataclass(frozen=True)
-class _Followed:
-    """What a function gives for arguments of some shapes, and what it sends on the way."""
+class _TracedCall:
+    """The results of a function for arguments of some shapes, and its communication."""
 
     results: tuple[object, ...]
     traffic: Counter[Site]
 
 
-class _Follower:
-    """Follows the instructions of one program with tensors that have no values."""
+class _Tracer:
+    """Traces the instructions of one program with meta tensors."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._mesh = program.mesh
-        self._known: dict[tuple[object, ...], _Followed] = {}
+        self._known: dict[tuple[object, ...], _TracedCall] = {}
 
     def main(self) -> Traffic:
-        """The traffic of a program whose ranks take no turns."""
+        """The traffic of a program without a pipeline."""
         main = self._program.functions[ENTRY]
-        frame = _given(self._program.inputs)
+        frame = _meta_inputs(self._program.inputs)
         split = len(main.code) if main.backward_at is None else main.backward_at
-        traffic = self._follow(ENTRY, main.code[:split], 0, frame)
-        for site, count in self._follow(ENTRY, main.code[split:], split, frame).items():
+        traffic = self._trace(ENTRY, main.code[:split], 0, frame)
+        for site, count in self._trace(ENTRY, main.code[split:], split, frame).items():
             traffic[replace(site, backward=True)] += count
         return traffic
 
     def stages(self) -> Traffic:
-        """The traffic of all stages, whose entries are followed as far as messages allow, again and again."""
-        mail: Mail = defaultdict(list)
+        """The traffic of all stages; their entries are traced in turns, each until it waits for a message."""
+        sent: Messages = defaultdict(list)
         traffic: Counter[Site] = Counter()
-        runs = [self._stage(stage, entry, mail, traffic) for stage, entry in enumerate(self._program.entries)]
+        runs = [self._stage(stage, entry, sent, traffic) for stage, entry in enumerate(self._program.entries)]
         while runs:
-            before = sum(map(len, mail.values())), len(runs)
+            before = sum(map(len, sent.values())), len(runs)
             runs = [run for run in runs if next(run, None) is not None]
-            if (sum(map(len, mail.values())), len(runs)) == before:
-                raise ProgramError("E0306", "the program is malformed: its stages wait for each other for ever")
+            if (sum(map(len, sent.values())), len(runs)) == before:
+                raise ProgramError("E0306", "the program is malformed: its stages deadlock")
         return traffic
 
-    def _stage(self, stage: int, entry: Entry, mail: Mail, traffic: Counter[Site]) -> Iterator[bool]:
-        """Follow one entry; stops where it waits for a message that has not been sent."""
-        frame = _given(entry.inputs)
-        late = {each.slot for each in entry.inputs if each.kind == "tangent"}
+    def _stage(self, stage: int, entry: Entry, sent: Messages, traffic: Counter[Site]) -> Iterator[bool]:
+        """Trace one entry; yields while it waits for a message that was not sent yet."""
+        frame = _meta_inputs(entry.inputs)
+        backward_slots = {tangent.slot for tangent in entry.inputs if tangent.kind == "tangent"}
         messages: dict[int, tuple[int, int]] = {}
-        asked: Counter[int] = Counter()
-        for index, each in enumerate(self._program.functions[entry.name].code):
-            reads = each.reads()
-            is_late = not late.isdisjoint(reads)
-            if each.op == "comm.wait" and reads[0] in messages:
+        received: Counter[int] = Counter()
+        for index, instruction in enumerate(self._program.functions[entry.name].code):
+            reads = instruction.reads()
+            is_backward = not backward_slots.isdisjoint(reads)
+            if instruction.op == "comm.wait" and reads[0] in messages:
                 source, number = messages.pop(reads[0])
-                while len(mail[source, stage]) <= number:
+                while len(sent[source, stage]) <= number:
                     yield True
-                is_late = mail[source, stage][number]
-            found = self._follow(entry.name, [each], index, frame)
-            traffic.update({replace(site, backward=is_late, stage=stage): count for site, count in found.items()})
-            (late.update if is_late else late.difference_update)(each.writes())
-            if each.op == "comm.send":
-                mail[stage, _whole(each.kwargs["peer"])].append(is_late)
-            elif each.op == "comm.receive_start":
-                source = _whole(each.kwargs["peer"])
-                messages.update(dict.fromkeys(each.writes(), (source, asked[source])))
-                asked[source] += 1
+                is_backward = sent[source, stage][number]
+            sites = self._trace(entry.name, [instruction], index, frame)
+            traffic.update({replace(site, backward=is_backward, stage=stage): count for site, count in sites.items()})
+            (backward_slots.update if is_backward else backward_slots.difference_update)(instruction.writes())
+            if instruction.op == "comm.send":
+                sent[stage, _integer(instruction.kwargs["peer"])].append(is_backward)
+            elif instruction.op == "comm.receive_start":
+                source = _integer(instruction.kwargs["peer"])
+                messages.update(dict.fromkeys(instruction.writes(), (source, received[source])))
+                received[source] += 1
 
-    def _function(self, name: str, given: Sequence[object]) -> _Followed:
-        key = (name, *(_shape(value) for value in given))
+    def _function(self, name: str, arguments: Sequence[object]) -> _TracedCall:
+        key = (name, *(_shape(value) for value in arguments))
         if key not in self._known:
             function = self._program.functions[name]
-            frame = dict(zip(function.arguments, given, strict=True))
-            traffic = self._follow(name, function.code, 0, frame)
-            self._known[key] = _Followed(tuple(frame[slot] for slot in function.results), traffic)
+            frame = dict(zip(function.arguments, arguments, strict=True))
+            traffic = self._trace(name, function.code, 0, frame)
+            self._known[key] = _TracedCall(tuple(frame[slot] for slot in function.results), traffic)
         return self._known[key]
 
-    def _follow(self, name: str, code: Sequence[Instruction], start: int, frame: dict[int, object]) -> Counter[Site]:
+    def _trace(self, name: str, code: Sequence[Instruction], start: int, frame: dict[int, object]) -> Counter[Site]:
         traffic: Counter[Site] = Counter()
-        for index, each in enumerate(code, start):
+        for index, instruction in enumerate(code, start):
             try:
-                results = self._step(each, frame, traffic, (name, index))
+                results = self._step(instruction, frame, traffic, (name, index))
             except META_FAILURES as error:
-                raise _unfit(f"instruction {index} of '{name}', {each.op}", error) from None
-            frame.update({slot: value for slot, value in zip(each.out, results, strict=False) if slot is not None})
-            for slot in each.free:
+                raise _malformed(f"instruction {index} of '{name}', {instruction.op}", error) from None
+            frame.update(
+                {slot: value for slot, value in zip(instruction.out, results, strict=False) if slot is not None}
+            )
+            for slot in instruction.free:
                 frame.pop(slot, None)
         return traffic
 
     def _step(
-        self, each: Instruction, frame: Mapping[int, object], traffic: Counter[Site], at: tuple[str, int]
+        self, instruction: Instruction, frame: Mapping[int, object], traffic: Counter[Site], position: tuple[str, int]
     ) -> Sequence[object]:
-        """What one instruction gives; what it sends is added to `traffic`."""
-        args = [fill_in(value, frame.__getitem__) for value in each.args]
-        if each.op == "call":
-            followed = self._function(str(args[0]), args[1])  # type: ignore[arg-type]  # validated
-            traffic.update(followed.traffic)
-            return followed.results
-        if each.op == "comm.send":
-            traffic[_send(each, args[0], *at)] += 1
+        """The results of one instruction; its communication is added to `traffic`."""
+        args = [fill_in(value, frame.__getitem__) for value in instruction.args]
+        if instruction.op == "call":
+            traced = self._function(str(args[0]), args[1])  # type: ignore[arg-type]  # validated
+            traffic.update(traced.traffic)
+            return traced.results
+        if instruction.op == "comm.send":
+            traffic[_send(instruction, args[0], *position)] += 1
             return []
-        if each.op in COLLECTIVES:
-            result, site = self._collective(each, args[0], *at)
+        if collective(instruction.op) is not None:
+            result, site = self._collective(instruction, args[0], *position)
             traffic[site] += 1
             return [result]
-        return self._local(each, args, frame)
+        return self._local(instruction, args, frame)
 
-    def _local(self, each: Instruction, args: list[object], frame: Mapping[int, object]) -> Sequence[object]:
-        if each.op in _OWN:
-            return [_OWN[each.op](args, each.kwargs)]
-        op = torch_op(each.op)
-        kwargs = {key: fill_in(value, frame.__getitem__) for key, value in each.kwargs.items()}
+    def _local(self, instruction: Instruction, args: list[object], frame: Mapping[int, object]) -> Sequence[object]:
+        if instruction.op in _LOCAL_OPS:
+            return [_LOCAL_OPS[instruction.op](args, instruction.kwargs)]
+        op = torch_op(instruction.op)
+        kwargs = {key: fill_in(value, frame.__getitem__) for key, value in instruction.kwargs.items()}
         if op.is_factory:
             kwargs["device"] = _META
         with torch.no_grad():
             result = op.overload(*args, **kwargs)
         return list(result) if op.gives_list else [result]
 
-    def _collective(self, each: Instruction, given: object, name: str, index: int) -> tuple[Tensor, Site]:
-        assert isinstance(given, Tensor) and isinstance(each.args[0], Slot), "validated"
-        axes: tuple[str, ...] = tuple(each.kwargs["axes"])  # type: ignore[arg-type]  # validated
-        kind = each.op.removeprefix("comm.").removesuffix("_start")
+    def _collective(self, instruction: Instruction, operand: object, name: str, index: int) -> tuple[Tensor, Site]:
+        assert isinstance(operand, Tensor) and isinstance(instruction.args[0], Slot), "validated"
+        axes: tuple[str, ...] = tuple(instruction.kwargs["axes"])  # type: ignore[arg-type]  # validated
+        known = COLLECTIVES[synchronous(instruction.op)]
         ranks = self._mesh.size(axes)
-        result = given.new_empty(_given_shape(kind, list(given.shape), each.kwargs, ranks))
-        most = max(given.nbytes, result.nbytes)
-        return result, Site(name, index, False, kind, axes, most, ring_bytes(kind, most, ranks))
+        shape = known.result_shape(tuple(operand.shape), [instruction.kwargs[word] for word in known.arguments], ranks)
+        if shape is None:
+            raise ValueError(f"{ranks} ranks do not divide the dim of {list(operand.shape)} that they share")
+        result = operand.new_empty(shape)
+        tensor_bytes = max(operand.nbytes, result.nbytes)
+        return result, Site(name, index, False, known.kind, axes, tensor_bytes, known.sent_bytes(tensor_bytes, ranks))
 
 
-def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
-    """What each of some ranks sends in a ring: (n-1)/n of the tensor, twice that for an all_reduce."""
-    return tensor_bytes * (ranks - 1) // ranks * (2 if kind == "all_reduce" else 1)
+def _send(instruction: Instruction, operand: object, name: str, index: int) -> Site:
+    assert isinstance(operand, Tensor), "validated"
+    axes, peer = (str(instruction.kwargs["axis"]),), _integer(instruction.kwargs["peer"])
+    return Site(name, index, False, SEND, axes, operand.nbytes, operand.nbytes, peer=peer)
 
 
-def _send(each: Instruction, given: object, name: str, index: int) -> Site:
-    assert isinstance(given, Tensor), "validated"
-    axes, peer = (str(each.kwargs["axis"]),), _whole(each.kwargs["peer"])
-    return Site(name, index, False, SEND, axes, given.nbytes, given.nbytes, peer=peer)
-
-
-def _given(inputs: Sequence[Input]) -> dict[int, object]:
-    """What a function is given for its inputs, by slot."""
+def _meta_inputs(inputs: Sequence[Input]) -> dict[int, object]:
+    """Meta tensors for a function's inputs, by slot."""
     frame: dict[int, object] = {}
-    for each in inputs:
+    for tensor in inputs:
         try:
-            frame[each.slot] = _meta(each)
+            frame[tensor.slot] = _meta_tensor(tensor)
         except META_FAILURES as error:
-            raise _unfit(f"input '{each.name}'", error) from None
+            raise _malformed(f"input '{tensor.name}'", error) from None
     return frame
 
 
-def _received(kwargs: Mapping[str, object]) -> Tensor:
+def _meta_message(kwargs: Mapping[str, object]) -> Tensor:
     size, dtype = kwargs["size"], kwargs["dtype"]
     assert isinstance(size, list | tuple) and isinstance(dtype, torch.dtype), "validated"
-    return torch.empty([_whole(each) for each in size], dtype=dtype, device=_META)
+    return torch.empty([_integer(extent) for extent in size], dtype=dtype, device=_META)
 
 
-def _unfit(where: str, error: Exception) -> ProgramError:
+def _malformed(where: str, error: Exception) -> ProgramError:
     why = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ProgramError("E0306", f"the program is malformed: {where}: {why}", help="compile the program again")
 
 
-def _given_shape(kind: str, shape: list[int], kwargs: Mapping[str, object], ranks: int) -> list[int]:
-    """The shape that a collective gives each rank."""
-    match kind:
-        case "all_gather":
-            shape[_whole(kwargs["dim"])] *= ranks
-        case "reduce_scatter":
-            shape[_whole(kwargs["dim"])] //= ranks
-        case "all_to_all":
-            shape[_whole(kwargs["split_dim"])] //= ranks
-            shape[_whole(kwargs["concat_dim"])] *= ranks
-    return shape
-
-
-def _shard(args: list[object], kwargs: Mapping[str, object]) -> Tensor:
+def _meta_shard(args: list[object], kwargs: Mapping[str, object]) -> Tensor:
     (whole,) = args
     assert isinstance(whole, Tensor), "validated"
     shape = list(whole.shape)
-    shape[_whole(kwargs["dim"])] = _whole(kwargs["chunk"])
+    shape[_integer(kwargs["dim"])] = _integer(kwargs["chunk"])
     return whole.new_empty(shape)
 
 
-def _drawn(chunks: object, below: object) -> Tensor:
+def _meta_random(chunks: object, below: object) -> Tensor:
     assert isinstance(chunks, list | tuple), "validated"
     dtype = torch.int64 if below is None else torch.bool
-    return torch.empty([_whole(each) for each in chunks], dtype=dtype, device=_META)
+    return torch.empty([_integer(extent) for extent in chunks], dtype=dtype, device=_META)
 
 
-_OWN: dict[str, Callable[[list[object], Mapping[str, object]], object]] = {
+_LOCAL_OPS: dict[str, Callable[[list[object], Mapping[str, object]], object]] = {
     "comm.wait": lambda args, kwargs: args[0],
-    "comm.receive_start": lambda args, kwargs: _received(kwargs),
-    "rank.shard": _shard,
+    "comm.receive_start": lambda args, kwargs: _meta_message(kwargs),
+    "rank.shard": _meta_shard,
     "rank.offset": lambda args, kwargs: torch.empty((), dtype=torch.int64, device=_META),
     "rank.mask": lambda args, kwargs: args[0],
-    "rank.random": lambda args, kwargs: _drawn(kwargs["chunks"], kwargs["below"]),
+    "rank.random": lambda args, kwargs: _meta_random(kwargs["chunks"], kwargs["below"]),
 }
-"""Ops of ours that are no collectives, by what they give."""
+"""The results of Stretto's ops that are no collectives."""
 
 
-def _meta(each: Input) -> Tensor:
-    return torch.empty(local_shape(each.shape, each.shards), dtype=DTYPES[each.dtype], device=_META)
+def _meta_tensor(tensor: Input) -> Tensor:
+    return torch.empty(local_shape(tensor.shape, tensor.shards), dtype=DTYPES[tensor.dtype], device=_META)
 
 
 def _shape(value: object) -> object:
     return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
 
 
-def _whole(value: object) -> int:
+def _integer(value: object) -> int:
     assert isinstance(value, int), "validated"
     return value

@@ -1,8 +1,8 @@
-"""Checkpoints of a model and its optimizer, in the format of `torch.distributed.checkpoint`, whole or not there.
+"""Checkpoints of a model and its optimizer, in the format of `torch.distributed.checkpoint`, written atomically.
 
-What is saved under one plan is loaded under another, on another number of ranks, or by plain PyTorch: names are the
-model's own, and each rank reads the parts that it holds. A checkpoint is a folder that torch writes, with one file of
-ours beside it, `stretto.json`, for what is no tensor. It is written beside its place and then renamed.
+A checkpoint saved under one plan loads under any other plan, on any number of ranks, and in plain PyTorch: names are
+the model's own, and each rank reads its own parts. A checkpoint is torch's folder plus `stretto.json`, for values that
+are no tensors. It is written to a temporary folder and then renamed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
-from ...runtime.philox import RandomState
-from ...runtime.processes.parameters import is_here
+from ...runtime.philox import RngState
+from ...runtime.processes.parameters import has_local_part
 from ...runtime.processes.world import join
 from ..model.compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..model.distribution import processes
-from .held_tensors import few, is_writer, meet
-from .optimizer_state import fill_optimizer, in_order, owned_by, room_for_state, state_by_name
+from .optimizer_state import empty_state, fill_optimizer, groups_in_order, state_by_name, state_names
+from .state_tensors import barrier, is_writer, names_text
 
-OURS = "stretto.json"
+EXTRA_FILE = "stretto.json"
 _METADATA = ".metadata"
 _FORMAT = 1
 _SHOWN = 5
@@ -55,29 +55,29 @@ _UNREADABLE = (
     TypeError,
     OSError,
 )
-"""What reading a damaged list of contents raises."""
+"""What torch raises for a damaged metadata file."""
 _READING = "read"
-"""The last of torch's steps when it loads: those before it read the list of contents alone."""
+"""The last of torch's steps when it loads; the earlier ones read only the metadata."""
 
 Json = Any
-"""What `json` can write: numbers, strings, None, lists and dicts of them."""
+"""A value that JSON can hold: a number, a string, None, a list or dict of them."""
 
 
 def save_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **extra: Json
 ) -> None:
-    """Write a checkpoint folder; what was there stays until all is written. All processes call it.
+    """Write a checkpoint folder; an earlier one at this path stays until the new one is complete.
 
-    `extra` are values that JSON can hold, such as `step=3` or `scheduler=scheduler.state_dict()`; `load_checkpoint`
-    gives them back. Of a compiled model the state of its random numbers is kept too. Raises StrettoError E0508 where
-    the folder cannot be written, and where it is no checkpoint, E0615 for a value that JSON cannot hold.
+    All processes must call it. `extra` are JSON values, such as `step=3` or `scheduler=scheduler.state_dict()`;
+    `load_checkpoint` returns them. A compiled model's RNG state is saved too. Raises StrettoError E0508 where the
+    folder cannot be written or is no checkpoint, E0615 for a value that JSON cannot hold.
     """
     path = Path(os.path.abspath(path))
-    text = _text(model, extra)
+    text = _extra_text(model, extra)
     _join()
     partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not (path / _METADATA).exists():
-        raise StrettoError("E0508", f"'{path}' is there and is no checkpoint", help="choose another name, or remove it")
+        raise StrettoError("E0508", f"'{path}' exists and is no checkpoint", help="choose another name, or remove it")
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
         state["optimizer"] = state_by_name(model, optimizer)
@@ -85,120 +85,122 @@ def save_checkpoint(
         if is_writer():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            (partial / OURS).write_text(text, encoding="utf-8")
-        meet()
+            (partial / EXTRA_FILE).write_text(text, encoding="utf-8")
+        barrier()
         with _one_process_is_meant():
             save(state, storage_writer=FileSystemWriter(partial, overwrite=True), no_dist=not dist.is_initialized())
         if is_writer():
-            _swap(partial, path)
+            _replace_folder(partial, path)
     except OSError as error:
         raise StrettoError("E0508", f"'{path}' cannot be written: {error.strerror}") from None
-    meet()
+    barrier()
 
 
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Json]:
-    """Fill the model, and the optimizer if one is given, from a checkpoint; the `extra` values that it was saved with.
+    """Fill the model, and the optimizer if given, from a checkpoint; returns the `extra` values saved with it.
 
-    Each process reads the parts that it holds now, whatever plan or number of ranks wrote them. Checkpoints that torch
-    itself wrote are read where they hold {"model": ..., "optimizer": ...}. Raises StrettoError E0610 for a folder that
-    is no checkpoint or a torn one, E0611 where it is of another model or optimizer; then nothing is changed.
+    Each process reads its own parts, whatever plan or number of ranks wrote the checkpoint. Checkpoints that torch
+    wrote are read too if they hold {"model": ..., "optimizer": ...}. Raises StrettoError E0610 for a folder that is no
+    checkpoint or an incomplete one, E0611 where it is of another model or optimizer; then nothing is changed.
     """
     path = Path(path)
     metadata = _metadata(path)
     _join()
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
-        state["optimizer"] = _with_state_there(metadata, room_for_state(model, optimizer))
-    _check_fits(path, metadata, state, owned_by(list(metadata.state_dict_metadata), _elsewhere(model)))
-    ours = _ours(path)
+        state["optimizer"] = _saved_part(metadata, empty_state(model, optimizer))
+    _check_fits(path, metadata, state, state_names(list(metadata.state_dict_metadata), _elsewhere(model)))
+    saved_extra = _read_extra(path)
     if optimizer is not None:
         groups = _load(path, {"optimizer": {"param_groups": copy.deepcopy(state["optimizer"].pop("param_groups"))}})
-        ordered = in_order(model, optimizer, groups["optimizer"]["param_groups"])
+        ordered = groups_in_order(model, optimizer, groups["optimizer"]["param_groups"])
     state = _load(path, {part: values for part, values in state.items() if values})
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
         fill_optimizer(model, optimizer, state.get("optimizer", {}).get("state", {}), ordered)
     if is_compiled(model):
         compiled_module(model).discard()
-    if "random" in ours and is_compiled(model):
-        set_random_state(model, RandomState(**ours["random"]))
-    return dict(ours["extra"])
+    if "random" in saved_extra and is_compiled(model):
+        set_random_state(model, RngState(**saved_extra["random"]))
+    return dict(saved_extra["extra"])
 
 
 def _join() -> None:
-    """Where ranks are processes, they are connected before they save: a model may not have been called yet."""
+    """Connect the processes: without a call of the model they may not be connected yet."""
     if processes() > 1:
         join()
 
 
-def _with_state_there(metadata: Metadata, room: dict[str, Any]) -> dict[str, Any]:
-    """What to load of an optimizer's state: that of the parameters which the checkpoint has a state of."""
-    there = owned_by(list(metadata.state_dict_metadata), list(room["state"]))
-    state = {name: values for name, values in room["state"].items() if name in there}
-    return {**({"state": state} if state else {}), "param_groups": room["param_groups"]}
+def _saved_part(metadata: Metadata, empty: dict[str, Any]) -> dict[str, Any]:
+    """The part of an optimizer's state that the checkpoint holds: parameters without saved state are left out."""
+    saved_names = state_names(list(metadata.state_dict_metadata), list(empty["state"]))
+    state = {name: values for name, values in empty["state"].items() if name in saved_names}
+    return {**({"state": state} if state else {}), "param_groups": empty["param_groups"]}
 
 
 def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """`state` with tensors filled, other values replaced; E0611 where one is missing, E0610 for a damaged file."""
+    """`state` with tensors filled and other values replaced; E0611 where one is missing, E0610 for a damaged file."""
     with _one_process_is_meant():
         try:
             load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
         except CheckpointException as error:
-            causes = dict.fromkeys(str(each[0]) for each in error.failures.values())
-            if error.args[0] == _READING:  # what is to be read fits, else it would not have come so far
-                kinds = dict.fromkeys(type(each[0]).__name__ for each in error.failures.values())
-                raise _torn(path, f"a file holds no tensor where one should be ({', '.join(kinds)})") from None
+            causes = dict.fromkeys(str(failure[0]) for failure in error.failures.values())
+            if error.args[0] == _READING:  # names and shapes agree, else torch had stopped in an earlier step
+                kinds = dict.fromkeys(type(failure[0]).__name__ for failure in error.failures.values())
+                raise _incomplete(
+                    path, f"a file has no tensor where the metadata says so ({', '.join(kinds)})"
+                ) from None
             raise StrettoError(
                 "E0611",
                 f"'{path}' does not fit: {'; '.join(causes)}",
-                help="build the model with the config, and the optimizer with the parameter groups, that were saved",
+                help="build the model with the saved config, and the optimizer with the saved parameter groups",
             ) from None
     return state
 
 
 @contextmanager
 def _one_process_is_meant() -> Iterator[None]:
-    """Without the warning that one process saves alone: with ranks as threads it holds everything."""
+    """Inside, torch does not warn that a single process saves: with ranks as threads it holds everything."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
 
 
 def _metadata(path: Path) -> Metadata:
-    """What the checkpoint says of itself; E0610 unless all of it is there."""
+    """The checkpoint's metadata; E0610 unless all its files are complete."""
     if not (path / _METADATA).is_file():
-        torn = path.is_dir() and any(path.glob("*.distcp"))
+        is_incomplete = path.is_dir() and any(path.glob("*.distcp"))
         raise StrettoError(
             "E0610",
-            f"'{path}' is {'a torn checkpoint: its list of contents is missing' if torn else 'no checkpoint'}",
+            f"'{path}' is {f'an incomplete checkpoint: {_METADATA} is missing' if is_incomplete else 'no checkpoint'}",
             expected="a folder written by stretto.save_checkpoint or torch.distributed.checkpoint",
             help="load an earlier one"
-            if torn
-            else "stretto.load_weights reads safetensors files, torch.load and load_state_dict what torch.save wrote",
+            if is_incomplete
+            else "read safetensors files with stretto.load_weights, files of torch.save with torch.load",
         )
     try:
-        found = FileSystemReader(path).read_metadata()
+        metadata = FileSystemReader(path).read_metadata()
     except _UNREADABLE as error:
-        raise _torn(path, f"its list of contents cannot be read: {error}") from None
+        raise _incomplete(path, f"{_METADATA} cannot be read: {error}") from None
     ends: dict[str, int] = {}
-    for place in (found.storage_data or {}).values():
-        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for storage in (metadata.storage_data or {}).values():
+        ends[storage.relative_path] = max(ends.get(storage.relative_path, 0), storage.offset + storage.length)
     for name, end in sorted(ends.items()):
         size = (path / name).stat().st_size if (path / name).is_file() else None
         if size is None or size < end:
-            raise _torn(path, f"{name} is missing" if size is None else f"{name} has {size} bytes of {end}")
-    return found
+            raise _incomplete(path, f"{name} is missing" if size is None else f"{name} has {size} of {end} bytes")
+    return metadata
 
 
-def _torn(path: Path, why: str) -> StrettoError:
-    return StrettoError("E0610", f"'{path}' is a torn checkpoint: {why}", help="load an earlier one")
+def _incomplete(path: Path, why: str) -> StrettoError:
+    return StrettoError("E0610", f"'{path}' is an incomplete checkpoint: {why}", help="load an earlier one")
 
 
 def _elsewhere(model: nn.Module) -> list[str]:
-    """The parameters of which this process has no part: other processes hold the optimizer's state of them."""
-    return [name for name, each in model.named_parameters() if not is_here(each)]
+    """The parameters of which this process has no part; their optimizer state is in other processes."""
+    return [name for name, parameter in model.named_parameters() if not has_local_part(parameter)]
 
 
 def _check_fits(
@@ -206,57 +208,60 @@ def _check_fits(
 ) -> None:
     """Raise StrettoError E0611 unless the checkpoint has every tensor of the state, in its shape.
 
-    What is saved of parameters that are `elsewhere` is for other processes.
+    `elsewhere` are the saved names of parameters that only other processes hold.
     """
     saved = metadata.state_dict_metadata
     others = {name for names in elsewhere.values() for name in names}
     notes = []
-    for part, wanted in ((part, _tensors(part, values)) for part, values in state.items()):
-        held = {
-            name: tuple(each.size)
-            for name, each in saved.items()
-            if name.startswith(f"{part}.") and isinstance(each, TensorStorageMetadata)
+    for part, wanted in ((part, _tensor_shapes(part, values)) for part, values in state.items()):
+        saved_shapes = {
+            name: tuple(tensor.size)
+            for name, tensor in saved.items()
+            if name.startswith(f"{part}.") and isinstance(tensor, TensorStorageMetadata)
         }
-        missing = [name for name in wanted if name not in held]
-        left = [name for name in held if name not in wanted and name not in others]
-        other = [name for name in wanted if name in held and held[name] != wanted[name]]
+        missing = [name for name in wanted if name not in saved_shapes]
+        extra = [name for name in saved_shapes if name not in wanted and name not in others]
+        reshaped = [name for name in wanted if name in saved_shapes and saved_shapes[name] != wanted[name]]
         if part == "optimizer" and not any(name.startswith("optimizer.") for name in saved):
-            notes.append(f"it holds no state of an optimizer, and {part} was asked for")
+            notes.append("the checkpoint holds no optimizer state")
             continue
-        notes += [f"it lacks {few(missing)}"] * bool(missing)
-        notes += [f"the {part} lacks {few(left)}"] * bool(left)
-        notes += [f"{name} is {list(held[name])} there, and {list(wanted[name])} here" for name in other[:_SHOWN]]
+        notes += [f"the checkpoint lacks {names_text(missing)}"] * bool(missing)
+        notes += [f"the {part} lacks {names_text(extra)}"] * bool(extra)
+        notes += [
+            f'"{name}" has shape {list(saved_shapes[name])} in the checkpoint and {list(wanted[name])} in the {part}'
+            for name in reshaped[:_SHOWN]
+        ]
     if notes:
         raise StrettoError(
             "E0611",
             f"'{path}' is a checkpoint of another model or optimizer",
             notes=tuple((note, None) for note in notes),
-            help="build the model with the config, and the optimizer with the class, that were saved",
+            help="build the model with the saved config, and the optimizer of the saved class",
         )
 
 
-def _tensors(part: str, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in a nest of dicts, by the dotted names that a checkpoint gives them."""
-    found: dict[str, tuple[int, ...]] = {}
+def _tensor_shapes(part: str, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in nested dicts, by their dotted names in a checkpoint."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor):
-            found[f"{part}.{name}"] = tuple(value.shape)
+            shapes[f"{part}.{name}"] = tuple(value.shape)
         elif isinstance(value, Mapping):
-            found.update(_tensors(f"{part}.{name}", value))
-    return found
+            shapes.update(_tensor_shapes(f"{part}.{name}", value))
+    return shapes
 
 
-def _text(model: nn.Module, extra: Mapping[str, Json]) -> str:
-    """Our file; E0615 for a value that JSON cannot hold."""
+def _extra_text(model: nn.Module, extra: Mapping[str, Json]) -> str:
+    """The text of `stretto.json`; E0615 for a value that JSON cannot hold."""
     for name, value in extra.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise StrettoError(
                 "E0615",
-                f'"{name}" cannot be kept in a checkpoint: {error}',
+                f'"{name}" cannot be saved in a checkpoint: {error}',
                 expected="numbers, strings, None, or lists and dicts of them",
-                help="keep tensors in the model as buffers, or write them to a file of their own with torch.save",
+                help="make tensors buffers of the model, or write them to another file with torch.save",
             ) from None
     return json.dumps({"format": _FORMAT, "extra": extra, "random": _random_state_of(model)}, indent=1)
 
@@ -265,9 +270,9 @@ def _random_state_of(model: nn.Module) -> Json:
     return asdict(random_state(model)) if is_compiled(model) else None
 
 
-def _ours(path: Path) -> dict[str, Json]:
-    """What stands in our file; "extra" always, "random" where a compiled model was saved."""
-    file = path / OURS
+def _read_extra(path: Path) -> dict[str, Json]:
+    """The values of `stretto.json`: "extra" always, "random" where a compiled model was saved."""
+    file = path / EXTRA_FILE
     if not file.exists():
         return {"extra": {}}
     try:
@@ -277,12 +282,12 @@ def _ours(path: Path) -> dict[str, Json]:
             case {"extra": dict(extra), "random": None}:
                 return {"extra": extra}
             case _:
-                raise _torn(path, f"{OURS} lacks what stretto.save_checkpoint writes")
+                raise _incomplete(path, f"{EXTRA_FILE} lacks what stretto.save_checkpoint writes")
     except (ValueError, RecursionError) as error:
-        raise _torn(path, f"{OURS} cannot be read: {error}") from None
+        raise _incomplete(path, f"{EXTRA_FILE} cannot be read: {error}") from None
 
 
-def _swap(fresh: Path, path: Path) -> None:
+def _replace_folder(fresh: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():

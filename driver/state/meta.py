@@ -11,11 +11,11 @@ from torch import nn
 
 @contextmanager
 def meta_parameters() -> Iterator[None]:
-    """Inside, a parameter goes to the meta device as soon as a module is given it; buffers keep their values.
+    """Inside, a parameter moves to the meta device as soon as a module registers it; buffers keep their values.
 
-    So a model that is larger than the memory can be built, and then be filled by `stretto.compile(model, plan=...,
-    weights=PATH)`, each process with its own part. (Under `torch.device("meta")` buffers that a model computes, such as
-    the frequencies of rotary embeddings, would be lost.) Not for two threads at once.
+    So a model that is larger than memory can be built. `stretto.compile(model, plan=..., weights=PATH)` fills it
+    afterwards, each process with its own part. (`torch.device("meta")` would also lose buffers that the model computes,
+    such as the frequencies of rotary embeddings.) Not thread-safe.
 
     >>> with meta_parameters():
     ...     model = nn.BatchNorm1d(3)
@@ -26,11 +26,11 @@ def meta_parameters() -> Iterator[None]:
 
     def registered(module: nn.Module, name: str, parameter: Any) -> None:
         register(module, name, parameter)
-        kept = module._parameters[name]
-        if kept is not None and not kept.is_meta:
-            made = nn.Parameter(kept.detach().to("meta"), kept.requires_grad)
-            made.__dict__.update(kept.__dict__)
-            module._parameters[name] = made
+        parameter_now = module._parameters[name]
+        if parameter_now is not None and not parameter_now.is_meta:
+            on_meta = nn.Parameter(parameter_now.detach().to("meta"), parameter_now.requires_grad)
+            on_meta.__dict__.update(parameter_now.__dict__)
+            module._parameters[name] = on_meta
 
     nn.Module.register_parameter = registered  # type: ignore[assignment, method-assign]
     try:

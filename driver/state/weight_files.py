@@ -20,18 +20,18 @@ SUFFIX = ".safetensors"
 
 
 class WeightFiles:
-    """The tensors of all safetensors files at a path, by name; a context, in which the files are open.
+    """The tensors of all safetensors files at a path, by name; a context manager that keeps the files open.
 
-    Raises StrettoError E0612 for a path that holds none, and for a file that is torn.
+    Raises StrettoError E0612 for a path without such files, and for a damaged file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._files = _files_at(self.path)
+        self._files = _weight_files(self.path)
         self._stack = ExitStack()
 
     def __enter__(self) -> WeightFiles:
-        self._homes  # noqa: B018 - opened here, so that a torn file is found before anything is changed
+        self._open_files  # noqa: B018 - opened here, so that a damaged file is found before the model is changed
         return self
 
     def __exit__(
@@ -42,34 +42,34 @@ class WeightFiles:
     @property
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
-        return tuple(sorted(self._homes))
+        return tuple(sorted(self._open_files))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor."""
-        return tuple(self._homes[name].get_slice(name).get_shape())
+        return tuple(self._open_files[name].get_slice(name).get_shape())
 
     def read(self, name: str, window: Sequence[slice]) -> Tensor:
-        """One window of one tensor; nothing else of it is read."""
-        found: Tensor = (
-            self._homes[name].get_slice(name)[tuple(window)] if window else self._homes[name].get_tensor(name)
+        """One window of a tensor; only that is read from the file."""
+        window_tensor: Tensor = (
+            self._open_files[name].get_slice(name)[tuple(window)] if window else self._open_files[name].get_tensor(name)
         )
-        return found
+        return window_tensor
 
     @cached_property
-    def _homes(self) -> Mapping[str, Any]:
-        """The open file of each tensor; where two have one name, the later file's."""
-        homes: dict[str, Any] = {}
+    def _open_files(self) -> Mapping[str, Any]:
+        """The open file of each tensor; of two files with one name, the later."""
+        open_files: dict[str, Any] = {}
         for file in self._files:
             try:
                 opened: Any = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise _unreadable(file, str(error)) from None
-            homes.update(dict.fromkeys(opened.keys(), opened))
-        return homes
+            open_files.update(dict.fromkeys(opened.keys(), opened))
+        return open_files
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one file beside its place, then rename it. Raises StrettoError E0508 if that fails."""
+    """Write a temporary file and rename it to `path`. Raises StrettoError E0508 if that fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def window_of(shape: Sequence[int], offsets: Sequence[int]) -> tuple[slice, ...]:
-    """The part of a global tensor that begins at `offsets` and has `shape`.
+    """The window of a global tensor that starts at `offsets` and has `shape`.
 
     >>> window_of((2, 3), (4, 0))
     (slice(4, 6, None), slice(0, 3, None))
@@ -92,17 +92,17 @@ def window_of(shape: Sequence[int], offsets: Sequence[int]) -> tuple[slice, ...]
     return tuple(slice(start, start + extent) for start, extent in zip(offsets, shape, strict=True))
 
 
-def _files_at(path: Path) -> list[Path]:
+def _weight_files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(path.glob(f"*{SUFFIX}"))
-        if not found:
+        files = sorted(path.glob(f"*{SUFFIX}"))
+        if not files:
             raise StrettoError(
                 "E0612",
                 f"the folder '{path}' holds no weights",
                 expected=f"files that end in {SUFFIX}",
                 help="name a safetensors file or a folder of them; a checkpoint is read with stretto.load_checkpoint",
             )
-        return found
+        return files
     if not path.exists():
         raise StrettoError("E0612", f"there is no file or folder '{path}'", help="write one with stretto.save_weights")
     return [path]
@@ -111,6 +111,6 @@ def _files_at(path: Path) -> list[Path]:
 def _unreadable(file: Path, why: str) -> StrettoError:
     return StrettoError(
         "E0612",
-        f"'{file}' is no safetensors file, or a torn one: {why}",
-        help="fetch or write the file again; other formats are read with torch.load and model.load_state_dict",
+        f"'{file}' is no safetensors file, or a damaged one: {why}",
+        help="download or write the file again; read other formats with torch.load and model.load_state_dict",
     )

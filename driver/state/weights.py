@@ -1,4 +1,4 @@
-"""A model's weights out to safetensors and in again, whatever a plan has cut: each process reads its own part alone."""
+"""Save and load a model's weights as safetensors, sharded or not: each process reads only its own part."""
 
 from __future__ import annotations
 
@@ -11,67 +11,67 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...diagnostics import StrettoError
-from ...runtime.processes.parameters import own_window
-from .held_tensors import HeldTensor, few, held_tensors, is_writer, meet, transient_buffers, whole
+from ...runtime.processes.parameters import local_window
+from .state_tensors import StateTensor, barrier, full_tensor, is_writer, names_text, state_tensors, transient_buffers
 from .weight_files import WeightFiles, window_of, write_weights
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a model's parameters and persistent buffers, whole, to one safetensors file, under the model's names.
+    """Write a model's global parameters and persistent buffers to one safetensors file, under the model's names.
 
-    A tied tensor is written once, under its first name, as `safetensors.torch.save_model` does; `load_weights` and
-    `safetensors.torch.load_model` read it into any copy of the model. Where ranks are processes, all of them must call
-    it; rank 0 writes. Raises StrettoError E0508 where the file cannot be written.
+    A tied tensor is written once, under its first name, as `safetensors.torch.save_model` does. `load_weights` and
+    `safetensors.torch.load_model` read the file into any copy of the model. Where ranks are processes, all of them must
+    call this; rank 0 writes. Raises StrettoError E0508 where the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
-    for each in held_tensors(model):
-        found = whole(each.tensor)
+    for tensor in state_tensors(model):
+        global_tensor = full_tensor(tensor.tensor)
         if is_writer():
-            tensors[each.name] = found
+            tensors[tensor.name] = global_tensor
     if is_writer():
         write_weights(Path(path), tensors)
-    meet()
+    barrier()
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill a model from a safetensors file, or a folder of them, in place; a DTensor reads its own part and no more.
+    """Fill a model in place from a safetensors file, or a folder of them; for a DTensor only its local part is read.
 
-    Parameters on the meta device get memory first. Values are converted to the dtypes that the model has. Nothing is
-    changed where an error is raised: StrettoError E0612 for what cannot be read, E0613 where names or shapes are not
-    the model's, E0614 for buffers on the meta device, which no file holds.
+    Parameters on the meta device get memory first. Values are converted to the model's dtypes. On an error nothing is
+    changed: StrettoError E0612 for a file that cannot be read, E0613 where names or shapes differ from the model's,
+    E0614 for buffers on the meta device that no file holds.
     """
     _refuse_transient_on_meta(model)
     with WeightFiles(path) as files, torch.no_grad():
-        pairs = _matched(held_tensors(model), files)
+        pairs = _matched(state_tensors(model), files)
         materialize(model)
-        now = {name: each.tensor for each in held_tensors(model) for name in each.names}
-        for each, name in pairs:
-            _fill(now[each.name], name, files)
+        by_name = {name: tensor.tensor for tensor in state_tensors(model) for name in tensor.names}
+        for tensor, name in pairs:
+            _fill(by_name[tensor.name], name, files)
 
 
 def materialize(model: nn.Module) -> None:
-    """Give parameters and buffers that are on the meta device memory on the CPU, not yet filled; ties stay."""
-    made: dict[int, Tensor] = {}
+    """Allocate CPU memory for the parameters and buffers on the meta device, without values; tied ones stay tied."""
+    allocated: dict[int, Tensor] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
+        for members in (module._parameters, module._buffers):
+            for name, tensor in members.items():
                 if tensor is not None and tensor.is_meta:
-                    held[name] = made.setdefault(id(tensor), _with_memory(tensor))  # type: ignore[assignment]
+                    members[name] = allocated.setdefault(id(tensor), _with_memory(tensor))  # type: ignore[assignment]
 
 
 def _with_memory(tensor: Tensor) -> Tensor:
     empty = torch.empty_like(tensor, device="cpu")
     if not isinstance(tensor, nn.Parameter):
         return empty
-    made = nn.Parameter(empty, tensor.requires_grad)
-    made.__dict__.update(tensor.__dict__)
-    return made
+    parameter = nn.Parameter(empty, tensor.requires_grad)
+    parameter.__dict__.update(tensor.__dict__)
+    return parameter
 
 
 def _fill(tensor: Tensor, name: str, files: WeightFiles) -> None:
-    """Read what this process holds of one tensor."""
+    """Read this process's part of one tensor."""
     if isinstance(tensor, DTensor):
-        shape, offsets = own_window(tensor)
+        shape, offsets = local_window(tensor)
         local = tensor.to_local()
         if local.numel():
             local.copy_(files.read(name, window_of(shape, offsets)))
@@ -79,38 +79,40 @@ def _fill(tensor: Tensor, name: str, files: WeightFiles) -> None:
         tensor.copy_(files.read(name, ()))
 
 
-def _matched(held: Sequence[HeldTensor], files: WeightFiles) -> list[tuple[HeldTensor, str]]:
-    """Each tensor of the model with the name that it has in the files; E0613 unless they fit."""
+def _matched(tensors: Sequence[StateTensor], files: WeightFiles) -> list[tuple[StateTensor, str]]:
+    """Each tensor of the model with its name in the files; E0613 unless names and shapes agree."""
     known = frozenset(files.names)
-    pairs = [(each, next((name for name in each.names if name in known), "")) for each in held]
-    missing = [each.name for each, name in pairs if not name]
-    named = {name for each in held for name in each.names}
-    left = [name for name in files.names if name not in named]
-    if missing or left:
-        raise _other_names(files.path, missing, left)
-    for each, name in pairs:
-        if files.shape(name) != each.shape:
+    pairs = [(tensor, next((name for name in tensor.names if name in known), "")) for tensor in tensors]
+    missing = [tensor.name for tensor, name in pairs if not name]
+    named = {name for tensor in tensors for name in tensor.names}
+    extra = [name for name in files.names if name not in named]
+    if missing or extra:
+        raise _other_names(files.path, missing, extra)
+    for tensor, name in pairs:
+        if files.shape(name) != tensor.shape:
             raise StrettoError(
                 "E0613",
                 f"'{files.path}' holds \"{name}\" of shape {list(files.shape(name))}",
-                expected=f"{list(each.shape)}, as the model has it",
+                expected=f"{list(tensor.shape)}, as the model has it",
                 help="load the weights of a model with the same config",
             )
     return pairs
 
 
-def _other_names(path: Path, missing: Sequence[str], left: Sequence[str]) -> StrettoError:
+def _other_names(path: Path, missing: Sequence[str], extra: Sequence[str]) -> StrettoError:
     notes = []
     if missing:
-        notes.append((f"the file lacks {few(missing)}", None))
-    if left:
-        notes.append((f"the model lacks {few(left)}", None))
-    near = difflib.get_close_matches(missing[0], left, 1) if missing else []
+        notes.append((f"the file lacks {names_text(missing)}", None))
+    if extra:
+        notes.append((f"the model lacks {names_text(extra)}", None))
+    near = difflib.get_close_matches(missing[0], extra, 1) if missing else []
     return StrettoError(
         "E0613",
         f"'{path}' holds the weights of another model",
         notes=tuple(notes),
-        help=f'rename them: "{near[0]}" is nearest to "{missing[0]}"' if near else "load what this model has saved",
+        help=f'rename them: "{near[0]}" is nearest to "{missing[0]}"'
+        if near
+        else "load weights that this model has saved",
     )
 
 
@@ -119,7 +121,7 @@ def _refuse_transient_on_meta(model: nn.Module) -> None:
     if lost:
         raise StrettoError(
             "E0614",
-            f"{few(lost)} {'is' if len(lost) == 1 else 'are'} on the meta device, and no file holds the values",
-            expected="buffers that are no part of the state dict to have been computed when the model was built",
-            help="build the model inside `with stretto.meta_parameters():`, which leaves buffers where they are",
+            f"{names_text(lost)} {'is' if len(lost) == 1 else 'are'} on the meta device, and no file holds the values",
+            expected="real values for buffers outside the state dict",
+            help="build the model inside `with stretto.meta_parameters():`, which does not move buffers",
         )

@@ -1,4 +1,4 @@
-"""Output: the console, files that commands write, pages of passes, and pictures of schedules.
+"""Output: the console, text files, pages of passes, pictures of schedules.
 
-Start reading at `console.py`. What is worth saying about a program is found in `driver/report/`.
+Start reading at `console.py`. The content of reports on programs is made in `driver/report/`.
 """

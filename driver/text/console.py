@@ -1,4 +1,4 @@
-"""What commands print: tables that are drawn on a terminal and plain when piped, sizes, paths, a progress bar.
+"""Console output: tables (drawn on a terminal, plain when piped), sizes, paths, a progress bar.
 
 Results go to stdout, everything else to stderr.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 _WIDEST = 100
-"""Columns of a table on a terminal that is wider."""
+"""The most columns of a table."""
 _NARROWEST = 20
-"""Columns that the names of a table have in any case."""
+"""The least columns of a table's names."""
 _LONGEST_PLACE = 32
-"""Characters of a source file's path that are shown."""
+"""The most characters of a source file's path."""
 
 
 def say(text: str = "") -> None:
@@ -31,15 +31,14 @@ def note(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; the columns named in `right` hold numbers, the first holds names.
+    """Print a table; the columns named in `right` are right-aligned, and the first holds names.
 
-    On a terminal it fits in its width, and in 100 columns: names that are too long go on below, broken at their dots.
-    Piped it is one line a row, whatever its width.
+    On a terminal it fits the width, at most 100 columns: long names are broken after dots. Piped, each row is one line.
     """
     if sys.stdout.isatty():
-        _drawn(headers, rows, right)
+        _draw(headers, rows, right)
         return
-    widths = [max(len(row[at]) for row in (headers, *rows)) for at in range(len(headers))]
+    widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
     for row in (headers, *rows):
         cells = [
             cell.rjust(width) if header in right else cell.ljust(width)
@@ -48,7 +47,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         say("  " + "  ".join(cells).rstrip())
 
 
-def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+def _draw(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -58,14 +57,14 @@ def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
     drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for header in headers:
         drawn.add_column(header, justify="right" if header in right else "left", no_wrap=True)
-    others = sum(2 + max(len(row[at]) for row in (headers, *rows)) for at in range(1, len(headers)))
+    others = sum(2 + max(len(row[column]) for row in (headers, *rows)) for column in range(1, len(headers)))
     width = max(_NARROWEST, min(_WIDEST, console.width) - others)
     for name, *row in rows:
-        drawn.add_row(*(Text(cell) for cell in (broken(name, width), *row)))
+        drawn.add_row(*(Text(cell) for cell in (break_name(name, width), *row)))
     console.print(drawn, width=max(min(_WIDEST, console.width), others + _NARROWEST))
 
 
-def broken(name: str, width: int) -> str:
+def break_name(name: str, width: int) -> str:
     """A dotted name on as many lines of at most `width` characters as it needs, broken after dots.
 
     >>> broken("model.layers.*.mlp.up_proj", 15)
@@ -88,19 +87,19 @@ def heading(text: str) -> None:
 class Bar(Protocol):
     """A progress bar, or nothing."""
 
-    def to(self, what: str, done: int | None = None) -> None:
-        """Say what is being done now, and how much is done."""
+    def show(self, what: str, done: int | None = None) -> None:
+        """Show the current step, and how many are done."""
         ...
 
 
 class _Silent:
-    def to(self, what: str, done: int | None = None) -> None:
-        """See `Bar.to`."""
+    def show(self, what: str, done: int | None = None) -> None:
+        """See `Bar.show`."""
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Bar]:
-    """A bar of `total` steps on stderr while it is a terminal; it leaves nothing behind."""
+    """A bar of `total` steps on stderr if that is a terminal; it is removed at the end."""
     if not sys.stderr.isatty():
         yield _Silent()
         return
@@ -112,8 +111,8 @@ def progress(total: int) -> Iterator[Bar]:
         task = shown.add_task("", total=total)
 
         class _Shown:
-            def to(self, what: str, done: int | None = None) -> None:
-                """See `Bar.to`."""
+            def show(self, what: str, done: int | None = None) -> None:
+                """See `Bar.show`."""
                 shown.update(task, description=what, completed=done)
 
         yield _Shown()
@@ -136,7 +135,7 @@ def size_text(size: int) -> str:
 
 
 def place_text(file: str, line: int) -> str:
-    """A source place, short: the file's path from the current folder, or its end where that is long."""
+    """A source place: the file's path from the current folder, shortened where it is long, and the line."""
     if not file:
         return ""
     path = Path(file)
@@ -159,7 +158,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def count_text(number: int, noun: str) -> str:
-    """A number and what it counts.
+    """A number with its noun.
 
     >>> count_text(1, "rank"), count_text(3, "rank")
     ('1 rank', '3 ranks')

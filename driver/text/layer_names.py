@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def family(name: str) -> str:
-    """The name with every number in it left open: names of one family may stand in one row.
+    """The name with `*` for every number; names of one family are shown in one row.
 
     >>> family("layers.3.experts.0.up")
     'layers.*.experts.*.up'
@@ -15,10 +15,10 @@ def family(name: str) -> str:
 
 
 def folded(names: Sequence[str]) -> str:
-    """One name for names of one family: a number that all share stays.
+    """One name for names of one family, with `*` for the numbers that differ.
 
     >>> folded(["layers.0.mlp.2.weight", "layers.1.mlp.2.weight"])
     'layers.*.mlp.2.weight'
     """
     parts = zip(*(name.split(".") for name in names), strict=True)
-    return ".".join(each[0] if len(set(each)) == 1 else "*" for each in parts)
+    return ".".join(part[0] if len(set(part)) == 1 else "*" for part in parts)

@@ -1,4 +1,4 @@
-"""`stretto passes --markdown`: `docs/passes.md`, made of the passes' own sources and of runs of their text tests."""
+"""`stretto passes --markdown`: `docs/passes.md`, generated from the passes' sources and runs of their text tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ first case of the pass's text test, run when this page was made. `stretto passes
 
 @dataclass(frozen=True)
 class Example:
-    """What a pipeline makes of a small module. `plans` are the plan files that its options name."""
+    """A small module before and after a pipeline. `plans` are the plan files that the pipeline's options name."""
 
     pipeline: str
     before: str
@@ -51,7 +51,7 @@ def passes_document() -> str:
 
 
 def example(name: str) -> Example:
-    """The first case of a pass's text test and what becomes of it; E0507 where the file cannot be read."""
+    """The first case of a pass's text test, before and after the pass; E0507 where the file cannot be read."""
     file = TEXT_TESTS / _text_test(name)
     try:
         text = file.read_text(encoding="utf-8").split("// -----\n")[0]
@@ -68,8 +68,10 @@ def example(name: str) -> Example:
     module = Module.parse(text, str(file))
     before = _shown(module)
     PassManager(parse_pipeline(run["pipeline"].replace("%S", str(TEXT_TESTS)))).run(module)
-    said = run["pipeline"].replace("%S/", "")
-    return Example(said, before, _shown(module), tuple((TEXT_TESTS / plan).read_text("utf-8") for plan in plans))
+    shown_pipeline = run["pipeline"].replace("%S/", "")
+    return Example(
+        shown_pipeline, before, _shown(module), tuple((TEXT_TESTS / plan).read_text("utf-8") for plan in plans)
+    )
 
 
 def _text_test(name: str) -> Path:
@@ -130,7 +132,9 @@ def _with_paths(module: Module) -> str:
         for op in operations(function)
     ]
     lines = str(module).rstrip().split("\n")
-    of_operations = [at for at, line in enumerate(lines) if not line.lstrip().startswith(("module", "func.func", "}"))]
-    for at, path in zip(of_operations, paths, strict=True):
-        lines[at] += f"  // {path}" if path else ""
+    of_operations = [
+        index for index, line in enumerate(lines) if not line.lstrip().startswith(("module", "func.func", "}"))
+    ]
+    for index, path in zip(of_operations, paths, strict=True):
+        lines[index] += f"  // {path}" if path else ""
     return "\n".join(lines)

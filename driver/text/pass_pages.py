@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from enum import Enum
-from textwrap import dedent
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ...dsl.plan import Plan
-from ...ir.module import Level
-from ...passes.base import Pass
-from ...passes.option_values import Range, print_value
-from ...passes.pipeline_text import option_name
-from ...passes.registry import TABLE, UPSTREAM, names, pass_class
-from ...runtime.program.arguments import Json
+from ...ir.level import Level
+from ...passes.registry import TABLE, UPSTREAM, names
 from .console import heading, place_text, say, table
+from .pass_options import PassOption, options_of
+from .pass_sources import PassSource
+
+if TYPE_CHECKING:
+    from ...runtime.program.arguments import Json
 
 UPSTREAM_LINES: dict[str, str] = {
     "canonicalize": "Rewrite operations to their canonical forms: fold constants, drop what has no effect.",
@@ -38,17 +34,6 @@ FACTS = ("Needs", "Keeps", "Cost", "Source")
 _FACT = re.compile(rf"\b({'|'.join(FACTS)}): ")
 _SKETCH = re.compile(r"^(?:Before\b.*\bAfter\b|Before +\S)")
 """The first line of a sketch of what a pass does; an empty line ends it."""
-
-
-@dataclass(frozen=True)
-class PassOption:
-    """One option: its kebab-case name, what values it takes, its default, and its field's docstring."""
-
-    name: str
-    type: str
-    default: str | None
-    """As a pipeline says it; None: it must be given."""
-    text: str
 
 
 @dataclass(frozen=True)
@@ -90,8 +75,19 @@ def pass_page(name: str) -> PassPage:
     """The page of a pass; E0410 for an unknown name, E0411 for one of another package that is no pass."""
     if name in UPSTREAM:
         return PassPage(name, "mlir", UPSTREAM_LINES[name], levels=tuple(Level))
+    if name not in TABLE:
+        return _page_of_another_package(name)
+    source = PassSource.of(name)
+    return PassPage(
+        name, "stretto", source.text, source.options, source.file, facts_of(source.text), source.levels
+    )  # fmt: skip
+
+
+def _page_of_another_package(name: str) -> PassPage:
+    from ...passes.pass_class import pass_class  # loads torch and MLIR, which Stretto's own pages do without
+
     cls = pass_class(name)
-    origin = "stretto" if name in TABLE else cls.__module__.partition(".")[0]
+    origin = cls.__module__.partition(".")[0]
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
     file = inspect.getsourcefile(cls) or ""
     return PassPage(name, origin, text, options_of(cls), file, facts_of(text), tuple(sorted(cls.levels)))
@@ -111,49 +107,6 @@ def facts_of(text: str) -> dict[str, str]:
     _, *parts = _FACT.split(text)
     found = {label: " ".join(said.split()) for label, said in zip(parts[::2], parts[1::2], strict=True)}
     return {label: found[label] for label in FACTS if label in found}
-
-
-def options_of(cls: type[Pass]) -> tuple[PassOption, ...]:
-    """The options of a pass: the fields of its class, in order."""
-    types, texts = get_type_hints(cls, include_extras=True), _field_docstrings(dedent(inspect.getsource(cls)))
-    return tuple(
-        PassOption(option_name(each.name), type_text(types[each.name]), _default(each), texts.get(each.name, ""))
-        for each in fields(cls)
-    )
-
-
-def type_text(type_: Any) -> str:
-    """What values an option of this type takes.
-
-    >>> type_text(int), type_text(Plan)
-    ('integer', 'path of a plan')
-    """
-    if get_origin(type_) is Annotated:
-        base, *limits = get_args(type_)
-        return " ".join((type_text(base), *(str(each) for each in limits if isinstance(each, Range))))
-    if get_origin(type_) in (Union, UnionType):
-        return " or ".join("none" if each is NoneType else type_text(each) for each in get_args(type_))
-    if isinstance(type_, type) and issubclass(type_, Enum):
-        return " or ".join(str(member.value) for member in type_)
-    known = {bool: "true or false", int: "integer", float: "number", str: "text", Plan: "path of a plan"}
-    return known.get(type_, getattr(type_, "__name__", str(type_)))
-
-
-def _default(each: Field[Any]) -> str | None:
-    if each.default is not MISSING:
-        return print_value(each.default)
-    return None if each.default_factory is MISSING else print_value(each.default_factory())
-
-
-def _field_docstrings(source: str) -> dict[str, str]:
-    """The string that stands behind each field of a class, on one line, by the field's name."""
-    [definition] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    found = {}
-    for node, following in zip(definition.body, definition.body[1:], strict=False):
-        match node, following:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-    return found
 
 
 def show_list(pages: tuple[PassPage, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`stretto schedule NAME`: a schedule that was proved, its figures, and how they are shown."""
+"""`stretto schedule NAME`: generate and prove a schedule, measure it, and print it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .text_files import read_text
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A schedule, when its tasks run, and its figures."""
+class MeasuredSchedule:
+    """A proved schedule, the times of its tasks, and its figures."""
 
     schedule: Schedule
     request: Request
@@ -23,7 +23,7 @@ class Measured:
     figures: Figures
 
     def to_json(self) -> Mapping[str, object]:
-        """One JSON object; times are in the unit of the given ones."""
+        """One JSON object; times have the unit of the request's times."""
         schedule, figures, costs = self.schedule, self.figures, self.request.costs
         return {
             "name": schedule.name, "stages": schedule.ranks, "microbatches": schedule.microbatches,
@@ -48,16 +48,16 @@ class Measured:
         ]  # fmt: skip
 
 
-def measured(name: str, request: Request, barriers: int = 0) -> Measured:
-    """A named schedule, proved; with `barriers`, what all ranks share of a vocabulary is woven in.
+def measure_named(name: str, request: Request, barriers: int = 0) -> MeasuredSchedule:
+    """A named schedule, proved; with `barriers`, the tasks of a vocabulary shared by all ranks are inserted.
 
     Raises ScheduleError as `generate` and `prove` do.
     """
     return _proved(generate(name, request), request, barriers)
 
 
-def measured_file(path: str, request: Request, barriers: int = 0) -> Measured:
-    """The schedule that a file writes out, proved. Raises PlanError for its text, ScheduleError as `prove` does."""
+def measure_file(path: str, request: Request, barriers: int = 0) -> MeasuredSchedule:
+    """The schedule written in a file, proved. Raises PlanError for its text, ScheduleError as `prove` does."""
     from ...dsl.schedule import WrittenSchedule
     from ...schedules.written import elaborate
 
@@ -65,30 +65,30 @@ def measured_file(path: str, request: Request, barriers: int = 0) -> Measured:
     return _proved(elaborate(WrittenSchedule.parse(text, name), request), request, barriers)
 
 
-def _proved(schedule: Schedule, request: Request, barriers: int) -> Measured:
+def _proved(schedule: Schedule, request: Request, barriers: int) -> MeasuredSchedule:
     costs = request.costs
     if barriers:
         kinds = {Kind.S, Kind.T} | ({Kind.E, Kind.G} if costs.e or costs.g else set())
         schedule = share_vocabulary(schedule, kinds, barriers, costs, request.cap)
     figures = prove(schedule, request.costs, request.cap)
-    return Measured(schedule, request, simulate(schedule, request.costs), figures)
+    return MeasuredSchedule(schedule, request, simulate(schedule, request.costs), figures)
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a file, and not of a schedule."""
+    """Whether a name is a file's and not a schedule's."""
     return name not in CATALOGUE and (os.sep in name or "." in name or os.path.exists(name))
 
 
 def show_list() -> None:
-    """Print all names, with bubble and memory."""
+    """Print the catalogue of schedules, with bubble and memory."""
     rows = [(entry.name, entry.line, entry.idle, entry.memory) for entry in CATALOGUE.values()]
     table(("schedule", "what it does", "time without work", "peak activations"), rows)
     say()
-    say("p stages, m microbatches, v chunks; f, b, w times of a rank; by makespan unless it says by span")
+    say("p stages, m microbatches, v chunks; f, b, w: times of a rank; shares are of the makespan unless marked span")
 
 
 def list_json() -> Mapping[str, object]:
-    """All schedules, for `--json`."""
+    """The catalogue of schedules as JSON."""
     return {
         "schedules": [
             {"name": entry.name, "line": entry.line, "idle": entry.idle, "memory": entry.memory, "source": entry.source}
@@ -97,23 +97,23 @@ def list_json() -> Mapping[str, object]:
     }
 
 
-def show_schedule(found: Measured) -> None:
+def show_schedule(measured: MeasuredSchedule) -> None:
     """Print the picture and the figures."""
-    schedule, figures = found.schedule, found.figures
+    schedule, figures = measured.schedule, measured.figures
     chunks = f", {schedule.chunks} chunks each" if schedule.chunks > 1 else ""
     many = f"{schedule.microbatches} microbatch{'' if schedule.microbatches == 1 else 'es'}"
     shared = f", a vocabulary shared with {count_text(schedule.barriers, 'barrier')}" if schedule.barriers else ""
     say(f"{schedule.name}: {count_text(schedule.ranks, 'stage')}{chunks}, {many}{shared}")
     say()
-    for line in picture(schedule, found.timeline):
+    for line in picture(schedule, measured.timeline):
         say(line)
     say()
     say(f"makespan            {figures.makespan:g}")
     say(f"bubble by makespan  {figures.bubble_by_makespan:.2%}")
     say(f"bubble by span      {figures.bubble_by_span:.2%}  (longest span of a rank: {figures.longest_span:g})")
-    say(f"peak activations    {figures.peak:g}  (by rank: {', '.join(f'{each:g}' for each in figures.peaks)})")
-    say("proved: no deadlock, every task once and after what it needs" + _cap_text(found))
+    say(f"peak activations    {figures.peak:g}  (by rank: {', '.join(f'{peak:g}' for peak in figures.peaks)})")
+    say("proved: no deadlock, every task runs once and after its inputs" + _cap_text(measured))
 
 
-def _cap_text(found: Measured) -> str:
-    return "" if found.request.cap is None else f", at most {found.request.cap:g} activations on a rank"
+def _cap_text(measured: MeasuredSchedule) -> str:
+    return "" if measured.request.cap is None else f", at most {measured.request.cap:g} activations on a rank"

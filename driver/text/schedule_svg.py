@@ -7,7 +7,7 @@ from html import escape
 from math import floor, log10
 
 from ...schedules import Kind, Schedule, Task
-from .schedule import Measured
+from .schedule import MeasuredSchedule
 
 _ROW, _GAP, _LEFT, _TOP, _FOOT = 26, 5, 58, 44, 56
 """Pixels: of a row, between rows, left and above the rows, below them."""
@@ -25,7 +25,7 @@ _COLORS = {
     Kind.E: ("#5d6d7e", "#5d6d7e"),
     Kind.G: ("#a5673f", "#a5673f"),
 }
-"""Of a rank's first chunk, and of its others."""
+"""The color for a rank's first chunk, and for its other chunks."""
 _WORDS = {
     Kind.F: "F forward",
     Kind.B: "B gradient of the input",
@@ -38,14 +38,14 @@ _WORDS = {
 }
 
 
-def svg(found: Measured) -> str:
-    """The picture; the same schedule gives the same text."""
-    return "\n".join([*_lines(found), ""])
+def svg(measured: MeasuredSchedule) -> str:
+    """The picture as SVG text; equal schedules give equal text."""
+    return "\n".join([*_lines(measured), ""])
 
 
-def _lines(found: Measured) -> Iterator[str]:
-    schedule, figures = found.schedule, found.figures
-    scale = _scale(found)
+def _lines(measured: MeasuredSchedule) -> Iterator[str]:
+    schedule, figures = measured.schedule, measured.figures
+    scale = _scale(measured)
     width = _LEFT + figures.makespan * scale + 16
     height = _TOP + schedule.ranks * (_ROW + _GAP) + _FOOT
     full = max(width, 620)
@@ -64,26 +64,26 @@ def _lines(found: Measured) -> Iterator[str]:
     )
     yield f'<text x="{24 + 9 * len(schedule.name)}" y="24" fill="#555555">{figures_text}</text>'
     for rank in range(schedule.ranks):
-        yield from _row(found, rank, scale)
+        yield from _rank_boxes(measured, rank, scale)
     yield from _axis(figures.makespan, scale, _TOP + schedule.ranks * (_ROW + _GAP))
     yield from _legend(schedule, height - 14)
     yield "</svg>"
 
 
-def _scale(found: Measured) -> float:
-    """Pixels of one unit of time."""
-    rows = zip(found.schedule.order, found.timeline.starts, found.timeline.ends, strict=True)
+def _scale(measured: MeasuredSchedule) -> float:
+    """Pixels per unit of time."""
+    rows = zip(measured.schedule.order, measured.timeline.starts, measured.timeline.ends, strict=True)
     boxes = (box for row in rows for box in zip(*row, strict=True))
     lengths = (end - start for task, start, end in boxes if not task.kind.is_shared)
     shortest = min((length for length in lengths if length > 0), default=1.0)
-    makespan = found.figures.makespan or 1.0
+    makespan = measured.figures.makespan or 1.0
     return min(_LEAST_BOX / shortest, _WIDEST / makespan)
 
 
-def _row(found: Measured, rank: int, scale: float) -> Iterator[str]:
-    schedule, timeline = found.schedule, found.timeline
+def _rank_boxes(measured: MeasuredSchedule, rank: int, scale: float) -> Iterator[str]:
+    schedule, timeline = measured.schedule, measured.timeline
     top = _TOP + rank * (_ROW + _GAP)
-    width = found.figures.makespan * scale
+    width = measured.figures.makespan * scale
     yield f'<text x="{_LEFT - 8}" y="{top + 17}" text-anchor="end" fill="#333333">rank {rank}</text>'
     yield f'<rect x="{_LEFT}" y="{top}" width="{width:.2f}" height="{_ROW}" fill="#eeeeee"/>'
     before: Task | None = None
@@ -117,14 +117,14 @@ def _axis(makespan: float, scale: float, top: int) -> Iterator[str]:
     yield f'<line x1="{_LEFT}" y1="{top}" x2="{_LEFT + makespan * scale:.2f}" y2="{top}" stroke="#999999"/>'
     step = _step(makespan)
     for part in range(int(makespan / step + 1e-9) + 1):
-        at = step * part
-        x = _LEFT + at * scale
+        time = step * part
+        x = _LEFT + time * scale
         yield f'<line x1="{x:.2f}" y1="{top}" x2="{x:.2f}" y2="{top + 4}" stroke="#999999"/>'
-        yield f'<text x="{x:.2f}" y="{top + 16}" font-size="10" text-anchor="middle" fill="#777777">{at:g}</text>'
+        yield f'<text x="{x:.2f}" y="{top + 16}" font-size="10" text-anchor="middle" fill="#777777">{time:g}</text>'
 
 
 def _step(makespan: float) -> float:
-    """A round number of which 4 to 10 fit in the picture."""
+    """A round step of the time axis, of which 4 to 10 fit in the picture."""
     power = 10.0 ** floor(log10(makespan / 4)) if makespan > 0 else 1.0
     return next(step * power for step in (5, 2, 1) if step * power * 4 <= makespan or step == 1)
 

@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from ...schedules import Kind, Schedule, Task, Timeline
 
 _WIDEST = 150
-"""Columns; a longer schedule is drawn with letters alone, one that is still too long is drawn smaller."""
+"""The most columns; a longer schedule is drawn without microbatch numbers, then scaled down."""
 _IDLE = "."
 _SHARED = {
     Kind.S: "S output, shared by all ranks",
-    Kind.T: "T what is left of it when they have met",
+    Kind.T: "T rest of it after the barrier",
     Kind.E: "E embeddings",
     Kind.G: "G their gradient",
 }
 
 
 def picture(schedule: Schedule, timeline: Timeline) -> Iterator[str]:
-    """A line for each rank, and one that says what the letters mean.
+    """A line for each rank, and a legend.
 
-    A task is its letter and its microbatch: F forward, B backward (of the input where W stands alone), W weights;
-    small letters for the chunks behind a rank's first. S, T, E and G are what all ranks share of a vocabulary. An
-    overlapped pair is drawn half and half.
+    A task is its letter and its microbatch: F forward, B backward (input gradient where W is a task), W weight
+    gradient; lower case for all but a rank's first chunk. S, T, E and G are the tasks of a vocabulary shared by all
+    ranks. The two tasks of an overlapped pair are drawn as halves.
     """
     boxes = _boxes(schedule, timeline)
     lengths = (end - start for task, start, end in boxes if end > start and not task.kind.is_shared)
@@ -42,10 +42,10 @@ def picture(schedule: Schedule, timeline: Timeline) -> Iterator[str]:
             filled = text.ljust(last - first) if label else text * (last - first)
             canvas[first:last] = filled[: last - first]
         yield f"rank {rank:>{width}} |{''.join(canvas)}|"
-    yield _meaning(schedule, bool(label))
+    yield _legend(schedule, bool(label))
 
 
-def _meaning(schedule: Schedule, labelled: bool) -> str:
+def _legend(schedule: Schedule, labelled: bool) -> str:
     split = any(task.kind == Kind.W for row in schedule.order for task in row)
     words = ["F forward"]
     if schedule.has_backward:
@@ -69,7 +69,7 @@ def _boxes(schedule: Schedule, timeline: Timeline) -> Iterator[tuple[Task, float
 
 
 def _rank_boxes(schedule: Schedule, timeline: Timeline, rank: int) -> Iterator[tuple[Task, float, float]]:
-    """Task, start and end; of an overlapped pair one half each."""
+    """Task, start and end; each task of an overlapped pair gets half of the pair's time."""
     before: Task | None = None
     for task, start, end in zip(schedule.order[rank], timeline.starts[rank], timeline.ends[rank], strict=True):
         middle = (start + end) / 2

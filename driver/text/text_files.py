@@ -1,4 +1,4 @@
-"""Text files that commands read and write: whole or not at all, with the system's reason where that fails."""
+"""Text files that commands read and write; writing is atomic, and errors give the system's reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STDIN = "-"
 
 
 def read_text(file: str) -> tuple[str, str]:
-    """A file's text, and what to call it in messages; "-" is standard input. E0507 for what cannot be read."""
+    """A file's text, and its name for messages; "-" is standard input. E0507 for a file that cannot be read."""
     name = "<stdin>" if file == STDIN else file
     try:
         data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
@@ -22,13 +22,13 @@ def read_text(file: str) -> tuple[str, str]:
     except OSError as error:
         raise StrettoError("E0507", f"'{name}' cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise StrettoError("E0507", f"'{name}' is not UTF-8 text: byte {error.start} is none") from None
+        raise StrettoError("E0507", f"'{name}' is not UTF-8 text: byte {error.start} is invalid") from None
 
 
 def write_text(file: str | Path, text: str) -> None:
-    """Write a file beside its place, then rename it: what was there stays until all is written. E0508 if it fails.
+    """Write a temporary file and rename it, so an existing file stays until the new one is complete. E0508 on failure.
 
-    Of a link it is the target that is written. What is no file, such as a pipe or /dev/null, is written as it is.
+    For a link its target is written. A pipe or device, such as /dev/null, is written in place.
     """
     path = Path(file)
     try:
@@ -49,7 +49,7 @@ def write_text(file: str | Path, text: str) -> None:
 
 
 def make_folder(folder: str | Path) -> Path:
-    """A folder to write into, made where there is none; E0508 if that fails."""
+    """The folder, created where it does not exist; E0508 on failure."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

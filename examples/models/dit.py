@@ -76,8 +76,8 @@ class DiT(nn.Module):
         for layer in self.layers:
             x = layer(x, condition)
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, -1)
-        found = self._image(self.head(self.norm(x) * (1 + scale) + shift), latents.shape[-1] // self.patch)
-        return found if noise is None else F.mse_loss(found, noise)
+        image = self._image(self.head(self.norm(x) * (1 + scale) + shift), latents.shape[-1] // self.patch)
+        return image if noise is None else F.mse_loss(image, noise)
 
     def _waves(self, times: Tensor) -> Tensor:
         """Cosines and sines of the times, (batch, hidden)."""

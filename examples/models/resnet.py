@@ -39,9 +39,9 @@ class ResNet(nn.Module):
         pairs = zip((widths[0], *widths), widths, strict=False)
         self.stages = nn.ModuleList(
             nn.Sequential(
-                Block(inputs, outputs, 1 if at == 0 else 2), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))
+                Block(inputs, outputs, 1 if index == 0 else 2), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))
             )
-            for at, (inputs, outputs) in enumerate(pairs)
+            for index, (inputs, outputs) in enumerate(pairs)
         )
         self.head = nn.Linear(widths[-1], classes)
 

@@ -76,18 +76,18 @@ class UNet(nn.Module):
         time = self.time(_waves(times, self.frequencies))
         x = self.stem(images)
         skips = []
-        for at, block in enumerate(self.down):
+        for level, block in enumerate(self.down):
             x = block(x, time)
             skips.append(x)
-            if at < len(self.shrink):
-                x = self.shrink[at](x)
+            if level < len(self.shrink):
+                x = self.shrink[level](x)
         x = self.middle(x)
-        for at, block in enumerate(self.up):
+        for level, block in enumerate(self.up):
             x = block(torch.cat([x, skips.pop()], 1), time)
-            if at < len(self.grow):
-                x = self.grow[at](F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        found: Tensor = self.head(F.silu(self.norm(x)))
-        return found if noise is None else F.mse_loss(found, noise)
+            if level < len(self.grow):
+                x = self.grow[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        output: Tensor = self.head(F.silu(self.norm(x)))
+        return output if noise is None else F.mse_loss(output, noise)
 
 
 def _waves(times: Tensor, frequencies: int) -> Tensor:

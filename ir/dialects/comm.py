@@ -8,16 +8,12 @@ The collectives see equal (padded) shapes on all ranks of a group. A `_start` re
 
 from __future__ import annotations
 
+from ..collectives import COLLECTIVES
+
 COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
     ("comm::reshard(Tensor x) -> Tensor", True),
-    ("comm::all_reduce(Tensor x, str[] axes, str reduce) -> Tensor", True),
-    ("comm::all_gather(Tensor x, str[] axes, int dim) -> Tensor", True),
-    ("comm::reduce_scatter(Tensor x, str[] axes, int dim, str reduce) -> Tensor", True),
-    ("comm::all_to_all(Tensor x, str[] axes, int split_dim, int concat_dim) -> Tensor", True),
-    ("comm::all_reduce_start(Tensor x, str[] axes, str reduce) -> Tensor", False),
-    ("comm::all_gather_start(Tensor x, str[] axes, int dim) -> Tensor", False),
-    ("comm::reduce_scatter_start(Tensor x, str[] axes, int dim, str reduce) -> Tensor", False),
-    ("comm::all_to_all_start(Tensor x, str[] axes, int split_dim, int concat_dim) -> Tensor", False),
+    *((each.schema(each.name), True) for each in COLLECTIVES.values()),
+    *((each.schema(each.start), False) for each in COLLECTIVES.values()),
     ("comm::wait(Tensor future) -> Tensor", False),
     # hand a tensor to the rank that stands at `peer` on `axis` and beside this one on all others; never waits, keeps
     # the tensor until it is taken, and what one rank sends another arrives in order
@@ -36,9 +32,3 @@ COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
     ("comm::random(Tensor state, Tensor number, int[] size, str[] axes, int[] chunks, int? below) -> Tensor", True),
 )
 """(schema, whether it is pure) of each operation."""
-
-COLLECTIVES = ("comm.all_reduce", "comm.all_gather", "comm.reduce_scatter", "comm.all_to_all")
-"""The synchronous collectives; each has an asynchronous form with `_start`."""
-
-TRANSFERS = ("comm.send", "comm.receive", "comm.receive_start")
-"""What hands a tensor from one rank to another."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..collectives import COLLECTIVES, synchronous
 from .code import Step
 from .collectives import Option, Options, run_collective
 from .errors import FAILED, MISMATCH, NO_MEANING, DeadlockError, InterpreterError, Stuck
@@ -80,7 +81,7 @@ class Exchange:
 
     def start(self, rank: int, step: Step, tensor: Tensor, options: Mapping[str, Option]) -> Future:
         """Start the group's next collective; the last member completes it. Errors: E0656 for a mismatch."""
-        kind = step.name.removeprefix("comm.").removesuffix("_start")
+        kind = COLLECTIVES[synchronous(step.name)].kind
         axes = options["axes"]
         if not isinstance(axes, list) or not self._grid.has(axes):
             known = ", ".join(axis for axis, _ in self._grid.mesh) or "no axes"

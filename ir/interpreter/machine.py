@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dialects.comm import COLLECTIVES
+from ..collectives import BLOCKING, COLLECTIVES, RECEIVE, STARTS, synchronous
 from ..dialects.schemas import definitions
 from ..module import Level
 from ..pipelined_module import Microbatch, select_microbatch
@@ -20,8 +20,6 @@ from .observing import Observer, Path
 from .precision import Floats
 from .transfers import PendingReceive, Transfers
 
-_STARTS = frozenset(f"{name}_start" for name in (*COLLECTIVES, "comm.receive"))
-_BLOCKING = (*COLLECTIVES, "comm.receive")
 Promise = Future | PendingReceive
 
 
@@ -92,13 +90,13 @@ class Machine:
             self._enter(frame, step)
             return True
         is_cut = self.code.level is Level.COMM
-        if is_cut and name in _BLOCKING:
+        if is_cut and name in BLOCKING:
             self.waiting = self.waiting or self._start(frame, step)
             return self._await(frame, step)
         if name == "comm.wait":
             self.waiting = self.waiting or self._future(_fill(step.args[0], frame.values), step)
             return self._await(frame, step)
-        if is_cut and name in _STARTS:
+        if is_cut and name in STARTS:
             future = self._start(frame, step)
             self._untaken[id(future)] = future
             frame.values[step.out[0]] = future
@@ -140,12 +138,13 @@ class Machine:
         self.results = values
 
     def _start(self, frame: Frame, step: Step) -> Promise:
-        if step.name.startswith("comm.receive"):
+        name = synchronous(step.name)
+        if name == RECEIVE:
             axis, peer, size, dtype = step.args
             return self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))
-        names = [a.name for a in definitions()[step.name].arguments]
         tensor = self._tensor(step.args[0], frame, step)
-        return self.exchange.start(self.rank, step, tensor, dict(zip(names[1:], step.args[1:], strict=True)))
+        options = dict(zip(COLLECTIVES[name].arguments, step.args[1:], strict=True))
+        return self.exchange.start(self.rank, step, tensor, options)
 
     def _tensor(self, argument: Any, frame: Frame, step: Step) -> Tensor:
         tensor = _fill(argument, frame.values)

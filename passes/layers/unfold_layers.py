@@ -20,7 +20,7 @@ from ...ir.locations import Origin, from_location, to_location
 from ...ir.module import Module, callee, entry, operations, terminator
 from ..base import Pass, Report
 from ..counted_remarks import Tally
-from ..pipelining.graph import Graph, copy_node
+from ..graph import Graph, copy_node
 
 
 @dataclass(frozen=True)

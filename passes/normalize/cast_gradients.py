@@ -27,11 +27,12 @@ from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
 from ...ir.locations import Origin, from_location, to_location
 from ...ir.module import Level, Module, argument_records, operations, result_records, set_result_records, terminator
-from ...ir.operations import Call, build, flatten, read, results_of
+from ...ir.operations import Call, build, flatten, results_of
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import Tally
 from ..plan_effects import PRECISION_KEY
+from ..rewriting import producer
 
 CAST = "aten._to_copy.default"
 """The op that changes a dtype."""
@@ -103,23 +104,18 @@ def _recast(main: Operation, at: int, wanted: torch.dtype) -> bool:
 
 def _computed(value: Value) -> Value:
     """What a gradient is cast from, through casts that lose nothing."""
-    call = _maker(value)
+    call = producer(value)
     while call is not None and call.name == CAST:
         [operand] = call.values()
         before, after = from_mlir(operand.type).dtype, from_mlir(value.type).dtype
         if not before.is_floating_point or torch.promote_types(before, after) != after:
             break
-        value, call = operand, _maker(operand)
+        value, call = operand, producer(operand)
     return value
 
 
-def _maker(value: Value) -> Call | None:
-    """The operation of ours that makes a value; None for an argument."""
-    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
-
-
 def _origin(value: Value) -> Origin:
-    return from_location(value.owner.location) if _maker(value) is not None else Origin()
+    return from_location(value.owner.location) if producer(value) is not None else Origin()
 
 
 def _after(main: Operation, value: Value) -> mlir.InsertionPoint:
@@ -142,6 +138,6 @@ def _cast(value: Value, dtype: torch.dtype, like: Value) -> Value:
 def _drop_casts(value: Value, until: Value) -> None:
     """Erase the casts from `until` to `value` that nobody uses."""
     while value != until and not list(value.uses):
-        [operand] = _maker(value).values()  # type: ignore[union-attr]  # a cast
+        [operand] = producer(value).values()  # type: ignore[union-attr]  # a cast
         value.owner.erase()
         value = operand

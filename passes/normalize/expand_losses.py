@@ -15,16 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch._decomp import decomposition_table
 
 from ...ir.dialects.schemas import definitions
-from ...ir.locations import from_location
-from ...ir.module import Module, operations
-from ...ir.operations import read
+from ...ir.module import Module
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..rewriting import Applied, Declined, Outcome, Site, rewrite
 from .idioms.canonical import defaults, overload
 from .idioms.tracing import Trace
 from .lower_idioms import expand
@@ -51,20 +50,15 @@ class ExpandLosses(Pass):
     name: ClassVar[str] = "expand-losses"
 
     def run(self, module: Module) -> Report:
-        traces: dict[Any, Trace] = {}
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values():
-            for op in operations(function):
-                call = read(op)
-                if call is None or call.name not in LOSSES:
-                    continue
-                if call.kwargs:
-                    tally.missed(f"{call.name} left: it has named arguments", from_location(op.location))
-                    continue
-                tally.applied(f"{call.name} written out", from_location(op.location))
-                expand(op, call, _expansion(call.name), traces)
-                count += 1
-        return Report(count, tally.remarks())
+        return rewrite(module, self.name, dict.fromkeys(LOSSES, partial(_expand, traces={})))
+
+
+def _expand(site: Site, traces: dict[Any, Trace]) -> Outcome:
+    name = site.call.name
+    if site.call.kwargs:
+        return Declined(f"{name} left: it has named arguments")
+    expand(site, _expansion(name), traces)
+    return Applied(f"{name} written out")
 
 
 def _expansion(name: str) -> Callable[..., Any]:

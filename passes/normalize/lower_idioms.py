@@ -17,18 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
-from ...ir.bindings import Location, Operation, Type, Value, mlir
+from ...ir.bindings import Location, Operation, Type, Value
 from ...ir.dialects.schemas import definitions
-from ...ir.locations import from_location
-from ...ir.module import Module, operations
-from ...ir.operations import Call, build, read
+from ...ir.module import Module
+from ...ir.operations import Call, build
 from ...ir.types import TensorType, absent, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..rewriting import Applied, Outcome, Site, rewrite
 from .idioms.expansions import EXPANSIONS
 from .idioms.tracing import Step, Trace, Traced, trace
 
@@ -41,32 +41,24 @@ class LowerIdioms(Pass):
 
     def run(self, module: Module) -> Report:
         """Expand the nn operations of every function; equal ones are traced once."""
-        traces: dict[Any, Trace] = {}
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values():
-            for op in operations(function):
-                call = read(op)
-                if call is not None and call.name in EXPANSIONS:
-                    tally.applied(f"{call.name} written out", from_location(op.location))
-                    expand(op, call, EXPANSIONS[call.name], traces)
-                    count += 1
-        return Report(count, tally.remarks())
+        return rewrite(module, self.name, dict.fromkeys(EXPANSIONS, partial(_expand, traces={})))
 
 
-def expand(op: Operation, call: Call, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:
+def _expand(site: Site, traces: dict[Any, Trace]) -> Outcome:
+    expand(site, EXPANSIONS[site.call.name], traces)
+    return Applied(f"{site.call.name} written out")
+
+
+def expand(site: Site, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:
     """Replace an operation by what `expansion` does on its arguments; equal calls share an entry of `traces`."""
+    op, call = site.op, site.call
     operands = call.values()
     types = tuple(_plain(from_mlir(v.type)) for v in operands)
     key = (call.name, types, repr(call.replace_values([_Hole()] * len(operands))))
     if key not in traces:
         traces[key] = _trace(call, types, expansion)
     wanted = [is_tensor(r.type) and any(True for _ in r.uses) for r in op.results]
-    with mlir.InsertionPoint(op):
-        values = _emit(traces[key], operands, op, wanted)
-    for result, value in zip(op.results, values, strict=True):
-        if value is not None:
-            result.replace_all_uses_with(value)
-    op.operation.erase()
+    site.replace(*_emit(traces[key], operands, op, wanted))
 
 
 class _Hole:

@@ -17,18 +17,17 @@ Cost: transposes of activations, most of which undo those that the model has (`s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import ClassVar
 
-from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.context import context
-from ...ir.locations import from_location
-from ...ir.module import Level, Module, operations
-from ...ir.operations import Call, build, read
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.bindings import Value
+from ...ir.module import Level, Module
+from ...ir.operations import Call
+from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
-from ..sharding.policy import Policy
+from ..policy import Policy
+from ..rewriting import Applied, Emitter, Outcome, Site, producer, rewrite
 
 _MM, _ADDMM, _SUM = "aten.mm.default", "aten.addmm.default", "aten.sum.dim_IntList"
 _RESHAPE, _T, _TRANSPOSE = "aten.reshape.default", "aten.t.default", "aten.transpose.int"
@@ -43,14 +42,9 @@ class PutBatchFirst(Pass):
 
     def run(self, module: Module) -> Report:
         leading = Policy.of(module).leading
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values() if leading else ():
-            for op in operations(function):
-                call, origin = read(op), from_location(op.location)
-                if call is not None and _rewritten(op, call, leading[0]):
-                    count += 1
-                    tally.applied("rows flattened with the batch first", origin)
-        return Report(count, tally.remarks())
+        if not leading:
+            return Report()
+        return rewrite(module, self.name, dict.fromkeys((_MM, _ADDMM, _SUM), partial(_put_first, batch=leading[0])))
 
 
 @dataclass(frozen=True)
@@ -62,63 +56,61 @@ class _Rows:
     """T and B."""
     width: int
 
-    def batch_first(self, op: Operation) -> Value:
+    def batch_first(self, emitter: Emitter) -> Value:
         """The rows as (B*T, K)."""
         type_, (tokens, batch) = from_mlir(self.value.type), self.leading
         value, (_, second, *rest) = self.value, type_.shape
         if second != batch:
             rest = [second // batch, *rest]
             apart = TensorType(type_.dtype, (tokens, batch, *rest))
-            value = _op(op, _RESHAPE, value, list(apart.shape), type=apart)
-        turned = _op(op, _TRANSPOSE, value, 0, 1, type=TensorType(type_.dtype, (batch, tokens, *rest)))
+            value = emitter.op(_RESHAPE, value, list(apart.shape), type=apart)
+        turned = emitter.op(_TRANSPOSE, value, 0, 1, type=TensorType(type_.dtype, (batch, tokens, *rest)))
         shape = (batch * tokens, self.width)
-        return _op(op, _RESHAPE, turned, list(shape), type=TensorType(type_.dtype, shape))
+        return emitter.op(_RESHAPE, turned, list(shape), type=TensorType(type_.dtype, shape))
 
 
-def _rewritten(op: Operation, call: Call, batch: int) -> bool:
-    """Rewrite one operation on rows that are flattened with the batch second; whether there was one."""
-    with context(), mlir.InsertionPoint(op):
-        made = _made(op, call, batch)
+def _put_first(site: Site, batch: int) -> Outcome:
+    """Rewrite one operation on rows that are flattened with the batch second, if it is one."""
+    made = _made(site, batch)
     if made is None:
-        return False
-    op.results[0].replace_all_uses_with(made)
-    op.operation.erase()
-    return True
+        return None
+    site.replace(made)
+    return Applied("rows flattened with the batch first")
 
 
-def _made(op: Operation, call: Call, batch: int) -> Value | None:
+def _made(site: Site, batch: int) -> Value | None:
     """What the operation's result becomes."""
+    call, emitter = site.call, site.emitter
     if call.name == _MM and (contracted := _contracted(call, batch)) is not None:
         left, right = contracted
-        rows = left.batch_first(op)
-        turned = _op(op, _T, rows, type=TensorType(from_mlir(rows.type).dtype, from_mlir(rows.type).shape[::-1]))
-        return _op(op, _MM, turned, right.batch_first(op), type=from_mlir(op.results[0].type))
-    at = {_MM: 0, _ADDMM: 1, _SUM: 0}.get(call.name)
-    rows_of = None if at is None else _rows(call.args[at], batch)
-    if at is None or rows_of is None:
+        rows = left.batch_first(emitter)
+        turned = emitter.op(_T, rows, type=TensorType(from_mlir(rows.type).dtype, from_mlir(rows.type).shape[::-1]))
+        return emitter.op(_MM, turned, right.batch_first(emitter), type=site.type)
+    at = 1 if call.name == _ADDMM else 0
+    rows_of = _rows(call.args[at], batch)
+    if rows_of is None:
         return None
     if call.name == _SUM and [int(d) % 2 for d in call.args[1] or ()] != [0]:
         return None
     if call.name == _ADDMM and len(from_mlir(call.args[0].type).shape) != 1:
         return None
-    args = (*call.args[:at], rows_of.batch_first(op), *call.args[at + 1 :])
-    type_ = from_mlir(op.results[0].type)
-    result = _op(op, call.name, *args, type=type_, **call.kwargs)
-    return result if call.name == _SUM else _tokens_first(op, result, rows_of.leading)
+    args = (*call.args[:at], rows_of.batch_first(emitter), *call.args[at + 1 :])
+    result = emitter.op(call.name, *args, type=site.type, **call.kwargs)
+    return result if call.name == _SUM else _tokens_first(emitter, result, rows_of.leading)
 
 
-def _tokens_first(op: Operation, value: Value, leading: tuple[int, int]) -> Value:
+def _tokens_first(emitter: Emitter, value: Value, leading: tuple[int, int]) -> Value:
     """Rows of (B*T, N) as rows of (T*B, N)."""
     type_ = from_mlir(value.type)
     (tokens, batch), width = leading, type_.shape[1]
-    apart = _op(op, _RESHAPE, value, [batch, tokens, width], type=TensorType(type_.dtype, (batch, tokens, width)))
-    turned = _op(op, _TRANSPOSE, apart, 0, 1, type=TensorType(type_.dtype, (tokens, batch, width)))
-    return _op(op, _RESHAPE, turned, list(type_.shape), type=type_)
+    apart = emitter.op(_RESHAPE, value, [batch, tokens, width], type=TensorType(type_.dtype, (batch, tokens, width)))
+    turned = emitter.op(_TRANSPOSE, apart, 0, 1, type=TensorType(type_.dtype, (tokens, batch, width)))
+    return emitter.op(_RESHAPE, turned, list(type_.shape), type=type_)
 
 
 def _contracted(call: Call, batch: int) -> tuple[_Rows, _Rows] | None:
     """The two operands of a product that contracts flattened rows: the left one is transposed."""
-    turned = _made_by(call.args[0])
+    turned = producer(call.args[0])
     if turned is None or turned.name != _T:
         return None
     left, right = _rows(turned.args[0], batch), _rows(call.args[1], batch)
@@ -127,7 +119,7 @@ def _contracted(call: Call, batch: int) -> tuple[_Rows, _Rows] | None:
 
 def _rows(value: Value, batch: int) -> _Rows | None:
     """What a value of two dims was flattened from, where that has the batch as its second dim and not as its first."""
-    made = _made_by(value)
+    made = producer(value)
     if made is None or made.name != _RESHAPE:
         return None
     before, after = from_mlir(made.args[0].type).shape, from_mlir(value.type).shape
@@ -136,14 +128,3 @@ def _rows(value: Value, batch: int) -> _Rows | None:
     if before[0] * batch != after[0] or prod(before[1:]) != batch * after[1]:
         return None
     return _Rows(made.args[0], (before[0], batch), after[1])
-
-
-def _op(op: Operation, name: str, *args: object, type: TensorType, **kwargs: object) -> Value:
-    [result] = build(Call(name, args, kwargs), [to_mlir(type)], op.location)
-    return result
-
-
-def _made_by(value: Value) -> Call | None:
-    """The call whose one result the value is."""
-    owner = value.owner
-    return None if isinstance(owner, mlir.Block) or len(owner.results) != 1 else read(owner)

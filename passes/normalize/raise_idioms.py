@@ -24,11 +24,12 @@ from ...ir.module import Level, Module, operations
 from ...ir.operations import read
 from ..base import Pass, Report
 from ..counted_remarks import Tally
+from ..rewriting import erase_unused
 from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
 from .idioms.derive import Derivations
 from .idioms.findings import Findings
-from .idioms.function_graph import FunctionGraph
+from .idioms.function_dataflow import FunctionDataflow
 from .idioms.layer_norm import raise_layer_norm
 from .idioms.rms_norm import raise_rms_norm
 from .idioms.rotary import raise_rotary
@@ -46,13 +47,13 @@ class RaiseIdioms(Pass):
         findings, derivations = Findings(), Derivations()
         before = _idioms(module)
         for function in module.functions().values():
-            graph = FunctionGraph(function)
+            graph = FunctionDataflow(function)
             raise_attention(graph, findings)
             raise_layer_norm(graph, findings)
             raise_cross_entropy(graph, findings)
             raise_rms_norm(graph, findings, derivations)
             raise_rotary(graph, findings, derivations)
-            graph.erase_dead()
+            erase_unused(function)
         tally = Tally(self.name)
         for (name, origin), count in (_idioms(module) - before).items():
             tally.applied(name, origin, count)

@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.context import context
-from ...ir.locations import from_location
-from ...ir.module import Level, Module, operations
-from ...ir.operations import Call, build, read
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.bindings import Value
+from ...ir.module import Level, Module
+from ...ir.operations import read
+from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..rewriting import Applied, Emitter, Outcome, Site, producer, rewrite, users
 
 _BMM, _RESHAPE, _TRANSPOSE = "aten.bmm.default", "aten.reshape.default", "aten.transpose.int"
 
@@ -40,15 +38,7 @@ class RaiseMatmuls(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values():
-            for op in operations(function):
-                call = read(op)
-                origin = from_location(op.location)
-                if call is not None and call.name == _BMM and _raise(op, call):
-                    count += 1
-                    tally.applied("matrix product with its dims apart", origin)
-        return Report(count, tally.remarks())
+        return rewrite(module, self.name, {_BMM: _raise})
 
 
 @dataclass(frozen=True)
@@ -63,27 +53,26 @@ class _Apart:
         return from_mlir(self.value.type).shape[:-2]
 
 
-def _raise(op: Operation, call: Call) -> bool:
-    found = [_apart(value) for value in call.args]
-    leading = next((each.leading for each in found if each is not None), None)
+def _raise(site: Site) -> Outcome:
+    op, args = site.op, site.call.args
+    found = [_apart(value) for value in args]
+    leading = next((apart.leading for apart in found if apart is not None), None)
     if leading is None:
-        return False
-    with context(), mlir.InsertionPoint(op):
-        operands = [_operand(v, each, leading, op) for v, each in zip(call.args, found, strict=True)]
-        made = from_mlir(op.results[0].type)
-        type_ = to_mlir(TensorType(made.dtype, (*leading, *made.shape[1:])))
-        [product] = build(Call("nn.matmul", tuple(operands)), [type_], op.location)
-        _replace(op.results[0], product, op)
-    op.operation.erase()
-    return True
+        return None
+    operands = [_operand(v, apart, leading, site.emitter) for v, apart in zip(args, found, strict=True)]
+    type_ = TensorType(site.type.dtype, (*leading, *site.type.shape[1:]))
+    product = site.emitter.op("nn.matmul", *operands, type=type_)
+    _replace_taken_apart(op.results[0], product)
+    site.replace(site.emitter.op(_RESHAPE, product, list(site.type.shape), type=site.type))
+    return Applied("matrix product with its dims apart")
 
 
 def _apart(value: Value) -> _Apart | None:
     """What a value of three dims was before two or more leading dims were merged into its first."""
-    made, is_transposed = _made_by(value), False
+    made, is_transposed = producer(value), False
     if made is not None and made.name == _TRANSPOSE and {int(d) % 3 for d in made.args[1:]} == {1, 2}:
         value, is_transposed = made.args[0], True
-        made = _made_by(value)
+        made = producer(value)
     if made is None or made.name != _RESHAPE:
         return None
     before, after = from_mlir(made.args[0].type).shape, from_mlir(value.type).shape
@@ -94,37 +83,25 @@ def _apart(value: Value) -> _Apart | None:
 
 def _expanded(value: Value) -> Value:
     """The value, or what was expanded to the shape that it had."""
-    made = _made_by(value)
+    made = producer(value)
     idle = made is not None and made.name == "aten.expand.default" and made.args[0].type == value.type
     return made.args[0] if made is not None and idle else value
 
 
-def _operand(value: Value, apart: _Apart | None, leading: Sequence[int], op: Operation) -> Value:
+def _operand(value: Value, apart: _Apart | None, leading: Sequence[int], emitter: Emitter) -> Value:
     """The operand with its leading dims apart."""
     type_ = from_mlir(value.type)
-    wanted = to_mlir(TensorType(type_.dtype, (*leading, *type_.shape[1:])))
+    wanted = TensorType(type_.dtype, (*leading, *type_.shape[1:]))
     if apart is None or apart.leading != tuple(leading):
-        [made] = build(Call(_RESHAPE, (value, [*leading, *type_.shape[1:]])), [wanted], op.location)
-        return made
+        return emitter.op(_RESHAPE, value, list(wanted.shape), type=wanted)
     if not apart.is_transposed:
         return apart.value
-    [made] = build(Call(_TRANSPOSE, (apart.value, len(leading), len(leading) + 1)), [wanted], op.location)
-    return made
+    return emitter.op(_TRANSPOSE, apart.value, len(leading), len(leading) + 1, type=wanted)
 
 
-def _replace(old: Value, product: Value, op: Operation) -> None:
-    """Let users that take the result apart have the product, and others the product merged."""
-    for use in list(old.uses):
-        user = use.owner
+def _replace_taken_apart(merged: Value, product: Value) -> None:
+    """Let users that take the merged result apart have the product itself."""
+    for user in users(merged):
         call = read(user)
         if call is not None and call.name == _RESHAPE and user.results[0].type == product.type:
             user.results[0].replace_all_uses_with(product)
-    shape = list(from_mlir(old.type).shape)
-    [merged] = build(Call(_RESHAPE, (product, shape)), [old.type], op.location)
-    old.replace_all_uses_with(merged)
-
-
-def _made_by(value: Value) -> Call | None:
-    """The call whose one result the value is."""
-    owner = value.owner
-    return None if isinstance(owner, mlir.Block) or len(owner.results) != 1 else read(owner)

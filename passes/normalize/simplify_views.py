@@ -17,11 +17,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...ir.bindings import Operation, Value, mlir
+from ...ir.bindings import Value, mlir
 from ...ir.dialects.context import context
-from ...ir.module import Module, operations
-from ...ir.operations import Call, build, read
+from ...ir.module import Module
 from ..base import Pass, Remark, RemarkKind, Report
+from ..rewriting import Site, producer, sites
 
 _RESHAPE = "aten.reshape.default"
 _INVOLUTIONS = frozenset({"aten.t.default", "aten.transpose.int"})
@@ -36,11 +36,11 @@ class SimplifyViews(Pass):
 
     def run(self, module: Module) -> Report:
         counts: Counter[str] = Counter()
-        for function in module.functions().values():
-            for op in operations(function):
-                call = read(op)
-                if call is not None and (call.name == _RESHAPE or call.name in _INVOLUTIONS) and _simplify(op, call):
-                    counts[call.name] += 1
+        for site in sites(module, {_RESHAPE, *_INVOLUTIONS}):
+            replacement = _earlier(site)
+            if replacement is not None:
+                site.replace(replacement)
+                counts[site.call.name] += 1
         remarks = [
             Remark(self.name, RemarkKind.APPLIED, f"{count} x {name} dropped or merged with the view before it")
             for name, count in counts.items()
@@ -48,27 +48,15 @@ class SimplifyViews(Pass):
         return Report(counts.total(), tuple(remarks))
 
 
-def _simplify(op: Operation, call: Call) -> bool:
-    """Replace one view by something earlier, where there is something; what is left unused is removed."""
-    operand = call.args[0]
-    made = _made_by(operand)
-    replacement: Value | None = None
-    if call.name == _RESHAPE and operand.type == op.results[0].type:
-        replacement = operand
-    elif made is not None and made.name == call.name:
-        if call.name == _RESHAPE:
-            with context(), mlir.InsertionPoint(op):
-                [replacement] = build(Call(_RESHAPE, (made.args[0], call.args[1])), [op.results[0].type], op.location)
-        elif made.args[1:] == call.args[1:]:
-            replacement = made.args[0]
-    if replacement is None:
-        return False
-    op.results[0].replace_all_uses_with(replacement)
-    op.operation.erase()
-    return True
-
-
-def _made_by(value: Value) -> Call | None:
-    """The call whose one result the value is."""
-    owner = value.owner
-    return None if isinstance(owner, mlir.Block) or len(owner.results) != 1 else read(owner)
+def _earlier(site: Site) -> Value | None:
+    """What can stand for a view: its operand, what that is a view of, or a reshape of that; None for neither."""
+    call, [operand, *constants] = site.call, site.call.args
+    inner = producer(operand)
+    if call.name == _RESHAPE and operand.type == site.op.results[0].type:
+        return operand
+    if inner is None or inner.name != call.name:
+        return None
+    if call.name == _RESHAPE:
+        with context(), mlir.InsertionPoint(site.op):
+            return site.emitter.op(_RESHAPE, inner.args[0], *constants, type=site.type)
+    return inner.args[0] if list(inner.args[1:]) == constants else None

@@ -16,21 +16,20 @@ Needs: level `aten`, idioms raised.   Keeps: values.   Cost: two small operation
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from ...ir.bindings import Location, Operation, Value, mlir
-from ...ir.dialects.context import context
-from ...ir.locations import from_location
-from ...ir.module import Level, Module, operations
-from ...ir.operations import Call, build, read
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.bindings import Value
+from ...ir.module import Level, Module
+from ...ir.operations import Call, build
+from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..rewriting import Applied, Emitter, Outcome, Site, rewrite
 from .idioms.cross_entropy import MEAN, NLL_LOSS, NLL_LOSS_BACKWARD, SUM
 
 CROSS_ENTROPY = "nn.cross_entropy"
+_APPLIED = Applied("targets counted apart from the loss")
 
 
 @dataclass(frozen=True)
@@ -41,78 +40,59 @@ class SplitCounts(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values():
-            for op in operations(function):
-                call = read(op)
-                if call is None or call.name not in _REWRITES:
-                    continue
-                origin = from_location(op.location)
-                with context(), mlir.InsertionPoint(op):
-                    if _REWRITES[call.name](op, call):
-                        count += 1
-                        tally.applied("targets counted apart from the loss", origin)
-        return Report(count, tally.remarks())
+        return rewrite(module, self.name, _PATTERNS)
 
 
-def _cross_entropy(op: Operation, call: Call) -> bool:
-    _, labels, ignored = call.args
-    op.results[1].replace_all_uses_with(_count(labels, ignored, None, from_mlir(op.results[1].type), op.location))
-    return True
+def _cross_entropy(site: Site) -> Outcome:
+    _, labels, ignored = site.call.args
+    counted = site.op.results[1]
+    counted.replace_all_uses_with(_count(site.emitter, labels, ignored, None, from_mlir(counted.type)))
+    return _APPLIED
 
 
-def _nll_loss(op: Operation, call: Call) -> bool:
+def _nll_loss(site: Site) -> Outcome:
     """self, target, weight?, reduction, ignore_index -> (loss, count): a mean becomes a sum and a division."""
-    scores, labels, weight, reduction, ignored = call.args
-    types = [result.type for result in op.results]
-    count = _count(labels, ignored, weight, from_mlir(types[1]), op.location)
+    scores, labels, weight, reduction, ignored = site.call.args
+    types = [result.type for result in site.op.results]
+    count = _count(site.emitter, labels, ignored, weight, from_mlir(types[1]))
     if reduction not in (MEAN, SUM):  # nobody reads a count then, but the backward is given one
-        op.results[1].replace_all_uses_with(count)
-        return True
-    loss, _ = build(Call(call.name, (scores, labels, weight, SUM, ignored)), types, op.location)
+        site.op.results[1].replace_all_uses_with(count)
+        return _APPLIED
+    loss, _ = build(Call(site.call.name, (scores, labels, weight, SUM, ignored)), types, site.op.location)
     if reduction == MEAN:
-        loss = _op("aten.div.Tensor", loss, count, type=from_mlir(types[0]), loc=op.location)
-    for old, new in zip(op.results, (loss, count), strict=True):
-        old.replace_all_uses_with(new)
-    op.operation.erase()
-    return True
+        loss = site.emitter.op("aten.div.Tensor", loss, count, type=site.type)
+    site.replace(loss, count)
+    return _APPLIED
 
 
-def _nll_loss_backward(op: Operation, call: Call) -> bool:
+def _nll_loss_backward(site: Site) -> Outcome:
     """grad, self, target, weight?, reduction, ignore_index, count -> the gradient: of a mean, that of its sum."""
-    grad, scores, labels, weight, reduction, ignored, count = call.args
+    grad, scores, labels, weight, reduction, ignored, count = site.call.args
     if reduction != MEAN:
-        return False
-    scaled = _op("aten.div.Tensor", grad, count, type=from_mlir(grad.type), loc=op.location)
-    given = (scaled, scores, labels, weight, SUM, ignored, count)
-    [made] = build(Call(call.name, given), [op.results[0].type], op.location)
-    op.results[0].replace_all_uses_with(made)
-    op.operation.erase()
-    return True
+        return None
+    scaled = site.emitter.like("aten.div.Tensor", grad, count)
+    args = (scaled, scores, labels, weight, SUM, ignored, count)
+    site.replace(site.emitter.op(site.call.name, *args, type=site.type))
+    return _APPLIED
 
 
-_REWRITES = {
+_PATTERNS = {
     CROSS_ENTROPY: _cross_entropy,
     **dict.fromkeys((NLL_LOSS, "aten.nll_loss2d_forward.default"), _nll_loss),
     **dict.fromkeys((NLL_LOSS_BACKWARD, "aten.nll_loss2d_backward.default"), _nll_loss_backward),
 }
 
 
-def _count(labels: Value, ignored: int, weight: Value | None, type_: TensorType, loc: Location) -> Value:
+def _count(emitter: Emitter, labels: Value, ignored: int, weight: Value | None, type_: TensorType) -> Value:
     """How many labels are not ignored, or the sum of their classes' weights: a number of type `type_`."""
     indices = from_mlir(labels.type)
     flags = replace(indices, dtype=torch.bool)
     if weight is None:
-        valid = _op("aten.ne.Scalar", labels, ignored, type=flags, loc=loc)
-        return _op("aten.sum.default", valid, type=type_, loc=loc, dtype=type_.dtype)
-    left_out = _op("aten.eq.Scalar", labels, ignored, type=flags, loc=loc)
-    classes = _op("aten.masked_fill.Scalar", labels, left_out, 0, type=indices, loc=loc)
-    each = replace(indices, dtype=from_mlir(weight.type).dtype)
-    picked = _op("aten.index.Tensor", weight, [classes], type=each, loc=loc)
-    counted = _op("aten.masked_fill.Scalar", picked, left_out, 0.0, type=each, loc=loc)
-    return _op("aten.sum.default", counted, type=type_, loc=loc)
-
-
-def _op(name: str, *args: Any, type: TensorType, loc: Location, **kwargs: Any) -> Value:
-    [result] = build(Call(name, args, kwargs), [to_mlir(type)], loc)
-    return result
+        valid = emitter.op("aten.ne.Scalar", labels, ignored, type=flags)
+        return emitter.op("aten.sum.default", valid, type=type_, dtype=type_.dtype)
+    left_out = emitter.op("aten.eq.Scalar", labels, ignored, type=flags)
+    classes = emitter.op("aten.masked_fill.Scalar", labels, left_out, 0, type=indices)
+    weights = replace(indices, dtype=from_mlir(weight.type).dtype)
+    picked = emitter.op("aten.index.Tensor", weight, [classes], type=weights)
+    counted = emitter.op("aten.masked_fill.Scalar", picked, left_out, 0.0, type=weights)
+    return emitter.op("aten.sum.default", counted, type=type_)

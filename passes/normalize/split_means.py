@@ -19,14 +19,11 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.context import context
-from ...ir.locations import from_location
-from ...ir.module import Level, Module, operations
-from ...ir.operations import Call, build, read
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.bindings import Value
+from ...ir.module import Level, Module
+from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..rewriting import Applied, Declined, Outcome, Site, rewrite
 
 _SUMS = {"aten.mean.default": "aten.sum.default", "aten.mean.dim": "aten.sum.dim_IntList"}
 
@@ -39,41 +36,24 @@ class SplitMeans(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values():
-            for op in operations(function):
-                call = read(op)
-                if call is None or call.name not in _SUMS:
-                    continue
-                origin = from_location(op.location)
-                if _split(op, call):
-                    count += 1
-                    tally.applied("mean written as a sum and a division", origin)
-                else:
-                    tally.missed("mean left: it has no elements", origin)
-        return Report(count, tally.remarks())
+        return rewrite(module, self.name, dict.fromkeys(_SUMS, _split))
 
 
-def _split(op: Operation, call: Call) -> bool:
+def _split(site: Site) -> Outcome:
     """Replace one mean; one of no elements, which is not a number, is left."""
-    made = from_mlir(op.results[0].type)
-    elements = prod(from_mlir(call.args[0].type).shape) // max(1, prod(made.shape))
+    elements = prod(from_mlir(site.call.args[0].type).shape) // max(1, prod(site.type.shape))
     if elements == 0:
-        return False
-    with context(), mlir.InsertionPoint(op):
-        mean = _mean(op, call, made, elements)
-    op.results[0].replace_all_uses_with(mean)
-    op.operation.erase()
-    return True
+        return Declined("mean left: it has no elements")
+    site.replace(_mean(site, elements))
+    return Applied("mean written as a sum and a division")
 
 
-def _mean(op: Operation, call: Call, made: TensorType, elements: int) -> Value:
-    exact = torch.promote_types(made.dtype, torch.float32)
-    summed = to_mlir(TensorType(exact, made.shape))
-    kwargs = {"dtype": exact} if exact != from_mlir(call.args[0].type).dtype else {}
-    [total] = build(Call(_SUMS[call.name], call.args, kwargs), [summed], op.location)
-    [mean] = build(Call("aten.div.Scalar", (total, elements)), [summed], op.location)
-    if exact != made.dtype:
-        cast = Call("aten._to_copy.default", (mean,), {"dtype": made.dtype})
-        [mean] = build(cast, [op.results[0].type], op.location)
-    return mean
+def _mean(site: Site, elements: int) -> Value:
+    exact = torch.promote_types(site.type.dtype, torch.float32)
+    summed = TensorType(exact, site.type.shape)
+    kwargs = {"dtype": exact} if exact != from_mlir(site.call.args[0].type).dtype else {}
+    total = site.emitter.op(_SUMS[site.call.name], *site.call.args, type=summed, **kwargs)
+    mean = site.emitter.op("aten.div.Scalar", total, elements, type=summed)
+    if exact == site.type.dtype:
+        return mean
+    return site.emitter.op("aten._to_copy.default", mean, type=site.type, dtype=site.type.dtype)

@@ -24,14 +24,14 @@ from typing import ClassVar
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value
-from ...ir.dialects.comm import COLLECTIVES, TRANSFERS
+from ...ir.collectives import COLLECTIVES, TRANSFERS
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
 from ...ir.operations import read
 from ...ir.pipelined_module import entries, pipeline_axis
 from ..base import Pass, Report
+from ..collective_text import collective_text
 from ..counted_remarks import Tally
-from .start_collectives import described
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class HoistCollectives(Pass):
                     moved += len(later)
                     if later:
                         tally.applied(
-                            f"{described(op)} begins before work that does not need it", from_location(op.location)
+                            f"{collective_text(op)} begins before work that does not need it",
+                            from_location(op.location),
                         )
                     pending = later
                 else:

@@ -17,21 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Annotated, ClassVar
 
-from ...ir.bindings import Operation, mlir
-from ...ir.dialects.context import context
-from ...ir.locations import from_location
-from ...ir.module import Level, Module, operations
-from ...ir.operations import read
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
+from ...ir.module import Level, Module
 from ...ir.placement import AxisPlacement, Mesh, Reduce, Shard, axes_size
-from ...ir.types import TensorType, from_mlir
+from ...ir.types import TensorType
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..collective_text import collective_text
 from ..option_values import Range
-from ..partition.emitter import Emitter
-from .start_collectives import described
+from ..rewriting import Applied, Declined, Outcome, Site, rewrite
 
 
 @dataclass(frozen=True)
@@ -44,44 +41,29 @@ class SplitAllReduce(Pass):
     """Sums of fewer bytes on a rank are left: their latency is what counts."""
 
     def run(self, module: Module) -> Report:
-        count, tally = 0, Tally(self.name)
-        for function in module.functions().values():
-            for op in operations(function):
-                if op.operation.name != "comm.all_reduce":
-                    continue
-                origin, what = from_location(op.location), described(op)
-                dim = self._dim(op, module.mesh)
-                if isinstance(dim, str):
-                    tally.missed(f"{what} is left whole: {dim}", origin)
-                else:
-                    tally.applied(f"{what} split into reduce_scatter and all_gather along dim {dim}", origin)
-                    _split(op, dim, module.mesh)
-                    count += 1
-        return Report(count, tally.remarks())
+        return rewrite(module, self.name, {ALL_REDUCE: partial(self._split, mesh=module.mesh)})
 
-    def _dim(self, op: Operation, mesh: Mesh) -> int | str:
+    def _split(self, site: Site, mesh: Mesh) -> Outcome:
+        dim, what = self._dim(site, mesh), collective_text(site.op)
+        if isinstance(dim, str):
+            return Declined(f"{what} is left whole: {dim}")
+        _split(site, dim, mesh)
+        return Applied(f"{what} split into reduce_scatter and all_gather along dim {dim}")
+
+    def _dim(self, site: Site, mesh: Mesh) -> int | str:
         """The dim to split along, or why there is none."""
-        _, axes, reduce = _arguments(op)
+        _, axes, reduce = site.call.args
         if reduce != Reduce.SUM:
             return f"it is a {reduce}, no sum"
-        size = axes_size(mesh, axes)
+        size = axes_size(mesh, tuple(axes))
         if size == 1:
             return "its group is one rank"
-        type_ = from_mlir(op.results[0].type)
+        type_ = site.type
         held = prod(type_.shape) * type_.dtype.itemsize
         if held < self.min_bytes:
             return f"{held} bytes are fewer than min-bytes={self.min_bytes}"
         dims = (dim for dim in range(len(type_.shape)) if _splits(type_, dim, axes, mesh))
         return next(dims, f"{size} ranks divide none of the dims of {list(type_.shape)} that they could share")
-
-
-def _arguments(op: Operation) -> tuple[mlir.Value, tuple[str, ...], str]:
-    """Operand, axes and reduction of an all_reduce."""
-    call = read(op)
-    if call is None:
-        raise RuntimeError(f"not an operation of the comm dialect: {op}")
-    value, axes, reduce = call.args
-    return value, tuple(axes), str(reduce)
 
 
 def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> bool:
@@ -94,18 +76,11 @@ def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> boo
     return held > 0 and held % size == 0 and is_whole and nested == sorted(nested, key=order.index)
 
 
-def _split(op: Operation, dim: int, mesh: Mesh) -> None:
+def _split(site: Site, dim: int, mesh: Mesh) -> None:
     """Replace one all_reduce; `_splits` holds for the dim."""
-    value, axes, reduce = _arguments(op)
-    result = op.results[0]
-    emitter = Emitter(mesh, op.location)
-    whole = from_mlir(result.type)
-    part = _part(whole, dim, axes, mesh)
-    with context(), mlir.InsertionPoint(op):
-        scattered = emitter.op("comm.reduce_scatter", value, list(axes), dim, reduce, type=part)
-        gathered = emitter.op("comm.all_gather", scattered, list(axes), dim, type=whole)
-    result.replace_all_uses_with(gathered)
-    op.operation.erase()
+    value, axes, reduce = site.call.args
+    scattered = site.emitter.op(REDUCE_SCATTER, value, axes, dim, reduce, type=_part(site.type, dim, axes, mesh))
+    site.replace(site.emitter.op(ALL_GATHER, scattered, axes, dim, type=site.type))
 
 
 def _part(whole: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> TensorType:

@@ -20,14 +20,14 @@ from typing import Annotated, ClassVar
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import BLOCKING, RECEIVE_START, STARTS, WAIT, start_of
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
 from ...ir.operations import Call, build, read
-from ...ir.pipelined_module import MICROBATCH
 from ...ir.types import future_of
 from ..base import Pass, Report
+from ..collective_text import collective_text
 from ..counted_remarks import Tally
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
@@ -48,22 +48,13 @@ class StartCollectives(Pass):
             ops = list(operations(function))
             for at, op in enumerate(ops):
                 call = read(op)
-                if call is not None and call.name in (*COLLECTIVES, "comm.receive"):
+                if call is not None and call.name in BLOCKING:
                     _split(op, call, ops, at)
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead)
             _say(function, tally)
         return Report(count, tally.remarks())
-
-
-def described(op: Operation) -> str:
-    """A collective or a receive as remarks name it: "all_reduce over tp", "receive from pp=1"."""
-    kind = op.operation.name.removeprefix("comm.").removesuffix("_start")
-    if "peer" in op.attributes:
-        return f"{kind} from {from_attribute(op.attributes['axis'])}={from_attribute(op.attributes['peer'])}"
-    axes = [axis if axis != MICROBATCH else "microbatches" for axis in from_attribute(op.attributes["axes"])]
-    return f"{kind} over {', '.join(axes)}"
 
 
 def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
@@ -75,9 +66,9 @@ def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
     first = _first([use.owner for use in result.uses]) or _later(ops, at)
     with context():
         with mlir.InsertionPoint(op):
-            [future] = build(Call(f"{call.name}_start", call.args, call.kwargs), [future_of(result.type)], op.location)
+            [future] = build(Call(start_of(call.name), call.args, call.kwargs), [future_of(result.type)], op.location)
         with mlir.InsertionPoint(first):
-            [value] = build(Call("comm.wait", (future,)), [result.type], op.location)
+            [value] = build(Call(WAIT, (future,)), [result.type], op.location)
     result.replace_all_uses_with(value)
     op.operation.erase()
 
@@ -98,13 +89,13 @@ def _advance_receives(function: Operation, tasks_ahead: int) -> None:
     for at, op in enumerate(ops):
         if callee(op) is not None:
             tasks.append(_with_waits(ops, at))
-        elif op.operation.name == "comm.wait" and op.operands[0].owner.operation.name == "comm.receive_start":
+        elif op.operation.name == WAIT and op.operands[0].owner.operation.name == RECEIVE_START:
             start = op.operands[0].owner
             before = tasks[-tasks_ahead:]
             wanted[start] = before[0] if before else places[start]
     earliest: dict[tuple[str, int], int] = {}
     for at, op in enumerate(ops):
-        if op.operation.name == "comm.receive_start":
+        if op.operation.name == RECEIVE_START:
             source = (from_attribute(op.attributes["axis"]), from_attribute(op.attributes["peer"]))
             place = max(wanted[op], earliest.get(source, 0))
             earliest[source] = place
@@ -114,7 +105,7 @@ def _advance_receives(function: Operation, tasks_ahead: int) -> None:
 
 def _with_waits(ops: list[Operation], task: int) -> int:
     """Where the waits begin that stand right before a task."""
-    while task and ops[task - 1].operation.name == "comm.wait":
+    while task and ops[task - 1].operation.name == WAIT:
         task -= 1
     return task
 
@@ -133,14 +124,14 @@ def _say(function: Operation, tally: Tally) -> None:
     hidden: dict[Value, bool] = {}
     for op in operations(function):
         call = read(op)
-        if call is not None and call.name == "comm.wait":
+        if call is not None and call.name == WAIT:
             start = call.args[0].owner
             if hidden.get(call.args[0]):
-                tally.applied(f"{described(start)} runs beside other work", from_location(start.location))
+                tally.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
             else:
-                message = f"{described(start)} stays exposed: no work stands between it and its first use"
+                message = f"{collective_text(start)} stays exposed: no work stands between it and its first use"
                 tally.missed(message, from_location(start.location))
-        elif call is not None and call.name.endswith("_start"):
+        elif call is not None and call.name in STARTS:
             hidden[op.results[0]] = False
         elif call is None or not (call.name.startswith("comm.") or call.name in VIEWS):
             hidden = dict.fromkeys(hidden, True)

@@ -28,6 +28,7 @@ import torch
 
 from ...dsl.plan import Plan
 from ...ir.bindings import Operation, Value, mlir
+from ...ir.collectives import ALL_REDUCE
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, operations
@@ -35,7 +36,7 @@ from ...ir.operations import Call, read
 from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
 from ..counted_remarks import Tally
-from ..partition.emitter import Emitter
+from ..rewriting import Emitter, erase_unused, producer, users
 
 _COPY = "aten._to_copy.default"
 _KEEPS = ("aten.reshape.default", "aten.view.default", _COPY, "comm.mask")
@@ -58,14 +59,14 @@ class UseLocalStatistics(Pass):
         tally, count = Tally(self.name), 0
         main = module.functions()["main"]
         for op in operations(main):
-            call = _maker(op.results[0]) if op.results else None
-            if call is not None and call.name == "comm.all_reduce" and said.axis in call.args[1]:
-                found = _Statistics(module, op, call, said.barriers == 1).rewrite()
+            call = producer(op.results[0]) if op.results else None
+            if call is not None and call.name == ALL_REDUCE and said.axis in call.args[1]:
+                found = _Statistics(op, call, said.barriers == 1).rewrite()
                 count += found
                 if found:
                     tally.applied("exponentials are taken relative to a rank's own maximum", from_location(op.location))
         if count:
-            _erase_unused(main)
+            erase_unused(main)
         return Report(count, tally.remarks())
 
 
@@ -81,7 +82,6 @@ class _Term:
 class _Statistics:
     """The maximum of some logits, reduced over ranks, and what is made of both."""
 
-    module: Module
     op: Operation
     call: Call
     moves_products: bool
@@ -94,7 +94,7 @@ class _Statistics:
 
     def rewrite(self) -> int:
         """How many exponentials are relative to the rank's own maximum now."""
-        own = _maker(self.call.args[0])
+        own = producer(self.call.args[0])
         if self.call.args[2] != "max" or own is None or own.name != "aten.amax.default" or own.args[1:] != ([1], True):
             return 0
         logits = own.args[0]
@@ -103,7 +103,7 @@ class _Statistics:
             for op in found:
                 self._take_apart(op, logits)
             for value in list(self.local):
-                for use in _users(value):
+                for use in users(value):
                     self._sum(use, value)
             for op in operations(self.op.parent.opview) if self.moves_products else ():
                 self._product(op)
@@ -112,7 +112,7 @@ class _Statistics:
     def _is_exponential(self, op: Operation, logits: Value) -> bool:
         """Whether it is exp(y - c) of the logits, masked or not, and a column."""
         call = read(op)
-        inner = _maker(call.args[0]) if call is not None and call.name == "aten.exp.default" else None
+        inner = producer(call.args[0]) if call is not None and call.name == "aten.exp.default" else None
         if inner is None or inner.name != "aten.sub.Tensor" or inner.kwargs.get("alpha", 1) != 1:
             return False
         value, column = inner.args
@@ -120,8 +120,8 @@ class _Statistics:
 
     def _take_apart(self, op: Operation, logits: Value) -> None:
         """exp(y - c) becomes exp(y - own maximum) times a factor for each row."""
-        emitter = Emitter(self.module.mesh, op.location)
-        inner = _maker(op.operands[0])
+        emitter = Emitter(op.location)
+        inner = producer(op.operands[0])
         assert inner is not None
         column = inner.args[1]
         bare = _bare(from_mlir(column.type))
@@ -137,7 +137,7 @@ class _Statistics:
         """Make what is relative to the rank's own maximum, once."""
         own = self.call.args[0]
         if self.base is None:
-            emitter = Emitter(self.module.mesh, self.op.location)
+            emitter = Emitter(self.op.location)
             with mlir.InsertionPoint(self.op):
                 type_ = _bare(from_mlir(own.type))
                 least = torch.finfo(type_.dtype).min
@@ -152,7 +152,7 @@ class _Statistics:
         call = read(op)
         if call is None or call.name != "aten.sum.dim_IntList" or call.args[1] != [1] or call.kwargs.get("dtype"):
             return
-        emitter = Emitter(self.module.mesh, op.location)
+        emitter = Emitter(op.location)
         type_ = from_mlir(op.results[0].type)
         with mlir.InsertionPoint(op):
             total = emitter.op(call.name, self.exponentials, *call.args[1:], type=_bare(type_))
@@ -170,7 +170,7 @@ class _Statistics:
         terms = self._terms(call.args[0])
         if terms is None or not _is_reduced(op.results[0], self.call.args[1]):
             return
-        emitter = Emitter(self.module.mesh, op.location)
+        emitter = Emitter(op.location)
         type_ = from_mlir(op.results[0].type)
         with mlir.InsertionPoint(op):
             made = [self._times(term, call.args[1], type_, emitter) for term in terms]
@@ -210,7 +210,7 @@ class _Statistics:
         """What a matrix is the sum of; None where that is not known."""
         if value in self.local:
             return [_Term((self.local[value],))]
-        call = _maker(value)
+        call = producer(value)
         if call is None:
             return None
         if call.name in _KEEPS and from_mlir(call.args[0].type).shape == from_mlir(value.type).shape:
@@ -226,31 +226,25 @@ class _Statistics:
 
 def _is_reduced(value: Value, axes: list[str]) -> bool:
     """Whether all that is made of a value is a sum over the axes, after changes of shape and dtype."""
-    users = _users(value)
-    calls = [read(user) for user in users]
-    return bool(calls) and all(
-        call is not None
-        and (
-            (call.name == "comm.all_reduce" and call.args[1:] == (axes, "sum"))
-            or (call.name in ("aten.reshape.default", "aten.view.default", _COPY) and _is_reduced(u.results[0], axes))
-        )
-        for call, u in zip(calls, users, strict=True)
-    )
+    found = users(value)
+    return bool(found) and all(_reduces(user, axes) for user in found)
 
 
-def _maker(value: Value) -> Call | None:
-    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
-
-
-def _users(value: Value) -> list[Operation]:
-    return [use.owner for use in value.uses]
+def _reduces(user: Operation, axes: list[str]) -> bool:
+    """Whether an operation is a sum over the axes, or what is made of it is."""
+    call = read(user)
+    if call is None:
+        return False
+    if call.name == ALL_REDUCE:
+        return call.args[1:] == (axes, "sum")
+    return call.name in ("aten.reshape.default", "aten.view.default", _COPY) and _is_reduced(user.results[0], axes)
 
 
 def _unmasked(value: Value) -> tuple[Value, tuple[torch.dtype, ...]]:
     """What a value is without padding set, in the shape in which it was made; and the dtypes that it went through."""
     dtypes: tuple[torch.dtype, ...] = ()
     while True:
-        call = _maker(value)
+        call = producer(value)
         if call is None or call.name not in _KEEPS:
             return value, dtypes
         inner: Value = call.args[0]
@@ -269,10 +263,3 @@ def _is_column(value: object, matrix: Value) -> bool:
 
 def _bare(type_: TensorType) -> TensorType:
     return TensorType(type_.dtype, type_.shape)
-
-
-def _erase_unused(function: Operation) -> None:
-    """Erase what nothing uses any more."""
-    for op in reversed(list(operations(function))[:-1]):
-        if op.operation.name.startswith(("aten.", "comm.mask")) and not any(list(r.uses) for r in op.results):
-            op.operation.erase()

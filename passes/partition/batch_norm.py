@@ -15,16 +15,17 @@ from math import prod
 from typing import Any
 
 from ...ir.bindings import Value
+from ...ir.collectives import ALL_REDUCE
 from ...ir.dialects.schemas import definitions
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
-from .emitter import Emitter, Shards, Types
+from .emitter import LocalEmitter, Shards, Types
 
 
 class _Images:
     """The images of one call: (batch, channels, *space), one dim but the channels' shared by ranks."""
 
-    def __init__(self, emitter: Emitter, shards: Shards, image: TensorType, statistic: TensorType) -> None:
+    def __init__(self, emitter: LocalEmitter, shards: Shards, image: TensorType, statistic: TensorType) -> None:
         self.emitter = emitter
         self.shards = shards
         self.image = replace(image, dtype=statistic.dtype)
@@ -59,7 +60,7 @@ class _Images:
     def total(self, value: Value) -> Value:
         """The sum over all but the channels, on all ranks."""
         local = self.each("aten.sum.dim_IntList", value, self.dims, False)
-        return self.emitter.like("comm.all_reduce", local, list(self.shards.axes), "sum")
+        return self.emitter.like(ALL_REDUCE, local, list(self.shards.axes), "sum")
 
     def mean(self, value: Value) -> Value:
         """The mean over all but the channels, on all ranks."""
@@ -74,7 +75,7 @@ class _Images:
         return self.emitter.like("comm.mask", value, axes, shards.dim, shards.chunk, shards.extent, 0.0)
 
 
-def _forward(emitter: Emitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
     given = _named(call)
     image, statistic = types[0], types[1]
     assert image is not None and statistic is not None
@@ -107,7 +108,7 @@ def _times(on: _Images, value: Value, weight: Value | None) -> Value:
     return value if weight is None else on.each("aten.mul.Tensor", value, on.cast(weight, on.statistic.dtype))
 
 
-def _backward(emitter: Emitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
     given = _named(call)
     mean, deviation, weight = given["save_mean"], given["save_invstd"], given["weight"]
     image = from_mlir(given["input"].type)
@@ -130,7 +131,7 @@ def _named(call: Call) -> dict[str, Any]:
     return {name: call.args[i] if i < len(call.args) else None for i, name in enumerate(names)}
 
 
-LOWERINGS: dict[str, Callable[[Emitter, Call, Shards, Types], list[Value | None]]] = {
+LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]] = {
     "aten.native_batch_norm.default": _forward,
     "aten._native_batch_norm_legit.no_stats": _forward,
     "aten._native_batch_norm_legit_functional.default": _forward,

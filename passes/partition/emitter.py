@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...ir.bindings import Location, Value
-from ...ir.operations import Call, build
 from ...ir.placement import Mesh, Placement, axes_size, chunk_size, is_even, local_shape
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.types import TensorType, from_mlir
+from ..rewriting import Emitter
 
 
 def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
@@ -19,21 +18,12 @@ def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
     return TensorType(tensor.dtype, shape, tensor.placement, None if even else tensor.shape)
 
 
-class Emitter:
-    """Inserts operations at the current insertion point, all at the place of one operation of the model."""
+class LocalEmitter(Emitter):
+    """An emitter that knows how many ranks share what."""
 
     def __init__(self, mesh: Mesh, loc: Location) -> None:
+        super().__init__(loc)
         self.mesh = mesh
-        self.loc = loc
-
-    def op(self, name: str, *args: Any, type: TensorType, **kwargs: Any) -> Value:
-        """One operation with one result of the given (local) type."""
-        [result] = build(Call(name, args, kwargs), [to_mlir(type)], self.loc)
-        return result
-
-    def like(self, name: str, value: Value, *args: Any, **kwargs: Any) -> Value:
-        """One operation whose result has the type of its first operand."""
-        return self.op(name, value, *args, type=from_mlir(value.type), **kwargs)
 
     def size(self, axes: tuple[str, ...]) -> int:
         """How many ranks share a dim that is sharded over `axes`."""

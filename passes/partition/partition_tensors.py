@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import COLLECTIVES
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import (
@@ -43,12 +43,13 @@ from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard, is_even
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
+from ..collective_text import collective_text
 from ..counted_remarks import Tally
-from ..overlap.start_collectives import described
+from ..rewriting import producer
 from ..sharding.rules import Row
 from ..sharding.rules.ir_calls import metas, rules_of
 from . import batch_norm, vocabulary
-from .emitter import Emitter, Shards, local_type
+from .emitter import LocalEmitter, Shards, local_type
 from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
 from .reshard import Resharder
@@ -80,7 +81,7 @@ def _communication(module: Module) -> tuple[Remark, ...]:
         for op in operations(function):
             name = op.operation.name
             if name in COLLECTIVES:
-                tally.applied(described(op), from_location(op.location))
+                tally.applied(collective_text(op), from_location(op.location))
             elif name == "comm.mask":
                 axes = ", ".join(axis for axis in from_attribute(op.attributes["axes"]) if axis != MICROBATCH)
                 message = f"padding masked: {axes} does not divide a dim that is added up"
@@ -121,21 +122,21 @@ class _Partitioner:
         call = read(op)
         if call is None:
             raise RuntimeError(f"partition-tensors met an operation it does not know: {op}")
-        emitter = Emitter(self.mesh, op.location)
+        emitter = LocalEmitter(self.mesh, op.location)
         if call.name == "comm.reshard":
             return [self._reshard(call.args[0], from_mlir(op.results[0].type), emitter)]
         return self._partition(op, call, emitter)
 
-    def _reshard(self, value: Value, target: TensorType, emitter: Emitter) -> Value:
+    def _reshard(self, value: Value, target: TensorType, emitter: LocalEmitter) -> Value:
         source = from_mlir(value.type)
-        drawn = _read_owner(value)
+        drawn = producer(value)
         if drawn is not None and drawn.name == RANDOM:
             operands = [self.values[v] for v in drawn.values()]
             return draw(drawn, operands, source, target.placement_on(self.mesh), emitter)
         mover = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
         return mover.to(target.placement_on(self.mesh))
 
-    def _partition(self, op: Operation, call: Call, emitter: Emitter) -> Sequence[Value | None]:
+    def _partition(self, op: Operation, call: Call, emitter: LocalEmitter) -> Sequence[Value | None]:
         old_values = call.values()
         results = results_of(op)
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flatten(results)]
@@ -167,7 +168,7 @@ class _Partitioner:
         made = [None if t is None else t.placement_on(self.mesh) for t in types]
         return [(axis, _matching(rules.rows, axis, given, made, call)) for axis, _ in self.mesh]
 
-    def _masked(self, index: int, value: Value, chosen: Sequence[tuple[str, Row]], emitter: Emitter) -> Value:
+    def _masked(self, index: int, value: Value, chosen: Sequence[tuple[str, Row]], emitter: LocalEmitter) -> Value:
         """The operand with its padding set to what the rows want of it."""
         type_ = from_mlir(value.type)
         new = self.values[value]
@@ -194,11 +195,6 @@ class _Partitioner:
 
     def _local(self, type_: Type) -> Type:
         return to_mlir(local_type(from_mlir(type_), self.mesh)) if is_tensor(type_) else type_
-
-
-def _read_owner(value: Value) -> Call | None:
-    """The operation of ours that makes a value; None for an argument."""
-    return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
 
 
 def _matching(

@@ -6,12 +6,12 @@ from ...ir.bindings import Value
 from ...ir.operations import Call
 from ...ir.placement import Placement
 from ...ir.types import TensorType
-from .emitter import Emitter, local_type
+from .emitter import LocalEmitter, local_type
 
 RANDOM = "nn.random"
 
 
-def draw(call: Call, operands: list[Value], made: TensorType, placement: Placement, emitter: Emitter) -> Value:
+def draw(call: Call, operands: list[Value], made: TensorType, placement: Placement, emitter: LocalEmitter) -> Value:
     """This rank's part of `nn.random`, whose result of type `made` (global) is wanted at `placement`.
 
     `operands` are the call's values on the rank: state, number, and maybe the tensor that it is used with.

@@ -16,10 +16,11 @@ from typing import TypeVar
 import torch
 
 from ...ir.bindings import Value
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Reduce, Shard
 from ...ir.types import TensorType, from_mlir
-from .emitter import Emitter
+from .emitter import LocalEmitter
 
 Axes = tuple[str, ...]
 T = TypeVar("T")
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class Resharder:
     """A value on its way from one placement to another; `shape` is its global shape."""
 
-    def __init__(self, emitter: Emitter, value: Value, shape: tuple[int, ...], source: Placement) -> None:
+    def __init__(self, emitter: LocalEmitter, value: Value, shape: tuple[int, ...], source: Placement) -> None:
         self.emitter = emitter
         self.value = value
         self.shape = shape
@@ -53,7 +54,7 @@ class Resharder:
         over_time = self.at.on(MICROBATCH)
         if isinstance(over_time, Partial) and any(isinstance(target.on(axis), Shard) for axis, _ in self.at.partial):
             left = tuple(p for p in self.at.partial if p[0] != MICROBATCH)
-            self._emit("comm.all_reduce", replace(self.at, partial=left), [MICROBATCH], str(over_time.reduce))
+            self._emit(ALL_REDUCE, replace(self.at, partial=left), [MICROBATCH], str(over_time.reduce))
         for axis, reduce in self.at.partial:
             wanted = target.on(axis)
             if wanted == Partial(reduce):
@@ -64,7 +65,7 @@ class Resharder:
                 together.setdefault(reduce, []).append(axis)
         for reduce, axes in together.items():
             left = tuple(p for p in self.at.partial if p[0] not in axes)
-            self._emit("comm.all_reduce", replace(self.at, partial=left), axes, str(reduce))
+            self._emit(ALL_REDUCE, replace(self.at, partial=left), axes, str(reduce))
 
     def _can_scatter(self, dim: int, axis: str, target: Placement) -> bool:
         held = self.at.dims[dim]
@@ -77,7 +78,7 @@ class Resharder:
             self._pad(dim, self.emitter.chunk(self.shape[dim], (axis,)) * self.emitter.size((axis,)))
         partial = tuple(p for p in self.at.partial if p[0] != axis)
         after = Placement(_with(self.at.dims, dim, (*held, axis)), partial)
-        self._emit("comm.reduce_scatter", after, [axis], dim, str(reduce))
+        self._emit(REDUCE_SCATTER, after, [axis], dim, str(reduce))
 
     def _exchange(self, target: Placement) -> None:
         """An all-to-all where one axis only changes which dim it shards, both evenly."""
@@ -90,7 +91,7 @@ class Resharder:
                 even = self.shape[source] % self.emitter.size(held) == 0
                 if even and self.shape[goal] % self.emitter.size(wanted) == 0 and target.dims[source] == left:
                     dims = _with(_with(self.at.dims, source, left), goal, wanted)
-                    self._emit("comm.all_to_all", replace(self.at, dims=dims), [held[-1]], goal, source)
+                    self._emit(ALL_TO_ALL, replace(self.at, dims=dims), [held[-1]], goal, source)
 
     def _kept(self, dim: int, wanted: Axes) -> Axes:
         """How much of the dim's present sharding the target shares, as far as chunks nest evenly."""
@@ -111,11 +112,11 @@ class Resharder:
         extent = self.shape[dim] if not kept else self.emitter.chunk(self.shape[dim], kept)
         gathered = from_mlir(self.value.type).shape[dim] * self.emitter.size(removed)
         if gathered == extent:
-            self._emit("comm.all_gather", after, list(removed), dim)
+            self._emit(ALL_GATHER, after, list(removed), dim)
             return
         shape = _with(from_mlir(self.value.type).shape, dim, gathered)
         padded = TensorType(from_mlir(self.value.type).dtype, shape)
-        whole = self.emitter.op("comm.all_gather", self.value, list(removed), dim, type=padded)
+        whole = self.emitter.op(ALL_GATHER, self.value, list(removed), dim, type=padded)
         type_ = self.emitter.placed(self.value, self.shape, after)
         self.value = self.emitter.op("aten.slice.Tensor", whole, dim, 0, extent, type=type_)
         self.at = after

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...ir.bindings import Value
+from ...ir.collectives import ALL_REDUCE
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
-from .emitter import Emitter, Shards, Types
+from .emitter import LocalEmitter, Shards, Types
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class _Own:
 
 
 class _Vocabulary:
-    def __init__(self, emitter: Emitter, shards: Shards) -> None:
+    def __init__(self, emitter: LocalEmitter, shards: Shards) -> None:
         self.emitter = emitter
         self.shards = shards
 
@@ -65,7 +66,7 @@ class _Vocabulary:
 
     def reduced(self, value: Value, how: str) -> Value:
         """All-reduce over the vocabulary's axes."""
-        return self.emitter.like("comm.all_reduce", value, list(self.shards.axes), how)
+        return self.emitter.like(ALL_REDUCE, value, list(self.shards.axes), how)
 
     def column(self, value: Value) -> Value:
         """(N,) as (N, 1)."""
@@ -155,7 +156,7 @@ def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[Ten
     return [_cast(e, e.op("aten.mul.Tensor", changed, weight, type=type_), types[0].dtype)]
 
 
-def _cast(e: Emitter, value: Value, dtype: torch.dtype) -> Value:
+def _cast(e: LocalEmitter, value: Value, dtype: torch.dtype) -> Value:
     """The value in `dtype`: sums over a vocabulary are taken in float32 where logits have 16 bits."""
     type_ = from_mlir(value.type)
     return (
@@ -168,16 +169,16 @@ def _cast(e: Emitter, value: Value, dtype: torch.dtype) -> Value:
 Lowering = Callable[[_Vocabulary, Call, list[TensorType]], list[Value]]
 
 
-def _lowering(made: Lowering) -> Callable[[Emitter, Call, Shards, Types], list[Value | None]]:
+def _lowering(made: Lowering) -> Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]:
     """The lowering in the form of the table: none of its results may be absent."""
 
-    def lowered(emitter: Emitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+    def lowered(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
         return [*made(_Vocabulary(emitter, shards), call, [t for t in types if t is not None])]
 
     return lowered
 
 
-LOWERINGS: dict[str, Callable[[Emitter, Call, Shards, Types], list[Value | None]]] = {
+LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]] = {
     "aten.embedding.default": _lowering(_embedding),
     "aten.embedding_dense_backward.default": _lowering(_embedding_backward),
     "nn.cross_entropy": _lowering(_cross_entropy),

@@ -32,19 +32,20 @@ from ...diagnostics import StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...ir.bindings import Location, Value, mlir
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from ...ir.dialects.context import context
 from ...ir.locations import Origin, to_location
 from ...ir.module import Level, Module, Record, operations, refresh_type, terminator
 from ...ir.pipelined_module import MICROBATCH
-from ...ir.placement import AxisPlacement, Mesh, Partial, Shard
+from ...ir.placement import AxisPlacement, Mesh, Partial, Shard, axes_size
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
-from ..partition.emitter import Emitter
+from ..graph import Graph, Node
+from ..rewriting import Emitter, erase_unused
 from .attributes import check_one_microbatch
-from .graph import Graph, Node
 from .time_axis import in_time
 
-_REDUCE, _SCATTER = _SUMS = "comm.all_reduce", "comm.reduce_scatter"
+_SUMS = (ALL_REDUCE, REDUCE_SCATTER)
 _ADD, _CAST = "aten.add.Tensor", "aten._to_copy.default"
 _LAST = (*_SUMS, _ADD, _CAST)
 """What may be done to a gradient after the sum over time."""
@@ -100,9 +101,7 @@ class _Average:
             location = to_location(Origin()) if maker is None else maker.op.location
             with context(), mlir.InsertionPoint(last):
                 last.operands[at] = self._result(value, record, location)
-        for node in reversed(self.graph.nodes):
-            if node.name in _LAST and not any(list(value.uses) for value in node.values):
-                node.op.operation.erase()
+        erase_unused(self.main, _LAST)
         refresh_type(self.main)
 
     def says(self) -> str:
@@ -117,7 +116,7 @@ class _Average:
                 continue
             users = [(use.owner, use.operand_number) for use in value.uses]
             with context(), mlir.InsertionPoint(next(operations(self.main))):
-                emitter = Emitter(self.module.mesh, to_location(Origin(backward=kind == "tangent")))
+                emitter = Emitter(to_location(Origin(backward=kind == "tangent")))
                 if kind == "input":
                     made = self._own_rows(emitter, value)
                 else:
@@ -177,7 +176,7 @@ class _Average:
 
     def _result(self, value: Value, record: Record, location: Location) -> Value:
         """What a result of one microbatch is of all of them."""
-        emitter = Emitter(self.module.mesh, location)
+        emitter = Emitter(location)
         if record.get("kind") == "gradient":
             is_input = any(each.get("name") == record["name"] for v, each in self.graph.arguments if v in self.inputs)
             return self._counted("gradients of rows joined", self._part_of_rows(emitter, value)) if is_input else (
@@ -189,7 +188,7 @@ class _Average:
             return self._counted("outputs joined", self._rows(emitter, value))
         tensor = from_mlir(value.type)
         part = emitter.op("aten.div.Scalar", value, self.said.microbatches, type=in_time(tensor, Partial()))
-        mean = emitter.op(_REDUCE, part, [MICROBATCH], "sum", type=tensor)
+        mean = emitter.op(ALL_REDUCE, part, [MICROBATCH], "sum", type=tensor)
         return self._counted("outputs averaged", mean)
 
     def _counted(self, what: str, value: Value) -> Value:
@@ -198,20 +197,21 @@ class _Average:
 
     def _sum(self, value: Value, location: Location) -> Value:
         """The sum of a gradient over time, taken before the sum over ranks where that is the last thing done to it."""
-        node, emitter = self.graph.maker.get(value), Emitter(self.module.mesh, location)
+        node, emitter = self.graph.maker.get(value), Emitter(location)
         tensor = from_mlir(value.type)
         if node is not None and node.call is not None and self._is_last(node, value):
-            emitter = Emitter(self.module.mesh, node.op.location)
+            emitter = Emitter(node.op.location)
             args = node.call.args
-            if node.name == _REDUCE and args[2] == "sum":
-                return emitter.op(_REDUCE, self._addend(emitter, args[0]), [*args[1], MICROBATCH], "sum", type=tensor)
-            if node.name == _SCATTER and args[3] == "sum":
-                return emitter.op(_SCATTER, self._sum(args[0], node.op.location), *args[1:], type=tensor)
+            if node.name == ALL_REDUCE and args[2] == "sum":
+                part = self._addend(emitter, args[0])
+                return emitter.op(ALL_REDUCE, part, [*args[1], MICROBATCH], "sum", type=tensor)
+            if node.name == REDUCE_SCATTER and args[3] == "sum":
+                return emitter.op(REDUCE_SCATTER, self._sum(args[0], node.op.location), *args[1:], type=tensor)
             if node.name == _CAST and self._is_added_up_before(node):
                 return emitter.op(_CAST, self._sum(args[0], node.op.location), type=tensor, **node.call.kwargs)
             if node.name == _ADD and _adds_alike(node):
                 return emitter.op(_ADD, *(self._sum(each, node.op.location) for each in args), type=tensor)
-        return emitter.op(_REDUCE, self._addend(emitter, value), [MICROBATCH], "sum", type=tensor)
+        return emitter.op(ALL_REDUCE, self._addend(emitter, value), [MICROBATCH], "sum", type=tensor)
 
     def _is_last(self, node: Node, value: Value) -> bool:
         """Whether nothing of the step uses the value, or its only use is by what is added up after the sum."""
@@ -234,7 +234,7 @@ class _Average:
 
     def _rows(self, emitter: Emitter, value: Value) -> Value:
         """The rows of all microbatches, where those of each data rank stand together."""
-        tensor, ranks = from_mlir(value.type), emitter.size(self.axes)
+        tensor, ranks = from_mlir(value.type), axes_size(self.mesh, self.axes)
         if ranks == 1 or tensor.placement_on(self.mesh).dims[0] == self.axes:
             return self._joined(emitter, self._part_of_rows(emitter, value), tensor, 0)
         by_rank = TensorType(
@@ -249,7 +249,7 @@ class _Average:
         return emitter.op("aten.view.default", joined, list(made.shape), type=made)
 
     def _joined(self, emitter: Emitter, part: Value, tensor: TensorType, dim: int) -> Value:
-        return emitter.op("comm.all_gather", part, [MICROBATCH], dim, type=self._of_all(tensor, dim))
+        return emitter.op(ALL_GATHER, part, [MICROBATCH], dim, type=self._of_all(tensor, dim))
 
     def _of_all(self, tensor: TensorType, dim: int) -> TensorType:
         """The type of all microbatches' rows behind each other along a dim."""

@@ -17,8 +17,8 @@ from ...ir.module import Module, build_call, build_function, entry, finish_funct
 from ...ir.operations import Call, build, read
 from ...ir.types import absent
 from ..counted_remarks import Tally
+from ..graph import Graph, Node, copy_node
 from .attributes import copy_marks
-from .graph import Graph, Node, copy_node
 from .time_axis import TimeAxis
 
 _MASKED = (

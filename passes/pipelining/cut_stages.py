@@ -28,11 +28,11 @@ from ...dsl.plan import Plan
 from ...ir.locations import Origin
 from ...ir.module import Level, Module
 from ..base import Pass, Remark, RemarkKind, Report
+from ..graph import Node
 from ..layers.unfold_layers import unfold
 from .attributes import check_cut_over_time, mark_stage
 from .balance import balanced, largest
 from .estimates import LINK, estimated
-from .graph import Node
 from .op_costs import OpCosts, bytes_of
 from .settings import Settings, note_times, settings_of
 from .split_points import split_places

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial, reduce
+from dataclasses import dataclass, field
 
-import torch
-
-from ...ir.bindings import Location, Operation, Type, Value, mlir
+from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.dialects.context import context
-from ...ir.locations import Origin, to_location
 from ...ir.module import Module, build_call, build_function, entry, finish_function
 from ...ir.operations import Call, build
-from ...ir.pipelined_module import MICROBATCH, entry_name, microbatches, set_microbatch
-from ...ir.types import from_mlir, to_mlir
+from ...ir.pipelined_module import entry_name, microbatches, set_microbatch
+from ...ir.types import from_mlir
 from ...schedules.schedule import Task
-from .graph import Node, build_like, copy_node, made_at
-from .messages import Messages, Parcel
+from ..graph import Node, build_like, copy_node
+from .messages import Messages, Parcel, Transfers, nowhere
+from .microbatch_sums import MicrobatchSums
 from .pairs import Pairs, taken
 from .spread import meets
 from .step import Step
-from .time_axis import GATHER, REDUCE, cut_dim, grown, whole, without_time
-
-_NOWHERE = Origin()
+from .time_axis import cut_dim, whole
 
 
 @dataclass
@@ -32,22 +27,18 @@ class EntryBuilder:
     module: Module
     step: Step
     messages: Messages
-    axis: str
-    at: int
+    transfers: Transfers
     pairs: Pairs
-    dtype: torch.dtype | None = None
-    """What floating values of microbatches are cast to where they cross; None: nothing is."""
     values: dict[Value, Value] = field(default_factory=dict)
     """What is there once a step."""
     parts: dict[Parcel, Value] = field(default_factory=dict)
     """What is there for each microbatch."""
-    totals: dict[Value, Value] = field(default_factory=dict)
-    """Sums over the microbatches so far."""
-    received: dict[int, int] = field(default_factory=dict)
-    """How many of the messages of each other coordinate were received."""
     meeting: list[tuple[Node, int]] = field(default_factory=list)
     """What all coordinates are to do together next, each with its microbatch."""
-    _places: dict[Value, Location] = field(default_factory=dict)
+    sums: MicrobatchSums = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = MicrobatchSums.of(self.step.time.late, self._count)
 
     def build(self) -> Operation:
         """The function, in the module."""
@@ -71,6 +62,11 @@ class EntryBuilder:
         return value in taken and self.step.homes.get(value, self.at) == self.at
 
     @property
+    def at(self) -> int:
+        """The coordinate."""
+        return self.transfers.at
+
+    @property
     def _count(self) -> int:
         return microbatches(self.module.mesh)
 
@@ -81,9 +77,9 @@ class EntryBuilder:
             others = [] if home is None else [to for to in self.step.takers(value) if to != home]
             if home == self.at:
                 for to in others:
-                    self._send(self.values[value], to, _loc())
+                    self.transfers.send(self.values[value], to, nowhere())
             elif self.at in others and home is not None:
-                self.values[value] = self._receive(value.type, home, _loc())
+                self.values[value] = self.transfers.receive(value.type, home, nowhere())
 
     def _before(self) -> None:
         """What inputs and parameters decide; what all microbatches share is added up over them."""
@@ -95,29 +91,9 @@ class EntryBuilder:
                 for microbatch in range(self._count):
                     self._call(node, microbatch)
             elif node in self.step.time.early:
-                self._join(node)
+                self.values[node.values[0]] = self.sums.join(node, self._parts_of)
             else:
                 copy_node(node, self.values)
-
-    def _join(self, node: Node) -> None:
-        """What joins microbatches: over them, then over what other axes it has."""
-        assert node.call is not None
-        value, axes, option = node.call.args
-        [result] = node.values
-        loc = node.op.location
-        rest = [axis for axis in axes if axis != MICROBATCH]
-        parts = [self._part(value, microbatch) for microbatch in range(self._count)] if value not in self.totals else []
-        if node.name == GATHER:
-            type_ = grown(without_time(value.type), option, self._count) if rest else result.type
-            [made] = build(Call("aten.cat.default", (parts, option)), [type_], loc)
-        else:
-            total = self.totals[value] if value in self.totals else reduce(partial(_combined, option, loc), parts)
-            [made] = build(
-                Call("aten.alias.default", (total,)), [without_time(value.type) if rest else result.type], loc
-            )
-        if rest:
-            [made] = build(Call(node.name, (made, rest, option)), [result.type], loc)
-        self.values[result] = made
 
     def _tasks(self) -> None:
         tasks = iter(self.messages.schedule.order[self.at])
@@ -143,7 +119,7 @@ class EntryBuilder:
         waiting = [(node, task.microbatch) for node in self.step.meetings.get(task.kind, ())]
         made = {v for node, _ in waiting for v in node.values}
         for node, microbatch in waiting:
-            if meets(node, self.axis) and not any(v in made for v in node.operands):
+            if meets(node, self.transfers.axis) and not any(v in made for v in node.operands):
                 self._join_in(node, microbatch)
             else:
                 self.meeting.append((node, microbatch))
@@ -160,7 +136,7 @@ class EntryBuilder:
         operands = [self._part(v, microbatch) for v in node.operands]
         made = build(node.call.replace_values(operands), [v.type for v in node.values], node.op.location)
         self.parts.update({(v, microbatch): new for v, new in zip(node.values, made, strict=True)})
-        self._add_to_totals(node, microbatch)
+        self.sums.add(node, microbatch, self.parts)
 
     def _pair(self, forward: Task, backward: Task) -> None:
         """Two tasks in one call, where that can hide communication; else one after the other."""
@@ -184,22 +160,8 @@ class EntryBuilder:
 
     def _give(self, node: Node, microbatch: int) -> None:
         """Send what others need of a call's results, and add up what is summed over time."""
-        for to, (value, of) in self.messages.sent_after(node, microbatch):
-            self._send(self._packed(self.parts[value, of]), to, self._place(value))
-        self._add_to_totals(node, microbatch)
-
-    def _add_to_totals(self, node: Node, microbatch: int) -> None:
-        for value in node.values:
-            how = self._summed.get(value)
-            if how is not None:
-                known, part = self.totals.get(value), self.parts[value, microbatch]
-                self.totals[value] = part if known is None else _combined(how, node.op.location, known, part)
-
-    @cached_property
-    def _summed(self) -> dict[Value, str]:
-        """The values that late sums add up, and how."""
-        late = self.step.time.late
-        return {n.operands[0]: n.call.args[2] for n in late if n.call is not None and n.name == REDUCE}
+        self.transfers.send_results(node, microbatch, self.parts)
+        self.sums.add(node, microbatch, self.parts)
 
     def _call(self, node: Node, microbatch: int) -> None:
         """One task."""
@@ -222,19 +184,12 @@ class EntryBuilder:
                 return made
             self.parts[value, microbatch] = _slice(made, value.type, microbatch)
         else:
-            self._receive_until((value, microbatch))
+            self.transfers.receive_until((value, microbatch), self.parts)
         return self.parts[value, microbatch]
 
-    def _receive_until(self, parcel: Parcel) -> None:
-        """Receive what a coordinate sent, in its order, up to a parcel."""
-        source = self.step.makers[parcel[0]]
-        queue = self.messages.queues[source, self.at]
-        while parcel not in self.parts:
-            number = self.received.get(source, 0)
-            self.received[source] = number + 1
-            value, microbatch = queue[number]
-            made = self._receive(self._packed_type(value.type), source, self._place(value))
-            self.parts[value, microbatch] = self._unpacked(made, value)
+    def _parts_of(self, value: Value) -> list[Value]:
+        """A value as all microbatches have it, in order."""
+        return [self._part(value, microbatch) for microbatch in range(self._count)]
 
     def _after(self) -> None:
         """Sums over time go where they are wanted; what is made of them is made."""
@@ -248,15 +203,15 @@ class EntryBuilder:
         maker, takers = self.step.sum_maker(node), self.step.sum_takers(node)
         [value] = node.values
         if maker == self.at:
-            self._join(node)
+            self.values[value] = self.sums.join(node, self._parts_of)
             for to in takers:
                 if to != self.at:
-                    self._send(self.values[value], to, node.op.location)
+                    self.transfers.send(self.values[value], to, node.op.location)
         elif maker is None:
             if self.at in takers:
-                self._join(node)
+                self.values[value] = self.sums.join(node, self._parts_of)
         elif self.at in takers:
-            self.values[value] = self._receive(value.type, maker, node.op.location)
+            self.values[value] = self.transfers.receive(value.type, maker, node.op.location)
 
     def _results(self) -> tuple[list[Value], list[dict[str, object]]]:
         """What this entry gives: what is its own, and all outputs."""
@@ -270,10 +225,10 @@ class EntryBuilder:
                 made = self._joined(value)
                 for to in range(self.messages.schedule.ranks) if is_output and maker is not None else ():
                     if to != self.at:
-                        self._send(made, to, self._place(value))
+                        self.transfers.send(made, to, self.transfers.place(value))
             else:
                 assert maker is not None
-                made = self._receive(whole(value.type, self._count), maker, self._place(value))
+                made = self.transfers.receive(whole(value.type, self._count), maker, self.transfers.place(value))
             values.append(made)
             records.append({**record, "order": order})
         return values, records
@@ -282,54 +237,8 @@ class EntryBuilder:
         """A result of main; of one that microbatches differ in, all of them behind each other."""
         if value in self.values:
             return self.values[value]
-        parts = [self._part(value, microbatch) for microbatch in range(self._count)]
-        dim = cut_dim(value.type)
-        return build(Call("aten.cat.default", (parts, dim)), [whole(value.type, self._count)], _loc())[0]
-
-    def _packed(self, value: Value) -> Value:
-        """A value in the dtype in which it crosses."""
-        type_ = self._packed_type(value.type)
-        if type_ == value.type:
-            return value
-        return build(Call("aten._to_copy.default", (value,), {"dtype": from_mlir(type_).dtype}), [type_], _loc())[0]
-
-    def _packed_type(self, type_: Type) -> Type:
-        tensor = from_mlir(type_)
-        if self.dtype is None or not tensor.dtype.is_floating_point or tensor.dtype.itemsize <= self.dtype.itemsize:
-            return type_
-        return to_mlir(replace(tensor, dtype=self.dtype))
-
-    def _unpacked(self, value: Value, like: Value) -> Value:
-        if value.type == like.type:
-            return value
-        dtype = from_mlir(like.type).dtype
-        return build(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [like.type], _loc())[0]
-
-    def _send(self, value: Value, to: int, loc: Location) -> None:
-        build(Call("comm.send", (value, self.axis, to)), [], loc)
-
-    def _receive(self, type_: Type, source: int, loc: Location) -> Value:
-        tensor = from_mlir(type_)
-        call = Call("comm.receive", (self.axis, source, list(tensor.shape), tensor.dtype))
-        [made] = build(call, [type_], loc)
-        return made
-
-    def _place(self, value: Value) -> Location:
-        """Where in the model a value of main is made: in the function that gives it, where a call does."""
-        if value not in self._places:
-            self._places[value] = made_at(self.module, value) or _loc()
-        return self._places[value]
-
-
-def _loc() -> Location:
-    return to_location(_NOWHERE)
-
-
-def _combined(how: str, loc: Location, a: Value, b: Value) -> Value:
-    """Two addends of a sum, or of what else is reduced."""
-    name = {"sum": "aten.add.Tensor", "max": "aten.maximum.default", "min": "aten.minimum.default"}[how]
-    [made] = build(Call(name, (a, b)), [a.type], loc)
-    return made
+        call = Call("aten.cat.default", (self._parts_of(value), cut_dim(value.type)))
+        return build(call, [whole(value.type, self._count)], nowhere())[0]
 
 
 def _slice(value: Value, type_: Type, microbatch: int) -> Value:
@@ -338,5 +247,5 @@ def _slice(value: Value, type_: Type, microbatch: int) -> Value:
     assert dim is not None
     size = from_mlir(type_).shape[dim]
     call = Call("aten.slice.Tensor", (value, dim, microbatch * size, (microbatch + 1) * size))
-    [made] = build(call, [type_], _loc())
+    [made] = build(call, [type_], nowhere())
     return made

@@ -10,8 +10,8 @@ from ...ir.bindings import Value
 from ...ir.module import Module, terminator
 from ...schedules.costs import Costs
 from ...schedules.schedule import Kind
+from ..graph import Graph, Node
 from .backward_split import input_gradients
-from .graph import Graph, Node
 from .op_costs import OpCosts
 from .spread import Spread
 from .stages import crossing_bytes

@@ -1,16 +1,27 @@
-"""What crosses from rank to rank in a step: who sends which value of which microbatch to whom, in which order."""
+"""What crosses from rank to rank in a step: who sends which value of which microbatch to whom, in which order.
+
+`Messages` knows it for all coordinates on the pipeline axis; `Transfers` builds the sends and receives of one of them.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 
-from ...ir.bindings import Value
+import torch
+
+from ...ir.bindings import Location, Type, Value
+from ...ir.collectives import RECEIVE, SEND
+from ...ir.locations import Origin, to_location
+from ...ir.module import Module
+from ...ir.operations import Call, build
+from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Kind, Schedule, Task
+from ..graph import Graph, Node, made_at
 from .attributes import SPREAD, meeting_of
-from .graph import Graph, Node
 
+_CAST = "aten._to_copy.default"
 Parcel = tuple[Value, int]
 """A value of one microbatch."""
 
@@ -60,3 +71,77 @@ class Messages:
                 for value in node.operands:
                     found[value].update(everyone)
         return found
+
+
+@dataclass
+class Transfers:
+    """Builds them at the insertion point. What one coordinate sends another is received in the order of sending."""
+
+    module: Module
+    messages: Messages
+    makers: Mapping[Value, int]
+    """The coordinate that sends each value of a microbatch."""
+    axis: str
+    at: int
+    dtype: torch.dtype | None = None
+    """What floating values of microbatches are cast to where they cross; None: nothing is."""
+    received: dict[int, int] = field(default_factory=dict)
+    """How many of the messages of each other coordinate were received."""
+    _places: dict[Value, Location] = field(default_factory=dict)
+
+    def send(self, value: Value, to: int, loc: Location) -> None:
+        """Send a tensor as it is."""
+        build(Call(SEND, (value, self.axis, to)), [], loc)
+
+    def receive(self, type_: Type, source: int, loc: Location) -> Value:
+        """Receive the next tensor of a coordinate."""
+        tensor = from_mlir(type_)
+        call = Call(RECEIVE, (self.axis, source, list(tensor.shape), tensor.dtype))
+        [made] = build(call, [type_], loc)
+        return made
+
+    def send_results(self, node: Node, microbatch: int, parts: Mapping[Parcel, Value]) -> None:
+        """Send what other coordinates need of a call's results."""
+        for to, parcel in self.messages.sent_after(node, microbatch):
+            self.send(self._packed(parts[parcel]), to, self.place(parcel[0]))
+
+    def receive_until(self, parcel: Parcel, parts: MutableMapping[Parcel, Value]) -> None:
+        """Receive what the coordinate that makes a parcel sent, in its order, up to the parcel."""
+        source = self.makers[parcel[0]]
+        queue = self.messages.queues[source, self.at]
+        while parcel not in parts:
+            number = self.received.get(source, 0)
+            self.received[source] = number + 1
+            value, microbatch = queue[number]
+            made = self.receive(self._packed_type(value.type), source, self.place(value))
+            parts[value, microbatch] = self._unpacked(made, value)
+
+    def place(self, value: Value) -> Location:
+        """Where in the model a value of main is made: in the function that gives it, where a call does."""
+        if value not in self._places:
+            self._places[value] = made_at(self.module, value) or nowhere()
+        return self._places[value]
+
+    def _packed(self, value: Value) -> Value:
+        """A value in the dtype in which it crosses."""
+        type_ = self._packed_type(value.type)
+        return value if type_ == value.type else _cast(value, type_)
+
+    def _packed_type(self, type_: Type) -> Type:
+        tensor = from_mlir(type_)
+        if self.dtype is None or not tensor.dtype.is_floating_point or tensor.dtype.itemsize <= self.dtype.itemsize:
+            return type_
+        return to_mlir(replace(tensor, dtype=self.dtype))
+
+    def _unpacked(self, value: Value, like: Value) -> Value:
+        return value if value.type == like.type else _cast(value, like.type)
+
+
+def nowhere() -> Location:
+    """The location of what belongs to no place in the model."""
+    return to_location(Origin())
+
+
+def _cast(value: Value, type_: Type) -> Value:
+    [made] = build(Call(_CAST, (value,), {"dtype": from_mlir(type_).dtype}), [type_], nowhere())
+    return made

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from ...ir.bindings import Value, mlir
 from ...ir.module import Module
 from ...ir.types import element_bytes, from_mlir, is_tensor
-from .graph import Graph, Node
+from ..graph import Graph, Node
 
 FLOPS_PER_BYTE = 100.0
 """Floating-point operations in the time in which a byte is moved: between a CPU's and that of today's accelerators."""

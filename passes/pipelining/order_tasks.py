@@ -34,10 +34,10 @@ from ...ir.pipelined_module import set_pipeline_axis
 from ...schedules.generators.vocabulary import share_vocabulary
 from ...schedules.schedule import Kind, Schedule
 from ..base import Pass, Remark, RemarkKind, Report
+from ..graph import Graph, Node
 from .attributes import check_cut_over_time, check_segments, segment_of
 from .entries import EntryBuilder
-from .graph import Graph, Node
-from .messages import Messages
+from .messages import Messages, Transfers
 from .pairs import Pairs
 from .settings import Settings, settings_of
 from .step import Step
@@ -70,7 +70,8 @@ class OrderTasks(Pass):
         dtype = dtype_of(transfer) if self.casts else None
         pairs = Pairs(module)
         for at in range(schedule.ranks):
-            EntryBuilder(module, step, messages, settings.said.axis, at, pairs, dtype).build()
+            transfers = Transfers(module, messages, step.makers, settings.said.axis, at, dtype)
+            EntryBuilder(module, step, messages, transfers, pairs).build()
         sent = sum(len(queue) for queue in messages.queues.values())
         tasks = sum(bool(messages.calls(task)) for tasks in schedule.order for task in tasks)
         interleaved = _interleaved(pairs)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Location, Value, mlir
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE
 from ...ir.dialects.context import context
 from ...ir.locations import Origin, to_location
 from ...ir.module import (
@@ -21,9 +22,9 @@ from ...ir.module import (
 from ...ir.operations import Call, build
 from ...ir.pipelined_module import MICROBATCH, microbatches
 from ...schedules.schedule import Kind
+from ..graph import Node, copy_node
 from .attributes import SPREAD, mark_meeting, mark_segment
-from .graph import Node, copy_node
-from .time_axis import GATHER, TimeAxis, grown, without_time
+from .time_axis import TimeAxis, grown, without_time
 
 NAMES = {
     Kind.F: "forward",
@@ -202,9 +203,9 @@ class Outliner:
         assert node.call is not None
         value, axes, option = node.call.args
         loc = node.op.location
-        if node.name == GATHER:
+        if node.name == ALL_GATHER:
             type_ = grown(without_time(value.type), option, microbatches(self.module.mesh))
-            [made] = build(Call(GATHER, (self._of_time(value), [MICROBATCH], option)), [type_], loc)
+            [made] = build(Call(ALL_GATHER, (self._of_time(value), [MICROBATCH], option)), [type_], loc)
         else:
             made = self._summed(value, option, loc)
         rest = [axis for axis in axes if axis != MICROBATCH]
@@ -221,7 +222,7 @@ class Outliner:
             [made] = build(maker.call.replace_values(operands), [type_], maker.op.location)
             return made
         known = self._of_time(value)
-        [made] = build(Call("comm.all_reduce", (known, [MICROBATCH], reduce)), [type_], loc)
+        [made] = build(Call(ALL_REDUCE, (known, [MICROBATCH], reduce)), [type_], loc)
         return made
 
     def _of_time(self, value: Value) -> Value:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.bindings import Value, mlir
+from ...ir.collectives import COLLECTIVES
 from ...ir.dialects.context import context
 from ...ir.module import Module, build_function, callee, entry, finish_function, operations, terminator
 from ...ir.operations import flatten, is_packing, regroup
 from ...ir.pipelined_module import set_turn
+from ..graph import Graph, Node, build_like
 from .estimates import LINK
-from .graph import Graph, Node, build_like
 from .op_costs import OpCosts, bytes_of
 
 
@@ -52,17 +52,17 @@ def taken(calls: Sequence[Node]) -> list[Value]:
 
 def with_collectives(module: Module) -> set[str]:
     """The functions that communicate, themselves or in what they call."""
-    functions = module.functions()
+    import networkx as nx  # here, since `stretto passes` imports every pass to list it
+
+    calls: nx.DiGraph[str] = nx.DiGraph()
     found: set[str] = set()
-    while True:
-        more = {n for n, f in functions.items() if n not in found and any(_talks(op, found) for op in operations(f))}
-        if not more:
-            return found
-        found |= more
-
-
-def _talks(op: Operation, found: set[str]) -> bool:
-    return op.operation.name in COLLECTIVES or callee(op) in found
+    for name, function in module.functions().items():
+        ops = list(operations(function))
+        calls.add_node(name)
+        calls.add_edges_from((name, called) for called in map(callee, ops) if called is not None)
+        if any(op.operation.name in COLLECTIVES for op in ops):
+            found.add(name)
+    return found.union(*(nx.ancestors(calls, name) for name in found))
 
 
 Values = dict[Value, Value]

@@ -9,8 +9,8 @@ from ...dsl.globs import match, nearest_patterns
 from ...dsl.pipeline import Pipeline
 from ...dsl.spelling import listed
 from ...ir.module import Module
+from ..graph import Graph, Node
 from ..layers.unfold_layers import numbered
-from .graph import Graph, Node
 
 Place = tuple[int, int]
 """The number of an operation of main, and of one inside the function that it calls."""

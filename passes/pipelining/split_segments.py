@@ -28,9 +28,9 @@ from ...ir.module import Level, Module
 from ...schedules.schedule import Kind
 from ..base import Pass, Remark, RemarkKind, Report
 from ..counted_remarks import Tally
+from ..graph import Graph, Node
 from .attributes import SPREAD, check_cut_over_time, check_stages, segment_of, stage_of
 from .backward_split import CallParter, input_gradients, part_masked
-from .graph import Graph, Node
 from .op_costs import bytes_of
 from .outlining import NAMES, Outliner, Segment
 from .settings import Settings, settings_of

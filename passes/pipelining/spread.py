@@ -24,15 +24,15 @@ from math import prod
 
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Value
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, COLLECTIVES
 from ...ir.module import Module
 from ...ir.types import from_mlir, is_tensor
 from ...schedules.schedule import Kind
-from .graph import Graph, Node
+from ..graph import Graph, Node
 from .op_costs import flops
 from .time_axis import TimeAxis
 
-_EQUALIZE = ("comm.all_reduce", "comm.all_gather")
+_EQUALIZE = (ALL_REDUCE, ALL_GATHER)
 _PLACED = ("comm.shard", "comm.offset", "comm.mask", "comm.random")
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from ...ir.bindings import Value
 from ...ir.module import Record
-from .graph import Node
+from ..graph import Node
 from .op_costs import bytes_of
 from .time_axis import TimeAxis
 

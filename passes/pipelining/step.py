@@ -14,8 +14,8 @@ from functools import cached_property
 from ...ir.bindings import Value
 from ...ir.module import Record
 from ...schedules.schedule import Kind, Schedule
+from ..graph import Graph, Node
 from .attributes import SPREAD, meeting_of
-from .graph import Graph, Node
 from .spread import is_over, meets
 from .time_axis import TimeAxis
 

@@ -18,17 +18,15 @@ from dataclasses import dataclass, field, replace
 
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Operation, Type, Value
-from ...ir.dialects.comm import COLLECTIVES
+from ...ir.collectives import ALL_GATHER, ALL_REDUCE, COLLECTIVES, REDUCE_SCATTER
 from ...ir.module import Module, callee, operations
 from ...ir.operations import read
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Shard
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
-from .graph import Graph, Node
+from ..graph import Graph, Node
 
-REDUCE = "comm.all_reduce"
-GATHER = "comm.all_gather"
-_SUMS = (REDUCE, "comm.reduce_scatter")
+_SUMS = (ALL_REDUCE, REDUCE_SCATTER)
 
 
 @dataclass
@@ -92,7 +90,7 @@ class TimeAxis:
         """
         if node.call is None or node.name not in COLLECTIVES or MICROBATCH not in node.call.args[1]:
             return False
-        if node.name not in (REDUCE, GATHER):
+        if node.name not in (ALL_REDUCE, ALL_GATHER):
             raise RuntimeError(f"{node.op} is over microbatches")
         return True
 
@@ -136,7 +134,7 @@ class TimeAxis:
         late = [v for node in self.late for v in node.values]
         self.after = graph.dependents(late) - set(self.late)
         for node in self.late:
-            if node.name == REDUCE:
+            if node.name == ALL_REDUCE:
                 self._sink(node.operands[0])
 
     def _sink(self, value: Value) -> None:

@@ -27,7 +27,7 @@ from ...ir.placement import Mesh, Placement, Shard
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
 from ..plan_effects import Decisions
-from .policy import Policy
+from ..policy import Policy
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Does a program compute what the model computes on one device? `stretto run --check` asks here.
+"""Numerical checks: a program against the model on one device (`stretto run --check`).
 
-Start reading at `program_check.py`; `model_and_program.py` runs both, `report.py` holds what was found. Not here: the
-proof of order (`prover/`), and checks of passes (`driver/check/`).
+Start reading at `program_check.py`. `model_and_program.py` runs both sides, `report.py` has the results. Not here: the
+order prover (`prover/`), and checks of passes (`driver/check/`).
 """

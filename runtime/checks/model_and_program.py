@@ -1,4 +1,4 @@
-"""The two sides of a check: the model on one device, and the program on all its ranks; each with its AdamW."""
+"""The two sides of a check: the model on one device, and the program on all its ranks, each with its own AdamW."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..philox import RandomState
+from ..philox import RngState
 from ..program.program import Program
 from ..program.records import Input, Reference
 from ..program.reference import Promote, run_reference
@@ -22,7 +22,7 @@ Key = tuple[str, str]
 
 
 class Side:
-    """Parameters by name, and AdamW over those that are trained."""
+    """One side of a check: parameters by name, and AdamW over the trained ones."""
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self.parameters = parameters
@@ -30,25 +30,25 @@ class Side:
         self._optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE) if trained else None
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients accumulated since the last step, by parameter."""
+        """The gradients accumulated since the last step, by parameter name."""
         return {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
 
     def whole(self) -> dict[str, Tensor]:
-        """The parameters as they are now, each of them global."""
+        """The current global parameters, by name."""
         return dict(self.parameters)
 
     def step(self) -> None:
-        """One step of the optimizer; the gradients are dropped."""
+        """One optimizer step; clears the gradients."""
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad()
 
 
 class OneDevice(Side, ABC):
-    """The model on one device, whatever runs it: what the program must equal."""
+    """The expected side: the model on one device, as the reference or as the live model."""
 
     changed: Mapping[str, Tensor]
-    """New values of buffers after the last forward, by name."""
+    """New values of buffers from the last forward, by name."""
 
     @abstractmethod
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
@@ -56,7 +56,7 @@ class OneDevice(Side, ABC):
 
 
 class SingleDevice(OneDevice):
-    """The reference; in float64 it is computed with every floating dtype raised."""
+    """The program's reference. For a float64 program every floating dtype in it is raised to float64."""
 
     def __init__(self, program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> None:
         self._reference = reference
@@ -64,50 +64,61 @@ class SingleDevice(OneDevice):
         self._values = {key: value.clone() for key, value in values.items()}
         self._step = 0
         self.changed = {}
-        trained = {each.name for each in program.of_kind("parameter") if each.requires_grad}
+        trained = {argument.name for argument in program.of_kind("parameter") if argument.requires_grad}
         named = {name: value for (kind, name), value in self._values.items() if kind == "parameter"}
         super().__init__({name: value.requires_grad_(name in trained) for name, value in named.items()})
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
-        given = [inputs[each.index] for each in self._reference.inputs if each.kind == "input"]
-        state = {(each.kind, each.name): self._draws_from() for each in self._reference.inputs if each.kind == "random"}
-        outputs, self.changed = run_reference(self._reference, self._values | state, given, self._promote)
+        user_inputs = [inputs[argument.index] for argument in self._reference.inputs if argument.kind == "input"]
+        state = {
+            (argument.kind, argument.name): self._draws_from()
+            for argument in self._reference.inputs
+            if argument.kind == "random"
+        }
+        outputs, self.changed = run_reference(self._reference, self._values | state, user_inputs, self._promote)
         self._values.update({("buffer", name): value for name, value in self.changed.items()})
         return outputs
 
     def _draws_from(self) -> Tensor:
         self._step += 1
-        return RandomState(step=self._step - 1).tensor()
+        return RngState(step=self._step - 1).tensor()
 
 
 class AllRanks(Side):
-    """The program, seen from outside."""
+    """The program's side: a session, called like a model."""
 
     def __init__(self, session: Session, values: Mapping[Key, Tensor]) -> None:
         self._session = session
         self._forwards = 0
         self.program = program = session.program
         self._inputs = program.of_kind("input")
-        self.buffers = {each.name: values["buffer", each.name].clone() for each in program.of_kind("buffer")}
-        takes = program.of_kind("parameter")
-        super().__init__({each.name: self.parameter(each, values["parameter", each.name]) for each in takes})
+        self.buffers = {
+            argument.name: values["buffer", argument.name].clone() for argument in program.of_kind("buffer")
+        }
+        parameters = program.of_kind("parameter")
+        super().__init__(
+            {argument.name: self.parameter(argument, values["parameter", argument.name]) for argument in parameters}
+        )
 
-    def parameter(self, each: Input, value: Tensor) -> Tensor:
-        """A parameter with this initial value, as the session's caller holds it."""
-        return value.clone().requires_grad_(each.requires_grad)
+    def parameter(self, argument: Input, value: Tensor) -> Tensor:
+        """A parameter with this initial value, in the form that the session's caller has."""
+        return value.clone().requires_grad_(argument.requires_grad)
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
-        given = [inputs[each.index] for each in self._inputs]
-        self._session.random_state = RandomState(step=self._forwards)
+        user_inputs = [inputs[argument.index] for argument in self._inputs]
+        self._session.rng_state = RngState(step=self._forwards)
         self._forwards += 1
-        outputs, buffers = run(self._session, list(self.parameters.values()), list(self.buffers.values()), given)
+        outputs, buffers = run(self._session, list(self.parameters.values()), list(self.buffers.values()), user_inputs)
         self.buffers.update(buffers)
         return outputs
 
 
 def backward(outputs: Sequence[Tensor], tangents: Mapping[int, Tensor]) -> None:
-    """Accumulate gradients, `tangents` being by position among the outputs."""
-    wanted = [at for at in tangents if outputs[at].requires_grad]
-    torch.autograd.backward([outputs[at] for at in wanted], [tangents[at].to(outputs[at].dtype) for at in wanted])
+    """Accumulate gradients; `tangents` are by index of the output."""
+    differentiable = [index for index in tangents if outputs[index].requires_grad]
+    torch.autograd.backward(
+        [outputs[index] for index in differentiable],
+        [tangents[index].to(outputs[index].dtype) for index in differentiable],
+    )

@@ -1,4 +1,4 @@
-"""What a check found: one row a tensor, and whether it passed."""
+"""The report of a check: one row for each tensor, and whether the check passed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from ..program.arguments import Json
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
-"""Largest error relative to the reference tensor's largest magnitude; other dtypes are not judged."""
+"""By dtype: the accepted error, relative to the reference tensor's largest magnitude. Other dtypes are not judged."""
 
 
 class Verdict(StrEnum):
-    """What became of one comparison."""
+    """The verdict of one comparison."""
 
     EQUAL = "equal"
     DIFFERS = "differs"
     NOT_CHECKED = "not checked"
-    """The reference is zero (up to rounding): any result would look right, or none."""
+    """The reference is zero up to rounding, so there is no relative error."""
     NOT_JUDGED = "not judged"
-    """The dtype has no tolerance: the error is shown."""
+    """The dtype has no tolerance; the error is only shown."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CheckRow:
     note: str = ""
 
     def to_json(self) -> dict[str, Json]:
-        """JSON; an error that is not finite becomes a string."""
+        """One JSON object; an error that is not finite becomes a string."""
         error: Json = self.error if math.isfinite(self.error) else str(self.error)
         return {
             "kind": self.kind, "name": self.name, "error": error, "verdict": str(self.verdict), "note": self.note
@@ -47,7 +47,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All rows of a check of a program in `dtype`, after `steps` steps of the optimizer."""
+    """All rows of a check of a program in `dtype`, over `steps` optimizer steps."""
 
     rows: tuple[CheckRow, ...]
     dtype: str
@@ -61,13 +61,13 @@ class CheckReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing differs, and, where the dtype is judged, something was in fact compared."""
+        """Whether nothing differs and, where the dtype is judged, at least one tensor was compared."""
         verdicts = {row.verdict for row in self.rows}
         return Verdict.DIFFERS not in verdicts and (self.tolerance is None or Verdict.EQUAL in verdicts)
 
     @property
     def remark(self) -> str:
-        """What a reader must know beyond the rows; empty when there is nothing."""
+        """A remark on the whole check; may be empty."""
         return "" if self.tolerance is not None else f"{self.dtype} is not judged; use --dtype float64"
 
     def worst(self, kind: str) -> CheckRow | None:
@@ -83,15 +83,15 @@ class CheckReport:
 
 
 def compare(
-    kind: str, name: str, reference: Tensor, found: Tensor, tolerance: float | None, rounding: float = 0.0
+    kind: str, name: str, reference: Tensor, value: Tensor, tolerance: float | None, rounding: float = 0.0
 ) -> CheckRow:
-    """One row; a reference whose largest magnitude is at most `rounding` is not checked."""
-    row = _unless_comparable(kind, name, reference, found)
+    """The row of one tensor. A reference whose largest magnitude is at most `rounding` is not checked."""
+    row = _unless_comparable(kind, name, reference, value)
     if row is not None:
         return row
-    reference, found = reference.detach().double(), found.detach().double()
+    reference, value = reference.detach().double(), value.detach().double()
     scale = float(reference.abs().max())
-    difference = float((found - reference).abs().max())
+    difference = float((value - reference).abs().max())
     if scale <= rounding:
         note = "the reference is zero" if scale == 0 else "the reference is zero up to rounding"
         return CheckRow(kind, name, difference, Verdict.NOT_CHECKED, f"{note}; the error is absolute")
@@ -105,13 +105,13 @@ def judge(error: float, tolerance: float | None) -> Verdict:
     return Verdict.EQUAL if error <= tolerance else Verdict.DIFFERS
 
 
-def _unless_comparable(kind: str, name: str, reference: Tensor, found: Tensor) -> CheckRow | None:
-    if reference.shape != found.shape:
-        note = f"shape {list(found.shape)}, the reference has {list(reference.shape)}"
+def _unless_comparable(kind: str, name: str, reference: Tensor, value: Tensor) -> CheckRow | None:
+    if reference.shape != value.shape:
+        note = f"shape {list(value.shape)}, the reference has {list(reference.shape)}"
         return CheckRow(kind, name, math.inf, Verdict.DIFFERS, note)
     if reference.numel() == 0:
         return CheckRow(kind, name, 0.0, Verdict.NOT_CHECKED, "it has no elements")
-    for tensor, who in ((found, "the program"), (reference, "the reference")):
+    for tensor, owner in ((value, "the program"), (reference, "the reference")):
         if not bool(torch.isfinite(tensor).all()):
-            return CheckRow(kind, name, math.inf, Verdict.DIFFERS, f"{who} has values that are not finite")
+            return CheckRow(kind, name, math.inf, Verdict.DIFFERS, f"{owner} has values that are not finite")
     return None

@@ -1,4 +1,4 @@
-"""Running a program for some steps: the loss of each, and how long they took."""
+"""Training or inference steps of a program on random values: the loss and time of each step."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .program_check import initial_values, random_inputs
 
 @dataclass(frozen=True)
 class StepsReport:
-    """What `run_steps` saw."""
+    """The result of `run_steps`."""
 
     mode: str
     losses: tuple[float, ...]
     """The first scalar output of each step; empty where the program has none."""
     seconds: tuple[float, ...]
-    """What each step took, forward, backward and optimizer."""
+    """The time of each step: forward, backward and optimizer."""
     tokens: int | None
-    """Elements of the largest integer input of a step; None where it takes no integers."""
+    """The elements of the largest integer input of a step; None without integer inputs."""
 
     @property
     def median_s(self) -> float:
-        """The median step, the first left out where there are others: it warms up."""
+        """The median time of a step, in seconds. Leaves out the first, which warms up, unless it is the only one."""
         return statistics.median(self.seconds[1:] or self.seconds)
 
     @property
@@ -42,7 +42,7 @@ class StepsReport:
         return None if self.tokens is None else self.tokens / self.median_s
 
     def to_json(self) -> dict[str, Json]:
-        """One JSON object, derived figures included."""
+        """One JSON object, with the derived figures."""
         return {
             "mode": self.mode, "losses": list(self.losses), "seconds": list(self.seconds), "tokens": self.tokens,
             "median_s": self.median_s, "tokens_per_s": self.tokens_per_s,
@@ -58,10 +58,10 @@ def run_steps(
     seed: int = 0,
     after: Callable[[int, float | None], None] = lambda step, loss: None,
 ) -> StepsReport:
-    """Take `steps` (at least 1) steps of AdamW on one seeded random batch, or so many forwards in infer mode.
+    """Run `steps` (at least 1) steps of AdamW on one seeded random batch; in infer mode `steps` forwards.
 
-    Parameters start from the program's weights, else from seeded random values. `after(step, loss)` is called when a
-    step has ended.
+    Parameters start from the program's weights, else from seeded random values. `after(step, loss)` is called after
+    every step.
     """
     random = torch.Generator().manual_seed(seed)
     reference = program.single_device
@@ -84,18 +84,25 @@ def run_steps(
 
 
 def _step(program: Program, run: AllRanks, inputs: Mapping[int | None, Tensor]) -> list[float]:
-    """The loss, or nothing where no output is a scalar."""
+    """The loss as a list of one; empty where no output is a scalar."""
     outputs = run.forward(inputs)
     if program.manifest.mode == "train":
-        differentiable = {each.index for each in program.of_kind("tangent")}
-        gives = enumerate(program.results_of_kind("output"))
-        backward(outputs, {at: torch.ones_like(outputs[at]) for at, each in gives if each.index in differentiable})
+        differentiable = {argument.index for argument in program.of_kind("tangent")}
+        indexed_outputs = enumerate(program.results_of_kind("output"))
+        backward(
+            outputs,
+            {
+                index: torch.ones_like(outputs[index])
+                for index, output in indexed_outputs
+                if output.index in differentiable
+            },
+        )
         run.step()
-    return [float(each.detach()) for each in outputs if each.dim() == 0 and each.is_floating_point()][:1]
+    return [float(output.detach()) for output in outputs if output.dim() == 0 and output.is_floating_point()][:1]
 
 
 def _tokens(program: Program) -> int | None:
-    integers = [each.shape for each in program.of_kind("input") if _is_integer(DTYPES[each.dtype])]
+    integers = [argument.shape for argument in program.of_kind("input") if _is_integer(DTYPES[argument.dtype])]
     return max((prod(shape) for shape in integers), default=None)
 
 

@@ -1,5 +1,5 @@
-"""Ranks that are processes, under torchrun or started here: collectives, messages, parameters as DTensors, failures.
+"""Ranks as processes, under torchrun or started here: collectives, messages, parameters as DTensors, failures.
 
-Start reading at `session.py`. `world.py` says who takes part, `communicator.py` and `messages.py` what they send,
-`watchdog.py` makes the message that names a dead or late rank, `launch.py` starts processes of this machine.
+Start reading at `session.py`. `world.py` has the processes and their groups, `communicator.py` and `messages.py` the
+communication, `watchdog.py` the detection of dead and late ranks. `launch.py` starts processes on this machine.
 """

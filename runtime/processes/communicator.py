@@ -15,32 +15,32 @@ from ..errors import RunError
 from ..program.mesh import RankMesh
 from ..program.program import Program
 from .messages import Messages
-from .torch_collectives import Finish, Wire, wire
+from .torch_collectives import Finish, GroupCollectives, collectives_for
 from .world import World
 
 
 @dataclass(frozen=True)
 class _Group:
-    """One group of this rank: its ranks in coordinate order, and where each of them stands in torch's group."""
+    """One group of this rank: its members in coordinate order, and their positions in torch's group."""
 
     members: tuple[int, ...]
-    places: tuple[int, ...] | None
-    """places[coordinate] is the position in torch's group, which is sorted by rank; None where these are the same."""
-    wire: Wire
+    torch_positions: tuple[int, ...] | None
+    """By coordinate: the position in torch's group, which is sorted by rank; None where both orders are the same."""
+    collectives: GroupCollectives
 
-    def sent(self, parts: Tensor) -> Tensor:
-        """(members, ..) from coordinate order to the order of torch's group."""
-        if self.places is None:
+    def to_torch_order(self, parts: Tensor) -> Tensor:
+        """Reorder (members, ..) from coordinate order to the order of torch's group."""
+        if self.torch_positions is None:
             return parts
-        return parts[sorted(range(len(self.places)), key=self.places.__getitem__)]
+        return parts[sorted(range(len(self.torch_positions)), key=self.torch_positions.__getitem__)]
 
-    def received(self, parts: Tensor) -> Tensor:
-        """(members, ..) from the order of torch's group to coordinate order."""
-        return parts if self.places is None else parts[list(self.places)]
+    def to_coordinate_order(self, parts: Tensor) -> Tensor:
+        """Reorder (members, ..) from the order of torch's group to coordinate order."""
+        return parts if self.torch_positions is None else parts[list(self.torch_positions)]
 
 
 class DistributedCommunicator:
-    """This process's `Communicator` on `mesh`. Every process makes its own, for the same mesh and axes."""
+    """The `Communicator` of this process on `mesh`. All processes make one, with the same mesh and axes."""
 
     def __init__(
         self, world: World, mesh: RankMesh, axes: Sequence[tuple[str, ...]] = (), *, messages: Messages | None = None
@@ -50,78 +50,82 @@ class DistributedCommunicator:
         self._mesh = mesh
         self._groups: dict[tuple[str, ...], _Group | None] = {}
         self._messages = messages
-        for each in axes:
-            self._group(each)
+        for group_axes in axes:
+            self._group(group_axes)
 
     def coordinate(self, axes: Sequence[str]) -> int:
         """This rank's row-major position in its group over `axes`."""
         return self._mesh.coordinate(self.rank, axes)
 
     def size(self, axes: Sequence[str]) -> int:
-        """How many ranks the group over `axes` has."""
+        """The number of ranks in the group over `axes`."""
         return self._mesh.size(axes)
 
-    def all_reduce_start(self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = "") -> Ended | _Handle:
+    def all_reduce_start(
+        self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = ""
+    ) -> Completed | _Handle:
         """See `Communicator.all_reduce_start`."""
         group = self._group(axes)
         if group is None:
-            return Ended(tensor)
-        return self._start(group, where, group.wire.all_reduce, tensor.contiguous(), reduce)
+            return Completed(tensor)
+        return self._start(group, where, group.collectives.all_reduce, tensor.contiguous(), reduce)
 
-    def all_gather_start(self, tensor: Tensor, axes: Sequence[str], dim: int, where: str = "") -> Ended | _Handle:
+    def all_gather_start(self, tensor: Tensor, axes: Sequence[str], dim: int, where: str = "") -> Completed | _Handle:
         """See `Communicator.all_gather_start`."""
         group = self._group(axes)
         if group is None:
-            return Ended(tensor)
-        handle = self._start(group, where, group.wire.all_gather, tensor.contiguous())
-        return handle.then(lambda parts: _joined(group.received(parts), dim % tensor.dim()))
+            return Completed(tensor)
+        handle = self._start(group, where, group.collectives.all_gather, tensor.contiguous())
+        return handle.then(lambda parts: _concatenated(group.to_coordinate_order(parts), dim % tensor.dim()))
 
     def reduce_scatter_start(
         self, tensor: Tensor, axes: Sequence[str], dim: int, reduce: str, where: str = ""
-    ) -> Ended | _Handle:
+    ) -> Completed | _Handle:
         """See `Communicator.reduce_scatter_start`."""
         group = self._group(axes)
         if group is None:
-            return Ended(tensor)
+            return Completed(tensor)
         parts = self._parts(group, tensor, dim, where or "reduce_scatter")
-        return self._start(group, where, group.wire.reduce_scatter, parts, reduce)
+        return self._start(group, where, group.collectives.reduce_scatter, parts, reduce)
 
     def all_to_all_start(
         self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
-    ) -> Ended | _Handle:
+    ) -> Completed | _Handle:
         """See `Communicator.all_to_all_start`."""
         group = self._group(axes)
         if group is None:
-            return Ended(tensor)
+            return Completed(tensor)
         parts = self._parts(group, tensor, split_dim, where or "all_to_all")
-        handle = self._start(group, where, group.wire.all_to_all, parts)
-        return handle.then(lambda received: _joined(group.received(received), concat_dim % tensor.dim()))
+        handle = self._start(group, where, group.collectives.all_to_all, parts)
+        return handle.then(
+            lambda received: _concatenated(group.to_coordinate_order(received), concat_dim % tensor.dim())
+        )
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""
         with torch.no_grad():
-            self._connected().send(tensor, self._mesh.peer(self.rank, axis, peer), where)
+            self._checked_messages().send(tensor, self._mesh.peer(self.rank, axis, peer), where)
 
     def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> Handle:
         """See `Communicator.receive_start`."""
-        return self._connected().receive(self._mesh.peer(self.rank, axis, peer), size, dtype, where)
+        return self._checked_messages().receive(self._mesh.peer(self.rank, axis, peer), size, dtype, where)
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """At its end all that was sent inside is with its receivers: tensors that were sent may be written to."""
+        """A context at whose end all messages sent inside were received, so that their tensors may be written to."""
         try:
             yield
             if self._messages is not None:
-                self._messages.finish()
+                self._messages.wait_until_received()
         finally:
             if self._messages is not None:
-                self._messages.forget()
+                self._messages.discard()
 
     def close(self) -> None:
-        """Groups belong to the process and stay for the next program."""
+        """Do nothing: groups belong to the process and stay for the next program."""
 
-    def _connected(self) -> Messages:
-        assert self._messages is not None, "who runs a program that sends has connected the processes"
+    def _checked_messages(self) -> Messages:
+        assert self._messages is not None, "a session of a pipelined program passes messages"
         return self._messages
 
     def _group(self, axes: Sequence[str]) -> _Group | None:
@@ -133,9 +137,9 @@ class DistributedCommunicator:
 
     def _connect(self, axes: tuple[str, ...], members: tuple[int, ...]) -> _Group:
         order = sorted(members)
-        places = tuple(order.index(rank) for rank in members)
-        connected = wire(self._world.group(self._mesh, axes), places, self._world.device)
-        return _Group(members, None if list(members) == order else places, connected)
+        torch_positions = tuple(order.index(rank) for rank in members)
+        connected = collectives_for(self._world.group(self._mesh, axes), torch_positions, self._world.device)
+        return _Group(members, None if list(members) == order else torch_positions, connected)
 
     def _parts(self, group: _Group, tensor: Tensor, dim: int, where: str) -> Tensor:
         """(members, ..): the chunks of `tensor` along `dim`, in the order of torch's group."""
@@ -143,23 +147,23 @@ class DistributedCommunicator:
         if tensor.shape[dim] % size:
             raise RunError(
                 "E0324",
-                f"rank {self.rank}: {where} cuts dim {dim} of {list(tensor.shape)} into {size} chunks",
+                f"rank {self.rank}: {where} cannot split dim {dim} of {list(tensor.shape)} into {size} equal chunks",
                 help="pad the dim to a multiple of the group's size",
             )
         dim %= tensor.dim()
         parts = tensor.reshape([*tensor.shape[:dim], size, tensor.shape[dim] // size, *tensor.shape[dim + 1 :]])
-        return group.sent(parts.movedim(dim, 0)).contiguous()
+        return group.to_torch_order(parts.movedim(dim, 0)).contiguous()
 
     def _start(
-        self, group: _Group, where: str, collective: Callable[..., tuple[dist.Work, Finish]], *given: object
+        self, group: _Group, where: str, collective: Callable[..., tuple[dist.Work, Finish]], *arguments: object
     ) -> _Handle:
         with torch.no_grad():
-            work, finish = collective(*given)
+            work, finish = collective(*arguments)
         return _Handle(self._world, group.members, where, work, finish)
 
 
-class Ended:
-    """A collective of one rank: nothing was to be done."""
+class Completed:
+    """The handle of a collective over a group of one rank, which does nothing."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -170,7 +174,7 @@ class Ended:
 
 
 class _Handle:
-    """A collective of this process under way."""
+    """The handle of a collective of this process."""
 
     def __init__(self, world: World, members: tuple[int, ...], where: str, work: dist.Work, finish: Finish) -> None:
         self._world = world
@@ -180,15 +184,15 @@ class _Handle:
         self._finish = finish
 
     def then(self, shape: Callable[[Tensor], Tensor]) -> _Handle:
-        """The same collective, whose result goes through `shape`."""
+        """This handle, with `shape` applied to its result."""
         finish = self._finish
         self._finish = lambda: shape(finish())
         return self
 
     def wait(self) -> Tensor:
-        """This rank's result; raises CollectiveError when a member is gone or does not come."""
+        """This rank's result. Raises CollectiveError where a member is dead or late."""
         if self._world.device.type == "cuda":
-            self._work.wait()  # orders streams only; NCCL's own watchdog sees to the rest
+            self._work.wait()  # orders streams only; NCCL has a watchdog of its own
         else:
             self._world.watchdog.wait(self._work, self._where, self._members)
         with torch.no_grad():
@@ -196,18 +200,18 @@ class _Handle:
 
 
 def groups_of(program: Program) -> tuple[tuple[str, ...], ...]:
-    """The sets of axes that a program communicates over, in a fixed order."""
-    found = {
+    """The tuples of axes over which a program has collectives, sorted."""
+    groups = {
         tuple(str(axis) for axis in axes)
         for function in program.functions.values()
-        for each in function.code
-        if isinstance(axes := each.kwargs.get("axes"), list | tuple) and each.op.startswith("comm.")
+        for instruction in function.code
+        if isinstance(axes := instruction.kwargs.get("axes"), list | tuple) and instruction.op.startswith("comm.")
     }
-    return tuple(sorted(found))
+    return tuple(sorted(groups))
 
 
-def _joined(parts: Tensor, dim: int) -> Tensor:
-    """(members, *shape) with the members' parts one after the other along `dim` of shape."""
+def _concatenated(parts: Tensor, dim: int) -> Tensor:
+    """(members, *shape) to one tensor: the members' parts concatenated along `dim` of shape."""
     if dim == 0:
         return parts.flatten(0, 1)
     return parts.movedim(0, dim).flatten(dim, dim + 1)

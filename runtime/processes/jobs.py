@@ -1,6 +1,6 @@
-"""Checking a program folder, and running it for some steps, on processes of this machine.
+"""Checking and running a program folder on processes of this machine.
 
-`check_processes` and `run_processes_for` are called by a launcher; the two entries after them by every process.
+A launcher calls `check_processes` and `run_processes_for`; every process runs `check_entry` or `steps_entry`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..rank.nan_watch import detect_anomaly
 from ..session import Session
 from ..threads.session import Replicas
 from .launch import run_processes
-from .parameters import distributed, is_here
+from .parameters import distribute_parameter, has_local_part
 from .session import ProcessRank
 from .world import join
 
@@ -39,8 +39,8 @@ def check_processes(
 ) -> CheckReport:
     """`check` with one process per rank and parameters that are DTensors; rank 0's report.
 
-    `entry` is what a process runs; another one may call `check_process` with another reference. `sizes` are those
-    named sizes of the program that are not to be as it was compiled.
+    `entry` names the function that every process runs; another one may call `check_process` with another reference.
+    `sizes` are values for named sizes; the others are as compiled.
     """
     program = Program.load(folder)
     arguments: Json = {
@@ -48,7 +48,9 @@ def check_processes(
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
-    return CheckReport(fields.each("rows", _row), fields.text("dtype"), fields.whole("steps"), fields.whole("seed"))
+    return CheckReport(
+        fields.list_of("rows", _row), fields.string("dtype"), fields.integer("steps"), fields.integer("seed")
+    )
 
 
 def run_processes_for(
@@ -59,9 +61,9 @@ def run_processes_for(
     anomalies: bool = False,
     sizes: Mapping[str, int] | None = None,
 ) -> StepsReport:
-    """`run_steps` with one process per rank and parameters that are DTensors; rank 0's times.
+    """`run_steps` with one process per rank and parameters that are DTensors; rank 0's report.
 
-    With `anomalies` each of them looks for the first NaN (`detect_anomaly`).
+    With `anomalies` every process looks for the first NaN (`detect_anomaly`).
     """
     program = Program.load(folder)
     arguments: Json = {
@@ -70,10 +72,10 @@ def run_processes_for(
     }  # fmt: skip
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
-        fields.text("mode"),
-        fields.each("losses", _number),
-        fields.each("seconds", _number),
-        fields.whole_or_none("tokens"),
+        fields.string("mode"),
+        fields.list_of("losses", _number),
+        fields.list_of("seconds", _number),
+        fields.integer_or_null("tokens"),
     )
 
 
@@ -83,57 +85,63 @@ def check_entry(arguments: Json) -> Json:
 
 
 def check_process(arguments: Json, expected: Callable[[Program], Expected]) -> Json:
-    """One process of a check against what `expected` says of the program."""
-    program, steps, seed = _given(arguments)
+    """One process of a check against the side that `expected(program)` makes."""
+    program, steps, seed = _read_arguments(arguments)
     single = expected(program)
-    return check(program, ranks=_checking, side=ProcessSide, expected=single, steps=steps, seed=seed).to_json()
+    return check(program, ranks=_checking_replicas, side=ProcessSide, expected=single, steps=steps, seed=seed).to_json()
 
 
 def steps_entry(arguments: Json) -> Json:
     """One process of `run_processes_for`."""
-    program, steps, seed = _given(arguments)
-    with detect_anomaly() if Fields(arguments, "arguments").flag_or("anomalies", False) else nullcontext():
+    program, steps, seed = _read_arguments(arguments)
+    with detect_anomaly() if Fields(arguments, "arguments").boolean_or("anomalies", False) else nullcontext():
         return run_steps(program, ranks=ProcessRank, side=ProcessSide, steps=steps, seed=seed).to_json()
 
 
 class ProcessSide(AllRanks):
-    """The program seen from one of its processes: parameters, gradients and optimizer state are DTensors."""
+    """The program's side of a check in one of its processes: parameters, gradients and states are DTensors."""
 
-    def parameter(self, each: Input, value: Tensor) -> Tensor:
-        """The DTensor of which this process holds its part."""
+    def parameter(self, argument: Input, value: Tensor) -> Tensor:
+        """The parameter as a DTensor of which this process has its part."""
         world, mesh = join(self.program.manifest.target), self.program.mesh
-        home = self.program.home(each)
-        return distributed(value.clone().requires_grad_(each.requires_grad), each.shards, world, mesh, home)
+        home = self.program.owning_stage(argument)
+        return distribute_parameter(
+            value.clone().requires_grad_(argument.requires_grad), argument.shards, world, mesh, home
+        )
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
-        """The outputs, each of them whole on every rank."""
-        return [_whole(each) for each in super().forward(inputs)]
+        """The global outputs, on every rank."""
+        return [_whole(output) for output in super().forward(inputs)]
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients, each of them whole on every rank."""
-        names = [each.name for each in self.program.results_of_kind("gradient")]
-        own = super().gradients()
-        held = {name: own.get(name, self.parameters[name].detach()) for name in names if self._is_anywhere(name, own)}
-        return {name: _whole(each) for name, each in held.items()}
+        """The global gradients, on every rank."""
+        names = [output.name for output in self.program.results_of_kind("gradient")]
+        local_gradients = super().gradients()
+        gradients = {
+            name: local_gradients.get(name, self.parameters[name].detach())
+            for name in names
+            if self._is_anywhere(name, local_gradients)
+        }
+        return {name: _whole(gradient) for name, gradient in gradients.items()}
 
-    def _is_anywhere(self, name: str, own: Mapping[str, Tensor]) -> bool:
-        """Whether some process has this gradient: those of another stage have theirs when this one has its own."""
-        return name in own or (name in self.parameters and not is_here(self.parameters[name]))
+    def _is_anywhere(self, name: str, local_gradients: Mapping[str, Tensor]) -> bool:
+        """Whether some process has this gradient. Other stages have theirs whenever this one has its own."""
+        return name in local_gradients or (name in self.parameters and not has_local_part(self.parameters[name]))
 
     def whole(self) -> dict[str, Tensor]:
-        """The parameters, each of them whole on every rank."""
-        return {name: _whole(each) for name, each in super().whole().items()}
+        """The global parameters, on every rank."""
+        return {name: _whole(parameter) for name, parameter in super().whole().items()}
 
 
-def _checking(program: Program) -> Session:
+def _checking_replicas(program: Program) -> Session:
     return ProcessRank(program, replicas=Replicas.CHECK)
 
 
-def _given(arguments: Json) -> tuple[Program, int, int]:
+def _read_arguments(arguments: Json) -> tuple[Program, int, int]:
     fields = Fields(arguments, "arguments")
-    given = arguments.get("sizes", {}) if isinstance(arguments, Mapping) else {}
-    sizes = {name: int(str(size)) for name, size in given.items()} if isinstance(given, Mapping) else {}
-    return Program.load(fields.text("folder")).at(sizes), fields.whole("steps"), fields.whole("seed")
+    raw_sizes = arguments.get("sizes", {}) if isinstance(arguments, Mapping) else {}
+    sizes = {name: int(str(size)) for name, size in raw_sizes.items()} if isinstance(raw_sizes, Mapping) else {}
+    return Program.load(fields.string("folder")).at(sizes), fields.integer("steps"), fields.integer("seed")
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -143,8 +151,8 @@ def _whole(tensor: Tensor) -> Tensor:
 def _row(value: object, path: str) -> CheckRow:
     fields = Fields(value, path)
     return CheckRow(
-        fields.text("kind"), fields.text("name"), _number(fields.raw("error"), path), Verdict(fields.text("verdict")),
-        fields.text("note"),
+        fields.string("kind"), fields.string("name"), _number(fields.raw("error"), path),
+        Verdict(fields.string("verdict")), fields.string("note"),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Starts processes of this machine through torch's elastic launch API, and says what became of them.
+"""Launch of rank processes on this machine through torch's elastic launch API.
 
-Every process is a fresh interpreter that imports the entry by name, so nothing of the caller is run twice. What they
-print goes to files: rank 0's is shown on standard error when all have ended, a dead rank's last lines with its error.
+Every process is a fresh interpreter that imports the entry by name, so the caller's script does not run twice. Their
+output goes to files: that of rank 0 is printed to standard error at the end, a dead rank's last lines with its error.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from ..program.arguments import Json
 
 _LAST_LINES = 12
 _GRACE_S = 15
-"""How long processes may take to end after another one failed; then they are killed."""
-_TOLD = (-signal.SIGTERM, 128 + signal.SIGTERM)
-"""How a process ends that was told to, at once or after the patience of `termination.py`."""
+"""Seconds that processes may take to end after another one failed; then they are killed."""
+_TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of a process that ended by SIGTERM, at once or after the grace period of `termination.py`."""
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What ends a run, but for those that were ignored before, as `nohup` and background jobs ask for."""
 
 
 def run_processes(entry: str, arguments: Json, processes: int) -> list[Json]:
-    """What `entry` returned in each of the processes, by rank.
+    """Run `entry(arguments)` in each of the processes; the results by rank.
 
-    `entry` is "module:function" or "path/to/file.py:function", called with `arguments`; both these and the results are
-    JSON. Each process finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in its environment. Raises the
-    first failure as RunError E0357, or with the code of the StrettoError that a rank ended with; afterwards no
-    process, port or file is left.
+    `entry` is "module:function" or "path/to/file.py:function"; arguments and results are JSON. Each process has RANK,
+    WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in its environment. Raises the first failure as RunError E0357,
+    or with the code of the StrettoError that a rank raised. Leaves no process, port or file behind.
     """
     with tempfile.TemporaryDirectory(prefix="stretto-") as name:
         folder = Path(name)
@@ -52,7 +52,7 @@ def run_processes(entry: str, arguments: Json, processes: int) -> list[Json]:
                     "-P", "-m", f"{__package__}.rank_process", entry, str(folder)
                 )
             except ChildFailedError as error:
-                raise _explain(folder, error.failures, processes) from None
+                raise _first_failure(folder, error.failures, processes) from None
             except SignalException as error:
                 raise KeyboardInterrupt from error
         sys.stderr.write(_printed(folder, 0))
@@ -71,65 +71,69 @@ def _config(folder: Path, processes: int) -> LaunchConfig:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=_GRACE_S,
+        signals_to_handle=",".join(each.name for each in _HANDLED if signal.getsignal(each) is not signal.SIG_IGN),
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
 
 
 def _defaults(processes: int) -> dict[str, str]:
-    """Environment of the processes, where the caller's has nothing else."""
+    """Environment variables of the processes, unless the caller has set them."""
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return {**defaults, "GLOO_SOCKET_IFNAME": loopback[0]} if loopback else defaults
 
 
-def _explain(folder: Path, failures: Mapping[int, ProcessFailure], processes: int) -> RunError:
-    """The error that says which rank failed first and why; the others' last words are its notes.
+def _first_failure(folder: Path, failures: Mapping[int, ProcessFailure], processes: int) -> RunError:
+    """The error of the rank that failed first; the errors of the others are its notes.
 
-    The launcher's `failures` hold whom it saw fail first; the others ended afterwards, and have left their words too.
+    `failures` are the processes that the launcher saw fail. Others ended afterwards, and may have left a report, too.
     """
-    said = {rank: _said(folder, rank) for rank in range(processes)}
-    ended = {rank: each for rank, each in failures.items() if each.exitcode not in _TOLD}
-    first = min(ended or failures, key=lambda rank: _order(said[rank], failures[rank], rank))
+    reports = {rank: _error_report(folder, rank) for rank in range(processes)}
+    own_failures = {rank: failure for rank, failure in failures.items() if failure.exitcode not in _TERMINATED}
+    first = min(own_failures or failures, key=lambda rank: _blame_order(reports[rank], failures[rank], rank))
     notes: list[tuple[str, Span | None]] = []
-    for rank, words in sorted(said.items()):
-        if rank != first and words:
-            notes.append((words["message"] if words["code"] else f"rank {rank} failed: {words['message']}", None))
-    words = said[first]
-    if words and words["code"]:
-        own = tuple((f"{message}: {place}" if place else message, None) for message, place in words["notes"])
-        span = Span(*words["place"]) if words["place"] else None
-        return RunError(words["code"], words["message"], span=span, notes=(*own, *notes), help=words["help"])
-    what = words["message"] if words else _how(failures[first].exitcode)
-    details = words.get("traceback", "") or "\n".join(_printed(folder, first).splitlines()[-_LAST_LINES:])
+    for rank, report in sorted(reports.items()):
+        if rank != first and report:
+            notes.append((report["message"] if report["code"] else f"rank {rank} failed: {report['message']}", None))
+    report = reports[first]
+    if report and report["code"]:
+        own_notes = tuple((f"{message}: {place}" if place else message, None) for message, place in report["notes"])
+        span = Span(*report["place"]) if report["place"] else None
+        return RunError(report["code"], report["message"], span=span, notes=(*own_notes, *notes), help=report["help"])
+    reason = report["message"] if report else _exit_text(failures[first].exitcode)
+    details = report.get("traceback", "") or "\n".join(_printed(folder, first).splitlines()[-_LAST_LINES:])
     return RunError(
         "E0357",
-        f"rank {first} {'failed' if words else 'died'}: {what}",
+        f"rank {first} {'failed' if report else 'died'}: {reason}",
         notes=(*notes, *(((f"rank {first} ended with\n{details.rstrip()}", None),) if details.strip() else ())),
     )
 
 
-def _order(words: Mapping[str, Json], failure: ProcessFailure, rank: int) -> tuple[int, int]:
-    """Who died without a word comes first, then who failed on its own; who stopped because of others comes last."""
-    if not words:
+def _blame_order(report: Mapping[str, Json], failure: ProcessFailure, rank: int) -> tuple[int, int]:
+    """Sorts processes by how likely they caused the failure.
+
+    First those that died without a report, then those with an error of their own, last those stopped by a peer.
+    """
+    if not report:
         return 0, rank
-    if words["kind"] == "other":
+    if report["kind"] == "other":
         return 1, rank
-    return (3 if words["kind"] == "peer" or words["code"] in ("E0350", "E0351") else 2), rank
+    return (3 if report["kind"] == "peer" or report["code"] in ("E0350", "E0351") else 2), rank
 
 
-def _how(exit_code: int) -> str:
-    """How a process ended that left no error.
+def _exit_text(exit_code: int) -> str:
+    """How a process without an error report ended.
 
-    >>> _how(-9), _how(3)
+    >>> _exit_text(-9), _exit_text(3)
     ('killed by SIGKILL', 'it exited with code 3')
     """
     return f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"it exited with code {exit_code}"
 
 
-def _said(folder: Path, rank: int) -> dict[str, Any]:
+def _error_report(folder: Path, rank: int) -> dict[str, Any]:
     path = folder / f"error-{rank}.json"
-    words: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return words
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return report
 
 
 def _printed(folder: Path, rank: int) -> str:
@@ -139,7 +143,7 @@ def _printed(folder: Path, rank: int) -> str:
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """The launcher's log repeats what our errors say, over many lines."""
+    """Silence the launcher's log, which repeats our errors over many lines."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -150,7 +154,7 @@ def _quiet_logging() -> Iterator[None]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """The launcher sets handlers of its own and leaves them."""
+    """Restore the signal handlers that the launcher replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -164,7 +168,7 @@ def _signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """What is not set already is, for a while; what the launcher adds goes too."""
+    """Set missing environment variables inside the context; removes those that the launcher adds, too."""
     before = dict(os.environ)
     os.environ.update({key: value for key, value in defaults.items() if key not in before})
     try:

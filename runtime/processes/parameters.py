@@ -1,4 +1,4 @@
-"""Parameters as DTensors: how a program's shards are said in torch's words, and a module made to hold only its part.
+"""Parameters as DTensors: conversion between a program's shards and DTensor placements, and distribution of a module.
 
 This is the one module that touches DTensor's internals (its constructor and spec, because `DTensor.from_local` costs
 70 us a tensor and the constructor 5).
@@ -19,18 +19,17 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ..errors import RunError
+from ..errors import RunError, rank_list
 from ..program.mesh import RankMesh
 from ..program.program import Program
 from ..program.records import Shard as ProgramShard
-from ..rank.shards import cut, local_shape, valid_part
+from ..rank.shards import local_shape, local_tensor, valid_part
 from .dtensor import DistributedTensor
-from .watchdog import name as ranks_are
 from .world import World
 
 
 class Layout:
-    """One global tensor of a program on the mesh: between DTensors, whose shards are not padded, and padded locals."""
+    """The layout of one program tensor on the mesh: converts between DTensors and padded local tensors."""
 
     def __init__(
         self,
@@ -41,31 +40,33 @@ class Layout:
         dtype: torch.dtype,
         stage: tuple[str, int] | None = None,
     ) -> None:
-        """`stage` is an axis and the coordinate on it whose ranks alone have it; the others hold an empty part."""
+        """`stage` is (axis, coordinate) of the only ranks that have the tensor; other ranks have an empty part."""
         self.shards = tuple(shards)
-        self.is_here = stage is None or mesh.coordinates(world.rank)[stage[0]] == stage[1]
+        self.has_local_part = stage is None or mesh.coordinates(world.rank)[stage[0]] == stage[1]
         self.placements = placements_of(shards, mesh, None if stage is None else stage[0])
         self._mesh = mesh
         self._rank = world.rank
         self._device_mesh = world.device_mesh(mesh, stage)
         self._padded = any(shard.chunk * mesh.size(shard.axes) != shard.extent for shard in shards)
         whole = torch.empty(list(shape), dtype=dtype, device="meta")
-        own = torch.empty(valid_part(cut(whole, shards, mesh, world.rank), shards, mesh, world.rank).shape, dtype=dtype)
+        own = torch.empty(
+            valid_part(local_tensor(whole, shards, mesh, world.rank), shards, mesh, world.rank).shape, dtype=dtype
+        )
         example = DTensor.from_local(
             own.to(world.device), self._device_mesh, self.placements, shape=whole.shape, stride=whole.stride()
         )
         self._spec: Any = example._spec
 
     def dtensor(self, padded: Tensor) -> DTensor:
-        """The global tensor of which this rank holds `padded`; shares its memory where that is contiguous."""
+        """The global tensor of which `padded` is this rank's part; shares its memory where that is contiguous."""
         local = valid_part(padded, self.shards, self._mesh, self._rank) if self._padded else padded
-        local = local if self.is_here else local.new_empty(0)
+        local = local if self.has_local_part else local.new_empty(0)
         make: Any = DistributedTensor
-        made: DTensor = make(local.contiguous(), self._spec, requires_grad=False)
-        return made
+        dtensor: DTensor = make(local.contiguous(), self._spec, requires_grad=False)
+        return dtensor
 
     def padded(self, tensor: DTensor) -> Tensor:
-        """What the program takes for a DTensor of these placements: its local part, copied only where it is padded."""
+        """The program's local tensor for a DTensor of these placements: its local part, copied only to pad it."""
         local = tensor.to_local()
         if not self._padded:
             return local
@@ -73,36 +74,36 @@ class Layout:
         valid_part(padded, self.shards, self._mesh, self._rank).copy_(local)
         return padded
 
-    def moved(self, tensor: DTensor) -> DTensor:
-        """`tensor` in these placements; communicates where it has others."""
-        return tensor if self.fits(tensor) else tensor.redistribute(self._device_mesh, self.placements)
+    def redistributed(self, tensor: DTensor) -> DTensor:
+        """`tensor` in these placements; communicates where its own differ."""
+        return tensor if self.matches(tensor) else tensor.redistribute(self._device_mesh, self.placements)
 
     def __str__(self) -> str:
-        return placed(self.placements, self._device_mesh)
+        return placement_text(self.placements, self._device_mesh)
 
-    def fits(self, tensor: DTensor) -> bool:
+    def matches(self, tensor: DTensor) -> bool:
         """Whether a DTensor has these placements on this mesh."""
         same_mesh = tensor.device_mesh is self._device_mesh or tensor.device_mesh == self._device_mesh
         return same_mesh and tuple(tensor.placements) == self.placements
 
 
-def placed_as(tensor: DTensor) -> str:
-    """How a DTensor is placed, for an error."""
-    return placed(tensor.placements, tensor.device_mesh)
+def placement_of(tensor: DTensor) -> str:
+    """The placements of a DTensor as text, for errors."""
+    return placement_text(tensor.placements, tensor.device_mesh)
 
 
-def placed(placements: Sequence[Placement], mesh: DeviceMesh) -> str:
-    """Placements and, where these are not all there are, the ranks of a mesh."""
-    text = ", ".join(str(each) for each in placements)
+def placement_text(placements: Sequence[Placement], mesh: DeviceMesh) -> str:
+    """Placements as text, and the ranks of the mesh unless it has all."""
+    text = ", ".join(str(placement) for placement in placements)
     ranks = mesh.mesh.flatten().tolist()
-    return text if len(ranks) == dist.get_world_size() else f"{text} on {ranks_are(ranks).rpartition(' ')[0]}"
+    return text if len(ranks) == dist.get_world_size() else f"{text} on {rank_list(ranks)}"
 
 
 def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh, without: str | None = None) -> tuple[Placement, ...]:
-    """One placement per axis of the mesh but one. Raises RunError E0355 for what DTensor cuts differently.
+    """One placement for each axis of the mesh, except `without`. Raises RunError E0355 for shards that DTensor lacks.
 
-    DTensor cuts a dim by one axis after the other, in the mesh's order; that is one cut into equal chunks only where
-    the axes stand in this order and divide the extent.
+    DTensor shards a dim by one axis after the other, in the mesh's order. That gives the equal chunks of a program only
+    where the axes are in this order and divide the extent.
     """
     by_axis: dict[str, int] = {}
     for shard in shards:
@@ -111,9 +112,9 @@ def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh, without: str |
         if cutting != in_order or (len(cutting) > 1 and shard.extent % mesh.size(cutting)):
             raise RunError(
                 "E0355",
-                f"dim {shard.dim} of extent {shard.extent} is cut over {', '.join(shard.axes)}, "
-                "which a DTensor cannot say",
-                help="cut it over axes in the order of the mesh whose sizes divide it, or run the ranks as threads",
+                f"dim {shard.dim} of extent {shard.extent} is sharded over {', '.join(shard.axes)}, "
+                "which DTensor placements cannot express",
+                help="shard it over axes in the mesh's order whose sizes divide it, or run the ranks as threads",
             )
         by_axis.update(dict.fromkeys(shard.axes, shard.dim))
     axes = [axis for axis, _ in mesh.axes if axis != without] or ["rank"]
@@ -121,20 +122,22 @@ def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh, without: str |
 
 
 def parameter_shards(program: Program) -> dict[str, tuple[ProgramShard, ...]]:
-    """How each parameter is cut, by all of its names."""
+    """The shards of each parameter, by each of its names."""
     return {
-        name: each.shards for each in program.of_kind("parameter") for name in dict.fromkeys([each.name, *each.aliases])
+        name: argument.shards
+        for argument in program.of_kind("parameter")
+        for name in dict.fromkeys([argument.name, *argument.aliases])
     }
 
 
 def distribute_parameters(
     module: nn.Module, shards: Mapping[str, Sequence[ProgramShard]], world: World, mesh: RankMesh
 ) -> dict[str, nn.Parameter]:
-    """Replace the module's parameters, in place, by DTensors of which this process holds its part.
+    """Replace the module's parameters, in place, by DTensors; returns the replaced parameters by name.
 
-    Names, order, ties, `requires_grad` and attributes stay. `shards` is by any name of a parameter; what it does not
-    name is replicated. Every process must hold the same full values: RunError E0354 otherwise. Parameters that are
-    DTensors already stay as they are. `load_state_dict` takes full tensors as before. Returns those replaced, by name.
+    Names, order, ties, `requires_grad` and attributes stay. `shards` has any name of a parameter as key; parameters
+    without shards are replicated. Parameters that are DTensors already stay. All processes must have the same full
+    values, else raises RunError E0354. `load_state_dict` takes full tensors as before.
     """
     names: dict[int, list[str]] = {}
     full: dict[int, nn.Parameter] = {}
@@ -144,100 +147,106 @@ def distribute_parameters(
             full[id(parameter)] = parameter
     replaced = {names[key][0]: parameter for key, parameter in full.items()}
     _check_equal(replaced, world)
-    made = {
-        key: distributed(full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh)
+    distributed_by_id = {
+        key: distribute_parameter(
+            full[key], next((shards[name] for name in aliases if name in shards), ()), world, mesh
+        )
         for key, aliases in names.items()
     }
-    fresh = {id(each) for each in made.values()}
-    for part in module.modules():
-        for key, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) in made:
-                part.register_parameter(key, made[id(parameter)])
-        if any(id(each) in fresh for each in part.parameters(recurse=False)):
+    distributed_ids = {id(parameter) for parameter in distributed_by_id.values()}
+    for submodule in module.modules():
+        for key, parameter in submodule.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in distributed_by_id:
+                submodule.register_parameter(key, distributed_by_id[id(parameter)])
+        if any(id(parameter) in distributed_ids for parameter in submodule.parameters(recurse=False)):
             # torch's public way holds the module weakly, and a compiled model is another object on the same attributes
-            part._register_load_state_dict_pre_hook(partial(_take_parts, part._parameters))  # type: ignore[no-untyped-call]
+            submodule._register_load_state_dict_pre_hook(partial(_load_local_parts, submodule._parameters))  # type: ignore[no-untyped-call]
     return replaced
 
 
-def distributed(
+def distribute_parameter(
     parameter: Tensor,
     shards: Sequence[ProgramShard],
     world: World,
     mesh: RankMesh,
     stage: tuple[str, int] | None = None,
 ) -> nn.Parameter:
-    """The DTensor parameter of which this process holds its part of the full `parameter`; unfilled if that is meta.
+    """The full `parameter` as a DTensor of which this process has its part; uninitialized for a meta tensor.
 
     `stage`: see `Layout`.
     """
     with torch.no_grad():
         layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype, stage)
-        own = cut(parameter.detach(), shards, mesh, world.rank)
+        own = local_tensor(parameter.detach(), shards, mesh, world.rank)
         own = torch.empty_like(own, device=world.device) if own.is_meta else own.to(world.device, copy=True)
-        made = nn.Parameter(layout.dtensor(own), parameter.requires_grad)
-    made.__dict__.update(parameter.__dict__)
-    return made
+        distributed = nn.Parameter(layout.dtensor(own), parameter.requires_grad)
+    distributed.__dict__.update(parameter.__dict__)
+    return distributed
 
 
-def is_here(tensor: Tensor) -> bool:
-    """Whether this process has a part of a tensor: not of a DTensor on the ranks of another stage."""
+def has_local_part(tensor: Tensor) -> bool:
+    """Whether this process has a part of a tensor; it has none of a DTensor on the ranks of another stage."""
     return not isinstance(tensor, DTensor) or tensor.device_mesh.get_coordinate() is not None
 
 
 def move_to(tensor: DTensor, mesh: DeviceMesh) -> None:
-    """Let `tensor`, in place, stand on `mesh`, some of its ranks; processes that are not there free their part.
+    """Move `tensor`, in place, to `mesh`, which has some of its ranks; the other processes free their part.
 
-    The axes that the smaller mesh lacks must not cut it. Who holds the tensor, such as an optimizer, goes on doing so.
+    The axes that the smaller mesh lacks must not shard it. References to the tensor, as from an optimizer, stay valid.
     """
     if not tensor.device_mesh.mesh_dim_names:
         return
-    cut_by = dict(zip(tensor.device_mesh.mesh_dim_names, tensor.placements, strict=True))
-    placements = tuple(cut_by.get(name, Replicate()) for name in mesh.mesh_dim_names or ())
+    by_axis = dict(zip(tensor.device_mesh.mesh_dim_names, tensor.placements, strict=True))
+    placements = tuple(by_axis.get(name, Replicate()) for name in mesh.mesh_dim_names or ())
     if mesh.get_coordinate() is None:
         tensor._local_tensor = tensor._local_tensor.new_empty(0)
     tensor._spec = DTensorSpec(mesh, placements, tensor_meta=tensor._spec.tensor_meta)
 
 
-def own_window(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shape of what this process holds of a DTensor, and where in the whole it begins."""
+def local_window(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of this process's part of a DTensor, and its offsets in the global tensor."""
     return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
 
 
-def _take_parts(parameters: Mapping[str, Tensor | None], state: dict[str, Any], prefix: str, *unused: object) -> None:
-    """Before a module loads its state: of full tensors that are given for DTensors, take this process's parts."""
+def _load_local_parts(
+    parameters: Mapping[str, Tensor | None], state: dict[str, Any], prefix: str, *unused: object
+) -> None:
+    """A hook of `load_state_dict`: replaces full tensors by this process's parts where the module has DTensors."""
     for name, own in parameters.items():
-        given = state.get(prefix + name)
-        if not (isinstance(own, DTensor) and isinstance(given, Tensor)) or isinstance(given, DTensor):
+        value = state.get(prefix + name)
+        if not (isinstance(own, DTensor) and isinstance(value, Tensor)) or isinstance(value, DTensor):
             continue
-        if given.shape == own.shape:
-            given = _own_part(own, given) if is_here(own) else given.new_empty(0)
-            local = given.detach().to(own.to_local().device)
+        if value.shape == own.shape:
+            value = _local_part(own, value) if has_local_part(own) else value.new_empty(0)
+            local = value.detach().to(own.to_local().device)
             state[prefix + name] = DTensor.from_local(
                 local, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
             )
 
 
-def _own_part(own: DTensor, given: Tensor) -> Tensor:
-    shape, offsets = own_window(own)
+def _local_part(own: DTensor, value: Tensor) -> Tensor:
+    shape, offsets = local_window(own)
     for dim, (start, extent) in enumerate(zip(offsets, shape, strict=True)):
-        given = given.narrow(dim, min(start, given.shape[dim]), extent)
-    return given
+        value = value.narrow(dim, min(start, value.shape[dim]), extent)
+    return value
 
 
 def _check_equal(parameters: Mapping[str, Tensor], world: World) -> None:
-    """Raise RunError E0354 unless all processes hold the same values; costs a hash of all of them, once."""
-    digests = {name: _digest(each) for name, each in parameters.items() if not each.is_meta}
-    together = world.everyones(hashlib.sha256(b"".join(digests.values())).digest())
+    """Raise RunError E0354 unless all processes have the same values. Compares hashes."""
+    digests = {name: _digest(tensor) for name, tensor in parameters.items() if not tensor.is_meta}
+    together = world.all_gather_bytes(hashlib.sha256(b"".join(digests.values())).digest())
     if len(set(together)) == 1:
         return
     for name, digest in digests.items():
-        each = world.everyones(digest)
-        if len(set(each)) > 1:
-            differing = [rank for rank, one in enumerate(each) if one != each[0]]
+        digests_by_rank = world.all_gather_bytes(digest)
+        if len(set(digests_by_rank)) > 1:
+            differing = [rank for rank, rank_digest in enumerate(digests_by_rank) if rank_digest != digests_by_rank[0]]
             raise RunError(
                 "E0354",
-                f"parameter '{name}' has not the same value in all processes: {ranks_are(differing)} unlike rank 0",
-                help="seed every process alike (torch.manual_seed) before the model is made, or load the same weights",
+                f"parameter '{name}' differs between processes: {rank_list(differing)} "
+                f"{'has' if len(differing) == 1 else 'have'} another value than rank 0",
+                help="set the same seed in all processes (torch.manual_seed) before you make the model, "
+                "or load the same weights",
             )
 
 

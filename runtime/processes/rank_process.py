@@ -1,7 +1,7 @@
-"""What a launched process runs: `python -m stretto.runtime.processes.rank_process ENTRY FOLDER`.
+"""The main module of a launched process: `python -m stretto.runtime.processes.rank_process ENTRY FOLDER`.
 
-ENTRY is "module:function" or "path/to/file.py:function"; the function takes the JSON in FOLDER/arguments.json and
-returns JSON, which goes to FOLDER/result-RANK.json. An error goes to FOLDER/error-RANK.json, and what is printed to
+ENTRY is "module:function" or "path/to/file.py:function". The function takes the JSON in FOLDER/arguments.json and
+returns JSON, which goes to FOLDER/result-RANK.json. An error goes to FOLDER/error-RANK.json, printed text to
 FOLDER/printed-RANK.txt.
 """
 
@@ -26,25 +26,25 @@ Entry = Callable[[Json], Json]
 
 
 def main(entry: str, folder: str) -> None:
-    """Run the entry as the rank of this process, and end the process (1 after an error)."""
+    """Run the entry as the rank of this process; the process exits with 1 after an error."""
     place = Path(folder)
     rank = os.environ["RANK"]
-    _print_to(place / f"printed-{rank}.txt")
-    threading.Thread(target=_end_with, args=(os.getppid(),), name="stretto-launcher", daemon=True).start()
+    _redirect_output(place / f"printed-{rank}.txt")
+    threading.Thread(target=_exit_with_launcher, args=(os.getppid(),), name="stretto-launcher", daemon=True).start()
     try:
         arguments: Json = json.loads((place / "arguments.json").read_text())
         result = json.dumps(find_entry(entry)(arguments))
-    except Exception as error:  # the process ends with it: it is written down, not swallowed
-        _write(place / f"error-{rank}.json", json.dumps(_describe(error)))
+    except Exception as error:  # reported to the launcher; the process ends
+        _write(place / f"error-{rank}.json", json.dumps(_error_report(error)))
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # connections to processes that are gone would hold up an orderly end
+        os._exit(1)  # an orderly exit would block on connections to dead processes
     _write(place / f"result-{rank}.json", result)
     _leave()
 
 
 def find_entry(entry: str) -> Entry:
-    """The function that "module:function" or "path/to/file.py:function" names; raises RunError E0358."""
+    """The function that "module:function" or "path/to/file.py:function" names. Raises RunError E0358."""
     source, _, function = entry.rpartition(":")
     try:
         if source.endswith(".py"):
@@ -58,13 +58,13 @@ def find_entry(entry: str) -> Entry:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(source)
-        found: Entry = getattr(module, function)
+        target: Entry = getattr(module, function)
     except (ImportError, AttributeError, ValueError, FileNotFoundError) as error:
-        raise RunError("E0358", f"'{entry}' is no function that a process can import: {error}") from error
-    return found
+        raise RunError("E0358", f"'{entry}' is not a function that a process can import: {error}") from error
+    return target
 
 
-def _describe(error: Exception) -> dict[str, Json]:
+def _error_report(error: Exception) -> dict[str, Json]:
     if isinstance(error, StrettoError):
         kind = "peer" if isinstance(error, PeerFailed) else "stretto"
         notes: Json = [[message, str(place) if place else ""] for message, place in error.notes]
@@ -78,21 +78,21 @@ def _describe(error: Exception) -> dict[str, Json]:
 
 
 def _write(path: Path, text: str) -> None:
-    """The whole file or none."""
+    """Write a file atomically."""
     draft = path.with_suffix(".part")
     draft.write_text(text)
     draft.replace(path)
 
 
-def _end_with(launcher: int) -> None:
-    """Outlive the launcher by no more than a second: nobody would end this process."""
+def _exit_with_launcher(launcher: int) -> None:
+    """Exit at most a second after the launcher, because nothing else would end this process."""
     while os.getppid() == launcher:
         time.sleep(1.0)
     os._exit(1)
 
 
-def _print_to(path: Path) -> None:
-    """Standard output and error of this process, of its libraries too."""
+def _redirect_output(path: Path) -> None:
+    """Redirect standard output and error to a file, for C++ libraries too."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(file, standard)
@@ -100,7 +100,7 @@ def _print_to(path: Path) -> None:
 
 
 def _leave() -> None:
-    from .world import leave  # torch.distributed is needed only where an entry has used it
+    from .world import leave  # imports torch.distributed, which an entry need not use
 
     leave()
 

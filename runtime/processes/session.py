@@ -1,4 +1,4 @@
-"""A program on ranks that are processes: this process is one of them, and holds its part of parameters and outputs."""
+"""The session whose ranks are processes: this process is one rank, with its part of parameters and outputs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..errors import CollectiveError, RunError
-from ..philox import RandomState
+from ..philox import RngState
 from ..program.arguments import DTYPES
 from ..program.program import Program
 from ..program.records import Input, Output
 from ..rank.executor import Executor, Frame
 from ..rank.replicas import compare_replicas
-from ..rank.shards import cut, sharding_axes, valid_part
-from ..rank.unreduced_gradients import Addends
-from ..session import State, check_given, tangents_or_zero
+from ..rank.shards import local_tensor, sharding_axes, valid_part
+from ..rank.unreduced_gradients import UnreducedGradients
+from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
 from .communicator import DistributedCommunicator, groups_of
-from .parameters import Layout, placed_as
+from .parameters import Layout, placement_of
 from .stages import Stages
 from .termination import Step
 from .world import World, join
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What a backward needs: the frame, and which arguments were DTensors, so that their gradients are too."""
+class _Saved:
+    """What a backward needs from its forward."""
 
     frame: Frame
     distributed: frozenset[str]
-    elsewhere: Mapping[str, int]
-    """Parameters that stand on another stage than the one that used them, and which."""
+    """The arguments that were DTensors, whose gradients are DTensors, too."""
+    other_stages: Mapping[str, int]
+    """By parameter that is stored on another stage than the one that uses it: that other stage."""
 
 
 class ProcessRank:
-    """A `Session` in which this process is one rank. Every process makes one, of the same program.
+    """A `Session` in which this process is one rank. All processes make one, of the same program.
 
-    Plain tensors are global: each process takes its part of them, and what comes back for them is global. A DTensor
-    stays one: parameters that are DTensors get gradients that are. Outputs that the program cuts are DTensors.
+    Plain tensors are global: each process takes its part, and results for them are global. DTensor parameters get
+    DTensor gradients. Sharded outputs are DTensors.
     """
 
     def __init__(
@@ -53,31 +54,31 @@ class ProcessRank:
         self._mesh = program.mesh
         self._replicas = replicas
         self._world = join(program.manifest.target, timeout_s)
-        self._world.agree(program)
+        self._world.check_same_program(program)
         self._messages = None if program.pipeline is None else self._world.messages
         groups = [*groups_of(program), *self._groups_of_results()]
         self._communicator = DistributedCommunicator(self._world, self._mesh, groups, messages=self._messages)
         self._executor = Executor(program, self._communicator, self._world.device)
         self._stages = Stages(program, self._world, self._communicator)
-        self._owners = {each.name: each for each in program.of_kind("parameter")}
-        self._layouts = {_key(each): self._layout(each) for each in _tensors(program)}
+        self._owners = {argument.name: argument for argument in program.of_kind("parameter")}
+        self._layouts = {_key(record): self._layout(record) for record in _tensors(program)}
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
-        self._constants = {each.name: self._part(each, tensor) for each, tensor in constants}
-        self.random_state = RandomState()
+        self._constants = {argument.name: self._part(argument, tensor) for argument, tensor in constants}
+        self.rng_state = RngState()
         self._step = _step()
         self._distributed: frozenset[str] = frozenset()
-        """Which arguments of the last forward were DTensors."""
-        self._elsewhere: dict[str, int] = {}
-        """Which of its parameters stand on another stage than the one that used them, and which that is."""
+        """The arguments of the last forward that were DTensors."""
+        self._other_stages: dict[str, int] = {}
+        """See `_Saved.other_stages`; of the last forward."""
 
     @property
     def program(self) -> Program:
-        """What it runs."""
+        """The program that it runs."""
         return self._program
 
     @property
     def world(self) -> World:
-        """The processes it runs on."""
+        """The processes that it runs on."""
         return self._world
 
     def forward(
@@ -89,89 +90,93 @@ class ProcessRank:
         scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
         """See `Session.forward`."""
-        given = {"parameter": parameters, "buffer": buffers, "input": inputs}
-        for kind, tensors in given.items():
-            check_given(kind, self._program.of_kind(kind), tensors, self._mesh)
-        given["random"] = [self.random_state.tensor() for _ in self._program.of_kind("random")]
+        tensors_by_kind = {"parameter": parameters, "buffer": buffers, "input": inputs}
+        for kind, tensors in tensors_by_kind.items():
+            check_arguments(kind, self._program.of_kind(kind), tensors, self._mesh)
+        tensors_by_kind["random"] = [self.rng_state.tensor() for _ in self._program.of_kind("random")]
         tangents = self._program.of_kind("tangent")
-        given["tangent"] = [torch.full(each.shape, scale, dtype=DTYPES[each.dtype]) for each in tangents]
-        queues = {kind: iter(tensors) for kind, tensors in given.items()}
-        takes = [each for each in self._program.inputs if each.kind in queues]
-        whole = {(each.kind, each.name): next(queues[each.kind]) for each in takes}
+        tensors_by_kind["tangent"] = [
+            torch.full(argument.shape, scale, dtype=DTYPES[argument.dtype]) for argument in tangents
+        ]
+        remaining = {kind: iter(tensors) for kind, tensors in tensors_by_kind.items()}
+        arguments = [argument for argument in self._program.inputs if argument.kind in remaining]
+        values = {(argument.kind, argument.name): next(remaining[argument.kind]) for argument in arguments}
         entry = self._executor.entry
         with torch.no_grad(), self._in_step():
-            brought = self._brought(parameters)
-            local = [
-                self._constants[each.name]
-                if each.kind == "constant"
-                else brought[each.name]
-                if each.kind == "parameter" and each.name in brought
-                else self._part(each, whole[each.kind, each.name])
-                for each in entry.early
-            ]
+            fetched = self._fetch_parameters(parameters)
+            known = {("constant", name): value for name, value in self._constants.items()}
+            known |= {("parameter", name): value for name, value in fetched.items()}
+            local = []
+            for argument in entry.forward_inputs:
+                key = argument.kind, argument.name
+                local.append(known[key] if key in known else self._part(argument, values[key]))
             results, frame = self._executor.forward(local)
-            self._compare(entry.results, results)
-            own = {_key(each): one for each, one in zip(entry.results, results, strict=True)}
-            outputs, changed = [], {}
-            for each in self._program.outputs:
-                if each.kind == "output":
-                    outputs.append(self._given_out(each, self._stages.everywhere(each, own.get(_key(each)))))
-                elif each.kind == "buffer":
-                    changed[each.name] = self._whole(each, self._stages.everywhere(each, own.get(_key(each)))).clone()
-        self._distributed = frozenset(name for (_, name), tensor in whole.items() if isinstance(tensor, DTensor))
-        return outputs, State(changed, _Kept(frame, self._distributed, dict(self._elsewhere)))
+            self._check_replicas(entry.forward_outputs, results)
+            own = {_key(output): result for output, result in zip(entry.forward_outputs, results, strict=True)}
+            outputs, new_buffers = [], {}
+            for output in self._program.outputs:
+                if output.kind == "output":
+                    outputs.append(self._output(output, self._stages.broadcast(output, own.get(_key(output)))))
+                elif output.kind == "buffer":
+                    buffer = self._stages.broadcast(output, own.get(_key(output)))
+                    new_buffers[output.name] = self._gathered(output, buffer).clone()
+        self._distributed = frozenset(name for (_, name), tensor in values.items() if isinstance(tensor, DTensor))
+        return outputs, State(new_buffers, _Saved(frame, self._distributed, dict(self._other_stages)))
 
     def backward(
-        self, state: State, tangents: Sequence[Tensor | None], addends: Addends | None = None
+        self, state: State, tangents: Sequence[Tensor | None], unreduced: UnreducedGradients | None = None
     ) -> dict[str, Tensor]:
         """See `Session.backward`."""
-        takes = self._program.of_kind("tangent")
-        gives = self._program.results_of_kind("gradient")
-        kept = state.kept
-        if not gives or not isinstance(kept, _Kept):
+        tangent_arguments = self._program.of_kind("tangent")
+        gradient_outputs = self._program.results_of_kind("gradient")
+        saved = state.saved
+        if not gradient_outputs or not isinstance(saved, _Saved):
             raise RunError("E0333", "the program was compiled for inference: it has no backward", help="--mode train")
-        given = tangents_or_zero(takes, tangents, self._mesh)
+        tangent_tensors = tangents_or_zero(tangent_arguments, tangents, self._mesh)
         with torch.no_grad(), self._in_step():
-            local = [self._part(each, tensor) for each, tensor in zip(takes, given, strict=True)]
+            local = [
+                self._part(argument, tensor)
+                for argument, tensor in zip(tangent_arguments, tangent_tensors, strict=True)
+            ]
             entry = self._executor.entry
-            results = self._executor.backward(kept.frame, local)
-            self._compare(entry.gradients, results)
+            results = self._executor.backward(saved.frame, local)
+            self._check_replicas(entry.gradients, results)
             used = {tensor.untyped_storage().data_ptr() for tensor in local}
-            found = {each.name: result for each, result in zip(entry.gradients, results, strict=True)}
+            results_by_name = {output.name: result for output, result in zip(entry.gradients, results, strict=True)}
             gradients: dict[str, Tensor] = {}
-            waiting = Addends() if addends is None else addends
-            for each in gives:
-                result = found.get(each.name)
+            sums = UnreducedGradients() if unreduced is None else unreduced
+            for output in gradient_outputs:
+                result = results_by_name.get(output.name)
                 if result is not None and result.untyped_storage().data_ptr() in used:
                     result = result.clone()
                 if result is not None:
                     used.add(result.untyped_storage().data_ptr())
-                if each.addends:
-                    waiting.add(each, self._world.rank, torch.empty(0) if result is None else result)
+                if output.unreduced_over:
+                    sums.add(output, self._world.rank, torch.empty(0) if result is None else result)
                 else:
-                    self._deliver(gradients, each, result, self._layouts[_key(each)], kept)
-        return gradients if addends is not None else gradients | self.reduce(waiting)
+                    self._deliver(gradients, output, result, self._layouts[_key(output)], saved)
+        return gradients if unreduced is not None else gradients | self.reduce(sums)
 
-    def reduce(self, addends: Addends, wanted: Container[str] | None = None) -> dict[str, Tensor]:
-        """See `Session.reduce`; every process must call it at the same point. A DTensor parameter's is a DTensor."""
+    def reduce(self, unreduced: UnreducedGradients, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """See `Session.reduce`. All processes must call it at the same point. DTensor parameters get DTensors."""
         gradients: dict[str, Tensor] = {}
-        last = _Kept(Frame([]), self._distributed, self._elsewhere)
+        last = _Saved(Frame([]), self._distributed, self._other_stages)
         with torch.no_grad(), self._in_step():
-            for each, by_rank in addends.take(wanted):
-                where = f"reducing gradient '{each.name}'"
+            for output, by_rank in unreduced.take(names):
+                where = f"reducing gradient '{output.name}'"
                 local: Tensor | None = None
-                if self._stages.has(each):
+                if self._stages.computes(output):
                     local = by_rank[self._world.rank]
-                    local = self._communicator.all_reduce_start(local, each.addends, "sum", where).wait()
-                owner = self._owners[each.name]
-                if local is not None and owner.shards != each.shards:
-                    local = cut(self._whole(each, local), owner.shards, self._mesh, self._world.rank)
-                cut_as = replace(each, shards=owner.shards)
-                self._deliver(gradients, cut_as, local, self._layouts[_key(owner)], last)
+                    local = self._communicator.all_reduce_start(local, output.unreduced_over, "sum", where).wait()
+                owner = self._owners[output.name]
+                if local is not None and owner.shards != output.shards:
+                    local = local_tensor(self._gathered(output, local), owner.shards, self._mesh, self._world.rank)
+                as_owner = replace(output, shards=owner.shards)
+                self._deliver(gradients, as_owner, local, self._layouts[_key(owner)], last)
         return gradients
 
     def close(self) -> None:
-        """Nothing: connections belong to the process."""
+        """Do nothing: connections belong to the process."""
 
     def __enter__(self) -> ProcessRank:
         return self
@@ -179,104 +184,106 @@ class ProcessRank:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
-    def _part(self, each: Input, tensor: Tensor) -> Tensor:
-        """What this rank's program takes of one argument."""
+    def _part(self, argument: Input, tensor: Tensor) -> Tensor:
+        """The local tensor that this rank's program takes for an argument."""
         if not isinstance(tensor, DTensor):
-            return cut(tensor.detach(), each.shards, self._mesh, self._world.rank).to(self._world.device)
-        layout = self._layouts[_key(each)]
+            return local_tensor(tensor.detach(), argument.shards, self._mesh, self._world.rank).to(self._world.device)
+        layout = self._layouts[_key(argument)]
         if layout is None:
-            return self._part(each, tensor.full_tensor())
-        if each.kind == "parameter" and not layout.fits(tensor):
+            return self._part(argument, tensor.full_tensor())
+        if argument.kind == "parameter" and not layout.matches(tensor):
             raise RunError(
                 "E0356",
-                f"parameter '{each.name}' is placed as {placed_as(tensor)}, the program was compiled for {layout}",
+                f"parameter '{argument.name}' is placed as {placement_of(tensor)}, "
+                f"but the program was compiled for {layout}",
                 help="compile with the plan that distributed the parameters",
             )
-        return layout.padded(tensor if each.kind == "parameter" else layout.moved(tensor))
+        return layout.padded(tensor if argument.kind == "parameter" else layout.redistributed(tensor))
 
-    def _given_out(self, each: Output, local: Tensor) -> Tensor:
-        layout = self._layouts[_key(each)]
-        if layout is None or not each.shards:
-            return self._whole(each, local).clone()
+    def _output(self, output: Output, local: Tensor) -> Tensor:
+        layout = self._layouts[_key(output)]
+        if layout is None or not output.shards:
+            return self._gathered(output, local).clone()
         return layout.dtensor(local.clone())
 
     def _deliver(
-        self, gradients: dict[str, Tensor], each: Output, local: Tensor | None, layout: Layout | None, kept: _Kept
+        self, gradients: dict[str, Tensor], output: Output, local: Tensor | None, layout: Layout | None, saved: _Saved
     ) -> None:
-        """Add to `gradients` what the caller gets of one: nothing where a DTensor parameter stands on other ranks."""
-        if each.name in kept.elsewhere:
-            found = self._stages.back(each, local, kept.elsewhere[each.name])
-        elif each.name not in kept.distributed or layout is None:
-            found = self._whole(each, self._stages.everywhere(each, local))
-        elif each.name in self._owners:
-            found = None if local is None else layout.dtensor(local)
+        """Add the caller's form of one gradient to `gradients`; nothing for a DTensor parameter of another stage."""
+        if output.name in saved.other_stages:
+            gradient = self._stages.return_gradient(output, local, saved.other_stages[output.name])
+        elif output.name not in saved.distributed or layout is None:
+            gradient = self._gathered(output, self._stages.broadcast(output, local))
+        elif output.name in self._owners:
+            gradient = None if local is None else layout.dtensor(local)
         else:
-            found = layout.dtensor(self._stages.everywhere(each, local))
-        if found is not None:
-            gradients[each.name] = found
+            gradient = layout.dtensor(self._stages.broadcast(output, local))
+        if gradient is not None:
+            gradients[output.name] = gradient
 
-    def _brought(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """This process's parts of parameters that stand on another stage than the one that uses them."""
-        self._elsewhere = {}
-        brought: dict[str, Tensor] = {}
-        for each, tensor in zip(self._program.of_kind("parameter"), parameters, strict=True):
-            stage = self._stages.elsewhere(each, tensor)
+    def _fetch_parameters(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """This process's parts of parameters that are stored on another stage than the one that uses them."""
+        self._other_stages = {}
+        fetched: dict[str, Tensor] = {}
+        for argument, tensor in zip(self._program.of_kind("parameter"), parameters, strict=True):
+            stage = self._stages.other_stage(argument, tensor)
             if stage is not None and isinstance(tensor, DTensor):
-                self._elsewhere[each.name] = stage
-                came = self._stages.brought(each, tensor, stage)
-                brought.update({} if came is None else {each.name: came})
-        return brought
+                self._other_stages[argument.name] = stage
+                received = self._stages.fetch(argument, tensor, stage)
+                fetched.update({} if received is None else {argument.name: received})
+        return fetched
 
     def _groups_of_results(self) -> Iterator[tuple[str, ...]]:
-        """The sets of axes over which results are put together and compared: all processes connect in one order."""
-        for each in self._program.outputs:
-            yield from (shard.axes for shard in each.shards)
-            yield each.addends
+        """The axes over which results are gathered, reduced and compared; all processes connect them in this order."""
+        for output in self._program.outputs:
+            yield from (shard.axes for shard in output.shards)
+            yield output.unreduced_over
             if self._replicas is not Replicas.TRUST:
-                yield self._copied_over(each)
+                yield self._replica_axes(output)
 
-    def _copied_over(self, each: Output) -> tuple[str, ...]:
-        """The axes along which all ranks, or all of those that have it, hold the same part of a result."""
-        apart = {*sharding_axes(each.shards), *each.addends, *self._program.speakers(each)}
-        return tuple(axis for axis, size in self._mesh.axes if axis not in apart and size > 1)
+    def _replica_axes(self, output: Output) -> tuple[str, ...]:
+        """The axes along which a result is replicated over the ranks that have it."""
+        others = {*sharding_axes(output.shards), *output.unreduced_over, *self._program.primary_coordinates(output)}
+        return tuple(axis for axis, size in self._mesh.axes if axis not in others and size > 1)
 
-    def _whole(self, each: Output, local: Tensor) -> Tensor:
-        """The global tensor of a result."""
-        for shard in each.shards:
-            where = f"gathering {each.kind} '{each.name or each.index}'"
+    def _gathered(self, output: Output, local: Tensor) -> Tensor:
+        """The global tensor of a result, all-gathered over its shards."""
+        for shard in output.shards:
+            where = f"gathering {output.kind} '{output.name or output.index}'"
             local = self._communicator.all_gather_start(local, shard.axes, shard.dim, where).wait()
             local = local.narrow(shard.dim, 0, shard.extent)
         return local
 
-    def _compare(self, gives: Sequence[Output], results: Sequence[Tensor]) -> None:
-        """Where replicas are checked: all ranks' copies of a result against the first one's."""
+    def _check_replicas(self, outputs: Sequence[Output], results: Sequence[Tensor]) -> None:
+        """Unless replicas are trusted, compare those of every result. Raises RunError E0330."""
         if self._replicas is Replicas.TRUST:
             return
-        for each, local in zip(gives, results, strict=True):
-            others = self._copied_over(each)
-            own = valid_part(local, each.shards, self._mesh, self._world.rank)
-            where = f"comparing replicas of {each.kind} '{each.name or each.index}'"
+        for output, local in zip(outputs, results, strict=True):
+            others = self._replica_axes(output)
+            own = valid_part(local, output.shards, self._mesh, self._world.rank)
+            where = f"comparing replicas of {output.kind} '{output.name or output.index}'"
             copies = self._communicator.all_gather_start(own[None], others, 0, where).wait()
             for rank, copy in zip(self._mesh.group(self._world.rank, others), copies, strict=True):
-                compare_replicas(each, copies[0], copy, rank)
+                compare_replicas(output, copies[0], copy, rank)
 
-    def _layout(self, each: Input | Output) -> Layout | None:
-        """None where DTensor has no word for how it is cut: then it is given and taken whole."""
+    def _layout(self, record: Input | Output) -> Layout | None:
+        """None where DTensor placements cannot express the shards; callers then pass and get the global tensor."""
+        is_parameter = record.kind != "input" and record.name in self._owners
+        stage = self._program.owning_stage(record) if is_parameter else None
         try:
-            home = self._program.home(each) if each.kind != "input" and each.name in self._owners else None
-            return Layout(self._world, self._mesh, each.shape, each.shards, DTYPES[each.dtype], home)
+            return Layout(self._world, self._mesh, record.shape, record.shards, DTYPES[record.dtype], stage)
         except RunError:
             return None
 
     @contextmanager
     def _in_step(self) -> Iterator[None]:
-        """Failures of this rank are told to the others, which would wait for it."""
+        """A context that reports failures of this rank to the others, which would wait for it."""
         with self._step:
             try:
                 with self._communicator.step():
                     yield
             except CollectiveError:
-                raise  # the watchdog has told them
+                raise  # the watchdog has reported it
             except BaseException as error:
                 self._world.watchdog.failed(str(error))
                 raise
@@ -284,15 +291,15 @@ class ProcessRank:
 
 @cache
 def _step() -> Step:
-    """One for all sessions, because signal handlers belong to the process."""
+    """One `Step` for all sessions, because signal handlers belong to the process."""
     return Step()
 
 
 def _tensors(program: Program) -> Iterator[Input | Output]:
-    yield from (each for each in program.inputs if each.kind != "constant")
+    yield from (argument for argument in program.inputs if argument.kind != "constant")
     yield from program.outputs
 
 
-def _key(each: Input | Output) -> tuple[str, str, int | None]:
-    """What tells a program's tensors of one direction apart."""
-    return each.kind, each.name, each.index
+def _key(record: Input | Output) -> tuple[str, str, int | None]:
+    """The identity of a tensor among a program's inputs, or among its outputs."""
+    return record.kind, record.name, record.index

@@ -1,7 +1,7 @@
-"""What the processes of different stages give each other around a program's run: results, and parameters elsewhere.
+"""Transfers between stages around a program's run: of results, and of parameters that another stage stores.
 
-A parameter stands on the stage that the first program of a model gave it. Another program of that model, such as the
-one for evaluation, may use it on another stage: then it is sent there at each run, and its gradient is sent back.
+A parameter is stored on the stage where the model's first program uses it. Another program of the model, such as the
+one for evaluation, may use it on another stage. Then each run sends it there, and its gradient back.
 """
 
 from __future__ import annotations
@@ -19,73 +19,73 @@ from .world import World
 
 
 class Stages:
-    """One process's view of a program; all processes call the same methods for the same tensors in the same order."""
+    """The transfers of one process. All processes call the same methods for the same tensors in the same order."""
 
     def __init__(self, program: Program, world: World, communicator: DistributedCommunicator) -> None:
         self._program = program
         self._world = world
         self._communicator = communicator
-        self._own = program.entry_of(world.rank).stage
+        self._own_stage = program.entry_of(world.rank).stage
 
-    def has(self, each: Output) -> bool:
-        """Whether this process's stage gives a result."""
-        return self._own is None or each.stages is None or self._own in each.stages
+    def computes(self, output: Output) -> bool:
+        """Whether this process's stage computes a result."""
+        return self._own_stage is None or output.stages is None or self._own_stage in output.stages
 
-    def everywhere(self, each: Output, local: Tensor | None) -> Tensor:
-        """This process's part of a result, which one stage sends to those that do not give it."""
-        turns = self._program.pipeline
-        if turns is None or each.stages is None:
-            assert local is not None, "every rank gives it"
+    def broadcast(self, output: Output, local: Tensor | None) -> Tensor:
+        """This process's part of a result. The first stage that computes it sends it to stages that do not."""
+        pipeline = self._program.pipeline
+        if pipeline is None or output.stages is None:
+            assert local is not None, "every rank computes it"
             return local
-        found = local
-        for stage in range(len(turns.entries)):
-            if stage not in each.stages:
-                came = self._sent(each, local, each.stages[0], stage)
-                found = came if came is not None else found
-        assert found is not None, "it was given or received"
-        return found
+        value = local
+        for stage in range(len(pipeline.entries)):
+            if stage not in output.stages:
+                received = self._transfer(output, local, output.stages[0], stage)
+                value = received if received is not None else value
+        assert value is not None, "it was computed or received"
+        return value
 
-    def elsewhere(self, each: Input, tensor: Tensor) -> int | None:
-        """The stage that a parameter stands on, if the program uses it on another one."""
-        home = self._program.home(each)
+    def other_stage(self, argument: Input, tensor: Tensor) -> int | None:
+        """The stage that stores a parameter, if the program uses it on another one."""
+        home = self._program.owning_stage(argument)
         if home is None or not isinstance(tensor, DTensor) or self._stands_on(tensor, home):
             return None
         axis, used = home
         others = (stage for stage in range(self._program.mesh.sizes[axis]) if stage != used)
         return next((stage for stage in others if self._stands_on(tensor, (axis, stage))), None)
 
-    def brought(self, each: Input, tensor: DTensor, stage: int) -> Tensor | None:
-        """This process's part of a parameter that stands on another stage; None where the program does not use it."""
-        home = self._program.home(each)
+    def fetch(self, argument: Input, tensor: DTensor, stage: int) -> Tensor | None:
+        """This process's part of a parameter that `stage` stores; None where this process does not use it."""
+        home = self._program.owning_stage(argument)
         assert home is not None, "it has a stage"
-        own = self._layout(each, stage).padded(tensor) if self._own == stage else None
-        return self._sent(each, own, stage, home[1])
+        own = self._layout(argument, stage).padded(tensor) if self._own_stage == stage else None
+        return self._transfer(argument, own, stage, home[1])
 
-    def back(self, each: Output, local: Tensor | None, stage: int) -> Tensor | None:
-        """The gradient of a parameter that stands on another stage; None where that is not this process's."""
-        home = self._program.home(each)
+    def return_gradient(self, output: Output, local: Tensor | None, stage: int) -> Tensor | None:
+        """The gradient of a parameter that `stage` stores; None on processes of other stages."""
+        home = self._program.owning_stage(output)
         assert home is not None, "it has a stage"
-        came = self._sent(each, local, home[1], stage)
-        return None if came is None else self._layout(each, stage).dtensor(came)
+        received = self._transfer(output, local, home[1], stage)
+        return None if received is None else self._layout(output, stage).dtensor(received)
 
     def _stands_on(self, tensor: DTensor, stage: tuple[str, int]) -> bool:
         mesh = self._world.device_mesh(self._program.mesh, stage)
         return tensor.device_mesh is mesh or tensor.device_mesh == mesh
 
-    def _layout(self, each: Input | Output, stage: int) -> Layout:
-        turns = self._program.pipeline
-        assert turns is not None, "it has stages"
-        at = (turns.axis, stage)
-        return Layout(self._world, self._program.mesh, each.shape, each.shards, DTYPES[each.dtype], at)
+    def _layout(self, record: Input | Output, stage: int) -> Layout:
+        pipeline = self._program.pipeline
+        assert pipeline is not None, "it has stages"
+        coordinate = (pipeline.axis, stage)
+        return Layout(self._world, self._program.mesh, record.shape, record.shards, DTYPES[record.dtype], coordinate)
 
-    def _sent(self, each: Input | Output, local: Tensor | None, source: int, destination: int) -> Tensor | None:
-        """What the ranks of `destination` receive from those of `source`; None on all others."""
-        turns = self._program.pipeline
-        assert turns is not None, "it has stages"
-        where = f"sharing {each.kind} '{each.name or each.index}'"
-        if self._own == source and local is not None:
-            self._communicator.send(local, turns.axis, destination, where)
-        if self._own != destination:
+    def _transfer(self, record: Input | Output, local: Tensor | None, source: int, destination: int) -> Tensor | None:
+        """The tensor that the ranks of stage `destination` receive from those of stage `source`; None on others."""
+        pipeline = self._program.pipeline
+        assert pipeline is not None, "it has stages"
+        where = f"sharing {record.kind} '{record.name or record.index}'"
+        if self._own_stage == source and local is not None:
+            self._communicator.send(local, pipeline.axis, destination, where)
+        if self._own_stage != destination:
             return None
-        shape = local_shape(each.shape, each.shards)
-        return self._communicator.receive_start(turns.axis, source, shape, DTYPES[each.dtype], where).wait()
+        shape = local_shape(record.shape, record.shards)
+        return self._communicator.receive_start(pipeline.axis, source, shape, DTYPES[record.dtype], where).wait()

@@ -1,8 +1,8 @@
-"""Nobody waits for ever: what a process does when a peer dies, fails or does not come.
+"""The watchdog of a process: detects peers that died, failed or are late, so that no wait is endless.
 
-Every process tells the store that it lives (a beat), and, when it stops, in which instruction and why. A process that
-waits in a collective looks up every quarter of a second whether somebody has stopped. So when one goes, all others stop
-within seconds, each naming the one that is missing and the instruction it waited in.
+Every process writes heartbeats to the store, and, when it stops, a report with its instruction and reason. A process
+that waits in a collective checks every quarter of a second whether another one has stopped. So when one dies, all
+others stop within seconds, each with an error that names the dead rank and the instruction in which it waited.
 """
 
 from __future__ import annotations
@@ -19,73 +19,73 @@ from typing import Protocol
 
 import torch.distributed as dist
 
-from ..errors import CollectiveError, PeerFailed
+from ..errors import CollectiveError, PeerFailed, rank_list
 
-BEAT_S = 0.5
-"""How often a process says that it lives."""
-SILENCE_S = 2.5
-"""Who says nothing for so long, after somebody stopped, is gone."""
-PARTING_S = 30.0
-"""How long a process that ends waits for its last beat to be over. An interpreter that ends while a thread of it is in
-a store's C++ is aborted ("terminate called without an active exception"), and a busy machine is slow to answer."""
-_GLANCE = timedelta(seconds=0.25)
+HEARTBEAT_S = 0.5
+"""Seconds between two heartbeats."""
+HEARTBEAT_TIMEOUT_S = 2.5
+"""After one process has stopped: seconds without a heartbeat after which another one counts as dead."""
+JOIN_S = 30.0
+"""Seconds that a process which ends waits for its last heartbeat to be written. An interpreter that ends while a thread
+is in a store's C++ code is aborted ("terminate called without an active exception"); a busy machine may be slow."""
+_POLL = timedelta(seconds=0.25)
 _STOPPED = "stretto/stopped"
-_BEAT = "stretto/beat"
+_HEARTBEAT = "stretto/beat"
 _SHOWN = 8
-_HELP = "set STRETTO_TIMEOUT_S (seconds) higher where ranks may be apart for longer, as when one writes a checkpoint"
+_HELP = "set STRETTO_TIMEOUT_S (seconds) higher where a rank may be late for longer, as when it writes a checkpoint"
 
 
 class Store(Protocol):
-    """What all processes can read and write: torch.distributed's key-value store."""
+    """torch.distributed's key-value store, which all processes share."""
 
     def set(self, key: str, value: str) -> None:
         """Write a value."""
         ...
 
     def get(self, key: str) -> bytes:
-        """Read a value; waits for it when it is not there."""
+        """Read a value; blocks until it exists."""
         ...
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all of them are there."""
+        """Whether all keys exist."""
         ...
 
 
-class Coming(Protocol):
-    """A message under way."""
+class PendingMessage(Protocol):
+    """A message under way; see `messages.Completion`."""
 
     error: RuntimeError | None
-    """Why it did not come, once it ended so."""
+    """Why it failed, if it did."""
 
-    def ended(self, seconds: float) -> bool:
-        """Whether it has come or failed, after at most so long."""
+    def done_within(self, seconds: float) -> bool:
+        """Whether it completes or fails within `seconds`."""
         ...
 
 
-class Why(StrEnum):
+class StopReason(StrEnum):
     """Why a process stopped."""
 
     FAILED = "failed"
-    """Its own error; `Report.error` is what it said."""
+    """An error of its own, in `Report.error`."""
     LOST = "lost"
-    """A connection of its group broke."""
+    """A broken connection."""
     TIMEOUT = "timeout"
-    """Others did not come in time."""
-    TOLD = "told"
-    """It saw that somebody else had stopped."""
+    """Other members of a collective were late."""
+    PEER_STOPPED = "peer stopped"
+    """Another process had stopped."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a process that stops leaves in the store."""
+    """The report that a process writes to the store when it stops."""
 
-    why: str
+    reason: str
     where: str
     error: str = ""
 
 
 class Watchdog:
-    """One process's eye on the others. `store` is shared by all; `timeout_s` bounds every wait in a collective."""
+    """The watchdog of one process. All share `store`; `timeout_s` bounds every wait in a collective."""
 
     def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -93,76 +93,77 @@ class Watchdog:
         self._rank = rank
         self._size = size
         end = threading.Event()
-        beat = threading.Thread(target=_beat, args=(store, rank, size, end), name="stretto-beat", daemon=True)
-        beat.start()
-        self._close = weakref.finalize(self, _end, end, beat)
+        heartbeat = threading.Thread(
+            target=_heartbeat, args=(store, rank, size, end), name="stretto-heartbeat", daemon=True
+        )
+        heartbeat.start()
+        self._close = weakref.finalize(self, _end, end, heartbeat)
 
     def close(self) -> None:
-        """Say no more that this process lives."""
+        """End the heartbeats of this process."""
         self._close()
 
     def wait(self, work: dist.Work, where: str, members: Sequence[int]) -> None:
-        """Wait for a collective of `members` that `where` started; raises CollectiveError when it cannot end."""
+        """Wait for a collective of `members` that `where` started. Raises CollectiveError where it cannot complete."""
         deadline = time.monotonic() + self.timeout_s
         while True:
             try:
-                work.wait(_GLANCE)
+                work.wait(_POLL)
                 return
             except RuntimeError as error:
                 if work.is_completed():
-                    late = time.monotonic() >= deadline
-                    broken = _failure(work)
-                    if broken is None:
+                    is_late = time.monotonic() >= deadline
+                    if _failure(work) is None:
                         return
-                    raise self.stop(Why.TIMEOUT if late else Why.LOST, where, members, str(error)) from error
-            if self._somebody_stopped():
-                raise self.stop(Why.TOLD, where, members)
+                    reason = StopReason.TIMEOUT if is_late else StopReason.LOST
+                    raise self.stop(reason, where, members, str(error)) from error
+            if self._peer_stopped():
+                raise self.stop(StopReason.PEER_STOPPED, where, members)
             if time.monotonic() >= deadline:
-                raise self.stop(Why.TIMEOUT, where, members)
+                raise self.stop(StopReason.TIMEOUT, where, members)
 
-    def wait_for_message(self, message: Coming, where: str, members: Sequence[int]) -> None:
-        """Wait for a message between two ranks, as `wait` does for a collective."""
+    def wait_for_message(self, message: PendingMessage, where: str, members: Sequence[int]) -> None:
+        """Wait for a message between the two ranks `members`, as `wait` does for a collective."""
         deadline = time.monotonic() + self.timeout_s
-        while not message.ended(_GLANCE.total_seconds()):
-            if self._somebody_stopped():
-                raise self.stop(Why.TOLD, where, members)
+        while not message.done_within(_POLL.total_seconds()):
+            if self._peer_stopped():
+                raise self.stop(StopReason.PEER_STOPPED, where, members)
             if time.monotonic() >= deadline:
-                raise self.stop(Why.TIMEOUT, where, members)
+                raise self.stop(StopReason.TIMEOUT, where, members)
         if message.error is not None:
-            raise self.stop(Why.LOST, where, members, str(message.error))
+            raise self.stop(StopReason.LOST, where, members, str(message.error))
 
     def failed(self, error: str) -> None:
-        """Tell the others that this process stops with an error of its own."""
-        self._publish(Report(Why.FAILED, "", error))
+        """Report to the other processes that this one stops with an error of its own."""
+        self._publish(Report(StopReason.FAILED, "", error))
 
-    def stop(self, why: Why, where: str, members: Sequence[int], detail: str = "") -> CollectiveError:
-        """Tell the others, see who is still there, and make the error that says so."""
-        self._publish(Report(why, where))
+    def stop(self, reason: StopReason, where: str, members: Sequence[int], detail: str = "") -> CollectiveError:
+        """Report that this process stops, poll the others, and return the error that names the cause."""
+        self._publish(Report(reason, where))
         try:
-            reports, alive = self._look_around()
+            reports, alive = self._poll_peers()
         except RuntimeError as error:
             return CollectiveError(
                 "E0351",
-                f"rank {self._rank} stopped in {where}: the process that keeps the store, rank 0 or the launcher, is "
-                "gone",
+                f"rank {self._rank} stopped in {where}: the process of the store, rank 0 or the launcher, is gone",
                 notes=((str(error).splitlines()[0], None),),
             )
         gone = [rank for rank in range(self._size) if rank not in reports and rank not in alive]
         notes = self._notes(reports, alive)
         for rank, report in reports.items():
-            if report.why == Why.FAILED:
+            if report.reason == StopReason.FAILED:
                 message = f"rank {self._rank} stopped in {where} because rank {rank} failed: {report.error}"
                 return PeerFailed("E0323", message, notes=notes)
         if gone:
             waited = "waited for it" if set(gone) & set(members) else "stopped"
-            message = f"{name(gone)} gone (ended, killed or out of reach); rank {self._rank} {waited} in {where}"
+            message = f"{ranks_are(gone)} gone (ended, killed or out of reach); rank {self._rank} {waited} in {where}"
             return CollectiveError("E0350", message, notes=notes)
-        if why is Why.TIMEOUT:
+        if reason is StopReason.TIMEOUT:
             missing = [rank for rank in members if rank not in reports and rank != self._rank]
             message = self._too_late(self._rank, where, missing)
             return CollectiveError("E0322", message, notes=notes, help=_HELP)
         for rank, report in reports.items():
-            if report.why == Why.TIMEOUT:
+            if report.reason == StopReason.TIMEOUT:
                 message = f"rank {self._rank} stopped in {where} because {self._too_late(rank, report.where, ())}"
                 return PeerFailed("E0323", message, notes=notes)
         first = detail.splitlines()[0] if detail else "no reason given"
@@ -170,13 +171,13 @@ class Watchdog:
 
     def _too_late(self, rank: int, where: str, missing: Sequence[int]) -> str:
         message = f"rank {rank} waited {self.timeout_s:g} s in {where}"
-        return f"{message} for {_plural(missing)}" if missing else message
+        return f"{message} for {rank_list(missing)}" if missing else message
 
     def _notes(self, reports: dict[int, Report], alive: set[int]) -> tuple[tuple[str, None], ...]:
-        notes = [f"rank {rank} stopped in {each.where}" for rank, each in sorted(reports.items()) if each.where]
+        notes = [f"rank {rank} stopped in {report.where}" for rank, report in sorted(reports.items()) if report.where]
         busy = sorted(alive - reports.keys() - {self._rank})
         if busy:
-            notes.append(f"{name(busy)} alive, but waited in no collective")
+            notes.append(f"{ranks_are(busy)} alive, but waited in no collective")
         if len(notes) > _SHOWN:
             notes[_SHOWN:] = [f"and {len(notes) - _SHOWN} more"]
         return tuple((note, None) for note in notes)
@@ -186,52 +187,48 @@ class Watchdog:
             self._store.set(f"{_STOPPED}/{self._rank}", json.dumps(asdict(report)))
             self._store.set(_STOPPED, str(self._rank))
         except RuntimeError:
-            return  # the store is gone with its process: `_look_around` says so
+            return  # the store is gone with its process: `_poll_peers` says so
 
-    def _somebody_stopped(self) -> bool:
+    def _peer_stopped(self) -> bool:
         try:
             return self._store.check([_STOPPED])
         except RuntimeError:
             return True
 
-    def _look_around(self) -> tuple[dict[int, Report], set[int]]:
-        """The other ranks' reports, and who has given a beat since; waits until each gave a sign or had its time."""
+    def _poll_peers(self) -> tuple[dict[int, Report], set[int]]:
+        """The other ranks' reports, and the ranks with a new heartbeat. Waits at most for the heartbeat timeout."""
         others = [rank for rank in range(self._size) if rank != self._rank]
-        before = {rank: self._last_beat(rank) for rank in others}
+        before = {rank: self._last_heartbeat(rank) for rank in others}
         reports: dict[int, Report] = {}
         alive = {self._rank}
-        silence_s = max(SILENCE_S, 5 * period_s(self._size))
-        deadline = time.monotonic() + silence_s
+        timeout_s = max(HEARTBEAT_TIMEOUT_S, 5 * heartbeat_period_s(self._size))
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and len(reports) < len(others):
             for rank in others:
                 if rank not in reports and self._store.check([f"{_STOPPED}/{rank}"]):
                     reports[rank] = Report(**json.loads(self._store.get(f"{_STOPPED}/{rank}")))
-                elif rank not in alive and self._last_beat(rank) != before[rank]:
+                elif rank not in alive and self._last_heartbeat(rank) != before[rank]:
                     alive.add(rank)
             time.sleep(0.05)
         return reports, alive
 
-    def _last_beat(self, rank: int) -> bytes:
-        key = f"{_BEAT}/{rank}"
+    def _last_heartbeat(self, rank: int) -> bytes:
+        key = f"{_HEARTBEAT}/{rank}"
         return self._store.get(key) if self._store.check([key]) else b""
 
 
-def period_s(size: int) -> float:
-    """Seconds between two beats of one process, so that the store serves at most 2000 a second."""
-    return max(BEAT_S, size / 2000)
+def heartbeat_period_s(size: int) -> float:
+    """Seconds between two heartbeats of one process; longer for many, so that the store gets at most 2000 a second."""
+    return max(HEARTBEAT_S, size / 2000)
 
 
-def name(ranks: Sequence[int]) -> str:
+def ranks_are(ranks: Sequence[int]) -> str:
     """ "rank 1 is" or "ranks 1, 2 are"."""
-    return f"{_plural(ranks)} {'is' if len(ranks) == 1 else 'are'}"
-
-
-def _plural(ranks: Sequence[int]) -> str:
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(str(rank) for rank in ranks)
+    return f"{rank_list(ranks)} {'is' if len(ranks) == 1 else 'are'}"
 
 
 def _failure(work: dist.Work) -> RuntimeError | None:
-    """Why a completed collective failed, or None when it ended well between two looks at it."""
+    """The error of a completed collective, or None where it succeeded between two polls."""
     try:
         work.wait()
     except RuntimeError as error:
@@ -239,17 +236,17 @@ def _failure(work: dist.Work) -> RuntimeError | None:
     return None
 
 
-def _beat(store: Store, rank: int, size: int, end: threading.Event) -> None:
+def _heartbeat(store: Store, rank: int, size: int, end: threading.Event) -> None:
     count = 0
     try:
         while not end.is_set():
-            store.set(f"{_BEAT}/{rank}", str(count))
+            store.set(f"{_HEARTBEAT}/{rank}", str(count))
             count += 1
-            end.wait(period_s(size))
+            end.wait(heartbeat_period_s(size))
     except RuntimeError:
-        return  # the store is gone: whoever waits finds out
+        return  # the store is gone: the next wait reports it
 
 
-def _end(end: threading.Event, beat: threading.Thread) -> None:
+def _end(end: threading.Event, heartbeat: threading.Thread) -> None:
     end.set()
-    beat.join(PARTING_S)
+    heartbeat.join(JOIN_S)

@@ -1,4 +1,4 @@
-"""The processes that run a program together: who they are, their groups, what they must agree on before they start."""
+"""The processes that run a program together: their groups, device meshes and connections, and checks at the start."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..errors import RunError
+from ..errors import RunError, rank_list
 from ..program.mesh import RankMesh
 from ..program.program import Program
 from .messages import Messages
-from .watchdog import Store, Watchdog, name
+from .watchdog import Store, Watchdog
 
 TIMEOUT_S = 60.0
-"""How long a process waits in a collective for others that live but do not come; `STRETTO_TIMEOUT_S` changes it."""
+"""Seconds that a process waits in a collective for late ones; `STRETTO_TIMEOUT_S` changes it."""
 _SHOWN = 12
-"""Characters of a hash that errors show."""
+"""Characters of a hash in errors."""
 
 
 def is_launched() -> bool:
@@ -42,42 +42,44 @@ class World:
         self._device_meshes: dict[tuple[RankMesh, tuple[str, int] | None], DeviceMesh] = {}
 
     def group(self, mesh: RankMesh, axes: Sequence[str]) -> dist.ProcessGroup:
-        """This process's group over `axes`. Every process must ask for the same groups in the same order."""
-        parts = sorted({tuple(sorted(mesh.group(rank, axes))) for rank in range(mesh.ranks)})
-        key = tuple(parts)
+        """This process's group over `axes`. All processes must ask for the same groups in the same order."""
+        partition = sorted({tuple(sorted(mesh.group(rank, axes))) for rank in range(mesh.ranks)})
+        key = tuple(partition)
         if key not in self._groups:
             limit, backend = self._limit, self._backend
-            made = {members: dist.new_group(list(members), timeout=limit, backend=backend) for members in parts}
-            self._groups[key] = next(group for members, group in made.items() if self.rank in members)
+            group_by_members = {
+                members: dist.new_group(list(members), timeout=limit, backend=backend) for members in partition
+            }
+            self._groups[key] = next(group for members, group in group_by_members.items() if self.rank in members)
         return self._groups[key]
 
     @cached_property
     def messages(self) -> Messages:
-        """What this process sends to others and receives; every process must first ask for it at the same point."""
-        everyone = list(range(self.size))
-        made = [dist.new_group(everyone, timeout=self._limit, backend=self._backend)]
+        """The messages of this process. All processes must ask for it for the first time at the same point."""
+        ranks = list(range(self.size))
+        groups = [dist.new_group(ranks, timeout=self._limit, backend=self._backend)]
         if self.device.type == "cuda":
-            made.append(dist.new_group(everyone, timeout=self._limit, backend=self._backend))
-        return Messages(self.rank, self.device, self.watchdog, (made[0], made[-1]))
+            groups.append(dist.new_group(ranks, timeout=self._limit, backend=self._backend))
+        return Messages(self.rank, self.device, self.watchdog, (groups[0], groups[-1]))
 
     def close_messages(self) -> None:
-        """End what waits for messages, if any were ever sent or received."""
+        """Close the messages of this process, if it has any."""
         if "messages" in vars(self):
             self.messages.close()
 
     def device_mesh(self, mesh: RankMesh, stage: tuple[str, int] | None = None) -> DeviceMesh:
-        """The mesh that DTensors stand on; a mesh without axes becomes one with an axis of size 1.
+        """The device mesh of DTensors; a mesh without axes becomes one with an axis of size 1.
 
-        `stage` (an axis and a coordinate on it) asks for the mesh of the ranks there, over all other axes. Every
-        process must ask for the same meshes in the same order, whether it stands on them or not.
+        With `stage`, (axis, coordinate), the mesh of the ranks at this coordinate, over all other axes. All processes
+        must ask for the same meshes in the same order, including those that are not in them.
         """
         key = (mesh, stage)
         if key not in self._device_meshes:
-            self._device_meshes[key] = self._made(mesh, stage)
+            self._device_meshes[key] = self._make_device_mesh(mesh, stage)
         return self._device_meshes[key]
 
-    def _made(self, mesh: RankMesh, stage: tuple[str, int] | None) -> DeviceMesh:
-        axes = mesh.axes if stage is None else tuple(each for each in mesh.axes if each[0] != stage[0])
+    def _make_device_mesh(self, mesh: RankMesh, stage: tuple[str, int] | None) -> DeviceMesh:
+        axes = tuple((axis, size) for axis, size in mesh.axes if stage is None or axis != stage[0])
         sizes = tuple(size for _, size in axes) or (1,)
         names = tuple(axis for axis, _ in axes) or ("rank",)
         if stage is None:
@@ -85,29 +87,29 @@ class World:
         ranks = [rank for rank in range(mesh.ranks) if mesh.coordinates(rank)[stage[0]] == stage[1]]
         return DeviceMesh(self.device.type, torch.tensor(ranks).reshape(sizes), mesh_dim_names=names)
 
-    def agree(self, program: Program) -> None:
-        """Raise RunError unless the mesh has as many ranks as there are processes, and all hold the same program."""
+    def check_same_program(self, program: Program) -> None:
+        """Raise RunError E0352 unless the mesh has a rank for each process, E0353 unless all have the same program."""
         if program.mesh.ranks != self.size:
             raise mesh_does_not_fit(program, self.size)
-        hashes = self.everyones(bytes.fromhex(program.hash))
+        hashes = self.all_gather_bytes(bytes.fromhex(program.hash))
         if len(set(hashes)) > 1:
             raise RunError(
                 "E0353",
-                "the processes hold different programs",
-                notes=tuple((note, None) for note in _who_holds(hashes)),
-                help="compile once and give every process the same folder, or the same model, plan and versions",
+                "the processes have different programs",
+                notes=tuple((note, None) for note in _hash_notes(hashes)),
+                help="give every process the same program folder, or the same model, plan and versions to compile",
             )
 
-    def everyones(self, message: bytes) -> list[bytes]:
-        """The messages of all processes, which have the same length, by rank."""
+    def all_gather_bytes(self, message: bytes) -> list[bytes]:
+        """The messages of all processes by rank; all have the same length."""
         own = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
-        each = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(each, own)
-        return [bytes(message.tolist()) for message in each]
+        received = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(received, own)
+        return [bytes(message.tolist()) for message in received]
 
     @property
     def _limit(self) -> timedelta:
-        """gloo's own limit comes after ours, so that it is our error which names the instruction."""
+        """gloo's timeout, longer than ours, so that the error is ours and names the instruction."""
         return timedelta(seconds=self.timeout_s + 5)
 
     @property
@@ -116,13 +118,13 @@ class World:
 
 
 _worlds: list[World] = []
-"""The world of this process, once joined: connections belong to the process, not to any object of its user."""
+"""The world of this process, once joined. Connections belong to the process, not to an object of the user."""
 
 
 def join(target: str = "cpu", timeout_s: float | None = None) -> World:
-    """The world of this process, made at the first call: from the process group, or from torchrun's environment.
+    """The world of this process; the first call makes it from the process group or from torchrun's environment.
 
-    `target` "cuda" takes the device of LOCAL_RANK. Every process must call it at the same point.
+    `target` "cuda" takes the device of LOCAL_RANK. All processes must call it at the same point.
     """
     for world in _worlds:
         if world.process_group is dist.group.WORLD:
@@ -139,7 +141,7 @@ def join(target: str = "cpu", timeout_s: float | None = None) -> World:
 
 
 def leave() -> None:
-    """End what `join` made; for processes that end in good order."""
+    """Close the connections that `join` made, before an orderly end of the process."""
     for world in _worlds:
         world.watchdog.close()
         world.close_messages()
@@ -149,7 +151,7 @@ def leave() -> None:
 
 
 def mesh_does_not_fit(program: Program, processes: int) -> RunError:
-    """The error for a mesh that has more or fewer ranks than there are processes."""
+    """The error for a mesh that has not as many ranks as there are processes."""
     axes = ", ".join(f"{axis}={size}" for axis, size in program.manifest.mesh)
     return RunError(
         "E0352",
@@ -168,13 +170,15 @@ def _device(target: str) -> torch.device:
 
 
 def _store() -> Store:
-    """The store of the default process group, which torch has no public name for."""
+    """The store of the default process group, for which torch has no public name."""
     store: Store = dist.distributed_c10d._get_default_store()
     return store
 
 
-def _who_holds(hashes: Sequence[bytes]) -> list[str]:
-    return [
-        f"{name([rank for rank, each in enumerate(hashes) if each == one])} at {one.hex()[:_SHOWN]}"
-        for one in dict.fromkeys(hashes)
-    ]
+def _hash_notes(hashes: Sequence[bytes]) -> list[str]:
+    """One note for each distinct hash, with the ranks that have it."""
+    notes = []
+    for distinct in dict.fromkeys(hashes):
+        ranks = [rank for rank, own in enumerate(hashes) if own == distinct]
+        notes.append(f"{rank_list(ranks)}: hash {distinct.hex()[:_SHOWN]}")
+    return notes

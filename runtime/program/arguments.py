@@ -1,6 +1,6 @@
-"""How an instruction's arguments are written in JSON.
+"""The JSON form of an instruction's arguments.
 
-null, bool, int, finite float, string and list stand for themselves; {"%": 3} is the value in slot 3,
+null, bool, int, finite float, string and list stand for themselves. {"%": 3} is the value in slot 3,
 {"dtype": "float32"} a dtype, {"float": "inf"} (or "-inf", "nan") a float that JSON has no number for.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
-"""What JSON can hold."""
+"""A JSON value."""
 
 Value = object
 """A decoded argument: a Python scalar, a string, a dtype, a `Slot`, or a list of these."""
@@ -48,7 +48,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def encode(value: Value) -> Json:
-    """The JSON of an argument; raises TypeError for what a program cannot hold (a device, a layout, a tensor).
+    """The JSON form of an argument. Raises TypeError for a type that has none (a device, a layout, a tensor).
 
     >>> encode([Slot(2), torch.bfloat16, float("-inf"), 1.5])
     [{'%': 2}, {'dtype': 'bfloat16'}, {'float': '-inf'}, 1.5]
@@ -63,13 +63,13 @@ def encode(value: Value) -> Json:
         case torch.dtype():
             return {"dtype": dtype_name(value)}
         case list() | tuple():
-            return [encode(each) for each in value]
+            return [encode(item) for item in value]
         case _:
             raise TypeError(f"a program cannot hold an argument of type {type(value).__name__}")
 
 
 def decode(value: Json) -> Value:
-    """The argument that a JSON value stands for; raises ValueError saying what is wrong with it."""
+    """The argument that a JSON value stands for. Raises ValueError for JSON that is no argument."""
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -80,7 +80,7 @@ def decode(value: Json) -> Value:
         case {"float": str(name)} if len(value) == 1 and name in _FLOATS:
             return _FLOATS[name]
         case list() | tuple():
-            return [decode(each) for each in value]
+            return [decode(item) for item in value]
         case _:
             raise ValueError(f"{value!r} is not an argument")
 
@@ -90,14 +90,14 @@ def slots_in(value: Value) -> Iterator[int]:
     if isinstance(value, Slot):
         yield value.index
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from slots_in(each)
+        for item in value:
+            yield from slots_in(item)
 
 
 def fill_in(value: Value, lookup: Callable[[int], object]) -> object:
-    """A decoded argument with its slots replaced by what `lookup` says of them."""
+    """A decoded argument in which `lookup(index)` stands in place of each slot."""
     if isinstance(value, Slot):
         return lookup(value.index)
     if isinstance(value, list | tuple):
-        return [fill_in(each, lookup) for each in value]
+        return [fill_in(item, lookup) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""A program folder on disk: read with every hash checked, written whole or not at all."""
+"""A program folder on disk: every hash is checked on reading, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -23,47 +23,50 @@ WEIGHTS = "weights.safetensors"
 JSON_FILES = ("program.json", "remarks.json", "reference.json")
 TEXT_FILES = ("ir.mlir",)
 SIZES = "sizes.json"
-"""There where a program has named sizes."""
+"""Exists only for a program with named sizes."""
 _CHUNK_BYTES = 1 << 22
-_DEEPEST = 64
-"""Levels of lists and objects inside each other that a file may have; ours have about ten."""
+_MAX_DEPTH = 64
+"""Accepted nesting of lists and objects in a file; compiled programs have about ten levels."""
 
 
 def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, object], str]:
-    """The files' contents by name (JSON decoded), the manifest, and the program's hash; all hashes are checked."""
+    """The files' contents by name (JSON decoded), the manifest, and the program's hash. Checks all hashes.
+
+    Raises ProgramError E0301 to E0306; `newest` is the newest format number that the caller reads.
+    """
     manifest = _manifest(folder)
-    written = manifest.get("format")
-    if not isinstance(written, int):
-        raise ProgramError("E0301", f"'{folder}' is not a program folder: its {MANIFEST} has no format number")
-    if written > newest:
+    version = manifest.get("format")
+    if not isinstance(version, int):
+        raise ProgramError("E0301", f"'{folder}' is not a program folder: its '{MANIFEST}' has no format number")
+    if version > newest:
         raise ProgramError(
             "E0304",
-            f"the program in '{folder}' has format {written}, this version reads up to {newest}",
+            f"the program in '{folder}' has format {version}, but this version reads formats up to {newest}",
             help="install a newer stretto, or compile the program again with this one",
         )
     try:
         fields = Fields(manifest, MANIFEST)
         sums = {name: str(value) for name, value in fields.mapping("files").items()}
-        digest = fields.text("hash")
+        digest = fields.string("hash")
     except Malformed as error:
         raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
     _check_sums(folder, sums)
-    if whole_hash(manifest) != digest:
+    if manifest_hash(manifest) != digest:
         raise _altered(folder, MANIFEST)
-    there = (*JSON_FILES, SIZES) if SIZES in sums else JSON_FILES
-    files: dict[str, object] = {name: _json(folder, name) for name in there}
+    names = (*JSON_FILES, SIZES) if SIZES in sums else JSON_FILES
+    files: dict[str, object] = {name: _json(folder, name) for name in names}
     files.update({name: _text(folder, name) for name in TEXT_FILES})
     return files, manifest, digest
 
 
-def whole_hash(manifest: Mapping[str, object]) -> str:
-    """SHA-256 over the manifest without its hash, and so over the hashes of all files."""
-    rest = {key: value for key, value in manifest.items() if key != "hash"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def manifest_hash(manifest: Mapping[str, object]) -> str:
+    """SHA-256 over the manifest without its own hash. The manifest has the hashes of all files, so this covers them."""
+    hashed = {key: value for key, value in manifest.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the weights file by name; empty when the program has none."""
+    """The tensors of the weights file by name; empty where the program has no such file."""
     if not (folder / WEIGHTS).exists():
         return {}
     try:
@@ -80,8 +83,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def write_folder(
     folder: Path, manifest: Mapping[str, Json], texts: Mapping[str, str], weights: Mapping[str, Tensor]
 ) -> None:
-    """Write beside `folder`, then rename: what was there stays until everything is on disk."""
-    refuse_what_is_not_ours(folder)
+    """Write the files into a folder beside `folder`, then rename: an older program stays until all is on disk."""
+    refuse_other_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
@@ -91,9 +94,9 @@ def write_folder(
             (fresh / name).write_text(text, encoding="utf-8")
         if weights:
             _write_weights(fresh / WEIGHTS, weights)
-        sums: dict[str, Json] = {each.name: _sha256(each) for each in sorted(fresh.iterdir())}
+        sums: dict[str, Json] = {path.name: _sha256(path) for path in sorted(fresh.iterdir())}
         sealed = {**manifest, "files": sums}
-        text = json.dumps({**sealed, "hash": whole_hash(sealed)}, indent=1, allow_nan=False)
+        text = json.dumps({**sealed, "hash": manifest_hash(sealed)}, indent=1, allow_nan=False)
         (fresh / MANIFEST).write_text(text, encoding="utf-8")
         _swap(fresh, folder, work / "old")
     finally:
@@ -112,15 +115,15 @@ def _swap(fresh: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def refuse_what_is_not_ours(folder: Path) -> None:
-    """Raise ProgramError E0307 where a program would replace something that is none."""
+def refuse_other_folder(folder: Path) -> None:
+    """Raise ProgramError E0307 where `folder` exists and is no program folder, which a program would replace."""
     if not os.path.lexists(folder):
         return
     try:
-        ours = {"format", "files", "hash"} <= _manifest(folder).keys()
+        is_program = {"format", "files", "hash"} <= _manifest(folder).keys()
     except ProgramError:
-        ours = False
-    if not ours or folder.is_symlink():
+        is_program = False
+    if not is_program or folder.is_symlink():
         raise ProgramError(
             "E0307",
             f"'{folder}' exists and is not a program folder; nothing was written",
@@ -133,26 +136,26 @@ def _manifest(folder: Path) -> dict[str, object]:
         raise _no_program(folder)
     value = _json(folder, MANIFEST)
     if not isinstance(value, dict):
-        raise ProgramError("E0301", f"'{folder}' is not a program folder: its {MANIFEST} is not an object")
+        raise ProgramError("E0301", f"'{folder}' is not a program folder: its '{MANIFEST}' is not a JSON object")
     return value
 
 
 def _no_program(folder: Path) -> ProgramError:
-    """The error for a path without a manifest, with the program nearest in name where the path does not exist."""
+    """The error for a path without a manifest. Where the path does not exist, it proposes a program of similar name."""
     if folder.is_file():
         return ProgramError("E0301", f"'{folder}' is a file, not a program folder")
     if folder.is_dir():
         return ProgramError(
             "E0301",
-            f"'{folder}' is not a program folder: it has no {MANIFEST}",
+            f"'{folder}' is not a program folder: it has no '{MANIFEST}'",
             help="a program folder is what `stretto compile ... -o DIR` writes",
         )
-    programs = [each.parent.name for each in folder.parent.glob(f"*/{MANIFEST}")]
-    near = difflib.get_close_matches(folder.name, sorted(programs), 1)
+    programs = [path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}")]
+    similar = difflib.get_close_matches(folder.name, sorted(programs), 1)
     return ProgramError(
         "E0301",
         f"'{folder}' is not a program folder: it does not exist",
-        help=f"did you mean '{folder.parent / near[0]}'?" if near else "`stretto compile ... -o DIR` writes one",
+        help=f"did you mean '{folder.parent / similar[0]}'?" if similar else "`stretto compile ... -o DIR` writes one",
     )
 
 
@@ -170,33 +173,33 @@ def _text(folder: Path, name: str) -> str:
 
 
 def _json(folder: Path, name: str) -> object:
-    """A file's value. What is nested so deeply that reading it would exhaust the stack is refused, as NaN is."""
+    """The decoded content of a JSON file. Raises ProgramError E0302, also for NaN and for too deep nesting."""
     try:
-        value: object = json.loads(_text(folder, name), parse_constant=_no_constant)
-        if _depth(value) > _DEEPEST:
+        value: object = json.loads(_text(folder, name), parse_constant=_refuse_constant)
+        if _depth(value) > _MAX_DEPTH:
             raise RecursionError
     except RecursionError:
-        why = f"it is nested more than {_DEEPEST} levels deep"
+        reason = f"it is nested more than {_MAX_DEPTH} levels deep"
     except ValueError as error:
-        why = str(error)
+        reason = str(error)
     else:
         return value
     raise ProgramError(
-        "E0302", f"'{folder / name}' is truncated or not JSON: {why}", help="copy or compile the program again"
+        "E0302", f"'{folder / name}' is truncated or not JSON: {reason}", help="copy or compile the program again"
     )
 
 
 def _depth(value: object) -> int:
-    """How many lists and objects are inside each other at the most."""
+    """How deep lists and objects are nested in `value`."""
     depth, level = 0, [value]
-    while level := [each for each in level if isinstance(each, (dict, list))]:
+    while containers := [child for child in level if isinstance(child, (dict, list))]:
         depth += 1
-        level = [each for one in level for each in (one.values() if isinstance(one, dict) else one)]
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON value")
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _unreadable(path: Path, error: OSError) -> ProgramError:
@@ -206,13 +209,17 @@ def _unreadable(path: Path, error: OSError) -> ProgramError:
 def _check_sums(folder: Path, sums: Mapping[str, str]) -> None:
     for name in (*JSON_FILES, *TEXT_FILES):
         if name not in sums:
-            raise ProgramError("E0306", f"the program in '{folder}' is malformed: its {MANIFEST} does not list {name}")
+            raise ProgramError(
+                "E0306", f"the program in '{folder}' is malformed: its '{MANIFEST}' does not list '{name}'"
+            )
     for name, expected in sums.items():
         if name not in (*JSON_FILES, *TEXT_FILES, SIZES, WEIGHTS):
-            raise ProgramError("E0306", f"the program in '{folder}' is malformed: its {MANIFEST} lists '{name}'")
+            raise ProgramError(
+                "E0306", f"the program in '{folder}' is malformed: its '{MANIFEST}' lists the unknown file '{name}'"
+            )
         if not (folder / name).is_file():
             raise ProgramError(
-                "E0302", f"'{folder}' is truncated: {name} is missing", help="copy or compile the program again"
+                "E0302", f"'{folder}' is truncated: '{name}' is missing", help="copy or compile the program again"
             )
         if _sha256(folder / name) != expected:
             raise _altered(folder, name)
@@ -233,8 +240,8 @@ def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while piece := file.read(_CHUNK_BYTES):
-                digest.update(piece)
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     except OSError as error:
         raise _unreadable(path, error) from None
     return digest.hexdigest()
@@ -246,15 +253,14 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     except ImportError:
         raise _no_safetensors("the program's weights cannot be written") from None
     seen: set[int] = set()
-    apart: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}  # safetensors refuses tensors that share storage
     for name, tensor in weights.items():
         storage = tensor.untyped_storage()
         shared = storage.data_ptr() in seen or storage.nbytes() != tensor.numel() * tensor.element_size()
         seen.add(storage.data_ptr())
-        apart[name] = torch.clone(tensor.detach()) if shared else tensor.detach()
-        apart[name] = apart[name].contiguous()
-    save_file(apart, path)
+        separate[name] = (torch.clone(tensor.detach()) if shared else tensor.detach()).contiguous()
+    save_file(separate, path)
 
 
-def _no_safetensors(what: str) -> ProgramError:
-    return ProgramError("E0308", f"{what}: safetensors is not installed", help="pip install safetensors")
+def _no_safetensors(failure: str) -> ProgramError:
+    return ProgramError("E0308", f"{failure}: safetensors is not installed", help="pip install safetensors")

@@ -1,4 +1,4 @@
-"""Reading JSON that someone else may have changed: every field is checked, and what is wrong is named by its path."""
+"""Checked reading of untrusted JSON: every field's type is checked, and an error names the field by its path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Malformed(ValueError):
-    """A value that is not what the format says; the message starts with its path in the file."""
+    """A value that does not follow the format; the message starts with its path in the file."""
 
 
 class Fields:
@@ -22,79 +22,79 @@ class Fields:
         self.path = path
 
     def raw(self, key: str) -> object:
-        """The value as JSON gave it; it must be there."""
+        """The value of a key that must exist, unchecked."""
         if key not in self._values:
             raise Malformed(f'{self.path}: "{key}" is missing')
         return self._values[key]
 
-    def text(self, key: str) -> str:
+    def string(self, key: str) -> str:
         """A string."""
-        return self._of(key, str, "a string")
+        return self._typed(key, str, "a string")
 
-    def text_or(self, key: str, otherwise: str) -> str:
-        """A string, or `otherwise` where the key is missing."""
-        return self.text(key) if key in self._values else otherwise
+    def string_or(self, key: str, default: str) -> str:
+        """A string, or `default` where the key is missing."""
+        return self.string(key) if key in self._values else default
 
-    def whole(self, key: str) -> int:
+    def integer(self, key: str) -> int:
         """An integer."""
-        return _whole(self.raw(key), f"{self.path}.{key}")
+        return _integer(self.raw(key), f"{self.path}.{key}")
 
-    def whole_or_none(self, key: str) -> int | None:
+    def integer_or_null(self, key: str) -> int | None:
         """An integer, or null."""
-        return None if self.raw(key) is None else self.whole(key)
+        return None if self.raw(key) is None else self.integer(key)
 
-    def flag(self, key: str) -> bool:
+    def boolean(self, key: str) -> bool:
         """A boolean."""
-        return self._of(key, bool, "true or false")
+        return self._typed(key, bool, "true or false")
 
-    def flag_or(self, key: str, otherwise: bool) -> bool:
-        """A boolean, or `otherwise` where the key is missing."""
-        return self.flag(key) if key in self._values else otherwise
+    def boolean_or(self, key: str, default: bool) -> bool:
+        """A boolean, or `default` where the key is missing."""
+        return self.boolean(key) if key in self._values else default
 
     def mapping(self, key: str) -> dict[str, object]:
         """An object whose values are read by the caller."""
-        return {str(name): value for name, value in self._of(key, dict, "an object").items()}
+        return {str(name): value for name, value in self._typed(key, dict, "an object").items()}
 
-    def each(self, key: str, read: Callable[[object, str], T]) -> tuple[T, ...]:
+    def list_of(self, key: str, read: Callable[[object, str], T]) -> tuple[T, ...]:
         """A list, every element read by `read(value, path)`."""
-        values = self._of(key, list, "a list")
-        return tuple(read(value, f"{self.path}.{key}[{at}]") for at, value in enumerate(values))
+        values = self._typed(key, list, "a list")
+        return tuple(read(value, f"{self.path}.{key}[{index}]") for index, value in enumerate(values))
 
     def optional(self, key: str, read: Callable[[object, str], T]) -> T | None:
-        """What `read(value, path)` gives; None where the value is null or missing."""
+        """The result of `read(value, path)`; None where the value is null or missing."""
         value = self._values.get(key)
         return None if value is None else read(value, f"{self.path}.{key}")
 
-    def texts(self, key: str) -> tuple[str, ...]:
+    def strings(self, key: str) -> tuple[str, ...]:
         """A list of strings."""
-        return self.each(key, _text)
+        return self.list_of(key, _string)
 
-    def wholes(self, key: str) -> tuple[int, ...]:
+    def integers(self, key: str) -> tuple[int, ...]:
         """A list of integers."""
-        return self.each(key, _whole)
+        return self.list_of(key, _integer)
 
-    def wholes_where_given(self, key: str) -> tuple[int, ...] | None:
+    def optional_integers(self, key: str) -> tuple[int, ...] | None:
         """A list of integers, or None where it is null or missing."""
-        return None if self._values.get(key) is None else self.wholes(key)
+        return None if self._values.get(key) is None else self.integers(key)
 
-    def wholes_or_none(self, key: str) -> tuple[int | None, ...]:
+    def integers_or_nulls(self, key: str) -> tuple[int | None, ...]:
         """A list of integers and nulls."""
-        return self.each(key, lambda value, path: None if value is None else _whole(value, path))
+        return self.list_of(key, lambda value, path: None if value is None else _integer(value, path))
 
-    def _of(self, key: str, kind: type[T], name: str) -> T:
+    def _typed(self, key: str, kind: type[T], name: str) -> T:
         value = self.raw(key)
         if not isinstance(value, kind):
             raise Malformed(f"{self.path}.{key}: expected {name}, found {value!r:.60}")
         return value
 
 
-def _text(value: object, path: str) -> str:
+def _string(value: object, path: str) -> str:
     if not isinstance(value, str):
         raise Malformed(f"{path}: expected a string, found {value!r:.60}")
     return value
 
 
-def _whole(value: object, path: str) -> int:
+def _integer(value: object, path: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise Malformed(f"{path}: expected an integer, found {value!r:.60}")
     return value

@@ -1,4 +1,4 @@
-"""Which ranks form a group: row-major coordinates on a mesh of named axes."""
+"""The mesh of ranks: named axes, row-major coordinates, groups."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class RankMesh:
         """The position of `rank` on each axis."""
         return dict(zip(self.sizes, _unravel(self.axes, rank), strict=True))
 
-    def rank_at(self, place: dict[str, int]) -> int:
-        """The rank at one coordinate on every axis."""
+    def rank_at(self, coordinates: Mapping[str, int]) -> int:
+        """The rank at these coordinates, one for every axis."""
         rank = 0
-        for name, size in self.axes:
-            rank = rank * size + place[name]
+        for axis, size in self.axes:
+            rank = rank * size + coordinates[axis]
         return rank
 
     def size(self, axes: Sequence[str]) -> int:
@@ -54,37 +54,38 @@ class RankMesh:
 
     def group(self, rank: int, axes: Sequence[str]) -> tuple[int, ...]:
         """The ranks that differ from `rank` on `axes` only, ordered by their coordinate over `axes` as listed."""
-        place = self.coordinates(rank)
-        spots = product(*(range(self.sizes[axis]) for axis in axes))
-        return tuple(self.rank_at({**place, **dict(zip(axes, spot, strict=True))}) for spot in spots)
+        own = self.coordinates(rank)
+        positions = product(*(range(self.sizes[axis]) for axis in axes))
+        return tuple(self.rank_at({**own, **dict(zip(axes, position, strict=True))}) for position in positions)
 
     def peer(self, rank: int, axis: str, coordinate: int) -> int:
-        """The rank at `coordinate` on `axis` that stands where `rank` does on all other axes."""
+        """The rank at `coordinate` on `axis` whose coordinates on all other axes are those of `rank`."""
         return self.rank_at({**self.coordinates(rank), axis: coordinate})
 
-    def is_first(self, rank: int, axes: Sequence[str], first: Mapping[str, int] | None = None) -> bool:
-        """Whether `rank` stands at 0 on every axis that is NOT in `axes`: the one that speaks for its replicas.
+    def is_primary(self, rank: int, axes: Sequence[str], primary: Mapping[str, int] | None = None) -> bool:
+        """Whether `rank` has the primary replica of a tensor that is sharded or partial over `axes`.
 
-        Where not all coordinates on an axis have replicas, `first` says which of them speaks.
+        That is the replica at coordinate 0 on every other axis, or at the coordinate that `primary` gives for an axis:
+        in a pipeline not every stage has the tensor.
         """
-        at = zip(self.sizes, _unravel(self.axes, rank), strict=True)
-        return all(axis in axes or place == (first or {}).get(axis, 0) for axis, place in at)
+        coordinates = zip(self.sizes, _unravel(self.axes, rank), strict=True)
+        return all(axis in axes or coordinate == (primary or {}).get(axis, 0) for axis, coordinate in coordinates)
 
 
 @lru_cache(maxsize=1 << 16)
 def _unravel(axes: tuple[tuple[str, int], ...], rank: int) -> tuple[int, ...]:
-    place: list[int] = []
+    reversed_coordinates: list[int] = []
     for _, size in reversed(axes):
-        rank, at = divmod(rank, size)
-        place.append(at)
-    return tuple(reversed(place))
+        rank, coordinate = divmod(rank, size)
+        reversed_coordinates.append(coordinate)
+    return tuple(reversed(reversed_coordinates))
 
 
 @lru_cache(maxsize=1 << 16)
 def _coordinate(mesh: tuple[tuple[str, int], ...], rank: int, axes: tuple[str, ...]) -> int:
-    places = {name: (at, size) for (name, size), at in zip(mesh, _unravel(mesh, rank), strict=True)}
+    coordinates = dict(zip((axis for axis, _ in mesh), _unravel(mesh, rank), strict=True))
+    sizes = dict(mesh)
     position = 0
     for axis in axes:
-        at, size = places[axis]
-        position = position * size + at
+        position = position * sizes[axis] + coordinates[axis]
     return position

@@ -1,8 +1,8 @@
-"""Which numbers of a program are sizes: what `sizes.json` says, and how numbers are put in their places.
+"""Named sizes: what `sizes.json` holds, and how a program is bound to other sizes.
 
-A program is made for the sizes of one example, and runs as it is. Where it has named sizes, `sizes.json` says which of
-its numbers follow from them, by a tree of the shape of `program.json` that has an expression in place of each such
-number, and nothing else. So a program for other sizes is made by writing numbers, without a compiler.
+A program is compiled for the sizes of one example and runs as it is. Where it has named sizes, `sizes.json` holds an
+expression for each number of `program.json` that depends on them. The expressions stand in a tree of the same shape,
+which has nothing else. Binding evaluates them and writes the numbers into a copy, without a compiler.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TypeVar
 from .arguments import Json
 from .json_fields import Fields, Malformed
 from .records import Function, Input, Instruction, Output
-from .sizes import BadExpression, holds, read, value_of
+from .sizes import BadExpression, holds, parse, value_of
 
 T = TypeVar("T", Input, Output, Instruction)
-Places = Mapping[str, "Places | str"]
-"""By key, or by the index in a list as text: an expression, or the places further inside."""
+ExpressionTree = Mapping[str, "ExpressionTree | str"]
+"""Expressions in the shape of a JSON document: by key, or by list index as text, an expression or a subtree."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class NamedSize:
 
     name: str
     example: int
-    """What it is in the program as it stands."""
+    """The size that the program was compiled for."""
     low: int
     high: int | None
-    """The greatest it may be; None: no bound."""
+    """The greatest valid size; None: no bound."""
 
     def to_json(self) -> dict[str, Json]:
         return {"name": self.name, "example": self.example, "low": self.low, "high": self.high}
@@ -39,23 +39,23 @@ class NamedSize:
     def from_json(value: object, path: str) -> NamedSize:
         fields = Fields(value, path)
         return NamedSize(
-            fields.text("name"), fields.whole("example"), fields.whole("low"), fields.whole_or_none("high")
+            fields.string("name"), fields.integer("example"), fields.integer("low"), fields.integer_or_null("high")
         )
 
 
 @dataclass(frozen=True)
 class Symbolic:
-    """The named sizes of a program, for which of their values it holds, and where they are."""
+    """The named sizes of a program, the values for which it is valid, and the numbers that depend on them."""
 
     names: tuple[NamedSize, ...] = ()
     guards: tuple[str, ...] = ()
-    """Conditions; where one is false, the model or its compilation is another than this one."""
-    program: Places = field(default_factory=dict)
-    reference: Places = field(default_factory=dict)
+    """Conditions under which the program is valid, such as "batch % 2 == 0"."""
+    program: ExpressionTree = field(default_factory=dict)
+    reference: ExpressionTree = field(default_factory=dict)
 
     def about(self) -> dict[str, Json]:
-        """The names and the conditions, without the places."""
-        return {"names": [each.to_json() for each in self.names], "guards": list(self.guards)}
+        """The names and guards as JSON, without the expressions."""
+        return {"names": [name.to_json() for name in self.names], "guards": list(self.guards)}
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -66,125 +66,134 @@ class Symbolic:
     @staticmethod
     def from_json(value: object, path: str = "sizes.json") -> Symbolic:
         fields = Fields(value, path)
-        found = Symbolic(
-            fields.each("names", NamedSize.from_json),
-            fields.texts("guards"),
-            _places(fields.raw("program"), f"{path}.program"),
-            _places(fields.raw("reference"), f"{path}.reference"),
+        symbolic = Symbolic(
+            fields.list_of("names", NamedSize.from_json),
+            fields.strings("guards"),
+            _expression_tree(fields.raw("program"), f"{path}.program"),
+            _expression_tree(fields.raw("reference"), f"{path}.reference"),
         )
         try:
-            for guard in found.guards:
-                read(guard, condition=True)
+            for guard in symbolic.guards:
+                parse(guard, condition=True)
         except BadExpression as error:
             raise Malformed(f"{path}.guards: {error}") from None
-        return found
+        return symbolic
 
     def refusal(self, sizes: Mapping[str, int]) -> str:
-        """Why these sizes need another program; empty where they do not."""
-        for each in self.names:
-            if each.name not in sizes:
-                return f"'{each.name}' is not given"
-            size = sizes[each.name]
-            if size < each.low or (each.high is not None and size > each.high):
-                return f"{each.name} = {size} is outside of {range_text(each.low, each.high)}"
-        unknown = sorted(sizes.keys() - {each.name for each in self.names})
+        """Why the program is not valid for these sizes; empty where it is."""
+        for named in self.names:
+            if named.name not in sizes:
+                return f"'{named.name}' is not given"
+            size = sizes[named.name]
+            if size < named.low or (named.high is not None and size > named.high):
+                return f"{named.name} = {size} is outside of {range_text(named.low, named.high)}"
+        unknown = sorted(sizes.keys() - {named.name for named in self.names})
         if unknown:
             return f"it has no size '{unknown[0]}'"
         return next((f"it needs {guard}" for guard in self.guards if not holds(guard, sizes)), "")
 
 
 def range_text(low: int, high: int | None) -> str:
-    """A range as a person says it: "2..64"."""
+    """A range as plans and messages write it: "2..64", "2.."."""
     return f"{low}..{'' if high is None else high}"
 
 
-def bound(tree: Json, places: Places, sizes: Mapping[str, int], path: str) -> Json:
-    """A copy of `tree` with the numbers at `places` for other sizes; raises Malformed where there is no number."""
-    return _set(tree, places, lambda text: value_of(text, sizes), path)
+def bound(tree: Json, expressions: ExpressionTree, sizes: Mapping[str, int], path: str) -> Json:
+    """A copy of `tree` with each number that has an expression evaluated for `sizes`.
+
+    Raises Malformed, with a path that starts with `path`, where an expression stands in place of anything but a number.
+    """
+    return _evaluated(tree, expressions, lambda text: value_of(text, sizes), path)
 
 
-def bound_inputs(inputs: tuple[Input, ...], places: Places, sizes: Mapping[str, int]) -> tuple[Input, ...]:
+def bound_inputs(inputs: tuple[Input, ...], expressions: ExpressionTree, sizes: Mapping[str, int]) -> tuple[Input, ...]:
     """The inputs for other sizes."""
-    return _bound_each(inputs, _inside(places, "inputs"), sizes, Input.from_json, "program.json.inputs")
+    return _bound_records(inputs, _subtree(expressions, "inputs"), sizes, Input.from_json, "program.json.inputs")
 
 
-def bound_outputs(outputs: tuple[Output, ...], places: Places, sizes: Mapping[str, int]) -> tuple[Output, ...]:
+def bound_outputs(
+    outputs: tuple[Output, ...], expressions: ExpressionTree, sizes: Mapping[str, int]
+) -> tuple[Output, ...]:
     """The outputs for other sizes."""
-    return _bound_each(outputs, _inside(places, "outputs"), sizes, Output.from_json, "program.json.outputs")
+    return _bound_records(outputs, _subtree(expressions, "outputs"), sizes, Output.from_json, "program.json.outputs")
 
 
-def bound_functions(functions: Mapping[str, Function], places: Places, sizes: Mapping[str, int]) -> dict[str, Function]:
-    """The functions for other sizes; an instruction without one is the very same."""
-    found = dict(functions)
-    for name, inner in _inside(places, "functions").items():
+def bound_functions(
+    functions: Mapping[str, Function], expressions: ExpressionTree, sizes: Mapping[str, int]
+) -> dict[str, Function]:
+    """The functions for other sizes; an instruction without expressions stays the same object."""
+    bound_by_name = dict(functions)
+    for name, subtree in _subtree(expressions, "functions").items():
         path = f"program.json.functions.{name}"
-        if name not in functions or isinstance(inner, str) or inner.keys() != {"code"}:
-            raise Malformed(f"sizes.json: {path} has no sizes but in its code")
-        was = functions[name]
-        code = _bound_each(was.code, _inside(inner, "code"), sizes, Instruction.from_json, f"{path}.code")
-        found[name] = Function(was.slots, was.arguments, was.results, code, was.backward_at)
-    return found
+        if name not in functions or isinstance(subtree, str) or subtree.keys() != {"code"}:
+            raise Malformed(f"sizes.json: {path}: expected expressions in its code only")
+        function = functions[name]
+        code = _bound_records(function.code, _subtree(subtree, "code"), sizes, Instruction.from_json, f"{path}.code")
+        bound_by_name[name] = Function(function.slots, function.arguments, function.results, code, function.backward_at)
+    return bound_by_name
 
 
-def _bound_each(
+def _bound_records(
     records: tuple[T, ...],
-    places: Places,
+    expressions: ExpressionTree,
     sizes: Mapping[str, int],
     from_json: Callable[[object, str], T],
     path: str,
 ) -> tuple[T, ...]:
-    found = list(records)
-    for key, inner in places.items():
-        at = int(key) if key.isdigit() else len(found)
-        if at >= len(found) or isinstance(inner, str):
-            raise Malformed(f"sizes.json: {path}[{key}] is not there")
-        found[at] = from_json(bound(found[at].to_json(), inner, sizes, f"{path}[{at}]"), f"{path}[{at}]")
-    return tuple(found)
+    bound_records = list(records)
+    for key, subtree in expressions.items():
+        index = int(key) if key.isdigit() else len(bound_records)
+        if index >= len(bound_records) or isinstance(subtree, str):
+            raise Malformed(f"sizes.json: {path}[{key}] does not exist in the program")
+        bound_records[index] = from_json(
+            bound(bound_records[index].to_json(), subtree, sizes, f"{path}[{index}]"), f"{path}[{index}]"
+        )
+    return tuple(bound_records)
 
 
-def _inside(places: Places, key: str) -> Places:
-    inner = places.get(key, {})
-    if isinstance(inner, str):
-        raise Malformed(f"sizes.json: '{key}' is no number")
-    return inner
+def _subtree(expressions: ExpressionTree, key: str) -> ExpressionTree:
+    subtree = expressions.get(key, {})
+    if isinstance(subtree, str):
+        raise Malformed(f"sizes.json: '{key}': expected a subtree, found an expression")
+    return subtree
 
 
-def _set(tree: Json, places: Places | str, value: Callable[[str], int], path: str) -> Json:
-    if isinstance(places, str):
+def _evaluated(tree: Json, expressions: ExpressionTree | str, value: Callable[[str], int], path: str) -> Json:
+    if isinstance(expressions, str):
         if not isinstance(tree, int) or isinstance(tree, bool):
-            raise Malformed(f"sizes.json: {path} is no number")
+            raise Malformed(f"sizes.json: {path}: expected a number in the program, found {tree!r:.60}")
         try:
-            return value(places)
+            return value(expressions)
         except BadExpression as error:
             raise Malformed(f"sizes.json: {path}: {error}") from None
-    keys: dict[str, Json]
+    children: dict[str, Json]
     match tree:
         case dict():
-            keys = dict(tree)
+            children = dict(tree)
         case list() | tuple():
-            keys = {str(at): each for at, each in enumerate(tree)}
+            children = {str(index): item for index, item in enumerate(tree)}
         case _:
-            keys = {}
-    for key, inner in places.items():
-        if key not in keys:
-            raise Malformed(f"sizes.json: {path}.{key} is not there")
-        keys[key] = _set(keys[key], inner, value, f"{path}.{key}")
-    return keys if isinstance(tree, dict) else list(keys.values())
+            children = {}
+    for key, subtree in expressions.items():
+        if key not in children:
+            raise Malformed(f"sizes.json: {path}.{key} does not exist in the program")
+        children[key] = _evaluated(children[key], subtree, value, f"{path}.{key}")
+    return children if isinstance(tree, dict) else list(children.values())
 
 
-def _places(value: object, path: str) -> Places:
-    found: dict[str, Places | str] = {}
-    for key, inner in Fields({"here": value}, path).mapping("here").items():
-        if isinstance(inner, str):
+def _expression_tree(value: object, path: str) -> ExpressionTree:
+    tree: dict[str, ExpressionTree | str] = {}
+    for key, subtree in Fields({"tree": value}, path).mapping("tree").items():
+        if isinstance(subtree, str):
             try:
-                read(inner)
+                parse(subtree)
             except BadExpression as error:
                 raise Malformed(f"{path}.{key}: {error}") from None
-            found[key] = inner
+            tree[key] = subtree
         else:
-            found[key] = _places(inner, f"{path}.{key}")
-    return found
+            tree[key] = _expression_tree(subtree, f"{path}.{key}")
+    return tree
 
 
-def _copied(places: Places) -> dict[str, Json]:
-    return {key: inner if isinstance(inner, str) else _copied(inner) for key, inner in places.items()}
+def _copied(expressions: ExpressionTree) -> dict[str, Json]:
+    return {key: subtree if isinstance(subtree, str) else _copied(subtree) for key, subtree in expressions.items()}

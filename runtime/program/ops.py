@@ -1,4 +1,4 @@
-"""The table of ops: what a name in a program calls. A name outside it is refused, so a program is data, never code."""
+"""The table of ops that a program may call. A name outside it is refused, so a program is data, never code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMESPACES = frozenset({"aten", "prims", "transformers"})
 """The torch.ops namespaces whose ops a program may call."""
 
 _REGISTERED_BY = {"transformers": "transformers.integrations.moe"}
-"""The module that registers the ops of a library's namespace when it is imported."""
+"""By namespace of a library's ops: the module that registers them when it is imported."""
 
 COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.all_reduce_start": frozenset({"axes", "reduce"}),
@@ -26,16 +26,16 @@ COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.reduce_scatter_start": frozenset({"axes", "dim", "reduce"}),
     "comm.all_to_all_start": frozenset({"axes", "split_dim", "concat_dim"}),
 }
-"""Collectives and the keywords each takes; they give a handle that comm.wait turns into the tensor."""
+"""Collectives and their keywords. Each returns a handle, from which `comm.wait` gets the tensor."""
 
 MESSAGES: dict[str, frozenset[str]] = {
     "comm.send": frozenset({"axis", "peer"}),
     "comm.receive_start": frozenset({"axis", "peer", "size", "dtype"}),
 }
-"""Tensors from rank to rank, and the keywords each takes.
+"""Point-to-point messages and their keywords.
 
-`peer` is the partner's coordinate on `axis`; on all other axes it stands where this rank does. What one rank sends to
-another is received in the order in which it was sent. A send never blocks; a receive gives a handle for comm.wait.
+`peer` is the partner's coordinate on `axis`; its other coordinates are this rank's. Messages from one rank to another
+are received in the order of their sends. A send never blocks; a receive returns a handle for `comm.wait`.
 """
 
 RANK_OPS: dict[str, frozenset[str]] = {
@@ -44,10 +44,10 @@ RANK_OPS: dict[str, frozenset[str]] = {
     "rank.mask": frozenset({"axes", "dim", "chunk", "extent", "fill"}),
     "rank.random": frozenset({"size", "axes", "chunks", "below"}),
 }
-"""Ops that depend on the rank's coordinate, and the keywords each takes.
+"""Ops that depend on the rank's coordinates, and their keywords.
 
-`rank.random` gives the rank's part of a draw (`philox.py`) of global shape `size`: `chunks[d]` elements of dim d, which
-is cut over the axes in `axes[d]` ("dp,tp", outermost first; "" for a whole dim).
+`rank.random` returns the rank's part of random numbers (`philox.py`) of global shape `size`: `chunks[d]` elements of
+dim d, which is sharded over the axes in `axes[d]` ("dp,tp", outermost first; "" for a dim that is not sharded).
 """
 
 OWN_OPS = frozenset({"call", "comm.wait", *COLLECTIVES, *MESSAGES, *RANK_OPS})
@@ -84,18 +84,18 @@ class Op:
     name: str
     overload: Callable[..., Any]
     call: Callable[..., Any]
-    """What the executor calls: the overload or a quicker way to it."""
+    """What the executor calls: the overload, or a faster binding of it."""
     gives_list: bool
-    """Its results come as a list or tuple, one slot each; else it gives one value (or none)."""
+    """Whether it returns a list or tuple, with one slot for each item; else it returns one value or none."""
     is_factory: bool
-    """It makes a tensor from no tensor, so it must be told the device."""
+    """Whether it makes a tensor from no tensor, so that it needs the device as an argument."""
     is_mutable: bool
-    """It writes to one of its arguments."""
+    """Whether it writes to one of its arguments."""
 
 
 @cache
 def torch_op(name: str) -> Op:
-    """The op that `name` ("aten.mm.default") calls; raises ProgramError for a name that is not in the table."""
+    """The op that `name` ("aten.mm.default") calls. Raises ProgramError E0305 for a name that is not in the table."""
     match = _NAME.fullmatch(name)
     if match is None or match[1] not in NAMESPACES:
         raise _unknown(name)
@@ -106,14 +106,14 @@ def torch_op(name: str) -> Op:
     schema = overload._schema
     returns = schema.returns
     gives_list = len(returns) > 1 or (len(returns) == 1 and str(returns[0].type).startswith("List["))
-    takes_tensor = any("Tensor" in str(each.type) for each in schema.arguments)
-    takes_device = any(each.name == "device" for each in schema.arguments)
+    takes_tensor = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    takes_device = any(argument.name == "device" for argument in schema.arguments)
     quick: Callable[..., Any] = _QUICK.get(name, overload)
     return Op(name, overload, quick, gives_list, takes_device and not takes_tensor, schema.is_mutable)
 
 
 def _register(namespace: str) -> None:
-    """Import what registers a library's ops with torch, where it is installed."""
+    """Import the module that registers a library's ops with torch, where the library is installed."""
     module = _REGISTERED_BY.get(namespace, "")
     if module and find_spec(module.partition(".")[0]) is not None:
         import_module(module)
@@ -124,6 +124,5 @@ def _unknown(name: str) -> ProgramError:
         "E0305",
         f"the program calls '{name}', which is not in the table of ops",
         expected=f"an op of {', '.join(sorted(NAMESPACES))}, or one of {', '.join(sorted(OWN_OPS))}",
-        help="an op of another library must be registered before the program is loaded; "
-        "an op of another torch needs that torch",
+        help="for an op of a library, install the library; for an op of another torch version, install that version",
     )

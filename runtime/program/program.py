@@ -1,10 +1,10 @@
-"""A program: what every rank runs, as data. A folder of JSON and safetensors that needs no compiler to run:
+"""A program: what every rank runs, as data. It is a folder of JSON and safetensors, and runs without a compiler.
 
-- manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and a hash of it all
+- manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and the program's hash
 - program.json    inputs, outputs, functions (instruction lists), source locations
-- ir.mlir         the final IR, for people; remarks.json: what the passes said
+- ir.mlir         the final IR, for people; remarks.json: the remarks of the passes
 - reference.json  the single-device forward; weights.safetensors: initial values by name (optional)
-- sizes.json      which numbers of program.json and reference.json follow from named sizes (optional)
+- sizes.json      the numbers of program.json and reference.json that depend on named sizes (optional)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a program is and what it was made from."""
+    """What a program is and what it was compiled from."""
 
     mode: str
     """ "train" or "infer"."""
@@ -58,16 +58,16 @@ class Manifest:
     def from_json(value: object) -> Manifest:
         fields = Fields(value, "manifest.json")
         return Manifest(
-            mode=fields.text("mode"), dtype=fields.text("dtype"), mesh=fields.each("mesh", _axis),
-            target=fields.text("target"), stretto=fields.text("stretto"), torch=fields.text("torch"),
+            mode=fields.string("mode"), dtype=fields.string("dtype"), mesh=fields.list_of("mesh", _axis),
+            target=fields.string("target"), stretto=fields.string("stretto"), torch=fields.string("torch"),
             arguments=fields.mapping("arguments"), source=fields.mapping("source"),  # type: ignore[arg-type]
-            format=fields.whole("format"),
+            format=fields.integer("format"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Program:
-    """A loaded program, or one just compiled that may never see a disk."""
+    """A program, loaded from a folder or just compiled."""
 
     manifest: Manifest
     inputs: tuple[Input, ...]
@@ -79,17 +79,17 @@ class Program:
     reference: Json = None
     """The JSON of `reference.json`; `single_device` is its decoded form."""
     initial: Mapping[str, Tensor] | None = None
-    """Initial values by name, when the program was not loaded from a folder; `weights` is where to read them."""
+    """Initial values by name, for a program that was not loaded from a folder. Read them through `weights`."""
     symbolic: Symbolic | None = None
-    """Its named sizes, where it has any; `bind` makes of it the program for other ones."""
+    """Its named sizes, where it has any; `bind` returns the program for other sizes."""
     pipeline: Pipeline | None = None
-    """Where its ranks take turns: who begins where."""
+    """The stages of a pipelined program, and the function in which each begins."""
     folder: Path | None = None
     loaded_hash: str = ""
 
     @staticmethod
     def load(folder: str | Path) -> Program:
-        """Read a program folder; raises ProgramError when it is not one, is truncated, altered or of a newer format."""
+        """Read a program folder. Raises ProgramError for one that is truncated, altered or of a newer format."""
         folder = Path(folder)
         files, manifest, digest = read_files(folder, FORMAT)
         try:
@@ -100,49 +100,49 @@ class Program:
         return program.validated
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder whole or not at all; an older program there is replaced, anything else is refused."""
+        """Write the folder atomically. Replaces an older program there; raises ProgramError E0307 for anything else."""
         write_folder(Path(folder), self.manifest.to_json(), self._texts(), self.weights)
 
     @cached_property
     def hash(self) -> str:
-        """What ranks compare: the manifest's hash when loaded, else SHA-256 over mesh, tensors and instructions."""
+        """What ranks compare: the manifest's hash if loaded, else SHA-256 over mesh and `program.json`."""
         if self.loaded_hash:
             return self.loaded_hash
-        whole = {"mesh": self.manifest.to_json()["mesh"], "program": self._texts()["program.json"]}
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        hashed = {"mesh": self.manifest.to_json()["mesh"], "program": self._texts()["program.json"]}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def kept(self) -> dict[str, object]:
-        """What is derived from the program once and shared by its executors."""
+    def derived(self) -> dict[str, object]:
+        """A cache of values derived from the program, shared by its executors."""
         return {}
 
     @cached_property
     def mesh(self) -> RankMesh:
-        """The mesh that the ranks stand on."""
+        """The mesh of the ranks."""
         return RankMesh(self.manifest.mesh)
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """Where ranks begin: one entry, or one for each coordinate on the pipeline's axis. It must be valid."""
+        """The entry of all ranks, or in a pipeline one for each stage. The program must be valid."""
         return entries(self.inputs, self.outputs, self.functions, self.pipeline)
 
     def entry_of(self, rank: int) -> Entry:
-        """Where a rank begins."""
+        """The entry in which a rank begins."""
         return self.entries[0 if self.pipeline is None else self.mesh.coordinates(rank)[self.pipeline.axis]]
 
-    def home(self, each: Input | Output) -> tuple[str, int] | None:
-        """The pipeline's axis and the coordinate on it whose ranks alone have a tensor; None where all have it."""
-        if self.pipeline is None or each.stages is None or len(each.stages) != 1:
+    def owning_stage(self, record: Input | Output) -> tuple[str, int] | None:
+        """(pipeline axis, coordinate) of the stage that alone has a tensor; None where several stages have it."""
+        if self.pipeline is None or record.stages is None or len(record.stages) != 1:
             return None
-        return self.pipeline.axis, each.stages[0]
+        return self.pipeline.axis, record.stages[0]
 
-    def speakers(self, result: Output) -> dict[str, int]:
-        """The coordinate on the pipeline's axis whose ranks speak for all that give a result."""
-        return {self.pipeline.axis: result.stages[0]} if self.pipeline and result.stages else {}
+    def primary_coordinates(self, output: Output) -> dict[str, int]:
+        """The stage whose ranks have the primary replica of an output, by pipeline axis; see `RankMesh.is_primary`."""
+        return {self.pipeline.axis: output.stages[0]} if self.pipeline and output.stages else {}
 
     @cached_property
     def validated(self) -> Program:
-        """This program, once its slots, ops, shards and calls are known to be sound; raises ProgramError."""
+        """This program, after validation (`validate.py`). Raises ProgramError where it is not valid."""
         try:
             validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations), self.pipeline)
         except Malformed as error:
@@ -150,25 +150,27 @@ class Program:
         return self
 
     def at(self, sizes: Mapping[str, int]) -> Program:
-        """The program for some of its named sizes, the others as they stand; itself where none is given.
+        """The program for these values of some named sizes, the others as compiled; itself where none is given.
 
         Raises as `bind` does.
         """
-        known = {each.name: each.example for each in self.symbolic.names} if self.symbolic is not None else {}
-        return self.bind({**known, **sizes}) if sizes else self
+        defaults = {size.name: size.example for size in self.symbolic.names} if self.symbolic is not None else {}
+        return self.bind({**defaults, **sizes}) if sizes else self
 
     def bind(self, sizes: Mapping[str, int]) -> Program:
-        """The program for these sizes, by name: a program without named sizes, made without a compiler.
+        """The program for these values of all named sizes: a program without named sizes, made without a compiler.
 
-        Raises ProgramError E0309 where it does not hold for them, and says which range or guard refuses.
+        Raises ProgramError E0309 where it is not valid for them; the message names the range or guard.
         """
         symbolic = self.symbolic
         refusal = "it has no named sizes" if symbolic is None else symbolic.refusal(sizes)
         if symbolic is None or refusal:
-            given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
-            raise ProgramError("E0309", f"the program cannot run with {given}: {refusal}", help="compile it for these")
+            text = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+            raise ProgramError(
+                "E0309", f"the program cannot run with {text}: {refusal}", help="compile the model for these sizes"
+            )
         try:
-            made = replace(
+            bound_program = replace(
                 self,
                 inputs=bound_inputs(self.inputs, symbolic.program, sizes),
                 outputs=bound_outputs(self.outputs, symbolic.program, sizes),
@@ -179,11 +181,11 @@ class Program:
             )
         except Malformed as error:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
-        return made.validated
+        return bound_program.validated
 
     @cached_property
     def single_device(self) -> Reference | None:
-        """The single-device forward, when the program has one."""
+        """The single-device forward, where the program has one."""
         if self.reference is None:
             return None
         try:
@@ -193,28 +195,28 @@ class Program:
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
-        """Initial parameters, buffers and constants by name; empty when the program has none."""
+        """Initial parameters, buffers and constants by name; empty where the program has none."""
         if self.initial is not None:
             return self.initial
         return read_weights(self.folder) if self.folder else {}
 
     def of_kind(self, kind: str) -> tuple[Input, ...]:
         """The inputs of one kind, in the program's order."""
-        return tuple(each for each in self.inputs if each.kind == kind)
+        return tuple(argument for argument in self.inputs if argument.kind == kind)
 
     def results_of_kind(self, kind: str) -> tuple[Output, ...]:
         """The outputs of one kind, in the program's order."""
-        return tuple(each for each in self.outputs if each.kind == kind)
+        return tuple(output for output in self.outputs if output.kind == kind)
 
     def to_json(self) -> dict[str, Json]:
         """What `program.json` holds."""
-        turns: dict[str, Json] = {} if self.pipeline is None else {"pipeline": self.pipeline.to_json()}
+        pipeline: dict[str, Json] = {} if self.pipeline is None else {"pipeline": self.pipeline.to_json()}
         return {
-            "inputs": [each.to_json() for each in self.inputs],
-            "outputs": [each.to_json() for each in self.outputs],
-            "functions": {name: each.to_json() for name, each in self.functions.items()},
-            "locations": [[each.file, each.line, each.module] for each in self.locations],
-            **turns,
+            "inputs": [argument.to_json() for argument in self.inputs],
+            "outputs": [output.to_json() for output in self.outputs],
+            "functions": {name: function.to_json() for name, function in self.functions.items()},
+            "locations": [[location.file, location.line, location.module] for location in self.locations],
+            **pipeline,
         }
 
     def _texts(self) -> dict[str, str]:
@@ -233,13 +235,13 @@ def _from_json(manifest: Manifest, files: Mapping[str, object]) -> Program:
     fields = Fields(files["program.json"], "program.json")
     return Program(
         manifest=manifest,
-        inputs=fields.each("inputs", Input.from_json),
-        outputs=fields.each("outputs", Output.from_json),
+        inputs=fields.list_of("inputs", Input.from_json),
+        outputs=fields.list_of("outputs", Output.from_json),
         functions={
-            name: Function.from_json(each, f"program.json.functions.{name}")
-            for name, each in fields.mapping("functions").items()
+            name: Function.from_json(function, f"program.json.functions.{name}")
+            for name, function in fields.mapping("functions").items()
         },
-        locations=fields.each("locations", Location.from_json),
+        locations=fields.list_of("locations", Location.from_json),
         ir=str(files["ir.mlir"]),
         remarks=files["remarks.json"],  # type: ignore[arg-type]
         reference=files["reference.json"],  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Ops that depend on where a rank stands, without communication: its chunk, its offset, its padding."""
+"""Ops that depend on a rank's coordinates, without communication: its chunk, its offset, its padding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .entries import MICROBATCH
 class RankOps:
     """The `rank.*` ops of one rank.
 
-    Its tensor along a sharded dim holds `chunk` elements, of which the first clamp(extent - coordinate * chunk, 0,
-    chunk) are valid; the rest is padding. `microbatch` is the coordinate on the axis of that name, of `microbatches`.
+    Along a sharded dim its tensor has `chunk` elements, of which the first clamp(extent - coordinate * chunk, 0, chunk)
+    are valid; the rest is padding. `microbatch` is the coordinate on the microbatch axis, which has `microbatches`.
     """
 
     def __init__(self, communicator: Communicator, device: torch.device, microbatches: int = 1) -> None:
@@ -26,7 +26,7 @@ class RankOps:
 
     def shard(self, tensor: Tensor, axes: Sequence[str], dim: int, chunk: int, microbatch: int = 0) -> Tensor:
         """This rank's chunk of a whole tensor along `dim`, padded with zeros to `chunk`."""
-        return cut_dim(tensor, dim, self._coordinate(axes, microbatch), chunk).contiguous()
+        return take_chunk(tensor, dim, self._coordinate(axes, microbatch), chunk).contiguous()
 
     def offset(self, axes: Sequence[str], chunk: int, microbatch: int = 0) -> Tensor:
         """The global index of this rank's first element: a 0-d int64 tensor."""
@@ -53,20 +53,20 @@ class RankOps:
     def random(
         self,
         state: Tensor,
-        number: Tensor,
+        op_index: Tensor,
         size: Sequence[int],
         axes: Sequence[str],
         chunks: Sequence[int],
         below: int | None,
         microbatch: int = 0,
     ) -> Tensor:
-        """This rank's part of draw `number` of a tensor of shape `size`; see `ops.RANK_OPS`."""
-        cut = [self._coordinate(axes_of_dim(each), microbatch) if each else 0 for each in axes]
-        starts = tuple(at * chunk for at, chunk in zip(cut, chunks, strict=True))
-        return draw(state, number, Part(tuple(size), starts, tuple(chunks)), below)
+        """This rank's part of the random numbers of random op `op_index`; see `ops.RANK_OPS`."""
+        coordinates = [self._coordinate(axes_of_dim(names), microbatch) if names else 0 for names in axes]
+        starts = tuple(coordinate * chunk for coordinate, chunk in zip(coordinates, chunks, strict=True))
+        return draw(state, op_index, Part(tuple(size), starts, tuple(chunks)), below)
 
     def _coordinate(self, axes: Sequence[str], microbatch: int) -> int:
-        """The row-major position over `axes`, of which one may be time."""
+        """The row-major coordinate over `axes`, of which one may be the microbatch axis."""
         if MICROBATCH not in axes:
             return self._communicator.coordinate(axes)
         position = 0
@@ -79,7 +79,7 @@ class RankOps:
 
 
 def axes_of_dim(text: str) -> tuple[str, ...]:
-    """The axes that one dim of a draw is cut over.
+    """The axes over which one dim of a `rank.random` is sharded.
 
     >>> axes_of_dim("dp,tp"), axes_of_dim("")
     (('dp', 'tp'), ())
@@ -96,15 +96,15 @@ def valid_extent(coordinate: int, chunk: int, extent: int) -> int:
     return max(0, min(chunk, extent - coordinate * chunk))
 
 
-def cut_dim(tensor: Tensor, dim: int, coordinate: int, chunk: int) -> Tensor:
+def take_chunk(tensor: Tensor, dim: int, coordinate: int, chunk: int) -> Tensor:
     """Chunk number `coordinate` along `dim`: a view where it is whole, else a copy padded with zeros."""
     extent = tensor.shape[dim]
     valid = valid_extent(coordinate, chunk, extent)
-    piece = tensor.narrow(dim, min(extent, coordinate * chunk), valid)
+    view = tensor.narrow(dim, min(extent, coordinate * chunk), valid)
     if valid == chunk:
-        return piece
+        return view
     shape = list(tensor.shape)
     shape[dim] = chunk
     padded = tensor.new_zeros(shape)
-    padded.narrow(dim, 0, valid).copy_(piece)
+    padded.narrow(dim, 0, valid).copy_(view)
     return padded

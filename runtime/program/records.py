@@ -1,7 +1,7 @@
-"""The records a program is made of, and their JSON: inputs, outputs, functions, instructions.
+"""The records of a program and their JSON: inputs, outputs, functions, instructions.
 
-The names of their fields are the keys of `program.json` and `reference.json`. Arguments are held decoded (`Slot`,
-dtypes, floats), see `arguments.py`.
+`to_json` and `from_json` give the keys of `program.json` and `reference.json`; a field may have another name than its
+key. Arguments of instructions are decoded (`Slot`, dtypes, floats), see `arguments.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .json_fields import Fields, Malformed
 
 @dataclass(frozen=True)
 class Shard:
-    """Dim `dim` of `extent` elements is cut over `axes` (outermost first) into chunks of `chunk` elements."""
+    """Dim `dim` of `extent` elements is sharded over `axes` (outermost first) into chunks of `chunk` elements."""
 
     dim: int
     axes: tuple[str, ...]
@@ -28,12 +28,15 @@ class Shard:
     @staticmethod
     def from_json(value: object, path: str) -> Shard:
         fields = Fields(value, path)
-        return Shard(fields.whole("dim"), fields.texts("axes"), fields.whole("chunk"), fields.whole("extent"))
+        return Shard(fields.integer("dim"), fields.strings("axes"), fields.integer("chunk"), fields.integer("extent"))
 
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor the program takes: `kind` is parameter, buffer, constant, input or tangent; `shape` is global."""
+    """A tensor that the program takes: `kind` is parameter, buffer, constant, input, random (the RNG state) or tangent.
+
+    `shape` is global.
+    """
 
     name: str
     kind: str
@@ -46,7 +49,7 @@ class Input:
     index: int | None = None
     """Position among the flattened user inputs, or the index of the output that a tangent belongs to."""
     stages: tuple[int, ...] | None = None
-    """In a pipeline: the coordinates on its axis whose ranks take it (None: all)."""
+    """In a pipeline: the stages that take it (None: all)."""
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -59,16 +62,19 @@ class Input:
     def from_json(value: object, path: str) -> Input:
         fields = Fields(value, path)
         return Input(
-            name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
-            dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
-            aliases=fields.texts("aliases"), requires_grad=fields.flag("requires_grad"),
-            index=fields.whole_or_none("index"), stages=fields.wholes_where_given("stages"),
+            name=fields.string("name"), kind=fields.string("kind"), shape=fields.integers("shape"),
+            dtype=fields.string("dtype"), slot=fields.integer("slot"), shards=fields.list_of("shards", Shard.from_json),
+            aliases=fields.strings("aliases"), requires_grad=fields.boolean("requires_grad"),
+            index=fields.integer_or_null("index"), stages=fields.optional_integers("stages"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor the program gives: `kind` is output, gradient (named as its parameter) or buffer (its new value)."""
+    """A tensor that the program returns: `kind` is output, gradient or buffer (its new value); `shape` is global.
+
+    A gradient has the name of its parameter or input.
+    """
 
     name: str
     kind: str
@@ -77,32 +83,32 @@ class Output:
     slot: int
     shards: tuple[Shard, ...] = ()
     index: int | None = None
-    addends: tuple[str, ...] = ()
-    """The axes over which the tensors of the ranks are addends: whoever takes them has to sum them."""
+    unreduced_over: tuple[str, ...] = ()
+    """The axes over which a gradient is still to be summed by whoever takes it (key "addends")."""
     stages: tuple[int, ...] | None = None
-    """In a pipeline: the coordinates on its axis whose ranks give it (None: all)."""
+    """In a pipeline: the stages that return it (None: all)."""
 
     def to_json(self) -> dict[str, Json]:
         return {
             "kind": self.kind, "name": self.name, "index": self.index, "shape": list(self.shape), "dtype": self.dtype,
-            "shards": [shard.to_json() for shard in self.shards], "slot": self.slot, "addends": list(self.addends),
-            **_stages(self.stages),
+            "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
+            "addends": list(self.unreduced_over), **_stages(self.stages),
         }  # fmt: skip
 
     @staticmethod
     def from_json(value: object, path: str) -> Output:
         fields = Fields(value, path)
         return Output(
-            name=fields.text("name"), kind=fields.text("kind"), shape=fields.wholes("shape"),
-            dtype=fields.text("dtype"), slot=fields.whole("slot"), shards=fields.each("shards", Shard.from_json),
-            index=fields.whole_or_none("index"), addends=fields.texts("addends"),
-            stages=fields.wholes_where_given("stages"),
+            name=fields.string("name"), kind=fields.string("kind"), shape=fields.integers("shape"),
+            dtype=fields.string("dtype"), slot=fields.integer("slot"), shards=fields.list_of("shards", Shard.from_json),
+            index=fields.integer_or_null("index"), unreduced_over=fields.strings("addends"),
+            stages=fields.optional_integers("stages"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One call of `op`: `out` are the slots its results go to (None: dropped), `free` those not needed after it."""
+    """One call of `op`: its results go to the slots `out` (None: dropped); the slots `free` are not read after it."""
 
     op: str
     args: tuple[Value, ...] = ()
@@ -113,7 +119,7 @@ class Instruction:
     """Index into the program's locations."""
 
     def reads(self) -> tuple[int, ...]:
-        """The slots whose values it uses."""
+        """The slots whose values it reads."""
         return tuple(slots_in([*self.args, *self.kwargs.values()]))
 
     def writes(self) -> tuple[int, ...]:
@@ -121,7 +127,7 @@ class Instruction:
         return tuple(slot for slot in self.out if slot is not None)
 
     def to_json(self) -> dict[str, Json]:
-        kwargs = {key: encode(each) for key, each in self.kwargs.items()}
+        kwargs = {key: encode(value) for key, value in self.kwargs.items()}
         return {
             "op": self.op, "args": encode(self.args), "kwargs": kwargs,
             "out": list(self.out), "free": list(self.free), "loc": self.loc,
@@ -131,15 +137,15 @@ class Instruction:
     def from_json(value: object, path: str) -> Instruction:
         fields = Fields(value, path)
         return Instruction(
-            op=fields.text("op"), args=fields.each("args", _argument),
-            kwargs={key: _argument(each, f"{path}.kwargs.{key}") for key, each in fields.mapping("kwargs").items()},
-            out=fields.wholes_or_none("out"), free=fields.wholes("free"), loc=fields.whole_or_none("loc"),
+            op=fields.string("op"), args=fields.list_of("args", _argument),
+            kwargs={key: _argument(value, f"{path}.kwargs.{key}") for key, value in fields.mapping("kwargs").items()},
+            out=fields.integers_or_nulls("out"), free=fields.integers("free"), loc=fields.integer_or_null("loc"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Function:
-    """A list of instructions over `slots` slots. Only "main" may have `backward_at`: where its backward begins."""
+    """A list of instructions over `slots` slots. In "main" a backward may begin, at the index `backward_at`."""
 
     slots: int
     arguments: tuple[int, ...]
@@ -150,48 +156,54 @@ class Function:
     def to_json(self) -> dict[str, Json]:
         return {
             "slots": self.slots, "arguments": list(self.arguments), "results": list(self.results),
-            "code": [each.to_json() for each in self.code], "backward_at": self.backward_at,
+            "code": [instruction.to_json() for instruction in self.code], "backward_at": self.backward_at,
         }  # fmt: skip
 
     @staticmethod
     def from_json(value: object, path: str) -> Function:
         fields = Fields(value, path)
         return Function(
-            slots=fields.whole("slots"), arguments=fields.wholes("arguments"), results=fields.wholes("results"),
-            code=fields.each("code", Instruction.from_json), backward_at=fields.whole_or_none("backward_at"),
+            slots=fields.integer("slots"), arguments=fields.integers("arguments"), results=fields.integers("results"),
+            code=fields.list_of("code", Instruction.from_json), backward_at=fields.integer_or_null("backward_at"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Ranks take turns: those at coordinate k on `axis` begin in the function `entries[k]`.
+    """The stages of a pipelined program: ranks at coordinate k on `axis` begin in the function `entries[k]`.
 
-    An entry has no backward of its own: it runs forward and backward of all microbatches, and gives gradients. Its
-    arguments are the program's inputs that it takes, its results the outputs that it gives, both in the program's
-    order; the slots that inputs and outputs name themselves mean nothing.
+    An entry runs forward and backward of all microbatches and returns gradients; it has no separate backward. Its
+    arguments are the program's inputs that its stage takes, its results the outputs that its stage returns, both in the
+    program's order. The slots in the program's own inputs and outputs are not used.
     """
 
     axis: str
     entries: tuple[str, ...]
     microbatches: int
-    alone: bool = False
-    """Whether the step is the mean of microbatches that are computed alone; the reference is of one of them then."""
+    separate_microbatches: bool = False
+    """Whether the step is the mean over microbatches, each computed as a batch of its own (key "alone").
+
+    The reference then computes one microbatch.
+    """
 
     def to_json(self) -> dict[str, Json]:
-        alone: dict[str, Json] = {"alone": True} if self.alone else {}
-        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **alone}
+        separate: dict[str, Json] = {"alone": True} if self.separate_microbatches else {}
+        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **separate}
 
     @staticmethod
     def from_json(value: object, path: str = "program.json.pipeline") -> Pipeline:
         fields = Fields(value, path)
         return Pipeline(
-            fields.text("axis"), fields.texts("entries"), fields.whole("microbatches"), fields.flag_or("alone", False)
+            fields.string("axis"),
+            fields.strings("entries"),
+            fields.integer("microbatches"),
+            fields.boolean_or("alone", False),
         )
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where in the user's sources an instruction comes from; `module` is a path such as "layers.0.mlp", or empty."""
+    """The place in the user's sources of an instruction; `module` is a path such as "layers.0.mlp", or empty."""
 
     file: str
     line: int
@@ -207,7 +219,7 @@ class Location:
 
 @dataclass(frozen=True)
 class ReferenceInput:
-    """A tensor the reference takes; it stands in the slot of its position in the list."""
+    """A tensor that the reference takes; its slot is its position in the list of inputs."""
 
     name: str
     kind: str
@@ -220,14 +232,14 @@ class ReferenceInput:
     def from_json(value: object, path: str) -> ReferenceInput:
         fields = Fields(value, path)
         return ReferenceInput(
-            fields.text("name"), fields.text("kind"), fields.wholes("shape"), fields.text("dtype"),
-            fields.texts("aliases"), fields.whole_or_none("index"),
+            fields.string("name"), fields.string("kind"), fields.integers("shape"), fields.string("dtype"),
+            fields.strings("aliases"), fields.integer_or_null("index"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """What a slot holds at the end: output `index` of the model, or (kind "buffer") the new value of a buffer."""
+    """A result of the reference: output `index` of the model, or (kind "buffer") the new value of a buffer."""
 
     kind: str
     name: str
@@ -237,13 +249,13 @@ class ReferenceOutput:
     @staticmethod
     def from_json(value: object, path: str) -> ReferenceOutput:
         fields = Fields(value, path)
-        kind, name = fields.text_or("kind", "output"), fields.text_or("name", "")
-        return ReferenceOutput(kind, name, fields.whole("index"), fields.whole("slot"))
+        kind, name = fields.string_or("kind", "output"), fields.string_or("name", "")
+        return ReferenceOutput(kind, name, fields.integer("index"), fields.integer("slot"))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The exported single-device forward: what the program must compute."""
+    """The exported single-device forward, which the program must equal."""
 
     inputs: tuple[ReferenceInput, ...]
     outputs: tuple[ReferenceOutput, ...]
@@ -254,9 +266,9 @@ class Reference:
     def from_json(value: object, path: str = "reference.json") -> Reference:
         fields = Fields(value, path)
         return Reference(
-            inputs=fields.each("inputs", ReferenceInput.from_json),
-            outputs=fields.each("outputs", ReferenceOutput.from_json),
-            slots=fields.whole("slots"), code=fields.each("code", Instruction.from_json),
+            inputs=fields.list_of("inputs", ReferenceInput.from_json),
+            outputs=fields.list_of("outputs", ReferenceOutput.from_json),
+            slots=fields.integer("slots"), code=fields.list_of("code", Instruction.from_json),
         )  # fmt: skip
 
 

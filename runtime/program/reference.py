@@ -1,4 +1,4 @@
-"""The single-device forward that a program carries, run under torch's autograd: what the program must equal."""
+"""The single-device reference of a program, run under torch's autograd: checks compare the program with it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _RAISED_COMPLEX = {torch.complex64: torch.complex128}
 
 
 _RANDOM = "stretto.random.default"
-"""The op of a reference that draws: its state, a tensor to be shaped as or a size, its number, a threshold or none."""
+"""The random op of a reference. Arguments: RNG state, a tensor with the result's shape or None, the shape or None, the
+op's index, a threshold or None."""
 
 
 _BEGIN, _END = "stretto.autocast.begin", "stretto.autocast.end"
-"""Around the ops of a region of autocast: a dtype and whether it is on; nothing. Raised floats are not cast by it."""
+"""Around the ops of an autocast region. `begin` takes a dtype and whether autocast is enabled. float64 is not cast."""
 
 
 class Promote(StrEnum):
-    """What is done with the dtypes of the reference."""
+    """What to do with the dtypes of the reference."""
 
     NOTHING = "nothing"
     FLOAT64 = "float64"
@@ -43,25 +44,26 @@ def run_reference(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs in order, and the new values of the buffers it changes, by name.
 
-    `values` are all others by (kind, name), the random state too; `inputs` stand in the order of the reference's
-    inputs of kind "input". Parameters that require a gradient are differentiated through by the caller. What is given
-    is not changed; floats are raised with the rest.
+    `inputs` are those of kind "input" in the reference's order; `values` are all others by (kind, name), with the RNG
+    state. The caller differentiates through parameters that require a gradient. The tensors given are
+    not written to; with `Promote.FLOAT64` their floating dtypes are raised, too.
     """
     frame: list[object] = [None] * reference.slots
-    queue = iter(inputs)
-    for slot, each in enumerate(reference.inputs):
-        given = next(queue) if each.kind == "input" else values.get((each.kind, each.name))
-        if given is None:
-            raise RunError("E0341", f"the reference takes {each.kind} '{each.name}', which was not given")
-        tensor = _raised(given) if promote is Promote.FLOAT64 else given
-        frame[slot] = tensor.clone() if each.kind == "buffer" else tensor
+    remaining_inputs = iter(inputs)
+    for slot, argument in enumerate(reference.inputs):
+        is_input = argument.kind == "input"
+        value = next(remaining_inputs) if is_input else values.get((argument.kind, argument.name))
+        if value is None:
+            raise RunError("E0341", f"the reference takes {argument.kind} '{argument.name}', but none was given")
+        tensor = _raised(value) if promote is Promote.FLOAT64 else value
+        frame[slot] = tensor.clone() if argument.kind == "buffer" else tensor
     with _default_dtype(torch.float64 if promote is Promote.FLOAT64 else torch.get_default_dtype()):
         _run(reference.code, frame, promote)
-    outputs = [each for each in reference.outputs if each.kind == "output"]
-    buffers = [each for each in reference.outputs if each.kind == "buffer"]
+    outputs = [output for output in reference.outputs if output.kind == "output"]
+    buffers = [output for output in reference.outputs if output.kind == "buffer"]
     return (
-        [_tensor(frame[each.slot]) for each in sorted(outputs, key=lambda each: each.index)],
-        {each.name: _tensor(frame[each.slot]).detach() for each in buffers},
+        [_tensor(frame[output.slot]) for output in sorted(outputs, key=lambda output: output.index)],
+        {buffer.name: _tensor(frame[buffer.slot]).detach() for buffer in buffers},
     )
 
 
@@ -86,7 +88,7 @@ def _autocast(dtype: object, enabled: bool) -> torch.autocast:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What torch makes of integers that meet plain floats."""
+    """Set torch's default dtype, to which integers promote with Python floats."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -107,7 +109,7 @@ def _raised(tensor: Tensor) -> Tensor:
 def _step(instruction: Instruction, frame: list[object], promote: Promote) -> None:
     args = [fill_in(value, frame.__getitem__) for value in instruction.args]
     if instruction.op == _RANDOM:
-        frame[instruction.writes()[0]] = _draw(*args)
+        frame[instruction.writes()[0]] = _random_numbers(*args)
         _free(instruction, frame)
         return
     op = torch_op(instruction.op)
@@ -127,11 +129,11 @@ def _free(instruction: Instruction, frame: list[object]) -> None:
         frame[slot] = None
 
 
-def _draw(state: object, like: object, size: object, number: object, below: object) -> Tensor:
-    """The same numbers that all ranks together make."""
+def _random_numbers(state: object, like: object, size: object, op_index: object, below: object) -> Tensor:
+    """The random numbers of a random op: the same elements that the ranks compute."""
     shape = like.shape if isinstance(like, Tensor) else size
-    assert isinstance(state, Tensor) and isinstance(shape, list | tuple) and isinstance(number, int)
-    return draw(state, number, Part.whole(shape), below if isinstance(below, int) else None)
+    assert isinstance(state, Tensor) and isinstance(shape, list | tuple) and isinstance(op_index, int)
+    return draw(state, op_index, Part.whole(shape), below if isinstance(below, int) else None)
 
 
 def _store(instruction: Instruction, op: Op, result: object, frame: list[object]) -> None:

@@ -1,4 +1,4 @@
-"""Expressions of sizes, such as "(batch + 1) // 2 * 16" and "seq <= 64": a small grammar, read here and never by eval.
+"""Expressions of named sizes, such as "(batch + 1) // 2 * 16" and "seq <= 64": a small grammar, parsed without `eval`.
 
     condition:  sum, then one of == != < <= > >= and another sum
     sum:        products joined by + and -
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>[0-9]{1,18})|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>//|[<>=!]=|[-+*%<>()]))")
-_LONGEST = 400
-"""Characters of one expression; nothing that is compiled comes near."""
-_DEEPEST = 40
-"""Parentheses and minus signs inside each other: so a reader's stack stays small."""
+_MAX_LENGTH = 400
+"""Characters of one expression; compiled programs stay far below."""
+_MAX_DEPTH = 40
+"""Nesting of parentheses and minus signs; bounds the parser's recursion."""
 _SUMS = {"+": operator.add, "-": operator.sub}
 _PRODUCTS = {"*": operator.mul, "//": operator.floordiv, "%": operator.mod}
 _COMPARISONS = {
@@ -32,96 +32,96 @@ Sizes = Mapping[str, int]
 
 
 class BadExpression(ValueError):
-    """A text that is no expression of sizes, or one that has no value; the message says why."""
+    """A text that is not an expression of sizes, or an expression without a value; the message says why."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """An expression that was read."""
+    """A parsed expression."""
 
     text: str
     evaluate: Callable[[Sizes], int | bool]
-    """Its value; raises BadExpression for a division by zero."""
+    """Its value. Raises BadExpression for a division by zero."""
     names: frozenset[str]
 
 
 def value_of(text: str, sizes: Sizes) -> int:
-    """The number that an expression stands for.
+    """The value of an expression. Raises BadExpression.
 
     >>> value_of("(batch + 1) // 2 * 16", {"batch": 5})
     48
     """
-    expression = read(text)
-    _known(expression, sizes)
+    expression = parse(text)
+    _refuse_unknown_names(expression, sizes)
     return int(expression.evaluate(sizes))
 
 
 def holds(text: str, sizes: Sizes) -> bool:
-    """Whether a condition is true.
+    """Whether a condition is true. Raises BadExpression.
 
     >>> holds("batch % 2 == 0", {"batch": 5})
     False
     """
-    expression = read(text, condition=True)
-    _known(expression, sizes)
+    expression = parse(text, condition=True)
+    _refuse_unknown_names(expression, sizes)
     return bool(expression.evaluate(sizes))
 
 
 @lru_cache(maxsize=65536)
-def read(text: str, *, condition: bool = False) -> Expression:
-    """The expression or condition that a text says; raises BadExpression."""
-    if len(text) > _LONGEST:
-        raise BadExpression(f"'{text[:40]}...' is longer than {_LONGEST} characters")
-    reader = _Reader(text)
-    evaluate = reader.condition() if condition else reader.sum()
-    reader.end()
-    return Expression(text, evaluate, frozenset(reader.names))
+def parse(text: str, *, condition: bool = False) -> Expression:
+    """Parse an expression or a condition. Raises BadExpression."""
+    if len(text) > _MAX_LENGTH:
+        raise BadExpression(f"'{text[:40]}...' is longer than {_MAX_LENGTH} characters")
+    parser = _Parser(text)
+    evaluate = parser.condition() if condition else parser.sum()
+    parser.end()
+    return Expression(text, evaluate, frozenset(parser.names))
 
 
-def _known(expression: Expression, sizes: Sizes) -> None:
+def _refuse_unknown_names(expression: Expression, sizes: Sizes) -> None:
     missing = sorted(expression.names - sizes.keys())
     if missing:
-        raise BadExpression(f"'{expression.text}' speaks of '{missing[0]}', which is no size of the program")
+        raise BadExpression(f"'{expression.text}' uses '{missing[0]}', which is not a size of the program")
 
 
-class _Reader:
-    """One text, read from left to right."""
+class _Parser:
+    """A recursive-descent parser of one text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.names: set[str] = set()
         self._tokens = _tokens(text)
-        self._at = 0
+        self._position = 0
         self._depth = 0
 
     def condition(self) -> Callable[[Sizes], bool]:
-        """Two sums and how they compare."""
+        """Two sums and a comparison."""
         left = self.sum()
         compare = _COMPARISONS.get(self._next())
         if compare is None:
-            raise BadExpression(f"'{self.text}' compares nothing")
+            raise BadExpression(f"'{self.text}' is not a condition: it has no comparison such as '=='")
         right = self.sum()
         return lambda sizes: compare(left(sizes), right(sizes))
 
     def sum(self) -> Callable[[Sizes], int]:
-        """Products, added and subtracted."""
+        """Products joined by + and -."""
         return self._joined(self._product, _SUMS)
 
     def end(self) -> None:
-        """Nothing may be left."""
-        if self._at < len(self._tokens):
-            raise BadExpression(f"'{self.text}' has '{self._tokens[self._at]}' behind its end")
+        """Raise BadExpression where tokens are left."""
+        if self._position < len(self._tokens):
+            raise BadExpression(f"'{self.text}' has an unexpected '{self._tokens[self._position]}'")
 
     def _product(self) -> Callable[[Sizes], int]:
         return self._joined(self._factor, _PRODUCTS)
 
     def _factor(self) -> Callable[[Sizes], int]:
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise BadExpression(f"'{self.text[:40]}...' is nested more than {_DEEPEST} deep")
-        found = self._single(self._next())
+        if self._depth > _MAX_DEPTH:
+            raise BadExpression(f"'{self.text[:40]}...' is nested more than {_MAX_DEPTH} deep")
+        factor = self._single(self._next())
         self._depth -= 1
-        return found
+        return factor
 
     def _single(self, token: str) -> Callable[[Sizes], int]:
         if token.isdigit():
@@ -133,10 +133,10 @@ class _Reader:
         if token == "(":
             inner = self.sum()
             if self._next() != ")":
-                raise BadExpression(f"'{self.text}' lacks a ')'")
+                raise BadExpression(f"'{self.text}' misses a ')'")
             return inner
         if not token.isidentifier():
-            raise BadExpression(f"'{self.text}': a number, a name or '(' was expected, not '{token}'")
+            raise BadExpression(f"'{self.text}': expected a number, a name or '(', found '{token}'")
         self.names.add(token)
         return lambda sizes: sizes[token]
 
@@ -144,18 +144,18 @@ class _Reader:
         self, part: Callable[[], Callable[[Sizes], int]], signs: Mapping[str, Callable[[int, int], int]]
     ) -> Callable[[Sizes], int]:
         left = part()
-        while self._at < len(self._tokens) and self._tokens[self._at] in signs:
-            left = _both(self.text, signs[self._next()], left, part())
+        while self._position < len(self._tokens) and self._tokens[self._position] in signs:
+            left = _binary(self.text, signs[self._next()], left, part())
         return left
 
     def _next(self) -> str:
-        if self._at == len(self._tokens):
+        if self._position == len(self._tokens):
             raise BadExpression(f"'{self.text}' ends too early")
-        self._at += 1
-        return self._tokens[self._at - 1]
+        self._position += 1
+        return self._tokens[self._position - 1]
 
 
-def _both(
+def _binary(
     text: str, join: Callable[[int, int], int], left: Callable[[Sizes], int], right: Callable[[Sizes], int]
 ) -> Callable[[Sizes], int]:
     def joined(sizes: Sizes) -> int:
@@ -168,12 +168,12 @@ def _both(
 
 
 def _tokens(text: str) -> list[str]:
-    found: list[str] = []
-    at, end = 0, len(text.rstrip())
-    while at < end:
-        match = _TOKEN.match(text, at)
+    tokens: list[str] = []
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        match = _TOKEN.match(text, position)
         if match is None:
-            raise BadExpression(f"'{text}' has a character at {at + 1} that no size is written with")
-        found.append(match[0].strip())
-        at = match.end()
-    return found
+            raise BadExpression(f"'{text}' has an unexpected character at position {position + 1}")
+        tokens.append(match[0].strip())
+        position = match.end()
+    return tokens

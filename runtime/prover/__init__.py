@@ -1,9 +1,9 @@
-"""The order prover: is a program free of deadlock, of races and of lost futures, and does it fit into memory?
+"""The order prover: proves that a program has no deadlock, no data race and no lost future, and fits into memory.
 
-It reads the program, so that what is proved is what runs, and needs no compiler and no devices: shapes come from meta
-tensors. Work grows with distinct ranks and distinct functions, not with ranks and layers. Start reading at `prove.py`;
-then `frame.py` (one function), `order.py` (the collectives of a group), `deadlock.py` (all groups together). Running a
-program, and whether its numbers are right (`check.py`), are not here.
+It reads the program, so that it proves what runs. It needs no compiler and no devices: shapes come from meta tensors.
+Its work grows with distinct ranks and distinct functions, not with ranks and layers. Start reading at `prove.py`, then
+`frame.py` (one function), `order.py` (the collectives of a group), `deadlock.py` (all groups together). Not here:
+running a program, and checking its numbers (`checks/`).
 """
 
 from .prove import RankClass, prove, prove_ranks

@@ -1,4 +1,4 @@
-"""Summaries of functions, each made once for each distinct body and signature, whichever rank or layer asks."""
+"""Function summaries, cached over ranks and layers: one for each distinct body and signature."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..program.records import Output
 from ..rank.shards import local_shape
 from .events import Event
 from .frame import Frame
-from .summary import Signature, Summary, entering
+from .summary import Signature, Summary, callee_arguments
 from .values import Meta, Refuted, Storage, TensorValue, Value
 
 
 class Analysis:
-    """All programs of one mesh: their summaries, and the table of the collectives and messages in them."""
+    """The analysis of all programs of one mesh: their summaries, and the table of their distinct events."""
 
     def __init__(self, mesh: RankMesh) -> None:
         self.mesh = mesh
@@ -29,18 +29,21 @@ class Analysis:
         self._summaries: dict[tuple[str, Signature], Summary] = {}
 
     def program(self, program: Program, entry: Entry) -> tuple[Summary, Refuted | None]:
-        """The summary of an entry of a sound program, and what is wrong with the shape of a result; raises Refuted."""
+        """The summary of an entry of a valid program, and a refutation where a result has a wrong shape.
+
+        Raises Refuted for all other faults.
+        """
         main = program.functions[entry.name]
         frame = self._main(program, entry)
         split = len(main.code) if main.backward_at is None else main.backward_at
         frame.run(0, split)
-        early = _take(frame, entry.results)
+        wrong_output = _keep_results(frame, entry.forward_outputs)
         frame.run(split, len(main.code))
-        late = _take(frame, entry.gradients)
-        return frame.summary(()), early or late
+        wrong_gradient = _keep_results(frame, entry.gradients)
+        return frame.summary(()), wrong_output or wrong_gradient
 
     def input_bytes(self, program: Program, entry: Entry) -> int:
-        """What a rank's inputs take, tangents included."""
+        """The bytes of a rank's inputs, tangents included."""
         return sum(value.storage.bytes for value in _inputs(program, entry))
 
     def largest_before(self, program: Program, entry: Entry, index: int) -> Storage | None:
@@ -51,71 +54,74 @@ class Analysis:
 
     def _main(self, program: Program, entry: Entry) -> Frame:
         inputs = _inputs(program, entry)
-        return _Bodies(self, program).frame(entry.name, inputs, {value.storage for value in inputs})
+        return _ProgramFunctions(self, program).frame(entry.name, inputs, {value.storage for value in inputs})
 
     def number(self, event: Event) -> int:
-        """The number of a collective or message in the table."""
+        """The index of an event in the table, which has each distinct event once."""
         if event not in self._numbers:
             self._numbers[event] = len(self.events)
             self.events.append(event)
         return self._numbers[event]
 
-    def known(self, key: tuple[str, Signature]) -> Summary | None:
-        """The summary of a body for a signature, if it was made."""
+    def lookup(self, key: tuple[str, Signature]) -> Summary | None:
+        """The cached summary of a body for a signature, or None."""
         return self._summaries.get(key)
 
-    def keep(self, key: tuple[str, Signature], summary: Summary) -> Summary:
-        """Remember a summary."""
+    def remember(self, key: tuple[str, Signature], summary: Summary) -> Summary:
+        """Cache a summary and return it."""
         self._summaries[key] = summary
         return summary
 
 
-class _Bodies:
-    """The functions of one program, by name and by what stands in them."""
+class _ProgramFunctions:
+    """The functions of one program, by name and by content."""
 
     def __init__(self, analysis: Analysis, program: Program) -> None:
         self._analysis = analysis
         self._program = program
         self._texts: dict[str, str] = {}
 
-    def frame(self, name: str, values: Sequence[Value], held: set[Storage]) -> Frame:
+    def frame(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Frame:
         """A frame at the beginning of a function."""
         function = self._program.functions[name]
-        return Frame(name, function, values, held, self._analysis.mesh, self.summary, self._analysis.number)
+        return Frame(name, function, values, retained, self._analysis.mesh, self.summary, self._analysis.number)
 
-    def summary(self, name: str, values: Sequence[Value], held: set[Storage]) -> Summary:
+    def summary(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Summary:
         """The summary of a function for these arguments; raises Refuted."""
-        entry = entering(values, held)
-        key = (self._text(name), tuple(entry.signature))
-        known = self._analysis.known(key)
+        inside = callee_arguments(values, retained)
+        key = (self._text(name), tuple(inside.signature))
+        known = self._analysis.lookup(key)
         if known is not None:
             return known
-        frame = self.frame(name, entry.values, entry.held)
+        frame = self.frame(name, inside.values, inside.retained)
         function = self._program.functions[name]
         frame.run(0, len(function.code))
-        return self._analysis.keep(key, frame.summary(function.results))
+        return self._analysis.remember(key, frame.summary(function.results))
 
     def _text(self, name: str) -> str:
-        """A text that two functions share only when they and all that they call are the same."""
+        """A text that is equal for two functions only if they and all their callees are equal."""
         if name not in self._texts:
             function = self._program.functions[name]
-            callees = sorted({str(each.args[0]) for each in function.code if each.op == "call"})
+            callees = sorted({str(instruction.args[0]) for instruction in function.code if instruction.op == "call"})
             parts = [name, json.dumps(function.to_json(), sort_keys=True), *(self._text(callee) for callee in callees)]
             self._texts[name] = json.dumps(parts)
         return self._texts[name]
 
 
-def _take(frame: Frame, outputs: Sequence[Output]) -> Refuted | None:
-    """Keep results to the end; the first that is not as the program says. Raises Refuted for a future."""
-    frame.hold(each.slot for each in outputs)
-    for each in outputs:
-        value = frame.slots[each.slot]
-        wanted = (local_shape(each.shape, each.shards), DTYPES[each.dtype])
-        if isinstance(value, TensorValue) and (value.meta.shape, value.meta.dtype) != wanted:
-            found, said = _tensor(value.meta.shape, value.meta.dtype), _tensor(*wanted)
+def _keep_results(frame: Frame, outputs: Sequence[Output]) -> Refuted | None:
+    """Keep results live to the end; a refutation of the first whose shape or dtype differs from the declared one.
+
+    Raises Refuted for a result that is a future.
+    """
+    frame.keep(output.slot for output in outputs)
+    for output in outputs:
+        value = frame.slots[output.slot]
+        expected = (local_shape(output.shape, output.shards), DTYPES[output.dtype])
+        if isinstance(value, TensorValue) and (value.meta.shape, value.meta.dtype) != expected:
+            actual, declared = _tensor(value.meta.shape, value.meta.dtype), _tensor(*expected)
             return Refuted(
-                "E0716", f"{each.kind} '{each.name}' is {found} on a rank, but the program says {said}",
-                value.storage.made,
+                "E0716", f"{output.kind} '{output.name}' is {actual} on a rank, but the program declares {declared}",
+                value.storage.creator,
             )  # fmt: skip
     return None
 
@@ -125,11 +131,11 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 
 def _inputs(program: Program, entry: Entry) -> list[TensorValue]:
-    """What a rank is given, in the order of its entry's arguments."""
-    by_slot = {each.slot: each for each in entry.inputs}
+    """The values of a rank's inputs, in the order of its entry's arguments."""
+    by_slot = {argument.slot: argument for argument in entry.inputs}
     values: list[TensorValue] = []
     for slot in program.functions[entry.name].arguments:
-        each = by_slot[slot]
-        meta = Meta.contiguous(local_shape(each.shape, each.shards), DTYPES[each.dtype])
-        values.append(TensorValue(meta, Storage(meta.bytes, name=each.name)))
+        argument = by_slot[slot]
+        meta = Meta.contiguous(local_shape(argument.shape, argument.shards), DTYPES[argument.dtype])
+        values.append(TensorValue(meta, Storage(meta.bytes, name=argument.name)))
     return values

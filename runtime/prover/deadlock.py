@@ -1,9 +1,11 @@
-"""Happens-before over all groups and messages together has no cycle.
+"""Deadlock detection: happens-before over all groups and messages has no cycle.
 
-A rank's collectives run in the order in which it starts them (one communication lane, as if all groups shared it), each
-when all members of its group have come to it; its instructions go on until they wait for one. A send does not wait; the
-wait for a receive waits for its send. Done on one rank of each profile (class, and kinds of the groups it is in), where
-a cycle among ranks is a cycle among profiles; a cycle found there is looked for among ranks.
+The model: a rank has one thread and one communication lane. Its collectives run on the lane in the order of their
+starts, each when the lanes of all members have reached it. The thread continues until it waits for one. A send does
+not block; the wait of a receive blocks until its send.
+
+The simulation first runs one rank of each profile (class, and kinds of its groups), because a cycle among ranks is a
+cycle among profiles. Only where it finds one, it runs all ranks.
 """
 
 from __future__ import annotations
@@ -14,92 +16,103 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..program.mesh import RankMesh
-from .chains import Chain, Chains, Letter, Meeting, Word
-from .groups import Groups, Ranks, profiles
-from .lanes import Run
-from .order import Sequences
+from .chains import Chain, Chains, CollectiveId, MessageId, StepKind
+from .groups import GroupSet, Ranks, profiles
+from .lanes import LaneSimulation
+from .order import EventSequence
 
-_MAKES = (Word.START, Word.MEET, Word.SEND)
+_MAKES = (StepKind.START, StepKind.START_AND_WAIT, StepKind.SEND)
 
 
 @dataclass(frozen=True)
-class Stuck:
-    """One rank in a cycle: it is at event number `at` and its partner waits for it to come to number `wanted`."""
+class BlockedRank:
+    """One rank in a cycle: it is blocked at event `position`; another rank waits for its event `needed_position`."""
 
     rank: int
-    at: int
-    wanted: int
+    position: int
+    needed_position: int
 
 
 def find_cycle(
-    mesh: RankMesh, class_of: Ranks, groups: Sequence[Groups], sequences: Sequence[Sequences]
-) -> list[Stuck]:
-    """The ranks of one cycle, each stuck before what the rank before it waits for; empty when there is none.
+    mesh: RankMesh, class_of: Ranks, groups: Sequence[GroupSet], sequences: Sequence[EventSequence]
+) -> list[BlockedRank]:
+    """The ranks of one cycle, each blocked before the event that the previous one waits for; empty without a deadlock.
 
     Every receive must have its send.
     """
-    kinds = {each.axes: each.kind[each.of_rank] for each in groups}
-    chosen, alike = profiles(class_of, groups)
-    few = Chains(mesh, class_of, kinds, sequences, alike)
-    if few.fits and not Run(few.of(chosen)).blocked:
+    kinds = {group_set.axes: group_set.kind[group_set.group_of_rank] for group_set in groups}
+    representatives, representative = profiles(class_of, groups)
+    profile_chains = Chains(mesh, class_of, kinds, sequences, representative)
+    if profile_chains.is_consistent and not LaneSimulation(profile_chains.steps_of(representatives)).blocked:
         return []
-    exact = {each.axes: each.of_rank for each in groups}
-    everyone = np.arange(len(class_of))
-    chains = Chains(mesh, class_of, exact, sequences, everyone).of(range(len(class_of)))
-    run = Run(chains)
+    group_numbers = {group_set.axes: group_set.group_of_rank for group_set in groups}
+    all_ranks = np.arange(len(class_of))
+    chains = Chains(mesh, class_of, group_numbers, sequences, all_ranks).steps_of(range(len(class_of)))
+    run = LaneSimulation(chains)
     return _Walk(chains, run).cycle() if run.blocked else []
 
 
 class _Walk:
-    """From what a rank waits for to who should do it. A thread waits, or the lane behind it does."""
+    """A walk from a blocked rank to the rank that it waits for. A node is a rank's thread or its lane."""
 
-    def __init__(self, chains: Mapping[int, Chain], run: Run) -> None:
+    def __init__(self, chains: Mapping[int, Chain], run: LaneSimulation) -> None:
         self._chains = chains
         self._run = run
-        self._where: dict[int, dict[Meeting | Letter, int]] = {
-            rank: {step.what: at for at, step in enumerate(chains[rank]) if step is not None and step.word in _MAKES}
+        self._position_of: dict[int, dict[CollectiveId | MessageId, int]] = {
+            rank: {
+                step.subject: position
+                for position, step in enumerate(chains[rank])
+                if step is not None and step.kind in _MAKES
+            }
             for rank in run.blocked
         }
 
-    def cycle(self) -> list[Stuck]:
-        """The steps from one that waits to itself."""
-        steps: list[Stuck] = []
+    def cycle(self) -> list[BlockedRank]:
+        """The blocked ranks from one node to itself."""
+        steps: list[BlockedRank] = []
         seen: dict[tuple[bool, int], int] = {}
-        here = (False, self._run.blocked[0])
-        while here not in seen:
-            seen[here] = len(steps)
-            in_lane, rank = here
-            if not in_lane and not isinstance(self._waits_for(rank), Letter):
-                here = (True, rank)
+        node = (False, self._run.blocked[0])
+        while node not in seen:
+            seen[node] = len(steps)
+            in_lane, rank = node
+            if not in_lane and not isinstance(self._waits_for(rank), MessageId):
+                node = (True, rank)
                 continue
-            here, step = self._behind(rank) if in_lane else self._sender(rank)
+            node, step = self._missing_member(rank) if in_lane else self._missing_sender(rank)
             steps.append(step)
-        return steps[seen[here] :]
+        return steps[seen[node] :]
 
-    def _waits_for(self, rank: int) -> Meeting | Letter:
-        step = self._chains[rank][self._run.at[rank]]
-        assert step is not None, "nobody is stuck at nothing"
-        return step.what
+    def _waits_for(self, rank: int) -> CollectiveId | MessageId:
+        step = self._chains[rank][self._run.position[rank]]
+        assert step is not None, "a blocked rank is at a step"
+        return step.subject
 
-    def _sender(self, rank: int) -> tuple[tuple[bool, int], Stuck]:
-        """Who should send what a thread waits for."""
-        letter = self._waits_for(rank)
-        assert isinstance(letter, Letter), "it waits for a message"
-        source = letter.source
-        return (False, source), Stuck(source, self._stands_at(source), self._where[source][letter])
+    def _missing_sender(self, rank: int) -> tuple[tuple[bool, int], BlockedRank]:
+        """The sender of the message that a thread waits for."""
+        message = self._waits_for(rank)
+        assert isinstance(message, MessageId), "it waits for a message"
+        source = message.source
+        return (False, source), BlockedRank(source, self._blocked_position(source), self._position_of[source][message])
 
-    def _behind(self, rank: int) -> tuple[tuple[bool, int], Stuck]:
-        """Who has not come to the collective that a lane is at: its lane is at another, or its thread is before it."""
-        meeting = self._run.lanes[rank][0]
-        come = self._run.first[meeting]
-        other = next(each for each in self._where if each not in come and meeting in self._where[each])
-        wanted = self._where[other][meeting]
-        if meeting in self._run.lanes[other]:
-            return (True, other), Stuck(other, self._where[other][self._run.lanes[other][0]], wanted)
-        return (False, other), Stuck(other, self._stands_at(other), wanted)
+    def _missing_member(self, rank: int) -> tuple[tuple[bool, int], BlockedRank]:
+        """A member that has not reached the collective at which a lane waits.
 
-    def _stands_at(self, rank: int) -> int:
-        """Where a thread stands: at a wait for a message, or at the start of the collective that holds it up."""
-        if isinstance(self._waits_for(rank), Letter):
-            return self._run.at[rank]
-        return self._where[rank][self._run.lanes[rank][0]]
+        Its own lane waits at another collective, or its thread has not started this one.
+        """
+        collective = self._run.lanes[rank][0]
+        arrived = self._run.arrived[collective]
+        other = next(
+            member
+            for member, positions in self._position_of.items()
+            if member not in arrived and collective in positions
+        )
+        needed = self._position_of[other][collective]
+        if collective in self._run.lanes[other]:
+            return (True, other), BlockedRank(other, self._position_of[other][self._run.lanes[other][0]], needed)
+        return (False, other), BlockedRank(other, self._blocked_position(other), needed)
+
+    def _blocked_position(self, rank: int) -> int:
+        """The event at which a thread is blocked: its wait for a message, or the start of its lane's collective."""
+        if isinstance(self._waits_for(rank), MessageId):
+            return self._run.position[rank]
+        return self._position_of[rank][self._run.lanes[rank][0]]

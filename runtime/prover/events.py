@@ -1,4 +1,4 @@
-"""What a rank does with others, in the order in which its program says it."""
+"""Communication events of a rank: collectives, messages, and the waits for them."""
 
 from __future__ import annotations
 
@@ -28,30 +28,34 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """The wait for a collective or receive that stands `back` events before it."""
+class WaitEvent:
+    """The wait for a collective or receive that was started `distance` events before."""
 
-    back: int
-
-
-Event = Collective | Message | Arrival
-"""What a rank does with others."""
+    distance: int
 
 
-def sent_of(each: Instruction, operand: Meta) -> Message:
-    """What a `comm.send` sends."""
-    return Message("send", str(each.kwargs["axis"]), _whole(each, "peer"), operand.shape, dtype_name(operand.dtype))
+Event = Collective | Message | WaitEvent
+"""A communication event."""
 
 
-def received_of(each: Instruction) -> tuple[Message, Meta]:
-    """What a `comm.receive_start` receives."""
-    size, dtype = each.kwargs["size"], each.kwargs["dtype"]
+def send_of(instruction: Instruction, operand: Meta) -> Message:
+    """The message of a `comm.send`."""
+    return Message(
+        "send", str(instruction.kwargs["axis"]), _integer(instruction, "peer"), operand.shape, dtype_name(operand.dtype)
+    )
+
+
+def receive_of(instruction: Instruction) -> tuple[Message, Meta]:
+    """The message of a `comm.receive_start`, and the tensor that it receives."""
+    size, dtype = instruction.kwargs["size"], instruction.kwargs["dtype"]
     assert isinstance(size, list | tuple) and isinstance(dtype, torch.dtype), "validated"
     meta = Meta.contiguous(tuple(int(extent) for extent in size), dtype)
-    return Message("receive", str(each.kwargs["axis"]), _whole(each, "peer"), meta.shape, dtype_name(dtype)), meta
+    return Message(
+        "receive", str(instruction.kwargs["axis"]), _integer(instruction, "peer"), meta.shape, dtype_name(dtype)
+    ), meta
 
 
-def _whole(each: Instruction, key: str) -> int:
-    value = each.kwargs[key]
+def _integer(instruction: Instruction, key: str) -> int:
+    value = instruction.kwargs[key]
     assert isinstance(value, int), "validated"
     return value

@@ -1,4 +1,4 @@
-"""Which kinds of ranks meet in which groups: one row for each distinct set-up, however many ranks there are."""
+"""Groups of ranks, and which of them are of the same kind, so that the proof needs one group of each kind."""
 
 from __future__ import annotations
 
@@ -14,41 +14,44 @@ Ranks = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
-    """All groups over some axes: `members[g]` in coordinate order; `kind[g]` tells groups of different classes apart.
+class GroupSet:
+    """All groups over some axes.
 
-    Two groups are of one kind when the classes of their members are the same, one by one.
+    Two groups are of the same kind if their members have the same classes, in coordinate order.
     """
 
     axes: tuple[str, ...]
     members: Ranks
-    """(groups, size)."""
+    """(groups, size): the ranks of each group in coordinate order."""
     kind: Ranks
-    """(groups,), from 0."""
-    of_rank: Ranks
-    """(ranks,): the group that a rank is in."""
+    """(groups,): the kind of each group, from 0."""
+    group_of_rank: Ranks
+    """(ranks,): the group of each rank."""
 
     def first_of_each_kind(self) -> list[tuple[int, ...]]:
         """The members of one group of every kind."""
-        _, at = np.unique(self.kind, return_index=True)
-        return [tuple(int(rank) for rank in self.members[group]) for group in at]
+        _, first_groups = np.unique(self.kind, return_index=True)
+        return [tuple(int(rank) for rank in self.members[group]) for group in first_groups]
 
 
-def groups_over(mesh: RankMesh, axes: tuple[str, ...], class_of: Ranks) -> Groups:
-    """The groups over `axes`; `class_of[rank]` numbers the classes."""
+def groups_over(mesh: RankMesh, axes: tuple[str, ...], class_of: Ranks) -> GroupSet:
+    """The groups over `axes`; `class_of[rank]` is the class of a rank."""
     names = [name for name, _ in mesh.axes]
-    kept = [at for at, name in enumerate(names) if name not in axes]
+    kept = [index for index, name in enumerate(names) if name not in axes]
     order = [*kept, *(names.index(axis) for axis in axes)]
     numbers = np.arange(mesh.ranks, dtype=np.int64).reshape([size for _, size in mesh.axes])
     members = numbers.transpose(order).reshape(-1, mesh.size(axes))
     _, kind = np.unique(class_of[members], axis=0, return_inverse=True)
     of_rank = np.empty(mesh.ranks, np.int64)
     of_rank[members] = np.arange(len(members), dtype=np.int64)[:, None]
-    return Groups(axes, members, kind.reshape(-1).astype(np.int64), of_rank)
+    return GroupSet(axes, members, kind.reshape(-1).astype(np.int64), of_rank)
 
 
-def profiles(class_of: Ranks, groups: Sequence[Groups]) -> tuple[list[int], Ranks]:
-    """One rank for every distinct pair of a class and the kinds of group it is in, and for every rank that one."""
-    columns = [class_of, *(each.kind[each.of_rank] for each in groups)]
+def profiles(class_of: Ranks, groups: Sequence[GroupSet]) -> tuple[list[int], Ranks]:
+    """One representative rank of each profile, and (ranks,) the representative of each rank.
+
+    Two ranks have the same profile if they have the same class and are in groups of the same kinds.
+    """
+    columns = [class_of, *(group_set.kind[group_set.group_of_rank] for group_set in groups)]
     _, first, of_rank = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
     return [int(rank) for rank in first], first[of_rank.reshape(-1)].astype(np.int64)

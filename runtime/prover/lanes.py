@@ -1,7 +1,7 @@
-"""Ranks that run their chains: a thread that starts, sends and waits, and a lane of started collectives.
+"""Simulation of the ranks' chains: each rank has a thread that starts, sends and waits, and a lane of collectives.
 
-A lane does one collective after the other, in the order of their starts; one is done when all its members' lanes have
-come to it.
+A lane runs collectives in the order of their starts. A collective is done when the lanes of all members have reached
+it.
 """
 
 from __future__ import annotations
@@ -9,77 +9,81 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 
-from .chains import Chain, Letter, Meeting, Word
+from .chains import Chain, CollectiveId, MessageId, StepKind
 
 
-class Run:
-    """All chains, run until nobody can go on."""
+class LaneSimulation:
+    """Runs all chains until every rank has ended or is blocked."""
 
     def __init__(self, chains: Mapping[int, Chain]) -> None:
-        self.at = dict.fromkeys(chains, 0)
-        """The step at which each thread stands."""
-        self.lanes: dict[int, deque[Meeting]] = {rank: deque() for rank in chains}
-        self.first: dict[Meeting, list[int]] = {}
-        """The ranks whose lanes have come to a collective that is not done."""
+        self.position = dict.fromkeys(chains, 0)
+        """By rank: the index of the step of its thread."""
+        self.lanes: dict[int, deque[CollectiveId]] = {rank: deque() for rank in chains}
+        self.arrived: dict[CollectiveId, list[int]] = {}
+        """By collective that is not done: the ranks whose lanes have reached it."""
         self._chains = chains
-        steps = [each for chain in chains.values() for each in chain if each is not None]
-        self._members = Counter(each.what for each in steps if each.word in (Word.START, Word.MEET))
-        self._done: set[Meeting] = set()
-        self._sent: set[Letter] = set()
-        self._joining: dict[Meeting, list[int]] = {}
-        self._waiting: dict[Letter, int] = {}
-        self._met: dict[int, int] = {}
-        """Where each rank has started a collective and waits for it at once."""
+        steps = [step for chain in chains.values() for step in chain if step is not None]
+        self._members = Counter(
+            step.subject for step in steps if step.kind in (StepKind.START, StepKind.START_AND_WAIT)
+        )
+        self._done: set[CollectiveId] = set()
+        self._sent: set[MessageId] = set()
+        self._waiting_for_collective: dict[CollectiveId, list[int]] = {}
+        self._waiting_for_message: dict[MessageId, int] = {}
+        self._entered: dict[int, int] = {}
+        """By rank: the index of the last step that put a collective into its lane."""
         moving = list(chains)
         while moving:
             moving += self._advance(moving.pop())
 
     @property
     def blocked(self) -> list[int]:
-        """The ranks that did not come to their end."""
-        return sorted(rank for rank, at in self.at.items() if at < len(self._chains[rank]))
+        """The ranks that have not reached the end of their chains."""
+        return sorted(rank for rank, position in self.position.items() if position < len(self._chains[rank]))
 
     def _advance(self, rank: int) -> list[int]:
-        """Let a thread do what it can; the ranks whose threads can go on after it."""
+        """Run a thread until it blocks; returns the ranks that it unblocks."""
         chain = self._chains[rank]
         free: list[int] = []
-        while self.at[rank] < len(chain):
-            step = chain[self.at[rank]]
-            what = None if step is None else step.what
-            if step is None or what is None:
-                self.at[rank] += 1
+        while self.position[rank] < len(chain):
+            step = chain[self.position[rank]]
+            subject = None if step is None else step.subject
+            if step is None or subject is None:
+                self.position[rank] += 1
                 continue
-            if isinstance(what, Letter):
-                if step.word is Word.SEND:
-                    self._sent.add(what)
-                    free += [self._waiting.pop(what)] if what in self._waiting else []
-                elif what not in self._sent:
-                    self._waiting[what] = rank
+            if isinstance(subject, MessageId):
+                if step.kind is StepKind.SEND:
+                    self._sent.add(subject)
+                    free += [self._waiting_for_message.pop(subject)] if subject in self._waiting_for_message else []
+                elif subject not in self._sent:
+                    self._waiting_for_message[subject] = rank
                     return free
             else:
-                if step.word is Word.START or (step.word is Word.MEET and self._met.get(rank) != self.at[rank]):
-                    self._met[rank] = self.at[rank]
-                    free += self._enter(rank, what)
-                if step.word is not Word.START and what not in self._done:
-                    self._joining.setdefault(what, []).append(rank)
+                if step.kind is StepKind.START or (
+                    step.kind is StepKind.START_AND_WAIT and self._entered.get(rank) != self.position[rank]
+                ):
+                    self._entered[rank] = self.position[rank]
+                    free += self._enter(rank, subject)
+                if step.kind is not StepKind.START and subject not in self._done:
+                    self._waiting_for_collective.setdefault(subject, []).append(rank)
                     return free
-            self.at[rank] += 1
+            self.position[rank] += 1
         return free
 
-    def _enter(self, rank: int, meeting: Meeting) -> list[int]:
-        """Put a collective into a lane; the ranks that waited for what is done by that."""
-        self.lanes[rank].append(meeting)
+    def _enter(self, rank: int, collective: CollectiveId) -> list[int]:
+        """Put a collective into a rank's lane; returns the ranks that this unblocks."""
+        self.lanes[rank].append(collective)
         free: list[int] = []
         ready = [rank] if len(self.lanes[rank]) == 1 else []
         while ready:
-            each = ready.pop()
-            meeting = self.lanes[each][0]
-            here = self.first.setdefault(meeting, [])
-            here.append(each)
-            if len(here) == self._members[meeting]:
-                self._done.add(meeting)
-                free += self._joining.pop(meeting, [])
-                for member in self.first.pop(meeting):
+            lane_rank = ready.pop()
+            collective = self.lanes[lane_rank][0]
+            arrived = self.arrived.setdefault(collective, [])
+            arrived.append(lane_rank)
+            if len(arrived) == self._members[collective]:
+                self._done.add(collective)
+                free += self._waiting_for_collective.pop(collective, [])
+                for member in self.arrived.pop(collective):
                     self.lanes[member].popleft()
                     ready += [member] if self.lanes[member] else []
         return free

@@ -1,4 +1,4 @@
-"""Messages between ranks: each receive has its send, of the same shape and dtype, in the same order."""
+"""Matching of messages: each receive has its send, of the same shape and dtype, in the same order."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from ..program.mesh import RankMesh
 from .events import Event, Message
 from .groups import Ranks
-from .order import Sequences
+from .order import EventSequence
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """A message on which its two ranks do not agree: positions among the events of each; None where it has none."""
+class MessageMismatch:
+    """A message on which its two ranks differ. A rank's event position is None where it has no such event."""
 
     source: int
     destination: int
     number: int
-    """Which of the messages from the one to the other."""
+    """Its number among the messages from source to destination."""
     sent: int | None
     received: int | None
 
 
-def partners(mesh: RankMesh, class_of: Ranks, sequences: Sequence[Sequences]) -> Iterator[tuple[int, int]]:
-    """(source, destination) of all messages, ranks of equal classes at equal coordinates once."""
+def partners(mesh: RankMesh, class_of: Ranks, sequences: Sequence[EventSequence]) -> Iterator[tuple[int, int]]:
+    """(source, destination) of all messages, once for ranks of equal classes at equal coordinates."""
     seen: set[tuple[int, int, str, int, int]] = set()
     for rank in range(mesh.ranks):
         mine = int(class_of[rank])
@@ -36,19 +36,27 @@ def partners(mesh: RankMesh, class_of: Ranks, sequences: Sequence[Sequences]) ->
                 yield (rank, other) if message.op == "send" else (other, rank)
 
 
-def first_misfit(mesh: RankMesh, class_of: Ranks, sequences: Sequence[Sequences]) -> Misfit | None:
-    """The first message that its ranks do not see alike; None when there is none."""
+def first_message_mismatch(
+    mesh: RankMesh, class_of: Ranks, sequences: Sequence[EventSequence]
+) -> MessageMismatch | None:
+    """The first message on which its ranks differ; None where all match."""
     for source, destination in partners(mesh, class_of, sequences):
         sender, receiver = sequences[int(class_of[source])], sequences[int(class_of[destination])]
-        sent = [at for at, message in sender.messages("send") if _peer(mesh, source, message) == destination]
-        asked = [at for at, message in receiver.messages("receive") if _peer(mesh, destination, message) == source]
-        for number, (one, other) in enumerate(zip(sent, asked, strict=False)):
-            if _tensor(sender.events[one]) != _tensor(receiver.events[other]):
-                return Misfit(source, destination, number, one, other)
+        sent = [
+            position for position, message in sender.messages("send") if _peer(mesh, source, message) == destination
+        ]
+        asked = [
+            position
+            for position, message in receiver.messages("receive")
+            if _peer(mesh, destination, message) == source
+        ]
+        for number, (sent_at, received_at) in enumerate(zip(sent, asked, strict=False)):
+            if _tensor(sender.events[sent_at]) != _tensor(receiver.events[received_at]):
+                return MessageMismatch(source, destination, number, sent_at, received_at)
         shared = min(len(sent), len(asked))
         if len(sent) != len(asked):
-            more, less = sent[shared : shared + 1], asked[shared : shared + 1]
-            return Misfit(source, destination, shared, *([*each, None][0] for each in (more, less)))
+            more, fewer = sent[shared : shared + 1], asked[shared : shared + 1]
+            return MessageMismatch(source, destination, shared, *([*positions, None][0] for positions in (more, fewer)))
     return None
 
 

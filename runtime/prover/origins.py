@@ -1,4 +1,4 @@
-"""Which collective is which: not by its place in a list, nor by its shape, but by what its operand is computed from."""
+"""The identity of an instruction by its data flow: the expression that computes its operands, not its position."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ _BYTES = 16
 
 
 class Origins:
-    """Of the instructions of one program. Two programs in which one is computed alike give it the same identity.
+    """Identities of the instructions of one program. Equal expressions have equal identities, in all programs.
 
-    Which slots hold values, and where else instructions stand in a list, makes no difference.
+    Slot numbers and the order of instructions make no difference.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._functions: dict[str, list[str]] = {}
 
-    def of(self, path: Path) -> tuple[str, ...]:
-        """The identity of an instruction: of each call that leads to it, then its own."""
+    def identity(self, path: Path) -> tuple[str, ...]:
+        """The identity of an instruction: that of each call on its path, then its own."""
         return tuple(self._instructions(name)[index] for name, index in path)
 
     def _instructions(self, name: str) -> list[str]:
         if name not in self._functions:
             function = self._program.functions[name]
-            entry = next((each for each in self._program.entries if each.name == name), None)
-            inputs = {each.slot: f"{each.kind} {each.name}" for each in entry.inputs} if entry else {}
-            values = {slot: inputs.get(slot, f"argument {at}") for at, slot in enumerate(function.arguments)}
-            self._functions[name] = [_made(each, values) for each in function.code]
+            entry = next((candidate for candidate in self._program.entries if candidate.name == name), None)
+            inputs = {argument.slot: f"{argument.kind} {argument.name}" for argument in entry.inputs} if entry else {}
+            values = {slot: inputs.get(slot, f"argument {index}") for index, slot in enumerate(function.arguments)}
+            self._functions[name] = [_identity(instruction, values) for instruction in function.code]
         return self._functions[name]
 
 
-def _made(each: Instruction, values: dict[int, str]) -> str:
-    """The identity of an instruction; of its results is noted in `values` what they are."""
-    args = [fill_in(value, values.__getitem__) for value in each.args]
-    kwargs = {key: fill_in(value, values.__getitem__) for key, value in sorted(each.kwargs.items())}
-    identity = blake2b(repr((each.op, args, kwargs)).encode(), digest_size=_BYTES).hexdigest()
-    for at, slot in enumerate(each.out):
+def _identity(instruction: Instruction, values: dict[int, str]) -> str:
+    """The identity of an instruction. Records the identities of its results in `values`, by slot."""
+    args = [fill_in(value, values.__getitem__) for value in instruction.args]
+    kwargs = {key: fill_in(value, values.__getitem__) for key, value in sorted(instruction.kwargs.items())}
+    identity = blake2b(repr((instruction.op, args, kwargs)).encode(), digest_size=_BYTES).hexdigest()
+    for result_index, slot in enumerate(instruction.out):
         if slot is not None:
-            values[slot] = f"{identity}[{at}]"
+            values[slot] = f"{identity}[{result_index}]"
     return identity

@@ -1,4 +1,4 @@
-"""Slots alone: each is set before it is read, and not freed before its last use. Needs no shapes and no sound ops."""
+"""Slot order: each slot is set before it is read, and freed after its last use. Needs no shapes and no valid ops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAIT = "comm.wait"
 
 
 def check_slots(program: Program) -> None:
-    """Raise Refuted for the first slot of the first function that is read, freed or returned when it is not set."""
+    """Raise Refuted for the first slot that is read, freed or returned while it is not set."""
     main = MAIN if program.pipeline is None else None
     if main is not None and main not in program.functions:
         return
@@ -22,9 +22,9 @@ def check_slots(program: Program) -> None:
 
 
 def _late(program: Program) -> dict[int, int]:
-    """The tangents: arguments of main that are given only when its backward begins."""
+    """By slot of a tangent, an argument of main that is set only when the backward begins: the index of that begin."""
     begins = program.functions[MAIN].backward_at
-    slots = [each.slot for each in program.inputs if each.kind == "tangent"]
+    slots = [argument.slot for argument in program.inputs if argument.kind == "tangent"]
     return dict.fromkeys(slots, begins) if begins is not None else {}
 
 
@@ -41,14 +41,14 @@ class _Slots:
         self.freed: dict[int, int] = {}
 
     def check(self, program: Program) -> None:
-        """Walk the function; `program` says when the outputs of main are taken."""
+        """Walk the function. `program` has the outputs of main, which are taken at the end of forward and backward."""
         begins = program.functions[self.name].backward_at
         outputs = program.outputs if self.is_main else ()
-        for index, each in enumerate(self.code):
+        for index, instruction in enumerate(self.code):
             if index == begins:
                 self._begin_backward()
                 self._all_set([o.slot for o in outputs if o.kind != "gradient"], index - 1, "outputs")
-            self._step(index, each)
+            self._step(index, instruction)
         end = len(self.code) - 1
         if begins == len(self.code):
             self._begin_backward()
@@ -59,22 +59,22 @@ class _Slots:
         self.live |= self.late.keys()
         self.late = {}
 
-    def _step(self, index: int, each: Instruction) -> None:
-        for slot in each.reads():
+    def _step(self, index: int, instruction: Instruction) -> None:
+        for slot in instruction.reads():
             if slot not in self.live:
-                raise self._not_set(slot, index, each)
-        self.live.update(each.writes())
-        for slot in each.free:
+                raise self._not_set(slot, index, instruction)
+        self.live.update(instruction.writes())
+        for slot in instruction.free:
             if slot not in self.live:
                 before = self.freed.get(slot)
                 where = "twice" if before is not None else "before it is set"
                 raise Refuted("E0703", f"slot {slot} is freed {where}", self._at(index), self._at(before))
-        self.live.difference_update(each.free)
-        self.freed.update(dict.fromkeys(each.free, index))
+        self.live.difference_update(instruction.free)
+        self.freed.update(dict.fromkeys(instruction.free, index))
 
-    def _not_set(self, slot: int, index: int, each: Instruction) -> Refuted:
+    def _not_set(self, slot: int, index: int, instruction: Instruction) -> Refuted:
         before = self.freed.get(slot)
-        if before is not None and each.op == WAIT == self.code[before].op:
+        if before is not None and instruction.op == WAIT == self.code[before].op:
             return Refuted("E0707", "a future is waited on twice", self._at(index), self._at(before))
         if before is not None:
             return Refuted(
@@ -83,10 +83,21 @@ class _Slots:
             )  # fmt: skip
         if slot in self.late:
             return Refuted(
-                "E0701", f"the tangent in slot {slot} is read in the forward, before it is given", self._at(index)
+                "E0701", f"the tangent in slot {slot} is read in the forward, before it is set", self._at(index)
             )
-        setter = next((at for at, later in enumerate(self.code) if at >= index and slot in later.writes()), None)
-        what = "a future is waited on before its start" if each.op == WAIT else f"slot {slot} is read before it is set"
+        setter = next(
+            (
+                later_index
+                for later_index, later in enumerate(self.code)
+                if later_index >= index and slot in later.writes()
+            ),
+            None,
+        )
+        what = (
+            "a future is waited on before its start"
+            if instruction.op == WAIT
+            else f"slot {slot} is read before it is set"
+        )
         return Refuted("E0701", what, self._at(index), self._at(setter))
 
     def _all_set(self, slots: Iterable[int], last: int, what: str) -> None:
@@ -104,4 +115,4 @@ class _Slots:
 
 
 def _setter(code: Sequence[Instruction], slot: int) -> int | None:
-    return next((at for at, each in enumerate(code) if slot in each.writes()), None)
+    return next((index for index, instruction in enumerate(code) if slot in instruction.writes()), None)

@@ -1,4 +1,4 @@
-"""What a function does to whoever calls it: the collectives it starts, the memory it needs, what becomes of futures."""
+"""The effects of a function on its caller: the collectives it starts, the memory it needs, the futures it waits on."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from dataclasses import dataclass, field
 from .values import Future, Opaque, Path, Storage, TensorValue, Value
 
 Signature = tuple[tuple[object, ...], ...]
-"""What a summary depends on: shapes, strides, dtypes, which arguments share memory, who else holds it, futures."""
+"""The properties of arguments that a summary depends on: shapes, strides, dtypes, shared and retained memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """One function for one signature of arguments; paths in it begin at the function."""
+    """The summary of one function for one signature of arguments. Its paths begin at the function."""
 
     arguments: tuple[Value, ...]
     results: tuple[Value, ...]
     peak_bytes: int
-    """The most that is live above what is live at its entry; its arguments count as live there."""
+    """The most that is live above what is live at its inside; its arguments count as live there."""
     peak_at: Path
     events: tuple[int, ...]
-    """Numbers of the collectives and messages of it and its callees, in order."""
-    parts: tuple[tuple[int, Summary | None], ...]
-    """The instructions that start them: index, and the summary where the instruction is a call."""
+    """The table indices of its own and its callees' events, in order."""
+    event_sources: tuple[tuple[int, Summary | None], ...]
+    """The instructions of the events: index, and the callee's summary where the instruction is a call."""
     name: str
     waited: tuple[tuple[Future, Path], ...] = ()
-    """Futures among the arguments that it waits on, and where."""
+    """The futures among its arguments that it waits on, and the path of each wait."""
 
     def path(self, position: int) -> Path:
-        """The instruction of event number `position`."""
-        for index, callee in self.parts:
+        """The instruction of the event at `position`."""
+        for index, callee in self.event_sources:
             count = 1 if callee is None else len(callee.events)
             if position < count:
-                here = ((self.name, index),)
-                return here if callee is None else here + callee.path(position)
+                own_path = ((self.name, index),)
+                return own_path if callee is None else own_path + callee.path(position)
             position -= count
         raise IndexError(position)
 
 
 @dataclass
-class Entry:
-    """Arguments as a callee sees them: copies on storages of its own, and the signature that they make."""
+class CalleeArguments:
+    """Arguments in the callee's terms: copies on fresh storages, and their signature."""
 
     values: list[Value] = field(default_factory=list)
-    held: set[Storage] = field(default_factory=set)
-    """Storages of the arguments that the caller, or one of its callers, keeps."""
+    retained: set[Storage] = field(default_factory=set)
+    """The storages of arguments that a caller keeps during the call."""
     signature: list[tuple[object, ...]] = field(default_factory=list)
 
 
-def entering(values: Sequence[Value], held: set[Storage]) -> Entry:
-    """The arguments of a call; `held` are the storages that the caller keeps while the callee runs."""
-    entry = Entry()
+def callee_arguments(values: Sequence[Value], retained: set[Storage]) -> CalleeArguments:
+    """The arguments of a call in the callee's terms; `retained` are the storages that the caller keeps meanwhile."""
+    inside = CalleeArguments()
     own: dict[Storage, Storage] = {}
     numbers: dict[Storage, int] = {}
 
@@ -59,43 +59,43 @@ def entering(values: Sequence[Value], held: set[Storage]) -> Entry:
         if outer not in own:
             own[outer] = Storage(outer.bytes, name=outer.name)
             numbers[outer] = len(numbers)
-            if outer in held:
-                entry.held.add(own[outer])
+            if outer in retained:
+                inside.retained.add(own[outer])
         return own[outer]
 
     def described(value: TensorValue) -> tuple[object, ...]:
         inner = storage(value.storage)
-        return (value.meta, numbers[value.storage], inner.bytes, inner in entry.held)
+        return (value.meta, numbers[value.storage], inner.bytes, inner in inside.retained)
 
     for value in values:
         match value:
             case TensorValue(meta, outer):
-                entry.values.append(TensorValue(meta, storage(outer)))
-                entry.signature.append(described(value))
+                inside.values.append(TensorValue(meta, storage(outer)))
+                inside.signature.append(described(value))
             case Future(start, operand, result, waited):
                 reads = TensorValue(operand.meta, storage(operand.storage))
                 fills = TensorValue(result.meta, storage(result.storage))
-                entry.values.append(Future(start, reads, fills, waited, given=True))
-                entry.signature.append((*described(operand), *described(result), waited))
+                inside.values.append(Future(start, reads, fills, waited, is_argument=True))
+                inside.signature.append((*described(operand), *described(result), waited))
             case Opaque():
-                entry.values.append(value)
-                entry.signature.append((repr(value.value),))
-    return entry
+                inside.values.append(value)
+                inside.signature.append((repr(value.value),))
+    return inside
 
 
-def leaving(summary: Summary, given: Sequence[Value], call: tuple[str, int]) -> list[Value]:
-    """The results of a call in the caller's terms; what the callee made gets fresh values and storages."""
-    values: dict[Value, Value] = dict(zip(summary.arguments, given, strict=True))
+def caller_results(summary: Summary, operands: Sequence[Value], call: tuple[str, int]) -> list[Value]:
+    """The results of a call in the caller's terms; values that the callee made get fresh storages."""
+    values: dict[Value, Value] = dict(zip(summary.arguments, operands, strict=True))
     storages: dict[Storage, Storage] = {}
     for inner, outer in values.items():
         storages.update(zip(inner.storages, outer.storages, strict=True))
 
     def storage(inner: Storage) -> Storage:
-        return storages.setdefault(inner, Storage(inner.bytes, (call, *inner.made), inner.name))
+        return storages.setdefault(inner, Storage(inner.bytes, (call, *inner.creator), inner.name))
 
     def tensor(inner: TensorValue) -> TensorValue:
-        found = values.get(inner)
-        return found if isinstance(found, TensorValue) else TensorValue(inner.meta, storage(inner.storage))
+        known = values.get(inner)
+        return known if isinstance(known, TensorValue) else TensorValue(inner.meta, storage(inner.storage))
 
     def outward(inner: Value) -> Value:
         if inner not in values:

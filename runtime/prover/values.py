@@ -1,4 +1,4 @@
-"""What a slot holds, as far as the prover knows it: a tensor without its numbers, or the future of a collective."""
+"""Abstract values of slots: a tensor without its numbers, or the future of a collective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 Path = tuple[tuple[str, int], ...]
-"""An instruction: (function, index) pairs, the calls that lead to it first."""
+"""The path to an instruction: (function, index) pairs, first the calls that lead to it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Meta:
 
     @property
     def bytes(self) -> int:
-        """What its elements take when nothing lies between them."""
+        """The bytes of its elements, without gaps."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -43,8 +43,8 @@ class Storage:
     """Memory that one or more tensors (a tensor and its views) share."""
 
     bytes: int
-    made: Path = ()
-    """The instruction that made it; empty for what a function is given."""
+    creator: Path = ()
+    """The instruction that made it; empty for a function's arguments."""
     name: str = ""
     """The input that it belongs to, if any."""
 
@@ -58,30 +58,30 @@ class TensorValue:
 
     @property
     def storages(self) -> tuple[Storage, ...]:
-        """The memory that whoever holds it keeps."""
+        """The memory that a reference to it keeps alive."""
         return (self.storage,)
 
 
 @dataclass(eq=False)
 class Future:
-    """A collective under way, or done once `waited` is set."""
+    """A collective or receive under way; done once `waited`, the path of its wait, is set."""
 
     start: Path
     operand: TensorValue
     result: TensorValue
     waited: Path = ()
-    given: bool = False
-    """It came as an argument, so the caller answers for its wait."""
+    is_argument: bool = False
+    """Whether it is an argument of the function, so that the caller must wait on it."""
 
     @property
     def storages(self) -> tuple[Storage, ...]:
-        """What the collective reads, and what it fills (counted from its start)."""
+        """The memory of operand and result; the result's counts from the start."""
         return (self.operand.storage, self.result.storage)
 
 
 @dataclass(eq=False)
 class Opaque:
-    """Something that is no tensor: None or a number that an op gives beside its tensors."""
+    """A value that is not a tensor: None or a number that an op returns beside its tensors."""
 
     value: object = None
     storages: tuple[Storage, ...] = field(default=(), init=False)
@@ -91,7 +91,7 @@ Value = TensorValue | Future | Opaque
 
 
 class Refuted(Exception):
-    """A proof that failed: what is wrong, and the instructions that show it, the guilty one first."""
+    """A failed proof: what is wrong, and the instructions that show it, the faulty one first."""
 
     def __init__(self, code: str, message: str, *paths: Path, help: str = "") -> None:
         super().__init__(message)

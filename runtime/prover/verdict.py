@@ -1,4 +1,4 @@
-"""What a proof says: safe, with the peak memory; or a counterexample that names instructions, sources and ranks."""
+"""The verdict of a proof: safe, with the peak memory, or a counterexample with instructions, sources and ranks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Place:
     op: str
     axes: tuple[str, ...] = ()
     peer: tuple[str, int] | None = None
-    """Of a message: its axis and the partner's coordinate."""
+    """For a message: its axis and the partner's coordinate."""
     location: Location | None = None
     calls: Path = ()
 
     def __str__(self) -> str:
         over = f" over {', '.join(self.axes)}" if self.axes else self._with
-        through = "".join(f", called by {name}[{at}]" for name, at in reversed(self.calls))
-        here = f"{_ranks(self.ranks)}: function {self.function}[{self.index}] {self.op}{over}"
-        return here + _source(self.location) + through
+        through = "".join(f", called by {name}[{index}]" for name, index in reversed(self.calls))
+        text = f"{_ranks(self.ranks)}: function {self.function}[{self.index}] {self.op}{over}"
+        return text + _source(self.location) + through
 
     @property
     def _with(self) -> str:
@@ -45,13 +45,13 @@ class Place:
             "ranks": list(self.ranks), "function": self.function, "index": self.index, "op": self.op,
             "axes": list(self.axes), "peer": list(self.peer) if self.peer else None,
             "location": [place.file, place.line, place.module] if place else None,
-            "calls": [[name, at] for name, at in self.calls],
+            "calls": [[name, index] for name, index in self.calls],
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Counterexample:
-    """Why a program is not safe: `places` are the instructions that show it (two, where there are two)."""
+    """Why a program is not safe; `places` are the instructions that show it, most often two."""
 
     code: str
     message: str
@@ -77,9 +77,9 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most bytes of tensors that are live at once on each of `ranks`, and the instruction where they are.
+    """The peak of live tensor bytes on each of `ranks`, and the instruction where it is reached.
 
-    Counted are inputs, results and all slots; not what an op needs inside, nor what the allocator wastes.
+    Counts inputs, results and all slots, but neither workspace inside ops nor fragmentation of the allocator.
     """
 
     ranks: tuple[int, ...]
@@ -95,19 +95,19 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Safe when there is no counterexample."""
+    """The result of a proof: safe if there is no counterexample."""
 
     counterexample: Counterexample | None
     peaks: tuple[PeakMemory, ...] = ()
-    """One for each class of ranks; empty when the proof failed before memory was counted."""
+    """One for each class of ranks; empty where the proof failed before memory was counted."""
     collectives: int = 0
-    """How many collectives the busiest rank starts."""
+    """The number of collectives of the rank that starts most."""
     messages: int = 0
-    """How many messages the busiest rank sends."""
+    """The number of messages of the rank that sends most."""
 
     @property
     def safe(self) -> bool:
-        """Whether the program was proved."""
+        """Whether the program is proved safe."""
         return self.counterexample is None
 
     @property
@@ -126,34 +126,34 @@ class Verdict:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Json]:
-        found = self.counterexample
+        counterexample = self.counterexample
         return {
             "verdict": "safe" if self.safe else "counterexample",
-            "counterexample": None if found is None else found.to_json(),
+            "counterexample": None if counterexample is None else counterexample.to_json(),
             "peak_bytes": self.peak_bytes, "peaks": [peak.to_json() for peak in self.peaks],
             "collectives": self.collectives, "messages": self.messages,
         }  # fmt: skip
 
 
 def place_of(program: Program, path: Path, ranks: Sequence[int]) -> Place:
-    """The instruction at the end of `path`, which is not empty; a function without instructions gives op "return"."""
+    """The instruction at the end of `path`, which is not empty; op "return" for a function without instructions."""
     *calls, (name, index) = path
     code = program.functions[name].code
     if not 0 <= index < len(code):
         return Place(tuple(ranks), name, max(index, 0), "return", calls=tuple(calls))
-    each = code[index]
-    known = each.loc is not None and 0 <= each.loc < len(program.locations)
-    location = program.locations[each.loc] if known and each.loc is not None else None
-    axis, peer = each.kwargs.get("axis"), each.kwargs.get("peer")
+    instruction = code[index]
+    known = instruction.loc is not None and 0 <= instruction.loc < len(program.locations)
+    location = program.locations[instruction.loc] if known and instruction.loc is not None else None
+    axis, peer = instruction.kwargs.get("axis"), instruction.kwargs.get("peer")
     partner = (axis, peer) if isinstance(axis, str) and isinstance(peer, int) else None
-    return Place(tuple(ranks), name, index, each.op, axes_of(each), partner, location, tuple(calls))
+    return Place(tuple(ranks), name, index, instruction.op, axes_of(instruction), partner, location, tuple(calls))
 
 
 def _source(location: Location | None) -> str:
     if location is None:
         return ""
-    at = f" at {location.file}:{location.line}" if location.file else ""
-    return at + (f" ({location.module})" if location.module else "")
+    text = f" at {location.file}:{location.line}" if location.file else ""
+    return text + (f" ({location.module})" if location.module else "")
 
 
 def _ranks(ranks: Sequence[int]) -> str:

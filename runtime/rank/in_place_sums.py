@@ -1,4 +1,4 @@
-"""Sums that grow from addend to addend, such as gradients over microbatches, in the memory of their first result."""
+"""In-place accumulation of long sums, such as gradients over microbatches, in the memory of their first result."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ..program.records import Instruction
 ADD = "aten.add.Tensor"
 
 
-def growing(code: Sequence[Instruction], given: Collection[int], kept: Collection[int]) -> frozenset[int]:
-    """The adds, by index, that may overwrite their first operand: the result of an add that nothing else reads.
+def in_place_adds(code: Sequence[Instruction], arguments: Collection[int], kept: Collection[int]) -> frozenset[int]:
+    """The indices of adds that may overwrite their first operand: the result of an add that nothing else reads.
 
-    The slots in `given` are set when the code begins, those in `kept` are read when it has ended.
+    The slots in `arguments` are set before the code, those in `kept` are read after it.
     """
-    reads = Counter(slot for each in code for slot in each.reads())
-    writes = Counter([*given, *(slot for each in code for slot in each.writes())])
-    adds = [each for each in code if each.op == ADD and not each.kwargs]
-    made = {slot for each in adds for slot in each.writes() if writes[slot] == 1}
+    reads = Counter(slot for instruction in code for slot in instruction.reads())
+    writes = Counter([*arguments, *(slot for instruction in code for slot in instruction.writes())])
+    adds = [instruction for instruction in code if instruction.op == ADD and not instruction.kwargs]
+    sums = {slot for instruction in adds for slot in instruction.writes() if writes[slot] == 1}
     return frozenset(
         index
-        for index, each in enumerate(code)
-        if each.op == ADD
-        and not each.kwargs
-        and isinstance(each.args[0], Slot)
-        and each.args[0].index in made
-        and reads[each.args[0].index] == 1
-        and each.args[0].index not in kept
+        for index, instruction in enumerate(code)
+        if instruction.op == ADD
+        and not instruction.kwargs
+        and isinstance(instruction.args[0], Slot)
+        and instruction.args[0].index in sums
+        and reads[instruction.args[0].index] == 1
+        and instruction.args[0].index not in kept
     )
 
 
-def added(total: Tensor, addend: Tensor | float) -> Tensor:
-    """The sum of both, in the memory of `total` where it fits there.
+def add_in_place(total: Tensor, term: Tensor | float) -> Tensor:
+    """The sum of both, in the memory of `total` where shape and dtype allow it.
 
     >>> import torch
     >>> total = torch.ones(2)
-    >>> added(total, torch.ones(2)) is total
+    >>> add_in_place(total, torch.ones(2)) is total
     True
     """
-    if isinstance(addend, Tensor) and addend.shape == total.shape and addend.dtype == total.dtype:
-        return total.add_(addend)
-    return total + addend
+    if isinstance(term, Tensor) and term.shape == total.shape and term.dtype == total.dtype:
+        return total.add_(term)
+    return total + term

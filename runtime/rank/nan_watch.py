@@ -1,9 +1,8 @@
-"""Where a NaN began: looked for after every instruction, on request.
+"""NaN detection: on request, a program checks the results of every instruction for NaN.
 
-A program that runs inside `detect_anomaly()` looks at all that its instructions give, and fails where one of its
-results holds a NaN, naming the first instruction that made one. Padding and values that are masked out may hold NaN
-without harm, so that a NaN which no result shows is no failure. (torch's own mode of that name looks at gradients in
-the caller's graph, which it cannot do where they are DTensors.)
+Inside `detect_anomaly()` a program fails where one of its outputs or gradients has a NaN, and names the first
+instruction that made one. A NaN that reaches no output is no failure: padding and masked values may have NaN without
+harm. (torch's own mode of that name checks gradients in the caller's graph, which fails where they are DTensors.)
 """
 
 from __future__ import annotations
@@ -16,56 +15,56 @@ from torch import Tensor
 from ..errors import RunError
 
 _UNSET = ("aten.empty", "aten.new_empty")
-"""Ops that give memory as they find it."""
+"""Ops that return uninitialized memory."""
 
 
-_askers = 0
-"""How many `detect_anomaly` are open, in all threads: what runs a program runs it in others."""
+_open_contexts = 0
+"""The number of open `detect_anomaly` contexts of all threads, because programs run in other threads than callers."""
 
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside, programs look for what goes wrong at each step; slow, and meant for finding a cause.
+    """A context in which programs look for the cause of wrong values. Slow, for debugging only.
 
-    A NaN in a result of a forward, or in a gradient, raises StrettoError E0336, which names the first operation that
-    made one. Where ranks are processes, the inputs of every call are compared, and those that differ raise E0603.
+    A NaN in an output or a gradient raises StrettoError E0336, which names the first operation that made one. Where
+    ranks are processes, the inputs of every call are compared between them, and inputs that differ raise E0603.
     """
-    global _askers
-    _askers += 1
+    global _open_contexts
+    _open_contexts += 1
     try:
         yield
     finally:
-        _askers -= 1
+        _open_contexts -= 1
 
 
 class NanFound(RunError):
-    """A result holds a NaN (E0336)."""
+    """An output or gradient has a NaN (E0336)."""
 
-    arrived = False
-    """Whether it came to this rank out of a collective, so that another rank may know better where it began."""
+    from_collective = False
+    """Whether a collective brought it to this rank, so that the error of another rank names the cause."""
 
 
 class NanWatch:
-    """What one rank sees in one forward or backward."""
+    """Finds the first NaN of one rank in one forward or backward."""
 
     def __init__(self) -> None:
         self.first: tuple[str, int] | None = None
-        """The function and the index of the first instruction that gave a NaN."""
+        """The function and the index of the first instruction with a NaN in its results."""
 
-    def __call__(self, function: str, index: int, op: str, *given: object) -> None:
-        """Look at what an instruction gave."""
-        if self.first is None and not op.startswith(_UNSET) and any(_has_nan(each) for each in given):
+    def __call__(self, function: str, index: int, op: str, *results: object) -> None:
+        """Check the results of an instruction."""
+        if self.first is None and not op.startswith(_UNSET) and any(_has_nan(value) for value in results):
             self.first = (function, index)
 
 
-def is_asked() -> bool:
-    """Whether the caller wants NaNs found."""
-    return _askers > 0
+def is_detecting() -> bool:
+    """Whether a `detect_anomaly` context is open."""
+    return _open_contexts > 0
 
 
 def first_with_nan(tensors: Iterable[Tensor]) -> int | None:
-    """The position of the first tensor that holds a NaN."""
-    return next((at for at, each in enumerate(tensors) if _has_nan(each)), None)
+    """The index of the first tensor that has a NaN; None where none has."""
+    return next((index for index, tensor in enumerate(tensors) if _has_nan(tensor)), None)
 
 
 def _has_nan(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""A rank's part of a global tensor: cutting it out, and finding the window of the whole that it fills."""
+"""A rank's part of a global tensor: the padded local tensor, and the window of the global tensor that it covers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from itertools import chain
 from torch import Tensor
 
 from ..program.mesh import RankMesh
-from ..program.rank_ops import cut_dim, valid_extent
+from ..program.rank_ops import take_chunk, valid_extent
 from ..program.records import Shard
 
 
-def cut(whole: Tensor, shards: Sequence[Shard], mesh: RankMesh, rank: int) -> Tensor:
-    """The tensor that `rank` holds of `whole`: a view where nothing is padded, else a copy padded with zeros."""
+def local_tensor(whole: Tensor, shards: Sequence[Shard], mesh: RankMesh, rank: int) -> Tensor:
+    """The local tensor of `rank`: a view of `whole` where nothing is padded, else a copy padded with zeros."""
     for shard in shards:
-        whole = cut_dim(whole, shard.dim, mesh.coordinate(rank, shard.axes), shard.chunk)
+        whole = take_chunk(whole, shard.dim, mesh.coordinate(rank, shard.axes), shard.chunk)
     return whole
 
 
 def window(whole: Tensor, shards: Sequence[Shard], mesh: RankMesh, rank: int) -> Tensor:
-    """The view of `whole` that `rank` owns, without padding; it may be empty."""
+    """The view of `whole` that `rank` owns; it has no padding and may be empty."""
     for shard in shards:
         coordinate = mesh.coordinate(rank, shard.axes)
         start = min(shard.extent, coordinate * shard.chunk)
@@ -29,7 +29,7 @@ def window(whole: Tensor, shards: Sequence[Shard], mesh: RankMesh, rank: int) ->
 
 
 def valid_part(local: Tensor, shards: Sequence[Shard], mesh: RankMesh, rank: int) -> Tensor:
-    """The view of a rank's tensor that is not padding: what stands in its `window`."""
+    """The view of a rank's local tensor without padding; it has the shape of the rank's `window`."""
     for shard in shards:
         valid = valid_extent(mesh.coordinate(rank, shard.axes), shard.chunk, shard.extent)
         local = local.narrow(shard.dim, 0, valid)
@@ -37,12 +37,12 @@ def valid_part(local: Tensor, shards: Sequence[Shard], mesh: RankMesh, rank: int
 
 
 def sharding_axes(shards: Sequence[Shard]) -> tuple[str, ...]:
-    """The axes that cut the tensor; on all others it is replicated."""
+    """The axes that shard the tensor."""
     return tuple(chain.from_iterable(shard.axes for shard in shards))
 
 
 def local_shape(shape: Sequence[int], shards: Sequence[Shard]) -> tuple[int, ...]:
-    """The shape that every rank holds, padding included."""
+    """The shape of every rank's local tensor, padding included."""
     local = list(shape)
     for shard in shards:
         local[shard.dim] = shard.chunk

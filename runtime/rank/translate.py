@@ -1,6 +1,6 @@
-"""From instruction lists to Python functions whose local variables are the slots.
+"""Translation of instruction lists to Python functions whose local variables are the slots.
 
-An instruction becomes one line, so that the line of a traceback is the instruction, and nothing is paid for that:
+An instruction becomes one line, so that the line of a traceback names the instruction at no cost:
 
     def f1(a):
      v0, v1 = a; a.clear()
@@ -9,11 +9,11 @@ An instruction becomes one line, so that the line of a traceback is the instruct
      v4 = v3.wait(); v3 = None
      return [v4]
 
-A function that asks which microbatch it is called for takes that as a second argument, `m`.
+A function that depends on the microbatch takes it as a second argument, `m`.
 
-Arguments come in a list that the function empties, so that a callee can free what its caller no longer holds. No text
-of a program becomes text of a function: op names, strings, lists become the globals o*, k*; only numbers are written
-out, and keyword names that are identifiers.
+Arguments come in a list that the function empties, so that a callee can free what its caller no longer needs. No text
+of a program becomes Python text: op names, strings and lists become the globals o*, k*. Only numbers are written out,
+and keyword names that are identifiers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ from types import CodeType
 
 from ..errors import instruction_name
 from ..program.arguments import Slot, Value, slots_in
-from ..program.entries import MICROBATCH, TURN, Entry, is_timed, reachable, timed_functions
+from ..program.entries import (
+    MICROBATCH,
+    MICROBATCH_INDEX,
+    Entry,
+    depends_on_microbatch,
+    microbatch_functions,
+    reachable,
+)
 from ..program.ops import COLLECTIVES, MESSAGES, RANK_OPS, torch_op
 from ..program.records import Function, Instruction, Location
-from .in_place_sums import growing
+from .in_place_sums import in_place_adds
 
 FILENAME = "<stretto program>"
 _COMMON = frozenset({*COLLECTIVES, *MESSAGES, *RANK_OPS})
@@ -37,7 +44,7 @@ _COMMON = frozenset({*COLLECTIVES, *MESSAGES, *RANK_OPS})
 
 @dataclass
 class Translation:
-    """The Python of one entry: shared by its ranks, which differ by what the names in `ops` stand for."""
+    """The Python code of one entry. Its ranks share it, and bind the names in `ops` differently."""
 
     code: CodeType
     ops: dict[str, str] = field(default_factory=dict)
@@ -54,7 +61,7 @@ def translate(
     """Functions forward([inputs]) -> ([outputs and buffers], [saved]) and backward([saved, tangents]) -> [gradients].
 
     Inputs, outputs and gradients are in the program's order; the program must be valid. An entry of a pipeline has a
-    forward only, which takes tangents, too, and saves the gradients. Where it is `watched`, a global
+    forward only, which also takes tangents, and saves the gradients. With `watched`, the global
     `watch(function, index, op, *results)` is called after every instruction.
     """
     writer = _Writer(functions, locations, watched=watched)
@@ -64,13 +71,13 @@ def translate(
         writer.function(writer.callee(name), name, function.arguments, function.code, 0, results, function.results)
     main = functions[entry.name]
     split = len(main.code) if main.backward_at is None else main.backward_at
-    tangents = [each.slot for each in entry.inputs if each not in entry.early]
-    taken = [each.slot for each in entry.early]
-    given = [each.slot for each in entry.results]
-    gradients = [each.slot for each in entry.gradients]
+    tangents = [argument.slot for argument in entry.inputs if argument not in entry.forward_inputs]
+    taken = [argument.slot for argument in entry.forward_inputs]
+    result_slots = [output.slot for output in entry.forward_outputs]
+    gradients = [output.slot for output in entry.gradients]
     kept = gradients if entry.stage is not None else sorted(_needed(main.code[split:], gradients) - set(tangents))
-    give = f"return [{_names(given)}], [{_names(kept)}]"
-    writer.function("forward", entry.name, taken, main.code[:split], 0, give, {*given, *kept})
+    give = f"return [{_names(result_slots)}], [{_names(kept)}]"
+    writer.function("forward", entry.name, taken, main.code[:split], 0, give, {*result_slots, *kept})
     if entry.stage is None:
         late = f"return [{_names(gradients)}]"
         writer.function("backward", entry.name, [*kept, *tangents], main.code[split:], split, late, gradients)
@@ -78,20 +85,20 @@ def translate(
     return Translation(compile(text, FILENAME, "exec"), writer.ops, writer.constants, writer.lines, text)
 
 
-def _microbatch(each: Instruction) -> str:
-    """The microbatch that an instruction is about, as Python: what a call says, else its function's, or one of them."""
-    said = each.kwargs.get(MICROBATCH)
-    if said is not None:
-        return repr(tuple(said) if isinstance(said, list) else said)
-    return f"m[{each.kwargs[TURN]}]" if TURN in each.kwargs else "m"
+def _microbatch(instruction: Instruction) -> str:
+    """The microbatch of an instruction as Python text: of its keyword, else that of its function, or one of those."""
+    microbatch = instruction.kwargs.get(MICROBATCH)
+    if microbatch is not None:
+        return repr(tuple(microbatch) if isinstance(microbatch, list) else microbatch)
+    return f"m[{instruction.kwargs[MICROBATCH_INDEX]}]" if MICROBATCH_INDEX in instruction.kwargs else "m"
 
 
 def _needed(code: Sequence[Instruction], results: Iterable[int]) -> set[int]:
-    """The slots that must be set before `code`, for it to run and give `results`."""
+    """The slots that must be set before `code` so that it can run and set `results`."""
     needed = set(results)
-    for each in reversed(code):
-        needed.difference_update(each.writes())
-        needed.update(each.reads())
+    for instruction in reversed(code):
+        needed.difference_update(instruction.writes())
+        needed.update(instruction.reads())
     return needed
 
 
@@ -105,7 +112,7 @@ def _clear(slots: Iterable[int]) -> str:
 
 
 class _Writer:
-    """Collects the text, and what its names stand for."""
+    """Collects the Python text and the meanings of its names."""
 
     def __init__(self, functions: Mapping[str, Function], locations: Sequence[Location], *, watched: bool) -> None:
         self.text: list[str] = []
@@ -114,8 +121,8 @@ class _Writer:
         self.lines: dict[int, tuple[str, int]] = {}
         self._op_names: dict[str, str] = {}
         self._constant_names: dict[tuple[type, str], str] = {}
-        self._callees = {name: f"f{at}" for at, name in enumerate(functions)}
-        self._timed = timed_functions(functions)
+        self._callees = {name: f"f{index}" for index, name in enumerate(functions)}
+        self._microbatch_functions = microbatch_functions(functions)
         self._locations = locations
         self._watched = watched
 
@@ -138,74 +145,88 @@ class _Writer:
         It ends with `end`, which reads the slots in `kept`.
         """
         take = f"{_names(arguments)}{',' if len(arguments) == 1 else ''} = a; a.clear()" if arguments else "pass"
-        self.text += [f"def {python}(a{', m' if name in self._timed else ''}):", f" {take}"]
-        grows = growing(code, arguments, kept)
-        for index, each in enumerate(code, first):
-            line = self._sum(each, index, name) if index - first in grows else self._line(each, index, name)
+        self.text += [f"def {python}(a{', m' if name in self._microbatch_functions else ''}):", f" {take}"]
+        grows = in_place_adds(code, arguments, kept)
+        for index, instruction in enumerate(code, first):
+            line = (
+                self._sum(instruction, index, name) if index - first in grows else self._line(instruction, index, name)
+            )
             self.text.append(f" {line}")
             self.lines[len(self.text)] = (name, index)
         self.text.append(f" {end}")
 
-    def _line(self, each: Instruction, index: int, function: str) -> str:
-        if each.op == "call":
-            return self._call(each)
-        after = self._watch(each, index, function) + _clear(each.free)
-        if each.op == "comm.wait":
-            return self._store(each, f"{self._value(each.args[0])}.wait()", gives_list=False) + after
-        arguments = [self._value(value) for value in each.args]
-        if each.op in _COMMON:
-            order = _PARAMETERS[each.op]
-            arguments += [self._value(_frozen(each.kwargs[key])) for key in order]
-            if each.op not in RANK_OPS:
-                arguments.append(self._constant(self._where(each, index, function)))
-            elif is_timed(each):
-                arguments.append(_microbatch(each))
-            return self._store(each, f"{self._op(each.op)}({', '.join(arguments)})", gives_list=False) + after
-        op = torch_op(each.op)
-        arguments += [f"{key}={self._value(value)}" for key, value in each.kwargs.items() if not keyword.iskeyword(key)]
-        odd = {key: value for key, value in each.kwargs.items() if keyword.iskeyword(key)}
-        arguments += [f"**{{{self._constant(key)}: {self._value(value)}}}" for key, value in odd.items()]
+    def _line(self, instruction: Instruction, index: int, function: str) -> str:
+        if instruction.op == "call":
+            return self._call(instruction)
+        after = self._watch(instruction, index, function) + _clear(instruction.free)
+        if instruction.op == "comm.wait":
+            return self._store(instruction, f"{self._value(instruction.args[0])}.wait()", gives_list=False) + after
+        arguments = [self._value(value) for value in instruction.args]
+        if instruction.op in _COMMON:
+            order = _PARAMETERS[instruction.op]
+            arguments += [self._value(_frozen(instruction.kwargs[key])) for key in order]
+            if instruction.op not in RANK_OPS:
+                arguments.append(self._constant(self._where(instruction, index, function)))
+            elif depends_on_microbatch(instruction):
+                arguments.append(_microbatch(instruction))
+            return (
+                self._store(instruction, f"{self._op(instruction.op)}({', '.join(arguments)})", gives_list=False)
+                + after
+            )
+        op = torch_op(instruction.op)
+        arguments += [
+            f"{key}={self._value(value)}" for key, value in instruction.kwargs.items() if not keyword.iskeyword(key)
+        ]
+        reserved = {key: value for key, value in instruction.kwargs.items() if keyword.iskeyword(key)}
+        arguments += [f"**{{{self._constant(key)}: {self._value(value)}}}" for key, value in reserved.items()]
         if op.is_factory:
             arguments.append("device=device")
-        return self._store(each, f"{self._op(each.op)}({', '.join(arguments)})", gives_list=op.gives_list) + after
-
-    def _sum(self, each: Instruction, index: int, function: str) -> str:
-        """An add in the memory of its first operand."""
-        both = ", ".join(self._value(value) for value in each.args)
         return (
-            self._store(each, f"add({both})", gives_list=False) + self._watch(each, index, function) + _clear(each.free)
+            self._store(instruction, f"{self._op(instruction.op)}({', '.join(arguments)})", gives_list=op.gives_list)
+            + after
         )
 
-    def _watch(self, each: Instruction, index: int, function: str) -> str:
-        if not (self._watched and each.writes()):
-            return ""
-        told = f"{self._constant(function)}, {index}, {self._constant(each.op)}, {_names(each.writes())}"
-        return f"; watch({told})"
+    def _sum(self, instruction: Instruction, index: int, function: str) -> str:
+        """An add in the memory of its first operand."""
+        both = ", ".join(self._value(value) for value in instruction.args)
+        return (
+            self._store(instruction, f"add({both})", gives_list=False)
+            + self._watch(instruction, index, function)
+            + _clear(instruction.free)
+        )
 
-    def _call(self, each: Instruction) -> str:
-        refs = list(slots_in(each.args[1]))
-        early = [slot for slot in each.free if slot in refs and slot not in each.out]
-        late = [slot for slot in each.free if slot not in early]
-        callee = str(each.args[0])
-        time = f", {_microbatch(each)}" if callee in self._timed else ""
-        call = self._store(each, f"{self._callees[callee]}(t{time})", gives_list=True)
+    def _watch(self, instruction: Instruction, index: int, function: str) -> str:
+        if not (self._watched and instruction.writes()):
+            return ""
+        arguments = (
+            f"{self._constant(function)}, {index}, {self._constant(instruction.op)}, {_names(instruction.writes())}"
+        )
+        return f"; watch({arguments})"
+
+    def _call(self, instruction: Instruction) -> str:
+        refs = list(slots_in(instruction.args[1]))
+        early = [slot for slot in instruction.free if slot in refs and slot not in instruction.out]
+        late = [slot for slot in instruction.free if slot not in early]
+        callee = str(instruction.args[0])
+        time = f", {_microbatch(instruction)}" if callee in self._microbatch_functions else ""
+        call = self._store(instruction, f"{self._callees[callee]}(t{time})", gives_list=True)
         return f"t = [{_names(refs)}]{_clear(early)}; {call}{_clear(late)}"
 
-    def _store(self, each: Instruction, call: str, *, gives_list: bool) -> str:
-        if not each.writes():
+    def _store(self, instruction: Instruction, call: str, *, gives_list: bool) -> str:
+        if not instruction.writes():
             return call
         if not gives_list:
-            return f"v{each.out[0]} = {call}"
-        if None not in each.out:
-            return f"{_names(each.writes())}{',' if len(each.out) == 1 else ''} = {call}"
-        parts = [f"v{slot} = t[{at}]" for at, slot in enumerate(each.out) if slot is not None]
+            return f"v{instruction.out[0]} = {call}"
+        if None not in instruction.out:
+            return f"{_names(instruction.writes())}{',' if len(instruction.out) == 1 else ''} = {call}"
+        parts = [f"v{slot} = t[{index}]" for index, slot in enumerate(instruction.out) if slot is not None]
         return f"t = {call}; {'; '.join(parts)}; t = None"
 
-    def _where(self, each: Instruction, index: int, function: str) -> str:
-        where = instruction_name(each.op, index, function)
-        if each.loc is None:
+    def _where(self, instruction: Instruction, index: int, function: str) -> str:
+        where = instruction_name(instruction.op, index, function)
+        if instruction.loc is None:
             return where
-        place = self._locations[each.loc]
+        place = self._locations[instruction.loc]
         return f"{where} from {place.file}:{place.line}" + (f" in {place.module}" if place.module else "")
 
     def _op(self, op: str) -> str:
@@ -247,7 +268,7 @@ _PARAMETERS = {
     "rank.mask": ("axes", "dim", "chunk", "extent", "fill"),
     "rank.random": ("size", "axes", "chunks", "below"),
 }
-"""The order in which communicators and rank ops take their keywords."""
+"""By op: its keywords in the order of the parameters of `Communicator` or `RankOps`."""
 
 
 def _frozen(value: Value) -> Value:

@@ -1,4 +1,4 @@
-"""Gradients that no reduction has joined yet: what each rank has added up while a reduction is delayed."""
+"""Unreduced gradients: each rank's own sums over backwards, while the reduction over ranks is delayed."""
 
 from __future__ import annotations
 
@@ -9,35 +9,32 @@ from torch import Tensor
 from ..program.records import Output
 
 
-class Addends:
-    """For each gradient that a program leaves as addends: the sum, on each rank of this process, of its own.
+class UnreducedGradients:
+    """The accumulated unreduced gradients of the ranks of this process.
 
-    Programs of one model and plan may share it: a gradient is cut and added over the same axes in all of them.
+    Programs of one model and plan may share it: a gradient is sharded and partial over the same axes in all of them.
     """
 
     def __init__(self) -> None:
-        self._results: dict[str, Output] = {}
+        self._outputs: dict[str, Output] = {}
         self._sums: dict[str, dict[int, Tensor]] = {}
+        """By name of the gradient and by rank."""
 
     def __bool__(self) -> bool:
         return bool(self._sums)
 
-    def add(self, result: Output, rank: int, addend: Tensor) -> None:
-        """Add what `rank` has computed of `result`; the tensor is not written to, and may be kept."""
-        self._results[result.name] = result
-        sums = self._sums.setdefault(result.name, {})
-        sums[rank] = sums[rank] + addend if rank in sums else addend
+    def add(self, output: Output, rank: int, gradient: Tensor) -> None:
+        """Add the gradient that `rank` has computed. The tensor is not written to, and may be kept."""
+        self._outputs[output.name] = output
+        sums = self._sums.setdefault(output.name, {})
+        sums[rank] = sums[rank] + gradient if rank in sums else gradient
 
-    def take(self, wanted: Container[str] | None = None) -> Iterator[tuple[Output, Mapping[int, Tensor]]]:
-        """The gradients that are wanted (None: all) with the sums of the ranks, in the order in which they came.
-
-        They do not wait any longer; the others do.
-        """
-        names = [name for name in self._sums if wanted is None or name in wanted]
-        for name in names:
-            yield self._results.pop(name), self._sums.pop(name)
+    def take(self, names: Container[str] | None = None) -> Iterator[tuple[Output, Mapping[int, Tensor]]]:
+        """Remove the gradients in `names` (None: all) and yield them with the sums by rank, in order of arrival."""
+        for name in [name for name in self._sums if names is None or name in names]:
+            yield self._outputs.pop(name), self._sums.pop(name)
 
     def clear(self) -> None:
-        """Forget all that waits."""
-        self._results.clear()
+        """Drop all gradients."""
+        self._outputs.clear()
         self._sums.clear()

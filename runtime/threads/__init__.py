@@ -1,4 +1,4 @@
-"""Ranks that are threads of this process: full tensors in, full tensors out.
+"""Ranks as threads of this process: callers pass and get global tensors.
 
-Start reading at `session.py`; `communicator.py` has the collectives, `rendezvous.py` where ranks wait for each other.
+Start reading at `session.py`. `communicator.py` has the collectives, `rendezvous.py` the state of one under way.
 """

@@ -1,9 +1,9 @@
 """Collectives between ranks that are threads of one process.
 
-Members of a group meet in its n-th collective: each deposits its tensor with a description, and the last one computes
-what all of them need. Sums run in rank order along the group, so every rank gets the same bits, every time.
-Measured start and wait of 4 floats, on 2 cores: 31 us between 2 ranks, 71 between 4, 240 between 8; on a machine that
-is busy with other work up to five times as long.
+The n-th collective of a group is one rendezvous: each member joins with its tensor and a description of its call, and
+the last one computes the shared result. Sums run in coordinate order, so every rank gets the same bits every time.
+Measured start and wait of 4 floats, on 2 cores: 31 us between 2 ranks, 71 between 4, 240 between 8; on a busy machine
+up to five times as long.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..errors import CollectiveError, PeerFailed, RunError
+from ..errors import CollectiveError, PeerFailed, RunError, rank_list
 from ..program.mesh import RankMesh
-from .rendezvous import Call, Letter, Meeting, misfit, mismatch, own_result, shared_result
+from .rendezvous import Call, Message, Rendezvous, message_mismatch, mismatch, own_result, shared_result
 
 
 class RankGroup:
-    """The ranks of one process: makes their communicators, and stops all of them when one fails."""
+    """The ranks of one process: their communicators, and their common failure, which stops all of them."""
 
     def __init__(self, mesh: RankMesh, timeout_s: float = 60.0) -> None:
         self.mesh = mesh
@@ -30,10 +30,10 @@ class RankGroup:
         self.failure: tuple[int | None, BaseException] | None = None
         """The rank that failed first (None: the caller interrupted), and its error."""
         self._lock = threading.Lock()
-        self._meetings: dict[tuple[tuple[int, ...], int], Meeting] = {}
-        self._letters: dict[tuple[int, int, int], Letter] = {}
-        """By source, destination and number: what was sent and not asked for yet, or the other way round."""
-        self._last: dict[int, str] = {}
+        self._rendezvous: dict[tuple[tuple[int, ...], int], Rendezvous] = {}
+        self._messages: dict[tuple[int, int, int], Message] = {}
+        """By source, destination and number: messages that were sent and not yet received, or the other way round."""
+        self._last_started: dict[int, str] = {}
         self._communicators = [InProcessCommunicator(self, rank) for rank in range(mesh.ranks)]
 
     def communicator(self, rank: int) -> InProcessCommunicator:
@@ -41,149 +41,149 @@ class RankGroup:
         return self._communicators[rank]
 
     def abort(self, rank: int | None, error: BaseException) -> None:
-        """Say that `rank` failed (None: the caller wants to stop).
+        """Record that `rank` failed (None: the caller interrupted).
 
-        Every rank that waits, or starts a collective later, raises at once.
+        Ranks that wait, or start a collective later, raise PeerFailed at once.
         """
         with self._lock:
             self._fail(rank, error)
 
     def reset(self) -> None:
-        """Forget a failure; no rank may be running."""
+        """Clear the failure and all collectives and messages under way; no rank may be running."""
         with self._lock:
             self.failure = None
-            self._meetings.clear()
-            self._letters.clear()
-            self._last.clear()
+            self._rendezvous.clear()
+            self._messages.clear()
+            self._last_started.clear()
             for communicator in self._communicators:
-                communicator.numbers.clear()
-                communicator.sent.clear()
-                communicator.received.clear()
+                communicator.collective_counts.clear()
+                communicator.sent_counts.clear()
+                communicator.received_counts.clear()
 
-    def deposit(self, rank: int, members: tuple[int, ...], number: int, call: Call, tensor: Tensor) -> Meeting:
-        """Join the meeting; the last member to come computes what is shared."""
+    def join(self, rank: int, members: tuple[int, ...], number: int, call: Call, tensor: Tensor) -> Rendezvous:
+        """Join the rendezvous of a collective; the last member to join computes the shared result."""
         with self._lock:
-            meeting = self._meetings.get((members, number))
-            if meeting is None:
-                meeting = self._meetings[members, number] = Meeting(members)
-            self._check(rank, meeting)
-            for other, first in islice(meeting.calls.items(), 1):
+            rendezvous = self._rendezvous.get((members, number))
+            if rendezvous is None:
+                rendezvous = self._rendezvous[members, number] = Rendezvous(members)
+            self._raise_if_failed(rank, rendezvous)
+            for other, first in islice(rendezvous.calls.items(), 1):
                 if first != call:
-                    meeting.error = mismatch(other, first, rank, call)
-                    self._fail(rank, meeting.error)
-                    raise meeting.error
-            meeting.calls[rank] = call
-            meeting.tensors[rank] = tensor
-            self._last[rank] = call.where
-            if len(meeting.tensors) < len(members):
-                return meeting
-        meeting.shared = shared_result(call, meeting.brought())
+                    rendezvous.error = mismatch(other, first, rank, call)
+                    self._fail(rank, rendezvous.error)
+                    raise rendezvous.error
+            rendezvous.calls[rank] = call
+            rendezvous.tensors[rank] = tensor
+            self._last_started[rank] = call.where
+            if len(rendezvous.tensors) < len(members):
+                return rendezvous
+        rendezvous.shared = shared_result(call, rendezvous.tensors_in_order())
         with self._lock:
-            del self._meetings[members, number]
-            meeting.complete = True
-            meeting.wake()
-        return meeting
+            del self._rendezvous[members, number]
+            rendezvous.complete = True
+            rendezvous.wake()
+        return rendezvous
 
-    def post(self, source: int, destination: int, number: int, call: Call, tensor: Tensor | None) -> Letter:
-        """One side of a message: the sender brings the tensor, the receiver asks for it (None)."""
+    def post(self, source: int, destination: int, number: int, call: Call, tensor: Tensor | None) -> Message:
+        """Register one side of a message: the sender with the tensor, the receiver with None."""
         key = (source, destination, number)
         rank = destination if tensor is None else source
         with self._lock:
-            letter = self._letters.pop(key, None)
-            other = letter
-            if letter is None:
-                letter = self._letters[key] = Letter(source, destination)
-            self._check(rank, letter)
-            self._last[rank] = call.where
-            letter.calls[rank] = call
+            message = self._messages.pop(key, None)
+            other = message
+            if message is None:
+                message = self._messages[key] = Message(source, destination)
+            self._raise_if_failed(rank, message)
+            self._last_started[rank] = call.where
+            message.calls[rank] = call
             if tensor is not None:
-                letter.tensor, letter.complete = tensor, True
-            if other is not None and letter.calls[source] != letter.calls[destination]:
-                letter.error = misfit(letter)
-                letter.wake()
-                self._fail(rank, letter.error)
-                raise letter.error
-            letter.wake()
-        return letter
+                message.tensor, message.complete = tensor, True
+            if other is not None and message.calls[source] != message.calls[destination]:
+                message.error = message_mismatch(message)
+                message.wake()
+                self._fail(rank, message.error)
+                raise message.error
+            message.wake()
+        return message
 
     def check_all_received(self) -> None:
-        """Raise CollectiveError E0321 for a message that nobody asked for, or that never came; no rank may run."""
+        """Raise CollectiveError E0321 for a message without a receive, or without a send; no rank may be running."""
         with self._lock:
-            letter = next(iter(self._letters.values()), None)
-        if letter is None:
+            message = next(iter(self._messages.values()), None)
+        if message is None:
             return
         self.reset()
-        sent = letter.calls.get(letter.source)
-        what = "sent, and never received" if sent else "asked for, and never sent nor waited for"
-        where = next(iter(letter.calls.values())).where
+        sent = message.calls.get(message.source)
+        what = "was sent, but never received" if sent else "has a receive, but no send and no wait"
+        where = next(iter(message.calls.values())).where
         raise CollectiveError(
             "E0321",
-            f"a message from rank {letter.source} to rank {letter.destination} was {what}",
-            notes=((f"it is that of {where or 'a send or receive'}", None),),
-            help="stretto verify names what is missing; the program was compiled wrongly: please report it",
+            f"a message from rank {message.source} to rank {message.destination} {what}",
+            notes=((f"it is the message of {where or 'a send or receive'}", None),),
+            help="`stretto verify` names the missing instruction; the program was compiled wrongly: please report it",
         )
 
-    def wait(self, rank: int, meeting: Meeting | Letter) -> None:
-        """Sleep until the meeting, or the message, is complete."""
-        if meeting.complete:
+    def wait(self, rank: int, rendezvous: Rendezvous | Message) -> None:
+        """Block until the rendezvous or message is complete. Raises CollectiveError E0322 after `timeout_s`."""
+        if rendezvous.complete:
             return
         deadline = time.monotonic() + self.timeout_s
         while True:
             sleep = threading.Lock()
             sleep.acquire()
             with self._lock:
-                if meeting.complete:
+                if rendezvous.complete:
                     return
-                self._check(rank, meeting)
-                meeting.asleep.append(sleep)
+                self._raise_if_failed(rank, rendezvous)
+                rendezvous.sleepers.append(sleep)
             woken = sleep.acquire(timeout=max(0.0, deadline - time.monotonic()))
-            if not woken and meeting.missing():
+            if not woken and rendezvous.missing():
                 with self._lock:
-                    if meeting.missing() and self.failure is None:
-                        meeting.error = self._missing(rank, meeting)
-                        self._fail(rank, meeting.error)
+                    if rendezvous.missing() and self.failure is None:
+                        rendezvous.error = self._missing(rank, rendezvous)
+                        self._fail(rank, rendezvous.error)
             if not woken:
                 deadline = time.monotonic() + self.timeout_s
 
     def _fail(self, rank: int | None, error: BaseException) -> None:
         if self.failure is None:
             self.failure = (rank, error)
-        for meeting in self._meetings.values():
-            meeting.wake()
-        for letter in self._letters.values():
-            letter.wake()
+        for rendezvous in self._rendezvous.values():
+            rendezvous.wake()
+        for message in self._messages.values():
+            message.wake()
 
-    def _check(self, rank: int, meeting: Meeting | Letter) -> None:
-        """Raise when there was a failure: the meeting's own, or word of another rank's; the lock is held."""
-        if meeting.error is not None:
-            raise _again(meeting.error)
+    def _raise_if_failed(self, rank: int, rendezvous: Rendezvous | Message) -> None:
+        """Raise the rendezvous's own error, or PeerFailed where another rank failed; the lock is held."""
+        if rendezvous.error is not None:
+            raise _copy_of(rendezvous.error)
         if self.failure is not None:
             failed, error = self.failure
             cause = "the step was interrupted" if failed is None else f"rank {failed} failed: {error}"
             raise PeerFailed("E0323", f"rank {rank} stopped because {cause}") from error
 
-    def _missing(self, rank: int, meeting: Meeting | Letter) -> CollectiveError:
-        missing = meeting.missing()
-        where = meeting.calls[rank].where or meeting.calls[rank].op
-        notes = [f"rank {other} last started {self._last.get(other, 'no collective')}" for other in missing]
+    def _missing(self, rank: int, rendezvous: Rendezvous | Message) -> CollectiveError:
+        missing = rendezvous.missing()
+        where = rendezvous.calls[rank].where or rendezvous.calls[rank].op
+        notes = [f"rank {other} last started {self._last_started.get(other, 'no collective')}" for other in missing]
         return CollectiveError(
             "E0322",
-            f"rank {rank} waited {self.timeout_s:g} s in {where} for {_ranks(missing)}",
+            f"rank {rank} waited {self.timeout_s:g} s in {where} for {rank_list(missing)}",
             notes=tuple((note, None) for note in notes),
         )
 
 
 class InProcessCommunicator:
-    """One rank's part of a `RankGroup`."""
+    """The `Communicator` of one rank of a `RankGroup`."""
 
     def __init__(self, group: RankGroup, rank: int) -> None:
         self.rank = rank
-        self.numbers: dict[tuple[int, ...], int] = {}
-        """How many collectives each group of this rank has started."""
-        self.sent: dict[int, int] = {}
-        """How many messages each other rank was sent."""
-        self.received: dict[int, int] = {}
-        """How many messages of each other rank were asked for."""
+        self.collective_counts: dict[tuple[int, ...], int] = {}
+        """By members of a group: the number of collectives that this rank has started in it."""
+        self.sent_counts: dict[int, int] = {}
+        """By destination: the number of messages sent."""
+        self.received_counts: dict[int, int] = {}
+        """By source: the number of receives started."""
         self._group = group
         self._members: dict[tuple[str, ...], tuple[int, ...]] = {}
 
@@ -192,7 +192,7 @@ class InProcessCommunicator:
         return self._group.mesh.coordinate(self.rank, axes)
 
     def size(self, axes: Sequence[str]) -> int:
-        """How many ranks the group over `axes` has."""
+        """The number of ranks in the group over `axes`."""
         return self._group.mesh.size(axes)
 
     def all_reduce_start(self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = "") -> _Handle:
@@ -207,33 +207,35 @@ class InProcessCommunicator:
         self, tensor: Tensor, axes: Sequence[str], dim: int, reduce: str, where: str = ""
     ) -> _Handle:
         """See `Communicator.reduce_scatter_start`."""
-        self._divides(tensor, axes, dim, "reduce_scatter", where)
+        self._check_divisible(tensor, axes, dim, "reduce_scatter", where)
         return self._start("reduce_scatter", tensor, axes, (("dim", dim), ("reduce", reduce)), where)
 
     def all_to_all_start(
         self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
     ) -> _Handle:
         """See `Communicator.all_to_all_start`."""
-        self._divides(tensor, axes, split_dim, "all_to_all", where)
+        self._check_divisible(tensor, axes, split_dim, "all_to_all", where)
         return self._start("all_to_all", tensor, axes, (("split_dim", split_dim), ("concat_dim", concat_dim)), where)
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""
         to = self._group.mesh.peer(self.rank, axis, peer)
-        number = self.sent.get(to, 0)
-        self.sent[to] = number + 1
+        number = self.sent_counts.get(to, 0)
+        self.sent_counts[to] = number + 1
         self._group.post(self.rank, to, number, Call("message", tuple(tensor.shape), tensor.dtype, (), where), tensor)
 
-    def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> _Receipt:
+    def receive_start(
+        self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = ""
+    ) -> _ReceiveHandle:
         """See `Communicator.receive_start`."""
         source = self._group.mesh.peer(self.rank, axis, peer)
-        number = self.received.get(source, 0)
-        self.received[source] = number + 1
+        number = self.received_counts.get(source, 0)
+        self.received_counts[source] = number + 1
         call = Call("message", tuple(size), dtype, (), where)
-        return _Receipt(self._group, self._group.post(source, self.rank, number, call, None))
+        return _ReceiveHandle(self._group, self._group.post(source, self.rank, number, call, None))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the group owns all resources."""
 
     def _start(
         self, op: str, tensor: Tensor, axes: Sequence[str], options: tuple[tuple[str, object], ...], where: str
@@ -242,56 +244,55 @@ class InProcessCommunicator:
         members = self._members.get(key)
         if members is None:
             members = self._members[key] = self._group.mesh.group(self.rank, key)
-        number = self.numbers.get(members, 0)
-        self.numbers[members] = number + 1
+        number = self.collective_counts.get(members, 0)
+        self.collective_counts[members] = number + 1
         call = Call(op, tuple(tensor.shape), tensor.dtype, options, where)
-        return _Handle(self._group, self._group.deposit(self.rank, members, number, call, tensor), self.rank)
+        return _Handle(self._group, self._group.join(self.rank, members, number, call, tensor), self.rank)
 
-    def _divides(self, tensor: Tensor, axes: Sequence[str], dim: int, op: str, where: str) -> None:
+    def _check_divisible(self, tensor: Tensor, axes: Sequence[str], dim: int, op: str, where: str) -> None:
         if tensor.shape[dim] % self.size(axes):
             raise RunError(
                 "E0324",
-                f"rank {self.rank}: {where or op} cuts dim {dim} of {list(tensor.shape)} into {self.size(axes)} chunks",
+                f"rank {self.rank}: {where or op} cannot split dim {dim} of {list(tensor.shape)} into "
+                f"{self.size(axes)} equal chunks",
                 help="pad the dim to a multiple of the group's size",
             )
 
 
 class _Handle:
-    """A rank's part in one meeting."""
+    """The handle of one rank for a collective."""
 
-    def __init__(self, group: RankGroup, meeting: Meeting, rank: int) -> None:
+    def __init__(self, group: RankGroup, rendezvous: Rendezvous, rank: int) -> None:
         self._group = group
-        self._meeting = meeting
+        self._rendezvous = rendezvous
         self._rank = rank
 
     def wait(self) -> Tensor:
         """This rank's result."""
-        meeting = self._meeting
-        self._group.wait(self._rank, meeting)
-        if meeting.shared is not None:
-            return meeting.shared
-        return own_result(meeting.calls[self._rank], meeting.brought(), meeting.members.index(self._rank))
+        rendezvous = self._rendezvous
+        self._group.wait(self._rank, rendezvous)
+        if rendezvous.shared is not None:
+            return rendezvous.shared
+        return own_result(
+            rendezvous.calls[self._rank], rendezvous.tensors_in_order(), rendezvous.members.index(self._rank)
+        )
 
 
-class _Receipt:
-    """A message that its receiver has asked for."""
+class _ReceiveHandle:
+    """The handle of a receive."""
 
-    def __init__(self, group: RankGroup, letter: Letter) -> None:
+    def __init__(self, group: RankGroup, message: Message) -> None:
         self._group = group
-        self._letter = letter
+        self._message = message
 
     def wait(self) -> Tensor:
-        """What was sent."""
-        letter = self._letter
-        self._group.wait(letter.destination, letter)
-        assert letter.tensor is not None, "a complete message has its tensor"
-        return letter.tensor
+        """The tensor that was sent."""
+        message = self._message
+        self._group.wait(message.destination, message)
+        assert message.tensor is not None, "a complete message has its tensor"
+        return message.tensor
 
 
-def _again(error: CollectiveError) -> CollectiveError:
-    """The same error for another thread, so that tracebacks do not mix."""
+def _copy_of(error: CollectiveError) -> CollectiveError:
+    """A copy of the error for another thread, so that tracebacks do not mix."""
     return CollectiveError(error.code, error.message, notes=error.notes, help=error.help)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(str(rank) for rank in ranks)

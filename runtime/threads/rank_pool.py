@@ -1,4 +1,4 @@
-"""One thread per rank, kept between steps: runs one job on every rank and gives back all results, or one error."""
+"""One thread per rank, kept between steps. Runs one job on every rank and returns all results, or raises one error."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ..errors import RunError
+from ..errors import RunError, rank_list
 from .communicator import RankGroup
 
 T = TypeVar("T")
 Job = Callable[[], None]
-_LOOK_S = 0.02
-"""How often ranks that must stop are looked at: an interruption may have taken the news of one."""
+_POLL_S = 0.02
+"""Seconds between two checks of ranks that must stop: an interruption may have lost the notice of one."""
 _JOIN_S = 5.0
-"""How long closing waits for a thread that still runs an op."""
+"""Seconds that closing waits for a thread that still runs an op."""
 
 
 class _Step(Generic[T]):
-    """One job on all ranks: what has come of it so far."""
+    """The progress of one job on all ranks."""
 
     def __init__(self) -> None:
         self.ended: dict[int, tuple[T, ...]] = {}
-        """By rank: its result, or nothing when it failed."""
-        self.news: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """One entry for each rank that has ended."""
+        """By rank: its result as a tuple of one, empty where it failed."""
+        self.ended_ranks: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """One item for each rank that has ended, to wait for."""
 
 
 class RankPool:
-    """The threads of a `RankGroup`. They are daemons, and end on `close()` or when the pool is collected."""
+    """The threads of a `RankGroup`. They are daemons, and end on `close()` or when the pool is garbage-collected."""
 
     def __init__(self, group: RankGroup) -> None:
         self._group = group
@@ -51,10 +51,11 @@ class RankPool:
         self._share_cores()
 
     def run(self, job: Callable[[int], T]) -> list[T]:
-        """`job(rank)` on every rank at once; raises the first failure, after every rank has stopped."""
+        """Run `job(rank)` on all ranks at once. Raises the first failure after all ranks have stopped."""
         with self._one_step:
             if not self.usable:
-                raise RunError("E0325", f"the ranks were stopped{_who(self._stuck)}", help="make a new session")
+                stuck = f" and left stuck: {rank_list(self._stuck)}" if self._stuck else ""
+                raise RunError("E0325", f"the rank threads were stopped{stuck}", help="make a new session")
             step = _Step[T]()
             try:
                 for rank, jobs in enumerate(self._jobs):
@@ -73,25 +74,25 @@ class RankPool:
 
     @property
     def usable(self) -> bool:
-        """Whether a step can run: no rank was left in one that failed, and nobody has closed it."""
+        """Whether a step can run: no rank is stuck in a failed one, and the pool is not closed."""
         return not self._stuck and self._close.alive
 
     def close(self) -> None:
-        """End the threads; a rank inside an op ends after it."""
+        """End the threads; a thread inside an op ends after it."""
         self._close()
 
     def _wait(self, step: _Step[T]) -> None:
-        """Wait for every rank's end; once one has failed, the others have the group's timeout to stop."""
+        """Wait for all ranks to end. Once one has failed, the others have the group's timeout to stop."""
         deadline: float | None = None
         while len(step.ended) < len(self._jobs):
             if deadline is None and self._group.failure is not None:
                 deadline = time.monotonic() + self._group.timeout_s
             if deadline is not None and time.monotonic() > deadline:
-                raise self._given_up(step.ended.keys())
+                raise self._stuck_error(step.ended.keys())
             with contextlib.suppress(queue.Empty):
-                step.news.get(timeout=None if deadline is None else _LOOK_S)
+                step.ended_ranks.get(timeout=None if deadline is None else _POLL_S)
 
-    def _given_up(self, stopped: Collection[int]) -> RunError:
+    def _stuck_error(self, stopped: Collection[int]) -> RunError:
         self._stuck = tuple(rank for rank in range(len(self._jobs)) if rank not in stopped)
         self._close.detach()
         for jobs in self._jobs:
@@ -100,15 +101,15 @@ class RankPool:
         _, error = self._group.failure
         return RunError(
             "E0325",
-            f"a rank failed, and others did not stop within {self._group.timeout_s:g} s{_who(self._stuck)}",
+            f"a rank failed, and {rank_list(self._stuck)} did not stop within {self._group.timeout_s:g} s",
             notes=((f"the failure: {error}", None),),
         )
 
     def _share_cores(self) -> None:
-        """Give each rank its part of the cores; what the caller's own threads use stays as it was."""
+        """Divide the cores among the ranks; the caller's own number of threads stays as it was."""
         cores = torch.get_num_threads()
-        each = max(1, cores // len(self._jobs))
-        self.run(lambda rank: torch.set_num_threads(each))
+        cores_per_rank = max(1, cores // len(self._jobs))
+        self.run(lambda rank: torch.set_num_threads(cores_per_rank))
         torch.set_num_threads(cores)
 
 
@@ -128,18 +129,14 @@ def _job(job: Callable[[int], T], rank: int, group: RankGroup, step: _Step[T]) -
         except BaseException as error:  # carried to the caller's thread, which raises it
             group.abort(rank, error)
             step.ended[rank] = ()
-        step.news.put(None)
+        step.ended_ranks.put(None)
 
     return run
 
 
 def _stop(jobs: Sequence[queue.SimpleQueue[Job | None]], threads: Sequence[threading.Thread]) -> None:
-    for each in jobs:
-        each.put(None)
+    for rank_jobs in jobs:
+        rank_jobs.put(None)
     for thread in threads:
         if thread is not threading.current_thread():
             thread.join(_JOIN_S)
-
-
-def _who(ranks: Sequence[int]) -> str:
-    return f": ranks {', '.join(str(rank) for rank in ranks)}" if ranks else ""

@@ -1,4 +1,4 @@
-"""What ranks of one process bring each other: calls of collectives, meetings, letters; and what comes of them."""
+"""One collective or message between rank threads: the calls of its ranks, and the computation of its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.max
 
 @dataclass(frozen=True)
 class Call:
-    """What one rank asks for; members must agree on all but `where`."""
+    """One rank's call of a collective or message; all ranks must agree on all fields but `where`."""
 
     op: str
     shape: tuple[int, ...]
@@ -25,7 +25,7 @@ class Call:
     where: str = field(compare=False)
 
     def difference(self, other: Call) -> str:
-        """What differs, as "this, other"."""
+        """The first field that differs, with both values: "the shape: [2], [3]"."""
         if self.op != other.op:
             return f"the op: {self.op}, {other.op}"
         if self.shape != other.shape:
@@ -37,8 +37,8 @@ class Call:
         return f"{name}: {mine}, {theirs}"
 
 
-class Meeting:
-    """One collective of one group: who has come, what was brought, and who sleeps until it is complete."""
+class Rendezvous:
+    """One collective of one group: the calls and tensors of the members that have joined, and the ones that wait."""
 
     def __init__(self, members: tuple[int, ...]) -> None:
         self.members = members
@@ -47,26 +47,26 @@ class Meeting:
         self.shared: Tensor | None = None
         self.complete = False
         self.error: CollectiveError | None = None
-        """Why its members cannot meet; every one of them raises it."""
-        self.asleep: list[threading.Lock] = []
+        """Why it cannot complete; every member raises it."""
+        self.sleepers: list[threading.Lock] = []
 
     def missing(self) -> list[int]:
-        """The members that have not come."""
+        """The members that have not joined."""
         return [rank for rank in self.members if rank not in self.tensors]
 
-    def brought(self) -> list[Tensor]:
+    def tensors_in_order(self) -> list[Tensor]:
         """The members' tensors in coordinate order."""
         return [self.tensors[rank] for rank in self.members]
 
     def wake(self) -> None:
-        """Let everyone who waits look again; the group's lock is held."""
-        for lock in self.asleep:
+        """Wake all waiting members, which then check the state again; the group's lock is held."""
+        for lock in self.sleepers:
             lock.release()
-        self.asleep.clear()
+        self.sleepers.clear()
 
 
-class Letter:
-    """One message: what its two ranks say of it, and the tensor once it was sent."""
+class Message:
+    """One message: the calls of its two ranks, and the tensor once it was sent."""
 
     def __init__(self, source: int, destination: int) -> None:
         self.source = source
@@ -75,21 +75,21 @@ class Letter:
         self.tensor: Tensor | None = None
         self.complete = False
         self.error: CollectiveError | None = None
-        self.asleep: list[threading.Lock] = []
+        self.sleepers: list[threading.Lock] = []
 
     def missing(self) -> list[int]:
-        """The sender, as long as nothing was sent."""
+        """The sender, until it has sent."""
         return [] if self.complete else [self.source]
 
     def wake(self) -> None:
-        """Let the receiver look again; the group's lock is held."""
-        for lock in self.asleep:
+        """Wake the waiting receiver, which then checks the state again; the group's lock is held."""
+        for lock in self.sleepers:
             lock.release()
-        self.asleep.clear()
+        self.sleepers.clear()
 
 
 def shared_result(call: Call, tensors: list[Tensor]) -> Tensor | None:
-    """What all members get alike, or None where each gets its own."""
+    """The result that all members share, or None where each gets its own."""
     options = dict(call.options)
     with torch.no_grad():
         if call.op == "all_reduce":
@@ -100,15 +100,15 @@ def shared_result(call: Call, tensors: list[Tensor]) -> Tensor | None:
 
 
 def own_result(call: Call, tensors: list[Tensor], position: int) -> Tensor:
-    """What the member at `position` gets for itself."""
+    """The result of the member at `position`."""
     options = dict(call.options)
     along = _dim(options["dim"] if call.op == "reduce_scatter" else options["split_dim"])
     chunk = call.shape[along] // len(tensors)
     with torch.no_grad():
-        pieces = [each.narrow(along, position * chunk, chunk) for each in tensors]
+        chunks = [tensor.narrow(along, position * chunk, chunk) for tensor in tensors]
         if call.op == "reduce_scatter":
-            return _reduced(pieces, str(options["reduce"]))
-        return torch.cat(pieces, dim=_dim(options["concat_dim"]))
+            return _reduced(chunks, str(options["reduce"]))
+        return torch.cat(chunks, dim=_dim(options["concat_dim"]))
 
 
 def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:
@@ -116,8 +116,8 @@ def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:
         return tensors[0].contiguous()
     combine = _COMBINE[reduce]
     total: Tensor = combine(tensors[0], tensors[1])
-    for each in tensors[2:]:
-        combine(total, each, out=total)
+    for tensor in tensors[2:]:
+        combine(total, tensor, out=total)
     return total
 
 
@@ -135,16 +135,17 @@ def mismatch(first: int, a: Call, second: int, b: Call) -> CollectiveError:
     )
 
 
-def misfit(letter: Letter) -> CollectiveError:
-    sent, asked = letter.calls[letter.source], letter.calls[letter.destination]
+def message_mismatch(message: Message) -> CollectiveError:
+    source, destination = message.source, message.destination
+    sent, received = message.calls[source], message.calls[destination]
     return CollectiveError(
         "E0321",
-        f"rank {letter.destination} receives {_tensor_text(asked)}, but rank {letter.source} sent {_tensor_text(sent)}",
+        f"rank {destination} receives {_tensor_text(received)}, but rank {source} sent {_tensor_text(sent)}",
         notes=(
-            (f"rank {letter.destination} is at {asked.where or 'receive'}", None),
-            (f"rank {letter.source} was at {sent.where or 'send'}", None),
+            (f"rank {destination} is at {received.where or 'receive'}", None),
+            (f"rank {source} was at {sent.where or 'send'}", None),
         ),
-        help="the program's sends and receives do not fit each other: please report it",
+        help="the program's sends and receives do not match: please report it",
     )
 
 

@@ -129,7 +129,7 @@ class Command:
     def __call__(self, *arguments: object) -> Result:
         self._capture.readouterr()
         try:
-            code = cli.main([str(each) for each in arguments])
+            code = cli.main([str(argument) for argument in arguments])
         except SystemExit as end:
             code = int(end.code or 0)
         return Result(code, *self._capture.readouterr())

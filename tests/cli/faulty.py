@@ -1,4 +1,4 @@
-"""A pass `do-harm` of another package, which does what no pass may do, and a module to do it to."""
+"""A faulty pass `do-harm` of another package, and a module to run it on."""
 
 from __future__ import annotations
 

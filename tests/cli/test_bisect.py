@@ -28,7 +28,7 @@ def test_the_pass_and_the_operation_are_named(stretto: Command, module: Path) ->
     assert rows == [["cse", "kept"], ["do-harm", "values"], ["start-collectives", "not", "run"]]
     for shown in (
         '"do-harm" is the first pass that changes values',
-        "of the module that the pass leaves, in @main",
+        "of the module after the pass, in @main",
         "shown by  reduce is min, and was sum",
         'reads     tensor<4xf32, {tp = "partial(sum)"}> of argument 0: right',
     ):
@@ -38,13 +38,13 @@ def test_the_pass_and_the_operation_are_named(stretto: Command, module: Path) ->
 
 def test_json_has_all_of_it(stretto: Command, module: Path) -> None:
     done = stretto("bisect", module, "-p", HARM, "--json", "--seed", 2)
-    told = json.loads(done.out)
-    assert (done.code, told["broken"], told["pass"], told["breakage"]) == (1, True, "do-harm", "values")
-    assert told["kept"] == ["cse"] and told["differ"][0]["error"] > 0.01
-    assert told["op"]["op"] == "comm.all_reduce" and 'reduce = "min"' in told["op"]["text"]
+    report = json.loads(done.out)
+    assert (done.code, report["broken"], report["pass"], report["breakage"]) == (1, True, "do-harm", "values")
+    assert report["kept"] == ["cse"] and report["differ"][0]["error"] > 0.01
+    assert report["op"]["op"] == "comm.all_reduce" and 'reduce = "min"' in report["op"]["text"]
 
 
-def test_passes_that_keep_all_are_told_and_exit_with_0(stretto: Command, module: Path) -> None:
+def test_passes_that_keep_everything_exit_with_0(stretto: Command, module: Path) -> None:
     done = stretto("bisect", module, "-p", "cse,start-collectives")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == "kept: all 2 passes left values and order as they were"
@@ -55,7 +55,7 @@ def test_a_pass_that_fails_or_leaves_an_invalid_module_is_named_too(stretto: Com
     failing = stretto("bisect", module, "-p", "do-harm{raises=true}")
     assert failing.code == 1 and 'pass "do-harm" failed: OfItsOwn: no such thing' in failing.out
     invalid = stretto("bisect", module, "-p", "do-harm{axes=pp}")
-    assert invalid.code == 1 and "first pass that leaves a module that is not valid" in invalid.out
+    assert invalid.code == 1 and "first pass that leaves an invalid module" in invalid.out
     assert "E0505" in invalid.out and "Traceback" not in failing.err + invalid.err
     assert 'shown by  the mesh has no axis "pp"' in invalid.out
 

@@ -1,4 +1,4 @@
-"""`stretto compile`: what it writes, what it says, and that a mistake leaves nothing behind."""
+"""`stretto compile`: the files it writes, its output, and errors, which leave no files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_manifest_says_where_the_model_came_from(program: Path, sources: Pat
 
 def test_a_hugging_face_config_is_a_target_with_batch_and_sequence(llama: Path) -> None:
     program = Program.load(llama)
-    assert [each.shape for each in program.of_kind("input")] == [(2, 8)]
+    assert [tensor.shape for tensor in program.of_kind("input")] == [(2, 8)]
     assert program.manifest.source["architecture"] == "LlamaForCausalLM"
 
 
@@ -68,7 +68,7 @@ def test_a_mistake_in_the_plan_is_shown_at_its_place(
     assert (done.code, done.out) == (1, "")
     assert f"error[{code}]" in done.err and shown in done.err and f"{tmp_path / 'bad.plan'}:" in done.err
     assert "Traceback" not in done.err
-    assert [each.name for each in tmp_path.iterdir()] == ["bad.plan"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.plan"]
 
 
 TARGETS = {
@@ -111,7 +111,7 @@ def test_a_folder_that_is_no_program_is_left_as_it_is(stretto: Command, sources:
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "mine")
     assert done.code == 1 and "error[E0307]" in done.err
-    assert [str(each.relative_to(tmp_path)) for each in sorted(tmp_path.rglob("*"))] == ["mine", "mine/letter.txt"]
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["mine", "mine/letter.txt"]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_an_interruption_while_writing_leaves_nothing_behind(
 
 def test_a_program_is_replaced_by_the_next_one(stretto: Command, llama: Path, sources: Path, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
-    for each in llama.iterdir():
-        (tmp_path / "p" / each.name).write_bytes(each.read_bytes())
+    for path in llama.iterdir():
+        (tmp_path / "p" / path.name).write_bytes(path.read_bytes())
     done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "p")
     assert done.code == 0
     assert json.loads((tmp_path / "p" / "manifest.json").read_text())["mode"] == "train"

@@ -36,8 +36,8 @@ def modules(tmp_path: Path) -> tuple[Path, Path]:
 def test_equal_modules_exit_with_0(stretto: Command, modules: tuple[Path, Path]) -> None:
     done = stretto("diff", *modules)
     assert (done.code, done.err) == (0, "") and done.out.splitlines()[-1] == "equal"
-    told = json.loads(stretto("diff", *modules, "--json").out)
-    assert told["equal"] and told["ops"] == [] and told["a"]["collectives"] == 1
+    report = json.loads(stretto("diff", *modules, "--json").out)
+    assert report["equal"] and report["ops"] == [] and report["a"]["collectives"] == 1
 
 
 def test_operations_that_come_and_go_are_counted(stretto: Command, modules: tuple[Path, Path]) -> None:
@@ -46,28 +46,28 @@ def test_operations_that_come_and_go_are_counted(stretto: Command, modules: tupl
     assert done.code == 1 and done.out.splitlines()[-1] == "they differ"
     rows = [line.split() for line in done.out.splitlines()]
     assert ["comm.all_reduce", "1", "0", "-1"] in rows and ["comm.wait", "0", "1", "+1"] in rows
-    told = json.loads(stretto("diff", *modules, "--json").out)
-    assert told["communication"] == [] and told["a"]["sent_bytes"] == told["b"]["sent_bytes"] == 16
+    report = json.loads(stretto("diff", *modules, "--json").out)
+    assert report["communication"] == [] and report["a"]["sent_bytes"] == report["b"]["sent_bytes"] == 16
 
 
 def test_communication_counts_for_every_call_with_its_bytes(stretto: Command, modules: tuple[Path, Path]) -> None:
     modules[1].write_text(CALLS)
-    told = json.loads(stretto("diff", *modules, "--json").out)
-    by_kind = {each["kind"]: each for each in told["communication"]}
+    report = json.loads(stretto("diff", *modules, "--json").out)
+    by_kind = {entry["kind"]: entry for entry in report["communication"]}
     gathered = {"count": 2, "tensor_bytes": 2 * 32 * 4, "sent_bytes": 2 * 32 * 4 * 3 // 4}
     assert by_kind["all_gather"]["b"] == by_kind["reduce_scatter"]["b"] == gathered
     assert by_kind["all_gather"]["a"] == {"count": 0, "tensor_bytes": 0, "sent_bytes": 0}
-    assert told["b"]["peak_bytes"] == (8 + 32) * 4
+    assert report["b"]["peak_bytes"] == (8 + 32) * 4
     assert "all_gather over tp" in stretto("diff", *modules).out
 
 
-def test_other_operands_and_other_lines_are_told_apart(stretto: Command, modules: tuple[Path, Path]) -> None:
+def test_other_operands_and_other_lines_are_distinguished(stretto: Command, modules: tuple[Path, Path]) -> None:
     modules[1].write_text(MODULE.replace('reduce = "sum"', 'reduce = "max"'))
     assert "with other operands or constants" in stretto("diff", *modules).out
     located = MODULE.replace("-> tensor<4xf32>\n", '-> tensor<4xf32> loc(fused["a.b", "model.py":3:0])\n')
     modules[1].write_text(located)
     done = stretto("diff", *modules)
-    assert done.code == 1 and done.out.splitlines()[-1] == "they differ in source lines alone"
+    assert done.code == 1 and done.out.splitlines()[-1] == "they differ only in source lines"
     assert "model.py:3, a.b" in done.out
 
 
@@ -77,11 +77,11 @@ def test_programs_are_compared_without_the_compiler(
     monkeypatch.setattr("stretto.driver.commands.outcome.find_spec", lambda name: None)
     assert stretto("diff", program, program).out.splitlines()[-1] == "equal"
     done = stretto("diff", program, forward)
-    told = json.loads(stretto("diff", program, forward, "--json").out)
+    report = json.loads(stretto("diff", program, forward, "--json").out)
     assert done.code == 1 and "all_reduce over dp" in done.out and "peak of a rank" in done.out
     verified = json.loads(stretto("verify", program, "--json").out)
-    assert told["a"]["peak_bytes"] == verified["peak_bytes"] > told["b"]["peak_bytes"]
-    assert told["a"]["collectives"] == verified["collectives"]
+    assert report["a"]["peak_bytes"] == verified["peak_bytes"] > report["b"]["peak_bytes"]
+    assert report["a"]["collectives"] == verified["collectives"]
 
 
 def test_bad_input_is_refused(stretto: Command, modules: tuple[Path, Path], program: Path, tmp_path: Path) -> None:

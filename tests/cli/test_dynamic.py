@@ -1,4 +1,4 @@
-"""`compile --dynamic`, and what `run` and `explain` make of the sizes that it leaves open."""
+"""`compile --dynamic`, and its named sizes in `run` and `explain`."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ def dynamic(sources: Path) -> Path:
     return compiled(sources, "model.py:make", "two.plan", "dynamic", "--dtype", "float64", *DIMS)
 
 
-def test_explain_tells_the_sizes_with_their_ranges(stretto: Command, dynamic: Path) -> None:
+def test_explain_prints_the_sizes_with_their_ranges(stretto: Command, dynamic: Path) -> None:
     done = stretto("explain", dynamic)
     assert "sizes    batch=4 of 2.., seq=8 of 2..64\n" in done.out
-    said = json.loads(stretto("explain", dynamic, "--json").out)["sizes"]
-    assert [(each["name"], each["low"], each["high"]) for each in said["names"]] == [("batch", 2, None), ("seq", 2, 64)]
+    report = json.loads(stretto("explain", dynamic, "--json").out)["sizes"]
+    assert [(entry["name"], entry["low"], entry["high"]) for entry in report["names"]] == [
+        ("batch", 2, None),
+        ("seq", 2, 64),
+    ]
 
 
 def test_a_run_is_bound_to_the_sizes_that_it_names(stretto: Command, dynamic: Path) -> None:
-    said = json.loads(stretto("run", dynamic, "--steps", 1, "--json", "--sizes", "batch=3,seq=5").out)
-    assert said["tokens"] == 15
+    report = json.loads(stretto("run", dynamic, "--steps", 1, "--json", "--sizes", "batch=3,seq=5").out)
+    assert report["tokens"] == 15
     assert json.loads(stretto("run", dynamic, "--steps", 1, "--json", "--sizes", "seq=5").out)["tokens"] == 20
     assert json.loads(stretto("run", dynamic, "--steps", 1, "--json").out)["tokens"] == 32
 
 
 def test_a_check_compares_with_the_model_at_these_sizes(stretto: Command, dynamic: Path) -> None:
     done = stretto("run", dynamic, "--check", "--json", "--sizes", "batch=3,seq=11")
-    said = json.loads(done.out)
-    assert done.code == 0 and said["passed"] and said["reference"]["live"]
+    report = json.loads(done.out)
+    assert done.code == 0 and report["passed"] and report["reference"]["live"]
 
 
 @pytest.mark.slow
 def test_processes_are_bound_too(stretto: Command, dynamic: Path) -> None:
-    said = json.loads(stretto("run", dynamic, "--ranks", "processes", "--steps", 1, "--json", "--sizes", "seq=5").out)
-    assert said["tokens"] == 20
+    report = json.loads(stretto("run", dynamic, "--ranks", "processes", "--steps", 1, "--json", "--sizes", "seq=5").out)
+    assert report["tokens"] == 20
     assert stretto("run", dynamic, "--ranks", "processes", "--check", "--sizes", "batch=3,seq=11").code == 0
 
 
@@ -52,10 +55,10 @@ def test_sizes_that_it_does_not_hold_for_are_refused(stretto: Command, dynamic: 
     assert done.code == 1 and "E0309" in done.err and says in done.err
 
 
-@pytest.mark.parametrize("given", ["tokens", "tokens=", "tokens=4", "tokens=-,-", "tokens=seq:2", "=batch"])
-def test_what_names_no_dims_is_wrong_usage(stretto: Command, sources: Path, tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("argument", ["tokens", "tokens=", "tokens=4", "tokens=-,-", "tokens=seq:2", "=batch"])
+def test_what_names_no_dims_is_wrong_usage(stretto: Command, sources: Path, tmp_path: Path, argument: str) -> None:
     model, plan = sources / "model.py:make", sources / "two.plan"
-    assert stretto("compile", model, "--plan", plan, "-o", tmp_path / "p", "--dynamic", given).code == 2
+    assert stretto("compile", model, "--plan", plan, "-o", tmp_path / "p", "--dynamic", argument).code == 2
 
 
 def test_where_no_program_holds_for_more_sizes_compile_says_why(

@@ -1,4 +1,4 @@
-"""`stretto explain`: what it says is what the program's instructions do."""
+"""`stretto explain`: its figures are those of the program's instructions."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .conftest import MODEL, Command
 
 def counted(program: Program, function: str = "main") -> Counter[tuple[str, tuple[str, ...]]]:
     """Collectives by kind and axes, every call followed."""
-    found: Counter[tuple[str, tuple[str, ...]]] = Counter()
-    for each in program.functions[function].code:
-        if each.op == "call":
-            found.update(counted(program, str(each.args[0])))
-        elif each.op.endswith("_start"):
-            axes: Any = each.kwargs["axes"]
-            found[each.op.removeprefix("comm.").removesuffix("_start"), tuple(axes)] += 1
-    return found
+    counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for instruction in program.functions[function].code:
+        if instruction.op == "call":
+            counts.update(counted(program, str(instruction.args[0])))
+        elif instruction.op.endswith("_start"):
+            axes: Any = instruction.kwargs["axes"]
+            counts[instruction.op.removeprefix("comm.").removesuffix("_start"), tuple(axes)] += 1
+    return counts
 
 
 def test_counts_are_those_of_the_instructions_with_calls_followed(program: Path) -> None:
     loaded = Program.load(program)
-    assert any(each.op == "call" for each in loaded.functions["main"].code), "the layers are folded"
-    said = {(kind, axes): count for kind, axes, count, _ in explain(loaded).totals}
-    assert said == dict(counted(loaded))
+    assert any(instruction.op == "call" for instruction in loaded.functions["main"].code), "the layers are folded"
+    counts = {(kind, axes): count for kind, axes, count, _ in explain(loaded).totals}
+    assert counts == dict(counted(loaded))
 
 
 def test_bytes_are_those_of_a_ring(program: Path) -> None:
@@ -48,33 +48,35 @@ def test_bytes_are_those_of_a_ring(program: Path) -> None:
 
 def test_the_backward_reduces_each_gradient_once_over_the_data_axis(program: Path) -> None:
     loaded = Program.load(program)
-    reduced = Counter(name for each in explain(loaded).communication for name in each.gradients if "dp" in each.axes)
-    assert reduced == Counter({each.name: 1 for each in loaded.results_of_kind("gradient")})
+    reduced = Counter(name for entry in explain(loaded).communication for name in entry.gradients if "dp" in entry.axes)
+    assert reduced == Counter({gradient.name: 1 for gradient in loaded.results_of_kind("gradient")})
 
 
 def test_json_is_one_object_with_sizes_in_bytes(stretto: Command, program: Path) -> None:
     done = stretto("explain", program, "--json")
-    said = json.loads(done.out)
-    assert done.code == 0 and said["mesh"] == {"dp": 2, "tp": 2} and said["ranks"] == 4
-    rows = {each["name"]: each for each in said["parameters"]}
+    report = json.loads(done.out)
+    assert done.code == 0 and report["mesh"] == {"dp": 2, "tp": 2} and report["ranks"] == 4
+    rows = {parameter["name"]: parameter for parameter in report["parameters"]}
     row = rows["layers.*.q_proj.weight"]
     assert row["names"] == [f"layers.{n}.q_proj.weight" for n in range(3)] and row["count"] == 3
     assert (row["shape"], row["local_shape"], row["placement"]) == ([16, 16], [8, 16], "dim 0 over tp")
     assert row["bytes_per_rank"] == 8 * 16 * 8
     assert rows["embed.weight"]["aliases"] == ["head.weight"]
-    assert said["parameter_bytes"] == 8 * (40 * 16 + 3 * (4 * 16 * 16 + 3 * 16))
+    assert report["parameter_bytes"] == 8 * (40 * 16 + 3 * (4 * 16 * 16 + 3 * 16))
     layer = 2 * 16 + 16 + 4 * 16 * 8
-    assert said["parameter_bytes_per_rank"] == 8 * (20 * 16 + 3 * layer)
-    assert {each["phase"] for each in said["communication"]} == {"forward", "backward"}
+    assert report["parameter_bytes_per_rank"] == 8 * (20 * 16 + 3 * layer)
+    assert {entry["phase"] for entry in report["communication"]} == {"forward", "backward"}
 
 
 def test_a_collective_is_traced_to_the_module_and_the_line_that_cause_it(stretto: Command, program: Path) -> None:
-    said = json.loads(stretto("explain", program, "--json").out)
+    report = json.loads(stretto("explain", program, "--json").out)
     lines = MODEL.splitlines()
     rows = [
-        each for each in said["communication"] if each["phase"] == "forward" and each["module"] == "layers.*.o_proj"
+        entry
+        for entry in report["communication"]
+        if entry["phase"] == "forward" and entry["module"] == "layers.*.o_proj"
     ]
-    assert rows, said["communication"]
+    assert rows, report["communication"]
     for row in rows:
         assert row["file"].endswith("model.py") and "self.o_proj" in lines[row["line"] - 1]
         assert (row["kind"], row["axes"], row["count"]) == ("all_reduce", ["tp"], 3)
@@ -108,23 +110,23 @@ def test_a_statement_without_effect_is_a_warning_when_compiled_and_explained(str
     done = stretto(
         "compile", f"{sources / 'model.py'}:make_forward", "--plan", plan, "-o", sources / "void", "--mode", "infer"
     )
-    said = (
+    text = (
         f"{plan}:2:1: warning: this statement has no effect: later statements decide for everything that it matches "
         '(line 3)\n    2 | shard "embed" dim 0 over tp\n      | ^^^^^^^^^^^^^^^^^^^^^^^^^^^\n'
     )
-    assert done.code == 0 and said in done.err and "warning" not in done.out
-    assert "Warnings\n  " + said.replace("\n", "\n  ").rstrip(" ") in stretto("explain", sources / "void").out
+    assert done.code == 0 and text in done.err and "warning" not in done.out
+    assert "Warnings\n  " + text.replace("\n", "\n  ").rstrip(" ") in stretto("explain", sources / "void").out
     (warning,) = json.loads(stretto("explain", sources / "void", "--json").out)["warnings"]
     assert (warning["kind"], warning["plan"]["line"], warning["plan"]["file"]) == ("warning", 2, str(plan))
-    held = json.loads((sources / "void" / "remarks.json").read_text())
-    assert [each for each in held if each["kind"] == "warning"] == [warning]
+    remarks = json.loads((sources / "void" / "remarks.json").read_text())
+    assert [remark for remark in remarks if remark["kind"] == "warning"] == [warning]
 
 
 def test_a_plan_whose_statements_all_do_something_has_no_warnings(stretto: Command, program: Path) -> None:
     assert json.loads(stretto("explain", program, "--json").out)["warnings"] == []
 
 
-def test_ops_without_a_rule_stand_apart_from_other_remarks(program: Path) -> None:
+def test_ops_without_a_rule_are_listed_apart_from_other_remarks(program: Path) -> None:
     missed = {
         "pass": "propagate-placements", "kind": "missed", "message": '"x.y" has no sharding rule', "module": "head",
         "file": "m.py", "line": 3,

@@ -1,4 +1,4 @@
-"""`stretto --help`: every command has a line, and no command's needs are loaded to say so."""
+"""`stretto --help`: every command has a line, and nothing heavy is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stretto opt`: passes on modules that are text; and `stretto compile --dump-ir`, whose files go back into it."""
+"""`stretto opt`: passes on the text of modules; and `stretto compile --dump-ir`, whose files it reads."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_output_goes_back_into_opt(stretto: Command, module: Path, tmp_path:
     assert (done.code, done.out, done.err) == (0, "", "")
     both = stretto("opt", module, "-p", "canonicalize,start-collectives").out
     assert stretto("opt", out, "-p", "start-collectives").out == both
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["module.mlir", "out.mlir"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["module.mlir", "out.mlir"]
 
 
 def test_modules_are_printed_after_the_passes_that_were_named(stretto: Command, module: Path) -> None:
@@ -75,12 +75,12 @@ def test_modules_are_printed_after_the_passes_that_were_named(stretto: Command, 
     assert "after symbol-dce: no change" in changed and "after start-collectives //" in changed
 
 
-def test_times_and_json_tell_of_every_pass(stretto: Command, module: Path) -> None:
+def test_times_and_json_list_every_pass(stretto: Command, module: Path) -> None:
     done = stretto("opt", module, "-p", "cse,start-collectives", "--time-passes", "--json")
     assert [line.split()[-1] for line in done.err.splitlines()] == ["cse", "start-collectives", "total"]
-    told = json.loads(done.out)
-    assert [(each["name"], each["rewritten"]) for each in told["passes"]] == [("cse", 0), ("start-collectives", 1)]
-    assert "comm.wait" in told["module"]
+    report = json.loads(done.out)
+    assert [(entry["name"], entry["rewritten"]) for entry in report["passes"]] == [("cse", 0), ("start-collectives", 1)]
+    assert "comm.wait" in report["module"]
 
 
 PIPELINES = {
@@ -169,7 +169,7 @@ def test_a_mistake_in_the_module_is_shown_at_its_line_and_column(
     assert not out.exists()
 
 
-def test_a_place_in_the_model_is_told_beside_that_in_the_module(stretto: Command, tmp_path: Path) -> None:
+def test_the_place_in_the_model_is_shown_beside_that_in_the_module(stretto: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.mlir").write_text(MODULES["an unknown axis with a location"][0])
     assert (
         "note: it belongs to this line of the model: model.py:3"
@@ -196,7 +196,7 @@ def test_files_that_cannot_be_read_or_written_are_named(stretto: Command, module
     for out in (tmp_path / "none" / "out.mlir", tmp_path):
         done = stretto("opt", module, "-p", "cse", "-o", out)
         assert (done.code, done.out) == (1, "") and "error[E0508]" in done.err and str(out) in done.err
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["latin.mlir", "module.mlir"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.mlir", "module.mlir"]
 
 
 def test_an_interrupt_leaves_no_half_written_file(
@@ -208,7 +208,7 @@ def test_an_interrupt_leaves_no_half_written_file(
 
     monkeypatch.setattr(Path, "write_text", interrupt)
     assert stretto("opt", module, "-p", "cse", "-o", tmp_path / "out.mlir").code == 130
-    assert [each.name for each in tmp_path.iterdir()] == ["module.mlir"]
+    assert [path.name for path in tmp_path.iterdir()] == ["module.mlir"]
 
 
 def test_a_pass_to_print_after_must_be_one_that_runs(stretto: Command, module: Path) -> None:
@@ -229,8 +229,8 @@ def test_remarks_are_printed_with_their_places_and_are_structured_in_json(
     done = stretto("opt", module, "-p", "do-harm", "--remarks")
     assert done.code == 0
     assert done.err == "model.py:3: applied[do-harm]: now min over tp (in a.b)\n"
-    [said] = json.loads(stretto("opt", module, "-p", "do-harm", "--json").out)["passes"]
-    assert said["remarks"] == [
+    [report] = json.loads(stretto("opt", module, "-p", "do-harm", "--json").out)["passes"]
+    assert report["remarks"] == [
         {
             "pass": "do-harm", "kind": "applied", "message": "now min over tp", "file": "model.py", "line": 3,
             "module_path": "a.b",

@@ -1,4 +1,4 @@
-"""How every command ends: output that cannot be written, errors as JSON, an interrupt as it begins."""
+"""The end of every command: output that cannot be written, errors as JSON, an interrupt at the start."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ def test_an_error_is_json_where_json_was_asked_for(stretto: Command, module: Pat
     module.write_text(MODULE.replace("neg_default", "negg"))
     for command in ("opt", "verify", "bisect", "reduce"):
         done = stretto(command, module, "-p", "cse", "--json")
-        told = json.loads(done.out)["error"]
+        report = json.loads(done.out)["error"]
         assert done.code == 1 and "error[E0504]" in done.err
-        assert (told["code"], told["file"], told["line"]) == ("E0504", str(module), 4) and "negg" in told["message"]
-        assert told["help"] is None and told["notes"] == []
+        assert (report["code"], report["file"], report["line"]) == ("E0504", str(module), 4) and "negg" in report[
+            "message"
+        ]
+        assert report["help"] is None and report["notes"] == []
     for command in ("run", "verify", "explain"):
-        told = json.loads(stretto(command, tmp_path, "--json").out)["error"]
-        assert (told["code"], told["line"]) == ("E0301", None)
+        report = json.loads(stretto(command, tmp_path, "--json").out)["error"]
+        assert (report["code"], report["line"]) == ("E0301", None)
     assert json.loads(stretto("diff", module, module, "--json").out)["error"]["code"] == "E0504"
     assert json.loads(stretto("passes", "nothing", "--json").out)["error"]["message"]
     assert json.loads(stretto("doctor", "none.py:none", "--json").out)["error"]["code"] == "E0202"

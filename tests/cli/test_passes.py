@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Annotated, ClassVar
 import pytest
 from stretto.driver.text import pass_document
 from stretto.driver.text.pass_document import TEXT_TESTS
-from stretto.driver.text.pass_pages import UPSTREAM_LINES, PassOption, all_pages, options_of
+from stretto.driver.text.pass_options import PassOption, options_of
+from stretto.driver.text.pass_pages import UPSTREAM_LINES, all_pages
+from stretto.driver.text.pass_sources import PassSource
 from stretto.dsl import Plan
 from stretto.ir.module import Module
 from stretto.passes import registry
 from stretto.passes.base import Pass, Report
 from stretto.passes.option_values import Range
+from stretto.passes.pass_class import pass_class
 from stretto.passes.registry import TABLE, UPSTREAM, names
 
 from .conftest import Command
@@ -43,11 +47,11 @@ def test_a_page_shows_before_and_after_and_the_options(stretto: Command) -> None
 
 @pytest.mark.parametrize("name", names())
 def test_every_pass_has_a_page(name: str, stretto: Command) -> None:
-    told = json.loads(stretto("passes", name, "--json").out)
-    assert told["name"] == name and told["text"].startswith(told["line"]) and len(told["line"]) > 20
-    if told["origin"] == "stretto":
-        assert "Before" in told["text"] and "After" in told["text"]
-        assert all(option["text"] for option in told["options"])
+    report = json.loads(stretto("passes", name, "--json").out)
+    assert report["name"] == name and report["text"].startswith(report["line"]) and len(report["line"]) > 20
+    if report["origin"] == "stretto":
+        assert "Before" in report["text"] and "After" in report["text"]
+        assert all(option["text"] for option in report["options"])
 
 
 def test_a_page_of_mlir_leaves_its_options_to_mlir(stretto: Command) -> None:
@@ -94,6 +98,14 @@ def test_options_have_type_default_and_unit() -> None:
     )
 
 
+@pytest.mark.parametrize("name", TABLE)
+def test_a_source_says_what_the_class_of_the_pass_does(name: str) -> None:
+    source, cls = PassSource.of(name), pass_class(name)
+    assert source.options == options_of(cls)
+    assert source.levels == tuple(sorted(cls.levels))
+    assert (source.file, source.text) == (inspect.getsourcefile(cls), inspect.getdoc(sys.modules[cls.__module__]))
+
+
 def test_every_pass_of_ours_says_what_it_needs_and_keeps() -> None:
     assert [page.name for page in all_pages() if page.name in TABLE and not {"Needs", "Keeps"} <= set(page.facts)] == []
 
@@ -101,8 +113,8 @@ def test_every_pass_of_ours_says_what_it_needs_and_keeps() -> None:
 def test_a_pass_that_takes_one_level_says_so_first_of_what_it_needs() -> None:
     for page in all_pages():
         if page.name in TABLE:
-            said = page.facts["Needs"].startswith("level `") and page.facts["Needs"].split("`")[1]
-            assert (said or "any") == (page.levels[0] if len(page.levels) == 1 else "any"), page.name
+            text = page.facts["Needs"].startswith("level `") and page.facts["Needs"].split("`")[1]
+            assert (text or "any") == (page.levels[0] if len(page.levels) == 1 else "any"), page.name
 
 
 def test_the_page_of_all_passes_is_the_one_that_docs_has(stretto: Command) -> None:

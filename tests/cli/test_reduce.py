@@ -56,15 +56,17 @@ def test_the_module_goes_to_stdout_and_its_figures_to_json(stretto: Command, mod
     assert stretto("reduce", module, "-p", "do-harm").out.startswith(
         '// "do-harm" changes values\n// pipeline: do-harm'
     )
-    told = json.loads(stretto("reduce", module, "-p", "do-harm", "--json").out)
-    assert (told["pass"], told["breakage"], told["done"]) == ("do-harm", "values", True)
-    assert told["operations_before"] > 20 and told["operations"] < 3 and "comm.all_reduce" in told["module"]
+    report = json.loads(stretto("reduce", module, "-p", "do-harm", "--json").out)
+    assert (report["pass"], report["breakage"], report["done"]) == ("do-harm", "values", True)
+    assert report["operations_before"] > 20 and report["operations"] < 3 and "comm.all_reduce" in report["module"]
 
 
-def test_a_second_that_is_up_is_told(stretto: Command, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_limit_that_is_reached_is_reported(
+    stretto: Command, module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stretto.driver.debug.reduce._Search.is_late", True)
     done = stretto("reduce", module, "-p", "do-harm")
-    assert done.code == 0 and "--seconds gives more" in done.err
+    assert done.code == 0 and "--seconds raises it" in done.err
 
 
 def test_there_is_nothing_to_reduce_where_no_pass_fails(stretto: Command, module: Path) -> None:
@@ -83,7 +85,7 @@ def test_an_interrupt_leaves_no_half_written_file(
     monkeypatch.setattr(Path, "write_text", interrupt)
     before = sorted(tmp_path.iterdir())
     assert stretto("reduce", module, "-p", "do-harm", "-o", tmp_path / "out.mlir").code == 130
-    assert [each for each in sorted(tmp_path.iterdir()) if each.name != "__pycache__"] == before
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
 
 
 def test_wrong_usage_exits_with_2(stretto: Command, module: Path) -> None:

@@ -1,4 +1,4 @@
-"""`stretto schedule`: the list, a schedule's picture and figures, its SVG, and what is refused."""
+"""`stretto schedule`: the list, a schedule's picture and figures, its SVG, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_without_a_name_all_schedules_are_listed(stretto: Command) -> None:
     done = stretto("schedule")
     assert done.code == 0
     assert [line.split()[0] for line in done.out.splitlines()[1 : 1 + len(CATALOGUE)]] == list(CATALOGUE)
-    assert [each["name"] for each in json.loads(stretto("schedule", "--json").out)["schedules"]] == list(CATALOGUE)
+    assert [entry["name"] for entry in json.loads(stretto("schedule", "--json").out)["schedules"]] == list(CATALOGUE)
 
 
 def test_a_schedule_is_drawn_and_measured(stretto: Command) -> None:
@@ -44,7 +44,7 @@ def test_a_schedule_is_drawn_and_measured(stretto: Command) -> None:
         "bubble by makespan  25.00%",
         "bubble by span      25.00%  (longest span of a rank: 12)",
         "peak activations    2  (by rank: 2, 1)",
-        "proved: no deadlock, every task once and after what it needs",
+        "proved: no deadlock, every task runs once and after its inputs",
     ]
 
 
@@ -56,27 +56,27 @@ def test_a_long_schedule_is_drawn_small(stretto: Command) -> None:
 
 
 def test_json_has_figures_and_every_task(stretto: Command) -> None:
-    told = json.loads(stretto("schedule", "dualpipe-v", "-p", 2, "-m", 4, "--times", "1,1,1,0", "--json").out)
-    assert (told["stages"], told["chunks"], told["placement"]) == (2, 2, [0, 1, 1, 0])
-    assert told["makespan"] == pytest.approx(13) and told["peak_activations"] == [2.5, 2.5]
-    assert told["bubble_by_makespan"] == pytest.approx(1 / 13)
+    report = json.loads(stretto("schedule", "dualpipe-v", "-p", 2, "-m", 4, "--times", "1,1,1,0", "--json").out)
+    assert (report["stages"], report["chunks"], report["placement"]) == (2, 2, [0, 1, 1, 0])
+    assert report["makespan"] == pytest.approx(13) and report["peak_activations"] == [2.5, 2.5]
+    assert report["bubble_by_makespan"] == pytest.approx(1 / 13)
     first = {"kind": "F", "stage": 0, "microbatch": 0, "start": 0, "end": 0.5, "overlapped": False}
-    assert told["ranks"][0][0] == first and any(task["overlapped"] for task in told["ranks"][0])
+    assert report["ranks"][0][0] == first and any(task["overlapped"] for task in report["ranks"][0])
 
 
-def test_a_vocabulary_that_all_ranks_share_is_woven_in(stretto: Command) -> None:
+def test_tasks_of_a_shared_vocabulary_are_inserted(stretto: Command) -> None:
     done = stretto("schedule", "1f1b", "-p", 2, "-m", 3, "--vocabulary", 1, "--shared", "1,1")
     assert done.out.splitlines()[:5] == [
         "1f1b: 2 stages, 3 microbatches, a vocabulary shared with 1 barrier",
         "",
         "rank 0 |F0 F1 S0 T0 F2 S1 T1 ......B0    S2 T2 B1    ...B2    |",
         "rank 1 |...F0 S0 T0 F1 S1 T1 B0    F2 S2 B1    T2 B2    ......|",
-        "F forward; B backward; S output, shared by all ranks; T what is left of it when they have met; "
+        "F forward; B backward; S output, shared by all ranks; T rest of it after the barrier; "
         "numbers: microbatches; . idle",
     ]
-    told = json.loads(stretto("schedule", "zb-v", "--vocabulary", 2, "--shared", "1,1,0.5,0.5", "--json").out)
-    assert told["barriers"] == 2 and told["times"]["e"] == 0.5
-    assert {task["kind"] for task in told["ranks"][3]} == set("FBWSTEG")
+    report = json.loads(stretto("schedule", "zb-v", "--vocabulary", 2, "--shared", "1,1,0.5,0.5", "--json").out)
+    assert report["barriers"] == 2 and report["times"]["e"] == 0.5
+    assert {task["kind"] for task in report["ranks"][3]} == set("FBWSTEG")
 
 
 def test_times_chunks_cap_and_search_are_taken(stretto: Command) -> None:
@@ -95,9 +95,9 @@ def test_times_chunks_cap_and_search_are_taken(stretto: Command) -> None:
         "makespan",
         "--json",
     )
-    told = json.loads(stretto("schedule", "auto", *options).out)
-    assert told["times"] == {"f": 2, "b": 3, "w": 1, "c": 0.5, "fb": None}
-    assert max(told["peak_activations"]) <= 2
+    report = json.loads(stretto("schedule", "auto", *options).out)
+    assert report["times"] == {"f": 2, "b": 3, "w": 1, "c": 0.5, "fb": None}
+    assert max(report["peak_activations"]) <= 2
     assert json.loads(stretto("schedule", "interleaved", "--chunks", 3, "--json").out)["chunks"] == 3
 
 
@@ -105,7 +105,7 @@ def test_the_svg_has_a_box_for_every_task(stretto: Command, tmp_path: Path) -> N
     file = tmp_path / "zb.svg"
     assert stretto("schedule", "zb-h1", "-p", 3, "-m", 5, "--svg", file).code == 0
     root = xml.fromstring(file.read_text(encoding="utf-8"))
-    assert len([each for each in root.iter() if each.tag.endswith("title")]) == 3 * 5 * 3
+    assert len([element for element in root.iter() if element.tag.endswith("title")]) == 3 * 5 * 3
 
 
 def test_a_written_schedule_is_proved_and_drawn(stretto: Command, tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_named_schedule_over_the_cap_is_refused(stretto: Command) -> None:
         (("1f1",), 1, 'did you mean "1f1b"?'),
         (("missing.schedule",), 1, "error[E0507]"),
         (("1f1b", "--times", "1,2"), 2, "is not F,B,W,C"),
-        (("1f1b", "-m", "0"), 2, "not at least 1"),
+        (("1f1b", "-m", "0"), 2, "is less than 1"),
         (("1f1b", "--shared", "1"), 2, "is not S,T,E,G"),
         (("1f1b", "--vocabulary", "3"), 2, "choose from"),
         (("1f1b", "--times=-1,1,1"), 1, "error[E0442]"),
         (("dualpipe-v", "-m", "4"), 1, "error[E0441]"),
-        (("1f1b", "--pictures"), 2, "stands alone"),
+        (("1f1b", "--pictures"), 2, "takes no NAME"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments: tuple[str, ...], code: int, text: str, stretto: Command) -> None:

@@ -31,12 +31,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_a_compiled_program_is_safe_and_its_figures_are_told(stretto: Command, program: Path) -> None:
+def test_a_compiled_program_is_safe_and_its_figures_are_printed(stretto: Command, program: Path) -> None:
     done = stretto("verify", program)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("safe: 4 ranks (1 distinct), ") and "  peak " in done.out
-    told = json.loads(stretto("verify", program, "--json").out)
-    assert told["verdict"] == "safe" and told["ranks"] == 4 and told["peak_bytes"] > 0 and told["collectives"] > 10
+    report = json.loads(stretto("verify", program, "--json").out)
+    assert (
+        report["verdict"] == "safe" and report["ranks"] == 4 and report["peak_bytes"] > 0 and report["collectives"] > 10
+    )
 
 
 def test_a_rank_that_takes_more_than_the_cap_is_a_counterexample(stretto: Command, program: Path) -> None:
@@ -51,8 +53,8 @@ def test_a_program_that_drops_a_future_is_refuted_with_its_place(stretto: Comman
     program_of(reduce(0, 1), relu(0, 2), result=2).save(str(tmp_path / "bad"))
     done = stretto("verify", tmp_path / "bad")
     assert done.code == 1 and "error[E0706]" in done.out and "model.py:31" in done.out
-    told = json.loads(stretto("verify", tmp_path / "bad", "--json").out)
-    assert told["verdict"] == "counterexample" and told["counterexample"]["code"] == "E0706"
+    report = json.loads(stretto("verify", tmp_path / "bad", "--json").out)
+    assert report["verdict"] == "counterexample" and report["counterexample"]["code"] == "E0706"
 
 
 def test_a_folder_that_is_no_program_is_refused(stretto: Command, tmp_path: Path) -> None:
@@ -74,9 +76,9 @@ def test_the_first_pass_that_changes_values_is_named_and_no_later_one_runs(stret
     assert done.code == 1
     assert verdicts == [["cse", "equal"], ["do-harm", "differs"], ["start-collectives", "run"]]
     assert 'differs: "do-harm" is the first pass that changes values' in done.out
-    told = json.loads(stretto("verify", module, "-p", "cse,do-harm,start-collectives", "--json").out)
-    assert not told["passed"] and told["not_run"] == ["start-collectives"]
-    assert [each["equal"] for each in told["passes"]] == [True, False] and told["passes"][1]["error"] > 0.01
+    report = json.loads(stretto("verify", module, "-p", "cse,do-harm,start-collectives", "--json").out)
+    assert not report["passed"] and report["not_run"] == ["start-collectives"]
+    assert [entry["equal"] for entry in report["passes"]] == [True, False] and report["passes"][1]["error"] > 0.01
 
 
 def test_a_pass_that_leaves_an_invalid_module_differs(stretto: Command, module: Path) -> None:
@@ -119,13 +121,13 @@ def test_inputs_that_are_too_large_to_be_drawn_are_refused_before(stretto: Comma
         assert (done.code, done.out) == (1, "") and "error[E0655]" in done.err
 
 
-def test_a_module_that_cannot_be_run_is_not_laid_to_a_pass(stretto: Command, module: Path) -> None:
+def test_a_module_that_cannot_be_run_is_not_blamed_on_a_pass(stretto: Command, module: Path) -> None:
     module.write_text("func.func @main() { %0 = llvm.mlir.constant(1 : i32) : i32 return }")
     done = stretto("verify", module, "-p", SAFE)
     assert (done.code, done.out) == (1, "") and "error[E0652]" in done.err and "Traceback" not in done.err
 
 
-def test_an_integer_input_of_which_nothing_tells_needs_a_range(stretto: Command, module: Path) -> None:
+def test_an_integer_input_of_unknown_range_needs_a_range(stretto: Command, module: Path) -> None:
     module.write_text(INTEGERS)
     done = stretto("verify", module, "-p", "cse")
     assert (
@@ -159,15 +161,19 @@ SILENT = {
 
 
 @pytest.mark.parametrize("kind", SILENT)
-def test_nothing_to_compare_is_laid_to_no_pass(kind: str, stretto: Command, module: Path) -> None:
+def test_nothing_to_compare_is_blamed_on_no_pass(kind: str, stretto: Command, module: Path) -> None:
     results, body, why = SILENT[kind]
     module.write_text(f"func.func @main(%x: tensor<4xf32>) {results} {{ {body} }}")
     done = stretto("verify", module, "-p", "canonicalize,fold-layers")
     assert (done.code, done.err) == (1, "") and "differs" not in done.out and "first pass" not in done.out
     assert [line.split()[-1] for line in done.out.splitlines()[1:3]] == ["checked", "checked"]
     assert done.out.splitlines()[-1].startswith('not checked: of "canonicalize", ') and why in done.out
-    told = json.loads(stretto("verify", module, "-p", "fold-layers", "--json").out)
-    assert (told["verdict"], told["passed"], told["passes"][0]["verdict"]) == ("not checked", False, "not checked")
+    report = json.loads(stretto("verify", module, "-p", "fold-layers", "--json").out)
+    assert (report["verdict"], report["passed"], report["passes"][0]["verdict"]) == (
+        "not checked",
+        False,
+        "not checked",
+    )
     bisected = stretto("bisect", module, "-p", "fold-layers")
     assert bisected.code == 1 and "not checked: " in bisected.out and "first pass" not in bisected.out
     assert "error[E0420]" in stretto("reduce", module, "-p", "fold-layers").err

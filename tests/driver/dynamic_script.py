@@ -1,4 +1,4 @@
-"""Trains on batches of several sizes, and of several lengths where tp cuts these.
+"""Trains on batches of several sizes, and of several lengths where tp shards the tokens.
 
 Prints the losses, those of the plain model, and what was compiled or bound.
 """
@@ -47,15 +47,15 @@ class Words(logging.Handler):
 
 def losses(model: nn.Module, lengths: Sequence[int]) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    generator, found = torch.Generator().manual_seed(1), []
+    generator, step_losses = torch.Generator().manual_seed(1), []
     for rows, seq in zip(ROWS, lengths, strict=True):
         x = torch.randn(rows, seq, 6, dtype=torch.float64, generator=generator)
         loss = model(x, torch.randint(5, (rows, seq), generator=generator))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        found.append(loss.item())
-    return found
+        step_losses.append(loss.item())
+    return step_losses
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small GPT, plain and decorated, and what tests of `stretto.compile` compare."""
+"""A small GPT, plain and decorated, and the comparisons of the tests of `stretto.compile`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Attention(nn.Module):
         q, k, v = (
             p(x).view(batch, seq, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        result: Tensor = self.o_proj(found.transpose(1, 2).reshape(batch, seq, width))
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        result: Tensor = self.o_proj(output.transpose(1, 2).reshape(batch, seq, width))
         return result
 
 

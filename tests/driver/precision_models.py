@@ -1,4 +1,4 @@
-"""A small model with a tied weight, a norm and repeated layers, and what plain torch makes of it in another dtype."""
+"""A small model with a tied weight, a norm and repeated layers, and plain torch's results in another dtype."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Net(nn.Module):
         return F.cross_entropy(logits.float().flatten(0, 1), ids.flip(1).flatten())
 
 
-def made(autocast: torch.dtype | None = None) -> tuple[Net, Tensor]:
+def build(autocast: torch.dtype | None = None) -> tuple[Net, Tensor]:
     """The model, and ids for it."""
     torch.manual_seed(0)
     return Net(autocast), torch.randint(0, 32, (4, 6))
@@ -54,13 +54,15 @@ def made(autocast: torch.dtype | None = None) -> tuple[Net, Tensor]:
 
 def on_casts(model: nn.Module, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """The loss of the model on casts of its parameters, by plain torch."""
-    loss: Tensor = functional_call(model, {name: each.to(dtype) for name, each in model.named_parameters()}, (ids,))
+    loss: Tensor = functional_call(
+        model, {name: parameter.to(dtype) for name, parameter in model.named_parameters()}, (ids,)
+    )
     return loss
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """By name."""
-    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def eager_step(model: nn.Module, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,7 +73,7 @@ def eager_step(model: nn.Module, ids: Tensor, dtype: torch.dtype) -> tuple[Tenso
     return loss, gradients(copy)
 
 
-def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+def largest_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Over all tensors, relative to each one's largest magnitude."""
-    assert found.keys() == expected.keys()
-    return max(float((found[name] - one).abs().max() / one.abs().max()) for name, one in expected.items())
+    assert actual.keys() == expected.keys()
+    return max(float((actual[name] - one).abs().max() / one.abs().max()) for name, one in expected.items())

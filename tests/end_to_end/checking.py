@@ -22,8 +22,8 @@ def compiled(
     case: Case, plan: str, mode: Mode = Mode.TRAIN, after: Callable[[str, Module], None] | None = None
 ) -> Compiled:
     """The program of a case; the loss alone in training, the logits in inference."""
-    given = case if mode is Mode.TRAIN else case.without_labels()
-    return compiled_model(given.model, given.inputs, plan, mode, about=given.about, loss_only=True, after=after)
+    inputs = case if mode is Mode.TRAIN else case.without_labels()
+    return compiled_model(inputs.model, inputs.inputs, plan, mode, about=inputs.about, loss_only=True, after=after)
 
 
 def compiled_model(

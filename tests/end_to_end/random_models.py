@@ -67,7 +67,10 @@ class Block(nn.Module):
             case "gated":
                 return x + self.down(F.silu(self.gate(x)) * self.up(x))
             case "attention":
-                q, k, v = (each(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (self.q, self.k, self.v))
+                q, k, v = (
+                    projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                    for projection in (self.q, self.k, self.v)
+                )
                 mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
                 return x + self.o(mixed.transpose(1, 2).flatten(2))
             case "mix":
@@ -101,7 +104,7 @@ class Random(nn.Module):
         return F.cross_entropy(self.head(h).flatten(0, 1), targets.flatten())
 
 
-def made(spec: Spec) -> tuple[nn.Module, dict[str, Tensor]]:
+def build(spec: Spec) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model and its inputs."""
     x = torch.randint(VOCAB, (BATCH, TOKENS)) if spec.tokens else torch.randn(BATCH, TOKENS, 3)
     return Random(spec), {"x": x, "targets": torch.randint(VOCAB, (BATCH, TOKENS))}

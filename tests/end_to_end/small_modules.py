@@ -1,4 +1,4 @@
-"""Small modules, each for something that a compiler can get wrong; extents are odd wherever they can be.
+"""Small modules, each for one thing that a compiler can get wrong; extents are odd where possible.
 
 Every module has linear layers `up` and `down` or the like, so that plans may shard any parameter on any dim.
 """
@@ -48,10 +48,10 @@ def _case(inputs: Callable[[], tuple[Tensor, ...]], **layers: Callable[[], Any])
 
     def register(run: Forward) -> Forward:
         def make() -> Made:
-            given = inputs()
-            kind = Small if len(given) == 1 else SmallWithLabels
+            example = inputs()
+            kind = Small if len(example) == 1 else SmallWithLabels
             module = kind(run, {name: layer() for name, layer in layers.items()})
-            return module, dict(zip(("x", "y"), given, strict=False))
+            return module, dict(zip(("x", "y"), example, strict=False))
 
         MODULES[run.__name__] = make
         return run

@@ -36,7 +36,7 @@ class Staged:
     about: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ("labels",)
 
-    def given(self, mode: Mode) -> dict[str, Tensor]:
+    def inputs_for(self, mode: Mode) -> dict[str, Tensor]:
         """The inputs of a mode."""
         left_out = () if mode is Mode.TRAIN else self.labels
         return {name: value for name, value in self.inputs.items() if name not in left_out}
@@ -86,8 +86,8 @@ class Skipping(nn.Module):
             skips.append(x)
         for layer in self.up:
             x = torch.tanh(layer(torch.cat([x, skips.pop()], -1))) + x
-        found: Tensor = self.head(self.norm(x))
-        return found if labels is None else F.mse_loss(found, labels)
+        output: Tensor = self.head(self.norm(x))
+        return output if labels is None else F.mse_loss(output, labels)
 
 
 def skipping() -> Staged:
@@ -155,7 +155,9 @@ def step_of(name: str, mode: Mode) -> tuple[Staged, Capture]:
 
 def captured(staged: Staged, mode: Mode = Mode.TRAIN, *, loss_only: bool = True, **how: Any) -> Capture:
     """One call, captured."""
-    return capture(staged.model, (), staged.given(mode), mode=mode, loss_only=loss_only and mode is Mode.TRAIN, **how)
+    return capture(
+        staged.model, (), staged.inputs_for(mode), mode=mode, loss_only=loss_only and mode is Mode.TRAIN, **how
+    )
 
 
 def compiled(staged: Staged, step: Capture, plan: str, mode: Mode = Mode.TRAIN) -> Program:

@@ -1,4 +1,4 @@
-"""Random models under random plans: what the compiler, the interpreter, the runtime and the prover say agrees."""
+"""Random models under random plans: compiler, interpreter, runtime and prover agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stretto.runtime.checks.program_check import check
 from stretto.runtime.prover import prove
 
 from .checking import assert_report, compiled_model
-from .random_models import Spec, made, specs
+from .random_models import Spec, build, specs
 from .test_small_modules import plans
 
 COMMON = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -26,7 +26,7 @@ def agree(spec: Spec, plan: str) -> bool:
     False where the plan is refused, with a way out: then nothing was compared.
     """
     torch.manual_seed(0)
-    model, inputs = made(spec)
+    model, inputs = build(spec)
     texts: dict[str, str] = {}
     try:
         program = compiled_model(
@@ -37,8 +37,8 @@ def agree(spec: Spec, plan: str) -> bool:
         return False
     captured, *_, final = texts
     assert captured == CAPTURED
-    found = compare(Module.parse(texts[captured]), Module.parse(texts[final]))
-    assert found.is_equal, f"{plan}\n{found}"
+    comparison = compare(Module.parse(texts[captured]), Module.parse(texts[final]))
+    assert comparison.is_equal, f"{plan}\n{comparison}"
     assert_report(check(program))
     assert prove(program).safe, plan
     return True
@@ -47,7 +47,7 @@ def agree(spec: Spec, plan: str) -> bool:
 @settings(COMMON, max_examples=10)
 @given(st.data(), specs)
 def test_all_that_run_a_model_agree(data: st.DataObject, spec: Spec) -> None:
-    assume(agree(spec, data.draw(plans(made(spec)[0]))))
+    assume(agree(spec, data.draw(plans(build(spec)[0]))))
 
 
 def test_copies_of_a_function_take_no_name_that_another_has() -> None:
@@ -65,7 +65,7 @@ def test_copies_of_a_function_take_no_name_that_another_has() -> None:
 @settings(COMMON, max_examples=100)
 @given(st.data(), specs)
 def test_all_that_run_many_models_agree(data: st.DataObject, spec: Spec) -> None:
-    assume(agree(spec, data.draw(plans(made(spec)[0]))))
+    assume(agree(spec, data.draw(plans(build(spec)[0]))))
 
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "breadth-first", "zb-h1", "zb-auto", "zb-v", "v-half", "v-min")
@@ -83,7 +83,7 @@ def staged(draw: st.DrawFn, spec: Spec) -> str:
         f"mesh ({mesh})",
         f"pipeline over pp {{ schedule {schedule}  microbatches {count}  balance {how} }}",
     ]
-    for name, parameter in made(spec)[0].named_parameters():
+    for name, parameter in build(spec)[0].named_parameters():
         free = ["dp", "tp"]
         for dim in range(parameter.dim()):
             chosen = draw(st.sampled_from([None, *free]))

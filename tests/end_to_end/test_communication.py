@@ -32,8 +32,8 @@ def _sent(model: str, mesh: str, *lines: str) -> tuple[Message, ...]:
     return tuple(messages(compiled(_case(model), plan(model, mesh, *lines))))
 
 
-def _layers(found: tuple[Message, ...], *, backward: bool) -> list[Message]:
-    return [m for m in found if m.function != "main" and m.backward == backward]
+def _layers(sent: tuple[Message, ...], *, backward: bool) -> list[Message]:
+    return [m for m in sent if m.function != "main" and m.backward == backward]
 
 
 @UNFUSED
@@ -42,14 +42,14 @@ def test_tensor_parallel_layers_reduce_twice_forward_and_twice_backward(model: s
     for backward in (False, True):
         layers = _layers(sent, backward=backward)
         assert kinds(layers) == {"all_reduce": 2 * LAYERS}
-        assert {m.given for m in layers} == {(SIZE.batch, SIZE.seq, SIZE.width)}
+        assert {m.operand_shape for m in layers} == {(SIZE.batch, SIZE.seq, SIZE.width)}
 
 
 def test_a_fused_projection_is_gathered_where_it_is_split() -> None:
     """GPT-2's c_attn holds queries, keys and values side by side: contiguous columns are not whole heads of each."""
     layers = _layers(_sent("gpt2", "tp=2"), backward=False)
     assert kinds(layers) == {"all_gather": LAYERS, "all_reduce": 2 * LAYERS}
-    assert {m.made for m in layers if m.kind == "all_gather"} == {(SIZE.batch, SIZE.seq, 3 * SIZE.width)}
+    assert {m.result_shape for m in layers if m.kind == "all_gather"} == {(SIZE.batch, SIZE.seq, 3 * SIZE.width)}
 
 
 @EACH_MODEL
@@ -57,8 +57,8 @@ def test_outside_the_layers_only_embedding_head_and_loss_communicate(model: str)
     main = [m for m in _sent(model, "tp=2") if m.function == "main"]
     activation, rows = (SIZE.batch, SIZE.seq, SIZE.width), SIZE.batch * SIZE.seq
     assert kinds(main) == {"all_reduce": 5}
-    assert sorted(m.given for m in main if not m.backward) == [activation, (rows,), (rows,), (rows, 1)]
-    assert [m.given for m in main if m.backward] == [activation]
+    assert sorted(m.operand_shape for m in main if not m.backward) == [activation, (rows,), (rows,), (rows, 1)]
+    assert [m.operand_shape for m in main if m.backward] == [activation]
 
 
 @UNFUSED
@@ -68,14 +68,14 @@ def test_sequence_parallel_layers_gather_and_scatter_twice_each_way(model: str) 
         layers = _layers(sent, backward=backward)
         assert kinds(layers) == {"all_gather": 2 * LAYERS, "reduce_scatter": 2 * LAYERS}
         whole, part = (SIZE.batch, SIZE.seq, SIZE.width), (SIZE.batch, SIZE.seq // 2, SIZE.width)
-        assert {(m.given, m.made) for m in layers} == {(part, whole), (whole, part)}
+        assert {(m.operand_shape, m.result_shape) for m in layers} == {(part, whole), (whole, part)}
 
 
 @EACH_MODEL
-def test_sequence_parallelism_reduces_no_activation_whole(model: str) -> None:
+def test_sequence_parallelism_all_reduces_no_activation(model: str) -> None:
     sent = _sent(model, "tp=2", TOKENS)
     rows = SIZE.batch * SIZE.seq
-    reduced = {m.given for m in sent if m.kind == "all_reduce"}
+    reduced = {m.operand_shape for m in sent if m.kind == "all_reduce"}
     norms_and_positions = {(SIZE.width,), (SIZE.seq, SIZE.width)}
     assert reduced - norms_and_positions == {(rows,), (rows, 1)}, "what the loss reduces, one number a token"
 
@@ -86,7 +86,7 @@ def test_nothing_of_the_vocabulary_s_size_crosses_a_tensor_parallel_group(model:
     for mesh in ("tp=2", "dp=2, tp=2"):
         sent = [m for m in _sent(model, mesh, *lines) if "tp" in m.axes]
         assert sent
-        assert not [m for m in sent if VOCABULARY & {*m.given, *m.made}]
+        assert not [m for m in sent if VOCABULARY & {*m.operand_shape, *m.result_shape}]
 
 
 @EACH_MODEL
@@ -94,8 +94,8 @@ def test_data_parallelism_reduces_each_gradient_once_and_the_loss(model: str) ->
     sent = _sent(model, "dp=2")
     trained = list(_case(model).model.parameters())
     assert kinds(sent) == {"all_reduce": len(trained) + 2}
-    assert sorted(m.given for m in sent if m.backward) == sorted(tuple(each.shape) for each in trained)
-    assert [m.given for m in sent if not m.backward] == [(), ()], "the sum of the losses, and their count"
+    assert sorted(m.operand_shape for m in sent if m.backward) == sorted(tuple(message.shape) for message in trained)
+    assert [m.operand_shape for m in sent if not m.backward] == [(), ()], "the sum of the losses, and their count"
 
 
 @EACH_MODEL

@@ -1,4 +1,4 @@
-"""An index or a label that the model would refuse is refused under every plan: never a loss of something else."""
+"""An index or a label that the model refuses is refused under every plan."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_what_is_no_entry_of_the_vocabulary_is_refused(plan: str) -> None:
     assert torch.allclose(model(tokens, labels), plain(tokens, labels))
     for which in (0, 1):
         for bad in (VOCAB, VOCAB + 1, VOCAB + 40, -1):
-            given = [tokens.clone(), labels.clone()]
-            given[which][0] = bad
+            inputs = [tokens.clone(), labels.clone()]
+            inputs[which][0] = bad
             with pytest.raises(StrettoError) as caught:
-                model(*given)
+                model(*inputs)
             assert caught.value.code == "E0320"

@@ -62,12 +62,12 @@ def test_a_head_tied_to_the_embedding_gets_one_gradient(model: str) -> None:
     _check(model, replace(ODD, tied=True), "dp_tp_sequence")
 
 
-def test_a_batch_may_be_cut_over_two_axes_of_three() -> None:
+def test_a_batch_may_be_sharded_over_two_axes_of_three() -> None:
     _check("llama", EVEN, "batch_over_two_axes")
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_logits_in_inference_are_whole(model: str) -> None:
+def test_logits_in_inference_are_global(model: str) -> None:
     _check(model, ODD, "dp_tp_sequence", Mode.INFER)
 
 

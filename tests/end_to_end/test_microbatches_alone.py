@@ -1,4 +1,4 @@
-"""`per microbatch`: the loss is the mean of those of microbatches computed alone, whatever joins their rows."""
+"""`per microbatch`: the loss is the mean of the losses of separate microbatches, also where rows interact."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ Loss = Callable[[Tensor, Tensor], Any]
 
 
 def plan(schedule: str = "1f1b", mesh: str = "", microbatches: int = MICROBATCHES, more: str = "") -> str:
-    said = f"schedule {schedule}  microbatches {microbatches}  per microbatch"
-    return f"mesh (pp=2{mesh})\n{more}pipeline over pp {{ {said} }}\n"
+    text = f"schedule {schedule}  microbatches {microbatches}  per microbatch"
+    return f"mesh (pp=2{mesh})\n{more}pipeline over pp {{ {text} }}\n"
 
 
 class Net(nn.Module):
@@ -71,9 +71,9 @@ class Routed(nn.Module):
         """The error and the balance, a number."""
         x = self.up(x).relu()
         shares = self.router(x).softmax(-1)
-        made = sum(shares[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+        output = sum(shares[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
         most = F.one_hot(shares.argmax(-1), 3).to(x.dtype).mean(0)
-        return F.mse_loss(made, y) + (most * shares.mean(0)).sum()
+        return F.mse_loss(output, y) + (most * shares.mean(0)).sum()
 
 
 def contrastive(a: Tensor, b: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def program(model: nn.Module, text: str, mode: Mode = Mode.TRAIN, **options: Any
     ).program  # fmt: skip
 
 
-def checked(made: Program, most: float = 1e-12) -> None:
-    report = check(made)
+def checked(compiled: Program, most: float = 1e-12) -> None:
+    report = check(compiled)
     assert report.passed, "\n".join(str(row) for row in report.rows if row.verdict is Verdict.DIFFERS)
     assert report.tolerance == 1e-9
     assert max(row.error for row in report.rows) < most
@@ -131,16 +131,16 @@ def test_gradients_are_those_of_a_loop_that_accumulates(model: nn.Module, mesh: 
     plain, trained = model.double(), copy.deepcopy(model).double()
     plain.zero_grad()
     compiled = stretto.compile(trained, plan=plan(schedule, mesh))
-    given = batch()
-    loss = compiled(**given)
+    inputs = batch()
+    loss = compiled(**inputs)
     loss.backward()
     ranks, total = 2 if mesh else 1, torch.zeros((), dtype=torch.float64)
-    for x, y in zip(parts(given["x"], ranks), parts(given["y"], ranks), strict=True):
-        each = plain(x, y) / MICROBATCHES
-        each.backward()
-        total += each.detach()
+    for x, y in zip(parts(inputs["x"], ranks), parts(inputs["y"], ranks), strict=True):
+        part_loss = plain(x, y) / MICROBATCHES
+        part_loss.backward()
+        total += part_loss.detach()
     assert abs(loss.item() - total.item()) < 1e-12
-    whole = plain(**given).item()
+    whole = plain(**inputs).item()
     assert abs(loss.item() - whole) > 1e-4, "the whole batch has another loss"
     for (name, one), other in zip(plain.named_parameters(), trained.parameters(), strict=True):
         assert one.grad is not None, name
@@ -155,28 +155,28 @@ def test_the_check_computes_microbatches_alone_on_one_device(mesh: str, schedule
 
 
 @pytest.mark.parametrize("more", ['shard "layers.*.0" columns over tp\n', 'shard "*.weight" dim 0 over dp\n'])
-def test_tensors_are_sharded_beside_microbatches_that_stand_alone(more: str) -> None:
+def test_tensors_are_sharded_beside_separate_microbatches(more: str) -> None:
     checked(program(Net(contrastive), plan("zb-h1", ", tp=2" if "tp" in more else ", dp=2", more=more)))
 
 
 @pytest.mark.parametrize("reduce", ["bf16", "fp32"])
 def test_gradients_are_reduced_over_ranks_once_in_the_dtype_that_the_plan_says(reduce: str) -> None:
-    said = f"precision {{ params fp32  compute bf16  reduce {reduce} }}\n"
-    given = batch(dtype=torch.float32)
-    made = compile_program(Net(rmse), (), given, Plan.parse(plan("zb-h1", ", dp=2", more=said)), Options()).program
+    text = f"precision {{ params fp32  compute bf16  reduce {reduce} }}\n"
+    inputs = batch(dtype=torch.float32)
+    program = compile_program(Net(rmse), (), inputs, Plan.parse(plan("zb-h1", ", dp=2", more=text)), Options()).program
     once = [
-        each.op
-        for name in made.functions
+        instruction.op
+        for name in program.functions
         if name.startswith("main_")
-        for each in made.functions[name].code
-        if each.op == "comm.all_reduce_start" and each.kwargs["axes"] == ["dp"]
+        for instruction in program.functions[name].code
+        if instruction.op == "comm.all_reduce_start" and instruction.kwargs["axes"] == ["dp"]
     ]
-    assert len(once) == len(made.results_of_kind("gradient"))
-    assert check(made).passed
+    assert len(once) == len(program.results_of_kind("gradient"))
+    assert check(program).passed
 
 
 @pytest.mark.parametrize("microbatches", [1, 2, 8])
-def test_any_number_of_microbatches_stands_alone(microbatches: int) -> None:
+def test_any_number_of_microbatches_may_be_separate(microbatches: int) -> None:
     checked(program(Net(rmse, drop=0.5), plan("zb-v", microbatches=microbatches)))
 
 
@@ -193,23 +193,23 @@ def test_masks_differ_between_microbatches_and_between_steps() -> None:
     same = {"x": torch.ones(ROWS, WIDTH), "y": torch.ones(ROWS, CLASSES)}
     with torch.no_grad():
         first, second = compiled(**same), compiled(**same)
-    made = [*first.split(ROWS // MICROBATCHES), *second.split(ROWS // MICROBATCHES)]
-    assert all(not torch.equal(a, b) for i, a in enumerate(made) for b in made[:i])
+    masked = [*first.split(ROWS // MICROBATCHES), *second.split(ROWS // MICROBATCHES)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(masked) for b in masked[:i])
 
 
 def test_tied_weights_and_inputs_have_the_gradients_of_the_mean() -> None:
     model = Net(contrastive).double()
     model.layers[2][0].weight = model.layers[0][0].weight
     plain = copy.deepcopy(model)
-    given, own = batch(), batch()
-    given["x"].requires_grad_()
+    inputs, own = batch(), batch()
+    inputs["x"].requires_grad_()
     own["x"].requires_grad_()
-    stretto.compile(model, plan=plan("zb-h1", ", dp=2"))(**given).backward()
+    stretto.compile(model, plan=plan("zb-h1", ", dp=2"))(**inputs).backward()
     for x, y in zip(parts(own["x"], 2), parts(own["y"], 2), strict=True):
         (plain(x, y) / MICROBATCHES).backward()
-    assert given["x"].grad is not None
+    assert inputs["x"].grad is not None
     assert own["x"].grad is not None
-    assert (given["x"].grad - own["x"].grad).abs().max() < 1e-12
+    assert (inputs["x"].grad - own["x"].grad).abs().max() < 1e-12
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
         assert one.grad is not None
         assert other.grad is not None
@@ -264,18 +264,18 @@ def test_sizes_that_vary_are_compiled_each_for_itself() -> None:
     model = Net(rmse).double()
     compiled = stretto.compile(model, plan=plan(), dynamic={"x": {0: "rows"}, "y": {0: "rows"}})
     for rows in (8, 16):
-        given = {name: each[:rows] for name, each in batch().items()}
-        expected = sum(model(x, y) for x, y in zip(parts(given["x"], 1), parts(given["y"], 1), strict=True)) / 4
-        assert abs(compiled(**given).item() - expected.item()) < 1e-12
+        inputs = {name: tensor[:rows] for name, tensor in batch().items()}
+        expected = sum(model(x, y) for x, y in zip(parts(inputs["x"], 1), parts(inputs["y"], 1), strict=True)) / 4
+        assert abs(compiled(**inputs).item() - expected.item()) < 1e-12
     assert "computed alone" in str(stretto.program_of(compiled).remarks)
 
 
-def test_a_program_says_that_its_microbatches_stand_alone() -> None:
-    made = program(Net(rmse), plan())
-    assert made.pipeline is not None
-    assert made.pipeline.alone
-    assert type(made.pipeline).from_json(made.pipeline.to_json()) == made.pipeline
-    assert "alone" not in type(made.pipeline)("pp", ("a",), 1).to_json()
+def test_a_program_records_that_its_microbatches_are_separate() -> None:
+    compiled = program(Net(rmse), plan())
+    assert compiled.pipeline is not None
+    assert compiled.pipeline.separate_microbatches
+    assert type(compiled.pipeline).from_json(compiled.pipeline.to_json()) == compiled.pipeline
+    assert "alone" not in type(compiled.pipeline)("pp", ("a",), 1).to_json()
 
 
 def test_verify_says_that_the_plan_changes_the_function_and_judges_what_comes_after(
@@ -284,13 +284,13 @@ def test_verify_says_that_the_plan_changes_the_function_and_judges_what_comes_af
     file, texts = tmp_path / "a.plan", dict[str, str]()
     file.write_text(plan("zb-h1"))
     program(Net(rmse, drop=0.5), plan("zb-h1"), after=lambda name, module: texts.setdefault(name, module.text()))
-    said = print_pipeline(list(pipeline(Plan.load(file), floats=Floats.FLOAT64)))
-    report = verify_passes(PassesJob(Source(texts[CAPTURED], "step.mlir", said)))
+    text = print_pipeline(list(pipeline(Plan.load(file), floats=Floats.FLOAT64)))
+    report = verify_passes(PassesJob(Source(texts[CAPTURED], "step.mlir", text)))
     assert report.passed
-    changing = [each.name for each in report.verdicts if each.changes]
+    changing = [verdict.name for verdict in report.verdicts if verdict.changes]
     assert changing == ["average-microbatches"]
-    assert all(each.equal for each in report.verdicts if not each.changes)
-    assert bisect(Module.parse(texts[CAPTURED]), parse_pipeline(said)).broken is None
+    assert all(verdict.equal for verdict in report.verdicts if not verdict.changes)
+    assert bisect(Module.parse(texts[CAPTURED]), parse_pipeline(text)).broken is None
     rows = report.to_json()["passes"]
     assert {"pass": "average-microbatches", "verdict": "changes"}.items() <= next(
         row for row in rows if row["pass"] == "average-microbatches"

@@ -158,9 +158,9 @@ def _leaves(result: Any) -> list[Tensor]:
 def _step(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The outputs of one call, and gradients of all that have some."""
     outputs = _leaves(model(*inputs))
-    wanted = [each for each in outputs if each.requires_grad]
+    wanted = [tensor for tensor in outputs if tensor.requires_grad]
     if wanted:
-        torch.autograd.backward(sum((each.pow(2).sum() for each in wanted), torch.zeros(())))
+        torch.autograd.backward(sum((tensor.pow(2).sum() for tensor in wanted), torch.zeros(())))
     return outputs
 
 
@@ -172,17 +172,19 @@ def _assert_alike(model: nn.Module, plain: nn.Module, inputs: Callable[[], tuple
         mine, theirs = inputs(), ()
         torch.manual_seed(seed)
         theirs = inputs()
-        found, want = _step(compiled, mine), _step(plain, theirs)
-        assert [each.requires_grad for each in found] == [each.requires_grad for each in want]
-        pairs = [*zip(found, want, strict=True), *zip(mine, theirs, strict=True)]
+        actual, want = _step(compiled, mine), _step(plain, theirs)
+        assert [value.requires_grad for value in actual] == [value.requires_grad for value in want]
+        pairs = [*zip(actual, want, strict=True), *zip(mine, theirs, strict=True)]
         pairs += zip(model.buffers(), plain.buffers(), strict=True)
         pairs += [
             (p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True) if q.grad is not None
         ]
         for a, b in pairs:
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-        held = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers(), *mine)}
-        assert not held & {each.untyped_storage().data_ptr() for each in found}
+        storages = {
+            parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers(), *mine)
+        }
+        assert not storages & {value.untyped_storage().data_ptr() for value in actual}
 
 
 def _rows() -> tuple[Tensor, ...]:
@@ -219,7 +221,7 @@ def test_inputs_may_lie_in_memory_as_they_like() -> None:
     _assert_alike(model, copy.deepcopy(model), inputs, PLANS["dp"])
 
 
-def test_a_number_that_a_forward_counts_in_is_said_aloud_and_a_tensor_that_it_keeps() -> None:
+def test_a_number_that_a_forward_counts_in_and_a_tensor_that_it_keeps_are_warnings() -> None:
     def run(m: Any, x: Tensor) -> Any:
         m.calls += 1
         m.last = m.lin(x)
@@ -227,14 +229,14 @@ def test_a_number_that_a_forward_counts_in_is_said_aloud_and_a_tensor_that_it_ke
 
     model = _model(run)
     model.calls = 0
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         stretto.compile(model, plan=PLANS["dp"])(*_rows())
-    assert ['"calls" (from 0 to 1)' in str(each.message) for each in told] == [True, False]
-    assert 'keeps a tensor in "last"' in str(told[1].message)
+    assert ['"calls" (from 0 to 1)' in str(warning.message) for warning in caught] == [True, False]
+    assert 'keeps a tensor in "last"' in str(caught[1].message)
     assert model.calls == 0 and not hasattr(model, "last")
 
 
-def test_what_a_forward_puts_into_lists_and_attributes_is_said_aloud_and_taken_back() -> None:
+def test_what_a_forward_puts_into_lists_and_attributes_is_a_warning_and_undone() -> None:
     def run(m: Any, x: Tensor) -> Any:
         y = m.lin(x)
         m.seen.append(y)
@@ -250,10 +252,10 @@ def test_what_a_forward_puts_into_lists_and_attributes_is_said_aloud_and_taken_b
     model = _model(run)
     model.seen, model.stats, model.names = [], {"losses": {}, "steps": 3}, {"old"}
     model.kind, model.same, model.forget = "one", "as before", [1, 2]
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         result = stretto.compile(model, plan=PLANS["dp"])(*_rows())
-    said = [str(each.message).partition(", which")[0] for each in told]
-    assert sorted(said) == [
+    messages = [str(warning.message).partition(", which")[0] for warning in caught]
+    assert sorted(messages) == [
         "forward changes the dict \"stats['losses']\"",
         'forward changes the list "forget"',
         'forward changes the list "seen"',

@@ -1,4 +1,4 @@
-"""Corners of models in stages: what crosses, what is owned, what is made once; all as on one device, to 1e-9."""
+"""Corner cases of models in stages: messages, ownership, values made once; all as on one device, to 1e-9."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Following(Net):
             x = layer(x)
         with torch.no_grad():
             self.mean.mul_(0.9).add_(0.1 * x.mean(0))
-        made: Tensor = self.head(x + self.shift)
-        return made
+        output: Tensor = self.head(x + self.shift)
+        return output
 
 
 def test_a_buffer_may_follow_activations_of_a_late_stage() -> None:
@@ -84,8 +84,8 @@ class Shared(Net):
 
     def __init__(self) -> None:
         super().__init__(4)
-        for at in range(1, 4):
-            self.layers[at] = self.layers[0]
+        for index in range(1, 4):
+            self.layers[index] = self.layers[0]
 
 
 def test_a_layer_may_be_in_all_stages() -> None:
@@ -111,7 +111,7 @@ class Beside(Net):
         }
 
 
-def test_anything_may_stand_beside_the_loss() -> None:
+def test_a_forward_may_return_anything_beside_the_loss() -> None:
     trains(Beside(), plan("1f1b"), plan("zb-v"), plan("1f1b", pp=3, mesh=", dp=2"), loss_only=False)
 
 
@@ -119,12 +119,12 @@ def test_inputs_may_want_gradients() -> None:
     staged = of(Net())
     staged.inputs["x"].requires_grad_()
     step = captured(staged)
-    for each in (plan("1f1b"), plan("zb-h1"), plan("zb-v"), plan("zb-h1", mesh=", dp=2")):
-        assert_equal(compiled(staged, step, each))
+    for schedule in (plan("1f1b"), plan("zb-h1"), plan("zb-v"), plan("zb-h1", mesh=", dp=2")):
+        assert_equal(compiled(staged, step, schedule))
 
 
 @pytest.mark.parametrize("mesh", some("tp=2, dp=2, pp=2", "dp=2, pp=2, tp=2", "tp=2, pp=2"))
-def test_the_stages_axis_may_stand_anywhere(mesh: str) -> None:
+def test_the_pipeline_axis_may_be_anywhere_in_the_mesh(mesh: str) -> None:
     text = plan("zb-h1", mesh=", tp=2").replace("pp=2, tp=2", mesh)
     trains(Net(), text)
 
@@ -166,8 +166,8 @@ class Several(Net):
 def test_a_number_may_be_an_input() -> None:
     staged = of(Several(), scale=torch.tensor(0.5))
     step = captured(staged)
-    for each in (plan("1f1b"), plan("zb-v", mesh=", dp=2")):
-        assert_equal(compiled(staged, step, each))
+    for schedule in (plan("1f1b"), plan("zb-v", mesh=", dp=2")):
+        assert_equal(compiled(staged, step, schedule))
 
 
 class Sequences(Net):
@@ -182,8 +182,8 @@ def test_sequences_may_be_sharded_beside_stages() -> None:
     inputs = {"x": torch.randn(ROWS, 4, WIDTH), "labels": torch.zeros(ROWS, 4, dtype=torch.int64)}
     staged = Staged(Sequences(), inputs, {"labels": {"high": CLASSES, "ignore_index": IGNORED}})
     step = captured(staged)
-    for each in ("1f1b", "zb-v"):
-        assert_equal(compiled(staged, step, plan(each, mesh=", tp=2") + "shard activations tokens over tp\n"))
+    for schedule in ("1f1b", "zb-v"):
+        assert_equal(compiled(staged, step, plan(schedule, mesh=", tp=2") + "shard activations tokens over tp\n"))
 
 
 class Detached(Net):
@@ -192,8 +192,8 @@ class Detached(Net):
     def scores(self, x: Tensor) -> Tensor:
         x = self.layers[0](x)
         x = x + self.layers[1](x.detach())
-        made: Tensor = self.head(self.layers[2](x.detach()))
-        return made
+        output: Tensor = self.head(self.layers[2](x.detach()))
+        return output
 
 
 def test_gradients_may_end_inside() -> None:

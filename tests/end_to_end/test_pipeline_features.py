@@ -1,4 +1,4 @@
-"""What models and plans may have beside a pipeline: everything is as on one device, to 1e-9 in float64."""
+"""Features of models and plans beside a pipeline: everything is as on one device, to 1e-9 in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ ROWS, WIDTH, CLASSES = 8, 6, 5
 def some(first: Any, *others: Any) -> list[Any]:
     """Parameters of a test of which the first alone is in the default run."""
     slow = pytest.mark.slow
-    return [first, *(pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=slow) for each in others)]
+    return [
+        first,
+        *(pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=slow) for case in others),
+    ]
 
 
 class Layer(nn.Module):
@@ -47,8 +50,8 @@ class Net(nn.Module):
         """(rows, width) to (rows, classes)."""
         for layer in self.layers:
             x = layer(x)
-        made: Tensor = self.head(x)
-        return made
+        output: Tensor = self.head(x)
+        return output
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         """Scores, or the mean cross-entropy of labels that are not ignored."""
@@ -56,7 +59,7 @@ class Net(nn.Module):
         return scores if labels is None else F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
 
-def of(model: nn.Module, **more: Tensor) -> Staged:
+def staged_model(model: nn.Module, **more: Tensor) -> Staged:
     """A call of a model with rows and labels, some of which are ignored: not as many in every microbatch."""
     x, labels = torch.randn(ROWS, WIDTH), torch.zeros(ROWS, dtype=torch.int64)
     about = {"labels": {"high": CLASSES, "ignore_index": IGNORED}}
@@ -65,21 +68,21 @@ def of(model: nn.Module, **more: Tensor) -> Staged:
 
 def plan(schedule: str = "zb-h1", microbatches: int = 4, pp: int = 2, more: str = "", mesh: str = "") -> str:
     shards = 'shard "*.up" columns over tp\nshard "*.down" rows over tp\n' if "tp" in mesh else ""
-    said = f"schedule {schedule}  microbatches {microbatches} {more}"
-    return f"mesh (pp={pp}{mesh})\n{shards}pipeline over pp {{ {said} }}\n"
+    text = f"schedule {schedule}  microbatches {microbatches} {more}"
+    return f"mesh (pp={pp}{mesh})\n{shards}pipeline over pp {{ {text} }}\n"
 
 
 def trains(model: nn.Module, *plans: str, **how: Any) -> list[CheckReport]:
-    staged = of(model)
+    staged = staged_model(model)
     step = captured(staged, **how)
-    return [assert_equal(compiled(staged, step, each)) for each in plans]
+    return [assert_equal(compiled(staged, step, plan)) for plan in plans]
 
 
 def infers(model: nn.Module, *plans: str) -> None:
-    staged = of(model.eval())
+    staged = staged_model(model.eval())
     step = captured(staged, Mode.INFER)
-    for each in plans:
-        assert_equal(compiled(staged, step, each, Mode.INFER))
+    for plan in plans:
+        assert_equal(compiled(staged, step, plan, Mode.INFER))
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +106,8 @@ def test_stages_are_cut_inside_layers() -> None:
 
 def test_the_plan_says_where_stages_begin_and_how_they_are_balanced() -> None:
     cuts = ('split "layers.1"', 'split "layers.0.down"', "balance memory", "balance layers", 'split "head"')
-    trains(Net(), *(plan("zb-h1", more=each) for each in cuts))
-    trains(Net(), *(plan("interleaved", more=each) for each in ('split "layers.{1,2}", "head"', "balance layers")))
+    trains(Net(), *(plan("zb-h1", more=cut) for cut in cuts))
+    trains(Net(), *(plan("interleaved", more=item) for item in ('split "layers.{1,2}", "head"', "balance layers")))
 
 
 @pytest.mark.parametrize("frozen", some("layers.0", "layers.1.up", "head", "layers"))
@@ -136,7 +139,7 @@ class Tied(Net):
 
 @pytest.mark.parametrize("mesh", some(", tp=2", "", ", dp=2"))
 def test_weights_that_stages_share_get_the_sum_of_their_gradients(mesh: str) -> None:
-    trains(Tied(), *(plan(each, pp=2, mesh=mesh) for each in ("1f1b", "zb-h1", "zb-v", "interleaved")))
+    trains(Tied(), *(plan(schedule, pp=2, mesh=mesh) for schedule in ("1f1b", "zb-h1", "zb-v", "interleaved")))
 
 
 class Counting(Net):
@@ -175,12 +178,12 @@ class Saying(Net):
         return {"loss": loss, "scores": scores.detach(), "right": right, "x": x * 2}
 
 
-def test_what_stands_beside_the_loss_is_given_too() -> None:
+def test_outputs_beside_the_loss_are_returned_too() -> None:
     trains(Saying(), plan("1f1b"), plan("zb-v"), plan("zb-h1", mesh=", dp=2, tp=2"), loss_only=False)
 
 
 @pytest.mark.parametrize("kind", some(Saying, Net, Counting))
-def test_results_of_inference_are_whole(kind: type[Net]) -> None:
+def test_results_of_inference_are_global(kind: type[Net]) -> None:
     infers(kind(), plan("forward-only"), plan("1f1b", pp=3), plan("zb-v", mesh=", tp=2"), plan("1f1b", mesh=", dp=2"))
 
 
@@ -191,8 +194,8 @@ def test_losses_count_the_tokens_of_the_whole_batch() -> None:
             if labels is None:
                 return scores
             kept = (labels != IGNORED).to(scores.dtype)
-            each = F.cross_entropy(scores, labels.clamp(min=0), reduction="none")
-            return (each * kept * (labels + 1)).sum() / kept.sum()
+            losses = F.cross_entropy(scores, labels.clamp(min=0), reduction="none")
+            return (losses * kept * (labels + 1)).sum() / kept.sum()
 
     trains(Weighted(), plan("1f1b", 8), plan("zb-v", 4, mesh=", dp=2"))
 
@@ -202,8 +205,8 @@ def test_floats_that_cross_may_be_cast() -> None:
 
 
 def test_layers_compute_in_another_dtype() -> None:
-    said = "\nprecision { compute bf16  reduce fp32 }"
-    trains(Net(), plan("1f1b") + said, plan("zb-h1", mesh=", tp=2") + said, compute=torch.bfloat16)
+    text = "\nprecision { compute bf16  reduce fp32 }"
+    trains(Net(), plan("1f1b") + text, plan("zb-h1", mesh=", tp=2") + text, compute=torch.bfloat16)
 
 
 @pytest.mark.parametrize("microbatches", some(4, 1, 2, 8))

@@ -1,4 +1,4 @@
-"""Peak activations as published, counted on compiled programs: whose forwards' results wait for a backward at once."""
+"""Peak activations as published, counted on compiled programs: forwards whose results wait for a backward."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ def step() -> tuple[Staged, Capture]:
     return staged, captured(staged)
 
 
-def held(program: Program) -> tuple[float, ...]:
+def peak_activations(program: Program) -> tuple[float, ...]:
     """For each rank the most microbatches of which a forward has left something for a backward, by chunk."""
-    found = []
+    peaks = []
     assert program.pipeline is not None
     for name in program.pipeline.entries:
-        calls = [each for each in program.functions[name].code if each.op == "call"]
-        forwards = [each for each in calls if str(each.args[0]).startswith("forward_")]
-        wanted = {slot for each in calls if each not in forwards for slot in each.reads()}
-        task_of = {slot: each for each in forwards for slot in each.writes() if slot in wanted}
+        calls = [instruction for instruction in program.functions[name].code if instruction.op == "call"]
+        forwards = [call for call in calls if str(call.args[0]).startswith("forward_")]
+        wanted = {slot for call in calls if call not in forwards for slot in call.reads()}
+        task_of = {slot: call for call in forwards for slot in call.writes() if slot in wanted}
         alive: dict[int, set[int]] = defaultdict(set)
         most = 0
-        for each in program.functions[name].code:
-            for slot in each.writes():
+        for instruction in program.functions[name].code:
+            for slot in instruction.writes():
                 if slot in task_of:
-                    alive[id(each)].add(slot)
+                    alive[id(instruction)].add(slot)
             most = max(most, sum(map(bool, alive.values())))
-            for slot in each.free:
+            for slot in instruction.free:
                 if slot in task_of:
                     alive[id(task_of[slot])].discard(slot)
         assert not any(alive.values()), "something is never freed"
-        found.append(most / len({each.args[0] for each in forwards}))
-    return tuple(found)
+        peaks.append(most / len({call.args[0] for call in forwards}))
+    return tuple(peaks)
 
 
 @pytest.mark.parametrize("schedule", PUBLISHED)
 def test_no_more_waits_for_backwards_than_is_published(schedule: str) -> None:
-    said = f"mesh (pp={P})\npipeline over pp {{ schedule {schedule}  microbatches {M}  times 1, 1, 1, 0 }}"
-    program = compiled(*step(), said)
-    found = held(program)
-    assert found == peaks(generate(schedule, Request(P, M, costs=Costs(1, 1, 1, 0))))
-    assert max(found) <= PUBLISHED[schedule]
+    text = f"mesh (pp={P})\npipeline over pp {{ schedule {schedule}  microbatches {M}  times 1, 1, 1, 0 }}"
+    program = compiled(*step(), text)
+    result = peak_activations(program)
+    assert result == peaks(generate(schedule, Request(P, M, costs=Costs(1, 1, 1, 0))))
+    assert max(result) <= PUBLISHED[schedule]

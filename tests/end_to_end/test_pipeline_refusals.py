@@ -1,4 +1,4 @@
-"""What a plan with a pipeline may get wrong: every mistake is refused at its place, with what would do."""
+"""Mistakes in plans with a pipeline: each is refused at its place, with a way out."""
 
 from __future__ import annotations
 

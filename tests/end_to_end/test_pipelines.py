@@ -50,10 +50,10 @@ def runs(
     more: str = "",
 ) -> None:
     """A model's program, under a pipeline, is right."""
-    said = f"mesh (pp={stages}{mesh})\npipeline over pp {{ schedule {schedule}  microbatches {microbatches} }}\n"
-    said += (MINE if schedule == "mine" else "") + (SHARDS[model] if "tp" in mesh else "") + more
+    text = f"mesh (pp={stages}{mesh})\npipeline over pp {{ schedule {schedule}  microbatches {microbatches} }}\n"
+    text += (MINE if schedule == "mine" else "") + (SHARDS[model] if "tp" in mesh else "") + more
     staged, step = step_of(model, mode)
-    assert_equal(compiled(staged, step, said, mode))
+    assert_equal(compiled(staged, step, text, mode))
 
 
 DEFAULT = [

@@ -32,10 +32,10 @@ class DroppingBlock(Block):
     """With a dropout on attention weights, behind attention, and inside and behind the feed-forward."""
 
     def forward(self, x: Tensor) -> Tensor:
-        attention, given = self.attention, self.attention_norm(x)
+        attention, normed = self.attention, self.attention_norm(x)
         batch, seq, _ = x.shape
         q, k, v = (
-            p(given).view(batch, seq, attention.heads, -1).transpose(1, 2)
+            p(normed).view(batch, seq, attention.heads, -1).transpose(1, 2)
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.2)
@@ -86,11 +86,11 @@ def test_folded_layers_draw_each_their_own_masks() -> None:
     [body] = drawing
     numbers = {c.args[1].index for c in body.code if c.op == "rank.random" and isinstance(c.args[1], Slot)}
     assert len(numbers) == 4 and numbers <= set(body.arguments)
-    made = [c for c in program.functions["main"].code if c.op == "aten.scalar_tensor.default"]
-    assert [c.args[0] for c in made if c.kwargs["dtype"] is torch.int64] == list(range(8))
+    indices = [c for c in program.functions["main"].code if c.op == "aten.scalar_tensor.default"]
+    assert [c.args[0] for c in indices if c.kwargs["dtype"] is torch.int64] == list(range(8))
 
 
-def test_the_interpreter_agrees_with_itself_before_and_after_cutting() -> None:
+def test_the_interpreter_agrees_with_itself_before_and_after_partitioning() -> None:
     modules: dict[str, Module] = {}
 
     def keep(name: str, module: Module) -> None:
@@ -101,8 +101,8 @@ def test_the_interpreter_agrees_with_itself_before_and_after_cutting() -> None:
     compiled(case, plan("gpt", "tp=2", TOKENS), after=keep)
     before, after = modules["captured"], modules["start-collectives"]
     assert (before.level, after.level) == (Level.ATEN, Level.COMM)
-    found = compare(before, after, tolerance=1e-9)
-    assert not [r for r in found.results if r.verdict is Verdict.DIFFERENT]
+    comparison = compare(before, after, tolerance=1e-9)
+    assert not [r for r in comparison.results if r.verdict is Verdict.DIFFERENT]
 
 
 class Noise(nn.Module):
@@ -134,9 +134,9 @@ def test_other_random_ops_are_the_same_under_every_plan(mesh: str) -> None:
 def test_no_rank_makes_more_of_a_mask_than_it_uses() -> None:
     program = compiled(dropping(EVEN), plan("gpt", "tp=2", TOKENS)).program
     for function in program.functions.values():
-        for each in function.code:
-            if each.op == "rank.random":
-                size, chunks = each.kwargs["size"], each.kwargs["chunks"]
+        for instruction in function.code:
+            if instruction.op == "rank.random":
+                size, chunks = instruction.kwargs["size"], instruction.kwargs["chunks"]
                 assert [a // b for a, b in zip(size, chunks, strict=True)].count(2) == 1  # type: ignore[arg-type]
 
 
@@ -144,10 +144,10 @@ class EagerBlock(Block):
     """Attention written as products and a softmax."""
 
     def forward(self, x: Tensor) -> Tensor:
-        attention, given = self.attention, self.attention_norm(x)
+        attention, normed = self.attention, self.attention_norm(x)
         batch, seq, _ = x.shape
         q, k, v = (
-            p(given).view(batch, seq, attention.heads, -1).transpose(1, 2)
+            p(normed).view(batch, seq, attention.heads, -1).transpose(1, 2)
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         weights = (q @ k.transpose(-2, -1) * 0.3).softmax(-1)
@@ -159,6 +159,6 @@ class EagerBlock(Block):
 def test_attention_in_products_keeps_its_heads_apart_and_gathers_nothing(kind: type[Block]) -> None:
     torch.manual_seed(0)
     program = compiled(of_blocks(kind, EVEN), plan("gpt", "dp=2, tp=2")).program
-    ops = {each.op for function in program.functions.values() for each in function.code}
+    ops = {instruction.op for function in program.functions.values() for instruction in function.code}
     assert "comm.all_gather_start" not in ops and "comm.all_reduce_start" in ops
     assert_report(check(program))

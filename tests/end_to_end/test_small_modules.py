@@ -1,4 +1,4 @@
-"""Small modules under plans that no one would write: right to 1e-9, or refused with a message."""
+"""Small modules under unusual plans: right to 1e-9, or refused with a message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _check(name: str, plan: str, mode: Mode = Mode.TRAIN) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_rows_of_every_parameter_and_the_batch_may_be_cut(name: str) -> None:
+def test_rows_of_every_parameter_and_the_batch_may_be_sharded(name: str) -> None:
     _check(name, PLANS["first_dims"])
 
 

@@ -1,4 +1,4 @@
-"""A program in whose pipeline `split-all-reduce` stands is lowered, and its ranks compute what one device computes."""
+"""A program compiled with `split-all-reduce` in its pipeline computes what one device computes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypat
         return [*steps[:-2], SplitAllReduce(), *steps[-2:]]
 
     monkeypatch.setattr(compile_program, "pipeline", pipeline)
-    made = compiled(gpt(Size(layers=1)), plan("gpt", mesh))
-    assert {"reduce_scatter", "all_gather"} <= {each.kind for each in messages(made)}
-    assert_report(check(made.program))
+    program = compiled(gpt(Size(layers=1)), plan("gpt", mesh))
+    assert {"reduce_scatter", "all_gather"} <= {message.kind for message in messages(program)}
+    assert_report(check(program.program))

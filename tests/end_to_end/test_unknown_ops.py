@@ -1,4 +1,4 @@
-"""An op that nothing is known of is refused by name, or computed whole by every rank and said so; never guessed at."""
+"""An unknown op is refused by name, or computed by every rank with a remark; never guessed at."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def test_a_custom_op_is_refused_with_its_name_and_line() -> None:
 def test_an_op_of_torch_without_a_rule_is_computed_whole_by_every_rank_and_a_remark_says_so() -> None:
     torch.manual_seed(0)
     program = compiled_model(Uses("cdist"), {"x": torch.zeros(4, 5)}, PLAN).program
-    said = [str(each["message"]) for each in program.remarks]
-    assert any('"aten._cdist_forward.default" has no sharding rule' in each for each in said)
+    messages = [str(remark["message"]) for remark in program.remarks]
+    assert any('"aten._cdist_forward.default" has no sharding rule' in message for message in messages)
     assert_report(check(program))

@@ -1,4 +1,4 @@
-"""What a compiled program sends: each collective of its final IR, once per call of the function that it stands in."""
+"""The communication of a compiled program: each collective of its final IR, once per call of its function."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stretto.ir.types import from_mlir
 
 @dataclass(frozen=True)
 class Message:
-    """One collective: what a rank gives and gets (local shapes), and where it stands."""
+    """One collective: operand and result on a rank (local shapes), and its place."""
 
     kind: str
     """all_reduce, all_gather, reduce_scatter or all_to_all."""
     axes: tuple[str, ...]
-    given: tuple[int, ...]
-    made: tuple[int, ...]
+    operand_shape: tuple[int, ...]
+    result_shape: tuple[int, ...]
     function: str
     backward: bool
     module_path: str
@@ -33,27 +33,27 @@ def messages(compiled: Compiled) -> list[Message]:
     module = Module.parse(compiled.program.ir)
     functions = module.functions()
 
-    def of(name: str) -> list[Message]:
-        found: list[Message] = []
+    def of_function(name: str) -> list[Message]:
+        sent: list[Message] = []
         for op in operations(functions[name]):
             called = callee(op)
             call = read(op)
             if called is not None:
-                found += of(called)
+                sent += of_function(called)
             elif call is not None and call.name.endswith("_start"):
-                found.append(_message(name, call.name, tuple(call.args[1]), op))
-        return found
+                sent.append(_message(name, call.name, tuple(call.args[1]), op))
+        return sent
 
-    return of("main")
+    return of_function("main")
 
 
 def _message(function: str, name: str, axes: tuple[str, ...], op: Operation) -> Message:
     origin = from_location(op.location)
-    given, made = from_mlir(op.operands[0].type).shape, from_mlir(op.results[0].type).shape
+    operand_shape, result_shape = from_mlir(op.operands[0].type).shape, from_mlir(op.results[0].type).shape
     kind = name.removeprefix("comm.").removesuffix("_start")
-    return Message(kind, axes, given, made, function, origin.backward, origin.module_path)
+    return Message(kind, axes, operand_shape, result_shape, function, origin.backward, origin.module_path)
 
 
-def kinds(found: Iterable[Message]) -> dict[str, int]:
-    """How many there are of each kind."""
-    return dict(sorted(Counter(message.kind for message in found).items()))
+def kinds(sent: Iterable[Message]) -> dict[str, int]:
+    """The number of messages of each kind."""
+    return dict(sorted(Counter(message.kind for message in sent).items()))

@@ -44,7 +44,7 @@ def planting(step: Step, kind: str, seed: int) -> Planting:
     return Named(step, kind, seed)
 
 
-def with_fault(steps: Sequence[Step], at: int, kind: str, seed: int) -> tuple[list[Step], Planting]:
+def with_fault(steps: Sequence[Step], index: int, kind: str, seed: int) -> tuple[list[Step], Planting]:
     """The pipeline in which one pass plants a fault, and that pass."""
-    harmful = planting(steps[at], kind, seed)
-    return [*steps[:at], harmful, *steps[at + 1 :]], harmful
+    harmful = planting(steps[index], kind, seed)
+    return [*steps[:index], harmful, *steps[index + 1 :]], harmful

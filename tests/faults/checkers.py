@@ -73,21 +73,21 @@ class Baseline:
 
     def differ(self, results: Sequence[Tensor]) -> list[str]:
         """The results that are not as they should be."""
-        found = []
+        differing = []
         for i, (name, before, after) in enumerate(zip(self.names, self.results, results, strict=True)):
             different = compare_tensors(name, before, after, TOLERANCE).verdict is Verdict.DIFFERENT
             if different and not is_rounding(before, after, self.moved[i], TOLERANCE):
-                found.append(name)
-        return found
+                differing.append(name)
+        return differing
 
 
 @cache
 def baseline(case: Case, level: str, seed: int = SEEDS[0]) -> Baseline:
     """The unaltered module's results, made once."""
-    made = compiled(case)
-    module = made.module(level)
-    kept = {name: value for name, value in made.program.weights.items() if not value.dtype.is_floating_point}
-    inputs = random_inputs(module, seed, infer_ranges(made.module(CAPTURED)), kept)
+    compiled_case = compiled(case)
+    module = compiled_case.module(level)
+    kept = {name: value for name, value in compiled_case.program.weights.items() if not value.dtype.is_floating_point}
+    inputs = random_inputs(module, seed, infer_ranges(compiled_case.module(CAPTURED)), kept)
     return Baseline(module, inputs, run(module, inputs, floats=Floats.FLOAT64))
 
 
@@ -117,7 +117,7 @@ def _find(modules: Sequence[Module], case: Case, level: str) -> Checker | None:
                 verify(module)
     except StrettoError:
         return Checker.VERIFIER
-    return next((found for seed in SEEDS if (found := _run(modules, baseline(case, level, seed)))), None)
+    return next((detection for seed in SEEDS if (detection := _run(modules, baseline(case, level, seed)))), None)
 
 
 def _run(modules: Sequence[Module], expected: Baseline) -> Checker | None:

@@ -55,9 +55,9 @@ def wrong_dim(site: Site) -> Changed | None:
     if not others:
         return None
     other = site.random.choice(others)
-    made = list(shape)
-    made[other] = made[other] * site.size if gathers else made[other] // site.size
-    moved = site.emit(name, [operand, axes, other, *rest], plain(site.type, made))
+    result_shape = list(shape)
+    result_shape[other] = result_shape[other] * site.size if gathers else result_shape[other] // site.size
+    moved = site.emit(name, [operand, axes, other, *rest], plain(site.type, result_shape))
     return site.instead(site.emit("aten.reshape.default", [moved, list(site.type.shape)], site.result.type))
 
 

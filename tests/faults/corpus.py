@@ -114,7 +114,7 @@ def _captured(name: str, mode: Mode) -> tuple[Capture, nn.Module]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = make()
-    batch: dict[str, Any] = {each: torch.zeros(BATCH, SEQUENCE, dtype=torch.int64) for each in inputs}
+    batch: dict[str, Any] = {tensor: torch.zeros(BATCH, SEQUENCE, dtype=torch.int64) for tensor in inputs}
     return capture(model, (), batch, mode=mode), model
 
 

@@ -56,8 +56,8 @@ class Site:
         """A new operation before this one; its only result."""
         mlir_type = to_mlir(type_) if isinstance(type_, TensorType) else type_
         with context(), mlir.InsertionPoint(self.op):
-            made: Value = build(Call(name, tuple(args), kwargs), [mlir_type], self.op.location)[0]
-        return made
+            value: Value = build(Call(name, tuple(args), kwargs), [mlir_type], self.op.location)[0]
+        return value
 
     def emit_after(self, name: str, args: Sequence[Any], type_: TensorType | Type, **kwargs: Any) -> Value:
         """A new operation behind this one; its only result."""
@@ -65,8 +65,8 @@ class Site:
         body = list(operations(self.function))
         following = body[body.index(self.op) + 1]
         with context(), mlir.InsertionPoint(following):
-            made: Value = build(Call(name, tuple(args), kwargs), [mlir_type], self.op.location)[0]
-        return made
+            value: Value = build(Call(name, tuple(args), kwargs), [mlir_type], self.op.location)[0]
+        return value
 
     def instead(self, value: Value) -> Changed:
         """Let all that used the operation's result use `value`, which may itself be made of the result."""
@@ -85,12 +85,12 @@ class Site:
 
     def earlier(self, type_: Type) -> list[Value]:
         """Every value of a type that is there before the operation, arguments first."""
-        found = [a for a in entry(self.function).arguments if a.type == type_]
+        values = [a for a in entry(self.function).arguments if a.type == type_]
         for op in operations(self.function):
             if op == self.op:
                 break
-            found.extend(r for r in op.results if r.type == type_)
-        return found
+            values.extend(r for r in op.results if r.type == type_)
+        return values
 
 
 Changed = list[Value]
@@ -102,14 +102,14 @@ Fault = Callable[[Site], Changed | None]
 def sites(module: Module, random: Random) -> list[Site]:
     """Every operation of a module, packing left out, in a random order."""
     mesh = module.mesh
-    found = [
+    matching = [
         Site(op, function, mesh, random)
         for function in module.functions().values()
         for op in operations(function)
         if not is_packing(op)
     ]
-    random.shuffle(found)
-    return found
+    random.shuffle(matching)
+    return matching
 
 
 def tensors(op: Operation) -> list[tuple[int, Value]]:

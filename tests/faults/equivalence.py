@@ -67,10 +67,10 @@ _MAXIMA = ("aten.amax.default", "comm.all_reduce", "comm.all_reduce_start")
 
 def reasons_of(mutant: Mutant) -> frozenset[Reason]:
     """Why a fault changes no result, all of it, on all inputs that were tried; empty where it is not explained."""
-    found = [_reasons(mutant, baseline(mutant.case, mutant.level, seed)) for seed in SEEDS]
-    if not all(found):
+    reasons = [_reasons(mutant, baseline(mutant.case, mutant.level, seed)) for seed in SEEDS]
+    if not all(reasons):
         return frozenset()
-    together = frozenset[Reason]().union(*found)
+    together = frozenset[Reason]().union(*reasons)
     return together - {Reason.SAME} or together
 
 
@@ -117,9 +117,9 @@ class _Spread:
         self.differs: set[Slot] = set()
         good, bad = _Trace(), _Trace()
         modules = modules_of(mutant, before)
-        wanted = run(before, inputs, floats=Floats.FLOAT64, observer=good)
-        found = run_ranks(modules, inputs, floats=Floats.FLOAT64, observer=bad)
-        self.results = {i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if not _alike(a, b)}
+        expected = run(before, inputs, floats=Floats.FLOAT64, observer=good)
+        actual = run_ranks(modules, inputs, floats=Floats.FLOAT64, observer=bad)
+        self.results = {i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if not _alike(a, b)}
         """The results of main that differ."""
         self._compare(good, bad)
         self._through_calls()
@@ -142,9 +142,13 @@ class _Spread:
         """The steps that take what differs and give what does not."""
         for name, body in self.code.bodies.items():
             for step in body.steps:
-                takes = any((name, slot) in self.differs for slot in used(step))
-                given = _delivered(body, step)
-                if takes and step.name != CALL and not any((name, slot) in self.differs for slot in given):
+                reads_differing = any((name, slot) in self.differs for slot in used(step))
+                delivered = _delivered(body, step)
+                if (
+                    reads_differing
+                    and step.name != CALL
+                    and not any((name, slot) in self.differs for slot in delivered)
+                ):
                     yield step
 
     def _compare(self, good: _Trace, bad: _Trace) -> None:
@@ -157,8 +161,8 @@ class _Spread:
 
     def _step(self, path: tuple[int, ...]) -> tuple[str, Step]:
         name = "main"
-        for at in path[:-1]:
-            name = self.code.bodies[name].steps[at].callee
+        for index in path[:-1]:
+            name = self.code.bodies[name].steps[index].callee
         return name, self.code.bodies[name].steps[path[-1]]
 
     def _others(self, rank: int, path: tuple[int, ...], count: int, bad: _Trace) -> list[Any]:
@@ -166,19 +170,19 @@ class _Spread:
         if self._rank not in (None, rank):
             return bad.values.get((rank, path), [None] * count)
         name, moved = "main", []
-        for at in path[:-1]:
-            moved.append(self._place[self._alteration.steps[name][at]])
-            name = self.code.bodies[name].steps[at].callee
+        for index in path[:-1]:
+            moved.append(self._place[self._alteration.steps[name][index]])
+            name = self.code.bodies[name].steps[index].callee
         if (name, path[-1]) == (self._alteration.function, self._alteration.index):
             return [self._value(rank, tuple(moved), value, bad) for value in self._alteration.changed]
-        at = self._place[self._alteration.steps[name][path[-1]]]
-        return bad.values.get((rank, (*moved, at)), [None] * count)
+        index = self._place[self._alteration.steps[name][path[-1]]]
+        return bad.values.get((rank, (*moved, index)), [None] * count)
 
     def _value(self, rank: int, calls: tuple[int, ...], value: Value, bad: _Trace) -> Any:
         if isinstance(value.owner, mlir.Block):
             return None
-        made = bad.values.get((rank, (*calls, self._place[value.owner])))
-        return None if made is None else made[value.result_number]
+        results = bad.values.get((rank, (*calls, self._place[value.owner])))
+        return None if results is None else results[value.result_number]
 
     def _through_calls(self) -> None:
         """What differs in a caller differs in what it calls, and the other way round, until nothing is added."""

@@ -66,7 +66,7 @@ class Mutant:
 def alter(module: Module, kind: str, random: Random) -> Alteration | None:
     """The module, altered at one of the places where the kind of fault can be; None where there is none."""
     steps = {name: decoded(function) for name, function in module.functions().items()}
-    indices = {op: i for each in steps.values() for i, op in enumerate(each)}
+    indices = {op: i for step in steps.values() for i, op in enumerate(step)}
     for site in sites(module, random):
         index = indices.get(site.op)
         changed = MODULE_FAULTS[kind](site)

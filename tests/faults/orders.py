@@ -16,7 +16,7 @@ Axes = tuple[str, ...]
 def comes_to_its_end(classes: list[RankClass]) -> bool:
     """Whether all ranks start all their collectives, when each waits in the first until its whole group is there."""
     grid = Grid(classes[0].program.manifest.mesh)
-    left = {rank: list(_starts(each.program, "main")) for each in classes for rank in each.ranks}
+    left = {rank: list(_starts(rank_class.program, "main")) for rank_class in classes for rank in rank_class.ranks}
     moved = True
     while moved:
         moved = False
@@ -32,10 +32,10 @@ def comes_to_its_end(classes: list[RankClass]) -> bool:
 
 def _starts(program: Program, name: str) -> Iterator[Axes]:
     """The axes of each collective that a function starts, in order."""
-    for each in program.functions[name].code:
-        if each.op == "call":
-            yield from _starts(program, str(each.args[0]))
-        elif is_start(each):
-            axes = each.kwargs["axes"]
+    for instruction in program.functions[name].code:
+        if instruction.op == "call":
+            yield from _starts(program, str(instruction.args[0]))
+        elif is_start(instruction):
+            axes = instruction.kwargs["axes"]
             assert isinstance(axes, list | tuple)
             yield tuple(str(axis) for axis in axes)

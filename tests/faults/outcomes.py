@@ -73,9 +73,9 @@ def outcome(mutant: Mutant | ProgramMutant) -> Outcome:
 def table(outcomes: Iterable[Outcome]) -> str:
     """A line for each kind, and the totals by checker and by reason."""
     by_kind: dict[str, Counter[str]] = {}
-    for each in outcomes:
-        verdict = str(each.checker) if each.checker else "none: " + ", ".join(sorted(each.reasons))
-        by_kind.setdefault(each.mutant.kind, Counter())[verdict] += 1
+    for outcome in outcomes:
+        verdict = str(outcome.checker) if outcome.checker else "none: " + ", ".join(sorted(outcome.reasons))
+        by_kind.setdefault(outcome.mutant.kind, Counter())[verdict] += 1
     lines = [f"{kind:42}{counts.total():4}  {_counts(counts)}" for kind, counts in by_kind.items()]
     total = sum(by_kind.values(), Counter[str]())
     rows = [f"{count:5}  {verdict}" for verdict, count in total.most_common()]

@@ -104,12 +104,12 @@ def _altered(
             program = compiled(case).program
             names = list(program.functions)
             random.shuffle(names)
-            made = ((name, fault(Place(program, name, random))) for name in names)
-            found = next(((name, altered) for name, altered in made if altered is not None), None)
-            if found is None:
+            candidates = ((name, fault(Place(program, name, random))) for name in names)
+            chosen = next(((name, altered) for name, altered in candidates if altered is not None), None)
+            if chosen is None:
                 left.remove(case)
                 continue
-            yield case, *found
+            yield case, *chosen
             count -= 1
             if not count:
                 return

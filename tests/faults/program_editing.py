@@ -27,11 +27,11 @@ class Place:
     def code(self) -> tuple[Instruction, ...]:
         return self.function.code
 
-    def indices(self, wanted: Callable[[Instruction], bool]) -> list[int]:
+    def indices(self, matches: Callable[[Instruction], bool]) -> list[int]:
         """The instructions that are wanted, in a random order."""
-        found = [i for i, each in enumerate(self.code) if wanted(each)]
-        self.random.shuffle(found)
-        return found
+        indices = [i for i, instruction in enumerate(self.code) if matches(instruction)]
+        self.random.shuffle(indices)
+        return indices
 
     def with_code(self, code: Sequence[Instruction], *, slots: int = 0) -> Program:
         """The program with other instructions here, and so many more slots; the backward begins where it did."""
@@ -39,7 +39,7 @@ class Place:
         begins = function.backward_at
         if begins is not None and begins < len(function.code):
             first = function.code[begins]
-            begins = next((i for i, each in enumerate(code) if each is first), begins)
+            begins = next((i for i, instruction in enumerate(code) if instruction is first), begins)
         return self.with_function(replace(function, code=tuple(code), slots=function.slots + slots, backward_at=begins))
 
     def with_function(self, function: Function) -> Program:
@@ -66,10 +66,10 @@ class Place:
 
     def _origin(self, slot: int) -> tuple[int, int]:
         """The call that makes a slot's value and what it is there, else -1 and the slot itself."""
-        made = [(i, c) for i, c in enumerate(self.code) if c.op == "call" and slot in c.out]
-        if not made:
+        writers = [(i, c) for i, c in enumerate(self.code) if c.op == "call" and slot in c.out]
+        if not writers:
             return -1, slot
-        index, call = made[0]
+        index, call = writers[0]
         return index, self.program.functions[str(call.args[0])].results[call.out.index(slot)]
 
     def freed_at(self, slot: int, after: int) -> int | None:
@@ -77,34 +77,34 @@ class Place:
         return next((i for i, c in enumerate(self.code) if i >= after and slot in c.free), None)
 
 
-def renamed(each: Instruction, old: int, new: int) -> Instruction:
+def renamed(instruction: Instruction, old: int, new: int) -> Instruction:
     """An instruction that reads one slot in place of another."""
 
     def named(slot: int) -> Slot:
         return Slot(new if slot == old else slot)
 
     return replace(
-        each,
-        args=tuple(fill_in(a, named) for a in each.args),
-        kwargs={key: fill_in(a, named) for key, a in each.kwargs.items()},
+        instruction,
+        args=tuple(fill_in(a, named) for a in instruction.args),
+        kwargs={key: fill_in(a, named) for key, a in instruction.kwargs.items()},
     )
 
 
-def freeing(each: Instruction, *slots: int) -> Instruction:
+def freeing(instruction: Instruction, *slots: int) -> Instruction:
     """An instruction that frees these slots too."""
-    return replace(each, free=tuple(sorted({*each.free, *slots})))
+    return replace(instruction, free=tuple(sorted({*instruction.free, *slots})))
 
 
-def keeping(each: Instruction, *slots: int) -> Instruction:
+def keeping(instruction: Instruction, *slots: int) -> Instruction:
     """An instruction that does not free these slots."""
-    return replace(each, free=tuple(slot for slot in each.free if slot not in slots))
+    return replace(instruction, free=tuple(slot for slot in instruction.free if slot not in slots))
 
 
-def is_start(each: Instruction) -> bool:
+def is_start(instruction: Instruction) -> bool:
     """Whether an instruction starts a collective."""
-    return each.op.startswith("comm.") and each.op.endswith("_start")
+    return instruction.op.startswith("comm.") and instruction.op.endswith("_start")
 
 
-def is_wait(each: Instruction) -> bool:
+def is_wait(instruction: Instruction) -> bool:
     """Whether an instruction waits for a collective."""
-    return each.op == "comm.wait"
+    return instruction.op == "comm.wait"

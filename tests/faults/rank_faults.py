@@ -16,88 +16,93 @@ from .program_editing import Place, freeing, is_start, keeping, renamed
 from .program_faults import ProgramFault, without_collective
 
 
-def swapped_in_a_group(at: Place) -> Program | None:
+def swapped_in_a_group(place: Place) -> Program | None:
     """Two collectives of one group are started in each other's place."""
-    return _swapped(at, lambda a, b: a.kwargs["axes"] == b.kwargs["axes"])
+    return _swapped(place, lambda a, b: a.kwargs["axes"] == b.kwargs["axes"])
 
 
-def swapped_between_groups(at: Place) -> Program | None:
+def swapped_between_groups(place: Place) -> Program | None:
     """Two collectives of different groups are started in each other's place."""
-    return _swapped(at, lambda a, b: a.kwargs["axes"] != b.kwargs["axes"])
+    return _swapped(place, lambda a, b: a.kwargs["axes"] != b.kwargs["axes"])
 
 
-def _swapped(at: Place, fits: Callable[[Instruction, Instruction], bool]) -> Program | None:
+def _swapped(place: Place, fits: Callable[[Instruction, Instruction], bool]) -> Program | None:
     """The first start of two that follow each other, put behind the second where its wait is later still."""
-    starts = [i for i, c in enumerate(at.code) if is_start(c)]
+    starts = [i for i, c in enumerate(place.code) if is_start(c)]
     pairs = list(pairwise(starts))
-    at.random.shuffle(pairs)
-    begins = at.function.backward_at
+    place.random.shuffle(pairs)
+    begins = place.function.backward_at
     for first, second in pairs:
-        wait, [operand] = at.wait_of(first), at.code[first].reads()
+        wait, [operand] = place.wait_of(first), place.code[first].reads()
         is_over = wait is not None and wait < second
         is_later = begins is not None and first < begins <= second
-        if is_over or is_later or not fits(at.code[first], at.code[second]):
+        if is_over or is_later or not fits(place.code[first], place.code[second]):
             continue
-        code = [keeping(c, operand) if first < i <= second else c for i, c in enumerate(at.code)]
-        freed = any(operand in c.free for c in at.code[first : second + 1])
+        code = [keeping(c, operand) if first < i <= second else c for i, c in enumerate(place.code)]
+        freed = any(operand in c.free for c in place.code[first : second + 1])
         late = freeing(code[first], operand) if freed else code[first]
         moved = [*code[:first], *code[first + 1 : second + 1], late, *code[second + 1 :]]
-        return at.with_function(replace(at.function, code=tuple(moved)))
+        return place.with_function(replace(place.function, code=tuple(moved)))
     return None
 
 
-def missing(at: Place) -> Program | None:
+def missing(place: Place) -> Program | None:
     """A rank does not take part in a reduction."""
-    for start in at.indices(lambda c: c.op == "comm.all_reduce_start"):
-        found = without_collective(at, start)
-        if found is not None:
-            return found
+    for start in place.indices(lambda c: c.op == "comm.all_reduce_start"):
+        altered = without_collective(place, start)
+        if altered is not None:
+            return altered
     return None
 
 
-def extra(at: Place) -> Program | None:
+def extra(place: Place) -> Program | None:
     """A rank reduces once more."""
-    for start in at.indices(is_start):
-        each, n = at.code[start], at.function.slots
+    for start in place.indices(is_start):
+        instruction, n = place.code[start], place.function.slots
         again = Instruction(
-            "comm.all_reduce_start", each.args, {"axes": each.kwargs["axes"], "reduce": "sum"}, (n,), (), each.loc
+            "comm.all_reduce_start",
+            instruction.args,
+            {"axes": instruction.kwargs["axes"], "reduce": "sum"},
+            (n,),
+            (),
+            instruction.loc,
         )
-        wait = Instruction("comm.wait", (Slot(n),), {}, (n + 1,), (n, n + 1), each.loc)
-        return at.replaced(start, again, wait, each, slots=2)
+        wait = Instruction("comm.wait", (Slot(n),), {}, (n + 1,), (n, n + 1), instruction.loc)
+        return place.replaced(start, again, wait, instruction, slots=2)
     return None
 
 
-def other_group(at: Place) -> Program | None:
+def other_group(place: Place) -> Program | None:
     """A rank's collective is over another axis."""
-    axes = [axis for axis, size in at.program.manifest.mesh if size > 1]
-    for start in at.indices(is_start):
-        others = [[axis] for axis in axes if [axis] != list(at.code[start].kwargs["axes"])]  # type: ignore[call-overload]
+    axes = [axis for axis, size in place.program.manifest.mesh if size > 1]
+    for start in place.indices(is_start):
+        others = [[axis] for axis in axes if [axis] != list(place.code[start].kwargs["axes"])]  # type: ignore[call-overload]
         if others:
-            kwargs = {**at.code[start].kwargs, "axes": at.random.choice(others)}
-            return at.replaced(start, replace(at.code[start], kwargs=kwargs))
+            kwargs = {**place.code[start].kwargs, "axes": place.random.choice(others)}
+            return place.replaced(start, replace(place.code[start], kwargs=kwargs))
     return None
 
 
-def other_reduction(at: Place) -> Program | None:
+def other_reduction(place: Place) -> Program | None:
     """A rank asks for a maximum where others ask for a sum."""
-    for start in at.indices(lambda c: is_start(c) and "reduce" in c.kwargs):
-        kwargs = {**at.code[start].kwargs, "reduce": "min"}
-        return at.replaced(start, replace(at.code[start], kwargs=kwargs))
+    for start in place.indices(lambda c: is_start(c) and "reduce" in c.kwargs):
+        kwargs = {**place.code[start].kwargs, "reduce": "min"}
+        return place.replaced(start, replace(place.code[start], kwargs=kwargs))
     return None
 
 
-def other_shape(at: Place) -> Program | None:
+def other_shape(place: Place) -> Program | None:
     """A rank brings its tensor in another shape, of as many elements."""
     return _dressed(
-        at,
+        place,
         lambda slot, out: Instruction("aten.unsqueeze.default", (Slot(slot), 0), {}, (out,), (slot,)),
         lambda slot, out: Instruction("aten.squeeze.dim", (Slot(slot), 0), {}, (out,), (slot,)),
     )
 
 
-def other_dtype(at: Place) -> Program | None:
+def other_dtype(place: Place) -> Program | None:
     """A rank brings its tensor in another precision."""
-    return _dressed(at, partial(_cast, torch.float32), partial(_cast, torch.float64))
+    return _dressed(place, partial(_cast, torch.float32), partial(_cast, torch.float64))
 
 
 def _cast(dtype: torch.dtype, slot: int, out: int | None) -> Instruction:
@@ -108,41 +113,46 @@ Step = Callable[[int, int | None], Instruction]
 """An instruction from one slot, which it frees, to another."""
 
 
-def _dressed(at: Place, before: Step, after: Step) -> Program | None:
+def _dressed(place: Place, before: Step, after: Step) -> Program | None:
     """An all-reduce of what one instruction makes of its operand, its result changed back by another."""
-    for start in at.indices(lambda c: c.op == "comm.all_reduce_start"):
-        wait = at.wait_of(start)
+    for start in place.indices(lambda c: c.op == "comm.all_reduce_start"):
+        wait = place.wait_of(start)
         if wait is None:
             continue
-        each, ends, n = at.code[start], at.code[wait], at.function.slots
-        [operand], [result] = each.reads(), ends.out
-        given = replace(before(operand, n), free=tuple(s for s in each.free if s == operand))
-        asked = freeing(keeping(renamed(each, operand, n), operand), n)
-        code = list(at.code)
+        instruction, ends, n = place.code[start], place.code[wait], place.function.slots
+        [operand], [result] = instruction.reads(), ends.out
+        step_before = replace(before(operand, n), free=tuple(s for s in instruction.free if s == operand))
+        collective = freeing(keeping(renamed(instruction, operand, n), operand), n)
+        code = list(place.code)
         code[wait : wait + 1] = [replace(ends, out=(n + 1,)), after(n + 1, result)]
-        code[start : start + 1] = [given, asked]
-        return at.with_code(code, slots=2)
+        code[start : start + 1] = [step_before, collective]
+        return place.with_code(code, slots=2)
     return None
 
 
-def other_kind(at: Place) -> Program | None:
+def other_kind(place: Place) -> Program | None:
     """A rank gathers and adds up where others reduce: the same values, by another collective."""
-    for start in at.indices(lambda c: c.op == "comm.all_reduce_start" and c.kwargs["reduce"] == "sum"):
-        wait = at.wait_of(start)
+    for start in place.indices(lambda c: c.op == "comm.all_reduce_start" and c.kwargs["reduce"] == "sum"):
+        wait = place.wait_of(start)
         if wait is None:
             continue
-        each, ends, n = at.code[start], at.code[wait], at.function.slots
-        [operand], [result] = each.reads(), ends.out
-        free = tuple(s for s in each.free if s == operand)
+        instruction, ends, n = place.code[start], place.code[wait], place.function.slots
+        [operand], [result] = instruction.reads(), ends.out
+        free = tuple(s for s in instruction.free if s == operand)
         lifted = Instruction("aten.unsqueeze.default", (Slot(operand), 0), {}, (n,), free)
         gather = Instruction(
-            "comm.all_gather_start", (Slot(n),), {"axes": each.kwargs["axes"], "dim": 0}, each.out, (n,), each.loc
+            "comm.all_gather_start",
+            (Slot(n),),
+            {"axes": instruction.kwargs["axes"], "dim": 0},
+            instruction.out,
+            (n,),
+            instruction.loc,
         )
         add = Instruction("aten.sum.dim_IntList", (Slot(n + 1), [0]), {}, (result,), (n + 1,))
-        code = list(at.code)
+        code = list(place.code)
         code[wait : wait + 1] = [replace(ends, out=(n + 1,)), add]
         code[start : start + 1] = [lifted, gather]
-        return at.with_code(code, slots=2)
+        return place.with_code(code, slots=2)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stretto.driver.check.pass_check import Terms
+from stretto.driver.check.pass_check import CheckOptions
 from stretto.driver.compile.compile_program import pipeline
 from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.frontend.captured import Mode
@@ -49,21 +49,21 @@ def bisected(case: Case, name: str, kind: str) -> tuple[Bisection, Planting]:
     """What `bisect` says of the case's whole pipeline, in which the first pass of a name plants the fault."""
     made = compiled(case)
     steps = list(single(pipeline(made.plan)))
-    at = [step_name(step) for step in steps].index(name)
-    harmed, planting = with_fault(steps, at, kind, 0)
+    index = [step_name(step) for step in steps].index(name)
+    harmed, planting = with_fault(steps, index, kind, 0)
     ranges = infer_ranges(made.module(CAPTURED))
-    found = bisect(made.module(CAPTURED), harmed, Terms(ranges=ranges))
+    result = bisect(made.module(CAPTURED), harmed, CheckOptions(ranges=ranges))
     assert len(planting.planted) == 1
-    assert (found.pass_name, found.index) == (name, at)
-    return found, planting
+    assert (result.pass_name, result.index) == (name, index)
+    return result, planting
 
 
 def check_op(case: Case, name: str, kind: str) -> None:
-    found, planting = bisected(case, name, kind)
+    result, planting = bisected(case, name, kind)
     [altered] = planting.planted
     [changed] = {value.owner for value in altered.changed}
-    assert found.op is not None
-    assert (found.op.place.function, found.op.place.text) == (altered.function, str(changed).strip())
+    assert result.op is not None
+    assert (result.op.place.function, result.op.place.text) == (altered.function, str(changed).strip())
 
 
 @pytest.mark.parametrize(("case", "name", "kind"), NAMED[:QUICK], ids=str)

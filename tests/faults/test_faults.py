@@ -36,13 +36,13 @@ GROUPS: dict[str, tuple[Maker, tuple[str, ...], int]] = {
 
 
 def undue(outcomes: Sequence[Outcome]) -> list[str]:
-    return [str(each) for each in outcomes if not each.is_due]
+    return [str(result) for result in outcomes if not result.is_due]
 
 
 @pytest.mark.parametrize(("group", "kind"), [(group, kind) for group in GROUPS for kind in GROUPS[group][1]])
 def test_a_fault_is_found_or_explained(group: str, kind: str) -> None:
     make = GROUPS[group][0]
-    outcomes = [outcome(each) for each in make(kind, 2, SEED, FEW)]
+    outcomes = [outcome(mutant) for mutant in make(kind, 2, SEED, FEW)]
     assert len(outcomes) == 2
     assert not undue(outcomes)
 
@@ -51,16 +51,16 @@ def test_a_fault_is_found_or_explained(group: str, kind: str) -> None:
 @pytest.mark.timeout(900)
 def test_more_than_500_faults_in_all_plans_are_found_or_explained() -> None:
     outcomes = [
-        outcome(each)
+        outcome(mutant)
         for make, kinds, count in GROUPS.values()
         for kind in kinds
-        for each in make(kind, count, SEED, None)
+        for mutant in make(kind, count, SEED, None)
     ]
     print(table(outcomes))
     assert not undue(outcomes)
     assert len(outcomes) > 500
-    assert {each.mutant.case for each in outcomes} == set(cases())
-    assert sum(each.checker is None for each in outcomes) < 0.15 * len(outcomes)
+    assert {result.mutant.case for result in outcomes} == set(cases())
+    assert sum(result.checker is None for result in outcomes) < 0.15 * len(outcomes)
 
 
 @pytest.mark.slow
@@ -68,11 +68,14 @@ def test_more_than_500_faults_in_all_plans_are_found_or_explained() -> None:
 def test_faults_in_plans_of_other_models_are_found_or_explained() -> None:
     others = other_cases()
     outcomes = [
-        outcome(each) for make, kinds, _ in GROUPS.values() for kind in kinds for each in make(kind, 1, SEED, others)
+        outcome(mutant)
+        for make, kinds, _ in GROUPS.values()
+        for kind in kinds
+        for mutant in make(kind, 1, SEED, others)
     ]
     print(table(outcomes))
     assert not undue(outcomes)
-    assert {each.mutant.case for each in outcomes} == set(others)
+    assert {result.mutant.case for result in outcomes} == set(others)
 
 
 def test_there_are_cases_for_every_plan_of_the_examples() -> None:
@@ -84,7 +87,7 @@ def test_comparing_two_modules_finds_what_the_checkers_here_find() -> None:
     for kind in ("gradients swapped", "dropped reduction", "wrong reduction"):
         [mutant] = mutants(kind, 1, SEED, FEW[:1])
         before = compiled(mutant.case)
-        found = outcome(mutant).checker
-        if found is Checker.VALUES:
+        detected = outcome(mutant).checker
+        if detected is Checker.VALUES:
             ranges = infer_ranges(before.module(CAPTURED))
             assert not compare(before.module(mutant.level), mutant.alteration.module, ranges=ranges).is_equal

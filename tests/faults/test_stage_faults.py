@@ -20,40 +20,40 @@ MASKED = SEGMENTS.replace('%h = "aten.mm_default"', '%m = "aten.mm_default"').re
 
 def sends(lines: list[str]) -> list[int]:
     """Where tensors are sent."""
-    return [at for at, line in enumerate(lines) if "comm.send" in line]
+    return [index for index, line in enumerate(lines) if "comm.send" in line]
 
 
 def mistakes(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Each way to get one line of an entry wrong."""
-    for at in sends(lines):
-        yield f"send {at} left out", lines[:at] + lines[at + 1 :]
-        yield f"send {at} twice", lines[: at + 1] + lines[at:]
-    for at, other in zip(sends(lines), sends(lines)[1:], strict=False):
-        if lines[at].rpartition(":")[2] == lines[other].rpartition(":")[2]:
-            yield f"send {other} of another microbatch", [*lines[:other], lines[at], *lines[other + 1 :]]
-    for at, line in enumerate(lines):
+    for index in sends(lines):
+        yield f"send {index} left out", lines[:index] + lines[index + 1 :]
+        yield f"send {index} twice", lines[: index + 1] + lines[index:]
+    for index, other in zip(sends(lines), sends(lines)[1:], strict=False):
+        if lines[index].rpartition(":")[2] == lines[other].rpartition(":")[2]:
+            yield f"send {other} of another microbatch", [*lines[:other], lines[index], *lines[other + 1 :]]
+    for index, line in enumerate(lines):
         if "start = 0" in line:
             yield (
-                f"slice {at} of another microbatch",
-                edited(lines, at, ("start = 0", "start = 2"), ("end = 2", "end = 4")),
+                f"slice {index} of another microbatch",
+                edited(lines, index, ("start = 0", "start = 2"), ("end = 2", "end = 4")),
             )
         if "_0, %" in line and "add_tensor" in line:
-            yield f"a sum at {at} of one microbatch twice", edited(lines, at, ("_1)", "_0)"))
+            yield f"a sum at {index} of one microbatch twice", edited(lines, index, ("_1)", "_0)"))
         if 'reduce = "sum"' in line:
-            yield f"a maximum at {at}", edited(lines, at, ('"sum"', '"max"'))
-            yield f"no sum at {at} over the data axis", edited(lines, at, ('axes = ["dp"]', "axes = []"))
+            yield f"a maximum at {index}", edited(lines, index, ('"sum"', '"max"'))
+            yield f"no sum at {index} over the data axis", edited(lines, index, ('axes = ["dp"]', "axes = []"))
         if "@forward_0" in line and "microbatch = 0" in line:
-            yield f"call {at} for another microbatch", edited(lines, at, ("microbatch = 0", "microbatch = 1"))
+            yield f"call {index} for another microbatch", edited(lines, index, ("microbatch = 0", "microbatch = 1"))
         if "@weight_gradient_1(%h0" in line:
-            yield f"call {at} with another activation", edited(lines, at, ("%gy0", "%y0"))
+            yield f"call {index} with another activation", edited(lines, index, ("%gy0", "%y0"))
 
 
-def edited(lines: list[str], at: int, *changes: tuple[str, str]) -> list[str]:
-    line = lines[at]
+def edited(lines: list[str], index: int, *changes: tuple[str, str]) -> list[str]:
+    line = lines[index]
     for old, new in changes:
         assert old in line
         line = line.replace(old, new)
-    return [*lines[:at], line, *lines[at + 1 :]]
+    return [*lines[:index], line, *lines[index + 1 :]]
 
 
 CASES = {
@@ -70,11 +70,11 @@ def test_there_are_mistakes_of_every_kind() -> None:
 def test_one_mistake_is_found(case: str) -> None:
     first, second = CASES[case]
     try:
-        found = compare(in_segments(MASKED), in_order(first, second, MASKED))
+        verdict = compare(in_segments(MASKED), in_order(first, second, MASKED))
     except InterpreterError as error:
         assert error.code in ("E0656", "E0657", "E0659", "E0663"), error
     else:
-        assert not found.is_equal
+        assert not verdict.is_equal
 
 
 def test_without_a_mistake_nothing_is_found() -> None:

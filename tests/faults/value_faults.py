@@ -39,14 +39,14 @@ def part_along_wrong_dim(site: Site) -> Changed | None:
         return None
     operand, axes, dim, _ = site.call.args
     shape = from_mlir(operand.type).shape
-    wanted = prod(site.type.shape)
-    others = [d for d, n in enumerate(shape) if d != dim and prod(shape) // n * -(-n // site.size) == wanted]
+    elements = prod(site.type.shape)
+    others = [d for d, n in enumerate(shape) if d != dim and prod(shape) // n * -(-n // site.size) == elements]
     if not others:
         return None
     other = site.random.choice(others)
     chunk = -(-shape[other] // site.size)
-    made = plain(site.type, [chunk if d == other else n for d, n in enumerate(shape)])
-    part = site.emit("comm.shard", [operand, axes, other, chunk], made)
+    part_type = plain(site.type, [chunk if d == other else n for d, n in enumerate(shape)])
+    part = site.emit("comm.shard", [operand, axes, other, chunk], part_type)
     return site.instead(site.emit("aten.reshape.default", [part, list(site.type.shape)], site.result.type))
 
 
@@ -92,10 +92,10 @@ def swapped_operands(site: Site) -> Changed | None:
     """Two operands of one type take each other's place."""
     if site.op.operation.name == "func.return":
         return None
-    found = pairs_of_one_type(tensors(site.op))
-    if not found:
+    candidates = pairs_of_one_type(tensors(site.op))
+    if not candidates:
         return None
-    (i, a), (j, b) = site.random.choice(found)
+    (i, a), (j, b) = site.random.choice(candidates)
     site.op.operands[i], site.op.operands[j] = b, a
     return list(site.op.results)
 
@@ -107,10 +107,10 @@ def wrong_constant(site: Site) -> Changed | None:
         return None
     names = [a.name for a in definition.arguments if a.kind is Kind.CONSTANT and a.type in _SCALARS]
     names = [name for name in names if name != "dropout_p"]
-    there = [name for name in names if name in site.op.attributes and isfinite(float(site.constant(name)))]
-    if not there:
+    present = [name for name in names if name in site.op.attributes and isfinite(float(site.constant(name)))]
+    if not present:
         return None
-    name = site.random.choice(there)
+    name = site.random.choice(present)
     value = site.constant(name)
     site.set(name, value + 1 if isinstance(value, int) else 1.25 * value + 0.125)
     return list(site.op.results)
@@ -144,10 +144,10 @@ def neighbour(site: Site) -> Changed | None:
     """An operand is another value of the same type."""
     if site.op.operation.name in ("func.return", "comm.wait"):
         return None
-    found = [(i, other) for i, v in tensors(site.op) for other in site.earlier(v.type) if other != v]
-    if not found:
+    candidates = [(i, other) for i, v in tensors(site.op) for other in site.earlier(v.type) if other != v]
+    if not candidates:
         return None
-    i, other = site.random.choice(found)
+    i, other = site.random.choice(candidates)
     site.op.operands[i] = other
     return list(site.op.results)
 
@@ -214,13 +214,13 @@ def only_the_first_summed(site: Site) -> Changed | None:
 def swapped_results(site: Site) -> Changed | None:
     """Two results of one type take each other's place."""
     results = [(i, r) for i, r in enumerate(site.op.results) if is_tensor(r.type) and list(r.uses)]
-    found = pairs_of_one_type(results)
-    if not found:
+    candidates = pairs_of_one_type(results)
+    if not candidates:
         return None
-    (_, a), (_, b) = site.random.choice(found)
+    (_, a), (_, b) = site.random.choice(candidates)
     uses = [[(u.owner, u.operand_number) for u in v.uses] for v in (a, b)]
-    for value, of in ((b, uses[0]), (a, uses[1])):
-        for owner, number in of:
+    for value, uses_of_other in ((b, uses[0]), (a, uses[1])):
+        for owner, number in uses_of_other:
             owner.operands[number] = value
     results_after = list(site.op.results)
     i, j = results_after.index(a), results_after.index(b)
@@ -232,15 +232,15 @@ def other_layers_parameter(site: Site) -> Changed | None:
     """A layer computes with a parameter of another."""
     name = callee(site.op)
     others = [op for op in operations(site.function) if name and callee(op) == name and op != site.op]
-    found = [
+    candidates = [
         (i, other.operands[i])
         for other in others
         for i, v in enumerate(site.op.operands)
         if all(isinstance(x.owner, mlir.Block) for x in (v, other.operands[i])) and v != other.operands[i]
     ]
-    if not found:
+    if not candidates:
         return None
-    i, value = site.random.choice(found)
+    i, value = site.random.choice(candidates)
     site.op.operands[i] = value
     return list(site.op.results)
 
@@ -249,41 +249,41 @@ def layer_left_out(site: Site) -> Changed | None:
     """A layer's last result is what it was given."""
     if callee(site.op) is None:
         return None
-    found = [(r, v) for r in site.op.results for v in site.op.operands if r.type == v.type and list(r.uses)]
-    found = [(r, v) for r, v in found if not isinstance(v.owner, mlir.Block)]
-    if not found:
+    candidates = [(r, v) for r in site.op.results for v in site.op.operands if r.type == v.type and list(r.uses)]
+    candidates = [(r, v) for r, v in candidates if not isinstance(v.owner, mlir.Block)]
+    if not candidates:
         return None
-    result, value = site.random.choice(found)
+    result, value = site.random.choice(candidates)
     result.replace_all_uses_with(value)
     return [value if r == result else r for r in site.op.results]
 
 
 def gradients_swapped(site: Site) -> Changed | None:
     """Two parameters of one shape get each other's gradient."""
-    found = pairs_of_one_type(_gradients(site))
-    if not found:
+    pairs = pairs_of_one_type(_gradients(site))
+    if not pairs:
         return None
-    (i, a), (j, b) = site.random.choice(found)
+    (i, a), (j, b) = site.random.choice(pairs)
     site.op.operands[i], site.op.operands[j] = b, a
     return []
 
 
 def gradient_of_another(site: Site) -> Changed | None:
     """Two parameters of one shape get the gradient of one of them."""
-    found = pairs_of_one_type(_gradients(site))
-    if not found:
+    pairs = pairs_of_one_type(_gradients(site))
+    if not pairs:
         return None
-    (i, _), (_, b) = site.random.choice(found)
+    (i, _), (_, b) = site.random.choice(pairs)
     site.op.operands[i] = b
     return []
 
 
 def doubled_gradient(site: Site) -> Changed | None:
     """A parameter gets twice its gradient."""
-    found = _gradients(site)
-    if not found:
+    gradients = _gradients(site)
+    if not gradients:
         return None
-    i, value = site.random.choice(found)
+    i, value = site.random.choice(gradients)
     site.op.operands[i] = site.emit("aten.mul.Scalar", [value, 2.0], value.type)
     return [site.op.operands[i]]
 
@@ -303,10 +303,10 @@ def other_input(site: Site) -> Changed | None:
     records = argument_records(site.function)
     inputs = [a for a, r in zip(arguments, records, strict=True) if r.get("kind") == "input"]
     read = [(i, v) for i, v in enumerate(site.op.operands) if v in inputs]
-    found = [(i, other) for i, v in read for other in inputs if other != v and other.type == v.type]
-    if not found:
+    candidates = [(i, other) for i, v in read for other in inputs if other != v and other.type == v.type]
+    if not candidates:
         return None
-    i, value = site.random.choice(found)
+    i, value = site.random.choice(candidates)
     site.op.operands[i] = value
     return list(site.op.results)
 

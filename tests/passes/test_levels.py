@@ -6,8 +6,9 @@ import pytest
 from stretto.diagnostics import StrettoError
 from stretto.ir.module import Level, Module
 from stretto.passes.manager import PassManager, Verification
+from stretto.passes.pass_class import pass_class
 from stretto.passes.pipeline_text import parse_pipeline
-from stretto.passes.registry import TABLE, pass_class
+from stretto.passes.registry import TABLE
 
 WHOLE = {
     "cast-gradients", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements", "put-batch-first",

@@ -18,8 +18,9 @@ from stretto.passes.layers.fold_layers import FoldLayers
 from stretto.passes.manager import PassManager, single, step_name
 from stretto.passes.option_values import Range
 from stretto.passes.overlap.start_collectives import StartCollectives
+from stretto.passes.pass_class import pass_class
 from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
-from stretto.passes.registry import TABLE, UPSTREAM, names, pass_class
+from stretto.passes.registry import TABLE, UPSTREAM, names
 from stretto.passes.sharding.place_arguments import PlaceArguments
 
 

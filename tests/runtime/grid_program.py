@@ -44,7 +44,7 @@ def grid(dtype: str = F32, mesh: tuple[tuple[str, int], ...] = MESH, factor: flo
         step("aten.sum.default", S(6), out=[7]),
         step("aten.add.Scalar", S(3), 1.0, out=[8]),
     ]
-    takes = (
+    arguments = (
         Input("w", "parameter", (5, 3), dtype, 0, rows, aliases=("w", "tied"), requires_grad=True),
         Input("b", "parameter", (3,), dtype, 1, requires_grad=True),
         Input("x", "input", (6, 5), dtype, 2, batch, index=0),
@@ -53,7 +53,7 @@ def grid(dtype: str = F32, mesh: tuple[tuple[str, int], ...] = MESH, factor: flo
     )
     return Program(
         manifest=Manifest(mode="train", dtype=dtype, mesh=mesh),
-        inputs=takes,
+        inputs=arguments,
         outputs=(
             Output("loss", "output", (), dtype, 12, index=0),
             Output("y", "output", (6, 3), dtype, 8, batch, index=1),
@@ -66,14 +66,14 @@ def grid(dtype: str = F32, mesh: tuple[tuple[str, int], ...] = MESH, factor: flo
         reference={
             "inputs": [
                 {
-                    "name": each.name,
-                    "kind": each.kind,
+                    "name": argument.name,
+                    "kind": argument.kind,
                     "aliases": [],
-                    "shape": list(each.shape),
+                    "shape": list(argument.shape),
                     "dtype": dtype,
-                    "index": at,
+                    "index": dim,
                 }
-                for each, at in zip(takes[:4], (-1, -1, 0, -1), strict=True)
+                for argument, dim in zip(arguments[:4], (-1, -1, 0, -1), strict=True)
             ],
             "outputs": [
                 {"kind": "output", "name": "loss", "index": 0, "slot": 7},
@@ -81,6 +81,6 @@ def grid(dtype: str = F32, mesh: tuple[tuple[str, int], ...] = MESH, factor: flo
                 {"kind": "buffer", "name": "seen", "index": -1, "slot": 8},
             ],
             "slots": 9,
-            "code": [each.to_json() for each in reference],
+            "code": [argument.to_json() for argument in reference],
         },
     )

@@ -31,7 +31,7 @@ class Frame:
         """A call for one microbatch."""
         out = list(range(self.slots, self.slots + results))
         self.slots += results
-        self.code.append(step("call", name, [S(at) for at in arguments], out=out, microbatch=microbatch))
+        self.code.append(step("call", name, [S(slot) for slot in arguments], out=out, microbatch=microbatch))
         return out
 
     def send(self, slot: int, peer: int) -> None:
@@ -46,8 +46,8 @@ class Frame:
     def total(self, slots: Sequence[int]) -> int:
         """Their sum."""
         first, *others = slots
-        for each in others:
-            first = self.do("aten.add.Tensor", S(first), S(each))
+        for slot in others:
+            first = self.do("aten.add.Tensor", S(first), S(slot))
         return first
 
     def over_dp(self, slot: int, dp: int) -> int:
@@ -70,7 +70,7 @@ class Pipe:
     dp: int = 1
     dtype: str = "float64"
     reduced: bool = True
-    """Else gradients are left as addends over dp."""
+    """Else gradients are left unreduced over dp."""
 
     @property
     def chunk(self) -> int:
@@ -92,8 +92,8 @@ class Pipe:
             ),
             outputs=(
                 Output("loss", "output", (), slot=0, index=0, **width),
-                Output("b", "gradient", (4, 2), slot=0, stages=(1,), addends=left, **width),
-                Output("a", "gradient", (3, 4), slot=0, stages=(0,), addends=left, **width),
+                Output("b", "gradient", (4, 2), slot=0, stages=(1,), unreduced_over=left, **width),
+                Output("a", "gradient", (3, 4), slot=0, stages=(0,), unreduced_over=left, **width),
                 Output("seen", "buffer", (1,), slot=0, stages=(0,), **width),
             ),
             functions={"main_0": self._first(), "main_1": self._last(), **self._segments()},
@@ -106,13 +106,13 @@ class Pipe:
         """Only the forward: y = x @ a @ b, whole on both stages."""
         whole = self.train()
         first, last = Frame(2), Frame(1)
-        for at in range(self.microbatches):
-            first.send(first.call("forward_0", [0, 1], 2, at)[0], 1)
+        for microbatch in range(self.microbatches):
+            first.send(first.call("forward_0", [0, 1], 2, microbatch)[0], 1)
         parts = []
         for _ in range(self.microbatches):
             hidden = last.receive(0, (self.chunk, 4), self.dtype)
             parts.append(last.do("aten.mm.default", S(hidden), S(0)))
-        result = last.do("aten.cat.default", [S(at) for at in parts], 0)
+        result = last.do("aten.cat.default", [S(microbatch) for microbatch in parts], 0)
         last.send(result, 0)
         rows = self.rows // self.dp
         got = first.receive(1, (rows, 2), self.dtype)
@@ -134,8 +134,8 @@ class Pipe:
         """Takes a, x, seen; gives loss, a, seen."""
         frame = Frame(3)
         kept = []
-        for at in range(self.microbatches):
-            hidden, rows = frame.call("forward_0", [0, 1], 2, at)
+        for microbatch in range(self.microbatches):
+            hidden, rows = frame.call("forward_0", [0, 1], 2, microbatch)
             frame.send(hidden, 1)
             kept.append(rows)
         gradients = []
@@ -172,17 +172,17 @@ class Pipe:
             step("aten.add.Scalar", S(3), 1.0, out=[8]),
         ]
         kinds = (("b", "parameter", (4, 2)), ("a", "parameter", (3, 4)), ("x", "input", (self.rows, 3)))
-        takes = [*kinds, ("seen", "buffer", (1,))]
+        arguments = [*kinds, ("seen", "buffer", (1,))]
         return {
             "inputs": [
                 {"name": name, "kind": kind, "aliases": [], "shape": list(shape), "dtype": self.dtype,
                  "index": 0 if kind == "input" else -1}
-                for name, kind, shape in takes
+                for name, kind, shape in arguments
             ],
             "outputs": [
                 {"kind": "output", "name": "loss", "index": 0, "slot": 7},
                 {"kind": "buffer", "name": "seen", "index": -1, "slot": 8},
             ],
             "slots": 9,
-            "code": [each.to_json() for each in code],
+            "code": [instruction.to_json() for instruction in code],
         }  # fmt: skip

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stretto.runtime.philox import Part, RandomState, draw, philox
+from stretto.runtime.philox import Part, RngState, draw, philox
 
-STATE = RandomState(seed=5, step=3).tensor()
+STATE = RngState(seed=5, step=3).tensor()
 
 # Random123's known answers (kat_vectors, philox4x32 10): counter, key, result.
 KNOWN = [
@@ -29,19 +29,19 @@ def test_philox_gives_the_published_answers_for_numbers_and_for_tensors(counter:
     a, b, c, d = words(counter)
     k, m = words(key)
     assert philox((a, b, c, d), (k, m)) == words(result)
-    found = philox(tuple(torch.tensor([n, n]) for n in (a, b, c, d)), (k, m))  # type: ignore[arg-type]
-    assert [word.tolist() for word in found if isinstance(word, torch.Tensor)] == [[n, n] for n in words(result)]
+    tensors = philox(tuple(torch.tensor([n, n]) for n in (a, b, c, d)), (k, m))  # type: ignore[arg-type]
+    assert [word.tolist() for word in tensors if isinstance(word, torch.Tensor)] == [[n, n] for n in words(result)]
 
 
 def test_seed_number_and_step_may_be_tensors_as_on_a_device_that_nobody_waits_for() -> None:
     blocks, one = torch.arange(5), torch.tensor
-    found = philox((blocks, one(0), one(13), one(11)), (one(9), one(7)))
+    words = philox((blocks, one(0), one(13), one(11)), (one(9), one(7)))
     expected = philox((blocks, 0, 13, 11), (9, 7))
-    assert [torch.as_tensor(a).tolist() for a in found] == [torch.as_tensor(b).tolist() for b in expected]
+    assert [torch.as_tensor(a).tolist() for a in words] == [torch.as_tensor(b).tolist() for b in expected]
 
 
 def test_an_element_is_a_word_of_the_block_of_its_index() -> None:
-    state = RandomState(seed=(7 << 32) + 9, step=11).tensor()
+    state = RngState(seed=(7 << 32) + 9, step=11).tensor()
     drawn = draw(state, 13, Part.whole((2, 5)))
     first, second, third = (philox((block, 0, 13, 11), (9, 7)) for block in range(3))
     assert drawn.flatten().tolist() == [*first, *second, *third[:2]]
@@ -70,13 +70,13 @@ def test_padding_shifts_nothing_and_holds_anything() -> None:
 
 def test_seed_step_and_number_each_change_everything() -> None:
     part = Part.whole((64,))
-    states = [RandomState(5, 3), RandomState(6, 3), RandomState(5, 4), RandomState(5 + (1 << 32), 3)]
+    states = [RngState(5, 3), RngState(6, 3), RngState(5, 4), RngState(5 + (1 << 32), 3)]
     drawn = [draw(state.tensor(), 0, part) for state in states] + [draw(STATE, 1, part)]
     assert all(int((a == b).sum()) <= 1 for i, a in enumerate(drawn) for b in drawn[:i])
 
 
 def test_a_seed_of_64_bits_fits_and_a_negative_one_too() -> None:
-    assert RandomState(2**64 - 1).tensor().tolist() == [-1, 0] == RandomState(-1).tensor().tolist()
+    assert RngState(2**64 - 1).tensor().tolist() == [-1, 0] == RngState(-1).tensor().tolist()
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

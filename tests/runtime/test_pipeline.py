@@ -14,7 +14,7 @@ from stretto.runtime import Program, ProgramError, RunError
 from stretto.runtime.communicator import Communicator
 from stretto.runtime.errors import CollectiveError
 from stretto.runtime.program.records import Function, Pipeline
-from stretto.runtime.rank.unreduced_gradients import Addends
+from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
 from stretto.runtime.threads.session import RankThreads, Replicas
 from torch import Tensor
 
@@ -42,12 +42,12 @@ def test_loss_and_gradients_of_a_pipeline_are_those_of_one_device(pipe: Pipe) ->
     parameters, x = given(pipe)
     loss, gradients = expected(pipe)
     with RankThreads(pipe.train(), replicas=Replicas.CHECK) as session:
-        (found,), state = session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
+        (outputs,), state = session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
         got = session.backward(state, [torch.ones((), dtype=torch.float64)])
-    torch.testing.assert_close(found, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(outputs, loss, rtol=1e-12, atol=0)
     assert sorted(got) == ["a", "b"]
-    for name, each in got.items():
-        torch.testing.assert_close(each, gradients[name], rtol=1e-12, atol=1e-12)
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-12, atol=1e-12)
     assert state.buffers["seen"].tolist() == [2.0]
 
 
@@ -64,17 +64,17 @@ def test_held_gradients_are_multiplied_by_the_scale_and_by_the_tangent() -> None
     torch.testing.assert_close(got["a"], 3 * expected(pipe)[1]["a"])
 
 
-def test_gradients_of_stages_wait_as_addends() -> None:
+def test_gradients_of_stages_wait_unreduced() -> None:
     pipe = Pipe(dp=2, reduced=False)
     parameters, x = given(pipe)
-    one, addends = torch.ones((), dtype=torch.float64), Addends()
+    one, unreduced = torch.ones((), dtype=torch.float64), UnreducedGradients()
     with RankThreads(pipe.train()) as session:
         for _ in range(2):
             _, state = session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
-            assert session.backward(state, [one], addends) == {}
-        got = session.reduce(addends)
-    for name, each in got.items():
-        torch.testing.assert_close(each, 2 * expected(pipe)[1][name])
+            assert session.backward(state, [one], unreduced) == {}
+        got = session.reduce(unreduced)
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, 2 * expected(pipe)[1][name])
 
 
 def test_the_forward_of_a_pipeline_gives_outputs_of_the_whole_batch() -> None:
@@ -93,14 +93,14 @@ def test_a_pipeline_is_the_same_from_its_folder(tmp_path: Path) -> None:
     loaded = Program.load(tmp_path / "pipe")
     assert loaded.to_json() == program.to_json()
     assert loaded.pipeline == program.pipeline
-    assert [each.name for each in loaded.entries[1].inputs] == ["b", "loss"]
-    assert [each.slot for each in loaded.entries[0].inputs] == [0, 1, 2]
+    assert [argument.name for argument in loaded.entries[1].inputs] == ["b", "loss"]
+    assert [argument.slot for argument in loaded.entries[0].inputs] == [0, 1, 2]
 
 
-def test_draws_and_offsets_know_their_microbatch() -> None:
+def test_random_ops_and_offsets_know_their_microbatch() -> None:
     inside = Function(1, (), (0,), (step("rank.offset", axes=["pp", "microbatch"], chunk=10, out=[0]),))
     between = Function(1, (), (0,), (step("call", "inside", [], out=[0]),))
-    code = tuple(step("call", "between", [], out=[at], microbatch=at) for at in range(3))
+    code = tuple(step("call", "between", [], out=[microbatch], microbatch=microbatch) for microbatch in range(3))
     whole = Function(3, (), (2,), code)
     base = Pipe(3, rows=3).infer()
     functions = {"main_0": whole, "main_1": whole, "inside": inside, "between": between}
@@ -108,8 +108,8 @@ def test_draws_and_offsets_know_their_microbatch() -> None:
     main_0 = replace(whole, results=())
     program = replace(base, inputs=(), outputs=(output,), functions={**functions, "main_0": main_0})
     with RankThreads(program) as session:
-        (found,), _ = session.forward([], [], [])
-    assert int(found) == 10 * (1 * 3 + 2)
+        (outputs,), _ = session.forward([], [], [])
+    assert int(outputs) == 10 * (1 * 3 + 2)
 
 
 def refused(program: Program) -> str:
@@ -127,19 +127,19 @@ def with_code(entry: str, *code: Any) -> Program:
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (replace(Pipe().train(), pipeline=Pipeline("tp", ("main_0", "main_1"), 2)), "'tp' is no axis of the mesh"),
+        (replace(Pipe().train(), pipeline=Pipeline("tp", ("main_0", "main_1"), 2)), "'tp' is not an axis of the mesh"),
         (replace(Pipe().train(), pipeline=Pipeline("pp", ("main_0",), 2)), "expected 2 functions"),
         (replace(Pipe().train(), pipeline=Pipeline("pp", ("main_0", "main_2"), 2)), 'there is no "main_2"'),
         (replace(Pipe().train(), pipeline=None), 'there is no "main"'),
-        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=2)), "2 is no coordinate on 'pp'"),
+        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=2)), "2 is not a coordinate on 'pp'"),
         (with_code("main_0", step("comm.send", S(0), axis="tp", peer=0)), "not axes of the mesh"),
-        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=0, out=[0])), "gives no value"),
-        (with_code("main_0", step("comm.receive_start", axis="pp", peer=0, size=[2], dtype=5, out=[0])), "no dtype"),
+        (with_code("main_0", step("comm.send", S(0), axis="pp", peer=0, out=[0])), "returns nothing"),
+        (with_code("main_0", step("comm.receive_start", axis="pp", peer=0, size=[2], dtype=5, out=[0])), "not a dtype"),
         (with_code("main_0", step("rank.offset", axes=["microbatch"], chunk=1, out=[0])), "outside of a call"),
         (with_code("main_0", step("call", "main_1", [], out=[])), "expected [function, [slots]]"),
         (with_code("main_0", step("call", "cut", [S(1)], out=[0])), "outside of a call"),
-        (with_code("main_0", step("call", "cut", [S(1)], out=[0], microbatch=2)), "no microbatch of 2"),
-        (replace(Pipe().train(), inputs=Pipe().train().inputs[1:]), "it takes 2 of 1 inputs"),
+        (with_code("main_0", step("call", "cut", [S(1)], out=[0], microbatch=2)), "not a microbatch of 2"),
+        (replace(Pipe().train(), inputs=Pipe().train().inputs[1:]), "expected 1 inputs, found 2"),
     ],
 )
 def test_what_no_pipeline_can_be_is_named(program: Program, message: str) -> None:
@@ -156,7 +156,7 @@ def test_messages_arrive_in_the_order_of_their_sends_and_sending_never_waits() -
         for number in range(3):
             rank.send(torch.tensor([float(10 * rank.rank + number)]), "pp", other)
         handles = [rank.receive_start("pp", other, [1], torch.float32) for _ in range(3)]
-        return [float(each.wait()) for each in handles]
+        return [float(handle.wait()) for handle in handles]
 
     assert exchanged(job) == [[10.0, 11.0, 12.0], [0.0, 1.0, 2.0]]
 
@@ -180,7 +180,7 @@ def test_a_message_that_nobody_receives_is_no_silent_one() -> None:
     parameters, x = given(Pipe())
     with RankThreads(program) as session:
         for _ in range(2):
-            with pytest.raises(CollectiveError, match="from rank 0 to rank 1 was sent, and never received") as caught:
+            with pytest.raises(CollectiveError, match="from rank 0 to rank 1 was sent, but never received") as caught:
                 session.forward(parameters, [torch.ones(1, dtype=torch.float64)], [x])
             assert "comm.send" in caught.value.render()
 

@@ -76,7 +76,7 @@ def linear(ranks: int = 2, dtype: str = F32, width: int = 4) -> Program:
                 {"kind": "output", "name": "y", "index": 1, "slot": 2},
             ],
             "slots": 5,
-            "code": [each.to_json() for each in reference],
+            "code": [instruction.to_json() for instruction in reference],
         },
     )
 
@@ -131,7 +131,7 @@ def data_parallel(reduced: bool = True) -> Program:
                 {"kind": "buffer", "name": "count", "index": 1, "slot": 1},
             ],
             "slots": 6,
-            "code": [each.to_json() for each in reference],
+            "code": [instruction.to_json() for instruction in reference],
         },
     )
 
@@ -144,9 +144,9 @@ def infer(
     functions: dict[str, Function] | None = None,
 ) -> Program:
     """Instructions on inputs of `shapes` in slots 0, 1, ..; the results' shapes are not checked by what runs here."""
-    slots = 1 + max([len(shapes), *(slot for each in code for slot in each.writes())])
-    inputs = tuple(Input(f"x{at}", "input", shape, F32, at, index=at) for at, shape in enumerate(shapes))
-    outputs = tuple(Output(f"y{at}", "output", (), F32, slot, index=at) for at, slot in enumerate(results))
+    slots = 1 + max([len(shapes), *(slot for instruction in code for slot in instruction.writes())])
+    inputs = tuple(Input(f"x{index}", "input", shape, F32, index, index=index) for index, shape in enumerate(shapes))
+    outputs = tuple(Output(f"y{index}", "output", (), F32, slot, index=index) for index, slot in enumerate(results))
     main = Function(slots, tuple(range(len(shapes))), tuple(results), tuple(code))
     return Program(Manifest("infer", F32, mesh), inputs, outputs, {"main": main, **(functions or {})})
 

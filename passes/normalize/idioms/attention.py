@@ -6,15 +6,15 @@ Repeating of keys and values for grouped queries stays outside. Dropout inside t
 from __future__ import annotations
 
 from ....ir.operations import Call
+from .dataflow import Node
 from .findings import Findings
-from .function_graph import FunctionGraph
-from .graph import Node
+from .function_dataflow import FunctionDataflow
 
 FORWARD = "aten._scaled_dot_product_flash_attention_for_cpu.default"
 BACKWARD = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
 
 
-def raise_attention(graph: FunctionGraph, findings: Findings) -> None:
+def raise_attention(graph: FunctionDataflow, findings: Findings) -> None:
     """Replace every fused attention of the function."""
     for node in graph.by_name[FORWARD]:
         _raise(graph, findings, node, "nn.attention", ("query", "key", "value"))
@@ -23,7 +23,7 @@ def raise_attention(graph: FunctionGraph, findings: Findings) -> None:
         _raise(graph, findings, node, "nn.attention_backward", kept)
 
 
-def _raise(graph: FunctionGraph, findings: Findings, node: Node, name: str, operands: tuple[str, ...]) -> None:
+def _raise(graph: FunctionDataflow, findings: Findings, node: Node, name: str, operands: tuple[str, ...]) -> None:
     dropout = node.constant("dropout_p") or 0.0
     if dropout != 0.0:
         findings.miss("attention", f"it drops attention weights with probability {dropout}", node)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ....ir.bindings import Location
+from .dataflow import Node, Ref
 from .derive import Derived
-from .function_graph import FunctionGraph
-from .graph import Node, Ref
+from .function_dataflow import FunctionDataflow
 from .sums import Sum, find_sum
 
 
@@ -29,7 +29,7 @@ class Backward:
 
 
 def backwards(
-    graph: FunctionGraph,
+    graph: FunctionDataflow,
     derived: Derived,
     trained: Sequence[int],
     *,

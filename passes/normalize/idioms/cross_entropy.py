@@ -14,9 +14,9 @@ import torch
 from ....ir.bindings import Location, Value
 from ....ir.operations import Call
 from ....ir.types import TensorType, to_mlir
+from .dataflow import Node, Ref
 from .findings import Findings
-from .function_graph import FunctionGraph
-from .graph import Node, Ref
+from .function_dataflow import FunctionDataflow
 
 LOG_SOFTMAX = "aten._log_softmax.default"
 LOG_SOFTMAX_BACKWARD = "aten._log_softmax_backward_data.default"
@@ -52,7 +52,7 @@ class Loss:
         return bool(self.nll.constant("reduction") == MEAN)
 
 
-def raise_cross_entropy(graph: FunctionGraph, findings: Findings) -> None:
+def raise_cross_entropy(graph: FunctionDataflow, findings: Findings) -> None:
     """Replace every cross-entropy of the function that fits."""
     for nll in graph.by_name[NLL_LOSS]:
         found = _match(graph, nll)
@@ -64,7 +64,7 @@ def raise_cross_entropy(graph: FunctionGraph, findings: Findings) -> None:
         findings.raised["nn.cross_entropy_backward"] += len(found.backwards)
 
 
-def _match(graph: FunctionGraph, nll: Node) -> Loss | str:
+def _match(graph: FunctionDataflow, nll: Node) -> Loss | str:
     """The loss that ends in `nll`, or what keeps it from being one."""
     log_softmax = graph.producer(nll.operand("self"), LOG_SOFTMAX)
     if log_softmax is None:
@@ -92,7 +92,7 @@ def _match(graph: FunctionGraph, nll: Node) -> Loss | str:
     return Loss(log_softmax, nll, tuple(backwards))
 
 
-def _nll_backward(graph: FunctionGraph, user: Node, nll: Node) -> Node | None:
+def _nll_backward(graph: FunctionDataflow, user: Node, nll: Node) -> Node | None:
     """The nll_loss_backward of `nll` that alone feeds the log_softmax's backward `user`."""
     node = graph.producer(user.operand("grad_output"), NLL_LOSS_BACKWARD)
     if node is None or node.operand("total_weight") != nll.results[1]:
@@ -104,7 +104,7 @@ def _nll_backward(graph: FunctionGraph, user: Node, nll: Node) -> Node | None:
     return node if same and graph.users[node.results[0]] == [user] else None
 
 
-def _rewrite(graph: FunctionGraph, loss: Loss) -> None:
+def _rewrite(graph: FunctionDataflow, loss: Loss) -> None:
     logits = graph.type_of(loss.logits)
     dtype = torch.float32 if logits.dtype.itemsize == 2 else logits.dtype
     types = [to_mlir(TensorType(dtype, shape)) for shape in ((), (), logits.shape[:1])]
@@ -128,7 +128,7 @@ def _rewrite(graph: FunctionGraph, loss: Loss) -> None:
 class _Inserter:
     """Builds operations at one place."""
 
-    graph: FunctionGraph
+    graph: FunctionDataflow
     slot: int
     loc: Location
 

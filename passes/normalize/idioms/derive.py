@@ -15,7 +15,7 @@ import torch
 from ....ir.dialects.schemas import definitions
 from ....ir.types import TensorType
 from .canonical import overload
-from .graph import Graph, Node, Ref, Tensor
+from .dataflow import Dataflow, Node, Ref, Tensor
 from .pattern import Match, matches
 from .tracing import Step, Trace, Traced, trace
 
@@ -38,7 +38,7 @@ class Region:
 class Derived:
     """What autograd does for a region."""
 
-    graph: Graph
+    graph: Dataflow
     nodes: tuple[Node, ...]
     """The backward's own nodes."""
     forward: tuple[Ref, ...]
@@ -48,7 +48,7 @@ class Derived:
     gradients: tuple[tuple[Ref, ...], ...]
     """For each trained input the terms whose sum is its gradient."""
 
-    def matches(self, graph: Graph, bound: Mapping[Ref, Ref]) -> Iterator[Match]:
+    def matches(self, graph: Dataflow, bound: Mapping[Ref, Ref]) -> Iterator[Match]:
         """Where `graph` holds this backward; `bound` says which values are known."""
         yield from matches(self.graph, self.nodes, graph, bound)
 
@@ -59,7 +59,7 @@ class Derivations:
     def __init__(self) -> None:
         self._known: dict[Any, Derived] = {}
 
-    def backward(self, graph: Graph, region: Region, trained: Sequence[int]) -> Derived:
+    def backward(self, graph: Dataflow, region: Region, trained: Sequence[int]) -> Derived:
         """The backward of a region with respect to its inputs at the places `trained`."""
         key = (_structure(graph, region), tuple(trained))
         if key not in self._known:
@@ -67,7 +67,7 @@ class Derivations:
         return self._known[key]
 
 
-def _structure(graph: Graph, region: Region) -> Any:
+def _structure(graph: Dataflow, region: Region) -> Any:
     numbers = {ref: i for i, ref in enumerate(region.values)}
 
     def shape_of(argument: Any) -> Any:
@@ -79,7 +79,7 @@ def _structure(graph: Graph, region: Region) -> Any:
     return nodes, tuple(graph.types[ref] for ref in region.values), numbers[region.output]
 
 
-def _derive(graph: Graph, region: Region, trained: Sequence[int]) -> Derived:
+def _derive(graph: Dataflow, region: Region, trained: Sequence[int]) -> Derived:
     def run(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         *given, grad = tensors
         leaves = [t.detach().requires_grad_() if i in trained else t for i, t in enumerate(given)]
@@ -97,7 +97,7 @@ def _derive(graph: Graph, region: Region, trained: Sequence[int]) -> Derived:
     return Derived(pattern, nodes, forward, grad, gradients)
 
 
-def _replay(graph: Graph, region: Region, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _replay(graph: Dataflow, region: Region, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The values of a region, computed by torch."""
     values = dict(zip(region.inputs, inputs, strict=True))
 
@@ -127,8 +127,8 @@ def _told_by_type(name: str, type_: TensorType) -> dict[str, Any]:
     return {}
 
 
-def _graph_of(traced: Trace, types: Sequence[TensorType]) -> tuple[Graph, dict[int, Ref]]:
-    graph = Graph()
+def _graph_of(traced: Trace, types: Sequence[TensorType]) -> tuple[Dataflow, dict[int, Ref]]:
+    graph = Dataflow()
     numbers = {i: graph.value(type_) for i, type_ in enumerate(types)}
     for step in traced.steps:
         refs = graph.add(step.name, _named(step, numbers), step.types)
@@ -146,7 +146,7 @@ def _named(step: Step, numbers: Mapping[int, Ref]) -> dict[str, Any]:
     return {a.name: fill(v) for a, v in positional} | {k: fill(v) for k, v in step.kwargs.items()}
 
 
-def _terms(graph: Graph, ref: Ref) -> list[Ref]:
+def _terms(graph: Dataflow, ref: Ref) -> list[Ref]:
     """The terms of a sum of tensors of one type; the value itself where it is no sum."""
     node = graph.producer(ref, "aten.add.Tensor")
     if node is None or node.arguments.keys() != {"self", "other"} or len(graph.users[ref]) > 1:
@@ -157,7 +157,7 @@ def _terms(graph: Graph, ref: Ref) -> list[Ref]:
     return [term for operand in operands for term in _terms(graph, operand)]
 
 
-def _cone(graph: Graph, outputs: Sequence[Ref], known: set[Ref]) -> tuple[Node, ...]:
+def _cone(graph: Dataflow, outputs: Sequence[Ref], known: set[Ref]) -> tuple[Node, ...]:
     """The nodes that `outputs` need, down to the values that are known."""
     needed = set(outputs)
     found: list[Node] = []

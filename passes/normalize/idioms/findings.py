@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ....ir.locations import Origin
-from .graph import Node
+from .dataflow import Node
 
 
 class Findings:

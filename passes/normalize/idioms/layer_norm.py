@@ -6,15 +6,15 @@ A gradient that the backward was told not to compute is an absent result of the 
 from __future__ import annotations
 
 from ....ir.operations import Call
+from .dataflow import Node
 from .findings import Findings
-from .function_graph import FunctionGraph
-from .graph import Node
+from .function_dataflow import FunctionDataflow
 
 FORWARD = "aten.native_layer_norm.default"
 BACKWARD = "aten.native_layer_norm_backward.default"
 
 
-def raise_layer_norm(graph: FunctionGraph, findings: Findings) -> None:
+def raise_layer_norm(graph: FunctionDataflow, findings: Findings) -> None:
     """Replace every layer normalization of the function."""
     for node in graph.by_name[FORWARD]:
         operands = [graph.current(node.operand(o)) for o in ("input", "weight", "bias")]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .graph import Graph, Node, Ref, Tensor
+from .dataflow import Dataflow, Node, Ref, Tensor
 
 COMMUTATIVE = frozenset({"aten.add.Tensor", "aten.mul.Tensor"})
 """Operations whose arguments `self` and `other` may be swapped (a sum only where `alpha` is left out)."""
@@ -29,13 +29,13 @@ class Match:
     """The nodes of the graph, in the order in which they were matched."""
 
 
-def matches(pattern: Graph, nodes: Sequence[Node], graph: Graph, bound: Mapping[Ref, Ref]) -> Iterator[Match]:
+def matches(pattern: Dataflow, nodes: Sequence[Node], graph: Dataflow, bound: Mapping[Ref, Ref]) -> Iterator[Match]:
     """Every way in which `nodes` of `pattern` are found in `graph`, given what some of their values are."""
     yield from _Search(pattern, graph).extend(dict(bound), list(nodes), ())
 
 
 class _Search:
-    def __init__(self, pattern: Graph, graph: Graph) -> None:
+    def __init__(self, pattern: Dataflow, graph: Dataflow) -> None:
         self._pattern = pattern
         self._graph = graph
 

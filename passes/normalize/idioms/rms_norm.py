@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from ....ir.operations import Call
 from ....ir.types import absent
 from .backward import Backward, backwards
+from .dataflow import Dataflow, Node, Ref
 from .derive import Derivations, Region
 from .findings import Findings
-from .function_graph import FunctionGraph
-from .graph import Graph, Node, Ref
+from .function_dataflow import FunctionDataflow
 
 CAST = "aten._to_copy.default"
 PRODUCT = "aten.mul.Tensor"
@@ -39,7 +39,7 @@ class Norm:
         return self.region.output, self.rstd
 
 
-def raise_rms_norm(graph: FunctionGraph, findings: Findings, derivations: Derivations) -> None:
+def raise_rms_norm(graph: FunctionDataflow, findings: Findings, derivations: Derivations) -> None:
     """Replace every rms_norm of the function that fits."""
     for root in graph.by_name["aten.rsqrt.default"]:
         square = _square(graph, root)
@@ -51,7 +51,7 @@ def raise_rms_norm(graph: FunctionGraph, findings: Findings, derivations: Deriva
             findings.miss("rms_norm", missed, root)
 
 
-def _square(graph: Graph, root: Node) -> tuple[Node, Node, Node] | None:
+def _square(graph: Dataflow, root: Node) -> tuple[Node, Node, Node] | None:
     """The square, mean and sum with eps that a reciprocal root is taken of."""
     shifted = graph.producer(root.tensor("self"), "aten.add.Scalar")
     mean = None if shifted is None else graph.producer(shifted.tensor("self"), "aten.mean.dim")
@@ -62,7 +62,7 @@ def _square(graph: Graph, root: Node) -> tuple[Node, Node, Node] | None:
     return (square, mean, shifted) if is_square else None
 
 
-def _forward(graph: Graph, root: Node, before: tuple[Node, Node, Node]) -> Norm | str:
+def _forward(graph: Dataflow, root: Node, before: tuple[Node, Node, Node]) -> Norm | str:
     """The norm around a reciprocal root, or what keeps it from being one."""
     square, mean, shifted = before
     wide = square.tensor("self")
@@ -97,14 +97,14 @@ def _norm(inner: Sequence[Node], y: Node, x: Ref, weight: Ref, rstd: Ref) -> Nor
     return Norm(Region(nodes, (x, weight), y.results[0]), float(shifted.constant("other")), rstd)
 
 
-def _products(graph: Graph, left: Ref, right: Ref) -> Iterator[Node]:
+def _products(graph: Dataflow, left: Ref, right: Ref) -> Iterator[Node]:
     """The products of two values, in either order."""
     for node in graph.users_of(left, PRODUCT):
         if {node.operand("self"), node.operand("other")} == {left, right}:
             yield node
 
 
-def _narrowed(graph: Graph, normal: Node, cast: Node | None) -> Iterator[Node]:
+def _narrowed(graph: Dataflow, normal: Node, cast: Node | None) -> Iterator[Node]:
     """The normalized value as x's dtype has it: after the cast that undoes `cast`, or as it is."""
     if cast is not None:
         original = graph.types[cast.tensor("self")]
@@ -114,7 +114,7 @@ def _narrowed(graph: Graph, normal: Node, cast: Node | None) -> Iterator[Node]:
     yield normal
 
 
-def _scaled(graph: Graph, normal: Node) -> tuple[Ref, Node] | None:
+def _scaled(graph: Dataflow, normal: Node) -> tuple[Ref, Node] | None:
     """The weight (C) that scales the normalized value, and the product."""
     value = normal.results[0]
     size = graph.type_of(value).shape[-1]
@@ -125,7 +125,7 @@ def _scaled(graph: Graph, normal: Node) -> tuple[Ref, Node] | None:
     return None
 
 
-def _rewrite(graph: FunctionGraph, norm: Norm, findings: Findings, derivations: Derivations) -> str | None:
+def _rewrite(graph: FunctionDataflow, norm: Norm, findings: Findings, derivations: Derivations) -> str | None:
     """Replace a norm and its backward; what keeps it from being replaced, else None."""
     slot = graph.slot(norm.region.nodes, norm.region.inputs, norm.kept)
     if slot is None:
@@ -147,7 +147,7 @@ def _own(norm: Norm) -> list[Node]:
     return [n for n in norm.region.nodes if n.name != CAST or n.operand("self") != norm.region.inputs[X]]
 
 
-def _backwards(graph: FunctionGraph, norm: Norm, derivations: Derivations) -> Iterator[Backward]:
+def _backwards(graph: FunctionDataflow, norm: Norm, derivations: Derivations) -> Iterator[Backward]:
     inputs = (*norm.region.inputs, norm.rstd)
     for trained in TRAINED:
         derived = derivations.backward(graph, norm.region, trained)
@@ -155,7 +155,7 @@ def _backwards(graph: FunctionGraph, norm: Norm, derivations: Derivations) -> It
         yield from backwards(graph, derived, trained, known=known, own=_own(norm), kept=norm.kept, inputs=inputs)
 
 
-def _replace_forward(graph: FunctionGraph, norm: Norm, slot: int) -> None:
+def _replace_forward(graph: FunctionDataflow, norm: Norm, slot: int) -> None:
     y, rstd = (graph.current(ref) for ref in norm.kept)
     call = Call("nn.rms_norm", (*[graph.current(ref) for ref in norm.region.inputs], norm.eps))
     made = graph.insert(slot, call, [y.type, rstd.type], y.owner.location)
@@ -163,7 +163,7 @@ def _replace_forward(graph: FunctionGraph, norm: Norm, slot: int) -> None:
         graph.replace(ref, value, slot)
 
 
-def _replace_backward(graph: FunctionGraph, norm: Norm, backward: Backward) -> None:
+def _replace_backward(graph: FunctionDataflow, norm: Norm, backward: Backward) -> None:
     x, weight = (graph.current(ref) for ref in norm.region.inputs)
     call = Call("nn.rms_norm_backward", (graph.current(backward.grad), x, graph.current(norm.rstd), weight))
     types = [backward.sums[place].type if place in backward.sums else absent() for place in (X, WEIGHT)]

@@ -13,17 +13,17 @@ from ....ir.bindings import Location, Value
 from ....ir.operations import Call
 from ....ir.types import TensorType, to_mlir
 from .backward import backwards
+from .dataflow import Dataflow, Node, Ref
 from .derive import Derivations, Derived, Region
 from .findings import Findings
-from .function_graph import FunctionGraph
-from .graph import Graph, Node, Ref
+from .function_dataflow import FunctionDataflow
 
 PRODUCT = "aten.mul.Tensor"
 X, COS, SIN = 0, 1, 2
 """Places of the region's inputs."""
 
 
-def raise_rotary(graph: FunctionGraph, findings: Findings, derivations: Derivations) -> None:
+def raise_rotary(graph: FunctionDataflow, findings: Findings, derivations: Derivations) -> None:
     """Replace every rotary embedding of the function that fits."""
     found: dict[int, Derived] = {}
     for turned in graph.by_name["aten.cat.default"]:
@@ -51,7 +51,7 @@ class _Half:
     node: Node
 
 
-def _half(graph: Graph, ref: Ref) -> _Half | None:
+def _half(graph: Dataflow, ref: Ref) -> _Half | None:
     """Which half of which value `ref` is, by slice or split."""
     node = graph.producer(ref, "aten.slice.Tensor", "aten.split.Tensor")
     if node is None:
@@ -66,7 +66,7 @@ def _half(graph: Graph, ref: Ref) -> _Half | None:
     return _Half(node.tensor("self"), int(start % size > 0), node)
 
 
-def _turn(graph: Graph, node: Node) -> tuple[Ref, tuple[Node, ...]] | None:
+def _turn(graph: Dataflow, node: Node) -> tuple[Ref, tuple[Node, ...]] | None:
     """The value of which `node` is rotate_half, and the nodes before it; None where it is something else."""
     parts = node.arguments["tensors"]
     negative = graph.producer(parts[0].ref, "aten.neg.default") if len(parts) == 2 else None
@@ -80,7 +80,7 @@ def _turn(graph: Graph, node: Node) -> tuple[Ref, tuple[Node, ...]] | None:
     return high.whole, (high.node, low.node, negative)
 
 
-def _forward(graph: FunctionGraph, turned: Node, x: Ref, before: tuple[Node, ...]) -> Region | str:
+def _forward(graph: FunctionDataflow, turned: Node, x: Ref, before: tuple[Node, ...]) -> Region | str:
     """The region around a rotate_half of `x`, or what keeps it from being a rotary embedding."""
     for sine, sin in _factors(graph, turned.results[0]):
         for total, other in _others(graph, sine, "aten.add.Tensor"):
@@ -93,14 +93,14 @@ def _forward(graph: FunctionGraph, turned: Node, x: Ref, before: tuple[Node, ...
     return "the turned halves are not scaled and added to the scaled whole"
 
 
-def _factors(graph: Graph, ref: Ref) -> Iterator[tuple[Node, Ref]]:
+def _factors(graph: Dataflow, ref: Ref) -> Iterator[tuple[Node, Ref]]:
     """The products that a value goes into, with the other factor."""
     for node in graph.users_of(ref, PRODUCT):
         for other in _other_operands(node, ref):
             yield node, other
 
 
-def _others(graph: Graph, node: Node, name: str) -> Iterator[tuple[Node, Ref]]:
+def _others(graph: Dataflow, node: Node, name: str) -> Iterator[tuple[Node, Ref]]:
     for user in graph.users_of(node.results[0], name):
         if user.arguments.keys() == {"self", "other"}:
             for other in _other_operands(user, node.results[0]):
@@ -111,7 +111,7 @@ def _other_operands(node: Node, ref: Ref) -> list[Ref]:
     return [operand for operand in node.operands() if operand != ref]
 
 
-def _checked(graph: FunctionGraph, region: Region) -> Region | str:
+def _checked(graph: FunctionDataflow, region: Region) -> Region | str:
     x, cos, sin = (graph.type_of(ref) for ref in region.inputs)
     if len(x.shape) != 4:
         return f"x has shape {x.shape}, not (batch, heads, sequence, size)"
@@ -136,7 +136,7 @@ def _angle_shape(angle: TensorType, x: TensorType) -> tuple[int, int, int] | Non
     return (padded[0], padded[2], padded[3]) if fits else None
 
 
-def _replace_forward(graph: FunctionGraph, region: Region) -> None:
+def _replace_forward(graph: FunctionDataflow, region: Region) -> None:
     x, cos, sin = region.inputs
     slot = graph.slot(region.nodes, region.inputs, (region.output,))
     assert slot is not None
@@ -147,7 +147,7 @@ def _replace_forward(graph: FunctionGraph, region: Region) -> None:
     graph.replace(region.output, made, slot)
 
 
-def _angle(graph: FunctionGraph, ref: Ref, slot: int, loc: Location) -> Value:
+def _angle(graph: FunctionDataflow, ref: Ref, slot: int, loc: Location) -> Value:
     """cos or sin as (B or 1, S, D)."""
     type_ = graph.type_of(ref)
     node = graph.producer(ref, "aten.unsqueeze.default")
@@ -161,7 +161,7 @@ def _angle(graph: FunctionGraph, ref: Ref, slot: int, loc: Location) -> Value:
     return made
 
 
-def _replace_backwards(graph: FunctionGraph, derived: Derived) -> int:
+def _replace_backwards(graph: FunctionDataflow, derived: Derived) -> int:
     """Replace every occurrence of one backward; how many there were."""
     cos, sin = derived.forward[COS], derived.forward[SIN]
     done: set[int] = set()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ....ir.bindings import Operation, Type, Value
 from ....ir.operations import read
-from .function_graph import FunctionGraph
+from .function_dataflow import FunctionDataflow
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Sum:
         """The type of the terms and of their sum."""
         return self.terms[0].type
 
-    def replace(self, graph: FunctionGraph, value: Value) -> None:
+    def replace(self, graph: FunctionDataflow, value: Value) -> None:
         """Let `value` stand for all the terms."""
         if not self.adds:
             graph.exchange(self.terms[0], value)

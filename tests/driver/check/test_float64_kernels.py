@@ -1,4 +1,4 @@
-"""What stands for a function without a float64 kernel computes what the function computes, and its gradients."""
+"""The float64 formula of a function computes the function's values and gradients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def test_a_product_in_groups_is_as_torch_s_own_in_float32() -> None:
     offs = torch.tensor([2, 2, 9], dtype=torch.int32)
     want = F.grouped_mm(a, b, offs=offs)
     with InFloat64():
-        found = F.grouped_mm(a.double(), b.double(), offs=offs)
-    torch.testing.assert_close(found.float(), want, rtol=1e-5, atol=1e-5)
+        output = F.grouped_mm(a.double(), b.double(), offs=offs)
+    torch.testing.assert_close(output.float(), want, rtol=1e-5, atol=1e-5)
 
 
 def test_its_gradients_are_those_of_the_formula() -> None:

@@ -1,4 +1,4 @@
-"""What a compiled program tells its checks, and what compiling says of a plan."""
+"""What a compiled program records for its checks, and the warnings of compiling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_checks_learn_from_the_graph_what_indices_may_be_whatever_the_example_ho
     assert inputs == {"tokens": {"high": 11}, "labels": {"high": 5, "ignore_index": 3}}
 
 
-def test_an_axis_that_cuts_nothing_is_said() -> None:
+def test_an_axis_that_shards_nothing_is_reported() -> None:
     remarks = [str(r) for run in _compiled("mesh (dp=2, foo=2)").runs for r in run.report.remarks]
     assert any('axis "foo" of the mesh cuts nothing' in remark for remark in remarks)
     assert not any('axis "dp"' in remark for remark in remarks)
@@ -82,9 +82,9 @@ def test_integers_that_a_model_holds_bound_random_ones_where_the_graph_says_less
     )  # fmt: skip
     names = ("kinds", "places")
     for name in ("captured", "propagate-placements"):
-        found = infer_ranges(Module.parse(texts[name]))
-        held = {"kinds": IntegerRange(5, low=2), "places": IntegerRange(11, low=3)}
-        assert {each: found.get(each) for each in names} == (
-            held if device == "cpu" else {"kinds": None, "places": IntegerRange(11)}
+        ranges = infer_ranges(Module.parse(texts[name]))
+        expected_ranges = {"kinds": IntegerRange(5, low=2), "places": IntegerRange(11, low=3)}
+        assert {key: ranges.get(key) for key in names} == (
+            expected_ranges if device == "cpu" else {"kinds": None, "places": IntegerRange(11)}
         )
-        assert device == "meta" or IntegerRange(8, low=-5) in found.values()
+        assert device == "meta" or IntegerRange(8, low=-5) in ranges.values()

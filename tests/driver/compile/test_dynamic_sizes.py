@@ -1,4 +1,4 @@
-"""Calls of other sizes run the program that was compiled for the first, or say why they do not."""
+"""Calls of other sizes reuse the program of the first call, or the log says why they do not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def rank_threads() -> set[threading.Thread]:
-    return {each for each in threading.enumerate() if each.name.startswith("stretto-rank")}
+    return {thread for thread in threading.enumerate() if thread.name.startswith("stretto-rank")}
 
 
 def data(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -61,14 +61,14 @@ def data(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 6, dtype=torch.float64, generator=generator), y
 
 
-def check(plain: nn.Module, compiled: nn.Module, *given: Tensor) -> None:
+def check(plain: nn.Module, compiled: nn.Module, *inputs: Tensor) -> None:
     """Loss and gradients are those of the plain model."""
     for model in (plain, compiled):
         model.zero_grad()
-    expected, found = plain(*given), compiled(*given)
+    expected, actual = plain(*inputs), compiled(*inputs)
     expected.backward()
-    found.backward()
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    actual.backward()
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9)
 
@@ -166,12 +166,12 @@ def test_where_programs_differ_every_size_is_compiled_and_the_log_says_why(
     assert logged(caplog) == ["compiled", "compiled", "compiled"]
     assert sum("every size" in message for message in caplog.messages) == 2
     compiled(*data(12))
-    assert any("every size" in str(each) for each in stretto.program_of(compiled).remarks)  # type: ignore[union-attr]
+    assert any("every size" in str(remark) for remark in stretto.program_of(compiled).remarks)  # type: ignore[union-attr]
     assert "every size is compiled for itself, because program.functions.main.code[0].op is 'aten." in caplog.text
 
 
 def test_programs_of_many_sizes_run_on_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto.driver.model.kept_programs.MAX_VARIANTS", 2)
+    monkeypatch.setattr("stretto.driver.model.program_cache.MAX_VARIANTS", 2)
     before = rank_threads()
     plain, compiled = twins(Mlp(), DP)
     waiting = compiled(*data(8))

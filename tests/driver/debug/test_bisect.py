@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 from stretto.driver.check import pass_check as judge
-from stretto.driver.check.pass_check import Breakage, Terms
+from stretto.driver.check.pass_check import Breakage, CheckOptions
 from stretto.driver.debug.bisect import bisect
 from stretto.driver.debug.fault_localisation import Status
 from stretto.ir.attributes import to_attribute
@@ -71,15 +71,15 @@ BROKEN: dict[str, tuple[Callable[[Module], None], Breakage, str]] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_the_pass_that_breaks_a_module_is_named_with_the_way_in_which_it_does(case: str) -> None:
     harm, breakage, code = BROKEN[case]
-    found = bisect(Module.parse(MODULE), ["cse,canonicalize", Harm(harm), StartCollectives()])
-    assert (found.pass_name, found.index, found.breakage) == ("do-harm", 2, breakage)
-    assert found.broken is not None and found.broken.code == code and found.broken.lines
-    assert found.passes == ("cse", "canonicalize", "do-harm", "start-collectives")
+    bisection = bisect(Module.parse(MODULE), ["cse,canonicalize", Harm(harm), StartCollectives()])
+    assert (bisection.pass_name, bisection.index, bisection.breakage) == ("do-harm", 2, breakage)
+    assert bisection.broken is not None and bisection.broken.code == code and bisection.broken.lines
+    assert bisection.passes == ("cse", "canonicalize", "do-harm", "start-collectives")
 
 
 def test_passes_that_keep_a_module_are_not_named() -> None:
-    found = bisect(Module.parse(MODULE), ["cse", Harm()], Terms(seed=3))
-    assert (found.broken, found.pass_name, found.breakage) == (None, None, None)
+    bisection = bisect(Module.parse(MODULE), ["cse", Harm()], CheckOptions(seed=3))
+    assert (bisection.broken, bisection.pass_name, bisection.breakage) == (None, None, None)
 
 
 TWO = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
@@ -105,8 +105,8 @@ func.func @main(%x: tensor<4xf32>, %w: tensor<4xf32, {tp = "partial(sum)"}>) -> 
 
 def named(module: Module, name: str) -> Operation:
     """The one operation of a name."""
-    [found] = [op for f in module.functions().values() for op in operations(f) if op.operation.name == name]
-    return found
+    [result] = [op for f in module.functions().values() for op in operations(f) if op.operation.name == name]
+    return result
 
 
 def maximum(module: Module) -> None:
@@ -133,15 +133,15 @@ def returned_wrongly(module: Module) -> None:
 def negated(module: Module) -> None:
     op = named(module, "aten.exp_default")
     with context(), op.location, mlir.InsertionPoint(op):
-        made = mlir.Operation.create("aten.neg_default", results=[op.operands[0].type], operands=[op.operands[0]])
-    op.operands[0] = made.results[0]
+        negation = mlir.Operation.create("aten.neg_default", results=[op.operands[0].type], operands=[op.operands[0]])
+    op.operands[0] = negation.results[0]
 
 
 GUILTY: dict[str, tuple[Callable[[Module], None], str, str, int, str]] = {
     "a wrong reduction": (maximum, "comm.all_reduce_start", "layer", 7, "reduce is min, and was sum"),
     "swapped operands": (swapped, "aten.sub_tensor", "layer", 9, "operand 0 is of"),
-    "a reduction left out": (unreduced, "aten.sub_tensor", "layer", 9, "ranks that should hold the same"),
-    "swapped results": (returned_wrongly, "func.return", "main", 0, "returned in the place of another"),
+    "a reduction left out": (unreduced, "aten.sub_tensor", "layer", 9, "ranks hold the same values"),
+    "swapped results": (returned_wrongly, "func.return", "main", 0, "returned in place of another"),
     "one operation too many": (negated, "aten.neg_default", "main", 12, "no such operation for this line"),
 }
 
@@ -153,15 +153,15 @@ def test_the_operation_that_breaks_values_is_named_with_its_line_and_what_shows_
     assert op is not None
     place = op.place
     assert (place.op, place.function, place.origin.line) == (name, function, line)
-    assert any(why in each for each in op.why), op.why
+    assert any(why in reason for reason in op.why), op.why
     assert f'"{name}"' in place.text or name == "func.return"
 
 
-def test_the_line_of_the_module_and_the_operands_are_told() -> None:
+def test_the_line_of_the_module_and_the_operands_are_reported() -> None:
     module = Module.parse(TWO)
     op = bisect(module, [Harm(unreduced)]).op
     assert op is not None and op.place.text in without_locations(module.text()).splitlines()[op.place.line - 1]
-    assert [each.status for each in op.operands] == [Status.RIGHT, Status.RIGHT]
+    assert [operand.status for operand in op.operands] == [Status.RIGHT, Status.RIGHT]
     assert op.operands[1].type == 'tensor<4xf32, {tp = "partial(sum)"}>' and op.operands[1].made_by == "argument 1"
 
 
@@ -169,8 +169,8 @@ def test_a_pass_that_leaves_a_module_which_cannot_be_run_has_the_operation_where
     def harm(module: Module) -> None:
         named(module, "comm.wait").operands[0] = named(module, "aten.sin_default").results[0]
 
-    found = bisect(Module.parse(TWO), [Harm(harm)])
-    assert found.breakage is Breakage.INVALID or (found.op and found.op.place.op == "comm.wait")
+    bisection = bisect(Module.parse(TWO), [Harm(harm)])
+    assert bisection.breakage is Breakage.INVALID or (bisection.op and bisection.op.place.op == "comm.wait")
 
 
 def test_ranks_that_wait_for_each_other_are_named_with_their_operations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +184,8 @@ def test_ranks_that_wait_for_each_other_are_named_with_their_operations(monkeypa
         raise DeadlockError(DEADLOCK, "ranks wait for each other for ever", places)
 
     monkeypatch.setattr(judge, "compare", compare)
-    found = bisect(module, [Harm(lambda module: module.operation.attributes.__setitem__("comm.x", to_attribute(-1)))])
-    assert found.broken is not None and (found.breakage, found.op) == (Breakage.ORDER, None)
-    assert found.broken.stuck == places and "rank 0 is in" in "".join(found.broken.message)
+    bisection = bisect(
+        module, [Harm(lambda module: module.operation.attributes.__setitem__("comm.x", to_attribute(-1)))]
+    )
+    assert bisection.broken is not None and (bisection.breakage, bisection.op) == (Breakage.ORDER, None)
+    assert bisection.broken.stuck == places and "rank 0 is in" in "".join(bisection.broken.message)

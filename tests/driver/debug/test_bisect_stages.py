@@ -1,15 +1,15 @@
-"""Passes that give each stage an entry are judged by what all stages do together, and their faults are found."""
+"""Bisection of pipelined modules: passes are checked on all stages together, and faults are localised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from stretto.driver.check.pass_check import Breakage, Terms
+from stretto.driver.check.pass_check import Breakage, CheckOptions
 from stretto.driver.check.verify_passes import PassesJob, verify_passes
 from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.driver.debug.fault_localisation import Status
-from stretto.driver.debug.faulty_op import GuiltyOp
+from stretto.driver.debug.faulty_op import FaultyOp
 from stretto.driver.debug.module_source import Source
 from stretto.driver.debug.reduce import reduce_module
 from stretto.ir.module import Module, argument_records
@@ -38,12 +38,12 @@ class Become(Pass):
 
 def ordered(first: list[str] = FIRST, second: list[str] = SECOND, segments: str = SEGMENTS) -> Bisection:
     """What is found of a pass that leaves these entries."""
-    return bisect(in_segments(), [Become(in_order(first, second, segments).text())], Terms())
+    return bisect(in_segments(), [Become(in_order(first, second, segments).text())], CheckOptions())
 
 
-def guilty(found: Bisection) -> GuiltyOp:
-    assert found.op is not None
-    return found.op
+def faulty_op(bisection: Bisection) -> FaultyOp:
+    assert bisection.op is not None
+    return bisection.op
 
 
 def test_passes_from_the_capture_to_started_receives_are_judged_equal() -> None:
@@ -57,22 +57,22 @@ def test_passes_from_the_capture_to_started_receives_are_judged_equal() -> None:
 
 
 def test_tensors_that_cross_in_the_wrong_order_are_found_where_they_are_used() -> None:
-    first = [each for each in FIRST if each != send("h0", 1)]
+    first = [line for line in FIRST if line != send("h0", 1)]
     place = first.index(send("h1", 1)) + 1
-    found = ordered([*first[:place], send("h0", 1), *first[place:]])
-    assert found.breakage is Breakage.VALUES and found.broken is not None
-    assert [each.name for each in found.broken.differ] == ["gradient w0"]
-    op = guilty(found)
+    bisection = ordered([*first[:place], send("h0", 1), *first[place:]])
+    assert bisection.breakage is Breakage.VALUES and bisection.broken is not None
+    assert [result.name for result in bisection.broken.differing] == ["gradient w0"]
+    op = faulty_op(bisection)
     assert (op.place.op, op.place.function) == ("aten.mm_default", "forward_1")
-    assert [each.status for each in op.operands] == [Status.RIGHT, Status.RIGHT]
+    assert [operand.status for operand in op.operands] == [Status.RIGHT, Status.RIGHT]
     assert op.operands[0].made_by.startswith('"comm.receive"')
     assert any("operand 0 is of" in why for why in op.why)
 
 
 def test_a_microbatch_whose_gradient_is_added_twice_is_found_at_the_sum() -> None:
-    found = ordered([line.replace("(%g0_0, %g0_1)", "(%g0_0, %g0_0)") for line in FIRST])
-    assert found.breakage is Breakage.VALUES
-    assert (guilty(found).place.op, guilty(found).place.function) == ("aten.add_tensor", "main_0")
+    bisection = ordered([line.replace("(%g0_0, %g0_1)", "(%g0_0, %g0_0)") for line in FIRST])
+    assert bisection.breakage is Breakage.VALUES
+    assert (faulty_op(bisection).place.op, faulty_op(bisection).place.function) == ("aten.add_tensor", "main_0")
 
 
 def test_a_call_of_the_wrong_microbatch_is_found_where_its_result_is_read() -> None:
@@ -82,23 +82,23 @@ def test_a_call_of_the_wrong_microbatch_is_found_where_its_result_is_read() -> N
     segments = segments.replace("return %h :", f"{masked} {at('mask', 99)}\nreturn %h :")
     assert bisect(in_segments(segments), [Become(in_order(segments=segments).text())]).broken is None
     first = [line.replace("microbatch = 1", "microbatch = 0") for line in FIRST]
-    found = bisect(in_segments(segments), [Become(in_order(first, segments=segments).text())])
-    assert found.breakage is Breakage.VALUES
-    assert (guilty(found).place.op, guilty(found).place.function) == ("aten.mm_default", "forward_1")
-    assert guilty(found).why == (
+    bisection = bisect(in_segments(segments), [Become(in_order(first, segments=segments).text())])
+    assert bisection.breakage is Breakage.VALUES
+    assert (faulty_op(bisection).place.op, faulty_op(bisection).place.function) == ("aten.mm_default", "forward_1")
+    assert faulty_op(bisection).why == (
         'operand 0 is of "comm.receive" in @main_1, and was of "comm.mask" (model.py:99, mask)',
     )
 
 
 def test_a_stage_that_waits_for_ever_breaks_the_order() -> None:
-    found = ordered([f"%early = {receive(1)}", *FIRST])
-    assert found.breakage is Breakage.ORDER and found.broken is not None
-    assert [(each.rank, each.op) for each in found.broken.stuck][:2] == [(0, "comm.receive"), (1, "comm.receive")]
+    bisection = ordered([f"%early = {receive(1)}", *FIRST])
+    assert bisection.breakage is Breakage.ORDER and bisection.broken is not None
+    assert [(rank.rank, rank.op) for rank in bisection.broken.stuck][:2] == [(0, "comm.receive"), (1, "comm.receive")]
 
 
 def test_a_tensor_that_nobody_takes_is_refused_with_its_place() -> None:
-    found = ordered([*FIRST[:-1], send("h0", 1), FIRST[-1]])
-    assert found.breakage is Breakage.REFUSED and found.broken is not None and found.broken.code == "E0663"
+    bisection = ordered([*FIRST[:-1], send("h0", 1), FIRST[-1]])
+    assert bisection.breakage is Breakage.REFUSED and bisection.broken is not None and bisection.broken.code == "E0663"
 
 
 def test_an_entry_that_is_missing_is_invalid() -> None:
@@ -119,12 +119,12 @@ class TakeMaxima(Pass):
 
 
 def test_a_module_in_order_is_reduced_with_the_sends_that_nothing_needs() -> None:
-    found = reduce_module(in_order(), [HoistCollectives(), TakeMaxima()], Terms(), seconds=60.0)
-    assert found.pass_name == "take-maxima" and found.is_done
-    assert found.before > 30 and found.after < 12
-    left = Module.parse(found.text)
+    reduced = reduce_module(in_order(), [HoistCollectives(), TakeMaxima()], CheckOptions(), seconds=60.0)
+    assert reduced.pass_name == "take-maxima" and reduced.is_done
+    assert reduced.before > 30 and reduced.after < 12
+    left = Module.parse(reduced.text)
     verify(left)
-    assert set(left.functions()) >= {"main_0", "main_1"} and found.text.count("comm.send") < 3
+    assert set(left.functions()) >= {"main_0", "main_1"} and reduced.text.count("comm.send") < 3
     records = [record for function in entries(left) for record in argument_records(function)]
     assert len({record["name"] for record in records}) == len(records)
     assert bisect(left, [TakeMaxima()]).breakage is Breakage.VALUES
@@ -133,4 +133,4 @@ def test_a_module_in_order_is_reduced_with_the_sends_that_nothing_needs() -> Non
 def test_every_pass_on_a_module_in_order_is_verified() -> None:
     steps = "hoist-collectives,start-collectives{tasks-ahead=2}"
     report = verify_passes(PassesJob(Source(in_order().text(), "<module>", steps)))
-    assert report.passed and [each.name for each in report.verdicts] == ["hoist-collectives", "start-collectives"]
+    assert report.passed and [verdict.name for verdict in report.verdicts] == ["hoist-collectives", "start-collectives"]

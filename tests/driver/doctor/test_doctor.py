@@ -1,4 +1,4 @@
-"""`stretto doctor`: layers are paired by what feeds what, and the plan that follows is right for every example."""
+"""`stretto doctor`: layers are paired by which feeds which, and the starting plan is right for every example."""
 
 from __future__ import annotations
 
@@ -100,25 +100,25 @@ def shards(diagnosis: Diagnosis) -> list[str]:
     return [" ".join(line.split()) for line in diagnosis.plan.text.splitlines() if line.startswith("shard")]
 
 
-def test_a_chain_of_layers_is_cut_in_pairs(script: Path) -> None:
-    found = diagnose(DoctorJob(f"{script}:chain"))
-    assert shards(found) == ['shard "a", "c" columns over tp', 'shard "b", "d" rows over tp']
+def test_a_chain_of_layers_is_sharded_in_pairs(script: Path) -> None:
+    diagnosis = diagnose(DoctorJob(f"{script}:chain"))
+    assert shards(diagnosis) == ['shard "a", "c" columns over tp', 'shard "b", "d" rows over tp']
 
 
 def test_a_layer_behind_a_mixture_is_no_partner_and_a_norm_over_heads_is_no_mixture(script: Path) -> None:
-    found = diagnose(DoctorJob(f"{script}:gated"))
-    assert shards(found) == ['shard "fc" columns over tp', 'shard "out" rows over tp']
-    why = {each.name: each.why for each in found.findings}
-    assert why["modulation.weight"] == "what it feeds has other inputs too, which are not cut"
+    diagnosis = diagnose(DoctorJob(f"{script}:gated"))
+    assert shards(diagnosis) == ['shard "fc" columns over tp', 'shard "out" rows over tp']
+    why = {finding.name: finding.why for finding in diagnosis.findings}
+    assert why["modulation.weight"] == "it feeds a layer that has other inputs too, which are not sharded"
     assert why["norm.weight"] == "a vector, such as the scale of a norm"
 
 
 def test_the_size_of_a_vocabulary_makes_no_head_and_globs_match_what_is_meant(script: Path) -> None:
-    found = diagnose(DoctorJob(f"{script}:alike"))
-    assert shards(found) == [
+    diagnosis = diagnose(DoctorJob(f"{script}:alike"))
+    assert shards(diagnosis) == [
         'shard "steps.0" columns over tp', 'shard "steps.1" rows over tp', 'shard "embed", "head" vocab over tp'
     ]  # fmt: skip
-    assert {each.name: each.role for each in found.findings}["steps.2.weight"] == ""
+    assert {finding.name: finding.role for finding in diagnosis.findings}["steps.2.weight"] == ""
 
 
 def test_the_mesh_shares_the_batch_evenly(script: Path) -> None:
@@ -135,8 +135,8 @@ def test_the_command_shows_names_reasons_and_the_plan_and_writes_it(
     target, plan = f"{script}:gated", tmp_path / "new.plan"
     assert main(["doctor", target, "-o", str(plan)]) == 0
     shown = capsys.readouterr().out
-    assert "modulation.weight" in shown and "2 tensors: what it feeds" not in shown
-    assert "1 tensor: what it feeds has other inputs too, which are not cut" in shown
+    assert "modulation.weight" in shown and "2 tensors: it feeds" not in shown
+    assert "1 tensor: it feeds a layer that has other inputs too, which are not sharded" in shown
     assert f"stretto compile {target} --plan {plan} -o my_program" in shown
     assert plan.read_text().startswith("# a starting plan for Gated")
     assert main(["doctor", target, "--json"]) == 0
@@ -144,7 +144,7 @@ def test_the_command_shows_names_reasons_and_the_plan_and_writes_it(
     assert report["plan"] == plan.read_text() and report["inputs"] == {"x": {"shape": [4, 8], "dtype": "float32"}}
 
 
-def test_what_is_no_target_is_said_as_compile_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_target_is_the_same_error_as_in_compile(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "nothing.py:here"]) == 1
     assert "error[E02" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -158,12 +158,12 @@ def test_the_starting_plan_of_every_example_compiles_and_checks(name: str, tmp_p
     hugging_face = name in CONFIGS
     target = f"hf:{EXAMPLES}/configs/{name}_tiny.json" if hugging_face else f"{EXAMPLES}/{FILES[name]}"
     sizes = {"batch": 4, "seq": None if name == "vit" else 8} if hugging_face else {}
-    found = diagnose(DoctorJob(target, **sizes))
+    diagnosis = diagnose(DoctorJob(target, **sizes))
     plan = tmp_path / "starting.plan"
-    plan.write_text(found.plan.text)
+    plan.write_text(diagnosis.plan.text)
     stretto.Plan.load(plan)
     job = CompileJob(target, str(plan), str(tmp_path / "program"), dtype="float64", **sizes)
     report = check(compile_target(job)[0])
     assert report.passed, report
-    assert found.cut > 0 or name == "resnet"
+    assert diagnosis.sharded > 0 or name == "resnet"
     assert torch.get_default_dtype() is torch.float32

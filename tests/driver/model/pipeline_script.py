@@ -1,4 +1,4 @@
-"""What `test_pipelines_in_processes.py` runs, under torchrun and without: a loop under a pipeline, and going on."""
+"""The script of `test_pipelines_in_processes.py`, run with and without torchrun: a pipeline loop, then a resume."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def losses(plan: str, folder: Path, first: int, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     if first:
         assert stretto.load_checkpoint(folder / f"at {first}", model, optimizer) == {"step": first}
-    found = []
+    losses_and_norms = []
     for step in range(first, first + steps):
         with model.no_sync():
             model(*batch(2 * step)).backward()
         loss = model(*batch(2 * step + 1))
         loss.backward()
-        found += [loss.item(), stretto.clip_grad_norm_(model, 0.5).item()]
+        losses_and_norms += [loss.item(), stretto.clip_grad_norm_(model, 0.5).item()]
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        found.append(model.eval()(*batch(99)).item())
+        losses_and_norms.append(model.eval()(*batch(99)).item())
     stretto.save_checkpoint(folder / f"at {first + steps}", model, optimizer, step=first + steps)
-    return found
+    return losses_and_norms
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import stretto
 import torch
 from stretto.driver.model.distribution import move_to_stages
 from stretto.runtime import Program
-from stretto.runtime.processes.parameters import is_here
+from stretto.runtime.processes.parameters import has_local_part
 from stretto.runtime.processes.session import ProcessRank
 from stretto.runtime.rank.autograd import run
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class Staged:
     def far(self, plain: nn.Module) -> float:
         """How far the parameters are from those of a plain model."""
         pairs = zip(self.model.parameters(), plain.parameters(), strict=True)
-        return max(float((whole(each) - other).detach().abs().max()) for each, other in pairs)
+        return max(float((whole(tensor) - other).detach().abs().max()) for tensor, other in pairs)
 
 
 def whole(tensor: Any) -> Tensor:
@@ -85,25 +85,25 @@ def everything(arguments: Any) -> Any:
     staged = Staged(folder)
     extra = stretto.load_checkpoint(folder / "plain", staged.model, staged.optimizer)
     staged.move()
-    found: dict[str, Any] = {"extra": extra, "loaded": staged.far(trained(2)[0])}
-    found["norms"] = [norm(staged, p) for p in (2.0, 1.0, math.inf)]
+    facts: dict[str, Any] = {"extra": extra, "loaded": staged.far(trained(2)[0])}
+    facts["norms"] = [norm(staged, p) for p in (2.0, 1.0, math.inf)]
     staged.step()
-    found["went on"] = staged.far(trained(3)[0])
-    found["here"] = [is_here(each) for each in staged.model.parameters()]
-    states = [each for state in staged.optimizer.state.values() for each in state.values()]
-    found["held"] = sum(each.to_local().numel() for each in states if isinstance(each, DTensor))
+    facts["went on"] = staged.far(trained(3)[0])
+    facts["here"] = [has_local_part(parameter) for parameter in staged.model.parameters()]
+    states = [tensor for state in staged.optimizer.state.values() for tensor in state.values()]
+    facts["held"] = sum(tensor.to_local().numel() for tensor in states if isinstance(tensor, DTensor))
     stretto.save_checkpoint(folder / "staged", staged.model, staged.optimizer, step=3)
     stretto.save_weights(staged.model, folder / "weights.safetensors")
     again = Staged(folder)
     again.move()
     stretto.load_checkpoint(folder / "staged", again.model, again.optimizer)
     again.step()
-    found["again"] = again.far(trained(4)[0])
+    facts["again"] = again.far(trained(4)[0])
     stretto.load_weights(again.model, folder / "weights.safetensors")
-    found["weights"] = again.far(trained(3)[0])
+    facts["weights"] = again.far(trained(3)[0])
     again.model.load_state_dict(Two().state_dict())
-    found["state dict"] = again.far(Two())
-    return found
+    facts["state dict"] = again.far(Two())
+    return facts
 
 
 def norm(staged: Staged, p: float) -> float:
@@ -111,11 +111,11 @@ def norm(staged: Staged, p: float) -> float:
     staged.loss().backward()
     plain = trained(2)[0]
     plain(batch()).backward()
-    found = stretto.clip_grad_norm_(staged.model, 0.1, p)
+    norm = stretto.clip_grad_norm_(staged.model, 0.1, p)
     expected = nn.utils.clip_grad_norm_(plain.parameters(), 0.1, p)
-    far = abs(float(found) - float(expected)) / float(expected)
-    for each, other in zip(staged.model.parameters(), plain.parameters(), strict=True):
-        if each.grad is not None:
-            far = max(far, float((each.grad.to_local() - other.grad).abs().max()))  # type: ignore[attr-defined]
+    far = abs(float(norm) - float(expected)) / float(expected)
+    for parameter, other in zip(staged.model.parameters(), plain.parameters(), strict=True):
+        if parameter.grad is not None:
+            far = max(far, float((parameter.grad.to_local() - other.grad).abs().max()))  # type: ignore[attr-defined]
     staged.optimizer.zero_grad()
     return far

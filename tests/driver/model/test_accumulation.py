@@ -1,4 +1,4 @@
-"""Accumulating gradients: what waits under `no_sync`, what the step after it delivers, and which steps are refused."""
+"""Gradient accumulation: unreduced gradients under `no_sync`, their reduction at the next step, and refused steps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ def test_gradients_wait_in_no_sync_and_arrive_with_the_next_backward(plan: str) 
     compiled = stretto.compile(model, plan=PLANS[plan])
     for step in range(2):  # the second time with programs that are there, and gradients to add to
         with compiled.no_sync():
-            for each in range(2):
-                compiled(*batch(3 * step + each)).backward()
-        waiting = {each.name for each in stretto.program_of(compiled).results_of_kind("gradient") if each.addends}
-        before = {name: each.grad for name, each in plain.named_parameters()}
-        for name, each in model.named_parameters():
+            for index in range(2):
+                compiled(*batch(3 * step + index)).backward()
+        waiting = {
+            gradient.name
+            for gradient in stretto.program_of(compiled).results_of_kind("gradient")
+            if gradient.unreduced_over
+        }
+        before = {name: parameter.grad for name, parameter in plain.named_parameters()}
+        for name, parameter in model.named_parameters():
             if name in waiting:
-                assert (each.grad is None) == (before[name] is None), name
-                if each.grad is not None:
-                    assert torch.allclose(each.grad, before[name], rtol=0, atol=1e-10), name
+                assert (parameter.grad is None) == (before[name] is None), name
+                if parameter.grad is not None:
+                    assert torch.allclose(parameter.grad, before[name], rtol=0, atol=1e-10), name
         compiled(*batch(3 * step + 2)).backward()
-        for each in range(3):
-            plain(*batch(3 * step + each)).backward()
+        for index in range(3):
+            plain(*batch(3 * step + index)).backward()
         assert_same_gradients(model, plain)
 
 
@@ -42,7 +46,7 @@ def test_a_delayed_program_has_no_reduction_of_gradients_over_the_replicas() -> 
     with compiled.no_sync():
         compiled(*batch()).backward()
     program = stretto.program_of(compiled)
-    assert all(each.addends == ("dp",) for each in program.results_of_kind("gradient"))
+    assert all(gradient.unreduced_over == ("dp",) for gradient in program.results_of_kind("gradient"))
     assert len(_collectives(program)) < usual
 
 
@@ -52,7 +56,7 @@ def test_a_step_while_gradients_wait_is_refused() -> None:
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
     with compiled.no_sync():
         compiled(*batch()).backward()
-    with pytest.raises(stretto.StrettoError, match="gradients wait for their reduction") as caught:
+    with pytest.raises(stretto.StrettoError, match="before the gradients are reduced") as caught:
         optimizer.step()
     assert caught.value.code == "E0605"
     compiled(*batch()).backward()
@@ -65,11 +69,11 @@ def test_what_a_backward_cannot_deliver_waits_on() -> None:
     with compiled.no_sync():
         compiled(*batch(0)).backward()
     plain(*batch(0)).backward()
-    for each in (compiled, plain):
-        each.get_submodule("blocks.0").requires_grad_(False)
-        each(*batch(1)).backward()
-        each.get_submodule("blocks.0").requires_grad_(True)
-        each(*batch(2)).backward()
+    for module in (compiled, plain):
+        module.get_submodule("blocks.0").requires_grad_(False)
+        module(*batch(1)).backward()
+        module.get_submodule("blocks.0").requires_grad_(True)
+        module(*batch(2)).backward()
     assert_same_gradients(model, plain)
 
 
@@ -79,8 +83,8 @@ def test_the_models_zero_grad_forgets_what_waits() -> None:
     with compiled.no_sync():
         (compiled(*batch(0)) * 1e6).backward()
     compiled.zero_grad()
-    for each in (compiled, plain):
-        each(*batch(1)).backward()
+    for module in (compiled, plain):
+        module(*batch(1)).backward()
     assert_same_gradients(model, plain)
 
 
@@ -91,9 +95,9 @@ def test_inside_no_sync_gradients_that_wait_are_no_results_of_grad() -> None:
     with compiled.no_sync():
         assert torch.autograd.grad(compiled(*batch(0)), [weight], allow_unused=True) == (None,)
     compiled.zero_grad()
-    [found] = torch.autograd.grad(compiled(*batch(0)), [weight])
+    [gradient] = torch.autograd.grad(compiled(*batch(0)), [weight])
     [expected] = torch.autograd.grad(plain(*batch(0)), [plain.head.weight])
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(gradient, expected, rtol=0, atol=1e-12)
 
 
 def test_a_forward_without_gradients_leaves_what_waits_alone() -> None:
@@ -104,8 +108,8 @@ def test_a_forward_without_gradients_leaves_what_waits_alone() -> None:
     with torch.no_grad():
         compiled(*batch(5))
     compiled(*batch(1)).backward()
-    for each in range(2):
-        plain(*batch(each)).backward()
+    for step in range(2):
+        plain(*batch(step)).backward()
     assert_same_gradients(model, plain)
 
 
@@ -145,11 +149,11 @@ def test_a_model_with_a_no_sync_of_its_own_keeps_it() -> None:
 def test_clipping_gives_the_norm_and_the_gradients_of_torch(norm_type: float) -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=TP)
-    for each in (compiled, plain):
-        each(*batch()).backward()
-    found = stretto.clip_grad_norm_(compiled, 0.01, norm_type)
+    for module in (compiled, plain):
+        module(*batch()).backward()
+    norm = stretto.clip_grad_norm_(compiled, 0.01, norm_type)
     expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01, norm_type)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-12)
     assert_same_gradients(model, plain)
 
 
@@ -159,15 +163,19 @@ def test_clipping_is_refused_while_gradients_wait_and_where_they_are_not_finite(
     assert stretto.clip_grad_norm_(compiled, 1.0).item() == 0.0
     with compiled.no_sync():
         compiled(*batch()).backward()
-    with pytest.raises(stretto.StrettoError, match="while gradients wait") as caught:
+    with pytest.raises(stretto.StrettoError, match="before the gradients are reduced") as caught:
         stretto.clip_grad_norm_(compiled, 1.0)
     assert caught.value.code == "E0605"
     compiled(*batch()).backward()
-    next(gradient for each in model.parameters() if (gradient := each.grad) is not None).fill_(math.inf)
+    next(gradient for parameter in model.parameters() if (gradient := parameter.grad) is not None).fill_(math.inf)
     with pytest.raises(stretto.StrettoError, match=r"is (inf|nan)") as caught:
         stretto.clip_grad_norm_(compiled, 1.0, error_if_nonfinite=True)
     assert caught.value.code == "E0606"
 
 
 def _collectives(program: Program) -> list[str]:
-    return [each.op for each in program.functions["main"].code if each.op.startswith("comm.") and "wait" not in each.op]
+    return [
+        instruction.op
+        for instruction in program.functions["main"].code
+        if instruction.op.startswith("comm.") and "wait" not in instruction.op
+    ]

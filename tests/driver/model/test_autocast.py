@@ -8,7 +8,7 @@ import pytest
 import stretto
 import torch
 
-from ..precision_models import PLANS, gradients, largest_error, made
+from ..precision_models import PLANS, build, gradients, largest_error
 
 BF16 = torch.finfo(torch.bfloat16).eps
 
@@ -16,7 +16,7 @@ BF16 = torch.finfo(torch.bfloat16).eps
 @pytest.mark.parametrize("inside", [False, True], ids=["around", "inside"])
 @pytest.mark.parametrize(("plan", "roundings"), [("one", 0.5), ("dp_tp", 2)])
 def test_a_step_under_autocast_is_eager_torchs_to_rounding(plan: str, roundings: float, inside: bool) -> None:
-    plain, ids = made(torch.bfloat16 if inside else None)
+    plain, ids = build(torch.bfloat16 if inside else None)
     model = stretto.compile(deepcopy(plain), plan=PLANS[plan])
     with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
         loss, expected = model(ids), plain(ids)
@@ -24,12 +24,12 @@ def test_a_step_under_autocast_is_eager_torchs_to_rounding(plan: str, roundings:
     expected.backward()
     assert loss.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=roundings * BF16, atol=0)
-    assert {each.dtype for each in gradients(model).values()} == {torch.float32}
+    assert {gradient.dtype for gradient in gradients(model).values()} == {torch.float32}
     assert largest_error(gradients(model), gradients(plain)) <= roundings * BF16
 
 
 def test_autocast_switched_on_and_off_runs_programs_of_its_own() -> None:
-    plain, ids = made()
+    plain, ids = build()
     model = stretto.compile(deepcopy(plain), plan=PLANS["dp"])
     with torch.no_grad():
         exact = plain(ids)

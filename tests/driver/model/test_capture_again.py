@@ -1,4 +1,4 @@
-"""When a compiled model is captured, and what it says when it cannot be."""
+"""When a compiled model is captured again, and the errors when it cannot be."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def test_a_call_like_an_earlier_one_runs_its_program() -> None:
 def test_each_thing_that_a_graph_depends_on_makes_another_program(caplog: pytest.LogCaptureFixture) -> None:
     model, x = Small(), torch.randn(4, 4)
     with caplog.at_level(logging.INFO, "stretto"):
-        found = [program(model, x)]
-        found.append(program(model, x, scale=2.0))
-        found.append(program(model, torch.randn(8, 4), scale=2.0))
+        programs = [program(model, x)]
+        programs.append(program(model, x, scale=2.0))
+        programs.append(program(model, torch.randn(8, 4), scale=2.0))
         model.linear.bias.requires_grad_(False)
-        found.append(program(model, torch.randn(8, 4), scale=2.0))
-        found.append(program(model.eval(), torch.randn(8, 4), scale=2.0))
+        programs.append(program(model, torch.randn(8, 4), scale=2.0))
+        programs.append(program(model.eval(), torch.randn(8, 4), scale=2.0))
         with torch.no_grad():
-            found.append(program(model, torch.randn(8, 4), scale=2.0))
-        found.append(program(model.double(), torch.randn(8, 4).double(), scale=2.0))
-    assert len(set(found)) == len(found)
+            programs.append(program(model, torch.randn(8, 4), scale=2.0))
+        programs.append(program(model.double(), torch.randn(8, 4).double(), scale=2.0))
+    assert len(set(programs)) == len(programs)
     why = [re.split(" s: |; ", record.getMessage())[1] for record in caplog.records]
     assert why == [
         "first call",
@@ -91,10 +91,10 @@ def test_a_model_that_is_changed_is_captured_again() -> None:
     compiled, x = stretto.compile(model, plan=DP), torch.randn(4, 4)
 
     def check(parameters: int) -> None:
-        found, expected = compiled(x), model(x)
-        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        actual, expected = compiled(x), model(x)
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
         assert len(stretto.program_of(compiled).of_kind("parameter")) == parameters
-        gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (found, expected)]
+        gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (actual, expected)]
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
     check(4)
@@ -116,10 +116,10 @@ def test_results_keep_their_structure() -> None:
     model = Structured()
     a, b = torch.randn(4, 4), torch.randn(4, 4)
     for args, kwargs in [((a,), {}), (({"a": a, "b": b},), {}), (([a, b],), {"twice": True})]:
-        found, expected = model(*args, **kwargs), model.forward(*args, **kwargs)
-        assert torch.allclose(found["y"], expected["y"])
-        assert torch.allclose(found["nested"][0], expected["nested"][0])
-        assert found["nested"][1:] == ("label", None)
+        actual, expected = model(*args, **kwargs), model.forward(*args, **kwargs)
+        assert torch.allclose(actual["y"], expected["y"])
+        assert torch.allclose(actual["nested"][0], expected["nested"][0])
+        assert actual["nested"][1:] == ("label", None)
 
 
 def test_a_result_without_a_gradient_is_no_error() -> None:
@@ -150,7 +150,7 @@ def test_a_forward_that_branches_on_data_is_refused_at_its_line() -> None:
 
 
 def test_programs_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto.driver.model.kept_programs.MAX_VARIANTS", 2)
+    monkeypatch.setattr("stretto.driver.model.program_cache.MAX_VARIANTS", 2)
     model = Small().eval()
     first = program(model, torch.randn(2, 4))
     for rows in (4, 6):
@@ -195,24 +195,24 @@ def test_attributes_that_a_forward_reads_make_another_program_and_going_back_fin
         ("norm.momentum", 0.5),
         ("norm.eps", 0.5),
     ]
-    found = {first}
+    programs = {first}
     for path, value in changes:
         owner, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
         before = vars(owner).get(name)
         setattr(owner, name, value)
-        found.add(follows())
+        programs.add(follows())
         if before is None:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
         assert follows() == first
-    assert len(found) == 1 + len(changes)
+    assert len(programs) == 1 + len(changes)
     model.weights.append(9.0)
-    assert follows() not in found
+    assert follows() not in programs
     model.kind, model.factor = "mean", 4.0
-    found.add(follows())
+    programs.add(follows())
     model.factor = 5.0
-    assert follows() not in found
+    assert follows() not in programs
 
 
 def test_attributes_that_a_forward_does_not_read_make_no_program() -> None:

@@ -20,7 +20,7 @@ from ..models import DP, GPT, TP, Deeper, PlainGPT, Small, batch, twins
 
 
 def rank_threads() -> set[threading.Thread]:
-    return {each for each in threading.enumerate() if each.name.startswith("stretto-rank")}
+    return {thread for thread in threading.enumerate() if thread.name.startswith("stretto-rank")}
 
 
 def test_the_decorated_name_stays_a_class() -> None:
@@ -35,23 +35,23 @@ def test_names_and_parameters_are_those_of_the_plain_class() -> None:
     model, plain = GPT(), PlainGPT()
     assert list(model.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
-    assert all(type(each) is nn.Parameter for each in model.parameters())
+    assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
     model.load_state_dict(plain.state_dict())
 
 
 def test_a_decorated_class_computes_what_its_forward_says() -> None:
     torch.manual_seed(0)
     model = GPT()
-    found = model(*batch())
-    assert found.item() == pytest.approx(model.forward(*batch()).item(), rel=1e-6)
+    output = model(*batch())
+    assert output.item() == pytest.approx(model.forward(*batch()).item(), rel=1e-6)
     assert stretto.program_of(model).mesh.ranks == 4
 
 
-def test_subclasses_are_compiled_as_a_whole() -> None:
+def test_subclasses_are_compiled_with_their_base() -> None:
     model = Deeper()
     x = torch.randn(4, 4)
     assert model.eval()(x).item() == pytest.approx(model.forward(x).item(), rel=1e-6)
-    assert "more.weight" in {each.name for each in stretto.program_of(model).of_kind("parameter")}
+    assert "more.weight" in {parameter.name for parameter in stretto.program_of(model).of_kind("parameter")}
 
 
 def test_init_subclass_of_the_user_still_runs() -> None:
@@ -98,16 +98,16 @@ def test_models_are_copied_and_pickled_without_their_programs(form: str) -> None
     model: nn.Module = Small().eval() if form == "class" else stretto.compile(nn.Linear(4, 4), plan=DP)
     x = torch.randn(4, 4)
     before = pickle.loads(pickle.dumps(model))
-    found = model(x)
+    output = model(x)
     for other in (before, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model)):
         assert isinstance(other, Small if form == "class" else nn.Linear)
         with pytest.raises(stretto.StrettoError, match="E0602"):
             stretto.program_of(other)
-        assert torch.equal(other(x), found)
+        assert torch.equal(other(x), output)
         assert stretto.program_of(other).hash == stretto.program_of(model).hash
 
 
-def test_classes_are_pickled_by_name_and_models_saved_whole() -> None:
+def test_classes_are_pickled_by_name_and_models_with_their_state() -> None:
     assert pickle.loads(pickle.dumps(GPT)) is GPT is models.GPT
     file = io.BytesIO()
     torch.save(stretto.compile(nn.Linear(4, 4), plan=DP), file)

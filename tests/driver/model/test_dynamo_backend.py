@@ -53,37 +53,39 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[_Compiled]:
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[_Compiled]:
     """Every graph that is compiled."""
-    found: list[_Compiled] = []
+    graphs: list[_Compiled] = []
     original = _Compiled.__init__
 
-    def noted(self: _Compiled, *given: Any) -> None:
-        original(self, *given)
-        found.append(self)
+    def noted(self: _Compiled, *values: Any) -> None:
+        original(self, *values)
+        graphs.append(self)
 
     monkeypatch.setattr(_Compiled, "__init__", noted)
-    return found
+    return graphs
 
 
 def test_torch_finds_the_backend_by_its_name() -> None:
-    [found] = [each for each in entry_points(group="torch_dynamo_backends") if each.name == "stretto"]
-    assert found.load() is backend
+    [result] = [
+        entry_point for entry_point in entry_points(group="torch_dynamo_backends") if entry_point.name == "stretto"
+    ]
+    assert result.load() is backend
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("breaks", [False, True], ids=["one graph", "two graphs"])
-def test_a_model_trains_and_evaluates_as_in_plain_pytorch(breaks: bool, made: list[_Compiled]) -> None:
+def test_a_model_trains_and_evaluates_as_in_plain_pytorch(breaks: bool, compiled_graphs: list[_Compiled]) -> None:
     torch.manual_seed(0)
     model = Model(breaks).double()
     plain = copy.deepcopy(model)
     compiled = torch.compile(model, backend=backend, options={"plan": PLAN})
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (model, plain)]
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9) for module in (model, plain)]
     for _ in range(3):
         tokens, targets = torch.randint(5, (4,)), torch.randint(5, (4,))
         losses = []
-        for each, optimizer in zip((compiled, plain), optimizers, strict=True):
-            loss = F.cross_entropy(each(tokens), targets)
+        for module, optimizer in zip((compiled, plain), optimizers, strict=True):
+            loss = F.cross_entropy(module(tokens), targets)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -95,15 +97,15 @@ def test_a_model_trains_and_evaluates_as_in_plain_pytorch(breaks: bool, made: li
     plain.eval()
     with torch.no_grad():
         assert torch.allclose(compiled(tokens), plain(tokens), rtol=0, atol=1e-12)
-    assert len(made) == (4 if breaks else 2)
-    cut = {p.name for each in made for p in each.compiled.last.program.of_kind("parameter") if p.shards}  # type: ignore[union-attr]
+    assert len(compiled_graphs) == (4 if breaks else 2)
+    cut = {p.name for graph in compiled_graphs for p in graph.compiled.last.program.of_kind("parameter") if p.shards}  # type: ignore[union-attr]
     assert cut >= {"layers.0.weight", "layers.0.bias", "layers.1.weight", "embed.weight"}
 
 
-def test_operations_keep_the_users_lines_and_modules(made: list[_Compiled]) -> None:
+def test_operations_keep_the_users_lines_and_modules(compiled_graphs: list[_Compiled]) -> None:
     compiled = torch.compile(Model(), backend=backend, options={"plan": PLAN})
     compiled(torch.arange(4))
-    places = made[0].compiled.last.program.locations  # type: ignore[union-attr]
+    places = compiled_graphs[0].compiled.last.program.locations  # type: ignore[union-attr]
     assert all(place.file == __file__ for place in places if place.file)
     assert {"layers.0", "layers.1", "norm", "embed"} <= {place.module for place in places}
 
@@ -126,17 +128,17 @@ def test_a_last_batch_that_ranks_cannot_share_evenly_is_right_too(breaks: bool) 
     compiled = torch.compile(model, backend=backend, options={"plan": PLAN})
     for rows in (4, 4, 3):
         tokens, targets = torch.randint(5, (rows,)), torch.randint(5, (rows,))
-        found, expected = (F.cross_entropy(each(tokens), targets) for each in (compiled, plain))
-        found.backward()
+        actual, expected = (F.cross_entropy(module(tokens), targets) for module in (compiled, plain))
+        actual.backward()
         expected.backward()
-        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-12)
     for own, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(own.grad, other.grad, rtol=0, atol=1e-12)
     for own, other in zip(model.buffers(), plain.buffers(), strict=True):
         assert torch.allclose(own, other, rtol=0, atol=1e-12)
 
 
-def test_a_function_over_two_models_names_their_parameters_apart(made: list[_Compiled]) -> None:
+def test_a_function_over_two_models_names_their_parameters_apart(compiled_graphs: list[_Compiled]) -> None:
     first, second = nn.Linear(4, 8).double(), nn.Linear(8, 4).double()
 
     def both(x: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ def test_a_function_over_two_models_names_their_parameters_apart(made: list[_Com
     x = torch.randn(2, 4).double()
     compiled = torch.compile(both, backend=backend, options={"plan": plan})
     assert torch.allclose(compiled(x), both(x), rtol=0, atol=1e-12)
-    assert [p.name for p in made[0].compiled.last.program.of_kind("parameter")] == [  # type: ignore[union-attr]
+    assert [p.name for p in compiled_graphs[0].compiled.last.program.of_kind("parameter")] == [  # type: ignore[union-attr]
         "first.weight", "first.bias", "second.weight", "second.bias",
     ]  # fmt: skip
 
@@ -155,7 +157,7 @@ def test_a_function_over_two_models_names_their_parameters_apart(made: list[_Com
 @pytest.mark.parametrize("options", [None, {}, {"plan": "mesh (dp=2)", "level": 3}])
 def test_options_other_than_a_plan_are_refused(options: dict[str, Any] | None) -> None:
     graph = torch.fx.symbolic_trace(nn.Linear(2, 2))
-    with pytest.raises(stretto.StrettoError, match="was given the options") as caught:
+    with pytest.raises(stretto.StrettoError, match="got the options") as caught:
         backend(graph, [], options=options)
     assert caught.value.code == "E0607"
 
@@ -168,7 +170,7 @@ def test_a_plan_that_says_what_to_compute_in_is_refused_since_the_dtypes_are_fix
 
 
 @pytest.mark.filterwarnings("ignore:.*cuts nothing:stretto.diagnostics.PlanWarning")
-def test_a_plan_that_matches_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plan_that_matches_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     plan = 'mesh (tp=2)\nshard "layer.0" columns over tp'
     compiled = torch.compile(Model(), backend=backend, options={"plan": plan})
     with caplog.at_level(logging.WARNING, "stretto"):

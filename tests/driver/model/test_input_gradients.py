@@ -39,10 +39,10 @@ def test_a_compiled_part_passes_gradients_on(plan: str, frozen: bool) -> None:
     before = nn.Linear(8, 8).double()
     x, gate = torch.randn(4, 8).double(), torch.randn(4, 8).double()
     gradients = []
-    for each in (compiled, plain):
+    for module in (compiled, plain):
         before.zero_grad()
-        each(before(x), gate).pow(3).sum().backward()
-        own = [p.grad for p in each.parameters() if p.grad is not None]
+        module(before(x), gate).pow(3).sum().backward()
+        own = [p.grad for p in module.parameters() if p.grad is not None]
         gradients.append([before.weight.grad.clone(), *own])  # type: ignore[union-attr]
         assert len(own) == (0 if frozen else 4)
     assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(*gradients, strict=True))

@@ -1,4 +1,4 @@
-"""Modules of torch and of libraries whose forward does more than compute: state in properties, questions, hooks."""
+"""Modules of torch and of libraries whose forward has state in properties, asks about the mode, or has hooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import stretto
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 DP, DP_TP = "mesh (dp=2)", "mesh (dp=2, tp=2)\n"
@@ -20,11 +20,11 @@ def train_alike(model: nn.Module, plan: str, *inputs: Tensor, steps: int = 2) ->
     """Losses, parameters and buffers of a compiled copy are those of the model itself, to 1e-9."""
     model = model.double()
     compiled = stretto.compile(copy.deepcopy(model), plan=plan)
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, compiled)]
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (model, compiled)]
     for _ in range(steps):
         losses = []
-        for each, optimizer in zip((model, compiled), optimizers, strict=True):
-            loss = each(*inputs)
+        for module, optimizer in zip((model, compiled), optimizers, strict=True):
+            loss = module(*inputs)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -88,7 +88,8 @@ class Variational(nn.Module):
         return result
 
 
-def test_distributions_check_no_values_in_a_forward() -> None:
+def test_distributions_check_no_values_in_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Distribution, "_validate_args", True)  # torch.compile turns it off for the whole process
     torch.manual_seed(0)
     inputs = (torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64))
     train_alike(Variational(), DP_TP + 'shard "encode" columns over tp', *inputs)
@@ -125,7 +126,7 @@ class Recording(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         seen: list[Tensor] = []
         if not getattr(self, "_installed", False):
-            self.layer.register_forward_hook(lambda module, given, result: self._seen(result))
+            self.layer.register_forward_hook(lambda module, inputs, result: self._seen(result))
             self._installed = True
         self.__dict__["_into"] = seen
         self.layer(x)

@@ -1,4 +1,4 @@
-"""Where a NaN began: said on request, by the operation that made it, at the user's line."""
+"""`detect_anomaly`: the operation that made the first NaN, at the user's line."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def line_of(error: stretto.StrettoError) -> str:
     return linecache.getline(error.span.file, error.span.line)
 
 
-def test_a_nan_in_the_loss_is_laid_to_the_operation_that_made_it() -> None:
+def test_a_nan_in_the_loss_is_traced_to_its_operation() -> None:
     model = compiled(1)
     x = torch.randn(4, 4)
     assert model(x).isnan()  # nobody asked
     with (
-        pytest.raises(stretto.StrettoError, match="the first was made by instruction") as caught,
+        pytest.raises(stretto.StrettoError, match="the first NaN was made by instruction") as caught,
         stretto.detect_anomaly(),
     ):
         model(x)
@@ -70,12 +70,12 @@ def test_a_nan_in_a_gradient_is_found_in_the_backward() -> None:
     assert caught.value.code == "E0336" and "torch.sqrt(" in line_of(caught.value)
 
 
-def test_a_nan_that_was_given_is_laid_to_who_gave_it() -> None:
+def test_a_nan_in_an_input_or_parameter_is_traced_to_it() -> None:
     model = compiled(0)
     with torch.no_grad():
         model.up.bias[3] = torch.nan
     with (
-        pytest.raises(stretto.StrettoError, match=r"parameter 'up\.bias' held one before"),
+        pytest.raises(stretto.StrettoError, match=r"parameter 'up\.bias' already had one"),
         stretto.detect_anomaly(),
     ):
         model(torch.randn(4, 4))
@@ -90,7 +90,7 @@ def test_a_model_without_nans_runs_as_ever_when_they_are_looked_for() -> None:
     assert loss.item() == pytest.approx(plain(*batch()).item(), rel=1e-12)
 
 
-def test_a_nan_in_a_stage_of_a_pipeline_is_laid_to_the_operation_that_made_it() -> None:
+def test_a_nan_in_a_pipeline_stage_is_traced_to_its_operation() -> None:
     model = Logarithm()
     model.shift.fill_(1)
     model = stretto.compile(model, plan="mesh (pp=2)\npipeline over pp { schedule 1f1b  microbatches 2 }")

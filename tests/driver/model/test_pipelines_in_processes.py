@@ -30,7 +30,7 @@ def in_processes(plan: str, folder: Path, first: int) -> list[float]:
         [*launch, str(SCRIPT), plan, str(folder), str(first)], capture_output=True, text=True, timeout=250
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    lists = [json.loads(each) for each in re.findall(r"\[[^\]]*\]", result.stdout)]
+    lists = [json.loads(match) for match in re.findall(r"\[[^\]]*\]", result.stdout)]
     assert lists == [lists[0]] * 4
     return lists[0]
 

@@ -1,4 +1,4 @@
-"""The ways to say which plan, and what is imported for it."""
+"""The ways to pass a plan, and what is imported for each."""
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def test_importing_stretto_imports_no_compiler() -> None:
         "assert 'transformers' not in sys.modules\n"
         "try:\n    stretto.nothing\nexcept AttributeError as error:\n    print(error)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout == "module 'stretto' has no attribute 'nothing'\n"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout == "module 'stretto' has no attribute 'nothing'\n"

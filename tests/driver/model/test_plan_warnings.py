@@ -1,4 +1,4 @@
-"""A model that is compiled under a plan of which a statement does nothing is compiled, with a warning."""
+"""A statement of the plan without effect is a warning."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def test_a_plan_that_does_what_it_says_is_no_warning(recwarn: pytest.WarningsRec
     model = stretto.compile(nn.Linear(4, 8), plan='mesh (tp=2)\nshard "weight", "bias" dim 0 over tp\n')
     with torch.no_grad():
         model(torch.randn(2, 4))
-    assert not [each for each in recwarn if issubclass(each.category, stretto.PlanWarning)]
+    assert not [warning for warning in recwarn if issubclass(warning.category, stretto.PlanWarning)]

@@ -15,19 +15,19 @@ from stretto.frontend.to_ir import Floats
 from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 
-from ..precision_models import PLANS, eager_step, gradients, largest_error, made, on_casts
+from ..precision_models import PLANS, build, eager_step, gradients, largest_error, on_casts
 
 BF16 = torch.finfo(torch.bfloat16).eps
 STARTED = re.compile(r'"comm\.(?:all_reduce|reduce_scatter)_start".*axes = \["(\w+)"\].*: \(tensor<(?:\d+x)*(\w+)')
 
 
-def compiled(plan: str, said: str) -> tuple[nn.Module, Tensor]:
-    model, ids = made()
-    return stretto.compile(model, plan=f"{plan}precision {{ {said} }}\n"), ids
+def compiled(plan: str, precision: str) -> tuple[nn.Module, Tensor]:
+    model, ids = build()
+    return stretto.compile(model, plan=f"{plan}precision {{ {precision} }}\n"), ids
 
 
 def reductions(model: nn.Module) -> Counter[tuple[str, str]]:
-    """How many reductions over each axis are made in each dtype."""
+    """How many reductions over each axis are build in each dtype."""
     return Counter(STARTED.findall(stretto.program_of(model).ir))
 
 
@@ -36,41 +36,41 @@ def test_losses_and_gradients_are_those_of_torch_on_casts_to_rounding(plan: str,
     model, ids = compiled(PLANS[plan], "params fp32  compute bf16  reduce fp32")
     loss = model(ids)
     loss.backward()
-    plain, expected = eager_step(made()[0], ids, torch.bfloat16)
-    assert {each.dtype for each in gradients(model).values()} == {torch.float32}
+    plain, expected = eager_step(build()[0], ids, torch.bfloat16)
+    assert {gradient.dtype for gradient in gradients(model).values()} == {torch.float32}
     torch.testing.assert_close(loss, plain, rtol=roundings * BF16, atol=0)
     assert largest_error(gradients(model), expected) <= roundings * BF16
 
 
 @pytest.mark.parametrize(
-    ("said", "dtype"), [("", "f32"), ("reduce fp32", "f32"), ("reduce bf16", "bf16"), ("reduce fp64", "f64")]
+    ("precision", "dtype"), [("", "f32"), ("reduce fp32", "f32"), ("reduce bf16", "bf16"), ("reduce fp64", "f64")]
 )
-def test_gradients_are_reduced_in_the_dtype_that_the_plan_says(said: str, dtype: str) -> None:
-    model, ids = compiled(PLANS["dp_tp"], f"compute bf16 {said}")
+def test_gradients_are_reduced_in_the_dtype_that_the_plan_says(precision: str, dtype: str) -> None:
+    model, ids = compiled(PLANS["dp_tp"], f"compute bf16 {precision}")
     model(ids).backward()
-    found = reductions(model)
+    kinds = reductions(model)
     parameters = len(list(model.parameters()))
-    assert found["dp", dtype] >= parameters
+    assert kinds["dp", dtype] >= parameters
     losses = {("dp", "f32")}
-    assert {key for key in found if key[0] == "dp"} <= {("dp", dtype)} | losses
-    assert {key for key in found if key[0] == "tp"} == {("tp", "bf16")}
-    assert {each.dtype for each in gradients(model).values()} == {torch.float32}
+    assert {key for key in kinds if key[0] == "dp"} <= {("dp", dtype)} | losses
+    assert {key for key in kinds if key[0] == "tp"} == {("tp", "bf16")}
+    assert {gradient.dtype for gradient in gradients(model).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("said", ["params fp32 compute bf16 reduce fp32", "compute fp16 reduce bf16"])
-def test_in_float64_a_plan_with_a_precision_equals_the_model(said: str) -> None:
-    model, ids = made()
-    plan = stretto.Plan.parse(f"{PLANS['dp_tp']}precision {{ {said} }}\n")
+@pytest.mark.parametrize("precision", ["params fp32 compute bf16 reduce fp32", "compute fp16 reduce bf16"])
+def test_in_float64_a_plan_with_a_precision_equals_the_model(precision: str) -> None:
+    model, ids = build()
+    plan = stretto.Plan.parse(f"{PLANS['dp_tp']}precision {{ {precision} }}\n")
     raised = compile_program(model, (ids,), {}, plan, Options(floats=Floats.FLOAT64)).program
     report = check(raised)
     assert report.passed and report.tolerance == 1e-9, report
-    as_said = compile_program(model, (ids,), {}, plan).program
-    assert as_said.manifest.dtype == ("bfloat16" if "bf16" in said else "float16")
-    assert check(as_said).tolerance is None, "sums in short floats are shown, not judged"
+    program = compile_program(model, (ids,), {}, plan).program
+    assert program.manifest.dtype == ("bfloat16" if "bf16" in precision else "float16")
+    assert check(program).tolerance is None, "sums in short floats are shown, not judged"
 
 
 def test_without_a_precision_a_short_gradient_is_reduced_as_its_parameter_is() -> None:
-    model, ids = made()
+    model, ids = build()
     model = stretto.compile(model, plan=PLANS["dp"])
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(ids)
@@ -81,7 +81,7 @@ def test_without_a_precision_a_short_gradient_is_reduced_as_its_parameter_is() -
 def test_what_waits_in_no_sync_is_reduced_once_as_the_parameter_is() -> None:
     model, ids = compiled(PLANS["dp"], "compute bf16 reduce bf16")
     waiting: Any = model
-    expected = {name: 2 * each for name, each in eager_step(made()[0], ids, torch.bfloat16)[1].items()}
+    expected = {name: 2 * gradient for name, gradient in eager_step(build()[0], ids, torch.bfloat16)[1].items()}
     with waiting.no_sync():
         model(ids).backward()
     assert not reductions(model) - Counter({("dp", "f32"): 2})
@@ -132,16 +132,16 @@ def test_what_a_model_computes_in_float32_stays_so() -> None:
     plain, x = Raised(), torch.randn(4, 8)
     model = stretto.compile(deepcopy(plain), plan="mesh (dp=1)\nprecision { compute bf16 }\n")
     with torch.no_grad():
-        found, expected = model(x), on_casts(plain, x.bfloat16(), torch.bfloat16)
-    assert found.dtype == torch.float32  # the buffer is no parameter, and stays what it is
-    assert torch.equal(found, expected)
+        actual, expected = model(x), on_casts(plain, x.bfloat16(), torch.bfloat16)
+    assert actual.dtype == torch.float32  # the buffer is no parameter, and stays what it is
+    assert torch.equal(actual, expected)
 
 
 def test_batch_norms_keep_their_parameters_beside_their_statistics() -> None:
     torch.manual_seed(0)
     plain, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), torch.randn(8, 4)
     model = stretto.compile(deepcopy(plain), plan="mesh (dp=2)\nprecision { compute bf16 }\n")
-    casts = {name: each.bfloat16() for name, each in plain.named_parameters() if name.startswith("0.")}
+    casts = {name: parameter.bfloat16() for name, parameter in plain.named_parameters() if name.startswith("0.")}
     expected = torch.func.functional_call(plain, casts, (x.bfloat16(),))
     torch.testing.assert_close(model(x), expected, rtol=2 * BF16, atol=2 * BF16)
     torch.testing.assert_close(model[1].running_var, plain[1].running_var, rtol=BF16, atol=BF16)
@@ -162,21 +162,21 @@ def test_a_model_converted_after_it_was_compiled_is_refused_too() -> None:
         model(torch.randn(4, 4))
 
 
-@pytest.mark.parametrize("said", ["compute fp32", "reduce fp32", "params fp32 compute fp32 reduce fp32"])
-def test_a_precision_that_the_model_has_already_is_said_to_have_no_effect(said: str) -> None:
-    model, ids = compiled(PLANS["dp"], said)
+@pytest.mark.parametrize("precision", ["compute fp32", "reduce fp32", "params fp32 compute fp32 reduce fp32"])
+def test_a_precision_that_the_model_has_already_has_no_effect_and_warns(precision: str) -> None:
+    model, ids = compiled(PLANS["dp"], precision)
     with pytest.warns(stretto.PlanWarning, match="this statement has no effect"):
         model(ids).backward()
 
 
 def test_a_float16_loop_with_a_loss_scale_skips_and_steps_as_plain_torch_does() -> None:
-    plain, ids = made()
+    plain, ids = build()
     expected = scaled_steps(deepcopy(plain), lambda model: on_casts(model, ids, torch.float16))
-    assert [each[1] for each in expected] == [True, False, False, False], "the first step overflows"
+    assert [value[1] for value in expected] == [True, False, False, False], "the first step overflows"
     model = stretto.compile(deepcopy(plain), plan=f"{PLANS['dp_tp']}precision {{ compute fp16 }}\n")
-    found = scaled_steps(model, lambda model: model(ids))
-    assert [each[1:] for each in found] == [each[1:] for each in expected]
-    assert [each[0] for each in found] == pytest.approx([each[0] for each in expected], rel=4e-3)
+    output = scaled_steps(model, lambda model: model(ids))
+    assert [value[1:] for value in output] == [value[1:] for value in expected]
+    assert [value[0] for value in output] == pytest.approx([value[0] for value in expected], rel=4e-3)
 
 
 def scaled_steps(model: nn.Module, forward: Any) -> list[tuple[float, bool, float]]:

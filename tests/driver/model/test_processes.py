@@ -18,11 +18,11 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 def run(mesh: str, *launcher: str, script: Path = SCRIPT) -> dict[str, Any]:
     """What a script prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *launcher, str(script), mesh], capture_output=True, text=True, check=False, env=environment
     )
-    assert found.returncode == 0, found.stderr
-    report: dict[str, Any] = json.loads(found.stdout)
+    assert completed.returncode == 0, completed.stderr
+    report: dict[str, Any] = json.loads(completed.stdout)
     return report
 
 
@@ -35,10 +35,10 @@ def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks
     assert threads["class"] == pytest.approx(threads["plain"], rel=1e-9)
     assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
     assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
-    for each in (threads, processes):
-        for plain, compiled in each["optimizers"].values():
+    for report in (threads, processes):
+        for plain, compiled in report["optimizers"].values():
             assert compiled == pytest.approx(plain, rel=1e-10)
-        assert each["parts"][0] == pytest.approx(each["parts"][1], rel=1e-12)
+        assert report["parts"][0] == pytest.approx(report["parts"][1], rel=1e-12)
     assert processes["hash"] == threads["hash"]
     assert (
         processes["names"] == threads["names"] == ["embed.weight", "up.weight", "up.bias", "down.weight", "down.bias"]

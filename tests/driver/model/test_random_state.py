@@ -1,4 +1,4 @@
-"""A compiled model draws from torch's seed and a step of its own: alike under every plan, anew at every forward."""
+"""The RNG state of a compiled model: equal masks under every plan, new masks at every forward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import stretto
 import torch
 from stretto.driver.model.compiled_module import random_state, set_random_state
-from stretto.runtime.philox import RandomState
+from stretto.runtime.philox import RngState
 from torch import Tensor, nn
 
 from ..models import PLANS, PlainGPT, train
@@ -72,7 +72,7 @@ def test_without_dropout_a_model_is_as_in_eager_mode() -> None:
     assert random_state(compiled).step == 0
 
 
-def test_every_forward_draws_anew_and_two_may_wait_for_their_backwards() -> None:
+def test_every_forward_draws_new_masks_and_two_may_wait_for_their_backwards() -> None:
     model, x = small()
     first, second = model(x), model(x)
     assert first.item() != second.item() and random_state(model).step == 2
@@ -94,10 +94,10 @@ def test_a_forward_that_draws_nothing_takes_no_step() -> None:
     model.eval()
     with torch.no_grad():
         assert model(x).item() == model(x).item()
-    assert random_state(model) == RandomState(seed=0, step=0)
+    assert random_state(model) == RngState(seed=0, step=0)
 
 
-def test_a_dropout_under_no_grad_draws_anew_too() -> None:
+def test_a_dropout_under_no_grad_draws_new_masks_too() -> None:
     model, x = small()
     with torch.no_grad():
         assert model(x).item() != model(x).item()
@@ -108,7 +108,7 @@ def test_programs_for_other_shapes_share_the_steps() -> None:
     model, x = small()
     model(x)
     model(x[:4])
-    assert random_state(model) == RandomState(seed=0, step=2)
+    assert random_state(model) == RngState(seed=0, step=2)
 
 
 def test_another_seed_begins_at_step_0_and_the_same_one_goes_on() -> None:
@@ -117,7 +117,7 @@ def test_another_seed_begins_at_step_0_and_the_same_one_goes_on() -> None:
     torch.manual_seed(0)
     assert random_state(model).step == 1 and model(x).item() != first
     torch.manual_seed(1)
-    assert random_state(model) == RandomState(seed=1, step=0)
+    assert random_state(model) == RngState(seed=1, step=0)
     other = model(x).item()
     torch.manual_seed(0)
     assert other != first == model(x).item()
@@ -133,4 +133,4 @@ def test_a_state_that_is_set_continues_where_it_was_taken_whatever_torchs_seed()
     set_random_state(again, kept)
     assert [again(x).item(), again(x).item()] == pytest.approx(expected, rel=1e-6)
     torch.manual_seed(5)
-    assert random_state(again) == RandomState(seed=5, step=0)
+    assert random_state(again) == RngState(seed=5, step=0)

@@ -34,9 +34,9 @@ def test_a_step_adds_the_scaled_gradients_and_returns_the_loss(train: bool) -> N
     (3 * loss).backward()
     model = stretto.compile(Squares(), plan="mesh (dp=2)").train(train)
     with torch.no_grad():
-        found = model.step(x=rows(), scale=3.0)
-    assert torch.equal(found, loss.detach())
-    assert not found.requires_grad
+        result = model.step(x=rows(), scale=3.0)
+    assert torch.equal(result, loss.detach())
+    assert not result.requires_grad
     torch.testing.assert_close(model.w.grad, plain.w.grad, rtol=1e-12, atol=0)
     model.step(rows(), scale=3.0)
     torch.testing.assert_close(model.w.grad, 2 * plain.w.grad, rtol=1e-12, atol=0)
@@ -64,7 +64,7 @@ def test_a_model_with_a_step_of_its_own_keeps_it() -> None:
     ("model", "message"),
     [
         (nn.Linear(3, 2), r"results of shapes \[4, 2\]"),
-        (nn.Linear(3, 2).requires_grad_(False), "nothing that could be differentiated"),
+        (nn.Linear(3, 2).requires_grad_(False), "no tensor with requires_grad"),
     ],
 )
 def test_a_step_without_a_scalar_loss_is_refused(model: nn.Module, message: str) -> None:

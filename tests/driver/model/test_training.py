@@ -24,26 +24,26 @@ def test_five_steps_of_adamw_have_the_losses_of_plain_pytorch(plan: str, dtype: 
 def test_gradients_of_several_batches_add_up() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=TP)
-    for each in (compiled, plain):
-        losses = [each(*batch(seed)) for seed in range(2)]
+    for module in (compiled, plain):
+        losses = [module(*batch(seed)) for seed in range(2)]
         for loss in losses:
             (loss / 2).backward()
-        each(*batch(2)).backward()
+        module(*batch(2)).backward()
     assert_same_gradients(model, plain)
 
 
-def test_frozen_parameters_get_no_gradient_and_are_captured_anew() -> None:
+def test_frozen_parameters_get_no_gradient_and_are_captured_again() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=TP)
 
-    def freeze(each: nn.Module, step: int) -> None:
-        each.get_submodule("blocks.0").requires_grad_(step != 1)
+    def freeze(module: nn.Module, step: int) -> None:
+        module.get_submodule("blocks.0").requires_grad_(step != 1)
 
     assert train(compiled, 3, freeze) == pytest.approx(train(plain, 3, freeze), rel=1e-10)
     model.get_submodule("blocks").requires_grad_(False)
     plain.get_submodule("blocks").requires_grad_(False)
-    for each in (compiled, plain):
-        each(*batch()).backward()
+    for module in (compiled, plain):
+        module(*batch()).backward()
     assert model.blocks[0].up.weight.grad is None
     assert_same_gradients(model, plain)
 
@@ -62,14 +62,14 @@ def test_learning_rates_and_clipping_see_one_normal_model() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=TP)
     losses = []
-    for each in (compiled, plain):
-        optimizer = torch.optim.SGD(each.parameters(), lr=0.5, momentum=0.9)
+    for module in (compiled, plain):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
         own = []
         for step in range(3):
-            loss = each(*batch(step))
+            loss = module(*batch(step))
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(each.parameters(), 0.1)
+            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 0.1)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=False)
@@ -81,14 +81,14 @@ def test_learning_rates_and_clipping_see_one_normal_model() -> None:
 def test_evaluation_between_steps_sees_the_new_parameters() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=TP)
-    for each in (compiled, plain):
-        train(each, 1)
-        each.eval()
+    for module in (compiled, plain):
+        train(module, 1)
+        module.eval()
     with torch.no_grad():
-        found = compiled(batch()[0])
-        assert torch.allclose(found, plain(batch()[0]), rtol=0, atol=1e-10)
+        actual = compiled(batch()[0])
+        assert torch.allclose(actual, plain(batch()[0]), rtol=0, atol=1e-10)
     with torch.inference_mode():
-        assert torch.equal(compiled(batch()[0]), found)
+        assert torch.equal(compiled(batch()[0]), actual)
 
 
 def test_buffers_are_written_once_with_the_statistics_of_the_whole_batch() -> None:
@@ -114,18 +114,18 @@ def test_a_norm_that_averages_over_all_batches_counts_them(plan: str) -> None:
     plain.load_state_dict(model.state_dict())
     for step in range(3):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + step
-        found, expected = model(x), plain(x)
-        found.backward()
+        actual, expected = model(x), plain(x)
+        actual.backward()
         expected.backward()
-        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-12)
     for own, other in zip(model.buffers(), plain.buffers(), strict=True):
         assert torch.allclose(own, other, rtol=1e-12, atol=0)
     assert_same_gradients(model, plain)
     assert model.eval()(x).item() == pytest.approx(plain.eval()(x).item(), rel=1e-12)
     assert stretto.program_of(model).of_kind("parameter")
     model.norm.momentum = plain.norm.momentum = 0.25
-    for each in (model.train(), plain.train()):
-        each(x)
+    for module in (model.train(), plain.train()):
+        module(x)
     assert torch.allclose(model.norm.running_var, plain.norm.running_var, rtol=1e-12)
 
 
@@ -141,7 +141,7 @@ class Averaging(nn.Module):
         return result
 
 
-def test_what_stands_beside_a_loss_cannot_be_differentiated_and_says_so() -> None:
+def test_outputs_beside_a_loss_cannot_be_differentiated_and_the_error_says_so() -> None:
     class Beside(nn.Linear):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             y = super().forward(x)
@@ -160,9 +160,9 @@ def test_what_stands_beside_a_loss_cannot_be_differentiated_and_says_so() -> Non
 
 def test_an_optimizer_made_before_steps_the_parameters_that_threads_share() -> None:
     model, plain = twins(torch.float64)
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, plain)]
-    for each, optimizer in zip((stretto.compile(model, plan=TP), plain), optimizers, strict=True):
-        each(*batch()).backward()
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (model, plain)]
+    for module, optimizer in zip((stretto.compile(model, plan=TP), plain), optimizers, strict=True):
+        module(*batch()).backward()
         optimizer.step()
     assert all(
         torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
@@ -173,9 +173,9 @@ def test_autocast_is_captured_and_leaves_the_compiler_alone() -> None:
     model, plain = twins()
     compiled = stretto.compile(model, plan=TP)
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = compiled(batch()[0]), plain(batch()[0])
-    assert found.dtype == expected.dtype == torch.bfloat16
-    assert torch.allclose(found.float(), expected.float(), atol=0.1)
+        actual, expected = compiled(batch()[0]), plain(batch()[0])
+    assert actual.dtype == expected.dtype == torch.bfloat16
+    assert torch.allclose(actual.float(), expected.float(), atol=0.1)
     assert compiled(batch()[0]).dtype == torch.float32
 
 

@@ -76,8 +76,8 @@ def train(model: nn.Module) -> list[float]:
 
 def waiting(model: nn.Module) -> AbstractContextManager[None]:
     """Where a compiled model's gradients wait for their reduction."""
-    found: AbstractContextManager[None] = getattr(model, "no_sync", nullcontext)()
-    return found
+    result: AbstractContextManager[None] = getattr(model, "no_sync", nullcontext)()
+    return result
 
 
 def norm(model: nn.Module) -> float:
@@ -88,7 +88,7 @@ def norm(model: nn.Module) -> float:
 
 def largest(model: nn.Module) -> float:
     """The largest magnitude among all gradients, each gathered."""
-    grads = [each.grad for each in model.parameters() if each.grad is not None]
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return max(float(getattr(grad, "full_tensor", lambda grad=grad: grad)().abs().max()) for grad in grads)
 
 
@@ -144,13 +144,13 @@ def loss_of_parts(model: nn.Module) -> list[float]:
     """The loss of a batch, and of the same where each process passes its own rows."""
     tokens = torch.randint(VOCAB, (4, 7), generator=torch.Generator().manual_seed(7))
     parts = 2 if "dp" in sys.argv[1] else 1
-    at = int(os.environ.get("RANK", "0")) // (int(os.environ.get("WORLD_SIZE", "1")) // parts or 1)
+    position = int(os.environ.get("RANK", "0")) // (int(os.environ.get("WORLD_SIZE", "1")) // parts or 1)
     rows = 4 // parts if "RANK" in os.environ else 4
-    own = stretto.local(tokens[at * rows : (at + 1) * rows] if "RANK" in os.environ else tokens)
+    own = stretto.local(tokens[position * rows : (position + 1) * rows] if "RANK" in os.environ else tokens)
     losses = []
-    for each in (tokens, own):
+    for tensor in (tokens, own):
         model.mean.zero_()  # each forward moves it
-        losses.append(model(each[:, :-1], each[:, 1:])["loss"].item())
+        losses.append(model(tensor[:, :-1], tensor[:, 1:])["loss"].item())
     return losses
 
 
@@ -171,7 +171,7 @@ def main() -> None:
     model: nn.Module = Decorated()
     report["names"] = [name for name, _ in model.named_parameters()]
     report["type"] = type(next(model.parameters())).__name__
-    report["shapes"] = [list(getattr(each, "_local_tensor", each).shape) for each in model.parameters()]
+    report["shapes"] = [list(getattr(parameter, "_local_tensor", parameter).shape) for parameter in model.parameters()]
     report["class"] = train(model)
     torch.manual_seed(0)
     report["plain"] = train(Plain())

@@ -1,4 +1,4 @@
-"""What `explain` and `diff` say of a program whose stages have entries: who holds what, who sends what to whom."""
+"""`explain` and `diff` of pipeline programs: the parameters, tasks and sends of each stage."""
 
 from __future__ import annotations
 
@@ -55,32 +55,32 @@ def test_what_depends_on_the_tangent_through_messages_is_of_the_backward(program
 
 
 def test_sums_of_gradients_name_their_parameters_at_each_stage(explanation: Explanation) -> None:
-    rows = [(each.stage, each.kind, each.gradients) for each in explanation.communication if each.gradients]
+    rows = [(entry.stage, entry.kind, entry.gradients) for entry in explanation.communication if entry.gradients]
     assert rows == [(0, "all_reduce", ("w0",)), (1, "all_reduce", ("w1",))]
     assert ("send", ("pp",), 5, 4 * 32 + 4) in explanation.totals
 
 
 def test_the_text_has_a_table_of_stages(explanation: Explanation, capsys: pytest.CaptureFixture[str]) -> None:
     show_explanation(explanation)
-    said = capsys.readouterr().out
-    assert "Stages over pp, microbatches: 2" in said
-    assert "1: 2 x forward_1, input_gradient_1, weight_gradient_1" in said
-    assert "3 to 0, 68 B" in said and "64 B on a rank of the stage that has most" in said
-    assert "sent by one rank of each stage together" in said
+    out = capsys.readouterr().out
+    assert "Stages over pp, microbatches: 2" in out
+    assert "1: 2 x forward_1, input_gradient_1, weight_gradient_1" in out
+    assert "3 to 0, 68 B" in out and "64 B on a rank of the largest stage" in out
+    assert "sent by one rank of each stage together" in out
 
 
-def test_json_tells_the_stages_of_all_that_is_held_and_sent(explanation: Explanation) -> None:
-    said = explanation.to_json()
-    assert said["pipeline"] == {"axis": "pp", "entries": ["main_0", "main_1"], "microbatches": 2}
-    assert [each["stages"] for each in said["parameters"]] == [[0], [1]]  # type: ignore[union-attr, index, call-overload]
-    assert {each["stage"] for each in said["communication"]} == {0, 1}  # type: ignore[union-attr, index, call-overload]
+def test_json_has_the_stages_of_all_tensors_and_communication(explanation: Explanation) -> None:
+    report = explanation.to_json()
+    assert report["pipeline"] == {"axis": "pp", "entries": ["main_0", "main_1"], "microbatches": 2}
+    assert [parameter["stages"] for parameter in report["parameters"]] == [[0], [1]]  # type: ignore[union-attr, index, call-overload]
+    assert {entry["stage"] for entry in report["communication"]} == {0, 1}  # type: ignore[union-attr, index, call-overload]
 
 
 def test_stages_that_wait_for_ever_are_an_error_of_the_program(program: Program) -> None:
     entry = program.functions["main_1"]
-    unsent = tuple(each for each in entry.code if each.op != "comm.send")
+    unsent = tuple(instruction for instruction in entry.code if instruction.op != "comm.send")
     broken = replace(program, functions={**program.functions, "main_1": replace(entry, code=unsent)})
-    with pytest.raises(ProgramError, match="its stages wait for each other for ever"):
+    with pytest.raises(ProgramError, match="its stages deadlock"):
         traffic_of(broken)
 
 

@@ -1,4 +1,4 @@
-"""Run by torchrun: continues a checkpoint, fills a model from weights, and saves both anew.
+"""Run by torchrun: resumes a checkpoint, fills a model from weights, and saves both again.
 
 Arguments: the mesh, the folder that holds `from` and `from.safetensors`, where `to` and `to.safetensors` are written.
 """
@@ -35,7 +35,7 @@ def main() -> None:
     fresh += train(filled, anew, range(2, 4))
     plain = {name: tensor.contiguous() for name, tensor in seeded(2).state_dict().items()}
     model.load_state_dict(plain)
-    loaded = [torch.equal(each.full_tensor(), plain[name]) for name, each in model.named_parameters()]
+    loaded = [torch.equal(parameter.full_tensor(), plain[name]) for name, parameter in model.named_parameters()]
     if os.environ["RANK"] == "0":
         kind = type(filled.up.weight).__name__
         print(json.dumps({"losses": losses, "same": same, "kind": kind, "loaded": loaded, "fresh": fresh}))

@@ -1,4 +1,4 @@
-"""A model with everything that a file may or may not hold, and its training."""
+"""A model with every kind of tensor, in and outside the state dict, and its training."""
 
 from __future__ import annotations
 

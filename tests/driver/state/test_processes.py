@@ -1,4 +1,4 @@
-"""State where ranks are processes: each reads and writes its own part of what one process has written."""
+"""Checkpoints and weights in processes: each process reads and writes its own part."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_processes_continue_what_threads_began_and_one_process_continues_theirs(
     expected = train(model, optimizer, range(3, 9))
 
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *launcher, str(SCRIPT), mesh, str(tmp_path)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    report = json.loads(found.stdout)
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(completed.stdout)
     assert report["losses"] == pytest.approx(expected[:3], rel=1e-12)
     assert report["kind"] == "DistributedTensor" and all(report["same"]) and all(report["loaded"])
 
@@ -45,7 +45,7 @@ def test_processes_continue_what_threads_began_and_one_process_continues_theirs(
     optimizer = adamw(plain)
     assert stretto.load_checkpoint(tmp_path / "to", plain, optimizer) == {"step": 6}
     weights = load_file(tmp_path / "to.safetensors")
-    assert all(torch.equal(weights[name], each) for name, each in plain.named_parameters())
+    assert all(torch.equal(weights[name], parameter) for name, parameter in plain.named_parameters())
     assert train(plain, optimizer, range(6, 9)) == pytest.approx(expected[3:], rel=1e-12)
 
     plain = seeded(6)

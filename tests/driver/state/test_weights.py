@@ -1,4 +1,4 @@
-"""Weights in and out as safetensors; models on the meta device that are filled from them."""
+"""Weights saved and loaded as safetensors; models on the meta device are filled from them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def test_weights_go_out_once_each_and_come_in_again(tmp_path: Path) -> None:
     assert sorted(load_file(file)) == [
         "count", "down.bias", "down.weight", "embed.weight", "norm.bias", "norm.weight", "up.bias", "up.weight",
     ]  # fmt: skip
-    for read in (lambda each: stretto.load_weights(each, file), lambda each: load_model(each, file)):
+    for read in (lambda other: stretto.load_weights(other, file), lambda other: load_model(other, file)):
         other = seeded(1)
         read(other)
         assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
-    assert [each.name for each in file.parent.iterdir()] == ["weights.safetensors"]
+    assert [path.name for path in file.parent.iterdir()] == ["weights.safetensors"]
 
 
 def test_a_model_without_memory_is_filled_when_it_is_compiled(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_model_without_memory_is_filled_when_it_is_compiled(tmp_path: Path) ->
     stretto.save_weights(source, tmp_path / "w.safetensors")
     with stretto.meta_parameters():
         empty = Small().double()
-    assert all(each.is_meta for each in empty.parameters()) and not empty.scale.is_meta
+    assert all(parameter.is_meta for parameter in empty.parameters()) and not empty.scale.is_meta
     model = stretto.compile(empty, plan=PLAN.format(mesh="tp=2"), weights=tmp_path / "w.safetensors")
     assert model.head.weight is model.embed.weight
     assert train(model, adamw(model), range(2)) == pytest.approx(train(source, adamw(source), range(2)), rel=1e-12)
@@ -80,7 +80,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     stretto.save_weights(model, torn)
     torn.write_bytes(torn.read_bytes()[:200])
     (tmp_path / "empty").mkdir()
-    for path, message in ((torn, "torn"), (tmp_path / "empty", "holds no weights"), (tmp_path / "no", "no file")):
+    for path, message in ((torn, "damaged"), (tmp_path / "empty", "holds no weights"), (tmp_path / "no", "no file")):
         with pytest.raises(stretto.StrettoError, match=message) as caught:
             stretto.load_weights(model, path)
         assert caught.value.code == "E0612"

@@ -1,4 +1,4 @@
-"""What commands write: whole files in their place, and straight into what is no file."""
+"""Files that commands write: atomically, and in place for pipes and devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_target_of_a_link_is_written_and_the_link_stays(tmp_path: Path) -> N
     link.symlink_to(target.name)
     write_text(link, "new")
     assert link.is_symlink() and target.read_text() == "new"
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["link.mlir", "target.mlir"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.mlir", "target.mlir"]
 
 
 def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import CaptureError, InputKind, Mode
 from stretto.frontend.graph.random_op import RANDOM
-from stretto.runtime.philox import Part, RandomState, draw
+from stretto.runtime.philox import Part, RngState, draw
 from stretto.runtime.program import reference as runtime_reference
 from stretto.runtime.program.records import Reference
 from stretto.runtime.program.reference import run_reference
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..running import graph_arguments
 
 N = 1 << 14
-STATE = RandomState(seed=1, step=2).tensor()
+STATE = RngState(seed=1, step=2).tensor()
 
 
 class Noisy(nn.Module):

@@ -9,7 +9,7 @@ from stretto.ir.equivalence import random_inputs
 from stretto.ir.interpreter import run
 from stretto.ir.module import Module
 from stretto.ir.verifier import verify
-from stretto.runtime.philox import Part, RandomState, draw
+from stretto.runtime.philox import Part, RngState, draw
 
 _STATE = 'tensor<2xi64> {aten.argument = {kind = "random", name = "random state", index = -1 : i64}}'
 _NUMBER = '%n = "aten.scalar_tensor_default"() {s = 7 : i64, dtype = i64} : () -> tensor<i64>\n'
@@ -31,8 +31,8 @@ def _module(body: str, type_: str, attributes: str) -> Module:
     return Module.parse(f"{text}return %y : {type_} }} }}")
 
 
-@pytest.mark.parametrize("state", [RandomState(3, 8), RandomState(2**64 - 5, 2**31)])
-def test_random_words_equal_those_of_the_runtime(state: RandomState) -> None:
+@pytest.mark.parametrize("state", [RngState(3, 8), RngState(2**64 - 5, 2**31)])
+def test_random_words_equal_those_of_the_runtime(state: RngState) -> None:
     part = Part.whole((3, 7))
     [actual] = run(_whole("size = array<i64: 3, 7>", "tensor<3x7xi64>"), [state.tensor()])
     assert torch.equal(actual, draw(state.tensor(), 7, part))
@@ -43,7 +43,7 @@ def test_random_words_equal_those_of_the_runtime(state: RandomState) -> None:
 def test_the_parts_of_all_ranks_make_the_whole_uneven_ones_too() -> None:
     type_ = 'tensor<2x4xi1, {dp = "shard(1)", extents = array<i64: 5, 7>, tp = "shard(0)"}>'
     sizes = 'size = array<i64: 5, 7>, axes = ["tp", "dp"], chunks = array<i64: 2, 4>'
-    state = RandomState(1, 2).tensor()
+    state = RngState(1, 2).tensor()
     [actual] = run(_part(f"{sizes}, below = 3000000000 : i64", type_), [state])
     assert torch.equal(actual, draw(state, 7, Part.whole((5, 7)), 3000000000))
 

@@ -20,10 +20,10 @@ from stretto.runtime.threads.session import RankThreads
 from ..tiny_programs import F32, S, data_parallel, linear, step
 
 
-def changed(program: Program, at: int, instruction: Instruction) -> Program:
-    """The program with another instruction at `at` of main."""
+def changed(program: Program, index: int, instruction: Instruction) -> Program:
+    """The program with another instruction at `index` of main."""
     main = program.functions["main"]
-    code = (*main.code[:at], instruction, *main.code[at + 1 :])
+    code = (*main.code[:index], instruction, *main.code[index + 1 :])
     return replace(program, functions={"main": replace(main, code=code)})
 
 
@@ -49,16 +49,16 @@ def test_buffers_are_written_back_at_every_step_and_compared() -> None:
 
 def test_a_wrong_forward_fails_in_its_outputs() -> None:
     wrong = changed(linear(), 4, step("aten.pow.Tensor_Scalar", S(5), 2.001, out=[6]))
-    found = verdicts(check(wrong))
-    assert found["output", "loss"] is Verdict.DIFFERS
-    assert found["output", "y"] is Verdict.EQUAL
+    by_row = verdicts(check(wrong))
+    assert by_row["output", "loss"] is Verdict.DIFFERS
+    assert by_row["output", "y"] is Verdict.EQUAL
 
 
 def test_a_wrong_backward_fails_in_the_gradient_and_not_in_the_output() -> None:
     wrong = changed(linear(), 7, step("aten.mul.Scalar", S(9), 2.001, out=[10]))
-    found = verdicts(check(wrong))
-    assert found["output", "loss"] is Verdict.EQUAL
-    assert found["gradient", "w"] is Verdict.DIFFERS
+    by_row = verdicts(check(wrong))
+    assert by_row["output", "loss"] is Verdict.EQUAL
+    assert by_row["gradient", "w"] is Verdict.DIFFERS
     assert not check(wrong).passed
 
 
@@ -75,21 +75,21 @@ def test_a_missing_reduction_is_an_error() -> None:
 
 
 def test_the_session_may_be_another_and_is_closed() -> None:
-    made: list[RankThreads] = []
+    sessions: list[RankThreads] = []
 
     def ranks(program: Program) -> Session:
-        made.append(RankThreads(program))
-        return made[0]
+        sessions.append(RankThreads(program))
+        return sessions[0]
 
     assert check(linear(), ranks=ranks, steps=1).passed
     with pytest.raises(RunError, match="stopped"):
-        made[0].forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
+        sessions[0].forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
 
 
 def test_inference_compares_outputs_only() -> None:
     program = linear()
     main = program.functions["main"]
-    inputs = tuple(replace(each, requires_grad=False) for each in program.inputs[:2])
+    inputs = tuple(replace(argument, requires_grad=False) for argument in program.inputs[:2])
     alone = replace(
         program,
         manifest=replace(program.manifest, mode="infer"),
@@ -140,8 +140,8 @@ def test_a_gradient_of_nothing_but_rounding_is_not_checked() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_that_are_not_finite_fail_on_either_side(value: float) -> None:
     good, bad = torch.ones(2), torch.tensor([1.0, value])
-    for reference, found in ((good, bad), (bad, good), (bad, bad)):
-        row = compare("output", "0", reference, found, 1e-4)
+    for reference, computed in ((good, bad), (bad, good), (bad, bad)):
+        row = compare("output", "0", reference, computed, 1e-4)
         assert row.verdict is Verdict.DIFFERS
         assert "not finite" in row.note
 
@@ -203,7 +203,7 @@ def test_in_float64_every_floating_dtype_of_the_reference_is_raised() -> None:
             "inputs": [{"name": "x", "kind": "input", "aliases": [], "shape": [1], "dtype": F32, "index": 0}],
             "outputs": [{"index": 0, "slot": 3}, {"index": 1, "slot": 4}],
             "slots": 5,
-            "code": [each.to_json() for each in code],
+            "code": [instruction.to_json() for instruction in code],
         }
     )
     x = torch.tensor([1 + 1e-12], dtype=torch.float64)

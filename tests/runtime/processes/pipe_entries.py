@@ -11,7 +11,7 @@ from stretto.diagnostics import StrettoError
 from stretto.runtime import Program
 from stretto.runtime.processes.communicator import DistributedCommunicator
 from stretto.runtime.processes.jobs import check_entry
-from stretto.runtime.processes.parameters import distributed, is_here
+from stretto.runtime.processes.parameters import distribute_parameter, has_local_part
 from stretto.runtime.processes.session import ProcessRank
 from stretto.runtime.processes.world import join
 from stretto.runtime.program.mesh import RankMesh
@@ -62,10 +62,14 @@ def exchanged() -> list[bool]:
         torch.rand(300, 500, generator=torch.Generator().manual_seed(rank % 2)),
     ]
     with communicator.step():
-        for each in tensors:
-            communicator.send(each, "pp", other, "a send")
-        handles = [communicator.receive_start("pp", other, each.shape, each.dtype, "a receive") for each in tensors]
-        return [torch.equal(handle.wait().float(), each.float()) for handle, each in zip(handles, tensors, strict=True)]
+        for tensor in tensors:
+            communicator.send(tensor, "pp", other, "a send")
+        handles = [
+            communicator.receive_start("pp", other, tensor.shape, tensor.dtype, "a receive") for tensor in tensors
+        ]
+        return [
+            torch.equal(handle.wait().float(), tensor.float()) for handle, tensor in zip(handles, tensors, strict=True)
+        ]
 
 
 def plain(program: Program) -> list[float]:
@@ -76,7 +80,7 @@ def plain(program: Program) -> list[float]:
     _, state = session.forward([b, a], [ONE.expand(1)], [x])
     got = session.backward(state, [2 * ONE])
     pairs = zip(("b", "a"), expected, strict=True)
-    return [*(float((got[name] - 2 * each).abs().max()) for name, each in pairs), float(state.buffers["seen"])]
+    return [*(float((got[name] - 2 * value).abs().max()) for name, value in pairs), float(state.buffers["seen"])]
 
 
 def infer(program: Program) -> float:
@@ -91,27 +95,27 @@ def dtensors(program: Program) -> dict[str, Any]:
     """Two steps of AdamW on parameters that their stages hold."""
     b, a, x = given()
     session = ProcessRank(program)
-    homes = [program.home(each) for each in program.of_kind("parameter")]
+    homes = [program.owning_stage(argument) for argument in program.of_kind("parameter")]
     world, mesh = session.world, program.mesh
-    held = [distributed(each, (), world, mesh, home) for each, home in zip((b, a), homes, strict=True)]
-    plain = [nn.Parameter(each.detach().clone()) for each in (b, a)]
-    ours, theirs = torch.optim.AdamW(held, 0.1), torch.optim.AdamW(plain, 0.1)
+    parameters = [distribute_parameter(value, (), world, mesh, home) for value, home in zip((b, a), homes, strict=True)]
+    plain = [nn.Parameter(value.detach().clone()) for value in (b, a)]
+    ours, theirs = torch.optim.AdamW(parameters, 0.1), torch.optim.AdamW(plain, 0.1)
     for _ in range(2):
-        (loss,), _ = run(session, held, [ONE.expand(1)], [x])
+        (loss,), _ = run(session, parameters, [ONE.expand(1)], [x])
         torch.autograd.backward(loss)
         torch.autograd.backward(((x @ plain[1] @ plain[0]) ** 2).sum())
-        grads = [each.grad is not None for each in held]
+        grads = [parameter.grad is not None for parameter in parameters]
         for optimizer in (ours, theirs):
             optimizer.step()
             optimizer.zero_grad()
-    both = zip([full(each) for each in held], plain, strict=True)
-    misplaced = distributed(b, (), world, mesh)
+    both = zip([full(parameter) for parameter in parameters], plain, strict=True)
+    misplaced = distribute_parameter(b, (), world, mesh)
     return {
-        "far": max(float((one - other).abs().max()) for one, other in both),
-        "here": [is_here(each) for each in held],
-        "local": [list(local(each).shape) for each in held],
+        "far": max(float((actual - other).abs().max()) for actual, other in both),
+        "here": [has_local_part(parameter) for parameter in parameters],
+        "local": [list(local(parameter).shape) for parameter in parameters],
         "grads": grads,
-        "misplaced": said(session, [misplaced, held[1]], x),
+        "misplaced": said(session, [misplaced, parameters[1]], x),
     }
 
 
@@ -121,13 +125,13 @@ def swapped(program: Program) -> dict[str, Any]:
     expected = torch.autograd.grad(((x @ a @ b) ** 2).sum(), [b, a])
     session = ProcessRank(program)
     world, mesh = session.world, program.mesh
-    held = [distributed(each, (), world, mesh, ("pp", stage)) for stage, each in enumerate((b, a))]
-    (loss,), _ = run(session, held, [ONE.expand(1)], [x])
+    parameters = [distribute_parameter(weight, (), world, mesh, ("pp", stage)) for stage, weight in enumerate((b, a))]
+    (loss,), _ = run(session, parameters, [ONE.expand(1)], [x])
     torch.autograd.backward(loss)
-    pairs = [(each.grad, one) for each, one in zip(held, expected, strict=True)]
+    pairs = [(parameter.grad, value) for parameter, value in zip(parameters, expected, strict=True)]
     return {
-        "here": [each.grad is not None for each in held],
-        "far": max(float((local(grad) - one).abs().max()) for grad, one in pairs if grad is not None),
+        "here": [parameter.grad is not None for parameter in parameters],
+        "far": max(float((local(grad) - value).abs().max()) for grad, value in pairs if grad is not None),
     }
 
 
@@ -155,7 +159,7 @@ def said(session: ProcessRank, parameters: list[nn.Parameter], x: Tensor) -> str
 def silent() -> dict[str, Any]:
     """Rank 2 waits for a message that rank 0 never sends; the other ranks wait for other things."""
     communicator = connected()
-    communicator._connected()._watchdog.timeout_s = 1.0
+    communicator._checked_messages()._watchdog.timeout_s = 1.0
     join().watchdog.timeout_s = 1.0
     started = time.monotonic()
     try:

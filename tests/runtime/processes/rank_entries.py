@@ -52,36 +52,36 @@ def everything(arguments: Any) -> Any:
 
 def collectives() -> dict[str, float]:
     """The largest difference between this rank's results and those of rank threads, by collective."""
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     own = DistributedCommunicator(join(), MESH, AXES)
     for name, start in cases():
         mine = start(own).wait()
         expected = on_threads(start)[own.rank]
         same = mine.shape == expected.shape and mine.dtype == expected.dtype
         far = float((mine.double() - expected.double()).abs().max()) if same and mine.numel() else float(not same)
-        found[name] = far
-    return found
+        results[name] = far
+    return results
 
 
 def cases() -> list[tuple[str, Callable[[Communicator], Handle]]]:
     """(name, start) of many collectives over all groups of the mesh."""
-    found: list[tuple[str, Callable[[Communicator], Handle]]] = []
+    all_cases: list[tuple[str, Callable[[Communicator], Handle]]] = []
     for axes in AXES:
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
             label = f"{'+'.join(axes)} {str(dtype)[6:]}"
             for reduce in ("sum", "max", "min"):
-                found.append((f"all_reduce {reduce} {label}", reducing(axes, dtype, reduce)))
-                found.append((f"reduce_scatter {reduce} {label}", scattering(axes, dtype, reduce)))
+                all_cases.append((f"all_reduce {reduce} {label}", reducing(axes, dtype, reduce)))
+                all_cases.append((f"reduce_scatter {reduce} {label}", scattering(axes, dtype, reduce)))
             for dim in (0, 1, 2, -1):
-                found.append((f"all_gather {dim} {label}", gathering(axes, dtype, dim)))
+                all_cases.append((f"all_gather {dim} {label}", gathering(axes, dtype, dim)))
             for split, concat in ((0, 0), (0, 1), (2, 0), (1, 2), (-1, 0)):
-                found.append((f"all_to_all {split} {concat} {label}", exchanging(axes, dtype, split, concat)))
+                all_cases.append((f"all_to_all {split} {concat} {label}", exchanging(axes, dtype, split, concat)))
     for axes in AXES:
-        found.append((f"large {'+'.join(axes)}", gathering_much(axes)))
-        found.append((f"huge {'+'.join(axes)}", reducing_much(axes)))
-    found.append(("scalar", lambda c: c.all_reduce_start(torch.tensor(float(c.rank)), ("dp",), "sum")))
-    found.append(("empty", lambda c: c.all_gather_start(torch.empty(0, 2), ("dp",), 0)))
-    return found
+        all_cases.append((f"large {'+'.join(axes)}", gathering_much(axes)))
+        all_cases.append((f"huge {'+'.join(axes)}", reducing_much(axes)))
+    all_cases.append(("scalar", lambda c: c.all_reduce_start(torch.tensor(float(c.rank)), ("dp",), "sum")))
+    all_cases.append(("empty", lambda c: c.all_gather_start(torch.empty(0, 2), ("dp",), 0)))
+    return all_cases
 
 
 def reducing(axes: tuple[str, ...], dtype: torch.dtype, reduce: str) -> Callable[[Communicator], Handle]:
@@ -181,7 +181,7 @@ def module_of_dtensors(program: Program) -> dict[str, Any]:
         for optimizer in (ours, theirs):
             optimizer.step()
             optimizer.zero_grad()
-    full = {name: whole(each) for name, each in module.named_parameters()}
+    full = {name: whole(parameter) for name, parameter in module.named_parameters()}
     return {
         "names": [before, list(module.state_dict())],
         "tied": module.tied is module.inner.w and module.tied.marked == "yes",
@@ -189,7 +189,7 @@ def module_of_dtensors(program: Program) -> dict[str, Any]:
         "local": list(local),
         "loss": max(map(abs, losses)),
         "norm": abs(norm - expected_norm) / expected_norm,
-        "parameters": max(float((full[name] - each).abs().max()) for name, each in plain.named_parameters()),
+        "parameters": max(float((full[name] - parameter).abs().max()) for name, parameter in plain.named_parameters()),
         "state": list(ours.state[module.tied]["exp_avg"].to_local().shape),
         "y": [type(y).__name__, list(y.shape), list(part(y).shape)],
         "seen": float(seen),
@@ -257,9 +257,11 @@ def training(arguments: Any) -> Any:
     """Steps without end; rank 1 is killed in the middle of one, or leaves, or falls asleep."""
     program = Program.load(arguments["folder"])
     session = ProcessRank(program, timeout_s=arguments["timeout_s"])
-    weights = [torch.ones(each.shape, requires_grad=each.requires_grad) for each in program.of_kind("parameter")]
-    buffers = [torch.ones(each.shape) for each in program.of_kind("buffer")]
-    inputs = [torch.ones(each.shape) for each in program.of_kind("input")]
+    weights = [
+        torch.ones(argument.shape, requires_grad=argument.requires_grad) for argument in program.of_kind("parameter")
+    ]
+    buffers = [torch.ones(argument.shape) for argument in program.of_kind("buffer")]
+    inputs = [torch.ones(argument.shape) for argument in program.of_kind("input")]
     ends = time.monotonic() + 0.3
     if session.world.rank == 1 and arguments["end"] == "kill":
         threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
@@ -282,6 +284,13 @@ def alone(arguments: Any) -> Any:
     """A process that is no part of a group: its environment, and what it was given."""
     print(f"rank {os.environ['RANK']} was here")
     return [arguments, {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")}]
+
+
+def hanging_up(arguments: Any) -> Any:
+    """A process whose launcher gets SIGHUP, as when a terminal closes."""
+    os.kill(os.getppid(), signal.SIGHUP)
+    time.sleep(0.5)
+    return arguments
 
 
 def failing(arguments: Any) -> Any:

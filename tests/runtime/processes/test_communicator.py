@@ -27,87 +27,87 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_ranks_are_numbered_and_use_a_thread_each_on_few_cores(ranks: list[dict[str, Any]]) -> None:
-    assert [each["rank"] for each in ranks] == [0, 1, 2, 3]
-    assert all(each["threads"] >= 1 for each in ranks)
+    assert [report["rank"] for report in ranks] == [0, 1, 2, 3]
+    assert all(report["threads"] >= 1 for report in ranks)
 
 
 def test_every_collective_gives_what_rank_threads_give_to_the_bit(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert len(each["differences"]) > 300
-        assert {name: far for name, far in each["differences"].items() if far != 0} == {}
+    for report in ranks:
+        assert len(report["differences"]) > 300
+        assert {name: far for name, far in report["differences"].items() if far != 0} == {}
 
 
 def test_different_programs_are_refused_on_all_ranks_naming_who_holds_which(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        one, other = each["refusals"]["hashes"].split()
-        assert "error[E0353]" in each["refusals"]["hash"]
-        assert f"ranks 0, 1, 3 are at {one}" in each["refusals"]["hash"]
-        assert f"rank 2 is at {other}" in each["refusals"]["hash"]
+    for report in ranks:
+        error, other = report["refusals"]["hashes"].split()
+        assert "error[E0353]" in report["refusals"]["hash"]
+        assert f"ranks 0, 1, 3: hash {error}" in report["refusals"]["hash"]
+        assert f"rank 2 is at {other}" in report["refusals"]["hash"]
 
 
 def test_a_mesh_of_another_size_is_refused_with_both_numbers(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert "error[E0352]" in each["refusals"]["mesh"]
-        assert "(tp=2) of 2 ranks, but there are 4 processes" in each["refusals"]["mesh"]
+    for report in ranks:
+        assert "error[E0352]" in report["refusals"]["mesh"]
+        assert "(tp=2) of 2 ranks, but there are 4 processes" in report["refusals"]["mesh"]
 
 
 def test_distributing_keeps_names_order_ties_attributes_and_requires_grad(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        before, after = each["module"]["names"]
+    for report in ranks:
+        before, after = report["module"]["names"]
         assert before == after == ["b", "tied", "frozen", "seen", "inner.w"]
-        assert each["module"]["tied"]
-        assert each["module"]["frozen"] == [False, True]
+        assert report["module"]["tied"]
+        assert report["module"]["frozen"] == [False, True]
 
 
 def test_an_uneven_dim_is_cut_as_dtensor_cuts_it(ranks: list[dict[str, Any]]) -> None:
-    assert [each["module"]["local"] for each in ranks] == [[3, 3], [2, 3], [3, 3], [2, 3]]
+    assert [report["module"]["local"] for report in ranks] == [[3, 3], [2, 3], [3, 3], [2, 3]]
 
 
 def test_adamw_and_clipping_on_dtensors_equal_one_device(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert each["module"]["loss"] < 1e-4
-        assert each["module"]["norm"] < 1e-6
-        assert each["module"]["parameters"] < 1e-6
-        assert each["module"]["state"] == each["module"]["local"]
+    for report in ranks:
+        assert report["module"]["loss"] < 1e-4
+        assert report["module"]["norm"] < 1e-6
+        assert report["module"]["parameters"] < 1e-6
+        assert report["module"]["state"] == report["module"]["local"]
 
 
 def test_a_cut_output_is_a_dtensor_and_a_buffer_is_whole(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert each["module"]["y"] == ["DistributedTensor", [6, 3], [3, 3]]
-        assert each["module"]["seen"] == 2.0
+    for report in ranks:
+        assert report["module"]["y"] == ["DistributedTensor", [6, 3], [3, 3]]
+        assert report["module"]["seen"] == 2.0
 
 
 def test_a_parameter_placed_otherwise_is_refused(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert "error[E0356]: parameter 'w' is placed as" in each["module"]["misplaced"]
+    for report in ranks:
+        assert "error[E0356]: parameter 'w' is placed as" in report["module"]["misplaced"]
 
 
 def test_full_parameters_get_full_gradients_and_dtensor_inputs_are_moved(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert max(each["plain"].values()) < 1e-5
-        assert each["plain"]["again"] == 0
+    for report in ranks:
+        assert max(report["plain"].values()) < 1e-5
+        assert report["plain"]["again"] == 0
 
 
-def test_processes_with_unequal_values_are_told_of_the_first_parameter_that_differs(
+def test_processes_with_unequal_values_name_the_first_parameter_that_differs(
     ranks: list[dict[str, Any]],
 ) -> None:
-    for each in ranks:
-        assert "error[E0354]: parameter 'b' has not the same value in all processes: rank 3 is" in each["seeds"]
-        assert "seed every process alike" in each["seeds"]
+    for report in ranks:
+        assert "error[E0354]: parameter 'b' differs between processes: rank 3 has another" in report["seeds"]
+        assert "set the same seed in all processes" in report["seeds"]
 
 
-def test_two_axes_may_cut_a_dim_only_as_a_dtensor_can_say(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert each["nested"]["even"] == [2.0 * each["rank"], 2.0 * each["rank"] + 1]
-        assert each["nested"]["whole"] == list(range(8))
-        assert "error[E0355]" in each["nested"]["odd"]
-        assert "error[E0355]" in each["nested"]["swapped"]
+def test_two_axes_may_shard_a_dim_only_as_dtensor_placements_can_express(ranks: list[dict[str, Any]]) -> None:
+    for report in ranks:
+        assert report["nested"]["even"] == [2.0 * report["rank"], 2.0 * report["rank"] + 1]
+        assert report["nested"]["whole"] == list(range(8))
+        assert "error[E0355]" in report["nested"]["odd"]
+        assert "error[E0355]" in report["nested"]["swapped"]
 
 
 def test_a_check_on_processes_compares_everything_with_one_device(ranks: list[dict[str, Any]]) -> None:
-    for each in ranks:
-        assert each["check"]["passed"]
-        assert [(row["kind"], row["name"], row["verdict"]) for row in each["check"]["rows"]] == [
+    for report in ranks:
+        assert report["check"]["passed"]
+        assert [(row["kind"], row["name"], row["verdict"]) for row in report["check"]["rows"]] == [
             ("output", "loss", "equal"),
             ("output", "y", "equal"),
             ("gradient", "w", "equal"),
@@ -119,12 +119,12 @@ def test_a_check_on_processes_compares_everything_with_one_device(ranks: list[di
 
 
 def test_a_check_on_processes_finds_wrong_gradients(ranks: list[dict[str, Any]]) -> None:
-    assert not any(each["wrong"]["passed"] for each in ranks)
+    assert not any(report["wrong"]["passed"] for report in ranks)
 
 
 def test_steps_report_losses_that_fall_and_how_long_they_took(ranks: list[dict[str, Any]]) -> None:
     losses = ranks[0]["steps"]["losses"]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == len(ranks[0]["steps"]["seconds"]) == 4
-    assert all(each["steps"]["losses"] == losses for each in ranks)
+    assert all(report["steps"]["losses"] == losses for report in ranks)
     assert ranks[0]["steps"]["median_s"] > 0

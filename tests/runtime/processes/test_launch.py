@@ -46,15 +46,24 @@ def test_results_come_by_rank_and_nothing_is_left(capfd: pytest.CaptureFixture[s
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     before, environment = leftovers(), dict(os.environ)
     results: Any = run_processes(f"{ENTRIES}:alone", {"given": [1, None]}, 2)
-    for rank, (arguments, found) in enumerate(results):
+    for rank, (arguments, environment) in enumerate(results):
         assert arguments == {"given": [1, None]}
-        assert (found["RANK"], found["WORLD_SIZE"]) == (str(rank), "2")
-        assert found["MASTER_ADDR"] == "127.0.0.1"
-        assert int(found["OMP_NUM_THREADS"]) >= 1
+        assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(rank), "2")
+        assert environment["MASTER_ADDR"] == "127.0.0.1"
+        assert int(environment["OMP_NUM_THREADS"]) >= 1
     assert leftovers() == before == (set(), "")
     assert dict(os.environ) == environment
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert capfd.readouterr() == ("", "rank 0 was here\n")
+
+
+def test_signals_that_were_ignored_before_as_under_nohup_end_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_processes(f"{ENTRIES}:hanging_up", 7, 1) == [7]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_of_the_entry_is_shown_with_its_traceback() -> None:
@@ -111,11 +120,11 @@ def test_a_program_folder_is_checked_by_processes(tmp_path: Path) -> None:
 
 def test_the_report_of_a_run_on_processes_is_rank_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     linear(2).save(tmp_path / "program")
-    reports = [StepsReport("train", (1.0, 0.5), (0.2, 0.1), each) for each in (10, None)]
+    reports = [StepsReport("train", (1.0, 0.5), (0.2, 0.1), tokens) for tokens in (10, None)]
 
     def launched(entry: str, arguments: object, processes: int) -> object:
         assert (entry, processes) == ("stretto.runtime.processes.jobs:steps_entry", 2)
-        return [each.to_json() for each in reports]
+        return [report.to_json() for report in reports]
 
     monkeypatch.setattr(process_jobs, "run_processes", launched)
     assert run_processes_for(tmp_path / "program", steps=2) == reports[0]

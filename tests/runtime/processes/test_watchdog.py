@@ -56,8 +56,8 @@ class Work:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "SILENCE_S", 0.3)
-    monkeypatch.setattr(watchdog, "BEAT_S", 0.02)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_S", 0.02)
 
 
 def stopped(store: Store, work: Work, size: int = 2, timeout_s: float = 30.0) -> CollectiveError:
@@ -110,7 +110,7 @@ def test_a_rank_that_fails_says_why_to_those_that_wait() -> None:
 
 def test_a_rank_that_waited_too_long_stops_the_others_with_its_reason() -> None:
     store = Store()
-    report(store, 1, why="timeout", where="the second instruction")
+    report(store, 1, reason="timeout", where="the second instruction")
     error = stopped(store, Work())
     assert error.code == "E0323"
     assert "because rank 1 waited 30 s in the second instruction" in error.message
@@ -118,7 +118,7 @@ def test_a_rank_that_waited_too_long_stops_the_others_with_its_reason() -> None:
 
 def test_a_connection_lost_between_living_ranks_is_shown_with_its_cause() -> None:
     store = Store()
-    report(store, 1, why="lost", where="the same instruction")
+    report(store, 1, reason="lost", where="the same instruction")
     error = stopped(store, Work("Connection reset\nat some line"))
     assert error.code == "E0351"
     assert error.message == "rank 0 lost a connection in the third instruction: Connection reset"
@@ -130,26 +130,26 @@ def test_a_store_that_is_gone_is_said() -> None:
     store.broken = True
     error = stopped(store, Work())
     assert error.code == "E0351"
-    assert "the process that keeps the store, rank 0 or the launcher, is gone" in error.message
+    assert "the process of the store, rank 0 or the launcher, is gone" in error.message
 
 
 def test_many_ranks_are_not_all_listed() -> None:
     store = Store()
     for rank in range(2, 20):
-        report(store, rank, why="told", where=f"instruction {rank}")
+        report(store, rank, reason="peer stopped", where=f"instruction {rank}")
     error = stopped(store, Work("lost"), size=20)
     assert "rank 1 is gone" in error.message
     assert len(error.notes) == 9
     assert error.notes[-1][0] == "and 10 more"
 
 
-def test_a_process_that_ends_waits_for_a_beat_that_is_slow() -> None:
+def test_a_process_that_ends_waits_for_a_heartbeat_that_is_slow() -> None:
     class Slow(Store):
         def set(self, key: str, value: str) -> None:
-            time.sleep(3 * watchdog.BEAT_S)
+            time.sleep(3 * watchdog.HEARTBEAT_S)
 
     before = set(threading.enumerate())
-    made = Watchdog(Slow(), 0, 1, 1.0)
-    [beat] = set(threading.enumerate()) - before
-    made.close()
-    assert not beat.is_alive()
+    dog = Watchdog(Slow(), 0, 1, 1.0)
+    [heartbeat] = set(threading.enumerate()) - before
+    dog.close()
+    assert not heartbeat.is_alive()

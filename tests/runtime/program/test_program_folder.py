@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from stretto.runtime import Program, ProgramError
-from stretto.runtime.program.folder import whole_hash
+from stretto.runtime.program.folder import manifest_hash
 
 from ..tiny_programs import linear
 
@@ -33,7 +33,7 @@ def edit_manifest(folder: Path, *, seal: bool, **changes: Any) -> None:
     path = folder / "manifest.json"
     manifest = {**json.loads(path.read_text()), **changes}
     if seal:
-        manifest["hash"] = whole_hash(manifest)
+        manifest["hash"] = manifest_hash(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -82,8 +82,8 @@ def test_a_folder_without_a_manifest_is_not_a_program(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist_is_answered_with_the_nearest_program(folder: Path) -> None:
-    said = refused(folder.parent / "porgram", "E0301")
-    assert "it does not exist" in said and f"did you mean '{folder}'?" in said
+    message = refused(folder.parent / "porgram", "E0301")
+    assert "it does not exist" in message and f"did you mean '{folder}'?" in message
 
 
 @pytest.mark.parametrize("text", ["[]", "{}"])
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
 
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "remarks.json").unlink()
-    assert "remarks.json is missing" in refused(folder, "E0302")
+    assert "'remarks.json' is missing" in refused(folder, "E0302")
 
 
 def test_one_changed_byte_in_any_file_is_named(folder: Path) -> None:
@@ -188,8 +188,8 @@ def test_saving_over_what_is_not_a_program_is_refused_and_changes_nothing(tmp_pa
     with pytest.raises(ProgramError) as caught:
         linear().save(target)
     assert caught.value.code == "E0307"
-    assert [each.name for each in target.iterdir()] == ["chapter1.txt"]
-    assert [each.name for each in tmp_path.iterdir()] == ["thesis"]
+    assert [path.name for path in target.iterdir()] == ["chapter1.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_saving_over_a_file_a_foreign_manifest_or_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_saving_over_a_file_a_foreign_manifest_or_an_empty_folder_is_refused(tmp
 def test_saving_over_a_program_replaces_it(folder: Path) -> None:
     linear(width=6).save(folder)
     assert Program.load(folder).inputs[0].shape == (6, 3)
-    assert [each.name for each in folder.parent.iterdir()] == ["program"]
+    assert [path.name for path in folder.parent.iterdir()] == ["program"]
 
 
 def test_a_write_that_fails_leaves_the_old_program_and_nothing_else(
@@ -215,12 +215,12 @@ def test_a_write_that_fails_leaves_the_old_program_and_nothing_else(
     def full(*unused: object, **named: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("stretto.runtime.program.folder.whole_hash", full)
+    monkeypatch.setattr("stretto.runtime.program.folder.manifest_hash", full)
     with pytest.raises(OSError, match="no space"):
         linear(width=6).save(folder)
     monkeypatch.undo()
     assert Program.load(folder).inputs[0].shape == (4, 3)
-    assert [each.name for each in folder.parent.iterdir()] == ["program"]
+    assert [path.name for path in folder.parent.iterdir()] == ["program"]
 
 
 def test_a_swap_that_fails_puts_the_old_program_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
 from stretto.driver.report.explain import explain
 from stretto.runtime import Program, ProgramError
-from stretto.runtime.program.folder import whole_hash
+from stretto.runtime.program.folder import manifest_hash
 from stretto.runtime.prover import prove
 
 from ..tiny_programs import linear
@@ -38,7 +38,7 @@ def texts() -> dict[str, str]:
     """The files of a small program."""
     with tempfile.TemporaryDirectory() as top:
         linear().save(Path(top) / "program")
-        return {each.name: each.read_text() for each in (Path(top) / "program").iterdir()}
+        return {path.name: path.read_text() for path in (Path(top) / "program").iterdir()}
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def sealed(changed: dict[str, bytes]) -> dict[str, bytes]:
     sums = manifest.get("files")
     if isinstance(sums, dict):
         sums |= {name: hashlib.sha256(files[name]).hexdigest() for name in sums if name in files}
-    manifest["hash"] = whole_hash(manifest)
+    manifest["hash"] = manifest_hash(manifest)
     return files | {"manifest.json": json.dumps(manifest).encode()}
 
 
@@ -82,8 +82,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value inside a JSON value, itself included."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in items:
-        yield from places(each, (*path, key))
+    for key, child in items:
+        yield from places(child, (*path, key))
 
 
 def edited(value: Any, path: tuple[Any, ...], new: Any) -> Any:
@@ -126,9 +126,9 @@ def test_a_file_with_other_values_is_used_or_refused(mutant: tuple[str, bytes]) 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(texts())), st.integers(0, 5000), st.binary(max_size=8))
 @example("manifest.json", 0, b"\xff")
-def test_a_file_with_other_bytes_is_refused(name: str, at: int, new: bytes) -> None:
+def test_a_file_with_other_bytes_is_refused(name: str, position: int, new: bytes) -> None:
     content = texts()[name].encode()
-    changed = content[: at % len(content)] + new if content else new
+    changed = content[: position % len(content)] + new if content else new
     with folder_of({n: t.encode() for n, t in texts().items()} | {name: changed}) as folder:
         if changed == content:
             Program.load(folder)

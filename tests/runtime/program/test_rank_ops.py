@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.runtime.communicator import Communicator
-from stretto.runtime.philox import Part, RandomState, draw
+from stretto.runtime.philox import Part, RngState, draw
 from stretto.runtime.program.mesh import RankMesh
 from stretto.runtime.program.rank_ops import RankOps
 from stretto.runtime.program.records import Shard
-from stretto.runtime.rank.shards import cut, local_shape, valid_part, window
+from stretto.runtime.rank.shards import local_shape, local_tensor, valid_part, window
 from torch import Tensor
 
 from ..tiny_programs import numbers, on_ranks
@@ -36,7 +36,7 @@ def test_chunks_are_padded_with_zeros_and_masked_with_a_fill(extent: int) -> Non
 
 
 def test_the_parts_that_ranks_draw_make_the_whole_uneven_ones_too() -> None:
-    state = RandomState(seed=4, step=1).tensor()
+    state = RngState(seed=4, step=1).tensor()
     number = torch.tensor(3)
 
     def job(communicator: Communicator) -> Tensor:
@@ -52,8 +52,8 @@ def test_the_order_of_the_axes_is_the_order_of_the_chunks() -> None:
 
     def job(communicator: Communicator) -> tuple[float, float]:
         ops = RankOps(communicator, CPU)
-        one, two = ops.shard(whole, ("dp", "tp"), 0, 1), ops.shard(whole, ("tp", "dp"), 0, 1)
-        return float(one), float(two)
+        chunk, two = ops.shard(whole, ("dp", "tp"), 0, 1), ops.shard(whole, ("tp", "dp"), 0, 1)
+        return float(chunk), float(two)
 
     assert on_ranks(GRID, job) == [(0, 0), (1, 2), (2, 1), (3, 3)]
 
@@ -61,9 +61,9 @@ def test_the_order_of_the_axes_is_the_order_of_the_chunks() -> None:
 def test_a_mask_leaves_what_it_is_given_alone_and_takes_integers_and_booleans() -> None:
     def job(communicator: Communicator) -> None:
         ops = RankOps(communicator, CPU)
-        given = torch.ones(2, dtype=torch.int64)
-        masked = ops.mask(given, ("tp",), 0, 2, 3, -100)
-        assert given.tolist() == [1, 1]
+        tensor = torch.ones(2, dtype=torch.int64)
+        masked = ops.mask(tensor, ("tp",), 0, 2, 3, -100)
+        assert tensor.tolist() == [1, 1]
         assert masked.tolist() == ([1, 1] if communicator.rank == 0 else [1, -100])
         assert ops.mask(torch.zeros(2, dtype=torch.bool), ("tp",), 0, 2, 2, True).any() == (communicator.rank == 1)
 
@@ -82,7 +82,7 @@ def test_windows_of_all_ranks_put_a_tensor_together_again() -> None:
     shards = (Shard(0, ("b",), 2, 5), Shard(2, ("c", "a"), 2, 6))
     whole, again = torch.randn(5, 2, 6), torch.empty(5, 2, 6)
     for rank in range(12):
-        local = cut(whole, shards, mesh, rank)
+        local = local_tensor(whole, shards, mesh, rank)
         assert tuple(local.shape) == local_shape(whole.shape, shards)
         window(again, shards, mesh, rank).copy_(valid_part(local, shards, mesh, rank))
     assert torch.equal(whole, again)
@@ -91,6 +91,6 @@ def test_windows_of_all_ranks_put_a_tensor_together_again() -> None:
 def test_an_even_cut_is_a_view_and_an_uneven_one_is_not() -> None:
     mesh = RankMesh((("tp", 2),))
     whole = torch.zeros(5)
-    cut(whole, (Shard(0, ("tp",), 3, 5),), mesh, 0)[0] = 1
-    cut(whole, (Shard(0, ("tp",), 3, 5),), mesh, 1)[0] = 1
+    local_tensor(whole, (Shard(0, ("tp",), 3, 5),), mesh, 0)[0] = 1
+    local_tensor(whole, (Shard(0, ("tp",), 3, 5),), mesh, 1)[0] = 1
     assert whole.tolist() == [1, 0, 0, 0, 0]

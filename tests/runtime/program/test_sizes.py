@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stretto.runtime.program.sizes import BadExpression, holds, read, value_of
+from stretto.runtime.program.sizes import BadExpression, holds, parse, value_of
 
 SIZES = {"batch": 5, "seq": 12}
 
@@ -46,17 +46,17 @@ def test_a_condition_that_is_false_does_not(text: str) -> None:
 )  # fmt: skip
 def test_what_is_no_expression_of_sizes_is_refused(text: str) -> None:
     with pytest.raises(BadExpression):
-        read(text)
+        parse(text)
 
 
 @pytest.mark.parametrize("text", ["batch", "batch = 5", "batch == 5 == 5", "batch == 5 and seq == 12", "not batch"])
 def test_what_is_no_condition_is_refused(text: str) -> None:
     with pytest.raises(BadExpression):
-        read(text, condition=True)
+        parse(text, condition=True)
 
 
 def test_a_size_that_is_not_given_is_named() -> None:
-    with pytest.raises(BadExpression, match="'width', which is no size"):
+    with pytest.raises(BadExpression, match="'width', which is not a size"):
         value_of("batch * width", SIZES)
 
 

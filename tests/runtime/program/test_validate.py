@@ -34,15 +34,15 @@ def drawn(**constants: Value) -> Instruction:
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (of(step("aten.neg.default", S(1), out=[1])), "slot 1 is read, but not set"),
+        (of(step("aten.neg.default", S(1), out=[1])), "slot 1 is read, but is not set"),
         (of(step("aten.neg.default", S(0), out=[1], free=[0]), step("aten.neg.default", S(0))), "slot 0 is read"),
         (of(step("aten.neg.default", S(0), out=[1], free=[2])), "freed that is not set"),
-        (of(step("aten.neg.default", S(0), out=[1, 2])), "gives one value"),
+        (of(step("aten.neg.default", S(0), out=[1, 2])), "returns one value"),
         (of(step("aten.split.Tensor", S(0), 1, out=[1, 1])), "twice"),
         (of(step("aten.neg.default", S(0), out=[1], loc=0)), "no location 0"),
         (of(step("call", "f", [S(0)], out=[1])), "expected [function, [slots]]"),
-        (of(step("call", "f", [S(0)], out=[1]), f=Function(1, (), (), ())), "takes 0 arguments, 1 are given"),
-        (of(step("call", "f", [S(0)], out=[]), f=Function(1, (0,), (0,), ())), "gives 1 results, 0 are taken"),
+        (of(step("call", "f", [S(0)], out=[1]), f=Function(1, (), (), ())), "takes 0 slots, found 1"),
+        (of(step("call", "f", [S(0)], out=[]), f=Function(1, (0,), (0,), ())), "returns 1 values, found 0 slots"),
         (of(f=Function(1, (0,), (0,), (step("call", "f", [S(0)], out=[0]),))), "'f' calls itself"),
         (of(f=Function(2, (0,), (1,), ())), "not set at the end"),
         (of(f=Function(1, (0, 0), (), ())), "twice"),
@@ -53,15 +53,15 @@ def drawn(**constants: Value) -> Instruction:
         (of(step("comm.all_reduce_start", S(0), axes=["tp"], reduce="mean", out=[1])), "'mean' is not one of"),
         (of(step("comm.all_reduce_start", S(0), axes=["tp"], out=[1])), "takes axes, reduce"),
         (of(step("comm.wait", 3, out=[1])), "takes 1 slot"),
-        (of(step("comm.wait", S(0), out=[])), "gives one value"),
+        (of(step("comm.wait", S(0), out=[])), "returns one value"),
         (of(step("rank.shard", S(0), axes=["tp"], dim=0, chunk="1", out=[1])), "not a size or a dim"),
         (of(drawn(size=[4], axes=["pp"], chunks=[2])), "not axes of the mesh"),
-        (of(drawn(size=[4], axes=["tp"], chunks=[4])), "4 of 4 over 'tp'"),
-        (of(drawn(size=[4], axes=["", ""], chunks=[4])), "not of one length"),
-        (of(drawn(size=[4], axes=[0], chunks=[4])), "not a size over axes"),
+        (of(drawn(size=[4], axes=["tp"], chunks=[4])), "expected 2, found 4 (4 over 'tp')"),
+        (of(drawn(size=[4], axes=["", ""], chunks=[4])), "differ in length"),
+        (of(drawn(size=[4], axes=[0], chunks=[4])), "expected a size and a text of axes"),
         (of(drawn(size="4", axes=[""], chunks=[4])), "expected lists"),
-        (of(step("aten.neg.default", S(0), out=[1], **{"a-b": 1})), "identifiers"),
-        (of(results=(5,)), "slot 5 of 'y0' is not set then"),
+        (of(step("aten.neg.default", S(0), out=[1], **{"a-b": 1})), "not an identifier"),
+        (of(results=(5,)), "slot 5 of 'y0' is not set after the forward"),
     ],
 )
 def test_unsound_instructions_are_refused(program: Program, message: str) -> None:
@@ -79,9 +79,9 @@ def test_unsound_instructions_are_refused(program: Program, message: str) -> Non
         ({"kind": "weight"}, "'weight' is not one of"),
         ({"dtype": "float31"}, "'float31' is not a dtype"),
         ({"shape": (-1, 3), "shards": ()}, "negative extent"),
-        ({"kind": "random", "shards": ()}, "two numbers of int64"),
+        ({"kind": "random", "shards": ()}, "two int64 numbers"),
         ({"slot": 1}, "share a slot"),
-        ({"slot": 11}, "not the arguments of main"),
+        ({"slot": 11}, 'not the arguments of "main"'),
     ],
 )
 def test_unsound_inputs_are_refused(change: dict[str, Any], message: str) -> None:
@@ -92,8 +92,8 @@ def test_unsound_inputs_are_refused(change: dict[str, Any], message: str) -> Non
 
 def test_two_inputs_of_one_kind_need_two_names() -> None:
     program = infer([], [(2,), (2,)], [0])
-    inputs = tuple(replace(each, name="x") for each in program.inputs)
-    assert "have one name" in refused(replace(program, inputs=inputs))
+    inputs = tuple(replace(argument, name="x") for argument in program.inputs)
+    assert "have the same name" in refused(replace(program, inputs=inputs))
 
 
 def test_a_dim_is_cut_once() -> None:
@@ -110,7 +110,7 @@ def test_a_program_needs_a_main_and_tangents_a_backward() -> None:
     assert "no backward" in refused(replace(program, functions={"main": replace(main, backward_at=None)}))
 
 
-def test_an_axis_of_the_mesh_stands_once() -> None:
+def test_an_axis_of_the_mesh_is_listed_once() -> None:
     program = infer([], [(2,)], [0])
     manifest = replace(program.manifest, mesh=(("tp", 2), ("tp", 2)), dtype=F32)
-    assert "an axis stands there twice" in refused(replace(program, manifest=manifest))
+    assert "an axis is listed twice" in refused(replace(program, manifest=manifest))

@@ -52,7 +52,10 @@ def program(
 
 def slots(code: Sequence[Instruction]) -> list[int]:
     """All slots that appear in instructions."""
-    return [0, *(slot for each in code for slot in (*each.reads(), *each.writes(), *each.free))]
+    return [
+        0,
+        *(slot for instruction in code for slot in (*instruction.reads(), *instruction.writes(), *instruction.free)),
+    ]
 
 
 def with_code(before: Program, *code: Instruction) -> Program:
@@ -67,20 +70,30 @@ def layered(layers: int, rank: int = 0, mesh: tuple[tuple[str, int], ...] = PAIR
     The body of every `rank` differs from the others' in a number, as those of pipeline stages would.
     """
     body: list[Instruction] = [step("aten.mul.Scalar", S(0), 1.0 + rank, out=[2], loc=1)]
-    for at in range(2, 42, 5):
+    for slot in range(2, 42, 5):
         body += [
-            step("aten.mm.default", S(at), S(1), out=[at + 1], loc=1),
-            reduce(at + 1, at + 2, "tp", free=[at + 1]),
-            step("aten.relu.default", S(at), out=[at + 3], free=[at], loc=1),
-            wait(at + 2, at + 4),
-            step("aten.add.Tensor", S(at + 4), S(at + 3), out=[at + 5], free=[at + 4, at + 3], loc=1),
+            step("aten.mm.default", S(slot), S(1), out=[slot + 1], loc=1),
+            reduce(slot + 1, slot + 2, "tp", free=[slot + 1]),
+            step("aten.relu.default", S(slot), out=[slot + 3], free=[slot], loc=1),
+            wait(slot + 2, slot + 4),
+            step("aten.add.Tensor", S(slot + 4), S(slot + 3), out=[slot + 5], free=[slot + 4, slot + 3], loc=1),
         ]
     layer = Function(50, (0, 1), (42,), tuple(body))
     calls = [
-        step("call", "layers_forward", [S(2 * at), S(1)], out=[2 * at + 2], free=[2 * at] if at else [], loc=1)
-        for at in range(layers)
+        step(
+            "call",
+            "layers_forward",
+            [S(2 * layer), S(1)],
+            out=[2 * layer + 2],
+            free=[2 * layer] if layer else [],
+            loc=1,
+        )
+        for layer in range(layers)
     ]
-    one = program(
+    base = program(
         relu(0, 1), *calls, result=2 * layers, mesh=mesh, shape=(width, width), functions={"layers_forward": layer}
     )
-    return replace(one, functions={**one.functions, "main": replace(one.functions["main"], slots=2 * layers + 3)})
+    return replace(
+        base,
+        functions={**base.functions, "main": replace(base.functions["main"], slots=2 * layers + 3)},
+    )

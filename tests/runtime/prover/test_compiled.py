@@ -94,11 +94,11 @@ def test_no_instruction_of_a_collective_can_be_left_out_of_a_compiled_program() 
     program = compiled(PLANS["tp"])
     tried = 0
     for name, function in program.functions.items():
-        for at, each in enumerate(function.code):
-            if each.op.startswith("comm."):
+        for index, instruction in enumerate(function.code):
+            if instruction.op.startswith("comm."):
                 tried += 1
-                code = function.code[:at] + function.code[at + 1 :]
-                assert not prove(altered(program, name, code)).safe, f"{name}[{at}]"
+                code = function.code[:index] + function.code[index + 1 :]
+                assert not prove(altered(program, name, code)).safe, f"{name}[{index}]"
     assert tried > 10
 
 
@@ -107,16 +107,16 @@ def test_no_collective_of_a_compiled_program_can_be_skipped_by_one_rank() -> Non
     program = compiled(PLANS["tp"])
     tried = 0
     for name, function in program.functions.items():
-        for at, each in enumerate(function.code):
-            if each.op == "comm.all_reduce_start":
+        for index, instruction in enumerate(function.code):
+            if instruction.op == "comm.all_reduce_start":
                 tried += 1
                 code = list(function.code)
-                code[at] = replace(each, op="aten.clone.default", kwargs={})
-                end = next(later for later in range(at, len(code)) if code[later].reads() == each.writes())
+                code[index] = replace(instruction, op="aten.clone.default", kwargs={})
+                end = next(later for later in range(index, len(code)) if code[later].reads() == instruction.writes())
                 code[end] = replace(code[end], op="aten.clone.default")
                 classes = [RankClass(program, (0,)), RankClass(altered(program, name, tuple(code)), (1,))]
-                found = prove_ranks(classes).counterexample
-                assert found is not None and found.code in ("E0710", "E0711"), f"{name}[{at}]"
+                verdict = prove_ranks(classes).counterexample
+                assert verdict is not None and verdict.code in ("E0710", "E0711"), f"{name}[{index}]"
     assert tried > 5
 
 

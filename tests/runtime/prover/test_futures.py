@@ -120,7 +120,7 @@ def test_a_future_waited_on_by_a_callee_and_again_by_the_caller_is_found() -> No
 def test_a_dropped_wait_inside_a_folded_body_is_named_in_the_body() -> None:
     one = layered(4)
     body = one.functions["layers_forward"]
-    code = tuple(relu(5, 6) if at == 4 else each for at, each in enumerate(body.code))
+    code = tuple(relu(5, 6) if index == 4 else instruction for index, instruction in enumerate(body.code))
     assert body.code[4].op == "comm.wait"
     broken = replace(one, functions={**one.functions, "layers_forward": replace(body, code=code)})
     assert found(prove(broken)) == ("E0706", [("layers_forward", 2), ("layers_forward", len(code) - 1)])

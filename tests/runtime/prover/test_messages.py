@@ -21,7 +21,9 @@ def with_entry(program: Program, stage: int, code: tuple[Instruction, ...]) -> P
     """The program with other instructions on one stage."""
     name = f"main_{stage}"
     function = program.functions[name]
-    slots = max(function.slots, 1 + max(slot for each in code for slot in (*each.reads(), *each.writes())))
+    slots = max(
+        function.slots, 1 + max(slot for instruction in code for slot in (*instruction.reads(), *instruction.writes()))
+    )
     return replace(program, functions={**program.functions, name: replace(function, code=code, slots=slots)})
 
 
@@ -51,48 +53,52 @@ def test_a_pipeline_is_proved_with_a_peak_for_each_stage(pipe: Pipe) -> None:
 def test_a_stage_that_waits_before_it_sends_what_the_other_waits_for_is_a_deadlock() -> None:
     program = Pipe(2, dp=2).train()
     first = code(program, 0)
-    wait = next(at for at, each in enumerate(first) if each.op == "comm.wait")
-    second = [at for at, each in enumerate(first) if each.op == "comm.send"][1]
+    wait = next(index for index, instruction in enumerate(first) if instruction.op == "comm.wait")
+    second = [index for index, instruction in enumerate(first) if instruction.op == "comm.send"][1]
     later = first[second]
     del first[second]
     first.insert(wait, later)
     # stage 1 works on microbatch 1 only after it was sent, and before it gives back the first one's gradient
     last = code(program, 1)
-    back = next(at for at, each in enumerate(last) if each.op == "comm.send")
+    back = next(index for index, instruction in enumerate(last) if instruction.op == "comm.send")
     give = last.pop(back)
-    waits = [at for at, each in enumerate(last) if each.op == "comm.wait"]
+    waits = [index for index, instruction in enumerate(last) if instruction.op == "comm.wait"]
     last.insert(waits[1] + 1, give)
     verdict = prove(with_entry(with_entry(program, 0, tuple(first)), 1, tuple(last)))
     assert refuted(verdict).code == "E0712"
     assert {(place[1], place[2]) for place in shown(verdict)} == {("main_0", "comm.wait"), ("main_1", "comm.wait")}
     text = verdict.render()
     assert "deadlock: 2 ranks wait for each other" in text
-    assert "stands there until what it receives is sent, and sends only later what is waited for" in text
+    assert "waits there until its message is sent; it sends what another rank needs only later" in text
     assert "comm.send to pp=1 at model.py:8" in text
 
 
 def test_a_message_of_another_shape_than_is_received_names_both_sides() -> None:
     program = Pipe().train()
     changed = [
-        replace(each, kwargs={**each.kwargs, "size": [2, 4]}) if each.op == "comm.receive_start" else each
-        for each in code(program, 1)
+        replace(instruction, kwargs={**instruction.kwargs, "size": [2, 4]})
+        if instruction.op == "comm.receive_start"
+        else instruction
+        for instruction in code(program, 1)
     ]
     verdict = prove(with_entry(program, 1, tuple(changed)))
     assert refuted(verdict).code == "E0718"
-    assert "message 0 from rank 0 to rank 1 is float64 [4, 4] when it is sent, float64 [2, 4]" in verdict.render()
+    assert (
+        "message 0 from rank 0 to rank 1 is sent as float64 [4, 4], but received as float64 [2, 4]" in verdict.render()
+    )
     assert shown(verdict) == [((1,), "main_1", "comm.receive_start"), ((0,), "main_0", "comm.send")]
 
 
 def test_a_message_that_is_never_sent_and_one_that_is_never_received_are_named() -> None:
     program = Pipe(dp=2).train()
-    unsent = [each for each in code(program, 1) if each.op != "comm.send"]
+    unsent = [instruction for instruction in code(program, 1) if instruction.op != "comm.send"]
     verdict = prove(with_entry(program, 1, tuple(unsent)))
     assert refuted(verdict).code == "E0719"
-    assert "message 0 from rank 2 to rank 0 is waited for, and never sent" in verdict.render()
+    assert "message 0 from rank 2 to rank 0 is received, but never sent" in verdict.render()
     more = [*code(program, 1), step("comm.send", S(0), axis="pp", peer=0)]
     verdict = prove(with_entry(program, 1, tuple(more)))
     assert refuted(verdict).code == "E0719"
-    assert "message 3 from rank 2 to rank 0 is sent, and never received" in verdict.render()
+    assert "message 3 from rank 2 to rank 0 is sent, but never received" in verdict.render()
 
 
 def test_a_receive_is_waited_on_exactly_once() -> None:
@@ -110,19 +116,19 @@ def test_messages_inside_functions_are_found_on_all_their_calls() -> None:
     x = replace(base.inputs[2], stages=(0,))
     y = replace(base.outputs[0], shape=(8, 3), stages=(1,))
     calls = tuple(step("call", "give", [S(0)]) for _ in range(3))
-    takes = tuple(step("call", "take", [], out=[at]) for at in range(3))
+    arguments = tuple(step("call", "take", [], out=[index]) for index in range(3))
     functions = {
         "give": give,
         "take": take,
         "main_0": Function(1, (0,), (), calls),
-        "main_1": Function(3, (), (2,), takes),
+        "main_1": Function(3, (), (2,), arguments),
     }
     program = replace(base, inputs=(x,), outputs=(y,), functions=functions)
     verdict = prove(program)
     assert verdict.safe, verdict.render()
     assert verdict.messages == 3
     short = replace(program, functions={**functions, "main_0": Function(1, (0,), (), calls[:2])})
-    assert "message 2 from rank 0 to rank 1 is waited for, and never sent" in prove(short).render()
+    assert "message 2 from rank 0 to rank 1 is received, but never sent" in prove(short).render()
 
 
 def test_a_cap_on_memory_is_judged_stage_by_stage() -> None:
@@ -138,16 +144,20 @@ def test_a_cap_on_memory_is_judged_stage_by_stage() -> None:
 
 def test_a_tensor_that_ranks_of_a_stage_reduce_is_seen_by_all_of_them() -> None:
     program = Pipe(2, dp=2).train()
-    other = with_entry(program, 0, tuple(each for each in code(program, 0) if each.op != "aten.add.Scalar"))
+    other = with_entry(
+        program, 0, tuple(instruction for instruction in code(program, 0) if instruction.op != "aten.add.Scalar")
+    )
     other = replace(other, outputs=other.outputs[:3])
     name = other.functions["main_0"]
     other = replace(other, functions={**other.functions, "main_0": replace(name, results=name.results[:2])})
     assert prove_ranks([RankClass(program, (0, 2, 3)), RankClass(other, (1,))]).safe
-    cut = tuple(each for each in code(program, 0) if "reduce" not in each.kwargs)
-    final = next(each for each in code(program, 0) if each.op == "comm.all_reduce_start")
+    cut = tuple(instruction for instruction in code(program, 0) if "reduce" not in instruction.kwargs)
+    final = next(instruction for instruction in code(program, 0) if instruction.op == "comm.all_reduce_start")
     again = tuple(
-        step("aten.clone.default", *final.args, out=each.out) if each.args == (S(final.writes()[0]),) else each
-        for each in cut
+        step("aten.clone.default", *final.args, out=instruction.out)
+        if instruction.args == (S(final.writes()[0]),)
+        else instruction
+        for instruction in cut
     )
     lacking = with_entry(program, 0, again)
     verdict = prove_ranks([RankClass(program, (0, 2, 3)), RankClass(lacking, (1,))])
@@ -185,8 +195,8 @@ def test_what_is_sent_after_a_collective_was_started_is_sent_before_it_is_done()
     assert refuted(verdict).code == "E0712"
     assert {(place[0], place[2]) for place in shown(verdict)} == {((0,), "comm.all_reduce_start"), ((1,), "comm.wait")}
     text = verdict.render()
-    assert "rank 0 stands there until all members come, and sends only later what is waited for" in text
-    assert "rank 1 stands there until what it receives is sent, and starts only later what is waited for" in text
+    assert "rank 0 waits there until all members of the group have started it; it sends what another rank needs" in text
+    assert "rank 1 waits there until its message is sent; it starts what another rank needs only later" in text
 
 
 def join_again(slot: int) -> Instruction:

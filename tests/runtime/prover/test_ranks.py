@@ -84,14 +84,14 @@ def test_a_collective_missing_on_one_rank_is_found() -> None:
     verdict = on_two(twice, reduced())
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0711"
     assert places(verdict) == [((0,), "main", 2), ((1,), "main", 0)]
-    assert "never started by rank 1" in verdict.render()
+    assert "rank 1 never starts" in verdict.render()
     never = on_two(program(relu(0, 1), result=1), reduced())
     assert never.counterexample is not None and never.counterexample.code == "E0711"
     assert places(never) == [((1,), "main", 0), ((0,), "main", 0)]
 
 
 def test_a_collective_missing_among_equal_ones_is_found_by_its_source() -> None:
-    starts = [replace(reduce(0, at), loc=loc) for at, loc in ((1, 0), (3, 1), (5, 2))]
+    starts = [replace(reduce(0, index), loc=loc) for index, loc in ((1, 0), (3, 1), (5, 2))]
     waits = [wait(1, 2), wait(3, 4), wait(5, 6)]
     verdict = on_two(program(*starts, *waits, result=6), program(starts[0], starts[2], waits[0], waits[2], result=6))
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0711"
@@ -118,7 +118,7 @@ def test_a_cycle_across_two_groups_is_found_and_named() -> None:
     verdict = prove_ranks([RankClass(first, (0, 2)), RankClass(second, (1, 3))])
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0712"
     assert sorted(places(verdict)) == [((0,), "main", 0), ((1,), "main", 0)]
-    assert "starts only later" in verdict.render()
+    assert "starts what another rank needs only later" in verdict.render()
     assert prove_ranks([RankClass(first, (0, 2)), RankClass(first, (1, 3))]).safe
 
 
@@ -176,7 +176,7 @@ def test_memory_over_the_cap_names_the_peak_and_the_largest_tensor() -> None:
     verdict = prove(one, memory_cap_bytes=600)
     assert verdict.counterexample is not None and verdict.counterexample.code == "E0713"
     assert [index for _, _, index in places(verdict)] == [2, 1]
-    assert "640 bytes a rank, and the cap is 600" in verdict.render()
+    assert "640 bytes, but the cap is 600" in verdict.render()
 
 
 def test_sixty_four_distinct_ranks_of_thirty_two_layers_are_proved_in_seconds() -> None:
@@ -193,7 +193,7 @@ def test_unfolded_layers_of_distinct_ranks_cost_no_more_than_their_instructions(
     mesh = (("dp", 8), ("tp", 2))
     one = layered(1, 0, mesh)
     body, call = one.functions["layers_forward"], one.functions["main"].code[1]
-    functions = {f"layer_{at}": body for at in range(32)}
+    functions = {f"layer_{index}": body for index in range(32)}
     calls = tuple(replace(call, args=(name, call.args[1]), out=(2,)) for name in functions)
     main = replace(one.functions["main"], code=(one.functions["main"].code[0], *calls))
     unfolded = replace(one, functions={"main": main, **functions})

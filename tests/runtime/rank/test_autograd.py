@@ -14,8 +14,8 @@ from ..tiny_programs import linear
 
 @pytest.fixture
 def session() -> Iterator[RankThreads]:
-    with RankThreads(linear()) as made:
-        yield made
+    with RankThreads(linear()) as ranks:
+        yield ranks
 
 
 def parameter() -> torch.nn.Parameter:
@@ -77,9 +77,9 @@ def test_without_grad_mode_or_trainable_parameters_nothing_is_recorded(session: 
     w, x = parameter(), torch.randn(5, 4)
     with torch.no_grad():
         outputs, _ = run(session, [w], [], [x])
-    assert not any(each.requires_grad for each in outputs)
+    assert not any(output.requires_grad for output in outputs)
     outputs, _ = run(session, [w.detach()], [], [x])
-    assert not any(each.requires_grad for each in outputs)
+    assert not any(output.requires_grad for output in outputs)
 
 
 def test_an_output_without_a_tangent_cannot_be_differentiated(session: RankThreads) -> None:

@@ -72,12 +72,12 @@ def test_ops_without_tensors_get_the_ranks_device_and_all_kinds_of_arguments() -
     assert floor.tolist() == [0.0, 0.0, 1.0]
 
 
-def test_factories_are_told_the_device() -> None:
+def test_factories_get_the_device() -> None:
     program = infer(
         [step("aten.zeros.default", [2], out=[0]), step("rank.offset", axes=[], chunk=3, out=[1])], [], [0, 1]
     )
     results, _ = Executor(program, RankGroup(program.mesh).communicator(0), "meta").forward([])
-    assert {each.device.type for each in results} == {"meta"}
+    assert {result.device.type for result in results} == {"meta"}
 
 
 def test_a_folded_layer_is_called_many_times_and_may_call_others() -> None:
@@ -129,8 +129,8 @@ def test_forwards_may_be_outstanding_and_each_backward_uses_its_own() -> None:
     w, batches = torch.randn(4, 3), [torch.randn(5, 4) for _ in range(3)]
     frames = [executor.forward([w, x])[1] for x in batches]
     for x, frame in reversed(list(zip(batches, frames, strict=True))):
-        (found,) = executor.backward(frame, [torch.ones(())])
-        torch.testing.assert_close(found, x.t() @ (2 * (x @ w)))
+        (gradients,) = executor.backward(frame, [torch.ones(())])
+        torch.testing.assert_close(gradients, x.t() @ (2 * (x @ w)))
 
 
 def test_a_second_backward_is_refused() -> None:
@@ -147,7 +147,7 @@ def test_nothing_is_recorded_for_autograd() -> None:
     program = linear(ranks=1)
     executor = Executor(program, RankGroup(program.mesh).communicator(0))
     outputs, _ = executor.forward([torch.randn(4, 3, requires_grad=True), torch.randn(5, 4)])
-    assert not any(each.requires_grad for each in outputs)
+    assert not any(output.requires_grad for output in outputs)
 
 
 def test_a_failure_names_rank_instruction_op_module_source_and_callers() -> None:
@@ -185,7 +185,7 @@ def test_too_few_inputs_fail_before_the_first_instruction() -> None:
 
 def test_quick_ways_to_an_op_take_the_same_arguments() -> None:
     x = numbers(2, 2, start=1)
-    given: dict[str, tuple[tuple[object, ...], dict[str, object]]] = {
+    arguments: dict[str, tuple[tuple[object, ...], dict[str, object]]] = {
         "add.Tensor": ((x, x), {"alpha": 2}), "sub.Tensor": ((x, x), {"alpha": 2}),
         "mul.Scalar": ((x, 2), {}), "div.Scalar": ((x, 2), {}),
         "addmm.default": ((x, x, x), {"beta": 2, "alpha": 3}), "bmm.default": ((x[None], x[None]), {}),
@@ -198,7 +198,7 @@ def test_quick_ways_to_an_op_take_the_same_arguments() -> None:
         "mul.Tensor": ((x, x), {}), "div.Tensor": ((x, x), {}), "mm.default": ((x, x), {}),
     }  # fmt: skip
     rows = torch.tensor([[1, 0], [0, 1]])
-    given |= {
+    arguments |= {
         "where.ScalarOther": ((x > 2, x, 0.5), {}), "sum.default": ((x,), {"dtype": torch.float64}),
         "amax.default": ((x, [1], True), {}), "stack.default": (([x, x], 1), {}),
         "constant_pad_nd.default": ((x, [0, 1], 2.0), {}), "gather.default": ((x, 1, rows), {}),
@@ -207,7 +207,7 @@ def test_quick_ways_to_an_op_take_the_same_arguments() -> None:
         **{f"{name}.Scalar": ((x, 2), {}) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
     }  # fmt: skip
     for name in _QUICK:
-        args, kwargs = given.get(name.removeprefix("aten."), ((x,), {}))
+        args, kwargs = arguments.get(name.removeprefix("aten."), ((x,), {}))
         op = torch_op(name)
         torch.testing.assert_close(op.call(*args, **kwargs), op.overload(*args, **kwargs), rtol=0, atol=0)
 

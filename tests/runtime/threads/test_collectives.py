@@ -55,7 +55,7 @@ def test_collectives_mean_what_the_contract_says_on_every_group(
         assert torch.equal(smallest, torch.stack(all_of_them).amin(0))
         assert torch.equal(gathered, torch.cat(all_of_them, 1))
         assert torch.equal(scattered, total.chunk(size, 0)[mine])
-        assert torch.equal(exchanged, torch.cat([each.chunk(size, 0)[mine] for each in all_of_them], 1))
+        assert torch.equal(exchanged, torch.cat([tensor.chunk(size, 0)[mine] for tensor in all_of_them], 1))
         assert torch.equal(own, contribution(communicator.rank))
 
     on_ranks(mesh, job)
@@ -83,13 +83,13 @@ def test_a_start_does_not_wait() -> None:
 def outcomes(size: int, job: object, timeout_s: float) -> list[BaseException | None]:
     """What every rank raises; unlike a session, which raises the first."""
     group = RankGroup(RankMesh((("tp", size),)), timeout_s)
-    found: list[BaseException | None] = [None] * size
+    results: list[BaseException | None] = [None] * size
 
     def run(rank: int) -> None:
         try:
             job(group.communicator(rank))  # type: ignore[operator]
         except (RunError, ZeroDivisionError) as error:
-            found[rank] = error
+            results[rank] = error
             group.abort(rank, error)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
@@ -98,7 +98,7 @@ def outcomes(size: int, job: object, timeout_s: float) -> list[BaseException | N
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
-    return found
+    return results
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_what_a_group_does_not_divide_is_refused(op: str) -> None:
     with pytest.raises(RunError) as caught:
         on_ranks((("tp", 2),), job)
     assert caught.value.code == "E0324"
-    assert "cuts dim 0 of [3] into 2 chunks" in caught.value.message
+    assert "cannot split dim 0 of [3] into 2 equal chunks" in caught.value.message

@@ -19,7 +19,7 @@ from ..tiny_programs import S, data_parallel, infer, linear, step
 
 
 def rank_threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name.startswith("stretto-rank")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("stretto-rank")]
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_sharded_outputs_are_put_together_and_buffers_are_returned() -> None:
 
 def test_outputs_are_the_callers_to_change() -> None:
     program = infer([step("aten.reshape.default", S(0), [2], out=[1])], [(2, 1)], [1])
-    program = replace(program, outputs=tuple(replace(each, shape=(2,)) for each in program.outputs))
+    program = replace(program, outputs=tuple(replace(output, shape=(2,)) for output in program.outputs))
     x = torch.ones(2, 1)
     with RankThreads(program) as session:
         (y,), _ = session.forward([], [], [x])
@@ -124,9 +124,9 @@ def test_a_missing_reduction_cannot_hide() -> None:
 @pytest.mark.parametrize(
     ("inputs", "code", "words"),
     [
-        ([], "E0310", ["takes 1 tensors of kind 'input', 0"]),
+        ([], "E0310", ["takes 1 tensors of kind 'input', found 0"]),
         ([torch.ones(6, 3)], "E0311", ["[6, 3]", "[4, 3]"]),
-        ([torch.ones(5, 3)], "E0311", ["[5, 3]", "dim 0 is cut over dp into 2 parts, which do not divide 5"]),
+        ([torch.ones(5, 3)], "E0311", ["[5, 3]", "dim 0 is sharded over dp into 2 parts, which do not divide 5"]),
         ([torch.ones(4, 3).double()], "E0312", ["float64", "float32"]),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_rank_that_never_stops_does_not_hold_the_caller() -> None:
         with pytest.raises(RunError) as caught:
             session.forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
         assert caught.value.code == "E0325"
-        assert "ranks 0" in caught.value.render()
+        assert "rank 0 did not stop" in caught.value.render()
         assert "E0322" in caught.value.render()
         with pytest.raises(RunError) as again:
             session.forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
@@ -196,6 +196,7 @@ def test_a_rank_that_never_stops_does_not_hold_the_caller() -> None:
         release.set()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_step_stops_all_ranks_and_the_session_can_be_used_again() -> None:
     with RankThreads(linear(), timeout_s=20.0) as session:
         forward = session._executors[1].forward
@@ -238,8 +239,8 @@ def test_sessions_beside_each_other_share_their_threads() -> None:
     with RankThreads(linear()) as session:
         beside = RankThreads(linear(width=3), beside=session)
         assert len(set(rank_threads()) - before) == 2
-        for each, width in ((session, 4), (beside, 3), (session, 4)):
-            one_step(each, torch.ones(width, 3), torch.ones(5, width))
+        for current, width in ((session, 4), (beside, 3), (session, 4)):
+            one_step(current, torch.ones(width, 3), torch.ones(5, width))
     with pytest.raises(RunError):
         one_step(beside, torch.ones(3, 3), torch.ones(5, 3))
     with RankThreads(linear(), beside=session) as session:

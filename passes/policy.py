@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...ir.attributes import from_attribute, to_attribute
-from ...ir.module import Module, Record
-from ...ir.placement import AxisPlacement, Mesh, Placement, Replicate, Shard
-from ...ir.types import TensorType
+from ..ir.attributes import from_attribute, to_attribute
+from ..ir.module import Module, Record
+from ..ir.placement import AxisPlacement, Mesh, Placement, Replicate, Shard
+from ..ir.types import TensorType
 
 
 @dataclass(frozen=True)

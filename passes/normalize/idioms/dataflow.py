@@ -1,6 +1,6 @@
 """Dataflow as plain Python: nodes with named arguments and numbered values, ready to be matched.
 
-A graph comes from a function of a module (`function_graph.py`) or from what autograd was seen to do (`derive.py`);
+A graph comes from a function of a module (`function_dataflow.py`) or from what autograd was seen to do (`derive.py`);
 both go through `canonical.py`, so that the same computation looks the same.
 """
 
@@ -63,7 +63,7 @@ class Node:
         return from_location(self.op.location)
 
 
-class Graph:
+class Dataflow:
     """Nodes in order, and for each value its type, the node that makes it (None for an argument) and its users."""
 
     def __init__(self) -> None:

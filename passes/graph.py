@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ...ir.bindings import Location, Operation, Type, Value, mlir
-from ...ir.locations import Origin, from_location
-from ...ir.module import (
+from ..ir.bindings import Location, Operation, Type, Value, mlir
+from ..ir.locations import Origin, from_location
+from ..ir.module import (
     Module,
     Record,
     argument_records,
@@ -20,7 +20,7 @@ from ...ir.module import (
     result_records,
     terminator,
 )
-from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class Node:
         """The function that a call calls."""
         return callee(self.op)
 
-    @property
+    @cached_property
     def origin(self) -> Origin:
         """The place in the user's model."""
         return from_location(self.op.location)

@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ....ir.bindings import Location, Operation, Type, Value, mlir
-from ....ir.dialects.schemas import by_mlir_name, definitions
+from ....ir.dialects.schemas import definitions
 from ....ir.module import entry, operations
 from ....ir.operations import Call, build, is_packing, read, results_of
 from ....ir.types import TensorType, from_mlir, is_tensor
-from .graph import Graph, Node, Ref, Tensor
+from .dataflow import Dataflow, Node, Ref, Tensor
 
 
-class FunctionGraph(Graph):
+class FunctionDataflow(Dataflow):
     """The graph of a function's block; operands of an operation that is not ours are named "0", "1", ...
 
     Types are without the placements that some values may have already: what is computed does not depend on them.
@@ -75,12 +75,6 @@ class FunctionGraph(Graph):
         for ref, value in zip(node.results, made, strict=True):
             self.replace(ref, value, node.index)
 
-    def erase_dead(self) -> None:
-        """Remove the operations that nothing uses and that do nothing else."""
-        for op in reversed(list(operations(self._function))):
-            if _is_pure(op) and all(next(iter(r.uses), None) is None for r in op.results):
-                op.operation.erase()
-
     def _bind(self, ref: Ref, value: Value) -> None:
         self._refs[value] = ref
         if ref not in self._values:
@@ -114,11 +108,6 @@ class FunctionGraph(Graph):
 
 def _plain(type_: TensorType) -> TensorType:
     return TensorType(type_.dtype, type_.shape)
-
-
-def _is_pure(op: Operation) -> bool:
-    definition = by_mlir_name().get(op.operation.name)
-    return is_packing(op) if definition is None else definition.pure
 
 
 def _named(call: Call) -> dict[str, Any]:

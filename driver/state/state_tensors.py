@@ -1,4 +1,4 @@
-"""The tensors of a model that a file may hold, each once with all of its names, whole or as DTensors."""
+"""The tensors of a model's state dict, tied names merged, as plain tensors or DTensors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class HeldTensor:
+class StateTensor:
     """A parameter or persistent buffer of a model."""
 
     names: tuple[str, ...]
-    """All names of it, the model's first one first."""
+    """All its names, in the model's order."""
     tensor: Tensor
 
     @property
@@ -28,22 +28,22 @@ class HeldTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The global one."""
+        """The global shape."""
         return tuple(self.tensor.shape)
 
 
-def held_tensors(model: nn.Module) -> tuple[HeldTensor, ...]:
-    """What `model.state_dict()` would name, without calling it: parameters and persistent buffers, ties merged."""
+def state_tensors(model: nn.Module) -> tuple[StateTensor, ...]:
+    """The tensors of `model.state_dict()`, without calling it: parameters and persistent buffers, tied ones once."""
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
     for name, tensor in _named(model):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
-    return tuple(HeldTensor(tuple(found), tensors[key]) for key, found in names.items())
+    return tuple(StateTensor(tuple(aliases), tensors[key]) for key, aliases in names.items())
 
 
 def transient_buffers(model: nn.Module) -> Mapping[str, Tensor]:
-    """The buffers that no file holds, which the model computes when it is built."""
+    """The buffers outside the state dict, by name; the model computes them when it is built."""
     return {
         f"{path}.{name}" if path else name: tensor
         for path, module in model.named_modules()
@@ -52,15 +52,15 @@ def transient_buffers(model: nn.Module) -> Mapping[str, Tensor]:
     }
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The global tensor; where it is a DTensor, all processes must ask for it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The global tensor; for a DTensor this is a collective, so all processes must call it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def few(names: Sequence[str]) -> str:
-    """The first names, quoted, and how many more there are, for an error.
+def names_text(names: Sequence[str]) -> str:
+    """The first names in quotes, and the number of the others, for an error.
 
-    >>> few(["a", "b"])
+    >>> names_text(["a", "b"])
     '"a", "b"'
     """
     shown = ", ".join(f'"{name}"' for name in names[:_SHOWN])
@@ -68,12 +68,12 @@ def few(names: Sequence[str]) -> str:
 
 
 def is_writer() -> bool:
-    """Whether this process writes what all hold alike: the only one, or rank 0."""
+    """Whether this process writes files: it is rank 0, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def meet() -> None:
-    """Wait for all processes, where there are several."""
+def barrier() -> None:
+    """Wait for all processes; does nothing in a single process."""
     if dist.is_initialized():
         dist.barrier()
 

@@ -1,0 +1,110 @@
+"""Communication between ranks by the names of its operations: the collectives, with what each takes, gives and sends.
+
+What the dialect declares, the verifier demands, passes build, lowering spells out and reports count is read from here.
+The runtime and its prover have a table of their own, so that they check what the compiler says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+
+ALL_REDUCE = "comm.all_reduce"
+ALL_GATHER = "comm.all_gather"
+REDUCE_SCATTER = "comm.reduce_scatter"
+ALL_TO_ALL = "comm.all_to_all"
+SEND = "comm.send"
+RECEIVE = "comm.receive"
+RECEIVE_START = "comm.receive_start"
+WAIT = "comm.wait"
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective. Its asynchronous form takes the same and gives a future, which `comm.wait` takes."""
+
+    name: str
+    constants: str
+    """What it takes behind its tensor, as a schema has it: "str[] axes, int dim"."""
+    split: str = ""
+    """The constant that names the dim whose extent the group's size divides; "" for none."""
+    joined: str = ""
+    """The constant that names the dim whose extent is multiplied by the group's size; "" for none."""
+    rounds: int = 1
+    """How often a ring passes the tensor on: an all-reduce is a reduce-scatter and an all-gather."""
+
+    @property
+    def start(self) -> str:
+        """The name of its asynchronous form."""
+        return f"{self.name}_start"
+
+    @property
+    def kind(self) -> str:
+        """Its name in reports: "all_reduce"."""
+        return self.name.removeprefix("comm.")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of its constants, in order."""
+        return tuple(part.split()[-1] for part in self.constants.split(", "))
+
+    def schema(self, name: str) -> str:
+        """The schema of one of its two forms."""
+        return f"{name.replace('.', '::')}(Tensor x, {self.constants}) -> Tensor"
+
+    def result_shape(self, shape: Shape, constants: Sequence[object], ranks: int) -> Shape | None:
+        """What a rank gets, of an operand of this shape on each of `ranks`; None where they do not divide the dim.
+
+        Raises IndexError for a dim that the operand does not have.
+        """
+        given, extents = dict(zip(self.arguments, constants, strict=True)), list(shape)
+        split, joined = given.get(self.split), given.get(self.joined)
+        if isinstance(split, int):
+            if extents[split] % ranks:
+                return None
+            extents[split] //= ranks
+        if isinstance(joined, int):
+            extents[joined] *= ranks
+        return tuple(extents)
+
+    def sent_bytes(self, tensor_bytes: int, ranks: int) -> int:
+        """What each of `ranks` sends in a ring: (n-1)/n of the largest tensor that it takes or gives, each round."""
+        return tensor_bytes * (ranks - 1) // ranks * self.rounds
+
+
+COLLECTIVES = {
+    each.name: each
+    for each in (
+        Collective(ALL_REDUCE, "str[] axes, str reduce", rounds=2),
+        Collective(ALL_GATHER, "str[] axes, int dim", joined="dim"),
+        Collective(REDUCE_SCATTER, "str[] axes, int dim, str reduce", split="dim"),
+        Collective(ALL_TO_ALL, "str[] axes, int split_dim, int concat_dim", split="split_dim", joined="concat_dim"),
+    )
+}
+"""By the name of the synchronous form."""
+
+TRANSFERS = (SEND, RECEIVE, RECEIVE_START)
+"""What hands a tensor from one rank to another."""
+
+BLOCKING = (*COLLECTIVES, RECEIVE)
+"""What waits for other ranks; each has an asynchronous form."""
+
+STARTS = frozenset((*(each.start for each in COLLECTIVES.values()), RECEIVE_START))
+"""The asynchronous forms: what gives a future."""
+
+
+def start_of(name: str) -> str:
+    """The asynchronous form of what waits for other ranks."""
+    return RECEIVE_START if name == RECEIVE else COLLECTIVES[name].start
+
+
+def synchronous(name: str) -> str:
+    """The synchronous form of an operation; its own name where it has no other."""
+    return name.removesuffix("_start") if name in STARTS else name
+
+
+def collective(name: str) -> Collective | None:
+    """The collective that an operation is, in either form; None for another operation."""
+    return COLLECTIVES.get(synchronous(name))

@@ -1,0 +1,17 @@
+"""How remarks name an operation that communicates."""
+
+from __future__ import annotations
+
+from ..ir.attributes import from_attribute
+from ..ir.bindings import Operation
+from ..ir.collectives import synchronous
+from ..ir.pipelined_module import MICROBATCH
+
+
+def collective_text(op: Operation) -> str:
+    """A collective or a receive as remarks name it: "all_reduce over tp", "receive from pp=1"."""
+    kind = synchronous(op.operation.name).removeprefix("comm.")
+    if "peer" in op.attributes:
+        return f"{kind} from {from_attribute(op.attributes['axis'])}={from_attribute(op.attributes['peer'])}"
+    axes = [axis if axis != MICROBATCH else "microbatches" for axis in from_attribute(op.attributes["axes"])]
+    return f"{kind} over {', '.join(axes)}"

@@ -1,0 +1,56 @@
+"""How the suite runs: by how many processes and threads, and from a clone of any name."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; workers and the processes of tests inherit it
+
+settings.register_profile("stretto", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stretto")  # a busy machine fails no test
+
+_MOST_WORKERS = 8
+"""More cores than this save little: each worker takes seconds, and 0.6 GB, to import torch and the compiler."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_AnyCloneName(), "any clone name")
+
+
+class _AnyCloneName:
+    """The root is the package `stretto`; pytest would import it by the clone's name, which may be no identifier."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        if path != parent.config.rootpath:
+            return None
+        collector: pytest.Collector = pytest.Dir.from_parent(parent, path=path)
+        return collector
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No workers for a few files, where importing torch once more would take longer than the tests."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    if all(path.is_file() for path in paths):
+        return 0
+    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts this process and those it starts, also where the suite was started with SIGINT ignored.
+
+    Shells ignore it for background jobs, some CI for all; Python leaves it so, and hands it on to child processes.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

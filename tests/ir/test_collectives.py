@@ -1,0 +1,51 @@
+"""The table of collectives: the dialect, the shapes and the bytes that follow from it."""
+
+import pytest
+import torch
+from stretto.ir.collectives import COLLECTIVES, RECEIVE, STARTS, Collective, collective, start_of, synchronous
+from stretto.ir.dialects.schemas import definitions
+from stretto.ir.interpreter.collectives import perform
+
+CONSTANTS: dict[str, list[object]] = {
+    "comm.all_reduce": [["tp"], "sum"],
+    "comm.all_gather": [["tp"], 1],
+    "comm.reduce_scatter": [["tp"], 0, "sum"],
+    "comm.all_to_all": [["tp"], 0, 1],
+}
+
+
+@pytest.mark.parametrize("each", COLLECTIVES.values(), ids=lambda each: each.kind)
+def test_both_forms_of_a_collective_are_operations_with_its_constants(each: Collective) -> None:
+    for name in (each.name, each.start):
+        assert [a.name for a in definitions()[name].arguments] == ["x", *each.arguments]
+        assert synchronous(name) == each.name and collective(name) is each
+    assert definitions()[each.name].pure and not definitions()[each.start].pure
+
+
+@pytest.mark.parametrize("each", COLLECTIVES.values(), ids=lambda each: each.kind)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_shape_is_that_of_what_the_interpreter_gives(each: Collective, ranks: int) -> None:
+    constants = CONSTANTS[each.name]
+    options = dict(zip(each.arguments, constants, strict=True))
+    made = perform(each.kind, [torch.zeros(8, 3)] * ranks, options)
+    assert {tuple(t.shape) for t in made} == {each.result_shape((8, 3), constants, ranks)}
+
+
+def test_a_dim_that_ranks_do_not_divide_has_no_shape_and_one_that_is_not_there_is_an_error() -> None:
+    scatter = COLLECTIVES["comm.reduce_scatter"]
+    assert scatter.result_shape((6,), [["tp"], 0, "sum"], 4) is None
+    with pytest.raises(IndexError):
+        scatter.result_shape((6,), [["tp"], 1, "sum"], 2)
+
+
+def test_an_all_reduce_sends_what_a_reduce_scatter_and_an_all_gather_send() -> None:
+    """Patarasuk and Yuan (2009): each of the two takes (n - 1)/n of the bytes on a ring, which is the least."""
+    both = [COLLECTIVES[name].sent_bytes(1 << 20, 4) for name in ("comm.reduce_scatter", "comm.all_gather")]
+    assert COLLECTIVES["comm.all_reduce"].sent_bytes(1 << 20, 4) == sum(both) == 2 * 3 * (1 << 18)
+    assert COLLECTIVES["comm.all_reduce"].sent_bytes(1 << 20, 1) == 0
+
+
+def test_every_blocking_operation_has_an_asynchronous_form() -> None:
+    assert {start_of(name) for name in (*COLLECTIVES, RECEIVE)} == STARTS
+    assert all(name in definitions() for name in STARTS)
+    assert synchronous("aten.mm.default") == "aten.mm.default" and collective("comm.send") is None
