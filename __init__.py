@@ -1,4 +1,4 @@
-"""Stretto: a graph compiler for parallel execution plans.
+"""Stretto: a graph compiler for parallel execution plans. This folder is the package `stretto`.
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
 `PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,

@@ -1,4 +1,4 @@
-"""`stretto diff`."""
+"""`stretto diff`: what differs between two modules or two programs."""
 
 from __future__ import annotations
 

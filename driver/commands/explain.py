@@ -1,4 +1,4 @@
-"""`stretto explain`."""
+"""`stretto explain`: what a program does, places and sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stretto opt`."""
+"""`stretto opt`: run passes on a module."""
 
 from __future__ import annotations
 

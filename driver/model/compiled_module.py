@@ -1,4 +1,4 @@
-"""A compiled model between calls: its plan, its programs, its RNG state and its unreduced gradients."""
+"""A compiled model: finds the program for each call or compiles one, and keeps its RNG state and unreduced gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One program among those of a compiled model: for which calls it is, how it is made, how it is called."""
+"""The key of a call, which is all that a program depends on; the program compiled for it, and how it is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that refuse ops which Stretto cannot compile."""
+"""Refusal of captured ops that Stretto cannot compile, at their line of the model."""
 
 from __future__ import annotations
 
