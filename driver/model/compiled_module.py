@@ -1,4 +1,4 @@
-"""A compiled model: finds the program for each call or compiles one, and keeps its RNG state and unreduced gradients."""
+"""A compiled model: finds the program for each call or compiles one; keeps RNG state and unreduced gradients."""
 
 from __future__ import annotations
 

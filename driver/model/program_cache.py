@@ -1,4 +1,4 @@
-"""The programs of one model by key: look-up, eviction, and why none was found. `compiled_module.py` compiles another."""
+"""The programs of one model by key: look-up, eviction, why none was found. `compiled_module.py` compiles another."""
 
 from __future__ import annotations
 
