@@ -4,7 +4,7 @@ import pytest
 import torch
 from stretto.ir.collectives import COLLECTIVES, RECEIVE, STARTS, Collective, collective, start_of, synchronous
 from stretto.ir.dialects.schemas import definitions
-from stretto.ir.interpreter.collectives import perform
+from stretto.ir.interpreter.collectives import run_collective
 
 CONSTANTS: dict[str, list[object]] = {
     "comm.all_reduce": [["tp"], "sum"],
@@ -27,7 +27,7 @@ def test_both_forms_of_a_collective_are_operations_with_its_constants(each: Coll
 def test_the_shape_is_that_of_what_the_interpreter_gives(each: Collective, ranks: int) -> None:
     constants = CONSTANTS[each.name]
     options = dict(zip(each.arguments, constants, strict=True))
-    made = perform(each.kind, [torch.zeros(8, 3)] * ranks, options)
+    made = run_collective(each.kind, [torch.zeros(8, 3)] * ranks, options)
     assert {tuple(t.shape) for t in made} == {each.result_shape((8, 3), constants, ranks)}
 
 
