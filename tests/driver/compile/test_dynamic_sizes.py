@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import pickle
-import threading
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from stretto.runtime.prover.prove import prove
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...rank_threads import begun_and_left, rank_threads
 from ..models import PLANS, PlainGPT
 
 BATCH: dict[str, Any] = {"x": {0: "batch"}, "y": {0: "batch"}}
@@ -48,10 +47,6 @@ class Branching(Mlp):
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     """The second word of each line: "compiled" or "bound"."""
     return [message.split()[1] for message in caplog.messages]
-
-
-def rank_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("stretto-rank")}
 
 
 def data(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -186,8 +181,7 @@ def test_programs_of_many_sizes_run_on_the_same_threads(monkeypatch: pytest.Monk
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9)
     del compiled, waiting, other
-    gc.collect()
-    assert not rank_threads() - before
+    assert not begun_and_left(before)
 
 
 def test_a_dim_that_is_not_marked_is_compiled_again_and_the_log_says_how_to_avoid_it(

@@ -7,7 +7,6 @@ import gc
 import inspect
 import io
 import pickle
-import threading
 from typing import Any
 
 import pytest
@@ -15,12 +14,9 @@ import stretto
 import torch
 from torch import Tensor, nn
 
+from ...rank_threads import begun_and_left, rank_threads
 from .. import models
 from ..models import DP, GPT, TP, Deeper, PlainGPT, Small, batch, twins
-
-
-def rank_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("stretto-rank")}
 
 
 def test_the_decorated_name_stays_a_class() -> None:
@@ -134,8 +130,7 @@ def test_no_thread_is_left_when_a_model_is_gone() -> None:
     model(torch.randn(4, 4)).backward()
     assert len(rank_threads() - before) == 2
     del model
-    gc.collect()
-    assert not rank_threads() - before
+    assert not begun_and_left(before)
 
 
 @pytest.mark.parametrize("target", [3, int, "gpt", nn.Module.forward])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import threading
 import time
@@ -15,22 +14,15 @@ from stretto.runtime import Program, RankThreads, Replicas, RunError
 from stretto.runtime.program.records import Instruction
 from torch import Tensor
 
+from ...rank_threads import begun_and_left, rank_threads
 from ..tiny_programs import S, data_parallel, infer, linear, step
-
-
-def rank_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("stretto-rank")]
 
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    before = set(rank_threads())  # what an earlier test's compiled graphs still hold is not this one's
+    before = rank_threads()  # what an earlier test's compiled graphs still hold is not this one's
     yield
-    gc.collect()
-    deadline = time.monotonic() + 10
-    while set(rank_threads()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not set(rank_threads()) - before
+    assert not begun_and_left(before)
 
 
 def one_step(session: RankThreads, w: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -227,18 +219,18 @@ def test_a_closed_session_says_so() -> None:
 
 
 def test_threads_end_when_the_session_is_forgotten() -> None:
-    before = set(rank_threads())
+    before = rank_threads()
     session = RankThreads(linear())
     one_step(session, torch.ones(4, 3), torch.ones(5, 4))
-    assert len(set(rank_threads()) - before) == 2
+    assert len(rank_threads() - before) == 2
     del session
 
 
 def test_sessions_beside_each_other_share_their_threads() -> None:
-    before = set(rank_threads())
+    before = rank_threads()
     with RankThreads(linear()) as session:
         beside = RankThreads(linear(width=3), beside=session)
-        assert len(set(rank_threads()) - before) == 2
+        assert len(rank_threads() - before) == 2
         for current, width in ((session, 4), (beside, 3), (session, 4)):
             one_step(current, torch.ones(width, 3), torch.ones(5, width))
     with pytest.raises(RunError):
