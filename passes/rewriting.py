@@ -28,7 +28,7 @@ from ..ir.module import Module, operations
 from ..ir.operations import Call, build, is_packing, read
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Report
-from .counted_remarks import Tally
+from .counted_remarks import CountedRemarks
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ Pattern = Callable[[Site], Outcome]
 
 def rewrite(module: Module, pass_name: str, patterns: Mapping[str, Pattern]) -> Report:
     """Apply each operation's pattern once, in order; what patterns insert is not rewritten again."""
-    count, tally = 0, Tally(pass_name)
+    count, remarks = 0, CountedRemarks(pass_name)
     for site in sites(module, patterns):
         with context(), mlir.InsertionPoint(site.op):
             outcome = patterns[site.call.name](site)
         match outcome:
             case Applied(message):
                 count += 1
-                tally.applied(message, site.origin)
+                remarks.applied(message, site.origin)
             case Declined(message):
-                tally.missed(message, site.origin)
-    return Report(count, tally.remarks())
+                remarks.missed(message, site.origin)
+    return Report(count, remarks.remarks())
 
 
 def sites(module: Module, names: Container[str]) -> Iterator[Site]:

@@ -19,7 +19,7 @@ from ...ir.dialects.context import context
 from ...ir.locations import Origin, from_location, to_location
 from ...ir.module import Module, callee, entry, operations, terminator
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..graph import Graph, copy_node
 
 
@@ -30,11 +30,11 @@ class UnfoldLayers(Pass):
     name: ClassVar[str] = "unfold-layers"
 
     def run(self, module: Module) -> Report:
-        tally = Tally(self.name)
+        remarks = CountedRemarks(self.name)
         for op in operations(module.functions()["main"]):
             if callee(op) is not None:
-                tally.applied(f'"{callee(op)}" written out', from_location(op.location))
-        return Report(unfold(module), tally.remarks())
+                remarks.applied(f'"{callee(op)}" written out', from_location(op.location))
+        return Report(unfold(module), remarks.remarks())
 
 
 def unfold(module: Module) -> int:

@@ -30,7 +30,7 @@ from ...ir.module import Level, Module, argument_records, operations, result_rec
 from ...ir.operations import Call, build, flatten, results_of
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..plan_effects import PRECISION_KEY
 from ..rewriting import producer
 
@@ -49,7 +49,7 @@ class CastGradients(Pass):
 
     def run(self, module: Module) -> Report:
         main = module.functions()["main"]
-        records, tally, recast, rounded = result_records(main), Tally(self.name), 0, False
+        records, remarks, recast, rounded = result_records(main), CountedRemarks(self.name), 0, False
         places = _parameters_gradients(main)
         for at in places:
             value = terminator(main).operands[at]
@@ -58,11 +58,11 @@ class CastGradients(Pass):
             origin = _origin(value)
             if _recast(main, at, wanted):
                 recast += 1
-                tally.applied(f"gradient reduced in {format_name(wanted)}", origin)
+                remarks.applied(f"gradient reduced in {format_name(wanted)}", origin)
             rounded = rounded or wanted != dtype
             records[at] = {**records[at], "reduce": dtype_name(wanted)}
         set_result_records(main, records)
-        return Report(recast, tally.remarks(), self._effects(rounded) if places else {})
+        return Report(recast, remarks.remarks(), self._effects(rounded) if places else {})
 
     def _effects(self, rounded: bool) -> dict[str, str]:
         if self.reduce is None:

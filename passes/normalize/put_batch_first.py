@@ -25,8 +25,8 @@ from ...ir.bindings import Value
 from ...ir.module import Level, Module
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
+from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
-from ..policy import Policy
 from ..rewriting import Applied, Emitter, Outcome, Site, producer, rewrite
 
 _MM, _ADDMM, _SUM = "aten.mm.default", "aten.addmm.default", "aten.sum.dim_IntList"
@@ -41,7 +41,7 @@ class PutBatchFirst(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        leading = Policy.of(module).leading
+        leading = ActivationSharding.of(module).leading
         if not leading:
             return Report()
         return rewrite(module, self.name, dict.fromkeys((_MM, _ADDMM, _SUM), partial(_put_first, batch=leading[0])))

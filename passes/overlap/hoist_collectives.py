@@ -31,7 +31,7 @@ from ...ir.operations import read
 from ...ir.pipelined_module import entries, pipeline_axis
 from ..base import Pass, Report
 from ..collective_text import collective_text
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class HoistCollectives(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
 
     def run(self, module: Module) -> Report:
-        moved, tally = 0, Tally(self.name)
+        moved, remarks = 0, CountedRemarks(self.name)
         axis = pipeline_axis(module)
         stages = entries(module) if axis is not None else ()
         for function in module.functions().values():
@@ -55,14 +55,14 @@ class HoistCollectives(Pass):
                     _move_after(op, later)
                     moved += len(later)
                     if later:
-                        tally.applied(
+                        remarks.applied(
                             f"{collective_text(op)} begins before work that does not need it",
                             from_location(op.location),
                         )
                     pending = later
                 else:
                     pending.append(op)
-        return Report(moved, tally.remarks())
+        return Report(moved, remarks.remarks())
 
 
 def _is_collective(op: Operation) -> bool:

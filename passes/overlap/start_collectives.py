@@ -28,7 +28,7 @@ from ...ir.operations import Call, build, read
 from ...ir.types import future_of
 from ..base import Pass, Report
 from ..collective_text import collective_text
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
 
@@ -43,7 +43,7 @@ class StartCollectives(Pass):
     """A receive starts before the last of so many tasks that stand before its first use; 0: where it stands."""
 
     def run(self, module: Module) -> Report:
-        count, tally = 0, Tally(self.name)
+        count, remarks = 0, CountedRemarks(self.name)
         for function in module.functions().values():
             ops = list(operations(function))
             for at, op in enumerate(ops):
@@ -53,8 +53,8 @@ class StartCollectives(Pass):
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead)
-            _say(function, tally)
-        return Report(count, tally.remarks())
+            _say(function, remarks)
+        return Report(count, remarks.remarks())
 
 
 def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
@@ -119,7 +119,7 @@ def _first(users: list[Operation]) -> Operation | None:
     return found
 
 
-def _say(function: Operation, tally: Tally) -> None:
+def _say(function: Operation, remarks: CountedRemarks) -> None:
     """Count the collectives that work hides, and those that it does not."""
     hidden: dict[Value, bool] = {}
     for op in operations(function):
@@ -127,10 +127,10 @@ def _say(function: Operation, tally: Tally) -> None:
         if call is not None and call.name == WAIT:
             start = call.args[0].owner
             if hidden.get(call.args[0]):
-                tally.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
+                remarks.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
             else:
                 message = f"{collective_text(start)} stays exposed: no work stands between it and its first use"
-                tally.missed(message, from_location(start.location))
+                remarks.missed(message, from_location(start.location))
         elif call is not None and call.name in STARTS:
             hidden[op.results[0]] = False
         elif call is None or not (call.name.startswith("comm.") or call.name in VIEWS):

@@ -35,7 +35,7 @@ from ...ir.module import Level, Module, operations
 from ...ir.operations import Call, read
 from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..rewriting import Emitter, erase_unused, producer, users
 
 _COPY = "aten._to_copy.default"
@@ -56,7 +56,7 @@ class UseLocalStatistics(Pass):
         said = self.plan.pipeline
         if said is None:
             return Report()
-        tally, count = Tally(self.name), 0
+        remarks, count = CountedRemarks(self.name), 0
         main = module.functions()["main"]
         for op in operations(main):
             call = producer(op.results[0]) if op.results else None
@@ -64,10 +64,12 @@ class UseLocalStatistics(Pass):
                 found = _Statistics(op, call, said.barriers == 1).rewrite()
                 count += found
                 if found:
-                    tally.applied("exponentials are taken relative to a rank's own maximum", from_location(op.location))
+                    remarks.applied(
+                        "exponentials are taken relative to a rank's own maximum", from_location(op.location)
+                    )
         if count:
             erase_unused(main)
-        return Report(count, tally.remarks())
+        return Report(count, remarks.remarks())
 
 
 @dataclass(frozen=True)

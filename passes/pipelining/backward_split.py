@@ -16,7 +16,7 @@ from ...ir.locations import from_location
 from ...ir.module import Module, build_call, build_function, entry, finish_function, operations, terminator
 from ...ir.operations import Call, build, read
 from ...ir.types import absent
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..graph import Graph, Node, copy_node
 from .attributes import copy_marks
 from .time_axis import TimeAxis
@@ -29,7 +29,7 @@ _MASKED = (
 """Operations whose last argument says which of their results are wanted, the gradient of the input first."""
 
 
-def part_masked(module: Module, tally: Tally) -> None:
+def part_masked(module: Module, remarks: CountedRemarks) -> None:
     """Write every backward with an output mask that gives input and weight gradients as two, one for each."""
     for function in module.functions().values():
         for op in list(operations(function))[:-1]:
@@ -37,7 +37,7 @@ def part_masked(module: Module, tally: Tally) -> None:
             if call is not None and call.name in _MASKED and call.args[-1][0] and any(call.args[-1][1:]):
                 origin = from_location(op.location)
                 _part(op, call)
-                tally.applied(f'"{call.name}" became one for the input and one for the weights', origin)
+                remarks.applied(f'"{call.name}" became one for the input and one for the weights', origin)
 
 
 def _part(op: Operation, call: Call) -> None:

@@ -27,7 +27,7 @@ from ...ir.bindings import Value
 from ...ir.module import Level, Module
 from ...schedules.schedule import Kind
 from ..base import Pass, Remark, RemarkKind, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..graph import Graph, Node
 from .attributes import SPREAD, check_cut_over_time, check_stages, segment_of, stage_of
 from .backward_split import CallParter, input_gradients, part_masked
@@ -53,16 +53,16 @@ class SplitSegments(Pass):
         check_cut_over_time(self.name, self.plan, module)
         settings = settings_of(self.plan, module)
         check_stages(self.name, settings, module)
-        tally = Tally(self.name)
+        remarks = CountedRemarks(self.name)
         parts = settings.delays_weights
         if parts:
-            part_masked(module, tally)
+            part_masked(module, remarks)
             _part_calls(module, settings)
         time, spread = analysed(module, settings.said.axis, settings.said.barriers)
         segments = _segments(time, spread, settings.stages, parts)
         whole = [] if not parts else _whole(time, segments)
         Outliner(module, time, segments).run()
-        return Report(len(segments), (*tally.remarks(), *whole, *_applied(module)))
+        return Report(len(segments), (*remarks.remarks(), *whole, *_applied(module)))
 
 
 def _part_calls(module: Module, settings: Settings) -> None:
