@@ -7,8 +7,8 @@ Before                                                       After
   %1 = aten.nll_loss_backward %grad, %0, %labels, %n           %scale = aten.div %grad, %count
   %2 = aten._log_softmax_backward_data %1, %0, 1               %2 = nn.cross_entropy_backward %scale, %logits, ..., %lse
 
-Idioms: attention, layer_norm, rms_norm, rotary, cross_entropy. They are recognised by dataflow alone. What comes close
-but differs is left, and a remark says what differed.
+Idioms: attention, layer_norm, rms_norm, rotary, cross_entropy. They are recognised by dataflow alone. A near match is
+left, and a remark says what differs.
 
 Needs: level `aten`, forward and backward in one function.   Keeps: values (up to rounding).
 """

@@ -71,10 +71,10 @@ def input_gradients(analysis: MicrobatchAnalysis, backward: Sequence[Node]) -> I
     nodes: set[Node] = set()
     values = set(outgoing)
     for node in reversed(backward):
-        wanted = [v for v in node.values if v in values or len(reach.get(v, ())) > 1]
-        if wanted:
+        needed_results = [v for v in node.values if v in values or len(reach.get(v, ())) > 1]
+        if needed_results:
             nodes.add(node)
-            values.update(wanted)
+            values.update(needed_results)
             values.update(node.operands)
     results = {v for node in own for v in node.values}
     return InputGradient(frozenset(nodes), frozenset(values & results))
@@ -113,10 +113,10 @@ class CallSplitter:
     module: Module
     split_functions: dict[tuple[str, tuple[int, ...]], _SplitFunction | None] = field(default_factory=dict)
 
-    def split(self, node: Node, wanted: frozenset[Value]) -> bool:
-        """Replace a call by two: for the `wanted` results and for the rest; False if there is no rest."""
+    def split(self, node: Node, input_results: frozenset[Value]) -> bool:
+        """Replace a call by two: for the results that B needs and for the rest; False if there is no rest."""
         name = str(node.callee)
-        key = (name, tuple(i for i, v in enumerate(node.values) if v in wanted))
+        key = (name, tuple(i for i, v in enumerate(node.values) if v in input_results))
         if key not in self.split_functions:
             self.split_functions[key] = _split_function(self.module, name, key[1])
         split_function = self.split_functions[key]
@@ -157,11 +157,11 @@ class _SplitFunction:
     second_gives: tuple[int, ...]
 
 
-def _split_function(module: Module, name: str, wanted: tuple[int, ...]) -> _SplitFunction | None:
+def _split_function(module: Module, name: str, input_results: tuple[int, ...]) -> _SplitFunction | None:
     function = module.functions()[name]
     graph = Graph.of(function)
     results = list(terminator(function).operands)
-    cone = graph.cone(results[i] for i in wanted)
+    cone = graph.cone(results[i] for i in input_results)
     rest = [n for n in graph.nodes if n not in cone]
     available = {v for n in cone for v in n.values} | set(entry(function).arguments)
     first_gives = tuple(i for i, v in enumerate(results) if v in available)
@@ -183,8 +183,8 @@ def _split_function(module: Module, name: str, wanted: tuple[int, ...]) -> _Spli
 
 
 def _used(arguments: Sequence[Value], values: Sequence[Value]) -> tuple[int, ...]:
-    wanted = set(values)
-    return tuple(i for i, argument in enumerate(arguments) if argument in wanted)
+    value_set = set(values)
+    return tuple(i for i, argument in enumerate(arguments) if argument in value_set)
 
 
 def _function(

@@ -190,7 +190,7 @@ def _refuse(graph: Graph, shared: set[Node], stages: list[Node]) -> None:
             where = f' of "{origin.module_path}"' if origin.module_path else ""
             raise StrettoError(
                 "E0454",
-                f"parameters{where} are cut over the axis of the stages, but their work stands between that of stages: "
+                f"parameters{where} are sharded over the pipeline axis, but their work stands between that of stages: "
                 f'"{node.origin.module_path}" needs what comes of it',
                 span=Span(origin.file, origin.line) if origin.file else None,
                 help="cut over this axis only what stands before the first stage or behind the last",

@@ -76,8 +76,8 @@ def _split_calls(module: Module, scheduled: ScheduledPipeline) -> None:
             calls = [node for node in backward if node in needed.nodes and node.callee is not None]
             to_split += [(node, frozenset(v for v in node.values if v in needed.values)) for node in calls]
     splitter = CallSplitter(module)
-    for node, wanted in to_split:
-        splitter.split(node, wanted)
+    for node, input_results in to_split:
+        splitter.split(node, input_results)
 
 
 def _segments(analysis: MicrobatchAnalysis, shared: SharedWork, stages: int, splits_backward: bool) -> list[Segment]:

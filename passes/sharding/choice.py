@@ -178,7 +178,7 @@ def _deferred(outputs: Sequence[Output | None], strategy: Strategy, axis: str, s
 
 
 def _made(output: Output, axis: str, dim: int) -> Operand:
-    """The output as what moves it will see: a value that is wanted sharded on `dim`."""
+    """The output as an operand of the reshard to its target, sharded on `dim`."""
     return Operand((), output.nbytes, is_weight=False, is_broadcast=False, scatter_dims=((axis, dim),))
 
 
