@@ -1,4 +1,4 @@
-"""Stretto: a graph compiler for parallel execution plans.
+"""Stretto: a graph compiler for parallel execution plans. This folder is the package `stretto`.
 
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
 `PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,
@@ -16,11 +16,11 @@ from .diagnostics.version import __version__
 
 if TYPE_CHECKING:
     from .diagnostics import PlanWarning, StrettoError
+    from .driver.checkpoints.checkpoints import load_checkpoint, save_checkpoint
     from .driver.model.clipping import clip_grad_norm_
     from .driver.model.compiled_module import program_of, random_state, set_random_state
     from .driver.model.decorator import compile
     from .driver.model.local_parts import local
-    from .driver.state.checkpoints import load_checkpoint, save_checkpoint
     from .driver.state.meta import meta_parameters
     from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
@@ -39,13 +39,13 @@ _HOMES = {
     "clip_grad_norm_": ".driver.model.clipping",
     "compile": ".driver.model.decorator",
     "detect_anomaly": ".runtime.rank.nan_watch",
-    "load_checkpoint": ".driver.state.checkpoints",
+    "load_checkpoint": ".driver.checkpoints.checkpoints",
     "load_weights": ".driver.state.weights",
     "local": ".driver.model.local_parts",
     "meta_parameters": ".driver.state.meta",
     "program_of": ".driver.model.compiled_module",
     "random_state": ".driver.model.compiled_module",
-    "save_checkpoint": ".driver.state.checkpoints",
+    "save_checkpoint": ".driver.checkpoints.checkpoints",
     "save_weights": ".driver.state.weights",
     "set_random_state": ".driver.model.compiled_module",
 }

@@ -33,7 +33,8 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
     """Compile one shape in this process: seconds by stage and by pass, peak RSS in MiB, sizes."""
     clock = Clock()
     from stretto import Plan
-    from stretto.driver.compile.compile_program import Options, compile_program
+    from stretto.driver.compile.compile_program import compile_program
+    from stretto.driver.compile.request import CompileRequest, Observer, Options
     from stretto.frontend.captured import Mode
     from stretto.frontend.targets.load_target import load_target
     from stretto.frontend.targets.target import Request
@@ -50,7 +51,8 @@ def measured(shape: str, layers: int | None, dp: int, tp: int) -> dict[str, Any]
         assert not target.weights_are_real
         plan = Plan.parse(PLAN.format(dp=dp, tp=tp))
         options = Options(loss_only=True, keep_weights=False)
-        compiled = compile_program(target.model, (), target.inputs, plan, options, progress=clock.lap)
+        request = CompileRequest.of(target.model, (), target.inputs, plan, options)
+        compiled = compile_program(request, Observer(stage=clock.lap))
         clock.lap("save")
         compiled.program.save(Path(folder, "program"))
         size = sum(path.stat().st_size for path in Path(folder, "program").iterdir())

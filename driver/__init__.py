@@ -1,6 +1,15 @@
 """What the three doors share: from a model and a plan to a program, and a program in place of a model.
 
-Rooms: `model/` (`stretto.compile`), `compile/` (model and plan to program), `state/` (weights, checkpoints), `check/`,
-`debug/`, `report/`, `doctor/`, `text/` (output), `commands/` (the arguments of each command). This folder may import
-every other; none imports it but the package's root. Start reading at `compile/compile_program.py`.
+This folder may import every other; none imports it but the package's root. Its rooms import one another one way, each
+only those above it here (a test asserts that there is no circle):
+
+- `text/` (output), `state/` (weights on disk)
+- `ir_files/` (modules from files and in dumps)
+- `report/` (what a program does)
+- `compile/` (a model and a plan to a program)
+- `model/` (`stretto.compile`), `check/`, `doctor/`
+- `checkpoints/`, `debug/`
+- `commands/` (the arguments of each command)
+
+Start reading at `compile/compile_program.py`.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from ..diagnostics import StrettoError
+from ..diagnostics import Span, StrettoError
 
 
 class PlanCode(StrEnum):
@@ -51,3 +51,10 @@ class WrittenCode(StrEnum):
 
 class PlanError(StrettoError):
     """A mistake in a plan or a written schedule; `code` is one of `PlanCode` or `WrittenCode`."""
+
+
+def item_set_twice(code: PlanCode, statement: str, item: str, span: Span, first: Span) -> PlanError:
+    """The error for an item in braces that a statement, such as "the pipeline", sets again."""
+    return PlanError(
+        code, f'{statement} sets "{item}" twice', span=span, notes=(("first set here", first),), help="keep one of them"
+    )

@@ -16,7 +16,7 @@ from lark import Token, Tree
 
 from ..diagnostics import Span
 from . import globs
-from .error import PlanCode, PlanError
+from .error import PlanCode, PlanError, item_set_twice
 from .mesh import read_number
 from .precision import FloatFormat
 from .source import Places, Source, tokens
@@ -168,13 +168,7 @@ def read_pipeline(tree: Tree[Token], source: Source) -> Pipeline:
         if name not in _READERS:
             raise _refused(f'a pipeline has no item "{shortened(item)}"', item, tuple(_READERS), source)
         if name in spans:
-            raise PlanError(
-                PlanCode.BAD_PIPELINE,
-                f'the pipeline sets "{name}" twice',
-                span=source.span_of(item),
-                notes=(("first set here", spans[name]),),
-                help="keep one of them",
-            )
+            raise item_set_twice(PlanCode.BAD_PIPELINE, "the pipeline", name, source.span_of(item), spans[name])
         spans[name] = source.span_of(item, values[-1])
         fields[_FIELDS.get(name, name)] = _READERS[name](_Item(name, tuple(values), source))
         if name == "split":

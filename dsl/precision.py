@@ -8,7 +8,7 @@ from enum import StrEnum
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from .error import PlanCode, PlanError
+from .error import PlanCode, PlanError, item_set_twice
 from .source import Source, tokens
 from .spelling import did_you_mean, listed, shortened
 
@@ -68,13 +68,7 @@ def read_precision(tree: Tree[Token], source: Source) -> Precision:
         if name not in ITEMS:
             raise _unknown("precision has no item", item, ITEMS, source)
         if name in formats:
-            raise PlanError(
-                PlanCode.BAD_PRECISION,
-                f'the precision sets "{name}" twice',
-                span=source.span_of(item),
-                notes=(("first set here", spans[name]),),
-                help="keep one of them",
-            )
+            raise item_set_twice(PlanCode.BAD_PRECISION, "the precision", name, source.span_of(item), spans[name])
         if word not in tuple(FloatFormat):
             raise _unknown("there is no format", word, tuple(FloatFormat), source)
         formats[name], spans[name] = FloatFormat(word), source.span_of(item, word)

@@ -120,11 +120,9 @@ class ShardParameters(Sharding):
 
 
 @dataclass(frozen=True)
-class ShardActivations(Sharding):
-    """Shard the residual stream between blocks. Raises PlanError E0106, E0112."""
+class _ValueSharding(Sharding):
+    """The base of the statements that shard values rather than parameters. Raises PlanError E0106, E0112."""
 
-    subject: ClassVar[str] = "activations"
-    roles: ClassVar[tuple[Role, ...]] = (Role.TOKENS,)
     layout: Layout
     axes: tuple[str, ...]
     places: Places = field(default=Places(), compare=False, repr=False)
@@ -133,24 +131,23 @@ class ShardActivations(Sharding):
         self._check()
 
     def __str__(self) -> str:
-        return f"shard activations {self.layout} over {', '.join(self.axes)}"
+        return f"shard {self.subject} {self.layout} over {', '.join(self.axes)}"
 
 
 @dataclass(frozen=True)
-class ShardInputs(Sharding):
-    """Shard the model's inputs: data parallelism, or any other dim of them. Raises PlanError E0106, E0112."""
+class ShardActivations(_ValueSharding):
+    """Shard the residual stream between blocks."""
+
+    subject: ClassVar[str] = "activations"
+    roles: ClassVar[tuple[Role, ...]] = (Role.TOKENS,)
+
+
+@dataclass(frozen=True)
+class ShardInputs(_ValueSharding):
+    """Shard the model's inputs: data parallelism, or any other dim of them."""
 
     subject: ClassVar[str] = "inputs"
     roles: ClassVar[tuple[Role, ...]] = (Role.BATCH,)
-    layout: Layout
-    axes: tuple[str, ...]
-    places: Places = field(default=Places(), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    def __str__(self) -> str:
-        return f"shard inputs {self.layout} over {', '.join(self.axes)}"
 
 
 def _unknown_role(word: str, statement: type[Sharding], span: Span | None) -> PlanError:

@@ -1,5 +1,5 @@
-"""From a PyTorch model to Stretto's IR: targets, capture, and the conversion of a captured graph to a module.
+"""From a PyTorch model to the IR: targets, capture, and conversion of the captured graph to a module.
 
-Start reading at `capture/capture.py`; `captured.py` says what capture hands on, `targets/` where models come from,
-`to_ir.py` converts. What goes wrong inside torch is put into the user's terms in `trace_errors.py`.
+Start reading at `capture/capture.py`. `captured.py` has its result, `targets/` loads models, `to_ir.py` converts to the
+IR, `trace_errors.py` turns errors of torch into errors at the user's line.
 """

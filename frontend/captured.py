@@ -1,4 +1,4 @@
-"""What capture hands on: a functional graph, the meaning of its inputs and outputs, and a reference to check it."""
+"""The result of capture: a functional graph, the meaning of its inputs and outputs, and a reference."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch.utils import _pytree as pytree
 from ..diagnostics import StrettoError
 
 Reads = Mapping[str, tuple[str, ...]]
-"""By module path the names of attributes that a forward has asked its modules for, found or not."""
+"""By module path, the names of attributes that the forward has read, existing or not."""
 META_KEY = "stretto"
-"""Where a node keeps its `Origin`: `node.meta[META_KEY]`."""
+"""The key of a node's `Origin` in `node.meta`."""
 
 
 class CaptureError(StrettoError):
-    """The model, or how it was called, cannot be captured. The place is the user's own file and line."""
+    """The model, or its call, cannot be captured; the span is in the user's file."""
 
 
 class Mode(StrEnum):
-    """What a program is for: a training step (forward and backward), or the forward alone."""
+    """The mode of a program: a training step (forward and backward), or only the forward."""
 
     TRAIN = "train"
     INFER = "infer"
 
 
 class InputKind(StrEnum):
-    """Where an input's value comes from. Placeholders stand in this order."""
+    """The kind of an input; placeholders are in this order."""
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
     CONSTANT = "constant"
     INPUT = "input"
     RANDOM = "random"
-    """Seed and step of the random numbers; there where the graph draws any."""
+    """The RNG state (seed, step), if the graph has random ops."""
     TANGENT = "tangent"
 
 
 class OutputKind(StrEnum):
-    """Where an output's value goes. Outputs stand in this order."""
+    """The kind of an output; outputs are in this order."""
 
     OUTPUT = "output"
     GRADIENT = "gradient"
@@ -52,21 +52,21 @@ class OutputKind(StrEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """The place in the user's model that a node comes from.
+    """The position in the user's model that a node comes from.
 
-    A backward node has the place of the forward node it is the derivative of. A node that adds two gradients of one
-    value has the place of the operand computed last: the first use of that value in the forward.
+    A backward node has the origin of its forward node. A node that adds two gradients of one value has the origin of
+    the operand that is computed last, which is the first use of the value in the forward.
     """
 
     module_path: str = ""
-    """The model's own dotted name ("model.layers.3.self_attn.q_proj"); empty for the model itself or when unknown."""
+    """The module's dotted name ("model.layers.3.self_attn.q_proj"); empty for the model itself or if unknown."""
     file: str = ""
-    """The user's file, or the file of the library the model comes from; empty when unknown."""
+    """The user's file, or that of the model's library; empty if unknown."""
     line: int = 0
-    """1-based; 0 when unknown."""
+    """1-based; 0 if unknown."""
     backward: bool = False
     seq_nr: int = -1
-    """Autograd's number, which pairs a backward node with its forward node; -1 when there is none."""
+    """Autograd's number, which pairs a backward node with its forward node; -1 if there is none."""
 
 
 @dataclass(frozen=True)
@@ -91,35 +91,35 @@ class CapturedOutput:
 
     kind: OutputKind
     name: str
-    """The path inside the model's result (""  for a lone tensor), or the parameter's or buffer's name."""
+    """The path inside the model's result ("" for a single tensor), or the parameter's or buffer's name."""
     index: int
     """For outputs the position among the result's tensors, for the other kinds the position among `Capture.inputs`."""
 
 
 @dataclass(frozen=True)
 class OutputTree:
-    """How to rebuild what the model returns from the list of its tensors."""
+    """The structure of the model's result, without its tensors."""
 
     spec: pytree.TreeSpec
     leaves: tuple[Any, ...]
-    """A `TensorLeaf` for each tensor; anything else is a constant that the forward returned."""
+    """A `TensorLeaf` for each tensor; anything else is a constant."""
 
     def rebuild(self, tensors: list[torch.Tensor]) -> Any:
-        """The model's own result structure around `tensors`, which stand in the order of the "output" outputs."""
+        """The model's own result structure around `tensors`, in the order of the outputs of kind "output"."""
         leaves = [tensors[leaf.index] if isinstance(leaf, TensorLeaf) else leaf for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
 @dataclass(frozen=True)
 class TensorLeaf:
-    """A place in the model's result that is filled by output number `index`."""
+    """Stands for output `index` in the model's result."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Capture:
-    """A model as one functional aten graph with all that is needed to call it.
+    """A model as a functional aten graph, with the metadata to call it.
 
     The graph takes the tensors of `inputs` in that order and returns the tensors of `outputs` in that order. Every node
     has a fake tensor (or a tuple of them) in `meta["val"]` and an `Origin` in `meta["stretto"]`.
@@ -132,14 +132,14 @@ class Capture:
     constants: Mapping[str, torch.Tensor]
     """Values of the inputs of kind "constant", by name."""
     reference: dict[str, Any]
-    """The forward before autograd as JSON-able data (the program's `reference.json`)."""
+    """The forward before autograd as JSON (the program's `reference.json`)."""
     output_tree: OutputTree
     unused_parameters: tuple[str, ...] = ()
-    """Trainable parameters, and inputs that want a gradient, on which no differentiable output depends."""
+    """Trainable parameters, and inputs that require a gradient, on which no differentiable output depends."""
     differentiable: tuple[int, ...] = field(default=())
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
     constant: tuple[int, ...] = ()
-    """Indices of the outputs that no trainable parameter has a part in: in eager mode they require no gradient."""
+    """Indices of the outputs that depend on no trainable parameter: in eager mode they require no gradient."""
     reads: Reads = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""Where each node comes from: module path, source line, forward or backward."""
+"""The origin of each node: module path, source line, forward or backward."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _OURS = tuple(
 
 
 def is_users_file(file: str) -> bool:
-    """Whether a frame in `file` belongs to the model's source: not to torch, to the tracing, or to generated code."""
+    """Whether a file belongs to the model's source: not to torch, to Stretto's tracing, or to generated code."""
     return not file.startswith((_TORCH, *_OURS)) and not file.startswith("<")
 
 
 def annotate(graph: fx.Graph, model_attribute: str) -> None:
     """Put an `Origin` into `meta["stretto"]` of every node.
 
-    `model_attribute` is the name under which the model hangs in the traced module; paths are given without it.
+    `model_attribute` is the traced module's attribute that holds the model; paths do not include it.
     """
     forward: dict[int, Origin] = {}
-    position = {node: at for at, node in enumerate(graph.nodes)}
+    position = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         origin = _own_origin(node, model_attribute)
         if not origin.file and node.op == "call_function":
@@ -56,14 +56,14 @@ def _own_origin(node: fx.Node, model_attribute: str) -> Origin:
     stack = meta.get("fwd_nn_module_stack" if backward else "nn_module_stack") or meta.get("nn_module_stack")
     file, line = source_line(meta.get("stack_trace") or "")
     seq_nr = meta.get("seq_nr", -1)
-    # An addition of two gradients is numbered past the forward's end and bears the stack of the call of backward.
+    # A sum of two gradients has a number past the forward's end, and the stack trace of the backward call.
     if backward and not stack:
         file, line = "", 0
     return Origin(_module_path(stack, model_attribute), file, line, backward, -1 if seq_nr is None else seq_nr)
 
 
 def _of_latest(operands: Mapping[fx.Node, Origin], origin: Origin, position: Mapping[fx.Node, int]) -> Origin | None:
-    """The place of the operand computed last: for sums of gradients, and for what tracing adds to the forward's end."""
+    """The origin of the operand computed last: for sums of gradients, and for nodes that tracing appends."""
     known = [operand for operand, own in operands.items() if own.file]
     if not known:
         return None
@@ -89,7 +89,7 @@ def _module_path(stack: Any, model_attribute: str) -> str:
 
 @lru_cache(maxsize=4096)
 def source_line(stack_trace: str) -> tuple[str, int]:
-    """File and line of the innermost frame that is the user's (or the model library's); ("", 0) when there is none."""
+    """File and line of the innermost frame in the model's source; ("", 0) if there is none."""
     for match in reversed(list(_FRAME.finditer(stack_trace))):
         if is_users_file(match["file"]):
             return match["file"], int(match["line"])
@@ -97,20 +97,20 @@ def source_line(stack_trace: str) -> tuple[str, int]:
 
 
 def source_span(node: fx.Node) -> Span | None:
-    """The node's place as an error shows it."""
+    """The source span of a node, for errors."""
     origin = node.meta.get(META_KEY)
     file, line = (origin.file, origin.line) if origin else source_line(node.meta.get("stack_trace") or "")
     return line_span(file, line) if file else None
 
 
 def line_span(file: str, line: int) -> Span:
-    """A whole line of a source file, with its text where it can be read."""
+    """The span of a whole source line, with its text if the file can be read."""
     text = linecache.getline(file, line).rstrip("\n")
     stripped = text.strip()
     return Span(file, line, len(text) - len(text.lstrip()) + 1, max(1, len(stripped)), text)
 
 
 def forward_span(model: nn.Module) -> Span | None:
-    """Where the model's forward is written."""
+    """The source span of the model's forward."""
     code = getattr(inspect.unwrap(model.forward), "__code__", None)
     return None if code is None else line_span(code.co_filename, code.co_firstlineno)

@@ -1,7 +1,7 @@
-"""A captured graph as a module of level `aten`.
+"""Convert a captured graph to a module of level `aten`.
 
-Values have no strides and no aliases here: views become reshapes, and copies that change nothing disappear. Python
-scalars in tensor places take the op's scalar overload, or become a 0-d constant.
+IR values have no strides and no aliases: views become reshapes, and copies that change nothing disappear. A Python
+scalar in the position of a tensor selects the op's scalar overload, or becomes a 0-d constant.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _STRIDELESS = {
     "aten.new_empty_strided.default": ("aten.new_empty.default", 2),
     "aten.empty_strided.default": ("aten.empty.memory_format", 1),
 }
-"""Ops that only ask for strides beside what another op gives: its name, and how many arguments the two share."""
+"""Ops that equal another op but for strides: its name, and the number of shared arguments."""
 _RESHAPES = frozenset({"aten.reshape.default"})
-"""Ops whose sizes may hold a -1, which no later stage should have to resolve."""
+"""Ops whose sizes may have a -1, which is resolved here."""
 _IDENTITIES = frozenset(
     {
         "aten.clone.default",
@@ -48,21 +48,21 @@ _IDENTITIES = frozenset(
         "aten.lift_fresh_copy.default",
     }
 )
-"""Ops that return their operand's value: they matter only where storage does."""
+"""Ops that return their operand's value, and matter only for storage."""
 _EPSILON = torch.finfo(torch.float32).eps
-"""What an op that is told no epsilon, such as rms_norm, takes of its operands' dtype while it is traced."""
+"""The default epsilon of ops such as rms_norm, which depends on the dtype of the trace."""
 _STRIDED = frozenset({"aten.as_strided.default", "aten.as_strided_scatter.default", "aten.set_.source_Tensor"})
 
 
 class Floats(Enum):
-    """What becomes of the floating dtypes of a graph."""
+    """The treatment of a graph's floating dtypes."""
 
     AS_CAPTURED = "as captured"
     FLOAT64 = "float64"
-    """Every one is raised to float64, those of casts and constants too, so that results can be judged."""
+    """All are raised to float64, those of casts and constants included, to compare results."""
 
     def of(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that stands for `dtype`."""
+        """The dtype used in place of `dtype`."""
         return torch.float64 if self is Floats.FLOAT64 and dtype.is_floating_point else dtype
 
 
@@ -75,8 +75,8 @@ def to_module(
 ) -> Module:
     """The captured graph as function `main`; arguments and results in the order of `capture.inputs` and `.outputs`.
 
-    `owners` says by parameter name what kind of module owns it (`parameters.py`), which a plan's roles depend on.
-    Of integer constants, and of integer `buffers` (by name), the records have the range of what they hold.
+    `owners` has by parameter the kind of module that owns it (`capture/model_parameters.py`), for a plan's roles. The
+    records of integer constants, and of integer `buffers` (by name), have the range of their values.
     """
     module = Module.empty()
     types = [to_mlir(TensorType(floats.of(t.dtype), t.shape)) for t in capture.inputs]
@@ -102,7 +102,7 @@ def to_module(
 
 
 class _Converter:
-    """The values of the graph's nodes, as they are converted in order."""
+    """Converts nodes in order; `values` has the IR values of converted nodes."""
 
     def __init__(self, floats: Floats) -> None:
         self.floats = floats
@@ -116,10 +116,10 @@ class _Converter:
             self.values[node] = self.values[source][index]
             return
         if node.target is RANDOM:
-            self.values[node] = self._draw(node)
+            self.values[node] = self._random(node)
             return
         name = _name(node)
-        if name in _IDENTITIES or self._is_idle_cast(name, node):
+        if name in _IDENTITIES or self._is_noop_cast(name, node):
             self.values[node] = self.values[inputs[0]]
             return
         loc = to_location(_origin(node))
@@ -134,29 +134,35 @@ class _Converter:
         if name in _RESHAPES:
             args[1] = list(node.meta["val"].shape)
         kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
-        self._fix_default(name, node, args, kwargs, loc)
+        self._fix_default_dtype(name, node, args, kwargs, loc)
         results = build(Call(name, tuple(args), kwargs), result_types, loc)
         self.values[node] = results[0] if _is_single(node.meta["val"]) else _as_fx(node.meta["val"], results)
 
-    def _fix_default(self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], loc: Any) -> None:
-        """Leave no dtype to torch's default where a program runs: say it, or cast the integers that floats are made of.
+    def _fix_default_dtype(self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], loc: Any) -> None:
+        """Make a result's dtype independent of torch's default dtype: state it, or cast integer operands.
 
-        Torch makes floats of its default dtype from plain numbers, and of integers that meet them.
+        Torch gives its default dtype to floats that it makes of Python numbers, and of integers with them.
         """
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or kwargs.get("dtype") is not None:
             return
-        wanted = self.floats.of(value.dtype)
-        given = [each.meta["val"] for each in node.all_input_nodes]
-        if not given and any(argument.name == "dtype" for argument in definitions()[name].arguments):
-            kwargs["dtype"] = wanted
-        elif wanted != torch.float32 and given and not any(_is_float(v) for v in given) and ".where" not in name:
-            type_ = {at: TensorType(wanted, from_mlir(a.type).shape) for at, a in enumerate(args) if _is_value(a)}
-            for at, cast in type_.items():
-                [args[at]] = build(Call("aten._to_copy.default", (args[at],), {"dtype": wanted}), [to_mlir(cast)], loc)
+        expected = self.floats.of(value.dtype)
+        operands = [operand.meta["val"] for operand in node.all_input_nodes]
+        if not operands and any(argument.name == "dtype" for argument in definitions()[name].arguments):
+            kwargs["dtype"] = expected
+        elif (
+            expected != torch.float32 and operands and not any(_is_float(v) for v in operands) and ".where" not in name
+        ):
+            type_ = {
+                index: TensorType(expected, from_mlir(a.type).shape) for index, a in enumerate(args) if _is_value(a)
+            }
+            for index, cast in type_.items():
+                [args[index]] = build(
+                    Call("aten._to_copy.default", (args[index],), {"dtype": expected}), [to_mlir(cast)], loc
+                )
 
-    def _draw(self, node: fx.Node) -> Any:
-        """A draw's number is a value that belongs to no layer, so that equal layers can become one function."""
+    def _random(self, node: fx.Node) -> Any:
+        """Convert a random op. Its number is a value outside of any layer, so that equal layers can be folded."""
         state, like, _size, number, below = node.args
         type_ = to_mlir(TensorType(torch.int64, ()))
         call = Call("aten.scalar_tensor.default", (number,), {"dtype": torch.int64})
@@ -170,13 +176,13 @@ class _Converter:
         [outputs] = node.args
         return [self.values[v] for v in outputs]  # type: ignore[union-attr, index]
 
-    def _is_idle_cast(self, name: str, node: fx.Node) -> bool:
+    def _is_noop_cast(self, name: str, node: fx.Node) -> bool:
         if name != "aten._to_copy.default":
             return False
         inputs: Sequence[Any] = node.args
         source: torch.dtype = inputs[0].meta["val"].dtype
-        wanted: Any = node.kwargs.get("dtype") or source
-        return self.floats.of(wanted) == self.floats.of(source)
+        target: Any = node.kwargs.get("dtype") or source
+        return self.floats.of(target) == self.floats.of(source)
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
@@ -188,7 +194,7 @@ class _Converter:
         return self.floats.of(argument) if isinstance(argument, torch.dtype) else argument
 
     def _scalars(self, name: str, args: list[Any], loc: Any) -> tuple[str, list[Any]]:
-        """Give Python scalars that stand in tensor places the scalar overload, or a 0-d tensor."""
+        """Replace Python scalars in positions of tensors: by the scalar overload, or by 0-d tensors."""
         arguments = definitions()[name].arguments
         places = [
             i
@@ -221,8 +227,10 @@ class _Converter:
 
 
 def _is_float(value: Any) -> bool:
-    """Whether a result (or one of several) holds floats."""
-    return any(each is not None and each.is_floating_point() for each in (value if not _is_single(value) else (value,)))
+    """Whether a result, or one of several, is floating."""
+    return any(
+        tensor is not None and tensor.is_floating_point() for tensor in (value if not _is_single(value) else (value,))
+    )
 
 
 def _is_value(argument: Any) -> bool:
@@ -234,7 +242,7 @@ def _is_single(value: Any) -> bool:
 
 
 def _as_fx(value: Sequence[Any], results: list[Any]) -> list[Value]:
-    """The results as `getitem` indexes them: the values of the one list, or one value per result."""
+    """The results as `getitem` indexes them: the elements of a single list, or one value per result."""
     return results[0] if len(results) == 1 and isinstance(results[0], list) else results
 
 
@@ -246,27 +254,27 @@ def _overload_name(target: torch._ops.OpOverload) -> str:
 
 def _name(node: fx.Node) -> str:
     if not isinstance(node.target, torch._ops.OpOverload):
-        raise _unsupported(node, f'"{node.target}", which is no torch operator')
+        raise _unsupported(node, f'"{node.target}", which is not a torch operator')
     name = _overload_name(node.target)
     if name in _STRIDED:
-        raise _unsupported(node, f'"{name}", whose result depends on how its operand lies in memory')
+        raise _unsupported(node, f'"{name}", whose result depends on the memory layout of its operand')
     if name not in definitions():
         raise _unsupported(node, f'operator "{name}"')
     return name
 
 
-def _unsupported(node: fx.Node, what: str) -> CaptureError:
+def _unsupported(node: fx.Node, item: str) -> CaptureError:
     origin = _origin(node)
     return CaptureError(
         "E0230",
-        f"the graph holds {what}, which Stretto does not compile: {origin}",
+        f"the graph holds {item}, which Stretto does not compile: {origin}",
         span=source_span(node),
         help="write this part of the model with other torch functions",
     )
 
 
 def _placed(node: fx.Node, error: StrettoError) -> CaptureError:
-    """An error about the type of a node's result, at the node's line."""
+    """An error about the type of a node's result, with the node's source span."""
     return CaptureError(
         error.code,
         error.message,
@@ -277,8 +285,8 @@ def _placed(node: fx.Node, error: StrettoError) -> CaptureError:
 
 
 def _origin(node: fx.Node) -> Origin:
-    found = origin_of(node)
-    return Origin(found.module_path, found.file, found.line, found.backward)
+    captured = origin_of(node)
+    return Origin(captured.module_path, captured.file, captured.line, captured.backward)
 
 
 def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str], bounds: Mapping[str, Sequence[int]]) -> Record:
@@ -297,6 +305,6 @@ def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str], bounds: 
 def _result_record(output: CapturedOutput, capture: Capture) -> Record:
     record: Record = {"kind": str(output.kind), "name": output.name, "index": output.index}
     if output.kind is OutputKind.OUTPUT:
-        # What is differentiable goes on to a loss outside, which knows of no parts.
+        # A differentiable output goes to a loss outside of the program, which needs the global tensor.
         record["whole"] = capture.mode is Mode.INFER or output.index in capture.differentiable
     return record

@@ -1,4 +1,4 @@
-"""What goes wrong inside torch while a model is traced, said in terms of the user's model."""
+"""Turn errors of torch during tracing into CaptureErrors at the user's line."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ RAISED_BY_USER_CODE = (
     SyntaxError,
     OSError,
 )
-"""What the user's own code may raise and is told about; an interrupt, or memory that runs out, goes on."""
+"""Exceptions of the user's code that become errors of Stretto; interrupts and MemoryError propagate."""
 
 
-_OF_VALUES = (
+_DATA_DEPENDENT = (
     DataDependentOutputException,
     DynamicOutputShapeException,
     GuardOnDataDependentSymNode,
     UnsupportedOperatorException,
 )
-"""What only a forward is to blame for, be it all of torch's own modules."""
+"""Exceptions that are always the forward's fault, even without a user's line."""
 _UNTRACKED = "a fake tensor in the exported program constant's list"
-"""In torch's words: the graph would hold a tensor that was made while tracing, past what tracing sees."""
+"""Torch's message for a tensor that is created during the trace but not recorded by it."""
 
 _SHARED = "aot_autograd() does not yet handle non-differentiable view input mutations"
-"""In torch's words: a tensor is changed that has memory in common with another."""
+"""Torch's message for a change of a tensor that shares memory with another."""
 
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Keep torch's own log records about a trace to itself: what they report comes as an error of ours."""
+    """Inside, torch's log records are dropped; what they report becomes an error of ours."""
 
     def drop(record: logging.LogRecord) -> bool:
         return False
 
-    loggers = [each for name, each in logging.root.manager.loggerDict.items() if name.split(".")[0] == "torch"]
-    handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
+    loggers = [logger for name, logger in logging.root.manager.loggerDict.items() if name.split(".")[0] == "torch"]
+    handlers = {handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers}
     for handler in handlers:
         handler.addFilter(drop)
     try:
@@ -70,8 +70,8 @@ def quiet_torch() -> Iterator[None]:
 def user_errors(model: nn.Module) -> Iterator[None]:
     """Turn exceptions from the traced forward into CaptureErrors at the user's line.
 
-    Errors: E0220 data-dependent control flow, E0221 data-dependent shapes, E0222 an op without a meta kernel, E0224
-    whatever else the forward raises. Others that pass no line of the user's are torch's or ours: they go on.
+    Errors: E0220 data-dependent control flow, E0221 data-dependent shapes, E0222 an op without a meta kernel, E0224 any
+    other exception of the forward. Exceptions without a line of the user's are torch's or ours, and propagate.
     """
     try:
         yield
@@ -83,13 +83,13 @@ def user_errors(model: nn.Module) -> Iterator[None]:
             raise _placed(model, _untracked()) from None
         if _SHARED in str(error):
             raise _placed(model, shared_memory()) from None
-        if span is None and not isinstance(error, _OF_VALUES):
+        if span is None and not isinstance(error, _DATA_DEPENDENT):
             raise
         raise _explained(model, error, span or forward_span(model)) from None
 
 
 def _placed(model: nn.Module, error: CaptureError) -> CaptureError:
-    """The error with a place: its own, else the user's line that led to it, else the model's forward."""
+    """The error with a span: its own, else the user's line in the traceback, else the model's forward."""
     span = error.span or _users_line(error) or forward_span(model)
     return CaptureError(
         error.code, error.message, span=span, expected=error.expected, notes=error.notes, help=error.help
@@ -100,15 +100,15 @@ def _explained(model: nn.Module, error: BaseException, span: Span | None) -> Cap
     if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
         return CaptureError(
             "E0220",
-            "the forward branches on, or reads out, the value of a tensor",
+            "the forward branches on, or reads, the value of a tensor",
             span=span,
             expected="the same ops for every input",
-            help="choose between results with torch.where, or decide from shapes or from plain arguments",
+            help="select results with torch.where, or branch on shapes or on plain arguments",
         )
     if isinstance(error, DynamicOutputShapeException):
         return CaptureError(
             "E0221",
-            f'the shape of what "{error.func}" returns depends on the values of a tensor',
+            f'the shape of the result of "{error.func}" depends on the values of a tensor',
             span=span,
             help="keep the full shape and mask (torch.where, or a multiplication by a mask)",
         )
@@ -125,35 +125,35 @@ def _explained(model: nn.Module, error: BaseException, span: Span | None) -> Cap
 def _untracked() -> CaptureError:
     return CaptureError(
         "E0216",
-        'forward changes a tensor through its ".data", or uses one that an earlier forward has kept in an attribute',
-        expected="changes that autograd sees, of buffers alone",
-        help="update parameters outside of forward, and keep what lasts from call to call in buffers",
+        'forward changes a tensor through its ".data", or uses one that an earlier forward left in an attribute',
+        expected="changes of buffers that autograd sees",
+        help="update parameters outside of forward, and keep state in buffers",
     )
 
 
 def shared_memory() -> CaptureError:
-    """A buffer is changed whose memory another buffer or a parameter has too."""
+    """The error for a change of a buffer that shares memory with another tensor."""
     return CaptureError(
         "E0216",
-        "forward changes a buffer that shares memory with another tensor of the model, which would change with it",
+        "forward changes a buffer that shares memory with another tensor of the model",
         expected="buffers with memory of their own",
-        help="register a copy, .clone(), and change both where both should change",
+        help="register a copy, .clone(), and change both if both should change",
     )
 
 
 def _without_kernel(op: str, span: Span | None) -> CaptureError:
     return CaptureError(
         "E0222",
-        f'"{op}" has no meta kernel, so that the shape of its result is unknown',
+        f'"{op}" has no meta kernel, so the shape of its result is unknown',
         span=span,
         help=f'register one with torch.library.register_fake("{op}")',
     )
 
 
 def _users_line(error: BaseException) -> Span | None:
-    """The innermost line of the traceback that belongs to the model's source.
+    """The innermost line of the traceback in the model's source.
 
-    Where a recorded graph is run again, the line is in the message ("Original traceback: ...").
+    If torch runs a recorded graph, the line is in the message ("Original traceback: ...").
     """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_users_file(frame.filename):

@@ -1,4 +1,4 @@
-"""Communication between ranks by the names of its operations: the collectives, with what each takes, gives and sends.
+"""Communication between ranks by the names of its operations: the collectives, with what each takes and gives.
 
 What the dialect declares, the verifier demands, passes build, lowering spells out and reports count is read from here.
 The runtime and its prover have a table of their own, so that they check what the compiler says.
@@ -68,10 +68,6 @@ class Collective:
         if isinstance(joined, int):
             extents[joined] *= ranks
         return tuple(extents)
-
-    def sent_bytes(self, tensor_bytes: int, ranks: int) -> int:
-        """What each of `ranks` sends in a ring: (n-1)/n of the largest tensor that it takes or gives, each round."""
-        return tensor_bytes * (ranks - 1) // ranks * self.rounds
 
 
 COLLECTIVES = {

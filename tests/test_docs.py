@@ -44,6 +44,14 @@ def test_architecture_names_every_folder_of_the_package() -> None:
     assert all(f"`{path.parent.name}/`" in text for path in ROOT.glob("*/__init__.py"))
 
 
+def test_readme_maps_every_room() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| [`")}
+    for path in ROOT.glob("*/__init__.py"):
+        rooms = {room.parent.name for room in path.parent.glob("*/__init__.py")}
+        assert rooms <= set(rows[f"{path.parent.name}/"].split("`")), path.parent.name
+
+
 def test_architecture_names_only_files_that_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`([a-z_./]+\.(?:py|lark))`", text))

@@ -15,10 +15,11 @@ MAY_IMPORT = {
     "schedules": {"diagnostics", "dsl"},
     "runtime": {"diagnostics"},
     "ir": {"diagnostics", "dsl"},
+    "costs": {"diagnostics", "dsl", "ir"},
     "frontend": {"diagnostics", "dsl", "ir"},
-    "passes": {"diagnostics", "dsl", "schedules", "ir"},
-    "backends": {"diagnostics", "dsl", "ir", "runtime"},
-    "driver": {"diagnostics", "dsl", "schedules", "ir", "frontend", "passes", "backends", "runtime", "."},
+    "passes": {"diagnostics", "dsl", "schedules", "ir", "costs"},
+    "backends": {"diagnostics", "dsl", "ir", "costs", "runtime"},
+    "driver": {"diagnostics", "dsl", "schedules", "ir", "costs", "frontend", "passes", "backends", "runtime", "."},
 }
 """The folders that a folder may import beside itself; "." is the root, of which only the version is taken."""
 
@@ -97,9 +98,9 @@ def test_no_module_imports_itself_through_others() -> None:
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
-@pytest.mark.parametrize("folder", ["passes", "runtime", "ir", "frontend", "schedules"])
+@pytest.mark.parametrize("folder", ["passes", "runtime", "ir", "frontend", "schedules", "driver"])
 def test_rooms_of_one_folder_do_not_import_each_other_in_circles(folder: str) -> None:
-    """A room and its parent or its subroom do not count. "driver" is left out until its rooms have no circles."""
+    """A room and its parent or its subroom do not count."""
     rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
     graph: nx.DiGraph[str] = nx.DiGraph()
     for file in modules(folder):

@@ -5,12 +5,10 @@ This finds mistakes of capture, which the reference inside the program shares.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from ...runtime.program.arguments import DTYPES, Json
 from ...runtime.program.program import Program
 from ...runtime.program.records import Reference
 from ...runtime.program.reference import raised_dtype
+from ..compile.model_source import file_hash, source_file
 from .eager_random_ops import ProgramDropout, draws_only_masks
 from .float64_kernels import InFloat64
 
@@ -40,12 +39,6 @@ class Comparison:
     """Whether it is the uncompiled model; else it is the exported forward in the program."""
     why: str
     """For a person: what the reference is, and why it is not the live model."""
-
-
-def source_record(source: Mapping[str, Json], request: Mapping[str, Json]) -> dict[str, Json]:
-    """The manifest's record of a target, from which the target can be loaded again; paths become absolute."""
-    path = os.path.abspath(str(source["path"]))
-    return {**source, "path": path, "request": dict(request), "sha256": _sha256(_file_of(source.get("kind"), path))}
 
 
 def comparison_for(program: Program) -> Comparison:
@@ -75,20 +68,11 @@ def _why_not(program: Program) -> str:
         return "the model has random ops other than dropout, and eager torch would draw other numbers"
     if "sha256" not in source:
         return "the program has no record of its model's source"
-    if not os.path.isfile(_file_of(source.get("kind"), str(source["path"]))):
+    if not os.path.isfile(source_file(source.get("kind"), str(source["path"]))):
         return f"{source['path']} does not exist"
-    if _sha256(_file_of(source.get("kind"), str(source["path"]))) != source["sha256"]:
+    if file_hash(source_file(source.get("kind"), str(source["path"]))) != source["sha256"]:
         return f"{source['path']} has changed since the program was compiled"
     return ""
-
-
-def _file_of(kind: Json, path: str) -> Path:
-    """The file whose hash tells whether a target is unchanged."""
-    return Path(path, "config.json") if kind == "hf" and os.path.isdir(path) else Path(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _live_maker(program: Program) -> Expected | None:

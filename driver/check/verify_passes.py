@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ...ir.source_text import read_module
 from ...passes.manager import single, step_name
 from ...runtime.program.arguments import Json
-from ..compile.dump_ir import ir_of_failures
-from ..debug.module_source import Source
+from ..ir_files.dump_ir import ir_of_failures
+from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
 from .pass_check import CheckOptions, PassChecker, PassVerdict
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..debug.module_source import Source
+    from ..ir_files.module_source import Source
 
 _PIPELINE = 'passes and their options, such as "fold-layers,canonicalize,place-arguments{plan=FILE}"'
 
@@ -38,7 +38,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def source_of(arguments: argparse.Namespace) -> Source:
     """The module and the pipeline; a usage error where there is no pipeline."""
-    from ..debug.module_source import read_source
+    from ..ir_files.module_source import read_source
 
     source = read_source(arguments.path, arguments.pipeline)
     if source.pipeline is None:

@@ -1,4 +1,4 @@
-"""`stretto bisect`."""
+"""`stretto bisect`: name the pass that breaks a module, and the operation."""
 
 from __future__ import annotations
 

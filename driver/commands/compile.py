@@ -1,4 +1,4 @@
-"""`stretto compile`."""
+"""`stretto compile`: a target and a plan become a program folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stretto diff`."""
+"""`stretto diff`: what differs between two modules or two programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         difference = Difference(program_summary(arguments.a), program_summary(arguments.b))
     else:
         require_compiler()
-        from ..debug.module_source import read_source
+        from ..ir_files.module_source import read_source
         from ..report.module_summary import module_summary
 
         difference = Difference(*(module_summary(read_source(path, None)) for path in (arguments.a, arguments.b)))

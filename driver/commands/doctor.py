@@ -1,4 +1,4 @@
-"""`stretto doctor`."""
+"""`stretto doctor`: what a model is to a plan, and a plan to start from."""
 
 from __future__ import annotations
 

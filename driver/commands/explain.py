@@ -1,4 +1,4 @@
-"""`stretto explain`."""
+"""`stretto explain`: what a program does, places and sends."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ...runtime.program.program import Program
+    from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
     from ..report.explain import explain
     from ..report.show_explanation import Detail, show_explanation
 
-    explanation = explain(Program.load(arguments.folder))
+    with meta_kernels_without_dynamo():
+        explanation = explain(Program.load(arguments.folder))
     detail = Detail.ALL if arguments.remarks else Detail.SUMMARY
     return Outcome(0, lambda: show_explanation(explanation, detail), explanation.to_json)

@@ -1,4 +1,4 @@
-"""`stretto opt`."""
+"""`stretto opt`: run passes on a module."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
     from ...passes.manager import Verification
-    from ..debug.module_source import read_source
     from ..debug.opt import OptJob, optimize, optimized_json, show_optimized
+    from ..ir_files.module_source import read_source
 
     source = read_source(arguments.file, arguments.pipeline)
     if source.pipeline is None:

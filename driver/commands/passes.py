@@ -1,4 +1,4 @@
-"""`stretto passes`."""
+"""`stretto passes`: the list of passes, and the page of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stretto reduce`."""
+"""`stretto reduce`: the smallest module on which a pass still fails."""
 
 from __future__ import annotations
 

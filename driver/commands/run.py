@@ -1,4 +1,4 @@
-"""`stretto run`."""
+"""`stretto run`: run a program for some steps, or check it."""
 
 from __future__ import annotations
 

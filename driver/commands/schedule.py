@@ -1,4 +1,4 @@
-"""`stretto schedule`."""
+"""`stretto schedule`: draw, measure and prove a pipeline schedule."""
 
 from __future__ import annotations
 

@@ -32,9 +32,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def _program(arguments: argparse.Namespace) -> Outcome:
     if arguments.path == "-" or os.path.isfile(arguments.path):
         arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
+    from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
     from ..check.verify_program import show_verdict, verify_program
 
-    proved = verify_program(arguments.path, arguments.memory_cap)
+    with meta_kernels_without_dynamo():
+        proved = verify_program(arguments.path, arguments.memory_cap)
     return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
 
 
@@ -44,7 +46,7 @@ def _passes(arguments: argparse.Namespace) -> Outcome:
     require_compiler()
     from ..check.pass_check import check_options
     from ..check.verify_passes import PassesJob, show_passes, verify_passes
-    from ..debug.module_source import read_source
+    from ..ir_files.module_source import read_source
 
     source = read_source(arguments.path, arguments.pipeline)
     report = verify_passes(PassesJob(source, check_options(arguments.seed, arguments.memory_cap, arguments.ranges)))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...dsl.plan import Plan
@@ -17,17 +16,20 @@ from ...frontend.targets.load_target import load_target
 from ...frontend.targets.target import Request
 from ...frontend.to_ir import Floats
 from ...ir.module import Module
+from ...passes.default_pipeline import default_pipeline
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.folder import refuse_other_folder
+from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
-from ..check.live_model import source_record
+from ..ir_files.dump_ir import IrDump, ir_of_failures
 from ..report.explain import explain
 from ..report.remarks import is_warning, remarks_of, warning_text
 from ..report.show_explanation import mesh_text, parameters_text, sizes_text, totals_text
 from ..text.console import note, progress, say
-from .compile_dynamic import compile_dynamic
-from .compile_program import Options, compile_program, pipeline
-from .dump_ir import IrDump, ir_of_failures
+from .captures import sizes_refused
+from .compile_program import compile_program, pipeline_config
+from .model_source import source_record
+from .request import CompileRequest, IfStatic, Observer, Options
 
 _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
 _STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "save")
@@ -74,10 +76,11 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
         refuse_other_folder(Path(job.output))
         plan = Plan.load(job.plan)
         dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
-        if dump is not None:
-            dump.write_pipeline(pipeline(plan, floats=_floats(job)))
         begin("target")
-        program = _compiled(job, plan, begin, after)
+        request = _request(job, plan)
+        if dump is not None:
+            dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
+        program = compile_program(request, Observer(begin, after)).program
         begin("save")
         program.save(job.output)
         clock.end()
@@ -103,9 +106,8 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
     say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
 
 
-def _compiled(
-    job: CompileJob, plan: Plan, begin: Callable[[str], None], after: Callable[[str, Module], None]
-) -> Program:
+def _request(job: CompileJob, plan: Plan) -> CompileRequest:
+    """The target's model and example call, with what the job says of both."""
     mode = Mode(job.mode)
     wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
     target = load_target(job.target, Request(mode=mode, dtype=job.dtype, **wanted))
@@ -113,21 +115,23 @@ def _compiled(
     options = Options(
         mode=mode,
         loss_only=mode is Mode.TRAIN,
-        floats=_floats(job),
+        floats=Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED,
         arguments={"inputs": target.input_ranges},
         source=source_record({**target.source, **_compute(plan)}, {"dtype": job.dtype, **wanted}),
         keep_weights=target.weights_are_real,
     )
-    if job.dynamic:
-        dims = DynamicDims.of(job.dynamic)
-        made = compile_dynamic(target.model, target.inputs, plan, dims, options, progress=begin, after=after)
-    else:
-        made = compile_program(target.model, (), target.inputs, plan, options, progress=begin, after=after)
-    return made.program
+    request = CompileRequest.of(target.model, (), target.inputs, plan, options)
+    return with_named_sizes(request, DynamicDims.of(job.dynamic)) if job.dynamic else request
 
 
-def _floats(job: CompileJob) -> Floats:
-    return Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED
+def with_named_sizes(request: CompileRequest, dims: DynamicDims) -> CompileRequest:
+    """The request with the sizes of these dims left open. Raises E0422 where one is out of its range in the call."""
+    sizes = dims.in_call(request.call)
+    for each in dict.fromkeys(each for named in dims.dims.values() for each in named.values()):
+        if each.name not in sizes or not each.holds(sizes[each.name].size):
+            raise sizes_refused(f'"{each.name}" is not within {range_text(each.low, each.high)} in the inputs')
+    options = replace(request.options, padded_inputs=tuple(dims.dims))
+    return replace(request, options=options, sizes=sizes, if_static=IfStatic.REFUSE)
 
 
 def _compute(plan: Plan) -> dict[str, Json]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, product
 from math import prod
 
@@ -28,7 +28,7 @@ from ...runtime.program.arguments import Slot
 from ...runtime.program.named_sizes import NamedSize, Symbolic
 from ...runtime.program.program import Program
 from ...runtime.program.sizes import holds
-from .compile_program import Compiled
+from .request import Compiled, Found
 
 Sizes = Mapping[str, int]
 Multiples = tuple[float, ...]
@@ -38,15 +38,6 @@ _CLOSE: Multiples = (1.0, 1.0, 0.5, 1.5)
 """Around these where passes choose otherwise for sizes that are far away; what is found there is always confirmed."""
 _NEAR = 24
 """How many values of each size are tried there, where there is one size; fewer of each where there are more."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A program with named sizes; or why there is none."""
-
-    symbolic: Symbolic | None
-    why_not: str = ""
-    compilations: int = 1
 
 
 def find_sizes(

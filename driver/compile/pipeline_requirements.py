@@ -11,9 +11,6 @@ from ...dsl.plan import Plan
 from ...frontend.capture.call import BoundCall
 from ...frontend.captured import Capture, InputKind, OutputKind
 
-EACH_SIZE = "the plan's microbatches are computed alone"
-"""Why there is no program for more than one size."""
-
 
 def is_alone(plan: Plan) -> bool:
     """Whether the plan says that each microbatch is computed alone."""

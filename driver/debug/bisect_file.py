@@ -10,10 +10,10 @@ from ...passes.manager import single
 from ...passes.pipeline_text import print_pipeline
 from ...runtime.program.arguments import Json
 from ..check.pass_check import Breakage, CheckOptions, PassVerdict
+from ..ir_files.module_source import Source
 from ..text.console import heading, note, progress, say, table
 from .bisect import Bisection, bisect
 from .faulty_op import FaultyOp
-from .module_source import Source
 
 _RESULTS_SHOWN = 6
 """The most differing results that are printed."""

@@ -1,4 +1,4 @@
-"""The faulty operation of a broken module: its place, its operands, and the evidence."""
+"""Runs a module before and after a pass, asks `fault_localisation.py` for the faulty operation, and describes it."""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ from ...ir.source_text import parse_named, read_module
 from ...passes.base import Remark
 from ...passes.manager import PassFailure, PassManager, PassRun, Step, Verification, single, step_name
 from ...runtime.program.arguments import Json
-from ..compile.dump_ir import ir_of_failures
+from ..ir_files.dump_ir import ir_of_failures
+from ..ir_files.module_source import Source, reproducer
 from ..text.console import note, place_text, say
 from ..text.text_files import write_text
-from .module_source import Source, reproducer
 
 _REPRODUCER = "add --reproducer FILE to write the module before the pass, with the pass, to a file"
 

@@ -9,10 +9,10 @@ from ...passes.manager import single
 from ...passes.pipeline_text import print_pipeline
 from ...runtime.program.arguments import Json
 from ..check.pass_check import CheckOptions
+from ..ir_files.module_source import Source, reproducer
 from ..text.console import note, progress, say
 from ..text.text_files import write_text
 from .bisect_file import BROKEN
-from .module_source import Source, reproducer
 from .reduce import Reduced, reduce_module
 
 

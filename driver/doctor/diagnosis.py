@@ -20,7 +20,8 @@ from ...passes.manager import PassManager
 from ...passes.normalize.raise_idioms import RaiseIdioms
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Program
-from ..compile.compile_program import Options, compile_program
+from ..compile.compile_program import compile_program
+from ..compile.request import CompileRequest, Options
 from ..report.remarks import RemarkJson, is_warning, remarks_of
 from ..text.console import progress
 from ..text.layer_names import family
@@ -156,7 +157,7 @@ def _shared_batch(ranks: int, tensors: Sequence[torch.Tensor]) -> int:
 
 def _compiled(target: Target, plan: Plan, mode: Mode) -> Program:
     options = Options(mode=mode, loss_only=mode is Mode.TRAIN, keep_weights=False)
-    return compile_program(target.model, (), target.inputs, plan, options).program
+    return compile_program(CompileRequest.of(target.model, (), target.inputs, plan, options)).program
 
 
 def _findings(infos: Sequence[ParameterInfo], plan: StartingPlan, graph: LayerGraph) -> list[Finding]:

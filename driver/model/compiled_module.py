@@ -1,4 +1,4 @@
-"""A compiled model between calls: its plan, its programs, its RNG state and its unreduced gradients."""
+"""A compiled model: finds the program for each call or compiles one; keeps RNG state and unreduced gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ...runtime.program.program import Program
 from ...runtime.rank import nan_watch
 from ...runtime.rank.autograd import Accumulation
 from ...runtime.rank.unreduced_gradients import UnreducedGradients
-from ..compile.dynamic_sizes import Found
+from ..compile.request import Found
 from .distribution import check_same_inputs, processes
 from .local_parts import with_parts
 from .module_tensors import ModuleTensors, TensorCollector

@@ -1,4 +1,4 @@
-"""The programs compiled for one model, found by the calls that they serve."""
+"""The programs of one model by key: look-up, eviction, why none was found. `compiled_module.py` compiles another."""
 
 from __future__ import annotations
 

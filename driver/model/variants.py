@@ -1,12 +1,11 @@
-"""One program among those of a compiled model: for which calls it is, how it is made, how it is called."""
+"""The key of a call, which is all that a program depends on; the program compiled for it, and how it is called."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,8 @@ from torch import Tensor, nn
 from ...diagnostics import PlanWarning
 from ...dsl.plan import Plan
 from ...frontend.capture.call import BoundCall
-from ...frontend.capture.capture import capture_call
-from ...frontend.capture.precision import check_parameters, compute_dtype
-from ...frontend.captured import Capture, CaptureError, Mode, OutputTree
+from ...frontend.captured import CaptureError, Mode, OutputTree
 from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
-from ...frontend.dynamic_sizes.size_guards import NotSymbolic
-from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
 from ...passes.base import Remark, RemarkKind
 from ...runtime.processes.session import ProcessRank
 from ...runtime.program.arguments import Json
@@ -27,15 +22,14 @@ from ...runtime.program.program import Program
 from ...runtime.rank.autograd import Accumulation, run
 from ...runtime.session import Session
 from ...runtime.threads.session import RankThreads
-from ..compile.compile_program import Compiled, Options, compile_capture, remark_json
-from ..compile.dynamic_sizes import Found, find_sizes
-from ..compile.pipeline_requirements import EACH_SIZE, is_alone, one_microbatch
+from ..compile.compile_program import compile_program
+from ..compile.new_program import remark_json
+from ..compile.request import Compiled, CompileRequest, Found, Options
 from ..report.remarks import is_warning, remarks_of, warning_text
 from .attribute_guards import ReadAttributes
 from .distribution import check_same_inputs, global_shapes, move_to_stages, processes
 from .module_tensors import ModuleTensors
 
-T = TypeVar("T")
 TensorKind = tuple[torch.Size, torch.dtype]
 """Global shape and dtype."""
 
@@ -198,13 +192,11 @@ def make_variant(
     need not divide by their ranks. Raises what capture and passes raise, and RunError E0352, E0353 or
     StrettoError E0603 where processes disagree.
     """
-    check_parameters(model, plan)
+    options = Options(mode=key.mode, keep_weights=False, padded_inputs=padded, delay_reductions=key.delayed)
     with global_shapes(model, call) as plain:
-        maker = _Maker(model, one_microbatch(plain, plan), key, plan, padded)
-        compiled, found = maker.with_sizes(sizes) if sizes else (maker.compiled(), None)
-    program = compiled.program
-    if found is not None:
-        program = replace(program, symbolic=found.symbolic)
+        compiled = _compiled(CompileRequest(model, plain, plan, options, sizes))
+    program, found = compiled.program, compiled.sizes
+    _warn(program)
     program = replace(program, remarks=[*_listed(program.remarks), *_said(found, origin.again)])
     captured = compiled.capture
     read = ReadAttributes(model, held.modules, captured.reads)
@@ -213,66 +205,22 @@ def make_variant(
     ), found
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """What one call is compiled from."""
-
-    model: nn.Module
-    call: BoundCall
-    key: Key
-    plan: Plan
-    padded: tuple[str, ...]
-
-    def compiled(self) -> Compiled:
-        """The program for the sizes of the call."""
-        compute = compute_dtype(self.plan)
-        return self._from(
-            _in_mode(self.key.mode, lambda mode: capture_call(self.model, self.call, mode=mode, compute=compute))
-        )
-
-    def with_sizes(self, sizes: Mapping[str, CalledSize]) -> tuple[Compiled, Found]:
-        """The program, and what in it follows from these of its sizes."""
-        if is_alone(self.plan):
-            return self.compiled(), Found(None, EACH_SIZE)
-        own = {name: each.size for name, each in sizes.items()}
-        compute = compute_dtype(self.plan)
-
-        def captured(mode: Mode) -> tuple[SymbolicCapture, Capture]:
-            found = capture_symbolically(self.model, self.call, sizes, mode=mode, compute=compute)
-            return found, found.at(own)
-
-        try:
-            symbolic, capture = _in_mode(self.key.mode, captured)
-        except NotSymbolic as error:
-            return self.compiled(), Found(None, str(error))
-        first = self._from(capture)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PlanWarning)
-            return first, find_sizes(sizes, symbolic.guards, first, lambda other: self._from(symbolic.at(other)))
-
-    def _from(self, captured: Capture) -> Compiled:
-        options = Options(
-            mode=captured.mode,
-            keep_weights=False,
-            delay_reductions=self.key.delayed and captured.mode is Mode.TRAIN,
-            padded_inputs=self.padded,
-        )
-        with _neutral():
-            compiled = compile_capture(captured, self.model, self.plan, options)
-        if processes() == 1 or torch.distributed.get_rank() == 0:
-            for each in filter(is_warning, remarks_of(compiled.program)):
-                warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
-        return compiled
-
-
-def _in_mode(mode: Mode, captured: Callable[[Mode], T]) -> T:
-    """What `captured` gives; as in eager mode, a result without a gradient is no error before somebody asks for one."""
+def _compiled(request: CompileRequest) -> Compiled:
+    """The program; as in eager mode, a result without a gradient is no error before somebody asks for one."""
     try:
-        return captured(mode)
+        return compile_program(request)
     except CaptureError as error:
         if error.code != "E0215":
             raise
-        return captured(Mode.INFER)
+    options = replace(request.options, mode=Mode.INFER, delay_reductions=False)
+    return compile_program(replace(request, options=options))
+
+
+def _warn(program: Program) -> None:
+    """Say once, whatever the number of processes, what in the plan has no effect."""
+    if processes() == 1 or torch.distributed.get_rank() == 0:
+        for each in filter(is_warning, remarks_of(program)):
+            warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
 
 
 def _said(found: Found | None, again: str) -> list[Json]:
@@ -298,10 +246,3 @@ def _session(program: Program, held: ModuleTensors, call: BoundCall, beside: Ses
     session = ProcessRank(program)
     check_same_inputs(call, session.world)
     return session
-
-
-@contextmanager
-def _neutral() -> Iterator[None]:
-    """Passes compute with torch themselves: what the caller has switched on or off is not meant for them."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 
+from ...costs.communication import ring_bytes
 from ...ir.collectives import SEND, Collective, collective
 from ...ir.interpreter import estimate
 from ...ir.interpreter.code import Body, Code, Step, decode, used
@@ -12,7 +13,7 @@ from ...ir.module import Level, Module
 from ...ir.placement import axes_size
 from ...ir.source_text import read_module
 from ...ir.types import TensorType
-from ..debug.module_source import Source
+from ..ir_files.module_source import Source
 from .summary import Communication, Summary
 from .traffic import SEND as MESSAGE
 
@@ -43,7 +44,7 @@ def _add_collective(summary: Summary, code: Code, body: Body, step: Step, known:
     axes = tuple(step.args[1])
     size = max(_bytes(body.types[slot]) for slot in (*used(step), *step.out))
     link = summary.communication.setdefault((known.kind, axes), Communication())
-    link.add(times, size, known.sent_bytes(size, axes_size(code.mesh, axes)))
+    link.add(times, size, ring_bytes(known.kind, size, axes_size(code.mesh, axes)))
 
 
 def _bytes(type_: TensorType | None) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...costs.communication import ring_bytes
 from ...ir.collectives import COLLECTIVES, collective, synchronous
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import DTYPES, Slot, fill_in
@@ -215,7 +216,8 @@ class _Tracer:
             raise ValueError(f"{ranks} ranks do not divide the dim of {list(operand.shape)} that they share")
         result = operand.new_empty(shape)
         tensor_bytes = max(operand.nbytes, result.nbytes)
-        return result, Site(name, index, False, known.kind, axes, tensor_bytes, known.sent_bytes(tensor_bytes, ranks))
+        sent = ring_bytes(known.kind, tensor_bytes, ranks)
+        return result, Site(name, index, False, known.kind, axes, tensor_bytes, sent)
 
 
 def _send(instruction: Instruction, operand: object, name: str, index: int) -> Site:

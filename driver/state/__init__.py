@@ -1,4 +1,5 @@
-"""A model's state on disk: weights as safetensors, checkpoints of model and optimizer.
+"""A model's tensors on disk: weights as safetensors. Checkpoints: `driver/checkpoints/`.
 
-Start reading at `weights.py` and `checkpoints.py`; `state_tensors.py` says which tensors of a model are saved.
+Start reading at `weights.py`; `state_tensors.py` says which tensors of a model are saved. It imports no other room of
+`driver/`.
 """

@@ -13,10 +13,10 @@ from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...ir.locations import from_location
 from ...ir.module import Module, operations
+from ...passes.default_pipeline import PipelineConfig, default_pipeline
 from ...passes.manager import PassManager, single, step_name
 from ...passes.pipeline_text import parse_pipeline
 from ...passes.registry import TABLE, UPSTREAM, room
-from ..compile.compile_program import pipeline
 from .pass_pages import PassPage, pass_page
 
 TEXT_TESTS = Path(__file__).parents[2] / "tests" / "passes"
@@ -82,7 +82,7 @@ def _text_test(name: str) -> Path:
 def _in_order() -> list[str]:
     """Our passes and upstream's: those of a compile in its order, then the others by name."""
     plan = Plan(Mesh((("pp", 1),)), (Pipeline("pp", 1, per_microbatch=True),))
-    compiled = [step_name(step) for step in single(pipeline(plan))]
+    compiled = [step_name(step) for step in single(default_pipeline(PipelineConfig(plan)))]
     return list(dict.fromkeys((*compiled, *sorted(TABLE), *sorted(UPSTREAM))))
 
 

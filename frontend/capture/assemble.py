@@ -1,4 +1,4 @@
-"""Give a traced joint graph its final shape: named inputs and outputs in order, tied parameters merged."""
+"""Finish a traced joint graph: named inputs and outputs in order, tied parameters merged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .model_parameters import merged_buffers, merged_parameters
 
 @dataclass(frozen=True)
 class Names:
-    """What the names in a traced graph stand for."""
+    """The meaning of the names in a traced graph."""
 
     parameters: Mapping[str, str]
     """Every name of a parameter -> its canonical name; likewise for buffers."""
@@ -38,12 +38,12 @@ class Names:
     inputs: Sequence[str]
     outputs: Sequence[str]
     prefix: str
-    """What the traced module puts before the model's own names."""
+    """The prefix of the model's names in the traced module."""
     differentiable: frozenset[str] = frozenset()
-    """The inputs that want a gradient."""
+    """The inputs that require a gradient."""
 
     def own(self, target: str) -> tuple[InputKind, str]:
-        """Kind and canonical name of the parameter, buffer or constant that the traced module calls `target`."""
+        """Kind and canonical name of the parameter, buffer or constant `target` of the traced module."""
         if target in self.constants:
             return InputKind.CONSTANT, self.constants[target]
         name = target.removeprefix(self.prefix)
@@ -64,7 +64,7 @@ class Assembled:
 def model_names(
     model: nn.Module, inputs: Sequence[str], outputs: Sequence[str], constants: Sequence[str], prefix: str
 ) -> Names:
-    """The names of one trace of `model`; constants keep the model's own name where they have one."""
+    """The names of one trace of `model`; constants keep the model's name if they have one."""
     return Names(
         parameters={alias: entry.name for entry in merged_parameters(model) for alias in entry.aliases},
         buffers={alias: entry.name for entry in merged_buffers(model) for alias in entry.aliases},
@@ -78,9 +78,9 @@ def model_names(
 def assemble(joint: fx.GraphModule, model: nn.Module, names: Names) -> Assembled:
     """Rewrite `joint` in place so that it takes and returns flat tensors in the documented order.
 
-    Inputs: parameters, buffers (both in the model's order), constants, inputs, the random state where anything is
-    drawn, tangents (by output). Outputs: results, gradients (of parameters, of inputs), buffers. Errors: E0216 where
-    the forward changes an input or a parameter.
+    Inputs: parameters, buffers (both in the model's order), constants, inputs, the RNG state if there are random ops,
+    tangents (by output). Outputs: results, gradients (of parameters, then of inputs), buffers. Errors: E0216 if the
+    forward changes an input or a parameter.
     """
     graph = joint.graph
     drop_assertions(graph)
@@ -137,38 +137,38 @@ def _describe_results(graph: fx.Graph, names: Names) -> _Results:
             case _:
                 raise CaptureError(
                     "E0228",
-                    f"the forward has an effect beside its results, which torch tells as {type(description).__name__}",
-                    expected="ops whose only effect is their result",
-                    help="leave out checks of values inside forward: use torch.linalg.inv_ex for inv, and the like",
+                    f"the forward has a side effect, which torch reports as {type(description).__name__}",
+                    expected="ops without side effects",
+                    help="remove checks of values from forward, such as by torch.linalg.inv_ex in place of inv",
                 )
     return results
 
 
-def _mutated(what: str, way_out: str) -> CaptureError:
-    return CaptureError("E0216", f"forward changes its {what} in place", help=way_out)
+def _mutated(target: str, help: str) -> CaptureError:
+    return CaptureError("E0216", f"forward changes its {target} in place", help=help)
 
 
 def _merge_placeholders(graph: fx.Graph, model: nn.Module, names: Names) -> tuple[list[CapturedTensor], list[fx.Node]]:
-    """The inputs in their final order with their placeholders; further names of a tied tensor are folded into one."""
+    """The inputs and their placeholders in final order; the names of a tied tensor are merged."""
     aliases = {entry.name: entry.aliases for entry in (*merged_parameters(model), *merged_buffers(model))}
     trainable = {entry.name: entry.tensor.requires_grad for entry in merged_parameters(model)}
-    ranks = {name: at for at, name in enumerate((*dict.fromkeys(names.parameters.values()),))}
-    ranks |= {name: at for at, name in enumerate((*dict.fromkeys(names.buffers.values()),))}
-    found: dict[tuple[InputKind, str], tuple[CapturedTensor, fx.Node]] = {}
+    positions = {name: index for index, name in enumerate((*dict.fromkeys(names.parameters.values()),))}
+    positions |= {name: index for index, name in enumerate((*dict.fromkeys(names.buffers.values()),))}
+    merged: dict[tuple[InputKind, str], tuple[CapturedTensor, fx.Node]] = {}
     for node in graph.find_nodes(op="placeholder"):
         kind, name, index = _describe_input(node.meta["desc"], names)
-        if (kind, name) in found:
-            node.replace_all_uses_with(found[kind, name][1])
+        if (kind, name) in merged:
+            node.replace_all_uses_with(merged[kind, name][1])
             graph.erase_node(node)
             continue
         value: torch.Tensor = node.meta["val"]
-        wanted = kind is InputKind.INPUT and name in names.differentiable
-        requires_grad = wanted or (kind is InputKind.PARAMETER and trainable[name])
+        wants_gradient = kind is InputKind.INPUT and name in names.differentiable
+        requires_grad = wants_gradient or (kind is InputKind.PARAMETER and trainable[name])
         known = aliases.get(name, ()) if kind in (InputKind.PARAMETER, InputKind.BUFFER) else ()
         tensor = CapturedTensor(name, kind, known, tuple(value.shape), value.dtype, requires_grad, index)
-        found[kind, name] = tensor, node
-    order = list(InputKind)
-    pairs = sorted(found.values(), key=lambda p: (order.index(p[0].kind), ranks.get(p[0].name, 0), p[0].index))
+        merged[kind, name] = tensor, node
+    kinds = list(InputKind)
+    pairs = sorted(merged.values(), key=lambda p: (kinds.index(p[0].kind), positions.get(p[0].name, 0), p[0].index))
     return [tensor for tensor, _ in pairs], [node for _, node in pairs]
 
 
@@ -181,24 +181,24 @@ def _describe_input(description: Any, names: Names) -> tuple[InputKind, str, int
         case TangentAOTInput(output=PlainAOTOutput(idx=index)):
             return InputKind.TANGENT, names.outputs[index], index
         case _:
-            raise AssertionError(f"a joint graph's input of unknown meaning: {description}")
+            raise AssertionError(f"unknown input of a joint graph: {description}")
 
 
 def _add_random_state(graph: fx.Graph, tensors: list[CapturedTensor], placeholders: list[fx.Node]) -> None:
-    """Give the ops that draw their input, before the tangents."""
-    draws = graph.find_nodes(op="call_function", target=RANDOM)
-    if not draws:
+    """Add the RNG state as an input before the tangents, and pass it to the random ops."""
+    random_ops = graph.find_nodes(op="call_function", target=RANDOM)
+    if not random_ops:
         return
     with graph.inserting_before(placeholders[0]):
         state = graph.placeholder("random_state")
     with placeholders[0].meta["val"].fake_mode:
         state.meta["val"] = torch.empty(RANDOM_STATE.shape, dtype=RANDOM_STATE.dtype)
     state.meta[META_KEY] = Origin()
-    for node in draws:
+    for node in random_ops:
         node.args = (state, *node.args[1:])
-    at = sum(tensor.kind is not InputKind.TANGENT for tensor in tensors)
-    tensors.insert(at, RANDOM_STATE)
-    placeholders.insert(at, state)
+    position = sum(tensor.kind is not InputKind.TANGENT for tensor in tensors)
+    tensors.insert(position, RANDOM_STATE)
+    placeholders.insert(position, state)
 
 
 def _order_placeholders(placeholders: list[fx.Node]) -> None:
@@ -207,8 +207,8 @@ def _order_placeholders(placeholders: list[fx.Node]) -> None:
 
 
 def _set_results(graph: fx.Graph, results: _Results, assembled: Assembled) -> tuple[str, ...]:
-    """Write the output node and the list of outputs; the names of what wants a gradient and has none are returned."""
-    position = {(tensor.kind, tensor.name): at for at, tensor in enumerate(assembled.inputs)}
+    """Write the output node and the list of outputs; returns the names of tensors that lack a required gradient."""
+    position = {(tensor.kind, tensor.name): index for index, tensor in enumerate(assembled.inputs)}
     values: list[fx.Node] = []
     unused = []
     output = graph.output_node()
@@ -222,13 +222,13 @@ def _set_results(graph: fx.Graph, results: _Results, assembled: Assembled) -> tu
         if not gradients:
             unused.append(tensor.name)
             continue
-        at = position[tensor.kind, tensor.name]
-        assembled.outputs.append(CapturedOutput(OutputKind.GRADIENT, tensor.name, at))
+        index = position[tensor.kind, tensor.name]
+        assembled.outputs.append(CapturedOutput(OutputKind.GRADIENT, tensor.name, index))
         values.append(_sum(graph, output, gradients))
     for tensor in assembled.inputs:
         if tensor.kind is InputKind.BUFFER and tensor.name in results.buffers:
-            at = position[InputKind.BUFFER, tensor.name]
-            assembled.outputs.append(CapturedOutput(OutputKind.BUFFER, tensor.name, at))
+            index = position[InputKind.BUFFER, tensor.name]
+            assembled.outputs.append(CapturedOutput(OutputKind.BUFFER, tensor.name, index))
             values.append(results.buffers[tensor.name])
     output.args = (tuple(values),)
     output.meta.pop("desc", None)
@@ -236,7 +236,7 @@ def _set_results(graph: fx.Graph, results: _Results, assembled: Assembled) -> tu
 
 
 def _sum(graph: fx.Graph, before: fx.Node, gradients: list[fx.Node]) -> fx.Node:
-    """The gradient of a tied parameter: usually autograd has summed it already under one of its names."""
+    """The gradient of a tied parameter; usually autograd has already summed it under one name."""
     total = gradients[0]
     for gradient in gradients[1:]:
         with graph.inserting_before(before):

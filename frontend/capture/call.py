@@ -1,4 +1,4 @@
-"""A call of a model, taken apart: which tensors it passes, under which names, and what else is fixed by it."""
+"""A call of a model: its tensors with names, and its other arguments as constants."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from ..captured import CaptureError
 from ..metadata import forward_span
 
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-"""Leaves of arguments and results that are no tensors: they become part of the captured graph."""
+"""Types of arguments and results that become constants of the captured graph."""
 
 
 @dataclass(frozen=True)
 class TensorArgument:
-    """A place in the call that is filled by input tensor number `index`."""
+    """Stands for input tensor `index` in the arguments."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class BoundCall:
-    """The arguments of one call: tensors with names, everything else held fast.
+    """The arguments of a call: named tensors, everything else constant.
 
-    Two calls with equal `structure` differ only in their tensors, so that one captured graph serves both (given equal
-    shapes and dtypes).
+    Calls with equal `structure` differ only in their tensors: with equal shapes and dtypes they share a captured graph.
     """
 
     names: tuple[str, ...]
@@ -41,16 +40,16 @@ class BoundCall:
 
     @property
     def structure(self) -> tuple[str, str]:
-        """What a captured graph depends on beside shapes and dtypes: the nesting, and all that is no tensor."""
+        """The nesting and the constants of the arguments, which the captured graph depends on."""
         return str(self.spec), repr(self.leaves)
 
     @property
     def differentiable(self) -> tuple[bool, ...]:
-        """For each tensor whether it wants a gradient."""
+        """For each tensor, whether it requires a gradient."""
         return tuple([tensor.requires_grad for tensor in self.tensors])
 
     def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of the same call with other tensors."""
+        """The positional and keyword arguments of the call with other tensors."""
         leaves = [tensors[leaf.index] if isinstance(leaf, TensorArgument) else leaf for leaf in self.leaves]
         return _spread(self.signature, pytree.tree_unflatten(leaves, self.spec))
 
@@ -58,9 +57,9 @@ class BoundCall:
 def bind_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundCall:
     """Bind the arguments to the names of `model.forward`.
 
-    A forward that takes `use_cache` and is not given it gets False: a cache that grows with each call is no part of a
-    step. Errors: E0210 for a missing or an unexpected argument, E0211 for an argument that is neither a tensor nor a
-    plain value nor a container of those.
+    `use_cache` defaults to False, as a cache that grows with each call is not part of a step. Errors: E0210 for a
+    missing or unexpected argument, E0211 for an argument that is neither a tensor nor a plain value nor a container of
+    those.
     """
     signature = inspect.signature(model.forward)
     try:
@@ -80,7 +79,7 @@ def bind_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _unknown(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> str:
-    """The keywords that the signature does not have, for a help."""
+    """The help about keywords that the signature lacks."""
     unknown = [f'"{name}"' for name in kwargs if name not in signature.parameters]
     return f"it has no argument {', '.join(unknown)}; " if unknown else ""
 
@@ -109,16 +108,16 @@ def _flatten(signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCa
 
 
 def _leaf_name(signature: inspect.Signature, path: tuple[Any, ...]) -> str:
-    """The argument's own name, followed by the keys that lead to the leaf ("past[0]")."""
-    name, rest = str(path[0].key), path[1:]
+    """The argument's name with the keys of the leaf, such as "past[0]"."""
+    name, keys = str(path[0].key), path[1:]
     parameter = signature.parameters[name]
-    if parameter.kind is parameter.VAR_KEYWORD and rest:
-        name, rest = str(rest[0].key), rest[1:]
-    return name + pytree.keystr(rest)
+    if parameter.kind is parameter.VAR_KEYWORD and keys:
+        name, keys = str(keys[0].key), keys[1:]
+    return name + pytree.keystr(keys)
 
 
 def _spread(signature: inspect.Signature, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments by keyword wherever the signature allows it: decorators around a forward often look only there."""
+    """Pass arguments by keyword if the signature allows it, as decorators of a forward often look only there."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     kinds = {name: signature.parameters[name].kind for name in values}

@@ -18,7 +18,7 @@ from .assemble import Assembled, assemble, model_names
 from .call import BoundCall, bind_call
 from .joint import TracedGraphs, trace
 from .own_gradients import refuse_backward_hooks
-from .precision import settle_casts
+from .precision import move_casts_to_users
 from .reference_graph import reference_graph
 from .traced import MODEL_ATTRIBUTE, TracedModel
 
@@ -32,12 +32,12 @@ def capture(
     loss_only: bool = False,
     compute: torch.dtype | None = None,
 ) -> Capture:
-    """The graph of `model(*args, **kwargs)` in the state (train or eval, which parameters are trainable) it is in.
+    """The graph of `model(*args, **kwargs)` in the model's present state (mode, trainable parameters).
 
-    Shapes are those of the arguments; their values are not read. No kernel runs and no weight is copied, so that a
-    model of fake tensors is captured at full size. With `loss_only` the result is the scalar loss alone.
-    With `compute` the forward runs on casts of the floating parameters and inputs to that dtype. Errors:
-    CaptureError (E0210 to E0229), at the user's file and line.
+    Values of arguments are not read, no kernel runs and no weight is copied, so that a model of fake tensors is
+    captured at full size. With `loss_only` the result is only the scalar loss. With `compute` the forward runs on casts
+    of the floating parameters and inputs to that dtype. Errors: CaptureError (E0210 to E0229), at the user's file and
+    line.
     """
     return capture_call(model, bind_call(model, args, kwargs), mode=mode, loss_only=loss_only, compute=compute)
 
@@ -45,33 +45,33 @@ def capture(
 def capture_call(
     model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
 ) -> Capture:
-    """`capture` for a call that is taken apart already."""
+    """`capture` for a bound call."""
     with quiet_torch(), user_errors(model):
-        module = to_trace(model, call, mode=mode, loss_only=loss_only, compute=compute)
-        return finish(model, call, module, trace(module, call.tensors, mode))
+        module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
+        return finish_capture(model, call, module, trace(module, call.tensors, mode))
 
 
-def to_trace(
+def traced_model(
     model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
 ) -> TracedModel:
-    """The module that is traced in place of the model, once nothing speaks against it."""
+    """The module to trace in place of the model. Raises CaptureError for gradients that cannot be captured."""
     if mode is Mode.TRAIN:
         refuse_backward_hooks(model)
         _refuse_ambiguous_gradients(model, call)
     return TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
 
 
-def finish(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
-    """What was traced of a call becomes its capture; the graphs are changed."""
+def finish_capture(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+    """Turn the traced graphs of a call, which are changed, into its capture."""
     if module.mode is Mode.TRAIN and not module.result.differentiable:
         raise CaptureError(
             "E0215",
-            "no output of the forward depends on a trainable parameter, so that there is nothing to differentiate",
+            "no output of the forward depends on a trainable parameter",
             help="return the loss without .detach() or .item(), or capture for inference",
         )
     captured = _assembled(model, call, module, graphs)
-    for place in graphs.read_out:
-        module.result.effects.read_out.pop(place, None)
+    for place in graphs.value_reads:
+        module.result.effects.value_reads.pop(place, None)
     module.result.effects.warn()
     return captured
 
@@ -80,14 +80,14 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
     prefix = MODEL_ATTRIBUTE + "."
     names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix)
     if module.mode is Mode.TRAIN:
-        wanted = zip(call.names, call.differentiable, strict=True)
-        names = replace(names, differentiable=frozenset(name for name, wants in wanted if wants))
+        inputs = zip(call.names, call.differentiable, strict=True)
+        names = replace(names, differentiable=frozenset(name for name, wants in inputs if wants))
     refuse_strided_views(graphs.forward.graph)
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
     write_as_reshapes(graphs.joint.graph)
     assembled = assemble(graphs.joint, model, names)
     if module.compute is not None:
-        settle_casts(graphs.joint.graph, assembled.inputs)
+        move_casts_to_users(graphs.joint.graph, assembled.inputs)
     _check_gradients(assembled, module.mode)
     refuse_random_ops(graphs.joint.graph)
     refuse_mixed_products(graphs.joint.graph)
@@ -110,7 +110,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
 
 
 def _refuse_ambiguous_gradients(model: nn.Module, call: BoundCall) -> None:
-    """Gradients go by name: an input that wants one must not be called like a parameter."""
+    """Gradients are identified by name, so an input that requires one may not have a parameter's name."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, wants in zip(call.names, call.differentiable, strict=True):
         if wants and name in parameters:
@@ -122,11 +122,11 @@ def _refuse_ambiguous_gradients(model: nn.Module, call: BoundCall) -> None:
 
 
 def _check_gradients(assembled: Assembled, mode: Mode) -> None:
-    """All that wants a gradient has one or is known to have none: torch can lose a backward in silence."""
+    """Check that no required gradient is missing, as torch can lose a backward silently."""
     trainable = {tensor.name for tensor in assembled.inputs if tensor.requires_grad}
-    having = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
-    if mode is Mode.TRAIN and trainable != having | set(assembled.unused_parameters):
-        lost = sorted(trainable - having - set(assembled.unused_parameters))
+    with_gradient = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
+    if mode is Mode.TRAIN and trainable != with_gradient | set(assembled.unused_parameters):
+        lost = sorted(trainable - with_gradient - set(assembled.unused_parameters))
         raise AssertionError(f"the joint graph has no gradients for {lost}")
     if mode is Mode.TRAIN and not any(tensor.kind is InputKind.TANGENT for tensor in assembled.inputs):
         raise AssertionError("the joint graph has no tangent")
@@ -139,10 +139,10 @@ def _named_outputs(outputs: Sequence[CapturedOutput], names: Sequence[str]) -> t
 
 
 def _strip(graph: fx.Graph) -> None:
-    """Keep of each node's metadata what later stages read; stack traces of a large model weigh more than its graph."""
-    kept = ("val", "stretto")
+    """Drop metadata that later stages do not read; a large model's stack traces take more memory than its graph."""
+    keys = ("val", "stretto")
     for node in graph.nodes:
-        node.meta = {key: node.meta[key] for key in kept if key in node.meta}
+        node.meta = {key: node.meta[key] for key in keys if key in node.meta}
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.requires_grad:
             node.meta["val"] = value.detach()

@@ -1,6 +1,6 @@
-"""Batch norms with `momentum=None`, whose running statistics are averages over all batches so far.
+"""Trace batch norms with `momentum=None`, whose running statistics average over all batches so far.
 
-torch reads the count of batches out into Python to divide by it; a graph divides by the tensor.
+Torch reads the count of batches into Python to divide by it; a graph must divide by the tensor.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
-def counts_in_the_graph(model: nn.Module) -> Iterator[None]:
-    """Inside, such norms compute what they do without reading a value."""
-    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and _averages(each)]
-    for each in norms:
-        each.__dict__["forward"] = partial(_normalized, each)
+def cumulative_norms_traced(model: nn.Module) -> Iterator[None]:
+    """Inside, such norms compute the same without reading a tensor's value."""
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and _averages(norm)]
+    for norm in norms:
+        norm.__dict__["forward"] = partial(_normalized, norm)
     try:
         yield
     finally:
-        for each in norms:
-            del each.__dict__["forward"]
+        for norm in norms:
+            del norm.__dict__["forward"]
 
 
 def _averages(norm: _BatchNorm) -> bool:
@@ -37,7 +37,9 @@ def _normalized(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Batch norm in training: with n batches so far, statistics become (1 - 1/n) * old + 1/n * this batch's."""
     norm._check_input_dim(x)  # type: ignore[no-untyped-call]
     old_mean, old_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    assert old_mean is not None and old_var is not None and count is not None, "all are there, or none is"
+    assert old_mean is not None and old_var is not None and count is not None, (
+        "running statistics are all present or all absent"
+    )
     count.add_(1)
     mean, var = torch.zeros_like(old_mean), torch.ones_like(old_var)
     result = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)

@@ -1,10 +1,10 @@
-"""Trace a module with torch: `torch.export`, then the joint graph of its forward and backward.
+"""Trace a module with torch: `torch.export`, then AOTAutograd's joint graph of forward and backward.
 
-This module borders torch's private interfaces; nothing else in `frontend/` calls them.
+Only this module in `frontend/` calls torch's private tracing interfaces.
 
 The steps: non-strict export gives the forward before autograd (`aten.linear`, in-place ops, views); regions under
-`torch.no_grad` are written out, so that one flat graph remains; AOTAutograd makes of it the functional graph of forward
-and backward, in which each node keeps the module stack and the user's stack trace.
+`torch.no_grad` are inlined, so that one flat graph remains; AOTAutograd turns it into the functional graph of forward
+and backward, in which each node keeps its module stack and the user's stack trace.
 """
 
 from __future__ import annotations
@@ -38,57 +38,57 @@ from . import traced
 
 @dataclass(frozen=True)
 class TracedGraphs:
-    """Both graphs of one trace: `forward` before autograd, `joint` functional with the backward."""
+    """The graphs of a trace: `forward` before autograd, and the functional `joint` graph with the backward."""
 
     forward: fx.GraphModule
     """Parameters, buffers and constants are `get_attr` nodes or attributes by their full names."""
     joint: fx.GraphModule
-    """Placeholders and the output node say what they are in `meta["desc"]`."""
+    """Placeholders and the output node have their descriptors in `meta["desc"]`."""
     constants: dict[str, torch.Tensor]
-    """Tensors that the forward makes or holds outside of parameters and buffers, by full name."""
-    read_out: frozenset[str] = frozenset()
-    """Lines ("file:line") at which the forward takes the value of a tensor into Python, and gives it to an op."""
+    """Tensors of the forward that are neither parameters nor buffers, by full name."""
+    value_reads: frozenset[str] = frozenset()
+    """Lines ("file:line") at which the forward reads a tensor's value into Python and passes it to an op."""
 
 
 def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
-    """Both graphs of `module` called with `tensors`; no kernel is run and no parameter is copied."""
-    return _trace(module, _distinct(module, tensors, mode), mode, None)[0]
+    """Trace `module` called with `tensors`; no kernel runs and no parameter is copied."""
+    return _trace(module, _unaliased(module, tensors, mode), mode, None)[0]
 
 
 @dataclass(frozen=True)
 class SymbolicGraphs:
-    """Both graphs with symbols in place of sizes."""
+    """The graphs of a trace with symbolic sizes."""
 
     graphs: TracedGraphs
     inputs: list[torch.Tensor]
-    """Fake ones, whose shapes have the symbols."""
+    """Fake tensors with symbolic shapes."""
     env: ShapeEnv
-    """What torch found out of the symbols."""
+    """Torch's knowledge of the symbols: guards and ranges."""
 
 
 def trace_symbolically(
     module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode, marked: Collection[tuple[int, int]]
 ) -> SymbolicGraphs:
-    """`trace` with symbols for the dims `marked`, (input, dim).
+    """`trace` with symbols for the dims `marked`, pairs of (input, dim).
 
-    Raises what torch raises where it cannot: several kinds of RuntimeError, ValueError, TypeError.
+    Raises torch's errors if it cannot: kinds of RuntimeError, ValueError, TypeError.
     """
     dims = tuple(
-        {dim: torch.export.Dim.AUTO for dim in range(tensor.dim()) if (at, dim) in marked}
-        for at, tensor in enumerate(tensors)
+        {dim: torch.export.Dim.AUTO for dim in range(tensor.dim()) if (index, dim) in marked}
+        for index, tensor in enumerate(tensors)
     )
-    with _untouched(module):
-        inputs = tuple(_memory(tensor, tensor.requires_grad and mode is Mode.TRAIN) for tensor in tensors)
+    with _real_memory_for_fakes(module):
+        inputs = tuple(_unwritten_tensor(tensor, tensor.requires_grad and mode is Mode.TRAIN) for tensor in tensors)
         graphs, fakes = _trace(module, inputs, mode, (dims,))
-    [env] = {each.fake_mode.shape_env for each in fakes if isinstance(each, FakeTensor)}
+    [env] = {fake.fake_mode.shape_env for fake in fakes if isinstance(fake, FakeTensor)}
     assert env is not None
     return SymbolicGraphs(graphs, fakes, env)
 
 
 @contextlib.contextmanager
 def _kernels_for_all(module: nn.Module) -> Iterator[None]:
-    """Inside, where not all floats are float32, torch picks no kernels that a processor may lack, as oneDNN's LSTM."""
-    floats = {each.dtype for each in module.parameters() if each.is_floating_point()}
+    """Inside, torch picks no kernels that a CPU may lack for other floats than float32, such as oneDNN's LSTM."""
+    floats = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     enabled = torch._C._get_mkldnn_enabled()
     compute = getattr(module, "compute", None)
     if floats | {compute or torch.float32} != {torch.float32} or torch.is_autocast_enabled("cpu"):
@@ -100,33 +100,40 @@ def _kernels_for_all(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """Inside, fake parameters and buffers have memory that nobody reads: beside fake ones torch makes no symbols."""
-    held: list[dict[str, Any]] = [each for part in module.modules() for each in (part._parameters, part._buffers)]
-    kept = [(names, name, each) for names in held for name, each in names.items() if isinstance(each, FakeTensor)]
-    made = {id(each): _memory(each, each.requires_grad) for _, _, each in kept}
-    for names, name, each in kept:
-        new = made[id(each)]
-        names[name] = nn.Parameter(new, each.requires_grad) if isinstance(each, nn.Parameter) else new
+def _real_memory_for_fakes(module: nn.Module) -> Iterator[None]:
+    """Inside, fake parameters and buffers are replaced by real ones, as torch makes no symbols beside fake tensors."""
+    tensor_dicts: list[dict[str, Any]] = [
+        tensor for submodule in module.modules() for tensor in (submodule._parameters, submodule._buffers)
+    ]
+    fakes = [
+        (names, name, tensor)
+        for names in tensor_dicts
+        for name, tensor in names.items()
+        if isinstance(tensor, FakeTensor)
+    ]
+    substitutes = {id(tensor): _unwritten_tensor(tensor, tensor.requires_grad) for _, _, tensor in fakes}
+    for names, name, tensor in fakes:
+        substitute = substitutes[id(tensor)]
+        names[name] = nn.Parameter(substitute, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else substitute
     try:
         yield
     finally:
-        for names, name, each in kept:
-            names[name] = each
+        for names, name, tensor in fakes:
+            names[name] = tensor
 
 
-def _memory(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-    """A tensor of the same shape and dtype, whose pages stay unused as long as nobody writes to them."""
+def _unwritten_tensor(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    """A tensor of the same shape and dtype, whose memory is not committed as long as it is not written."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=requires_grad)
 
 
 def _trace(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, dims: Any
 ) -> tuple[TracedGraphs, list[torch.Tensor]]:
-    """Both graphs, and the fake inputs that they were traced with."""
-    # Lazy modules generate Python code when they are first called, which most of those made here never are.
+    """The graphs, and the fake inputs of the trace."""
+    # Lazy graph modules generate Python code when they are first called, and most of these never are.
     with (
-        _quiet(),
+        _torch_warnings_ignored(),
         _users_frames(),
         _use_lazy_graph_module(True),
         torch.set_grad_enabled(mode is Mode.TRAIN),
@@ -138,7 +145,7 @@ def _trace(
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
         inline_regions(forward)
-        read_out = _read_out(forward.graph)
+        value_reads = _value_reads(forward.graph)
         drop_assertions(forward.graph)
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
@@ -153,11 +160,11 @@ def _trace(
                 _record_nn_module_stack=True,
                 _disable_torch_fn_metadata_mode=True,
             )
-    return TracedGraphs(forward, joint.graph_module, constants, read_out), fakes
+    return TracedGraphs(forward, joint.graph_module, constants, value_reads), fakes
 
 
 def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:
-    """The mode of the module's parameters and buffers when they are fake, that is, have shapes but no values."""
+    """The fake tensor mode of the module's parameters and buffers; None if they are real."""
     for tensor in (*module.parameters(), *module.buffers()):
         if isinstance(tensor, FakeTensor):
             mode: FakeTensorMode = tensor.fake_mode
@@ -165,8 +172,8 @@ def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:
     return None
 
 
-def _distinct(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> tuple[torch.Tensor, ...]:
-    """Inputs that share no memory: export takes two names of one tensor for one input, silently."""
+def _unaliased(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> tuple[torch.Tensor, ...]:
+    """Inputs that share no memory, as export silently merges two names of one tensor."""
     with fake_mode_of(module) or contextlib.nullcontext():
         return tuple(
             _copy(tensor, module).requires_grad_(mode is Mode.TRAIN and tensor.requires_grad) for tensor in tensors
@@ -179,15 +186,15 @@ def _copy(tensor: torch.Tensor, module: nn.Module) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", requires_grad=False)
 
 
-def _read_out(graph: fx.Graph) -> frozenset[str]:
+def _value_reads(graph: fx.Graph) -> frozenset[str]:
     items = graph.find_nodes(op="call_function", target=torch.ops.aten.item.default)
     places = (source_line(node.meta.get("stack_trace") or "") for node in items)
     return frozenset(f"{file}:{line}" for file, line in places)
 
 
 def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Make the forward's lifted constants buffers: the joint graph takes buffers as inputs and chokes on the rest."""
-    held = {}
+    """Turn the forward's lifted constants into buffers, which the joint graph takes as inputs."""
+    registered = {}
     buffers = dict(forward.named_buffers(remove_duplicate=False))
     for name, value in constants.items():
         if not isinstance(value, torch.Tensor) or name in buffers:
@@ -196,19 +203,19 @@ def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[
         owner = forward.get_submodule(owner_name)
         delattr(owner, leaf)
         owner.register_buffer(leaf, value)
-        held[name] = value
-    return held
+        registered[name] = value
+    return registered
 
 
 @contextlib.contextmanager
 def _users_frames() -> Iterator[None]:
-    """Record of each op's stack the innermost line of the model's source; torch keeps only frames named "forward"."""
-    kept = TracerBase._filter_traceback_frames
+    """Inside, each op records the innermost line of the user's source; torch keeps only frames named "forward"."""
+    original = TracerBase._filter_traceback_frames
     TracerBase._filter_traceback_frames = _innermost_users_frame  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        TracerBase._filter_traceback_frames = kept  # type: ignore[method-assign]
+        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
 
 
 def _innermost_users_frame(_tracer: TracerBase, summary: traceback.StackSummary) -> traceback.StackSummary:
@@ -222,22 +229,22 @@ def _innermost_users_frame(_tracer: TracerBase, summary: traceback.StackSummary)
 
 @contextlib.contextmanager
 def _without_partial_graph() -> Iterator[None]:
-    """Export prints the graph that it has when the forward fails; the error that we make of it says the place."""
-    held = io.StringIO()
+    """Suppress the partial graph that export prints when the forward fails."""
+    captured_stderr = io.StringIO()
     graph = ""
     try:
-        with contextlib.redirect_stderr(held):
+        with contextlib.redirect_stderr(captured_stderr):
             yield
     except RAISED_BY_USER_CODE as error:
         graph = f"{getattr(error, 'partial_fx_graph', '')}\n"
         raise
     finally:
-        sys.stderr.write(held.getvalue().replace(graph, "") if graph.strip() else held.getvalue())
+        sys.stderr.write(captured_stderr.getvalue().replace(graph, "") if graph.strip() else captured_stderr.getvalue())
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's own deprecation warnings on the way are none of the user's business."""
+def _torch_warnings_ignored() -> Iterator[None]:
+    """Inside, torch's deprecation warnings about its own code are ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

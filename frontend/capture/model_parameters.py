@@ -1,4 +1,4 @@
-"""The model's parameters before any capture: names, shapes, and the kind of module that owns each."""
+"""The parameters and buffers of a model: names, aliases, shapes, and the kind of module that owns each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _owner_kind(model: nn.Module, name: str) -> OwnerKind:
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A parameter or buffer under its first name, with all its names."""
+    """A parameter or buffer with its first name and all of its names."""
 
     name: str
     aliases: tuple[str, ...]

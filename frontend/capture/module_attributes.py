@@ -1,7 +1,7 @@
-"""What a traced forward does with attributes of its modules that are neither parameters, buffers nor modules.
+"""Record and undo what a traced forward does to module attributes other than parameters, buffers and modules.
 
-What it reads is fixed in the graph. What it sets, and what it changes of the lists, dicts and sets that they hold,
-belongs to Python, which a program does not run: all of it is noted and taken back.
+Attributes that the forward reads are constants of the graph. Attributes that it sets, and lists, dicts and sets that it
+changes, belong to Python, which a program does not run: the changes are recorded and undone.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from typing import Any
 
 from torch import nn
 
-TORCHS = frozenset(vars(nn.Module()))
-"""The attributes that every module has; what Stretto wants of them is asked for elsewhere."""
-_HOOKS = tuple(name for name in sorted(TORCHS) if "_hooks" in name)
-"""Where torch keeps a module's hooks. What a forward registers goes with the flag that says it has done so."""
+TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
+"""The attributes of every module."""
+_HOOKS = tuple(name for name in sorted(TORCH_ATTRIBUTES) if "_hooks" in name)
+"""Where torch keeps a module's hooks. They are restored too, consistently with flags that the forward sets."""
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Rebound:
-    """An attribute that holds another value than before, or was not there, or is gone."""
+    """An attribute that was set, changed or deleted."""
 
     path: str
     """Module path and name, such as "encoder.steps"."""
     before: Any
     after: Any
-    """None where there was or is none."""
-    torchs: bool
-    """Whether it is bookkeeping of torch's own, such as the list of weights that an LSTM keeps."""
+    """`before` and `after` are None for a missing attribute."""
+    is_torchs_own: bool
+    """Whether it is internal to torch, such as an LSTM's list of weights."""
 
 
 class Snapshot:
-    """The attributes of a model's modules, and the contents of what they hold, at one time."""
+    """A snapshot of the attributes of a model's modules, and of the containers in them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
         self._attributes = {path: _attributes(module) for path, module in self._modules.items()}
         self._contents: dict[int, tuple[str, Any, Any]] = {}
         self._hooks = [
-            (held, dict(held))
+            (hooks, dict(hooks))
             for module in self._modules.values()
-            for held in map(vars(module).get, _HOOKS)
-            if held is not None
+            for hooks in map(vars(module).get, _HOOKS)
+            if hooks is not None
         ]
         for path, attributes in self._attributes.items():
             for name, value in attributes.items():
-                self._note(joined(path, name), value)
+                self._note(dotted(path, name), value)
 
-    def take_back(self) -> tuple[list[Rebound], dict[str, str]]:
-        """Put everything back; what was bound anew, and by path the kind of each container that was changed."""
-        for held, hooks in self._hooks:
-            held.clear()
-            held.update(hooks)
+    def restore(self) -> tuple[list[Rebound], dict[str, str]]:
+        """Restore everything; returns the rebound attributes, and by path the type of each changed container."""
+        for hook_dict, hooks in self._hooks:
+            hook_dict.clear()
+            hook_dict.update(hooks)
         rebound = []
         for path, module in self._modules.items():
             before, after = self._attributes[path], _attributes(module)
@@ -64,8 +64,8 @@ class Snapshot:
                 old, new = before.get(name, _ABSENT), after.get(name, _ABSENT)
                 if old is new:
                     continue
-                was, now = (None if each is _ABSENT else each for each in (old, new))
-                rebound.append(Rebound(joined(path, name), was, now, _is_torchs(module, name)))
+                old_value, new_value = (None if value is _ABSENT else value for value in (old, new))
+                rebound.append(Rebound(dotted(path, name), old_value, new_value, _is_torchs(module, name)))
                 if old is _ABSENT:
                     del module.__dict__[name]
                 else:
@@ -79,17 +79,17 @@ class Snapshot:
         return rebound, changed
 
     def _note(self, path: str, value: Any) -> None:
-        """Remember what a container holds, and those in it."""
+        """Copy the contents of a container, and of nested ones."""
         if not isinstance(value, list | deque | dict | set) or id(value) in self._contents:
             return
         copy = dict(value) if isinstance(value, dict) else set(value) if isinstance(value, set) else list(value)
         self._contents[id(value)] = path, value, copy
-        for key, each in copy.items() if isinstance(copy, dict) else enumerate(copy):
-            self._note(f"{path}[{key!r}]", each)
+        for key, item in copy.items() if isinstance(copy, dict) else enumerate(copy):
+            self._note(f"{path}[{key!r}]", item)
 
 
-class _NotingLookup:
-    """In place of a class's `__getattribute__`; no function, which torch's tracer of Python would stop at."""
+class _RecordingLookup:
+    """Replaces a class's `__getattribute__`. It is not a function, as torch's Python tracer would stop at one."""
 
     def __init__(self, paths: Mapping[int, str], into: dict[str, dict[str, None]]) -> None:
         self._paths = paths
@@ -99,19 +99,19 @@ class _NotingLookup:
         return self.look if module is None else partial(self.look, module)
 
     def look(self, module: nn.Module, name: str) -> Any:
-        """The attribute of the module, as it is found without this."""
+        """Look up the attribute, and record its name."""
         path = self._paths.get(id(module))
-        if path is not None and name not in TORCHS and not name.startswith("__"):
+        if path is not None and name not in TORCH_ATTRIBUTES and not name.startswith("__"):
             self._into.setdefault(path, {})[name] = None
         return object.__getattribute__(module, name)
 
 
 @contextmanager
-def noted_reads(model: nn.Module, into: dict[str, dict[str, None]]) -> Iterator[None]:
-    """Inside, the names are noted by which attributes of the model's modules are asked for, by module path."""
+def attribute_reads_recorded(model: nn.Module, into: dict[str, dict[str, None]]) -> Iterator[None]:
+    """Inside, the names of attributes that are read from the model's modules are recorded, by module path."""
     paths = {id(module): path for path, module in model.named_modules()}
     outer = vars(nn.Module).get("__getattribute__")
-    type.__setattr__(nn.Module, "__getattribute__", _NotingLookup(paths, into))
+    type.__setattr__(nn.Module, "__getattribute__", _RecordingLookup(paths, into))
     try:
         yield
     finally:
@@ -121,24 +121,24 @@ def noted_reads(model: nn.Module, into: dict[str, dict[str, None]]) -> Iterator[
             type.__setattr__(nn.Module, "__getattribute__", outer)
 
 
-def joined(path: str, name: str) -> str:
-    """The name of an attribute, or a buffer, after the path of its module."""
+def dotted(path: str, name: str) -> str:
+    """The dotted name of an attribute or buffer."""
     return f"{path}.{name}" if path else name
 
 
 def _is_torchs(module: nn.Module, name: str) -> bool:
-    """Whether a private attribute may be one of torch's classes that the module is of."""
-    classes = [each.__module__ for each in type(module).__mro__ if each is not nn.Module]
-    ours = [each for each in classes if each.startswith("torch.nn.") and not each.endswith(".container")]
+    """Whether the attribute is private and the module has a base class of torch."""
+    classes = [cls.__module__ for cls in type(module).__mro__ if cls is not nn.Module]
+    ours = [cls for cls in classes if cls.startswith("torch.nn.") and not cls.endswith(".container")]
     return name.startswith("_") and bool(ours)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in TORCHS or name == "training"}
+    return {name: value for name, value in vars(module).items() if name not in TORCH_ATTRIBUTES or name == "training"}
 
 
 def _same_contents(container: Any, copy: Any) -> bool:
-    """Whether a container holds the very values of a copy, in the same order."""
+    """Whether a container holds the same objects as a copy, in the same order."""
     if isinstance(container, set):
         return bool(container == copy)
     if len(container) != len(copy):

@@ -1,6 +1,6 @@
-"""Refuse what defines a gradient of its own: export keeps the forward's ops and would drop it in silence.
+"""Refuse custom gradients (autograd functions, backward hooks): export would silently drop them.
 
-The reference is made from the same export, so that no later check would see the difference.
+The reference comes from the same export, so no later check would see the difference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..captured import CaptureError
 
-_HELP = "write the forward so that torch's own derivatives are the wanted ones, for example with x.detach()"
+_HELP = "write the forward so that torch's own derivatives are right, for example with x.detach()"
 
 
 def refuse_backward_hooks(model: nn.Module) -> None:
@@ -32,7 +32,7 @@ def refuse_backward_hooks(model: nn.Module) -> None:
 def derived_gradients_only() -> Iterator[None]:
     """Inside, custom autograd functions and hooks on tensors raise E0227 where they are used.
 
-    Functions that belong to torch (checkpointing) only repeat derivatives that their ops have anyway.
+    Torch's own functions (checkpointing) are allowed: they do not change gradients.
     """
     apply = torch.autograd.Function.__dict__["apply"]
     register_hook = torch.Tensor.register_hook

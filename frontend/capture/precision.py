@@ -1,8 +1,8 @@
-"""What a plan says of precision, done where the model is captured: the forward runs on casts of the parameters.
+"""Apply a plan's precision at capture: the forward runs on casts of the parameters.
 
-The casts stand in the graph as ops, so that a parameter's gradient is cast back by autograd. Retyping a captured graph
-instead would be wrong: `x.to(torch.float32)` of a float32 tensor leaves no trace in it, and constants that a model
-takes from a dtype (`torch.finfo(x.dtype).min`) are numbers in it already.
+The casts are ops of the graph, so that autograd casts gradients back. Retyping a captured graph would be wrong:
+`x.to(torch.float32)` of a float32 tensor leaves no op in it, and constants that depend on a dtype
+(`torch.finfo(x.dtype).min`) are already numbers.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from ..captured import META_KEY, Capture, CapturedTensor, InputKind, Origin
 
 
 def compute_dtype(plan: Plan) -> torch.dtype | None:
-    """What the plan casts parameters and floating inputs to; None where it casts nothing."""
+    """The dtype that the plan casts parameters and floating inputs to; None: no cast."""
     return dtype_of(plan.precision.compute) if plan.precision is not None else None
 
 
 def check_parameters(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError E0123 where a floating parameter is not of the format that the plan says of `params`."""
+    """Raises PlanError E0123 for a floating parameter whose dtype is not the plan's `params`."""
     precision = plan.precision
-    wanted = dtype_of(precision.params) if precision is not None else None
-    if precision is None or wanted is None:
+    expected = dtype_of(precision.params) if precision is not None else None
+    if precision is None or expected is None:
         return
-    for name, each in model.named_parameters():
-        if each.is_floating_point() and each.dtype != wanted:
-            found = format_name(each.dtype)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != expected:
+            actual = format_name(parameter.dtype)
             raise PlanError(
                 PlanCode.PARAMETER_PRECISION,
-                f'parameter "{name}" is {found}, but the plan says that parameters are {precision.params}',
+                f'parameter "{name}" is {actual}, but the plan has params {precision.params}',
                 span=precision.params_span or precision.span,
-                help=f"call model.to({wanted}) before the optimizer is made, or leave params out of the plan",
+                help=f"call model.to({expected}) before the optimizer is made, or leave params out of the plan",
             )
 
 
 def effect_of_casts(captured: Capture, plan: Plan) -> dict[str, str]:
-    """By key of the statement about precision: why nothing was cast; empty where something was."""
+    """By key of the precision statement: the reason why nothing is cast; empty if something is."""
     compute = compute_dtype(plan)
     if compute is None:
         return {}
     kinds = (InputKind.PARAMETER, InputKind.INPUT)
-    given = [each.dtype for each in captured.inputs if each.kind in kinds and each.dtype.is_floating_point]
-    cast = any(dtype != compute for dtype in given)
-    return {"precision": "" if cast else f"parameters and inputs are {format_name(compute)} already"}
+    dtypes = [tensor.dtype for tensor in captured.inputs if tensor.kind in kinds and tensor.dtype.is_floating_point]
+    is_cast = any(dtype != compute for dtype in dtypes)
+    return {"precision": "" if is_cast else f"parameters and inputs are {format_name(compute)} already"}
 
 
 @dataclass(frozen=True)
 class ParameterCast:
-    """A parameter of a module, and the cast that the module computes with in its place."""
+    """A parameter of a module, and its cast that the module computes with."""
 
     module: nn.Module
     name: str
@@ -65,13 +65,13 @@ class ParameterCast:
 
 
 def casts_of_parameters(model: nn.Module, dtype: torch.dtype | None) -> list[ParameterCast]:
-    """Casts of the floating parameters to `dtype`, a tied one once; none where there is no dtype.
+    """Cast the floating parameters to `dtype`, a tied one once; empty without a dtype.
 
-    Buffers are state, and stay what they are. So do the parameters of batch norms, whose kernels want them in the
-    dtype of the running statistics.
+    Buffers are not cast, as they are state. Nor are the parameters of batch norms, whose kernels require the dtype of
+    the running statistics.
     """
     casts: dict[int, Tensor] = {}
-    found = []
+    parameter_casts = []
     for module in model.modules() if dtype is not None else ():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point() or parameter.dtype == dtype:
@@ -79,37 +79,37 @@ def casts_of_parameters(model: nn.Module, dtype: torch.dtype | None) -> list[Par
             if not isinstance(module, _BatchNorm):
                 if id(parameter) not in casts:
                     casts[id(parameter)] = parameter.to(dtype)
-                found.append(ParameterCast(module, name, parameter, casts[id(parameter)]))
-    return found
+                parameter_casts.append(ParameterCast(module, name, parameter, casts[id(parameter)]))
+    return parameter_casts
 
 
 @contextmanager
-def in_place_of_parameters(casts: Sequence[ParameterCast]) -> Iterator[None]:
-    """Inside, the modules hold the casts, as they do in `torch.func.functional_call`."""
+def parameters_replaced_by_casts(casts: Sequence[ParameterCast]) -> Iterator[None]:
+    """Inside, the modules hold the casts in place of the parameters, as in `torch.func.functional_call`."""
     try:
-        for each in casts:
-            each.module._parameters[each.name] = each.cast  # type: ignore[assignment]  # what a module reads, it takes
+        for cast in casts:
+            cast.module._parameters[cast.name] = cast.cast  # type: ignore[assignment]  # a tensor in place of a parameter
         yield
     finally:
-        for each in casts:
-            each.module._parameters[each.name] = each.parameter
+        for cast in casts:
+            cast.module._parameters[cast.name] = cast.parameter
 
 
 def cast_inputs(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
-    """The tensors of a call as the forward takes them: floating ones in `dtype`."""
+    """The tensors of a call with floating ones cast to `dtype`."""
     if dtype is None:
         return tuple(tensors)
-    return tuple(each.to(dtype) if each.is_floating_point() else each for each in tensors)
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
 
 
-def settle_casts(graph: fx.Graph, inputs: Sequence[CapturedTensor]) -> None:
-    """Let each cast of a parameter belong to the module that owns it, and stand where it is first used.
+def move_casts_to_users(graph: fx.Graph, inputs: Sequence[CapturedTensor]) -> None:
+    """Move each cast of a parameter to its first use, and attribute it to the module that owns the parameter.
 
-    So a cast lives as long as its layer, and layers that are equal stay equal with their casts in them.
+    So a cast lives as long as its layer, and equal layers stay equal with their casts.
     """
-    order = {node: at for at, node in enumerate(graph.nodes)}
-    for each, placeholder in zip(inputs, graph.find_nodes(op="placeholder"), strict=True):
-        if each.kind is not InputKind.PARAMETER:
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for tensor, placeholder in zip(inputs, graph.find_nodes(op="placeholder"), strict=True):
+        if tensor.kind is not InputKind.PARAMETER:
             continue
         for cast in list(placeholder.users):
             own = cast.meta.get(META_KEY, Origin())
@@ -118,4 +118,4 @@ def settle_casts(graph: fx.Graph, inputs: Sequence[CapturedTensor]) -> None:
             first = min(cast.users, key=order.__getitem__)
             place = first.meta.get(META_KEY, Origin())
             first.prepend(cast)
-            cast.meta[META_KEY] = Origin(each.name.rpartition(".")[0], place.file, place.line, False, own.seq_nr)
+            cast.meta[META_KEY] = Origin(tensor.name.rpartition(".")[0], place.file, place.line, False, own.seq_nr)

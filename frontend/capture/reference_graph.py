@@ -1,7 +1,7 @@
-"""The forward before autograd as JSON-able data: what `run --check` compares a program with.
+"""The reference: the forward before autograd as JSON, which `run --check` compares a program with.
 
-The ops are those of the exported graph (`aten.linear.default`, in-place updates of buffers included), to be run one
-after another under torch's autograd on one device, with copies of the buffers.
+The ops are those of the exported graph (such as `aten.linear.default`, and in-place updates of buffers). They run in
+order under torch's autograd on one device, with copies of the buffers.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def reference_graph(
 ) -> dict[str, Any]:
     """`{inputs, outputs, slots, code}` of `forward`; slot i < len(inputs) is input i, tangents are left out.
 
-    Outputs stand in the capture's order: results, then the buffers that the forward changes in place, whose slot is the
-    buffer's own. Errors: E0225 where an op has an argument that JSON cannot say.
+    Outputs are in the capture's order: results, then buffers that the forward changes in place, in their input slots.
+    Errors: E0225 for an op with an argument that has no JSON form.
     """
-    given = [tensor for tensor in inputs if tensor.kind is not InputKind.TANGENT]
-    return _Writer(forward, names, given).write(outputs)
+    reference_inputs = [tensor for tensor in inputs if tensor.kind is not InputKind.TANGENT]
+    return _Writer(forward, names, reference_inputs).write(outputs)
 
 
 class _Writer:
-    """Numbers the values of one graph and writes its instructions."""
+    """Writes the instructions of a graph; every value gets a slot."""
 
     def __init__(self, forward: fx.GraphModule, names: Names, inputs: Sequence[CapturedTensor]) -> None:
         self._graph = forward.graph
         self._names = names
         self._inputs = inputs
-        self._input_slot = {(tensor.kind, tensor.name): at for at, tensor in enumerate(inputs)}
+        self._input_slot = {(tensor.kind, tensor.name): index for index, tensor in enumerate(inputs)}
         self._slots: dict[fx.Node, int] = {}
         self._count = len(inputs)
 
@@ -88,18 +88,18 @@ class _Writer:
         return {"op": op, "args": args, "kwargs": kwargs, "out": self._out(node), "free": [], "loc": None}
 
     def _out(self, node: fx.Node) -> list[int | None]:
-        """Fresh slots for the results: one, or one for each used element of a tuple."""
+        """New slots for the results: one, or one per used element of a tuple."""
         value = node.meta.get("val")
         if not isinstance(value, (tuple, list)):
             return [self._fresh(node)]
         slots: list[int | None] = [None] * len(value)
         for user in node.users:
             if user.target is operator.getitem:
-                at = user.args[1]
-                assert isinstance(at, int)
-                if slots[at] is None:
-                    slots[at] = self._fresh(user)
-                self._slots[user] = slots[at]  # type: ignore[assignment]
+                index = user.args[1]
+                assert isinstance(index, int)
+                if slots[index] is None:
+                    slots[index] = self._fresh(user)
+                self._slots[user] = slots[index]  # type: ignore[assignment]
         return slots
 
     def _fresh(self, node: fx.Node) -> int:
@@ -109,7 +109,7 @@ class _Writer:
 
 
 def _boundary(node: fx.Node) -> dict[str, Any]:
-    """A region of autocast begins, in a dtype or switched off, or the innermost one ends."""
+    """The instruction that begins an autocast region, or ends the innermost one."""
     begins = node.target is autocast.enter
     args = [{"dtype": str(node.args[0]).removeprefix("torch.")}, node.args[1]] if begins else []
     return {
@@ -134,14 +134,14 @@ def _describe(tensor: CapturedTensor) -> dict[str, Any]:
     }
 
 
-def _add_frees(code: list[dict[str, Any]], kept: set[int]) -> None:
-    """Let each value go after its last use."""
-    alive = set(kept)
+def _add_frees(code: list[dict[str, Any]], never_freed: set[int]) -> None:
+    """Free each value after its last use."""
+    alive = set(never_freed)
     for instruction in reversed(code):
-        touched = _slots_in([instruction["args"], instruction["kwargs"], instruction["out"]])
-        touched |= {slot for slot in instruction["out"] if slot is not None}
-        instruction["free"] = sorted(touched - alive)
-        alive |= touched
+        used = _slots_in([instruction["args"], instruction["kwargs"], instruction["out"]])
+        used |= {slot for slot in instruction["out"] if slot is not None}
+        instruction["free"] = sorted(used - alive)
+        alive |= used
 
 
 def _slots_in(value: Any) -> set[int]:

@@ -1,4 +1,4 @@
-"""The module that is traced in place of the user's: tensors in, tensors out, everything else bound."""
+"""The module that is traced in place of the user's: it takes and returns only tensors."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from torch.utils import _pytree as pytree
 
 from ..captured import CaptureError, Mode, OutputTree, TensorLeaf
 from .call import PLAIN_TYPES, BoundCall
-from .cumulative_norms import counts_in_the_graph
+from .cumulative_norms import cumulative_norms_traced
 from .own_gradients import derived_gradients_only
-from .precision import cast_inputs, casts_of_parameters, in_place_of_parameters
-from .side_effects import ReadOut, SideEffects, watched
+from .precision import cast_inputs, casts_of_parameters, parameters_replaced_by_casts
+from .side_effects import RecordValueReads, SideEffects, side_effects_recorded
 from .value_checks import without_value_checks
 
 MODEL_ATTRIBUTE = "_stretto_model"
-"""Under this name the user's model hangs in the traced module; all names in the graph begin with it."""
+"""The attribute of the traced module that holds the user's model; all names in the graph begin with it."""
 
 
 @dataclass
 class Result:
-    """What a traced forward returned. Kept apart from the module, whose attributes export puts back after tracing."""
+    """The result of a traced forward. It is not an attribute of the module itself, as export restores those."""
 
     tree: OutputTree = field(default_factory=lambda: OutputTree(pytree.tree_flatten(None)[1], ()))
     names: tuple[str, ...] = ()
     differentiable: tuple[int, ...] = ()
     """Indices of the outputs that have a tangent."""
     constant: tuple[int, ...] = ()
-    """Indices of the outputs that no trainable parameter has a part in."""
+    """Indices of the outputs that depend on no trainable parameter."""
     effects: SideEffects = field(default_factory=SideEffects)
 
 
 class TracedModel(nn.Module):
-    """Calls the user's model and returns the tensors of its result as a tuple, noted in `result` while it is traced.
+    """Calls the user's model, returns the tensors of its result as a tuple, and records the structure in `result`.
 
-    Where a scalar floating loss is among the outputs it alone is differentiable and the others are detached. With
+    If there is a scalar floating loss among the outputs, only it is differentiable, and the others are detached. With
     `compute` the model runs on casts of its parameters and floating inputs to that dtype.
     """
 
@@ -62,11 +62,11 @@ class TracedModel(nn.Module):
         self.result.effects = SideEffects()
         with (
             derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
-            in_place_of_parameters(casts),
-            counts_in_the_graph(model),
+            parameters_replaced_by_casts(casts),
+            cumulative_norms_traced(model),
             without_value_checks(),
-            watched(model, self.result.effects),
-            ReadOut(self.result.effects),
+            side_effects_recorded(model, self.result.effects),
+            RecordValueReads(self.result.effects),
         ):
             result = model(*args, **kwargs)
         if self.loss_only:
@@ -99,28 +99,28 @@ class TracedModel(nn.Module):
         self.result.tree = OutputTree(spec, tuple(leaves))
         self.result.names = tuple(names)
         self.result.differentiable = differentiable
-        self.result.constant = tuple(at for at, tensor in enumerate(outputs) if not tensor.requires_grad)
-        given = {id(tensor) for tensor in (*inputs, *self.parameters(), *self.buffers())}
-        return tuple(_owned(tensor, position in differentiable, given) for position, tensor in enumerate(outputs))
+        self.result.constant = tuple(index for index, tensor in enumerate(outputs) if not tensor.requires_grad)
+        not_owned = {id(tensor) for tensor in (*inputs, *self.parameters(), *self.buffers())}
+        return tuple(_owned(tensor, position in differentiable, not_owned) for position, tensor in enumerate(outputs))
 
 
 def _path_name(path: tuple[Any, ...]) -> str:
-    """Where a tensor lies in the result: "loss", "hidden_states[2]", "[0]"; empty for a lone tensor."""
+    """The path of a tensor in the result: "loss", "hidden_states[2]", "[0]"; empty for a single tensor."""
     if path and isinstance(path[0], pytree.MappingKey):
         return str(path[0].key) + pytree.keystr(path[1:])
     return pytree.keystr(path).lstrip(".")
 
 
 def _differentiable(outputs: Sequence[torch.Tensor]) -> tuple[int, ...]:
-    """Scalar floating outputs that require a gradient where there are any, else all that do."""
-    having = [at for at, tensor in enumerate(outputs) if tensor.requires_grad and tensor.is_floating_point()]
-    scalars = [at for at in having if outputs[at].dim() == 0]
-    return tuple(scalars or having)
+    """The scalar floating outputs that require a gradient, else all outputs that do."""
+    candidates = [index for index, tensor in enumerate(outputs) if tensor.requires_grad and tensor.is_floating_point()]
+    scalars = [index for index in candidates if outputs[index].dim() == 0]
+    return tuple(scalars or candidates)
 
 
-def _owned(tensor: torch.Tensor, differentiable: bool, given: set[int]) -> torch.Tensor:
-    """The output as a tensor of its own: no view of another and no input, and detached where it has no tangent."""
-    if id(tensor) in given or tensor._is_view():
+def _owned(tensor: torch.Tensor, differentiable: bool, not_owned: set[int]) -> torch.Tensor:
+    """The output, cloned if it is a view or an input, and detached if it is not differentiable."""
+    if id(tensor) in not_owned or tensor._is_view():
         tensor = tensor.clone()
     return tensor if differentiable or not tensor.requires_grad else tensor.detach()
 
@@ -128,17 +128,17 @@ def _owned(tensor: torch.Tensor, differentiable: bool, given: set[int]) -> torch
 def _loss_of(result: Any) -> torch.Tensor:
     """The scalar floating loss in what a forward returned: the result itself, its `loss`, or its one scalar.
 
-    Errors: E0213 when there is none, or more than one.
+    Errors: E0213 if there is none, or more than one.
     """
     named = result.get("loss") if isinstance(result, dict) else getattr(result, "loss", None)
     candidates = [named] if isinstance(named, torch.Tensor) else pytree.tree_leaves(result)
     scalars = [leaf for leaf in candidates if isinstance(leaf, torch.Tensor) and _is_loss(leaf)]
     if len(scalars) == 1:
         return scalars[0]
-    found = ", ".join(str(tuple(leaf.shape)) for leaf in candidates if isinstance(leaf, torch.Tensor)) or "no tensor"
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in candidates if isinstance(leaf, torch.Tensor)) or "no tensor"
     raise CaptureError(
         "E0213",
-        f"training needs one scalar loss, but forward returns {found}",
+        f"training needs one scalar loss, but forward returns {shapes}",
         expected="a scalar floating tensor that requires a gradient, or an object with such a .loss",
         help="pass the labels, or return the loss from forward",
     )

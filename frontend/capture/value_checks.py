@@ -1,8 +1,7 @@
-"""What torch's own Python asks of values without computing with the answer: a trace goes past it.
+"""Skip checks of tensor values in torch's own Python code while a model is traced.
 
-A transformer looks whether its mask is causal, to choose a faster kernel for the same numbers. A distribution looks
-whether its parameters are legal. Neither can be answered while a model is traced, and nothing but time or an error
-would follow from the answer.
+A transformer checks whether its mask is causal, to choose a faster kernel with equal results. A distribution checks its
+parameters. Neither check can run while tracing, and neither changes a result.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch.nn.modules import transformer
 
 @contextmanager
 def without_value_checks() -> Iterator[None]:
-    """Inside, masks are taken as they are, and distributions check no parameters unless told to."""
+    """Inside, masks are not inspected, and distributions do not validate parameters by default."""
     detect, validate = transformer._detect_is_causal_mask, Distribution._validate_args
-    transformer._detect_is_causal_mask = _as_told
+    transformer._detect_is_causal_mask = _declared_causal
     Distribution._validate_args = False
     try:
         yield
@@ -29,6 +28,6 @@ def without_value_checks() -> Iterator[None]:
         Distribution._validate_args = validate
 
 
-def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: Any = None) -> bool:
-    """Whether the caller says that a mask is causal."""
+def _declared_causal(mask: Tensor | None, is_causal: bool | None = None, size: Any = None) -> bool:
+    """Whether the caller declares the mask as causal."""
     return is_causal is True

@@ -1,4 +1,4 @@
-"""One capture for many sizes: which dims are dynamic, the trace with symbols, and the guards that it rests on.
+"""One capture for many sizes: dynamic dims, the symbolic trace, and its guards.
 
 Start reading at `symbolic_capture.py`.
 """

@@ -1,4 +1,4 @@
-"""Which dims of a model's inputs have sizes that differ from call to call: what the user says, and what a call has."""
+"""Dynamic dims of a model's inputs: which the user has marked, and their sizes in a call."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..capture.call import BoundCall
 from ..captured import CaptureError
 
 SMALLEST = 2
-"""A dim of one element broadcasts, and one of none has no values: such calls are compiled for themselves."""
+"""The smallest dynamic size. Size 1 broadcasts and size 0 is empty, so such calls get their own program."""
 
 DimSpec = str | tuple[str, int, int | None] | torch.export.Dim
-"""A name; a name with the least and the greatest size; or torch's way to say either."""
+"""A name; (name, least size, greatest size); or a torch.export.Dim."""
 DynamicSpec = Mapping[str, Mapping[int, DimSpec]]
-"""By input: its dims with their names. Dims of equal names have equal sizes."""
+"""By input and dim, its spec. Dims of equal names have equal sizes."""
 
 
 @dataclass(frozen=True)
 class SizeRange:
-    """A named size and what it may be."""
+    """A named size with its range."""
 
     name: str
     low: int = SMALLEST
@@ -41,75 +41,77 @@ class CalledSize:
     range: SizeRange
     size: int
     places: tuple[tuple[int, int], ...]
-    """(number of the input tensor, dim) of all dims that have it."""
+    """(index of the input tensor, dim) of all dims with this size."""
 
 
 @dataclass
 class DynamicDims:
-    """All dims of one model that are marked; those that torch's `mark_dynamic` marks join when they are first seen."""
+    """The marked dims of a model; those marked by torch's `mark_dynamic` are added when first seen."""
 
     dims: dict[str, dict[int, SizeRange]] = field(default_factory=dict)
 
     @staticmethod
     def of(spec: DynamicSpec | None) -> DynamicDims:
-        """Read what a user wrote; CaptureError E0240 where it is no such thing."""
+        """Read a user's specification; CaptureError E0240 if it is invalid."""
         if not isinstance(spec, Mapping | None):
             raise _unreadable(spec)
         ranges: dict[str, SizeRange] = {}
-        found: dict[str, dict[int, SizeRange]] = {}
+        by_input: dict[str, dict[int, SizeRange]] = {}
         for name, dims in (spec or {}).items():
             if not isinstance(dims, Mapping) or not all(isinstance(dim, int) for dim in dims):
                 raise _unreadable(dims)
-            found[name] = {dim: _range(each, ranges) for dim, each in dims.items()}
-        return DynamicDims(found)
+            by_input[name] = {dim: _range(dim_spec, ranges) for dim, dim_spec in dims.items()}
+        return DynamicDims(by_input)
 
     def in_call(self, call: BoundCall) -> dict[str, CalledSize]:
-        """The marked sizes of a call by name, without those that are smaller than two.
+        """The marked sizes of a call by name, without those below 2.
 
-        Errors: CaptureError E0241 for an input or a dim that is not there, E0242 where equal names have unequal sizes.
+        Errors: CaptureError E0241 for a missing input or dim, E0242 for unequal sizes of one name.
         """
         self._note_marks(call)
-        found: dict[str, CalledSize] = {}
+        sizes: dict[str, CalledSize] = {}
         for name, dims in self.dims.items():
             if name not in call.names:
                 if _may_be_given(name, call):
                     continue
                 raise _no_input(name, call)
-            at = call.names.index(name)
+            index = call.names.index(name)
             for dim, range_ in dims.items():
-                shape = call.tensors[at].shape
+                shape = call.tensors[index].shape
                 if not -len(shape) <= dim < len(shape):
-                    raise CaptureError("E0241", f'input "{name}" has {len(shape)} dims, and dim {dim} is to be dynamic')
-                size, before = shape[dim], found.get(range_.name)
-                if before is not None and before.size != size:
-                    raise _unequal(range_.name, call, before, name, dim, size)
-                places = (*(before.places if before else ()), (at, dim % len(shape)))
-                found[range_.name] = CalledSize(range_, size, places)
-        return {name: each for name, each in found.items() if each.size >= SMALLEST}
+                    raise CaptureError(
+                        "E0241", f'dim {dim} of input "{name}" is marked dynamic, but it has {len(shape)} dims'
+                    )
+                size, first = shape[dim], sizes.get(range_.name)
+                if first is not None and first.size != size:
+                    raise _unequal(range_.name, call, first, name, dim, size)
+                places = (*(first.places if first else ()), (index, dim % len(shape)))
+                sizes[range_.name] = CalledSize(range_, size, places)
+        return {name: called_size for name, called_size in sizes.items() if called_size.size >= SMALLEST}
 
     def _note_marks(self, call: BoundCall) -> None:
-        """Dims that `torch._dynamo.mark_dynamic` has marked on a tensor of this call."""
+        """Add the dims that `torch._dynamo.mark_dynamic` has marked on tensors of this call."""
         for name, tensor in zip(call.names, call.tensors, strict=True):
             for dim in sorted(getattr(tensor, "_dynamo_dynamic_indices", ())):
                 ranges = getattr(tensor, "_dynamo_dynamic_range", None) or ()
-                low, high = next(((each.min, each.max) for each in ranges if each.dim == dim), (None, None))
-                made = SizeRange(_plain(f"{name}_{dim}"), max(SMALLEST, low or 0), high)
-                self.dims.setdefault(name, {}).setdefault(dim, made)
+                low, high = next(((marked.min, marked.max) for marked in ranges if marked.dim == dim), (None, None))
+                size_range = SizeRange(_identifier(f"{name}_{dim}"), max(SMALLEST, low or 0), high)
+                self.dims.setdefault(name, {}).setdefault(dim, size_range)
 
 
 def _may_be_given(name: str, call: BoundCall) -> bool:
-    """Whether a call may leave the input out, as this one does."""
+    """Whether the input, which this call leaves out, is optional."""
     parameters = call.signature.parameters
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return takes_any or name.partition("[")[0].partition(".")[0] in parameters
 
 
 def resized(call: BoundCall, sizes: Mapping[str, CalledSize], values: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
-    """Tensors as the call's are, with other sizes; their values are zeros."""
+    """The call's tensors with other sizes, zero-filled."""
     shapes = [list(tensor.shape) for tensor in call.tensors]
-    for name, each in sizes.items():
-        for at, dim in each.places:
-            shapes[at][dim] = values[name]
+    for name, size in sizes.items():
+        for index, dim in size.places:
+            shapes[index][dim] = values[name]
     return tuple(
         tensor if list(tensor.shape) == shape else tensor.new_zeros(shape).requires_grad_(tensor.requires_grad)
         for tensor, shape in zip(call.tensors, shapes, strict=True)
@@ -129,16 +131,16 @@ def _range(spec: Any, ranges: dict[str, SizeRange]) -> SizeRange:
             raise _unreadable(spec)
     if not name.isidentifier() or (low is not None and high is not None and low > high):
         raise _unreadable(spec)
-    found = SizeRange(name, max(SMALLEST, low or 0), high)
-    known = ranges.setdefault(name, found)
-    if known != found and low is not None:
-        raise CaptureError("E0240", f'the size "{name}" is given two ranges', help="give its range once")
+    size_range = SizeRange(name, max(SMALLEST, low or 0), high)
+    known = ranges.setdefault(name, size_range)
+    if known != size_range and low is not None:
+        raise CaptureError("E0240", f'the size "{name}" has two ranges', help="give its range once")
     return known
 
 
-def _plain(text: str) -> str:
-    """The text with everything that no name has made an underscore."""
-    return "".join(each if each.isalnum() else "_" for each in text)
+def _identifier(text: str) -> str:
+    """The text with underscores in place of all but letters and digits."""
+    return "".join(character if character.isalnum() else "_" for character in text)
 
 
 def _unreadable(spec: object) -> CaptureError:
@@ -153,17 +155,19 @@ def _no_input(name: str, call: BoundCall) -> CaptureError:
     near = difflib.get_close_matches(name, [*call.signature.parameters, *call.names], 1)
     return CaptureError(
         "E0241",
-        f'dims of the input "{name}" are to be dynamic, and the model takes no such tensor',
+        f'dims of input "{name}" are marked dynamic, but the model takes no such tensor',
         expected=f"one of {', '.join(call.names)}",
         help=f'did you mean "{near[0]}"?' if near else "",
     )
 
 
-def _unequal(name: str, call: BoundCall, before: CalledSize, other: str, dim: int, size: int) -> CaptureError:
-    at, first = before.places[0]
+def _unequal(
+    name: str, call: BoundCall, first: CalledSize, second_input: str, second_dim: int, second_size: int
+) -> CaptureError:
+    first_input, first_dim = first.places[0]
     return CaptureError(
         "E0242",
-        f'dim {dim} of "{other}" has {size} elements and dim {first} of "{call.names[at]}" has {before.size}, '
-        f'but both are "{name}"',
+        f'dim {second_dim} of "{second_input}" has {second_size} elements and dim {first_dim} of '
+        f'"{call.names[first_input]}" has {first.size}, but both are "{name}"',
         help="give the dims two names, or pass tensors of equal sizes",
     )

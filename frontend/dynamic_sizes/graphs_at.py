@@ -1,7 +1,7 @@
-"""Graphs that were traced with symbols, with numbers in place of these: as if traced for sizes of their own.
+"""Substitute numbers for the symbols of a symbolic trace, as if it were traced for these sizes.
 
-Nodes that compute with sizes become the numbers they compute, and every value the shape it has at the sizes. So one
-trace serves all sizes for which its conditions hold, and costs as much as four or five plain ones.
+Nodes that compute sizes become numbers, and every value gets its shape at these sizes. So one trace serves all sizes
+for which its guards hold; it costs as much as four or five plain traces.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def graphs_at(traced: SymbolicGraphs, sizes: Mapping[str, CalledSize], values: Mapping[str, int]) -> TracedGraphs:
-    """Copies of both graphs for `values` of all of the named sizes; the trace stays as it is.
+    """Copies of both graphs for `values` of the named sizes; the trace is not changed.
 
-    Raises NotSymbolic where a number in them follows from more than these sizes.
+    Raises NotSymbolic if a number in them depends on more than the named sizes.
     """
-    numbers = _Numbers(_symbols(traced, sizes, values))
+    numbers = _Substitution(_symbols(traced, sizes, values))
     graphs = traced.graphs
     with _use_lazy_graph_module(True):  # their Python code is never asked for
         forward, joint = _copied(graphs.forward, numbers), _copied(graphs.joint, numbers)
-    return TracedGraphs(forward, joint, dict(graphs.constants), graphs.read_out)
+    return TracedGraphs(forward, joint, dict(graphs.constants), graphs.value_reads)
 
 
 def _symbols(traced: SymbolicGraphs, sizes: Mapping[str, CalledSize], values: Mapping[str, int]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for name, each in sizes.items():
-        for at, dim in each.places:
-            size = traced.inputs[at].shape[dim]
-            if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
-                found[size.node.expr] = sympy.Integer(values[name])
-    return found
+    values_by_symbol: dict[Any, Any] = {}
+    for name, named in sizes.items():
+        for index, dim in named.places:
+            extent = traced.inputs[index].shape[dim]
+            if isinstance(extent, torch.SymInt) and isinstance(extent.node.expr, sympy.Symbol):
+                values_by_symbol[extent.node.expr] = sympy.Integer(values[name])
+    return values_by_symbol
 
 
-class _Numbers:
-    """What symbols are at some sizes."""
+class _Substitution:
+    """Substitutes numbers for symbols, in values and shapes."""
 
     def __init__(self, symbols: Mapping[Any, Any]) -> None:
         self._symbols = symbols
@@ -55,11 +55,11 @@ class _Numbers:
         self._tensors: dict[Any, torch.Tensor] = {}
 
     def of(self, value: Any) -> Any:
-        """A tree with numbers for symbols, and with tensors that have such shapes."""
+        """A tree with symbols and symbolic shapes substituted."""
         return pytree.tree_map(self.leaf, value)
 
     def leaf(self, value: Any) -> Any:
-        """The number that a symbol is; a tensor with such a shape; anything else as it is."""
+        """A symbol as a number, a tensor with substituted shape, anything else unchanged."""
         if isinstance(value, _SYMBOLIC):
             return self._number(value)
         return self._tensor(value) if isinstance(value, torch.Tensor) else value
@@ -67,15 +67,15 @@ class _Numbers:
     def _number(self, value: Any) -> Any:
         expression = value.node.expr
         if expression not in self._known:
-            found = expression.xreplace(self._symbols)
-            if found.free_symbols:
-                raise NotSymbolic(f"the model computes with {found}, which is not made of named sizes")
-            made = bool if isinstance(value, torch.SymBool) else int if isinstance(value, torch.SymInt) else float
-            self._known[expression] = made(found)
+            substituted = expression.xreplace(self._symbols)
+            if substituted.free_symbols:
+                raise NotSymbolic(f"the model computes with {substituted}, which is not made of named sizes")
+            to_number = bool if isinstance(value, torch.SymBool) else int if isinstance(value, torch.SymInt) else float
+            self._known[expression] = to_number(substituted)
         return self._known[expression]
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
-        shape, strides = (tuple([self.leaf(n) for n in each]) for each in (value.shape, value.stride()))
+        shape, strides = (tuple([self.leaf(n) for n in symbolic]) for symbolic in (value.shape, value.stride()))
         key = shape, strides, value.dtype, value.device
         if key not in self._tensors:
             with self._mode, torch.no_grad():
@@ -84,9 +84,9 @@ class _Numbers:
 
 
 def drop_whole_slices(module: fx.GraphModule) -> None:
-    """Drop slices that take everything at all sizes: with numbers torch leaves out those that a forward writes `:`."""
+    """Drop slices that are the identity at all sizes, as torch does in a trace with numbers."""
     for node in list(module.graph.nodes):
-        if node.target in _SLICES and _shape(node) == _shape(node.args[0]) and not _steps(node):
+        if node.target in _SLICES and _shape(node) == _shape(node.args[0]) and not _has_step(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
 
@@ -94,18 +94,18 @@ def drop_whole_slices(module: fx.GraphModule) -> None:
 _SLICES = (torch.ops.aten.slice.Tensor, torch.ops.aten.slice_backward.default)
 
 
-def _steps(node: fx.Node) -> bool:
-    """Whether a slice leaves out elements in between."""
-    at = 4 if node.target is torch.ops.aten.slice.Tensor else 5
-    return len(node.args) > at and bool(node.args[at] != 1)
+def _has_step(node: fx.Node) -> bool:
+    """Whether a slice has a step other than 1."""
+    step_index = 4 if node.target is torch.ops.aten.slice.Tensor else 5
+    return len(node.args) > step_index and bool(node.args[step_index] != 1)
 
 
 def _shape(node: Any) -> list[Any]:
     return [n.node.expr if isinstance(n, torch.SymInt) else n for n in node.meta["val"].shape]
 
 
-def _copied(module: fx.GraphModule, numbers: _Numbers) -> fx.GraphModule:
-    """A graph of its own; parameters, buffers and constants are the same."""
+def _copied(module: fx.GraphModule, numbers: _Substitution) -> fx.GraphModule:
+    """A copy of the graph; parameters, buffers and constants are shared."""
     graph = fx.Graph()
     graph.set_codegen(module.graph._codegen)
     copies: dict[fx.Node, Any] = {}

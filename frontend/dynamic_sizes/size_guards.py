@@ -1,7 +1,7 @@
-"""For which sizes a model's graph stays the same: the conditions that torch relied on when it traced with symbols.
+"""Size guards: the conditions on named sizes under which a symbolic trace is valid.
 
-A branch on a size ("if tokens.shape[1] > 512"), a slice of a table that ends somewhere, sizes that must be equal:
-each is a condition, and sizes that break one need a capture of their own.
+They come from branches on a size ("if tokens.shape[1] > 512"), from slices of tables, and from sizes that must be
+equal. Sizes that violate a guard need another capture.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from .dynamic_dims import CalledSize
 
 
 class NotSymbolic(Exception):
-    """Torch cannot trace this model with symbols in place of sizes, or relies on what cannot be said; says why."""
+    """The model cannot be traced with symbolic sizes, or a guard cannot be expressed; the message tells why."""
 
 
 @dataclass(frozen=True)
 class SizeGuards:
-    """What the capture asks of the sizes."""
+    """The guards of a capture: the range of each named size, and conditions."""
 
     ranges: Mapping[str, tuple[int, int | None]]
     conditions: tuple[str, ...]
-    """As `runtime/program/sizes.py` reads them."""
+    """In the syntax of `runtime/program/sizes.py`."""
 
 
 def size_guards(traced: SymbolicGraphs, sizes: Mapping[str, CalledSize]) -> SizeGuards:
-    """What the graphs of a trace ask of these sizes. Raises NotSymbolic."""
+    """The guards of a trace. Raises NotSymbolic."""
     return _Conditions(traced.inputs, traced.env, sizes).found()
 
 
 class _Conditions:
-    """What torch knows of its symbols, said of the user's names."""
+    """Translates torch's guards from its symbols to the user's names."""
 
     def __init__(self, inputs: Sequence[torch.Tensor], env: ShapeEnv, sizes: Mapping[str, CalledSize]) -> None:
         self._env = env
         self._names: dict[Any, str] = {}
         self._ranges: dict[str, tuple[int, int | None]] = {}
         self._conditions: dict[str, None] = {}
-        for name, each in sizes.items():
-            self._ranges[name] = each.range.low, each.range.high
-            for at, dim in each.places:
-                self._name(name, inputs[at].shape[dim])
+        for name, size in sizes.items():
+            self._ranges[name] = size.range.low, size.range.high
+            for index, dim in size.places:
+                self._name(name, inputs[index].shape[dim])
 
     def found(self) -> SizeGuards:
         if self._env.deferred_runtime_asserts:
-            raise NotSymbolic("the model relies on conditions on values, which are known only as it runs")
+            raise NotSymbolic("the model relies on conditions on tensor values")
         for guard in self._env.guards:
             self._add(self._env.replace(guard.expr))
         for symbol, name in self._names.items():
@@ -62,7 +62,7 @@ class _Conditions:
         return SizeGuards(self._ranges, tuple(self._conditions))
 
     def _name(self, name: str, size: int | torch.SymInt) -> None:
-        """`size` is what torch made of a dim called `name`: a symbol, an expression of other ones, or a number."""
+        """Relate `name` to torch's size of its dim: a symbol, an expression of symbols, or a number."""
         expression = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
         if isinstance(expression, sympy.Symbol) and self._names.setdefault(expression, name) == name:
             return
@@ -71,12 +71,12 @@ class _Conditions:
     def _add(self, condition: Any) -> None:
         condition = condition.xreplace({symbol: _named(name) for symbol, name in self._names.items()})
         if condition is sympy.true or isinstance(condition, sympy.And):
-            for each in condition.args:
-                self._add(each)
+            for operand in condition.args:
+                self._add(operand)
             return
         relation = _RELATIONS.get(type(condition))
         if relation is None:
-            raise NotSymbolic(f"the model relies on {condition}, which is no comparison of sizes")
+            raise NotSymbolic(f"the model relies on {condition}, which is not a comparison of sizes")
         text = f"{self._text(condition.args[0])} {relation} {self._text(condition.args[1])}"
         self._conditions[text] = None
 
@@ -89,7 +89,7 @@ class _Conditions:
         self._ranges[name] = low, high
 
     def _text(self, expression: Any) -> str:
-        """An expression of sizes, with parentheses around all parts that have any."""
+        """An expression of sizes as text, fully parenthesised."""
         match expression:
             case sympy.Integer():
                 return str(int(expression))
@@ -110,7 +110,7 @@ class _Conditions:
 
 
 def _named(name: str) -> Any:
-    """The one symbol of a name, so that sympy sees what is equal."""
+    """The symbol of a name; equal names give equal symbols."""
     return sympy.Symbol(name, integer=True, positive=True)
 
 

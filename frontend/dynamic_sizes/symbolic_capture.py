@@ -1,4 +1,4 @@
-"""Capture a call once for many sizes: one trace with symbols, and a graph for each size by putting in its numbers."""
+"""Capture a call once for many sizes: one symbolic trace, and a graph per size by substitution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..capture.call import BoundCall
-from ..capture.capture import finish, to_trace
+from ..capture.capture import finish_capture, traced_model
 from ..capture.joint import SymbolicGraphs, trace_symbolically
 from ..capture.traced import TracedModel
 from ..captured import Capture, CaptureError, Mode
@@ -21,10 +21,10 @@ from .size_guards import NotSymbolic, SizeGuards, size_guards
 
 @dataclass(frozen=True)
 class SymbolicCapture:
-    """A call with named sizes, captured."""
+    """The capture of a call with named sizes."""
 
     guards: SizeGuards
-    """For which sizes."""
+    """The sizes for which it is valid."""
     _model: nn.Module
     _call: BoundCall
     _sizes: Mapping[str, CalledSize]
@@ -32,9 +32,9 @@ class SymbolicCapture:
     _graphs: SymbolicGraphs
 
     def at(self, values: Mapping[str, int]) -> Capture:
-        """What `capture_call` gives for a call of these sizes, of which the guards must hold. Raises NotSymbolic."""
+        """The capture at sizes for which the guards hold, as from `capture_call`. Raises NotSymbolic."""
         with quiet_torch(), user_errors(self._model):
-            return finish(self._model, self._call, self._module, graphs_at(self._graphs, self._sizes, values))
+            return finish_capture(self._model, self._call, self._module, graphs_at(self._graphs, self._sizes, values))
 
 
 def capture_symbolically(
@@ -46,11 +46,11 @@ def capture_symbolically(
     compute: torch.dtype | None = None,
     loss_only: bool = False,
 ) -> SymbolicCapture:
-    """Capture a call for all sizes like its own. Raises NotSymbolic where it must be captured for its own alone."""
-    marked = {place for each in sizes.values() for place in each.places}
+    """Capture a call symbolically in its named sizes. Raises NotSymbolic if that is not possible."""
+    marked = {place for size in sizes.values() for place in size.places}
     with quiet_torch():
         try:
-            module = to_trace(model, call, mode=mode, loss_only=loss_only, compute=compute)
+            module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
             traced = trace_symbolically(module, call.tensors, mode, marked)
         except (CaptureError, *RAISED_BY_USER_CODE) as error:
             raise NotSymbolic(

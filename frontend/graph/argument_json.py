@@ -1,8 +1,8 @@
-"""Arguments of aten ops as JSON, as programs and references hold them.
+"""Arguments of aten ops as JSON, in programs and references.
 
-A value is {"%": slot}; a dtype {"dtype": "float32"}; a float that JSON lacks {"float": "inf"}; the rest is itself.
-Where a tensor lies and how its memory is laid out (`device`, `layout`, `pin_memory`, `memory_format`) is no argument:
-a value has neither strides nor a device.
+A value is {"%": slot}, a dtype {"dtype": "float32"}, a float without a JSON form {"float": "inf"}; the rest is itself.
+Arguments about storage (`device`, `layout`, `pin_memory`, `memory_format`) are dropped: values have neither strides nor
+a device.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 DROPPED = frozenset({"device", "layout", "pin_memory", "memory_format"})
-"""Arguments that say where and how a tensor is stored."""
+"""Arguments about the storage of a tensor."""
 
 _INSTEAD = {torch.ops.aten.to.device: torch.ops.aten.to.dtype}
-"""Overloads that differ from another only by a dropped argument without a default."""
+"""Overloads with a required dropped argument, and the overloads without it."""
 
 
 def op_name(target: torch._ops.OpOverload) -> str:
@@ -28,7 +28,7 @@ def op_name(target: torch._ops.OpOverload) -> str:
 
 
 def encode_call(node: fx.Node, slot: Callable[[fx.Node], int]) -> tuple[str, list[Any], dict[str, Any]]:
-    """Op name, arguments and keyword arguments of an aten call. Raises ValueError for what JSON cannot say."""
+    """Op name, arguments and keyword arguments of an aten call. Raises ValueError if one has no JSON form."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
     positional: list[Any] = []
@@ -48,7 +48,7 @@ def encode_call(node: fx.Node, slot: Callable[[fx.Node], int]) -> tuple[str, lis
 
 
 def encode(value: Any, slot: Callable[[fx.Node], int]) -> Any:
-    """One argument as JSON. Raises ValueError for a type that has no form."""
+    """An argument as JSON. Raises ValueError for a type without a JSON form."""
     if isinstance(value, fx.Node):
         return {"%": slot(value)}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Regions of `torch.autocast` in a graph: calls that enter and leave it, around the nodes of its body.
+"""Regions of `torch.autocast` in a graph: calls that enter and leave a region, around the nodes of its body.
 
-The casts of a region are made by torch when the joint graph is traced with the region on. In the graph before autograd
-they are not yet there, so that the calls stay in it, and in the reference that is written from it.
+Torch inserts the casts of a region when the joint graph is traced inside it. The graph before autograd does not have
+the casts, so the calls stay in it, and in the reference.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from torch import fx
 
 
 def enter(dtype: torch.dtype, enabled: bool) -> torch.autocast:
-    """Begin a region on the CPU; what is returned ends it. Weights are cast at every use: a graph keeps no cache."""
+    """Enter a region on the CPU; pass the result to `leave`. Weights are cast at every use, without a cache."""
     region = torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=False)
     region.__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return region
 
 
 def leave(region: torch.autocast) -> None:
-    """End a region."""
+    """Leave a region."""
     region.__exit__(None, None, None)
 
 
 def is_boundary(node: fx.Node) -> bool:
-    """Whether a node begins or ends a region."""
+    """Whether a node enters or leaves a region."""
     return node.op == "call_function" and node.target in (enter, leave)
 
 
 @contextmanager
 def switched_off() -> Iterator[None]:
-    """Inside, only the regions of a graph are on, as in a backward, which has none; afterwards all is as before.
+    """Inside, only the graph's own regions are active; a backward has none.
 
-    So it is too where an error has left a region of the graph without its end.
+    Afterwards the state is restored, also if an error has left a region of the graph open.
     """
     with torch.autocast("cpu", dtype=torch.get_autocast_dtype("cpu"), enabled=False):
         yield
 
 
 def note_callers_region(module: fx.GraphModule) -> None:
-    """Write the region that the caller is in around all nodes of a graph; nothing where it is in none."""
+    """Wrap all nodes of a graph in the caller's active region, if any."""
     if not torch.is_autocast_enabled("cpu"):
         return
     graph = module.graph

@@ -1,4 +1,4 @@
-"""What a captured graph may not contain."""
+"""Refusal of captured ops that Stretto cannot compile, at their line of the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PRODUCTS = frozenset(
 
 
 def refuse_random_ops(graph: fx.Graph) -> None:
-    """Random numbers must be the same under every plan: refuse what `expand_random_ops` left. Errors: E0217."""
+    """Refuse random ops that `expand_random_ops` does not rewrite. Errors: E0217."""
     for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _draws(node):
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _is_random(node):
             path = origin_of(node).module_path
             where = f' in module "{path}"' if path else ""
             raise CaptureError(
@@ -32,16 +32,16 @@ def refuse_random_ops(graph: fx.Graph) -> None:
 
 
 def refuse_mixed_products(graph: fx.Graph) -> None:
-    """A product of two dtypes fails when it runs, which tracing does not see. Errors: E0224."""
+    """Refuse matrix products of mixed dtypes, which fail only at run time. Errors: E0224."""
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in _PRODUCTS:
             continue
-        values = [each.meta.get("val") for each in node.all_input_nodes]
-        found = {each.dtype for each in values if isinstance(each, torch.Tensor)}
-        if len(found) > 1:
+        values = [operand.meta.get("val") for operand in node.all_input_nodes]
+        dtypes = {operand.dtype for operand in values if isinstance(operand, torch.Tensor)}
+        if len(dtypes) > 1:
             path = origin_of(node).module_path
             where = f' in module "{path}"' if path else ""
-            names = " by ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+            names = " by ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise CaptureError(
                 "E0224",
                 f"forward multiplies {names}{where}",
@@ -52,7 +52,7 @@ def refuse_mixed_products(graph: fx.Graph) -> None:
 
 
 def refuse_unknown_operators(graph: fx.Graph) -> None:
-    """Operators that take functions have no meaning in the IR: no `torch.cond`, no `flex_attention`. Errors: E0226."""
+    """Refuse higher-order operators such as `torch.cond` and `flex_attention`. Errors: E0226."""
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
@@ -64,13 +64,15 @@ def refuse_unknown_operators(graph: fx.Graph) -> None:
             )
 
 
-def _draws(node: fx.Node) -> bool:
-    """Whether the op draws: attention is tagged as random but does so only with a dropout above 0."""
+def _is_random(node: fx.Node) -> bool:
+    """Whether the op is random; attention is tagged as random, but is so only with dropout."""
     assert isinstance(node.target, torch._ops.OpOverload)
     if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
-    for at, argument in enumerate(node.target._schema.arguments):
+    for index, argument in enumerate(node.target._schema.arguments):
         if argument.name in ("dropout_p", "p"):
-            value = node.args[at] if at < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+            value = (
+                node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+            )
             return bool(value)
     return True

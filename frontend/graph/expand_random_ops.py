@@ -1,10 +1,10 @@
-"""Write every op that draws random numbers with the one that does so by position (`random_op.py`) and ordinary ops.
+"""Rewrite every random op of torch as `stretto::random` (`random_op.py`) and deterministic ops.
 
 Before                                   After
   %y = dropout(%x, 0.1, True)              %m = random(like %x, number 3, below 0.9 * 2^32)
                                            %y = (%x * %m) * (1 / 0.9)
 
-Draws are numbered in the order of the graph. What is not written here is refused later (`checks.py`).
+Random ops are numbered in graph order. `checks.py` refuses those without a rule here.
 
 Sources: the definitions of torch's own ops; Box and Muller (1958) for normal numbers.
 """
@@ -25,7 +25,7 @@ from .random_op import RANDOM
 aten = torch.ops.aten
 _WORDS = 1 << 32
 _BITS = {torch.float16: 11, torch.bfloat16: 8}
-"""How many random bits a uniform number has, so that none is rounded to 1; 24 for wider dtypes."""
+"""Random bits of a uniform number, few enough that none rounds to 1; 24 for wider dtypes."""
 _LARGEST_RANGE = 1 << 31
 
 Result = fx.Node | tuple[fx.Node, ...] | None
@@ -33,7 +33,7 @@ Arguments = dict[str, Any]
 
 
 def expand_random_ops(graph: fx.Graph) -> None:
-    """Rewrite a forward before autograd in place. Errors: E0217 for a range of integers above 2^31."""
+    """Rewrite a graph before autograd, in place. Errors: E0217 for a range of integers above 2^31."""
     count = 0
     for node in list(graph.nodes):
         rule = _RULES.get(_packet(node)) if node.op == "call_function" else None
@@ -55,19 +55,19 @@ def _packet(node: fx.Node) -> str:
 
 
 def _arguments(node: fx.Node) -> Arguments:
-    """By name, with the schema's defaults; what an in-place op changes is its "input" too."""
+    """The arguments by name, with the schema's defaults; "input" is an alias of "self"."""
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema.arguments
-    given = {each.name: each.default_value for each in schema}
-    given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
-    return {"input": given.get("self"), **given}
+    by_name = {argument.name: argument.default_value for argument in schema}
+    by_name |= dict(zip(by_name, node.args, strict=False)) | dict(node.kwargs)
+    return {"input": by_name.get("self"), **by_name}
 
 
 def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node | tuple[fx.Node, ...]) -> None:
     assert isinstance(node.target, torch._ops.OpOverload)
     if isinstance(result, tuple):
-        for each, value in zip(result, node.meta["val"], strict=True):
-            each.meta["val"] = value
+        for element, value in zip(result, node.meta["val"], strict=True):
+            element.meta["val"] = value
         for user in list(node.users):
             user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
@@ -81,7 +81,7 @@ def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node | tuple[fx.Node, ..
 
 
 class _Writer:
-    """Adds nodes in place of one node, from where they take their origin; counts the draws."""
+    """Adds nodes in place of a node, with its metadata; counts the random ops."""
 
     def __init__(self, graph: fx.Graph, node: fx.Node, count: int) -> None:
         self.node = node
@@ -90,18 +90,18 @@ class _Writer:
         self._meta = {key: value for key, value in node.meta.items() if key != "val"}
 
     def __call__(self, op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
-        made = self._graph.call_function(op, args, kwargs)
-        made.meta = dict(self._meta)
-        return made
+        node = self._graph.call_function(op, args, kwargs)
+        node.meta = dict(self._meta)
+        return node
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the node's result."""
+        """The dtype of the node's result."""
         value: torch.Tensor = self.node.meta["val"]
         return value.dtype
 
     def words(self, like: Any = None, size: Any = None, below: int | None = None) -> fx.Node:
-        """One draw."""
+        """Add one `stretto::random`."""
         self.count += 1
         return self(RANDOM, None, like, None if like is not None else list(size), self.count - 1, below)
 
@@ -110,7 +110,7 @@ class _Writer:
         return self.words(like, size, round(probability * _WORDS))
 
     def uniform(self, dtype: torch.dtype, like: Any = None, size: Any = None) -> fx.Node:
-        """In [0, 1)."""
+        """Uniform numbers in [0, 1)."""
         bits = _BITS.get(dtype, 24)
         high = self(aten.bitwise_right_shift.Tensor_Scalar, self.words(like, size), 32 - bits)
         return self(aten.mul.Tensor, self.cast(high, dtype), 2.0**-bits)
@@ -127,106 +127,109 @@ class _Writer:
         return self(aten._to_copy.default, value, dtype=dtype)
 
 
-def _dropped(write: _Writer, x: fx.Node, p: float, mask: fx.Node) -> fx.Node:
-    kept = write(aten.mul.Tensor, x, mask)
-    return kept if p >= 1 else write(aten.mul.Tensor, kept, 1 / (1 - p))
+def _apply_dropout(write: _Writer, x: fx.Node, p: float, mask: fx.Node) -> fx.Node:
+    masked = write(aten.mul.Tensor, x, mask)
+    return masked if p >= 1 else write(aten.mul.Tensor, masked, 1 / (1 - p))
 
 
-def _dropout(write: _Writer, given: Arguments) -> Result:
-    if not given["train"] or not given["p"]:
+def _dropout(write: _Writer, arguments: Arguments) -> Result:
+    if not arguments["train"] or not arguments["p"]:
         return None
-    return _dropped(write, given["input"], given["p"], write.keep(1 - given["p"], given["input"]))
+    return _apply_dropout(write, arguments["input"], arguments["p"], write.keep(1 - arguments["p"], arguments["input"]))
 
 
-def _native_dropout(write: _Writer, given: Arguments) -> Result:
-    if given["train"] is False or not given["p"]:
+def _native_dropout(write: _Writer, arguments: Arguments) -> Result:
+    if arguments["train"] is False or not arguments["p"]:
         return None
-    mask = write.keep(1 - given["p"], given["input"])
-    return _dropped(write, given["input"], given["p"], mask), mask
+    mask = write.keep(1 - arguments["p"], arguments["input"])
+    return _apply_dropout(write, arguments["input"], arguments["p"], mask), mask
 
 
-def _feature_mask(write: _Writer, given: Arguments) -> fx.Node:
-    """One number for each example and feature (channel), for all of its places."""
-    shape = given["input"].meta["val"].shape
-    return write.keep(1 - given["p"], size=[*shape[:2], *[1] * (len(shape) - 2)])
+def _feature_mask(write: _Writer, arguments: Arguments) -> fx.Node:
+    """One mask element per example and feature (channel), broadcast over the other dims."""
+    shape = arguments["input"].meta["val"].shape
+    return write.keep(1 - arguments["p"], size=[*shape[:2], *[1] * (len(shape) - 2)])
 
 
-def _feature_dropout(write: _Writer, given: Arguments) -> Result:
-    if not given["train"] or not given["p"]:
+def _feature_dropout(write: _Writer, arguments: Arguments) -> Result:
+    if not arguments["train"] or not arguments["p"]:
         return None
-    return _dropped(write, given["input"], given["p"], _feature_mask(write, given))
+    return _apply_dropout(write, arguments["input"], arguments["p"], _feature_mask(write, arguments))
 
 
 _ALPHA = 1.7580993408473766
-"""What a dropped unit is set to, negated: the limit of SELU, Klambauer et al. (arXiv:1706.02515)."""
+"""Minus the value of a dropped unit: the limit of SELU, Klambauer et al. (arXiv:1706.02515)."""
 
 
-def _alpha_dropped(write: _Writer, given: Arguments, mask: Callable[[], fx.Node]) -> Result:
+def _alpha_dropped(write: _Writer, arguments: Arguments, mask: Callable[[], fx.Node]) -> Result:
     """a (x where kept, -alpha elsewhere) + a alpha p, which keeps mean 0 and variance 1."""
-    p, x = given["p"], given["input"]
-    if not given["train"] or not p:
+    p, x = arguments["p"], arguments["input"]
+    if not arguments["train"] or not p:
         return None
     if p == 1:
         return write(aten.mul.Tensor, x, 0.0)
     a = 1 / math.sqrt((_ALPHA * _ALPHA * p + 1) * (1 - p))
-    kept = mask()
-    lost = write(aten.mul.Tensor, write.cast(write(aten.logical_not.default, kept), write.dtype), -_ALPHA * a)
-    scaled = write(aten.mul.Tensor, write(aten.mul.Tensor, x, kept), a)
-    return write(aten.add.Tensor, write(aten.add.Tensor, scaled, lost), _ALPHA * a * p)
+    keep = mask()
+    dropped = write(aten.mul.Tensor, write.cast(write(aten.logical_not.default, keep), write.dtype), -_ALPHA * a)
+    scaled = write(aten.mul.Tensor, write(aten.mul.Tensor, x, keep), a)
+    return write(aten.add.Tensor, write(aten.add.Tensor, scaled, dropped), _ALPHA * a * p)
 
 
-def _alpha_dropout(write: _Writer, given: Arguments) -> Result:
-    return _alpha_dropped(write, given, lambda: write.keep(1 - given["p"], given["input"]))
+def _alpha_dropout(write: _Writer, arguments: Arguments) -> Result:
+    return _alpha_dropped(write, arguments, lambda: write.keep(1 - arguments["p"], arguments["input"]))
 
 
-def _feature_alpha_dropout(write: _Writer, given: Arguments) -> Result:
-    return _alpha_dropped(write, given, lambda: _feature_mask(write, given))
+def _feature_alpha_dropout(write: _Writer, arguments: Arguments) -> Result:
+    return _alpha_dropped(write, arguments, lambda: _feature_mask(write, arguments))
 
 
-def _attention(write: _Writer, given: Arguments) -> Result:
+def _attention(write: _Writer, arguments: Arguments) -> Result:
     """softmax(q k^T scale + mask), some weights dropped, times v."""
-    p, query, key, value = given["dropout_p"], given["query"], given["key"], given["value"]
+    p, query, key, value = arguments["dropout_p"], arguments["query"], arguments["key"], arguments["value"]
     if not p:
         return None
     tokens = [query.meta["val"].shape[-2], key.meta["val"].shape[-2]]
-    if given["enable_gqa"]:
+    if arguments["enable_gqa"]:
         repeats = query.meta["val"].shape[-3] // key.meta["val"].shape[-3]
-        key, value = (write(aten.repeat_interleave.self_int, each, repeats, -3) for each in (key, value))
-    scale = given["scale"] if given["scale"] is not None else query.meta["val"].shape[-1] ** -0.5
+        key, value = (write(aten.repeat_interleave.self_int, tensor, repeats, -3) for tensor in (key, value))
+    scale = arguments["scale"] if arguments["scale"] is not None else query.meta["val"].shape[-1] ** -0.5
     query = write(aten.mul.Tensor, query, scale)
     scores = write(aten.matmul.default, query, write(aten.transpose.int, key, -2, -1))
-    hidden = _hidden(write, given, tokens)
-    if hidden is not None:
-        scores = write(aten.masked_fill.Scalar, scores, hidden, torch.finfo(write.dtype).min)
-    elif given["attn_mask"] is not None:
-        scores = write(aten.add.Tensor, scores, given["attn_mask"])
+    masked_keys = _masked_keys(write, arguments, tokens)
+    if masked_keys is not None:
+        scores = write(aten.masked_fill.Scalar, scores, masked_keys, torch.finfo(write.dtype).min)
+    elif arguments["attn_mask"] is not None:
+        scores = write(aten.add.Tensor, scores, arguments["attn_mask"])
     weights = write(aten.softmax.int, scores, -1)
-    if hidden is not None and not given["is_causal"]:
-        weights = write(aten.masked_fill.Scalar, weights, hidden, 0.0)
-    return write(aten.matmul.default, _dropped(write, weights, p, write.keep(1 - p, weights)), value)
+    if masked_keys is not None and not arguments["is_causal"]:
+        weights = write(aten.masked_fill.Scalar, weights, masked_keys, 0.0)
+    return write(aten.matmul.default, _apply_dropout(write, weights, p, write.keep(1 - p, weights)), value)
 
 
-def _hidden(write: _Writer, given: Arguments, sizes: Sequence[Any]) -> fx.Node | None:
-    """Which keys a query may not see, where that is a matter of yes and no; of a row that sees none, torch makes 0."""
-    if given["is_causal"]:
-        seen = write(aten.ones.default, list(sizes), dtype=torch.bool, device=torch.device("cpu"), pin_memory=False)
-        return write(aten.logical_not.default, write(aten.tril.default, seen))
-    mask = given["attn_mask"]
+def _masked_keys(write: _Writer, arguments: Arguments, sizes: Sequence[Any]) -> fx.Node | None:
+    """The mask of keys that a query may not attend to; None for an additive mask or none.
+
+    A fully masked row gives 0 in torch.
+    """
+    if arguments["is_causal"]:
+        visible = write(aten.ones.default, list(sizes), dtype=torch.bool, device=torch.device("cpu"), pin_memory=False)
+        return write(aten.logical_not.default, write(aten.tril.default, visible))
+    mask = arguments["attn_mask"]
     if mask is None or mask.meta["val"].dtype is not torch.bool:
         return None
     return write(aten.logical_not.default, mask)
 
 
-def _rand(write: _Writer, given: Arguments) -> Result:
-    return write.uniform(write.dtype, given.get("self"), given.get("size"))
+def _rand(write: _Writer, arguments: Arguments) -> Result:
+    return write.uniform(write.dtype, arguments.get("self"), arguments.get("size"))
 
 
-def _randn(write: _Writer, given: Arguments) -> Result:
-    return write.normal(write.dtype, given.get("self"), given.get("size"))
+def _randn(write: _Writer, arguments: Arguments) -> Result:
+    return write.normal(write.dtype, arguments.get("self"), arguments.get("size"))
 
 
-def _randint(write: _Writer, given: Arguments) -> Result:
-    low, high = given.get("low", 0), given["high"]
+def _randint(write: _Writer, arguments: Arguments) -> Result:
+    low, high = arguments.get("low", 0), arguments["high"]
     if not (isinstance(low, int) and isinstance(high, int) and high - low <= _LARGEST_RANGE):
         raise CaptureError(
             "E0217",
@@ -235,19 +238,19 @@ def _randint(write: _Writer, given: Arguments) -> Result:
             expected="a range of at most 2^31",
             help="draw from a smaller range, or pass the numbers in as an input",
         )
-    words = write.words(given.get("self"), given.get("size"))
+    words = write.words(arguments.get("self"), arguments.get("size"))
     scaled = write(aten.bitwise_right_shift.Tensor_Scalar, write(aten.mul.Tensor, words, high - low), 32)
     return write.cast(write(aten.add.Tensor, scaled, low), write.dtype)
 
 
-def _randperm(write: _Writer, given: Arguments) -> Result:
-    """The order of n words; equal ones stay in order."""
-    order = write(aten.argsort.stable, write.words(size=[given["n"]]), stable=True, dim=0, descending=False)
+def _randperm(write: _Writer, arguments: Arguments) -> Result:
+    """The sorting order of n random words; equal words stay in order."""
+    order = write(aten.argsort.stable, write.words(size=[arguments["n"]]), stable=True, dim=0, descending=False)
     return write.cast(order, write.dtype)
 
 
-def _bernoulli(write: _Writer, given: Arguments) -> Result:
-    x, p = given["self"], given.get("p")
+def _bernoulli(write: _Writer, arguments: Arguments) -> Result:
+    x, p = arguments["self"], arguments.get("p")
     if isinstance(p, (int, float)):
         return write.cast(write.keep(p, x), write.dtype)
     p = x if p is None else p
@@ -255,26 +258,28 @@ def _bernoulli(write: _Writer, given: Arguments) -> Result:
     return write.cast(write(aten.lt.Tensor, write.uniform(dtype, x), p), write.dtype)
 
 
-def _uniform(write: _Writer, given: Arguments) -> Result:
-    low, high = given["from"], given["to"]
-    return write(aten.add.Tensor, write(aten.mul.Tensor, write.uniform(write.dtype, given["self"]), high - low), low)
+def _uniform(write: _Writer, arguments: Arguments) -> Result:
+    low, high = arguments["from"], arguments["to"]
+    return write(
+        aten.add.Tensor, write(aten.mul.Tensor, write.uniform(write.dtype, arguments["self"]), high - low), low
+    )
 
 
-def _normal(write: _Writer, given: Arguments) -> Result:
-    mean, std = given["mean"], given["std"]
-    shaped = [each for each in (given.get("self"), mean, std) if isinstance(each, fx.Node)]
+def _normal(write: _Writer, arguments: Arguments) -> Result:
+    mean, std = arguments["mean"], arguments["std"]
+    shaped = [tensor for tensor in (arguments.get("self"), mean, std) if isinstance(tensor, fx.Node)]
     shape = write.node.meta["val"].shape
-    like = next((each for each in shaped if each.meta["val"].shape == shape), None)
-    noise = write.normal(write.dtype, like, None if like is not None else given.get("size", shape))
+    like = next((tensor for tensor in shaped if tensor.meta["val"].shape == shape), None)
+    noise = write.normal(write.dtype, like, None if like is not None else arguments.get("size", shape))
     return write(aten.add.Tensor, write(aten.mul.Tensor, noise, std), mean)
 
 
-def _exponential(write: _Writer, given: Arguments) -> Result:
+def _exponential(write: _Writer, arguments: Arguments) -> Result:
     """-ln(u) / lambda, u in (0, 1]."""
     wide = torch.promote_types(write.dtype, torch.float32)
-    word = write(aten.add.Tensor, write.words(given["self"]), 1)
+    word = write(aten.add.Tensor, write.words(arguments["self"]), 1)
     u = write(aten.mul.Tensor, write.cast(word, wide), 1 / _WORDS)
-    return write.cast(write(aten.mul.Tensor, write(aten.log.default, u), -1 / given["lambd"]), write.dtype)
+    return write.cast(write(aten.mul.Tensor, write(aten.log.default, u), -1 / arguments["lambd"]), write.dtype)
 
 
 _RULES: dict[str, Callable[[_Writer, Arguments], Result]] = {
@@ -293,4 +298,4 @@ _RULES: dict[str, Callable[[_Writer, Arguments], Result]] = {
     **dict.fromkeys(("normal", "normal_"), _normal),
     "exponential_": _exponential,
 }
-"""By the name of the op without its overload; each gives what the node computes, or None where it does not draw."""
+"""By op name without overload, the function that writes the replacement; it returns None if the op is not random."""

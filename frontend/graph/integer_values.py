@@ -1,4 +1,4 @@
-"""Which integers a model's buffers and constants hold: no graph says it, and random ones must be alike."""
+"""The range of integer buffers and constants, for random inputs in checks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LARGEST = torch.iinfo(torch.int64).max
 
 
 def integer_bounds(values: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """By name, [low, high) of the integers that a tensor holds.
+    """By name, the range [low, high) of a tensor's integers.
 
-    Left out: floats and booleans, empty tensors, fake ones and those on "meta", and what holds int64's largest value.
+    Floats, booleans, empty, fake and "meta" tensors, and those with int64's largest value are left out.
 
     >>> integer_bounds({"ids": torch.arange(4), "scale": torch.ones(2)})
     {'ids': [0, 4]}

@@ -1,8 +1,7 @@
-"""The one op that draws random numbers in captured graphs: `stretto::random`, a function of where an element stands.
+"""`stretto::random`, the only random op in captured graphs: each element is a function of its position.
 
-Every op of torch that draws is written with it and ordinary ops (`expand_random_ops.py`), before autograd, so that the
-reference, the joint graph, and all programs made of it draw the same numbers. It is known here by its shape alone: the
-runtime and the interpreter say what it computes.
+`expand_random_ops.py` rewrites torch's random ops to it before autograd, so that the reference, the joint graph and all
+programs use the same numbers. Here it has only a shape function; the runtime and the interpreter implement it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..captured import CapturedTensor, InputKind
 
 RANDOM_STATE = CapturedTensor("random state", InputKind.RANDOM, (), (2,), torch.int64, requires_grad=False, index=-1)
-"""The input of a graph that draws: (seed, step)."""
+"""The input of a graph with random ops: the RNG state (seed, step)."""
 
 _LIBRARY = torch.library.Library("stretto", "DEF")  # type: ignore[no-untyped-call]  # torch leaves both untyped
 _LIBRARY.define(  # type: ignore[no-untyped-call]
@@ -27,7 +26,7 @@ def _shaped(
     state: Tensor | None, like: Tensor | None, size: Sequence[int] | None, number: int, below: int | None
 ) -> Tensor:
     shape = like.shape if like is not None else size
-    assert shape is not None, "a draw has a shape"
+    assert shape is not None, "a random op has a shape"
     return torch.empty(shape, dtype=torch.int64 if below is None else torch.bool, device="cpu")
 
 
@@ -36,5 +35,5 @@ torch.library.register_fake("stretto::random", _shaped, lib=_LIBRARY)
 RANDOM: torch._ops.OpOverload = torch.ops.stretto.random.default
 """Uniform words in [0, 2^32), int64, or with `below` whether each is below it; shaped as `like`, else as `size` says.
 
-`number` tells the draws of one graph apart. `state` is None until capture puts the graph's input there.
+`number` is the index of the random op in its graph. `state` is None until capture passes the graph's input.
 """

@@ -1,12 +1,12 @@
-"""Write out the regions that export keeps apart: `torch.no_grad`, `torch.enable_grad`, `torch.autocast`.
+"""Inline the regions that export keeps as subgraphs: `torch.no_grad`, `torch.enable_grad`, `torch.autocast`.
 
 Before                                              After
   %r = wrap_with_set_grad_enabled(False, @body, %x)   %d = aten.detach(%x)
   %y = getitem %r, 0                                  ... body on %d ...
 
-A body under no_grad reads its arguments through `aten.detach`, so that the flat graph run under autograd has the same
-gradients; detach shares memory, so that in-place updates of buffers keep their effect.
-A body under autocast stands between calls that enter and leave the region (`autocast.py`).
+A body under no_grad reads its arguments through `aten.detach`, so that the flat graph has the same gradients under
+autograd; detach shares memory, so in-place updates of buffers still work. A body under autocast is between calls that
+enter and leave the region (`autocast.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ASSERTIONS = (
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Replace every region node in `module.graph` by the nodes of its body, nested ones too.
+    """Replace every region node in `module.graph` by the nodes of its body, recursively.
 
     Errors: E0223 for a region of autocast on another device than the CPU.
     """
@@ -47,7 +47,7 @@ def inline_regions(module: fx.GraphModule) -> None:
 
 
 def drop_assertions(graph: fx.Graph) -> None:
-    """Remove the checks that tracing leaves behind: they compute nothing."""
+    """Remove assertions, which tracing inserts."""
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.target in _ASSERTIONS and not node.users:
             graph.erase_node(node)
@@ -65,7 +65,7 @@ def _inline(graph: fx.Graph, owner: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _copy_region(graph: fx.Graph, body: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The body, between its boundaries where it is a region of autocast."""
+    """Copy the body, between autocast calls if it is an autocast region."""
     if node.target is not _AUTOCAST:
         return _copy_body(graph, body, values)
     dtype, enabled = node.args[1:3]
@@ -105,14 +105,14 @@ def _copy_nested(graph: fx.Graph, body: fx.GraphModule, node: fx.Node, values: M
 
 
 class _Body:
-    """Stands for a body while its region is copied; no node refers to it."""
+    """Stands for a nested body while its region is copied."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
 
 
 def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool]:
-    """The body of a region, its arguments, and whether they are cut off from the gradient."""
+    """The body of a region, its arguments, and whether they are detached."""
     elsewhere = None
     if node.target is _SET_GRAD:
         enabled, reference, *arguments = node.args
@@ -126,7 +126,7 @@ def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple
     if elsewhere is not None:
         raise CaptureError(
             "E0223",
-            f'the forward opens an autocast region for "{elsewhere}", and models are captured on the CPU',
+            f'the forward enters an autocast region for "{elsewhere}", but models are captured on the CPU',
             span=next((span for span in map(source_span, body.graph.nodes) if span), None),
             expected="the device of the tensors in it",
             help="write torch.autocast(x.device.type, dtype), with a tensor x of the model's",
@@ -135,7 +135,7 @@ def _region(owner: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple
 
 
 def _detached(graph: fx.Graph, value: Any) -> Any:
-    """`value` cut off from the gradient; what never has one (buffers, integers, constants) stays itself."""
+    """`value` detached; a value that never has a gradient (buffer, integer, constant) is unchanged."""
     if not isinstance(value, fx.Node) or not _may_require_grad(value):
         return value
     node = graph.call_function(torch.ops.aten.detach.default, (value,))
@@ -163,7 +163,7 @@ def _replace_results(graph: fx.Graph, node: fx.Node, results: Any) -> None:
 
 
 def _has_effect(node: fx.Node) -> bool:
-    """In-place ops, and the boundaries of autocast, have no users and must stay."""
+    """Whether a node must stay without users: an in-place op or an autocast call."""
     if node.op in ("placeholder", "output") or autocast.is_boundary(node):
         return True
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

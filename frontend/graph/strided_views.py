@@ -1,10 +1,10 @@
-"""Views by strides that torch's own derivatives and decompositions make: where they only reshape, they are written so.
+"""Rewrite strided views that torch's derivatives and decompositions make as reshapes, if they are such.
 
 Before                                              After
   %y = as_strided(%x, [2, 5, 1, 1], [5, 1, 5, 5])     %y = reshape(%x, [2, 5, 1, 1])
 
-Global pooling of channels-last images makes them. A forward that asks for strides itself is refused: what it computes
-depends on how its inputs lie in memory, which two calls of one program may differ in.
+An example is global pooling of channels-last images. A forward that uses strides itself is refused: its result depends
+on the memory layout of its inputs, which may differ from call to call.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def refuse_strided_views(forward: fx.Graph) -> None:
         for node in forward.find_nodes(op="call_function", target=target):
             raise CaptureError(
                 "E0230",
-                f'the forward uses "{target}", whose result depends on how its operand lies in memory',
+                f'the forward uses "{target}", whose result depends on the memory layout of its operand',
                 span=source_span(node),
                 help="write this part of the model with reshape, permute, unfold or slices",
             )
 
 
 def write_as_reshapes(joint: fx.Graph) -> None:
-    """Replace those that keep the order of elements, in place. Nodes have their values' shapes in `meta["val"]`."""
+    """Rewrite the views that keep all elements in order, in place. Nodes have their values in `meta["val"]`."""
     for node in joint.find_nodes(op="call_function", target=aten.as_strided.default):
         source, size, stride, *offset = node.args
         if _keeps_order(source, size, stride, offset):
@@ -47,7 +47,7 @@ def write_as_reshapes(joint: fx.Graph) -> None:
 
 
 def _keeps_order(source: fx.Node, size: Sequence[int], stride: Sequence[int], offset: Sequence[int | None]) -> bool:
-    """Whether the view takes all elements of `source`, each once, in their order."""
+    """Whether the view has all elements of `source` once, in order."""
     value: torch.Tensor = source.meta["val"]
     begins = not offset or offset[0] is None or offset[0] == value.storage_offset()
     return (
@@ -59,10 +59,10 @@ def _keeps_order(source: fx.Node, size: Sequence[int], stride: Sequence[int], of
 
 
 def _is_row_major(size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether elements lie one after another in the order of their indices; a stride of extent 1 means nothing."""
+    """Whether strides are those of a contiguous tensor; the stride of an extent of 1 does not matter."""
     step = 1
-    for extent, each in zip(reversed(size), reversed(stride), strict=True):
-        if extent != 1 and each != step:
+    for extent, element_stride in zip(reversed(size), reversed(stride), strict=True):
+        if extent != 1 and element_stride != step:
             return False
         step *= extent
     return step > 0

@@ -1,4 +1,4 @@
-"""Where a model comes from: `path/to/file.py:name`, or `hf:PATH`, a Hugging Face config.
+"""Targets: load a model from `path/to/file.py:name`, or from `hf:PATH`, a Hugging Face config.
 
 Start reading at `load_target.py`.
 """

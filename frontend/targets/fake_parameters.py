@@ -1,4 +1,4 @@
-"""Build a model whose parameters have shapes but no memory, while its buffers have their real values."""
+"""Build a model with fake parameters (shapes without memory) and real buffers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 def fake_parameters() -> Iterator[FakeTensorMode]:
     """Inside, every parameter that a module registers becomes a fake tensor of its shape and dtype.
 
-    A parameter is allocated before it is registered; memory that nobody writes to costs nothing, and it is let go at
-    once. Buffers stay real: tables such as rotary frequencies are computed once, and a program needs their values.
+    A parameter is allocated before it is registered, but memory that is never written costs nothing. Buffers stay real,
+    as a program needs their values, such as tables of rotary frequencies.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     register = nn.Module.register_parameter

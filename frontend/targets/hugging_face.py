@@ -1,4 +1,4 @@
-"""Models by a Hugging Face config on disk: built by `architectures`, weights from safetensors beside it or seeded."""
+"""Load a model from a Hugging Face config on disk, with weights from safetensors beside it, or random ones."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .model_inputs import TOKENS, ModelInput, NoInputs, main_input, model_inputs
 from .target import DTYPES, Request, Target, TargetError, default_dtype
 
 LARGEST_RANDOM_BYTES = 2_000_000_000
-"""Random weights above this size are not made: the model gets shapes without values."""
+"""Above this size, a model without weights gets fake parameters, not random ones."""
 
 DEFAULT_SEQUENCE = 128
-"""Tokens per example where none are asked for."""
+"""Tokens per example by default."""
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_hugging_face(path: str, request: Request) -> Target:
-    """The model that the config at `path` (a folder or a JSON file) describes, with inputs of random tokens or images.
+    """Load the model of a config (a folder or a JSON file), with random tokens or images as inputs.
 
     Errors: E0206 to E0209.
     """
@@ -43,8 +43,8 @@ def load_hugging_face(path: str, request: Request) -> Target:
     source = {"kind": "hf", "path": path, "architecture": model_class.__name__, **shape}
     dtype = DTYPES[request.dtype] if request.dtype else torch.float32
     generator = torch.Generator().manual_seed(request.seed)
-    samples = {name: each.sample(dtype, generator) for name, each in inputs.items()}
-    ranges = {name: each.range for name, each in inputs.items() if each.range}
+    samples = {name: model_input.sample(dtype, generator) for name, model_input in inputs.items()}
+    ranges = {name: model_input.range for name, model_input in inputs.items() if model_input.range}
     return Target(model, samples, real, source, ranges)
 
 
@@ -69,9 +69,9 @@ def _read(path: str, file: str) -> dict[str, Any]:
         raise TargetError("E0206", f'"{path}" cannot be read: {error.strerror}', help=help) from None
     except json.JSONDecodeError as error:
         span = Span(file, error.lineno, error.colno)
-        raise TargetError("E0206", f"the config is no JSON: {error.msg}", span=span) from None
+        raise TargetError("E0206", f"the config is not valid JSON: {error.msg}", span=span) from None
     except UnicodeDecodeError as error:
-        raise TargetError("E0206", f'"{file}" is no text: {error.reason}', help="give a config.json") from None
+        raise TargetError("E0206", f'"{file}" is not UTF-8 text: {error.reason}', help="give a config.json") from None
     if not isinstance(data, dict) or "model_type" not in data:
         raise TargetError(
             "E0206", f'"{file}" has no "model_type"', expected="a Hugging Face model config", span=Span(file, 1)
@@ -85,7 +85,7 @@ def _config(transformers: Any, file: str, data: dict[str, Any]) -> Any:
     if kind not in mapping:
         raise TargetError(
             "E0208",
-            f'model type "{kind}" is not known to transformers {transformers.__version__}',
+            f'transformers {transformers.__version__} does not know the model type "{kind}"',
             span=Span(file, 1),
             help=did_you_mean(str(kind), mapping.keys()),
         )
@@ -95,16 +95,18 @@ def _config(transformers: Any, file: str, data: dict[str, Any]) -> Any:
         return mapping[kind].from_dict(data)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         message = " ".join(str(error).split())
-        raise TargetError("E0206", f'the config is no "{kind}" config: {message}', span=Span(file, 1)) from None
+        raise TargetError(
+            "E0206", f'the config is not a valid "{kind}" config: {message}', span=Span(file, 1)
+        ) from None
 
 
 def _model_class(transformers: Any, config: Any, file: str) -> type[nn.Module]:
-    """The class that `architectures` names; without it, the causal language model of the config's type."""
+    """The class in `architectures`, else the causal language model of the config's type."""
     named = list(config.architectures or ())
     if named:
-        found = getattr(transformers, named[0], None)
-        if isinstance(found, type) and issubclass(found, nn.Module):
-            return found
+        architecture_class = getattr(transformers, named[0], None)
+        if isinstance(architecture_class, type) and issubclass(architecture_class, nn.Module):
+            return architecture_class
         known = [name for name in dir(transformers) if name.endswith("ForCausalLM")]
         raise TargetError(
             "E0208",
@@ -134,14 +136,14 @@ def _inputs(
     except NoInputs as reason:
         raise TargetError(
             "E0209",
-            f'"{model_class.__name__}" {reason}, so that its inputs cannot be made from batch and seq',
+            f'"{model_class.__name__}" {reason}, so its inputs cannot be made from batch and seq',
             span=Span(file, 1),
             help='write a function that returns (model, inputs) and give it as "file.py:name"',
         ) from None
 
 
 def _sequence(config: Any, request: Request, file: str) -> int:
-    """Tokens per example: what was asked for, if the model has that many positions."""
+    """Tokens per example: the requested number, if the model has as many positions."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(longest, int):
         return request.seq or DEFAULT_SEQUENCE
@@ -156,7 +158,7 @@ def _sequence(config: Any, request: Request, file: str) -> int:
 
 
 def _build(model_class: type[nn.Module], config: Any, folder: str, request: Request) -> tuple[nn.Module, bool]:
-    """The model and whether it has values: from the folder's weights, else random where that is no more than 2 GB."""
+    """The model, and whether it has values: the folder's weights, random ones up to 2 GB, else fake parameters."""
     dtype = DTYPES[request.dtype] if request.dtype else torch.float32
     if any(os.path.isfile(os.path.join(folder, name)) for name in _WEIGHTS):
         return _with_weights(model_class, config, folder, dtype), True
@@ -172,7 +174,7 @@ def _build(model_class: type[nn.Module], config: Any, folder: str, request: Requ
 
 
 def _no_initial_values() -> Any:
-    """Inside, models are built without drawing values, which some of them read while they do."""
+    """Inside, models are built without initialising weights, which fails on fake parameters."""
     from transformers.initialization import no_init_weights
 
     return no_init_weights()
@@ -196,5 +198,5 @@ def _with_weights(model_class: Any, config: Any, folder: str, dtype: torch.dtype
     return loaded
 
 
-def _bad_weights(folder: str, what: str) -> TargetError:
-    return TargetError("E0206", f'the weights in "{folder}" {what}', help="mend the files, or remove them")
+def _bad_weights(folder: str, problem: str) -> TargetError:
+    return TargetError("E0206", f'the weights in "{folder}" {problem}', help="mend the files, or remove them")

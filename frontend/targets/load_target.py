@@ -1,4 +1,4 @@
-"""Where a model comes from: `path/to/file.py:name`, or `hf:PATH` (a Hugging Face config, weights beside it or none)."""
+"""Load a target: `path/to/file.py:name`, or `hf:PATH` (a Hugging Face config, with or without weights)."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _DEFAULT = Request()
 
 
 def load_target(text: str, request: Request = _DEFAULT) -> Target:
-    """The model that `text` names, with inputs.
+    """Load the model of a target, with inputs.
 
     The model is put into eval mode for inference and left as it is for training. Errors: TargetError E0201 to E0209,
     E0218, E0219.
     """
     _check(request)
-    scheme, _, rest = text.partition(":")
-    if scheme == "hf" and rest:
-        return load_hugging_face(rest, request)
+    scheme, _, config_path = text.partition(":")
+    if scheme == "hf" and config_path:
+        return load_hugging_face(config_path, request)
     path, _, name = text.rpartition(":")
     if not path or not name.isidentifier():
         raise TargetError(
             "E0201",
-            f'target "{text}" names no model',
+            f'"{text}" is not a target',
             expected='"path/to/file.py:name" or "hf:PATH"',
             help=f'write "{text}:name" with the name of a function that returns (model, inputs)' if not path else "",
         )
@@ -85,7 +85,7 @@ def _import(path: str) -> ModuleType:
     name = "stretto_target_" + os.path.splitext(os.path.basename(path))[0]
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
-        raise TargetError("E0202", f'file "{path}" is no Python file', expected="a name that ends in .py")
+        raise TargetError("E0202", f'"{path}" is not a Python file', expected="a name that ends in .py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     specification.loader.exec_module(module)
@@ -109,7 +109,7 @@ def _member(module: ModuleType, name: str, path: str) -> Callable[[], Any]:
     if required:
         raise TargetError(
             "E0205",
-            f'"{name}" in "{path}" wants arguments: {", ".join(required)}',
+            f'"{name}" in "{path}" requires arguments: {", ".join(required)}',
             expected="a function without arguments that returns (model, inputs)",
             help="give them defaults, or wrap it in a function that passes them",
         )
@@ -122,20 +122,20 @@ def _model_and_inputs(result: Any, name: str, function: Callable[[], Any]) -> tu
         case (nn.Module() as model, dict() as inputs) if all(isinstance(key, str) for key in inputs):
             return model, dict(inputs)
         case (first, second):
-            found = f'("{type(first).__name__}", "{type(second).__name__}")'
+            returned = f'("{type(first).__name__}", "{type(second).__name__}")'
         case _:
-            found = f'"{type(result).__name__}"'
+            returned = f'"{type(result).__name__}"'
     code = getattr(inspect.unwrap(function), "__code__", None)
     raise TargetError(
         "E0205",
-        f'"{name}" returns {found}',
+        f'"{name}" returns {returned}',
         span=None if code is None else line_span(code.co_filename, code.co_firstlineno),
         expected="(model, inputs): an nn.Module, and a dict of the arguments of its forward by name",
     )
 
 
-def _run(what: str, function: Callable[[], Any]) -> Any:
-    """Call the user's code; what it raises is said with its message and line. Errors: E0204."""
+def _run(name: str, function: Callable[[], Any]) -> Any:
+    """Call the user's code. Errors: E0204 with the message and line of what it raises."""
     try:
         return function()
     except RAISED_BY_USER_CODE as error:
@@ -144,12 +144,12 @@ def _run(what: str, function: Callable[[], Any]) -> Any:
         if isinstance(error, SyntaxError) and error.filename:
             span = line_span(error.filename, error.lineno or 1)
         message = str(error).strip().split("\n")[0]
-        raise TargetError("E0204", f"{what} raises {type(error).__name__}: {message}", span=span) from None
+        raise TargetError("E0204", f"{name} raises {type(error).__name__}: {message}", span=span) from None
 
 
 @contextmanager
 def _folder_on_path(path: str) -> Iterator[None]:
-    """As when Python runs the file itself: modules beside it can be imported."""
+    """Inside, modules beside the file can be imported, as if Python ran the file."""
     folder = os.path.dirname(os.path.abspath(path))
     sys.path.insert(0, folder)
     try:
@@ -177,7 +177,7 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _seen_ranges(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the example shows of integer inputs: values up to its largest are valid. What they index says more."""
+    """By integer input, the range up to the largest value in the example."""
     ranges = {}
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and _is_index(value):

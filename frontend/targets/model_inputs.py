@@ -1,4 +1,4 @@
-"""The inputs that a Hugging Face model takes, made from its class and config: tokens or images, and labels."""
+"""The inputs of a Hugging Face model, from its class and config: tokens or images, and labels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LABELS = "labels"
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One input: its shape, and for integers the number of values they may have."""
+    """The specification of an input."""
 
     shape: tuple[int, ...]
     high: int | None = None
-    """Values 0 to high - 1 are valid; None for a floating input."""
+    """Integers 0 to high - 1 are valid; None for a floating input."""
     may_be_ignored: bool = False
-    """Whether -100 means that the loss leaves the label out."""
+    """Whether the loss ignores the label -100."""
 
     def sample(self, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
         """Uniform integers, or a normal image of `dtype`."""
@@ -33,19 +33,19 @@ class ModelInput:
 
     @property
     def range(self) -> dict[str, Any]:
-        """What a check needs to know of the values."""
+        """The range as a target states it."""
         ignored = {"ignore_index": True} if self.may_be_ignored else {}
         return {} if self.high is None else {"high": self.high, **ignored}
 
 
 class NoInputs(Exception):
-    """The inputs cannot be made; the message says why, after the model's name."""
+    """The inputs cannot be made; the message is a predicate of the model, such as 'has no vocabulary'."""
 
 
 def model_inputs(
     transformers: Any, kind: type[nn.Module], config: Any, batch: int, seq: int, *, labelled: bool
 ) -> dict[str, ModelInput]:
-    """The inputs of `kind.forward` by name; with labels where `labelled`. Raises NoInputs where they are not known."""
+    """The inputs of `kind.forward` by name, with labels if `labelled`. Raises NoInputs if they are unknown."""
     accepted = inspect.signature(kind.forward).parameters
     main = main_input(kind)
     for name in (main, LABELS) if labelled else (main,):
@@ -58,7 +58,7 @@ def model_inputs(
 
 
 def main_input(kind: type[nn.Module]) -> str:
-    """What the model reads: images where it says so, else tokens."""
+    """The name of the main input: images if the class says so, else tokens."""
     return IMAGES if getattr(kind, "main_input_name", TOKENS) == IMAGES else TOKENS
 
 
@@ -73,20 +73,23 @@ def _images(config: Any, batch: int) -> ModelInput:
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     sides = (size, size) if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2 or not isinstance(channels, int):
-        raise NoInputs("states no size of its images")
+        raise NoInputs("has no image size in its config")
     return ModelInput((batch, channels, int(sides[0]), int(sides[1])))
 
 
 def _labels(transformers: Any, kind: type[nn.Module], config: Any, main: ModelInput) -> ModelInput:
-    """One label an example for classifiers, else one a token."""
+    """One label per example for classifiers, else one per token."""
     auto = transformers.models.auto.modeling_auto
-    each = {**auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, **auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}
-    if kind.__name__ in _flat(each.values()):
+    classifiers = {
+        **auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        **auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    if kind.__name__ in _flat(classifiers.values()):
         return ModelInput(main.shape[:1], config.num_labels)
     if kind.__name__ in _flat(auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()):
         return ModelInput(main.shape, config.num_labels, may_be_ignored=True)
     if main.high is None:
-        raise NoInputs("wants labels that its config does not describe")
+        raise NoInputs("requires labels that its config does not describe")
     return ModelInput(main.shape, main.high, may_be_ignored=True)
 
 

@@ -1,4 +1,4 @@
-"""What a target is: a model with one example of its inputs, and what may be asked of it beside that."""
+"""The values of targets: a request, and a model with an example of its inputs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ...diagnostics import StrettoError
 from ..captured import Mode
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-"""The dtypes a model can be asked for, by their names on the command line."""
+"""The dtypes that a request may have, by their names on the command line."""
 
 
 class TargetError(StrettoError):
-    """A target that gives no model: the place is the user's own file and line where there is one."""
+    """A target that cannot be loaded; the span is in the user's file, if there is one."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a target beside the model itself; a `file.py:name` target decides its inputs' shapes alone."""
+    """Options of a target; a `file.py:name` target ignores `batch` and `seq`."""
 
     mode: Mode = Mode.TRAIN
     batch: int = 1
     seq: int | None = None
-    """Tokens per example; None: 128, or fewer where the model has fewer positions."""
+    """Tokens per example; None: 128, or the model's number of positions if smaller."""
     dtype: str | None = None
     """A key of `DTYPES`, for parameters and inputs; None keeps the target's own."""
     seed: int = 0
@@ -36,25 +36,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Target:
-    """A model with one example of its inputs."""
+    """A model with an example of its inputs."""
 
     model: nn.Module
     inputs: dict[str, Any]
     """The arguments of forward, by name."""
     weights_are_real: bool
-    """False where the parameters have shapes but no values."""
+    """False for fake parameters, which have shapes but no values."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Where the model came from, as a program's manifest says it (JSON-able)."""
+    """The origin of the model as JSON, for a program's manifest."""
     input_ranges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """For integer inputs {"high": n}: values 0 to n - 1 are valid (for a `file.py:name` target: were seen to be).
+    """For integer inputs {"high": n}: values 0 to n - 1 are valid; for a `file.py:name` target, as seen in the example.
 
-    With "ignore_index": true a check may also set labels to -100, which the loss leaves out.
+    With "ignore_index": true, a check may also use the label -100, which the loss ignores.
     """
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """New floating tensors get `dtype`; None changes nothing."""
+    """Inside, new floating tensors get `dtype`; None changes nothing."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or before)
     try:

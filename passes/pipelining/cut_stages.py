@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+from ...costs.communication import LINK_BYTE
+from ...costs.compute import bytes_of
 from ...diagnostics import StrettoError
 from ...dsl.pipeline import Balance
 from ...dsl.plan import Plan
@@ -32,9 +34,9 @@ from ..graph import Node
 from ..layers.unfold_layers import unfold
 from .attributes import check_microbatches, mark_stage
 from .balance import balanced, largest
-from .estimates import LINK, estimated
+from .estimates import estimated
 from .microbatch_analysis import MicrobatchAnalysis
-from .op_costs import OpCosts, bytes_of
+from .op_costs import OpCosts
 from .scheduled_pipeline import ScheduledPipeline, note_times, schedule_pipeline
 from .shared_work import analyse
 from .split_points import split_points
@@ -45,7 +47,7 @@ _LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 UNEVEN = 1.25
 """Layers are unfolded, to be cut inside, if the largest stage of whole layers exceeds the mean by this factor."""
 
-_BYTE = {Balance.TIME: LINK, Balance.MEMORY: 1.0, Balance.LAYERS: 1e-12}
+_BYTE = {Balance.TIME: LINK_BYTE, Balance.MEMORY: 1.0, Balance.LAYERS: 1e-12}
 """The cost of a byte that crosses a cut, in the unit of the balanced quantity."""
 
 

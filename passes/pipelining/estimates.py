@@ -1,11 +1,12 @@
 """Rough durations of a model's forwards, gradients and transfers, for schedules that search.
 
-Only the ratios of these times matter. They come from `op_costs.py`, in bytes moved, and are given in the unit in which
+Only the ratios of these times matter. They come from `costs/`, in bytes moved, and are given in the unit in which
 a whole microbatch takes 3 on a rank, which is that of f = b = w = 1.
 """
 
 from __future__ import annotations
 
+from ...costs.communication import LINK_BYTE
 from ...ir.bindings import Value
 from ...ir.module import Module, terminator
 from ...schedules.costs import Costs
@@ -17,8 +18,6 @@ from .op_costs import OpCosts
 from .shared_work import SharedWork
 from .stages import crossing_bytes
 
-LINK = 20.0
-"""How many bytes an accelerator moves in its own memory while one byte crosses a link to another."""
 _DIGITS = 2
 
 
@@ -32,7 +31,7 @@ def estimated(
     inner = sorted(crossing_bytes(analysis, analysis.forward)[1:])
     crossing = inner[len(inner) // 2] if inner else 0.0
     unit = (forward + whole) / ranks / 3 or 1.0
-    times = (forward / ranks, (whole - weights) / ranks, weights / ranks, crossing * LINK)
+    times = (forward / ranks, (whole - weights) / ranks, weights / ranks, crossing * LINK_BYTE)
     shared = [sum(costs.time(n) for n in shared_work.nodes(kind)) for kind in (Kind.S, Kind.T, Kind.E, Kind.G)]
     f, b, w, c, s, t, e, g = (round(each / unit, _DIGITS) for each in (*times, *shared))
     return Costs(f, b, w, c, s=s, t=t, e=e, g=g)

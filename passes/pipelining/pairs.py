@@ -1,7 +1,7 @@
 """Overlap a forward with the backward of another microbatch in one function: each hides the other's collectives.
 
 Calls that communicate are inlined, and each task keeps its own order. Of the two next
-operations the one goes first that could begin first, if computing and communicating were two lanes (`op_costs.py`).
+operations the one goes first that could begin first, if computing and communicating were two lanes (`costs/`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ...costs.communication import LINK_BYTE
+from ...costs.compute import traffic
 from ...ir.bindings import Value, mlir
 from ...ir.collectives import COLLECTIVES
 from ...ir.dialects.context import context
@@ -16,8 +18,7 @@ from ...ir.module import Module, build_function, callee, entry, finish_function,
 from ...ir.operations import flatten, is_packing, regroup
 from ...ir.pipelined_module import set_turn
 from ..graph import Graph, Node, build_like, replaced
-from .estimates import LINK
-from .op_costs import OpCosts, bytes_of
+from .op_costs import OpCosts
 
 
 @dataclass
@@ -143,7 +144,7 @@ class _Interleaver:
         assert stream.next is not None
         node, values = stream.next
         lane = _lane(node)
-        cost = LINK * sum(map(bytes_of, node.operands)) if lane else self.costs.time(node)
+        cost = LINK_BYTE * traffic(node.operands) if lane else self.costs.time(node)
         end = self._start(stream) + cost
         self.free[lane] = end
         stream.done += 0.0 if lane else cost

@@ -22,6 +22,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
+from ...costs.compute import flops
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Value
 from ...ir.collectives import ALL_GATHER, ALL_REDUCE, COLLECTIVES
@@ -30,7 +31,6 @@ from ...ir.types import from_mlir, is_tensor
 from ...schedules.schedule import Kind
 from ..graph import Graph, Node
 from .microbatch_analysis import MicrobatchAnalysis
-from .op_costs import flops
 
 _EQUALIZE = (ALL_REDUCE, ALL_GATHER)
 _PLACED = ("comm.shard", "comm.offset", "comm.mask", "comm.random")
@@ -170,7 +170,8 @@ def _in_barriers(analysis: MicrobatchAnalysis, kinds: dict[Node, Kind], axis: st
                 values.update(node.values)
         exchanged = max((_elements(v) for n in behind if is_collective_over(n, axis) for v in n.values), default=0)
         own = [node for node in behind if not is_collective_over(node, axis)]
-        if not any(n.call is None or flops(n) or any(_elements(v) > exchanged for v in n.values) for n in own):
+        larger = any(_elements(v) > exchanged for n in own for v in n.values)
+        if not larger and not any(n.call is None or flops(n.call, n.values) for n in own):
             found |= behind
     return found
 

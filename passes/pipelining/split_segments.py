@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...costs.compute import bytes_of
 from ...dsl.plan import Plan
 from ...ir.bindings import Value
 from ...ir.module import Level, Module
@@ -32,7 +33,6 @@ from ..graph import Graph, Node
 from .attributes import SHARED, check_microbatches, check_stages, segment_of, stage_of
 from .backward_split import CallSplitter, input_gradients, split_masked
 from .microbatch_analysis import MicrobatchAnalysis
-from .op_costs import bytes_of
 from .outlining import NAMES, Outliner, Segment
 from .scheduled_pipeline import ScheduledPipeline, schedule_pipeline
 from .shared_work import SharedWork, analyse

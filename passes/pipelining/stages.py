@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ...costs.compute import bytes_of
 from ...ir.bindings import Value
 from ...ir.module import Record
 from ..graph import Node
 from .microbatch_analysis import MicrobatchAnalysis
-from .op_costs import bytes_of
 
 
 def crossing_bytes(analysis: MicrobatchAnalysis, forward: Sequence[Node]) -> list[float]:

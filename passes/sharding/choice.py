@@ -1,8 +1,6 @@
 """Choose how one op runs on each mesh axis: the legal strategy that moves the fewest bytes.
 
-Costs are bytes per rank. The order of preference that the numbers encode: leave things where they are; move
-activations, never weights; finish partial sums by an all-reduce, or by a reduce-scatter where the plan shards
-activations; cut a replicated operand only to meet a sharded one.
+Costs are bytes per rank; what the numbers prefer is said where they stand (`costs/placements.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 
+from ...costs.communication import sent_bytes
+from ...costs.placements import DEFERRED, move_cost
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
 from .microbatch_axis import COUPLES, changes_microbatches, microbatch_cost, repeat_factor
 from .rules.strategy import OpStrategies, Strategy
-
-_CUT = 1e-3
-"""Cost of cutting a replicated operand, per byte: nothing moves, but what follows may have to be gathered."""
-_ADDEND = 2e-3
-"""Cost of making a replicated broadcast operand (a bias) one addend of a partial sum, per byte."""
-_LATER = 0.999
-"""What a reduction put off costs of one made now: where they are the same size, the later one may meet its user."""
-_WEIGHT = 1e3
-"""How many times dearer it is to move a weight than an activation of the same size."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +39,11 @@ class Operand:
     is_drawn: bool = False
     """Whether a random op makes it, so that every rank can draw any part of it."""
 
+    @property
+    def may_be_partial(self) -> bool:
+        """Whether one rank may add all of it to a partial sum while the others add zeros."""
+        return self.is_broadcast or self.is_zero
+
 
 @dataclass(frozen=True)
 class Output:
@@ -68,35 +64,10 @@ class Choice:
 
 
 def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacement, target: AxisPlacement) -> float:
-    """Bytes each rank sends to move `operand` along one axis from one placement to another; inf where impossible.
-
-    What only views the operand does not exchange the sharded dim for another: it would decide, for the sake of no
-    computation, what its users compute on.
-    """
+    """The cost of a reshard of `operand` on one axis: over ranks in bytes, or over microbatches."""
     if axis == MICROBATCH:
         return microbatch_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
-    if source == target:
-        return 0.0
-    size = max(size, 2)  # one rank decides as two would, so that it agrees with other axes
-    share = operand.nbytes * (size - 1) / size
-    weight = _WEIGHT if operand.is_weight else 1.0
-    match source, target:
-        case Replicate(), Shard():
-            return _CUT * operand.nbytes
-        case Replicate(), Partial():
-            return _ADDEND * operand.nbytes if operand.is_broadcast or operand.is_zero else inf
-        case Shard(), Replicate():
-            return weight * share
-        case Shard(), Shard():
-            exchanged = share if operand.is_viewed else share / size
-            return weight * exchanged + _CUT * operand.nbytes
-        case Partial(), Replicate():
-            return weight * 2 * share
-        case Partial(), Shard(dim):
-            wanted = (axis, dim) in operand.scatter_dims
-            return weight * (share if wanted else 2 * share + _CUT * operand.nbytes)
-        case _:
-            return inf
+    return move_cost(operand, axis, size, source, target)
 
 
 def choose(
@@ -173,8 +144,8 @@ def _deferred(outputs: Sequence[Output | None], strategy: Strategy, axis: str, s
         if isinstance(target, Shard):
             later += transition_cost(_made(output, axis, target.dim), axis, size, placement, target)
         elif taken and isinstance(placement, Partial):
-            later += 2 * output.nbytes * (size - 1) / size
-    return _LATER * later
+            later += sent_bytes("all_reduce", output.nbytes, size)
+    return DEFERRED * later
 
 
 def _made(output: Output, axis: str, dim: int) -> Operand:

@@ -1,4 +1,4 @@
-"""Collectives between ranks that are processes: `torch.distributed`, gloo on CPUs and NCCL on CUDA devices."""
+"""The communicator of a rank process: its groups, and collectives started and waited for over `torch.distributed`."""
 
 from __future__ import annotations
 

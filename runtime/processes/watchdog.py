@@ -1,4 +1,4 @@
-"""The watchdog of a process: detects peers that died, failed or are late, so that no wait is endless.
+"""The watchdog of a process: detects peers that died, failed or are late, and makes the error that names them.
 
 Every process writes heartbeats to the store, and, when it stops, a report with its instruction and reason. A process
 that waits in a collective checks every quarter of a second whether another one has stopped. So when one dies, all

@@ -1,4 +1,4 @@
-"""A program: what every rank runs, as data. It is a folder of JSON and safetensors, and runs without a compiler.
+"""A program: what every rank runs, as data. `Program.load` reads a folder of JSON and safetensors, and validates it.
 
 - manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and the program's hash
 - program.json    inputs, outputs, functions (instruction lists), source locations

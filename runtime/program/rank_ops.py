@@ -1,4 +1,4 @@
-"""Ops that depend on a rank's coordinates, without communication: its chunk, its offset, its padding."""
+"""Ops that depend on a rank's coordinates, without communication: its chunk, offset, padding, and random numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Validation of a program: its mesh, inputs, outputs and pipeline here, its functions in `validate_functions.py`.
 
-The executor runs a valid program without further checks.
+The executor runs a valid program without further checks. Hashes are checked in `folder.py`, the types of JSON fields in
+`json_fields.py`.
 """
 
 from __future__ import annotations

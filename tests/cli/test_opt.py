@@ -133,15 +133,15 @@ MODULES = {
 FORMS = {
     "module {}": "no function",
     "func.func private @main(tensor<4xf32>)": "one block",
-    "func.func @main(%a: i32) { return }": "i32 is none",
-    "func.func @main(%a: tensor<?xf32>) { return }": "fixed extent",
-    "func.func @main(%a: tensor<4xi17>) { return }": "does not know",
-    'func.func @main(%a: tensor<4xf32, {tp = "shard(x)"}>) { return }': "no placement",
-    'func.func @main(%a: tensor<4xf32, "tp">) { return }': "does not know",
+    "func.func @main(%a: i32) { return }": "not i32",
+    "func.func @main(%a: tensor<?xf32>) { return }": "dynamic dim",
+    "func.func @main(%a: tensor<4xi17>) { return }": "unknown element type or placement",
+    'func.func @main(%a: tensor<4xf32, {tp = "shard(x)"}>) { return }': "not a placement",
+    'func.func @main(%a: tensor<4xf32, "tp">) { return }': "unknown element type or placement",
     "func.func @main(%a: tensor<4xf32> {aten.argument = unit}) { return }": "cannot be read",
     "module attributes {comm.level = 3} {}": "cannot be read",
     'module attributes {comm.mesh = "tp"} {}': "cannot be read",
-    'module attributes {comm.mesh = [["tp", "two"]]} {}': "no list of axes and sizes",
+    'module attributes {comm.mesh = [["tp", "two"]]} {}': "must be a list of axes and sizes",
     "module { module {} }": "only functions",
     MODULE.replace('"comm.all_reduce"', '"comm.all_gather"').replace('reduce = "sum"', "dim = 7 : i64"): "a dim of [7]",
     MODULE.replace('axes = ["tp"]', "axes = unit"): "",
@@ -172,7 +172,7 @@ def test_a_mistake_in_the_module_is_shown_at_its_line_and_column(
 def test_the_place_in_the_model_is_shown_beside_that_in_the_module(stretto: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.mlir").write_text(MODULES["an unknown axis with a location"][0])
     assert (
-        "note: it was made for this line of the model: model.py:3"
+        "note: it belongs to this line of the model: model.py:3"
         in stretto("opt", tmp_path / "bad.mlir", "-p", "cse").err
     )
 

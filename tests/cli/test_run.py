@@ -144,12 +144,15 @@ def test_an_interruption_ends_quietly_with_130(program: Path) -> None:
     running = subprocess.Popen(
         [*command, "run", str(program), "--steps", "1000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while threads(running.pid) < 5 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 60
+        while threads(running.pid) < 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    finally:
+        running.kill()
     assert running.returncode == 130, err
     assert out == "" and err.splitlines()[-1] == "stretto: interrupted" and "Traceback" not in err
 

@@ -15,8 +15,8 @@ def refused(text: str) -> PlanError:
 
 def refused_at(marked: str) -> PlanError:
     """The error of a plan, which must point at what stands between the two marks « and »."""
-    before, rest = marked.split("«")
-    inside, after = rest.split("»")
+    before, remainder = marked.split("«")
+    inside, after = remainder.split("»")
     error = refused(before + inside + after)
     column = len(before) - before.rfind("\n")
     assert error.span is not None

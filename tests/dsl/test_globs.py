@@ -51,7 +51,7 @@ def test_the_nearest_pattern_keeps_its_star_and_matches() -> None:
     assert offered[0] == "*.q_proj"
     assert all(match(pattern, names) for pattern in offered)
     assert nearest_patterns("lmhead", names) == ("lm_head",)
-    layers = [f"blocks.{at}.mix.fc1" for at in range(3)]
+    layers = [f"blocks.{index}.mix.fc1" for index in range(3)]
     assert nearest_patterns("block.*.mix.fc1", layers) == ("blocks.*.mix.fc1",)
     assert nearest_patterns("block.1.mix.fc1", layers)[0] == "blocks.1.mix.fc1"
     assert nearest_patterns("*.attn.q_pro", names)[0] == "*.attn.q_proj"

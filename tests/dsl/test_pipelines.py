@@ -17,8 +17,8 @@ WRITTEN = """schedule mine(stages p, microbatches m) {   # { no brace
 
 def refused_at(marked: str) -> PlanError:
     """The error of a plan, which must point at what stands between the two marks « and »."""
-    before, rest = f"mesh (pp=2, dp=2)\n{marked}".split("«")
-    inside, after = rest.split("»")
+    before, remainder = f"mesh (pp=2, dp=2)\n{marked}".split("«")
+    inside, after = remainder.split("»")
     with pytest.raises(PlanError) as caught:
         Plan.parse(before + inside + after, "gpt.plan")
     span = caught.value.span
@@ -114,7 +114,7 @@ def test_a_syntax_error_says_what_was_expected(marked: str, expected: str) -> No
     assert (error.code, error.expected) == (PlanCode.SYNTAX, expected)
 
 
-def test_the_axis_of_the_stages_is_one_of_the_mesh() -> None:
+def test_the_pipeline_axis_is_on_the_mesh() -> None:
     error = refused_at("pipeline over «ppp» { microbatches 2 }")
     assert (error.code, error.help) == (PlanCode.UNKNOWN_AXIS, 'did you mean "pp"?')
 
@@ -127,7 +127,7 @@ def test_the_axis_of_the_stages_is_one_of_the_mesh() -> None:
         "shard activations tokens over «pp»\npipeline over pp { microbatches 2 }",
     ],
 )
-def test_the_axis_of_the_stages_cuts_nothing_else(marked: str) -> None:
+def test_the_pipeline_axis_shards_nothing_else(marked: str) -> None:
     assert refused_at(marked).code == PlanCode.PIPELINE_AXIS
 
 

@@ -40,7 +40,7 @@ def test_a_second_precision_is_refused_and_the_first_is_shown() -> None:
     assert error.notes[0][1].line == 2
 
 
-def test_a_precision_made_in_python_says_something() -> None:
+def test_an_empty_precision_made_in_python_is_refused() -> None:
     with pytest.raises(PlanError, match="is empty"):
         Precision()
     plan = Plan(Mesh((("dp", 2),)), (Precision(compute=FloatFormat.FP16),))

@@ -124,6 +124,6 @@ def test_any_words_of_the_language_give_a_plan_or_a_plan_error(text: str) -> Non
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="ab.*?[]!{},-&|~^\\", max_size=20), st.text(alphabet="ab.[-]", max_size=20))
-def test_any_pattern_is_refused_or_matches_in_peace(pattern: str, name: str) -> None:
+def test_any_pattern_is_refused_or_can_be_matched(pattern: str, name: str) -> None:
     if not flaw(pattern):
         assert match(pattern, [name]) in ((), (name,))

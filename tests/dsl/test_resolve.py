@@ -36,7 +36,7 @@ MODEL = (
 def resolved(*statements: str) -> dict[str, dict[str, int]]:
     """The dims by axis of every parameter of MODEL that is not whole, under a mesh (dp=2, tp=2)."""
     plan = Plan.parse("\n".join(["mesh (dp=2, tp=2)", *statements]))
-    return {found.name: dict(found.dims) for found in resolve_parameters(plan, MODEL) if found.dims}
+    return {actual.name: dict(actual.dims) for actual in resolve_parameters(plan, MODEL) if actual.dims}
 
 
 def refused(*statements: str) -> PlanError:
@@ -87,14 +87,14 @@ def test_several_axes_cut_one_dim_in_mesh_order() -> None:
 
 def test_the_result_bears_the_statement_that_decided() -> None:
     plan = Plan.parse('mesh (tp=2)\nshard "*.down" rows over tp\nshard "*.down.bias" dim 0 over tp')
-    spans = {found.name: found.span for found in resolve_parameters(plan, MODEL)}
+    spans = {actual.name: actual.span for actual in resolve_parameters(plan, MODEL)}
     assert (str(spans["h.0.down.weight"]), str(spans["h.0.down.bias"])) == ("<plan>:2:1", "<plan>:3:1")
 
 
 def test_a_bias_that_rows_leave_whole_still_bears_its_statement() -> None:
     plan = Plan.parse('mesh (tp=2)\nshard "*.down" rows over tp')
-    found = {found.name: found for found in resolve_parameters(plan, MODEL)}["h.0.down.bias"]
-    assert (found.dims, str(found.span)) == ({}, "<plan>:2:1")
+    actual = {actual.name: actual for actual in resolve_parameters(plan, MODEL)}["h.0.down.bias"]
+    assert (actual.dims, str(actual.span)) == ({}, "<plan>:2:1")
 
 
 def test_a_pattern_matches_the_owner_but_not_a_module_above_it() -> None:
@@ -174,8 +174,8 @@ def test_the_last_statement_about_both_names_of_a_tied_parameter_settles_it() ->
 
 def test_inputs_are_cut_by_batch_and_by_dim() -> None:
     plan = Plan.parse("mesh (dp=2, cp=2)\nshard inputs dim -1 over cp")
-    found = resolve_inputs(plan, {"ids": (8, 16), "scale": (), "lengths": (8,)})
-    assert found == {"ids": {"dp": 0, "cp": 1}, "scale": {}, "lengths": {"dp": 0, "cp": 0}}
+    actual = resolve_inputs(plan, {"ids": (8, 16), "scale": (), "lengths": (8,)})
+    assert actual == {"ids": {"dp": 0, "cp": 1}, "scale": {}, "lengths": {"dp": 0, "cp": 0}}
 
 
 def test_a_dim_that_no_input_has_is_refused() -> None:

@@ -41,8 +41,8 @@ schedules = st.builds(
 
 def refused_at(marked: str) -> PlanError:
     """The error of a schedule, which must point at what stands between the two marks « and »."""
-    before, rest = marked.split("«")
-    inside, after = rest.split("»")
+    before, remainder = marked.split("«")
+    inside, after = remainder.split("»")
     with pytest.raises(PlanError) as caught:
         WrittenSchedule.parse(before + inside + after, "a.schedule")
     span = caught.value.span

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stretto.driver.compile.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
@@ -43,7 +44,7 @@ def compiled_model(
         floats=Floats.FLOAT64,
         arguments={"inputs": about or {}},
     )
-    return compile_program(model, (), inputs, Plan.parse(plan), options, after=after)
+    return compile_program(CompileRequest.of(model, (), inputs, Plan.parse(plan), options), Observer(module=after))
 
 
 def assert_equal(case: Case, plan: str, mode: Mode = Mode.TRAIN) -> CheckReport:

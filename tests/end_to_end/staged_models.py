@@ -12,7 +12,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from stretto.driver.compile.compile_program import Options, compile_capture
+from stretto.driver.compile.compile_program import compile_capture
+from stretto.driver.compile.request import Options
 from stretto.dsl import Plan
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode

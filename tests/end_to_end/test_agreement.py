@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile.compile_program import CAPTURED
+from stretto.driver.compile.request import CAPTURED
 from stretto.ir.equivalence import compare
 from stretto.ir.module import Module
 from stretto.runtime.checks.program_check import check

@@ -12,13 +12,15 @@ import stretto
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.driver.check.verify_passes import PassesJob, show_passes, verify_passes
-from stretto.driver.compile.compile_program import CAPTURED, Options, compile_program, pipeline
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CAPTURED, NO_OBSERVER, CompileRequest, Observer, Options
 from stretto.driver.debug.bisect import bisect
-from stretto.driver.debug.module_source import Source
+from stretto.driver.ir_files.module_source import Source
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
 from stretto.passes.pipelining.average_microbatches import AverageMicrobatches
 from stretto.runtime.checks.program_check import check
@@ -98,11 +100,14 @@ def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor
     }
 
 
-def program(model: nn.Module, text: str, mode: Mode = Mode.TRAIN, **options: Any) -> Program:
-    return compile_program(
-        model, (), batch(dtype=torch.float32), Plan.parse(text, "a.plan"),
-        Options(mode=mode, floats=Floats.FLOAT64), **options
-    ).program  # fmt: skip
+def program(model: nn.Module, text: str, mode: Mode = Mode.TRAIN, watch: Observer = NO_OBSERVER) -> Program:
+    options, plan = Options(mode=mode, floats=Floats.FLOAT64), Plan.parse(text, "a.plan")
+    return compile_program(CompileRequest.of(model, (), batch(dtype=torch.float32), plan, options), watch).program
+
+
+def _texts(found: dict[str, str]) -> Observer:
+    """Puts the module as captured, and after each pass, into `found`."""
+    return Observer(module=lambda name, module: found.update({name: module.text()}))
 
 
 def checked(compiled: Program, most: float = 1e-12) -> None:
@@ -163,7 +168,8 @@ def test_tensors_are_sharded_beside_separate_microbatches(more: str) -> None:
 def test_gradients_are_reduced_over_ranks_once_in_the_dtype_that_the_plan_says(reduce: str) -> None:
     text = f"precision {{ params fp32  compute bf16  reduce {reduce} }}\n"
     inputs = batch(dtype=torch.float32)
-    program = compile_program(Net(rmse), (), inputs, Plan.parse(plan("zb-h1", ", dp=2", more=text)), Options()).program
+    request = CompileRequest.of(Net(rmse), (), inputs, Plan.parse(plan("zb-h1", ", dp=2", more=text)))
+    program = compile_program(request).program
     once = [
         instruction.op
         for name in program.functions
@@ -238,7 +244,7 @@ def test_an_output_that_is_no_mean_and_no_rows_is_refused_by_its_name() -> None:
 
 def test_microbatches_are_averaged_once_and_on_the_ranks_of_the_plan() -> None:
     texts: dict[str, str] = {}
-    program(Net(rmse), plan(), after=lambda name, module: texts.setdefault(name, module.text()))
+    program(Net(rmse), plan(), watch=_texts(texts))
     for text, mesh in ((texts["average-microbatches"], ""), (texts["lower-idioms"], ", dp=2")):
         with pytest.raises(StrettoError, match='"average-microbatches" does not take') as caught:
             AverageMicrobatches(Plan.parse(plan(mesh=mesh))).run(Module.parse(text))
@@ -255,7 +261,7 @@ def test_microbatches_are_averaged_once_and_on_the_ranks_of_the_plan() -> None:
 )
 def test_inputs_that_have_no_microbatches_are_refused_in_the_plan(inputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(StrettoError, match=message) as caught:
-        compile_program(Net(rmse), (), inputs, Plan.parse(plan(), "a.plan"))
+        compile_program(CompileRequest.of(Net(rmse), (), inputs, Plan.parse(plan(), "a.plan")))
     assert caught.value.code == "E0402"
     assert caught.value.span is not None
 
@@ -283,8 +289,8 @@ def test_verify_says_that_the_plan_changes_the_function_and_judges_what_comes_af
 ) -> None:
     file, texts = tmp_path / "a.plan", dict[str, str]()
     file.write_text(plan("zb-h1"))
-    program(Net(rmse, drop=0.5), plan("zb-h1"), after=lambda name, module: texts.setdefault(name, module.text()))
-    text = print_pipeline(list(pipeline(Plan.load(file), floats=Floats.FLOAT64)))
+    program(Net(rmse, drop=0.5), plan("zb-h1"), watch=_texts(texts))
+    text = print_pipeline(list(default_pipeline(PipelineConfig(Plan.load(file), follow_precision=False))))
     report = verify_passes(PassesJob(Source(texts[CAPTURED], "step.mlir", text)))
     assert report.passed
     changing = [verdict.name for verdict in report.verdicts if verdict.changes]

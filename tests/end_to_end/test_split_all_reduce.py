@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from stretto.driver.compile import compile_program
+from stretto.passes.default_pipeline import PipelineConfig
 from stretto.passes.manager import Step
 from stretto.passes.overlap.split_all_reduce import SplitAllReduce
 from stretto.runtime.checks.program_check import check
@@ -17,13 +16,13 @@ from .traffic import messages
 
 @pytest.mark.parametrize("mesh", ["dp=2, tp=2", "tp=4"])
 def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = compile_program.pipeline
+    usual = compile_program.default_pipeline
 
-    def pipeline(*args: Any, **kwargs: Any) -> list[Step]:
-        steps = usual(*args, **kwargs)
+    def pipeline(config: PipelineConfig) -> list[Step]:
+        steps = usual(config)
         return [*steps[:-2], SplitAllReduce(), *steps[-2:]]
 
-    monkeypatch.setattr(compile_program, "pipeline", pipeline)
+    monkeypatch.setattr(compile_program, "default_pipeline", pipeline)
     program = compiled(gpt(Size(layers=1)), plan("gpt", mesh))
     assert {"reduce_scatter", "all_gather"} <= {message.kind for message in messages(program)}
     assert_report(check(program.program))

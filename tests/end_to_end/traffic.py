@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stretto.driver.compile.compile_program import Compiled
+from stretto.driver.compile.request import Compiled
 from stretto.ir.bindings import Operation
 from stretto.ir.locations import from_location
 from stretto.ir.module import Module, callee, operations

@@ -11,7 +11,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import torch
-from stretto.driver.compile.compile_program import CAPTURED, Options, compile_capture
+from stretto.driver.compile.compile_program import compile_capture
+from stretto.driver.compile.request import CAPTURED, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
@@ -138,4 +139,4 @@ def compiled(case: Case) -> Compiled:
         return Compiled(texts, compiled_of_zoo(case.model, case.plan, case.mode, keep).program, plan)
     captured, model = _captured(case.model, case.mode)
     options = Options(mode=case.mode, floats=Floats.FLOAT64)
-    return Compiled(texts, compile_capture(captured, model, plan, options, after=keep).program, plan)
+    return Compiled(texts, compile_capture(captured, model, plan, options, Observer(module=keep)).program, plan)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from stretto.driver.check.pass_check import CheckOptions
-from stretto.driver.compile.compile_program import pipeline
 from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.frontend.captured import Mode
 from stretto.ir.equivalence.random_inputs import infer_ranges
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.manager import single, step_name
 
 from .bisecting import Planting, with_fault
@@ -48,7 +48,7 @@ QUICK = 1
 def bisected(case: Case, name: str, kind: str) -> tuple[Bisection, Planting]:
     """What `bisect` says of the case's whole pipeline, in which the first pass of a name plants the fault."""
     made = compiled(case)
-    steps = list(single(pipeline(made.plan)))
+    steps = list(single(default_pipeline(PipelineConfig(made.plan))))
     index = [step_name(step) for step in steps].index(name)
     harmed, planting = with_fault(steps, index, kind, 0)
     ranges = infer_ranges(made.module(CAPTURED))

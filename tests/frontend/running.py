@@ -57,8 +57,8 @@ def run_reference(
 ) -> list[torch.Tensor]:
     """The reference's outputs, node by node under autograd; `values` are parameters, buffers and constants by name."""
     slots: dict[int, Any] = {
-        at: tensors[item["index"]] if item["kind"] == "input" else values[item["name"]]
-        for at, item in enumerate(reference["inputs"])
+        index: tensors[item["index"]] if item["kind"] == "input" else values[item["name"]]
+        for index, item in enumerate(reference["inputs"])
     }
     for instruction in reference["code"]:
         result = _op(instruction["op"])(

@@ -47,7 +47,7 @@ def _names(module: Module) -> list[str]:
     return [call.name for call in calls if call is not None]
 
 
-def test_views_become_reshapes_with_their_sizes_and_idle_copies_disappear() -> None:
+def test_views_become_reshapes_with_their_sizes_and_copies_without_effect_disappear() -> None:
     module = _module()
     calls = [read(op) for op in operations(module.functions()["main"])]
     shapes = [call.args[1] for call in calls if call is not None and call.name == "aten.reshape.default"]
@@ -78,7 +78,7 @@ def test_print_and_parse_give_the_same_text() -> None:
 
 
 def test_an_op_that_depends_on_strides_is_refused_at_its_line() -> None:
-    with pytest.raises(CaptureError, match="how its operand lies in memory") as caught:
+    with pytest.raises(CaptureError, match="on the memory layout of its operand") as caught:
         capture(_Strided(), (torch.randn(4),), {}, mode=Mode.INFER)
     assert caught.value.code == "E0230"
     assert caught.value.span is not None and caught.value.span.file.endswith("test_to_ir.py")

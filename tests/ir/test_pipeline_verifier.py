@@ -63,8 +63,8 @@ def test_what_depends_on_a_microbatch_is_in_a_call_for_one() -> None:
     segments = SEGMENTS.replace("return %h :", f"{OFFSET}\nreturn %h :")
     verify(in_order(segments=segments))
     first = [line.replace("{microbatch = 0 : i64}", "") for line in FIRST]
-    wanted = '"forward_0" depends on the microbatch, but the call has none'
-    assert wanted in refused(in_order(first, segments=segments))
+    expected = '"forward_0" depends on the microbatch, but the call has none'
+    assert expected in refused(in_order(first, segments=segments))
 
 
 def test_the_entry_function_of_a_stage_is_not_called() -> None:

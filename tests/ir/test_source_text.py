@@ -36,8 +36,8 @@ def test_without_locations_the_same_module_stands_in_the_same_columns() -> None:
 @settings(max_examples=150, deadline=None)
 def test_a_broken_module_is_read_or_refused(changes: list[tuple[int, str]]) -> None:
     tokens = list(TOKENS)
-    for at, token in changes:
-        tokens[at] = token
+    for index, token in changes:
+        tokens[index] = token
     try:
         read_module("".join(tokens), "f.mlir")
     except StrettoError as error:

@@ -95,7 +95,7 @@ def test_a_vocabulary_over_two_axes_is_one_flattened_group() -> None:
     assert not is_even(50257, ("pod", "dp"), MESH) and is_even(12, ("pod", "dp"), MESH)
 
 
-def test_the_global_shape_is_told_by_extents_where_it_is_uneven() -> None:
+def test_extents_give_the_global_shape_of_an_uneven_sharding() -> None:
     placed = TensorType(torch.float32, (3, 8)).placed(Placement.of(2, {"pod": Shard(0)}, MESH), MESH)
     assert placed.global_shape(MESH) == (6, 8)
     uneven = TensorType(torch.float32, (3, 8), placed.placement, (5, 8))

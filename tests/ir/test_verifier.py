@@ -75,7 +75,7 @@ def test_a_broken_rule_is_named(arguments: str, body: str, says: str) -> None:
     assert caught.value.code == "E0505"
 
 
-def test_a_change_of_placement_is_fine_before_tensors_are_cut() -> None:
+def test_reshard_is_valid_at_level_aten() -> None:
     verify(_module("%x: tensor<4xf32>", '%y = "comm.reshard"(%x) : (tensor<4xf32>) -> tensor<4xf32>', "aten"))
 
 

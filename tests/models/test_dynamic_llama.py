@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.driver.check.live_model import comparison_for, source_record
-from stretto.driver.compile.compile_dynamic import compile_dynamic
-from stretto.driver.compile.compile_program import Options
+from stretto.driver.check.live_model import comparison_for
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.compile_target import with_named_sizes
+from stretto.driver.compile.model_source import source_record
+from stretto.driver.compile.request import CompileRequest, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.dynamic_sizes.dynamic_dims import DynamicDims
@@ -50,7 +52,8 @@ def dynamic(plan: str, mode: Mode, batch: int, seq: int) -> Program:
         arguments={"inputs": target.input_ranges},
         source=source_record(target.source, request),
     )
-    return compile_dynamic(target.model, target.inputs, Plan.parse(PLANS[plan]), dims, options).program
+    made = CompileRequest.of(target.model, (), target.inputs, Plan.parse(PLANS[plan]), options)
+    return compile_program(with_named_sizes(made, dims)).program
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.driver.compile.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.load_target import load_target
@@ -69,4 +70,5 @@ def compiled(
         padded_inputs=tuple(inputs) if rows else (),
     )
     file = EXAMPLES / "plans" / plan
-    return compile_program(target.model, (), inputs, Plan.load(file), options, after=after)
+    request = CompileRequest.of(target.model, (), inputs, Plan.load(file), options)
+    return compile_program(request, Observer(module=after))

@@ -40,36 +40,36 @@ def test_1f1b_and_gpipe_idle_for_all_but_one_rank_of_a_microbatch(ranks: int, mi
 @pytest.mark.parametrize("name", ["interleaved", "breadth-first"])
 def test_chunks_divide_the_bubble(name: str, ranks: int, microbatches: int, chunks: int) -> None:
     """(p - 1)(f + b + w) / v. Sources: arXiv 2104.04473, section 2.2; arXiv 2211.05953, section 4."""
-    found = measured(name, ranks, microbatches, Costs(1, 1.5, 0.5), chunks=chunks)
-    assert found.makespan == pytest.approx(3 * (microbatches + (ranks - 1) / chunks), abs=1e-9)
+    actual = measured(name, ranks, microbatches, Costs(1, 1.5, 0.5), chunks=chunks)
+    assert actual.makespan == pytest.approx(3 * (microbatches + (ranks - 1) / chunks), abs=1e-9)
 
 
 @pytest.mark.parametrize(("ranks", "microbatches"), SIZES)
 def test_zb_h1_has_a_third_of_the_bubble_in_the_same_memory(ranks: int, microbatches: int) -> None:
     """(p - 1)(f + b - w), peak p. Source: arXiv 2401.10241, table 1."""
-    found = measured("zb-h1", ranks, microbatches)
-    assert found.longest_span == pytest.approx(3 * microbatches + ranks - 1, abs=1e-9)
-    assert found.makespan == pytest.approx(3 * microbatches + ranks - 1, abs=1e-9)
-    assert found.peak == ranks
+    actual = measured("zb-h1", ranks, microbatches)
+    assert actual.longest_span == pytest.approx(3 * microbatches + ranks - 1, abs=1e-9)
+    assert actual.makespan == pytest.approx(3 * microbatches + ranks - 1, abs=1e-9)
+    assert actual.peak == ranks
 
 
 @pytest.mark.parametrize(("ranks", "microbatches"), SIZES)
 def test_zb_h2_has_no_bubble_by_span_in_twice_the_memory(ranks: int, microbatches: int) -> None:
     """(p - 1)(f + b - 2 w), peak 2 p - 1. Source: arXiv 2401.10241, table 1."""
-    found = measured("zb-h2", ranks, microbatches)
-    assert found.bubble_by_span == pytest.approx(0, abs=1e-9)
-    assert found.peak == 2 * ranks - 1
+    actual = measured("zb-h2", ranks, microbatches)
+    assert actual.bubble_by_span == pytest.approx(0, abs=1e-9)
+    assert actual.peak == 2 * ranks - 1
 
 
 @pytest.mark.parametrize(("ranks", "microbatches"), SIZES)
 @pytest.mark.parametrize("costs", [EQUAL, Costs(1, 1, 1, fb=3.0), Costs(2, 2, 2, fb=6.0)])
 def test_dualpipe_v_idles_as_published(ranks: int, microbatches: int, costs: Costs) -> None:
     """(P / 2 - 1)(fb + B - 3 W) with P = 2 p virtual stages and B = b + w of one. Source: the README of DualPipe."""
-    found = measured("dualpipe-v", ranks, microbatches, costs)
+    actual = measured("dualpipe-v", ranks, microbatches, costs)
     pair, backward, weight = costs.whole / 2, (costs.b + costs.w) / 2, costs.w / 2
-    idle = found.makespan - microbatches * costs.whole
+    idle = actual.makespan - microbatches * costs.whole
     assert idle == pytest.approx((ranks - 1) * (pair + backward - 3 * weight), abs=1e-9)
-    assert found.peak == ranks + 0.5
+    assert actual.peak == ranks + 0.5
 
 
 def test_an_overlapped_pair_is_one_piece_of_work() -> None:
@@ -104,23 +104,23 @@ def test_searches_find_at_most_the_bubbles_of_the_published_solvers(
     costs = Costs(*times, kept=0.5)
     for name, bubble in row.items():
         cap = 2.0 * ranks if name.endswith("2p") else None
-        found = measured(name.split()[0], ranks, microbatches, costs, cap=cap)
-        assert found.bubble_by_span <= bubble + 1e-4, (name, found)
+        actual = measured(name.split()[0], ranks, microbatches, costs, cap=cap)
+        assert actual.bubble_by_span <= bubble + 1e-4, (name, actual)
         bound = cap or {"v-half": ranks / 2 + 1, "v-min": ranks / 3 + 4 / 3}.get(name, ranks)
-        assert found.peak <= bound + 1e-9, (name, found)
+        assert actual.peak <= bound + 1e-9, (name, actual)
 
 
 def test_zb_v_with_a_search_beats_the_published_solver_where_times_differ() -> None:
     """Source: as `SEARCHED`; 0.0902 in memory p."""
-    found = measured("zb-v", 4, 8, Costs(100, 110, 80, 10), tries=1500)
-    assert found.bubble_by_span <= 0.0902 and found.peak <= 4
+    actual = measured("zb-v", 4, 8, Costs(100, 110, 80, 10), tries=1500)
+    assert actual.bubble_by_span <= 0.0902 and actual.peak <= 4
 
 
 @pytest.mark.slow
 def test_zb_v_with_a_long_search_beats_the_published_solver_on_eight_ranks() -> None:
     """Source: as `SEARCHED`; 0.0769 in memory p."""
-    found = measured("zb-v", 8, 24, Costs(100, 110, 80, 10, kept=0.5), tries=6000)
-    assert found.bubble_by_span <= 0.0769 and found.peak <= 8
+    actual = measured("zb-v", 8, 24, Costs(100, 110, 80, 10, kept=0.5), tries=6000)
+    assert actual.bubble_by_span <= 0.0769 and actual.peak <= 8
 
 
 @pytest.mark.parametrize("cap", [2.0, 3.0, 4.0, 8.0])
@@ -128,9 +128,9 @@ def test_auto_is_never_worse_than_the_best_named_schedule_within_the_cap(cap: fl
     costs = Costs(100, 110, 80, 10)
     named = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-auto", "zb-v", "v-half", "v-min", "dualpipe-v")
     figures = [measured(name, 4, 8, costs) for name in named]
-    found = measured("auto", 4, 8, costs, cap=cap, tries=20)
-    assert found.peak <= cap
-    assert found.makespan <= min(each.makespan for each in figures if each.peak <= cap)
+    actual = measured("auto", 4, 8, costs, cap=cap, tries=20)
+    assert actual.peak <= cap
+    assert actual.makespan <= min(figure.makespan for figure in figures if figure.peak <= cap)
 
 
 def test_a_search_gives_the_same_schedule_again() -> None:

@@ -28,9 +28,9 @@ costs = st.builds(Costs, st.sampled_from([0.5, 1.0, 2.0]), times, times, times, 
 def check(schedule: Schedule, costs: Costs, timeline: Timeline) -> None:
     """Every task once, on its rank, one at a time, not before what it reads is there."""
     ends: dict[Task, float] = {}
-    for rank, row in enumerate(schedule.order):
+    for rank, order in enumerate(schedule.order):
         before = 0.0
-        for task, start, end in zip(row, timeline.starts[rank], timeline.ends[rank], strict=True):
+        for task, start, end in zip(order, timeline.starts[rank], timeline.ends[rank], strict=True):
             overlapped = task.kind == Kind.BW and start < before
             assert start >= before - 1e-9 or overlapped
             before = max(before, end)
@@ -41,8 +41,8 @@ def check(schedule: Schedule, costs: Costs, timeline: Timeline) -> None:
                 ends[part] = end
     kinds = (Kind.F, Kind.B, Kind.W) if schedule.has_backward else (Kind.F,)
     assert len(ends) == len(kinds) * schedule.stages * schedule.microbatches
-    for rank, row in enumerate(schedule.order):
-        for task, start in zip(row, timeline.starts[rank], strict=True):
+    for rank, order in enumerate(schedule.order):
+        for task, start in zip(order, timeline.starts[rank], strict=True):
             assert schedule.placement[task.stage] == rank
             for end in arrivals(task, schedule, costs, ends):
                 assert start >= end - 1e-9, task
@@ -53,13 +53,13 @@ def arrivals(task: Task, schedule: Schedule, costs: Costs, ends: dict[Task, floa
     kind, stage, microbatch = task
     if kind == Kind.W:
         return [ends[Task(Kind.B, stage, microbatch)]]
-    found = [] if kind == Kind.F else [ends[Task(Kind.F, stage, microbatch)]]
+    actual = [] if kind == Kind.F else [ends[Task(Kind.F, stage, microbatch)]]
     other = stage - 1 if kind == Kind.F else stage + 1
     if 0 <= other < schedule.stages:
         moved = schedule.placement[other] != schedule.placement[stage]
         source = Task(Kind.F if kind == Kind.F else Kind.B, other, microbatch)
-        found.append(ends[source] + costs.c * moved)
-    return found
+        actual.append(ends[source] + costs.c * moved)
+    return actual
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,6 +111,6 @@ def test_the_list_scheduler_keeps_within_any_cap_and_never_hangs(
 def test_a_local_search_never_makes_a_schedule_worse(ranks: int, microbatches: int, costs: Costs) -> None:
     schedule = generate("zb-h1", Request(ranks, microbatches))
     before = prove(schedule, costs)
-    found = improve(schedule, costs, before.peak, 30)
-    after = prove(found, costs, before.peak)
+    actual = improve(schedule, costs, before.peak, 30)
+    after = prove(actual, costs, before.peak)
     assert after.longest_span <= before.longest_span + 1e-9

@@ -14,7 +14,7 @@ def made(*rows: list[tuple[Kind, int, int]], microbatches: int = 1, chunks: int 
     """A schedule of (kind, stage, microbatch), stages in order of ranks."""
     placement = tuple(range(len(rows))) * chunks
     return Schedule(
-        "made", len(rows), microbatches, placement, tuple(tuple(Task(*each) for each in row) for row in rows)
+        "made", len(rows), microbatches, placement, tuple(tuple(Task(*item) for item in order) for order in rows)
     )
 
 
@@ -100,7 +100,7 @@ def test_what_w_keeps_alive_counts() -> None:
     assert prove(schedule, Costs(kept=0.0)).peaks == (7, 5, 3, 1)
 
 
-def test_a_name_that_is_none_is_answered_with_the_nearest() -> None:
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ScheduleError) as caught:
         generate("1f1", Request(2, 2))
     assert caught.value.code == ScheduleCode.UNKNOWN_SCHEDULE and caught.value.help == 'did you mean "1f1b"?'
@@ -132,7 +132,7 @@ def test_numbers_below_one_are_refused(numbers: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("times", [(-1, 1, 1), (1, float("nan"), 1), (1, 1, float("inf")), (0, 0, 0)])
-def test_times_that_are_none_are_refused(times: tuple[float, ...]) -> None:
+def test_invalid_times_are_refused(times: tuple[float, ...]) -> None:
     with pytest.raises(ScheduleError) as caught:
         Costs(*times)
     assert caught.value.code == ScheduleCode.BAD_COSTS
@@ -146,7 +146,7 @@ def test_a_share_above_one_is_refused() -> None:
 
 def test_one_changed_task_of_a_good_schedule_is_found() -> None:
     good = generate("zb-h1", Request(3, 4))
-    rows = list(good.order)
-    rows[1] = (rows[1][1], rows[1][0], *rows[1][2:])
+    orders = list(good.order)
+    orders[1] = (orders[1][1], orders[1][0], *orders[1][2:])
     assert prove(good).peak == 3
-    assert refused(replace(good, order=(rows[0], tuple(reversed(rows[1])), rows[2]))).code in set(ScheduleCode)
+    assert refused(replace(good, order=(orders[0], tuple(reversed(orders[1])), orders[2]))).code in set(ScheduleCode)

@@ -30,21 +30,21 @@ def test_the_shared_work_takes_its_own_time_and_no_more(name: str, barriers: int
 
 
 @pytest.mark.parametrize(("barriers", "peak"), [(1, 5), (2, 6)])
-def test_1f1b_holds_one_microbatch_more_for_each_barrier(barriers: int, peak: int) -> None:
+def test_1f1b_holds_one_more_microbatch_per_barrier(barriers: int, peak: int) -> None:
     """p + 1 and p + 2. Source: arXiv 2411.05288, section 5.2."""
     _, shared = both("1f1b", barriers)
     assert prove(shared, COSTS).peak == peak
 
 
 @pytest.mark.parametrize("name", [*NAMES, "zb-v", "dualpipe-v"])
-def test_every_rank_has_every_shared_task_once_and_meets_in_one_order(name: str) -> None:
+def test_every_rank_has_every_shared_task_once_and_the_same_order_of_barriers(name: str) -> None:
     costs = Costs(c=0.1, e=0.05, g=0.05)
     plain = generate(name, Request(2, 5, costs=costs))
     shared = share_vocabulary(plain, ALL, 1, costs)
     prove(shared, costs)
     for rank, tasks in enumerate(shared.order):
         assert sorted(task for task in tasks if task.kind in ALL) == [
-            Task(kind, rank, at) for kind in sorted(ALL) for at in range(5)
+            Task(kind, rank, index) for kind in sorted(ALL) for index in range(5)
         ]
         assert sorted(t for t in tasks if t.kind not in ALL) == sorted(plain.order[rank])
     assert len({tuple(t[0::2] for t in tasks if t.kind in (Kind.S, Kind.E)) for tasks in shared.order}) == 1
@@ -68,10 +68,10 @@ def refused(schedule: Schedule) -> ScheduleError:
     return caught.value
 
 
-def test_ranks_that_meet_in_different_orders_are_refused() -> None:
+def test_ranks_with_different_orders_of_barriers_are_refused() -> None:
     _, shared = both("gpipe", 1, 2, 2)
     first, second = shared.order
-    a, b = (second.index(Task(Kind.S, 1, at)) for at in (0, 1))
+    a, b = (second.index(Task(Kind.S, 1, index)) for index in (0, 1))
     changed = list(second)
     changed[a], changed[b] = changed[b], changed[a]
     error = refused(replace(shared, order=ordered([first, changed])))
@@ -84,8 +84,8 @@ def test_ranks_that_meet_in_different_orders_are_refused() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_without_its_part_is_refused(rank: int) -> None:
     _, shared = both("1f1b", 1, 2, 2)
-    rows = [[t for t in row if t != Task(Kind.T, rank, 1)] for row in shared.order]
-    error = refused(replace(shared, order=ordered(rows)))
+    orders = [[t for t in order if t != Task(Kind.T, rank, 1)] for order in shared.order]
+    error = refused(replace(shared, order=ordered(orders)))
     assert (error.code, error.message) == (
         ScheduleCode.NOT_COMPLETE,
         f"rank {rank} never runs T of microbatch 1 on rank {rank}",
@@ -94,11 +94,11 @@ def test_a_rank_without_its_part_is_refused(rank: int) -> None:
 
 def test_a_part_that_is_done_twice_is_refused() -> None:
     _, shared = both("1f1b", 1, 2, 2)
-    rows = [[*row, Task(Kind.T, at, 0)] for at, row in enumerate(shared.order)]
-    assert "already did it" in refused(replace(shared, order=ordered(rows))).message
+    orders = [[*order, Task(Kind.T, index, 0)] for index, order in enumerate(shared.order)]
+    assert "already did it" in refused(replace(shared, order=ordered(orders))).message
 
 
-def test_the_gradient_before_ranks_have_met_is_a_deadlock_or_too_early() -> None:
+def test_the_gradient_before_the_barrier_is_a_deadlock_or_too_early() -> None:
     _, shared = both("gpipe", 1, 2, 1)
-    rows = [sorted(row, key=lambda task: task.kind != Kind.BW) for row in shared.order]
-    assert refused(replace(shared, order=ordered(rows))).code == ScheduleCode.TOO_EARLY
+    orders = [sorted(order, key=lambda task: task.kind != Kind.BW) for order in shared.order]
+    assert refused(replace(shared, order=ordered(orders))).code == ScheduleCode.TOO_EARLY

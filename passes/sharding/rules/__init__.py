@@ -1,8 +1,9 @@
 """Sharding rules: the functions that give each op's sharding strategies on one mesh axis.
 
 A strategy is a placement for each operand and each result. To support a new op, write its rule in the file of its kind
-and list it in `table.py`. Start reading at `strategy.py`, then `lookup.py`, which finds the strategies of one call.
-`dtensor.py` reads the strategies that torch has registered for DTensor.
+and list it in that file's `TABLE`; `table.py` merges them. A case of it goes into
+`tests/passes/sharding/rules/cases.py`. Start reading at `strategy.py`, then `lookup.py`, which finds the strategies of
+one call. `dtensor.py` reads the strategies that torch has registered for DTensor.
 """
 
 from .lookup import strategies_for

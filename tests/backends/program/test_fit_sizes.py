@@ -16,8 +16,8 @@ PARTS = (2, 4)
 
 def fitted(text: str, samples: list[dict[str, int]] = SAMPLES) -> str:
     """The expression that is found for the values of another one."""
-    found = fit([[value_of(text, each)] for each in samples], samples, PARTS, "program")
-    expression = found.places["0"]
+    actual = fit([[value_of(text, sample)] for sample in samples], samples, PARTS, "program")
+    expression = actual.places["0"]
     assert isinstance(expression, str)
     return expression
 
@@ -42,18 +42,18 @@ def test_the_expression_of_a_shape_is_found(text: str, batch: int, seq: int) -> 
     assert value_of(fitted(text), sizes) == value_of(text, sizes)
 
 
-def test_shares_are_told_from_products_where_samples_are_odd() -> None:
+def test_chunks_are_told_from_products_for_odd_samples() -> None:
     assert fitted("(batch + 1) // 2", [{"batch": n} for n in (5, 9, 15)]) == "((batch + 1) // 2)"
 
 
 def test_places_say_only_what_differs() -> None:
-    trees = [{"op": "view", "args": [{"%": 3}, [each["batch"], 7]], "loc": None} for each in SAMPLES]
+    trees = [{"op": "view", "args": [{"%": 3}, [item["batch"], 7]], "loc": None} for item in SAMPLES]
     assert fit(trees, SAMPLES, PARTS, "program").places == {"args": {"1": {"0": "batch"}}}
 
 
-def test_something_added_is_told_so_that_it_can_be_confirmed() -> None:
-    assert fit([[each["seq"] - 1] for each in SAMPLES], SAMPLES, PARTS, "p").has_offsets
-    assert not fit([[each["seq"] * 2] for each in SAMPLES], SAMPLES, PARTS, "p").has_offsets
+def test_an_offset_is_reported_so_that_it_can_be_confirmed() -> None:
+    assert fit([[item["seq"] - 1] for item in SAMPLES], SAMPLES, PARTS, "p").has_offsets
+    assert not fit([[item["seq"] * 2] for item in SAMPLES], SAMPLES, PARTS, "p").has_offsets
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,10 @@ def test_inputs_and_outputs_say_which_stages_take_and_give_them(lowered: Lowered
 
 def test_calls_name_their_microbatch_and_transfers_their_peer(lowered: Lowered) -> None:
     code = lowered.functions["main_1"].code
-    assert [each.kwargs["microbatch"] for each in code if each.op == "call"] == [0, 0, 0, 1, 1, 1]
-    receive = next(each for each in code if each.op == "comm.receive_start")
+    assert [item.kwargs["microbatch"] for item in code if item.op == "call"] == [0, 0, 0, 1, 1, 1]
+    receive = next(item for item in code if item.op == "comm.receive_start")
     assert (receive.args, receive.kwargs) == ((), {"axis": "pp", "peer": 0, "size": [2, 4], "dtype": torch.float64})
-    send = next(each for each in code if each.op == "comm.send")
+    send = next(item for item in code if item.op == "comm.send")
     assert (len(send.args), send.kwargs, send.out) == (1, {"axis": "pp", "peer": 0}, ())
 
 
@@ -84,8 +84,8 @@ def test_a_program_gives_what_the_interpreter_gives(lowered: Lowered) -> None:
     w0, w1, x, tangent = inputs
     parameters = [w0.requires_grad_(), w1.requires_grad_()]
     with RankThreads(program_of(lowered), replicas=Replicas.CHECK) as session:
-        (found,), state = session.forward(parameters, [], [x], scale=float(tangent))
+        (actual,), state = session.forward(parameters, [], [x], scale=float(tangent))
         got = session.backward(state, [torch.ones((), dtype=torch.float64)])
-    torch.testing.assert_close(found, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual, loss, rtol=1e-12, atol=0)
     for name, gradient in zip(("w0", "w1"), gradients, strict=True):
         torch.testing.assert_close(got[name], gradient, rtol=1e-12, atol=1e-14)

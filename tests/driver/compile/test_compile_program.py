@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.ir.equivalence.integer_ranges import IntegerRange
 from stretto.ir.equivalence.random_inputs import infer_ranges
@@ -29,7 +30,7 @@ class _Lookup(nn.Module):
 
 def _compiled(plan: str, rows: int = 4) -> Compiled:
     zeros = torch.zeros(rows, 3, dtype=torch.int64)
-    return compile_program(_Lookup(), (zeros, zeros.clone()), {}, Plan.parse(plan))
+    return compile_program(CompileRequest.of(_Lookup(), (zeros, zeros.clone()), {}, Plan.parse(plan)))
 
 
 def test_checks_learn_from_the_graph_what_indices_may_be_whatever_the_example_holds() -> None:
@@ -76,10 +77,8 @@ def test_integers_that_a_model_holds_bound_random_ones_where_the_graph_says_less
     texts: dict[str, str] = {}
     model = _Counting().to(device)
     options = Options(keep_weights=False)
-    compile_program(
-        model, (torch.randn(4, 2, device=device),), {}, Plan.parse("mesh (dp=2)"), options,
-        after=lambda name, module: texts.setdefault(name, module.text()),
-    )  # fmt: skip
+    request = CompileRequest.of(model, (torch.randn(4, 2, device=device),), {}, Plan.parse("mesh (dp=2)"), options)
+    compile_program(request, Observer(module=lambda name, module: texts.update({name: module.text()})))
     names = ("kinds", "places")
     for name in ("captured", "propagate-placements"):
         ranges = infer_ranges(Module.parse(texts[name]))

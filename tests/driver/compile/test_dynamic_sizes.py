@@ -178,7 +178,7 @@ def test_programs_of_many_sizes_run_on_the_same_threads(monkeypatch: pytest.Monk
     for rows in (4, 5, 10, 7, 6):
         check(plain, compiled, *data(rows))
     assert len(rank_threads() - before) == 2
-    assert len(compiled_module(compiled)._kept._keys) == 2
+    assert len(compiled_module(compiled)._programs._keys) == 2
     compiled.zero_grad()
     waiting.backward()  # of a program that is not kept any longer
     plain.zero_grad()

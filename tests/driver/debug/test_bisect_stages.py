@@ -10,8 +10,8 @@ from stretto.driver.check.verify_passes import PassesJob, verify_passes
 from stretto.driver.debug.bisect import Bisection, bisect
 from stretto.driver.debug.fault_localisation import Status
 from stretto.driver.debug.faulty_op import FaultyOp
-from stretto.driver.debug.module_source import Source
 from stretto.driver.debug.reduce import reduce_module
+from stretto.driver.ir_files.module_source import Source
 from stretto.ir.module import Module, argument_records
 from stretto.ir.pipelined_module import entries
 from stretto.ir.verifier import verify

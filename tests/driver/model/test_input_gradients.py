@@ -7,7 +7,8 @@ import copy
 import pytest
 import stretto
 import torch
-from stretto.driver.compile.compile_program import Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CompileRequest, Options
 from stretto.dsl.plan import Plan
 from stretto.frontend.to_ir import Floats
 from stretto.runtime.checks.program_check import check
@@ -59,7 +60,8 @@ def test_a_gradient_of_an_input_does_not_wait_in_no_sync() -> None:
 def test_a_check_compares_gradients_of_inputs() -> None:
     x = torch.randn(4, 8, requires_grad=True)
     options = Options(floats=Floats.FLOAT64)
-    program = compile_program(Middle(), (x, torch.ones(4, 8)), {}, Plan.parse(PLANS["dp_tp"]), options).program
+    request = CompileRequest.of(Middle(), (x, torch.ones(4, 8)), {}, Plan.parse(PLANS["dp_tp"]), options)
+    program = compile_program(request).program
     report = check(program)
     assert report.passed
     assert "x" in {row.name for row in report.rows if row.kind == "gradient"}

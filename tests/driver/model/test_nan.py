@@ -63,7 +63,7 @@ def test_a_nan_in_a_gradient_is_found_in_the_backward() -> None:
     model = compiled(2)
     loss = model(torch.randn(4, 4))
     with (
-        pytest.raises(stretto.StrettoError, match=r"gradient '.*' holds a NaN") as caught,
+        pytest.raises(stretto.StrettoError, match=r"gradient '.*' has a NaN") as caught,
         stretto.detect_anomaly(),
     ):
         loss.backward()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import stretto
 import torch
-from stretto.driver.compile.compile_program import Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CompileRequest, Options
 from stretto.frontend.to_ir import Floats
 from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
@@ -61,10 +62,10 @@ def test_gradients_are_reduced_in_the_dtype_that_the_plan_says(precision: str, d
 def test_in_float64_a_plan_with_a_precision_equals_the_model(precision: str) -> None:
     model, ids = build()
     plan = stretto.Plan.parse(f"{PLANS['dp_tp']}precision {{ {precision} }}\n")
-    raised = compile_program(model, (ids,), {}, plan, Options(floats=Floats.FLOAT64)).program
+    raised = compile_program(CompileRequest.of(model, (ids,), {}, plan, Options(floats=Floats.FLOAT64))).program
     report = check(raised)
     assert report.passed and report.tolerance == 1e-9, report
-    program = compile_program(model, (ids,), {}, plan).program
+    program = compile_program(CompileRequest.of(model, (ids,), {}, plan)).program
     assert program.manifest.dtype == ("bfloat16" if "bf16" in precision else "float16")
     assert check(program).tolerance is None, "sums in short floats are shown, not judged"
 

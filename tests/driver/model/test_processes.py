@@ -12,26 +12,39 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("train_script.py")
+DROPOUT = SCRIPT.with_name("dropout_script.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+ONE_AFTER_ANOTHER = """
+import runpy, sys
+for script in sys.argv[2:]:
+    runpy.run_path(script, run_name="__main__")
+"""
 
 
 def run(mesh: str, *launcher: str, script: Path = SCRIPT) -> dict[str, Any]:
     """What a script prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    completed = subprocess.run(
-        [sys.executable, *launcher, str(script), mesh], capture_output=True, text=True, check=False, env=environment
-    )
-    assert completed.returncode == 0, completed.stderr
-    report: dict[str, Any] = json.loads(completed.stdout)
+    [report] = reports(*launcher, str(script), mesh)
     return report
 
 
-@pytest.mark.parametrize(
-    ("mesh", "ranks"), [("tp=2", 2), pytest.param("dp=2, tp=2", 4, marks=pytest.mark.slow)], ids=["tp", "dp_tp"]
-)
-def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks: int) -> None:
-    threads = run(mesh)
-    processes = run(mesh, *TORCHRUN, str(ranks))
+def reports(*command: str) -> list[dict[str, Any]]:
+    """The lines that a command of Python prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    completed = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
+    assert completed.returncode == 0, completed.stderr
+    return [json.loads(line) for line in completed.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What both scripts print on two ranks, one after another: a launch takes longer than what they do."""
+    runner = tmp_path_factory.mktemp("scripts") / "one_after_another.py"
+    runner.write_text(ONE_AFTER_ANOTHER)
+    command = (str(runner), "tp=2", str(SCRIPT), str(DROPOUT))
+    return {"threads": reports(*command), "processes": reports(*TORCHRUN, "2", *command)}
+
+
+def assert_trained_alike(threads: dict[str, Any], processes: dict[str, Any]) -> None:
     assert threads["class"] == pytest.approx(threads["plain"], rel=1e-9)
     assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
     assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
@@ -49,9 +62,17 @@ def test_a_script_under_torchrun_trains_as_it_does_with_threads(mesh: str, ranks
     assert processes["refused"] == ["E0120", "E0603", "E0603", "E0604"]
 
 
-def test_processes_drop_what_threads_drop_and_refuse_different_seeds() -> None:
-    script = SCRIPT.with_name("dropout_script.py")
-    threads, processes = run("", script=script), run("", *TORCHRUN, "2", script=script)
+def test_a_script_under_torchrun_trains_as_it_does_with_threads(both: dict[str, list[dict[str, Any]]]) -> None:
+    assert_trained_alike(both["threads"][0], both["processes"][0])
+
+
+@pytest.mark.slow
+def test_a_script_under_torchrun_trains_on_two_axes_as_it_does_with_threads() -> None:
+    assert_trained_alike(run("dp=2, tp=2"), run("dp=2, tp=2", *TORCHRUN, "4"))
+
+
+def test_processes_drop_what_threads_drop_and_refuse_different_seeds(both: dict[str, list[dict[str, Any]]]) -> None:
+    threads, processes = both["threads"][1], both["processes"][1]
     assert processes["losses"] == pytest.approx(threads["losses"], rel=1e-12, abs=0)
     assert len(set(threads["losses"])) == 3 and threads["step"] == processes["step"] == 3
     assert (threads["code"], processes["code"]) == ("", "E0609")

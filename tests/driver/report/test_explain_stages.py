@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from stretto.backends.program.lower_program import lower_program
-from stretto.driver.debug.module_source import Source
+from stretto.driver.ir_files.module_source import Source
 from stretto.driver.report.explain import Explanation, explain
 from stretto.driver.report.module_summary import module_summary
 from stretto.driver.report.show_explanation import show_explanation

@@ -10,7 +10,7 @@ import pytest
 import stretto
 import torch
 import torch.distributed.checkpoint as dcp
-from stretto.driver.state.checkpoints import EXTRA_FILE
+from stretto.driver.checkpoints.checkpoints import EXTRA_FILE
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
 from .models import PLAN, adamw, seeded, train

@@ -63,12 +63,12 @@ def test_the_joint_graph_gives_the_loss_and_gradients_of_eager_backward(trained:
     result = model(**inputs)
     loss = result[0]
     loss.backward()
-    found = run_graph(captured, model, list(inputs.values()))
-    assert largest_error(found[OutputKind.OUTPUT, 0], loss) <= TOLERANCE[name]
-    assert largest_error(found[OutputKind.OUTPUT, 1], result[1]) <= TOLERANCE[name]
+    actual = run_graph(captured, model, list(inputs.values()))
+    assert largest_error(actual[OutputKind.OUTPUT, 0], loss) <= TOLERANCE[name]
+    assert largest_error(actual[OutputKind.OUTPUT, 1], result[1]) <= TOLERANCE[name]
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        assert largest_error(found[OutputKind.GRADIENT, parameter_name], parameter.grad) <= TOLERANCE[name]
+        assert largest_error(actual[OutputKind.GRADIENT, parameter_name], parameter.grad) <= TOLERANCE[name]
 
 
 def test_the_reference_run_under_autograd_gives_the_same(trained: Trained) -> None:
@@ -145,22 +145,22 @@ def test_no_node_is_left_that_only_checks(trained: Trained) -> None:
 
 def test_results_are_rebuilt_in_the_models_own_type(trained: Trained) -> None:
     _, model, inputs, captured = trained
-    found = run_graph(captured, model, list(inputs.values()))
-    rebuilt = captured.output_tree.rebuild([found[OutputKind.OUTPUT, 0], found[OutputKind.OUTPUT, 1]])
+    actual = run_graph(captured, model, list(inputs.values()))
+    rebuilt = captured.output_tree.rebuild([actual[OutputKind.OUTPUT, 0], actual[OutputKind.OUTPUT, 1]])
     assert type(rebuilt) is type(model(**inputs))
-    assert rebuilt[0] is found[OutputKind.OUTPUT, 0]
+    assert rebuilt[0] is actual[OutputKind.OUTPUT, 0]
 
 
 def test_inference_gives_the_logits_without_a_backward(trained: Trained) -> None:
     name, model, inputs, _ = trained
     only_tokens = {key: value for key, value in inputs.items() if key in ("tokens", "input_ids")}
     captured = capture(model, (), only_tokens, mode=Mode.INFER)
-    found = run_graph(captured, model, list(only_tokens.values()))
+    actual = run_graph(captured, model, list(only_tokens.values()))
     with torch.no_grad():
         result = model(**only_tokens)
     logits = result if isinstance(result, torch.Tensor) else result.logits
     assert len(captured.outputs) == 1 and captured.differentiable == ()
-    assert largest_error(found[OutputKind.OUTPUT, 0], logits) <= TOLERANCE[name]
+    assert largest_error(actual[OutputKind.OUTPUT, 0], logits) <= TOLERANCE[name]
     assert not any(origin_of(node).backward for node in captured.graph.graph.nodes)
 
 

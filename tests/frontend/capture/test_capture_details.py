@@ -69,22 +69,22 @@ def test_a_module_under_two_names_has_one_gradient(mixed: MixedCapture) -> None:
 
 def test_buffers_constants_and_gradient_free_regions_match_eager(mixed: MixedCapture) -> None:
     model, x, captured = mixed
-    found = run_graph(captured, model, [x])
+    actual = run_graph(captured, model, [x])
     eager = Mixed()
     eager.load_state_dict(model.state_dict())
     loss = eager(x)
     loss.backward()
-    assert largest_error(found[OutputKind.OUTPUT, 0], loss) < 1e-6
+    assert largest_error(actual[OutputKind.OUTPUT, 0], loss) < 1e-6
     for name in gradients(captured):
         gradient = dict(eager.named_parameters())[name].grad
-        assert gradient is not None and largest_error(found[OutputKind.GRADIENT, name], gradient) < 1e-5
+        assert gradient is not None and largest_error(actual[OutputKind.GRADIENT, name], gradient) < 1e-5
     for name, buffer in eager.named_buffers():
-        assert largest_error(found[OutputKind.BUFFER, name].double(), buffer.double()) < 1e-6
+        assert largest_error(actual[OutputKind.BUFFER, name].double(), buffer.double()) < 1e-6
 
 
 def test_the_reference_updates_buffers_and_cuts_the_same_gradients(mixed: MixedCapture) -> None:
     model, x, captured = mixed
-    found = run_graph(captured, model, [x])
+    actual = run_graph(captured, model, [x])
     parameters = {
         name: value.detach().clone().requires_grad_(value.requires_grad) for name, value in model.named_parameters()
     }
@@ -93,11 +93,11 @@ def test_the_reference_updates_buffers_and_cuts_the_same_gradients(mixed: MixedC
     loss.backward()
     for name in gradients(captured):
         gradient = parameters[name].grad
-        assert gradient is not None and largest_error(found[OutputKind.GRADIENT, name], gradient) < 1e-5
+        assert gradient is not None and largest_error(actual[OutputKind.GRADIENT, name], gradient) < 1e-5
     named = [item["name"] for item in captured.reference["outputs"] if item["kind"] == "buffer"]
     assert named == [name for name, _ in model.named_buffers()]
     for name, value in zip(named, updated, strict=True):
-        assert largest_error(found[OutputKind.BUFFER, name].double(), value.double()) < 1e-6
+        assert largest_error(actual[OutputKind.BUFFER, name].double(), value.double()) < 1e-6
 
 
 def test_constants_keep_their_values_and_the_models_names(mixed: MixedCapture) -> None:
@@ -142,18 +142,18 @@ def test_a_buffer_updated_without_gradients_is_an_output() -> None:
 
     model, x = Averaging(), torch.randn(3, 4)
     captured = capture(model, (x,), {}, mode=Mode.TRAIN)
-    found = run_graph(captured, model, [x])
+    actual = run_graph(captured, model, [x])
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     model(x).backward()
     loss, average = run_reference(captured.reference, {**parameters, **buffers}, [x])
     loss.backward()
-    for value in (found[OutputKind.BUFFER, "average"], average):
+    for value in (actual[OutputKind.BUFFER, "average"], average):
         assert largest_error(value, model.average) < 1e-6
     for name, parameter in model.named_parameters():
         reference = parameters[name].grad
         assert parameter.grad is not None and reference is not None
-        assert largest_error(found[OutputKind.GRADIENT, name], parameter.grad) < 1e-5
+        assert largest_error(actual[OutputKind.GRADIENT, name], parameter.grad) < 1e-5
         assert largest_error(reference, parameter.grad) < 1e-5
 
 
@@ -171,14 +171,14 @@ class Calling(nn.Module):
         return {"hidden": hidden, "parts": [hidden[:, :1], x], "note": "text", "again": hidden}
 
 
-def test_arguments_are_bound_by_name_and_plain_values_are_held_fast() -> None:
+def test_arguments_are_bound_by_name_and_plain_values_become_constants() -> None:
     model = Calling()
     x, a, b, bias = (torch.randn(2, 3) for _ in range(4))
     captured = capture(model, (x, [a, {"deep": b}]), {"flag": True, "bias": bias, "scale": 3.0}, mode=Mode.TRAIN)
     assert kinds(captured, InputKind.INPUT) == ["x", "pair[0]", "pair[1]['deep']", "bias"]
-    found = run_graph(captured, model, [x, a, b, bias], {0: torch.randn(2, 3), 1: torch.randn(2, 1)})
+    actual = run_graph(captured, model, [x, a, b, bias], {0: torch.randn(2, 3), 1: torch.randn(2, 1)})
     expected = model(x, [a, {"deep": b}], flag=True, bias=bias, scale=3.0)
-    outputs = [found[OutputKind.OUTPUT, at] for at in range(3)]
+    outputs = [actual[OutputKind.OUTPUT, index] for index in range(3)]
     rebuilt = captured.output_tree.rebuild(outputs)
     assert rebuilt["note"] == "text" and rebuilt["again"] is rebuilt["hidden"]
     assert torch.equal(rebuilt["parts"][0], expected["parts"][0]) and torch.equal(rebuilt["parts"][1], x)
@@ -191,11 +191,11 @@ def test_without_a_scalar_every_floating_output_has_a_tangent() -> None:
     captured = capture(model, (x, [a, {"deep": b}]), {}, mode=Mode.TRAIN)
     assert captured.differentiable == (0, 1)
     tangents = {0: torch.randn(2, 3), 1: torch.randn(2, 1)}
-    found = run_graph(captured, model, [x, a, b], tangents)
+    actual = run_graph(captured, model, [x, a, b], tangents)
     result = model(x, [a, {"deep": b}])
     torch.autograd.backward([result["hidden"], result["parts"][0]], [tangents[0], tangents[1]])
     assert model.weight.grad is not None
-    assert largest_error(found[OutputKind.GRADIENT, "weight"], model.weight.grad) < 1e-6
+    assert largest_error(actual[OutputKind.GRADIENT, "weight"], model.weight.grad) < 1e-6
 
 
 def test_calls_by_position_and_by_name_have_one_structure() -> None:
@@ -252,8 +252,8 @@ def test_a_checkpointed_block_has_the_gradients_of_the_plain_one() -> None:
 
     model, x = Checkpointed(), torch.randn(4, 3)
     captured = capture(model, (x,), {}, mode=Mode.TRAIN)
-    found = run_graph(captured, model, [x])
+    actual = run_graph(captured, model, [x])
     model(x).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        assert largest_error(found[OutputKind.GRADIENT, name], parameter.grad) < 1e-5
+        assert largest_error(actual[OutputKind.GRADIENT, name], parameter.grad) < 1e-5

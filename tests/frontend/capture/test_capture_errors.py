@@ -39,7 +39,7 @@ def assert_at(error: CaptureError, body: Callable[..., Any], text: str) -> None:
     """The error points at the line of `body` that contains `text`."""
     assert error.span is not None and error.span.file == __file__
     lines, start = inspect.getsourcelines(body)
-    assert error.span.line == start + next(at for at, line in enumerate(lines) if text in line)
+    assert error.span.line == start + next(index for index, line in enumerate(lines) if text in line)
     assert text in error.span.text
 
 

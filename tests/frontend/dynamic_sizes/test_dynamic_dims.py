@@ -123,9 +123,9 @@ def test_resized_tensors_keep_what_is_not_dynamic() -> None:
     ],
     ids=["parity", "threshold", "slice", "view", "product"],
 )
-def test_what_a_forward_asks_of_sizes_is_told(body: Any, like: tuple[int, int], unlike: tuple[int, int]) -> None:
-    found = guards(body)
-    assert admits(found, *like) and not admits(found, *unlike), found
+def test_the_guards_of_a_forward_are_found(body: Any, like: tuple[int, int], unlike: tuple[int, int]) -> None:
+    actual = guards(body)
+    assert admits(actual, *like) and not admits(actual, *unlike), actual
 
 
 def admits(found: SizeGuards, batch: int, seq: int) -> bool:
@@ -134,15 +134,15 @@ def admits(found: SizeGuards, batch: int, seq: int) -> bool:
     within = all(
         low <= sizes[name] and (high is None or sizes[name] <= high) for name, (low, high) in found.ranges.items()
     )
-    return within and all(holds(each, sizes) for each in found.conditions)
+    return within and all(holds(condition, sizes) for condition in found.conditions)
 
 
 def test_a_slice_of_a_table_bounds_the_size() -> None:
     model = Model()
     given = call()
     model.body = lambda x, y: x + model.table[: x.shape[1]]
-    found = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
-    assert found.ranges["seq"] == (2, 32)
+    actual = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
+    assert actual.ranges["seq"] == (2, 32)
 
 
 def test_sizes_that_nothing_depends_on_have_no_conditions() -> None:
@@ -151,15 +151,15 @@ def test_sizes_that_nothing_depends_on_have_no_conditions() -> None:
     )
 
 
-def test_a_size_that_the_model_fixes_is_told() -> None:
+def test_a_size_that_the_model_fixes_is_a_guard() -> None:
     assert "seq == 6" in guards(lambda x, y: x + torch.ones(6)).conditions
 
 
 def test_dims_of_two_names_that_must_be_equal_are_so_by_a_condition() -> None:
     given = call(torch.ones(4, 6), torch.ones(4))
     sizes = DynamicDims.of({"x": {0: "a"}, "y": {0: "b"}}).in_call(given)
-    found = capture_symbolically(Model(lambda x, y: x * y[:, None]), given, sizes, mode=Mode.INFER).guards
-    assert any(each in ("a == b", "b == a") for each in found.conditions)
+    actual = capture_symbolically(Model(lambda x, y: x * y[:, None]), given, sizes, mode=Mode.INFER).guards
+    assert any(condition in ("a == b", "b == a") for condition in actual.conditions)
 
 
 def test_a_model_that_needs_plain_numbers_is_not_symbolic() -> None:
@@ -171,6 +171,6 @@ def test_fake_parameters_are_as_good_as_real_ones() -> None:
     with fake_parameters():
         model = Model(lambda x, y: x * 2 if x.shape[0] % 2 == 0 else x)
     given = call()
-    found = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
-    assert found.conditions == ("(batch % 2) == 0",)
+    actual = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
+    assert actual.conditions == ("(batch % 2) == 0",)
     assert isinstance(model.table, FakeTensor)

@@ -52,39 +52,39 @@ def symbolic(model: nn.Module, given: BoundCall, mode: Mode) -> SymbolicCapture:
 
 def told(capture: Capture) -> list[Any]:
     """Ops with arguments, shapes and dtypes, and where they come from; nodes by position, without names for others."""
-    at: dict[fx.Node, Any] = {}
-    found: list[Any] = []
+    index: dict[fx.Node, Any] = {}
+    actual: list[Any] = []
     for node in capture.graph.graph.nodes:
         if node.target is torch.ops.aten.alias.default:
-            at[node] = at[node.args[0]]
+            index[node] = index[node.args[0]]
             continue
-        at[node] = len(found)
+        index[node] = len(actual)
         origin = replace(node.meta.get("stretto") or Origin(), seq_nr=0)
-        arguments = str(fx.map_arg((node.args, node.kwargs), at.__getitem__))
-        found.append((node.op, str(node.target), arguments, about(node.meta.get("val")), origin))
-    return found
+        arguments = str(fx.map_arg((node.args, node.kwargs), index.__getitem__))
+        actual.append((node.op, str(node.target), arguments, about(node.meta.get("val")), origin))
+    return actual
 
 
 def about(value: Any) -> Any:
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else [about(each) for each in value or ()]
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else [about(item) for item in value or ()]
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_a_capture_with_symbols_is_at_sizes_what_one_without_is(mode: Mode) -> None:
+def test_a_symbolic_capture_at_given_sizes_equals_a_capture_of_these_sizes(mode: Mode) -> None:
     model = Model()
-    found = symbolic(model, call(model, 4, 6), mode)
+    actual = symbolic(model, call(model, 4, 6), mode)
     for batch, seq in ((4, 6), (3, 10), (7, 5)):
-        expected, capture = capture_call(model, call(model, batch, seq), mode=mode), found.at(sizes(batch, seq))
+        expected, capture = capture_call(model, call(model, batch, seq), mode=mode), actual.at(sizes(batch, seq))
         assert told(capture) == told(expected)
         assert expected.inputs == capture.inputs and expected.outputs == capture.outputs
 
 
 def test_a_capture_at_some_sizes_does_not_change_the_next_one() -> None:
     model = Model()
-    found = symbolic(model, call(model, 4, 6), Mode.TRAIN)
-    first = told(found.at(sizes(3, 7)))
-    found.at(sizes(2, 5))
-    assert told(found.at(sizes(3, 7))) == first
+    actual = symbolic(model, call(model, 4, 6), Mode.TRAIN)
+    first = told(actual.at(sizes(3, 7)))
+    actual.at(sizes(2, 5))
+    assert told(actual.at(sizes(3, 7))) == first
 
 
 def test_what_cannot_be_traced_with_symbols_says_so() -> None:
@@ -99,7 +99,7 @@ def test_what_cannot_be_traced_with_symbols_says_so() -> None:
 
 def test_a_forward_without_a_gradient_is_refused_as_in_any_capture() -> None:
     model = Model().requires_grad_(False)
-    found = symbolic(model, call(model, 4, 6), Mode.TRAIN)
+    actual = symbolic(model, call(model, 4, 6), Mode.TRAIN)
     with pytest.raises(CaptureError) as error:
-        found.at(sizes(4, 6))
+        actual.at(sizes(4, 6))
     assert error.value.code == "E0215"

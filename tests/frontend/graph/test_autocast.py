@@ -43,14 +43,14 @@ def test_reference_and_graph_give_what_eager_torch_gives(inside_another: bool) -
         expected = model(x)
         captured = capture(model, (x,), {}, mode=Mode.INFER)
     reference = Reference.from_json(captured.reference)
-    values: dict[tuple[str, str], Tensor] = {("parameter", name): each for name, each in model.named_parameters()}
+    values: dict[tuple[str, str], Tensor] = {("parameter", name): item for name, item in model.named_parameters()}
     outputs, _ = run_reference(reference, values, [x])
     graphed = captured.graph(*[*model.parameters(), x])
-    for (name, eager), found, other in zip(expected.items(), outputs, graphed, strict=True):
-        assert found.dtype == other.dtype == eager.dtype, name
-        assert torch.equal(found, eager) and torch.equal(other, eager), name
+    for (name, eager), actual, other in zip(expected.items(), outputs, graphed, strict=True):
+        assert actual.dtype == other.dtype == eager.dtype, name
+        assert torch.equal(actual, eager) and torch.equal(other, eager), name
     raised, _ = run_reference(reference, values, [x], Promote.FLOAT64)
-    assert {each.dtype for each in raised} == {torch.float64}
+    assert {item.dtype for item in raised} == {torch.float64}
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -66,11 +66,11 @@ def test_a_backward_is_in_no_region_as_in_eager_torch() -> None:
 
     with torch.autocast("cpu", torch.bfloat16):
         captured = capture(Exact(), (torch.randn(2, 4),), {}, mode=Mode.TRAIN)
-    dtypes = {each.meta["val"].dtype for each in captured.graph.graph.nodes if "val" in each.meta}
+    dtypes = {node.meta["val"].dtype for node in captured.graph.graph.nodes if "val" in node.meta}
     assert dtypes == {torch.float32}
 
 
-def test_a_region_that_an_error_leaves_is_ended() -> None:
+def test_a_region_that_an_error_leaves_open_is_ended() -> None:
     class Failing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):

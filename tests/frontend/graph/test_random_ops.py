@@ -39,9 +39,9 @@ class Noisy(nn.Module):
 def drawn(body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What the reference of a forward computes."""
     model = Noisy(body)
-    found = Reference.from_json(capture(model, (x,), {}, mode=Mode.INFER).reference)
+    actual = Reference.from_json(capture(model, (x,), {}, mode=Mode.INFER).reference)
     values = {("parameter", "scale"): torch.ones(()), ("random", "random state"): STATE}
-    [result], _ = run_reference(found, values, [x])
+    [result], _ = run_reference(actual, values, [x])
     return result
 
 
@@ -76,16 +76,16 @@ DISTRIBUTIONS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_an_op_has_the_mean_and_variance_of_torchs(name: str) -> None:
     body, mean, variance = DISTRIBUTIONS[name]
-    found = drawn(body, zeros()).double()
-    assert found.shape == (N,)
-    assert abs(float(found.mean()) - mean) < 5 * math.sqrt(variance / N) + 2e-3
-    assert float(found.var()) == pytest.approx(variance, rel=0.1)
+    actual = drawn(body, zeros()).double()
+    assert actual.shape == (N,)
+    assert abs(float(actual.mean()) - mean) < 5 * math.sqrt(variance / N) + 2e-3
+    assert float(actual.var()) == pytest.approx(variance, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_uniform_numbers_stay_below_1(dtype: torch.dtype) -> None:
-    found = drawn(lambda x: torch.rand_like(x.to(dtype)), zeros())
-    assert found.dtype is dtype and float(found.min()) >= 0 and float(found.max()) < 1
+    actual = drawn(lambda x: torch.rand_like(x.to(dtype)), zeros())
+    assert actual.dtype is dtype and float(actual.min()) >= 0 and float(actual.max()) < 1
 
 
 def test_integers_reach_both_ends_of_their_range_and_no_further() -> None:
@@ -93,24 +93,24 @@ def test_integers_reach_both_ends_of_their_range_and_no_further() -> None:
 
 
 def test_a_permutation_holds_every_number_once() -> None:
-    found = drawn(lambda x: x + torch.randperm(N), zeros())
-    assert sorted(found.tolist()) == list(range(N)) and found.tolist() != list(range(N))
+    actual = drawn(lambda x: x + torch.randperm(N), zeros())
+    assert sorted(actual.tolist()) == list(range(N)) and actual.tolist() != list(range(N))
 
 
 def test_a_feature_dropout_drops_whole_features_of_an_example() -> None:
-    found = drawn(lambda x: F.dropout2d(x.view(16, 64, 4, 4) + 1, 0.25), torch.zeros(16 * 64 * 16))
-    first = found[:, :, :1, :1]
-    assert torch.equal(found, first.expand_as(found)) and found.unique().tolist() == pytest.approx([0, 4 / 3])
+    actual = drawn(lambda x: F.dropout2d(x.view(16, 64, 4, 4) + 1, 0.25), torch.zeros(16 * 64 * 16))
+    first = actual[:, :, :1, :1]
+    assert torch.equal(actual, first.expand_as(actual)) and actual.unique().tolist() == pytest.approx([0, 4 / 3])
     assert 0.2 < float((first == 0).float().mean()) < 0.3
 
 
 def test_alpha_dropout_sets_what_it_drops_to_one_value_and_scales_the_rest() -> None:
     x = torch.linspace(-1, 1, N)
     for body in (F.alpha_dropout, F.feature_alpha_dropout):
-        found = drawn(lambda x, body=body: body(x.view(-1, 1), 0.5, training=True), x).flatten()
-        dropped = found == found.mode().values
+        actual = drawn(lambda x, body=body: body(x.view(-1, 1), 0.5, training=True), x).flatten()
+        dropped = actual == actual.mode().values
         a = (1.7580993408473766**2 * 0.5 + 1) ** -0.5 * 0.5**-0.5
-        torch.testing.assert_close(found[~dropped], a * x[~dropped] + a * 0.5 * 1.7580993408473766)
+        torch.testing.assert_close(actual[~dropped], a * x[~dropped] + a * 0.5 * 1.7580993408473766)
         assert 0.45 < float(dropped.float().mean()) < 0.55
 
 
@@ -147,14 +147,14 @@ def test_attention_that_drops_weights_is_attention_with_its_kept_ones_scaled(
 def test_the_backward_uses_the_mask_of_the_forward() -> None:
     model = Noisy(lambda x: F.dropout(x, 0.5).pow(2).sum())
     x = torch.randn(64)
-    found = capture(model, (x,), {}, mode=Mode.TRAIN)
-    assert [item.kind for item in found.inputs] == ["parameter", "input", "random", "tangent"]
-    draws = found.graph.graph.find_nodes(op="call_function", target=RANDOM)
-    assert len(draws) == 1
+    actual = capture(model, (x,), {}, mode=Mode.TRAIN)
+    assert [item.kind for item in actual.inputs] == ["parameter", "input", "random", "tangent"]
+    random_ops = actual.graph.graph.find_nodes(op="call_function", target=RANDOM)
+    assert len(random_ops) == 1
     mask = draw(STATE, 0, Part.whole((64,)), 1 << 31)
-    plain = replace(found, inputs=tuple(item for item in found.inputs if item.kind is not InputKind.RANDOM))
+    plain = replace(actual, inputs=tuple(item for item in actual.inputs if item.kind is not InputKind.RANDOM))
     scale, given, tangent = graph_arguments(plain, model, [x], {})
-    mine = RunDraws(found.graph).run(scale, given, STATE, tangent)
+    mine = RunDraws(actual.graph).run(scale, given, STATE, tangent)
     assert mine[0].item() == pytest.approx(float((x * mask * 2).pow(2).sum()), rel=1e-5)
     assert mine[1].item() == pytest.approx(2 * mine[0].item(), rel=1e-5)
 
@@ -169,13 +169,13 @@ class RunDraws(torch.fx.Interpreter):
         return super().call_function(target, args, kwargs)  # type: ignore[arg-type]
 
 
-def test_draws_are_numbered_in_order_and_a_dropout_of_0_is_none() -> None:
+def test_random_ops_are_numbered_in_order_and_a_dropout_of_0_is_not_one() -> None:
     def body(x: Tensor) -> Tensor:
         return F.dropout(F.dropout(F.dropout(x, 0.0), 0.1) + torch.rand(4), 0.2, training=False) * torch.rand_like(x)
 
-    found = capture(Noisy(body), (torch.randn(4),), {}, mode=Mode.INFER)
-    draws = found.graph.graph.find_nodes(op="call_function", target=RANDOM)
-    assert [node.args[3] for node in draws] == [0, 1, 2]
+    actual = capture(Noisy(body), (torch.randn(4),), {}, mode=Mode.INFER)
+    random_ops = actual.graph.graph.find_nodes(op="call_function", target=RANDOM)
+    assert [node.args[3] for node in random_ops] == [0, 1, 2]
 
 
 def test_numbers_of_a_generator_are_refused() -> None:

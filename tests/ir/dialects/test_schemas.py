@@ -74,18 +74,18 @@ def test_a_call_is_read_back_as_it_was_built(case: str) -> None:
     placed = call.replace_values([])
     numbered = Call(call.name, tuple(_with_values(call, values)), placed.kwargs)
     with context(), mlir.Location.unknown() as loc, mlir.InsertionPoint(entry(main)):
-        made = build(numbered, types, loc)
+        built = build(numbered, types, loc)
     finish_function(main, [])
     again = Module.parse(module.text())
     [op] = [op for op in operations(again.functions()["main"]) if read(op) is not None]
-    found = read(op)
-    assert found is not None
+    actual = read(op)
+    assert actual is not None
     names = {value: number for number, value in enumerate(entry(again.functions()["main"]).arguments)}
-    assert found.name == call.name
-    assert _numbered(found.args, names) == list(call.args)
-    assert found.kwargs == call.kwargs
+    assert actual.name == call.name
+    assert _numbered(actual.args, names) == list(call.args)
+    assert actual.kwargs == call.kwargs
     assert [len(r) if isinstance(r, list) else 1 for r in results_of(op)] == [
-        len(r) if isinstance(r, list) else 1 for r in made
+        len(r) if isinstance(r, list) else 1 for r in built
     ]
 
 

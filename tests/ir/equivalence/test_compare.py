@@ -75,14 +75,14 @@ def test_a_module_is_compared_with_what_its_ranks_compute_together() -> None:
     before = module(f"%a: {T}", "tensor<6xf32>", f"""
       %0 = "aten.sum_dim_intlist"(%a) {{dim = array<i64: 0>}} : ({T}) -> tensor<6xf32>
       return %0 : tensor<6xf32>""", level="aten")  # fmt: skip
-    held = 'tensor<2x6xf32, {dp = "shard(0)"}>'
+    local_values = 'tensor<2x6xf32, {dp = "shard(0)"}>'
     after = """
       %%0 = "aten.sum_dim_intlist"(%%a) {dim = array<i64: 0>} : (%s) -> tensor<6xf32>
       %%1 = "comm.all_reduce"(%%0) {axes = ["%s"], reduce = "sum"} : (tensor<6xf32>) -> tensor<6xf32>
       return %%1 : tensor<6xf32>"""
-    assert compare(before, module(f"%a: {held}", "tensor<6xf32>", after % (held, "dp"))).is_equal
+    assert compare(before, module(f"%a: {local_values}", "tensor<6xf32>", after % (local_values, "dp"))).is_equal
     with pytest.raises(InterpreterError, match="E0659"):
-        compare(before, module(f"%a: {held}", "tensor<6xf32>", after % (held, "tp")))
+        compare(before, module(f"%a: {local_values}", "tensor<6xf32>", after % (local_values, "tp")))
 
 
 def test_modules_with_other_arguments_or_results_are_not_compared() -> None:
@@ -95,16 +95,16 @@ def test_modules_with_other_arguments_or_results_are_not_compared() -> None:
 
 def lookup(body: str, arguments: str = "%w: tensor<9x2xf32>, %i: tensor<4x5xi64>") -> Module:
     """A module with an integer input, named "ids"."""
-    made = module(arguments, "", f"{body}\nreturn", level="aten")
-    set_argument_records(made.functions()["main"], [{"name": "w"}, {"name": "ids", "kind": "input"}])
-    return made
+    built = module(arguments, "", f"{body}\nreturn", level="aten")
+    set_argument_records(built.functions()["main"], [{"name": "w"}, {"name": "ids", "kind": "input"}])
+    return built
 
 
 EMBED = '%e = "aten.embedding_default"(%w, %j) : (tensor<9x2xf32>, tensor<20xi64>) -> tensor<20x2xf32>'
 FLATTEN = '%j = "aten.reshape_default"(%i) {shape = array<i64: 20>} : (tensor<4x5xi64>) -> tensor<20xi64>'
 
 
-def test_an_embedding_says_the_range_of_its_indices_through_reshapes_and_calls() -> None:
+def test_an_embedding_implies_the_range_of_its_indices_through_reshapes_and_calls() -> None:
     assert infer_ranges(lookup(f"{FLATTEN}\n{EMBED}")) == {"ids": IntegerRange(9)}
     called = f"""
       func.call @look(%w, %i) : (tensor<9x2xf32>, tensor<4x5xi64>) -> ()
@@ -115,21 +115,21 @@ def test_an_embedding_says_the_range_of_its_indices_through_reshapes_and_calls()
     assert infer_ranges(lookup(called)) == {"ids": IntegerRange(9)}
 
 
-def test_a_loss_says_the_range_of_its_labels_and_some_are_ignored() -> None:
+def test_a_loss_implies_the_range_of_its_labels_and_some_are_ignored() -> None:
     loss = f"""{FLATTEN}
       %t, %c, %l = "nn.cross_entropy"(%w, %j) {{ignore_index = -100 : i64}}
         : (tensor<20x7xf32>, tensor<20xi64>) -> (tensor<f32>, tensor<f32>, tensor<20xf32>)"""
-    made = lookup(loss, "%w: tensor<20x7xf32>, %i: tensor<4x5xi64>")
-    assert infer_ranges(made) == {"ids": IntegerRange(7, -100)}
-    labels = random_inputs(made, seed=3)[1]
+    built = lookup(loss, "%w: tensor<20x7xf32>, %i: tensor<4x5xi64>")
+    assert infer_ranges(built) == {"ids": IntegerRange(7, -100)}
+    labels = random_inputs(built, seed=3)[1]
     assert (labels == -100).any() and (labels >= 0).any() and int(labels.max()) < 7
 
 
-def test_an_integer_input_without_a_range_is_an_error_that_one_given_mends() -> None:
-    made = lookup(FLATTEN)
+def test_an_integer_input_without_a_range_is_an_error_unless_one_is_given() -> None:
+    built = lookup(FLATTEN)
     with pytest.raises(InterpreterError, match=r'(?s)E0661.*"ids"'):
-        random_inputs(made, seed=0)
-    assert int(random_inputs(made, seed=0, ranges={"ids": IntegerRange(3)})[1].max()) <= 2
+        random_inputs(built, seed=0)
+    assert int(random_inputs(built, seed=0, ranges={"ids": IntegerRange(3)})[1].max()) <= 2
 
 
 def test_inputs_depend_on_the_seed_and_nothing_else_and_hold_no_zero() -> None:
@@ -148,7 +148,7 @@ def test_inputs_depend_on_the_seed_and_nothing_else_and_hold_no_zero() -> None:
         ('"none"', IntegerRange(9)),
     ],
 )
-def test_what_a_record_says_is_held_narrows_what_uses_say_and_never_to_nothing(held: str, found: IntegerRange) -> None:
+def test_a_recorded_range_narrows_that_of_the_uses_but_never_to_nothing(held: str, found: IntegerRange) -> None:
     record = f'{{aten.argument = {{kind = "buffer", name = "ids", range = {held}}}}}'
-    made = module(f"%w: tensor<9x2xf32>, %j: tensor<20xi64> {record}", "", f"{EMBED}\nreturn", level="aten")
-    assert infer_ranges(Module.parse(made.text())) == {"ids": found}
+    built = module(f"%w: tensor<9x2xf32>, %j: tensor<20xi64> {record}", "", f"{EMBED}\nreturn", level="aten")
+    assert infer_ranges(Module.parse(built.text())) == {"ids": found}

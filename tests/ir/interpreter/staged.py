@@ -122,8 +122,8 @@ def captured() -> Module:
       %3 = "aten.t_default"(%x) : ({x}) -> tensor<4x8xf32>
       %g0 = "aten.mm_default"(%3, %gh) : (tensor<4x8xf32>, {x}) -> {W}
       return %loss, %g0, %g1 : {S}, {W}, {W}"""
-    takes = {"w0": W, "w1": W, "x": x, "t": S}
-    main = function("main", takes, {"loss": S, "g0": W, "g1": W}, body, is_ordered=False)
+    arguments = {"w0": W, "w1": W, "x": x, "t": S}
+    main = function("main", arguments, {"loss": S, "g0": W, "g1": W}, body, is_ordered=False)
     return _module('comm.level = "aten"', main)
 
 
@@ -140,8 +140,8 @@ def in_segments(segments: str = SEGMENTS) -> Module:
       %g0 = "comm.all_reduce"(%a0) {axes} : ({WG}) -> {W}
       %g1 = "comm.all_reduce"(%a1) {axes} : ({WG}) -> {W}
       return %loss, %g0, %g1 : {S}, {W}, {W}"""
-    takes = {"w0": W, "w1": W, "x": PART, "t": S}
-    main = function("main", takes, {"loss": S, "g0": W, "g1": W}, body, is_ordered=False)
+    arguments = {"w0": W, "w1": W, "x": PART, "t": S}
+    main = function("main", arguments, {"loss": S, "g0": W, "g1": W}, body, is_ordered=False)
     return _module(f'comm.level = "comm", comm.mesh = {_mesh(ALL)}', main + segments)
 
 

@@ -48,13 +48,11 @@ def collective(name: str, axes: list[str], options: str, given: Tensor, rows: in
 
 @pytest.mark.parametrize("axes", GROUPS, ids="_".join)
 @pytest.mark.parametrize(("how", "combine"), [("sum", torch.sum), ("max", torch.amax), ("min", torch.amin)])
-def test_all_reduce_gives_every_member_the_combination(
-    axes: list[str], how: str, combine: Callable[..., Tensor]
-) -> None:
+def test_all_reduce_gives_every_member_the_reduction(axes: list[str], how: str, combine: Callable[..., Tensor]) -> None:
     given = held(2, 3)
-    made = collective("all_reduce", axes, f'reduce = "{how}"', given, 2, 3)
+    built = collective("all_reduce", axes, f'reduce = "{how}"', given, 2, 3)
     for rank in range(6):
-        torch.testing.assert_close(made[rank], combine(given[group(rank, axes)], 0))
+        torch.testing.assert_close(built[rank], combine(given[group(rank, axes)], 0))
 
 
 @pytest.mark.parametrize("axes", GROUPS, ids="_".join)
@@ -62,32 +60,32 @@ def test_all_reduce_gives_every_member_the_combination(
 def test_all_gather_joins_in_the_order_of_the_axes(axes: list[str], dim: int) -> None:
     given = held(2, 3)
     size = len(group(0, axes))
-    rows, columns = (2 * size, 3) if dim == 1 else (2, 3 * size)
-    made = collective("all_gather", axes, f"dim = {dim} : i64", given, rows, columns)
+    orders, columns = (2 * size, 3) if dim == 1 else (2, 3 * size)
+    built = collective("all_gather", axes, f"dim = {dim} : i64", given, orders, columns)
     for rank in range(6):
-        assert torch.equal(made[rank], torch.cat([given[r] for r in group(rank, axes)], dim - 1))
+        assert torch.equal(built[rank], torch.cat([given[r] for r in group(rank, axes)], dim - 1))
 
 
 @pytest.mark.parametrize("axes", GROUPS, ids="_".join)
 def test_reduce_scatter_gives_each_member_its_part_of_the_sum(axes: list[str]) -> None:
     given = held(12, 2)
     size = len(group(0, axes))
-    made = collective("reduce_scatter", axes, 'dim = 1 : i64, reduce = "sum"', given, 12 // size, 2)
+    built = collective("reduce_scatter", axes, 'dim = 1 : i64, reduce = "sum"', given, 12 // size, 2)
     for rank in range(6):
         members = group(rank, axes)
         part = given[members].sum(0).chunk(size, 0)[members.index(rank)]
-        torch.testing.assert_close(made[rank], part)
+        torch.testing.assert_close(built[rank], part)
 
 
 @pytest.mark.parametrize("axes", GROUPS, ids="_".join)
 def test_all_to_all_gives_each_member_its_part_of_every_tensor(axes: list[str]) -> None:
     given = held(6, 2)
     size = len(group(0, axes))
-    made = collective("all_to_all", axes, "split_dim = 1 : i64, concat_dim = 2 : i64", given, 6 // size, 2 * size)
+    built = collective("all_to_all", axes, "split_dim = 1 : i64, concat_dim = 2 : i64", given, 6 // size, 2 * size)
     for rank in range(6):
         members = group(rank, axes)
         parts = [given[r].chunk(size, 0)[members.index(rank)] for r in members]
-        assert torch.equal(made[rank], torch.cat(parts, 1))
+        assert torch.equal(built[rank], torch.cat(parts, 1))
 
 
 def test_offset_shard_and_mask_follow_the_coordinate() -> None:

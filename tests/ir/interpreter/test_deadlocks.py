@@ -119,7 +119,7 @@ def test_a_wait_before_the_start_that_the_others_wait_for_is_a_deadlock() -> Non
     assert [(s.op, s.origin.line) for s in caught.value.stuck] == [("comm.wait", n) for n in (32, 34, 34, 32)]
 
 
-def test_a_future_that_nobody_waits_for_is_an_error() -> None:
+def test_a_future_that_is_never_waited_on_is_an_error() -> None:
     with pytest.raises(InterpreterError, match=r"(?s)E0658.*rank 0 never waits for .*model.py:5"):
         run(lines(start('"tp"', line=5)), [torch.ones(4)])
 
@@ -129,7 +129,7 @@ def test_a_future_waited_on_twice_is_an_error() -> None:
         run(lines(start('"tp"', line=5), wait("%0"), wait("%0")), [torch.ones(4)])
 
 
-def test_a_wait_on_what_is_no_future_is_an_error() -> None:
+def test_a_wait_on_a_value_that_is_not_a_future_is_an_error() -> None:
     plain = f'"comm.wait"(%a) : ({T}) -> {T}'
     with pytest.raises(InterpreterError, match=r"(?s)E0658.*not a future"):
         run(lines(plain), [torch.ones(4)])

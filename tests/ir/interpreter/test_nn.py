@@ -33,12 +33,12 @@ def gradients(out: Tensor, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, 
 def test_attention_and_its_backward(causal: bool, masked: bool) -> None:
     q, k, v = (normal(2, 3, 5, 4, seed=i).requires_grad_() for i in range(3))
     mask = normal(2, 1, 5, 5, seed=3) if masked else None
-    wanted = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=0.3)
+    expected = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=0.3)
     grad = normal(2, 3, 5, 4, seed=4)
-    back = gradients(wanted, [q, k, v], grad)
+    back = gradients(expected, [q, k, v], grad)
     with torch.no_grad():
         out, logsumexp = call("attention", q, k, v, mask, causal, 0.3)
-        same([out], (wanted,))
+        same([out], (expected,))
         same(call("attention_backward", grad, q, k, v, out, logsumexp, mask, causal, 0.3), back)
 
 
@@ -49,12 +49,12 @@ def test_attention_scales_by_the_root_of_the_head_size_where_nothing_is_said() -
 
 def test_rms_norm_and_its_backward() -> None:
     x, weight = normal(3, 4, 6).requires_grad_(), normal(6, seed=1).requires_grad_()
-    wanted = F.rms_norm(x, (6,), weight, 1e-3)
+    expected = F.rms_norm(x, (6,), weight, 1e-3)
     grad = normal(3, 4, 6, seed=2)
-    back = gradients(wanted, [x, weight], grad)
+    back = gradients(expected, [x, weight], grad)
     with torch.no_grad():
         y, rstd = call("rms_norm", x, weight, 1e-3)
-        same([y], (wanted,))
+        same([y], (expected,))
         same(call("rms_norm_backward", grad, x, rstd, weight), back)
 
 
@@ -62,19 +62,19 @@ def test_rms_norm_and_its_backward() -> None:
 def test_layer_norm_and_its_backward(shape: list[int]) -> None:
     x = normal(3, 4, 6).requires_grad_()
     weight, bias = normal(*shape, seed=1).requires_grad_(), normal(*shape, seed=2).requires_grad_()
-    wanted = F.layer_norm(x, shape, weight, bias, 1e-3)
+    expected = F.layer_norm(x, shape, weight, bias, 1e-3)
     grad = normal(3, 4, 6, seed=3)
-    back = gradients(wanted, [x, weight, bias], grad)
+    back = gradients(expected, [x, weight, bias], grad)
     with torch.no_grad():
         y, mean, rstd = call("layer_norm", x, weight, bias, shape, 1e-3)
-        same([y], (wanted,))
+        same([y], (expected,))
         same(call("layer_norm_backward", grad, x, mean, rstd, weight, bias, shape), back)
 
 
 def test_layer_norm_without_weight_and_bias_has_one_gradient() -> None:
     x = normal(3, 6).requires_grad_()
-    wanted = F.layer_norm(x, [6])
-    back = gradients(wanted, [x], normal(3, 6, seed=1))
+    expected = F.layer_norm(x, [6])
+    back = gradients(expected, [x], normal(3, 6, seed=1))
     with torch.no_grad():
         _, mean, rstd = call("layer_norm", x, None, None, [6], 1e-5)
         same(call("layer_norm_backward", normal(3, 6, seed=1), x, mean, rstd, None, None, [6]), back)
@@ -83,24 +83,24 @@ def test_layer_norm_without_weight_and_bias_has_one_gradient() -> None:
 def test_rotary_rotates_pairs_of_the_halves_and_its_backward_is_its_transpose() -> None:
     x, angle = normal(2, 3, 5, 8).requires_grad_(), normal(1, 5, 4, seed=1)
     cos, sin = (torch.cat([f, f], -1) for f in (angle.cos(), angle.sin()))
-    wanted = torch.view_as_real(
+    expected = torch.view_as_real(
         torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
     )
-    wanted = torch.cat([wanted[..., 0], wanted[..., 1]], -1)
+    expected = torch.cat([expected[..., 0], expected[..., 1]], -1)
     grad = normal(2, 3, 5, 8, seed=2)
-    back = gradients(wanted, [x], grad)
+    back = gradients(expected, [x], grad)
     with torch.no_grad():
-        same(call("rotary", x, cos, sin), (wanted,))
+        same(call("rotary", x, cos, sin), (expected,))
         same(call("rotary_backward", grad, cos, sin), back)
 
 
 def test_cross_entropy_and_its_backward_leave_ignored_rows_out() -> None:
     logits, labels = normal(7, 5).requires_grad_(), torch.tensor([0, 4, -100, 2, 2, -100, 1])
-    wanted = F.cross_entropy(logits, labels, reduction="sum")
-    back = gradients(wanted, [logits], torch.tensor(0.25, dtype=torch.float64))
+    expected = F.cross_entropy(logits, labels, reduction="sum")
+    back = gradients(expected, [logits], torch.tensor(0.25, dtype=torch.float64))
     with torch.no_grad():
         total, count, logsumexp = call("cross_entropy", logits, labels, -100)
-        same([total, logsumexp], (wanted, logits.logsumexp(1)))
+        same([total, logsumexp], (expected, logits.logsumexp(1)))
         assert count.item() == 5
         scale = torch.tensor(0.25, dtype=torch.float64)
         same(call("cross_entropy_backward", scale, logits, labels, logsumexp, -100), back)

@@ -6,7 +6,6 @@ import time
 from functools import cache
 
 import pytest
-from stretto.driver.compile.compile_program import pipeline
 from stretto.dsl import Plan
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.capture.model_parameters import parameter_infos
@@ -17,6 +16,7 @@ from stretto.ir.equivalence.compare import Verdict, compare_tensors
 from stretto.ir.equivalence.random_inputs import infer_ranges
 from stretto.ir.interpreter import Floats, run
 from stretto.ir.module import Level, Module
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.manager import PassManager
 from torch import Tensor
 
@@ -36,34 +36,34 @@ def stages(model: str, size: str) -> tuple[Stages, dict[str, Tensor]]:
     captured = capture(case.model, (), case.inputs, mode=Mode.TRAIN, loss_only=True)
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(case.model)}
     module = to_module(captured, owners)
-    found = [("capture", Module.parse(module.text()))]
+    actual = [("capture", Module.parse(module.text()))]
 
     def keep(name: str, left: Module) -> None:
-        found.append((name, Module.parse(left.text())))
+        actual.append((name, Module.parse(left.text())))
 
     text = plan(model, "dp=2, tp=2", "shard activations tokens over tp")
-    PassManager(pipeline(Plan.parse(text)), keep).run(module)
-    return found, dict(case.model.named_buffers())
+    PassManager(default_pipeline(PipelineConfig(Plan.parse(text))), keep).run(module)
+    return actual, dict(case.model.named_buffers())
 
 
 @pytest.mark.parametrize(("model", "size"), [("gpt", "even"), ("gpt", "odd"), ("llama", "odd")])
 def test_every_stage_computes_what_was_captured(model: str, size: str) -> None:
     ((_, before), *after), buffers = stages(model, size)
     inputs = random_inputs(before, seed=7, values=buffers)
-    wanted = run(before, inputs, floats=Floats.FLOAT64)
+    expected = run(before, inputs, floats=Floats.FLOAT64)
     for name, module in after:
-        made = run(module, inputs, floats=Floats.FLOAT64)
-        found = [compare_tensors(str(i), a, b, 1e-10) for i, (a, b) in enumerate(zip(wanted, made, strict=True))]
-        assert {r.verdict for r in found} == {Verdict.EQUAL}, (name, found)
-    assert len(wanted) > 10 and after[-1][1].level is Level.COMM
+        built = run(module, inputs, floats=Floats.FLOAT64)
+        actual = [compare_tensors(str(i), a, b, 1e-10) for i, (a, b) in enumerate(zip(expected, built, strict=True))]
+        assert {r.verdict for r in actual} == {Verdict.EQUAL}, (name, actual)
+    assert len(expected) > 10 and after[-1][1].level is Level.COMM
 
 
 @pytest.mark.parametrize("model", ["gpt", "llama"])
-def test_the_ranges_of_tokens_and_labels_are_told_before_and_after_the_pipeline(model: str) -> None:
+def test_the_ranges_of_tokens_and_labels_are_inferred_before_and_after_pipelining(model: str) -> None:
     ((_, before), *_, (_, last)), _ = stages(model, "odd")
-    told = infer_ranges(before)
-    assert {(r.high, r.ignored) for r in told.values()} == {(41, None), (41, -100)}
-    assert infer_ranges(last) == told
+    stated = infer_ranges(before)
+    assert {(r.high, r.ignored) for r in stated.values()} == {(41, None), (41, -100)}
+    assert infer_ranges(last) == stated
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def _module(body: str, type_: str, attributes: str) -> Module:
 
 
 @pytest.mark.parametrize("state", [RngState(3, 8), RngState(2**64 - 5, 2**31)])
-def test_a_draw_is_the_runtimes_to_the_bit(state: RngState) -> None:
+def test_random_words_equal_those_of_the_runtime(state: RngState) -> None:
     part = Part.whole((3, 7))
-    [found] = run(_whole("size = array<i64: 3, 7>", "tensor<3x7xi64>"), [state.tensor()])
-    assert torch.equal(found, draw(state.tensor(), 7, part))
+    [actual] = run(_whole("size = array<i64: 3, 7>", "tensor<3x7xi64>"), [state.tensor()])
+    assert torch.equal(actual, draw(state.tensor(), 7, part))
     [mask] = run(_whole("size = array<i64: 3, 7>, below = 2000000000 : i64", "tensor<3x7xi1>"), [state.tensor()])
     assert torch.equal(mask, draw(state.tensor(), 7, part, 2000000000))
 
@@ -44,8 +44,8 @@ def test_the_parts_of_all_ranks_make_the_whole_uneven_ones_too() -> None:
     type_ = 'tensor<2x4xi1, {dp = "shard(1)", extents = array<i64: 5, 7>, tp = "shard(0)"}>'
     sizes = 'size = array<i64: 5, 7>, axes = ["tp", "dp"], chunks = array<i64: 2, 4>'
     state = RngState(1, 2).tensor()
-    [found] = run(_part(f"{sizes}, below = 3000000000 : i64", type_), [state])
-    assert torch.equal(found, draw(state, 7, Part.whole((5, 7)), 3000000000))
+    [actual] = run(_part(f"{sizes}, below = 3000000000 : i64", type_), [state])
+    assert torch.equal(actual, draw(state, 7, Part.whole((5, 7)), 3000000000))
 
 
 def test_inputs_for_a_comparison_hold_a_state() -> None:

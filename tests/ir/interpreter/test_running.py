@@ -44,8 +44,8 @@ def test_padding_of_integers_is_far_out_of_range_and_looks_up_nothing() -> None:
       return %0, %1 : {out}, tensor<i64, {{tp = "partial(sum)"}}>"""
     looked = module(f"%w: tensor<4x2xf32>, %i: {ids}", f'{out}, tensor<i64, {{tp = "partial(sum)"}}>', body, mesh=TP)
     table, indices = torch.randn(4, 2), torch.tensor([3, 0, 1, 2, 2])
-    rows, total = run(looked, [table, indices])
-    assert torch.equal(rows, table[indices])
+    orders, total = run(looked, [table, indices])
+    assert torch.equal(orders, table[indices])
     assert total.item() > 1 << 50
 
 
@@ -82,8 +82,8 @@ def test_a_function_that_is_called_twice_has_a_frame_for_each_call_and_may_commu
       %0 = "comm.all_reduce"(%x) {{axes = ["tp"], reduce = "sum"}} : ({t}) -> {t}
       %1 = "aten.add_tensor"(%0, %y) : ({t}, {t}) -> {t}
       return %1 : {t}"""
-    made = run(module(f"%a: {t}", t, body, mesh=TP), [torch.tensor([1.0, 2.0])])[0]
-    assert made.tolist() == [7, 14]
+    built = run(module(f"%a: {t}", t, body, mesh=TP), [torch.tensor([1.0, 2.0])])[0]
+    assert built.tolist() == [7, 14]
 
 
 def test_a_future_may_cross_the_boundary_of_a_function() -> None:
@@ -116,7 +116,7 @@ def test_float64_raises_casts_and_constants_and_divisions_of_integers() -> None:
     assert abs(rounded.item() - total.item()) > 1e-5
 
 
-def test_a_change_of_placement_is_nothing_to_global_tensors_and_has_no_meaning_to_cut_ones() -> None:
+def test_reshard_is_the_identity_on_global_tensors_and_undefined_on_local_ones() -> None:
     body = '%0 = "comm.reshard"(%a) : (tensor<4xf32>) -> tensor<4xf32, {tp = "shard(0)"}>\n'
     body += 'return %0 : tensor<4xf32, {tp = "shard(0)"}>'
     result = 'tensor<4xf32, {tp = "shard(0)"}>'

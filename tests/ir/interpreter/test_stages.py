@@ -17,7 +17,7 @@ from .texts import at
 def replaced(lines: list[str], old: str, new: list[str]) -> list[str]:
     """The lines with those that begin with `old` replaced."""
     assert any(line.startswith(old) for line in lines)
-    return [each for line in lines for each in (new if line.startswith(old) else [line])]
+    return [item for line in lines for item in (new if line.startswith(old) else [line])]
 
 
 @pytest.mark.parametrize("after", [in_segments, in_order])
@@ -25,9 +25,9 @@ def test_modules_with_a_microbatch_axis_and_in_order_compute_what_was_captured(a
     assert callable(after)
     module: Module = after()
     verify(module)
-    found = compare(captured(), module)
-    assert {r.verdict for r in found.results} == {Verdict.EQUAL}
-    assert [r.name for r in found.results] == ["output loss", "gradient w0", "gradient w1"]
+    actual = compare(captured(), module)
+    assert {r.verdict for r in actual.results} == {Verdict.EQUAL}
+    assert [r.name for r in actual.results] == ["output loss", "gradient w0", "gradient w1"]
 
 
 def test_a_module_in_segments_is_compared_with_itself_in_order() -> None:
@@ -38,14 +38,14 @@ def test_inputs_are_paired_by_name_and_results_by_kind_name_and_index() -> None:
     text = in_order().text()
     for old, new in ((0, 9), (2, 0), (9, 2)):
         text = text.replace(f"order = {old} : i64", f"order = {new} : i64")
-    found = compare(captured(), Module.parse(text))
-    assert found.is_equal and [r.name for r in found.results] == ["output loss", "gradient w0", "gradient w1"]
+    actual = compare(captured(), Module.parse(text))
+    assert actual.is_equal and [r.name for r in actual.results] == ["output loss", "gradient w0", "gradient w1"]
 
 
 def test_inputs_go_to_the_entries_by_their_order_and_results_come_back_so() -> None:
     inputs = random_inputs(in_order(), 3)
     assert [tuple(t.shape) for t in inputs] == [(4, 4), (4, 4), (8, 4), ()]
-    w0, w1, x, t = (each.double() for each in inputs)
+    w0, w1, x, t = (input.double() for input in inputs)
     loss, g0, g1 = run(in_order(), inputs, floats=Floats.FLOAT64)
     y = x @ w0 @ w1
     torch.testing.assert_close(loss, (y * y).sum(), rtol=1e-12, atol=0)
@@ -53,12 +53,12 @@ def test_inputs_go_to_the_entries_by_their_order_and_results_come_back_so() -> N
     torch.testing.assert_close(g1, (x @ w0).T @ (2 * y * t), rtol=1e-12, atol=0)
 
 
-def test_the_axis_of_time_has_no_ranks_once_stages_have_entries() -> None:
+def test_the_microbatch_axis_has_no_ranks_once_stages_have_entry_functions() -> None:
     assert estimate(in_segments()).ranks == 8
     assert estimate(in_order()).ranks == 4
 
 
-def test_a_receive_that_nobody_sends_for_is_a_deadlock_that_names_both_sides() -> None:
+def test_a_receive_without_a_send_is_a_deadlock_that_names_both_ranks() -> None:
     early = [f"%gh0 = {receive(1)} {at('first', 4)}", *[line for line in FIRST if not line.startswith("%gh0")]]
     second = replaced(SECOND, "%h0", [f"%h0 = {receive(0)} {at('second', 9)}"])
     with pytest.raises(DeadlockError) as caught:
@@ -71,7 +71,7 @@ def test_a_receive_that_nobody_sends_for_is_a_deadlock_that_names_both_sides() -
     assert "before its own receive" in (error.help or "")
 
 
-def test_a_rank_that_waits_for_one_that_has_finished_is_told_so() -> None:
+def test_a_rank_that_waits_for_a_finished_rank_is_named() -> None:
     second = replaced(SECOND, "return", [f"%more = {receive(0)}", SECOND[-1]])
     with pytest.raises(DeadlockError) as caught:
         run(in_order(second=second), random_inputs(in_order(), 0))
@@ -96,8 +96,8 @@ def test_what_is_sent_must_have_the_shape_that_is_received() -> None:
 def test_what_is_sent_first_is_received_first() -> None:
     swapped = replaced(FIRST, send("h0", 1), [])
     swapped = replaced(swapped, send("h1", 1), [send("h1", 1), send("h0", 1)])
-    found = compare(captured(), in_order(swapped))
-    assert [r.name for r in found.of(Verdict.DIFFERENT)] == ["gradient w0"]
+    actual = compare(captured(), in_order(swapped))
+    assert [r.name for r in actual.of(Verdict.DIFFERENT)] == ["gradient w0"]
 
 
 def test_receives_that_are_started_early_give_what_receives_give() -> None:
@@ -124,10 +124,10 @@ def test_each_rank_of_a_stage_may_have_a_module_of_its_own() -> None:
     old = '"aten.add_tensor"(%loss_0, %loss_1)'
     bad = in_order(second=[line.replace(old, old.replace("add", "mul")) for line in SECOND])
     inputs = random_inputs(good, 0)
-    wanted = run(good, inputs)
-    assert all(torch.equal(a, b) for a, b in zip(run_ranks([good] * 4, inputs), wanted, strict=True))
+    expected = run(good, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(run_ranks([good] * 4, inputs), expected, strict=True))
     loss, *_ = run_ranks([good, good, good, bad], inputs)
-    assert not torch.equal(loss, wanted[0])
+    assert not torch.equal(loss, expected[0])
     with pytest.raises(InterpreterError, match="different meshes or signatures"):
         run_ranks([good, good, good, in_segments()], inputs)
 
@@ -140,13 +140,13 @@ def test_a_call_says_which_microbatch_offsets_and_shards_are_of() -> None:
     segments = SEGMENTS.replace("return %h :", f"{offset} :").replace(
         '%h = "aten.mm_default"(%x, %w0)', '%h0 = "aten.mm_default"(%x, %w0)'
     )
-    wanted = run(in_order(), inputs := random_inputs(in_order(), 5), floats=Floats.FLOAT64)
+    expected = run(in_order(), inputs := random_inputs(in_order(), 5), floats=Floats.FLOAT64)
     loss, *_ = run(in_order(segments=segments), inputs, floats=Floats.FLOAT64)
-    w0, w1, x, _ = (each.double() for each in inputs)
+    w0, w1, x, _ = (input.double() for input in inputs)
     numbers = torch.arange(4).repeat_interleave(2)[:, None]
     y = (x @ w0 + numbers) @ w1
     torch.testing.assert_close(loss, (y * y).sum(), rtol=1e-12, atol=0)
-    assert not torch.equal(loss, wanted[0])
+    assert not torch.equal(loss, expected[0])
 
 
 def test_what_depends_on_a_microbatch_is_refused_outside_of_a_call_that_names_one() -> None:

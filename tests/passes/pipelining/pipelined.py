@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from stretto.driver.compile.compile_program import pipeline
 from stretto.dsl import Plan
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.capture.model_parameters import parameter_infos
@@ -16,6 +15,7 @@ from stretto.ir.dialects.comm import COLLECTIVES
 from stretto.ir.module import Module, operations
 from stretto.ir.pipelined_module import MICROBATCH
 from stretto.passes.base import Remark
+from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.manager import PassManager
 from stretto.passes.normalize.lower_idioms import LowerIdioms
 from torch import nn
@@ -40,7 +40,8 @@ class Cut:
         buffers = dict(model.named_buffers(remove_duplicate=False))
         self.whole = to_module(step, owners, floats=Floats.FLOAT64, buffers=buffers)
         self.cut = Module.parse(self.whole.text())
-        passes = pipeline(self.plan, floats=Floats.FLOAT64, delay_reductions=delay_reductions)
+        config = PipelineConfig(self.plan, delay_reductions=delay_reductions, follow_precision=False)
+        passes = default_pipeline(config)
         last = next(i for i, step in enumerate(passes) if isinstance(step, LowerIdioms))
         self.remarks: list[Remark] = PassManager(passes[: last + 2]).run(self.cut)
 

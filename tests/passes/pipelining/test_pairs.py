@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stretto.driver.compile.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.to_ir import Floats
 from stretto.ir.equivalence import compare
@@ -51,7 +52,8 @@ def compiled(tp: int) -> tuple[Compiled, dict[str, str]]:
 
     torch.manual_seed(0)
     options = Options(floats=Floats.FLOAT64)
-    return compile_program(Model(), (torch.randn(8, 8),), {}, plan, options, after=after), texts
+    request = CompileRequest.of(Model(), (torch.randn(8, 8),), {}, plan, options)
+    return compile_program(request, Observer(module=after)), texts
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile.compile_program import Compiled, Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
@@ -76,7 +77,8 @@ def compiled(
     def after(name: str, module: Module) -> None:
         texts[name] = module.text()
 
-    return compile_program(Model(tied), (), inputs, plan, options, after=after), texts
+    request = CompileRequest.of(Model(tied), (), inputs, plan, options)
+    return compile_program(request, Observer(module=after)), texts
 
 
 def agrees(items: str, **options: str | bool) -> None:
@@ -138,7 +140,8 @@ def test_in_16_bits_barriers_stand_between_tasks_too() -> None:
     def after(name: str, module: Module) -> None:
         texts[name] = module.text()
 
-    compile_program(Model(False), (), {"tokens": tokens, "targets": tokens}, plan, after=after)
+    request = CompileRequest.of(Model(False), (), {"tokens": tokens, "targets": tokens}, plan)
+    compile_program(request, Observer(module=after))
     module = Module.parse(texts["order-tasks"])
     assert "comm.all_reduce" not in [op.operation.name for op in operations(module.functions()["output"])]
 
@@ -206,5 +209,5 @@ def test_a_vocabulary_between_stages_is_refused() -> None:
 
     plan = Plan.parse('mesh (pp=2)\nshard "head" vocab over pp\npipeline over pp { microbatches 2 }\n', "a.plan")
     with pytest.raises(StrettoError, match="stands between that of stages") as caught:
-        compile_program(Twice(False), (), {"tokens": torch.zeros(4, 6, dtype=torch.int64)}, plan)
+        compile_program(CompileRequest.of(Twice(False), (), {"tokens": torch.zeros(4, 6, dtype=torch.int64)}, plan))
     assert caught.value.code == "E0454"

@@ -281,16 +281,10 @@ def end(how: str) -> None:
 
 
 def alone(arguments: Any) -> Any:
-    """A process that is no part of a group: its environment, and what it was given."""
+    """A process that is no part of a group: its environment, and what it was given. Its launcher gets SIGHUP."""
+    os.kill(os.getppid(), signal.SIGHUP)
     print(f"rank {os.environ['RANK']} was here")
     return [arguments, {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")}]
-
-
-def hanging_up(arguments: Any) -> Any:
-    """A process whose launcher gets SIGHUP, as when a terminal closes."""
-    os.kill(os.getppid(), signal.SIGHUP)
-    time.sleep(0.5)
-    return arguments
 
 
 def failing(arguments: Any) -> Any:

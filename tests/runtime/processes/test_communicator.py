@@ -39,10 +39,10 @@ def test_every_collective_gives_what_rank_threads_give_to_the_bit(ranks: list[di
 
 def test_different_programs_are_refused_on_all_ranks_naming_who_holds_which(ranks: list[dict[str, Any]]) -> None:
     for report in ranks:
-        error, other = report["refusals"]["hashes"].split()
+        shared, other = report["refusals"]["hashes"].split()
         assert "error[E0353]" in report["refusals"]["hash"]
-        assert f"ranks 0, 1, 3: hash {error}" in report["refusals"]["hash"]
-        assert f"rank 2 is at {other}" in report["refusals"]["hash"]
+        assert f"ranks 0, 1, 3: hash {shared}" in report["refusals"]["hash"]
+        assert f"rank 2: hash {other}" in report["refusals"]["hash"]
 
 
 def test_a_mesh_of_another_size_is_refused_with_both_numbers(ranks: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +43,30 @@ def leftovers() -> tuple[set[str], str]:
     return files, "\n".join(line for line in children.splitlines() if "rank_process" in line)
 
 
-def test_results_come_by_rank_and_nothing_is_left(capfd: pytest.CaptureFixture[str]) -> None:
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+@pytest.fixture
+def without_hang_up() -> Iterator[None]:
+    """SIGHUP is ignored, as under `nohup`: the launcher ignores it too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("without_hang_up")
+def test_results_come_by_rank_also_when_the_terminal_closes_and_nothing_is_left(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     before, environment = leftovers(), dict(os.environ)
     results: Any = run_processes(f"{ENTRIES}:alone", {"given": [1, None]}, 2)
-    for rank, (arguments, environment) in enumerate(results):
+    for rank, (arguments, rank_environment) in enumerate(results):
         assert arguments == {"given": [1, None]}
-        assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(rank), "2")
-        assert environment["MASTER_ADDR"] == "127.0.0.1"
-        assert int(environment["OMP_NUM_THREADS"]) >= 1
+        assert (rank_environment["RANK"], rank_environment["WORLD_SIZE"]) == (str(rank), "2")
+        assert rank_environment["MASTER_ADDR"] == "127.0.0.1"
+        assert int(rank_environment["OMP_NUM_THREADS"]) >= 1
     assert leftovers() == before == (set(), "")
     assert dict(os.environ) == environment
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == handlers
     assert capfd.readouterr() == ("", "rank 0 was here\n")
-
-
-def test_signals_that_were_ignored_before_as_under_nohup_end_nothing() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert run_processes(f"{ENTRIES}:hanging_up", 7, 1) == [7]
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_of_the_entry_is_shown_with_its_traceback() -> None:

@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 import torch
-from stretto.driver.compile.compile_program import Options, compile_program
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CompileRequest, Options
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.runtime.program.program import Program
@@ -71,7 +72,8 @@ class GPT(nn.Module):
 def compiled(plan: str) -> Program:
     """The training program of the GPT under a plan."""
     batch = {name: torch.zeros(4, 8, dtype=torch.int64) for name in ("tokens", "targets")}
-    return compile_program(GPT(), (), batch, Plan.parse(plan), Options(mode=Mode.TRAIN, loss_only=True)).program
+    options = Options(mode=Mode.TRAIN, loss_only=True)
+    return compile_program(CompileRequest.of(GPT(), (), batch, Plan.parse(plan), options)).program
 
 
 def altered(program: Program, name: str, code: tuple[Instruction, ...]) -> Program:

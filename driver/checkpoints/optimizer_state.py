@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ...diagnostics import StrettoError
 from ...runtime.processes.parameters import has_local_part
 from ..model.optimizer_guards import no_real_step
-from .state_tensors import names_text
+from ..state.state_tensors import names_text
 
 _STATE, _GROUPS, _PARAMS = "state", "param_groups", "params"
 

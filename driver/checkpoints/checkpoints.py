@@ -38,8 +38,8 @@ from ...runtime.processes.parameters import has_local_part
 from ...runtime.processes.world import join
 from ..model.compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..model.distribution import processes
+from ..state.state_tensors import barrier, is_writer, names_text
 from .optimizer_state import empty_state, fill_optimizer, groups_in_order, state_by_name, state_names
-from .state_tensors import barrier, is_writer, names_text
 
 EXTRA_FILE = "stretto.json"
 _METADATA = ".metadata"

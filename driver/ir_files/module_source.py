@@ -13,8 +13,8 @@ from pathlib import Path
 from ...diagnostics import StrettoError
 from ...passes.manager import Step
 from ...passes.pipeline_text import parse_pipeline, print_pipeline
-from ..compile.dump_ir import CAPTURED, PIPELINE
 from ..text.text_files import STDIN, read_text
+from .dump_ir import CAPTURED, PIPELINE
 
 _COMMENTS = re.compile(r"(?:[ \t]*//[^\n]*\n|[ \t]*\n)*")
 _PIPELINE = re.compile(r"^[ \t]*// pipeline: (?P<text>.*)$", re.MULTILINE)

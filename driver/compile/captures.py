@@ -1,0 +1,88 @@
+"""The captures of one call: for its own sizes, and with symbols where some of them are named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...diagnostics import StrettoError
+from ...frontend.capture.capture import capture_call
+from ...frontend.capture.precision import check_parameters, compute_dtype
+from ...frontend.captured import Capture
+from ...frontend.dynamic_sizes.size_guards import NotSymbolic
+from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
+from ...frontend.to_ir import Floats
+from .pipeline_requirements import is_alone, one_microbatch
+from .request import CompileRequest, IfStatic
+
+EACH_SIZE = "the plan's microbatches are computed alone"
+"""Why there is no program for more than one size."""
+
+
+@dataclass(frozen=True)
+class Captures:
+    """What is compiled: `own` for the sizes of the call; `symbolic` gives it for others too."""
+
+    own: Capture
+    symbolic: SymbolicCapture | None = None
+    why_not: str = ""
+    """Why there is none with symbols, though sizes are named."""
+
+
+def captures_of(request: CompileRequest) -> Captures:
+    """Capture a call. Errors: CaptureError, PlanError E0123, StrettoError E0402 and E0422."""
+    if not request.sizes:
+        return Captures(_own(request))
+    if is_alone(request.plan):
+        return _static(request, EACH_SIZE)
+    try:
+        return _with_symbols(request)
+    except NotSymbolic as error:
+        why = str(error)
+    return _static(request, why)
+
+
+def _static(request: CompileRequest, why: str) -> Captures:
+    if request.if_static is IfStatic.REFUSE:
+        raise sizes_refused(why)
+    return Captures(_own(request), why_not=why)
+
+
+def _own(request: CompileRequest) -> Capture:
+    """The call, or one microbatch of it where the plan has each computed alone."""
+    _check_formats(request)
+    return capture_call(
+        request.model,
+        one_microbatch(request.call, request.plan),
+        mode=request.options.mode,
+        loss_only=request.options.loss_only,
+        compute=compute_dtype(request.plan),
+    )
+
+
+def _with_symbols(request: CompileRequest) -> Captures:
+    """Raises NotSymbolic where the graph holds for the call's sizes alone."""
+    _check_formats(request)
+    symbolic = capture_symbolically(
+        request.model,
+        request.call,
+        request.sizes,
+        mode=request.options.mode,
+        loss_only=request.options.loss_only,
+        compute=compute_dtype(request.plan),
+    )
+    return Captures(symbolic.at({name: each.size for name, each in request.sizes.items()}), symbolic)
+
+
+def _check_formats(request: CompileRequest) -> None:
+    """Raise PlanError E0123 where parameters are not in the format that the plan says."""
+    if request.options.floats is Floats.AS_CAPTURED:
+        check_parameters(request.model, request.plan)
+
+
+def sizes_refused(why: str) -> StrettoError:
+    """E0422: named sizes are a must, and a program holds for those of the call alone."""
+    return StrettoError(
+        "E0422",
+        f"no program holds for more sizes than those of the inputs: {why}",
+        help="leave out --dynamic and compile for each size",
+    )

@@ -1,0 +1,117 @@
+"""The program of a module at level `comm`: its instructions, and beside them what checks and readers need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ...backends.program.lower_program import lower_program
+from ...diagnostics.version import __version__
+from ...dsl.plan import Plan
+from ...frontend.captured import Capture, InputKind, Mode
+from ...frontend.to_ir import Floats
+from ...ir.attributes import dtype_of
+from ...ir.equivalence.integer_ranges import IntegerRange
+from ...ir.module import Module
+from ...passes.base import Remark
+from ...runtime.program.arguments import Json, dtype_name
+from ...runtime.program.program import Manifest, Program
+from .pipeline_requirements import is_alone
+from .request import Options
+
+_SPAN = ("file", "line", "column", "length", "text")
+
+
+def new_program(
+    captured: Capture,
+    model: nn.Module,
+    plan: Plan,
+    options: Options,
+    module: Module,
+    remarks: Sequence[Remark],
+    ranges: Mapping[str, IntegerRange],
+) -> Program:
+    """Lower a module; `ranges` are those that its graph gives the integers among the inputs."""
+    lowered = lower_program(module)
+    pipeline = lowered.pipeline
+    if pipeline is not None and is_alone(plan):
+        pipeline = replace(pipeline, separate_microbatches=True)
+    manifest = Manifest(
+        mode=str(captured.mode),
+        dtype=dtype_name(_judged(captured, plan, options.floats)),
+        mesh=lowered.mesh,
+        stretto=__version__,
+        torch=torch.__version__,
+        arguments=_told(options.arguments, ranges),
+        source=options.source,
+    )
+    return Program(
+        manifest,
+        lowered.inputs,
+        lowered.outputs,
+        lowered.functions,
+        lowered.locations,
+        ir=module.text(),
+        remarks=[remark_json(r) for r in remarks],
+        reference=captured.reference,
+        initial=_initial(captured, model, options),
+        pipeline=pipeline,
+    ).validated
+
+
+def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> dict[str, Json]:
+    """What checks need to know of the inputs: what the caller said, and before that what the graph says of indices."""
+    given = arguments.get("inputs")
+    inputs: dict[str, dict[str, Json]] = {}
+    if isinstance(given, Mapping):
+        inputs.update({name: dict(about) for name, about in given.items() if isinstance(about, Mapping)})
+    for name, range_ in ranges.items():
+        about = inputs.setdefault(name, {})
+        if range_.high is not None:
+            about["high"] = range_.high
+        if range_.low:
+            about["low"] = range_.low
+        if range_.ignored is not None:
+            about["ignore_index"] = range_.ignored
+    return {**arguments, "inputs": inputs}
+
+
+def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
+    """The dtype that results are judged in: the coarsest that a value has, or that gradients are reduced in."""
+    nodes = pytree.tree_leaves([node.meta.get("val") for node in captured.graph.graph.nodes])
+    values = [value.dtype for value in nodes if isinstance(value, Tensor) and value.dtype.is_floating_point]
+    reduced = dtype_of(plan.precision.reduce) if plan.precision is not None and captured.mode is Mode.TRAIN else None
+    found = dict.fromkeys(
+        [*([reduced] if reduced else []), *(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values]
+    )
+    return floats.of(max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
+
+
+def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str, Tensor]:
+    """Values by name: the graph's own constants always, the model's parameters and buffers when they are kept."""
+    values: dict[str, Tensor] = dict(captured.constants)
+    if options.keep_weights:
+        held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        wanted = (t.name for t in captured.inputs if t.kind in (InputKind.PARAMETER, InputKind.BUFFER))
+        values |= {name: held[name].detach() for name in wanted}
+    return {name: v.to(options.floats.of(v.dtype)) for name, v in values.items()}
+
+
+def remark_json(remark: Remark) -> dict[str, Json]:
+    """A remark as programs keep it."""
+    origin, span = remark.origin, remark.span
+    plan: Json = None if span is None else {key: getattr(span, key) for key in _SPAN}
+    return {
+        "pass": remark.pass_name,
+        "kind": str(remark.kind),
+        "message": remark.message,
+        "module": origin.module_path,
+        "file": origin.file,
+        "line": origin.line,
+        "backward": origin.backward,
+        "plan": plan,
+    }

@@ -1,0 +1,109 @@
+"""The request that a program is compiled from, the result, and the callbacks in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from torch import nn
+
+from ...dsl.plan import Plan
+from ...frontend.capture.call import BoundCall, bind_call
+from ...frontend.captured import Capture, Mode
+from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
+from ...frontend.to_ir import Floats
+from ...ir.module import Module
+from ...passes.manager import PassRun
+from ...runtime.program.arguments import Json
+from ...runtime.program.named_sizes import Symbolic
+from ...runtime.program.program import Program
+
+CAPTURED = "captured"
+"""The name that `Observer.module` gets before the first pass, in place of a pass's."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile, beside the model and the plan."""
+
+    mode: Mode = Mode.TRAIN
+    loss_only: bool = False
+    """Keep of the forward's result the loss alone."""
+    floats: Floats = Floats.AS_CAPTURED
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    """What checks need to know of the inputs: {"inputs": {name: {"high": vocabulary}}}."""
+    source: Mapping[str, Json] = field(default_factory=dict)
+    """Where the model came from, for the manifest."""
+    keep_weights: bool = True
+    """Store the model's present parameters and buffers in the program."""
+    padded_inputs: tuple[str, ...] = ()
+    """Inputs that need not divide by their ranks: those with dynamic dims."""
+    delay_reductions: bool = False
+    """Leave the parameters' gradients unreduced, for steps that accumulate before they reduce."""
+
+
+class IfStatic(StrEnum):
+    """What to do when named sizes are requested, and a program is valid for the call's own sizes only."""
+
+    COMPILE = "compile for the sizes of the call"
+    REFUSE = "refuse (E0422)"
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """All that a program is compiled from: one call of a model, a plan, and options."""
+
+    model: nn.Module
+    call: BoundCall
+    plan: Plan
+    options: Options = Options()
+    sizes: Mapping[str, CalledSize] = field(default_factory=dict)
+    """The call's sizes that become named sizes of the program."""
+    if_static: IfStatic = IfStatic.COMPILE
+    """Of use with `sizes` only."""
+
+    @staticmethod
+    def of(
+        model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], plan: Plan, options: Options = Options()
+    ) -> CompileRequest:
+        """For a call with these arguments. Errors: those of `bind_call`."""
+        return CompileRequest(model, bind_call(model, args, kwargs), plan, options)
+
+
+def _ignore(stage: str) -> None:
+    """Observe nothing."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Callbacks of a running compile."""
+
+    stage: Callable[[str], None] = _ignore
+    """The name of each stage as it begins: capture, convert, passes, lower, sizes."""
+    module: Callable[[str, Module], None] | None = None
+    """The module as captured (`CAPTURED`), and as each pass leaves it, with the pass's name."""
+
+
+NO_OBSERVER = Observer()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The named sizes of a program; or why it holds for the sizes of its call alone."""
+
+    symbolic: Symbolic | None
+    why_not: str = ""
+    compilations: int = 1
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program and how it came to be."""
+
+    program: Program
+    capture: Capture
+    runs: tuple[PassRun, ...]
+    sizes: Found | None = None
+    """None where no named sizes were asked for."""

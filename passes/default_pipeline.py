@@ -1,0 +1,140 @@
+"""The passes of every compile, in named phases: the one place where a plan becomes options of passes.
+
+To add a pass, write an entry in its phase: the pass, or a function from the config to the pass, and when it runs.
+A pass that a statement configures has the option `plan`, or the statement's value where that is one word. Without its
+statement it does nothing, so `stretto opt` can run it alone. What a pass decides, later passes read from the module
+(docs/adr/0011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..dsl.plan import Plan
+from .base import Pass
+from .layers.fold_layers import FoldLayers
+from .manager import Step
+from .normalize.cast_gradients import CastGradients
+from .normalize.expand_losses import ExpandLosses
+from .normalize.lower_idioms import LowerIdioms
+from .normalize.put_batch_first import PutBatchFirst
+from .normalize.raise_idioms import RaiseIdioms
+from .normalize.raise_matmuls import RaiseMatmuls
+from .normalize.simplify_views import SimplifyViews
+from .normalize.split_counts import SplitCounts
+from .normalize.split_means import SplitMeans
+from .overlap.hoist_collectives import HoistCollectives
+from .overlap.start_collectives import StartCollectives
+from .overlap.use_local_statistics import UseLocalStatistics
+from .partition.partition_tensors import PartitionTensors
+from .pipelining.average_microbatches import AverageMicrobatches
+from .pipelining.cut_stages import CutStages
+from .pipelining.order_tasks import OrderTasks
+from .pipelining.split_segments import SplitSegments
+from .sharding.place_arguments import PlaceArguments
+from .sharding.propagate_placements import PropagatePlacements
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What decides which passes run, and with which options: the plan, and what its program is for."""
+
+    plan: Plan
+    delay_reductions: bool = False
+    """Leave the parameters' gradients unreduced, for steps that accumulate before they reduce."""
+    follow_precision: bool = True
+    """Apply the plan's `precision` and `transfer`; not when a check raises all floats to float64."""
+    padded_inputs: tuple[str, ...] = ()
+    """Inputs that need not divide by their ranks."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pass of a phase, or a list of MLIR's own."""
+
+    step: Step | Callable[[PipelineConfig], Pass]
+    when: Callable[[PipelineConfig], bool] = lambda config: True
+
+    def made(self, config: PipelineConfig) -> Step:
+        """The pass with its options."""
+        return self.step if isinstance(self.step, Pass | str) else self.step(config)
+
+
+def default_pipeline(config: PipelineConfig) -> list[Step]:
+    """The passes that a compile runs, in order."""
+    return [step for steps in phases(config).values() for step in steps]
+
+
+def phases(config: PipelineConfig) -> dict[str, list[Step]]:
+    """The passes of each phase."""
+    return {name: [entry.made(config) for entry in entries if entry.when(config)] for name, entries in PHASES.items()}
+
+
+def _pipelined(config: PipelineConfig) -> bool:
+    return config.plan.pipeline is not None
+
+
+def _per_microbatch(config: PipelineConfig) -> bool:
+    return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
+
+
+def _place_arguments(config: PipelineConfig) -> Pass:
+    return PlaceArguments(config.plan, ",".join(config.padded_inputs))
+
+
+def _cast_gradients(config: PipelineConfig) -> Pass:
+    precision = config.plan.precision if config.follow_precision else None
+    return CastGradients(precision.reduce if precision is not None else None)
+
+
+def _propagate_placements(config: PipelineConfig) -> Pass:
+    return PropagatePlacements(config.delay_reductions)
+
+
+def _order_tasks(config: PipelineConfig) -> Pass:
+    return OrderTasks(config.plan, config.follow_precision)
+
+
+PHASES: Mapping[str, tuple[Entry, ...]] = {
+    # First, because `put-batch-first` reads the batch's extent from the module.
+    "annotate": (Entry(_place_arguments),),
+    # On global tensors, with every layer written out: equal computations get equal ops, more of which can be sharded.
+    # Idioms come first, because the passes after them rewrite the ops that idioms are recognised by.
+    "normalize": (
+        Entry(RaiseIdioms()),
+        Entry(ExpandLosses()),
+        Entry(SplitCounts(), _pipelined),
+        Entry(SplitMeans()),
+        Entry(_cast_gradients),
+        Entry(RaiseMatmuls()),
+        Entry(PutBatchFirst(), _pipelined),
+        Entry(SimplifyViews()),
+        Entry("canonicalize"),
+    ),
+    # After normalisation, which makes layers equal; before placement, so that later passes cost per distinct layer.
+    "fold": (Entry(FoldLayers()),),
+    # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
+    "place": (Entry(_propagate_placements),),
+    # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
+    "partition": (
+        Entry(PartitionTensors()),
+        Entry(LowerIdioms()),
+        Entry("canonicalize,cse,symbol-dce"),
+    ),
+    # On local tensors, so that stages are balanced by what a rank computes. Tasks need segments, segments need stages.
+    "pipeline": (
+        Entry(lambda config: AverageMicrobatches(config.plan), _per_microbatch),
+        Entry(lambda config: UseLocalStatistics(config.plan), _pipelined),
+        Entry(lambda config: CutStages(config.plan), _pipelined),
+        Entry(lambda config: SplitSegments(config.plan), _pipelined),
+        Entry(_order_tasks, _pipelined),
+        Entry("symbol-dce", _pipelined),
+    ),
+    # Last, when all communication is there and tasks have their order.
+    "overlap": (
+        Entry(HoistCollectives()),
+        Entry(StartCollectives()),
+    ),
+}
+"""The phases in their order."""
