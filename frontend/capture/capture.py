@@ -127,7 +127,12 @@ def _check_gradients(assembled: Assembled, mode: Mode) -> None:
     with_gradient = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
     if mode is Mode.TRAIN and trainable != with_gradient | set(assembled.unused_parameters):
         lost = sorted(trainable - with_gradient - set(assembled.unused_parameters))
-        raise AssertionError(f"the joint graph has no gradients for {lost}")
+        raise CaptureError(
+            "E0227",
+            f"torch's trace of the forward loses the gradients of {', '.join(lost)}",
+            expected="ops whose gradients torch derives",
+            help="look for an autograd function of a library in the forward, and write it with plain tensor ops",
+        )
     if mode is Mode.TRAIN and not any(tensor.kind is InputKind.TANGENT for tensor in assembled.inputs):
         raise AssertionError("the joint graph has no tangent")
 
