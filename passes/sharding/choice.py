@@ -47,6 +47,8 @@ class Operand:
     """Whether its sum over microbatches is there before they run, or is wanted only when all have run."""
     is_drawn: bool = False
     """Whether it is drawn, so that any part of it can be made anywhere."""
+    is_late: bool = False
+    """Whether it is there only when all microbatches have run."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def choose(
                 moves += COUPLES / 2  # of all that cannot be, this says the most
             return moves + _deferred(outputs, row, axis, size)
 
-        picked.append((axis, _cheapest(rules.rows, cost)))
+        rows = _once(operands, rules.rows) if axis == MICROBATCH else rules.rows
+        picked.append((axis, _cheapest(rows, cost)))
     ranks = [len(o.placements[0].dims) for o in operands]
     inputs = tuple(
         Placement.of(rank, {axis: row.inputs[i] for axis, row in picked}, mesh) for i, rank in enumerate(ranks)
@@ -152,6 +155,18 @@ def cheapest_source(operand: Operand, target: Placement, mesh: Mesh) -> int:
 def _cheapest(rows: Sequence[Row], cost: Callable[[Row], float]) -> Row:
     costs = [cost(row) for row in rows]
     return rows[costs.index(min(costs))]
+
+
+def _once(operands: Sequence[Operand], rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows to choose from over time: what takes a late value runs once, when the sums it takes are there too.
+
+    So `(a + 0) + b` of two losses adds their sums. Where an operand is cut into microbatches all rows stay: each is
+    refused, for the sum that comes too late.
+    """
+    is_cut = any(isinstance(p.on(MICROBATCH), Shard) for o in operands for p in o.placements)
+    if is_cut or not any(o.is_late for o in operands):
+        return rows
+    return [row for row in rows if all(isinstance(p, Replicate | None) for p in (*row.inputs, *row.outputs))]
 
 
 def _deferred(outputs: Sequence[Output | None], row: Row, axis: str, size: int) -> float:
