@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
-from ..graph.checks import refuse_mixed_products, refuse_random_ops
+from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
 from ..graph.strided_views import refuse_strided_views, write_as_reshapes
 from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
@@ -91,6 +91,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
     _check_gradients(assembled, module.mode)
     refuse_random_ops(graphs.joint.graph)
     refuse_mixed_products(graphs.joint.graph)
+    refuse_sparse_gradients(graphs.joint.graph)
     outputs = _named_outputs(assembled.outputs, module.result.names)
     reference = reference_graph(graphs.forward, names, assembled.inputs, outputs)
     _strip(graphs.joint.graph)
