@@ -38,6 +38,8 @@ class Operand:
     """Whether its sum over microbatches is known before they run, or is needed only when all have run."""
     is_drawn: bool = False
     """Whether a random op makes it, so that every rank can draw any part of it."""
+    is_late: bool = False
+    """Whether its value is known only when all microbatches have run."""
 
     @property
     def may_be_partial(self) -> bool:
@@ -105,7 +107,10 @@ def choose(
                 moved_bytes += COUPLES / 2  # the best choice of those refused: its error says the most
             return moved_bytes + _deferred(outputs, strategy, axis, size)
 
-        chosen.append((axis, _cheapest(op_strategies.strategies, cost)))
+        strategies = op_strategies.strategies
+        if axis == MICROBATCH:
+            strategies = _after_all_microbatches(operands, strategies)
+        chosen.append((axis, _cheapest(strategies, cost)))
     ranks = [len(o.placements[0].dims) for o in operands]
     inputs = tuple(
         Placement.of(rank, {axis: strategy.inputs[i] for axis, strategy in chosen}, mesh)
@@ -131,6 +136,18 @@ def cheapest_source(operand: Operand, target: Placement, mesh: Mesh) -> int:
 def _cheapest(strategies: Sequence[Strategy], cost: Callable[[Strategy], float]) -> Strategy:
     costs = [cost(strategy) for strategy in strategies]
     return strategies[costs.index(min(costs))]
+
+
+def _after_all_microbatches(operands: Sequence[Operand], strategies: Sequence[Strategy]) -> Sequence[Strategy]:
+    """The strategies over the microbatch axis: an op on a late value runs once, on complete sums.
+
+    So `(a + 0) + b` of two losses adds their sums. Where an operand is sharded over microbatches all strategies stay:
+    each is refused, because the sum comes too late.
+    """
+    is_sharded = any(isinstance(p.on(MICROBATCH), Shard) for o in operands for p in o.placements)
+    if is_sharded or not any(o.is_late for o in operands):
+        return strategies
+    return [s for s in strategies if all(isinstance(p, Replicate | None) for p in (*s.inputs, *s.outputs))]
 
 
 def _deferred(outputs: Sequence[Output | None], strategy: Strategy, axis: str, size: int) -> float:

@@ -34,6 +34,16 @@ class Crossing(StrEnum):
     NO_RULE = "has no sharding rule, so that nothing is known of its rows"
 
 
+_OTHER_LAYER = "take a layer that treats each row alone (a group norm for a batch norm)"
+_WAYS_OUT = {
+    Crossing.ROWS: f"{_OTHER_LAYER}, compute a number that is only looked at outside of the forward",
+    Crossing.SUM: "make the loss of sums and means over rows, added and scaled (not a root or a product of them), "
+    "or detach a number that is only looked at",
+    Crossing.STATISTICS: _OTHER_LAYER,
+    Crossing.NO_RULE: "write it with ops that have a rule",
+}
+
+
 def has_microbatch_axis(mesh: Mesh) -> bool:
     """Whether a mesh has a microbatch axis."""
     return MICROBATCH in dict(mesh)
@@ -101,6 +111,6 @@ def refusal(op: Operation, reason: Crossing) -> StrettoError:
         f'{backward}"{name}"{where} {reason}',
         span=Span(origin.file, origin.line) if origin.file else None,
         expected="expected an operation that each microbatch can do alone",
-        help="take a layer that treats each row alone (a group norm for a batch norm), or say in the pipeline that the "
-        "loss is the mean of those of its microbatches: per microbatch",
+        help=f"{_WAYS_OUT[reason]}, or say in the pipeline that the loss is the mean of those of its microbatches: "
+        "per microbatch",
     )
