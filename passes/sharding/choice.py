@@ -107,7 +107,7 @@ def choose(
                 moved_bytes += COUPLES / 2  # the best choice of those refused: its error says the most
             return moved_bytes + _deferred(outputs, strategy, axis, size)
 
-        strategies = op_strategies.strategies
+        strategies: Sequence[Strategy] = op_strategies.strategies
         if axis == MICROBATCH:
             strategies = _after_all_microbatches(operands, strategies)
         chosen.append((axis, _cheapest(strategies, cost)))

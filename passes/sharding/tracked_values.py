@@ -88,7 +88,7 @@ class TrackedValues:
             scatter_dims=self.activation_sharding.scatter_dims(tracked.type),
             is_early=tracked.is_early or value in self.to_targets,
             is_drawn=_is_drawn(tracked.value),
-            is_late=tracked.late is not None,
+            is_late=tracked.late_cause is not None,
         )
 
     def move(self, value: Value, target: Placement, op: Operation, *, is_last: bool = False) -> Value:
