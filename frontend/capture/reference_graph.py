@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import fx
 
+from ...ops.table import find_op
 from ..captured import CapturedOutput, CapturedTensor, CaptureError, InputKind, OutputKind
 from ..graph import autocast
 from ..graph.argument_json import encode_call
 from ..graph.random_op import RANDOM, RANDOM_STATE
+from ..graph.unknown_ops import unknown_op
 from ..metadata import source_span
 from .assemble import Names
 
@@ -26,7 +28,7 @@ def reference_graph(
     """`{inputs, outputs, slots, code}` of `forward`; slot i < len(inputs) is input i, tangents are left out.
 
     Outputs stand in the capture's order: results, then the buffers that the forward changes in place, whose slot is the
-    buffer's own. Errors: E0225 where an op has an argument that JSON cannot say.
+    buffer's own. Errors: E0225 where an op has an argument that JSON cannot say, E0230 for an op outside the table.
     """
     given = [tensor for tensor in inputs if tensor.kind is not InputKind.TANGENT]
     return _Writer(forward, names, given).write(outputs)
@@ -83,6 +85,8 @@ class _Writer:
             op, args, kwargs = encode_call(node, self._slots.__getitem__)
         except ValueError as error:
             raise CaptureError("E0225", f'"{node.target}": {error}', span=source_span(node)) from None
+        if node.target is not RANDOM and find_op(op) is None:
+            raise unknown_op(node, op)
         if node.target is RANDOM:
             args[0] = {"%": self._input_slot[InputKind.RANDOM, RANDOM_STATE.name]}
         return {"op": op, "args": args, "kwargs": kwargs, "out": self._out(node), "free": [], "loc": None}

@@ -1,8 +1,8 @@
-"""Arguments of aten ops as JSON, as programs and references hold them.
+"""Arguments of aten ops as JSON, as references hold them.
 
-A value is {"%": slot}; a dtype {"dtype": "float32"}; a float that JSON lacks {"float": "inf"}; the rest is itself.
-Where a tensor lies and how its memory is laid out (`device`, `layout`, `pin_memory`, `memory_format`) is no argument:
-a value has neither strides nor a device.
+A value is {"%": slot}; a dtype {"dtype": "float32"}; a memory format {"memory_format": "contiguous_format"}; a float
+that JSON lacks {"float": "inf"}; the rest is itself. Where a tensor is stored (`device`, `layout`, `pin_memory`) is no
+argument. The memory format is: the reference runs eagerly, where a later view may depend on the strides.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-DROPPED = frozenset({"device", "layout", "pin_memory", "memory_format"})
-"""Arguments that say where and how a tensor is stored."""
+DROPPED = frozenset({"device", "layout", "pin_memory"})
+"""Arguments that say where a tensor is stored."""
 
 _INSTEAD = {torch.ops.aten.to.device: torch.ops.aten.to.dtype}
 """Overloads that differ from another only by a dropped argument without a default."""
@@ -55,6 +55,8 @@ def encode(value: Any, slot: Callable[[fx.Node], int]) -> Any:
         return [encode(item, slot) for item in value]
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": str(value).removeprefix("torch.")}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -8,7 +8,8 @@ Before                                        After
 
 Once the collective is started apart from its wait (`start-collectives`), what was moved behind it hides it: weight
 gradients hide the reduction of input gradients. Collectives keep their order, which all ranks share. Values that what
-was moved still needs live a little longer.
+was moved still needs live a little longer. Nothing moves across a custom op: these are ordered against all
+communication.
 
 In the entry of a stage, tasks, sends and receives keep their order: a collective, with what is done between it and the
 last task that it needs, comes right after that task. One over the axis of the stages stays where it is.
@@ -32,6 +33,7 @@ from ...ir.pipelined_module import entries, pipeline_axis
 from ..base import Pass, Report
 from ..collective_text import collective_text
 from ..counted_remarks import Tally
+from .custom_ops import IsBarrier, communication_barriers
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class HoistCollectives(Pass):
     def run(self, module: Module) -> Report:
         moved, tally = 0, Tally(self.name)
         axis = pipeline_axis(module)
+        is_barrier = communication_barriers(module)
         stages = entries(module) if axis is not None else ()
         for function in module.functions().values():
             is_entry = function in stages
@@ -51,7 +54,7 @@ class HoistCollectives(Pass):
             for op in list(operations(function))[:-1]:
                 if _is_collective(op):
                     stays = is_entry and axis in from_attribute(op.attributes["axes"])
-                    later = [] if stays else _not_needed(op, pending, is_entry=is_entry)
+                    later = [] if stays else _not_needed(op, pending, is_barrier, is_entry=is_entry)
                     _move_after(op, later)
                     moved += len(later)
                     if later:
@@ -70,14 +73,18 @@ def _is_collective(op: Operation) -> bool:
     return call is not None and call.name in COLLECTIVES
 
 
-def _not_needed(collective: Operation, pending: list[Operation], *, is_entry: bool) -> list[Operation]:
+def _not_needed(
+    collective: Operation, pending: list[Operation], is_barrier: IsBarrier, *, is_entry: bool
+) -> list[Operation]:
     """Of the operations since the last collective, those that this one does not depend on, in order.
 
-    In an entry, those since the last task (or receive) that it depends on.
+    In an entry, those since the last task (or receive) that it depends on. Never those before a custom op.
     """
     needed: set[Value] = set(collective.operands)
     later = []
     for op in reversed(pending):
+        if is_barrier(op):
+            break
         if any(result in needed for result in op.results):
             if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
                 break

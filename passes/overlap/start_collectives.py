@@ -6,7 +6,8 @@ Before                                     After
   %3 = aten.add %1, %2                       %1 = comm.wait %f
                                              %3 = aten.add %1, %2
 
-What stands between the two runs while the collective does. A receive takes memory from its start on and needs nothing,
+What stands between the two runs while the collective does. No custom op stands there: a collective ends before one
+begins. A receive takes memory from its start on and needs nothing,
 so that it may start at any time: it does before a task (a call) that stands some tasks before the one that takes it.
 
 Needs: level `comm`.   Keeps: values, and the order of collectives, which all ranks share; of receives, that of those
@@ -31,6 +32,7 @@ from ..collective_text import collective_text
 from ..counted_remarks import Tally
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
+from .custom_ops import IsBarrier, communication_barriers
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,29 @@ class StartCollectives(Pass):
 
     def run(self, module: Module) -> Report:
         count, tally = 0, Tally(self.name)
+        is_barrier = communication_barriers(module)
         for function in module.functions().values():
             ops = list(operations(function))
             for at, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in BLOCKING:
-                    _split(op, call, ops, at)
+                    _split(op, call, ops, at, is_barrier)
                     count += 1
             if self.tasks_ahead:
-                _advance_receives(function, self.tasks_ahead)
+                _advance_receives(function, self.tasks_ahead, is_barrier)
             _say(function, tally)
         return Report(count, tally.remarks())
 
 
-def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
+def _split(op: Operation, call: Call, ops: list[Operation], at: int, is_barrier: IsBarrier) -> None:
     """Replace one collective; its users are in the same block, the terminator among them at the last.
 
     `ops` are its function's, of which it is number `at`.
     """
     [result] = op.results
-    first = _first([use.owner for use in result.uses]) or _later(ops, at)
+    barrier = next((later for later in ops[at + 1 :] if is_barrier(later)), None)
+    users = [use.owner for use in result.uses] or [_later(ops, at)]
+    first = _first([*users, *([barrier] if barrier is not None else [])])
     with context():
         with mlir.InsertionPoint(op):
             [future] = build(Call(start_of(call.name), call.args, call.kwargs), [future_of(result.type)], op.location)
@@ -80,7 +85,7 @@ def _later(ops: list[Operation], at: int) -> Operation:
     return next(tasks, ops[-1])
 
 
-def _advance_receives(function: Operation, tasks_ahead: int) -> None:
+def _advance_receives(function: Operation, tasks_ahead: int, is_barrier: IsBarrier) -> None:
     """Move the starts of receives before tasks that do not need them; those from one rank stay in their order."""
     ops = list(operations(function))
     places = {op: at for at, op in enumerate(ops)}
@@ -94,10 +99,13 @@ def _advance_receives(function: Operation, tasks_ahead: int) -> None:
             before = tasks[-tasks_ahead:]
             wanted[start] = before[0] if before else places[start]
     earliest: dict[tuple[str, int], int] = {}
+    after_barrier = 0
     for at, op in enumerate(ops):
+        if is_barrier(op):
+            after_barrier = at + 1
         if op.operation.name == RECEIVE_START:
             source = (from_attribute(op.attributes["axis"]), from_attribute(op.attributes["peer"]))
-            place = max(wanted[op], earliest.get(source, 0))
+            place = max(wanted[op], earliest.get(source, 0), after_barrier)
             earliest[source] = place
             if place < at:
                 op.operation.move_before(ops[place].operation)
@@ -110,11 +118,11 @@ def _with_waits(ops: list[Operation], task: int) -> int:
     return task
 
 
-def _first(users: list[Operation]) -> Operation | None:
+def _first(users: list[Operation]) -> Operation:
     """The one that stands before all others in their block."""
-    found: Operation | None = None
-    for user in users:
-        if found is None or user.operation.is_before_in_block(found.operation):
+    found = users[0]
+    for user in users[1:]:
+        if user.operation.is_before_in_block(found.operation):
             found = user
     return found
 
