@@ -260,7 +260,7 @@ def _name(node: fx.Node) -> str:
     name = _overload_name(node.target)
     if name in _STRIDED:
         raise _unsupported(node, f'"{name}", whose result depends on the memory layout of its operand')
-    entry = find_op(name)
+    entry = find_op(_STRIDELESS.get(name, (name, 0))[0])
     if name not in definitions() or entry is None or entry.only_in_references:
         raise unknown_op(node, name)
     return name

@@ -40,7 +40,7 @@ class OpEntry:
     name: str
     layout: Layout = Layout.ANY
     only_in_references: bool = False
-    """Whether it may stand only in the reference of a program, which runs eagerly on copies of the buffers."""
+    """Whether it may stand only in the reference, which runs eagerly and writes to copies of buffers."""
 
 
 @cache

@@ -109,7 +109,8 @@ class FunctionValidator:
             op = torch_op(instruction.op, path)
             if op.only_in_references:
                 raise ProgramError(
-                    "E0305", f"{path}: the program calls '{instruction.op}', which writes to its argument"
+                    "E0305",
+                    f"{path}: the program calls '{instruction.op}', which writes to its argument or says strides",
                 )
             check_call(op, instruction, path)
 

@@ -76,7 +76,11 @@ def test_ops_in_the_databases_of_torch_do_not_depend_on_strides() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     judged = set()
 
+    without_arguments = set(of(Source.NONE))
+
     def judge(call: OpCall) -> None:
+        if call.op in without_arguments:
+            return
         result = differences(call)
         if result is not None:
             judged.add(call.op)
