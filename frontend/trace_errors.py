@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..diagnostics import Span
 from .captured import CaptureError
-from .metadata import forward_span, is_users_file, line_span, source_line
+from .metadata import forward_span, is_users_file, line_span, source_line, source_span
 
 RAISED_BY_USER_CODE = (
     RuntimeError,
@@ -48,6 +50,10 @@ _SHARED = "aot_autograd() does not yet handle non-differentiable view input muta
 """Torch's message for a change of a tensor that shares memory with another."""
 
 
+_WITHOUT_DERIVATIVE = re.compile(r"derivative for (?P<op>\w+::\w+) is not implemented")
+"""Torch's message for an op that it cannot differentiate."""
+
+
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """Inside, torch's log records are dropped; what they report becomes an error of ours."""
@@ -64,6 +70,29 @@ def quiet_torch() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(drop)
+
+
+@contextmanager
+def missing_derivatives_named(graph: fx.Graph) -> Iterator[None]:
+    """Inside, a graph before autograd is differentiated. Errors: E0224 at the line of an op without a derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = _WITHOUT_DERIVATIVE.search(str(error))
+        if found is None:
+            raise
+        node = next((node for node in graph.nodes if _is_named(node, found["op"])), None)
+        raise CaptureError(
+            "E0224",
+            f'"{found["op"]}" has no derivative in torch, and a gradient is asked of it',
+            span=None if node is None else source_span(node),
+            expected="ops that torch can differentiate",
+            help="detach what it takes, .detach(), or write it with ops that have a derivative",
+        ) from None
+
+
+def _is_named(node: fx.Node, op: str) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name == op
 
 
 @contextmanager

@@ -132,6 +132,8 @@ def upstream_problem(step: str) -> str:
 def _parse_error(error: Any, text: str, file: str) -> StrettoError:
     diagnostics = error.error_diagnostics
     message = diagnostics[0].message if diagnostics else str(error)
+    if "unregistered dialect" in message:  # MLIR advises an option that Stretto does not have
+        message = "the operation belongs to no dialect that it knows"
     span = None
     place = _PLACE.fullmatch(str(diagnostics[0].location)) if diagnostics else None
     if place is not None:

@@ -14,25 +14,25 @@ from ..ir.module import Level, Module
 
 
 class RemarkKind(StrEnum):
-    """What a remark says: something was rewritten, something was not, or something to know."""
+    """Whether a remark reports a rewrite, a missed rewrite, a fact, or a statement without effect."""
 
     APPLIED = "applied"
     MISSED = "missed"
     NOTE = "note"
     WARNING = "warning"
-    """What the user asked for has no effect."""
+    """A request of the user has no effect."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing a pass did or declined, with the place in the user's model, or in the plan."""
+    """One rewrite that a pass did or declined, with its place in the user's model or in the plan."""
 
     pass_name: str
     kind: RemarkKind
     message: str
     origin: Origin = Origin()
     span: Span | None = None
-    """The statement of the plan that it is about."""
+    """The statement of the plan that it concerns."""
 
     def __str__(self) -> str:
         where = self.span or (self.origin if self.origin != Origin() else None)
@@ -41,13 +41,13 @@ class Remark:
 
 @dataclass(frozen=True)
 class Report:
-    """What one run of a pass did."""
+    """The result of one run of a pass."""
 
     rewritten: int = 0
     """Sites rewritten."""
     remarks: tuple[Remark, ...] = ()
     effects: Mapping[str, str] = field(default_factory=dict)
-    """For statements of the plan, by their keys (`statements.py`): why it had no effect; empty where it had one."""
+    """By key of a statement of the plan (`plan_effects.py`): why it had no effect; empty if it had one."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Pass(ABC):
     name: ClassVar[str]
     """Verb-object in kebab-case; the file has the same name."""
     levels: ClassVar[frozenset[Level]] = frozenset(Level)
-    """Of the modules that it takes; the manager refuses others (E0421)."""
+    """The levels of modules that it takes; the manager refuses others (E0421)."""
     keeps_values: ClassVar[bool] = True
-    """Whether the module computes the same after it; a pass that a statement of the plan has change the function says
-    no, and is not judged by values."""
+    """Whether the pass preserves the values of the module; false for a pass by which a plan statement changes the
+    function, which comparisons then skip."""
 
     @abstractmethod
     def run(self, module: Module) -> Report:

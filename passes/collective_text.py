@@ -1,4 +1,4 @@
-"""How remarks name an operation that communicates."""
+"""The text of a communication op in remarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..ir.pipelined_module import MICROBATCH
 
 
 def collective_text(op: Operation) -> str:
-    """A collective or a receive as remarks name it: "all_reduce over tp", "receive from pp=1"."""
+    """A collective or receive as text: "all_reduce over tp", "receive from pp=1"."""
     kind = synchronous(op.operation.name).removeprefix("comm.")
     if "peer" in op.attributes:
         return f"{kind} from {from_attribute(op.attributes['axis'])}={from_attribute(op.attributes['peer'])}"

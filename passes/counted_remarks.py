@@ -1,4 +1,4 @@
-"""Remarks of what happens at many places alike: one for each message and line of the model, with a count.
+"""Remarks with counts: one for each message and line of the model.
 
 Repeated layers count as one place: `layers.0.mlp` and `layers.1.mlp` are `layers.*.mlp`.
 """
@@ -11,15 +11,15 @@ from ..ir.locations import Origin
 from .base import Remark, RemarkKind
 
 
-class Tally:
-    """Collects what one pass did and declined."""
+class CountedRemarks:
+    """Collects the remarks of one pass and counts equal ones."""
 
     def __init__(self, pass_name: str) -> None:
         self._name = pass_name
         self._counts: Counter[tuple[RemarkKind, str, Origin]] = Counter()
 
     def add(self, kind: RemarkKind, message: str, origin: Origin, count: int = 1) -> None:
-        """Count what the message says as done `count` times at a place."""
+        """Add a remark that stands for `count` occurrences at a place."""
         self._counts[kind, message, _place(origin)] += count
 
     def applied(self, message: str, origin: Origin, count: int = 1) -> None:
@@ -27,20 +27,20 @@ class Tally:
         self.add(RemarkKind.APPLIED, message, origin, count)
 
     def missed(self, message: str, origin: Origin, count: int = 1) -> None:
-        """Count something that was declined; the message says why."""
+        """Count a missed rewrite; the message says why."""
         self.add(RemarkKind.MISSED, message, origin, count)
 
     def remarks(self) -> tuple[Remark, ...]:
-        """One remark for each message at each place, in the order of the first of each."""
-        found = []
+        """One remark for each message and place, in order of first occurrence."""
+        remarks = []
         for (kind, message, origin), count in self._counts.items():
             times = f"{count} x " if count > 1 or kind is RemarkKind.APPLIED else ""
-            found.append(Remark(self._name, kind, times + message, origin))
-        return tuple(found)
+            remarks.append(Remark(self._name, kind, times + message, origin))
+        return tuple(remarks)
 
 
 def _place(origin: Origin) -> Origin:
-    """The place with the numbers in its module path left open.
+    """The place with `*` for the numbers in its module path.
 
     >>> _place(Origin("layers.3.mlp", "gpt.py", 5)).module_path
     'layers.*.mlp'

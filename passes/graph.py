@@ -1,4 +1,4 @@
-"""A function as plain Python: nodes in order, who makes a value and who uses it; nodes can be copied elsewhere."""
+"""A function as a graph in plain Python: nodes in order, the maker and users of each value, copies of nodes."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Node:
 
 @dataclass
 class Graph:
-    """The nodes of one function in order; packing of lists is looked through."""
+    """The nodes of one function in order, without the packing of lists."""
 
     function: Operation
     nodes: list[Node]
     maker: dict[Value, Node] = field(default_factory=dict)
-    """Of every value but arguments."""
+    """The node that makes each value; arguments have none."""
     users: dict[Value, list[Node]] = field(default_factory=dict)
 
     @staticmethod
@@ -82,28 +82,28 @@ class Graph:
 
     @cached_property
     def results(self) -> list[tuple[Value, Record]]:
-        """What the function returns, with records."""
+        """The function's results with their records."""
         return list(zip(terminator(self.function).operands, result_records(self.function), strict=True))
 
     def dependents(self, values: Iterable[Value]) -> set[Node]:
-        """The nodes that use one of the values, directly or not."""
-        tainted, found = set(values), set[Node]()
+        """The nodes that depend on one of the values."""
+        tainted, dependents = set(values), set[Node]()
         for node in self.nodes:
             if any(value in tainted for value in node.operands):
-                found.add(node)
+                dependents.add(node)
                 tainted.update(node.values)
-        return found
+        return dependents
 
     def cone(self, values: Iterable[Value], within: Container[Node] | None = None) -> set[Node]:
-        """The nodes that the values come from, directly or not; `within`: no others are looked at, nor through."""
-        wanted, found = set(values), set[Node]()
+        """The nodes on which the values depend; `within` restricts the search to these nodes."""
+        needed, cone = set(values), set[Node]()
         for node in reversed(self.nodes):
             if within is not None and node not in within:
                 continue
-            if any(value in wanted for value in node.values):
-                found.add(node)
-                wanted.update(node.operands)
-        return found
+            if any(value in needed for value in node.values):
+                cone.add(node)
+                needed.update(node.operands)
+        return cone
 
 
 def copy_node(node: Node, values: MutableMapping[Value, Value], loc: Location | None = None) -> None:
@@ -111,8 +111,8 @@ def copy_node(node: Node, values: MutableMapping[Value, Value], loc: Location | 
     loc = node.op.location if loc is None else loc
     operands = [values[v] for v in node.operands]
     types = regroup(node.results, [v.type for v in node.values])
-    made = build_like(node, operands, types, loc)
-    values.update(zip(node.values, flatten(made), strict=True))
+    results = build_like(node, operands, types, loc)
+    values.update(zip(node.values, flatten(results), strict=True))
 
 
 def build_like(node: Node, operands: Sequence[Value], types: Sequence[Any], loc: Location) -> list[Any]:
@@ -123,7 +123,7 @@ def build_like(node: Node, operands: Sequence[Value], types: Sequence[Any], loc:
 
 
 def made_at(module: Module, value: Value) -> Location | None:
-    """Where in the model a value is made, calls followed to what makes their results; None for an argument."""
+    """The location of the operation that makes a value, also inside called functions; None for an argument."""
     functions = module.functions()
     while isinstance(value.owner, mlir.Operation | mlir.OpView):
         name = callee(value.owner)
@@ -133,9 +133,9 @@ def made_at(module: Module, value: Value) -> Location | None:
     return None
 
 
-def replaced(values: Mapping[Value, Value], wanted: Iterable[Value]) -> list[Value]:
-    """What each value became."""
-    return [values[v] for v in wanted]
+def replaced(values: Mapping[Value, Value], old_values: Iterable[Value]) -> list[Value]:
+    """The new value of each old one."""
+    return [values[v] for v in old_values]
 
 
 def _node(op: Operation) -> Node:

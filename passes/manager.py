@@ -1,4 +1,4 @@
-"""Runs passes in order on one module, verifies before the first and after each, and collects what they say."""
+"""Runs passes in order on one module, verifies before the first and after each, and collects their remarks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .base import Pass, Remark, Report
 from .option_values import closing_brace
 
 Step = Pass | str
-"""A pass of ours, or passes of upstream's as MLIR spells them, such as "canonicalize{top-down=false},cse"; each of
-those runs as one of its own."""
+"""A Stretto pass, or upstream passes in MLIR's syntax, such as "canonicalize{top-down=false},cse"; each of these runs
+separately."""
 
 
 class Verification(StrEnum):
@@ -27,7 +27,7 @@ class Verification(StrEnum):
 
 @dataclass
 class PassRun:
-    """What one pass did: its name, its report, and how long it took (seconds)."""
+    """One run of a pass: its name, its report, and its duration (seconds)."""
 
     name: str
     report: Report
@@ -35,9 +35,9 @@ class PassRun:
 
 
 class PassFailure(RuntimeError):
-    """A pass that raised what is no StrettoError (the cause), or left an invalid module: a mistake in the pass.
+    """A bug in a pass: it raised an exception other than StrettoError (the cause), or left an invalid module.
 
-    The module is then in the state in which the pass left it.
+    The module stays in the state in which the pass left it.
     """
 
     def __init__(self, pass_name: str, message: str) -> None:
@@ -47,7 +47,7 @@ class PassFailure(RuntimeError):
 
 @dataclass
 class PassManager:
-    """A list of passes. `after` is called with each pass's name and the module it leaves."""
+    """A list of passes. `after` is called with each pass's name and the rewritten module."""
 
     steps: Sequence[Step]
     after: Callable[[str, Module], None] | None = None
@@ -75,26 +75,26 @@ class PassManager:
 
 
 def single(steps: Sequence[Step]) -> Iterator[Step]:
-    """The steps with every list of upstream's passes taken apart."""
+    """The steps, with every list of upstream passes split into single ones."""
     for step in steps:
         if isinstance(step, str):
-            yield from _apart(step)
+            yield from _split_list(step)
         else:
             yield step
 
 
-def _apart(text: str) -> Iterator[str]:
-    """The passes of upstream's in a list of them; commas in braces are part of options."""
-    at = 0
-    while at < len(text):
-        end = text.find(",", at)
-        brace = text.find("{", at, end if end >= 0 else None)
+def _split_list(text: str) -> Iterator[str]:
+    """The single passes of a list of upstream passes; commas in braces are part of options."""
+    start = 0
+    while start < len(text):
+        end = text.find(",", start)
+        brace = text.find("{", start, end if end >= 0 else None)
         if brace >= 0:
             closed = closing_brace(text, brace)
             end = text.find(",", closed) if closed is not None else -1
         end = end if end >= 0 else len(text)
-        yield text[at:end]
-        at = end + 1
+        yield text[start:end]
+        start = end + 1
 
 
 def step_name(step: Step) -> str:
@@ -116,19 +116,19 @@ def _run(step: Step, module: Module) -> Report:
         raise PassFailure(name, f'pass "{name}" failed: {type(error).__name__}: {error}') from error
 
 
-def _check_level(step: Pass, found: Level) -> None:
+def _check_level(step: Pass, module_level: Level) -> None:
     """Raise E0421 for a module of a level that the pass does not take."""
-    if found in step.levels:
+    if module_level in step.levels:
         return
-    way = {
+    advice = {
         Level.COMM: f"its tensors are cut already: run {step.name} on a module from before partition-tensors",
         Level.ATEN: f"its tensors are whole: run propagate-placements,partition-tensors before {step.name}",
     }
     raise StrettoError(
         "E0421",
-        f'pass "{step.name}" does not take a module of level "{found}"',
+        f'pass "{step.name}" does not take a module of level "{module_level}"',
         expected=" or ".join(f'level "{level}"' for level in sorted(step.levels)),
-        help=f"{way[found]}; compile --dump-ir DIR writes the module before and after each pass",
+        help=f"{advice[module_level]}; compile --dump-ir DIR writes the module before and after each pass",
     )
 
 

@@ -1,4 +1,4 @@
-"""Passes' options as text: names, and values by the type of the field, which are read, checked and printed."""
+"""Pass options as text: option names, and parsing, checking and printing of values by the field's type."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from ..dsl.plan import Plan
 
 VALUE = re.compile(r'"(?P<quoted>[^"]*)"|(?P<bare>[^\s{}"]+)')
-"""A value in a pipeline that has no braces of its own: in double quotes, or without blanks and braces."""
+"""A value in a pipeline without braces: in double quotes, or without blanks and braces."""
 _BRACES = re.compile(r'[{}]|"[^"]*"?')
 
 
 def option_name(field_name: str) -> str:
-    """The option that a field is: kebab-case."""
+    """The option name of a field: kebab-case."""
     return field_name.replace("_", "-")
 
 
 def closing_brace(text: str, opened: int) -> int | None:
-    """The place of the brace that closes the one at `opened`; braces in double quotes do not count.
+    """The index of the brace that closes the one at `opened`; braces in double quotes do not count.
 
     >>> closing_brace('{a={b="}"}}', 0), closing_brace("{{}", 0)
     (10, None)
@@ -36,7 +36,7 @@ def closing_brace(text: str, opened: int) -> int | None:
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be, ends included, and its unit: `min_bytes: Annotated[int, Range(0, unit="bytes")] = 0`."""
+    """The range of a number, ends included, and its unit: `min_bytes: Annotated[int, Range(0, unit="bytes")] = 0`."""
 
     low: float | None = None
     high: float | None = None
@@ -49,21 +49,21 @@ class Range:
         return f"from {self.low} to {self.high}{unit}" if self.low is not None else f"of at most {self.high}{unit}"
 
     def holds(self, value: float) -> bool:
-        """Whether a value is in it; NaN is in none."""
+        """Whether a value is in the range; NaN never is."""
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high) and value == value
 
 
 def parse_value(type_: Any, text: str) -> Any:
-    """The value of a field's type (as `get_type_hints` tells it, with extras) that a text spells.
+    """Parse a text as a value of a field's type (from `get_type_hints`, with extras).
 
-    ValueError says what was expected. For a type that may be None, the text "none" is None.
+    Raises ValueError with what was expected. For a type that may be None, the text "none" is None.
     """
     if get_origin(type_) is Annotated:
         base, *extras = get_args(type_)
-        limits = [each for each in extras if isinstance(each, Range)]
+        limits = [item for item in extras if isinstance(item, Range)]
         return _within(base, limits, text)
     if get_origin(type_) in (Union, UnionType):
-        kinds = [each for each in get_args(type_) if each is not NoneType]
+        kinds = [item for item in get_args(type_) if item is not NoneType]
         if len(kinds) < len(get_args(type_)) and text == "none":
             return None
         return parse_value(kinds[0], text)
@@ -105,7 +105,7 @@ def _within(base: Any, limits: list[Range], text: str) -> Any:
         value = parse_value(base, text)
     except ValueError:
         raise ValueError(expected) from None
-    if value is not None and not all(each.holds(value) for each in limits):
+    if value is not None and not all(item.holds(value) for item in limits):
         raise ValueError(expected)
     return value
 

@@ -1,4 +1,4 @@
-"""What a plan's statements about arguments did: which parameters and inputs each of them cut, or why it cut none."""
+"""The effects of a plan's statements: which parameters and inputs each one shards, or why it shards none."""
 
 from __future__ import annotations
 
@@ -20,63 +20,65 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Decisions:
-    """A plan, and what became of the arguments under it."""
+    """A plan, and the placements of arguments that follow from it."""
 
     plan: Plan
     parameters: tuple[ParameterSharding, ...]
     inputs: tuple[Mapping[str, int], ...]
-    """The dim that each axis cuts, for each input that has the batch."""
-    whole: tuple[str, ...]
-    """The names of the inputs that stay whole."""
+    """The dim that each axis shards, for each input with the batch dim."""
+    replicated_inputs: tuple[str, ...]
+    """The names of inputs that are replicated."""
 
     def effects(self) -> dict[str, str]:
-        """By key of a statement: why it had no effect, empty where it had one; of the activations only what is sure."""
-        found: dict[str, str] = {}
+        """By key of a statement: why it has no effect, empty if it has one; of activations only trivial axes."""
+        effects: dict[str, str] = {}
         for index, statement in enumerate(self.plan.statements):
             if isinstance(statement, ShardParameters):
-                found[key_of(index)] = self._why_no_parameter(index, statement)
+                effects[key_of(index)] = self._why_no_parameter(index, statement)
             elif isinstance(statement, WrittenSchedule):
                 pipeline = self.plan.pipeline
                 used = pipeline is not None and pipeline.schedule == statement.name
-                found[key_of(index)] = "" if used else "no pipeline names this schedule"
+                effects[key_of(index)] = "" if used else "no pipeline names this schedule"
             elif isinstance(statement, Precision | Pipeline):
                 continue
             elif self._is_trivial(statement.axes):
-                found[key_of(index)] = _one_rank(statement.axes)
+                effects[key_of(index)] = _one_rank(statement.axes)
             elif isinstance(statement, ShardInputs):
-                cut = any(set(statement.axes) & each.keys() for each in self.inputs)
-                found[key_of(index)] = "" if cut else "no input has the dim that it cuts"
-        return found
+                cut = any(set(statement.axes) & dims.keys() for dims in self.inputs)
+                effects[key_of(index)] = "" if cut else "no input has the dim that it cuts"
+        return effects
 
     def remarks(self) -> list[Remark]:
-        """What each statement cut, and the inputs that were left whole."""
-        found = []
+        """Remarks of what each statement shards, and of the inputs that stay whole."""
+        remarks = []
         for statement in self.plan.statements:
             if isinstance(statement, ShardParameters):
-                count, what = len(self._cut(statement)), "parameters"
+                count, kind = len(self._cut(statement)), "parameters"
             elif isinstance(statement, ShardInputs):
-                count, what = sum(bool(set(statement.axes) & each.keys()) for each in self.inputs), "inputs"
+                count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
             elif isinstance(statement, Pipeline):
                 inputs = f"{len(self.inputs)} input{'s' if len(self.inputs) > 1 else ''}"
                 message = f"{inputs} cut into {statement.microbatches} microbatches"
-                found.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
+                remarks.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
                 continue
             else:
                 continue
             if count:
-                over = ", ".join(statement.axes)
-                message = f"{count} {what if count > 1 else what[:-1]} cut over {over}"
-                found.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
+                axes = ", ".join(statement.axes)
+                message = f"{count} {kind if count > 1 else kind[:-1]} cut over {axes}"
+                remarks.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
         shared = any(self._size(axis) > 1 for axis in self.plan.data_axes)
-        if self.whole and (shared or self.plan.pipeline is not None):
+        if self.replicated_inputs and (shared or self.plan.pipeline is not None):
             where = "on every rank" if shared else "for every microbatch"
-            message = f"inputs without the batch's dim stay whole {where}: {_listed(self.whole)}"
-            found.append(Remark(_PASS, RemarkKind.MISSED, message))
-        return found
+            message = f"inputs without the batch's dim stay whole {where}: {_listed(self.replicated_inputs)}"
+            remarks.append(Remark(_PASS, RemarkKind.MISSED, message))
+        return remarks
 
     def idle_axes(self) -> list[Remark]:
-        """A warning for every axis of more than one rank that cuts no argument and no activation."""
-        used = {axis for each in self.parameters for axis in each.dims} | {a for each in self.inputs for a in each}
+        """A warning for every axis of more than one rank that shards no argument and no activation."""
+        used = {axis for placed in self.parameters for axis in placed.dims} | {
+            a for placed in self.inputs for a in placed
+        }
         used |= {axis for statement in self.plan.activations for axis in statement.axes}
         used |= {self.plan.pipeline.axis} if self.plan.pipeline is not None else set()
         return [
@@ -91,23 +93,29 @@ class Decisions:
         ]
 
     def _why_no_parameter(self, index: int, statement: ShardParameters) -> str:
-        """Empty where the statement cuts a parameter, or keeps one from what an earlier statement says of it."""
-        decided = [each for each in self.parameters if any(s is statement for s in each.decided_by)]
+        """Why a statement shards no parameter; empty if it shards one, or overrides an earlier statement."""
+        decided = [parameter for parameter in self.parameters if any(s is statement for s in parameter.decided_by)]
         earlier = [s for s in self.plan.statements[:index] if isinstance(s, ShardParameters)]
-        if any(matches(other, name) for other in earlier for each in decided for name in each.names):
+        if any(matches(other, name) for other in earlier for parameter in decided for name in parameter.names):
             return ""
         if decided and self._is_trivial(statement.axes):
             return _one_rank(statement.axes)
         if decided:
             return "" if self._cut(statement) else f"what it matches has no {statement.layout} and stays whole"
-        matched = [each for each in self.parameters if any(matches(statement, name) for name in each.names)]
-        lines = sorted({s.span.line for each in matched for s in each.decided_by if s.span})
+        matched = [
+            parameter for parameter in self.parameters if any(matches(statement, name) for name in parameter.names)
+        ]
+        lines = sorted({s.span.line for parameter in matched for s in parameter.decided_by if s.span})
         places = f" (line {', '.join(map(str, lines))})" if lines else ""
         return f"later statements decide for everything that it matches{places}"
 
     def _cut(self, statement: ShardParameters) -> list[str]:
-        """The parameters that a statement decided and cut."""
-        return [each.name for each in self.parameters if each.dims and any(s is statement for s in each.decided_by)]
+        """The parameters that a statement decides and shards."""
+        return [
+            parameter.name
+            for parameter in self.parameters
+            if parameter.dims and any(s is statement for s in parameter.decided_by)
+        ]
 
     def _is_trivial(self, axes: tuple[str, ...]) -> bool:
         """Whether each of the axes has one rank."""
@@ -128,7 +136,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def key_of(index: int) -> str:
-    """The key of the plan's statement at a place in `plan.statements`."""
+    """The key of the plan's statement at an index of `plan.statements`."""
     return f"statement {index}"
 
 
@@ -142,20 +150,20 @@ PRECISION_KEY = "precision"
 
 
 def void_statements(plan: Plan, effects: Sequence[tuple[str, Mapping[str, str]]]) -> list[Remark]:
-    """A warning for every statement on which passes report, and none of them an effect.
+    """A warning for every statement whose effect passes report, if none reports one.
 
     `effects` holds, for each pass that ran, its name and `Report.effects`.
     """
-    found = []
+    remarks = []
     for index, statement in enumerate(plan.statements):
         keys = _keys(index, statement)
-        said = [(name, each[key]) for name, each in effects for key in keys if key in each]
-        if said and all(why for _, why in said):
-            name, why = said[-1]
-            what = "this statement" if statement.span else f'"{statement}"'
-            message = f"{what} has no effect: {why}"
-            found.append(Remark(name, RemarkKind.WARNING, message, span=statement.span))
-    return found
+        reasons = [(name, pass_effects[key]) for name, pass_effects in effects for key in keys if key in pass_effects]
+        if reasons and all(reason for _, reason in reasons):
+            name, reason = reasons[-1]
+            subject = "this statement" if statement.span else f'"{statement}"'
+            message = f"{subject} has no effect: {reason}"
+            remarks.append(Remark(name, RemarkKind.WARNING, message, span=statement.span))
+    return remarks
 
 
 def _keys(index: int, statement: Statement) -> tuple[str, ...]:

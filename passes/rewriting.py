@@ -1,4 +1,4 @@
-"""Rewriting operations one by one: find them by name, build what replaces them in their place, erase what is left over.
+"""Rewrite operations one by one: find them by name, build their replacement, erase dead operations.
 
 A pass of this kind is a table of patterns by the names of operations, which `rewrite` applies to every function:
 
@@ -11,7 +11,7 @@ A pass of this kind is a table of patterns by the names of operations, which `re
         site.replace(site.emitter.op("aten.div.Scalar", total, 8, type=site.type))
         return Applied("mean written as a sum and a division")
 
-Passes that move operations, or treat several at once, take `sites`, `producer` and `users` alone.
+Passes that move operations, or rewrite several at once, use only `sites`, `producer` and `users`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..ir.module import Module, operations
 from ..ir.operations import Call, build, is_packing, read
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Report
-from .counted_remarks import Tally
+from .counted_remarks import CountedRemarks
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Applied:
 
 @dataclass(frozen=True)
 class Declined:
-    """A pattern left its operation, for a reason that the user is to know."""
+    """A pattern left its operation, for a reason that the user should know."""
 
     message: str
 
 
 Outcome = Applied | Declined | None
-"""What a pattern did with one operation; None where it has nothing to say of it."""
+"""The outcome of a pattern on one operation; None: it does not apply."""
 
 
 class Emitter:
@@ -67,7 +67,7 @@ class Emitter:
 
 @dataclass(frozen=True)
 class Site:
-    """One operation to rewrite. `origin` stays readable when the operation is gone."""
+    """One operation to rewrite. `origin` is valid after the operation is erased."""
 
     op: Operation
     call: Call
@@ -84,7 +84,7 @@ class Site:
         return from_mlir(self.op.results[0].type)
 
     def replace(self, *values: Value | None) -> None:
-        """Let `values` stand for the results, None for one that nothing uses, and erase the operation."""
+        """Replace the results by `values` (None for an unused one) and erase the operation."""
         for old, new in zip(self.op.results, values, strict=True):
             if new is not None:
                 old.replace_all_uses_with(new)
@@ -92,26 +92,26 @@ class Site:
 
 
 Pattern = Callable[[Site], Outcome]
-"""Rewrites one operation, or leaves it; what it builds is inserted before the operation."""
+"""Rewrites one operation or leaves it; new operations are inserted before it."""
 
 
 def rewrite(module: Module, pass_name: str, patterns: Mapping[str, Pattern]) -> Report:
-    """Apply each operation's pattern once, in order; what patterns insert is not rewritten again."""
-    count, tally = 0, Tally(pass_name)
+    """Apply each operation's pattern once, in order; inserted operations are not rewritten again."""
+    count, remarks = 0, CountedRemarks(pass_name)
     for site in sites(module, patterns):
         with context(), mlir.InsertionPoint(site.op):
             outcome = patterns[site.call.name](site)
         match outcome:
             case Applied(message):
                 count += 1
-                tally.applied(message, site.origin)
+                remarks.applied(message, site.origin)
             case Declined(message):
-                tally.missed(message, site.origin)
-    return Report(count, tally.remarks())
+                remarks.missed(message, site.origin)
+    return Report(count, remarks.remarks())
 
 
 def sites(module: Module, names: Container[str]) -> Iterator[Site]:
-    """The operations with one of `names`, function by function, each in the order that it has when it is reached."""
+    """The operations with one of `names`, in order, function by function."""
     for function in module.functions().values():
         for op in operations(function):
             call = read(op)
@@ -120,7 +120,7 @@ def sites(module: Module, names: Container[str]) -> Iterator[Site]:
 
 
 def producer(value: Value) -> Call | None:
-    """The operation of Stretto's dialects that makes a value; None for an argument, or the result of a call."""
+    """The operation of Stretto's dialects that makes a value; None for an argument or a function call's result."""
     return read(value.owner) if isinstance(value.owner, mlir.OpView | mlir.Operation) else None
 
 

@@ -30,8 +30,15 @@ def check_loss(captured: Capture, plan: Plan) -> None:
         span=plan.pipeline.span,
         expected="one loss, a number, in the result of the forward: the backwards of the first microbatches run "
         "before the forwards of the last",
-        help="compute the loss inside the model's forward; for results alone call it in eval mode or under no_grad()",
+        help=_way_out(len(losses)),
     )
+
+
+def _way_out(losses: int) -> str:
+    alone = "for results alone call the model in eval mode or under no_grad()"
+    if losses > 1:
+        return f"detach the results that are only looked at, .detach(), so that the loss alone is left; {alone}"
+    return f"compute the loss inside the model's forward; {alone}"
 
 
 def one_microbatch(call: BoundCall, plan: Plan) -> BoundCall:

@@ -84,8 +84,7 @@ def _same_as(value: Any) -> Callable[[Any], bool]:
     if frozen is not None:
         return lambda other: _frozen(other) == frozen
     if isinstance(value, MethodType):
-        method = WeakMethod(value)
-        return lambda other: bool(method() == other)
+        return _same_method_as(value)
     version = _version(value)
     try:
         kept = ref(value)
@@ -93,6 +92,18 @@ def _same_as(value: Any) -> Callable[[Any], bool]:
         number = id(value)
         return lambda other: id(other) == number
     return lambda other: kept() is other and _version(other) == version
+
+
+def _same_method_as(value: MethodType) -> Callable[[Any], bool]:
+    """A test of whether another value is the same bound method; methods are made anew at every look."""
+    try:
+        method = WeakMethod(value)
+    except TypeError:  # its object has no weak references, as numpy's generators
+        number, function = id(value.__self__), value.__func__
+        return lambda other: (
+            isinstance(other, MethodType) and (id(other.__self__), other.__func__) == (number, function)
+        )
+    return lambda other: bool(method() == other)
 
 
 def _is_constant(value: Any) -> bool:

@@ -29,14 +29,21 @@ def clip_grad_norm_(
     or several. Where ranks are processes, all of them must call it. `norm_type` is the p of the p-norm; `math.inf` is
     allowed.
 
-    Raises StrettoError E0605 while gradients are not reduced, E0606 (with `error_if_nonfinite`) for an infinite or NaN
-    norm.
+    Raises StrettoError E0601 for anything but a model, E0605 while gradients are not reduced, E0606 (with
+    `error_if_nonfinite`) for an infinite or NaN norm.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> model.weight.grad = torch.tensor([[3.0, 4.0]])
     >>> clip_grad_norm_(model, 1.0).item()
     5.0
     """
+    if not isinstance(model, nn.Module):
+        raise StrettoError(
+            "E0601",
+            f'clip_grad_norm_ got a value of type "{type(model).__qualname__}"',
+            expected="the model whose gradients are clipped, as stages of a pipeline have parameters elsewhere",
+            help="call stretto.clip_grad_norm_(model, max_norm)",
+        )
     if is_compiled(model) and compiled_module(model).has_unreduced_gradients:
         raise StrettoError(
             "E0605",

@@ -83,6 +83,7 @@ class _Compiled:
 
     def __init__(self, graph: fx.GraphModule, examples: Sequence[Any], plan: Plan) -> None:
         placeholders = graph.graph.find_nodes(op="placeholder")
+        self._numbers = _unwrapped_numbers(graph, placeholders)
         self._arguments = _arguments(placeholders, examples)
         self._module = DynamoGraph(graph, self._arguments, placeholders, examples)
         # Dynamo chooses the inputs of a graph: the user cannot pad them, so the program pads.
@@ -90,9 +91,9 @@ class _Compiled:
 
     def __call__(self, *values: Any) -> Any:
         inputs = []
-        for argument, value in zip(self._arguments, values, strict=True):
+        for position, (argument, value) in enumerate(zip(self._arguments, values, strict=True)):
             if argument.kind == "inputs":
-                inputs.append(value)
+                inputs.append(value.item() if position in self._numbers else value)
             else:
                 self._module.set_tensor(argument, value)
         return self.compiled.call(self._module, inputs, {})
@@ -159,6 +160,23 @@ class DynamoGraph(nn.Module):
             module.register_parameter(leaf, example)  # type: ignore[arg-type]
         else:
             module.register_buffer(leaf, example)
+
+
+def _unwrapped_numbers(graph: fx.GraphModule, placeholders: Sequence[fx.Node]) -> frozenset[int]:
+    """The positions of arguments that are only read as numbers, which the graph then takes as numbers.
+
+    With dynamic=True dynamo passes Python floats, such as the epsilon of a norm, as tensors. A program has them as
+    constants; another value gets another program.
+    """
+    numbers = set()
+    for position, node in enumerate(placeholders):
+        reads = list(node.users)
+        if reads and all(read.op == "call_method" and read.target == "item" for read in reads):
+            numbers.add(position)
+            for read in reads:
+                read.replace_all_uses_with(node)
+                graph.graph.erase_node(read)
+    return frozenset(numbers)
 
 
 def _arguments(placeholders: Sequence[fx.Node], examples: Sequence[Any]) -> list[_Argument]:

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ...diagnostics import StrettoError
 
 Names = tuple[tuple[str, ...], ...]
 """For each module, in order: the names of its children, of its parameters, of its buffers."""
@@ -50,13 +53,14 @@ class TensorCollector:
         self._buffers: tuple[str, ...] = ()
 
     def collect(self, model: nn.Module) -> ModuleTensors:
-        """The tensors that the model has now."""
+        """The tensors that the model has now. Raises StrettoError E0618 for a lazy module without values."""
         modules = _walk(model)
         names = tuple(tuple(named) for m in modules for named in (m._modules, m._parameters, m._buffers))
         parameters = [tensor for m in modules for tensor in m._parameters.values() if tensor is not None]
         buffers = [tensor for m in modules for tensor in m._buffers.values() if tensor is not None]
         known = len(parameters) == len(self._parameters) and len(buffers) == len(self._buffers)
         if names != self._names or not known:
+            _refuse_lazy(model)
             self._parameters = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
             self._buffers = tuple(name for name, _ in model.named_buffers(remove_duplicate=False))
             self._names = names
@@ -67,6 +71,19 @@ class TensorCollector:
             tuple([m.training for m in modules]),
             tuple([hook for m in modules for hook in (*m._forward_pre_hooks, *m._forward_hooks)]),
         )
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    """Raise StrettoError E0618 for a parameter or buffer of a lazy module, whose shape the first forward decides."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise StrettoError(
+                "E0618",
+                f'"{name}" belongs to a lazy module and has no shape yet',
+                expected="a model whose parameters have shapes",
+                help="call the model once before stretto.compile, under torch.no_grad() and on a batch like those to "
+                "come, or write its sizes out",
+            )
 
 
 def _walk(model: nn.Module) -> list[nn.Module]:

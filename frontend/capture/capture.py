@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
-from ..graph.checks import refuse_mixed_products, refuse_random_ops
+from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
 from ..graph.strided_views import refuse_strided_views, write_as_reshapes
 from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
@@ -91,6 +91,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
     _check_gradients(assembled, module.mode)
     refuse_random_ops(graphs.joint.graph)
     refuse_mixed_products(graphs.joint.graph)
+    refuse_sparse_gradients(graphs.joint.graph)
     outputs = _named_outputs(assembled.outputs, module.result.names)
     reference = reference_graph(graphs.forward, names, assembled.inputs, outputs)
     _strip(graphs.joint.graph)
@@ -127,7 +128,12 @@ def _check_gradients(assembled: Assembled, mode: Mode) -> None:
     with_gradient = {output.name for output in assembled.outputs if output.kind is OutputKind.GRADIENT}
     if mode is Mode.TRAIN and trainable != with_gradient | set(assembled.unused_parameters):
         lost = sorted(trainable - with_gradient - set(assembled.unused_parameters))
-        raise AssertionError(f"the joint graph has no gradients for {lost}")
+        raise CaptureError(
+            "E0227",
+            f"torch's trace of the forward loses the gradients of {', '.join(lost)}",
+            expected="ops whose gradients torch derives",
+            help="look for an autograd function of a library in the forward, and write it with plain tensor ops",
+        )
     if mode is Mode.TRAIN and not any(tensor.kind is InputKind.TANGENT for tensor in assembled.inputs):
         raise AssertionError("the joint graph has no tangent")
 

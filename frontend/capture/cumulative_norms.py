@@ -33,16 +33,19 @@ def _averages(norm: _BatchNorm) -> bool:
     return plain and norm.training and norm.momentum is None and norm.num_batches_tracked is not None
 
 
-def _normalized(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Batch norm in training: with n batches so far, statistics become (1 - 1/n) * old + 1/n * this batch's."""
-    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+def _normalized(norm: _BatchNorm, input: Tensor) -> Tensor:
+    """Batch norm in training: with n batches so far, statistics become (1 - 1/n) * old + 1/n * this batch's.
+
+    The argument has the name that it has in torch, as a norm that is the whole model is called by keyword.
+    """
+    norm._check_input_dim(input)  # type: ignore[no-untyped-call]
     old_mean, old_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     assert old_mean is not None and old_var is not None and count is not None, (
         "running statistics are all present or all absent"
     )
     count.add_(1)
     mean, var = torch.zeros_like(old_mean), torch.ones_like(old_var)
-    result = F.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
+    result = F.batch_norm(input, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
     share = 1 / count.to(old_mean.dtype)
     old_mean.copy_(old_mean + (mean - old_mean) * share)
     old_var.copy_(old_var + (var - old_var) * share)

@@ -32,7 +32,7 @@ from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
 from ..graph.regions import drop_assertions, inline_regions
 from ..metadata import is_users_file, source_line
-from ..trace_errors import RAISED_BY_USER_CODE
+from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
 from . import traced
 
 
@@ -151,7 +151,7 @@ def _trace(
         expand_random_ops(forward.graph)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         note_callers_region(forward)
-        with contextlib.ExitStack() as stack, switched_off():
+        with contextlib.ExitStack() as stack, switched_off(), missing_derivatives_named(forward.graph):
             joint = aot_export_joint_with_descriptors(
                 stack,
                 forward,

@@ -6,11 +6,13 @@ The reference comes from the same export, so no later check would see the differ
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from ..captured import CaptureError
 
@@ -32,12 +34,16 @@ def refuse_backward_hooks(model: nn.Module) -> None:
 def derived_gradients_only() -> Iterator[None]:
     """Inside, custom autograd functions and hooks on tensors raise E0227 where they are used.
 
-    Torch's own functions (checkpointing) are allowed: they do not change gradients.
+    Torch's own functions are allowed, as they do not change gradients. A reentrant checkpoint is traced as its body:
+    what a backward recomputes is the plan's choice.
     """
     apply = torch.autograd.Function.__dict__["apply"]
     register_hook = torch.Tensor.register_hook
 
     def refuse_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            function, _preserves_rng_state, *inputs = args
+            return _checkpointed(function, inputs)
         if cls.__module__.partition(".")[0] == "torch":
             return apply.__get__(None, cls)(*args, **kwargs)
         raise CaptureError("E0227", f'"{cls.__qualname__}" is a custom autograd function', help=_HELP)
@@ -52,3 +58,20 @@ def derived_gradients_only() -> Iterator[None]:
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
+
+
+def _checkpointed(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+    """The result of a reentrant checkpoint's body. Errors: E0227 where eager mode would give its parameters None."""
+    result = function(*inputs)
+    if torch.is_grad_enabled() and not _any_requires_grad(inputs) and _any_requires_grad(pytree.tree_leaves(result)):
+        raise CaptureError(
+            "E0227",
+            "a reentrant checkpoint gets no input that requires a gradient, so that torch gives its parameters none",
+            expected="an input that requires a gradient, or use_reentrant=False",
+            help="call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+        )
+    return result
+
+
+def _any_requires_grad(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)

@@ -42,6 +42,9 @@ class SideEffects:
     value_reads: dict[str, None] = field(default_factory=dict)
     """Lines ("file:line") at which a tensor's value is read into Python."""
 
+    python_draws: dict[str, None] = field(default_factory=dict)
+    """Lines ("file:line") at which Python draws random numbers."""
+
     def warn(self) -> None:
         """Warn about side effects that a compiled model does not have."""
         for path, (before, after) in self.changed_numbers.items():
@@ -54,6 +57,12 @@ class SideEffects:
             warnings.warn(
                 f"{place}: forward takes the value of a tensor into Python, where a compiled model has none: what is"
                 " made of it there, such as a printed line, is not made; return the tensor instead",
+                stacklevel=2,
+            )
+        for place in self.python_draws:
+            warnings.warn(
+                f"{place}: forward draws random numbers in Python, which a compiled model does once: every call repeats"
+                " what the first one drew; draw them with torch.rand and select with torch.where, or pass them in",
                 stacklevel=2,
             )
         for path in self.kept_tensors:
@@ -85,7 +94,14 @@ class RecordValueReads(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the function."""
+        """Run the function. Errors: E0217 for `Tensor.random_`, which export cannot write down."""
+        if function is Tensor.random_:
+            raise CaptureError(
+                "E0217",
+                '"random_" cannot be captured',
+                expected="torch.randint and its like",
+                help="write x.copy_(torch.randint(low, high, x.shape))",
+            )
         if function is Tensor.item:
             frame = sys._getframe(1)
             while frame is not None and not is_users_file(frame.f_code.co_filename):

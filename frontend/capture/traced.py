@@ -16,6 +16,7 @@ from .call import PLAIN_TYPES, BoundCall
 from .cumulative_norms import cumulative_norms_traced
 from .own_gradients import derived_gradients_only
 from .precision import cast_inputs, casts_of_parameters, parameters_replaced_by_casts
+from .python_randomness import python_randomness_recorded
 from .side_effects import RecordValueReads, SideEffects, side_effects_recorded
 from .value_checks import without_value_checks
 
@@ -67,6 +68,7 @@ class TracedModel(nn.Module):
             without_value_checks(),
             side_effects_recorded(model, self.result.effects),
             RecordValueReads(self.result.effects),
+            python_randomness_recorded(model, self.result.effects.python_draws),
         ):
             result = model(*args, **kwargs)
         if self.loss_only:

@@ -31,6 +31,23 @@ def refuse_random_ops(graph: fx.Graph) -> None:
             )
 
 
+def refuse_sparse_gradients(graph: fx.Graph) -> None:
+    """Refuse sparse tensors, such as the gradients of `nn.Embedding(..., sparse=True)`. Errors: E0230."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+            path = origin_of(node).module_path
+            where = f'module "{path}"' if path else "an embedding"
+            raise CaptureError(
+                "E0230",
+                f"the gradient of {where} is a sparse tensor",
+                span=source_span(node),
+                expected="dense tensors",
+                help="build the embedding with sparse=False, and take an optimizer for dense gradients (Adam for "
+                "SparseAdam)",
+            )
+
+
 def refuse_mixed_products(graph: fx.Graph) -> None:
     """Refuse matrix products of mixed dtypes, which fail only at run time. Errors: E0224."""
     for node in graph.nodes:

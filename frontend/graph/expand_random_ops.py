@@ -4,7 +4,8 @@ Before                                   After
   %y = dropout(%x, 0.1, True)              %m = random(like %x, number 3, below 0.9 * 2^32)
                                            %y = (%x * %m) * (1 / 0.9)
 
-Random ops are numbered in graph order. `checks.py` refuses those without a rule here.
+Random ops are numbered in graph order. `checks.py` refuses those without a rule here. What a draw depends on, such as
+the mean of `normal`, gets the gradient that torch defines: zeros.
 
 Sources: the definitions of torch's own ops; Box and Muller (1958) for normal numbers.
 """
@@ -12,7 +13,7 @@ Sources: the definitions of torch's own ops; Box and Muller (1958) for normal nu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import fx
 
 from ..captured import CaptureError
 from ..metadata import source_span
+from .gradient_paths import may_require_gradient
 from .random_op import RANDOM
 
 aten = torch.ops.aten
@@ -35,12 +37,13 @@ Arguments = dict[str, Any]
 def expand_random_ops(graph: fx.Graph) -> None:
     """Rewrite a graph before autograd, in place. Errors: E0217 for a range of integers above 2^31."""
     count = 0
+    trained = may_require_gradient(graph)
     for node in list(graph.nodes):
         rule = _RULES.get(_packet(node)) if node.op == "call_function" else None
         if rule is None:
             continue
         with graph.inserting_before(node):
-            writer = _Writer(graph, node, count)
+            writer = _Writer(graph, node, count, trained)
             result = rule(writer, _arguments(node))
         count = writer.count
         if result is not None:
@@ -74,7 +77,7 @@ def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node | tuple[fx.Node, ..
     else:
         if node.target._schema.is_mutable:
             with graph.inserting_before(node):
-                result = _Writer(graph, node, 0)(aten.copy_.default, node.args[0], result)
+                result = _Writer(graph, node, 0, frozenset())(aten.copy_.default, node.args[0], result)
         result.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(result)
     graph.erase_node(node)
@@ -83,10 +86,11 @@ def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node | tuple[fx.Node, ..
 class _Writer:
     """Adds nodes in place of a node, with its metadata; counts the random ops."""
 
-    def __init__(self, graph: fx.Graph, node: fx.Node, count: int) -> None:
+    def __init__(self, graph: fx.Graph, node: fx.Node, count: int, trained: Collection[fx.Node]) -> None:
         self.node = node
         self.count = count
         self._graph = graph
+        self._trained = trained
         self._meta = {key: value for key, value in node.meta.items() if key != "val"}
 
     def __call__(self, op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
@@ -125,6 +129,21 @@ class _Writer:
 
     def cast(self, value: fx.Node, dtype: torch.dtype) -> fx.Node:
         return self(aten._to_copy.default, value, dtype=dtype)
+
+    def detached(self, value: Any) -> Any:
+        """The value, detached if it may require a gradient."""
+        return self(aten.detach.default, value) if value in self._trained else value
+
+    def with_zero_gradients(self, result: fx.Node, *sources: Any) -> fx.Node:
+        """`result`, with zeros as the gradients of `sources`: eager mode has zeros there too, not None.
+
+        A selection is exact where a multiplication by 0 would make NaN of an infinite source.
+        """
+        for source in dict.fromkeys(source for source in sources if source in self._trained):
+            never = self(aten.full.default, [], False, dtype=torch.bool, device=torch.device("cpu"), pin_memory=False)
+            same = source if source.meta["val"].dtype is self.dtype else self.cast(source, self.dtype)
+            result = self(aten.where.self, never, same, result)
+        return result
 
 
 def _apply_dropout(write: _Writer, x: fx.Node, p: float, mask: fx.Node) -> fx.Node:
@@ -252,10 +271,11 @@ def _randperm(write: _Writer, arguments: Arguments) -> Result:
 def _bernoulli(write: _Writer, arguments: Arguments) -> Result:
     x, p = arguments["self"], arguments.get("p")
     if isinstance(p, (int, float)):
-        return write.cast(write.keep(p, x), write.dtype)
+        return write.with_zero_gradients(write.cast(write.keep(p, x), write.dtype), x)
     p = x if p is None else p
     dtype = torch.promote_types(p.meta["val"].dtype, torch.float32)
-    return write.cast(write(aten.lt.Tensor, write.uniform(dtype, x), p), write.dtype)
+    drawn = write.cast(write(aten.lt.Tensor, write.uniform(dtype, x), p), write.dtype)
+    return write.with_zero_gradients(drawn, x, p)
 
 
 def _uniform(write: _Writer, arguments: Arguments) -> Result:
@@ -271,7 +291,8 @@ def _normal(write: _Writer, arguments: Arguments) -> Result:
     shape = write.node.meta["val"].shape
     like = next((tensor for tensor in shaped if tensor.meta["val"].shape == shape), None)
     noise = write.normal(write.dtype, like, None if like is not None else arguments.get("size", shape))
-    return write(aten.add.Tensor, write(aten.mul.Tensor, noise, std), mean)
+    drawn = write(aten.add.Tensor, write(aten.mul.Tensor, noise, write.detached(std)), write.detached(mean))
+    return write.with_zero_gradients(drawn, mean, std)
 
 
 def _exponential(write: _Writer, arguments: Arguments) -> Result:

@@ -9,13 +9,13 @@ from ..graph import Node
 from .instances import Instance
 
 Item = Node | Instance
-"""What main runs: an operation by itself, or all operations of a folded instance."""
+"""A single operation of main, or a folded instance."""
 
 
-def ordered(nodes: Sequence[Node], groups: Sequence[Sequence[Instance]]) -> tuple[list[Item], list[Instance]]:
-    """Operations and folded instances in an order that respects dataflow, as near the old one as can be.
+def call_order(nodes: Sequence[Node], groups: Sequence[Sequence[Instance]]) -> tuple[list[Item], list[Instance]]:
+    """Operations and folded instances in a topological order close to the old one.
 
-    The second list holds the instances that stand on a cycle, or behind one: they cannot run in one piece.
+    The second list has the instances on or behind a cycle: they cannot run as one call.
     """
     import networkx as nx  # here, since `stretto passes` imports every pass to list it
 
@@ -31,11 +31,11 @@ def ordered(nodes: Sequence[Node], groups: Sequence[Sequence[Instance]]) -> tupl
     for node in nodes:
         item = owner.get(node, node)
         graph.add_edges_from((maker[v], item) for v in node.operands if v in maker and maker[v] is not item)
-    found: list[Item] = []
+    items: list[Item] = []
     try:
         for item in nx.lexicographical_topological_sort(graph, key=last.__getitem__):
-            found.append(item)
+            items.append(item)
     except nx.NetworkXUnfeasible:
-        reached = set(found)
-        return found, [item for item in last if item not in reached and isinstance(item, Instance)]
-    return found, []
+        reached = set(items)
+        return items, [item for item in last if item not in reached and isinstance(item, Instance)]
+    return items, []

@@ -38,7 +38,7 @@ from ...ir.module import (
 from ...ir.operations import is_packing
 from ..base import Pass, Report
 from ..graph import Graph, copy_node
-from .call_order import Item, ordered
+from .call_order import Item, call_order
 from .fold_remarks import folded, refusals, unlike
 from .instances import Instance, equal_instances, unnumbered
 
@@ -56,31 +56,31 @@ class FoldLayers(Pass):
         if any(node.call is None for node in nodes):
             raise RuntimeError("fold-layers met a call: layers are folded once")
         groups, alone = equal_instances(nodes)
-        order, refused = ordered(nodes, groups)
+        order, refused = call_order(nodes, groups)
         if refused:
             groups = [[i for i in g if i not in refused] for g in groups]
             groups = [g for g in groups if len(g) > 1]
-            order, _ = ordered(nodes, groups)
+            order, _ = call_order(nodes, groups)
         declined = (*refusals(refused), *unlike(alone, groups))
         if not groups:
             return Report(remarks=declined)
-        made = module.successor()
-        _Rebuild(main, made, groups).run(order)
-        module.become(made)
+        new_module = module.successor()
+        _Rebuild(main, new_module, groups).run(order)
+        module.become(new_module)
         return Report(sum(len(g) for g in groups), (*folded(groups), *declined))
 
 
 class _Rebuild:
-    """Main with calls in place of the instances, and the functions they call."""
+    """Builds main with calls in place of the instances, and the functions that they call."""
 
-    def __init__(self, main: Operation, made: Module, groups: Sequence[Sequence[Instance]]) -> None:
+    def __init__(self, main: Operation, new_module: Module, groups: Sequence[Sequence[Instance]]) -> None:
         self.main = main
-        self.made = made
+        self.new_module = new_module
         self.values: dict[Value, Value] = {}
         returned = set(terminator(main).operands)
-        self.kept: dict[Instance, list[int]] = {}
+        self.exported: dict[Instance, list[int]] = {}
         for group in groups:
-            self.kept.update(dict.fromkeys(group, _exported(group, returned)))
+            self.exported.update(dict.fromkeys(group, _exported(group, returned)))
         self.names = _names(groups)
         for group in groups:
             self._function(group[0])
@@ -88,7 +88,7 @@ class _Rebuild:
     def run(self, order: Sequence[Item]) -> None:
         """Build main."""
         types = [a.type for a in entry(self.main).arguments]
-        new = build_function(self.made, "main", types, records=argument_records(self.main))
+        new = build_function(self.new_module, "main", types, records=argument_records(self.main))
         self.values = dict(zip(entry(self.main).arguments, entry(new).arguments, strict=True))
         with context(), mlir.InsertionPoint(entry(new)):
             for node in order:
@@ -100,31 +100,31 @@ class _Rebuild:
         finish_function(new, results, result_records(self.main))
 
     def _function(self, instance: Instance) -> None:
-        new = build_function(self.made, self.names[instance], [v.type for v in instance.inputs])
+        new = build_function(self.new_module, self.names[instance], [v.type for v in instance.inputs])
         values = dict(zip(instance.inputs, entry(new).arguments, strict=True))
         with context(), mlir.InsertionPoint(entry(new)):
             for node in instance.nodes:
                 copy_node(node, values, to_location(unnumbered(node.origin)))
-        finish_function(new, [values[instance.values[k]] for k in self.kept[instance]])
+        finish_function(new, [values[instance.values[k]] for k in self.exported[instance]])
 
     def _call(self, instance: Instance) -> None:
-        kept = [instance.values[k] for k in self.kept[instance]]
+        exported = [instance.values[k] for k in self.exported[instance]]
         origin = Origin(instance.layer.path, backward=instance.layer.backward)
         operands = [self.values[v] for v in instance.inputs]
-        types = [v.type for v in kept]
+        types = [v.type for v in exported]
         results = build_call(self.names[instance], operands, types, to_location(origin))
-        self.values.update(zip(kept, results, strict=True))
+        self.values.update(zip(exported, results, strict=True))
 
 
 def _exported(group: Sequence[Instance], returned: set[Value]) -> list[int]:
-    """Which of the values made inside are used outside by any instance of the group, by number."""
-    kept: set[int] = set()
+    """The indices of inner values that have users outside in any instance of the group."""
+    indices: set[int] = set()
     for instance in group:
         inside = {node.op.operation for node in instance.nodes}
         for number, value in enumerate(instance.values):
-            if number not in kept and (value in returned or not _used_only(value, inside)):
-                kept.add(number)
-    return sorted(kept)
+            if number not in indices and (value in returned or not _used_only(value, inside)):
+                indices.add(number)
+    return sorted(indices)
 
 
 def _used_only(value: Value, inside: set[Operation]) -> bool:
@@ -140,7 +140,7 @@ def _used_only(value: Value, inside: set[Operation]) -> bool:
 
 
 def _names(groups: Sequence[Sequence[Instance]]) -> dict[Instance, str]:
-    """A name for each group's function, from its container and direction, told apart by numbers."""
+    """A unique name for each group's function, from its container and direction."""
     counts: dict[str, int] = {}
     names: dict[Instance, str] = {}
     for group in groups:

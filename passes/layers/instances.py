@@ -1,7 +1,7 @@
-"""Which operations of main are one instance of a repeated layer, and which instances are equal.
+"""Group operations of main into instances of repeated layers, and find equal instances.
 
 A layer is a number in a numbered container ("layers.3"); its operations have a module path that begins with it. Forward
-and backward are instances apart.
+and backward are separate instances.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Instance:
     """Values made inside, in order."""
 
     def signature(self) -> tuple[Any, ...]:
-        """What two instances share when one function can stand for both; fills `inputs` and `values`.
+        """A key that is equal for instances that one function can replace; fills `inputs` and `values`.
 
         For each operation its name, constants, operands by number, and the types of its results; then the types of the
         inputs.
@@ -65,17 +65,17 @@ class Instance:
                     numbers[value] = -1 - len(self.inputs)
                     self.inputs.append(value)
                 operands.append(numbers[value])
-            made = node.values
-            for value in made:
+            results = node.values
+            for value in results:
                 numbers[value] = len(self.values)
                 self.values.append(value)
             assert node.call is not None  # layers are folded once
-            lines.append((node.name, _constants(node.call), tuple(operands), tuple(str(v.type) for v in made)))
+            lines.append((node.name, _constants(node.call), tuple(operands), tuple(str(v.type) for v in results)))
         return (*lines, tuple(str(v.type) for v in self.inputs))
 
 
 def equal_instances(nodes: Sequence[Node]) -> tuple[list[list[Instance]], list[Instance]]:
-    """Instances with equal signatures, in order of first appearance, and those that are like no other."""
+    """Groups of instances with equal signatures, in order of first appearance, and the instances without an equal."""
     instances: dict[Layer, Instance] = {}
     for node in nodes:
         layer = _layer(node.origin)
@@ -89,7 +89,7 @@ def equal_instances(nodes: Sequence[Node]) -> tuple[list[list[Instance]], list[I
 
 
 def unnumbered(origin: Origin) -> Origin:
-    """The place of an operation that stands for every instance: "layers.*.mlp"."""
+    """The place of an operation in all instances: "layers.*.mlp"."""
     path = _NUMBERED.sub(lambda m: f"{m['container']}.*", origin.module_path)
     return Origin(path, origin.file, origin.line, origin.backward)
 
@@ -100,7 +100,7 @@ def _layer(origin: Origin) -> Layer | None:
 
 
 def _constants(call: Call) -> str:
-    """The arguments of a call that are no values, as text."""
+    """The constant arguments of a call, as text."""
 
     def constant(argument: Any) -> Any:
         if isinstance(argument, mlir.Value):

@@ -1,4 +1,4 @@
-"""Write the functions that stand for repeated layers out again, where main calls them.
+"""Inline the functions of folded layers where main calls them.
 
 Before                                        After
   func private @layers_forward(%x, %w) {..}     func @main(..) {
@@ -19,7 +19,7 @@ from ...ir.dialects.context import context
 from ...ir.locations import Origin, from_location, to_location
 from ...ir.module import Module, callee, entry, operations, terminator
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..graph import Graph, copy_node
 
 
@@ -30,21 +30,21 @@ class UnfoldLayers(Pass):
     name: ClassVar[str] = "unfold-layers"
 
     def run(self, module: Module) -> Report:
-        tally = Tally(self.name)
+        remarks = CountedRemarks(self.name)
         for op in operations(module.functions()["main"]):
             if callee(op) is not None:
-                tally.applied(f'"{callee(op)}" written out', from_location(op.location))
-        return Report(unfold(module), tally.remarks())
+                remarks.applied(f'"{callee(op)}" written out', from_location(op.location))
+        return Report(unfold(module), remarks.remarks())
 
 
 def unfold(module: Module) -> int:
-    """Write out every call in main, also those in what it calls; returns how many there were."""
+    """Inline every call in main, transitively; returns how many there were."""
     count = 0
     functions = module.functions()
     main = functions["main"]
     while calls := [op for op in operations(main) if callee(op) is not None]:
         for call in calls:
-            _write_out(call, functions[str(callee(call))])
+            _inline(call, functions[str(callee(call))])
         count += len(calls)
     for name, function in functions.items():
         if name != "main":
@@ -52,7 +52,7 @@ def unfold(module: Module) -> int:
     return count
 
 
-def _write_out(call: Operation, function: Operation) -> None:
+def _inline(call: Operation, function: Operation) -> None:
     layer = from_location(call.location)
     values: dict[Value, Value] = dict(zip(entry(function).arguments, call.operands, strict=True))
     with context(), mlir.InsertionPoint(call):
@@ -64,7 +64,7 @@ def _write_out(call: Operation, function: Operation) -> None:
 
 
 def numbered(origin: Origin, layer: Origin) -> Origin:
-    """The place of an operation in one layer: "layers.*.mlp" of layer "layers.3" is "layers.3.mlp"."""
+    """The place of an operation in one layer: "layers.*.mlp" in layer "layers.3" is "layers.3.mlp"."""
     container, _, number = layer.module_path.rpartition(".")
     path = origin.module_path
     if path == f"{container}.*" or path.startswith(f"{container}.*."):

@@ -1,5 +1,5 @@
-"""Passes before placements: idioms raised, losses and means written so that ranks can share them.
+"""Passes before placements: raise idioms, and rewrite losses and means so that they can be sharded.
 
-Lives here too: `lower-idioms`, which undoes `raise-idioms` at the end, and what both know of each idiom (`idioms/`).
-Start reading at `raise_idioms.py`. Nothing here knows of a mesh.
+Also here: `lower-idioms`, which expands what `raise-idioms` left, and the definitions of idioms (`idioms/`). Start
+reading at `raise_idioms.py`. Nothing here depends on a mesh.
 """

@@ -1,16 +1,16 @@
-"""Say in which dtype each gradient of a parameter is added up over ranks, and cast it to that before, to its own after.
+"""Set the dtype in which each parameter's gradient is reduced over ranks: cast to it before, and back after.
 
 Before, reduce = fp32                                 After
   %g = aten.mm %a, %b : .. -> t<8x8xbf16>   layers.0    %g = aten.mm %a, %b : .. -> t<8x8xbf16>   layers.0
   %h = aten._to_copy %g {dtype = f32}       layers.0    %h = aten._to_copy %g {dtype = f32}
   return %h                                             return %h : {kind = "gradient", reduce = "float32"}
 
-With reduce = bf16 the result says so, `propagate-placements` reduces %g, and the cast comes after. Without an option a
-gradient is reduced in its own dtype, as data-parallel training does it, though a short float would cost fewer bytes.
-Only casts at the end that lose nothing are taken apart. The casts made here belong to no layer, so that a folded layer
-gives what it computes, and the reduction stands between them.
+With reduce = bf16 the record has "bfloat16", `propagate-placements` reduces %g, and the cast comes after. Without the
+option a gradient is reduced in its own dtype, as data-parallel training does. Only exact casts at the end of a gradient
+are replaced. The new casts belong to no layer, so that a folded layer returns what it computes, and the reduction goes
+between them.
 
-Needs: level `aten`, layers not folded.   Keeps: values, but for what a shorter `reduce` rounds.
+Needs: level `aten`, layers not folded.   Keeps: values, up to the rounding of a shorter `reduce`.
 Source: the reduce dtype of mixed-precision policies, as in PyTorch's FSDP.
 """
 
@@ -30,7 +30,7 @@ from ...ir.module import Level, Module, argument_records, operations, result_rec
 from ...ir.operations import Call, build, flatten, results_of
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..plan_effects import PRECISION_KEY
 from ..rewriting import producer
 
@@ -45,24 +45,24 @@ class CastGradients(Pass):
     name: ClassVar[str] = "cast-gradients"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
     reduce: FloatFormat | None = None
-    """What gradients are added up in; none: each in its own format."""
+    """The format in which gradients are reduced; none: each in its own."""
 
     def run(self, module: Module) -> Report:
         main = module.functions()["main"]
-        records, tally, recast, rounded = result_records(main), Tally(self.name), 0, False
-        places = _parameters_gradients(main)
-        for at in places:
-            value = terminator(main).operands[at]
+        records, remarks, recast, rounded = result_records(main), CountedRemarks(self.name), 0, False
+        indices = _parameter_gradients(main)
+        for index in indices:
+            value = terminator(main).operands[index]
             dtype = from_mlir(value.type).dtype
-            wanted = dtype_of(self.reduce) or dtype
+            reduce_dtype = dtype_of(self.reduce) or dtype
             origin = _origin(value)
-            if _recast(main, at, wanted):
+            if _recast(main, index, reduce_dtype):
                 recast += 1
-                tally.applied(f"gradient reduced in {format_name(wanted)}", origin)
-            rounded = rounded or wanted != dtype
-            records[at] = {**records[at], "reduce": dtype_name(wanted)}
+                remarks.applied(f"gradient reduced in {format_name(reduce_dtype)}", origin)
+            rounded = rounded or reduce_dtype != dtype
+            records[index] = {**records[index], "reduce": dtype_name(reduce_dtype)}
         set_result_records(main, records)
-        return Report(recast, tally.remarks(), self._effects(rounded) if places else {})
+        return Report(recast, remarks.remarks(), self._effects(rounded) if indices else {})
 
     def _effects(self, rounded: bool) -> dict[str, str]:
         if self.reduce is None:
@@ -75,35 +75,35 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _parameters_gradients(main: Operation) -> list[int]:
-    """Which results are floating gradients of parameters, by number."""
+def _parameter_gradients(main: Operation) -> list[int]:
+    """The indices of results that are floating gradients of parameters."""
     owners = {record.get("name") for record in argument_records(main) if record.get("kind") == "parameter"}
     values = terminator(main).operands
     return [
-        at
-        for at, record in enumerate(result_records(main))
+        index
+        for index, record in enumerate(result_records(main))
         if record.get("kind") == "gradient"
         and record.get("name") in owners
-        and from_mlir(values[at].type).dtype.is_floating_point
+        and from_mlir(values[index].type).dtype.is_floating_point
     ]
 
 
-def _recast(main: Operation, at: int, wanted: torch.dtype) -> bool:
-    """Return the gradient from what was computed, through `wanted`; whether anything had to be cast."""
-    old = terminator(main).operands[at]
+def _recast(main: Operation, index: int, reduce_dtype: torch.dtype) -> bool:
+    """Return the gradient through a cast to `reduce_dtype`; returns whether a cast was needed."""
+    old = terminator(main).operands[index]
     computed = _computed(old)
     own = from_mlir(old.type).dtype
-    if computed == old and wanted == own:
+    if computed == old and reduce_dtype == own:
         return False
     with context(), _after(main, computed):
-        new = _cast(_cast(computed, wanted, old), own, old)
-    terminator(main).operands[at] = new
+        new = _cast(_cast(computed, reduce_dtype, old), own, old)
+    terminator(main).operands[index] = new
     _drop_casts(old, computed)
     return True
 
 
 def _computed(value: Value) -> Value:
-    """What a gradient is cast from, through casts that lose nothing."""
+    """The value from which a gradient is cast, through exact casts."""
     call = producer(value)
     while call is not None and call.name == CAST:
         [operand] = call.values()
@@ -119,24 +119,24 @@ def _origin(value: Value) -> Origin:
 
 
 def _after(main: Operation, value: Value) -> mlir.InsertionPoint:
-    """The place right behind what makes a value."""
+    """The insertion point right behind the maker of a value."""
     ops = list(operations(main))
-    made = [at for at, op in enumerate(ops) if value in flatten(results_of(op))]
-    return mlir.InsertionPoint(ops[made[0] + 1] if made else ops[0])
+    makers = [index for index, op in enumerate(ops) if value in flatten(results_of(op))]
+    return mlir.InsertionPoint(ops[makers[0] + 1] if makers else ops[0])
 
 
 def _cast(value: Value, dtype: torch.dtype, like: Value) -> Value:
-    """`value` in a dtype, at the place of `like`, but in no layer."""
+    """`value` cast to a dtype, with the location of `like`, but in no layer."""
     type_ = from_mlir(value.type)
     if type_.dtype == dtype:
         return value
     loc = to_location(replace(_origin(like), module_path=""))
-    [made] = build(Call(CAST, (value,), {"dtype": dtype}), [to_mlir(TensorType(dtype, type_.shape))], loc)
-    return made
+    [cast] = build(Call(CAST, (value,), {"dtype": dtype}), [to_mlir(TensorType(dtype, type_.shape))], loc)
+    return cast
 
 
 def _drop_casts(value: Value, until: Value) -> None:
-    """Erase the casts from `until` to `value` that nobody uses."""
+    """Erase the unused casts from `until` to `value`."""
     while value != until and not list(value.uses):
         [operand] = producer(value).values()  # type: ignore[union-attr]  # a cast
         value.owner.erase()

@@ -1,12 +1,12 @@
-"""Write losses of pairs of elements as the pointwise operations and the mean that they are.
+"""Expand elementwise losses into pointwise operations and a mean.
 
 Before                                        After
   %1 = aten.mse_loss %x, %y, mean               %d = aten.sub %x, %y
                                                 %s = aten.mul %d, %d    (or aten.pow)
                                                 %1 = aten.mean %s
 
-As one operation a loss would have its operands gathered; pointwise operations run on any shards, and the mean becomes a
-sum and a count by `split-means`. What each loss does is told by torch's own decomposition of it.
+A single loss operation would need gathered operands; pointwise operations run on any shards, and `split-means` rewrites
+the mean to a sum and a count. Each loss expands to torch's own decomposition.
 
 Needs: to run before `split-means`.   Keeps: values, up to rounding.
 """
@@ -62,11 +62,11 @@ def _expand(site: Site, traces: dict[Any, Trace]) -> Outcome:
 
 
 def _expansion(name: str) -> Callable[..., Any]:
-    """Torch's decomposition, given the schema's default for what a call leaves out."""
+    """Torch's decomposition, with the schema's defaults for omitted arguments."""
     names = [a.name for a in definitions()[name].arguments]
 
     def expanded(*args: Any) -> Any:
-        given = zip(names, args, strict=True)
-        return decomposition_table[overload(name)](*(defaults(name).get(n) if a is None else a for n, a in given))
+        pairs = zip(names, args, strict=True)
+        return decomposition_table[overload(name)](*(defaults(name).get(n) if a is None else a for n, a in pairs))
 
     return expanded

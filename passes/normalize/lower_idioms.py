@@ -6,11 +6,11 @@ Before                                            After
                                                     ...
                                                     %y = aten.mul %5, %weight
 
-Each operation becomes what its function in `idioms/expansions.py` does on tensors of its operands' types, without what
-only unused results need. The values that replace its results keep their types, placements included; what is in between
-has plain types.
+Each operation becomes the traced operations of its function in `idioms/expansions.py`, without those that only unused
+results need. The values that replace its results keep their types, placements included; values in between have types
+without placements.
 
-Needs: shapes as they are run; placements are not looked at.   Keeps: values.
+Needs: local shapes; placements are ignored.   Keeps: values.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def _expand(site: Site, traces: dict[Any, Trace]) -> Outcome:
 
 
 def expand(site: Site, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:
-    """Replace an operation by what `expansion` does on its arguments; equal calls share an entry of `traces`."""
+    """Replace an operation by the trace of `expansion` on its arguments; equal calls share an entry of `traces`."""
     op, call = site.op, site.call
     operands = call.values()
     types = tuple(_plain(from_mlir(v.type)) for v in operands)
     key = (call.name, types, repr(call.replace_values([_Hole()] * len(operands))))
     if key not in traces:
         traces[key] = _trace(call, types, expansion)
-    wanted = [is_tensor(r.type) and any(True for _ in r.uses) for r in op.results]
-    site.replace(*_emit(traces[key], operands, op, wanted))
+    is_needed = [is_tensor(r.type) and any(True for _ in r.uses) for r in op.results]
+    site.replace(*_emit(traces[key], operands, op, is_needed))
 
 
 class _Hole:
@@ -74,15 +74,15 @@ def _trace(call: Call, types: Sequence[TensorType], expansion: Callable[..., Any
     def function(tensors: list[torch.Tensor]) -> Sequence[torch.Tensor | None]:
         args = call.replace_values(tensors).args
         absent_args = [None] * (len(definitions()[call.name].arguments) - len(args))
-        made = expansion(*args, *absent_args)
-        return made if isinstance(made, tuple) else (made,)
+        results = expansion(*args, *absent_args)
+        return results if isinstance(results, tuple) else (results,)
 
     return trace(function, types)
 
 
-def _emit(trace: Trace, operands: Sequence[Value], op: Operation, wanted: Sequence[bool]) -> list[Value | None]:
-    """Build the steps that wanted results need; the values of the results, None for the others."""
-    final = {n: r.type for n, r, w in zip(trace.outputs, op.results, wanted, strict=True) if n is not None and w}
+def _emit(trace: Trace, operands: Sequence[Value], op: Operation, is_needed: Sequence[bool]) -> list[Value | None]:
+    """Build the steps that the needed results depend on; returns their values, None for the others."""
+    final = {n: r.type for n, r, w in zip(trace.outputs, op.results, is_needed, strict=True) if n is not None and w}
     needed = set(final)
     for step in reversed(trace.steps):
         if needed.intersection(step.results):
@@ -104,7 +104,7 @@ def _numbers(argument: Any) -> list[int]:
 
 
 def _build(step: Step, values: dict[int, Value], final: dict[int, Type], loc: Location) -> None:
-    """Build one step; a result in `final` gets the type given there, by a cast where the dtype differs."""
+    """Build one step; a result in `final` gets the type there, by a cast if the dtype differs."""
 
     def fill(argument: Any) -> Any:
         if isinstance(argument, Traced):
@@ -114,17 +114,17 @@ def _build(step: Step, values: dict[int, Value], final: dict[int, Type], loc: Lo
     types = [_result_type(t, final.get(n)) for n, t in zip(step.results, step.types, strict=True)]
     call = Call(step.name, tuple(fill(a) for a in step.args), {k: fill(v) for k, v in step.kwargs.items()})
     is_list = definitions()[step.name].results == ("Tensor[]",)
-    made = build(call, [types], loc)[0] if is_list else build(call, types, loc)
-    for number, value in zip(step.results, made, strict=True):
-        wanted = final.get(number, value.type)
-        if value.type != wanted:
-            dtype = from_mlir(wanted).dtype
-            [value] = build(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [wanted], loc)
+    results = build(call, [types], loc)[0] if is_list else build(call, types, loc)
+    for number, value in zip(step.results, results, strict=True):
+        final_type = final.get(number, value.type)
+        if value.type != final_type:
+            dtype = from_mlir(final_type).dtype
+            [value] = build(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [final_type], loc)
         values[number] = value
 
 
 def _result_type(traced: TensorType | None, final: Type | None) -> Type:
-    """The type to build a result with: the final one where only its encoding differs from what was traced."""
+    """The type of a result: the final one if it differs from the traced one only in its placement."""
     if traced is None:
         return absent()
     if final is not None and _plain(from_mlir(final)) == traced:

@@ -1,4 +1,4 @@
-"""Flatten rows with the batch first, so that who holds some examples holds whole rows.
+"""Flatten rows with the batch first, so that a shard of the batch is a shard of the rows.
 
 Before (T tokens, B examples)                    After
   %1 = aten.reshape %0 to (T*B, K)                 %t = aten.transpose %0, 0, 1
@@ -7,8 +7,8 @@ Before (T tokens, B examples)                    After
                                                    %u = aten.reshape %2 to (B, T, N)
                                                    %3 = aten.transpose %u, 0, 1
 
-Torch's own attention and its transformer layers put tokens first, and a shard of the batch cannot be said of T*B. A
-matrix product does each row alone, and one that contracts rows adds them up in any order, as sums of rows do.
+Torch's own attention and its transformer layers put tokens first, and a shard of the batch is not a shard of T*B. A
+matrix product treats rows independently; a product or sum that contracts rows may add them in any order.
 
 Needs: level `aten`, the batch's extent (`place-arguments`).   Keeps: values, up to the order of sums.
 Cost: transposes of activations, most of which undo those that the model has (`simplify-views`).
@@ -25,8 +25,8 @@ from ...ir.bindings import Value
 from ...ir.module import Level, Module
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
+from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
-from ..policy import Policy
 from ..rewriting import Applied, Emitter, Outcome, Site, producer, rewrite
 
 _MM, _ADDMM, _SUM = "aten.mm.default", "aten.addmm.default", "aten.sum.dim_IntList"
@@ -41,15 +41,15 @@ class PutBatchFirst(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        leading = Policy.of(module).leading
+        leading = ActivationSharding.of(module).leading
         if not leading:
             return Report()
         return rewrite(module, self.name, dict.fromkeys((_MM, _ADDMM, _SUM), partial(_put_first, batch=leading[0])))
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """What was flattened to rows (T*B, K): a value of (T, B, ..) or of (T, B*H, ..)."""
+class _FlattenedRows:
+    """The source of flattened rows (T*B, K): a value of shape (T, B, ..) or (T, B*H, ..)."""
 
     value: Value
     leading: tuple[int, int]
@@ -62,69 +62,69 @@ class _Rows:
         value, (_, second, *rest) = self.value, type_.shape
         if second != batch:
             rest = [second // batch, *rest]
-            apart = TensorType(type_.dtype, (tokens, batch, *rest))
-            value = emitter.op(_RESHAPE, value, list(apart.shape), type=apart)
-        turned = emitter.op(_TRANSPOSE, value, 0, 1, type=TensorType(type_.dtype, (batch, tokens, *rest)))
+            split = TensorType(type_.dtype, (tokens, batch, *rest))
+            value = emitter.op(_RESHAPE, value, list(split.shape), type=split)
+        transposed = emitter.op(_TRANSPOSE, value, 0, 1, type=TensorType(type_.dtype, (batch, tokens, *rest)))
         shape = (batch * tokens, self.width)
-        return emitter.op(_RESHAPE, turned, list(shape), type=TensorType(type_.dtype, shape))
+        return emitter.op(_RESHAPE, transposed, list(shape), type=TensorType(type_.dtype, shape))
 
 
 def _put_first(site: Site, batch: int) -> Outcome:
-    """Rewrite one operation on rows that are flattened with the batch second, if it is one."""
-    made = _made(site, batch)
-    if made is None:
+    """Rewrite an operation if its rows are flattened with the batch second."""
+    result = _rewritten(site, batch)
+    if result is None:
         return None
-    site.replace(made)
+    site.replace(result)
     return Applied("rows flattened with the batch first")
 
 
-def _made(site: Site, batch: int) -> Value | None:
-    """What the operation's result becomes."""
+def _rewritten(site: Site, batch: int) -> Value | None:
+    """The new value of the operation's result; None if the pattern does not apply."""
     call, emitter = site.call, site.emitter
     if call.name == _MM and (contracted := _contracted(call, batch)) is not None:
         left, right = contracted
         rows = left.batch_first(emitter)
-        turned = emitter.op(_T, rows, type=TensorType(from_mlir(rows.type).dtype, from_mlir(rows.type).shape[::-1]))
-        return emitter.op(_MM, turned, right.batch_first(emitter), type=site.type)
-    at = 1 if call.name == _ADDMM else 0
-    rows_of = _rows(call.args[at], batch)
-    if rows_of is None:
+        transposed = emitter.op(_T, rows, type=TensorType(from_mlir(rows.type).dtype, from_mlir(rows.type).shape[::-1]))
+        return emitter.op(_MM, transposed, right.batch_first(emitter), type=site.type)
+    index = 1 if call.name == _ADDMM else 0
+    flattened = _flattened_rows(call.args[index], batch)
+    if flattened is None:
         return None
     if call.name == _SUM and [int(d) % 2 for d in call.args[1] or ()] != [0]:
         return None
     if call.name == _ADDMM and len(from_mlir(call.args[0].type).shape) != 1:
         return None
-    args = (*call.args[:at], rows_of.batch_first(emitter), *call.args[at + 1 :])
+    args = (*call.args[:index], flattened.batch_first(emitter), *call.args[index + 1 :])
     result = emitter.op(call.name, *args, type=site.type, **call.kwargs)
-    return result if call.name == _SUM else _tokens_first(emitter, result, rows_of.leading)
+    return result if call.name == _SUM else _tokens_first(emitter, result, flattened.leading)
 
 
 def _tokens_first(emitter: Emitter, value: Value, leading: tuple[int, int]) -> Value:
     """Rows of (B*T, N) as rows of (T*B, N)."""
     type_ = from_mlir(value.type)
     (tokens, batch), width = leading, type_.shape[1]
-    apart = emitter.op(_RESHAPE, value, [batch, tokens, width], type=TensorType(type_.dtype, (batch, tokens, width)))
-    turned = emitter.op(_TRANSPOSE, apart, 0, 1, type=TensorType(type_.dtype, (tokens, batch, width)))
-    return emitter.op(_RESHAPE, turned, list(type_.shape), type=type_)
+    split = emitter.op(_RESHAPE, value, [batch, tokens, width], type=TensorType(type_.dtype, (batch, tokens, width)))
+    transposed = emitter.op(_TRANSPOSE, split, 0, 1, type=TensorType(type_.dtype, (tokens, batch, width)))
+    return emitter.op(_RESHAPE, transposed, list(type_.shape), type=type_)
 
 
-def _contracted(call: Call, batch: int) -> tuple[_Rows, _Rows] | None:
+def _contracted(call: Call, batch: int) -> tuple[_FlattenedRows, _FlattenedRows] | None:
     """The two operands of a product that contracts flattened rows: the left one is transposed."""
-    turned = producer(call.args[0])
-    if turned is None or turned.name != _T:
+    transposed = producer(call.args[0])
+    if transposed is None or transposed.name != _T:
         return None
-    left, right = _rows(turned.args[0], batch), _rows(call.args[1], batch)
+    left, right = _flattened_rows(transposed.args[0], batch), _flattened_rows(call.args[1], batch)
     return None if left is None or right is None or left.leading != right.leading else (left, right)
 
 
-def _rows(value: Value, batch: int) -> _Rows | None:
-    """What a value of two dims was flattened from, where that has the batch as its second dim and not as its first."""
-    made = producer(value)
-    if made is None or made.name != _RESHAPE:
+def _flattened_rows(value: Value, batch: int) -> _FlattenedRows | None:
+    """The source from which a value of two dims was flattened, if the batch is the second dim of that source."""
+    call = producer(value)
+    if call is None or call.name != _RESHAPE:
         return None
-    before, after = from_mlir(made.args[0].type).shape, from_mlir(value.type).shape
+    before, after = from_mlir(call.args[0].type).shape, from_mlir(value.type).shape
     if len(after) != 2 or len(before) < 3 or before[0] == batch or before[1] % batch:
         return None
     if before[0] * batch != after[0] or prod(before[1:]) != batch * after[1]:
         return None
-    return _Rows(made.args[0], (before[0], batch), after[1])
+    return _FlattenedRows(call.args[0], (before[0], batch), after[1])

@@ -7,8 +7,8 @@ Before                                                       After
   %1 = aten.nll_loss_backward %grad, %0, %labels, %n           %scale = aten.div %grad, %count
   %2 = aten._log_softmax_backward_data %1, %0, 1               %2 = nn.cross_entropy_backward %scale, %logits, ..., %lse
 
-Idioms: attention, layer_norm, rms_norm, rotary, cross_entropy. They are recognised by dataflow alone. What comes close
-but differs is left, and a remark says what differed.
+Idioms: attention, layer_norm, rms_norm, rotary, cross_entropy. They are recognised by dataflow alone. A near match is
+left, and a remark says what differs.
 
 Needs: level `aten`, forward and backward in one function.   Keeps: values (up to rounding).
 """
@@ -23,7 +23,7 @@ from ...ir.locations import Origin, from_location
 from ...ir.module import Level, Module, operations
 from ...ir.operations import read
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..rewriting import erase_unused
 from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
@@ -54,12 +54,12 @@ class RaiseIdioms(Pass):
             raise_rms_norm(graph, findings, derivations)
             raise_rotary(graph, findings, derivations)
             erase_unused(function)
-        tally = Tally(self.name)
+        remarks = CountedRemarks(self.name)
         for (name, origin), count in (_idioms(module) - before).items():
-            tally.applied(name, origin, count)
+            remarks.applied(name, origin, count)
         for message, origin in findings.missed:
-            tally.missed(message, origin)
-        return Report(findings.raised.total(), tally.remarks())
+            remarks.missed(message, origin)
+        return Report(findings.raised.total(), remarks.remarks())
 
 
 def _idioms(module: Module) -> Counter[tuple[str, Origin]]:

@@ -7,8 +7,8 @@ Before                                         After
   %5 = aten.reshape %4 to (4, 16, 32)            (%7 is %6, which has that shape already)
   %7 = aten.reshape %6 to (4, 16)
 
-Autograd leaves many: the transpose of a weight's gradient, transposed again; a matrix product's flattened rows, taken
-apart and flattened again. Needs: tensors without placements, or cut.   Keeps: values.
+Autograd leaves many: the transpose of a weight's gradient, transposed again; a matrix product's flattened rows,
+unflattened and flattened again. Needs: tensors without placements, or cut.   Keeps: values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..rewriting import Site, producer, sites
 
 _RESHAPE = "aten.reshape.default"
 _INVOLUTIONS = frozenset({"aten.t.default", "aten.transpose.int"})
-"""Views that undo themselves when their constants are the same."""
+"""Views that are their own inverse with the same constants."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SimplifyViews(Pass):
 
 
 def _earlier(site: Site) -> Value | None:
-    """What can stand for a view: its operand, what that is a view of, or a reshape of that; None for neither."""
+    """The replacement of a view: its operand, the source of that, or a reshape of the source; None if there is none."""
     call, [operand, *constants] = site.call, site.call.args
     inner = producer(operand)
     if call.name == _RESHAPE and operand.type == site.op.results[0].type:

@@ -1,4 +1,4 @@
-"""Write the count of a loss's targets apart from the loss, so that it is there before the loss is.
+"""Compute the count of a loss's targets separately from the loss, so that it is known before the loss.
 
 Before                                                 After
   %t, %n, %l = nn.cross_entropy %logits, %labels         %v = aten.ne.Scalar %labels, ignore_index
@@ -6,9 +6,9 @@ Before                                                 After
                                                          %t, %_, %l = nn.cross_entropy %logits, %labels
                                                          %1 = aten.div %t, %n
 
-A mean loss of the whole batch divides by the targets that count in all of it. These depend on the inputs alone, so that
-a pipeline knows their number before its first microbatch has run. A mean that torch takes inside of `nll_loss`, of
-classes with weights, becomes a sum and a division too.
+A mean loss of the global batch divides by the number of its targets that are not ignored. That count depends on the
+inputs alone, so a pipeline can compute it before its first microbatch. A mean inside `nll_loss` with class weights also
+becomes a sum and a division.
 
 Needs: level `aten`, idioms raised.   Keeps: values.   Cost: two small operations more per loss.
 """
@@ -55,7 +55,7 @@ def _nll_loss(site: Site) -> Outcome:
     scores, labels, weight, reduction, ignored = site.call.args
     types = [result.type for result in site.op.results]
     count = _count(site.emitter, labels, ignored, weight, from_mlir(types[1]))
-    if reduction not in (MEAN, SUM):  # nobody reads a count then, but the backward is given one
+    if reduction not in (MEAN, SUM):  # no user needs the count then, but the backward takes it as an operand
         site.op.results[1].replace_all_uses_with(count)
         return _APPLIED
     loss, _ = build(Call(site.call.name, (scores, labels, weight, SUM, ignored)), types, site.op.location)
@@ -66,7 +66,7 @@ def _nll_loss(site: Site) -> Outcome:
 
 
 def _nll_loss_backward(site: Site) -> Outcome:
-    """grad, self, target, weight?, reduction, ignore_index, count -> the gradient: of a mean, that of its sum."""
+    """grad, self, target, weight?, reduction, ignore_index, count -> the gradient: of a mean, by that of a sum."""
     grad, scores, labels, weight, reduction, ignored, count = site.call.args
     if reduction != MEAN:
         return None
@@ -90,9 +90,9 @@ def _count(emitter: Emitter, labels: Value, ignored: int, weight: Value | None, 
     if weight is None:
         valid = emitter.op("aten.ne.Scalar", labels, ignored, type=flags)
         return emitter.op("aten.sum.default", valid, type=type_, dtype=type_.dtype)
-    left_out = emitter.op("aten.eq.Scalar", labels, ignored, type=flags)
-    classes = emitter.op("aten.masked_fill.Scalar", labels, left_out, 0, type=indices)
+    is_ignored = emitter.op("aten.eq.Scalar", labels, ignored, type=flags)
+    classes = emitter.op("aten.masked_fill.Scalar", labels, is_ignored, 0, type=indices)
     weights = replace(indices, dtype=from_mlir(weight.type).dtype)
-    picked = emitter.op("aten.index.Tensor", weight, [classes], type=weights)
-    counted = emitter.op("aten.masked_fill.Scalar", picked, left_out, 0.0, type=weights)
-    return emitter.op("aten.sum.default", counted, type=type_)
+    label_weights = emitter.op("aten.index.Tensor", weight, [classes], type=weights)
+    counted_weights = emitter.op("aten.masked_fill.Scalar", label_weights, is_ignored, 0.0, type=weights)
+    return emitter.op("aten.sum.default", counted_weights, type=type_)

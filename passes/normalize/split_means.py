@@ -1,14 +1,14 @@
-"""Write a mean as a sum divided by a count, so that ranks that share its elements add up partial sums.
+"""Rewrite a mean to a sum divided by a count, so that ranks can hold partial sums.
 
 Before                                      After (n elements in the dims of the mean)
   %1 = aten.mean %0 {dim = [0]}               %s = aten.sum %0 {dim = [0]}
                                               %1 = aten.div.Scalar %s, n
 
-Where counts differ, the ranks' own means of a sharded dim do not add up to its mean; their sums do, and to divide by
-the global count is linear. Means of 16-bit floats are summed in float32, as torch does inside.
+The mean over a sharded dim is not the mean of local means if chunks differ in size; the sum is the sum of local sums,
+and the division by the global count is linear. Means of 16-bit floats are summed in float32, as torch does inside.
 
 Needs: level `aten`, idioms raised (their patterns hold means).   Keeps: values (the same division that torch makes).
-Cost: one operation more per mean; the sums of ranks instead of a gathered operand.
+Cost: one operation more per mean; partial sums instead of a gathered operand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SplitMeans(Pass):
 
 
 def _split(site: Site) -> Outcome:
-    """Replace one mean; one of no elements, which is not a number, is left."""
+    """Replace one mean; a mean of no elements, which is NaN, is left."""
     elements = prod(from_mlir(site.call.args[0].type).shape) // max(1, prod(site.type.shape))
     if elements == 0:
         return Declined("mean left: it has no elements")

@@ -1,4 +1,4 @@
-"""Passes that let communication run beside computation: collectives split, moved, started early and waited on late.
+"""Passes that overlap communication with computation: split, move and start collectives early, wait for them late.
 
 Start reading at `start_collectives.py`.
 """

@@ -1,4 +1,4 @@
-"""Let every collective begin as early as its operand allows: what it does not need comes after it.
+"""Move every collective as early as its operand allows, before work that it does not need.
 
 Before                                        After
   %0 = aten.mm %g, %w       input gradient      %0 = aten.mm %g, %w
@@ -6,12 +6,12 @@ Before                                        After
   %2 = comm.all_reduce %0 over ["tp"]           %1 = aten.mm %gt, %x
   %3 = nn.rms_norm_backward %2, ..              %3 = nn.rms_norm_backward %2, ..
 
-Once the collective is started apart from its wait (`start-collectives`), what was moved behind it hides it: weight
-gradients hide the reduction of input gradients. Collectives keep their order, which all ranks share. Values that what
-was moved still needs live a little longer.
+When `start-collectives` separates start and wait, the work that follows hides the collective: weight gradients hide the
+reduction of input gradients. Collectives keep their order, which all ranks share. Operands of the moved work stay alive
+a little longer.
 
-In the entry of a stage, tasks, sends and receives keep their order: a collective, with what is done between it and the
-last task that it needs, comes right after that task. One over the axis of the stages stays where it is.
+In the entry of a stage, tasks, sends and receives keep their order: a collective, with the operations between it and
+the last task that it needs, moves right behind that task. A collective over the pipeline axis stays.
 
 Needs: level `comm`.   Keeps: values.   Source: Megatron-LM's overlap of a linear layer's input-gradient
 all-reduce with its weight gradient (arXiv:2205.05198, appendix).
@@ -31,7 +31,7 @@ from ...ir.operations import read
 from ...ir.pipelined_module import entries, pipeline_axis
 from ..base import Pass, Report
 from ..collective_text import collective_text
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class HoistCollectives(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
 
     def run(self, module: Module) -> Report:
-        moved, tally = 0, Tally(self.name)
+        moved, remarks = 0, CountedRemarks(self.name)
         axis = pipeline_axis(module)
         stages = entries(module) if axis is not None else ()
         for function in module.functions().values():
@@ -51,18 +51,18 @@ class HoistCollectives(Pass):
             for op in list(operations(function))[:-1]:
                 if _is_collective(op):
                     stays = is_entry and axis in from_attribute(op.attributes["axes"])
-                    later = [] if stays else _not_needed(op, pending, is_entry=is_entry)
-                    _move_after(op, later)
-                    moved += len(later)
-                    if later:
-                        tally.applied(
+                    independent = [] if stays else _independent(op, pending, is_entry=is_entry)
+                    _move_after(op, independent)
+                    moved += len(independent)
+                    if independent:
+                        remarks.applied(
                             f"{collective_text(op)} begins before work that does not need it",
                             from_location(op.location),
                         )
-                    pending = later
+                    pending = independent
                 else:
                     pending.append(op)
-        return Report(moved, tally.remarks())
+        return Report(moved, remarks.remarks())
 
 
 def _is_collective(op: Operation) -> bool:
@@ -70,25 +70,25 @@ def _is_collective(op: Operation) -> bool:
     return call is not None and call.name in COLLECTIVES
 
 
-def _not_needed(collective: Operation, pending: list[Operation], *, is_entry: bool) -> list[Operation]:
-    """Of the operations since the last collective, those that this one does not depend on, in order.
+def _independent(collective: Operation, pending: list[Operation], *, is_entry: bool) -> list[Operation]:
+    """The operations since the last collective on which this one does not depend, in order.
 
     In an entry, those since the last task (or receive) that it depends on.
     """
     needed: set[Value] = set(collective.operands)
-    later = []
+    independent = []
     for op in reversed(pending):
         if any(result in needed for result in op.results):
             if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
                 break
             needed.update(op.operands)
         else:
-            later.append(op)
-    return later[::-1]
+            independent.append(op)
+    return independent[::-1]
 
 
-def _move_after(collective: Operation, later: list[Operation]) -> None:
+def _move_after(collective: Operation, independent: list[Operation]) -> None:
     last = collective
-    for op in later:
+    for op in independent:
         op.operation.move_after(last.operation)
         last = op

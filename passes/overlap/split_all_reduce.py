@@ -1,11 +1,11 @@
-"""Split a sum over ranks into a reduce_scatter and an all_gather, so that work may move between the two.
+"""Split an all_reduce into a reduce_scatter and an all_gather, so that work may move between the two.
 
 Before (over tp=2)                               After
   %1 = comm.all_reduce %0 over ["tp"] : t<4x6>     %s = comm.reduce_scatter %0 over ["tp"], dim 0 : t<2x6>
                                                    %1 = comm.all_gather %s over ["tp"], dim 0 : t<4x6>
 
-The dim is the first that the group's size divides and whose halves a type can tell: one that no other axis cuts, or
-that only axes outside of the group's cut, evenly. Other sums are left, with a remark, as are maxima and minima.
+The dim is the first that the group's size divides and whose nested shards a type can express: no axis shards it, or
+only axes that come before the group's, evenly. Other sums are left, with a remark, as are maxima and minima.
 
 Needs: level `comm`, before `start-collectives`.   Keeps: values: every element is the same sum.
 Cost: none in bytes on the wires of a ring; one more operation's latency, and a copy where the dim is not the first.
@@ -38,7 +38,7 @@ class SplitAllReduce(Pass):
     name: ClassVar[str] = "split-all-reduce"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     min_bytes: Annotated[int, Range(0, unit="bytes")] = 0
-    """Sums of fewer bytes on a rank are left: their latency is what counts."""
+    """Sums of fewer bytes on a rank are left: their cost is latency."""
 
     def run(self, module: Module) -> Report:
         return rewrite(module, self.name, {ALL_REDUCE: partial(self._split, mesh=module.mesh)})
@@ -59,33 +59,35 @@ class SplitAllReduce(Pass):
         if size == 1:
             return "its group is one rank"
         type_ = site.type
-        held = prod(type_.shape) * type_.dtype.itemsize
-        if held < self.min_bytes:
-            return f"{held} bytes are fewer than min-bytes={self.min_bytes}"
+        nbytes = prod(type_.shape) * type_.dtype.itemsize
+        if nbytes < self.min_bytes:
+            return f"{nbytes} bytes are fewer than min-bytes={self.min_bytes}"
         dims = (dim for dim in range(len(type_.shape)) if _splits(type_, dim, axes, mesh))
         return next(dims, f"{size} ranks divide none of the dims of {list(type_.shape)} that they could share")
 
 
 def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> bool:
-    """Whether the group can share a dim, and a type say so: types nest axes in the mesh's order."""
-    order = [axis for axis, _ in mesh]
+    """Whether the group can shard a dim, and a type express it: types nest axes in the mesh's order."""
+    mesh_order = [axis for axis, _ in mesh]
     size = axes_size(mesh, tuple(axes))
-    held, cutting = type_.shape[dim], type_.placement_on(mesh).dims[dim]
-    nested = [*cutting, *axes]
-    is_whole = type_.global_shape(mesh)[dim] == held * axes_size(mesh, cutting)
-    return held > 0 and held % size == 0 and is_whole and nested == sorted(nested, key=order.index)
+    extent, sharding_axes = type_.shape[dim], type_.placement_on(mesh).dims[dim]
+    nested = [*sharding_axes, *axes]
+    is_whole = type_.global_shape(mesh)[dim] == extent * axes_size(mesh, sharding_axes)
+    return extent > 0 and extent % size == 0 and is_whole and nested == sorted(nested, key=mesh_order.index)
 
 
 def _split(site: Site, dim: int, mesh: Mesh) -> None:
     """Replace one all_reduce; `_splits` holds for the dim."""
     value, axes, reduce = site.call.args
-    scattered = site.emitter.op(REDUCE_SCATTER, value, axes, dim, reduce, type=_part(site.type, dim, axes, mesh))
+    scattered = site.emitter.op(
+        REDUCE_SCATTER, value, axes, dim, reduce, type=_scattered_type(site.type, dim, axes, mesh)
+    )
     site.replace(site.emitter.op(ALL_GATHER, scattered, axes, dim, type=site.type))
 
 
-def _part(whole: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> TensorType:
-    """What a rank holds between the two."""
-    shape = list(whole.shape)
+def _scattered_type(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> TensorType:
+    """The local type between the two."""
+    shape = list(type_.shape)
     shape[dim] //= axes_size(mesh, tuple(axes))
-    shares: dict[str, AxisPlacement] = {**dict(whole.placement), **{axis: Shard(dim) for axis in axes}}
-    return TensorType(whole.dtype, tuple(shape), tuple(sorted(shares.items())), whole.extents)
+    placements: dict[str, AxisPlacement] = {**dict(type_.placement), **{axis: Shard(dim) for axis in axes}}
+    return TensorType(type_.dtype, tuple(shape), tuple(sorted(placements.items())), type_.extents)

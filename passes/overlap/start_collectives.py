@@ -1,4 +1,4 @@
-"""Start every collective where its operand is ready, and wait for it where its result is first used.
+"""Start every collective when its operand is ready, and wait for it before the first use of its result.
 
 Before                                     After
   %1 = comm.all_reduce %0 over ["tp"]        %f = comm.all_reduce_start %0 over ["tp"] : !async.value<..>
@@ -6,8 +6,8 @@ Before                                     After
   %3 = aten.add %1, %2                       %1 = comm.wait %f
                                              %3 = aten.add %1, %2
 
-What stands between the two runs while the collective does. A receive takes memory from its start on and needs nothing,
-so that it may start at any time: it does before a task (a call) that stands some tasks before the one that takes it.
+Operations between the two run beside the collective. A receive has no operands and takes memory from its start on, so
+it starts a few tasks (calls) before the task that uses it.
 
 Needs: level `comm`.   Keeps: values, and the order of collectives, which all ranks share; of receives, that of those
 from one rank.
@@ -28,7 +28,7 @@ from ...ir.operations import Call, build, read
 from ...ir.types import future_of
 from ..base import Pass, Report
 from ..collective_text import collective_text
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
 
@@ -40,30 +40,30 @@ class StartCollectives(Pass):
     name: ClassVar[str] = "start-collectives"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     tasks_ahead: Annotated[int, Range(0, unit="tasks")] = 1
-    """A receive starts before the last of so many tasks that stand before its first use; 0: where it stands."""
+    """A receive starts this many tasks before its first use; 0: it is not moved."""
 
     def run(self, module: Module) -> Report:
-        count, tally = 0, Tally(self.name)
+        count, remarks = 0, CountedRemarks(self.name)
         for function in module.functions().values():
             ops = list(operations(function))
-            for at, op in enumerate(ops):
+            for index, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in BLOCKING:
-                    _split(op, call, ops, at)
+                    _split(op, call, ops, index)
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead)
-            _say(function, tally)
-        return Report(count, tally.remarks())
+            _remark(function, remarks)
+        return Report(count, remarks.remarks())
 
 
-def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
-    """Replace one collective; its users are in the same block, the terminator among them at the last.
+def _split(op: Operation, call: Call, ops: list[Operation], index: int) -> None:
+    """Replace one collective by a start and a wait; its users are in the same block.
 
-    `ops` are its function's, of which it is number `at`.
+    `ops` are the function's operations, of which it is number `index`.
     """
     [result] = op.results
-    first = _first([use.owner for use in result.uses]) or _later(ops, at)
+    first = _first_user([use.owner for use in result.uses]) or _second_task_after(ops, index)
     with context():
         with mlir.InsertionPoint(op):
             [future] = build(Call(start_of(call.name), call.args, call.kwargs), [future_of(result.type)], op.location)
@@ -73,64 +73,64 @@ def _split(op: Operation, call: Call, ops: list[Operation], at: int) -> None:
     op.operation.erase()
 
 
-def _later(ops: list[Operation], at: int) -> Operation:
-    """Where to wait for what nothing uses, such as a sum that other ranks want: before the second task from there."""
-    tasks = (ops[place] for place in range(at + 1, len(ops) - 1) if callee(ops[place]) is not None)
+def _second_task_after(ops: list[Operation], index: int) -> Operation:
+    """Where to wait for an unused result, such as a sum that only other ranks use: before the second task from here."""
+    tasks = (ops[position] for position in range(index + 1, len(ops) - 1) if callee(ops[position]) is not None)
     next(tasks, None)
     return next(tasks, ops[-1])
 
 
 def _advance_receives(function: Operation, tasks_ahead: int) -> None:
-    """Move the starts of receives before tasks that do not need them; those from one rank stay in their order."""
+    """Move the starts of receives before earlier tasks; receives from one rank keep their order."""
     ops = list(operations(function))
-    places = {op: at for at, op in enumerate(ops)}
+    positions = {op: index for index, op in enumerate(ops)}
     tasks: list[int] = []
-    wanted: dict[Operation, int] = {}
-    for at, op in enumerate(ops):
+    earliest_start: dict[Operation, int] = {}
+    for index, op in enumerate(ops):
         if callee(op) is not None:
-            tasks.append(_with_waits(ops, at))
+            tasks.append(_with_waits(ops, index))
         elif op.operation.name == WAIT and op.operands[0].owner.operation.name == RECEIVE_START:
             start = op.operands[0].owner
             before = tasks[-tasks_ahead:]
-            wanted[start] = before[0] if before else places[start]
-    earliest: dict[tuple[str, int], int] = {}
-    for at, op in enumerate(ops):
+            earliest_start[start] = before[0] if before else positions[start]
+    last_of_source: dict[tuple[str, int], int] = {}
+    for index, op in enumerate(ops):
         if op.operation.name == RECEIVE_START:
             source = (from_attribute(op.attributes["axis"]), from_attribute(op.attributes["peer"]))
-            place = max(wanted[op], earliest.get(source, 0))
-            earliest[source] = place
-            if place < at:
-                op.operation.move_before(ops[place].operation)
+            position = max(earliest_start[op], last_of_source.get(source, 0))
+            last_of_source[source] = position
+            if position < index:
+                op.operation.move_before(ops[position].operation)
 
 
 def _with_waits(ops: list[Operation], task: int) -> int:
-    """Where the waits begin that stand right before a task."""
+    """The index of the first of the waits right before a task."""
     while task and ops[task - 1].operation.name == WAIT:
         task -= 1
     return task
 
 
-def _first(users: list[Operation]) -> Operation | None:
-    """The one that stands before all others in their block."""
-    found: Operation | None = None
+def _first_user(users: list[Operation]) -> Operation | None:
+    """The first of the operations in their block."""
+    first: Operation | None = None
     for user in users:
-        if found is None or user.operation.is_before_in_block(found.operation):
-            found = user
-    return found
+        if first is None or user.operation.is_before_in_block(first.operation):
+            first = user
+    return first
 
 
-def _say(function: Operation, tally: Tally) -> None:
-    """Count the collectives that work hides, and those that it does not."""
+def _remark(function: Operation, remarks: CountedRemarks) -> None:
+    """Remark which collectives run beside other work, and which stay exposed."""
     hidden: dict[Value, bool] = {}
     for op in operations(function):
         call = read(op)
         if call is not None and call.name == WAIT:
             start = call.args[0].owner
             if hidden.get(call.args[0]):
-                tally.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
+                remarks.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
             else:
                 message = f"{collective_text(start)} stays exposed: no work stands between it and its first use"
-                tally.missed(message, from_location(start.location))
+                remarks.missed(message, from_location(start.location))
         elif call is not None and call.name in STARTS:
             hidden[op.results[0]] = False
         elif call is None or not (call.name.startswith("comm.") or call.name in VIEWS):

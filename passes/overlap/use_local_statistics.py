@@ -1,4 +1,4 @@
-"""Take exponentials relative to a rank's own maximum, and put right by rows when ranks know the maximum of all.
+"""Compute the local softmax before all-reducing its statistics: exponentials use the rank's own maximum, then rescale.
 
 Before                                              After
   %m = aten.amax %y, [1]                              %m = aten.amax %y, [1]
@@ -10,12 +10,12 @@ Before                                              After
   %p = aten.exp (%y - %l)                             %p = %e * exp(%c - %l)
   %d = aten.mm (%p * %r), %w                          %d = (aten.mm %e, %w) * exp(%c - %l) * %r
 
-All ranks share a vocabulary; each has some columns of %y, and must wait for the others for what is over all columns.
-With this pass only operations on rows wait: whatever is large is done before. exp(y - l) = exp(y - c) exp(c - l) for
-any column c, and a factor of rows may be taken out of a sum over columns, or of a product of matrices. With two
-`barriers` the product stays behind the first of them.
+With a vocabulary over the pipeline axis, each rank has some columns of %y, and the maximum and sum over all columns
+need an all-reduce. After this pass only per-row operations wait for it; exponentials and products of matrices do not:
+exp(y - l) = exp(y - c) exp(c - l) for any column vector c, and a factor per row commutes with a sum over columns and
+with a matrix product. With two `barriers` the product stays behind the first of them.
 
-Needs: level `comm`, lowered idioms.   Keeps: values, up to rounding.   Cost: a product more of rows of %w.
+Needs: level `comm`, lowered idioms.   Keeps: values, up to rounding.   Cost: one more product with rows of %w.
 Source: Balancing Pipeline Parallelism with Vocabulary Parallelism (arXiv 2411.05288), section 4.
 """
 
@@ -35,12 +35,12 @@ from ...ir.module import Level, Module, operations
 from ...ir.operations import Call, read
 from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..rewriting import Emitter, erase_unused, producer, users
 
 _COPY = "aten._to_copy.default"
-_KEEPS = ("aten.reshape.default", "aten.view.default", _COPY, "comm.mask")
-"""What keeps elements where shapes are equal, but for rounding and padding."""
+_ELEMENTWISE_COPIES = ("aten.reshape.default", "aten.view.default", _COPY, "comm.mask")
+"""Operations that keep all elements if shapes are equal, up to rounding and padding."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,28 @@ class UseLocalStatistics(Pass):
     """The plan; its statement about the pipeline is used."""
 
     def run(self, module: Module) -> Report:
-        said = self.plan.pipeline
-        if said is None:
+        pipeline = self.plan.pipeline
+        if pipeline is None:
             return Report()
-        tally, count = Tally(self.name), 0
+        remarks, count = CountedRemarks(self.name), 0
         main = module.functions()["main"]
         for op in operations(main):
             call = producer(op.results[0]) if op.results else None
-            if call is not None and call.name == ALL_REDUCE and said.axis in call.args[1]:
-                found = _Statistics(op, call, said.barriers == 1).rewrite()
-                count += found
-                if found:
-                    tally.applied("exponentials are taken relative to a rank's own maximum", from_location(op.location))
+            if call is not None and call.name == ALL_REDUCE and pipeline.axis in call.args[1]:
+                rewritten = _Statistics(op, call, pipeline.barriers == 1).rewrite()
+                count += rewritten
+                if rewritten:
+                    remarks.applied(
+                        "exponentials are taken relative to a rank's own maximum", from_location(op.location)
+                    )
         if count:
             erase_unused(main)
-        return Report(count, tally.remarks())
+        return Report(count, remarks.remarks())
 
 
 @dataclass(frozen=True)
 class _Term:
-    """A part of a matrix: exponentials, or one element of each row at `index`; times `factors`, columns."""
+    """A term of a matrix: the exponentials, or a 1 in each row at `index`; times `factors`, one number per row each."""
 
     factors: tuple[Value, ...]
     index: Value | None = None
@@ -80,37 +82,42 @@ class _Term:
 
 @dataclass
 class _Statistics:
-    """The maximum of some logits, reduced over ranks, and what is made of both."""
+    """The rewrite of one softmax: the maximum of its logits over ranks, and the exponentials that use it."""
 
     op: Operation
     call: Call
     moves_products: bool
-    local: dict[Value, Value] = field(default_factory=dict)
-    """For each exponential that was rewritten its factor of rows."""
-    base: Value | None = None
-    """The rank's own maximum, finite also where a rank has no column."""
+    factors: dict[Value, Value] = field(default_factory=dict)
+    """For each rewritten exponential, its factor per row."""
+    rank_maximum: Value | None = None
+    """The rank's own maximum, finite even if the rank has no column."""
     exponentials: Value | None = None
-    """Of the logits relative to it."""
+    """The exponentials of the logits relative to the rank's own maximum."""
 
     def rewrite(self) -> int:
-        """How many exponentials are relative to the rank's own maximum now."""
-        own = producer(self.call.args[0])
-        if self.call.args[2] != "max" or own is None or own.name != "aten.amax.default" or own.args[1:] != ([1], True):
+        """Rewrite; returns the number of exponentials that now use the rank's own maximum."""
+        maximum = producer(self.call.args[0])
+        if (
+            self.call.args[2] != "max"
+            or maximum is None
+            or maximum.name != "aten.amax.default"
+            or maximum.args[1:] != ([1], True)
+        ):
             return 0
-        logits = own.args[0]
-        found = [op for op in operations(self.op.parent.opview) if self._is_exponential(op, logits)]
+        logits = maximum.args[0]
+        exponentials = [op for op in operations(self.op.parent.opview) if self._is_exponential(op, logits)]
         with context():
-            for op in found:
-                self._take_apart(op, logits)
-            for value in list(self.local):
+            for op in exponentials:
+                self._make_relative(op, logits)
+            for value in list(self.factors):
                 for use in users(value):
                     self._sum(use, value)
             for op in operations(self.op.parent.opview) if self.moves_products else ():
                 self._product(op)
-        return len(found)
+        return len(exponentials)
 
     def _is_exponential(self, op: Operation, logits: Value) -> bool:
-        """Whether it is exp(y - c) of the logits, masked or not, and a column."""
+        """Whether an operation is exp(y - c) of the logits y, masked or not, and a column c."""
         call = read(op)
         inner = producer(call.args[0]) if call is not None and call.name == "aten.exp.default" else None
         if inner is None or inner.name != "aten.sub.Tensor" or inner.kwargs.get("alpha", 1) != 1:
@@ -118,7 +125,7 @@ class _Statistics:
         value, column = inner.args
         return _unmasked(value) == _unmasked(logits) and _is_column(column, value)
 
-    def _take_apart(self, op: Operation, logits: Value) -> None:
+    def _make_relative(self, op: Operation, logits: Value) -> None:
         """exp(y - c) becomes exp(y - own maximum) times a factor for each row."""
         emitter = Emitter(op.location)
         inner = producer(op.operands[0])
@@ -126,29 +133,31 @@ class _Statistics:
         column = inner.args[1]
         bare = _bare(from_mlir(column.type))
         with mlir.InsertionPoint(op):
-            own = self._base(logits)
-            factor = emitter.op("aten.exp.default", emitter.op("aten.sub.Tensor", own, column, type=bare), type=bare)
+            maximum = self._rank_maximum(logits)
+            factor = emitter.op(
+                "aten.exp.default", emitter.op("aten.sub.Tensor", maximum, column, type=bare), type=bare
+            )
             type_ = from_mlir(op.results[0].type)
-            made = emitter.op("aten.mul.Tensor", self.exponentials, factor, type=type_)
-        op.results[0].replace_all_uses_with(made)
-        self.local[made] = factor
+            product = emitter.op("aten.mul.Tensor", self.exponentials, factor, type=type_)
+        op.results[0].replace_all_uses_with(product)
+        self.factors[product] = factor
 
-    def _base(self, logits: Value) -> Value:
-        """Make what is relative to the rank's own maximum, once."""
-        own = self.call.args[0]
-        if self.base is None:
+    def _rank_maximum(self, logits: Value) -> Value:
+        """The rank's own maximum; builds it and the exponentials relative to it at the first use."""
+        maximum = self.call.args[0]
+        if self.rank_maximum is None:
             emitter = Emitter(self.op.location)
             with mlir.InsertionPoint(self.op):
-                type_ = _bare(from_mlir(own.type))
-                least = torch.finfo(type_.dtype).min
-                self.base = emitter.op("aten.clamp_min.default", own, least, type=type_)
-                wide = _bare(from_mlir(logits.type))
-                shifted = emitter.op("aten.sub.Tensor", logits, self.base, type=wide)
-                self.exponentials = emitter.op("aten.exp.default", shifted, type=wide)
-        return self.base
+                type_ = _bare(from_mlir(maximum.type))
+                lowest = torch.finfo(type_.dtype).min
+                self.rank_maximum = emitter.op("aten.clamp_min.default", maximum, lowest, type=type_)
+                logits_type = _bare(from_mlir(logits.type))
+                shifted = emitter.op("aten.sub.Tensor", logits, self.rank_maximum, type=logits_type)
+                self.exponentials = emitter.op("aten.exp.default", shifted, type=logits_type)
+        return self.rank_maximum
 
     def _sum(self, op: Operation, value: Value) -> None:
-        """A sum over columns: the factor of rows is taken out of it."""
+        """Move the factor per row out of a sum over columns."""
         call = read(op)
         if call is None or call.name != "aten.sum.dim_IntList" or call.args[1] != [1] or call.kwargs.get("dtype"):
             return
@@ -156,14 +165,14 @@ class _Statistics:
         type_ = from_mlir(op.results[0].type)
         with mlir.InsertionPoint(op):
             total = emitter.op(call.name, self.exponentials, *call.args[1:], type=_bare(type_))
-            factor = self.local[value]
+            factor = self.factors[value]
             if len(type_.shape) == 1:
                 factor = emitter.op("aten.squeeze.dim", factor, 1, type=_bare(type_))
-            made = emitter.op("aten.mul.Tensor", total, factor, type=type_)
-        op.results[0].replace_all_uses_with(made)
+            scaled = emitter.op("aten.mul.Tensor", total, factor, type=type_)
+        op.results[0].replace_all_uses_with(scaled)
 
     def _product(self, op: Operation) -> None:
-        """A product of what is made of exponentials with weights, to be summed up over ranks."""
+        """Move factors per row out of a matrix product of exponentials and weights that is then summed over ranks."""
         call = read(op)
         if call is None or call.name != "aten.mm.default":
             return
@@ -173,47 +182,47 @@ class _Statistics:
         emitter = Emitter(op.location)
         type_ = from_mlir(op.results[0].type)
         with mlir.InsertionPoint(op):
-            made = [self._times(term, call.args[1], type_, emitter) for term in terms]
-            total = made[0]
-            for each in made[1:]:
-                total = emitter.op("aten.add.Tensor", total, each, type=_bare(from_mlir(total.type)))
-            same = from_mlir(total.type).dtype == type_.dtype
+            products = [self._times(term, call.args[1], type_, emitter) for term in terms]
+            total = products[0]
+            for product in products[1:]:
+                total = emitter.op("aten.add.Tensor", total, product, type=_bare(from_mlir(total.type)))
+            same_dtype = from_mlir(total.type).dtype == type_.dtype
             final = (
                 emitter.op("aten.alias.default", total, type=type_)
-                if same
+                if same_dtype
                 else emitter.op(_COPY, total, type=type_, dtype=type_.dtype)
             )
         op.results[0].replace_all_uses_with(final)
 
     def _times(self, term: _Term, weight: Value, type_: TensorType, emitter: Emitter) -> Value:
         """A term times the weights, in the dtype of its factors."""
-        plain = _bare(type_)
+        bare = _bare(type_)
         if term.index is None:
             matrix = self.exponentials
             assert matrix is not None
-            low = TensorType(type_.dtype, from_mlir(matrix.type).shape)
-            if low.dtype != from_mlir(matrix.type).dtype:
-                matrix = emitter.op(_COPY, matrix, type=low, dtype=low.dtype)
-            made = emitter.op("aten.mm.default", matrix, weight, type=plain)
+            matrix_type = TensorType(type_.dtype, from_mlir(matrix.type).shape)
+            if matrix_type.dtype != from_mlir(matrix.type).dtype:
+                matrix = emitter.op(_COPY, matrix, type=matrix_type, dtype=matrix_type.dtype)
+            product = emitter.op("aten.mm.default", matrix, weight, type=bare)
         else:
-            rows = TensorType(torch.int64, type_.shape[:1])
-            index = emitter.op("aten.squeeze.dim", term.index, 1, type=rows)
-            made = emitter.op("aten.index_select.default", weight, 0, index, type=plain)
+            index_type = TensorType(torch.int64, type_.shape[:1])
+            index = emitter.op("aten.squeeze.dim", term.index, 1, type=index_type)
+            product = emitter.op("aten.index_select.default", weight, 0, index, type=bare)
         for factor in term.factors:
             dtype = from_mlir(factor.type).dtype
-            if dtype != from_mlir(made.type).dtype:
-                made = emitter.op(_COPY, made, type=TensorType(dtype, type_.shape), dtype=dtype)
-            made = emitter.like("aten.mul.Tensor", made, factor)
-        return made
+            if dtype != from_mlir(product.type).dtype:
+                product = emitter.op(_COPY, product, type=TensorType(dtype, type_.shape), dtype=dtype)
+            product = emitter.like("aten.mul.Tensor", product, factor)
+        return product
 
     def _terms(self, value: Value) -> list[_Term] | None:
-        """What a matrix is the sum of; None where that is not known."""
-        if value in self.local:
-            return [_Term((self.local[value],))]
+        """The terms of a matrix; None if they are not known."""
+        if value in self.factors:
+            return [_Term((self.factors[value],))]
         call = producer(value)
         if call is None:
             return None
-        if call.name in _KEEPS and from_mlir(call.args[0].type).shape == from_mlir(value.type).shape:
+        if call.name in _ELEMENTWISE_COPIES and from_mlir(call.args[0].type).shape == from_mlir(value.type).shape:
             return self._terms(call.args[0])
         if call.name == "aten.mul.Tensor" and len(call.values()) == 2 and _is_column(call.args[1], value):
             inner = self._terms(call.args[0])
@@ -225,13 +234,13 @@ class _Statistics:
 
 
 def _is_reduced(value: Value, axes: list[str]) -> bool:
-    """Whether all that is made of a value is a sum over the axes, after changes of shape and dtype."""
-    found = users(value)
-    return bool(found) and all(_reduces(user, axes) for user in found)
+    """Whether all uses of a value are sums over the axes, after changes of shape and dtype."""
+    user_ops = users(value)
+    return bool(user_ops) and all(_reduces(user, axes) for user in user_ops)
 
 
 def _reduces(user: Operation, axes: list[str]) -> bool:
-    """Whether an operation is a sum over the axes, or what is made of it is."""
+    """Whether an operation is a sum over the axes, or all uses of its result are."""
     call = read(user)
     if call is None:
         return False
@@ -241,11 +250,11 @@ def _reduces(user: Operation, axes: list[str]) -> bool:
 
 
 def _unmasked(value: Value) -> tuple[Value, tuple[torch.dtype, ...]]:
-    """What a value is without padding set, in the shape in which it was made; and the dtypes that it went through."""
+    """The value before masks and copies of the same shape, and the dtypes of the copies."""
     dtypes: tuple[torch.dtype, ...] = ()
     while True:
         call = producer(value)
-        if call is None or call.name not in _KEEPS:
+        if call is None or call.name not in _ELEMENTWISE_COPIES:
             return value, dtypes
         inner: Value = call.args[0]
         if from_mlir(inner.type).shape != from_mlir(value.type).shape:

@@ -1,5 +1,5 @@
-"""From global tensors with placements to what one rank computes: resharding, masks for padding, split vocabularies.
+"""From global tensors with placements to one rank's local computation: reshards, padding masks, sharded vocabularies.
 
-Start reading at `partition_tensors.py`; `reshard.py` makes the collectives of one change of placement, `localize.py`
-rewrites global sizes to a rank's. Which placements an op allows is in `passes/sharding/`.
+Start reading at `partition_tensors.py`; `reshard.py` builds the collectives of one reshard, `localize.py` rewrites
+global sizes to local ones. Which placements an op allows is in `passes/sharding/`.
 """

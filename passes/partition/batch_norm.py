@@ -1,7 +1,7 @@
-"""Batch norm over a batch that ranks share: sums are reduced over the axis, so that statistics are the whole batch's.
+"""Batch norm over a sharded batch: sums are all-reduced over the axis, so statistics are those of the global batch.
 
 Forward reduces the sum, then the sum of squared distances from the mean; backward reduces the sum of the gradient, and
-that of its product with the normalised input. One number a channel crosses ranks each time, never an image.
+that of its product with the normalised input. Each time one number per channel is communicated, never an image.
 
 Source: Ioffe and Szegedy, "Batch normalization" (arXiv:1502.03167); running statistics as torch keeps them, with the
 unbiased variance.
@@ -23,7 +23,7 @@ from .emitter import LocalEmitter, Shards, Types
 
 
 class _Images:
-    """The images of one call: (batch, channels, *space), one dim but the channels' shared by ranks."""
+    """The images of one call: (batch, channels, *space), with one dim other than channels sharded."""
 
     def __init__(self, emitter: LocalEmitter, shards: Shards, image: TensorType, statistic: TensorType) -> None:
         self.emitter = emitter
@@ -32,14 +32,14 @@ class _Images:
         self.statistic = replace(statistic, shape=(image.shape[1],))
         self.dims = [d for d in range(len(image.shape)) if d != 1]
         self.count = shards.extent * prod(image.shape[d] for d in self.dims if d != shards.dim)
-        """Elements that one channel's statistics are about, on all ranks."""
+        """Elements per channel, on all ranks together."""
 
-    def wide(self, name: str, *args: Any) -> Value:
-        """An operation whose result is shaped as the images."""
+    def per_element(self, name: str, *args: Any) -> Value:
+        """An operation whose result has the images' shape."""
         return self.emitter.op(name, *args, type=self.image)
 
-    def each(self, name: str, *args: Any) -> Value:
-        """An operation whose result is one number a channel."""
+    def per_channel(self, name: str, *args: Any) -> Value:
+        """An operation whose result has one element per channel."""
         return self.emitter.op(name, *args, type=self.statistic)
 
     def cast(self, value: Value, dtype: Any) -> Value:
@@ -49,7 +49,7 @@ class _Images:
             return value
         return self.emitter.op("aten._to_copy.default", value, type=replace(type_, dtype=dtype), dtype=dtype)
 
-    def spread(self, value: Value) -> Value:
+    def broadcastable(self, value: Value) -> Value:
         """(channels) as (channels, 1, ...), which broadcasts against the images."""
         type_ = from_mlir(value.type)
         ones = (1,) * (len(self.image.shape) - 2)
@@ -59,15 +59,15 @@ class _Images:
 
     def total(self, value: Value) -> Value:
         """The sum over all but the channels, on all ranks."""
-        local = self.each("aten.sum.dim_IntList", value, self.dims, False)
+        local = self.per_channel("aten.sum.dim_IntList", value, self.dims, False)
         return self.emitter.like(ALL_REDUCE, local, list(self.shards.axes), "sum")
 
     def mean(self, value: Value) -> Value:
         """The mean over all but the channels, on all ranks."""
-        return self.each("aten.div.Scalar", self.total(value), float(self.count))
+        return self.per_channel("aten.div.Scalar", self.total(value), float(self.count))
 
     def masked(self, value: Value) -> Value:
-        """The value with zeros for the images that pad an uneven share."""
+        """The value with the padding of an uneven shard set to zero."""
         shards = self.shards
         if shards.extent == shards.chunk * self.emitter.size(shards.axes):
             return value
@@ -76,57 +76,77 @@ class _Images:
 
 
 def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
-    given = _named(call)
+    arguments = _arguments(call)
     image, statistic = types[0], types[1]
     assert image is not None and statistic is not None
-    on = _Images(emitter, shards, image, statistic)
-    x = on.cast(given["input"], on.image.dtype)
-    mean = on.mean(x)
-    centred = on.wide("aten.sub.Tensor", x, on.spread(mean))
-    kept = on.masked(centred)
-    variance = on.mean(on.wide("aten.mul.Tensor", kept, kept))
-    deviation = on.each("aten.rsqrt.default", on.each("aten.add.Scalar", variance, given["eps"]))
-    y = on.wide("aten.mul.Tensor", centred, on.spread(_times(on, deviation, given["weight"])))
-    if given["bias"] is not None:
-        y = on.wide("aten.add.Tensor", y, on.spread(on.cast(given["bias"], on.image.dtype)))
-    results: list[Value | None] = [on.cast(y, image.dtype), mean, deviation]
+    images = _Images(emitter, shards, image, statistic)
+    x = images.cast(arguments["input"], images.image.dtype)
+    mean = images.mean(x)
+    centred = images.per_element("aten.sub.Tensor", x, images.broadcastable(mean))
+    masked = images.masked(centred)
+    variance = images.mean(images.per_element("aten.mul.Tensor", masked, masked))
+    deviation = images.per_channel(
+        "aten.rsqrt.default", images.per_channel("aten.add.Scalar", variance, arguments["eps"])
+    )
+    y = images.per_element(
+        "aten.mul.Tensor", centred, images.broadcastable(_scaled_by_weight(images, deviation, arguments["weight"]))
+    )
+    if arguments["bias"] is not None:
+        y = images.per_element(
+            "aten.add.Tensor", y, images.broadcastable(images.cast(arguments["bias"], images.image.dtype))
+        )
+    results: list[Value | None] = [images.cast(y, image.dtype), mean, deviation]
     if len(types) > 3:
-        unbiased = on.each("aten.mul.Scalar", variance, on.count / max(1, on.count - 1))
-        results.append(_updated(on, given["running_mean"], mean, given["momentum"]))
-        results.append(_updated(on, given["running_var"], unbiased, given["momentum"]))
+        unbiased = images.per_channel("aten.mul.Scalar", variance, images.count / max(1, images.count - 1))
+        results.append(_updated(images, arguments["running_mean"], mean, arguments["momentum"]))
+        results.append(_updated(images, arguments["running_var"], unbiased, arguments["momentum"]))
     return results
 
 
-def _updated(on: _Images, old: Value, new: Value, momentum: float) -> Value:
+def _updated(images: _Images, old: Value, new: Value, momentum: float) -> Value:
     """(1 - momentum) * old + momentum * new."""
-    kept = on.emitter.like("aten.mul.Scalar", old, 1.0 - momentum)
-    added = on.cast(on.each("aten.mul.Scalar", new, momentum), from_mlir(old.type).dtype)
-    return on.emitter.like("aten.add.Tensor", kept, added)
+    old_share = images.emitter.like("aten.mul.Scalar", old, 1.0 - momentum)
+    new_share = images.cast(images.per_channel("aten.mul.Scalar", new, momentum), from_mlir(old.type).dtype)
+    return images.emitter.like("aten.add.Tensor", old_share, new_share)
 
 
-def _times(on: _Images, value: Value, weight: Value | None) -> Value:
-    return value if weight is None else on.each("aten.mul.Tensor", value, on.cast(weight, on.statistic.dtype))
+def _scaled_by_weight(images: _Images, value: Value, weight: Value | None) -> Value:
+    return (
+        value
+        if weight is None
+        else images.per_channel("aten.mul.Tensor", value, images.cast(weight, images.statistic.dtype))
+    )
 
 
 def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
-    given = _named(call)
-    mean, deviation, weight = given["save_mean"], given["save_invstd"], given["weight"]
-    image = from_mlir(given["input"].type)
-    on = _Images(emitter, shards, image, from_mlir(mean.type))
-    dy, x = on.cast(given["grad_out"], on.image.dtype), on.cast(given["input"], on.image.dtype)
-    normal = on.wide("aten.mul.Tensor", on.wide("aten.sub.Tensor", x, on.spread(mean)), on.spread(deviation))
-    dbias = on.total(dy)
-    dweight = on.total(on.wide("aten.mul.Tensor", dy, normal))
-    along = on.spread(on.each("aten.div.Scalar", dweight, float(on.count)))
-    level = on.spread(on.each("aten.div.Scalar", dbias, float(on.count)))
-    rest = on.wide("aten.sub.Tensor", on.wide("aten.sub.Tensor", dy, level), on.wide("aten.mul.Tensor", normal, along))
-    dx = on.wide("aten.mul.Tensor", rest, on.spread(_times(on, deviation, weight)))
-    found = (dx, dweight, dbias)
-    return [None if type_ is None else on.cast(v, type_.dtype) for v, type_ in zip(found, types, strict=True)]
+    arguments = _arguments(call)
+    mean, deviation, weight = arguments["save_mean"], arguments["save_invstd"], arguments["weight"]
+    image = from_mlir(arguments["input"].type)
+    images = _Images(emitter, shards, image, from_mlir(mean.type))
+    dy, x = images.cast(arguments["grad_out"], images.image.dtype), images.cast(arguments["input"], images.image.dtype)
+    normal = images.per_element(
+        "aten.mul.Tensor",
+        images.per_element("aten.sub.Tensor", x, images.broadcastable(mean)),
+        images.broadcastable(deviation),
+    )
+    dbias = images.total(dy)
+    dweight = images.total(images.per_element("aten.mul.Tensor", dy, normal))
+    projected = images.broadcastable(images.per_channel("aten.div.Scalar", dweight, float(images.count)))
+    mean_gradient = images.broadcastable(images.per_channel("aten.div.Scalar", dbias, float(images.count)))
+    centred = images.per_element(
+        "aten.sub.Tensor",
+        images.per_element("aten.sub.Tensor", dy, mean_gradient),
+        images.per_element("aten.mul.Tensor", normal, projected),
+    )
+    dx = images.per_element(
+        "aten.mul.Tensor", centred, images.broadcastable(_scaled_by_weight(images, deviation, weight))
+    )
+    gradients = (dx, dweight, dbias)
+    return [None if type_ is None else images.cast(v, type_.dtype) for v, type_ in zip(gradients, types, strict=True)]
 
 
-def _named(call: Call) -> dict[str, Any]:
-    """The arguments by the schema's names; None for those left out."""
+def _arguments(call: Call) -> dict[str, Any]:
+    """The arguments by the schema's names; None for omitted ones."""
     names = [argument.name for argument in definitions()[call.name].arguments]
     return {name: call.args[i] if i < len(call.args) else None for i, name in enumerate(names)}
 
@@ -137,4 +157,4 @@ LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types], list[Value | 
     "aten._native_batch_norm_legit_functional.default": _forward,
     "aten.native_batch_norm_backward.default": _backward,
 }
-"""What a rank computes in place of each op whose statistics are reduced inside it."""
+"""The local computation of each op that reduces statistics inside."""

@@ -1,4 +1,4 @@
-"""Building local operations: types of level `comm` from global shapes and placements."""
+"""Build local operations: types of level `comm` from global shapes and placements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..rewriting import Emitter
 
 
 def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
-    """What one rank holds of a tensor given by its global shape and placement; `extents` only where uneven."""
+    """The local type of a tensor with this global shape and placement; it has `extents` only where uneven."""
     placement = tensor.placement_on(mesh)
     shape = local_shape(tensor.shape, placement, mesh)
     even = all(is_even(n, axes, mesh) for n, axes in zip(tensor.shape, placement.dims, strict=True))
@@ -19,18 +19,18 @@ def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
 
 
 class LocalEmitter(Emitter):
-    """An emitter that knows how many ranks share what."""
+    """An emitter that knows the mesh."""
 
     def __init__(self, mesh: Mesh, loc: Location) -> None:
         super().__init__(loc)
         self.mesh = mesh
 
     def size(self, axes: tuple[str, ...]) -> int:
-        """How many ranks share a dim that is sharded over `axes`."""
+        """How many chunks a dim that is sharded over `axes` has."""
         return axes_size(self.mesh, axes)
 
     def chunk(self, extent: int, axes: tuple[str, ...]) -> int:
-        """What one rank holds of a dim, padding counted."""
+        """One rank's chunk size of a dim, padding included."""
         return chunk_size(extent, self.size(axes))
 
     def placed(self, value: Value, global_shape: tuple[int, ...], placement: Placement) -> TensorType:
@@ -45,7 +45,7 @@ Types = list[TensorType | None]
 
 @dataclass(frozen=True)
 class Shards:
-    """The dim, over which axes it is sharded, how many entries a rank holds, how many there are in all."""
+    """A sharded dim: its axes, its chunk size on one rank, and its global extent."""
 
     dim: int
     axes: tuple[str, ...]

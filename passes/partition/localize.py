@@ -1,7 +1,7 @@
-"""Rewrite a call's global sizes to those of one rank: the shapes that `view`, `expand`, `full` and their like state.
+"""Rewrite a call's global sizes to local ones: the shape operands of `view`, `expand`, `full` and similar ops.
 
-Rules name placements; ops that carry a size in their attributes carry the global one. All such sizes follow from the
-local shapes of the results, so that nothing here depends on which axes shard what, nor on how many do.
+Sharding strategies give placements; the sizes in an op's attributes are still global. All of them follow from the local
+shapes of the results, so nothing here depends on the mesh.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ...ir.placement import AxisPlacement, Shard, chunk_size
 from ..sharding.rules.builders import dim
 from ..sharding.rules.call import Call, bind
 from ..sharding.rules.images import INPUT_SIZES
-from ..sharding.rules.strategy import Row, TensorMeta
+from ..sharding.rules.strategy import Strategy, TensorMeta
 
 Shape = tuple[int, ...]
 LocalCall = tuple[str, tuple[object, ...], dict[str, object]]
@@ -29,10 +29,10 @@ _SIZE_OPERAND = {
     **dict.fromkeys(INPUT_SIZES, "input_size"),
     "aten.unfold_backward.default": "input_sizes",
 }
-"""The operand of each op that states the shape of its result."""
+"""The operand of each op that holds the shape of its result."""
 
 _EXTENT_OPERAND = {"aten.embedding_dense_backward.default": "num_weights"}
-"""The operand of each op that states the first extent of its result."""
+"""The operand of each op that holds the first extent of its result."""
 
 _RESHAPES = frozenset(
     {
@@ -43,11 +43,11 @@ _RESHAPES = frozenset(
         "aten.unflatten.int",
     }
 )
-"""Ops that read the operand's extents (a chunk of one element would be squeezed away): locally a plain reshape."""
+"""Ops that read the operand's extents (a local extent of 1 would be squeezed away): locally a plain reshape."""
 
 
 def local_shape(meta: TensorMeta, placement: AxisPlacement | None, parts: int) -> Shape:
-    """The padded shape of a rank's part when the dim that `placement` shards is cut into `parts`."""
+    """The padded local shape when the dim that `placement` shards has `parts` chunks."""
     if not isinstance(placement, Shard):
         return meta.shape
     return tuple(chunk_size(n, parts) if d == placement.dim else n for d, n in enumerate(meta.shape))
@@ -58,13 +58,13 @@ def localize(
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     outputs: tuple[TensorMeta | None, ...],
-    row: Row,
+    strategy: Strategy,
     parts: int,
 ) -> LocalCall:
-    """The call that one rank makes under `row` on an axis of size `parts`; see `with_local_sizes`."""
+    """The call that one rank makes under a sharding strategy on an axis of size `parts`; see `with_local_sizes`."""
     shapes = [
         None if meta is None else local_shape(meta, placement, parts)
-        for meta, placement in zip(outputs, row.outputs, strict=True)
+        for meta, placement in zip(outputs, strategy.outputs, strict=True)
     ]
     return with_local_sizes(op, args, kwargs, outputs, shapes)
 
@@ -76,16 +76,16 @@ def with_local_sizes(
     outputs: tuple[TensorMeta | None, ...],
     local_outputs: Sequence[Shape | None],
 ) -> LocalCall:
-    """The call that one rank makes, whose results have the shapes `local_outputs`, under placements that rules allow.
+    """The call that one rank makes, with results of the shapes `local_outputs`, under a legal sharding strategy.
 
-    Tensors in `args` and `kwargs` may be anything (values, names, TensorMeta): they are passed along untouched, and so
-    is what is no size. The op itself may change (`squeeze` becomes `reshape`).
+    Tensors in `args` and `kwargs` may be anything (values, names, TensorMeta): they are passed through, and so are
+    operands that are no sizes. The op itself may change (`squeeze` becomes `reshape`).
     """
-    if op in _SEVERAL:
-        return _with_several(op, args, kwargs, outputs, local_outputs)
+    if op in _SIZES_OF:
+        return _with_sizes(op, args, kwargs, outputs, local_outputs)
     shape = local_outputs[0] if local_outputs else None
-    whole = outputs[0].shape if outputs and outputs[0] is not None else None
-    if shape is None or whole is None or shape == whole:
+    global_shape = outputs[0].shape if outputs and outputs[0] is not None else None
+    if shape is None or global_shape is None or shape == global_shape:
         return op, args, dict(kwargs)
     if op in _RESHAPES:
         return "aten.reshape.default", (args[0], list(shape)), {}
@@ -94,28 +94,28 @@ def with_local_sizes(
     if op in _EXTENT_OPERAND:
         return (op, *_with(op, args, kwargs, _EXTENT_OPERAND[op], shape[0]))
     if op == _SLICE:
-        return (op, *_slice(args, kwargs, whole, shape))
+        return (op, *_slice(args, kwargs, global_shape, shape))
     return op, args, dict(kwargs)
 
 
-def _with_several(
+def _with_sizes(
     op: str,
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     outputs: tuple[TensorMeta | None, ...],
     local_outputs: Sequence[Shape | None],
 ) -> LocalCall:
-    """The call of an op that states several sizes, with those that are not what they were."""
+    """The local call of an op with several size operands."""
     call = bind(op, args, kwargs, outputs)
-    left = dict(kwargs)
+    local_kwargs = dict(kwargs)
     if call is not None:
-        for name, value in _SEVERAL[op](call, local_outputs).items():
-            args, left = _with(op, args, left, name, value)
-    return op, args, left
+        for name, value in _SIZES_OF[op](call, local_outputs).items():
+            args, local_kwargs = _with(op, args, local_kwargs, name, value)
+    return op, args, local_kwargs
 
 
 def _group_norm(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
-    """Images, channels and groups; chunks of channels hold whole groups."""
+    """Local images, channels and groups; a chunk of channels holds whole groups."""
     shape = local[0]
     if shape is None:
         return {}
@@ -124,7 +124,7 @@ def _group_norm(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
 
 
 def _convolution(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
-    """Groups, where a chunk of the output's channels holds some of them; else there is one group."""
+    """Local groups of a grouped convolution: a chunk of output channels holds whole groups."""
     shape = local[0]
     if shape is None or call.integer("groups") == 1:
         return {}
@@ -132,35 +132,35 @@ def _convolution(call: Call, local: Sequence[Shape | None]) -> dict[str, object]
 
 
 def _convolution_backward(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
-    """The bias's size, and groups as the channels of the input's or the weight's gradient say."""
+    """The bias's local size, and the local groups, from the channels of the input's or the weight's gradient."""
     sizes: dict[str, object] = {} if local[2] is None else {"bias_sizes": list(local[2])}
     if call.integer("groups") == 1:
         return sizes
-    for at, d in ((0, 1), (1, 0)):
-        whole, shape = call.outputs[at], local[at]
-        if whole is not None and shape is not None:
-            return {**sizes, "groups": call.integer("groups") * shape[d] // whole.shape[d]}
+    for index, d in ((0, 1), (1, 0)):
+        global_meta, shape = call.outputs[index], local[index]
+        if global_meta is not None and shape is not None:
+            return {**sizes, "groups": call.integer("groups") * shape[d] // global_meta.shape[d]}
     return sizes
 
 
-_SEVERAL: dict[str, Callable[[Call, Sequence[Shape | None]], dict[str, object]]] = {
+_SIZES_OF: dict[str, Callable[[Call, Sequence[Shape | None]], dict[str, object]]] = {
     "aten.native_group_norm.default": _group_norm,
     "aten.native_group_norm_backward.default": _group_norm,
     "aten.convolution.default": _convolution,
     "aten.convolution_backward.default": _convolution_backward,
 }
-"""Ops that state more than one size: the operands to set, from the call and the local shapes of its results."""
+"""Ops with several size operands: the operands to set, from the call and the local shapes of its results."""
 
 
 def _slice(
     args: tuple[object, ...], kwargs: Mapping[str, object], whole: Shape, shape: Shape
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """A slice along a dim that is whole on the rank stays; along a sharded one it takes all of the shard."""
+    """A slice along a dim that is not sharded is unchanged; along a sharded one it takes the whole chunk."""
     call = bind(_SLICE, args, kwargs, ())
     if call is None or shape[along := dim(call.integer("dim"), len(shape))] == whole[along]:
         return args, dict(kwargs)
-    args, left = _with(_SLICE, args, kwargs, "start", 0)
-    return _with(_SLICE, args, left, "end", None)
+    args, local_kwargs = _with(_SLICE, args, kwargs, "start", 0)
+    return _with(_SLICE, args, local_kwargs, "end", None)
 
 
 def _with(

@@ -1,13 +1,14 @@
-"""Cut every tensor into what one rank holds, and make communication explicit.
+"""Replace global tensors by one rank's local ones, and make communication explicit.
 
-Before (global shapes)                                After (what one rank holds, over tp=2)
+Before (global shapes)                                After (local shapes, over tp=2)
   %h = aten.mm %x, %w : .. -> t<8x64, {tp=shard(1)}>    %h = aten.mm %x, %w : .. -> t<8x32, {tp="shard(1)"}>
   %y = aten.mm %h, %v : .. -> t<8x16, {tp=partial}>     %y = aten.mm %h, %v : .. -> t<8x16, {tp="partial(sum)"}>
   %r = comm.reshard %y : .. -> t<8x16>                  %r = comm.all_reduce %y over ["tp"] sum
 
-A dim that its axes do not divide is padded to whole chunks; where an op adds padding up with the rest, the padding is
-masked first. Ops over a sharded vocabulary become lookups of a rank's own indices (`spmd/vocabulary.py`), and the
-statistics of a batch norm over a shared batch are reduced inside it (`spmd/batch_norm.py`).
+A dim that its axes do not divide is padded to whole chunks; where an op would reduce the padding with the rest, the
+padding is masked first. Ops over a sharded vocabulary become lookups of a rank's own indices
+(`partition/vocabulary.py`), and a batch norm over a sharded batch all-reduces its statistics
+(`partition/batch_norm.py`).
 
 Needs: level `aten`, placements propagated (`propagate-placements`).   Keeps: values, up to the order of sums.
 Source: GSPMD (arXiv:2105.04663), section 3.5, for halo-free partitioning with padding and masks.
@@ -44,10 +45,10 @@ from ...ir.placement import Mesh, Placement, Shard, is_even
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
 from ..collective_text import collective_text
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..rewriting import producer
-from ..sharding.rules import Row
-from ..sharding.rules.ir_calls import metas, rules_of
+from ..sharding.rules import Strategy
+from ..sharding.rules.ir_calls import call_strategies, metas
 from . import batch_norm, vocabulary
 from .emitter import LocalEmitter, Shards, local_type
 from .localize import with_local_sizes
@@ -65,40 +66,40 @@ class PartitionTensors(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        made = module.successor()
-        made.level = Level.COMM
+        new_module = module.successor()
+        new_module.level = Level.COMM
         count = 0
         for function in module.functions().values():
-            count += _Partitioner(function, made).rewrite()
-        module.become(made)
+            count += _Partitioner(function, new_module).rewrite()
+        module.become(new_module)
         return Report(count, _communication(module))
 
 
 def _communication(module: Module) -> tuple[Remark, ...]:
-    """The collectives that cut tensors need, and the dims whose padding is masked."""
-    tally = Tally(PartitionTensors.name)
+    """Remarks of the collectives that were inserted, and of the dims whose padding is masked."""
+    remarks = CountedRemarks(PartitionTensors.name)
     for function in module.functions().values():
         for op in operations(function):
             name = op.operation.name
             if name in COLLECTIVES:
-                tally.applied(collective_text(op), from_location(op.location))
+                remarks.applied(collective_text(op), from_location(op.location))
             elif name == "comm.mask":
                 axes = ", ".join(axis for axis in from_attribute(op.attributes["axes"]) if axis != MICROBATCH)
                 message = f"padding masked: {axes} does not divide a dim that is added up"
-                tally.add(RemarkKind.NOTE, message, from_location(op.location))
-    return tally.remarks()
+                remarks.add(RemarkKind.NOTE, message, from_location(op.location))
+    return remarks.remarks()
 
 
 class _Partitioner:
     """The rewrite of one function; `values` maps its old values to new ones."""
 
-    def __init__(self, function: Operation, made: Module) -> None:
-        self.mesh: Mesh = made.mesh
+    def __init__(self, function: Operation, module: Module) -> None:
+        self.mesh: Mesh = module.mesh
         self.old = function
         name = name_of(function)
         types = [self._local(a.type) for a in entry(function).arguments]
         records = argument_records(function) if name == "main" else None
-        self.new = build_function(made, name, types, records=records)
+        self.new = build_function(module, name, types, records=records)
         self.values: dict[Value, Value] = dict(zip(entry(function).arguments, entry(self.new).arguments, strict=True))
 
     def rewrite(self) -> int:
@@ -129,25 +130,25 @@ class _Partitioner:
 
     def _reshard(self, value: Value, target: TensorType, emitter: LocalEmitter) -> Value:
         source = from_mlir(value.type)
-        drawn = producer(value)
-        if drawn is not None and drawn.name == RANDOM:
-            operands = [self.values[v] for v in drawn.values()]
-            return draw(drawn, operands, source, target.placement_on(self.mesh), emitter)
-        mover = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
-        return mover.to(target.placement_on(self.mesh))
+        random = producer(value)
+        if random is not None and random.name == RANDOM:
+            operands = [self.values[v] for v in random.values()]
+            return draw(random, operands, source, target.placement_on(self.mesh), emitter)
+        resharder = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
+        return resharder.to(target.placement_on(self.mesh))
 
     def _partition(self, op: Operation, call: Call, emitter: LocalEmitter) -> Sequence[Value | None]:
         old_values = call.values()
         results = results_of(op)
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flatten(results)]
         if call.name == RANDOM and types[0] is not None:
-            given = [self.values[v] for v in old_values]
-            return [draw(call, given, types[0], types[0].placement_on(self.mesh), emitter)]
-        chosen = self._rows(call, old_values, types)
+            operands = [self.values[v] for v in old_values]
+            return [draw(call, operands, types[0], types[0].placement_on(self.mesh), emitter)]
+        chosen = self._strategies(call, old_values, types)
         operands = [self._masked(i, v, chosen, emitter) for i, v in enumerate(old_values)]
         local = call.replace_values(operands)
         local_types = [None if t is None else local_type(t, self.mesh) for t in types]
-        lowered = [(axis, row) for axis, row in chosen if row.lowering is not None]
+        lowered = [(axis, strategy) for axis, strategy in chosen if strategy.lowering is not None]
         if lowered:
             shards = self._shards(lowered[0][1], old_values, types)
             return _LOWERINGS[call.name](emitter, local, shards, local_types)
@@ -161,32 +162,37 @@ class _Partitioner:
         flat = [r.type if t is None else to_mlir(t) for r, t in zip(flatten(results), local_types, strict=True)]
         return flatten(build(Call(name, tuple(args), dict(kwargs)), regroup(results, flat), op.location))
 
-    def _rows(self, call: Call, values: Sequence[Value], types: Sequence[TensorType | None]) -> list[tuple[str, Row]]:
-        """The row that the operation's placements follow, on each axis."""
-        rules = rules_of(call, types)
-        given = [from_mlir(v.type).placement_on(self.mesh) for v in values]
-        made = [None if t is None else t.placement_on(self.mesh) for t in types]
-        return [(axis, _matching(rules.rows, axis, given, made, call)) for axis, _ in self.mesh]
+    def _strategies(
+        self, call: Call, values: Sequence[Value], types: Sequence[TensorType | None]
+    ) -> list[tuple[str, Strategy]]:
+        """The sharding strategy that the operation's placements follow, on each axis."""
+        op_strategies = call_strategies(call, types)
+        inputs = [from_mlir(v.type).placement_on(self.mesh) for v in values]
+        outputs = [None if t is None else t.placement_on(self.mesh) for t in types]
+        return [(axis, _matching(op_strategies.strategies, axis, inputs, outputs, call)) for axis, _ in self.mesh]
 
-    def _masked(self, index: int, value: Value, chosen: Sequence[tuple[str, Row]], emitter: LocalEmitter) -> Value:
-        """The operand with its padding set to what the rows want of it."""
+    def _masked(self, index: int, value: Value, chosen: Sequence[tuple[str, Strategy]], emitter: LocalEmitter) -> Value:
+        """The operand with its padding set to the strategies' fills."""
         type_ = from_mlir(value.type)
         new = self.values[value]
-        fills = {axis: row.fill(index) for axis, row in chosen}
+        fills = {axis: strategy.fill(index) for axis, strategy in chosen}
         for dim, axes in enumerate(type_.placement_on(self.mesh).dims):
-            wanted = [fills[axis] for axis in axes if fills[axis] is not None]
-            if wanted and not is_even(type_.shape[dim], axes, self.mesh):
+            dim_fills = [fills[axis] for axis in axes if fills[axis] is not None]
+            if dim_fills and not is_even(type_.shape[dim], axes, self.mesh):
                 chunk = emitter.chunk(type_.shape[dim], axes)
-                new = emitter.like("comm.mask", new, list(axes), dim, chunk, type_.shape[dim], wanted[0])
+                new = emitter.like("comm.mask", new, list(axes), dim, chunk, type_.shape[dim], dim_fills[0])
         return new
 
-    def _shards(self, row: Row, values: Sequence[Value], types: Sequence[TensorType | None]) -> Shards:
-        """How the dim is sharded that a lowering row is about: of the one sharded operand, else of the one result."""
+    def _shards(self, strategy: Strategy, values: Sequence[Value], types: Sequence[TensorType | None]) -> Shards:
+        """The sharded dim of a strategy with a lowering: of its sharded operand, else of its sharded result."""
         operands = [from_mlir(v.type) for v in values]
-        for type_, placement in (*zip(operands, row.inputs, strict=True), *zip(types, row.outputs, strict=True)):
+        for type_, placement in (
+            *zip(operands, strategy.inputs, strict=True),
+            *zip(types, strategy.outputs, strict=True),
+        ):
             if type_ is not None and isinstance(placement, Shard):
                 return self._shards_of(type_, placement.dim)
-        raise RuntimeError("a row with a lowering shards nothing")
+        raise RuntimeError("a strategy with a lowering shards nothing")
 
     def _shards_of(self, type_: TensorType, dim: int) -> Shards:
         axes = type_.placement_on(self.mesh).dims[dim]
@@ -198,10 +204,17 @@ class _Partitioner:
 
 
 def _matching(
-    candidates: Sequence[Row], axis: str, given: Sequence[Placement], made: Sequence[Placement | None], call: Call
-) -> Row:
-    inputs = tuple(p.on(axis) for p in given)
-    for row in candidates:
-        if row.inputs == inputs and all(m is None or m.on(axis) == o for m, o in zip(made, row.outputs, strict=True)):
-            return row
-    raise RuntimeError(f'no row of "{call.name}" on axis "{axis}" takes {inputs} to {made}')
+    candidates: Sequence[Strategy],
+    axis: str,
+    inputs: Sequence[Placement],
+    outputs: Sequence[Placement | None],
+    call: Call,
+) -> Strategy:
+    on_axis = tuple(p.on(axis) for p in inputs)
+    for strategy in candidates:
+        if strategy.inputs == on_axis and all(
+            output is None or output.on(axis) == expected
+            for output, expected in zip(outputs, strategy.outputs, strict=True)
+        ):
+            return strategy
+    raise RuntimeError(f'no strategy of "{call.name}" on axis "{axis}" takes {on_axis} to {outputs}')

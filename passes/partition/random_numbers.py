@@ -1,4 +1,4 @@
-"""A draw on one rank: the rank makes its part of the numbers, at any placement, without communication."""
+"""Random numbers on one rank: it draws its part of the tensor, in any placement, without communication."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .emitter import LocalEmitter, local_type
 RANDOM = "nn.random"
 
 
-def draw(call: Call, operands: list[Value], made: TensorType, placement: Placement, emitter: LocalEmitter) -> Value:
-    """This rank's part of `nn.random`, whose result of type `made` (global) is wanted at `placement`.
+def draw(call: Call, operands: list[Value], result: TensorType, placement: Placement, emitter: LocalEmitter) -> Value:
+    """This rank's part of `nn.random`, whose result has the global type `result`, in `placement`.
 
-    `operands` are the call's values on the rank: state, number, and maybe the tensor that it is used with.
+    `operands` are the call's local values: the RNG state, the op's index, and maybe the tensor `like`.
     """
-    local = local_type(made.placed(placement, emitter.mesh), emitter.mesh)
-    axes = [",".join(each) for each in placement.dims]
+    local = local_type(result.placed(placement, emitter.mesh), emitter.mesh)
+    axes = [",".join(dim_axes) for dim_axes in placement.dims]
     below = call.args[4] if len(call.args) > 4 else None
-    return emitter.op("comm.random", *operands[:2], list(made.shape), axes, list(local.shape), below, type=local)
+    return emitter.op("comm.random", *operands[:2], list(result.shape), axes, list(local.shape), below, type=local)

@@ -1,8 +1,8 @@
-"""Ops over a sharded vocabulary: each rank holds some classes, and finds out which indices are its own.
+"""Ops over a sharded vocabulary: each rank holds a chunk of the classes and handles the indices in it.
 
-The rank that holds rows [offset, offset + chunk) of an embedding looks up those indices and gives zero for the others,
-so that the sum over ranks is the embedding; cross-entropy reduces a maximum, a sum of exponentials and the label's
-logit over the axis, and no rank ever holds all logits of a token.
+The rank that holds rows [offset, offset + chunk) of an embedding looks up those indices and returns zero for the
+others, so that the sum over ranks is the embedding. Cross-entropy all-reduces a maximum, a sum of exponentials and the
+label's logit over the axis, and no rank ever holds all logits of a token.
 
 Source: Megatron-LM (arXiv:1909.08053), section 3.
 """
@@ -22,8 +22,8 @@ from .emitter import LocalEmitter, Shards, Types
 
 
 @dataclass(frozen=True)
-class _Own:
-    """Which indices are this rank's: `inside` (bool), and `local`, the index among its own or 0."""
+class _OwnIndices:
+    """Which indices are in this rank's chunk: `inside` (bool), and `local`, the index within the chunk or 0."""
 
     inside: Value
     local: Value
@@ -34,28 +34,28 @@ class _Vocabulary:
         self.emitter = emitter
         self.shards = shards
 
-    def own(self, indices: Value) -> _Own:
-        """Tell this rank's indices from the others'."""
+    def own(self, indices: Value) -> _OwnIndices:
+        """This rank's indices, local to its chunk."""
         shifted, inside = self._shifted(indices)
         zero = self.emitter.op("aten.where.ScalarOther", inside, shifted, 0, type=from_mlir(indices.type))
-        return _Own(inside, zero)
+        return _OwnIndices(inside, zero)
 
-    def own_checked(self, indices: Value) -> _Own:
-        """As `own`, but an index that is no entry of the vocabulary stays one that a lookup refuses."""
+    def own_checked(self, indices: Value) -> _OwnIndices:
+        """As `own`, but an index outside of the vocabulary becomes one that the local lookup refuses."""
         e, type_ = self.emitter, from_mlir(indices.type)
         flags = replace(type_, dtype=torch.bool)
-        shifted, near = self._shifted(indices)
+        shifted, in_chunk = self._shifted(indices)
         low = e.op("aten.ge.Scalar", indices, 0, type=flags)
         high = e.op("aten.lt.Scalar", indices, self.shards.extent, type=flags)
-        known = e.op("aten.logical_and.default", low, high, type=flags)
-        inside = e.op("aten.logical_and.default", near, known, type=flags)
-        unknown = e.op("aten.logical_not.default", known, type=flags)
-        flag = e.op("aten._to_copy.default", unknown, type=type_, dtype=type_.dtype)
-        refused = e.op("aten.mul.Scalar", flag, self.shards.chunk, type=type_)
-        return _Own(inside, e.op("aten.where.self", inside, shifted, refused, type=type_))
+        valid = e.op("aten.logical_and.default", low, high, type=flags)
+        inside = e.op("aten.logical_and.default", in_chunk, valid, type=flags)
+        invalid = e.op("aten.logical_not.default", valid, type=flags)
+        invalid_flag = e.op("aten._to_copy.default", invalid, type=type_, dtype=type_.dtype)
+        invalid_index = e.op("aten.mul.Scalar", invalid_flag, self.shards.chunk, type=type_)
+        return _OwnIndices(inside, e.op("aten.where.self", inside, shifted, invalid_index, type=type_))
 
     def _shifted(self, indices: Value) -> tuple[Value, Value]:
-        """The indices counted from this rank's first, and which of them its chunk (padding included) holds."""
+        """The indices relative to this rank's chunk, and which of them are in it (padding included)."""
         e, chunk = self.emitter, self.shards.chunk
         flags = replace(from_mlir(indices.type), dtype=torch.bool)
         offset = e.op("comm.offset", list(self.shards.axes), chunk, type=TensorType(torch.int64, ()))
@@ -64,9 +64,9 @@ class _Vocabulary:
         high = e.op("aten.lt.Scalar", shifted, chunk, type=flags)
         return shifted, e.op("aten.logical_and.default", low, high, type=flags)
 
-    def reduced(self, value: Value, how: str) -> Value:
+    def all_reduced(self, value: Value, reduce: str) -> Value:
         """All-reduce over the vocabulary's axes."""
-        return self.emitter.like(ALL_REDUCE, value, list(self.shards.axes), how)
+        return self.emitter.like(ALL_REDUCE, value, list(self.shards.axes), reduce)
 
     def column(self, value: Value) -> Value:
         """(N,) as (N, 1)."""
@@ -83,31 +83,31 @@ def _embedding(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> 
     e = vocabulary.emitter
     weight, indices = call.args[:2]
     own = vocabulary.own_checked(indices)
-    found = e.op("aten.embedding.default", weight, own.local, *call.args[2:], type=_bare(types[0], types[0].shape))
+    looked_up = e.op("aten.embedding.default", weight, own.local, *call.args[2:], type=_bare(types[0], types[0].shape))
     shape = (*from_mlir(indices.type).shape, 1)
     inside = e.op("aten.unsqueeze.default", own.inside, -1, type=TensorType(torch.bool, shape))
-    return [e.op("aten.where.ScalarOther", inside, found, 0.0, type=types[0])]
+    return [e.op("aten.where.ScalarOther", inside, looked_up, 0.0, type=types[0])]
 
 
 def _embedding_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
-    """(..., hidden), (...) -> (chunk, hidden): other ranks' and padding indices go to a row that is cut off."""
+    """(..., hidden), (...) -> (chunk, hidden): other ranks' and padding indices go to an extra row, sliced off."""
     e, chunk = vocabulary.emitter, vocabulary.shards.chunk
     grad, indices, _, padding, by_frequency = call.args
     if by_frequency:
         raise RuntimeError("scale_grad_by_freq over a sharded vocabulary has no rule")
     own = vocabulary.own(indices)
-    kept = own.inside
+    counted = own.inside
     if padding >= 0:
         flags = replace(from_mlir(indices.type), dtype=torch.bool)
-        kept = e.like("aten.logical_and.default", kept, e.op("aten.ne.Scalar", indices, padding, type=flags))
-    target = e.op("aten.where.ScalarOther", kept, own.local, chunk, type=from_mlir(indices.type))
+        counted = e.like("aten.logical_and.default", counted, e.op("aten.ne.Scalar", indices, padding, type=flags))
+    target = e.op("aten.where.ScalarOther", counted, own.local, chunk, type=from_mlir(indices.type))
     hidden = types[0].shape[1:]
-    wide = e.op(
+    padded = e.op(
         "aten.embedding_dense_backward.default",
         grad, target, chunk + 1, chunk, False,
         type=_bare(types[0], (chunk + 1, *hidden)),
     )  # fmt: skip
-    return [e.op("aten.slice.Tensor", wide, 0, 0, chunk, type=types[0])]
+    return [e.op("aten.slice.Tensor", padded, 0, 0, chunk, type=types[0])]
 
 
 def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
@@ -116,23 +116,25 @@ def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType])
     logits, labels, ignore = call.args
     total_type, count_type, lse_type = types
     logits = _cast(e, logits, lse_type.dtype)
-    rows, column = _bare(lse_type, lse_type.shape), _bare(lse_type, (*lse_type.shape, 1))
-    full = _bare(lse_type, from_mlir(logits.type).shape)
-    maximum = vocabulary.reduced(e.op("aten.amax.default", logits, [1], True, type=column), "max")
-    shifted = e.op("aten.sub.Tensor", logits, maximum, type=full)
-    exponentials = e.op("aten.exp.default", shifted, type=full)
-    sums = vocabulary.reduced(e.op("aten.sum.dim_IntList", exponentials, [1], False, type=rows), "sum")
-    logs = e.op("aten.log.default", sums, type=rows)
-    base = e.op("aten.squeeze.dim", maximum, 1, type=rows)
+    row_type, column = _bare(lse_type, lse_type.shape), _bare(lse_type, (*lse_type.shape, 1))
+    logits_type = _bare(lse_type, from_mlir(logits.type).shape)
+    maximum = vocabulary.all_reduced(e.op("aten.amax.default", logits, [1], True, type=column), "max")
+    shifted = e.op("aten.sub.Tensor", logits, maximum, type=logits_type)
+    exponentials = e.op("aten.exp.default", shifted, type=logits_type)
+    sums = vocabulary.all_reduced(e.op("aten.sum.dim_IntList", exponentials, [1], False, type=row_type), "sum")
+    logs = e.op("aten.log.default", sums, type=row_type)
+    base = e.op("aten.squeeze.dim", maximum, 1, type=row_type)
     lse = e.op("aten.add.Tensor", logs, base, type=lse_type)
     valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, lse_type.shape))
     counted_labels = e.op("aten.where.ScalarOther", valid, labels, 0, type=from_mlir(labels.type))
     own = vocabulary.own_checked(counted_labels)
     picked = e.op("aten.gather.default", logits, 1, vocabulary.column(own.local), type=column)
-    local = e.op("aten.where.ScalarOther", own.inside, e.op("aten.squeeze.dim", picked, 1, type=rows), 0.0, type=rows)
-    label_logit = vocabulary.reduced(local, "sum")
-    losses = e.op("aten.sub.Tensor", lse, label_logit, type=rows)
-    counted = e.op("aten.where.ScalarOther", valid, losses, 0.0, type=rows)
+    local = e.op(
+        "aten.where.ScalarOther", own.inside, e.op("aten.squeeze.dim", picked, 1, type=row_type), 0.0, type=row_type
+    )
+    label_logit = vocabulary.all_reduced(local, "sum")
+    losses = e.op("aten.sub.Tensor", lse, label_logit, type=row_type)
+    counted = e.op("aten.where.ScalarOther", valid, losses, 0.0, type=row_type)
     total = e.op("aten.sum.default", counted, type=total_type)
     count = e.op("aten.sum.default", valid, type=count_type, dtype=count_type.dtype)
     return [total, count, lse]
@@ -148,12 +150,12 @@ def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[Ten
     column = _bare(type_, (type_.shape[0], 1))
     own = vocabulary.own(labels)
     softmax = e.op("aten.exp.default", e.op("aten.sub.Tensor", logits, vocabulary.column(lse), type=bare), type=bare)
-    hit = e.op("aten._to_copy.default", own.inside, type=_bare(type_, type_.shape[:1]), dtype=type_.dtype)
-    minus = e.like("aten.neg.default", vocabulary.column(hit))
-    changed = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus, type=bare)
+    onehot_label = e.op("aten._to_copy.default", own.inside, type=_bare(type_, type_.shape[:1]), dtype=type_.dtype)
+    minus_one = e.like("aten.neg.default", vocabulary.column(onehot_label))
+    difference = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus_one, type=bare)
     valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, type_.shape[:1]))
     weight = e.op("aten.where.ScalarOther", vocabulary.column(valid), scale, 0.0, type=column)
-    return [_cast(e, e.op("aten.mul.Tensor", changed, weight, type=type_), types[0].dtype)]
+    return [_cast(e, e.op("aten.mul.Tensor", difference, weight, type=type_), types[0].dtype)]
 
 
 def _cast(e: LocalEmitter, value: Value, dtype: torch.dtype) -> Value:

@@ -1,5 +1,5 @@
-"""Pipelines: the model cut into stages, its work into segments, and an entry for each stage in a schedule's order.
+"""Pipelines: the model cut into stages, stages into segments, and an entry function per rank in the schedule's order.
 
-The passes, in order: `average-microbatches`, `cut-stages`, `split-segments`, `order-tasks`. What they share is here:
-`main` over time (`time_axis.py`, where to start reading). Schedules are in `schedules/`.
+The passes, in order: `average-microbatches`, `cut-stages`, `split-segments`, `order-tasks`. Start reading
+at `microbatch_analysis.py`, which classifies the operations of `main` for all of them. Schedules are in `schedules/`.
 """

@@ -1,4 +1,4 @@
-"""Cutting a sequence into contiguous parts: the largest as small as can be, all alike, little crossing the cuts."""
+"""Cut a sequence into contiguous parts of balanced cost, with few bytes across the cuts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 SLACK = 1.05
-"""How much larger than need be the largest part may become for cuts that are better otherwise."""
+"""By how much the largest part may exceed its minimum, for cuts that are better otherwise."""
 
 
 def balanced(costs: Sequence[float], crossing: Sequence[float], parts: int) -> tuple[int, ...]:
-    """Where to cut, as the index of the first item of each part but the first; no part is empty.
+    """The cuts, as the index of the first item of each part but the first; no part is empty.
 
     `crossing[i]` is what crosses a cut before item i, in the unit of the costs. Needs `parts` <= len(costs). The
-    largest part's cost is at most `SLACK` times the smallest possible; among such cuts those are taken for which the
-    squares of the parts' costs and what crosses, both in shares of the mean part, sum up to the least.
+    largest part's cost is at most `SLACK` times the smallest possible. Among such cuts the result minimises the sum of
+    squared part costs plus crossing costs, both relative to the mean part.
 
     >>> balanced([1, 1, 1, 1], [0, 1, 1, 1], 2)
     (2,)
@@ -23,28 +23,28 @@ def balanced(costs: Sequence[float], crossing: Sequence[float], parts: int) -> t
     mean = total[-1] / parts or 1.0
     bound = _smallest_bound(costs, parts) * SLACK
     count = len(costs)
-    best: list[float | None] = [0.0, *([None] * count)]
-    froms: list[list[int]] = []
+    least_before: list[float | None] = [0.0, *([None] * count)]
+    part_starts: list[list[int]] = []
     for part in range(parts):
-        row: list[float | None] = [None] * (count + 1)
-        made = [0] * (count + 1)
+        least: list[float | None] = [None] * (count + 1)
+        starts = [0] * (count + 1)
         for end in range(part + 1, count + 1 - (parts - 1 - part)):
             for start in range(end - 1, -1, -1):
                 size = total[end] - total[start]
                 if size > bound and start < end - 1:
                     break
-                before = best[start]
+                before = least_before[start]
                 if before is None or size > bound:
                     continue
                 value = before + (size / mean) ** 2 + (crossing[start] / mean if start else 0.0)
-                known = row[end]
-                if known is None or value < known:
-                    row[end], made[end] = value, start
-        best = row
-        froms.append(made)
+                least_here = least[end]
+                if least_here is None or value < least_here:
+                    least[end], starts[end] = value, start
+        least_before = least
+        part_starts.append(starts)
     cuts, end = [], count
-    for made in reversed(froms[1:]):
-        end = made[end]
+    for starts in reversed(part_starts[1:]):
+        end = starts[end]
         cuts.append(end)
     return tuple(reversed(cuts))
 
@@ -55,7 +55,7 @@ def largest(costs: Sequence[float], cuts: Sequence[int]) -> float:
 
 
 def _smallest_bound(costs: Sequence[float], parts: int) -> float:
-    """The smallest cost of the largest part (to a millionth), by bisection over what first fit can do."""
+    """The smallest cost of the largest part (to a millionth), by bisection with first fit."""
     low, high = max(costs), sum(costs)
     if _parts_needed(costs, low) <= parts:
         return low

@@ -1,6 +1,6 @@
-"""What crosses from rank to rank in a step: who sends which value of which microbatch to whom, in which order.
+"""The messages of a step: which coordinate sends which value of which microbatch where, in which order.
 
-`Messages` knows it for all coordinates on the pipeline axis; `Transfers` builds the sends and receives of one of them.
+`Messages` has them for all coordinates on the pipeline axis; `Transfers` builds the sends and receives of one.
 """
 
 from __future__ import annotations
@@ -19,111 +19,117 @@ from ...ir.operations import Call, build
 from ...ir.types import from_mlir, to_mlir
 from ...schedules.schedule import Kind, Schedule, Task
 from ..graph import Graph, Node, made_at
-from .attributes import SPREAD, meeting_of
+from .attributes import SHARED, barrier_of
 
 _CAST = "aten._to_copy.default"
-Parcel = tuple[Value, int]
+MicrobatchValue = tuple[Value, int]
 """A value of one microbatch."""
 
 
 @dataclass
 class Messages:
-    """Between coordinates on the axis of the stages; what one sends another arrives in the order of sending."""
+    """The messages between coordinates on the pipeline axis; those from one coordinate to another arrive in order."""
 
     schedule: Schedule
     graph: Graph
     segments: Mapping[tuple[Kind, int], Node]
-    queues: dict[tuple[int, int], list[Parcel]] = field(default_factory=lambda: defaultdict(list))
-    """By (source, destination): all that is sent while microbatches are worked on, in order."""
-    _after: dict[tuple[Node, int], list[tuple[int, Parcel]]] = field(default_factory=lambda: defaultdict(list))
+    queues: dict[tuple[int, int], list[MicrobatchValue]] = field(default_factory=lambda: defaultdict(list))
+    """By (source, destination): the messages sent during tasks, in order."""
+    _sends_after: dict[tuple[Node, int], list[tuple[int, MicrobatchValue]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def __post_init__(self) -> None:
-        takers = self._takers()
+        receivers = self._receivers()
         for source, tasks in enumerate(self.schedule.order):
             for task in tasks:
                 for node in () if task.kind.is_shared else self.calls(task):
                     for value in node.values:
-                        for to in sorted(takers.get(value, set()) - {source}):
-                            parcel = (value, task.microbatch)
-                            self.queues[source, to].append(parcel)
-                            self._after[node, task.microbatch].append((to, parcel))
+                        for destination in sorted(receivers.get(value, set()) - {source}):
+                            microbatch_value = (value, task.microbatch)
+                            self.queues[source, destination].append(microbatch_value)
+                            self._sends_after[node, task.microbatch].append((destination, microbatch_value))
 
     def calls(self, task: Task) -> list[Node]:
-        """The calls that do a task, in order: for a full backward both parts, where it is parted."""
+        """The calls of a task, in order: for a full backward B and W, if it is split into them."""
         if task.kind.is_shared:
-            return [self.segments[task.kind, SPREAD]]
+            return [self.segments[task.kind, SHARED]]
         kinds = (Kind.BW, Kind.B, Kind.W) if task.kind is Kind.BW else (task.kind,)
         return [self.segments[kind, task.stage] for kind in kinds if (kind, task.stage) in self.segments]
 
-    def sent_after(self, call: Node, microbatch: int) -> Iterable[tuple[int, Parcel]]:
-        """What is sent when a call has been made for a microbatch, each with where to."""
-        return self._after.get((call, microbatch), ())
+    def sent_after(self, call: Node, microbatch: int) -> Iterable[tuple[int, MicrobatchValue]]:
+        """(destination, value) of each message that is sent after a call for a microbatch."""
+        return self._sends_after.get((call, microbatch), ())
 
-    def _takers(self) -> dict[Value, set[int]]:
-        """The coordinates whose segments take each value."""
-        found: dict[Value, set[int]] = defaultdict(set)
-        everyone = range(self.schedule.ranks)
+    def _receivers(self) -> dict[Value, set[int]]:
+        """The coordinates whose segments use each value."""
+        receivers: dict[Value, set[int]] = defaultdict(set)
+        all_coordinates = range(self.schedule.ranks)
         for (_, stage), node in self.segments.items():
             for value in node.operands:
-                found[value].update(everyone if stage == SPREAD else [self.schedule.placement[stage]])
+                receivers[value].update(all_coordinates if stage == SHARED else [self.schedule.placement[stage]])
         for node in self.graph.nodes:
-            if meeting_of(node.op) is not None:
+            if barrier_of(node.op) is not None:
                 for value in node.operands:
-                    found[value].update(everyone)
-        return found
+                    receivers[value].update(all_coordinates)
+        return receivers
 
 
 @dataclass
 class Transfers:
-    """Builds them at the insertion point. What one coordinate sends another is received in the order of sending."""
+    """Builds sends and receives of one coordinate at the insertion point, in the order of `Messages`."""
 
     module: Module
     messages: Messages
     makers: Mapping[Value, int]
-    """The coordinate that sends each value of a microbatch."""
+    """The coordinate that computes and sends each value of a microbatch."""
     axis: str
-    at: int
+    coordinate: int
     dtype: torch.dtype | None = None
-    """What floating values of microbatches are cast to where they cross; None: nothing is."""
+    """The dtype in which floating values of microbatches are sent; None: their own."""
     received: dict[int, int] = field(default_factory=dict)
-    """How many of the messages of each other coordinate were received."""
-    _places: dict[Value, Location] = field(default_factory=dict)
+    """How many messages were received from each coordinate."""
+    _locations: dict[Value, Location] = field(default_factory=dict)
 
-    def send(self, value: Value, to: int, loc: Location) -> None:
-        """Send a tensor as it is."""
-        build(Call(SEND, (value, self.axis, to)), [], loc)
+    def send(self, value: Value, destination: int, loc: Location) -> None:
+        """Send a tensor without a cast."""
+        build(Call(SEND, (value, self.axis, destination)), [], loc)
 
     def receive(self, type_: Type, source: int, loc: Location) -> Value:
         """Receive the next tensor of a coordinate."""
         tensor = from_mlir(type_)
         call = Call(RECEIVE, (self.axis, source, list(tensor.shape), tensor.dtype))
-        [made] = build(call, [type_], loc)
-        return made
+        [received] = build(call, [type_], loc)
+        return received
 
-    def send_results(self, node: Node, microbatch: int, parts: Mapping[Parcel, Value]) -> None:
-        """Send what other coordinates need of a call's results."""
-        for to, parcel in self.messages.sent_after(node, microbatch):
-            self.send(self._packed(parts[parcel]), to, self.place(parcel[0]))
+    def send_results(self, node: Node, microbatch: int, microbatch_values: Mapping[MicrobatchValue, Value]) -> None:
+        """Send the results of a call that other coordinates need."""
+        for destination, microbatch_value in self.messages.sent_after(node, microbatch):
+            self.send(
+                self._packed(microbatch_values[microbatch_value]), destination, self.location(microbatch_value[0])
+            )
 
-    def receive_until(self, parcel: Parcel, parts: MutableMapping[Parcel, Value]) -> None:
-        """Receive what the coordinate that makes a parcel sent, in its order, up to the parcel."""
-        source = self.makers[parcel[0]]
-        queue = self.messages.queues[source, self.at]
-        while parcel not in parts:
-            number = self.received.get(source, 0)
-            self.received[source] = number + 1
-            value, microbatch = queue[number]
-            made = self.receive(self._packed_type(value.type), source, self.place(value))
-            parts[value, microbatch] = self._unpacked(made, value)
+    def receive_until(
+        self, microbatch_value: MicrobatchValue, microbatch_values: MutableMapping[MicrobatchValue, Value]
+    ) -> None:
+        """Receive the messages of the coordinate that computes a value, in order, up to that value."""
+        source = self.makers[microbatch_value[0]]
+        queue = self.messages.queues[source, self.coordinate]
+        while microbatch_value not in microbatch_values:
+            position = self.received.get(source, 0)
+            self.received[source] = position + 1
+            value, microbatch = queue[position]
+            received = self.receive(self._packed_type(value.type), source, self.location(value))
+            microbatch_values[value, microbatch] = self._unpacked(received, value)
 
-    def place(self, value: Value) -> Location:
-        """Where in the model a value of main is made: in the function that gives it, where a call does."""
-        if value not in self._places:
-            self._places[value] = made_at(self.module, value) or nowhere()
-        return self._places[value]
+    def location(self, value: Value) -> Location:
+        """The location in the model where a value of main is computed, inside a called function for a call's result."""
+        if value not in self._locations:
+            self._locations[value] = made_at(self.module, value) or nowhere()
+        return self._locations[value]
 
     def _packed(self, value: Value) -> Value:
-        """A value in the dtype in which it crosses."""
+        """A value in the dtype in which it is sent."""
         type_ = self._packed_type(value.type)
         return value if type_ == value.type else _cast(value, type_)
 
@@ -138,10 +144,10 @@ class Transfers:
 
 
 def nowhere() -> Location:
-    """The location of what belongs to no place in the model."""
+    """The location of an operation without a place in the model."""
     return to_location(Origin())
 
 
 def _cast(value: Value, type_: Type) -> Value:
-    [made] = build(Call(_CAST, (value,), {"dtype": from_mlir(type_).dtype}), [type_], nowhere())
-    return made
+    [cast] = build(Call(_CAST, (value,), {"dtype": from_mlir(type_).dtype}), [type_], nowhere())
+    return cast

@@ -1,4 +1,4 @@
-"""Put the tasks of a pipeline in the order of its schedule: a function for each coordinate on the axis of the stages.
+"""Put the tasks of a pipeline in its schedule's order: one entry function for each coordinate on the pipeline axis.
 
 Before                                          After (two stages, two microbatches, 1F1B)
   func @main(%tokens, ..) {                       func @main_0(%tokens, ..) {
@@ -11,11 +11,11 @@ Before                                          After (two stages, two microbatc
                                                     ..
                                                     %9 = aten.add %4, %8
 
-A call is a task of the microbatch that it says. What another coordinate needs is sent when it is made, and received
-where it is needed first, in the order in which it was sent. A sum over time becomes adds. A parameter that several
-stages use is sent by its owner at the start of the step, and its gradient's parts come back at the end. Inputs are
-whole in entries, and cut into microbatches there; outputs are everyone's. A forward and a backward that the schedule
-overlaps become one function, in which each hides the other's collectives.
+A call is a task of the microbatch in its attribute. A value that another coordinate needs is sent right after the call
+that computes it, and received before its first use, in the order of sending. A sum over microbatches becomes adds. A
+parameter that several stages use is sent by its owner at the start of the step, and the terms of its gradient are sent
+back at the end. Entries take whole inputs and slice them into microbatches; every entry returns all outputs. A forward
+and a backward that the schedule overlaps become one function, in which each hides the other's collectives.
 
 Needs: level `comm`, segments (`split-segments`).   Keeps: values.   After it the module has entries in place of `main`.
 """
@@ -35,13 +35,13 @@ from ...schedules.generators.vocabulary import share_vocabulary
 from ...schedules.schedule import Kind, Schedule
 from ..base import Pass, Remark, RemarkKind, Report
 from ..graph import Graph, Node
-from .attributes import check_cut_over_time, check_segments, segment_of
+from .assignment import StepAssignment
+from .attributes import check_microbatches, check_segments, segment_of
 from .entries import EntryBuilder
 from .messages import Messages, Transfers
-from .pairs import Pairs
-from .settings import Settings, settings_of
-from .step import Step
-from .time_axis import TimeAxis
+from .microbatch_analysis import MicrobatchAnalysis
+from .pairs import OverlappedPairs
+from .scheduled_pipeline import ScheduledPipeline, schedule_pipeline
 
 
 @dataclass(frozen=True)
@@ -53,70 +53,70 @@ class OrderTasks(Pass):
     plan: Plan
     """The plan; its statement about the pipeline is used."""
     casts: bool = True
-    """Whether what crosses is cast to the dtype that the plan says; not where all floats are raised for a check."""
+    """Whether messages are cast to the plan's `transfer` format; false if a check raises all floats to float64."""
 
     def run(self, module: Module) -> Report:
         if self.plan.pipeline is None:
             return Report()
-        check_cut_over_time(self.name, self.plan, module)
-        settings = settings_of(self.plan, module)
-        check_segments(self.name, settings, module)
+        check_microbatches(self.name, self.plan, module)
+        scheduled = schedule_pipeline(self.plan, module)
+        check_segments(self.name, scheduled, module)
         graph = Graph.of(module.functions()["main"])
         segments = _segments(graph)
-        schedule = _with_spread(settings, segments)
-        step = Step(TimeAxis(module, graph), schedule, segments, settings.said.axis)
+        schedule = _with_shared_tasks(scheduled, segments)
+        assignment = StepAssignment(MicrobatchAnalysis(module, graph), schedule, segments, scheduled.pipeline.axis)
         messages = Messages(schedule, graph, segments)
-        transfer = settings.said.transfer
+        transfer = scheduled.pipeline.transfer
         dtype = dtype_of(transfer) if self.casts else None
-        pairs = Pairs(module)
-        for at in range(schedule.ranks):
-            transfers = Transfers(module, messages, step.makers, settings.said.axis, at, dtype)
-            EntryBuilder(module, step, messages, transfers, pairs).build()
+        pairs = OverlappedPairs(module)
+        for coordinate in range(schedule.ranks):
+            transfers = Transfers(module, messages, assignment.makers, scheduled.pipeline.axis, coordinate, dtype)
+            EntryBuilder(module, assignment, messages, transfers, pairs).build()
         sent = sum(len(queue) for queue in messages.queues.values())
         tasks = sum(bool(messages.calls(task)) for tasks in schedule.order for task in tasks)
         interleaved = _interleaved(pairs)
         graph.function.erase()
-        set_pipeline_axis(module, settings.said.axis)
-        idle = _idle_barriers(settings, schedule)
+        set_pipeline_axis(module, scheduled.pipeline.axis)
+        idle = _idle_barriers(scheduled, schedule)
         message = f"{tasks} tasks in the order of {schedule.name}; {sent} tensors cross between stages"
         return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()), *interleaved, *idle))
 
 
-def _interleaved(pairs: Pairs) -> list[Remark]:
+def _interleaved(pairs: OverlappedPairs) -> list[Remark]:
     """One remark for each forward that was to be interleaved with a backward."""
-    found = []
-    for (forward, *backward), name in pairs.made.items():
+    remarks = []
+    for (forward, *backward), name in pairs.functions.items():
         both = " and ".join(str(node.callee) for node in (forward, *backward))
         if name is None:
             message, kind = f"{both} stay one after the other: there is no collective to hide", RemarkKind.MISSED
         else:
             message, kind = f"{both} of two microbatches are interleaved", RemarkKind.APPLIED
-        found.append(Remark(OrderTasks.name, kind, message, forward.origin))
-    return found
+        remarks.append(Remark(OrderTasks.name, kind, message, forward.origin))
+    return remarks
 
 
-def _with_spread(settings: Settings, segments: Mapping[tuple[Kind, int], Node]) -> Schedule:
-    """The schedule, with what every coordinate has a part of woven in."""
+def _with_shared_tasks(scheduled: ScheduledPipeline, segments: Mapping[tuple[Kind, int], Node]) -> Schedule:
+    """The schedule with the shared tasks inserted."""
     kinds = {kind for kind, _ in segments if kind.is_shared}
     if not kinds:
-        return settings.schedule
-    said = settings.said
-    return share_vocabulary(settings.schedule, kinds, said.barriers, settings.costs, said.memory)
+        return scheduled.schedule
+    pipeline = scheduled.pipeline
+    return share_vocabulary(scheduled.schedule, kinds, pipeline.barriers, scheduled.costs, pipeline.memory)
 
 
-def _idle_barriers(settings: Settings, schedule: Schedule) -> list[Remark]:
-    """A remark where the plan says how often ranks meet, but they share nothing."""
-    said = settings.said
-    if schedule.shared or "barriers" not in said.spans:
+def _idle_barriers(scheduled: ScheduledPipeline, schedule: Schedule) -> list[Remark]:
+    """A remark if the plan sets `barriers` but there are no shared tasks."""
+    pipeline = scheduled.pipeline
+    if schedule.shared or "barriers" not in pipeline.spans:
         return []
-    message = f'"barriers" says nothing here: no vocabulary is sharded over {said.axis}'
-    return [Remark(OrderTasks.name, RemarkKind.MISSED, message, span=said.span_of("barriers"))]
+    message = f'"barriers" says nothing here: no vocabulary is sharded over {pipeline.axis}'
+    return [Remark(OrderTasks.name, RemarkKind.MISSED, message, span=pipeline.span_of("barriers"))]
 
 
 def _segments(graph: Graph) -> dict[tuple[Kind, int], Node]:
-    found = {}
+    segments = {}
     for node in graph.nodes:
-        marked = segment_of(node.op)
-        if marked is not None:
-            found[marked] = node
-    return found
+        segment = segment_of(node.op)
+        if segment is not None:
+            segments[segment] = node
+    return segments

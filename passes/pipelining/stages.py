@@ -1,9 +1,8 @@
-"""Which stage each operation belongs to.
+"""Assign each operation to a stage.
 
-Forward work is cut where it stands: a stage is a run of operations in the model's order. A backward operation goes to
-the last stage, not behind those that its gradients come from, where the forward's values and the parameters that it
-reads are at hand: made there, or taken there by the forward. What gives a parameter's gradient goes to a stage that
-uses the parameter.
+A stage's forward is a run of operations in the model's order. A backward operation goes to the last stage, not behind
+the stages of its incoming gradients, that holds most of the forward values and parameters that it reads: they were
+computed or used there in the forward. An operation that makes a parameter's gradient goes to a stage that uses it.
 """
 
 from __future__ import annotations
@@ -16,50 +15,50 @@ from ...costs.compute import bytes_of
 from ...ir.bindings import Value
 from ...ir.module import Record
 from ..graph import Node
-from .time_axis import TimeAxis
+from .microbatch_analysis import MicrobatchAnalysis
 
 
-def crossing_bytes(time: TimeAxis, forward: Sequence[Node]) -> list[float]:
-    """For each operation, the bytes that a cut right before it would send from stage to stage."""
-    position = {node: at for at, node in enumerate(forward)}
-    change = [0.0] * (len(forward) + 1)
-    for at, node in enumerate(forward):
+def crossing_bytes(analysis: MicrobatchAnalysis, forward: Sequence[Node]) -> list[float]:
+    """For each operation, the bytes that a cut right before it would send between stages."""
+    position = {node: index for index, node in enumerate(forward)}
+    differences = [0.0] * (len(forward) + 1)
+    for index, node in enumerate(forward):
         for value in node.values:
-            last = max((position[u] for u in time.graph.users.get(value, ()) if u in position), default=at)
-            if last > at:
-                change[at + 1] += bytes_of(value)
-                change[last + 1] -= bytes_of(value)
+            last = max((position[u] for u in analysis.graph.users.get(value, ()) if u in position), default=index)
+            if last > index:
+                differences[index + 1] += bytes_of(value)
+                differences[last + 1] -= bytes_of(value)
     crossing, live = [], 0.0
-    for each in change[: len(forward)]:
-        live += each
+    for difference in differences[: len(forward)]:
+        live += difference
         crossing.append(live)
     return crossing
 
 
 @dataclass
 class Stages:
-    """The stage of every operation that belongs to one."""
+    """The stage of each operation that belongs to one."""
 
-    time: TimeAxis
+    analysis: MicrobatchAnalysis
     count: int
     """How many virtual stages there are."""
-    of: dict[Node, int] = field(default_factory=dict)
+    by_node: dict[Node, int] = field(default_factory=dict)
 
     @staticmethod
-    def cut(time: TimeAxis, cuts: Sequence[int]) -> Stages:
-        """Stages from where the forward is cut: the number of the first operation of each stage but the first."""
-        made = Stages(time, len(cuts) + 1)
+    def from_cuts(analysis: MicrobatchAnalysis, cuts: Sequence[int]) -> Stages:
+        """Stages from the index of the first forward operation of each stage but the first."""
+        stages = Stages(analysis, len(cuts) + 1)
         stage = 0
-        for at, node in enumerate(time.forward):
-            while stage < len(cuts) and at >= cuts[stage]:
+        for index, node in enumerate(analysis.forward):
+            while stage < len(cuts) and index >= cuts[stage]:
                 stage += 1
-            made.of[node] = stage
-        for node in time.backward:
-            made.of[node] = made._backward_stage(node)
-        return made
+            stages.by_node[node] = stage
+        for node in analysis.backward:
+            stages.by_node[node] = stages._backward_stage(node)
+        return stages
 
     def holders(self, value: Value) -> frozenset[int] | None:
-        """The stages that have a value of the forward at hand; None for what every stage has or can make."""
+        """The stages that hold a value of the forward; None: every stage holds it or can compute it."""
         if value not in self._holders:
             self._holders[value] = self._find_holders(value)
         return self._holders[value]
@@ -68,14 +67,14 @@ class Stages:
         """The stage that owns each parameter and each buffer that changes: the first that uses it, else the first."""
         return {
             value: min(self.holders(value) or {0})
-            for value, record in self.time.graph.arguments
-            if value in self.time.owned and is_owned_kind(record) and not self._is_spread(value)
+            for value, record in self.analysis.graph.arguments
+            if value in self.analysis.owned and is_owned_kind(record) and not self._is_shared(value)
         }
 
-    def _is_spread(self, value: Value) -> bool:
-        """Whether every coordinate has its own part of a parameter."""
-        users = self.time.graph.users.get(value, ())
-        return any(node in self.time.spread for node in users) and not self._forward_users(value)
+    def _is_shared(self, value: Value) -> bool:
+        """Whether every rank of the pipeline holds its part of a parameter."""
+        users = self.analysis.graph.users.get(value, ())
+        return any(node in self.analysis.shared_work for node in users) and not self._forward_users(value)
 
     @cached_property
     def _holders(self) -> dict[Value, frozenset[int] | None]:
@@ -83,58 +82,61 @@ class Stages:
 
     @cached_property
     def _parameters(self) -> dict[Value, Value]:
-        """For each addend of a parameter's gradient the parameter."""
-        graph = self.time.graph
+        """For each term of a parameter's gradient, the parameter."""
+        graph = self.analysis.graph
         by_name = {record["name"]: v for v, record in graph.arguments if record.get("kind") == "parameter"}
-        found: dict[Value, Value] = {}
-        after = {*self.time.after, *self.time.late}
+        parameters: dict[Value, Value] = {}
+        after = {*self.analysis.after, *self.analysis.late}
         for value, record in graph.results:
             if record.get("kind") == "gradient" and record["name"] in by_name:
                 nodes = graph.cone([value], within=after)
-                addends = {value, *(v for node in nodes for v in node.operands)}
-                found.update(dict.fromkeys(addends, by_name[record["name"]]))
-        return found
+                terms = {value, *(v for node in nodes for v in node.operands)}
+                parameters.update(dict.fromkeys(terms, by_name[record["name"]]))
+        return parameters
 
     def _find_holders(self, value: Value) -> frozenset[int] | None:
-        graph, time = self.time.graph, self.time
+        graph, analysis = self.analysis.graph, self.analysis
         node = graph.maker.get(value)
-        if node is not None and (time.is_light(node) or value in time.owned) and node.operands:
-            return self._common([self.holders(v) for v in node.operands])
-        used = frozenset(self.of[u] for u in self._forward_users(value))
+        if node is not None and (analysis.is_light(node) or value in analysis.owned) and node.operands:
+            return self._common_holders([self.holders(v) for v in node.operands])
+        used = frozenset(self.by_node[u] for u in self._forward_users(value))
         if node is None:
-            return (used or None) if value in time.owned else None
-        if node not in time.anchored or node in time.tangent or node in time.spread:
+            return (used or None) if value in analysis.owned else None
+        if node not in analysis.anchored or node in analysis.tangent or node in analysis.shared_work:
             return None
-        return used | {self.of[node]}
+        return used | {self.by_node[node]}
 
     def _forward_users(self, value: Value) -> list[Node]:
-        """The forward operations that use a value, also through what is made of parameters alone."""
-        found, waiting, seen = list[Node](), [value], {value}
+        """The forward operations that use a value, directly or through values computed from parameters alone."""
+        users, waiting, seen = list[Node](), [value], {value}
         while waiting:
-            for user in self.time.graph.users.get(waiting.pop(), ()):
-                if user in self.of and user not in self.time.tangent:
-                    found.append(user)
-                more = [v for v in user.values if v in self.time.owned and v not in seen]
-                seen.update(more)
-                waiting += more
-        return found
+            for user in self.analysis.graph.users.get(waiting.pop(), ()):
+                if user in self.by_node and user not in self.analysis.tangent:
+                    users.append(user)
+                derived = [v for v in user.values if v in self.analysis.owned and v not in seen]
+                seen.update(derived)
+                waiting += derived
+        return users
 
     def _backward_stage(self, node: Node) -> int:
-        graph = self.time.graph
+        graph = self.analysis.graph
         makers = [graph.maker.get(v) for v in node.operands]
-        latest = min((self.of[m] for m in makers if m in self.of and m in self.time.tangent), default=self.count - 1)
-        given = [self._parameters[v] for v in node.values if v in self._parameters]
-        wanted = [held for v in (*node.operands, *given) if (held := self.holders(v)) is not None]
-        fits = [sum(stage in held for held in wanted) for stage in range(latest + 1)]
-        return max(stage for stage, number in enumerate(fits) if number == max(fits))
+        latest = min(
+            (self.by_node[m] for m in makers if m in self.by_node and m in self.analysis.tangent),
+            default=self.count - 1,
+        )
+        parameters = [self._parameters[v] for v in node.values if v in self._parameters]
+        holders = [stages for v in (*node.operands, *parameters) if (stages := self.holders(v)) is not None]
+        hits = [sum(stage in stages for stages in holders) for stage in range(latest + 1)]
+        return max(stage for stage, count in enumerate(hits) if count == max(hits))
 
     @staticmethod
-    def _common(held: Sequence[frozenset[int] | None]) -> frozenset[int] | None:
-        """The stages that have all of them; where none has, those that have any."""
-        said = [each for each in held if each is not None]
-        if not said:
+    def _common_holders(holders: Sequence[frozenset[int] | None]) -> frozenset[int] | None:
+        """The stages that hold all of the values; if none does, those that hold any."""
+        known = [stages for stages in holders if stages is not None]
+        if not known:
             return None
-        return frozenset.intersection(*said) or frozenset.union(*said)
+        return frozenset.intersection(*known) or frozenset.union(*known)
 
 
 def is_owned_kind(record: Record) -> bool:

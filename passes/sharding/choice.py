@@ -1,4 +1,4 @@
-"""Choosing how one op runs on each mesh axis: the legal row that moves the fewest bytes from where its operands are.
+"""Choose how one op runs on each mesh axis: the legal strategy that moves the fewest bytes.
 
 Costs are bytes per rank; what the numbers prefer is said where they stand (`costs/placements.py`).
 """
@@ -13,31 +13,33 @@ from ...costs.communication import sent_bytes
 from ...costs.placements import DEFERRED, move_cost
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
-from .rules.strategy import Row, Rules
-from .time_axis import COUPLES, mixes_rows, repeated, time_cost
+from .microbatch_axis import COUPLES, changes_microbatches, microbatch_cost, repeat_factor
+from .rules.strategy import OpStrategies, Strategy
 
 
 @dataclass(frozen=True)
 class Operand:
-    """One tensor operand: where copies of it are, and what it would cost to move."""
+    """One tensor operand: the placements of its copies, and what decides the cost of a reshard."""
 
     placements: tuple[Placement, ...]
-    """The placements in which the value is there already."""
+    """The placements in which a copy of the value exists already."""
     nbytes: int
     """Bytes of the whole tensor."""
     is_weight: bool
     is_broadcast: bool
     """Whether it has fewer elements than the op's result."""
     is_viewed: bool = False
-    """Whether the op only views it: moves elements about, and computes nothing."""
+    """Whether the op is a view of it: it moves elements and computes nothing."""
     is_zero: bool = False
-    """Whether all its elements are known to be zero: then it is an addend of any sum."""
+    """Whether all its elements are known to be zero: then it may be partial without communication."""
     scatter_dims: tuple[tuple[str, int], ...] = ()
-    """(axis, dim): where the plan wants a partial result of this shape reduce-scattered."""
+    """(axis, dim): where the plan has a partial result of this shape reduce-scattered."""
     is_early: bool = False
-    """Whether its sum over microbatches is there before they run, or is wanted only when all have run."""
+    """Whether its sum over microbatches is known before they run, or is needed only when all have run."""
     is_drawn: bool = False
-    """Whether it is drawn, so that any part of it can be made anywhere."""
+    """Whether a random op makes it, so that every rank can draw any part of it."""
+    is_late: bool = False
+    """Whether its value is known only when all microbatches have run."""
 
     @property
     def may_be_partial(self) -> bool:
@@ -47,7 +49,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Output:
-    """One result: how many dims and bytes the whole tensor has, and where it will have to be, if that is known."""
+    """One result: dims and bytes of the global tensor, and its required placement, if that is known."""
 
     rank: int
     nbytes: int
@@ -56,62 +58,73 @@ class Output:
 
 @dataclass(frozen=True)
 class Choice:
-    """How an op runs: the placement of each operand and of each output, and the row chosen on each axis."""
+    """How an op runs: the placement of each operand and output, and the strategy chosen on each axis."""
 
     inputs: tuple[Placement, ...]
     outputs: tuple[Placement | None, ...]
-    rows: tuple[tuple[str, Row], ...]
+    strategies: tuple[tuple[str, Strategy], ...]
 
 
 def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacement, target: AxisPlacement) -> float:
-    """What it costs to bring `operand` from one placement to another on one axis: of ranks in bytes, or of time."""
+    """The cost of a reshard of `operand` on one axis: over ranks in bytes, or over microbatches."""
     if axis == MICROBATCH:
-        return time_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
+        return microbatch_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
     return move_cost(operand, axis, size, source, target)
 
 
 def choose(
     operands: Sequence[Operand],
-    rules: Rules,
+    op_strategies: OpStrategies,
     outputs: Sequence[Output | None],
     mesh: Mesh,
 ) -> Choice:
-    """The cheapest legal row on each axis, decided axis by axis; ties go to the earlier row.
+    """The cheapest legal strategy on each axis, decided axis by axis; ties go to the earlier strategy.
 
-    First comes time, over which the least can move, then the others in mesh order.
+    The microbatch axis comes first, as it allows the fewest reshards, then the others in mesh order.
     """
-    picked: list[tuple[str, Row]] = []
-    for axis, size in sorted(mesh, key=lambda each: each[0] != MICROBATCH):
-        in_time = picked[0][1] if picked and picked[0][0] == MICROBATCH else None
+    chosen: list[tuple[str, Strategy]] = []
+    for axis, size in sorted(mesh, key=lambda axis_size: axis_size[0] != MICROBATCH):
+        microbatch_strategy = chosen[0][1] if chosen and chosen[0][0] == MICROBATCH else None
 
-        def cost(row: Row, axis: str = axis, size: int = size, in_time: Row | None = in_time) -> float:
-            if not _legal(row, axis, picked, mesh):
+        def cost(
+            strategy: Strategy,
+            axis: str = axis,
+            size: int = size,
+            microbatch_strategy: Strategy | None = microbatch_strategy,
+        ) -> float:
+            if not _legal(strategy, axis, chosen, mesh):
                 return inf
-            moves = 0.0
-            for i, (o, target) in enumerate(zip(operands, row.inputs, strict=True)):
-                there = None if in_time is None else in_time.inputs[i]
-                moves += min(
-                    transition_cost(o, axis, size, p.on(axis), target) * repeated(p, axis, target, there)
-                    + (COUPLES if not o.is_drawn and mixes_rows(p, axis, target, there) else 0.0)
+            moved_bytes = 0.0
+            for i, (o, target) in enumerate(zip(operands, strategy.inputs, strict=True)):
+                over_microbatches = None if microbatch_strategy is None else microbatch_strategy.inputs[i]
+                moved_bytes += min(
+                    transition_cost(o, axis, size, p.on(axis), target)
+                    * repeat_factor(p, axis, target, over_microbatches)
+                    + (COUPLES if not o.is_drawn and changes_microbatches(p, axis, target, over_microbatches) else 0.0)
                     for p in o.placements
                 )
-            if axis == MICROBATCH and row.lowering is not None:
-                moves += COUPLES / 2  # of all that cannot be, this says the most
-            return moves + _deferred(outputs, row, axis, size)
+            if axis == MICROBATCH and strategy.lowering is not None:
+                moved_bytes += COUPLES / 2  # the best choice of those refused: its error says the most
+            return moved_bytes + _deferred(outputs, strategy, axis, size)
 
-        picked.append((axis, _cheapest(rules.rows, cost)))
+        strategies: Sequence[Strategy] = op_strategies.strategies
+        if axis == MICROBATCH:
+            strategies = _after_all_microbatches(operands, strategies)
+        chosen.append((axis, _cheapest(strategies, cost)))
     ranks = [len(o.placements[0].dims) for o in operands]
     inputs = tuple(
-        Placement.of(rank, {axis: row.inputs[i] for axis, row in picked}, mesh) for i, rank in enumerate(ranks)
+        Placement.of(rank, {axis: strategy.inputs[i] for axis, strategy in chosen}, mesh)
+        for i, rank in enumerate(ranks)
     )
-    made = tuple(
-        None if out is None else Placement.of(out.rank, _outputs(picked, i), mesh) for i, out in enumerate(outputs)
+    output_placements = tuple(
+        None if out is None else Placement.of(out.rank, _output_placements(chosen, i), mesh)
+        for i, out in enumerate(outputs)
     )
-    return Choice(inputs, made, tuple(picked))
+    return Choice(inputs, output_placements, tuple(chosen))
 
 
 def cheapest_source(operand: Operand, target: Placement, mesh: Mesh) -> int:
-    """Which of the operand's copies reaches `target` at the least cost; its index."""
+    """The index of the operand's copy that reaches `target` at the least cost."""
 
     def cost(placement: Placement) -> float:
         return sum(transition_cost(operand, a, n, placement.on(a), target.on(a)) for a, n in mesh)
@@ -120,16 +133,28 @@ def cheapest_source(operand: Operand, target: Placement, mesh: Mesh) -> int:
     return costs.index(min(costs))
 
 
-def _cheapest(rows: Sequence[Row], cost: Callable[[Row], float]) -> Row:
-    costs = [cost(row) for row in rows]
-    return rows[costs.index(min(costs))]
+def _cheapest(strategies: Sequence[Strategy], cost: Callable[[Strategy], float]) -> Strategy:
+    costs = [cost(strategy) for strategy in strategies]
+    return strategies[costs.index(min(costs))]
 
 
-def _deferred(outputs: Sequence[Output | None], row: Row, axis: str, size: int) -> float:
-    """What the row's outputs will cost later: partial ones made of partial operands, and those that must be shards."""
-    taken = any(isinstance(p, Partial) for p in row.inputs)
+def _after_all_microbatches(operands: Sequence[Operand], strategies: Sequence[Strategy]) -> Sequence[Strategy]:
+    """The strategies over the microbatch axis: an op on a late value runs once, on complete sums.
+
+    So `(a + 0) + b` of two losses adds their sums. Where an operand is sharded over microbatches all strategies stay:
+    each is refused, because the sum comes too late.
+    """
+    is_sharded = any(isinstance(p.on(MICROBATCH), Shard) for o in operands for p in o.placements)
+    if is_sharded or not any(o.is_late for o in operands):
+        return strategies
+    return [s for s in strategies if all(isinstance(p, Replicate | None) for p in (*s.inputs, *s.outputs))]
+
+
+def _deferred(outputs: Sequence[Output | None], strategy: Strategy, axis: str, size: int) -> float:
+    """What the strategy's outputs will cost later: those still partial, and those that have to be sharded."""
+    taken = any(isinstance(p, Partial) for p in strategy.inputs)
     later = 0.0
-    for output, placement in zip(outputs, row.outputs, strict=True):
+    for output, placement in zip(outputs, strategy.outputs, strict=True):
         if output is None or placement is None:
             continue
         target = output.target.on(axis) if output.target is not None else None
@@ -141,26 +166,26 @@ def _deferred(outputs: Sequence[Output | None], row: Row, axis: str, size: int) 
 
 
 def _made(output: Output, axis: str, dim: int) -> Operand:
-    """The output as what moves it will see: a value that is wanted sharded on `dim`."""
+    """The output as an operand of the reshard to its target, sharded on `dim`."""
     return Operand((), output.nbytes, is_weight=False, is_broadcast=False, scatter_dims=((axis, dim),))
 
 
-def _outputs(picked: Sequence[tuple[str, Row]], index: int) -> dict[str, AxisPlacement]:
-    return {axis: row.outputs[index] or Replicate() for axis, row in picked}
+def _output_placements(chosen: Sequence[tuple[str, Strategy]], index: int) -> dict[str, AxisPlacement]:
+    return {axis: strategy.outputs[index] or Replicate() for axis, strategy in chosen}
 
 
-def _legal(row: Row, axis: str, picked: Sequence[tuple[str, Row]], mesh: Mesh) -> bool:
-    """Whether the row holds beside the rows picked on earlier axes: chunks nested on one dim, one lowering an op."""
+def _legal(strategy: Strategy, axis: str, chosen: Sequence[tuple[str, Strategy]], mesh: Mesh) -> bool:
+    """Whether the strategy fits those chosen on earlier axes: chunks nest on one dim, and an op has one lowering."""
     sizes = dict(mesh)
-    if row.lowering is not None and any(_clashes(row, other) for _, other in picked):
+    if strategy.lowering is not None and any(_clashes(strategy, other) for _, other in chosen):
         return False
     parts = {sizes[axis]}
-    for i, placement in enumerate(row.inputs):
+    for i, placement in enumerate(strategy.inputs):
         if isinstance(placement, Shard):
-            same = [a for a, other in picked if other.inputs[i] == placement]
-            parts.add(prod(sizes[a] for a in same) * sizes[axis])
-    return all(row.legal(n) for n in parts)
+            same_dim_axes = [a for a, other in chosen if other.inputs[i] == placement]
+            parts.add(prod(sizes[a] for a in same_dim_axes) * sizes[axis])
+    return all(strategy.legal(n) for n in parts)
 
 
-def _clashes(row: Row, other: Row) -> bool:
-    return other.lowering is not None and other != row
+def _clashes(strategy: Strategy, other: Strategy) -> bool:
+    return other.lowering is not None and other != strategy

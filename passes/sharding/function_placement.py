@@ -1,4 +1,4 @@
-"""Placements for one function, for one combination of placements of its arguments."""
+"""Propagate placements through one function, for one combination of placements of its arguments."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ...ir.placement import Partial, Placement, Replicate, Shard
 from ...ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
 from .choice import Choice, Output, choose
 from .gradient_targets import NO_TARGETS, GradientTargets
+from .microbatch_axis import Crossing, has_microbatch_axis, refusal
 from .propagation_remarks import PropagationRemarks
-from .rules.ir_calls import rules_of
+from .rules.ir_calls import call_strategies
 from .rules.views import TABLE as VIEWS
-from .time_axis import Crossing, has_time, refusal
 from .tracked_values import Tracked, TrackedValues
 
 _FOLLOWS_WEIGHT = ("t.", "transpose.", "permute.", "view.", "reshape.", "_to_copy.", "expand.", "detach.", "alias.")
@@ -42,12 +42,12 @@ class Signature:
     placements: tuple[Placement | None, ...]
     weights: tuple[bool, ...]
     early: tuple[bool, ...]
-    """For each argument, as of `Tracked`; all False where there is no axis of time."""
+    """For each argument, as in `Tracked`; all False without a microbatch axis."""
 
 
 @dataclass(frozen=True)
 class Specialised:
-    """A function of the new module: its name, and of its results the types and whether they are early."""
+    """A function of the new module: its name, its results' types, and which results are early."""
 
     name: str
     results: tuple[Type, ...]
@@ -55,33 +55,33 @@ class Specialised:
 
 
 class FunctionPlacement:
-    """The rewrite of one function for one signature; `specialise` gives the functions that it calls."""
+    """The rewrite of one function for one signature; `specialise` returns the functions that it calls."""
 
     def __init__(
         self,
         old: Operation,
-        made: Module,
+        module: Module,
         signature: Signature,
         name: str,
         remarks: PropagationRemarks,
         specialise: Callable[[Signature], Specialised],
     ) -> None:
         self.old, self.name, self.remarks, self.specialise = old, name, remarks, specialise
-        self.mesh = made.mesh
+        self.mesh = module.mesh
         self.is_main = name == "main"
         types = [
             to_mlir(from_mlir(a.type).placed(p, self.mesh)) if p is not None else a.type
             for a, p in zip(entry(old).arguments, signature.placements, strict=True)
         ]
-        self.new = build_function(made, name, types, records=argument_records(old) if self.is_main else None)
+        self.new = build_function(module, name, types, records=argument_records(old) if self.is_main else None)
         self.targets = NO_TARGETS
-        self.values = TrackedValues(self.mesh, remarks.policy, remarks, self.is_main)
+        self.values = TrackedValues(self.mesh, remarks.activation_sharding, remarks, self.is_main)
         arguments = zip(entry(old).arguments, entry(self.new).arguments, strict=True)
         for (value, new), weight, early in zip(arguments, signature.weights, signature.early, strict=True):
             self.values.track(value, new, is_weight=weight, is_early=early)
 
     def bring_gradients_to(self, targets: GradientTargets) -> None:
-        """Bring gradients and updated buffers to their targets where they are made."""
+        """Reshard gradients and updated buffers to their targets right after the ops that make them."""
         self.targets = targets
         self.values.to_targets = targets.with_sources
 
@@ -111,27 +111,27 @@ class FunctionPlacement:
             raise RuntimeError(f"propagate-placements met an operation it does not know: {op}")
         values, results = call.values(), results_of(op)
         flat = flatten(results)
-        if flat[0] in self.targets.kept:
+        if flat[0] in self.targets.partial_casts:
             self._cast_partial(call, op)
             return
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in flat]
         choice = self._choice(call, op, flat, types)
         moved = [self.values.move(v, p, op) for v, p in zip(values, choice.inputs, strict=True)]
-        early, late = self._in_time(op, values, choice)
+        early, late_cause = self._microbatch_state(op, values, choice)
         placed = [
             to_mlir(t.placed(p, self.mesh)) if t is not None and p is not None else r.type
             for r, t, p in zip(flat, types, choice.outputs, strict=True)
         ]
-        made = build(call.replace_values(moved), regroup(results, placed), op.location)
+        new_results = build(call.replace_values(moved), regroup(results, placed), op.location)
         weight = len(values) == 1 and self.values[values[0]].is_weight and _follows_weight(call.name)
-        for old, new in zip(flat, flatten(made), strict=True):
-            self.values.track(old, new, is_weight=weight, is_early=early, late=late)
+        for old, new in zip(flat, flatten(new_results), strict=True):
+            self.values.track(old, new, is_weight=weight, is_early=early, late_cause=late_cause)
 
     def _choice(self, call: Call, op: Operation, flat: Sequence[Value], types: Sequence[TensorType | None]) -> Choice:
         """The cheapest legal strategy of an operation on every axis."""
         values = call.values()
-        rules = rules_of(call, types)
-        if not rules.known:
+        strategies = call_strategies(call, types)
+        if not strategies.known:
             self._remark_unknown(call, op, values)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
         operands = [self.values.operand(v, output_bytes, is_viewed=call.name in VIEWS) for v in values]
@@ -139,39 +139,46 @@ class FunctionPlacement:
             None if t is None else Output(len(t.shape), element_bytes(t), self.targets.with_sources.get(r))
             for r, t in zip(flat, types, strict=True)
         ]
-        return choose(operands, rules, outputs, self.mesh)
+        return choose(operands, strategies, outputs, self.mesh)
 
-    def _in_time(self, op: Operation, values: Sequence[Value], choice: Choice) -> tuple[bool, Operation | None]:
-        """Whether an operation's results are early, and what makes them late.
+    def _microbatch_state(
+        self, op: Operation, values: Sequence[Value], choice: Choice
+    ) -> tuple[bool, Operation | None]:
+        """Whether an operation's results are early, and the operation that makes them late.
 
-        Raises E0403 where it takes statistics of all microbatches, or a microbatch needs what is there only late.
+        Raises E0403 where it takes statistics of all microbatches, or a microbatch needs a late value.
         """
-        if not has_time(self.mesh):
+        if not has_microbatch_axis(self.mesh):
             return False, None
         tracked = [self.values[v] for v in values]
-        early, late = all(t.is_early for t in tracked), next((t.late for t in tracked if t.late is not None), None)
-        row = dict(choice.rows)[MICROBATCH]
-        if row.lowering is not None:
+        early, late_cause = (
+            all(t.is_early for t in tracked),
+            next((t.late_cause for t in tracked if t.late_cause is not None), None),
+        )
+        strategy = dict(choice.strategies)[MICROBATCH]
+        if strategy.lowering is not None:
             raise refusal(op, Crossing.STATISTICS)
-        if late is not None and not all(isinstance(p, Replicate | None) for p in (*row.inputs, *row.outputs)):
-            raise refusal(late, Crossing.SUM)
-        return early, late
+        if late_cause is not None and not all(
+            isinstance(p, Replicate | None) for p in (*strategy.inputs, *strategy.outputs)
+        ):
+            raise refusal(late_cause, Crossing.SUM)
+        return early, late_cause
 
     def _cast_partial(self, call: Call, op: Operation) -> None:
-        """A gradient that is cast to be reduced is cast where it lies: sums stay the ranks' addends."""
+        """Cast a gradient before its reduction: it keeps its placement and stays unreduced."""
         [value] = call.values()
         tracked = self.values[value]
         type_ = from_mlir(op.results[0].type).placed(tracked.placement, self.mesh)
-        [made] = build(call.replace_values([tracked.value]), [to_mlir(type_)], op.location)
-        self.values.track(op.results[0], made, is_early=tracked.is_early, late=tracked.late)
+        [cast] = build(call.replace_values([tracked.value]), [to_mlir(type_)], op.location)
+        self.values.track(op.results[0], cast, is_early=tracked.is_early, late_cause=tracked.late_cause)
 
     def _rewrite_call(self, op: Operation, name: str) -> None:
         operands = []
         for value in op.operands:
             tracked = self.values[value]
             placement = tracked.placement
-            if tracked.late is not None:
-                raise refusal(tracked.late, Crossing.SUM)
+            if tracked.late_cause is not None:
+                raise refusal(tracked.late_cause, Crossing.SUM)
             if placement.partial and not _stays_partial(tracked):
                 placement = self._reduced(tracked.type, placement)
             operands.append(self.values.move(value, placement, op))
@@ -184,39 +191,41 @@ class FunctionPlacement:
             self.values.track(old, new, is_early=is_early)
 
     def _reduced(self, type_: TensorType, placement: Placement) -> Placement:
-        """The placement after its partial axes are reduced, onto shards where the plan shards activations."""
+        """The placement after its partial axes are reduced: to shards where the plan shards activations."""
         by_axis = {axis: placement.on(axis) for axis, _ in self.mesh}
-        scatter = dict(self.remarks.policy.scatter_dims(type_))
+        scatter = dict(self.remarks.activation_sharding.scatter_dims(type_))
         for axis, _ in placement.partial:
-            by_axis[axis] = self.remarks.policy.reduced_to(axis, scatter)
+            by_axis[axis] = self.remarks.activation_sharding.reduced_placement(axis, scatter)
         return Placement.of(len(placement.dims), by_axis, self.mesh)
 
     def _returned(self) -> list[Value]:
         values, last = list(terminator(self.old).operands), terminator(self.old)
         if not self.is_main:
             return [self.values[v].value for v in values]
-        found = []
+        returned = []
         for value, record in zip(values, result_records(self.old), strict=True):
             tracked = self.values[value]
             if value in self.targets.placements:
                 target = self._target(value)
             else:
-                target = self.remarks.policy.output(record, tracked.type, tracked.placement, self.mesh)
-            found.append(self.values.move_out_of_time(value, target, last))
-        return found
+                target = self.remarks.activation_sharding.output_placement(
+                    record, tracked.type, tracked.placement, self.mesh
+                )
+            returned.append(self.values.move_to_result(value, target, last))
+        return returned
 
     def _target(self, value: Value) -> Placement:
         return self.targets.placement(value, self.values[value].placement, self.mesh)
 
     def _remark_unknown(self, call: Call, op: Operation, values: Sequence[Value]) -> None:
-        """Say once that an operation has no rule; raises E0403 where it would need microbatches gathered."""
+        """Remark that an operation has no sharding rule; raises E0403 where it would need microbatches gathered."""
         if any(isinstance(p.on(MICROBATCH), Shard) for v in values for p in self.values[v].copies):
             raise refusal(op, Crossing.NO_RULE)
         self.remarks.no_rule(call, op)
 
 
 def _stays_partial(tracked: Tracked) -> bool:
-    """Whether a function is given a partial value as it is: its sum over microbatches is not there yet."""
+    """Whether a partial value is passed to a function as it is, because its sum over microbatches is not known yet."""
     return isinstance(tracked.placement.on(MICROBATCH), Partial) and not tracked.is_early
 
 

@@ -1,4 +1,4 @@
-"""Where main's gradients and updated buffers have to be, and which values are reduced to get there."""
+"""The required placements of main's gradients and updated buffers, and the values that are reduced to get there."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..normalize.cast_gradients import CAST, dtype_name
 from ..rewriting import producer
 
 _OWNERS = {"gradient": ("parameter", "input"), "buffer": ("buffer",)}
-"""The kinds of arguments one of which has the name of a result of each kind."""
+"""For each kind of result, the kinds of arguments that a result of that name may belong to."""
 
 
 @dataclass(frozen=True)
 class GradientTargets:
-    """The placements that some values of main are brought to where they are made."""
+    """Placements to which values of main are resharded right after the op that makes them."""
 
     placements: Mapping[Value, Placement]
-    """Of each gradient (as what is reduced, where that is cast afterwards) and each updated buffer."""
+    """Of each gradient (of its value before the last cast, where that is what is reduced) and each updated buffer."""
     with_sources: Mapping[Value, Placement]
-    """The same, and for what each is cast from or is the sum of."""
-    kept: frozenset[Value]
-    """Gradients that are cast in order to be reduced: the cast leaves them partial."""
+    """The same, and for the values that each is cast from or is the sum of."""
+    partial_casts: frozenset[Value]
+    """Casts of gradients before their reduction: they leave the gradient partial."""
     delayed: frozenset[Value]
-    """Gradients of parameters that stay partial, for a caller who sums them."""
+    """Gradients of parameters that stay unreduced; the caller sums them."""
 
     def placement(self, value: Value, present: Placement, mesh: Mesh) -> Placement:
-        """Where a value has to be, given where it is."""
+        """The required placement of a value that now has the placement `present`."""
         target = self.placements[value]
         if value not in self.delayed:
             return target
@@ -42,34 +42,34 @@ class GradientTargets:
 
 
 NO_TARGETS = GradientTargets({}, {}, frozenset(), frozenset())
-"""Those of a function that is not main."""
+"""The targets of a function that is not main: none."""
 
 
 def gradient_targets(
     main: Operation, arguments: Sequence[tuple[Record, Placement]], *, delay_reductions: bool
 ) -> GradientTargets:
-    """Each gradient and each updated buffer goes to the placement of the argument that it belongs to."""
+    """The targets: each gradient and updated buffer gets the placement of the argument that it belongs to."""
     placed = {(record.get("kind"), record.get("name")): placement for record, placement in arguments}
     results = list(zip(terminator(main).operands, result_records(main), strict=True))
-    found: dict[Value, Placement] = {}
-    kept: set[Value] = set()
+    targets: dict[Value, Placement] = {}
+    partial_casts: set[Value] = set()
     for value, record in results:
         owners = [(kind, record.get("name")) for kind in _OWNERS.get(str(record.get("kind")), ())]
         if owners:
-            found[value] = next(placed[owner] for owner in owners if owner in placed)
+            targets[value] = next(placed[owner] for owner in owners if owner in placed)
         if "reduce" in record:
-            # A delayed gradient waits, and is reduced, as what it is in the end.
+            # A delayed gradient accumulates, and is reduced later, in its final dtype.
             reduced = value if delay_reductions else _reduced_in(value, str(record["reduce"]))
-            found[reduced] = found[value]
-            kept.update(v for v in _with_sources({reduced: found[value]}) if _is_cast(v))
+            targets[reduced] = targets[value]
+            partial_casts.update(v for v in _with_sources({reduced: targets[value]}) if _is_cast(v))
     parameters = {record.get("name") for record, _ in arguments if record.get("kind") == "parameter"}
     gradients = (v for v, record in results if record.get("kind") == "gradient" and record.get("name") in parameters)
     delayed = frozenset(gradients if delay_reductions else ())
-    return GradientTargets(found, _with_sources(found), frozenset(kept), delayed)
+    return GradientTargets(targets, _with_sources(targets), frozenset(partial_casts), delayed)
 
 
 def _reduced_in(value: Value, dtype: str) -> Value:
-    """The gradient as it is reduced: what its last cast takes, where that is of the dtype that its record names."""
+    """The value of a gradient that is reduced: the operand of its last cast, where that has the dtype of the record."""
     if _is_cast(value) and dtype_name(from_mlir(value.type).dtype) != dtype:
         [operand] = value.owner.operands
         return operand
@@ -82,15 +82,15 @@ def _is_cast(value: Value) -> bool:
 
 
 def _with_sources(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
-    """The targets, and the same for what each is cast from or is the sum of (a tied weight's gradients)."""
-    found = dict(targets)
+    """The targets, and the same for the values that each is cast from or is the sum of (a tied weight's gradients)."""
+    with_sources = dict(targets)
     waiting = list(targets)
     while waiting:
         value = waiting.pop()
         call = producer(value)
         if call is not None and call.name in ("aten.add.Tensor", CAST):
-            same = call.name == CAST
-            addends = [v for v in call.values() if (same or v.type == value.type) and v not in found]
-            found.update(dict.fromkeys(addends, found[value]))
-            waiting += addends
-    return found
+            is_cast = call.name == CAST
+            operands = [v for v in call.values() if (is_cast or v.type == value.type) and v not in with_sources]
+            with_sources.update(dict.fromkeys(operands, with_sources[value]))
+            waiting += operands
+    return with_sources

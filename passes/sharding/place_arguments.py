@@ -1,11 +1,11 @@
-"""Put a plan's mesh and placements on a module: on main's parameters and inputs, and the activations' policy.
+"""Put a plan's mesh and placements on a module: on main's parameters and inputs, and where activations are sharded.
 
 Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", owner = "linear"}})
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
-Parameters go where the plan's last matching statement says, everything else stays whole; inputs are cut by the axes
-of the batch. With a pipeline the mesh gets an axis of time, "microbatch", last, which cuts the batch too; one whose
-microbatches are computed alone (`per microbatch`) has captured one of them, and gets that axis later.
+A parameter gets the placement of the last matching statement of the plan, else it is replicated; inputs are sharded
+over the axes of the batch. With a pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
+With `per microbatch` the captured step is that of one microbatch, and `average-microbatches` adds the axis.
 Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
 
@@ -25,9 +25,9 @@ from ...ir.module import Level, Module, Record, argument_records, entry, refresh
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard
 from ...ir.types import TensorType, from_mlir, to_mlir
+from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
 from ..plan_effects import Decisions
-from ..policy import Policy
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class PlaceArguments(Pass):
     plan: Plan
     """The plan; its parameter, input and activation statements are used."""
     padded_inputs: str = ""
-    """Inputs, with commas between, whose ranks get padded chunks where they cannot share them evenly; others are
-    refused (E0401)."""
+    """Comma-separated inputs that need not divide evenly: their ranks get padded chunks. Others are refused (E0401)."""
 
     def run(self, module: Module) -> Report:
         module.mesh = _mesh(self.plan)
@@ -48,7 +47,7 @@ class PlaceArguments(Pass):
         records = argument_records(main)
         types = [from_mlir(a.type) for a in entry(main).arguments]
         shardings = _parameters(self.plan, records, types)
-        parameters: dict[int, Mapping[str, int]] = {i: each.dims for i, each in shardings.items()}
+        parameters: dict[int, Mapping[str, int]] = {i: sharding.dims for i, sharding in shardings.items()}
         inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
         dims = parameters | inputs
         for i, argument in enumerate(entry(main).arguments):
@@ -56,22 +55,24 @@ class PlaceArguments(Pass):
             placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
-        _policy(self.plan, records, types).store(module)
-        alone = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
-        whole = [records[i]["name"] for i in _inputs(records) if i not in inputs or not (inputs[i] or alone)]
-        decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(whole))
+        _activation_sharding(self.plan, records, types).store(module)
+        per_microbatch = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
+        replicated_inputs = [
+            records[i]["name"] for i in _inputs(records) if i not in inputs or not (inputs[i] or per_microbatch)
+        ]
+        decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(replicated_inputs))
         return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
 
 
 def _mesh(plan: Plan) -> Mesh:
-    """The plan's axes, and the axis of time behind them where a pipeline cuts the batch."""
-    said = plan.pipeline
-    time = () if said is None or said.per_microbatch else ((MICROBATCH, said.microbatches),)
-    return (*plan.mesh.axes, *time)
+    """The plan's axes, then the microbatch axis if a pipeline cuts the batch."""
+    pipeline = plan.pipeline
+    microbatch_axes = () if pipeline is None or pipeline.per_microbatch else ((MICROBATCH, pipeline.microbatches),)
+    return (*plan.mesh.axes, *microbatch_axes)
 
 
 def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, ParameterSharding]:
-    """What the plan decides for each parameter, by its number among the arguments."""
+    """The sharding of each parameter, by its index among the arguments."""
     indices = [i for i, record in enumerate(records) if record.get("kind") == "parameter"]
     infos = [
         ParameterInfo(
@@ -88,25 +89,25 @@ def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> d
 def _input_dims(
     plan: Plan, records: list[Record], types: list[TensorType], padded: Sequence[str]
 ) -> dict[int, Mapping[str, int]]:
-    """The dims by which inputs are cut; an input whose first dim is not the batch's size stays whole."""
+    """The sharded dim of each axis, by input; an input whose first dim is not the batch size stays replicated."""
     indices = _inputs(records)
     batch = next((types[i].shape[0] for i in indices if types[i].shape), None)
-    cut = [i for i in indices if types[i].shape and types[i].shape[0] == batch]
-    found = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in cut}) if cut else {}
-    dims: dict[int, Mapping[str, int]] = {i: found[records[i]["name"]] for i in cut}
+    batched = [i for i in indices if types[i].shape and types[i].shape[0] == batch]
+    resolved = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in batched}) if batched else {}
+    dims: dict[int, Mapping[str, int]] = {i: resolved[records[i]["name"]] for i in batched}
     for i, by_axis in dims.items():
         if records[i]["name"] not in padded or (plan.pipeline is not None and plan.pipeline.per_microbatch):
             _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
-    return dims if plan.pipeline is None else _in_time(plan, plan.pipeline, records, types, dims)
+    return dims if plan.pipeline is None else _with_microbatches(plan, plan.pipeline, records, types, dims)
 
 
 _Dims = Mapping[int, Mapping[str, int]]
 
 
-def _in_time(
+def _with_microbatches(
     plan: Plan, pipeline: Pipeline, records: list[Record], types: list[TensorType], dims: _Dims
 ) -> dict[int, Mapping[str, int]]:
-    """The dims by which inputs are cut, the batch into microbatches too. Raises E0402 where these do not fit."""
+    """The sharded dims of inputs with the microbatch axis added. Raises E0402 where the batch does not divide."""
     span = pipeline.span_of("microbatches")
     if not dims:
         raise StrettoError("E0402", "the model has no input with a batch to cut into microbatches", span=span)
@@ -118,9 +119,11 @@ def _in_time(
         if rows % (ranks * count):
             share = f", {rows / ranks:g} for each of {ranks} ranks over {', '.join(axes)}" if ranks > 1 else ""
             fitting = [n for n in range(1, rows // ranks + 1) if rows % (ranks * n) == 0]
-            near = sorted(sorted(fitting, key=lambda n: abs(n - count))[:2])
+            nearest = sorted(sorted(fitting, key=lambda n: abs(n - count))[:2])
             instead = (
-                f", or take {' or '.join(map(str, near))} microbatch{'es' if near[-1] > 1 else ''}" if near else ""
+                f", or take {' or '.join(map(str, nearest))} microbatch{'es' if nearest[-1] > 1 else ''}"
+                if nearest
+                else ""
             )
             raise StrettoError(
                 "E0402",
@@ -150,7 +153,7 @@ def _check_divides(plan: Plan, name: str, shape: tuple[int, ...], by_axis: Mappi
 
 
 def _multiples(extent: int, parts: int) -> str:
-    """The nearest extents that the parts can share, as a person would say them."""
+    """The nearest extents that divide into `parts`, as text."""
     below = extent // parts * parts
     return f"{below} or {below + parts}" if below else str(parts)
 
@@ -159,11 +162,11 @@ def _statement_of(plan: Plan, axis: str) -> Span | None:
     return next((s.span for s in plan.inputs if axis in s.axes), None)
 
 
-def _policy(plan: Plan, records: list[Record], types: list[TensorType]) -> Policy:
+def _activation_sharding(plan: Plan, records: list[Record], types: list[TensorType]) -> ActivationSharding:
     leading = next((types[i].shape[:2] for i in _inputs(records) if len(types[i].shape) >= 2), ())
     if not plan.activations:
-        return Policy((), leading)
-    return Policy(tuple(resolve_activations(plan, 3).items()), leading)
+        return ActivationSharding((), leading)
+    return ActivationSharding(tuple(resolve_activations(plan, 3).items()), leading)
 
 
 def _inputs(records: list[Record]) -> list[int]:

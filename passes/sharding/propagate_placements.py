@@ -1,4 +1,4 @@
-"""Give every value a placement, forward and backward, and say where one has to change.
+"""Give every value a placement, forward and backward, and insert a reshard where it has to change.
 
 Before                                              After
   %h = aten.mm %x, %w : (.., t<.. {tp=shard(1)}>)     %h = aten.mm %x, %w : .. -> t<.. {tp="shard(1)"}>
@@ -6,12 +6,12 @@ Before                                              After
   %z = nn.rms_norm %y, %g                             %r = comm.reshard %y : .. -> t<..>
                                                       %z = nn.rms_norm %r, %g
 
-Each op in order takes the cheapest legal row of its sharding rules on each axis (`sharding/choice.py`), given where
-its operands are. A value that was moved is there for later ops too; a partial value, once reduced, is not used again
-as partial. A function is copied once for each combination of placements that it is called with. Gradients are brought
-to their parameters' placements where they are made, so that a reduction can start at once, in the dtype that
-`cast-gradients` has noted. Over the axis of time nothing moves but sums that are there before any microbatch runs, or
-when all have run (`sharding/time_axis.py`); an operation that needs more is refused (E0403).
+Each op in order takes its cheapest legal sharding strategy on each axis (`sharding/choice.py`), given its operands'
+placements. Later ops reuse the copies that reshards made; a partial value, once reduced, is not used as partial again.
+A function is copied once for each combination of placements that it is called with. A gradient is resharded to its
+parameter's placement right after the op that makes it, so that its reduction can start at once, in the dtype that
+`cast-gradients` noted. Over the microbatch axis only sums that are known before any microbatch runs, or after all have
+run, are possible (`sharding/microbatch_axis.py`); an operation that needs more is refused (E0403).
 
 Source: the propagation of PyTorch's DTensor, applied to a whole graph; Megatron-LM's placements fall out of it.
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
@@ -24,12 +24,12 @@ from typing import ClassVar
 
 from ...ir.module import Level, Module, argument_records, entry
 from ...ir.types import from_mlir
+from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
-from ..policy import Policy
 from .function_placement import FunctionPlacement, Signature, Specialised
 from .gradient_targets import gradient_targets
+from .microbatch_axis import has_microbatch_axis
 from .propagation_remarks import PropagationRemarks
-from .time_axis import has_time
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class PropagatePlacements(Pass):
     name: ClassVar[str] = "propagate-placements"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
     delay_reductions: bool = False
-    """Leave the parameters' gradients as the ranks' addends: whoever takes them sums them, several steps' at once."""
+    """Leave the parameters' gradients unreduced: the caller sums them over ranks, once for several steps."""
 
     def run(self, module: Module) -> Report:
-        made = module.successor()
-        remarks = PropagationRemarks(module.mesh, Policy.of(module))
-        _Functions(module, made, remarks, self.delay_reductions).specialise(_main_signature(module))
-        module.become(made)
+        new_module = module.successor()
+        remarks = PropagationRemarks(module.mesh, ActivationSharding.of(module))
+        _Functions(module, new_module, remarks, self.delay_reductions).specialise(_main_signature(module))
+        module.become(new_module)
         return Report(remarks.moved, remarks.all(), remarks.effects())
 
 
@@ -53,29 +53,29 @@ def _main_signature(module: Module) -> Signature:
     main = module.functions()["main"]
     placements = tuple(from_mlir(a.type).placement_on(module.mesh) for a in entry(main).arguments)
     weights = tuple(record.get("kind") == "parameter" for record in argument_records(main))
-    early = tuple(has_time(module.mesh) and not is_weight for is_weight in weights)
+    early = tuple(has_microbatch_axis(module.mesh) and not is_weight for is_weight in weights)
     return Signature("main", placements, weights, early)
 
 
 @dataclass
 class _Functions:
-    """The old and the new module, and the functions that were specialised so far."""
+    """The old and the new module, and the functions specialised so far."""
 
     old: Module
     new: Module
     remarks: PropagationRemarks
     delay_reductions: bool
-    done: dict[Signature, Specialised] = field(default_factory=dict)
+    specialised: dict[Signature, Specialised] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    taken: set[str] = field(init=False)
+    used_names: set[str] = field(init=False)
     """Names of functions, old and new."""
 
     def __post_init__(self) -> None:
-        self.taken = set(self.old.functions())
+        self.used_names = set(self.old.functions())
 
     def specialise(self, signature: Signature) -> Specialised:
         """The copy of a function for these argument placements, made at its first use."""
-        if signature not in self.done:
+        if signature not in self.specialised:
             name = self._name(signature.name)
             old = self.old.functions()[signature.name]
             function = FunctionPlacement(old, self.new, signature, name, self.remarks, self.specialise)
@@ -83,15 +83,15 @@ class _Functions:
                 placements = (from_mlir(a.type).placement_on(self.new.mesh) for a in entry(function.new).arguments)
                 arguments = list(zip(argument_records(old), placements, strict=True))
                 function.bring_gradients_to(gradient_targets(old, arguments, delay_reductions=self.delay_reductions))
-            self.done[signature] = function.rewrite()
-        return self.done[signature]
+            self.specialised[signature] = function.rewrite()
+        return self.specialised[signature]
 
     def _name(self, name: str) -> str:
-        """The function's own name for its first copy, then the name with a number that no function has."""
+        """The function's own name for its first copy, then that name with a free number."""
         number = self.counts.get(name, 0)
         fresh = name
-        while number and fresh in self.taken:
+        while number and fresh in self.used_names:
             fresh, number = f"{name}_{number}", number + 1
         self.counts[name] = max(number, 1)
-        self.taken.add(fresh)
+        self.used_names.add(fresh)
         return fresh

@@ -1,4 +1,4 @@
-"""What `propagate-placements` says: values moved, operations without a rule, and the effect of statements."""
+"""The remarks of `propagate-placements`: reshards, operations without a rule, and the effect of statements."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ...ir.operations import Call
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Partial, Placement, Shard
 from ...ir.types import TensorType, axis_text
+from ..activation_sharding import ActivationSharding
 from ..base import Remark, RemarkKind
-from ..counted_remarks import Tally
+from ..counted_remarks import CountedRemarks
 from ..plan_effects import activations_key
-from ..policy import Policy
 
 _PASS = "propagate-placements"
 
@@ -23,29 +23,29 @@ class PropagationRemarks:
     """Collected over all functions of a module."""
 
     mesh: Mesh
-    policy: Policy
+    activation_sharding: ActivationSharding
     moved: int = 0
-    """How many values were brought from one placement to another."""
-    _moves: Tally = field(default_factory=lambda: Tally(_PASS))
+    """How many reshards were inserted."""
+    _moves: CountedRemarks = field(default_factory=lambda: CountedRemarks(_PASS))
     _unknown: dict[str, Remark] = field(default_factory=dict)
     _scattered: set[str] = field(default_factory=set)
-    """The axes over which sums were scattered because the plan shards activations there."""
+    """The axes over which sums were reduce-scattered because the plan shards activations there."""
 
     def count_move(self, type_: TensorType, source: Placement, target: Placement, loc: Location) -> None:
-        """Count a value that is brought from one placement to another."""
+        """Count a reshard."""
         self.moved += 1
-        wanted = self.policy.scatter_dims(type_)
+        scatter_dims = self.activation_sharding.scatter_dims(type_)
         for axis, _ in self.mesh:
-            ours, theirs = source.on(axis), target.on(axis)
-            if ours != theirs:
-                over = "microbatches" if axis == MICROBATCH else axis
-                change = f"{axis_text(ours)} to {axis_text(theirs)} over {over}"
+            before, after = source.on(axis), target.on(axis)
+            if before != after:
+                axis_name = "microbatches" if axis == MICROBATCH else axis
+                change = f"{axis_text(before)} to {axis_text(after)} over {axis_name}"
                 self._moves.applied(change, from_location(loc))
-            if isinstance(ours, Partial) and isinstance(theirs, Shard) and (axis, theirs.dim) in wanted:
+            if isinstance(before, Partial) and isinstance(after, Shard) and (axis, after.dim) in scatter_dims:
                 self._scattered.add(axis)
 
     def no_rule(self, call: Call, op: Operation) -> None:
-        """Say once for each module of the model that an operation has no sharding rule."""
+        """Note, once for each module of the model, an operation without a sharding rule."""
         origin = from_location(op.location)
         message = f'"{call.name}" has no sharding rule: its operands are gathered and every rank computes it'
         remark = Remark(_PASS, RemarkKind.MISSED, message, origin)
@@ -56,11 +56,11 @@ class PropagationRemarks:
         return (*self._unknown.values(), *self._moves.remarks())
 
     def effects(self) -> dict[str, str]:
-        """By key of the statements about activations: why nothing was cut; empty where something was."""
-        leading = ", ".join(str(extent) for extent in self.policy.leading)
-        why = f"no sum of shape ({leading}, ...) is left to reduce over {{axis}}, and only such sums are scattered"
+        """By key of the statements about activations: why nothing was sharded; empty where something was."""
+        leading = ", ".join(str(extent) for extent in self.activation_sharding.leading)
+        reason = f"no sum of shape ({leading}, ...) is left to reduce over {{axis}}, and only such sums are scattered"
         return {
-            activations_key(axis): "" if axis in self._scattered else why.format(axis=f'"{axis}"')
-            for axis, _ in self.policy.activations
+            activations_key(axis): "" if axis in self._scattered else reason.format(axis=f'"{axis}"')
+            for axis, _ in self.activation_sharding.shards
             if dict(self.mesh)[axis] > 1
         }

@@ -1,4 +1,4 @@
-"""The values of a function on their way to placements: where each is, and how it is brought to where it is needed."""
+"""The values of a function during placement propagation: the placements of their copies, and reshards between them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ...ir.operations import Call, build
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Replicate, Shard
 from ...ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
-from ..policy import Policy
+from ..activation_sharding import ActivationSharding
 from ..rewriting import producer
 from .choice import Operand, cheapest_source
+from .microbatch_axis import Crossing, crossing, has_microbatch_axis, refusal
 from .propagation_remarks import PropagationRemarks
-from .time_axis import Crossing, crossing, has_time, refusal
 
 
 @dataclass
 class Tracked:
-    """A value of the old function: the copies of it in the new one, each with its placement; the first is the main."""
+    """A value of the old function: its copies in the new one, by placement; the first is the main copy."""
 
     type: TensorType
     copies: dict[Placement, Value]
     is_weight: bool = False
     is_early: bool = False
-    """Whether it depends on no parameter, so that it can be there before any microbatch runs."""
-    late: Operation | None = None
-    """What first needed a sum over all microbatches that it depends on; None where it depends on none."""
+    """Whether it depends on no parameter, so that it can be computed before any microbatch runs."""
+    late_cause: Operation | None = None
+    """The first operation that needed a sum over all microbatches on which this value depends; None: there is none."""
 
     @property
     def placement(self) -> Placement:
-        """Where its main copy is."""
+        """The placement of its main copy."""
         return next(iter(self.copies))
 
     @property
@@ -46,18 +46,18 @@ class TrackedValues:
     """The values of one old function; copies are made at the insertion point."""
 
     mesh: Mesh
-    policy: Policy
+    activation_sharding: ActivationSharding
     remarks: PropagationRemarks
     is_main: bool
     to_targets: Container[Value] = ()
-    """Gradients and what they are made of, whose sums over microbatches are wanted only at the end."""
-    _found: dict[Value, Tracked] = field(default_factory=dict)
+    """Gradients and their sources, whose sums over microbatches are needed only after all of them."""
+    _tracked: dict[Value, Tracked] = field(default_factory=dict)
 
     def __getitem__(self, value: Value) -> Tracked:
-        return self._found[value]
+        return self._tracked[value]
 
     def __contains__(self, value: Value) -> bool:
-        return value in self._found
+        return value in self._tracked
 
     def track(
         self,
@@ -66,13 +66,13 @@ class TrackedValues:
         *,
         is_weight: bool = False,
         is_early: bool = False,
-        late: Operation | None = None,
+        late_cause: Operation | None = None,
     ) -> None:
-        """Note the first copy of a value; what is no tensor has no placement."""
+        """Note the first copy of a value; non-tensors have no placement and are skipped."""
         if is_tensor(new.type):
             type_ = from_mlir(new.type)
             bare = TensorType(type_.dtype, type_.shape)
-            self._found[old] = Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight, is_early, late)
+            self._tracked[old] = Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight, is_early, late_cause)
 
     def operand(self, value: Value, output_bytes: int = 0, *, is_viewed: bool = False) -> Operand:
         """A value as the choice of a strategy sees it."""
@@ -85,15 +85,16 @@ class TrackedValues:
             is_broadcast=nbytes < output_bytes,
             is_viewed=is_viewed,
             is_zero=_is_zero(value),
-            scatter_dims=self.policy.scatter_dims(tracked.type),
+            scatter_dims=self.activation_sharding.scatter_dims(tracked.type),
             is_early=tracked.is_early or value in self.to_targets,
             is_drawn=_is_drawn(tracked.value),
+            is_late=tracked.late_cause is not None,
         )
 
     def move(self, value: Value, target: Placement, op: Operation, *, is_last: bool = False) -> Value:
-        """The copy of `value` at `target`, made by a `comm.reshard` if it is not there yet.
+        """The copy of `value` with placement `target`, made by a `comm.reshard` if there is none yet.
 
-        `is_last`: it is a result of the step there. Raises E0403 for a move over microbatches that cannot be.
+        `is_last`: the copy is a result of the step. Raises E0403 for an impossible reshard over microbatches.
         """
         tracked = self[value]
         if target in tracked.copies:
@@ -101,7 +102,7 @@ class TrackedValues:
         source = list(tracked.copies)[cheapest_source(self.operand(value), target, self.mesh)]
         type_ = to_mlir(tracked.type.placed(target, self.mesh))
         copy = tracked.copies[source]
-        if has_time(self.mesh) and not _is_drawn(copy):
+        if has_microbatch_axis(self.mesh) and not _is_drawn(copy):
             self._cross(tracked, source, target, op, is_last)
         loc = _cause(copy, op) if source.partial else op.location
         [moved] = build(Call("comm.reshard", (copy,)), [type_], loc)
@@ -109,12 +110,12 @@ class TrackedValues:
         if source.partial and not target.partial:
             self.commit(value, moved)
         elif not target.partial:
-            # What is drawn can be made anywhere: it is made where it is used, and nothing keeps it anywhere else.
+            # Random values can be drawn in any placement: they are drawn as their user needs them, and not copied.
             tracked.copies = {target: moved} if _is_drawn(copy) else {**tracked.copies, target: moved}
         return moved
 
-    def move_out_of_time(self, value: Value, target: Placement, last: Operation) -> Value:
-        """A result of main where it has to be; what microbatches hold of it is joined first, by itself."""
+    def move_to_result(self, value: Value, target: Placement, last: Operation) -> Value:
+        """A result of main in its required placement; its microbatches are gathered first, in a separate reshard."""
         placement = self[value].placement
         if isinstance(placement.on(MICROBATCH), Shard) and target.on(MICROBATCH) == Replicate():
             by_axis = {axis: placement.on(axis) for axis, _ in self.mesh if axis != MICROBATCH}
@@ -129,14 +130,14 @@ class TrackedValues:
         tracked.copies = {target: moved, **kept}
 
     def _cross(self, tracked: Tracked, source: Placement, target: Placement, op: Operation, is_last: bool) -> None:
-        """Note what is moved over microbatches, or raise E0403 for what cannot be."""
-        why = crossing(source, target)
-        if why is None or (tracked.is_early and why is Crossing.SUM):
+        """Note a reshard over microbatches, or raise E0403 where it is impossible."""
+        needed = crossing(source, target)
+        if needed is None or (tracked.is_early and needed is Crossing.SUM):
             return
-        is_sum = why is Crossing.SUM and target.on(MICROBATCH) == Replicate() and self.is_main
+        is_sum = needed is Crossing.SUM and target.on(MICROBATCH) == Replicate() and self.is_main
         if not (is_sum or is_last):
-            raise refusal(op, why)
-        tracked.late = op
+            raise refusal(op, needed)
+        tracked.late_cause = op
 
 
 def _is_drawn(value: Value) -> bool:
@@ -145,17 +146,17 @@ def _is_drawn(value: Value) -> bool:
 
 
 def _cause(partial: Value, user: Operation) -> Location:
-    """The place of a reduction: what made the value partial is its cause, in the direction of what needs it reduced."""
+    """The location of a reduction: of the op that made the value partial, in the direction of its user."""
     owner = partial.owner
-    made = Origin() if isinstance(owner, mlir.Block) else from_location(owner.location)
-    needed = from_location(user.location)
-    if not made.module_path and not made.file:
+    origin = Origin() if isinstance(owner, mlir.Block) else from_location(owner.location)
+    user_origin = from_location(user.location)
+    if not origin.module_path and not origin.file:
         return user.location
-    return to_location(replace(made, backward=needed.backward or made.backward))
+    return to_location(replace(origin, backward=user_origin.backward or origin.backward))
 
 
 def _is_zero(value: Value) -> bool:
-    """Whether a value is made as zeros."""
+    """Whether a value is all zeros by construction."""
     call = producer(value)
     if call is None or not call.name.startswith(("aten.full", "aten.new_full", "aten.zeros", "aten.new_zeros")):
         return False

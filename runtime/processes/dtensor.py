@@ -7,6 +7,7 @@ torch's own optimizers do both (Adafactor). So callers get a subclass whose oper
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate
+from torch.nn.utils import clip_grad
+
+from ..errors import RunError
+
+_NORMS = (torch.linalg.vector_norm, torch._foreach_norm)
 
 
 class DistributedTensor(DTensor):
@@ -27,7 +33,12 @@ class DistributedTensor(DTensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run a torch function and reduce its partial results. All processes of the mesh must call it."""
+        """Run a torch function and reduce its partial results. All processes of the mesh must call it.
+
+        Raises RunError E0359 in torch's utilities that clip gradients, where each process knows one stage's alone.
+        """
+        if function in _NORMS and sys._getframe(1).f_code.co_filename == clip_grad.__file__:
+            _refuse_norm_of_one_stage(args[0])
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **(kwargs or {}))
             if isinstance(result, DTensor):
@@ -51,6 +62,18 @@ class DistributedTensor(DTensor):
             result = torch.empty(self.shape, dtype=self.dtype, device=self._local_tensor.device)
         dist.broadcast(result, int(mesh.mesh.flatten()[0]))
         return result
+
+
+def _refuse_norm_of_one_stage(gradients: Tensor | Sequence[Tensor]) -> None:
+    """Raise RunError E0359 for gradients that not all processes have."""
+    listed = [gradients] if isinstance(gradients, Tensor) else gradients
+    if any(isinstance(each, DTensor) and each.device_mesh.size() < dist.get_world_size() for each in listed):
+        raise RunError(
+            "E0359",
+            "torch.nn.utils would take the norm of the gradients of one pipeline stage for that of all",
+            expected="the norm of the gradients of all stages",
+            help="call stretto.clip_grad_norm_(model, max_norm)",
+        )
 
 
 def _reduced(tensor: DTensor) -> DTensor:

@@ -33,13 +33,13 @@ func.func @main(
 """
 
 
-def said(plan: str) -> list[Remark]:
+def warnings_of(plan: str) -> list[Remark]:
     """The warnings for a plan, of its statements and of its mesh."""
     parsed = Plan.parse(plan, "a.plan")
     manager = PassManager([PlaceArguments(parsed), *parse_pipeline("propagate-placements")])
     remarks = manager.run(Module.parse(MODEL))
     remarks += void_statements(parsed, [(run.name, run.report.effects) for run in manager.runs])
-    return [each for each in remarks if each.kind is RemarkKind.WARNING]
+    return [remark for remark in remarks if remark.kind is RemarkKind.WARNING]
 
 
 MESH = "mesh (tp=2, ep=1)\n"
@@ -64,7 +64,7 @@ ROWS = 'shard "down" rows over tp\n'
     ],
 )
 def test_a_statement_without_effect_is_warned_about_at_its_line(plan: str, line: int, why: str) -> None:
-    (warning,) = said(MESH + plan)
+    (warning,) = warnings_of(MESH + plan)
     assert warning.span is not None and (warning.span.file, warning.span.line) == ("a.plan", line)
     assert warning.message.startswith("this statement has no effect: ")
     assert re.search(why, warning.message)
@@ -81,11 +81,11 @@ def test_a_statement_without_effect_is_warned_about_at_its_line(plan: str, line:
     ],
 )
 def test_a_statement_that_changes_anything_is_not(plan: str) -> None:
-    assert said(MESH + plan) == []
+    assert warnings_of(MESH + plan) == []
 
 
 def test_an_axis_that_cuts_nothing_is_warned_about_where_the_mesh_names_it() -> None:
-    (warning,) = said("mesh (tp=2, idle=3)\n" + COLUMNS)
+    (warning,) = warnings_of("mesh (tp=2, idle=3)\n" + COLUMNS)
     assert 'axis "idle" of the mesh cuts nothing' in warning.message
     assert warning.span is not None and (warning.span.line, warning.span.column) == (1, 13)
     assert str(warning).endswith("(a.plan:1:13)")
@@ -93,14 +93,14 @@ def test_an_axis_that_cuts_nothing_is_warned_about_where_the_mesh_names_it() -> 
 
 def test_an_input_without_the_batch_is_said_to_stay_whole() -> None:
     report = PlaceArguments(Plan.parse("mesh (dp=2)")).run(Module.parse(MODEL))
-    (missed,) = [each for each in report.remarks if each.kind is RemarkKind.MISSED]
+    (missed,) = [remark for remark in report.remarks if remark.kind is RemarkKind.MISSED]
     assert missed.message.endswith('stay whole on every rank: "scale"')
 
 
 def test_what_cut_something_says_how_much() -> None:
     plan = Plan.parse(f"mesh (tp=2, dp=2)\n{COLUMNS}shard inputs batch over dp")
     report = PlaceArguments(plan).run(Module.parse(MODEL))
-    applied = [each.message for each in report.remarks if each.kind is RemarkKind.APPLIED]
+    applied = [remark.message for remark in report.remarks if remark.kind is RemarkKind.APPLIED]
     assert applied == ["2 parameters cut over tp", "1 input cut over dp"]
 
 
@@ -109,7 +109,7 @@ SCHEDULE = "schedule mine(stages p, microbatches m) { stage s { drain { F B } } 
 
 def test_a_schedule_that_no_pipeline_names_is_warned_about_and_the_stages_axis_is_not() -> None:
     pipeline = "mesh (pp=2)\npipeline over pp { microbatches 2 schedule %s }\n" + SCHEDULE
-    assert [each.message for each in said(pipeline % "mine")] == []
-    (warning,) = said(pipeline % "1f1b")
+    assert [remark.message for remark in warnings_of(pipeline % "mine")] == []
+    (warning,) = warnings_of(pipeline % "1f1b")
     assert warning.message == "this statement has no effect: no pipeline names this schedule"
     assert str(warning.span) == "a.plan:3:1"

@@ -14,18 +14,18 @@ from .test_text import CASES, FOLDER
 def remarks_of(pipeline: str, text: str, kind: RemarkKind) -> list[Remark]:
     """What the passes of a pipeline say."""
     module = Module.parse(text)
-    found: list[Remark] = []
+    remarks: list[Remark] = []
     for step in parse_pipeline(pipeline.replace("%S", str(FOLDER))):
         if isinstance(step, Pass):
-            found += step.run(module).remarks
-    return [each for each in found if each.kind is kind]
+            remarks += step.run(module).remarks
+    return [remark for remark in remarks if remark.kind is kind]
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_pass_that_rewrites_says_what(name: str) -> None:
     pipeline, text = next(case[1:] for case in CASES if case[0] == f"{name.replace('-', '_')}-0")
     applied = remarks_of(pipeline, text, RemarkKind.APPLIED)
-    assert {each.pass_name for each in applied} == {name}
+    assert {remark.pass_name for remark in applied} == {name}
 
 
 LAYER = '  %{to} = "aten.{op}_default"(%{of}) : (tensor<4xf32>) -> tensor<4xf32> loc("layers.{n}.act")\n'

@@ -1,6 +1,6 @@
-"""The idioms of `raise-idioms` and `lower-idioms`: how each is recognised, what it computes, and how it is expanded.
+"""The idioms of `raise-idioms` and `lower-idioms`: their patterns, their semantics, and their expansions.
 
 Lives here: a function's dataflow as plain Python (`dataflow.py`), matching of graphs (`pattern.py`), the backward that
-autograd derives of a recognised forward (`derive.py`), one file per idiom, `reference.py` (the meaning of every nn
+autograd derives from a recognised forward (`derive.py`), one file per idiom, `reference.py` (the meaning of every nn
 operation) and `expansions.py` (nn operations as aten operations). Not here: the passes, one folder up.
 """

@@ -1,6 +1,6 @@
 """Fused attention: torch's operator for the CPU and its backward become `nn.attention` and `nn.attention_backward`.
 
-Repeating of keys and values for grouped queries stays outside. Dropout inside the operator is not raised.
+The repetition of keys and values for grouped queries stays outside. Dropout inside the operator is not raised.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def raise_attention(graph: FunctionDataflow, findings: Findings) -> None:
     for node in graph.by_name[FORWARD]:
         _raise(graph, findings, node, "nn.attention", ("query", "key", "value"))
     for node in graph.by_name[BACKWARD]:
-        kept = ("grad_out", "query", "key", "value", "out", "logsumexp")
-        _raise(graph, findings, node, "nn.attention_backward", kept)
+        operands = ("grad_out", "query", "key", "value", "out", "logsumexp")
+        _raise(graph, findings, node, "nn.attention_backward", operands)
 
 
 def _raise(graph: FunctionDataflow, findings: Findings, node: Node, name: str, operands: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A backward found in a function: what goes away, and the sums that its gradients go into."""
+"""A backward matched in a function: the nodes it replaces, and the sums that its gradients go into."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Backward:
 
     nodes: tuple[Node, ...]
     values: Mapping[Ref, Ref]
-    """For a value of the pattern the function's value."""
+    """From values of the pattern to values of the function."""
     grad: Ref
-    """The gradient that comes in."""
+    """The incoming gradient."""
     sums: Mapping[int, Sum]
-    """For each trained input's place the sum that its gradient goes into."""
+    """By index of a trained input: the sum that its gradient goes into."""
     slot: int
-    """Where the operation goes."""
+    """The index of the node before which the replacement goes."""
     location: Location
 
 
@@ -33,25 +33,25 @@ def backwards(
     derived: Derived,
     trained: Sequence[int],
     *,
-    known: Mapping[Ref, Ref],
-    own: Sequence[Node],
+    bound: Mapping[Ref, Ref],
+    forward_nodes: Sequence[Node],
     kept: Collection[Ref],
     inputs: Sequence[Ref],
 ) -> Iterator[Backward]:
-    """The occurrences of `derived` in a function, given what some of its values are.
+    """The occurrences of `derived` in a function, where some of its values are `bound`.
 
-    `own` are the forward's nodes that go away with it, `kept` the values of these that stay. `inputs` are the values
-    that the operation needs beside the incoming gradient. Occurrences whose inner values have other uses are left out.
+    `forward_nodes` are replaced with it, except for their values in `kept`. `inputs` are the values that the new
+    operation needs beside the incoming gradient. Occurrences whose inner values have other uses are left out.
     """
-    for match in derived.matches(graph, known):
+    for match in derived.matches(graph, bound):
         terms = [[match.values[term] for term in gradient] for gradient in derived.gradients]
         flat = [ref for refs in terms for ref in refs]
-        if graph.outside_user((*own, *match.nodes), {*kept, *flat}) is not None:
+        if graph.outside_user((*forward_nodes, *match.nodes), {*kept, *flat}) is not None:
             continue
         grad = match.values[derived.grad]
         slot = graph.slot(match.nodes, (grad, *inputs), flat)
-        sums = {place: find_sum([graph.current(r) for r in refs]) for place, refs in zip(trained, terms, strict=True)}
-        found = {place: total for place, total in sums.items() if total is not None}
-        if slot is not None and len(found) == len(sums):
+        sums = {index: find_sum([graph.current(r) for r in refs]) for index, refs in zip(trained, terms, strict=True)}
+        complete = {index: total for index, total in sums.items() if total is not None}
+        if slot is not None and len(complete) == len(sums):
             location = graph.current(flat[-1]).owner.location
-            yield Backward(match.nodes, match.values, grad, found, slot, location)
+            yield Backward(match.nodes, match.values, grad, complete, slot, location)

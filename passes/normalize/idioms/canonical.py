@@ -1,7 +1,7 @@
-"""One way to write an operation: names and arguments of the same computation compare equal.
+"""Canonical form of an operation: the same computation has the same name and arguments.
 
-Reshapes and casts lose the arguments that their result type tells, arguments that equal the schema's default are left
-out, and a number in a tensor's place takes the scalar overload.
+Reshapes and casts lose the arguments that follow from their result type, arguments equal to the schema's default are
+left out, and a number in place of a tensor takes the scalar overload.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _RENAMED = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
-_TOLD_BY_TYPE = frozenset({"aten.reshape.default", "aten.expand.default", "aten._to_copy.default"})
+_DEFINED_BY_TYPE = frozenset({"aten.reshape.default", "aten.expand.default", "aten._to_copy.default"})
 _COPIES = frozenset(
     {
         "aten.alias.default",
@@ -28,8 +28,8 @@ _COPIES = frozenset(
 def overload(name: str) -> torch._ops.OpOverload:
     """The torch operator called "aten.mul.Tensor"."""
     namespace, base, variant = name.split(".")
-    found: torch._ops.OpOverload = getattr(getattr(getattr(torch.ops, namespace), base), variant)
-    return found
+    op_overload: torch._ops.OpOverload = getattr(getattr(getattr(torch.ops, namespace), base), variant)
+    return op_overload
 
 
 @cache
@@ -44,7 +44,7 @@ def defaults(name: str) -> dict[str, Any]:
 def canonical(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The canonical name and arguments of an operation."""
     name = _RENAMED.get(name, name)
-    if name in _TOLD_BY_TYPE:
+    if name in _DEFINED_BY_TYPE:
         return name, {"self": arguments["self"]}
     if name.endswith(".Tensor") and isinstance(arguments.get("other"), (bool, int, float)):
         name = name.replace(".Tensor", ".Scalar")
@@ -52,8 +52,8 @@ def canonical(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
     return name, {k: v for k, v in arguments.items() if v is not None and not (k in default and default[k] == v)}
 
 
-def seen_through(name: str, arguments: Mapping[str, Any], same_type: bool) -> bool:
-    """Whether an operation returns its operand `self` as it is; `same_type` tells whether the types are equal."""
+def is_identity(name: str, arguments: Mapping[str, Any], same_type: bool) -> bool:
+    """Whether an operation returns its operand `self` unchanged; `same_type`: whether their types are equal."""
     if name in _COPIES:
         return True
-    return same_type and (name in _TOLD_BY_TYPE or (name == "aten.pow.Tensor_Scalar" and arguments["exponent"] == 1))
+    return same_type and (name in _DEFINED_BY_TYPE or (name == "aten.pow.Tensor_Scalar" and arguments["exponent"] == 1))

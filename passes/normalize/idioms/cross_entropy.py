@@ -55,13 +55,13 @@ class Loss:
 def raise_cross_entropy(graph: FunctionDataflow, findings: Findings) -> None:
     """Replace every cross-entropy of the function that fits."""
     for nll in graph.by_name[NLL_LOSS]:
-        found = _match(graph, nll)
-        if isinstance(found, str):
-            findings.miss("cross-entropy", found, nll)
+        loss = _match(graph, nll)
+        if isinstance(loss, str):
+            findings.miss("cross-entropy", loss, nll)
             continue
-        _rewrite(graph, found)
+        _rewrite(graph, loss)
         findings.raised["nn.cross_entropy"] += 1
-        findings.raised["nn.cross_entropy_backward"] += len(found.backwards)
+        findings.raised["nn.cross_entropy_backward"] += len(loss.backwards)
 
 
 def _match(graph: FunctionDataflow, nll: Node) -> Loss | str:
@@ -82,11 +82,11 @@ def _match(graph: FunctionDataflow, nll: Node) -> Loss | str:
     for user in graph.users[log_softmax.results[0]]:
         if user is nll or user.name == NLL_LOSS_BACKWARD:
             continue
-        before = _nll_backward(graph, user, nll) if user.name == LOG_SOFTMAX_BACKWARD else None
-        if before is None:
+        nll_backward = _nll_backward(graph, user, nll) if user.name == LOG_SOFTMAX_BACKWARD else None
+        if nll_backward is None:
             return f'the log_softmax is also used by "{user.name}"'
-        backwards.append((before, user))
-    used = {id(before) for before, _ in backwards}
+        backwards.append((nll_backward, user))
+    used = {id(nll_backward) for nll_backward, _ in backwards}
     if any(id(n) not in used for n in graph.users_of(log_softmax.results[0], NLL_LOSS_BACKWARD)):
         return "a gradient of the log_softmax is used apart from that of the logits"
     return Loss(log_softmax, nll, tuple(backwards))
@@ -114,14 +114,14 @@ def _rewrite(graph: FunctionDataflow, loss: Loss) -> None:
     value = forward.divide(total, count) if loss.is_mean else total
     for ref, new in zip(loss.nll.results, (value, count), strict=True):
         graph.replace(ref, forward.cast(new, graph.type_of(ref).dtype), loss.nll.index)
-    for before, after in loss.backwards:
-        backward = _Inserter(graph, before.index, after.op.location)
-        scale = backward.cast(graph.current(before.tensor("grad_output")), dtype)
+    for nll_backward, softmax_backward in loss.backwards:
+        backward = _Inserter(graph, nll_backward.index, softmax_backward.op.location)
+        scale = backward.cast(graph.current(nll_backward.tensor("grad_output")), dtype)
         scale = backward.divide(scale, count) if loss.is_mean else scale
-        kept = (scale, graph.current(loss.logits), graph.current(loss.labels), logsumexp, loss.ignore_index)
-        [result] = after.op.results
-        [gradient] = backward.insert(Call("nn.cross_entropy_backward", kept), [result.type])
-        graph.replace(after.results[0], gradient, before.index)
+        arguments = (scale, graph.current(loss.logits), graph.current(loss.labels), logsumexp, loss.ignore_index)
+        [result] = softmax_backward.op.results
+        [gradient] = backward.insert(Call("nn.cross_entropy_backward", arguments), [result.type])
+        graph.replace(softmax_backward.results[0], gradient, nll_backward.index)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class _Inserter:
         return quotient
 
     def cast(self, value: Value, dtype: torch.dtype) -> Value:
-        wanted = to_mlir(TensorType(dtype, ()))
-        if value.type == wanted:
+        target = to_mlir(TensorType(dtype, ()))
+        if value.type == target:
             return value
-        return self.insert(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [wanted])[0]
+        return self.insert(Call("aten._to_copy.default", (value,), {"dtype": dtype}), [target])[0]

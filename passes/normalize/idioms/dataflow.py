@@ -1,7 +1,7 @@
 """Dataflow as plain Python: nodes with named arguments and numbered values, ready to be matched.
 
-A graph comes from a function of a module (`function_dataflow.py`) or from what autograd was seen to do (`derive.py`);
-both go through `canonical.py`, so that the same computation looks the same.
+A graph comes from a function of a module (`function_dataflow.py`) or from a trace of autograd (`derive.py`); both go
+through `canonical.py`, so that equal computations compare equal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ....ir.bindings import Operation
 from ....ir.locations import Origin, from_location
 from ....ir.types import TensorType
-from .canonical import canonical, seen_through
+from .canonical import canonical, is_identity
 
 Ref = int
 """The number of a value in its graph."""
@@ -38,7 +38,7 @@ class Node:
     op: Operation = None
 
     def constant(self, name: str) -> Any:
-        """A constant argument; None where it is left out or equals the schema's default."""
+        """A constant argument; None if it is omitted or equals the schema's default."""
         argument = self.arguments.get(name)
         return None if isinstance(argument, Tensor) else argument
 
@@ -48,7 +48,7 @@ class Node:
         return argument.ref if isinstance(argument, Tensor) else None
 
     def tensor(self, name: str) -> Ref:
-        """The value of a tensor argument that is always there."""
+        """The value of a required tensor argument."""
         argument = self.arguments[name]
         assert isinstance(argument, Tensor)
         return argument.ref
@@ -84,10 +84,10 @@ class Dataflow:
     def add(
         self, name: str, arguments: Mapping[str, Any], types: Sequence[TensorType | None], op: Operation = None
     ) -> tuple[Ref, ...]:
-        """Append an operation; the numbers of its results, which are its operand's where it returns that."""
+        """Append an operation; returns its results, or its operand if it is an identity."""
         name, arguments = canonical(name, arguments)
         source = arguments.get("self")
-        if isinstance(source, Tensor) and seen_through(name, arguments, [self.types[source.ref]] == list(types)):
+        if isinstance(source, Tensor) and is_identity(name, arguments, [self.types[source.ref]] == list(types)):
             return (source.ref,)
         node = Node(len(self.nodes), name, dict(arguments), (), op)
         node.results = tuple(self.value(t, node) for t in types)
@@ -98,7 +98,7 @@ class Dataflow:
         return node.results
 
     def producer(self, ref: Ref | None, *names: str) -> Node | None:
-        """The node that makes a value, where it has one of `names`."""
+        """The node that makes a value, if it has one of `names`."""
         node = None if ref is None else self.producers[ref]
         return node if node is not None and node.name in names else None
 
@@ -107,10 +107,10 @@ class Dataflow:
         return [node for node in self.users[ref] if node.name in names]
 
     def outside_user(self, matched: Iterable[Node], kept: Collection[Ref]) -> Node | None:
-        """A node outside `matched` that uses a value made inside, other than those in `kept`; None where none does."""
+        """A node outside `matched` that uses an inner value other than those in `kept`; None if there is none."""
         inside = {node.index: node for node in matched}
-        made = (ref for node in inside.values() for ref in node.results if ref not in kept)
-        return next((user for ref in made for user in self.users[ref] if user.index not in inside), None)
+        refs = (ref for node in inside.values() for ref in node.results if ref not in kept)
+        return next((user for ref in refs for user in self.users[ref] if user.index not in inside), None)
 
     def type_of(self, ref: Ref) -> TensorType:
         """The type of a value that is a tensor."""

@@ -1,7 +1,7 @@
-"""The backward of a recognised forward, as a pattern: autograd itself says what it looks like.
+"""Derive the backward of a recognised forward as a pattern, by tracing autograd.
 
-The forward's own operations are run again on meta tensors, with gradients. So the pattern fits the variant at hand
-(dtypes, casts, shapes, how a mean was written) and the installed torch, without a table of cases.
+The forward's operations run again on meta tensors, with gradients. So the pattern fits the variant at hand (dtypes,
+casts, shapes, how the mean is computed) and the installed torch, without a table of cases.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ class Region:
 
 @dataclass(frozen=True)
 class Derived:
-    """What autograd does for a region."""
+    """The traced backward of a region."""
 
     graph: Dataflow
     nodes: tuple[Node, ...]
     """The backward's own nodes."""
     forward: tuple[Ref, ...]
-    """The numbers of the region's `values` here."""
+    """The values of `graph` that are the region's `values`."""
     grad: Ref
     """The gradient of the region's output."""
     gradients: tuple[tuple[Ref, ...], ...]
-    """For each trained input the terms whose sum is its gradient."""
+    """For each trained input, the terms whose sum is its gradient."""
 
     def matches(self, graph: Dataflow, bound: Mapping[Ref, Ref]) -> Iterator[Match]:
-        """Where `graph` holds this backward; `bound` says which values are known."""
+        """The matches of this backward in `graph`; `bound` maps the values that are known."""
         yield from matches(self.graph, self.nodes, graph, bound)
 
 
 class Derivations:
-    """Backwards by the region's structure, so that equal layers are derived once."""
+    """Cache of derived backwards by the region's structure, so that equal layers are derived once."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Derived] = {}
+        self._derived: dict[Any, Derived] = {}
 
     def backward(self, graph: Dataflow, region: Region, trained: Sequence[int]) -> Derived:
-        """The backward of a region with respect to its inputs at the places `trained`."""
+        """The backward of a region with respect to its inputs of the indices `trained`."""
         key = (_structure(graph, region), tuple(trained))
-        if key not in self._known:
-            self._known[key] = _derive(graph, region, trained)
-        return self._known[key]
+        if key not in self._derived:
+            self._derived[key] = _derive(graph, region, trained)
+        return self._derived[key]
 
 
 def _structure(graph: Dataflow, region: Region) -> Any:
@@ -81,11 +81,11 @@ def _structure(graph: Dataflow, region: Region) -> Any:
 
 def _derive(graph: Dataflow, region: Region, trained: Sequence[int]) -> Derived:
     def run(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        *given, grad = tensors
-        leaves = [t.detach().requires_grad_() if i in trained else t for i, t in enumerate(given)]
+        *inputs, grad = tensors
+        leaves = [t.detach().requires_grad_() if i in trained else t for i, t in enumerate(inputs)]
         values = _replay(graph, region, leaves)
-        wanted = [leaves[i] for i in trained]
-        return [grad, *values, *torch.autograd.grad(values[region.values.index(region.output)], wanted, grad)]
+        trained_leaves = [leaves[i] for i in trained]
+        return [grad, *values, *torch.autograd.grad(values[region.values.index(region.output)], trained_leaves, grad)]
 
     types = [graph.type_of(ref) for ref in (*region.inputs, region.output)]
     traced = trace(run, types)
@@ -108,15 +108,15 @@ def _replay(graph: Dataflow, region: Region, inputs: Sequence[torch.Tensor]) -> 
 
     for node in region.nodes:
         arguments = {key: fill(a) for key, a in node.arguments.items()}
-        arguments |= _told_by_type(node.name, graph.type_of(node.results[0]))
-        made = overload(node.name)(**arguments)
-        results = made if isinstance(made, (tuple, list)) else (made,)
+        arguments |= _arguments_of_type(node.name, graph.type_of(node.results[0]))
+        returned = overload(node.name)(**arguments)
+        results = returned if isinstance(returned, (tuple, list)) else (returned,)
         values.update(zip(node.results, results, strict=True))
     return [values[ref] for ref in region.values]
 
 
-def _told_by_type(name: str, type_: TensorType) -> dict[str, Any]:
-    """The arguments that the canonical form of an operation leaves to its result type."""
+def _arguments_of_type(name: str, type_: TensorType) -> dict[str, Any]:
+    """The arguments that the canonical form of an operation omits, from its result type."""
     match name:
         case "aten.reshape.default":
             return {"shape": type_.shape}
@@ -147,7 +147,7 @@ def _named(step: Step, numbers: Mapping[int, Ref]) -> dict[str, Any]:
 
 
 def _terms(graph: Dataflow, ref: Ref) -> list[Ref]:
-    """The terms of a sum of tensors of one type; the value itself where it is no sum."""
+    """The terms of a sum of tensors of one type; the value itself if it is no sum."""
     node = graph.producer(ref, "aten.add.Tensor")
     if node is None or node.arguments.keys() != {"self", "other"} or len(graph.users[ref]) > 1:
         return [ref]
@@ -158,11 +158,11 @@ def _terms(graph: Dataflow, ref: Ref) -> list[Ref]:
 
 
 def _cone(graph: Dataflow, outputs: Sequence[Ref], known: set[Ref]) -> tuple[Node, ...]:
-    """The nodes that `outputs` need, down to the values that are known."""
+    """The nodes on which `outputs` depend, up to the known values."""
     needed = set(outputs)
-    found: list[Node] = []
+    cone: list[Node] = []
     for node in reversed(graph.nodes):
         if needed.intersection(node.results) and not known.intersection(node.results):
-            found.append(node)
+            cone.append(node)
             needed.update(node.operands())
-    return tuple(reversed(found))
+    return tuple(reversed(cone))

@@ -1,4 +1,4 @@
-"""Which torch function stands for an nn operation on the CPU: a kernel where torch has one, else the reference."""
+"""The torch function of each nn operation on the CPU: a kernel if torch has one, else the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search for idioms found: how many of each operation were raised, and what came close but was left."""
+"""The findings of a search for idioms: counts of raised operations, and near matches that were left."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Findings:
 
     def __init__(self) -> None:
         self.raised: Counter[str] = Counter()
-        """How many operations of each name ("nn.rms_norm") were put in."""
+        """The number of inserted operations by name ("nn.rms_norm")."""
         self.missed: list[tuple[str, Origin]] = []
-        """What differed, and where."""
+        """(difference, place) of each near match."""
 
     def miss(self, idiom: str, difference: str, node: Node) -> None:
-        """Record that `node` begins what looks like an idiom, but is left because of `difference`."""
+        """Record a near match of an idiom at `node`, left because of `difference`."""
         self.missed.append((f"{idiom} left as it is: {difference}", node.origin))

@@ -1,7 +1,7 @@
-"""The graph of one function, and how to rewrite the function by it.
+"""The dataflow of one function, and rewrites of the function through it.
 
-The graph is a snapshot. Rewrites go to the function itself, and the graph remembers which value stands for a number
-now, so that matches found earlier stay usable.
+The graph is a snapshot. Rewrites change the function itself, and the graph tracks the current value of each ref, so
+that earlier matches stay valid.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .dataflow import Dataflow, Node, Ref, Tensor
 
 
 class FunctionDataflow(Dataflow):
-    """The graph of a function's block; operands of an operation that is not ours are named "0", "1", ...
+    """The dataflow of a function; operands of operations outside of Stretto's dialects are named "0", "1", ...
 
-    Types are without the placements that some values may have already: what is computed does not depend on them.
+    Types are without placements, which some values may have already: they do not affect what is computed.
     """
 
     def __init__(self, function: Operation) -> None:
@@ -37,13 +37,13 @@ class FunctionDataflow(Dataflow):
                 self._read(op)
 
     def current(self, ref: Ref | None) -> Value:
-        """The value that stands for a number now; None for None."""
+        """The current value of a ref; None for None."""
         return None if ref is None else self._values[ref]
 
     def slot(self, matched: Collection[Node], inputs: Iterable[Ref], replaced: Iterable[Ref]) -> int | None:
-        """The index of the node before which a replacement stands: the first matched one, or later for its inputs.
+        """The index of the node before which a replacement goes: the first matched one, or later for its inputs.
 
-        None where that comes after a use, outside of `matched`, of what is to be replaced.
+        None if a node outside of `matched` uses a replaced value before that.
         """
         slot = max(min(node.index for node in matched), *(self._ready[ref] for ref in inputs))
         inside = {node.index for node in matched}
@@ -56,12 +56,12 @@ class FunctionDataflow(Dataflow):
             return build(call, types, loc)
 
     def replace(self, ref: Ref, value: Value, slot: int) -> None:
-        """Let `value`, made before the node of index `slot`, stand for a number wherever that is used."""
+        """Replace all uses of a ref by `value`, which is made before the node of index `slot`."""
         self.exchange(self._values[ref], value)
         self._ready[ref] = slot
 
     def exchange(self, old: Value, new: Value) -> None:
-        """Let `new` stand wherever `old` is used now."""
+        """Replace all uses of `old` by `new`."""
         old.replace_all_uses_with(new)
         if old in self._refs:
             ref = self._refs[old]
@@ -69,10 +69,10 @@ class FunctionDataflow(Dataflow):
             self._refs.setdefault(new, ref)
 
     def substitute(self, node: Node, call: Call) -> None:
-        """Let an operation with results of the same types stand for a node."""
+        """Replace a node by an operation with results of the same types."""
         results = list(node.op.results)
-        made = self.insert(node.index, call, [r.type for r in results], node.op.location)
-        for ref, value in zip(node.results, made, strict=True):
+        new_results = self.insert(node.index, call, [r.type for r in results], node.op.location)
+        for ref, value in zip(node.results, new_results, strict=True):
             self.replace(ref, value, node.index)
 
     def _bind(self, ref: Ref, value: Value) -> None:
@@ -84,13 +84,13 @@ class FunctionDataflow(Dataflow):
     def _read(self, op: Operation) -> None:
         call = read(op)
         if call is None:
-            name, found = op.operation.name, list(op.results)
+            name, results = op.operation.name, list(op.results)
             arguments: dict[str, Any] = {str(i): Tensor(self._refs[v]) for i, v in enumerate(op.operands)}
         else:
-            name, found = call.name, _flat(results_of(op))
+            name, results = call.name, _flat(results_of(op))
             arguments = {key: self._argument(a) for key, a in _named(call).items()}
-        refs = self.add(name, arguments, [self._type(r.type) for r in found], op)
-        for ref, result in zip(refs, found, strict=True):
+        refs = self.add(name, arguments, [self._type(r.type) for r in results], op)
+        for ref, result in zip(refs, results, strict=True):
             self._bind(ref, result)
 
     def _argument(self, argument: Any) -> Any:

@@ -1,6 +1,6 @@
 """Layer normalization: torch's operator and its backward become `nn.layer_norm` and `nn.layer_norm_backward`.
 
-A gradient that the backward was told not to compute is an absent result of the nn operation too.
+A gradient that the backward's mask leaves out is an absent result of the nn operation too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Find a small graph inside a large one, by dataflow.
 
-A pattern's values that no pattern node makes are free: they take any value of their type. Operations match where
+A pattern's values without a maker in the pattern are free: they match any value of their type. Operations match if
 names, constants and result types are equal; the operands of sums and products match in either order. Two nodes of a
 pattern may match one node, since equal computations may have been merged.
 """
@@ -14,15 +14,15 @@ from typing import Any
 from .dataflow import Dataflow, Node, Ref, Tensor
 
 COMMUTATIVE = frozenset({"aten.add.Tensor", "aten.mul.Tensor"})
-"""Operations whose arguments `self` and `other` may be swapped (a sum only where `alpha` is left out)."""
+"""Operations whose arguments `self` and `other` may be swapped (a sum only without `alpha`)."""
 
 Values = dict[Ref, Ref]
-"""For a value of the pattern the value of the graph that it is."""
+"""From values of the pattern to values of the graph."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where a pattern was found."""
+    """One occurrence of a pattern."""
 
     values: Values
     nodes: tuple[Node, ...]
@@ -30,7 +30,7 @@ class Match:
 
 
 def matches(pattern: Dataflow, nodes: Sequence[Node], graph: Dataflow, bound: Mapping[Ref, Ref]) -> Iterator[Match]:
-    """Every way in which `nodes` of `pattern` are found in `graph`, given what some of their values are."""
+    """All matches of `nodes` of `pattern` in `graph`, with some of their values `bound`."""
     yield from _Search(pattern, graph).extend(dict(bound), list(nodes), ())
 
 
@@ -39,19 +39,19 @@ class _Search:
         self._pattern = pattern
         self._graph = graph
 
-    def extend(self, values: Values, remaining: list[Node], found: tuple[Node, ...]) -> Iterator[Match]:
+    def extend(self, values: Values, remaining: list[Node], matched: tuple[Node, ...]) -> Iterator[Match]:
         """Match the remaining nodes, the one with the fewest candidates first."""
         if not remaining:
-            yield Match(values, found)
+            yield Match(values, matched)
             return
         node = min(remaining, key=lambda n: self._effort(n, values))
-        rest = [n for n in remaining if n is not node]
+        others = [n for n in remaining if n is not node]
         for candidate in self._candidates(node, values):
-            for more in self._unify(node, candidate, values):
-                yield from self.extend(more, rest, (*found, candidate))
+            for extended in self._unify(node, candidate, values):
+                yield from self.extend(extended, others, (*matched, candidate))
 
     def _effort(self, node: Node, values: Values) -> int:
-        """How many candidates a node has, at most; nodes that touch nothing known come last."""
+        """An upper bound of a node's candidates; nodes without known values come last."""
         if any(ref in values for ref in node.results):
             return 0
         uses = [len(self._graph.users[values[ref]]) for ref in node.operands() if ref in values]
@@ -68,7 +68,7 @@ class _Search:
         return self._graph.users_of(min(known, key=lambda ref: len(self._graph.users[ref])), node.name)
 
     def _unify(self, node: Node, candidate: Node, values: Values) -> Iterator[Values]:
-        """The values with those that follow from `candidate` being `node`, for each order of its operands."""
+        """`values` extended by those that follow if `node` is `candidate`, for each order of its operands."""
         if node.name != candidate.name or node.arguments.keys() != candidate.arguments.keys():
             return
         bound = self._bind_all(zip(node.results, candidate.results, strict=False), values)
@@ -76,15 +76,18 @@ class _Search:
             return
         for arguments in _orders(candidate):
             pairs = _pairs(tuple(node.arguments.values()), tuple(arguments[key] for key in node.arguments))
-            more = None if pairs is None else self._bind_all(pairs, bound)
-            if more is not None:
-                yield more
+            unified = None if pairs is None else self._bind_all(pairs, bound)
+            if unified is not None:
+                yield unified
 
     def _bind_all(self, pairs: Any, values: Values) -> Values | None:
-        """`values` with each pair (pattern's value, graph's value) added; None where one contradicts."""
+        """`values` with each pair (pattern's value, graph's value) added; None if one contradicts."""
         extended = dict(values)
-        for ours, theirs in pairs:
-            if extended.setdefault(ours, theirs) != theirs or self._pattern.types[ours] != self._graph.types[theirs]:
+        for pattern_ref, graph_ref in pairs:
+            if (
+                extended.setdefault(pattern_ref, graph_ref) != graph_ref
+                or self._pattern.types[pattern_ref] != self._graph.types[graph_ref]
+            ):
                 return None
         return extended
 
@@ -95,11 +98,11 @@ def _orders(node: Node) -> Iterator[dict[str, Any]]:
         yield {"self": node.arguments["other"], "other": node.arguments["self"]}
 
 
-def _pairs(ours: Any, theirs: Any) -> list[tuple[Ref, Ref]] | None:
-    """The values that must be equal for two arguments to be; None where constants differ."""
-    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return [(ours.ref, theirs.ref)]
-    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
-        found = [_pairs(a, b) for a, b in zip(ours, theirs, strict=True)]
-        return None if None in found else [pair for pairs in found if pairs is not None for pair in pairs]
-    return [] if type(ours) is type(theirs) and ours == theirs else None
+def _pairs(left: Any, right: Any) -> list[tuple[Ref, Ref]] | None:
+    """The pairs of values that must match for two arguments to match; None if constants differ."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return [(left.ref, right.ref)]
+    if isinstance(left, tuple) and isinstance(right, tuple) and len(left) == len(right):
+        nested = [_pairs(a, b) for a, b in zip(left, right, strict=True)]
+        return None if None in nested else [pair for pairs in nested if pairs is not None for pair in pairs]
+    return [] if type(left) is type(right) and left == right else None

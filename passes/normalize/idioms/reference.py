@@ -1,8 +1,8 @@
-"""What every nn operation computes, as plain torch functions with the operations' own arguments and results.
+"""The semantics of every nn operation, as plain torch functions with the operations' own arguments and results.
 
 B batch, H heads, S and T tokens of queries and keys, D head size, N rows, V classes, C features. Inputs of 16 bits are
 summed in float32 (`_wide`); `rstd`, `logsumexp`, `total` and `count` then are float32. `lower-idioms` traces these
-functions, so that they are also what runs where no kernel of the target stands for the operation (`expansions.py`).
+functions, so they also run where the target has no kernel for the operation (`expansions.py`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def layer_norm_backward(
     bias: Tensor | None,
     shape: list[int],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x, and of weight and bias where they are there."""
+    """Gradients of x, and of weight and bias if present."""
     mask = [True, weight is not None, bias is not None]
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward.default(
         grad, x, shape, mean, rstd, weight, bias, mask
@@ -112,7 +112,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Te
     """total = sum over valid rows of logsumexp - logit[label]; count of valid rows; logsumexp (N).
 
     logits (N, V), labels (N). A row is valid where its label is not `ignore_index`. A label outside [0, V) reads the
-    nearest class, never memory that is not there.
+    nearest class, never memory out of bounds.
     """
     wide = _wide(logits)
     logsumexp = torch.logsumexp(wide, 1)

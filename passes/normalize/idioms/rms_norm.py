@@ -20,9 +20,9 @@ from .function_dataflow import FunctionDataflow
 CAST = "aten._to_copy.default"
 PRODUCT = "aten.mul.Tensor"
 X, WEIGHT = 0, 1
-"""Places of the region's inputs."""
+"""Indices of the region's inputs."""
 TRAINED: tuple[tuple[int, ...], ...] = ((X, WEIGHT), (X,), (WEIGHT,))
-"""Which inputs may have gradients: the most complete backward is looked for first."""
+"""Inputs that may have gradients: the most complete backward is searched first."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Norm:
 
     @property
     def kept(self) -> tuple[Ref, Ref]:
-        """What the nn operation returns."""
+        """The values that the nn operation returns."""
         return self.region.output, self.rstd
 
 
@@ -52,7 +52,7 @@ def raise_rms_norm(graph: FunctionDataflow, findings: Findings, derivations: Der
 
 
 def _square(graph: Dataflow, root: Node) -> tuple[Node, Node, Node] | None:
-    """The square, mean and sum with eps that a reciprocal root is taken of."""
+    """The square, mean and sum with eps before a reciprocal root."""
     shifted = graph.producer(root.tensor("self"), "aten.add.Scalar")
     mean = None if shifted is None else graph.producer(shifted.tensor("self"), "aten.mean.dim")
     square = None if mean is None else graph.producer(mean.tensor("self"), PRODUCT, "aten.pow.Tensor_Scalar")
@@ -63,7 +63,7 @@ def _square(graph: Dataflow, root: Node) -> tuple[Node, Node, Node] | None:
 
 
 def _forward(graph: Dataflow, root: Node, before: tuple[Node, Node, Node]) -> Norm | str:
-    """The norm around a reciprocal root, or what keeps it from being one."""
+    """The norm around a reciprocal root, or the reason why it is none."""
     square, mean, shifted = before
     wide = square.tensor("self")
     rank = len(graph.type_of(wide).shape)
@@ -105,7 +105,7 @@ def _products(graph: Dataflow, left: Ref, right: Ref) -> Iterator[Node]:
 
 
 def _narrowed(graph: Dataflow, normal: Node, cast: Node | None) -> Iterator[Node]:
-    """The normalized value as x's dtype has it: after the cast that undoes `cast`, or as it is."""
+    """The normalized value in x's dtype: after the cast that undoes `cast`, or as it is."""
     if cast is not None:
         original = graph.types[cast.tensor("self")]
         for node in graph.users_of(normal.results[0], CAST):
@@ -126,12 +126,12 @@ def _scaled(graph: Dataflow, normal: Node) -> tuple[Ref, Node] | None:
 
 
 def _rewrite(graph: FunctionDataflow, norm: Norm, findings: Findings, derivations: Derivations) -> str | None:
-    """Replace a norm and its backward; what keeps it from being replaced, else None."""
+    """Replace a norm and its backward; returns why it cannot be replaced, else None."""
     slot = graph.slot(norm.region.nodes, norm.region.inputs, norm.kept)
     if slot is None:
         return "its weight is computed after it"
     backward = next(_backwards(graph, norm, derivations), None)
-    user = graph.outside_user(_own(norm), norm.kept)
+    user = graph.outside_user(_replaced_nodes(norm), norm.kept)
     if backward is None and user is not None:
         return f'an intermediate value is also used by "{user.name}", which is no part of its backward'
     _replace_forward(graph, norm, slot)
@@ -142,8 +142,8 @@ def _rewrite(graph: FunctionDataflow, norm: Norm, findings: Findings, derivation
     return None
 
 
-def _own(norm: Norm) -> list[Node]:
-    """The nodes that go away; the cast of x may have other users, and stays for them."""
+def _replaced_nodes(norm: Norm) -> list[Node]:
+    """The nodes that are replaced; the cast of x may have other users, and stays for them."""
     return [n for n in norm.region.nodes if n.name != CAST or n.operand("self") != norm.region.inputs[X]]
 
 
@@ -151,22 +151,24 @@ def _backwards(graph: FunctionDataflow, norm: Norm, derivations: Derivations) ->
     inputs = (*norm.region.inputs, norm.rstd)
     for trained in TRAINED:
         derived = derivations.backward(graph, norm.region, trained)
-        known = dict(zip(derived.forward, norm.region.values, strict=True))
-        yield from backwards(graph, derived, trained, known=known, own=_own(norm), kept=norm.kept, inputs=inputs)
+        bound = dict(zip(derived.forward, norm.region.values, strict=True))
+        yield from backwards(
+            graph, derived, trained, bound=bound, forward_nodes=_replaced_nodes(norm), kept=norm.kept, inputs=inputs
+        )
 
 
 def _replace_forward(graph: FunctionDataflow, norm: Norm, slot: int) -> None:
     y, rstd = (graph.current(ref) for ref in norm.kept)
     call = Call("nn.rms_norm", (*[graph.current(ref) for ref in norm.region.inputs], norm.eps))
-    made = graph.insert(slot, call, [y.type, rstd.type], y.owner.location)
-    for ref, value in zip(norm.kept, made, strict=True):
+    results = graph.insert(slot, call, [y.type, rstd.type], y.owner.location)
+    for ref, value in zip(norm.kept, results, strict=True):
         graph.replace(ref, value, slot)
 
 
 def _replace_backward(graph: FunctionDataflow, norm: Norm, backward: Backward) -> None:
     x, weight = (graph.current(ref) for ref in norm.region.inputs)
     call = Call("nn.rms_norm_backward", (graph.current(backward.grad), x, graph.current(norm.rstd), weight))
-    types = [backward.sums[place].type if place in backward.sums else absent() for place in (X, WEIGHT)]
-    made = graph.insert(backward.slot, call, types, backward.location)
-    for place, found in backward.sums.items():
-        found.replace(graph, made[place])
+    types = [backward.sums[index].type if index in backward.sums else absent() for index in (X, WEIGHT)]
+    gradients = graph.insert(backward.slot, call, types, backward.location)
+    for index, total in backward.sums.items():
+        total.replace(graph, gradients[index])

@@ -1,7 +1,7 @@
 """Rotary position embedding: x * cos + rotate_half(x) * sin becomes `nn.rotary`, with its backward.
 
-The search starts at each concatenation of a negated upper half and a lower half. The backward needs nothing of its
-forward but cos and sin, so it is found by itself, wherever the function holds it.
+The search starts at each concatenation of a negated upper half and a lower half. The backward needs only cos and sin of
+its forward, so it is matched on its own, anywhere in the function.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from .function_dataflow import FunctionDataflow
 
 PRODUCT = "aten.mul.Tensor"
 X, COS, SIN = 0, 1, 2
-"""Places of the region's inputs."""
+"""Indices of the region's inputs."""
 
 
 def raise_rotary(graph: FunctionDataflow, findings: Findings, derivations: Derivations) -> None:
     """Replace every rotary embedding of the function that fits."""
-    found: dict[int, Derived] = {}
-    for turned in graph.by_name["aten.cat.default"]:
-        turn = _turn(graph, turned)
-        if turn is None:
+    backwards_by_id: dict[int, Derived] = {}
+    for rotated in graph.by_name["aten.cat.default"]:
+        rotation = _rotation(graph, rotated)
+        if rotation is None:
             continue
-        region = _forward(graph, turned, *turn)
+        region = _forward(graph, rotated, *rotation)
         if isinstance(region, str):
-            findings.miss("rotary", region, turned)
+            findings.miss("rotary", region, rotated)
             continue
         derived = derivations.backward(graph, region, (X,))
-        found.setdefault(id(derived), derived)
+        backwards_by_id.setdefault(id(derived), derived)
         _replace_forward(graph, region)
         findings.raised["nn.rotary"] += 1
-    for derived in found.values():
+    for derived in backwards_by_id.values():
         findings.raised["nn.rotary_backward"] += _replace_backwards(graph, derived)
 
 
@@ -66,8 +66,8 @@ def _half(graph: Dataflow, ref: Ref) -> _Half | None:
     return _Half(node.tensor("self"), int(start % size > 0), node)
 
 
-def _turn(graph: Dataflow, node: Node) -> tuple[Ref, tuple[Node, ...]] | None:
-    """The value of which `node` is rotate_half, and the nodes before it; None where it is something else."""
+def _rotation(graph: Dataflow, node: Node) -> tuple[Ref, tuple[Node, ...]] | None:
+    """The value of which `node` is rotate_half, and the nodes before it; None if it is something else."""
     parts = node.arguments["tensors"]
     negative = graph.producer(parts[0].ref, "aten.neg.default") if len(parts) == 2 else None
     if negative is None:
@@ -80,13 +80,13 @@ def _turn(graph: Dataflow, node: Node) -> tuple[Ref, tuple[Node, ...]] | None:
     return high.whole, (high.node, low.node, negative)
 
 
-def _forward(graph: FunctionDataflow, turned: Node, x: Ref, before: tuple[Node, ...]) -> Region | str:
-    """The region around a rotate_half of `x`, or what keeps it from being a rotary embedding."""
-    for sine, sin in _factors(graph, turned.results[0]):
+def _forward(graph: FunctionDataflow, rotated: Node, x: Ref, before: tuple[Node, ...]) -> Region | str:
+    """The region around a rotate_half of `x`, or the reason why it is no rotary embedding."""
+    for sine, sin in _factors(graph, rotated.results[0]):
         for total, other in _others(graph, sine, "aten.add.Tensor"):
             for cosine, cos in _factors(graph, x):
                 if cosine.results[0] == other:
-                    nodes = {n.index: n for n in (*before, turned, sine, cosine, total)}
+                    nodes = {n.index: n for n in (*before, rotated, sine, cosine, total)}
                     return _checked(
                         graph, Region(tuple(nodes[i] for i in sorted(nodes)), (x, cos, sin), total.results[0])
                     )
@@ -129,7 +129,7 @@ def _checked(graph: FunctionDataflow, region: Region) -> Region | str:
 
 
 def _angle_shape(angle: TensorType, x: TensorType) -> tuple[int, int, int] | None:
-    """The shape (B or 1, S, D) of cos or sin; None where it is not the same for all heads."""
+    """The shape (B or 1, S, D) of cos or sin; None if it is not the same for all heads."""
     batch, _, *rest = x.shape
     padded = (1,) * (len(x.shape) - len(angle.shape)) + angle.shape
     fits = padded[0] in (1, batch) and padded[1] == 1 and list(padded[2:]) == rest
@@ -143,8 +143,8 @@ def _replace_forward(graph: FunctionDataflow, region: Region) -> None:
     output = graph.current(region.output)
     loc = output.owner.location
     angles = [_angle(graph, ref, slot, loc) for ref in (cos, sin)]
-    [made] = graph.insert(slot, Call("nn.rotary", (graph.current(x), *angles)), [output.type], loc)
-    graph.replace(region.output, made, slot)
+    [result] = graph.insert(slot, Call("nn.rotary", (graph.current(x), *angles)), [output.type], loc)
+    graph.replace(region.output, result, slot)
 
 
 def _angle(graph: FunctionDataflow, ref: Ref, slot: int, loc: Location) -> Value:
@@ -157,23 +157,23 @@ def _angle(graph: FunctionDataflow, ref: Ref, slot: int, loc: Location) -> Value
         return graph.current(ref)
     name, dim = ("aten.squeeze.dim", 1) if len(type_.shape) == 4 else ("aten.unsqueeze.default", 0)
     shape = (type_.shape[0], *type_.shape[2:]) if len(type_.shape) == 4 else (1, *type_.shape)
-    [made] = graph.insert(slot, Call(name, (graph.current(ref), dim)), [to_mlir(TensorType(type_.dtype, shape))], loc)
-    return made
+    [angle] = graph.insert(slot, Call(name, (graph.current(ref), dim)), [to_mlir(TensorType(type_.dtype, shape))], loc)
+    return angle
 
 
 def _replace_backwards(graph: FunctionDataflow, derived: Derived) -> int:
-    """Replace every occurrence of one backward; how many there were."""
+    """Replace every occurrence of one backward; returns how many there were."""
     cos, sin = derived.forward[COS], derived.forward[SIN]
-    done: set[int] = set()
+    replaced: set[int] = set()
     count = 0
-    for backward in backwards(graph, derived, (X,), known={}, own=(), kept=(), inputs=()):
-        own = {node.index for node in backward.nodes}
-        if own & done:
+    for backward in backwards(graph, derived, (X,), bound={}, forward_nodes=(), kept=(), inputs=()):
+        nodes = {node.index for node in backward.nodes}
+        if nodes & replaced:
             continue
-        done |= own
+        replaced |= nodes
         count += 1
         angles = [_angle(graph, backward.values[ref], backward.slot, backward.location) for ref in (cos, sin)]
         call = Call("nn.rotary_backward", (graph.current(backward.grad), *angles))
-        [made] = graph.insert(backward.slot, call, [backward.sums[X].type], backward.location)
-        backward.sums[X].replace(graph, made)
+        [gradient] = graph.insert(backward.slot, call, [backward.sums[X].type], backward.location)
+        backward.sums[X].replace(graph, gradient)
     return count

@@ -1,4 +1,4 @@
-"""Terms of a gradient inside a larger sum: autograd adds the parts of one value's gradient one by one.
+"""Terms of a gradient inside a larger sum: autograd adds the terms of one value's gradient one by one.
 
 Before                                      After (%p and %q, whose sum is %g)
   %1 = add %r, %p                             %2 = add %r, %g
@@ -21,7 +21,7 @@ class Sum:
 
     terms: tuple[Value, ...]
     adds: tuple[Operation, ...]
-    """The additions that the terms go through, in order; the last one gives the whole sum. None for a lone term."""
+    """The additions that the terms go through, in order; the last one is the whole sum. Empty for a single term."""
 
     @property
     def type(self) -> Type:
@@ -29,31 +29,31 @@ class Sum:
         return self.terms[0].type
 
     def replace(self, graph: FunctionDataflow, value: Value) -> None:
-        """Let `value` stand for all the terms."""
+        """Replace the terms by `value`, which is their sum."""
         if not self.adds:
             graph.exchange(self.terms[0], value)
             return
-        gone = set(self.terms)
+        replaced_terms = set(self.terms)
         for add in self.adds[:-1]:
-            left = [v for v in add.operands if v not in gone]
-            if len(left) == 2:
+            remaining = [v for v in add.operands if v not in replaced_terms]
+            if len(remaining) == 2:
                 continue
-            if left:
-                graph.exchange(add.results[0], left[0])
+            if remaining:
+                graph.exchange(add.results[0], remaining[0])
             else:
-                gone.add(add.results[0])
+                replaced_terms.add(add.results[0])
             _set_operands(add, self.terms[0], self.terms[0])
-        whole = self.adds[-1]
-        left = [v for v in whole.operands if v not in gone]
-        if left:
-            _set_operands(whole, left[0], value)
+        last = self.adds[-1]
+        remaining = [v for v in last.operands if v not in replaced_terms]
+        if remaining:
+            _set_operands(last, remaining[0], value)
         else:
-            graph.exchange(whole.results[0], value)
-            _set_operands(whole, self.terms[0], self.terms[0])
+            graph.exchange(last.results[0], value)
+            _set_operands(last, self.terms[0], self.terms[0])
 
 
 def find_sum(terms: Sequence[Value]) -> Sum | None:
-    """The sum that the terms are added to; None where one of them is used otherwise."""
+    """The sum that the terms are added to; None if one of them has another use."""
     if len(terms) == 1:
         return Sum((terms[0],), ())
     paths = [_path(term) for term in terms]

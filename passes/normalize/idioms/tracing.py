@@ -1,6 +1,6 @@
-"""What a torch function does, as a list of aten operations: it runs on meta tensors, and every call is written down.
+"""Trace a torch function to a list of aten operations: it runs on meta tensors, and every call is recorded.
 
-Calls are seen below autograd, so that a backward run inside the function is written down too.
+Calls are recorded below autograd, so that a backward inside the function is recorded too.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Step:
     kwargs: dict[str, Any]
     results: tuple[int, ...]
     types: tuple[TensorType | None, ...]
-    """None for a result that the operation was told not to compute."""
+    """None for a result that the operation does not compute."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a function, and which tensors it returned (None where it returned none)."""
+    """The steps of a function, and the tensors that it returned (None for a None)."""
 
     inputs: int
     steps: tuple[Step, ...]
@@ -52,7 +52,7 @@ def meta_tensor(type_: TensorType) -> torch.Tensor:
 def trace(
     function: Callable[[list[torch.Tensor]], Sequence[torch.Tensor | None]], types: Sequence[TensorType]
 ) -> Trace:
-    """Run `function` on tensors of `types` and write down what it does and returns."""
+    """Run `function` on meta tensors of `types` and record its operations and results."""
     inputs = [meta_tensor(t) for t in types]
     recorder = _Recorder(inputs)
     with recorder:
@@ -70,7 +70,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._add(tensor)
 
     def number(self, tensor: torch.Tensor) -> int:
-        """The number of a tensor that was seen."""
+        """The number of a recorded tensor."""
         return self._numbers[id(tensor)]
 
     def _add(self, tensor: torch.Tensor) -> int:
@@ -85,10 +85,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         returned = func(*args, **kwargs)
         results = returned if isinstance(returned, (tuple, list)) else (returned,)
         name = _functional(str(func), args)
-        kept = {k: self._argument(v) for k, v in kwargs.items() if not _is_ignored(name, k)}
+        kept_kwargs = {k: self._argument(v) for k, v in kwargs.items() if not _is_ignored(name, k)}
         traced = tuple(self._argument(a) for a in args)
         numbers = tuple(self._add(r) if r is not None else -1 for r in results)
-        self.steps.append(Step(name, traced, kept, numbers, tuple(_type(r) for r in results)))
+        self.steps.append(Step(name, traced, kept_kwargs, numbers, tuple(_type(r) for r in results)))
         return returned
 
     def _argument(self, argument: Any) -> Any:
@@ -100,7 +100,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _functional(name: str, args: Sequence[Any]) -> str:
-    """The name that Stretto gives a call: in-place sums are sums, views reshapes, numbers as operands scalars."""
+    """Stretto's name for a call: in-place sums as sums, views as reshapes, numbers as operands as scalars."""
     name = name.replace("add_.", "add.")
     if name in ("aten.view.default", "aten._unsafe_view.default"):
         return "aten.reshape.default"

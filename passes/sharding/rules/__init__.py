@@ -1,11 +1,12 @@
-"""Sharding strategies: for each op, which placements of operands on one mesh axis give which placements of results.
+"""Sharding rules: the functions that give each op's sharding strategies on one mesh axis.
 
-To add one for a new op, write it in the file of its kind and list it in that file's `TABLE`; `table.py` merges them. A
-case of it goes into `tests/passes/sharding/rules/cases.py`. Start reading at `strategy.py`, then `lookup.py`, which
-answers for one call. `dtensor.py` reads the strategies that torch has registered for DTensor.
+A strategy is a placement for each operand and each result. To support a new op, write its rule in the file of its kind
+and list it in that file's `TABLE`; `table.py` merges them. A case of it goes into
+`tests/passes/sharding/rules/cases.py`. Start reading at `strategy.py`, then `lookup.py`, which finds the strategies of
+one call. `dtensor.py` reads the strategies that torch has registered for DTensor.
 """
 
-from .lookup import rows
-from .strategy import Lowering, Row, Rules, TensorMeta, Tie
+from .lookup import strategies_for
+from .strategy import Lowering, OpStrategies, Strategy, TensorMeta, Tie
 
-__all__ = ["Lowering", "Row", "Rules", "TensorMeta", "Tie", "rows"]
+__all__ = ["Lowering", "OpStrategies", "Strategy", "TensorMeta", "Tie", "strategies_for"]

@@ -1,4 +1,4 @@
-"""One call of an op as the rules see it: operands by their schema's names, tensors as shape and dtype.
+"""One call of an op, as sharding rules read it: operands by their schema's names, tensors as shape and dtype.
 
 The ops of the nn dialect have no torch schema: their operands are named here.
 """
@@ -30,17 +30,17 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.matmul": ("a", "b"),
     "nn.random": ("state", "number", "like", "size", "below"),
 }
-"""The operands of each op that is not torch's own which rules look at, in order; tensors may be absent or None."""
+"""Of each op without a torch schema, the operands that its rule reads, in order; tensors may be absent or None."""
 
 
 @cache
 def overload(op: str) -> torch._ops.OpOverload | None:
     """The torch op called `op` ("aten.mm.default"); None where torch has none of that name."""
     namespace, _, rest = op.partition(".")
-    name, _, which = rest.rpartition(".")
+    name, _, overload_name = rest.rpartition(".")
     packet = getattr(getattr(torch.ops, namespace), name, None) if name else None
-    found = getattr(packet, which, None)
-    return found if isinstance(found, torch._ops.OpOverload) else None
+    op_overload = getattr(packet, overload_name, None)
+    return op_overload if isinstance(op_overload, torch._ops.OpOverload) else None
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ def tensors_in(value: object) -> Iterator[TensorMeta]:
 def bind(
     op: str, args: tuple[object, ...], kwargs: Mapping[str, object], outputs: tuple[TensorMeta | None, ...]
 ) -> Call | None:
-    """Name the operands of a call by its schema; None where the op is not known."""
+    """Name the operands of a call by its schema; None for an unknown op."""
     if op in NN_OPERANDS:
         named = dict(zip(NN_OPERANDS[op], args, strict=False))
         return Call(op, {**named, **kwargs}, outputs)
-    found = overload(op)
-    if found is None:
+    torch_op = overload(op)
+    if torch_op is None:
         return None
     operands: dict[str, object] = {}
-    for index, argument in enumerate(found._schema.arguments):
+    for index, argument in enumerate(torch_op._schema.arguments):
         if index < len(args):
             operands[argument.name] = args[index]
         else:

@@ -1,12 +1,12 @@
-"""DTensor's registered sharding strategies, read as rows. The only module that touches these private tables of torch.
+"""DTensor's registered sharding strategies. The only module that touches these private tables of torch.
 
-Two tables are read. Single-dim strategies are rows already. Older strategies expect operands that are placed: each
-candidate placement of the first operand is tried, alone, on a mesh of one (which every extent divides).
+Two tables are read. Single-dim strategies map one to one. Older strategies expect operands with placements: each
+candidate placement of the first operand is tried, alone, on a mesh of one rank (whose size divides every extent).
 
 Taken: Shard, Replicate, Partial(sum). Left out: partial averages, products and extremes, strided shards and partials
-that carry a mask. A row that turns a shard into a partial sum is taken only of ops to which zeros as
-padding add nothing. Refused: random ops, whose values depend on who computes them, and factorisations, which fail on
-the numbers that padding may hold.
+that carry a mask. A strategy that turns a shard into a partial sum is taken only for ops to which zero padding adds
+nothing. Refused: random ops, whose values depend on the rank, and factorisations, which fail on the values that padding
+may hold.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor import placement_types as theirs
+from torch.distributed.tensor import placement_types as dtensor_placements
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
-from torch.distributed.tensor._dtensor_spec import TensorMeta as TheirMeta
+from torch.distributed.tensor._dtensor_spec import TensorMeta as DTensorMeta
 from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, TupleStrategy
 from torch.distributed.tensor._ops.single_dim_strategy import _ShardingPlaceholder
 
 from ....ir.placement import AxisPlacement, Partial, Replicate, Shard
 from .call import Call, overload
-from .strategy import Row, TensorMeta
+from .strategy import Strategy, TensorMeta
 
 _REFUSALS = (AssertionError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What strategies raise for operands that they do not take."""
+"""What DTensor's strategies raise for operands that they do not support."""
 
 _SOLVER = re.compile(r"aten\._?(linalg_|cholesky|lu_|geqrf|ormqr|triangular_solve)")
 
@@ -49,105 +49,106 @@ CONTRACTIONS = frozenset(
 """Ops for which a shard padded with zeros gives the right partial sum."""
 
 
-def rows(call: Call) -> list[Row] | None:
-    """DTensor's rows for the call, extents not yet looked at; None where it has no strategy, or refuses it."""
+def dtensor_strategies(call: Call) -> list[Strategy] | None:
+    """DTensor's strategies for the call, extents unchecked; None where it has none, or refuses the call."""
     op = overload(call.op)
     if op is None or torch.Tag.nondeterministic_seeded in op.tags or _SOLVER.match(call.op):
         return None
     propagator = DTensor._op_dispatcher.sharding_propagator
     if op in propagator.op_single_dim_strategy_funcs:
-        found = _single_dim(op, call)
+        strategies = _single_dim(op, call)
     elif op in propagator.op_strategy_funcs:
-        found = list(_placed(op, call))
+        strategies = list(_operand_strategies(op, call))
     else:
         return None
-    if found is None:
+    if strategies is None:
         return None
-    usable = [kept for kept in found if _usable(call, kept)]
-    return usable if torch.Tag.pointwise in op.tags else [_with_safe_indices(call, kept) for kept in usable]
+    usable = [strategy for strategy in strategies if _usable(call, strategy)]
+    return usable if torch.Tag.pointwise in op.tags else [_with_safe_indices(call, strategy) for strategy in usable]
 
 
-def _single_dim(op: torch._ops.OpOverload, call: Call) -> list[Row] | None:
+def _single_dim(op: torch._ops.OpOverload, call: Call) -> list[Strategy] | None:
     info = DTensor._op_dispatcher.sharding_propagator.op_single_dim_strategy_funcs[op]
-    args, kwargs = _arguments(op, call, _their_meta)
+    args, kwargs = _arguments(op, call, _dtensor_meta)
     try:
         answers = info.func(op, tuple(args), kwargs)
     except _REFUSALS:
         return None
     outputs = len(call.outputs)
-    found = (_row(answer[:outputs], answer[outputs:]) for answer in answers)
-    return [each for each in found if each is not None]
+    converted = (_from_dtensor(answer[:outputs], answer[outputs:]) for answer in answers)
+    return [strategy for strategy in converted if strategy is not None]
 
 
-def _placed(op: torch._ops.OpOverload, call: Call) -> Iterator[Row]:
-    """Rows of the strategies that want placed operands."""
-    strategy = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs[op]
+def _operand_strategies(op: torch._ops.OpOverload, call: Call) -> Iterator[Strategy]:
+    """The strategies of an op whose strategy function expects operands with placements."""
+    strategy_func = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs[op]
     for candidate in _candidates(call):
-        wanted = iter([candidate])
+        first = iter([candidate])
 
-        def placed(meta: TensorMeta, wanted: Iterator[theirs.Placement] = wanted) -> OpStrategy:
-            spec = DTensorSpec(_mesh(), (next(wanted, theirs.Replicate()),), _their_meta(meta))
+        def placed(meta: TensorMeta, first: Iterator[dtensor_placements.Placement] = first) -> OpStrategy:
+            spec = DTensorSpec(_mesh(), (next(first, dtensor_placements.Replicate()),), _dtensor_meta(meta))
             return OpStrategy([OpSpec(spec)])
 
         args, kwargs = _arguments(op, call, placed)
         try:
-            answer = strategy(OpSchema(op, tuple(args), kwargs))
+            answer = strategy_func(OpSchema(op, tuple(args), kwargs))
         except _REFUSALS:
             continue
         if isinstance(answer, OpStrategy):
-            yield from (found for spec in answer.strategies if (found := _of_spec(spec)) is not None)
+            yield from (converted for spec in answer.strategies if (converted := _from_spec(spec)) is not None)
 
 
-def _candidates(call: Call) -> list[theirs.Placement]:
+def _candidates(call: Call) -> list[dtensor_placements.Placement]:
     if not call.inputs:
-        return [theirs.Replicate()]
-    shards = [theirs.Shard(d) for d, extent in enumerate(call.inputs[0].shape) if extent > 1]
-    return [theirs.Replicate(), *shards, theirs.Partial("sum")]
+        return [dtensor_placements.Replicate()]
+    shards = [dtensor_placements.Shard(d) for d, extent in enumerate(call.inputs[0].shape) if extent > 1]
+    return [dtensor_placements.Replicate(), *shards, dtensor_placements.Partial("sum")]
 
 
-def _of_spec(spec: OpSpec) -> Row | None:
+def _from_spec(spec: OpSpec) -> Strategy | None:
     outputs = spec.output_specs if isinstance(spec.output_specs, tuple) else (spec.output_specs,)
-    given = spec.input_specs or ()
-    return _row(
-        [None if each is None else each.placements[0] for each in outputs], [each.placements[0] for each in given]
+    inputs = spec.input_specs or ()
+    return _from_dtensor(
+        [None if placed is None else placed.placements[0] for placed in outputs],
+        [placed.placements[0] for placed in inputs],
     )
 
 
-def _row(outputs: Sequence[Any], given: Sequence[Any]) -> Row | None:
-    """Our row for theirs; None where one of its placements has no equal here."""
-    there = [None if each is None else _placement(each) for each in outputs]
-    here = [_placement(each) for each in given]
-    if any(each is None for each in here):
+def _from_dtensor(outputs: Sequence[Any], inputs: Sequence[Any]) -> Strategy | None:
+    """Stretto's strategy for DTensor's; None where Stretto has no equal of one of its placements."""
+    our_outputs = [None if placement is None else _placement(placement) for placement in outputs]
+    our_inputs = [_placement(placement) for placement in inputs]
+    if any(placement is None for placement in our_inputs):
         return None
-    if any(ours is None and each is not None for ours, each in zip(there, outputs, strict=True)):
+    if any(ours is None and placement is not None for ours, placement in zip(our_outputs, outputs, strict=True)):
         return None
-    return Row(tuple(there), tuple(each for each in here if each is not None))
+    return Strategy(tuple(our_outputs), tuple(placement for placement in our_inputs if placement is not None))
 
 
-def _placement(each: object) -> AxisPlacement | None:
-    if isinstance(each, _ShardingPlaceholder) or type(each) is theirs.Shard:
-        return Shard(each.dim)
-    if type(each) is theirs.Replicate:
+def _placement(placement: object) -> AxisPlacement | None:
+    if isinstance(placement, _ShardingPlaceholder) or type(placement) is dtensor_placements.Shard:
+        return Shard(placement.dim)
+    if type(placement) is dtensor_placements.Replicate:
         return Replicate()
-    if type(each) is theirs.Partial and each.reduce_op == "sum":
+    if type(placement) is dtensor_placements.Partial and placement.reduce_op == "sum":
         return Partial()
     return None
 
 
-def _usable(call: Call, found: Row) -> bool:
-    """Whether the row says as much as the call has operands, and padding cannot spoil it."""
-    if len(found.outputs) != len(call.outputs) or len(found.inputs) != len(call.inputs):
+def _usable(call: Call, strategy: Strategy) -> bool:
+    """Whether the strategy has a placement for each operand and result, and padding cannot change its values."""
+    if len(strategy.outputs) != len(call.outputs) or len(strategy.inputs) != len(call.inputs):
         return False
-    sums = any(isinstance(each, Partial) for each in found.outputs)
-    cut = any(isinstance(each, Shard) for each in found.inputs)
+    sums = any(isinstance(placement, Partial) for placement in strategy.outputs)
+    cut = any(isinstance(placement, Shard) for placement in strategy.inputs)
     return not (sums and cut) or call.op in CONTRACTIONS
 
 
-def _with_safe_indices(call: Call, found: Row) -> Row:
-    """Integers are indices in most ops that are not pointwise: pad them with one that exists."""
-    pairs = zip(call.inputs, found.inputs, strict=True)
+def _with_safe_indices(call: Call, strategy: Strategy) -> Strategy:
+    """Fill the padding of integer operands with 0: in ops that are not pointwise most are indices, and 0 is valid."""
+    pairs = zip(call.inputs, strategy.inputs, strict=True)
     indices = [isinstance(p, Shard) and not (m.dtype.is_floating_point or m.dtype.is_complex) for m, p in pairs]
-    return replace(found, fills=tuple(0.0 if index else None for index in indices)) if any(indices) else found
+    return replace(strategy, fills=tuple(0.0 if index else None for index in indices)) if any(indices) else strategy
 
 
 def _arguments(op: torch._ops.OpOverload, call: Call, convert: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -174,13 +175,13 @@ def _converted(value: object, convert: Any) -> Any:
     return value
 
 
-def _their_meta(meta: TensorMeta) -> TheirMeta:
+def _dtensor_meta(meta: TensorMeta) -> DTensorMeta:
     strides: list[int] = []
     step = 1
     for extent in reversed(meta.shape):
         strides.insert(0, step)
         step *= extent
-    return TheirMeta(torch.Size(meta.shape), tuple(strides), meta.dtype)
+    return DTensorMeta(torch.Size(meta.shape), tuple(strides), meta.dtype)
 
 
 @lru_cache(maxsize=1)

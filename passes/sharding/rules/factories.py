@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 from ....ir.placement import AxisPlacement, Shard
-from .builders import P, R, Rule, everywhere, row
+from .builders import P, R, Rule, strategy, uniform
 from .call import Call
-from .strategy import Row
+from .strategy import Strategy
 
 
-def constant(call: Call) -> list[Row]:
-    """full, zeros, ones: every element is the same, so that any part can be made where it is wanted."""
-    return [row([d], []) for d in range(len(call.out().shape))]
+def constant(call: Call) -> list[Strategy]:
+    """full, zeros, ones: every element is the same, so that each rank creates its own part."""
+    return [strategy([d], []) for d in range(len(call.out().shape))]
 
 
-def replicated(call: Call) -> list[Row]:
-    """arange, scalar_tensor: made whole on every rank."""
+def replicated(call: Call) -> list[Strategy]:
+    """arange, scalar_tensor: replicated."""
     return []
 
 
-def like(call: Call) -> list[Row]:
-    """full_like, zeros_like: shaped as the operand, whose values (partial or not) are not read."""
-    rows = [everywhere(call, d, d) for d in range(len(call.inputs[0].shape))]
-    return [*rows, everywhere(call, R, P)]
+def like(call: Call) -> list[Strategy]:
+    """full_like, zeros_like: sharded as the operand, whose values (partial or not) are not read."""
+    strategies = [uniform(call, d, d) for d in range(len(call.inputs[0].shape))]
+    return [*strategies, uniform(call, R, P)]
 
 
-def new(call: Call) -> list[Row]:
-    """new_full, new_zeros: only the operand's dtype is read, so that it may lie as it likes."""
-    given: list[AxisPlacement] = [R, P, *(Shard(d) for d in range(len(call.inputs[0].shape)))]
-    wanted: list[AxisPlacement] = [R, *(Shard(d) for d in range(len(call.out().shape)))]
-    return [everywhere(call, output, placement) for output in wanted for placement in given]
+def new(call: Call) -> list[Strategy]:
+    """new_full, new_zeros: only the operand's dtype is read, so that it may have any placement."""
+    inputs: list[AxisPlacement] = [R, P, *(Shard(d) for d in range(len(call.inputs[0].shape)))]
+    outputs: list[AxisPlacement] = [R, *(Shard(d) for d in range(len(call.out().shape)))]
+    return [uniform(call, output, placement) for output in outputs for placement in inputs]
 
 
-def metadata_check(call: Call) -> list[Row]:
-    """_assert_tensor_metadata: a shard passes as well where sizes and strides are not looked at."""
+def metadata_check(call: Call) -> list[Strategy]:
+    """_assert_tensor_metadata: a shard passes too where sizes and strides are not checked."""
     if call.operands["size"] is not None or call.operands["stride"] is not None:
         return []
-    return [row([], [P]), *(row([], [d]) for d in range(len(call.inputs[0].shape)))]
+    return [strategy([], [P]), *(strategy([], [d]) for d in range(len(call.inputs[0].shape)))]
 
 
-def random(call: Call) -> list[Row]:
-    """Cut as the tensor that it is used with, whose values are not read; whole where there is none or a partial one."""
+def random(call: Call) -> list[Strategy]:
+    """nn.random: sharded as `like`, whose values are not read; replicated where `like` is partial or absent."""
     shards = [Shard(d) for d in range(len(call.out().shape))]
     if call.maybe("like") is None:
-        return [row([d], [R, R]) for d in shards]
-    follow: list[tuple[AxisPlacement, AxisPlacement]] = [*((d, d) for d in shards), (R, P)]
-    cut = [(wanted, given) for wanted in shards for given in (R, P)]
-    return [row([wanted], [R, R, given]) for wanted, given in (*follow, *cut)]
+        return [strategy([d], [R, R]) for d in shards]
+    same_as_like: list[tuple[AxisPlacement, AxisPlacement]] = [*((d, d) for d in shards), (R, P)]
+    sharded = [(output, like) for output in shards for like in (R, P)]
+    return [strategy([output], [R, R, like]) for output, like in (*same_as_like, *sharded)]
 
 
 TABLE: dict[str, Rule] = {

@@ -1,60 +1,71 @@
 """Rules of convolutions, and of ops that work on each plane of an image by itself: pooling and resampling.
 
-Shapes are (batch, channels, *space). Space stays whole: a cut through it would need its neighbours' borders.
+Shapes are (batch, channels, *space). Spatial dims stay whole: sharding them would need a halo exchange.
 """
 
 from __future__ import annotations
 
 import re
 
-from .builders import P, Rule, everywhere, linear, row
+from .builders import P, Rule, linear, strategy, uniform
 from .call import Call
-from .strategy import Row, Tie
+from .strategy import Strategy, Tie
 
 
-def convolution(call: Call) -> list[Row]:
+def convolution(call: Call) -> list[Strategy]:
     """convolution(input, weight, bias?) -> output: by batch, by output channels, by input channels (a partial sum).
 
-    Where channels are convolved in groups, inputs and outputs are cut together, between groups.
+    In a grouped convolution, input and output channels are sharded together, between groups.
     """
     if len(call.meta("input").shape) != len(call.meta("weight").shape):
         return []
     bias = 1 if call.maybe("bias") else 0
-    out, into = (1, 0) if call.flag("transposed") else (0, 1)
-    rows = [row([0], [0, None, *[None] * bias]), linear(call, "input", "bias")]
+    output_channels, input_channels = (1, 0) if call.flag("transposed") else (0, 1)
+    strategies = [strategy([0], [0, None, *[None] * bias]), linear(call, "input", "bias")]
     if call.integer("groups") > 1:
-        return [*rows, row([1], [1, 0, *[0] * bias], ties=_between_groups(call, call.out().shape[1]))]
-    return [*rows, row([1], [None, out, *[0] * bias]), row([P], [1, into, *[P] * bias])]
+        return [*strategies, strategy([1], [1, 0, *[0] * bias], ties=_between_groups(call, call.out().shape[1]))]
+    return [
+        *strategies,
+        strategy([1], [None, output_channels, *[0] * bias]),
+        strategy([P], [1, input_channels, *[P] * bias]),
+    ]
 
 
-def convolution_backward(call: Call) -> list[Row]:
+def convolution_backward(call: Call) -> list[Strategy]:
     """convolution_backward(grad_output, input, weight) -> (input, weight and bias gradients); linear in grad_output."""
     if len(call.meta("input").shape) != len(call.meta("weight").shape):
         return []
-    out, into = (1, 0) if call.flag("transposed") else (0, 1)
-    rows = [row([0, P, P], [0, 0, None]), linear(call, "grad_output")]
+    output_channels, input_channels = (1, 0) if call.flag("transposed") else (0, 1)
+    strategies = [strategy([0, P, P], [0, 0, None]), linear(call, "grad_output")]
     if call.integer("groups") > 1:
-        return [*rows, row([1, 0, 0], [1, 1, 0], ties=_between_groups(call, call.meta("grad_output").shape[1]))]
-    return [*rows, row([P, out, 0], [1, None, out]), row([1, into, None], [None, 1, into])]
+        return [
+            *strategies,
+            strategy([1, 0, 0], [1, 1, 0], ties=_between_groups(call, call.meta("grad_output").shape[1])),
+        ]
+    return [
+        *strategies,
+        strategy([P, output_channels, 0], [1, None, output_channels]),
+        strategy([1, input_channels, None], [None, 1, input_channels]),
+    ]
 
 
 def _between_groups(call: Call, outputs: int) -> tuple[Tie, ...]:
-    """Chunks of input and output channels that hold whole groups."""
+    """Chunks of input and output channels must consist of whole groups."""
     groups, inputs = call.integer("groups"), call.meta("input").shape[1]
     return tuple(Tie(groups, n // groups, n, 1) for n in (inputs, outputs))
 
 
-def planes(call: Call) -> list[Row]:
-    """Pooling and resampling: every dim before the planes; a partial sum through where the op is linear."""
-    found = re.search(r"([123])d", call.op)
-    space = int(found[1]) if found else 0
-    leading = range(len(call.inputs[0].shape) - space)
+def planes(call: Call) -> list[Strategy]:
+    """Pooling and resampling: every dim before the planes; partial sums pass through where the op is linear."""
+    match = re.search(r"([123])d", call.op)
+    plane_dims = int(match[1]) if match else 0
+    leading = range(len(call.inputs[0].shape) - plane_dims)
     indices = [meta.dtype.is_floating_point for meta in call.inputs]
     fills = () if all(indices) else tuple(None if floating else 0.0 for floating in indices)
-    rows = [row([d] * len(call.outputs), [d] * len(call.inputs), fills=fills) for d in leading]
+    strategies = [strategy([d] * len(call.outputs), [d] * len(call.inputs), fills=fills) for d in leading]
     if "_backward" in call.op:
-        return [*rows, linear(call, "grad_output")]
-    return rows if "max_" in call.op else [*rows, everywhere(call, P, P)]
+        return [*strategies, linear(call, "grad_output")]
+    return strategies if "max_" in call.op else [*strategies, uniform(call, P, P)]
 
 
 _PLANES = (
@@ -77,7 +88,7 @@ _PLANES = (
 )  # fmt: skip
 
 INPUT_SIZES = tuple(f"aten.{name}.default" for name in _PLANES if "upsample" in name and name.endswith("_backward"))
-"""Ops that state the shape of their result as `input_size`."""
+"""Ops that take the shape of their result as `input_size`."""
 
 TABLE: dict[str, Rule] = {
     "aten.convolution.default": convolution,

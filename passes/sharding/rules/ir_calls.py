@@ -1,4 +1,4 @@
-"""An operation of the IR as the sharding rules see it: tensors as shape and dtype."""
+"""Sharding strategies of an operation of the IR."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from ....ir.bindings import mlir
 from ....ir.operations import Call
 from ....ir.types import TensorType, from_mlir
-from .lookup import rows
-from .strategy import Rules, TensorMeta
+from .lookup import strategies_for
+from .strategy import OpStrategies, TensorMeta
 
 
-def rules_of(call: Call, results: Sequence[TensorType | None]) -> Rules:
-    """The sharding rules of a call on values of global shapes; `results` are the types of its results."""
+def call_strategies(call: Call, results: Sequence[TensorType | None]) -> OpStrategies:
+    """The strategies of a call on values of global shapes; `results` are the types of its results."""
     args = tuple(_describe(a) for a in call.args)
     kwargs = {key: _describe(value) for key, value in call.kwargs.items()}
-    return rows(call.name, args, kwargs, metas(results))
+    return strategies_for(call.name, args, kwargs, metas(results))
 
 
 def metas(types: Sequence[TensorType | None]) -> tuple[TensorMeta | None, ...]:

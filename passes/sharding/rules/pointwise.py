@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
-from .builders import P, Rule, dim, everywhere, linear, row
+from .builders import P, Rule, dim, linear, strategy, uniform
 from .call import Call
-from .strategy import Row
+from .strategy import Strategy
 
 
-def pointwise(call: Call) -> list[Row]:
-    """Every dim of the result; operands broadcast. A gradient is linear in the gradient that it is made of."""
+def pointwise(call: Call) -> list[Strategy]:
+    """Every dim of the result; operands broadcast. A backward is linear in `grad_output`."""
     shape = call.out().shape
-    rows = []
+    strategies = []
     for d, extent in enumerate(shape):
-        given = []
+        inputs = []
         for meta in call.inputs:
-            place = d - len(shape) + len(meta.shape)
-            given.append(place if place >= 0 and meta.shape[place] == extent else None)
-        made = [d if meta is not None and meta.shape == shape else None for meta in call.outputs]
-        rows.append(row(made, given))
-    return [*rows, linear(call, "grad_output")] if "grad_output" in call.names() else rows
+            position = d - len(shape) + len(meta.shape)
+            inputs.append(position if position >= 0 and meta.shape[position] == extent else None)
+        outputs = [d if meta is not None and meta.shape == shape else None for meta in call.outputs]
+        strategies.append(strategy(outputs, inputs))
+    return [*strategies, linear(call, "grad_output")] if "grad_output" in call.names() else strategies
 
 
-def halves(call: Call) -> list[Row]:
-    """glu: every dim but the one that is halved."""
+def glu(call: Call) -> list[Strategy]:
+    """glu: every dim but the one that is split in halves."""
     rank = len(call.inputs[0].shape)
     along = dim(call.integer("dim"), rank)
-    return [everywhere(call, d, d) for d in range(rank) if d != along]
+    return [uniform(call, d, d) for d in range(rank) if d != along]
 
 
-def examples(call: Call) -> list[Row]:
-    """pixel_shuffle, im2col and their like: the dims before channels and space, which the op mixes."""
+def batch_dims(call: Call) -> list[Strategy]:
+    """pixel_shuffle, im2col and similar ops: the dims before channels and space, which the op mixes."""
     mixed = 2 if call.op.startswith("aten.col2im") else 3
-    return [everywhere(call, d, d) for d in range(len(call.inputs[0].shape) - mixed)]
+    return [uniform(call, d, d) for d in range(len(call.inputs[0].shape) - mixed)]
 
 
-def windows(call: Call) -> list[Row]:
-    """unfold: every dim but the one that windows are taken of."""
+def windows(call: Call) -> list[Strategy]:
+    """unfold: every dim but the unfolded one."""
     rank = len(call.inputs[0].shape)
     along = dim(call.integer("dimension"), rank)
-    return [row([d], [d]) for d in range(rank) if d != along]
+    return [strategy([d], [d]) for d in range(rank) if d != along]
 
 
-def windows_backward(call: Call) -> list[Row]:
+def windows_backward(call: Call) -> list[Strategy]:
     """unfold_backward: as unfold; linear."""
     rank = len(call.out().shape)
     along = dim(call.integer("dim"), rank)
-    return [*(row([d], [d]) for d in range(rank) if d != along), linear(call, "grad_in")]
+    return [*(strategy([d], [d]) for d in range(rank) if d != along), linear(call, "grad_in")]
 
 
-def weight_norm(call: Call) -> list[Row]:
-    """_weight_norm_interface and its backward: by the dim that has norms of its own."""
-    return [everywhere(call, call.integer("dim"), call.integer("dim"))]
+def weight_norm(call: Call) -> list[Strategy]:
+    """_weight_norm_interface and its backward: by the dim whose indices are normalised separately."""
+    return [uniform(call, call.integer("dim"), call.integer("dim"))]
 
 
-def index_add(call: Call) -> list[Row]:
-    """index_add: every dim but the indexed one; linear in the tensor and what is added."""
+def index_add(call: Call) -> list[Strategy]:
+    """index_add: every dim but the indexed one; linear in the tensor and the source together."""
     rank = len(call.meta("self").shape)
     along = dim(call.integer("dim"), rank) if rank else 0
-    rows = [row([d], [d, None, d]) for d in range(rank) if d != along]
-    return [*rows, linear(call, "self", "source")]
+    strategies = [strategy([d], [d, None, d]) for d in range(rank) if d != along]
+    return [*strategies, linear(call, "self", "source")]
 
 
 _POINTWISE = (
@@ -72,43 +72,43 @@ _POINTWISE = (
 )  # fmt: skip
 
 
-def scatter_reduce(call: Call) -> list[Row]:
+def scatter_reduce(call: Call) -> list[Strategy]:
     """scatter_reduce: every dim but the scattered one, where the operands have the same extents."""
     shape = call.meta("self").shape
     along = dim(call.integer("dim"), len(shape)) if shape else 0
     shapes = [call.meta(name).shape for name in ("self", "index", "src")]
-    kept = [d for d in range(len(shape)) if d != along and len({each[d] for each in shapes}) == 1]
-    return [row([d], [d, d, d], fills=(None, 0.0, None)) for d in kept]
+    shared_dims = [d for d in range(len(shape)) if d != along and len({other[d] for other in shapes}) == 1]
+    return [strategy([d], [d, d, d], fills=(None, 0.0, None)) for d in shared_dims]
 
 
-def cross(call: Call) -> list[Row]:
+def cross(call: Call) -> list[Strategy]:
     """linalg_cross: every dim but that of the three components, where the operands do not broadcast."""
     rank, shapes = len(call.out().shape), {meta.shape for meta in call.inputs}
     along = dim(call.integer("dim"), rank)
-    return [everywhere(call, d, d) for d in range(rank) if d != along] if len(shapes) == 1 else []
+    return [uniform(call, d, d) for d in range(rank) if d != along] if len(shapes) == 1 else []
 
 
-def matrix_vector(call: Call) -> list[Row]:
+def matrix_vector(call: Call) -> list[Strategy]:
     """mv: by rows, and by columns (a partial sum)."""
-    return [row([0], [0, None]), row([P], [1, 0]), linear(call, "self"), linear(call, "vec")]
+    return [strategy([0], [0, None]), strategy([P], [1, 0]), linear(call, "self"), linear(call, "vec")]
 
 
-def searched(call: Call) -> list[Row]:
-    """searchsorted in one sorted row: by the values that are looked for."""
+def searchsorted(call: Call) -> list[Strategy]:
+    """searchsorted in a 1-d sorted sequence: by the dims of the values."""
     if len(call.meta("sorted_sequence").shape) != 1 or call.maybe("sorter") is not None:
         return []
-    return [row([d], [None, d]) for d in range(len(call.out().shape))]
+    return [strategy([d], [None, d]) for d in range(len(call.out().shape))]
 
 
 TABLE: dict[str, Rule] = {
     "aten.scatter_reduce.two": scatter_reduce,
     "aten.linalg_cross.default": cross,
     "aten.mv.default": matrix_vector,
-    "aten.searchsorted.Tensor": searched,
+    "aten.searchsorted.Tensor": searchsorted,
     **dict.fromkeys((f"aten.{name}" for name in _POINTWISE), pointwise),
-    **dict.fromkeys(("aten.glu.default", "aten.glu_backward.default"), halves),
-    **dict.fromkeys(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default"), examples),
-    **dict.fromkeys(("aten.channel_shuffle.default", "aten.im2col.default", "aten.col2im.default"), examples),
+    **dict.fromkeys(("aten.glu.default", "aten.glu_backward.default"), glu),
+    **dict.fromkeys(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default"), batch_dims),
+    **dict.fromkeys(("aten.channel_shuffle.default", "aten.im2col.default", "aten.col2im.default"), batch_dims),
     "aten.unfold.default": windows,
     "aten.unfold_backward.default": windows_backward,
     **dict.fromkeys(

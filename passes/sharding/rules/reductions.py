@@ -1,99 +1,99 @@
 """Rules of ops that work along some dims (sums, extremes, softmax, sort): the other dims may be sharded.
 
-A sum over a sharded dim is a partial sum, an extreme a partial extreme. A mean over a sharded dim is no row: it is a
-sum and a count, and is rewritten to these before placements are chosen.
+A sum over a sharded dim is a partial sum, an extreme a partial extreme. A mean over a sharded dim has no strategy: the
+mean is rewritten to a sum and a count before placements are chosen.
 """
 
 from __future__ import annotations
 
 from ....ir.placement import AxisPlacement, Partial, Reduce
-from .builders import P, Rule, dim, everywhere, linear, row
+from .builders import P, Rule, dim, linear, strategy, uniform
 from .call import Call
-from .strategy import Row
+from .strategy import Strategy
 
 
 def acted_dims(call: Call) -> tuple[int, ...]:
-    """The dims that the op works along; all of them where it names none."""
+    """The dims that the op reduces or normalises; all of them where it names none."""
     rank = len(call.inputs[0].shape)
     named = call.operands.get("dim")
-    found = call.integers("dim") if named is not None else ()
-    return tuple(sorted(dim(d, rank) for d in found)) or tuple(range(rank))
+    dims = call.integers("dim") if named is not None else ()
+    return tuple(sorted(dim(d, rank) for d in dims)) or tuple(range(rank))
 
 
-def _others(call: Call) -> list[Row]:
-    """The dims that the op does not work along, moved down past the ones that it removes."""
+def _other_dims(call: Call) -> list[Strategy]:
+    """The dims that the op does not act on, at their output position after the op removes others."""
     acted = acted_dims(call)
     removes = len(call.out().shape) < len(call.inputs[0].shape)
     free = [d for d in range(len(call.inputs[0].shape)) if d not in acted]
-    return [everywhere(call, place if removes else d, d) for place, d in enumerate(free)]
+    return [uniform(call, position if removes else d, d) for position, d in enumerate(free)]
 
 
-def _contracted(call: Call, output: AxisPlacement) -> list[Row]:
-    return [everywhere(call, output, d) for d in acted_dims(call)]
+def _contracted(call: Call, output: AxisPlacement) -> list[Strategy]:
+    return [uniform(call, output, d) for d in acted_dims(call)]
 
 
-def other_dims(call: Call) -> list[Row]:
-    """var, sort, topk, argmax: nothing but the other dims."""
-    return _others(call)
+def other_dims(call: Call) -> list[Strategy]:
+    """var, sort, topk, argmax: only the other dims."""
+    return _other_dims(call)
 
 
-def linear_other_dims(call: Call) -> list[Row]:
-    """mean, cumsum: the other dims, and a partial sum through."""
-    return [*_others(call), everywhere(call, P, P)]
+def linear_other_dims(call: Call) -> list[Strategy]:
+    """mean, cumsum: the other dims, and partial sums."""
+    return [*_other_dims(call), uniform(call, P, P)]
 
 
-def total(call: Call) -> list[Row]:
-    """sum: over a sharded dim it is a partial sum."""
-    return [*_others(call), *_contracted(call, P), everywhere(call, P, P)]
+def total(call: Call) -> list[Strategy]:
+    """sum: over a sharded dim a partial sum."""
+    return [*_other_dims(call), *_contracted(call, P), uniform(call, P, P)]
 
 
-def _extreme(call: Call, reduce: Reduce) -> list[Row]:
-    kept = [*_others(call), everywhere(call, Partial(reduce), Partial(reduce))]
-    return kept + (_contracted(call, Partial(reduce)) if call.inputs[0].dtype.is_floating_point else [])
+def _extreme(call: Call, reduce: Reduce) -> list[Strategy]:
+    strategies = [*_other_dims(call), uniform(call, Partial(reduce), Partial(reduce))]
+    return strategies + (_contracted(call, Partial(reduce)) if call.inputs[0].dtype.is_floating_point else [])
 
 
-def largest(call: Call) -> list[Row]:
-    """amax: over a sharded dim it is a partial max; integers, which have no infinity to pad with, are left out."""
+def largest(call: Call) -> list[Strategy]:
+    """amax: over a sharded dim a partial max; not for integers, which have no infinity to pad with."""
     return _extreme(call, Reduce.MAX)
 
 
-def smallest(call: Call) -> list[Row]:
-    """amin: over a sharded dim it is a partial min."""
+def smallest(call: Call) -> list[Strategy]:
+    """amin: over a sharded dim a partial min."""
     return _extreme(call, Reduce.MIN)
 
 
-def softmax(call: Call) -> list[Row]:
+def softmax(call: Call) -> list[Strategy]:
     """softmax and log_softmax: every dim but the normalised one."""
-    return _others(call)
+    return _other_dims(call)
 
 
-def softmax_backward(call: Call) -> list[Row]:
+def softmax_backward(call: Call) -> list[Strategy]:
     """Backward of softmax: as forward, and linear in the gradient."""
-    return [*_others(call), linear(call, "grad_output")]
+    return [*_other_dims(call), linear(call, "grad_output")]
 
 
-def nll_loss(call: Call) -> list[Row]:
-    """nll_loss_forward: the rows of a sum are partial sums; a mean, whose count is not linear, is not offered.
+def nll_loss(call: Call) -> list[Strategy]:
+    """nll_loss_forward: by batch a summed loss is a partial sum; a mean is left out, as its count is not linear.
 
-    Where nothing is reduced each row has its loss, and the count is zero.
+    Without a reduction each row has its own loss, and the count is zero.
     """
     if len(call.inputs[0].shape) == 1 or call.integer("reduction") not in (0, 2):
         return []
     loss = 0 if call.integer("reduction") == 0 else P
     weight = [None] if call.maybe("weight") else []
     fills = (0.0, float(call.integer("ignore_index")), *weight)
-    return [row([loss, P], [0, 0, *weight], fills=fills)]
+    return [strategy([loss, P], [0, 0, *weight], fills=fills)]
 
 
-def nll_loss_backward(call: Call) -> list[Row]:
-    """nll_loss_backward: each row for itself; the total weight is the whole batch's."""
+def nll_loss_backward(call: Call) -> list[Strategy]:
+    """nll_loss_backward: by batch; the total weight is the global batch's."""
     if len(call.meta("self").shape) == 1:
         return []
-    each = 0 if call.meta("grad_output").shape else None
+    per_row = 0 if call.meta("grad_output").shape else None
     weight = [None] if call.maybe("weight") else []
     fill = float(call.integer("ignore_index"))
     fills = (None, None, fill, *weight, None)
-    return [row([0], [each, 0, 0, *weight, None], fills=fills), linear(call, "grad_output")]
+    return [strategy([0], [per_row, 0, 0, *weight, None], fills=fills), linear(call, "grad_output")]
 
 
 _OTHER_DIMS = (

@@ -1,8 +1,8 @@
-"""What a sharding rule says: on one mesh axis, these input placements give these output placements.
+"""A sharding strategy: on one mesh axis, these input placements give these output placements.
 
-A row holds for an axis of any size, with two riders. A `Tie` refuses the part counts for which chunk boundaries of two
-dims would not fall together. A fill says what the padding of an uneven input shard must hold, because the op
-adds it up with the rest.
+A strategy is valid for an axis of any size, with two conditions. A `Tie` excludes the part counts for which chunk
+boundaries of two dims would not coincide. A fill is the value that the padding of an uneven input shard must hold,
+because the op reduces it with the rest.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class TensorMeta:
 
 
 class Lowering(StrEnum):
-    """What the local op needs beside its local operands, where calling it on them is not enough."""
+    """What the local op needs beyond its local operands, where calling it on them is not enough."""
 
     OFFSET = "offset"
     """Indices count from the global start of the sharded dim: subtract the rank's offset, drop those outside."""
     SOFTMAX = "softmax"
-    """The normalisation over the sharded dim (and the pick of the label's logit) is reduced over the axis inside."""
+    """The normalisation over the sharded dim (and the label's logit) is reduced over the axis inside the op."""
     STATISTICS = "statistics"
-    """Sums over the sharded dim, of which the results are made, are reduced over the axis inside."""
+    """Sums over the sharded dim, which the results need, are reduced over the axis inside the op."""
 
 
 @dataclass(frozen=True)
 class Tie:
-    """Two dims cut at the same places of their common flattened order.
+    """Two dims whose chunk boundaries must coincide in their common flattened order.
 
     Legal where chunk_size(extent, parts) * inner == chunk_size(other_extent, parts) * other_inner: `inner` elements of
     the flattened order belong to one index of the dim.
@@ -48,12 +48,12 @@ class Tie:
     other_inner: int
 
     def holds(self, parts: int) -> bool:
-        """Whether both dims, cut into `parts`, break at the same places."""
+        """Whether the chunk boundaries of both dims coincide for `parts` parts."""
         return chunk_size(self.extent, parts) * self.inner == chunk_size(self.other_extent, parts) * self.other_inner
 
 
 @dataclass(frozen=True)
-class Row:
+class Strategy:
     """One way to run an op along one mesh axis."""
 
     outputs: tuple[AxisPlacement | None, ...]
@@ -62,27 +62,27 @@ class Row:
     """One placement per tensor operand, in schema order, lists flattened, absent optionals skipped."""
     ties: tuple[Tie, ...] = ()
     fills: tuple[float | None, ...] = ()
-    """Per input: what its padding must hold when its shard is uneven; None: anything, NaN included. Empty: all None."""
+    """Per input: the value its padding must hold when its shard is uneven; None: any, NaN included. Empty: all None."""
     lowering: Lowering | None = None
 
     def legal(self, parts: int) -> bool:
-        """Whether the row holds when the dims it shards are cut into `parts`.
+        """Whether the strategy is valid when the dims it shards have `parts` parts.
 
         Where several axes shard one dim, `parts` is the product of their sizes.
         """
         return all(tie.holds(parts) for tie in self.ties)
 
     def fill(self, index: int) -> float | None:
-        """What the padding of input `index` must hold; None: anything."""
+        """The value that the padding of input `index` must hold; None: any."""
         return self.fills[index] if self.fills else None
 
 
 @dataclass(frozen=True)
-class Rules:
-    """All rows of one call; the first is all-Replicate."""
+class OpStrategies:
+    """The sharding strategies of one call; the first is all-Replicate."""
 
-    rows: tuple[Row, ...]
+    strategies: tuple[Strategy, ...]
     known: bool
-    """False: nothing is known of the op, so that only all-Replicate is offered and the caller says so in a remark."""
+    """False: the op has no sharding rule, so only all-Replicate is offered, and the caller reports it in a remark."""
     source: str
-    """Where the rows come from: "own" or "dtensor"."""
+    """Where the strategies come from: "own" or "dtensor"."""

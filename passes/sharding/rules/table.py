@@ -1,6 +1,6 @@
-"""Our own table of rules, by op: what DTensor's strategies lack, or answer for another purpose.
+"""Stretto's own sharding rules, by op: for ops that DTensor does not cover, or covers for another purpose.
 
-Pointwise ops and matrix products are DTensor's; `also` adds the partial sums that they let through and DTensor omits.
+Pointwise ops and matrix products are DTensor's; `extra_strategies` adds the partial-sum strategies that DTensor omits.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from . import block, factories, images, indexing, pointwise, reductions, statistics, views
 from .builders import Rule, linear
 from .call import Call
-from .strategy import Row
+from .strategy import Strategy
 
 TABLE: dict[str, Rule] = {
     **views.TABLE,
@@ -20,7 +20,7 @@ TABLE: dict[str, Rule] = {
     **images.TABLE,
     **statistics.TABLE,
 }
-"""The rule of each op that we answer ourselves."""
+"""The sharding rule of each op; ops that are not here are looked up in DTensor."""
 
 _LINEAR_OPERANDS: dict[str, tuple[str, ...]] = {
     "aten.where.self": ("self", "other"),
@@ -32,8 +32,8 @@ _LINEAR_OPERANDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def also(call: Call) -> list[Row]:
-    """Rows to add to DTensor's: the operands in which a pointwise op is linear may together be partial sums."""
+def extra_strategies(call: Call) -> list[Strategy]:
+    """Strategies to add to DTensor's: the operands in which a pointwise op is linear may together be partial sums."""
     operands = _LINEAR_OPERANDS.get(call.op, ())
     if call.op in ("aten.masked_fill.Scalar",) and call.operands["value"] == 0:
         operands = ("self",)

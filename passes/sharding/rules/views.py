@@ -1,6 +1,6 @@
 """Rules of ops that move, cut or copy elements without computing: views, copies, concatenation, padding.
 
-A dim that the op leaves whole may be sharded; all these ops are linear, and most let any partial through.
+A dim that the op does not cut may be sharded; all these ops are linear, and most pass any partial through.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from collections.abc import Iterable
 from math import prod
 
 from ....ir.placement import Partial
-from .builders import P, R, Rule, dim, everywhere, linear, moved, row
+from .builders import P, R, Rule, dim, linear, moved_dims, strategy, uniform
 from .call import Call
-from .strategy import Row, Tie
+from .strategy import Strategy, Tie
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def same(call: Call) -> list[Row]:
-    """clone, alias, detach: output and input lie alike."""
-    return moved(call, ((d, d) for d in range(len(call.inputs[0].shape))))
+def same(call: Call) -> list[Strategy]:
+    """clone, alias, detach: output and input have the same placement."""
+    return moved_dims(call, ((d, d) for d in range(len(call.inputs[0].shape))))
 
 
-def cast(call: Call) -> list[Row]:
+def cast(call: Call) -> list[Strategy]:
     """_to_copy: as `same`; partial sums pass unless the cast rounds to integers or to bool."""
-    rows = moved(call, ((d, d) for d in range(len(call.inputs[0].shape))))
+    strategies = moved_dims(call, ((d, d) for d in range(len(call.inputs[0].shape))))
     before, after = call.inputs[0].dtype, call.out().dtype
     exact = before == after or after.is_floating_point or after.is_complex
-    return rows if exact else [found for found in rows if P not in found.inputs]
+    return strategies if exact else [candidate for candidate in strategies if P not in candidate.inputs]
 
 
 def dim_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[Group]:
-    """The finest split of a reshape into groups of dims (of `before`, of `after`) with equal products; 1s are left out.
+    """The finest split of a reshape into groups of dims (of `before`, of `after`) with equal products; without 1s.
 
     >>> dim_groups((2, 6, 12), (12, 3, 4))
     [((0, 1), (0,)), ((2,), (1, 2))]
@@ -39,47 +39,49 @@ def dim_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[Group]:
     right = [d for d, n in enumerate(after) if n != 1]
     groups: list[Group] = []
     while left and right:
-        here, there = [left.pop(0)], [right.pop(0)]
-        while (have := prod(before[d] for d in here)) != (want := prod(after[d] for d in there)):
-            grow, rest = (here, left) if have < want else (there, right)
+        before_dims, after_dims = [left.pop(0)], [right.pop(0)]
+        while (before_product := prod(before[d] for d in before_dims)) != (
+            after_product := prod(after[d] for d in after_dims)
+        ):
+            grow, rest = (before_dims, left) if before_product < after_product else (after_dims, right)
             if not rest:
                 return groups
             grow.append(rest.pop(0))
-        groups.append((tuple(here), tuple(there)))
+        groups.append((tuple(before_dims), tuple(after_dims)))
     return groups
 
 
-def reshape(call: Call) -> list[Row]:
-    """view, reshape: of each group of dims the leading one may be sharded, where chunks break at the same places."""
+def reshape(call: Call) -> list[Strategy]:
+    """view, reshape: of each group of dims the leading one may be sharded, where chunk boundaries coincide."""
     before, after = call.inputs[0].shape, call.out().shape
     if 0 in before:
         return []
-    rows = moved(call, ())
-    for here, there in dim_groups(before, after):
-        a, b = here[0], there[0]
-        tie = Tie(before[a], prod(before[d] for d in here[1:]), after[b], prod(after[d] for d in there[1:]))
-        rows.append(row([b], [a], ties=() if before[a] == after[b] else (tie,)))
-    return rows
+    strategies = moved_dims(call, ())
+    for before_dims, after_dims in dim_groups(before, after):
+        a, b = before_dims[0], after_dims[0]
+        tie = Tie(before[a], prod(before[d] for d in before_dims[1:]), after[b], prod(after[d] for d in after_dims[1:]))
+        strategies.append(strategy([b], [a], ties=() if before[a] == after[b] else (tie,)))
+    return strategies
 
 
-def expand(call: Call) -> list[Row]:
-    """expand: kept dims as they are; a dim made by repetition may be cut on the output alone."""
+def expand(call: Call) -> list[Strategy]:
+    """expand: kept dims as they are; a repeated dim may be sharded on the output alone."""
     before, after = call.inputs[0].shape, call.out().shape
     new = len(after) - len(before)
-    rows = moved(call, ())
+    strategies = moved_dims(call, ())
     for d, extent in enumerate(after):
         kept = d >= new and before[d - new] == extent
-        rows.append(row([d], [d - new if kept else None]))
-    return rows
+        strategies.append(strategy([d], [d - new if kept else None]))
+    return strategies
 
 
-def permute(call: Call) -> list[Row]:
+def permute(call: Call) -> list[Strategy]:
     """permute."""
     rank = len(call.inputs[0].shape)
-    return moved(call, ((dim(d, rank), place) for place, d in enumerate(call.integers("dims"))))
+    return moved_dims(call, ((dim(d, rank), position) for position, d in enumerate(call.integers("dims"))))
 
 
-def transpose(call: Call) -> list[Row]:
+def transpose(call: Call) -> list[Strategy]:
     """transpose.int and t (which swaps the two dims of a matrix)."""
     rank = len(call.inputs[0].shape)
     first, second = (0, rank - 1) if "dim0" not in call.operands else (call.integer("dim0"), call.integer("dim1"))
@@ -87,107 +89,111 @@ def transpose(call: Call) -> list[Row]:
     if rank:
         first, second = dim(first, rank), dim(second, rank)
         order[first], order[second] = second, first
-    return moved(call, ((d, place) for place, d in enumerate(order)))
+    return moved_dims(call, ((d, position) for position, d in enumerate(order)))
 
 
-def squeezed(call: Call) -> list[Row]:
+def squeezed(call: Call) -> list[Strategy]:
     """squeeze and unsqueeze: the dims of extent above 1 keep their order."""
-    here = [d for d, n in enumerate(call.inputs[0].shape) if n != 1]
-    there = [d for d, n in enumerate(call.out().shape) if n != 1]
-    return moved(call, zip(here, there, strict=True))
+    before_dims = [d for d, n in enumerate(call.inputs[0].shape) if n != 1]
+    after_dims = [d for d, n in enumerate(call.out().shape) if n != 1]
+    return moved_dims(call, zip(before_dims, after_dims, strict=True))
 
 
-def _others(call: Call, acted: Iterable[int]) -> list[Row]:
-    """Rows of an op that keeps its dims and works along `acted` only; operands and outputs lie alike."""
+def _other_dims(call: Call, acted: Iterable[int]) -> list[Strategy]:
+    """Strategies of an op that keeps its dims and acts on `acted` only; all placements are the same."""
     rank = len(call.inputs[0].shape)
     gone = {dim(d, rank) for d in acted}
-    return moved(call, ((d, d) for d in range(rank) if d not in gone))
+    return moved_dims(call, ((d, d) for d in range(rank) if d not in gone))
 
 
-def cut(call: Call) -> list[Row]:
-    """slice, split: every dim but the one cut; that one too where nothing is cut away."""
+def sliced(call: Call) -> list[Strategy]:
+    """slice, split: every dim but the sliced one; that one too where the slice is the whole."""
     whole = len(call.outputs) == 1 and call.out().shape == call.inputs[0].shape
-    return _others(call, () if whole else (call.integer("dim"),))
+    return _other_dims(call, () if whole else (call.integer("dim"),))
 
 
-def dropped(call: Call) -> list[Row]:
-    """select, unbind: one dim goes."""
+def dropped(call: Call) -> list[Strategy]:
+    """select, unbind: every dim but the one that is removed."""
     rank = len(call.inputs[0].shape)
-    gone = dim(call.integer("dim"), rank)
-    return moved(call, ((d, d - (d > gone)) for d in range(rank) if d != gone))
+    dropped_dim = dim(call.integer("dim"), rank)
+    return moved_dims(call, ((d, d - (d > dropped_dim)) for d in range(rank) if d != dropped_dim))
 
 
-def slice_backward(call: Call) -> list[Row]:
-    """slice_backward: the gradient of a slice set into zeros."""
-    return _sums_only(_others(call, (call.integer("dim"),)))
+def slice_backward(call: Call) -> list[Strategy]:
+    """slice_backward: the gradient of a slice, with zeros around it."""
+    return _sums_only(_other_dims(call, (call.integer("dim"),)))
 
 
-def select_backward(call: Call) -> list[Row]:
-    """select_backward: the gradient of a select set into zeros."""
+def select_backward(call: Call) -> list[Strategy]:
+    """select_backward: the gradient of a select, with zeros around it."""
     rank = len(call.out().shape)
     new = dim(call.integer("dim"), rank)
-    rows = [row([d], [d - (d > new)]) for d in range(rank) if d != new]
-    return [*rows, everywhere(call, P, P)]
+    strategies = [strategy([d], [d - (d > new)]) for d in range(rank) if d != new]
+    return [*strategies, uniform(call, P, P)]
 
 
-def slice_scatter(call: Call) -> list[Row]:
-    """slice_scatter: a slice set into a tensor."""
-    return _others(call, (call.integer("dim"),))
+def slice_scatter(call: Call) -> list[Strategy]:
+    """slice_scatter: every dim but the sliced one."""
+    return _other_dims(call, (call.integer("dim"),))
 
 
-def select_scatter(call: Call) -> list[Row]:
-    """select_scatter: one index of a dim set into a tensor."""
+def select_scatter(call: Call) -> list[Strategy]:
+    """select_scatter: every dim but the selected one."""
     rank = len(call.out().shape)
-    gone = dim(call.integer("dim"), rank)
-    return [row([d], [d, d - (d > gone)]) for d in range(rank) if d != gone] + moved(call, ())
+    selected = dim(call.integer("dim"), rank)
+    return [strategy([d], [d, d - (d > selected)]) for d in range(rank) if d != selected] + moved_dims(call, ())
 
 
-def cat(call: Call) -> list[Row]:
-    """cat: all parts lie alike; the empty 1-d tensors that it ignores are replicated."""
+def cat(call: Call) -> list[Strategy]:
+    """cat: all parts have the same placement; the empty 1-d tensors that it ignores are replicated."""
     rank = len(call.out().shape)
     along = dim(call.integer("dim"), rank)
-    real = [len(meta.shape) == rank and meta.shape != (0,) for meta in call.inputs]
-    rows = [row([d], [d if counts else R for counts in real]) for d in range(rank) if d != along]
-    return rows + moved(call, ())
+    has_elements = [len(meta.shape) == rank and meta.shape != (0,) for meta in call.inputs]
+    strategies = [
+        strategy([d], [d if concatenated else R for concatenated in has_elements]) for d in range(rank) if d != along
+    ]
+    return strategies + moved_dims(call, ())
 
 
-def stack(call: Call) -> list[Row]:
-    """stack: all parts lie alike."""
+def stack(call: Call) -> list[Strategy]:
+    """stack: all parts have the same placement."""
     rank = len(call.out().shape)
     new = dim(call.integer("dim"), rank)
-    return moved(call, ((d - (d > new), d) for d in range(rank) if d != new))
+    return moved_dims(call, ((d - (d > new), d) for d in range(rank) if d != new))
 
 
-def pad(call: Call) -> list[Row]:
+def pad(call: Call) -> list[Strategy]:
     """constant_pad_nd: the dims that are not padded; a partial sum where the padding is zero."""
     rank = len(call.inputs[0].shape)
     amounts = call.integers("pad")
     padded = {rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
-    rows = [everywhere(call, d, d) for d in range(rank) if d not in padded]
-    return rows + ([linear(call, "self")] if call.operands["value"] == 0 else [])
+    strategies = [uniform(call, d, d) for d in range(rank) if d not in padded]
+    return strategies + ([linear(call, "self")] if call.operands["value"] == 0 else [])
 
 
-def repeat(call: Call) -> list[Row]:
+def repeat(call: Call) -> list[Strategy]:
     """repeat: the dims that are repeated once."""
     before, after = call.inputs[0].shape, call.out().shape
     new = len(after) - len(before)
-    return moved(call, ((d, d + new) for d in range(len(before)) if call.integers("repeats")[d + new] == 1))
+    return moved_dims(call, ((d, d + new) for d in range(len(before)) if call.integers("repeats")[d + new] == 1))
 
 
-def triangle(call: Call) -> list[Row]:
+def triangle(call: Call) -> list[Strategy]:
     """tril, triu: every dim but the last two."""
-    return _sums_only(_others(call, (-1, -2)))
+    return _sums_only(_other_dims(call, (-1, -2)))
 
 
-def flip(call: Call) -> list[Row]:
-    """flip, roll: the dims that are not turned."""
+def flip(call: Call) -> list[Strategy]:
+    """flip, roll: the dims that are not flipped or rolled."""
     dims = call.integers("dims")
-    return _others(call, dims if dims else range(len(call.inputs[0].shape)))
+    return _other_dims(call, dims if dims else range(len(call.inputs[0].shape)))
 
 
-def _sums_only(rows: list[Row]) -> list[Row]:
-    """Without partial max and min, which the zeros beside the values would spoil."""
-    return [found for found in rows if not any(isinstance(p, Partial) and p != P for p in found.inputs)]
+def _sums_only(strategies: list[Strategy]) -> list[Strategy]:
+    """Without partial max and min, whose reduction the zeros would change."""
+    return [
+        candidate for candidate in strategies if not any(isinstance(p, Partial) and p != P for p in candidate.inputs)
+    ]
 
 
 TABLE: dict[str, Rule] = {
@@ -203,7 +209,7 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("aten.transpose.int", "aten.t.default"), transpose),
     **dict.fromkeys(("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"), squeezed),
     "aten.unsqueeze.default": squeezed,
-    **dict.fromkeys(("aten.slice.Tensor", "aten.split.Tensor", "aten.split_with_sizes.default"), cut),
+    **dict.fromkeys(("aten.slice.Tensor", "aten.split.Tensor", "aten.split_with_sizes.default"), sliced),
     **dict.fromkeys(("aten.select.int", "aten.unbind.int"), dropped),
     "aten.slice_backward.default": slice_backward,
     "aten.select_backward.default": select_backward,

@@ -87,6 +87,7 @@ def everything(arguments: Any) -> Any:
     staged.move()
     facts: dict[str, Any] = {"extra": extra, "loaded": staged.far(trained(2)[0])}
     facts["norms"] = [norm(staged, p) for p in (2.0, 1.0, math.inf)]
+    facts["torch's clipping"] = clipped_by_torch(staged)
     staged.step()
     facts["went on"] = staged.far(trained(3)[0])
     facts["here"] = [has_local_part(parameter) for parameter in staged.model.parameters()]
@@ -104,6 +105,18 @@ def everything(arguments: Any) -> Any:
     again.model.load_state_dict(Two().state_dict())
     facts["state dict"] = again.far(Two())
     return facts
+
+
+def clipped_by_torch(staged: Staged) -> str:
+    """What torch's own clipping says of gradients in stages."""
+    staged.loss().backward()
+    try:
+        nn.utils.clip_grad_norm_(staged.model.parameters(), 0.1)
+    except stretto.StrettoError as error:
+        return str(error)
+    finally:
+        staged.optimizer.zero_grad()
+    return ""
 
 
 def norm(staged: Staged, p: float) -> float:

@@ -48,6 +48,11 @@ def test_the_norm_of_gradients_is_over_all_stages(ranks: list[dict[str, Any]]) -
     assert max(max(rank["norms"]) for rank in ranks) < 1e-12
 
 
+def test_torchs_own_clipping_of_stages_is_refused_with_the_function_to_call(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "E0359" in rank["torch's clipping"] and "stretto.clip_grad_norm_" in rank["torch's clipping"]
+
+
 def test_a_checkpoint_of_stages_goes_on_in_stages_and_on_one_device(ranks: list[dict[str, Any]], folder: Path) -> None:
     assert max(rank["again"] for rank in ranks) < 1e-12
     model = Two()

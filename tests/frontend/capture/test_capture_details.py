@@ -8,9 +8,10 @@ import pytest
 import torch
 from stretto.frontend.capture.call import bind_call
 from stretto.frontend.capture.capture import capture
-from stretto.frontend.captured import Capture, InputKind, Mode, OutputKind, origin_of
+from stretto.frontend.captured import Capture, CaptureError, InputKind, Mode, OutputKind, origin_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from ..running import largest_error, randomize, run_graph, run_reference
 
@@ -238,22 +239,39 @@ def test_a_model_of_fake_tensors_is_captured_without_memory() -> None:
     assert captured.inputs[0].shape == (1 << 17, 1 << 17)
 
 
-def test_a_checkpointed_block_has_the_gradients_of_the_plain_one() -> None:
-    from torch.utils.checkpoint import checkpoint
+class Checkpointed(nn.Module):
+    """A loss behind a linear layer and a checkpointed block."""
 
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.body = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.reentrant = reentrant
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = checkpoint(self.body, x, use_reentrant=False)
-            return result.pow(2).sum()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        result: torch.Tensor = x + checkpoint(self.body, x, use_reentrant=self.reentrant)
+        return result.pow(2).sum()
 
-    model, x = Checkpointed(), torch.randn(4, 3)
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_block_has_the_gradients_of_the_plain_one(reentrant: bool) -> None:
+    model, x = Checkpointed(reentrant=reentrant).double(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     captured = capture(model, (x,), {}, mode=Mode.TRAIN)
-    actual = run_graph(captured, model, [x])
-    model(x).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        assert largest_error(actual[OutputKind.GRADIENT, name], parameter.grad) < 1e-5
+    actual = run_graph(captured, model, [x], {0: torch.tensor(3.0, dtype=torch.float64)})
+    (3 * model(x)).backward()
+    for name, gradient in ((name, p.grad) for name, p in (*model.named_parameters(), ("x", x))):
+        assert gradient is not None
+        assert largest_error(actual[OutputKind.GRADIENT, name], gradient) < 1e-12
+
+
+def test_a_reentrant_checkpoint_whose_parameters_would_get_no_gradient_is_refused() -> None:
+    model = Checkpointed(reentrant=True)
+    model.first.requires_grad_(False)
+    with pytest.raises(CaptureError, match="E0227") as caught:
+        capture(model, (torch.randn(4, 3),), {}, mode=Mode.TRAIN)
+    assert "use_reentrant=False" in caught.value.help
+    assert caught.value.span is not None and "checkpoint(self.body" in caught.value.span.text
+    model.body.requires_grad_(False)
+    model.last = nn.Linear(1, 1)  # not called
+    assert capture(model, (torch.randn(4, 3),), {}, mode=Mode.INFER).outputs

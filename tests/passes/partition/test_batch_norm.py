@@ -41,20 +41,22 @@ def backward(*shape: int) -> tuple[str, list[Tensor], list[Any]]:
     return BACKWARD, [f(*shape), x, weight, mean, variance, saved, deviation], [True, EPS, [True, True, True]]
 
 
-def module_of(op: str, given: list[Tensor], constants: list[Any], images: int, dim: int, *, channels: bool) -> Module:
+def module_of(
+    op: str, operands: list[Tensor], constants: list[Any], images: int, dim: int, *, channels: bool
+) -> Module:
     """One call whose first `images` operands are cut on `dim` over dp, and perhaps channels over tp, partitioned."""
-    wanted = [*given, *torch_op(op)(*given, *constants)]
+    tensors = [*operands, *torch_op(op)(*operands, *constants)]
     module = Module.empty(mesh=MESH)
     types = []
-    for at, tensor in enumerate(wanted):
-        is_image = at < images or at == len(given)
+    for index, tensor in enumerate(tensors):
+        is_image = index < images or index == len(operands)
         on = {"dp": Shard(dim)} if is_image else {}
         on |= {"tp": Shard(1 if is_image else 0)} if channels else {}
         placement = Placement.of(tensor.dim(), dict(on), MESH)
         types.append(to_mlir(TensorType(tensor.dtype, tuple(tensor.shape)).placed(placement, MESH)))
-    main = build_function(module, "main", types[: len(given)])
+    main = build_function(module, "main", types[: len(operands)])
     with context(), mlir.Location.unknown() as loc, mlir.InsertionPoint(entry(main)):
-        results = build(Call(op, (*entry(main).arguments, *constants)), types[len(given) :], loc)
+        results = build(Call(op, (*entry(main).arguments, *constants)), types[len(operands) :], loc)
     finish_function(main, results)
     PassManager([PartitionTensors()]).run(module)
     return module
@@ -71,16 +73,16 @@ def torch_op(name: str) -> Any:
 @pytest.mark.parametrize("make", [forward, backward])
 def test_statistics_are_those_of_the_whole_batch(make: Any, shape: tuple[int, ...], dim: int, channels: bool) -> None:
     torch.manual_seed(6)
-    op, given, constants = make(*shape)
-    module = module_of(op, given, constants, 1 if make is forward else 2, dim, channels=channels)
-    got = run(module, given, padding=Padding.NAN)
-    for mine, want in zip(got, torch_op(op)(*given, *constants), strict=True):
-        torch.testing.assert_close(mine, want, rtol=0, atol=1e-12)
+    op, operands, constants = make(*shape)
+    module = module_of(op, operands, constants, 1 if make is forward else 2, dim, channels=channels)
+    results = run(module, operands, padding=Padding.NAN)
+    for actual, expected in zip(results, torch_op(op)(*operands, *constants), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_one_number_a_channel_crosses_ranks() -> None:
-    op, given, constants = forward(4, 6, 8, 8)
-    module = module_of(op, given, constants, 1, 0, channels=False)
-    calls = [read(each) for each in operations(module.functions()["main"])]
+    op, operands, constants = forward(4, 6, 8, 8)
+    module = module_of(op, operands, constants, 1, 0, channels=False)
+    calls = [read(op) for op in operations(module.functions()["main"])]
     sent = [call for call in calls if call is not None and call.name.startswith("comm.")]
     assert [(call.name, tuple(call.values()[0].type.shape)) for call in sent] == [("comm.all_reduce", (6,))] * 2

@@ -1,4 +1,4 @@
-"""Modules cut over time: the passes of a plan up to tensors that are cut, and what stays joined over time."""
+"""Modules cut into microbatches: the passes of a plan up to local tensors, and the collectives over microbatches."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ from torch import nn
 
 
 class Cut:
-    """A step of a model, whole and cut."""
+    """A step of a model, before and after it is cut for ranks and microbatches."""
 
     def __init__(
-        self, model: nn.Module, inputs: dict[str, Any], plan: str, mode: Mode = Mode.TRAIN, *, waits: bool = False
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        plan: str,
+        mode: Mode = Mode.TRAIN,
+        *,
+        delay_reductions: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.plan = Plan.parse(plan, "a.plan")
@@ -34,17 +40,18 @@ class Cut:
         buffers = dict(model.named_buffers(remove_duplicate=False))
         self.whole = to_module(step, owners, floats=Floats.FLOAT64, buffers=buffers)
         self.cut = Module.parse(self.whole.text())
-        passes = default_pipeline(PipelineConfig(self.plan, delay_reductions=waits, follow_precision=False))
-        last = next(i for i, each in enumerate(passes) if isinstance(each, LowerIdioms))
+        config = PipelineConfig(self.plan, delay_reductions=delay_reductions, follow_precision=False)
+        passes = default_pipeline(config)
+        last = next(i for i, step in enumerate(passes) if isinstance(step, LowerIdioms))
         self.remarks: list[Remark] = PassManager(passes[: last + 2]).run(self.cut)
 
     def collectives(self, function: str = "") -> list[tuple[str, tuple[str, ...]]]:
-        """The collectives over time, of all functions or of one: what each does, and over which axes."""
-        found = []
+        """The collectives over microbatches, in all functions or in one: the kind and the axes of each."""
+        collectives = []
         for name, body in self.cut.functions().items():
             for op in operations(body):
                 if op.operation.name in COLLECTIVES and function in ("", name):
                     axes = tuple(from_attribute(op.attributes["axes"]))
                     if MICROBATCH in axes:
-                        found.append((op.operation.name.removeprefix("comm."), axes))
-        return found
+                        collectives.append((op.operation.name.removeprefix("comm."), axes))
+        return collectives

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Layer(nn.Module):
-    """A residual layer with dropout, which asks for its place in time."""
+    """A residual layer with dropout, which reads its coordinate on the microbatch axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,10 +67,10 @@ def test_each_tasks_collectives_stand_before_work_of_the_other(sharded: tuple[Co
     names = [op.operation.name for op in operations(pair)]
     turns = [turn_of(op) for op in operations(pair)]
     hidden = 0
-    for at, name in enumerate(names):
+    for index, name in enumerate(names):
         if name == "comm.all_reduce_start":
-            end = names.index("comm.wait", at)
-            hidden += {0, 1} <= {turn for turn in turns[max(at - 8, 0) : end] if turn is not None}
+            end = names.index("comm.wait", index)
+            hidden += {0, 1} <= {turn for turn in turns[max(index - 8, 0) : end] if turn is not None}
     assert hidden and turns.index(1) < len(turns) - 1 - turns[::-1].index(0)
 
 
@@ -86,8 +86,10 @@ def test_values_are_kept_masks_of_dropout_too(sharded: tuple[Compiled, dict[str,
     assert check(program.program).passed
 
 
-def test_without_collectives_nothing_is_interleaved_and_that_is_said() -> None:
+def test_without_collectives_nothing_is_interleaved_and_a_remark_says_so() -> None:
     program, texts = compiled(1)
     assert "overlap_" not in texts["order-tasks"]
-    said = [str(each.remarks) for each in [run.report for run in program.runs] if "no collective to hide" in str(each)]
-    assert said and check(program.program).passed
+    reports = [
+        str(report.remarks) for report in [run.report for run in program.runs] if "no collective to hide" in str(report)
+    ]
+    assert reports and check(program.program).passed

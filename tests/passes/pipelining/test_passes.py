@@ -23,25 +23,25 @@ SCHEDULES = ("gpipe", "1f1b", "zb-h1", "zb-h2", "zb-auto", "forward-only")
 
 def ordered(items: str, stages: int = 2) -> Module:
     """The toy in order."""
-    module, said = toy(stages), plan(items, stages)
-    PassManager([CutStages(said), SplitSegments(said), OrderTasks(said)]).run(module)
+    module, the_plan = toy(stages), plan(items, stages)
+    PassManager([CutStages(the_plan), SplitSegments(the_plan), OrderTasks(the_plan)]).run(module)
     return module
 
 
-def tasks(module: Module, at: int) -> list[str]:
+def tasks(module: Module, coordinate: int) -> list[str]:
     """The calls of an entry, each with its microbatch."""
-    return [f"{callee(op)}:{microbatch_of(op)}" for op in operations(entries(module)[at]) if callee(op)]
+    return [f"{callee(op)}:{microbatch_of(op)}" for op in operations(entries(module)[coordinate]) if callee(op)]
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb-h1", "zb-h2", "zb-auto"])
 def test_every_step_of_the_way_keeps_loss_and_gradients(schedule: str) -> None:
-    said = plan(f'schedule {schedule} split "down"')
+    the_plan = plan(f'schedule {schedule} split "down"')
     module = toy()
-    for step in (CutStages(said), SplitSegments(said), OrderTasks(said)):
+    for step in (CutStages(the_plan), SplitSegments(the_plan), OrderTasks(the_plan)):
         before = Module.parse(module.text())
         PassManager([step]).run(module)
-        found = compare(before, module)
-        assert found.is_equal and found.error < 1e-12
+        comparison = compare(before, module)
+        assert comparison.is_equal and comparison.error < 1e-12
     assert compare(toy(), module).is_equal
 
 
@@ -52,9 +52,9 @@ def test_full_backwards_stay_whole_where_no_task_is_w() -> None:
 
 def test_gradients_of_weights_come_when_the_schedule_says() -> None:
     module = ordered('schedule zb-h1 split "down"')
-    said = tasks(module, 1)
-    assert said.index("input_gradient_1:1") < said.index("weight_gradient_1:1")
-    assert {"weight_gradient_1:0", "weight_gradient_1:1", "input_gradient_1:0"} <= set(said)
+    order = tasks(module, 1)
+    assert order.index("input_gradient_1:1") < order.index("weight_gradient_1:1")
+    assert {"weight_gradient_1:0", "weight_gradient_1:1", "input_gradient_1:0"} <= set(order)
 
 
 def test_a_single_stage_is_a_pipeline_too() -> None:
@@ -64,8 +64,8 @@ def test_a_single_stage_is_a_pipeline_too() -> None:
 
 
 def test_a_segment_takes_only_what_it_reads() -> None:
-    module, said = toy(), plan('schedule zb-h1 split "down"')
-    PassManager([CutStages(said), SplitSegments(said)]).run(module)
+    module, the_plan = toy(), plan('schedule zb-h1 split "down"')
+    PassManager([CutStages(the_plan), SplitSegments(the_plan)]).run(module)
     marked = {segment_of(op): op for op in operations(module.functions()["main"]) if segment_of(op)}
     assert {(Kind.F, 0), (Kind.F, 1), (Kind.B, 1), (Kind.W, 1), (Kind.W, 0)} == set(marked)
     assert len(marked[Kind.W, 0].operands) == 2
@@ -139,16 +139,16 @@ def refused(step: Pass, module: Module) -> StrettoError:
 
 
 def test_passes_say_which_one_must_go_before() -> None:
-    said = plan('schedule 1f1b split "down"')
-    assert refused(SplitSegments(said), toy()).expected == "expected what cut-stages makes"
-    assert refused(OrderTasks(said), toy()).expected == "expected what split-segments makes"
+    the_plan = plan('schedule 1f1b split "down"')
+    assert refused(SplitSegments(the_plan), toy()).expected == "expected what cut-stages makes"
+    assert refused(OrderTasks(the_plan), toy()).expected == "expected what split-segments makes"
     module = toy()
-    CutStages(said).run(module)
-    SplitSegments(said).run(module)
-    assert "in segments" in refused(SplitSegments(said), module).message
-    OrderTasks(said).run(module)
-    for each in (CutStages(said), SplitSegments(said), OrderTasks(said)):
-        assert "entries of their own" in refused(each, module).message
+    CutStages(the_plan).run(module)
+    SplitSegments(the_plan).run(module)
+    assert "in segments" in refused(SplitSegments(the_plan), module).message
+    OrderTasks(the_plan).run(module)
+    for step in (CutStages(the_plan), SplitSegments(the_plan), OrderTasks(the_plan)):
+        assert "entries of their own" in refused(step, module).message
 
 
 def test_all_passes_are_given_one_plan() -> None:

@@ -21,8 +21,8 @@ def test_collectives_and_receives_that_begin_early_keep_the_values_and_the_order
     assert compare(captured(), module).is_equal
 
 
-def test_receives_are_told_in_remarks_with_the_stage_that_they_are_from() -> None:
+def test_remarks_on_receives_name_the_stage_that_sends() -> None:
     module = in_order()
-    remarks = [str(each) for each in PassManager([HoistCollectives(), StartCollectives()]).run(module)]
-    assert any("receive from pp=1 runs beside other work" in each for each in remarks)
-    assert any("receive from pp=0 stays exposed" in each for each in remarks)
+    remarks = [str(remark) for remark in PassManager([HoistCollectives(), StartCollectives()]).run(module)]
+    assert any("receive from pp=1 runs beside other work" in remark for remark in remarks)
+    assert any("receive from pp=0 stays exposed" in remark for remark in remarks)

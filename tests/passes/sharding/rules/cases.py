@@ -14,7 +14,7 @@ from .nn_reference import OPS
 EPS = 1e-5
 GROUPS = torch.tensor([2, 3, 7])
 register("transformers")
-Made = tuple[str, tuple[Any, ...], dict[str, Any]]
+CallParts = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
 def f(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def _attention_backward(heads: int, key_heads: int, mask: Tensor | None, causal:
     return f(3, heads, 5, 4), q, k, v, out, lse, *rest
 
 
-def _cpu_attention(mask: Tensor | None, causal: bool) -> Made:
+def _cpu_attention(mask: Tensor | None, causal: bool) -> CallParts:
     q = f(3, 5, 6, 4)
     kwargs = {} if mask is None else {"attn_mask": mask}
     return (
@@ -53,7 +53,7 @@ def _cpu_attention(mask: Tensor | None, causal: bool) -> Made:
     )
 
 
-def _cpu_attention_backward(mask: Tensor | None, causal: bool) -> Made:
+def _cpu_attention_backward(mask: Tensor | None, causal: bool) -> CallParts:
     _, (q, k, v, p, _), kwargs = _cpu_attention(mask, causal)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, p, causal, **kwargs)
     name = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
@@ -81,7 +81,7 @@ def _cross_entropy_backward() -> tuple[Any, ...]:
     return f(1)[0], logits, labels, OPS["nn.cross_entropy"](logits, labels, -100)[2], -100
 
 
-def _softmax_backward(op: str) -> Made:
+def _softmax_backward(op: str) -> CallParts:
     y = f(3, 5, 4).softmax(1)
     return op, (f(3, 5, 4), y.log() if "log" in op else y, 1, torch.float64), {}
 
@@ -92,28 +92,28 @@ def _max_pool_backward() -> tuple[Any, ...]:
     return f(*y.shape), x, [2, 2], [2, 2], [0, 0], [1, 1], False, where
 
 
-def _convolution(transposed: bool = False, groups: int = 1, bias: bool = True) -> Made:
+def _convolution(transposed: bool = False, groups: int = 1, bias: bool = True) -> CallParts:
     weight = f(4, 6 // groups, 3, 3) if transposed else f(6, 4 // groups, 3, 3)
     spaces = [1, 1], [1, 1], [1, 1], transposed, [0, 0], groups
     return "aten.convolution.default", (f(3, 4, 5, 5), weight, f(6) if bias else None, *spaces), {}
 
 
-def _convolution_backward(transposed: bool = False, groups: int = 1, mask: tuple[bool, ...] = (True,) * 3) -> Made:
+def _convolution_backward(transposed: bool = False, groups: int = 1, mask: tuple[bool, ...] = (True,) * 3) -> CallParts:
     _, (x, weight, _, *spaces), _ = _convolution(transposed, groups)
     return "aten.convolution_backward.default", (f(3, 6, 5, 5), x, weight, [6], *spaces, list(mask)), {}
 
 
-def _group_norm_backward(mask: tuple[bool, ...] = (True,) * 3) -> Made:
+def _group_norm_backward(mask: tuple[bool, ...] = (True,) * 3) -> CallParts:
     x, weight = f(3, 6, 5), f(6)
     _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, None, 3, 6, 5, 3, EPS)
     return "aten.native_group_norm_backward.default", (f(3, 6, 5), x, mean, rstd, weight, 3, 6, 5, 3, list(mask)), {}
 
 
-def _batch_norm_backward(train: bool) -> Made:
-    x, rest = f(3, 6, 5), (f(6), f(6).abs())
+def _batch_norm_backward(train: bool) -> CallParts:
+    x, running = f(3, 6, 5), (f(6), f(6).abs())
     saved = (x.mean((0, 2)), (x.var((0, 2), correction=0) + EPS).rsqrt()) if train else (f(0), f(0))
-    given = (f(3, 6, 5), x, f(6), *rest, *saved, train, EPS, [True, True, True])
-    return "aten.native_batch_norm_backward.default", given, {}
+    args = (f(3, 6, 5), x, f(6), *running, *saved, train, EPS, [True, True, True])
+    return "aten.native_batch_norm_backward.default", args, {}
 
 
 _VIEWS: dict[str, tuple[Tensor, list[int]]] = {
@@ -306,7 +306,7 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nn.cross_entropy_backward": _cross_entropy_backward,
 }
 
-_MORE: dict[str, Callable[[], Made]] = {
+_MORE: dict[str, Callable[[], CallParts]] = {
     "cast of floats": lambda: ("aten._to_copy.default", (f(3, 5),), {"dtype": torch.float64}),
     "cast of ints": lambda: ("aten._to_copy.default", (ints(9, 3, 5),), {"dtype": torch.float64}),
     "cast to ints": lambda: ("aten._to_copy.default", (f(3, 5),), {"dtype": torch.int64}),
@@ -379,15 +379,15 @@ _MORE: dict[str, Callable[[], Made]] = {
 }  # fmt: skip
 
 
-def _case(op: str, make: Callable[[], tuple[Any, ...]]) -> Callable[[], Made]:
+def _case(op: str, make: Callable[[], tuple[Any, ...]]) -> Callable[[], CallParts]:
     return lambda: (op, make(), {})
 
 
-def _view(op: str, given: tuple[Any, ...]) -> Callable[[], Made]:
-    return lambda: (op, given, {})
+def _view(op: str, args: tuple[Any, ...]) -> Callable[[], CallParts]:
+    return lambda: (op, args, {})
 
 
-CASES: dict[str, Callable[[], Made]] = {
+CASES: dict[str, Callable[[], CallParts]] = {
     **{op: _case(op, make) for op, make in _ATEN.items()},
     **{
         f"{op} {name}": _view(op, given)
@@ -396,4 +396,4 @@ CASES: dict[str, Callable[[], Made]] = {
     },
     **_MORE,
 }
-"""By name: what makes an op, its operands and its keyword operands."""
+"""By name: a function that returns the op, its operands and its keyword operands."""

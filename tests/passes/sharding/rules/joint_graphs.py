@@ -174,10 +174,10 @@ def calls(name: str) -> list[Recorded]:
     return list(recorder.calls.values())
 
 
-def _value(desc: Any, module: nn.Module, given: list[Tensor]) -> Tensor:
+def _value(desc: Any, module: nn.Module, inputs: list[Tensor]) -> Tensor:
     """What a placeholder stands for."""
     if isinstance(desc, ParamAOTInput):
         return module.get_parameter(desc.target).detach()
     if isinstance(desc, BufferAOTInput):
         return module.get_buffer(desc.target)
-    return given[desc.idx] if isinstance(desc, PlainAOTInput) else torch.ones((), dtype=torch.float64)
+    return inputs[desc.idx] if isinstance(desc, PlainAOTInput) else torch.ones((), dtype=torch.float64)

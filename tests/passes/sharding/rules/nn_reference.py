@@ -30,7 +30,7 @@ def _repeated(heads: Tensor, group: int) -> Tensor:
 
 
 def _tensors(results: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    return tuple(each for each in results if each is not None)
+    return tuple(result for result in results if result is not None)
 
 
 OPS: dict[str, Callable[..., Any]] = {

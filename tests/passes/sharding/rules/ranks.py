@@ -1,6 +1,6 @@
-"""Run one call on several ranks under a row, and put the results together again.
+"""Run one call on several ranks under a sharding strategy, and reassemble the global results.
 
-Padding that the row sets no value for is poison: NaN, or an index out of range.
+Padding for which the strategy has no fill is poison: NaN, or an index out of range.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from stretto.ir.placement import AxisPlacement, Reduce, Replicate, Shard, chunk_size
 from stretto.passes.partition.localize import localize
-from stretto.passes.sharding.rules import Lowering, Row
+from stretto.passes.sharding.rules import Lowering, Strategy
 from stretto.passes.sharding.rules.call import overload
 from torch import Tensor
 
@@ -29,9 +29,9 @@ _COMBINE: dict[Reduce, Callable[[Tensor, int], Tensor]] = {
 
 def run(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Results:
     """The results of one call."""
-    found = OPS.get(op) or overload(op)
-    assert found is not None, op
-    result = found(*args, **kwargs)
+    function = OPS.get(op) or overload(op)
+    assert function is not None, op
+    result = function(*args, **kwargs)
     if isinstance(result, (list, tuple)):
         return tuple(result)
     return () if result is None else (result,)
@@ -66,12 +66,12 @@ def scattered(value: Tensor, placement: AxisPlacement, parts: int, fill: float |
     if isinstance(placement, Shard):
         return [_chunk(value, placement.dim, parts, rank, fill) for rank in range(parts)]
     if placement.reduce == Reduce.SUM:
-        rest = [_random_like(value) for _ in range(parts - 1)]
-        return [value - sum(rest, torch.zeros_like(value)), *rest]
+        others = [_random_like(value) for _ in range(parts - 1)]
+        return [value - sum(others, torch.zeros_like(value)), *others]
     sign = 1 if placement.reduce == Reduce.MAX else -1
-    where = torch.arange(value.numel()).reshape(value.shape) % parts
-    off = [sign * _random_like(value).abs() for _ in range(parts)]
-    return [torch.where(where == rank, value, value - off[rank]) for rank in range(parts)]
+    owner = torch.arange(value.numel()).reshape(value.shape) % parts
+    offsets = [sign * _random_like(value).abs() for _ in range(parts)]
+    return [torch.where(owner == rank, value, value - offsets[rank]) for rank in range(parts)]
 
 
 def _random_like(value: Tensor) -> Tensor:
@@ -88,29 +88,31 @@ def _chunk(value: Tensor, dim: int, parts: int, rank: int, fill: float | None) -
     return chunk
 
 
-def gathered(held: list[Tensor], placement: AxisPlacement, shape: torch.Size) -> list[Tensor]:
+def gathered(parts: list[Tensor], placement: AxisPlacement, shape: torch.Size) -> list[Tensor]:
     """The whole value, once for each rank that holds it."""
     if isinstance(placement, Replicate):
-        return held
+        return parts
     if isinstance(placement, Shard):
-        return [torch.cat(held, placement.dim).narrow(placement.dim, 0, shape[placement.dim])]
-    return [_COMBINE[placement.reduce](torch.stack(held), 0)]
+        return [torch.cat(parts, placement.dim).narrow(placement.dim, 0, shape[placement.dim])]
+    return [_COMBINE[placement.reduce](torch.stack(parts), 0)]
 
 
-def run_on_ranks(call: Recorded, row: Row, parts: int) -> list[Results]:
+def run_on_ranks(call: Recorded, strategy: Strategy, parts: int) -> list[Results]:
     """Each rank's results of the call."""
     tensors = list(tensors_of([call.args, call.kwargs]))
-    held = [
-        scattered(t.contiguous(), placement, parts, row.fill(index))
-        for index, (t, placement) in enumerate(zip(tensors, row.inputs, strict=True))
+    parts_of_tensors = [
+        scattered(t.contiguous(), placement, parts, strategy.fill(index))
+        for index, (t, placement) in enumerate(zip(tensors, strategy.inputs, strict=True))
     ]
-    locals_ = []
+    local_calls = []
     for rank in range(parts):
-        args, kwargs = with_tensors([call.args, call.kwargs], iter([each[rank] for each in held]))
-        locals_.append(localize(call.op, args, kwargs, to_metas(call.outputs), row, parts))
-    if row.lowering is None:
-        return [run(*local) for local in locals_]
-    return LOWERINGS[call.op, row.lowering](locals_)
+        args, kwargs = with_tensors(
+            [call.args, call.kwargs], iter([parts_of_tensor[rank] for parts_of_tensor in parts_of_tensors])
+        )
+        local_calls.append(localize(call.op, args, kwargs, to_metas(call.outputs), strategy, parts))
+    if strategy.lowering is None:
+        return [run(*local) for local in local_calls]
+    return LOWERINGS[call.op, strategy.lowering](local_calls)
 
 
 Locals = list[tuple[str, tuple[Any, ...], dict[str, Any]]]

@@ -1,4 +1,4 @@
-"""DTensor's private tables: they are where we look, they say what we read, and all that we take of them holds."""
+"""DTensor's private tables: they are where Stretto reads them, and every strategy taken from them is valid."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def test_the_two_tables_are_there_and_large() -> None:
 @pytest.mark.parametrize(
     ("op", "single"), [("aten.mul.Tensor", True), ("aten.mm.default", True), ("aten.dot.default", False)]
 )
-def test_an_op_is_in_the_table_that_we_think(op: str, single: bool) -> None:
+def test_an_op_is_in_the_expected_table(op: str, single: bool) -> None:
     assert (overload(op) in DTensor._op_dispatcher.sharding_propagator.op_single_dim_strategy_funcs) is single
 
 
-def test_strategies_that_want_placed_operands_are_read_without_a_process_group() -> None:
+def test_strategies_that_expect_placed_operands_are_read_without_a_process_group() -> None:
     assert not torch.distributed.is_initialized()
     meta = to_metas(torch.zeros(6))
     call = bind("aten.dot.default", (meta, meta), {}, (to_metas(torch.zeros(())),))
     assert call is not None
-    assert len(dtensor_rules.rows(call) or ()) > 1
+    assert len(dtensor_rules.dtensor_strategies(call) or ()) > 1
 
 
 def uniform(*shape: int) -> Tensor:
@@ -63,7 +63,7 @@ def pointwise_ops() -> Iterator[torch._ops.OpOverload]:
             yield op
 
 
-def made(op: torch._ops.OpOverload, maker: Maker) -> Recorded | None:
+def recorded(op: torch._ops.OpOverload, maker: Maker) -> Recorded | None:
     """A call with operands of three shapes that broadcast; None where the op does not take them."""
     shapes, args = cycle(SHAPES), []
     for argument in op._schema.arguments:
@@ -83,9 +83,9 @@ def made(op: torch._ops.OpOverload, maker: Maker) -> Recorded | None:
 
 
 @pytest.mark.parametrize("maker", [uniform, small_ints, truths])
-def test_every_row_of_every_pointwise_op_holds(maker: Maker) -> None:
+def test_every_strategy_of_every_pointwise_op_is_valid(maker: Maker) -> None:
     torch.manual_seed(3)
-    calls = [call for op in pointwise_ops() if (call := made(op, maker)) is not None]
+    calls = [call for op in pointwise_ops() if (call := recorded(op, maker)) is not None]
     assert len(calls) > 15
     wrong = [text for call in calls for text in failures(call)]
     assert not wrong, "\n\n".join(wrong)

@@ -1,4 +1,4 @@
-"""What is offered, what is refused, and what an uneven shard needs."""
+"""Which sharding strategies an op has, which it must not have, and what an uneven shard needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stretto.ir.placement import AxisPlacement, Partial, Reduce, Replicate, Shard
-from stretto.passes.sharding.rules import Lowering, Row, Rules, TensorMeta, Tie, rows
+from stretto.passes.sharding.rules import Lowering, OpStrategies, Strategy, TensorMeta, Tie, strategies_for
 
 from .cases import CASES
 from .joint_graphs import Recorded, to_metas
@@ -22,14 +22,14 @@ def t(*shape: int, dtype: torch.dtype = torch.float32) -> TensorMeta:
     return TensorMeta(shape, dtype)
 
 
-def ask(op: str, args: tuple[Any, ...], *outputs: TensorMeta, **kwargs: Any) -> Rules:
-    """The rules of one call."""
-    return rows(op, args, kwargs, outputs)
+def ask(op: str, args: tuple[Any, ...], *outputs: TensorMeta, **kwargs: Any) -> OpStrategies:
+    """The strategies of one call."""
+    return strategies_for(op, args, kwargs, outputs)
 
 
-def text(row: Row) -> str:
-    """A row as "outputs <- inputs": R, S0, P."""
-    return f"{' '.join(map(_short, row.outputs))} <- {' '.join(map(_short, row.inputs))}".strip()
+def text(strategy: Strategy) -> str:
+    """A strategy as "outputs <- inputs": R, S0, P."""
+    return f"{' '.join(map(_short, strategy.outputs))} <- {' '.join(map(_short, strategy.inputs))}".strip()
 
 
 def _short(placement: AxisPlacement | None) -> str:
@@ -79,16 +79,16 @@ PINNED: Mapping[str, tuple[tuple[Any, ...], tuple[TensorMeta, ...], set[str]]] =
 
 
 @pytest.mark.parametrize("op", PINNED)
-def test_an_op_offers_exactly_these_rows(op: str) -> None:
-    args, outputs, want = PINNED[op]
-    assert {text(row) for row in ask(op, args, *outputs).rows} == want
+def test_an_op_has_exactly_these_strategies(op: str) -> None:
+    args, outputs, expected = PINNED[op]
+    assert {text(strategy) for strategy in ask(op, args, *outputs).strategies} == expected
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_first_row_is_all_replicate(name: str) -> None:
+def test_the_first_strategy_is_all_replicate(name: str) -> None:
     op, args, kwargs = CASES[name]()
     outputs = tuple(None if out is None else to_metas(out) for out in run(op, args, kwargs))
-    first = rows(op, to_metas(args), to_metas(kwargs), outputs).rows[0]
+    first = strategies_for(op, to_metas(args), to_metas(kwargs), outputs).strategies[0]
     assert all(placement == Replicate() for placement in first.inputs)
     assert all(placement in (Replicate(), None) for placement in first.outputs)
 
@@ -98,25 +98,28 @@ def test_the_first_row_is_all_replicate(name: str) -> None:
 )
 def test_an_op_that_is_not_linear_takes_no_partial_sum(op: str) -> None:
     args = (t(4, 6), 1.0) if op.endswith("Scalar") else (t(4, 6),)
-    found = ask(op, args, t(4, 6))
-    assert found.known
-    assert all(SUM not in row.inputs for row in found.rows)
+    answer = ask(op, args, t(4, 6))
+    assert answer.known
+    assert all(SUM not in strategy.inputs for strategy in answer.strategies)
 
 
 def test_a_cast_that_rounds_takes_no_partial_sum() -> None:
-    found = ask("aten._to_copy.default", (t(4),), t(4, dtype=torch.int64), dtype=torch.int64)
-    assert all(SUM not in row.inputs for row in found.rows)
+    answer = ask("aten._to_copy.default", (t(4),), t(4, dtype=torch.int64), dtype=torch.int64)
+    assert all(SUM not in strategy.inputs for strategy in answer.strategies)
 
 
 def test_a_dim_of_one_element_is_never_sharded() -> None:
-    assert {text(row) for row in ask("aten.exp.default", (t(1, 6),), t(1, 6)).rows} == {"R <- R", "S1 <- S1"}
+    assert {text(strategy) for strategy in ask("aten.exp.default", (t(1, 6),), t(1, 6)).strategies} == {
+        "R <- R",
+        "S1 <- S1",
+    }
 
 
 @pytest.mark.parametrize("op", ["aten.nothing.default", "elsewhere.op.default", "aten.rand.default", "nonsense"])
-def test_an_op_without_a_rule_is_replicated_and_said_to_be_unknown(op: str) -> None:
-    found = ask(op, ([4, 6],), t(4, 6))
-    assert not found.known
-    assert [text(row) for row in found.rows] == ["R <-"]
+def test_an_op_without_a_rule_is_replicated_and_marked_unknown(op: str) -> None:
+    answer = ask(op, ([4, 6],), t(4, 6))
+    assert not answer.known
+    assert [text(strategy) for strategy in answer.strategies] == ["R <-"]
 
 
 def test_dropout_is_unknown_because_its_mask_depends_on_the_rank() -> None:
@@ -124,12 +127,16 @@ def test_dropout_is_unknown_because_its_mask_depends_on_the_rank() -> None:
 
 
 def test_an_unknown_op_has_as_many_inputs_as_tensors_were_given() -> None:
-    assert len(ask("elsewhere.op.default", ([t(4), t(4)], t(6)), t(4)).rows[0].inputs) == 3
+    assert len(ask("elsewhere.op.default", ([t(4), t(4)], t(6)), t(4)).strategies[0].inputs) == 3
 
 
-def test_rows_that_need_a_lowering_of_their_own_say_which() -> None:
+def test_strategies_that_need_a_lowering_name_it() -> None:
     needs = {
-        name: {text(row): row.lowering for row in ask(name, PINNED[name][0], *PINNED[name][1]).rows if row.lowering}
+        name: {
+            text(strategy): strategy.lowering
+            for strategy in ask(name, PINNED[name][0], *PINNED[name][1]).strategies
+            if strategy.lowering
+        }
         for name in ("aten.embedding.default", "nn.cross_entropy", "aten.mm.default")
     }
     assert needs == {
@@ -139,40 +146,48 @@ def test_rows_that_need_a_lowering_of_their_own_say_which() -> None:
     }
 
 
-def test_a_tie_asks_that_chunks_break_at_the_same_places() -> None:
+def test_a_tie_holds_where_chunk_boundaries_coincide() -> None:
     heads = Tie(24, 1, 6, 4)
     assert [parts for parts in range(1, 9) if heads.holds(parts)] == [1, 2, 3, 6, 7]
 
 
 def test_a_view_into_heads_is_legal_only_where_heads_are_cut_whole() -> None:
-    found = ask("aten.view.default", (t(2, 24), [2, 6, 4]), t(2, 6, 4))
-    heads = next(row for row in found.rows if text(row) == "S1 <- S1")
+    answer = ask("aten.view.default", (t(2, 24), [2, 6, 4]), t(2, 6, 4))
+    heads = next(strategy for strategy in answer.strategies if text(strategy) == "S1 <- S1")
     assert heads.legal(3)
     assert not heads.legal(4)
 
 
 def test_a_contraction_wants_zeros_as_padding_and_an_extreme_its_infinity() -> None:
-    mm = next(row for row in ask("aten.mm.default", (t(4, 5), t(5, 8)), t(4, 8)).rows if text(row) == "P <- S1 S0")
-    amax = next(row for row in ask("aten.amax.default", (t(4, 5), [1]), t(4)).rows if text(row) == "Pmax <- S1")
+    mm = next(
+        strategy
+        for strategy in ask("aten.mm.default", (t(4, 5), t(5, 8)), t(4, 8)).strategies
+        if text(strategy) == "P <- S1 S0"
+    )
+    amax = next(
+        strategy
+        for strategy in ask("aten.amax.default", (t(4, 5), [1]), t(4)).strategies
+        if text(strategy) == "Pmax <- S1"
+    )
     assert mm.fills == (0.0, 0.0)
     assert amax.fill(0) == float("-inf")
 
 
 def test_padding_of_labels_is_the_label_that_does_not_count() -> None:
-    found = ask("nn.cross_entropy", PINNED["nn.cross_entropy"][0], *PINNED["nn.cross_entropy"][1], ignore_index=7)
-    assert next(row for row in found.rows if text(row) == "P P S0 <- S0 S0").fill(1) == 7.0
+    answer = ask("nn.cross_entropy", PINNED["nn.cross_entropy"][0], *PINNED["nn.cross_entropy"][1], ignore_index=7)
+    assert next(strategy for strategy in answer.strategies if text(strategy) == "P P S0 <- S0 S0").fill(1) == 7.0
 
 
-def test_the_check_of_rows_finds_a_wrong_row() -> None:
+def test_the_check_of_strategies_finds_a_wrong_strategy() -> None:
     x = torch.randn(4, 6, dtype=torch.float64)
     call = Recorded("aten.exp.default", (x,), {}, (x.exp(),))
-    wrong = Row((SUM,), (SUM,))
+    wrong = Strategy((SUM,), (SUM,))
     got = gathered([out[0] for out in run_on_ranks(call, wrong, 2) if out[0] is not None], SUM, x.shape)
     assert not torch.allclose(got[0], x.exp())
 
 
-def test_the_check_of_rows_finds_a_missing_fill() -> None:
+def test_the_check_of_strategies_finds_a_missing_fill() -> None:
     x = torch.randn(5, dtype=torch.float64)
     call = Recorded("aten.sum.default", (x,), {}, (x.sum(),))
-    held = [out[0] for out in run_on_ranks(call, Row((SUM,), (Shard(0),)), 2) if out[0] is not None]
-    assert gathered(held, SUM, x.sum().shape)[0].isnan()
+    parts = [out[0] for out in run_on_ranks(call, Strategy((SUM,), (Shard(0),)), 2) if out[0] is not None]
+    assert gathered(parts, SUM, x.sum().shape)[0].isnan()

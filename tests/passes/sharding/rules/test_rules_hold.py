@@ -1,10 +1,10 @@
-"""Every row of every call: cut the operands by the row, run each rank alone, put the results together, compare."""
+"""Every strategy of every call: shard the operands by it, run each rank alone, reassemble the results, compare."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from stretto.passes.sharding.rules import Lowering, Row, Rules, rows
+from stretto.passes.sharding.rules import Lowering, OpStrategies, Strategy, strategies_for
 from torch import Tensor
 
 from .cases import CASES
@@ -12,41 +12,41 @@ from .joint_graphs import MODELS, Recorded, calls, to_metas
 from .ranks import gathered, run, run_on_ranks, tensors_of, with_tensors
 
 
-def rules_of(call: Recorded) -> Rules:
-    """The rules of a recorded call."""
-    return rows(call.op, to_metas(call.args), to_metas(call.kwargs), to_metas(call.outputs))
+def strategies_of(call: Recorded) -> OpStrategies:
+    """The strategies of a recorded call."""
+    return strategies_for(call.op, to_metas(call.args), to_metas(call.kwargs), to_metas(call.outputs))
 
 
 def failures(call: Recorded) -> list[str]:
-    """The rows of the call that give something else than the call on one device, with what they give.
+    """The strategies of the call whose result differs from that of one device, with the difference.
 
-    Statistics that are reduced inside an op are not computed here: `../spmd/test_batch_norm.py` runs what is.
+    Statistics that are reduced inside an op are not computed here: `../../partition/test_batch_norm.py` runs those.
     """
-    found = []
-    for row in rules_of(call).rows:
+    messages = []
+    for strategy in strategies_of(call).strategies:
         for parts in (2, 3):
-            if row.legal(parts) and row.lowering is not Lowering.STATISTICS:
+            if strategy.legal(parts) and strategy.lowering is not Lowering.STATISTICS:
                 try:
-                    _check(call, row, parts)
+                    _check(call, strategy, parts)
                 except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-                    found.append(f"{call} on {parts}: {row}\n{error}")
-    return found
+                    messages.append(f"{call} on {parts}: {strategy}\n{error}")
+    return messages
 
 
-def _check(call: Recorded, row: Row, parts: int) -> None:
-    ranks = run_on_ranks(call, row, parts)
-    for index, (want, placement) in enumerate(zip(call.outputs, row.outputs, strict=True)):
-        if want is None:
+def _check(call: Recorded, strategy: Strategy, parts: int) -> None:
+    ranks = run_on_ranks(call, strategy, parts)
+    for index, (expected, placement) in enumerate(zip(call.outputs, strategy.outputs, strict=True)):
+        if expected is None:
             assert all(results[index] is None for results in ranks)
             continue
-        held = [_tensor(results[index]) for results in ranks]
-        tolerance = 1e-12 * max(1.0, *(largest(t) for t in (want, *held)))
-        for got in gathered(held, placement, want.shape):
-            torch.testing.assert_close(got, want, rtol=0, atol=tolerance, equal_nan=True)
+        rank_results = [_tensor(results[index]) for results in ranks]
+        tolerance = 1e-12 * max(1.0, *(largest(t) for t in (expected, *rank_results)))
+        for actual in gathered(rank_results, placement, expected.shape):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def largest(value: Tensor) -> float:
-    """The largest finite magnitude; partial addends may be far larger than their sum."""
+    """The largest finite magnitude; the terms of a partial sum may be far larger than the sum."""
     return float(value.double().abs().nan_to_num(0, 0, 0).max()) if value.numel() else 0.0
 
 
@@ -56,15 +56,15 @@ def _tensor(value: Tensor | None) -> Tensor:
 
 
 def tamed(call: Recorded) -> Recorded:
-    """The call with finite operands, and what it gives for them."""
-    given = [t.contiguous() for t in tensors_of([call.args, call.kwargs])]
-    finite = [t.nan_to_num(0.5, 3.0, -3.0) if t.is_floating_point() else t for t in given]
+    """The call with finite operands, and its results for them."""
+    tensors = [t.contiguous() for t in tensors_of([call.args, call.kwargs])]
+    finite = [t.nan_to_num(0.5, 3.0, -3.0) if t.is_floating_point() else t for t in tensors]
     args, kwargs = with_tensors([call.args, call.kwargs], iter(finite))
     return Recorded(call.op, args, kwargs, run(call.op, args, kwargs))
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_row_of_every_call_of_a_model_gives_what_one_device_gives(model: str) -> None:
+def test_every_strategy_of_every_call_of_a_model_gives_the_result_of_one_device(model: str) -> None:
     torch.manual_seed(1)
     recorded = [tamed(call) for call in calls(model)]
     wrong = [text for call in recorded for text in failures(call)]
@@ -73,13 +73,13 @@ def test_every_row_of_every_call_of_a_model_gives_what_one_device_gives(model: s
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_op_of_a_model_is_known(model: str) -> None:
-    assert not {call.op for call in calls(model) if not rules_of(call).known}
+    assert not {call.op for call in calls(model) if not strategies_of(call).known}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_row_of_a_case_gives_what_one_device_gives(name: str) -> None:
+def test_every_strategy_of_a_case_gives_the_result_of_one_device(name: str) -> None:
     torch.manual_seed(2)
     op, args, kwargs = CASES[name]()
     call = Recorded(op, args, kwargs, run(op, args, kwargs))
-    assert rules_of(call).known
+    assert strategies_of(call).known
     assert not (wrong := failures(call)), "\n\n".join(wrong)

@@ -3,7 +3,7 @@
 import pytest
 from stretto.dsl import Plan
 from stretto.ir.module import Module
-from stretto.passes.pipelining.settings import note_times, settings_of
+from stretto.passes.pipelining.scheduled_pipeline import note_times, schedule_pipeline
 from stretto.schedules import Costs, Kind, Request, Schedule, ScheduleCode, ScheduleError, generate, prove
 
 WRITTEN = """
@@ -22,7 +22,7 @@ def a_module(argument: str = '{aten.argument = {kind = "tangent"}}') -> Module:
 
 def schedule(items: str, more: str = "", module: Module | None = None) -> Schedule:
     plan = Plan.parse(f"mesh (pp=2, dp=2)\npipeline over pp {{ {items} }}{more}", "a.plan")
-    return settings_of(plan, module or a_module()).schedule
+    return schedule_pipeline(plan, module or a_module()).schedule
 
 
 def refused(items: str, more: str = "") -> ScheduleError:
@@ -33,8 +33,8 @@ def refused(items: str, more: str = "") -> ScheduleError:
 
 def test_a_plan_names_a_schedule_for_the_ranks_of_its_axis() -> None:
     assert schedule("microbatches 4") == generate("1f1b", Request(2, 4))
-    found = schedule("schedule interleaved chunks 3 microbatches 4")
-    assert (found.ranks, found.chunks, found.microbatches) == (2, 3, 4)
+    interleaved = schedule("schedule interleaved chunks 3 microbatches 4")
+    assert (interleaved.ranks, interleaved.chunks, interleaved.microbatches) == (2, 3, 4)
 
 
 def test_a_schedule_of_the_plan_goes_first() -> None:
@@ -44,12 +44,12 @@ def test_a_schedule_of_the_plan_goes_first() -> None:
 
 def test_a_search_is_given_the_times_of_the_plan_else_those_of_the_module() -> None:
     costs = Costs(1, 3, 0.1, 2)
-    wanted = generate("zb-v", Request(2, 4, costs=costs))
-    noted = a_module()
-    note_times(noted, costs)
-    assert schedule("schedule zb-v microbatches 4 times 1, 3, 0.1, 2") == wanted
-    assert schedule("schedule zb-v microbatches 4", module=noted) == wanted
-    assert schedule("schedule zb-v microbatches 4 times 1, 1, 1", module=noted) != wanted
+    expected = generate("zb-v", Request(2, 4, costs=costs))
+    with_times = a_module()
+    note_times(with_times, costs)
+    assert schedule("schedule zb-v microbatches 4 times 1, 3, 0.1, 2") == expected
+    assert schedule("schedule zb-v microbatches 4", module=with_times) == expected
+    assert schedule("schedule zb-v microbatches 4 times 1, 1, 1", module=with_times) != expected
 
 
 def test_an_unknown_schedule_is_shown_where_it_is_named() -> None:

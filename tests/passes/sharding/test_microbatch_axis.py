@@ -1,4 +1,4 @@
-"""A batch cut into microbatches: what the step computes stays, and what microbatches cannot do alone is refused."""
+"""A batch cut into microbatches: the step keeps its values, and what a microbatch cannot compute alone is refused."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def plan(dp: int = 1, tp: int = 1, microbatches: int = 2, more: str = "") -> str
 
 
 def agrees(cut: Cut, **ranges: IntegerRange) -> None:
-    """What the microbatches compute, run as if each had ranks of its own, is what the module computed whole."""
-    found = compare(cut.whole, cut.cut, ranges=ranges)
-    assert found.is_equal, "\n".join(map(str, found.of(Verdict.DIFFERENT)))
-    assert found.error < 1e-9
+    """The cut module, interpreted with one rank for each microbatch, computes the same as the whole module."""
+    comparison = compare(cut.whole, cut.cut, ranges=ranges)
+    assert comparison.is_equal, "\n".join(map(str, comparison.of(Verdict.DIFFERENT)))
+    assert comparison.error < 1e-9
 
 
 def refused(model: nn.Module, inputs: dict[str, Any], mode: Mode = Mode.TRAIN) -> StrettoError:
@@ -50,7 +50,7 @@ DEFAULT = [("gpt", (2, 2, 2)), ("llama", (1, 2, 4)), ("gpt2", (2, 1, 4))]
         for sizes in SIZES
     ],
 )
-def test_a_language_model_is_cut_over_time_and_gradients_are_reduced_once(
+def test_a_language_model_is_cut_into_microbatches_and_gradients_are_reduced_once(
     name: str, sizes: tuple[int, int, int]
 ) -> None:
     dp, tp, microbatches = sizes
@@ -154,7 +154,7 @@ def test_a_penalty_on_weights_counts_once() -> None:
         agrees(Cut(model, rows(), plan(dp)))
 
 
-def test_what_comes_after_the_last_microbatch_may_need_all_of_them() -> None:
+def test_a_result_after_the_last_microbatch_may_depend_on_all_of_them() -> None:
     def loss(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = F.mse_loss(scores, y)
         return mean, mean.detach().exp(), scores.detach().amax()
@@ -186,10 +186,10 @@ def test_a_gradient_is_summed_over_microbatches_before_ranks_scatter_it() -> Non
     assert cut.collectives().count(("all_reduce", ("dp", MICROBATCH))) == 4
 
 
-def test_gradients_that_wait_for_other_steps_are_summed_over_microbatches() -> None:
-    joined = Cut(Rows(F.mse_loss), rows(), plan(2), waits=True).collectives()
+def test_unreduced_gradients_are_summed_over_microbatches() -> None:
+    joined = Cut(Rows(F.mse_loss), rows(), plan(2), delay_reductions=True).collectives()
     assert joined.count(("all_reduce", (MICROBATCH,))) == 4
-    assert joined.count(("all_reduce", ("dp", MICROBATCH))) == 1, "the loss does not wait"
+    assert joined.count(("all_reduce", ("dp", MICROBATCH))) == 1, "the loss is reduced in each step"
 
 
 class Router(nn.Module):
@@ -202,9 +202,9 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         shares = self.router(x).softmax(-1)
-        made = sum(shares[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+        mixed = sum(shares[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
         most = F.one_hot(shares.argmax(-1), 3).to(x.dtype).mean(0)
-        return F.mse_loss(made, y) + (most * shares.mean(0)).sum()
+        return F.mse_loss(mixed, y) + (most * shares.mean(0)).sum()
 
 
 def test_a_batch_norm_that_trains_is_refused_at_its_line() -> None:
@@ -212,7 +212,7 @@ def test_a_batch_norm_that_trains_is_refused_at_its_line() -> None:
     assert error.code == "E0403"
     assert error.message.endswith("in middle.0 takes its statistics of the whole batch")
     assert error.span is not None
-    assert error.span.file.endswith("test_time_axis.py")
+    assert error.span.file.endswith("test_microbatch_axis.py")
     assert "group norm" in error.help
 
 
@@ -272,8 +272,9 @@ def test_a_model_without_a_batch_has_no_microbatches() -> None:
 
 
 def test_remarks_speak_of_microbatches_and_never_of_their_axis() -> None:
-    said = [each.message for each in Cut(Rows(_ignoring, nn.Dropout(0.5)), rows(classes=True), plan(2)).remarks]
-    assert "2 inputs cut into 2 microbatches" in said
-    assert any("over microbatches" in message for message in said)
-    assert not [message for message in said if "over microbatch" in message and "microbatches" not in message]
-    assert not [message for message in said if 'axis "pp"' in message]
+    cut = Cut(Rows(_ignoring, nn.Dropout(0.5)), rows(classes=True), plan(2))
+    messages = [remark.message for remark in cut.remarks]
+    assert "2 inputs cut into 2 microbatches" in messages
+    assert any("over microbatches" in message for message in messages)
+    assert not [message for message in messages if "over microbatch" in message and "microbatches" not in message]
+    assert not [message for message in messages if 'axis "pp"' in message]

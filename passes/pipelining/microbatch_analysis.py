@@ -1,14 +1,15 @@
-"""What each operation of `main` is over the axis of time: once a step, for each microbatch, shared, or summed up.
+"""Classify the operations of `main`: run once a step, for each microbatch, or over all microbatches.
 
-An operation *varies* where an operand does, or where it asks for its place on the axis. A varying operation is
+An operation *varies* over microbatches if an operand does, or if it reads its coordinate on the microbatch axis. A
+varying operation is
 
-- *forward* or *backward* work of a stage, where it needs a parameter (backward: the tangent of the loss too),
-- *light* otherwise: it needs inputs alone, and is done wherever its result is wanted; so is what a backward wants of
-  a forward's values only.
+- *forward* or *backward* work of a stage, if it needs a parameter (backward: the tangent of the loss too),
+- *light* otherwise: it needs inputs only, and is recomputed wherever its result is used; so are operations of the
+  backward that use values of the forward only.
 
-What joins microbatches (a collective over time) is *early* where something that varies needs it (a count of the loss:
-of inputs alone, or the microbatches are not independent), else *late*: a sum that grows from microbatch to microbatch,
-or an output of which each gives a part.
+A collective over microbatches is *early* if a varying operation needs its result (a count of the loss: of inputs only,
+else the microbatches are not independent), else *late*: a sum accumulated over microbatches, or an output of which each
+microbatch computes a part.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ _SUMS = (ALL_REDUCE, REDUCE_SCATTER)
 
 
 @dataclass
-class TimeAxis:
+class MicrobatchAnalysis:
     """The classes of main's nodes; see the module's docstring."""
 
     module: Module
     graph: Graph
     varying: set[Node] = field(default_factory=set)
     tangent: set[Node] = field(default_factory=set)
-    """What depends on the tangent of the loss."""
+    """Nodes that depend on the tangent of the loss."""
     owned: set[Value] = field(default_factory=set)
-    """Parameters, buffers that change, and what is computed of them alone."""
+    """Parameters, buffers that change, and values computed from these alone."""
     anchored: set[Node] = field(default_factory=set)
-    """What varies and needs a parameter."""
+    """Nodes that vary and need a parameter."""
     early: list[Node] = field(default_factory=list)
     late: list[Node] = field(default_factory=list)
-    spread: set[Node] = field(default_factory=set)
-    """What belongs to no stage, but to every coordinate (`spread.py`)."""
+    shared_work: set[Node] = field(default_factory=set)
+    """Nodes of no stage, of which every rank of the pipeline runs its part (`shared_work.py`)."""
     after: set[Node] = field(default_factory=set)
-    """What is done once, when late sums are there: adds of such sums too, which commute with them."""
+    """Nodes that run once, after late sums; also adds before such sums, which commute with them."""
 
     def __post_init__(self) -> None:
         graph = self.graph
-        self._asks = _askers(self.module)
+        self._coordinate_readers = _coordinate_readers(self.module)
         self._returned = {v for v, _ in graph.results}
         self._find_varying()
         tangents = [v for v, record in graph.arguments if record.get("kind") == "tangent"]
@@ -62,31 +63,31 @@ class TimeAxis:
     @property
     def forward(self) -> list[Node]:
         """The stages' forward work, in order."""
-        wanted = self.anchored - self.tangent - self.after - self.spread
-        return [n for n in self.graph.nodes if n in wanted and not self.is_light(n)]
+        stage_work = self.anchored - self.tangent - self.after - self.shared_work
+        return [n for n in self.graph.nodes if n in stage_work and not self.is_light(n)]
 
     @property
     def backward(self) -> list[Node]:
         """The stages' backward work, in order."""
-        wanted = (self.anchored & self.tangent) - self.after - self.spread
-        return [n for n in self.graph.nodes if n in wanted]
+        stage_work = (self.anchored & self.tangent) - self.after - self.shared_work
+        return [n for n in self.graph.nodes if n in stage_work]
 
     @property
     def once(self) -> list[Node]:
-        """What is done once a step, before microbatches or when early reductions are there."""
+        """Nodes that run once a step, before the microbatches or after early reductions."""
         others = {*self.varying, *self.after, *self.late}
         return [n for n in self.graph.nodes if n not in others]
 
     def is_light(self, node: Node) -> bool:
-        """Whether it varies, but belongs to no stage."""
-        if node not in self.varying or node in self.after or node in self.spread:
+        """Whether a node varies, but belongs to no stage."""
+        if node not in self.varying or node in self.after or node in self.shared_work:
             return False
         return node not in self.anchored or (node.origin.backward and node not in self.tangent)
 
-    def joins(self, node: Node) -> bool:
-        """Whether the node is a collective over the axis of time: a sum (or maximum), or all microbatches' parts.
+    def joins_microbatches(self, node: Node) -> bool:
+        """Whether the node is a collective over the microbatch axis: an all-reduce or an all-gather.
 
-        Raises an internal error for other collectives over it: no placement asks for them.
+        Raises an internal error for other collectives over it: no reshard needs them.
         """
         if node.call is None or node.name not in COLLECTIVES or MICROBATCH not in node.call.args[1]:
             return False
@@ -95,17 +96,17 @@ class TimeAxis:
         return True
 
     def _find_varying(self) -> None:
-        changing = {v for v, _ in self.graph.arguments if is_over_time(v)}
+        changing = {v for v, _ in self.graph.arguments if is_over_microbatches(v)}
         for node in self.graph.nodes:
-            if self.joins(node):
+            if self.joins_microbatches(node):
                 continue
-            if any(v in changing for v in node.operands) or self._asks_for_place(node):
+            if any(v in changing for v in node.operands) or self._reads_coordinate(node):
                 self.varying.add(node)
                 changing.update(node.values)
 
-    def _asks_for_place(self, node: Node) -> bool:
+    def _reads_coordinate(self, node: Node) -> bool:
         name = node.callee
-        return name in self._asks if name is not None else _asks(node.op)
+        return name in self._coordinate_readers if name is not None else _needs_coordinate(node.op)
 
     def _find_owned(self) -> None:
         graph = self.graph
@@ -118,19 +119,19 @@ class TimeAxis:
                 continue
             if node in self.varying:
                 self.anchored.add(node)
-            elif not self.joins(node):
+            elif not self.joins_microbatches(node):
                 self.owned.update(node.values)
 
     def _find_reductions(self) -> None:
         graph = self.graph
         needed = graph.cone(v for node in self.varying for v in node.operands)
         for node in graph.nodes:
-            if self.joins(node):
+            if self.joins_microbatches(node):
                 (self.early if node in needed else self.late).append(node)
         for node in self.early:
-            joined = [n for n in graph.cone(node.operands) if n in self.anchored]
-            if joined:
-                raise coupled(node, joined)
+            anchored = [n for n in graph.cone(node.operands) if n in self.anchored]
+            if anchored:
+                raise coupled_microbatches(node, anchored)
         late = [v for node in self.late for v in node.values]
         self.after = graph.dependents(late) - set(self.late)
         for node in self.late:
@@ -138,7 +139,7 @@ class TimeAxis:
                 self._sink(node.operands[0])
 
     def _sink(self, value: Value) -> None:
-        """Do after the sum over time what commutes with it and has no other use."""
+        """Move nodes behind the sum over microbatches that commute with it and have no other use."""
         node = self.graph.maker.get(value)
         if node is None or value in self._returned:
             return
@@ -148,7 +149,7 @@ class TimeAxis:
                 self._sink(operand)
 
     def commutes(self, node: Node) -> bool:
-        """Whether summing what it gives over time is the same as summing what it takes."""
+        """Whether the node commutes with a sum over microbatches."""
         if node not in self.varying or node.call is None:
             return False
         if node.name == "aten.add.Tensor":
@@ -158,11 +159,11 @@ class TimeAxis:
         return node.name in _SUMS and node.call.args[-1] == "sum" and MICROBATCH not in node.call.args[1]
 
 
-def coupled(node: Node, joined: Sequence[Node]) -> StrettoError:
-    """The error for a reduction over time in the middle of the model."""
+def coupled_microbatches(node: Node, anchored: Sequence[Node]) -> StrettoError:
+    """The error for a reduction over microbatches in the middle of the model."""
     origin = node.origin
     where = f' in "{origin.module_path}"' if origin.module_path else ""
-    first = min(joined, key=lambda n: str(n.origin))
+    first = min(anchored, key=lambda n: str(n.origin))
     return StrettoError(
         "E0450",
         f"the microbatches of a pipeline are not independent{where}: rows of all of them are reduced together",
@@ -172,59 +173,61 @@ def coupled(node: Node, joined: Sequence[Node]) -> StrettoError:
     )
 
 
-def _asks(op: Operation) -> bool:
-    """Whether an operation needs its microbatch's place on the axis of time."""
+def _needs_coordinate(op: Operation) -> bool:
+    """Whether an operation reads its coordinate on the microbatch axis."""
     call = read(op) if op.operation.name.startswith("comm.") else None
     if call is None or call.name not in ("comm.shard", "comm.offset", "comm.mask", "comm.random"):
         return False
     axes = [a for argument in call.args if isinstance(argument, list) for a in argument if isinstance(a, str)]
-    return any(MICROBATCH in each.split(",") for each in axes)
+    return any(MICROBATCH in dim_axes.split(",") for dim_axes in axes)
 
 
-def _askers(module: Module) -> set[str]:
-    """The functions in which something asks for its place on the axis of time, also in what they call."""
+def _coordinate_readers(module: Module) -> set[str]:
+    """The functions that read the coordinate on the microbatch axis, themselves or in functions that they call."""
     functions = module.functions()
-    found = {name for name, f in functions.items() if any(_asks(op) for op in operations(f))}
+    readers = {name for name, f in functions.items() if any(_needs_coordinate(op) for op in operations(f))}
     while True:
-        more = {n for n, f in functions.items() if n not in found and any(callee(op) in found for op in operations(f))}
-        if not more:
-            return found
-        found |= more
+        callers = {
+            n for n, f in functions.items() if n not in readers and any(callee(op) in readers for op in operations(f))
+        }
+        if not callers:
+            return readers
+        readers |= callers
 
 
-def without_time(type_: Type) -> Type:
-    """The type of a value that is no longer over the axis of time, of the same local shape."""
+def without_microbatch_axis(type_: Type) -> Type:
+    """The type without the microbatch axis in its placement, of the same local shape."""
     tensor = from_mlir(type_)
-    kept = tuple((axis, p) for axis, p in tensor.placement if axis != MICROBATCH)
-    return to_mlir(TensorType(tensor.dtype, tensor.shape, kept, tensor.extents))
+    placement = tuple((axis, p) for axis, p in tensor.placement if axis != MICROBATCH)
+    return to_mlir(TensorType(tensor.dtype, tensor.shape, placement, tensor.extents))
 
 
-def in_time(tensor: TensorType, placement: AxisPlacement) -> TensorType:
-    """The type of a value that is over the axis of time in this way, of the same local shape."""
+def with_microbatch_axis(tensor: TensorType, placement: AxisPlacement) -> TensorType:
+    """The type with this placement on the microbatch axis, of the same local shape."""
     return replace(tensor, placement=tuple(sorted((*tensor.placement, (MICROBATCH, placement)), key=lambda p: p[0])))
 
 
-def is_over_time(value: Value) -> bool:
-    """Whether the value's type says that microbatches differ in it."""
+def is_over_microbatches(value: Value) -> bool:
+    """Whether the value's type has a placement on the microbatch axis."""
     return is_tensor(value.type) and any(axis == MICROBATCH for axis, _ in from_mlir(value.type).placement)
 
 
-def cut_dim(type_: Type) -> int | None:
-    """The dim of a value that is cut into microbatches."""
+def microbatch_dim(type_: Type) -> int | None:
+    """The dim that the microbatch axis shards; None: none."""
     placement = dict(from_mlir(type_).placement).get(MICROBATCH)
     return placement.dim if isinstance(placement, Shard) else None
 
 
-def whole(type_: Type, count: int) -> Type:
-    """The type of a value of which all of `count` microbatches are there."""
-    dim, tensor = cut_dim(type_), from_mlir(without_time(type_))
+def all_microbatches(type_: Type, count: int) -> Type:
+    """The type of all `count` microbatches of a value together."""
+    dim, tensor = microbatch_dim(type_), from_mlir(without_microbatch_axis(type_))
     if dim is None:
         return to_mlir(tensor)
-    return grown(to_mlir(tensor), dim, count)
+    return concatenated(to_mlir(tensor), dim, count)
 
 
-def grown(type_: Type, dim: int, count: int) -> Type:
-    """The type of `count` values of a type behind each other along a dim."""
+def concatenated(type_: Type, dim: int, count: int) -> Type:
+    """The type of `count` values of a type, concatenated along a dim."""
     tensor = from_mlir(type_)
-    shape = tuple(n * count if at == dim else n for at, n in enumerate(tensor.shape))
+    shape = tuple(n * count if index == dim else n for index, n in enumerate(tensor.shape))
     return to_mlir(TensorType(tensor.dtype, shape, tensor.placement, tensor.extents))

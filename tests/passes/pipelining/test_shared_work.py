@@ -1,4 +1,4 @@
-"""Vocabularies whose work all coordinates on the axis of the stages share."""
+"""Vocabularies that the pipeline axis shards: every rank of the pipeline runs its part of their work."""
 
 from __future__ import annotations
 
@@ -90,42 +90,42 @@ def compiled(
     return compile_capture(step, model, plan, options, Observer(module=after)), texts
 
 
-def agrees(items: str, **given: str | bool) -> None:
+def agrees(items: str, **options: str | bool) -> None:
     """Whether ranks as threads give what one device does."""
-    found, _ = compiled(items, **given)  # type: ignore[arg-type]
-    report = check(found.program)
+    program, _ = compiled(items, **options)  # type: ignore[arg-type]
+    report = check(program.program)
     assert report.passed and max(row.error for row in report.rows) < 1e-9
-    assert prove(found.program).safe
+    assert prove(program.program).safe
 
 
-def tasks(texts: dict[str, str], at: int) -> list[str]:
+def tasks(texts: dict[str, str], coordinate: int) -> list[str]:
     """The calls of an entry, each with its microbatch."""
     module = Module.parse(texts["order-tasks"])
-    return [f"{callee(op)}:{microbatch_of(op)}" for op in operations(entries(module)[at]) if callee(op)]
+    return [f"{callee(op)}:{microbatch_of(op)}" for op in operations(entries(module)[coordinate]) if callee(op)]
 
 
 @pytest.mark.parametrize("barriers", [1, 2])
-def test_every_pass_keeps_loss_and_gradients_of_a_head_that_all_share(barriers: int) -> None:
-    found, texts = compiled(f"barriers {barriers}", shard='"head" vocab over pp')
+def test_every_pass_keeps_loss_and_gradients_of_a_shared_head(barriers: int) -> None:
+    program, texts = compiled(f"barriers {barriers}", shard='"head" vocab over pp')
     captured = Module.parse(texts["captured"])
     for name in ("use-local-statistics", "cut-stages", "split-segments", "order-tasks", "start-collectives"):
-        judged = compare(captured, Module.parse(texts[name]))
-        assert judged.is_equal and judged.error < 1e-9, name
-    report = check(found.program)
+        comparison = compare(captured, Module.parse(texts[name]))
+        assert comparison.is_equal and comparison.error < 1e-9, name
+    report = check(program.program)
     assert report.passed and max(row.error for row in report.rows) < 1e-9
 
 
-def test_all_coordinates_do_their_part_for_every_microbatch_in_one_order() -> None:
+def test_all_coordinates_run_shared_tasks_of_every_microbatch_in_one_order() -> None:
     _, texts = compiled("schedule 1f1b")
-    orders = [tasks(texts, at) for at in (0, 1)]
+    orders = [tasks(texts, coordinate) for coordinate in (0, 1)]
     for name in ("embedding", "output", "output_gradient", "embedding_gradient"):
         shared = [[task for task in order if task.startswith(f"{name}:")] for order in orders]
-        assert shared[0] == shared[1] == [f"{name}:{at}" for at in range(4)]
+        assert shared[0] == shared[1] == [f"{name}:{coordinate}" for coordinate in range(4)]
     assert orders[1].index("forward_1:1") < orders[1].index("backward_1:0") > orders[1].index("output:0")
 
 
-def test_ranks_meet_between_tasks_so_that_other_work_hides_it() -> None:
-    found, texts = compiled("schedule 1f1b  barriers 2")
+def test_barriers_stand_between_tasks_so_that_other_work_hides_them() -> None:
+    program, texts = compiled("schedule 1f1b  barriers 2")
     module = Module.parse(texts["start-collectives"])
     inside = [name for name, f in module.functions().items() for op in operations(f) if "pp" in str(op.attributes)]
     assert not [name for name in inside if name.startswith(("embedding", "output_gradient"))]
@@ -134,12 +134,14 @@ def test_ranks_meet_between_tasks_so_that_other_work_hides_it() -> None:
     assert last[gradient + 1] == "comm.all_reduce_start"
     assert {"output", "forward_1"} & set(last[gradient : last.index("backward_1")])
     hidden = [
-        r["message"] for r in found.program.remarks if r["pass"] == "start-collectives" and r["kind"] == "applied"
+        remark["message"]
+        for remark in program.program.remarks
+        if remark["pass"] == "start-collectives" and remark["kind"] == "applied"
     ]
     assert any("all_reduce over pp runs beside other work" in str(message) for message in hidden)
 
 
-def test_in_16_bits_ranks_meet_between_tasks_too() -> None:
+def test_in_16_bits_barriers_stand_between_tasks_too() -> None:
     items = "precision { params fp32 compute bf16 reduce fp32 }\nshard " + ALL + " vocab over pp"
     plan = Plan.parse(f"mesh (pp=2)\n{items}\npipeline over pp {{ microbatches 2 }}\n", "a.plan")
     tokens, texts = torch.zeros(4, 6, dtype=torch.int64), dict[str, str]()
@@ -155,14 +157,14 @@ def test_in_16_bits_ranks_meet_between_tasks_too() -> None:
 
 @pytest.mark.slow
 def test_ranks_that_are_processes_share_a_vocabulary(tmp_path: Path) -> None:
-    found, _ = compiled("schedule zb-v  barriers 2", shard='"embed" vocab over pp', tied=True)
-    found.program.save(tmp_path / "program")
-    given = {"folder": str(tmp_path / "program"), "steps": 2, "seed": 1}
-    reports = run_processes("stretto.runtime.processes.jobs:check_entry", given, 2)
+    program, _ = compiled("schedule zb-v  barriers 2", shard='"embed" vocab over pp', tied=True)
+    program.program.save(tmp_path / "program")
+    arguments = {"folder": str(tmp_path / "program"), "steps": 2, "seed": 1}
+    reports = run_processes("stretto.runtime.processes.jobs:check_entry", arguments, 2)
     assert [report["passed"] for report in reports] == [True, True]  # type: ignore[index, call-overload]
 
 
-def test_with_one_barrier_only_rows_wait_for_what_ranks_know_together() -> None:
+def test_with_one_barrier_only_per_row_work_waits_for_the_all_reduced_statistics() -> None:
     _, texts = compiled("schedule 1f1b", shard='"head" vocab over pp')
     module = Module.parse(texts["order-tasks"])
     names = {name: [op.operation.name for op in operations(f)] for name, f in module.functions().items()}
@@ -193,10 +195,10 @@ def test_logits_are_gathered_for_all_in_inference() -> None:
     agrees("schedule 1f1b", trains=False)
 
 
-def test_barriers_without_a_vocabulary_are_said_aloud() -> None:
-    found, _ = compiled("barriers 2", mesh="pp=2, tp=2", shard='"head" vocab over tp')
+def test_barriers_without_a_vocabulary_get_a_remark() -> None:
+    program, _ = compiled("barriers 2", mesh="pp=2, tp=2", shard='"head" vocab over tp')
     assert '"barriers" says nothing here: no vocabulary is sharded over pp' in [
-        r["message"] for r in found.program.remarks
+        remark["message"] for remark in program.program.remarks
     ]
 
 

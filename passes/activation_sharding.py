@@ -1,7 +1,7 @@
-"""What the plan says of values that are no parameters: where activations are sharded, and where results must end.
+"""Where the plan shards activations, and the placements of main's results.
 
 Stored on the module as `comm.activations`, (axis, dim) pairs, with `comm.tokens`, the leading (batch, tokens) extents
-that a value must have to be an activation.
+by which an activation is recognised.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ from ..ir.types import TensorType
 
 
 @dataclass(frozen=True)
-class Policy:
-    """`activations`: (axis, dim) of each statement about them; `leading`: the extents of the inputs' first two dims."""
+class ActivationSharding:
+    """`shards`: (axis, dim) of each `shard activations`; `leading`: the extents of the inputs' first two dims."""
 
-    activations: tuple[tuple[str, int], ...] = ()
+    shards: tuple[tuple[str, int], ...] = ()
     leading: tuple[int, ...] = ()
 
     @staticmethod
-    def of(module: Module) -> Policy:
-        """Read the policy that `place-arguments` stored on the module."""
+    def of(module: Module) -> ActivationSharding:
+        """What `place-arguments` stored on the module; empty where it stored nothing."""
         attributes = module.operation.attributes
         if "comm.activations" not in attributes:
-            return Policy()
+            return ActivationSharding()
         pairs = from_attribute(attributes["comm.activations"])
-        return Policy(tuple((axis, dim) for axis, dim in pairs), tuple(from_attribute(attributes["comm.tokens"])))
+        return ActivationSharding(
+            tuple((axis, dim) for axis, dim in pairs), tuple(from_attribute(attributes["comm.tokens"]))
+        )
 
     def store(self, module: Module) -> None:
-        """Put the policy on the module, where the text shows it."""
-        module.operation.attributes["comm.activations"] = to_attribute([[a, d] for a, d in self.activations])
+        """Store it on the module as attributes."""
+        module.operation.attributes["comm.activations"] = to_attribute([[a, d] for a, d in self.shards])
         module.operation.attributes["comm.tokens"] = to_attribute(list(self.leading))
 
     def scatter_dims(self, type_: TensorType) -> tuple[tuple[str, int], ...]:
-        """(axis, dim) where a partial value of this type is to be reduce-scattered: the plan's activations."""
+        """(axis, dim) where a partial value of this type is reduce-scattered; empty if it is no activation."""
         is_activation = (
             type_.dtype.is_floating_point
             and len(type_.shape) > len(self.leading)
             and type_.shape[: len(self.leading)] == self.leading
         )
-        return tuple((a, d) for a, d in self.activations if d < len(type_.shape)) if is_activation else ()
+        return tuple((a, d) for a, d in self.shards if d < len(type_.shape)) if is_activation else ()
 
-    def reduced_to(self, axis: str, scatter: Mapping[str, int]) -> AxisPlacement:
-        """What a partial axis becomes when it is reduced without a consumer that says more."""
+    def reduced_placement(self, axis: str, scatter: Mapping[str, int]) -> AxisPlacement:
+        """The placement of a partial value on `axis` after its reduction, where its users do not decide."""
         return Shard(scatter[axis]) if axis in scatter else Replicate()
 
-    def output(self, record: Record, type_: TensorType, placement: Placement, mesh: Mesh) -> Placement:
-        """Where a result of main must be: whole for scalars and in inference, else sharded as it is, never partial."""
+    def output_placement(self, record: Record, type_: TensorType, placement: Placement, mesh: Mesh) -> Placement:
+        """The placement of a result of main: replicated for scalars and in inference, else never partial."""
         if not type_.shape or record.get("whole", True):
             return Placement.replicated(len(type_.shape))
         by_axis = {
