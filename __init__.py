@@ -3,7 +3,7 @@
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
 `PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,
 `detect_anomaly`, `save_checkpoint` and `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`,
-`random_state` and `set_random_state`.
+`random_state` and `set_random_state`; `allow_ops` for custom ops.
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from .driver.state.meta import meta_parameters
     from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
+    from .ops.allowed import allow_ops
     from .runtime.rank.nan_watch import detect_anomaly
 
 __all__ = [
-    "Plan", "PlanWarning", "StrettoError", "__version__", "clip_grad_norm_", "compile", "detect_anomaly",
+    "Plan", "PlanWarning", "StrettoError", "__version__", "allow_ops", "clip_grad_norm_", "compile", "detect_anomaly",
     "load_checkpoint", "load_weights", "local", "meta_parameters", "program_of", "random_state", "save_checkpoint",
     "save_weights", "set_random_state",
 ]  # fmt: skip
@@ -36,6 +37,7 @@ _HOMES = {
     "Plan": ".dsl",
     "PlanWarning": ".diagnostics",
     "StrettoError": ".diagnostics",
+    "allow_ops": ".ops.allowed",
     "clip_grad_norm_": ".driver.model.clipping",
     "compile": ".driver.model.decorator",
     "detect_anomaly": ".runtime.rank.nan_watch",

@@ -23,9 +23,11 @@ from ..ir.locations import Origin, to_location
 from ..ir.module import Module, Record, build_function, entry, finish_function
 from ..ir.operations import Call, build
 from ..ir.types import TensorType, absent, from_mlir, to_mlir
+from ..ops.table import find_op
 from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
 from .graph.integer_values import integer_bounds
 from .graph.random_op import RANDOM
+from .graph.unknown_ops import unknown_op
 from .metadata import source_span
 
 _RENAMED = {
@@ -258,8 +260,9 @@ def _name(node: fx.Node) -> str:
     name = _overload_name(node.target)
     if name in _STRIDED:
         raise _unsupported(node, f'"{name}", whose result depends on the memory layout of its operand')
-    if name not in definitions():
-        raise _unsupported(node, f'operator "{name}"')
+    entry = find_op(name)
+    if name not in definitions() or entry is None or entry.only_in_references:
+        raise unknown_op(node, name)
     return name
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"\"(E\d{4})\"")
-FOLDERS = ("backends", "diagnostics", "driver", "dsl", "frontend", "ir", "passes", "runtime", "schedules")
+FOLDERS = ("backends", "diagnostics", "driver", "dsl", "frontend", "ir", "ops", "passes", "runtime", "schedules")
 
 
 def sources() -> list[Path]:

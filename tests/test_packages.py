@@ -34,10 +34,10 @@ def test_every_folder_with_python_files_has_an_init_file() -> None:
     assert folders_with("*.py") == folders_with("__init__.py")
 
 
-def test_the_grammar_and_the_type_marker_are_package_data() -> None:
+def test_the_grammar_the_table_of_ops_and_the_type_marker_are_package_data() -> None:
     patterns = settings()["package-data"]["stretto"]  # type: ignore[index]
     data = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    assert {ROOT / "py.typed", *filter(packaged, ROOT.glob("*/**/*.lark"))} <= data
+    assert {ROOT / "py.typed", ROOT / "ops" / "op_table.txt", *filter(packaged, ROOT.glob("*/**/*.lark"))} <= data
 
 
 def test_the_root_holds_only_the_public_api_and_the_command() -> None:

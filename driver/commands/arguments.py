@@ -17,6 +17,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help='print one JSON object; an error is {"error": ...}')
 
 
+def add_allow_ops(parser: argparse.ArgumentParser) -> None:
+    """`--allow-ops PATTERN`, for commands that load a program."""
+    parser.add_argument(
+        "--allow-ops", action="append", default=[], metavar="PATTERN",
+        help='ops of a library that the program may call, such as "transformers::*"; imports the library',
+    )  # fmt: skip
+
+
 def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also: str = "") -> None:
     """`-p PIPELINE`."""
     parser.add_argument("-p", "--pipeline", required=required, metavar="PIPELINE", help=_PIPELINE + also)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import MEMORY_CAP, add_check_options, add_json, add_pipeline
+from .arguments import MEMORY_CAP, add_allow_ops, add_check_options, add_json, add_pipeline
 from .outcome import Outcome, require_compiler
 
 HELP = "prove a program's order, or check that passes keep the values"
@@ -20,12 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
     add_pipeline(parser, required=False)
     add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
+    add_allow_ops(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
+    from ...ops.allowed import allow_ops
+
+    allow_ops(*arguments.allow_ops)
     return _program(arguments) if arguments.pipeline is None else _passes(arguments)
 
 

@@ -31,6 +31,7 @@ from ..graph.autocast import note_callers_region, switched_off
 from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
 from ..graph.regions import drop_assertions, inline_regions
+from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
 from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
 from . import traced
@@ -149,6 +150,7 @@ def _trace(
         drop_assertions(forward.graph)
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
+        make_determinants_row_major(forward.graph)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         note_callers_region(forward)
         with contextlib.ExitStack() as stack, switched_off(), missing_derivatives_named(forward.graph):

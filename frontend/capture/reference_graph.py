@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import fx
 
+from ...ops.table import find_op
 from ..captured import CapturedOutput, CapturedTensor, CaptureError, InputKind, OutputKind
 from ..graph import autocast
 from ..graph.argument_json import encode_call
 from ..graph.random_op import RANDOM, RANDOM_STATE
+from ..graph.unknown_ops import unknown_op
 from ..metadata import source_span
 from .assemble import Names
 
@@ -26,7 +28,7 @@ def reference_graph(
     """`{inputs, outputs, slots, code}` of `forward`; slot i < len(inputs) is input i, tangents are left out.
 
     Outputs are in the capture's order: results, then buffers that the forward changes in place, in their input slots.
-    Errors: E0225 for an op with an argument that has no JSON form.
+    Errors: E0225 for an op with an argument that has no JSON form, E0230 for an op outside the table.
     """
     reference_inputs = [tensor for tensor in inputs if tensor.kind is not InputKind.TANGENT]
     return _Writer(forward, names, reference_inputs).write(outputs)
@@ -83,6 +85,8 @@ class _Writer:
             op, args, kwargs = encode_call(node, self._slots.__getitem__)
         except ValueError as error:
             raise CaptureError("E0225", f'"{node.target}": {error}', span=source_span(node)) from None
+        if node.target is not RANDOM and find_op(op) is None:
+            raise unknown_op(node, op)
         if node.target is RANDOM:
             args[0] = {"%": self._input_slot[InputKind.RANDOM, RANDOM_STATE.name]}
         return {"op": op, "args": args, "kwargs": kwargs, "out": self._out(node), "free": [], "loc": None}

@@ -1,8 +1,9 @@
-"""Arguments of aten ops as JSON, in programs and references.
+"""Arguments of aten ops as JSON, as references hold them.
 
-A value is {"%": slot}, a dtype {"dtype": "float32"}, a float without a JSON form {"float": "inf"}; the rest is itself.
-Arguments about storage (`device`, `layout`, `pin_memory`, `memory_format`) are dropped: values have neither strides nor
-a device.
+A value is {"%": slot}, a dtype {"dtype": "float32"}, a memory format {"memory_format": "contiguous_format"}, a float
+without a JSON form {"float": "inf"}; the rest is itself. Arguments about where a tensor is stored (`device`, `layout`,
+`pin_memory`) are dropped. The memory format is kept: the reference runs eagerly, where a later view may depend on the
+strides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-DROPPED = frozenset({"device", "layout", "pin_memory", "memory_format"})
+DROPPED = frozenset({"device", "layout", "pin_memory"})
 """Arguments about the storage of a tensor."""
 
 _INSTEAD = {torch.ops.aten.to.device: torch.ops.aten.to.dtype}
@@ -55,6 +56,8 @@ def encode(value: Any, slot: Callable[[fx.Node], int]) -> Any:
         return [encode(item, slot) for item in value]
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": str(value).removeprefix("torch.")}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -7,12 +7,13 @@ IRDL unifies the types of all values of one variadic operand, so a list of tenso
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from ..bindings import ext, irdl, mlir
-from .schemas import Kind, OpDef, definitions
+from .schemas import Kind, OpDef, custom_definitions, definitions
 
 _DIALECTS = ("aten", "nn", "comm", "transformers")
 
@@ -41,26 +42,51 @@ def _dialect_text(dialect: str) -> str:
     return f"irdl.dialect @{dialect} {{\n{body}\n}}"
 
 
-def _register_module_stubs() -> None:
+def _register_module_stubs(dialects: Sequence[str]) -> None:
     """Register an empty Python module for each dialect, where the bindings look for operation classes.
 
-    Without one, the bindings search the import path for every operation that Python sees (0.2 ms each). The wheel has
-    no module for upstream's `async` either, whose values are our futures.
+    Without one, the bindings search the import path for every operation that Python sees (0.2 ms each).
     """
-    for dialect in (*_DIALECTS, "async"):
+    for dialect in dialects:
         name = f"torch_mlir.dialects.{dialect}"
         sys.modules.setdefault(name, ModuleType(name))
 
 
-@cache
 def context() -> Any:
-    """The MLIR context with all dialects of Stretto, created once per process."""
-    _register_module_stubs()
+    """The MLIR context with all dialects of Stretto, created once per process, and those of the custom ops so far."""
+    context = _context()
+    if custom_definitions():
+        _load_custom(context)
+    return context
+
+
+@cache
+def _context() -> Any:
+    # The wheel has no module for upstream's `async` either, whose values are our futures.
+    _register_module_stubs((*_DIALECTS, "async"))
     ctx = mlir.Context()
+    _load(ctx, _DIALECTS, [d for d in definitions().values() if d.mlir_name.partition(".")[0] in _DIALECTS])
+    return ctx
+
+
+_LOADED: set[str] = set()
+"""The MLIR names of the custom ops that are loaded."""
+
+
+def _load_custom(ctx: Any) -> None:
+    """Load the dialects of the custom ops that are new."""
+    for definition in custom_definitions():
+        if definition.mlir_name not in _LOADED:
+            dialect = definition.mlir_name.partition(".")[0]
+            _register_module_stubs((dialect,))
+            _load(ctx, (dialect,), [definition])
+            _LOADED.add(definition.mlir_name)
+
+
+def _load(ctx: Any, dialects: Sequence[str], loaded: Sequence[OpDef]) -> None:
     with ctx, mlir.Location.unknown():
-        text = "\n".join(_dialect_text(d) for d in _DIALECTS)
+        text = "\n".join(_dialect_text(dialect) for dialect in dialects)
         irdl.load_dialects(mlir.Module.parse(f"module {{\n{text}\n}}"))
-        for definition in definitions().values():
+        for definition in loaded:
             if definition.pure:
                 ext.Pure.attach(definition.mlir_name)
-    return ctx

@@ -1,18 +1,21 @@
 """The table of operations: one `OpDef` per torch schema (`aten`) and per schema of ours (`nn`, `comm`).
 
 A torch operator "aten::_softmax" with overload "" is called "aten._softmax.default" everywhere in Stretto and
-"aten.u_softmax_default" in MLIR text, where names consist of lower-case letters, digits and single underscores.
+"aten.u_softmax_default" in MLIR text, where names consist of lower-case letters, digits and single underscores. A
+custom op that the caller allows has a dialect of its own, because a dialect cannot grow:
+"custom_mylib_twist_default.call".
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache, cached_property
 
 import torch
 
+from ...ops.allowed import allowed_ops
 from .comm import COMM_SCHEMAS
 from .library import LIBRARY_SCHEMAS
 from .nn import NN_SCHEMAS
@@ -134,9 +137,30 @@ def _aten_definitions() -> dict[str, OpDef]:
     return table
 
 
-@cache
 def definitions() -> dict[str, OpDef]:
-    """Every operation by its Stretto name; about 1600 from torch, a few dozen of ours, a few of other libraries."""
+    """Every operation by its Stretto name: about 1600 from torch, a few dozen of ours, a few of other libraries.
+
+    Custom ops are among them as soon as the caller allows them.
+    """
+    return _definitions(len(allowed_ops()))
+
+
+def by_mlir_name() -> dict[str, OpDef]:
+    """Every operation by its MLIR name; mangled names must be unique."""
+    return _by_mlir_name(len(allowed_ops()))
+
+
+def custom_definitions() -> list[OpDef]:
+    """The custom ops that the caller allows, in that order."""
+    return [definitions()[name] for name in allowed_ops()]
+
+
+@cache
+def _definitions(custom_ops: int) -> dict[str, OpDef]:
+    """The table while so many custom ops are allowed."""
+    if custom_ops:
+        custom = {name: _define_custom(name, op) for name, op in list(allowed_ops().items())[:custom_ops]}
+        return _definitions(0) | custom
     table = _aten_definitions()
     for schemas in (NN_SCHEMAS, COMM_SCHEMAS):
         for text, pure in schemas:
@@ -150,11 +174,16 @@ def definitions() -> dict[str, OpDef]:
     return table
 
 
+def _define_custom(name: str, op: torch._ops.OpOverload) -> OpDef:
+    return replace(
+        _define(op._schema, name, pure=True), mlir_name=f"custom_{re.sub('[^a-z0-9]+', '_', name.lower())}.call"
+    )
+
+
 @cache
-def by_mlir_name() -> dict[str, OpDef]:
-    """Every operation by its MLIR name; mangled names must be unique."""
+def _by_mlir_name(custom_ops: int) -> dict[str, OpDef]:
     table: dict[str, OpDef] = {}
-    for definition in definitions().values():
+    for definition in _definitions(custom_ops).values():
         other = table.setdefault(definition.mlir_name, definition)
         if other is not definition:
             raise RuntimeError(f'"{other.name}" and "{definition.name}" both mangle to "{definition.mlir_name}"')

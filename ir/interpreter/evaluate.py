@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dialects.library import register
+from ...ops.libraries import register_if_imported
 from ..module import Level
 from . import nn, random
 from .errors import NO_MEANING, InterpreterError
@@ -47,7 +47,13 @@ class Evaluator:
         }
 
     def evaluate(self, name: str, point: ExecutionPoint, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """The operation's result or results. Errors: E0652 for an undefined operation, and torch's own."""
+        """The operation's result or results. Errors: E0652 for an undefined operation, and torch's own.
+
+        Values have no strides in the IR, and some kernels read other elements where strides differ from those of the
+        trace. So every operation gets contiguous operands, whatever made them.
+        """
+        args = [_contiguous(a) for a in args]
+        kwargs = {key: _contiguous(a) for key, a in kwargs.items()}
         if nn.has_meaning(name):
             return nn.evaluate(name, args)
         if name == "nn.random":
@@ -113,6 +119,12 @@ class Evaluator:
         return part
 
 
+def _contiguous(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.contiguous()
+    return [_contiguous(a) for a in argument] if isinstance(argument, list) else argument
+
+
 def _axes(name: str, args: list[Any]) -> list[str]:
     """The axes of a local comm op."""
     if name == "comm.random":
@@ -125,7 +137,7 @@ def _axes(name: str, args: list[Any]) -> list[str]:
 def operator(name: str) -> Any:
     """The torch operator of a name such as "aten.mm.default"; E0652 if there is none."""
     namespace, base, overload = (*name.split("."), "", "")[:3]
-    register(namespace)
+    register_if_imported(namespace)
     op = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)
     if op is None:
         raise InterpreterError(NO_MEANING, f'torch has no operator "{name}"')

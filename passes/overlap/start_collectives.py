@@ -6,8 +6,9 @@ Before                                     After
   %3 = aten.add %1, %2                       %1 = comm.wait %f
                                              %3 = aten.add %1, %2
 
-Operations between the two run beside the collective. A receive has no operands and takes memory from its start on, so
-it starts a few tasks (calls) before the task that uses it.
+Operations between the two run beside the collective. No custom op is among them: a collective ends before one begins.
+A receive has no operands and takes memory from its start on, so it starts a few tasks (calls) before the task that uses
+it.
 
 Needs: level `comm`.   Keeps: values, and the order of collectives, which all ranks share; of receives, that of those
 from one rank.
@@ -31,6 +32,7 @@ from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
+from .custom_ops import IsBarrier, communication_barriers
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,29 @@ class StartCollectives(Pass):
 
     def run(self, module: Module) -> Report:
         count, remarks = 0, CountedRemarks(self.name)
+        is_barrier = communication_barriers(module)
         for function in module.functions().values():
             ops = list(operations(function))
             for index, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in BLOCKING:
-                    _split(op, call, ops, index)
+                    _split(op, call, ops, index, is_barrier)
                     count += 1
             if self.tasks_ahead:
-                _advance_receives(function, self.tasks_ahead)
+                _advance_receives(function, self.tasks_ahead, is_barrier)
             _remark(function, remarks)
         return Report(count, remarks.remarks())
 
 
-def _split(op: Operation, call: Call, ops: list[Operation], index: int) -> None:
+def _split(op: Operation, call: Call, ops: list[Operation], index: int, is_barrier: IsBarrier) -> None:
     """Replace one collective by a start and a wait; its users are in the same block.
 
     `ops` are the function's operations, of which it is number `index`.
     """
     [result] = op.results
-    first = _first_user([use.owner for use in result.uses]) or _second_task_after(ops, index)
+    barrier = next((later for later in ops[index + 1 :] if is_barrier(later)), None)
+    users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
+    first = _first_of([*users, *([barrier] if barrier is not None else [])])
     with context():
         with mlir.InsertionPoint(op):
             [future] = build(Call(start_of(call.name), call.args, call.kwargs), [future_of(result.type)], op.location)
@@ -80,7 +85,7 @@ def _second_task_after(ops: list[Operation], index: int) -> Operation:
     return next(tasks, ops[-1])
 
 
-def _advance_receives(function: Operation, tasks_ahead: int) -> None:
+def _advance_receives(function: Operation, tasks_ahead: int, is_barrier: IsBarrier) -> None:
     """Move the starts of receives before earlier tasks; receives from one rank keep their order."""
     ops = list(operations(function))
     positions = {op: index for index, op in enumerate(ops)}
@@ -94,10 +99,13 @@ def _advance_receives(function: Operation, tasks_ahead: int) -> None:
             before = tasks[-tasks_ahead:]
             earliest_start[start] = before[0] if before else positions[start]
     last_of_source: dict[tuple[str, int], int] = {}
+    after_barrier = 0
     for index, op in enumerate(ops):
+        if is_barrier(op):
+            after_barrier = index + 1
         if op.operation.name == RECEIVE_START:
             source = (from_attribute(op.attributes["axis"]), from_attribute(op.attributes["peer"]))
-            position = max(earliest_start[op], last_of_source.get(source, 0))
+            position = max(earliest_start[op], last_of_source.get(source, 0), after_barrier)
             last_of_source[source] = position
             if position < index:
                 op.operation.move_before(ops[position].operation)
@@ -110,11 +118,11 @@ def _with_waits(ops: list[Operation], task: int) -> int:
     return task
 
 
-def _first_user(users: list[Operation]) -> Operation | None:
+def _first_of(users: list[Operation]) -> Operation:
     """The first of the operations in their block."""
-    first: Operation | None = None
-    for user in users:
-        if first is None or user.operation.is_before_in_block(first.operation):
+    first = users[0]
+    for user in users[1:]:
+        if user.operation.is_before_in_block(first.operation):
             first = user
     return first
 

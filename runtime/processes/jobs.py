@@ -12,12 +12,14 @@ from pathlib import Path
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ...ops.allowed import allow_ops
 from ..checks.model_and_program import AllRanks, SingleDevice
 from ..checks.program_check import Expected, check
 from ..checks.report import CheckReport, CheckRow, Verdict
 from ..checks.steps import StepsReport, run_steps
 from ..program.arguments import Json
 from ..program.json_fields import Fields
+from ..program.ops import OWN_OPS
 from ..program.program import Program
 from ..program.records import Input
 from ..rank.nan_watch import detect_anomaly
@@ -45,6 +47,7 @@ def check_processes(
     program = Program.load(folder)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
+        "allow_ops": _allowed_here(program),
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
@@ -68,7 +71,7 @@ def run_processes_for(
     program = Program.load(folder)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies,
-        "sizes": dict(sizes or {}),
+        "sizes": dict(sizes or {}), "allow_ops": _allowed_here(program),
     }  # fmt: skip
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
@@ -141,7 +144,17 @@ def _read_arguments(arguments: Json) -> tuple[Program, int, int]:
     fields = Fields(arguments, "arguments")
     raw_sizes = arguments.get("sizes", {}) if isinstance(arguments, Mapping) else {}
     sizes = {name: int(str(size)) for name, size in raw_sizes.items()} if isinstance(raw_sizes, Mapping) else {}
+    allow_ops(*(fields.strings("allow_ops") if isinstance(arguments, Mapping) and "allow_ops" in arguments else ()))
     return Program.load(fields.string("folder")).at(sizes), fields.integer("steps"), fields.integer("seed")
+
+
+def _allowed_here(program: Program) -> list[str]:
+    """The program's ops of libraries, which this process allows: its processes get the word of the same caller."""
+    references = program.single_device.code if program.single_device is not None else ()
+    codes = [*(function.code for function in program.functions.values()), references]
+    names = {instruction.op for code in codes for instruction in code if instruction.op not in OWN_OPS}
+    foreign = sorted(name.rpartition(".")[0] for name in names if not name.startswith(("aten.", "stretto.")))
+    return [name.replace(".", "::") for name in foreign]
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The JSON form of an instruction's arguments.
 
 null, bool, int, finite float, string and list stand for themselves. {"%": 3} is the value in slot 3,
-{"dtype": "float32"} a dtype, {"float": "inf"} (or "-inf", "nan") a float that JSON has no number for.
+{"dtype": "float32"} a dtype, {"float": "inf"} (or "-inf", "nan") a float that JSON has no number for, and in references
+{"memory_format": "contiguous_format"} a memory format.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 """A JSON value."""
 
 Value = object
-"""A decoded argument: a Python scalar, a string, a dtype, a `Slot`, or a list of these."""
+"""A decoded argument: a Python scalar, a string, a dtype, a memory format, a `Slot`, or a list of these."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }  # fmt: skip
 """The dtypes a program may name."""
+
+MEMORY_FORMATS = {
+    name: getattr(torch, name)
+    for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
+}  # fmt: skip
+"""The memory formats that a reference may name."""
 
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -62,6 +69,8 @@ def encode(value: Value) -> Json:
             return {"%": index}
         case torch.dtype():
             return {"dtype": dtype_name(value)}
+        case torch.memory_format():
+            return {"memory_format": str(value).removeprefix("torch.")}
         case list() | tuple():
             return [encode(item) for item in value]
         case _:
@@ -77,6 +86,8 @@ def decode(value: Json) -> Value:
             return Slot(index)
         case {"dtype": str(name)} if len(value) == 1 and name in DTYPES:
             return DTYPES[name]
+        case {"memory_format": str(name)} if len(value) == 1 and name in MEMORY_FORMATS:
+            return MEMORY_FORMATS[name]
         case {"float": str(name)} if len(value) == 1 and name in _FLOATS:
             return _FLOATS[name]
         case list() | tuple():

@@ -1,24 +1,19 @@
-"""The table of ops that a program may call. A name outside it is refused, so a program is data, never code."""
+"""The ops that a program may call: Stretto's own, and torch's by the table in `stretto/ops`.
+
+A name that is in neither is refused, so that a program is data, never code.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from ...ops.libraries import missing_import, register_if_imported
+from ...ops.table import Layout, find_op, in_layout
 from ..errors import ProgramError
-
-NAMESPACES = frozenset({"aten", "prims", "transformers"})
-"""The torch.ops namespaces whose ops a program may call."""
-
-_REGISTERED_BY = {"transformers": "transformers.integrations.moe"}
-"""By namespace of a library's ops: the module that registers them when it is imported."""
 
 COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.all_reduce_start": frozenset({"axes", "reduce"}),
@@ -52,7 +47,8 @@ dim d, which is sharded over the axes in `axes[d]` ("dp,tp", outermost first; ""
 
 OWN_OPS = frozenset({"call", "comm.wait", *COLLECTIVES, *MESSAGES, *RANK_OPS})
 
-_NAME = re.compile(r"([a-z_][a-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)", re.ASCII)
+_OPS: dict[str, Op] = {}
+"""The ops that were looked up, by name. A name that was refused is looked up again: the caller may allow it later."""
 
 _QUICK: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": torch.add, "aten.sub.Tensor": torch.sub, "aten.mul.Tensor": torch.mul,
@@ -82,47 +78,71 @@ class Op:
     """A torch op by its name in a program."""
 
     name: str
-    overload: Callable[..., Any]
+    overload: torch._ops.OpOverload
     call: Callable[..., Any]
-    """What the executor calls: the overload, or a faster binding of it."""
+    """What the executor calls: the overload or a faster binding of it, on operands in the layout that it needs."""
     gives_list: bool
     """Whether it returns a list or tuple, with one slot for each item; else it returns one value or none."""
     is_factory: bool
     """Whether it makes a tensor from no tensor, so that it needs the device as an argument."""
-    is_mutable: bool
-    """Whether it writes to one of its arguments."""
+    only_in_references: bool
+    """Whether it writes to one of its arguments, so that it may stand only in the reference."""
+    layout: Layout
 
 
-@cache
-def torch_op(name: str) -> Op:
-    """The op that `name` ("aten.mm.default") calls. Raises ProgramError E0305 for a name that is not in the table."""
-    match = _NAME.fullmatch(name)
-    if match is None or match[1] not in NAMESPACES:
-        raise _unknown(name)
-    _register(match[1])
-    overload = getattr(getattr(getattr(torch.ops, match[1]), match[2], None), match[3], None)
+def torch_op(name: str, place: str = "") -> Op:
+    """The op that `name` ("aten.mm.default") calls; `place` is where it stands in the program's files.
+
+    Raises ProgramError E0305 for a name that is not in the table, or that this process has not registered.
+    """
+    if name not in _OPS:
+        _OPS[name] = _found(name, f"{place}: " if place else "")
+    return _OPS[name]
+
+
+def _found(name: str, place: str) -> Op:
+    entry = find_op(name)
+    if entry is None:
+        raise _unknown(name, place)
+    namespace, base, overload_name = name.split(".")
+    register_if_imported(namespace)
+    overload = getattr(getattr(getattr(torch.ops, namespace), base, None), overload_name, None)
     if not isinstance(overload, torch._ops.OpOverload):
-        raise _unknown(name)
+        raise _unregistered(name, namespace, place)
     schema = overload._schema
     returns = schema.returns
     gives_list = len(returns) > 1 or (len(returns) == 1 and str(returns[0].type).startswith("List["))
     takes_tensor = any("Tensor" in str(argument.type) for argument in schema.arguments)
     takes_device = any(argument.name == "device" for argument in schema.arguments)
-    quick: Callable[..., Any] = _QUICK.get(name, overload)
-    return Op(name, overload, quick, gives_list, takes_device and not takes_tensor, schema.is_mutable)
+    call = _on_operands_in(entry.layout, _QUICK.get(name, overload))
+    is_factory = takes_device and not takes_tensor
+    return Op(name, overload, call, gives_list, is_factory, entry.only_in_references, entry.layout)
 
 
-def _register(namespace: str) -> None:
-    """Import the module that registers a library's ops with torch, where the library is installed."""
-    module = _REGISTERED_BY.get(namespace, "")
-    if module and find_spec(module.partition(".")[0]) is not None:
-        import_module(module)
+def _on_operands_in(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` itself where any layout will do, so that only the ops that need one pay for it."""
+    if layout is Layout.ANY:
+        return function
+
+    def on_operands_in_layout(*args: object, **kwargs: object) -> Any:
+        keywords = {key: in_layout(value, layout) for key, value in kwargs.items()}
+        return function(*[in_layout(value, layout) for value in args], **keywords)
+
+    return on_operands_in_layout
 
 
-def _unknown(name: str) -> ProgramError:
+def _unknown(name: str, place: str) -> ProgramError:
     return ProgramError(
         "E0305",
-        f"the program calls '{name}', which is not in the table of ops",
-        expected=f"an op of {', '.join(sorted(NAMESPACES))}, or one of {', '.join(sorted(OWN_OPS))}",
-        help="for an op of a library, install the library; for an op of another torch version, install that version",
+        f"{place}the program calls '{name}', which is not in the table of ops",
+        expected=f"an op of stretto/ops/op_table.txt, or one of {', '.join(sorted(OWN_OPS))}",
+        help='for a custom op of your own, call stretto.allow_ops("NAMESPACE::NAME") before the program is loaded',
+    )
+
+
+def _unregistered(name: str, namespace: str, place: str) -> ProgramError:
+    return ProgramError(
+        "E0305",
+        f"{place}the program calls '{name}', which is not registered with torch {torch.__version__} in this process",
+        help=missing_import(namespace) or "install the torch version that the program's manifest names",
     )

@@ -27,6 +27,7 @@ from .mesh import RankMesh
 from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_outputs
 from .records import Function, Input, Location, Output, Pipeline, Reference
 from .validate import validate
+from .validate_reference import validate_reference
 
 FORMAT = 1
 """The newest program format that this version reads, and the one it writes."""
@@ -145,6 +146,8 @@ class Program:
         """This program, after validation (`validate.py`). Raises ProgramError where it is not valid."""
         try:
             validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations), self.pipeline)
+            if self.single_device is not None:
+                validate_reference(self.single_device)
         except Malformed as error:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
         return self

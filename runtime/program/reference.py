@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 
@@ -19,13 +19,18 @@ _RAISED = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.fl
 _RAISED_COMPLEX = {torch.complex64: torch.complex128}
 
 
-_RANDOM = "stretto.random.default"
+RANDOM = "stretto.random.default"
 """The random op of a reference. Arguments: RNG state, a tensor with the result's shape or None, the shape or None, the
 op's index, a threshold or None."""
 
 
-_BEGIN, _END = "stretto.autocast.begin", "stretto.autocast.end"
+AUTOCAST_BEGIN, AUTOCAST_END = "stretto.autocast.begin", "stretto.autocast.end"
 """Around the ops of an autocast region. `begin` takes a dtype and whether autocast is enabled. float64 is not cast."""
+
+
+_STATISTICS = frozenset({"running_mean", "running_var"})
+"""Arguments that batch norms write to in training, which their schemas do not say."""
+_UPDATES_STATISTICS = ("training", "use_input_stats")
 
 
 class Promote(StrEnum):
@@ -57,8 +62,9 @@ def run_reference(
             raise RunError("E0341", f"the reference takes {argument.kind} '{argument.name}', but none was given")
         tensor = _raised(value) if promote is Promote.FLOAT64 else value
         frame[slot] = tensor.clone() if argument.kind == "buffer" else tensor
+    given = _storages(frame[slot] for slot, argument in enumerate(reference.inputs) if argument.kind != "buffer")
     with _default_dtype(torch.float64 if promote is Promote.FLOAT64 else torch.get_default_dtype()):
-        _run(reference.code, frame, promote)
+        _run(reference.code, frame, promote, given)
     outputs = [output for output in reference.outputs if output.kind == "output"]
     buffers = [output for output in reference.outputs if output.kind == "buffer"]
     return (
@@ -67,18 +73,18 @@ def run_reference(
     )
 
 
-def _run(code: Sequence[Instruction], frame: list[object], promote: Promote) -> None:
+def _run(code: Sequence[Instruction], frame: list[object], promote: Promote, given: Set[int]) -> None:
     with ExitStack() as stack:
         regions: list[ExitStack] = []
         for instruction in code:
-            if instruction.op == _BEGIN:
+            if instruction.op == AUTOCAST_BEGIN:
                 dtype, enabled = instruction.args
                 regions.append(stack.enter_context(ExitStack()))
                 regions[-1].enter_context(_autocast(dtype, bool(enabled)))
-            elif instruction.op == _END:
+            elif instruction.op == AUTOCAST_END:
                 regions.pop().close()
             else:
-                _step(instruction, frame, promote)
+                _step(instruction, frame, promote, given)
 
 
 def _autocast(dtype: object, enabled: bool) -> torch.autocast:
@@ -106,9 +112,9 @@ def _raised(tensor: Tensor) -> Tensor:
     return tensor.to(raised_dtype(tensor.dtype))
 
 
-def _step(instruction: Instruction, frame: list[object], promote: Promote) -> None:
+def _step(instruction: Instruction, frame: list[object], promote: Promote, given: Set[int]) -> None:
     args = [fill_in(value, frame.__getitem__) for value in instruction.args]
-    if instruction.op == _RANDOM:
+    if instruction.op == RANDOM:
         frame[instruction.writes()[0]] = _random_numbers(*args)
         _free(instruction, frame)
         return
@@ -117,11 +123,37 @@ def _step(instruction: Instruction, frame: list[object], promote: Promote) -> No
     if promote is Promote.FLOAT64:
         args = [_raise_dtype(value) for value in args]
         kwargs = {key: _raise_dtype(value) for key, value in kwargs.items()}
+    if op.only_in_references:
+        _refuse_writes(op, args, kwargs, given)
     result = op.overload(*args, **kwargs)
     if promote is Promote.FLOAT64 and op.is_factory and _is_low(result):
         result = op.overload(*args, **{**kwargs, "dtype": torch.float64})
     _store(instruction, op, result, frame)
     _free(instruction, frame)
+
+
+def _refuse_writes(op: Op, args: Sequence[object], kwargs: Mapping[str, object], given: Set[int]) -> None:
+    """Raise RunError E0343 where an op would write to a tensor of the caller, also through a view of it."""
+    names = [argument.name for argument in op.overload._schema.arguments]
+    bound = {**dict(zip(names, args, strict=False)), **kwargs}
+    is_training = any(bound.get(name) is True for name in _UPDATES_STATISTICS)
+    written = [argument.name for argument in op.overload._schema.arguments if _is_written(argument, is_training)]
+    if _storages(bound.get(name) for name in written) & given:
+        raise RunError(
+            "E0343",
+            f"the reference calls '{op.name}' to write to a parameter, an input or a constant of the caller",
+            expected="writes to buffers, which it has copies of, and to values that it computed",
+            help="compile the program again",
+        )
+
+
+def _is_written(argument: torch.Argument, is_training: bool) -> bool:
+    annotated = argument.alias_info is not None and argument.alias_info.is_write
+    return annotated or (is_training and argument.name in _STATISTICS)
+
+
+def _storages(values: Iterable[object]) -> set[int]:
+    return {int(value.untyped_storage()._cdata) for value in values if isinstance(value, Tensor)}
 
 
 def _free(instruction: Instruction, frame: list[object]) -> None:

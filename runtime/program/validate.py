@@ -20,7 +20,8 @@ from .entries import (
 from .json_fields import Malformed
 from .mesh import RankMesh
 from .records import Function, Input, Output, Pipeline, Shard
-from .validate_functions import FunctionValidator, refuse_recursion, require, require_axes
+from .validate_calls import require
+from .validate_functions import FunctionValidator, refuse_recursion, require_axes
 
 ENTRY = MAIN
 INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random", "tangent"})

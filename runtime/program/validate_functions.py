@@ -19,14 +19,9 @@ from .mesh import RankMesh
 from .ops import COLLECTIVES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
 from .records import Function, Instruction, Pipeline
+from .validate_calls import check_call, require
 
 _REDUCES = frozenset({"sum", "max", "min"})
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise Malformed unless the condition holds."""
-    if not holds:
-        raise Malformed(message)
 
 
 def require_axes(axes: object, mesh: RankMesh, path: str) -> None:
@@ -111,12 +106,12 @@ class FunctionValidator:
             mesh = self._mesh_with_microbatches if depends_on_microbatch(instruction) else self._mesh
             _own_op(instruction, mesh, path)
         else:
-            op = torch_op(instruction.op)
-            if op.is_mutable:
+            op = torch_op(instruction.op, path)
+            if op.only_in_references:
                 raise ProgramError(
                     "E0305", f"{path}: the program calls '{instruction.op}', which writes to its argument"
                 )
-            require(op.gives_list or len(instruction.out) <= 1, f"{path}.out: {instruction.op} returns one value")
+            check_call(op, instruction, path)
 
     def _call(self, instruction: Instruction, path: str) -> None:
         match instruction.args:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...ops.table import in_layout
 from ..program.ops import torch_op
 from .values import Meta
 
@@ -52,7 +53,9 @@ def _results(op: str, args: object, kwargs: tuple[tuple[str, object], ...]) -> t
         keywords["device"] = torch.device("meta")
     try:
         with torch.no_grad():
-            results = table_op.overload(*arguments, **keywords)
+            # As the executor calls it: in the layout that the op needs, so that a copy is no view of its operand.
+            laid_out = {key: in_layout(value, table_op.layout) for key, value in keywords.items()}
+            results = table_op.overload(*[in_layout(value, table_op.layout) for value in arguments], **laid_out)
     except META_FAILURES as error:
         raise ShapeUnknown((str(error).strip() or type(error).__name__).splitlines()[0]) from error
     numbers = {_identity(tensor): index for index, tensor in reversed(list(enumerate(tensors)))}

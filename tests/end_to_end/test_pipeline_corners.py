@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .staged_models import IGNORED, Staged, assert_equal, captured, compiled
-from .test_pipeline_features import CLASSES, ROWS, WIDTH, Net, of, plan, some, trains
+from .test_pipeline_features import CLASSES, ROWS, WIDTH, Net, plan, some, staged_model, trains
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_a_forward_may_return_anything_beside_the_loss() -> None:
 
 
 def test_inputs_may_want_gradients() -> None:
-    staged = of(Net())
+    staged = staged_model(Net())
     staged.inputs["x"].requires_grad_()
     step = captured(staged)
     for schedule in (plan("1f1b"), plan("zb-h1"), plan("zb-v"), plan("zb-h1", mesh=", dp=2")):
@@ -164,7 +164,7 @@ class Several(Net):
 
 
 def test_a_number_may_be_an_input() -> None:
-    staged = of(Several(), scale=torch.tensor(0.5))
+    staged = staged_model(Several(), scale=torch.tensor(0.5))
     step = captured(staged)
     for schedule in (plan("1f1b"), plan("zb-v", mesh=", dp=2")):
         assert_equal(compiled(staged, step, schedule))
@@ -213,6 +213,6 @@ def test_a_model_may_begin_without_parameters() -> None:
 
 def test_a_frozen_model_infers() -> None:
     model = Net().eval().requires_grad_(False)
-    staged = of(model)
+    staged = staged_model(model)
     step = captured(staged, Mode.INFER)
     assert_equal(compiled(staged, step, plan("1f1b", pp=4), Mode.INFER))

@@ -72,6 +72,7 @@ class Calls(nn.Module):
         return self.linear(x) * float(self.function(3).shape[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers in Python:UserWarning")
 def test_a_bound_method_of_an_object_without_weak_references_may_be_an_attribute() -> None:
     model = stretto.compile(Calls(numpy.random.RandomState(0).rand), plan=DP)
     x = torch.ones(2, 4)

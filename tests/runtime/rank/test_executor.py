@@ -10,7 +10,7 @@ import pytest
 import torch
 from stretto.runtime import Executor, RankGroup, RunError
 from stretto.runtime.program.ops import _QUICK, torch_op
-from stretto.runtime.program.records import Function, Instruction, Location
+from stretto.runtime.program.records import Function, Location
 from torch import Tensor
 
 from ..tiny_programs import S, infer, linear, numbers, run_alone, step
@@ -210,8 +210,3 @@ def test_quick_ways_to_an_op_take_the_same_arguments() -> None:
         args, kwargs = arguments.get(name.removeprefix("aten."), ((x,), {}))
         op = torch_op(name)
         torch.testing.assert_close(op.call(*args, **kwargs), op.overload(*args, **kwargs), rtol=0, atol=0)
-
-
-def test_a_keyword_that_python_reserves_can_be_given() -> None:
-    program = infer([Instruction("aten.random.from", (S(0),), {"from": 5, "to": 6}, (1,))], [(2,)], [1])
-    assert run_alone(program, torch.zeros(2))[0].tolist() == [5.0, 5.0]

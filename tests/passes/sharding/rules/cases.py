@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stretto.ir.dialects.library import register
+from stretto.ops.libraries import register
 from torch import Tensor
 
 from .nn_reference import OPS

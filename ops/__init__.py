@@ -1,0 +1,6 @@
+"""Which ops of torch a program may call, and what their kernels need of the strides of their operands.
+
+Lives here: the table (`op_table.txt`, read by `table.py`), the custom ops that the caller of Stretto allows beside it
+(`allowed.py`), the libraries that register known ops (`libraries.py`). Compiler and runtime read the same table, so
+that nothing is compiled that cannot be loaded. Not here: how ops run, or how they are sharded.
+"""

@@ -1,0 +1,54 @@
+"""Validation of one call of a torch op, in `program.json` and in `reference.json`: its arguments, results and draws."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import ProgramError
+from .json_fields import Malformed
+from .ops import Op
+from .records import Instruction
+
+_PROBABILITIES = frozenset({"p", "dropout_p", "dropout"})
+_TRAINING = frozenset({"train", "training"})
+_PLACES = frozenset({"device", "generator", "layout", "pin_memory"})
+"""Arguments that say where a tensor is stored or who draws it: the runtime decides on these."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise Malformed unless the condition holds."""
+    if not holds:
+        raise Malformed(message)
+
+
+def check_call(op: Op, instruction: Instruction, path: str) -> None:
+    """Raise Malformed where arguments or results do not fit the op, ProgramError E0305 where it would draw."""
+    arguments = op.overload._schema.arguments
+    positional = [argument for argument in arguments if not argument.kwarg_only]
+    given = instruction.args
+    most = len(positional)
+    require(len(given) <= most, f"{path}.args: {op.name} takes at most {most} arguments, found {len(given)}")
+    bound = {argument.name: value for argument, value in zip(positional, given, strict=False)}
+    names = {argument.name for argument in arguments}
+    for key, value in instruction.kwargs.items():
+        require(key in names, f"{path}.kwargs: {op.name} has no argument '{key}'")
+        require(key not in bound, f"{path}.kwargs: {op.name} is given '{key}' twice")
+        require(key not in _PLACES, f"{path}.kwargs: '{key}' is not for a program to say")
+        bound[key] = value
+    for argument in arguments:
+        has_value = argument.name in bound or argument.has_default_value()
+        is_place = op.is_factory and argument.name in _PLACES
+        require(has_value or is_place, f"{path}.args: {op.name} lacks its argument '{argument.name}'")
+        bound.setdefault(argument.name, argument.default_value)
+    require(op.gives_list or len(instruction.out) <= 1, f"{path}.out: {op.name} returns one value")
+    if torch.Tag.nondeterministic_seeded in op.overload.tags and not _is_switched_off(bound):
+        raise ProgramError("E0305", f"{path}: '{op.name}' would draw from torch's generator, which no program may")
+
+
+def _is_switched_off(bound: dict[str, object]) -> bool:
+    """Whether an op that can draw does not: a probability of 0, or not in training."""
+    return any(
+        (name in _PROBABILITIES and type(value) in (int, float) and value == 0)
+        or (name in _TRAINING and value is False)
+        for name, value in bound.items()
+    )

@@ -1,0 +1,81 @@
+"""Validation of the single-device reference, with the rigour of `validate_functions.py`: `reference.json` is data too.
+
+It runs eagerly under autograd, so that it may also hold ops that write to an argument. They reach copies of the buffers
+and values that it computed; that they reach nothing else is checked as they run (`reference.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .arguments import DTYPES, Slot
+from .ops import torch_op
+from .records import Instruction, Reference
+from .reference import AUTOCAST_BEGIN, AUTOCAST_END, RANDOM
+from .validate_calls import check_call, require
+
+_INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random"})
+_OUTPUT_KINDS = frozenset({"output", "buffer"})
+
+
+def validate_reference(reference: Reference) -> None:
+    """Raise Malformed for the first thing that is wrong, or ProgramError E0305 for an op that may not stand in it."""
+    count = reference.slots
+    require(len(reference.inputs) <= count, f"reference.json.slots: {count}, but {len(reference.inputs)} inputs")
+    for index, argument in enumerate(reference.inputs):
+        path = f"reference.json.inputs[{index}]"
+        require(argument.kind in _INPUT_KINDS, f"{path}.kind: '{argument.kind}' is no kind of input")
+        require(argument.dtype in DTYPES, f"{path}.dtype: '{argument.dtype}' is not a dtype")
+        require(all(extent >= 0 for extent in argument.shape), f"{path}.shape: a negative extent")
+    live, open_regions = set(range(len(reference.inputs))), 0
+    for index, instruction in enumerate(reference.code):
+        path = f"reference.json.code[{index}]"
+        _slots(instruction, live, count, path)
+        open_regions += {AUTOCAST_BEGIN: 1, AUTOCAST_END: -1}.get(instruction.op, 0)
+        require(open_regions >= 0, f"{path}: an autocast region ends that did not begin")
+        _op(instruction, path)
+    for index, output in enumerate(reference.outputs):
+        path = f"reference.json.outputs[{index}]"
+        require(output.kind in _OUTPUT_KINDS, f"{path}.kind: '{output.kind}' is no kind of output")
+        require(output.slot in live, f"{path}.slot: slot {output.slot} is not set at the end")
+
+
+def _slots(instruction: Instruction, live: set[int], count: int, path: str) -> None:
+    """Check the slots of one instruction, and update those that are `live`."""
+    for slot in instruction.reads():
+        require(slot in live, f"{path} ({instruction.op}): slot {slot} is read, but is not set")
+    writes = instruction.writes()
+    require(all(0 <= slot < count for slot in writes), f"{path}.out: no such slot")
+    require(len(set(writes)) == len(writes), f"{path}.out: a slot is listed twice")
+    live.update(writes)
+    require(live.issuperset(instruction.free), f"{path}.free: a slot is freed that is not set")
+    live.difference_update(instruction.free)
+
+
+def _op(instruction: Instruction, path: str) -> None:
+    match instruction.op:
+        case op if op == RANDOM:
+            _random(instruction, path)
+        case op if op == AUTOCAST_BEGIN:
+            match instruction.args:
+                case (torch.dtype(), bool()):
+                    pass
+                case _:
+                    require(False, f"{path}.args: a region takes a dtype and whether autocast is on")
+        case op if op == AUTOCAST_END:
+            require(not instruction.args, f"{path}.args: the end of a region takes nothing")
+        case op:
+            check_call(torch_op(op, path), instruction, path)
+
+
+def _random(instruction: Instruction, path: str) -> None:
+    require(not instruction.kwargs, f"{path}.kwargs: {RANDOM} takes none")
+    require(len(instruction.writes()) == 1, f"{path}.out: {RANDOM} returns one value")
+    match instruction.args:
+        case (Slot(), Slot(), _, int(), None | int()):
+            return
+        case (Slot(), None, [*size], int(), None | int()):
+            valid = all(type(extent) is int and extent >= 0 for extent in size)
+            require(valid, f"{path}.args: {size!r:.60} is not a shape")
+        case _:
+            require(False, f"{path}.args: not those of a random op: {instruction.args!r:.90}")
