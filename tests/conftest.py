@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +45,19 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if all(path.is_file() for path in paths):
         return 0
     return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collections of garbage need not look at it, which is about 4% of the suite's time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test and its fixtures draw from the same seed, whatever ran before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

@@ -84,9 +84,9 @@ class Size:
     tied: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A model, one call of it by keywords, and which of the inputs are labels."""
+    """A model, one call of it by keywords, and which of the inputs are labels. A case equals only itself."""
 
     model: nn.Module
     inputs: dict[str, Tensor]

@@ -1,5 +1,5 @@
 """What crosses ranks is what Megatron-LM sends (arXiv:1909.08053, section 3; with sequence parallelism,
-arXiv:2205.05198, section 4.2): counted in the final IR of models of three layers.
+arXiv:2205.05198, section 4.2): counted in the final IR of models of two layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .checking import compiled
 from .models import MODELS, Case, Size, plan
 from .traffic import Message, kinds, messages
 
-LAYERS = 3
+LAYERS = 2
 SIZE = Size(vocab=44, width=16, heads=4, head=4, inner=24, layers=LAYERS)
 """No extent of an activation is the vocabulary's, or half of it."""
 TOKENS = "shard activations tokens over tp"

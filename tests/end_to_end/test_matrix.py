@@ -6,12 +6,13 @@ Every case compares outputs, all gradients, and all parameters after three steps
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from stretto.frontend.captured import Mode
 
 from .checking import assert_equal
-from .models import MODELS, Size, plan
+from .models import MODELS, Case, Size, plan
 
 TOKENS = "shard activations tokens over tp"
 EVEN = Size(layers=1)
@@ -35,9 +36,14 @@ ALL_PLANS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Name: mesh, and statements beside Megatron's placements of the parameters."""
 
 
+@cache
+def _case(model: str, size: Size) -> Case:
+    return MODELS[model](size)
+
+
 def _check(model: str, size: Size, name: str, mode: Mode = Mode.TRAIN) -> None:
     mesh, lines = ALL_PLANS[name]
-    assert_equal(MODELS[model](size), plan(model, mesh, *lines), mode)
+    assert_equal(_case(model, size), plan(model, mesh, *lines), mode)
 
 
 @pytest.mark.parametrize("name", ["dp_tp", "dp_tp_sequence"])

@@ -86,6 +86,6 @@ def test_one_wrong_operation_in_the_final_module_is_found(old: str, new: str) ->
 def test_a_tiny_llama_on_four_ranks_is_quick() -> None:
     (*_, (_, last)), buffers = stages("llama", "odd")
     inputs = random_inputs(last, 0, values=buffers)
-    began = time.perf_counter()
+    began = time.process_time()
     run(last, inputs, floats=Floats.FLOAT64)
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from stretto.diagnostics import StrettoError
-from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.compile_program import compile_capture, compile_program
 from stretto.driver.compile.request import Compiled, CompileRequest, Observer, Options
 from stretto.dsl import Plan
-from stretto.frontend.captured import Mode
+from stretto.frontend.capture.capture import capture
+from stretto.frontend.captured import Capture, Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.equivalence import compare
 from stretto.ir.module import Module, callee, operations
@@ -57,6 +59,18 @@ class Model(nn.Module):
         return logits if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+@cache
+def step_of(tied: bool, trains: bool) -> tuple[Model, Capture]:
+    """The model and one call of it, captured."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, WORDS, (8, 6))
+    inputs = {"tokens": tokens}
+    if trains:
+        inputs["targets"] = torch.where(tokens % 5 == 0, -100, tokens)
+    model = Model(tied)
+    return model, capture(model, (), inputs, mode=Mode.TRAIN if trains else Mode.INFER, loss_only=trains)
+
+
 def compiled(
     items: str,
     mesh: str = "pp=2",
@@ -65,11 +79,7 @@ def compiled(
     trains: bool = True,
 ) -> tuple[Compiled, dict[str, str]]:
     """The model by a plan; also the module after each pass."""
-    torch.manual_seed(0)
-    tokens = torch.randint(0, WORDS, (8, 6))
-    inputs = {"tokens": tokens}
-    if trains:
-        inputs["targets"] = torch.where(tokens % 5 == 0, -100, tokens)
+    model, step = step_of(tied, trains)
     plan = Plan.parse(f"mesh ({mesh})\nshard {shard}\npipeline over pp {{ microbatches 4  {items} }}\n", "a.plan")
     options = Options(Mode.TRAIN if trains else Mode.INFER, loss_only=trains, floats=Floats.FLOAT64)
     texts: dict[str, str] = {}
@@ -77,8 +87,7 @@ def compiled(
     def after(name: str, module: Module) -> None:
         texts[name] = module.text()
 
-    request = CompileRequest.of(Model(tied), (), inputs, plan, options)
-    return compile_program(request, Observer(module=after)), texts
+    return compile_capture(step, model, plan, options, Observer(module=after)), texts
 
 
 def agrees(items: str, **options: str | bool) -> None:
