@@ -61,15 +61,23 @@ Results = Mapping[str, Tensor | None]
 
 
 class _Watch(TorchDispatchMode):
-    """What the ops inside do: whether any draws random numbers, and the coarsest dtype that any computes in."""
+    """What goes on inside: whether random numbers are drawn, and the coarsest dtype that any op computes in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.draws = False
         self.epsilon = 0.0
 
+    def __enter__(self) -> _Watch:
+        self._state = torch.get_rng_state()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.draws |= not torch.equal(self._state, torch.get_rng_state())
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.draws |= torch.Tag.nondeterministic_seeded in func.tags
         results = func(*args, **(kwargs or {}))
         for result in tree_leaves(results):
             if isinstance(result, Tensor) and result.is_floating_point():
