@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
+from ...diagnostics.bounded_files import read_file
 from ...runtime.philox import RngState
 from ...runtime.processes.parameters import has_local_part
 from ...runtime.processes.world import join
@@ -284,17 +285,17 @@ def _random_state_of(model: nn.Module) -> Json:
 def _read_extra(path: Path) -> dict[str, Json]:
     """The values of `stretto.json`: "extra" always, "random" where a compiled model was saved."""
     file = path / EXTRA_FILE
-    if not file.exists():
+    if not file.is_file():
         return {"extra": {}}
     try:
-        match json.loads(file.read_text(encoding="utf-8")):
+        match json.loads(read_file(file).decode("utf-8")):
             case {"extra": dict(extra), "random": {"seed": int(seed), "step": int(step)}}:
                 return {"extra": extra, "random": {"seed": seed, "step": step}}
             case {"extra": dict(extra), "random": None}:
                 return {"extra": extra}
             case _:
                 raise _incomplete(path, f"{EXTRA_FILE} lacks what stretto.save_checkpoint writes")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _incomplete(path, f"{EXTRA_FILE} cannot be read: {error}") from None
 
 
