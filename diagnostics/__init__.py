@@ -4,5 +4,6 @@ Everything may import this folder; it imports nothing of Stretto. Start reading 
 """
 
 from .error import PlanWarning, Span, StrettoError, rendered
+from .printable import printable
 
-__all__ = ["PlanWarning", "Span", "StrettoError", "rendered"]
+__all__ = ["PlanWarning", "Span", "StrettoError", "printable", "rendered"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .printable import printable
+
 
 @dataclass(frozen=True)
 class Span:
@@ -94,4 +96,4 @@ def rendered(
         lines.append(f"note: {message}" + (f": {place}" if place else ""))
     if help:
         lines.append(f"help: {help}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..diagnostics import Span
+from ..diagnostics.bounded_files import read_file
 from .error import PlanCode, PlanError
 from .mesh import Mesh
 from .parser import Statement, parse_statements
@@ -62,8 +63,7 @@ class Plan:
         """Read a UTF-8 file. Raises PlanError if it cannot be read (E0118, E0119) or parsed."""
         file = os.fspath(path)
         try:
-            with open(file, "rb") as stream:
-                content = stream.read()
+            content = read_file(file)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise PlanError(PlanCode.NOT_FOUND, f'cannot read the plan "{file}": {why}', help=_near(file)) from None

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
+from ...diagnostics.bounded_files import read_file
 from ...runtime.philox import RngState
 from ...runtime.processes.parameters import has_local_part
 from ...runtime.processes.world import join
@@ -40,9 +41,9 @@ from ..model.compiled_module import compiled_module, is_compiled, random_state, 
 from ..model.distribution import processes
 from ..state.state_tensors import barrier, is_writer, names_text
 from .optimizer_state import empty_state, fill_optimizer, groups_in_order, state_by_name, state_names
+from .reader import METADATA, reader_of
 
 EXTRA_FILE = "stretto.json"
-_METADATA = ".metadata"
 _FORMAT = 1
 _SHOWN = 5
 _UNREADABLE = (
@@ -76,7 +77,7 @@ def save_checkpoint(
     text = _extra_text(model, extra)
     _join()
     partial = path.with_name(f".{path.name}.partial")
-    if path.exists() and not (path / _METADATA).exists():
+    if path.exists() and not (path / METADATA).exists():
         raise StrettoError("E0508", f"'{path}' exists and is no checkpoint", help="choose another name, or remove it")
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
@@ -97,16 +98,19 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, trusted: bool = False
 ) -> dict[str, Json]:
     """Fill the model, and the optimizer if given, from a checkpoint; returns the `extra` values saved with it.
 
     Each process reads its own parts, whatever plan or number of ranks wrote the checkpoint. Checkpoints that torch
     wrote are read too if they hold {"model": ..., "optimizer": ...}. Raises StrettoError E0610 for a folder that is no
     checkpoint or an incomplete one, E0611 where it is of another model or optimizer; then nothing is changed.
+
+    A checkpoint is read as data: nothing in it is unpickled, E0619 where it holds more. `trusted=True` says that you
+    trust its author as you trust a program: it is read by torch's own reader, which runs the code that it names.
     """
     path = Path(path)
-    metadata = _metadata(path)
+    metadata = _metadata(path, trusted=trusted)
     _join()
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
@@ -114,9 +118,13 @@ def load_checkpoint(
     _check_fits(path, metadata, state, state_names(list(metadata.state_dict_metadata), _elsewhere(model)))
     saved_extra = _read_extra(path)
     if optimizer is not None:
-        groups = _load(path, {"optimizer": {"param_groups": copy.deepcopy(state["optimizer"].pop("param_groups"))}})
+        groups = _load(
+            path,
+            {"optimizer": {"param_groups": copy.deepcopy(state["optimizer"].pop("param_groups"))}},
+            trusted=trusted,
+        )
         ordered = groups_in_order(model, optimizer, groups["optimizer"]["param_groups"])
-    state = _load(path, {part: values for part, values in state.items() if values})
+    state = _load(path, {part: values for part, values in state.items() if values}, trusted=trusted)
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
         fill_optimizer(model, optimizer, state.get("optimizer", {}).get("state", {}), ordered)
@@ -140,12 +148,16 @@ def _saved_part(metadata: Metadata, empty: dict[str, Any]) -> dict[str, Any]:
     return {**({"state": state} if state else {}), "param_groups": empty["param_groups"]}
 
 
-def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _load(path: Path, state: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
     """`state` with tensors filled and other values replaced; E0611 where one is missing, E0610 for a damaged file."""
+    reader, planner = reader_of(path, trusted=trusted)
     with _one_process_is_meant():
         try:
-            load(state, storage_reader=FileSystemReader(path), no_dist=not dist.is_initialized())
+            load(state, storage_reader=reader, planner=planner, no_dist=not dist.is_initialized())
         except CheckpointException as error:
+            for failure, _ in error.failures.values():
+                if isinstance(failure, StrettoError):
+                    raise failure from None
             causes = dict.fromkeys(str(failure[0]) for failure in error.failures.values())
             if error.args[0] == _READING:  # names and shapes agree, else torch had stopped in an earlier step
                 kinds = dict.fromkeys(type(failure[0]).__name__ for failure in error.failures.values())
@@ -168,22 +180,22 @@ def _one_process_is_meant() -> Iterator[None]:
         yield
 
 
-def _metadata(path: Path) -> Metadata:
+def _metadata(path: Path, *, trusted: bool) -> Metadata:
     """The checkpoint's metadata; E0610 unless all its files are complete."""
-    if not (path / _METADATA).is_file():
+    if not (path / METADATA).is_file():
         is_incomplete = path.is_dir() and any(path.glob("*.distcp"))
         raise StrettoError(
             "E0610",
-            f"'{path}' is {f'an incomplete checkpoint: {_METADATA} is missing' if is_incomplete else 'no checkpoint'}",
+            f"'{path}' is {f'an incomplete checkpoint: {METADATA} is missing' if is_incomplete else 'no checkpoint'}",
             expected="a folder written by stretto.save_checkpoint or torch.distributed.checkpoint",
             help="load an earlier one"
             if is_incomplete
             else "read safetensors files with stretto.load_weights, files of torch.save with torch.load",
         )
     try:
-        metadata = FileSystemReader(path).read_metadata()
+        metadata = reader_of(path, trusted=trusted)[0].read_metadata()
     except _UNREADABLE as error:
-        raise _incomplete(path, f"{_METADATA} cannot be read: {error}") from None
+        raise _incomplete(path, f"{METADATA} cannot be read: {error}") from None
     ends: dict[str, int] = {}
     for storage in (metadata.storage_data or {}).values():
         ends[storage.relative_path] = max(ends.get(storage.relative_path, 0), storage.offset + storage.length)
@@ -273,17 +285,17 @@ def _random_state_of(model: nn.Module) -> Json:
 def _read_extra(path: Path) -> dict[str, Json]:
     """The values of `stretto.json`: "extra" always, "random" where a compiled model was saved."""
     file = path / EXTRA_FILE
-    if not file.exists():
+    if not file.is_file():
         return {"extra": {}}
     try:
-        match json.loads(file.read_text(encoding="utf-8")):
+        match json.loads(read_file(file).decode("utf-8")):
             case {"extra": dict(extra), "random": {"seed": int(seed), "step": int(step)}}:
                 return {"extra": extra, "random": {"seed": seed, "step": step}}
             case {"extra": dict(extra), "random": None}:
                 return {"extra": extra}
             case _:
                 raise _incomplete(path, f"{EXTRA_FILE} lacks what stretto.save_checkpoint writes")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _incomplete(path, f"{EXTRA_FILE} cannot be read: {error}") from None
 
 

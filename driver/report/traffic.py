@@ -29,6 +29,8 @@ from ...runtime.rank.shards import local_shape
 _META = torch.device("meta")
 _KEEPS_GRADIENT = ("comm.", "rank.", "aten.add.Tensor")
 """Ops whose result is still a gradient if an operand is one."""
+_CONTEXTS = 64
+"""The most shapes of arguments with which a function is called, on average; compiled programs have one or two."""
 SEND = "send"
 """The kind of a message to another stage."""
 
@@ -157,6 +159,8 @@ class _Tracer:
     def _function(self, name: str, arguments: Sequence[object]) -> _TracedCall:
         key = (name, *(_shape(value) for value in arguments))
         if key not in self._known:
+            if len(self._known) > _CONTEXTS * len(self._program.functions):
+                raise ProgramError("E0726", "the program's functions are called with too many different shapes")
             function = self._program.functions[name]
             frame = dict(zip(function.arguments, arguments, strict=True))
             traffic = self._trace(name, function.code, 0, frame)

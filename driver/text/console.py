@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from ...diagnostics import printable
+
 _WIDEST = 100
 """The most columns of a table."""
 _NARROWEST = 20
@@ -22,12 +24,12 @@ _LONGEST_PLACE = 32
 
 def say(text: str = "") -> None:
     """One line of the result."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def note(text: str) -> None:
     """One line that is not part of the result."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -35,6 +37,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
     On a terminal it fits the width, at most 100 columns: long names are broken after dots. Piped, each row is one line.
     """
+    headers = [printable(header) for header in headers]
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _draw(headers, rows, right)
         return
@@ -81,7 +85,8 @@ def break_name(name: str, width: int) -> str:
 def heading(text: str) -> None:
     """A heading between two parts of a result."""
     say()
-    say(f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text)
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    sys.stdout.write(f"{bold}{printable(text)}{plain}\n")
 
 
 class Bar(Protocol):
@@ -113,7 +118,7 @@ def progress(total: int) -> Iterator[Bar]:
         class _Shown:
             def show(self, what: str, done: int | None = None) -> None:
                 """See `Bar.show`."""
-                shown.update(task, description=what, completed=done)
+                shown.update(task, description=printable(what), completed=done)
 
         yield _Shown()
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ...diagnostics import StrettoError
+from ...diagnostics.bounded_files import read_file, read_stream
 
 STDIN = "-"
 """The name that stands for standard input."""
@@ -17,7 +18,7 @@ def read_text(file: str) -> tuple[str, str]:
     """A file's text, and its name for messages; "-" is standard input. E0507 for a file that cannot be read."""
     name = "<stdin>" if file == STDIN else file
     try:
-        data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+        data = read_stream(sys.stdin.buffer) if file == STDIN else read_file(file)
         return data.decode("utf-8"), name
     except OSError as error:
         raise StrettoError("E0507", f"'{name}' cannot be read: {error.strerror}") from None

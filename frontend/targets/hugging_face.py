@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...diagnostics import Span
+from ...diagnostics.bounded_files import read_file
 from ...dsl.spelling import did_you_mean
 from ..captured import Mode
 from .fake_parameters import fake_parameters
@@ -62,8 +63,7 @@ def _transformers() -> Any:
 
 def _read(path: str, file: str) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8") as stream:
-            data = json.load(stream)
+        data = json.loads(read_file(file).decode("utf-8"))
     except OSError as error:
         help = "give a folder with a config.json, or the JSON file itself; models are not fetched from the network"
         raise TargetError("E0206", f'"{path}" cannot be read: {error.strerror}', help=help) from None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import ProgramError
 from .arguments import Json
+from .folder_files import altered, json_of, read_file, sha256_of, text_of, unreadable
 from .json_fields import Fields, Malformed
 
 MANIFEST = "manifest.json"
@@ -24,9 +25,6 @@ JSON_FILES = ("program.json", "remarks.json", "reference.json")
 TEXT_FILES = ("ir.mlir",)
 SIZES = "sizes.json"
 """Exists only for a program with named sizes."""
-_CHUNK_BYTES = 1 << 22
-_MAX_DEPTH = 64
-"""Accepted nesting of lists and objects in a file; compiled programs have about ten levels."""
 
 
 def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, object], str]:
@@ -50,12 +48,14 @@ def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, 
         digest = fields.string("hash")
     except Malformed as error:
         raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
-    _check_sums(folder, sums)
+    _check_names(folder, sums)
+    contents = {name: read_file(folder, name, hashed=value) for name, value in sums.items() if name != WEIGHTS}
+    if WEIGHTS in sums:
+        _check_weights(folder, sums[WEIGHTS])
     if manifest_hash(manifest) != digest:
-        raise _altered(folder, MANIFEST)
-    names = (*JSON_FILES, SIZES) if SIZES in sums else JSON_FILES
-    files: dict[str, object] = {name: _json(folder, name) for name in names}
-    files.update({name: _text(folder, name) for name in TEXT_FILES})
+        raise altered(folder, MANIFEST)
+    decoders = {name: text_of if name in TEXT_FILES else json_of for name in contents}
+    files = {name: decoders[name](data, folder / name) for name, data in contents.items()}
     return files, manifest, digest
 
 
@@ -65,19 +65,47 @@ def manifest_hash(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(hashed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the weights file by name; empty where the program has no such file."""
-    if not (folder / WEIGHTS).exists():
+def weights_hash(manifest: Mapping[str, object]) -> str:
+    """The SHA-256 of the weights file by a manifest that was read; empty where the program has no weights."""
+    return str(Fields(manifest, MANIFEST).mapping("files").get(WEIGHTS, ""))
+
+
+def read_weights(folder: Path, hashed: str) -> dict[str, Tensor]:
+    """The tensors of the weights file, whose SHA-256 is `hashed`, by name; none where the program has no such file.
+
+    The file may have been exchanged since the folder was opened: the bytes that are hashed here are those that are
+    used. Raises ProgramError E0302, E0303.
+    """
+    path = folder / WEIGHTS
+    if not hashed:
+        if path.exists():
+            raise altered(folder, WEIGHTS)
         return {}
     try:
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
     except ImportError:
-        raise _no_safetensors(f"'{folder / WEIGHTS}' cannot be read") from None
+        raise _no_safetensors(f"'{path}' cannot be read") from None
+    if not path.is_file():
+        raise ProgramError("E0302", f"'{folder}' is truncated: '{WEIGHTS}' is missing")
     try:
-        return load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ProgramError("E0302", f"'{folder / WEIGHTS}' is not a readable weights file: {error}") from None
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != hashed:
+            raise altered(folder, WEIGHTS)
+        return load(data)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except SafetensorError as error:
+        raise ProgramError("E0302", f"'{path}' is not a readable weights file: {error}") from None
+
+
+def _check_weights(folder: Path, hashed: str) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise ProgramError(
+            "E0302", f"'{folder}' is truncated: '{WEIGHTS}' is missing", help="copy or compile the program again"
+        )
+    if sha256_of(folder / WEIGHTS) != hashed:
+        raise altered(folder, WEIGHTS)
 
 
 def write_folder(
@@ -94,7 +122,7 @@ def write_folder(
             (fresh / name).write_text(text, encoding="utf-8")
         if weights:
             _write_weights(fresh / WEIGHTS, weights)
-        sums: dict[str, Json] = {path.name: _sha256(path) for path in sorted(fresh.iterdir())}
+        sums: dict[str, Json] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
         sealed = {**manifest, "files": sums}
         text = json.dumps({**sealed, "hash": manifest_hash(sealed)}, indent=1, allow_nan=False)
         (fresh / MANIFEST).write_text(text, encoding="utf-8")
@@ -134,7 +162,7 @@ def refuse_other_folder(folder: Path) -> None:
 def _manifest(folder: Path) -> dict[str, object]:
     if not (folder / MANIFEST).is_file():
         raise _no_program(folder)
-    value = _json(folder, MANIFEST)
+    value = json_of(read_file(folder, MANIFEST), folder / MANIFEST)
     if not isinstance(value, dict):
         raise ProgramError("E0301", f"'{folder}' is not a program folder: its '{MANIFEST}' is not a JSON object")
     return value
@@ -159,92 +187,21 @@ def _no_program(folder: Path) -> ProgramError:
     )
 
 
-def _text(folder: Path, name: str) -> str:
-    try:
-        return (folder / name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ProgramError(
-            "E0302",
-            f"'{folder / name}' is not UTF-8 text (byte {error.start})",
-            help="copy or compile the program again",
-        ) from None
-    except OSError as error:
-        raise _unreadable(folder / name, error) from None
-
-
-def _json(folder: Path, name: str) -> object:
-    """The decoded content of a JSON file. Raises ProgramError E0302, also for NaN and for too deep nesting."""
-    try:
-        value: object = json.loads(_text(folder, name), parse_constant=_refuse_constant)
-        if _depth(value) > _MAX_DEPTH:
-            raise RecursionError
-    except RecursionError:
-        reason = f"it is nested more than {_MAX_DEPTH} levels deep"
-    except ValueError as error:
-        reason = str(error)
-    else:
-        return value
-    raise ProgramError(
-        "E0302", f"'{folder / name}' is truncated or not JSON: {reason}", help="copy or compile the program again"
-    )
-
-
-def _depth(value: object) -> int:
-    """How deep lists and objects are nested in `value`."""
-    depth, level = 0, [value]
-    while containers := [child for child in level if isinstance(child, (dict, list))]:
-        depth += 1
-        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
-    return depth
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _unreadable(path: Path, error: OSError) -> ProgramError:
-    return ProgramError("E0302", f"'{path}' cannot be read: {error.strerror}")
-
-
-def _check_sums(folder: Path, sums: Mapping[str, str]) -> None:
+def _check_names(folder: Path, sums: Mapping[str, str]) -> None:
+    """Raise ProgramError unless the manifest lists the files of a program, and the folder has no others of them."""
     for name in (*JSON_FILES, *TEXT_FILES):
         if name not in sums:
             raise ProgramError(
                 "E0306", f"the program in '{folder}' is malformed: its '{MANIFEST}' does not list '{name}'"
             )
-    for name, expected in sums.items():
+    for name in sums:
         if name not in (*JSON_FILES, *TEXT_FILES, SIZES, WEIGHTS):
             raise ProgramError(
                 "E0306", f"the program in '{folder}' is malformed: its '{MANIFEST}' lists the unknown file '{name}'"
             )
-        if not (folder / name).is_file():
-            raise ProgramError(
-                "E0302", f"'{folder}' is truncated: '{name}' is missing", help="copy or compile the program again"
-            )
-        if _sha256(folder / name) != expected:
-            raise _altered(folder, name)
     for name in (WEIGHTS, SIZES):
         if name not in sums and (folder / name).exists():
-            raise _altered(folder, name)
-
-
-def _altered(folder: Path, name: str) -> ProgramError:
-    return ProgramError(
-        "E0303",
-        f"'{folder / name}' was altered or truncated after the program was compiled: its hash does not match",
-        help="copy or compile the program again",
-    )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    return digest.hexdigest()
+            raise altered(folder, name)
 
 
 def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

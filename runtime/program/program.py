@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import ProgramError
 from .arguments import Json
 from .entries import Entry, entries
-from .folder import read_files, read_weights, write_folder
+from .folder import read_files, read_weights, weights_hash, write_folder
 from .json_fields import Fields, Malformed
 from .mesh import RankMesh
 from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_outputs
@@ -87,6 +87,8 @@ class Program:
     """The stages of a pipelined program, and the function in which each begins."""
     folder: Path | None = None
     loaded_hash: str = ""
+    weights_hash: str = ""
+    """The SHA-256 of the weights file in `folder`; empty where there is none."""
 
     @staticmethod
     def load(folder: str | Path) -> Program:
@@ -97,7 +99,7 @@ class Program:
             program = _from_json(Manifest.from_json(manifest), files)
         except Malformed as error:
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
-        program = replace(program, folder=folder, loaded_hash=digest)
+        program = replace(program, folder=folder, loaded_hash=digest, weights_hash=weights_hash(manifest))
         return program.validated
 
     def save(self, folder: str | Path) -> None:
@@ -198,10 +200,13 @@ class Program:
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
-        """Initial parameters, buffers and constants by name; empty where the program has none."""
+        """Initial parameters, buffers and constants by name; empty where the program has none.
+
+        Raises ProgramError E0303 where the file is no longer the one that the program was loaded with.
+        """
         if self.initial is not None:
             return self.initial
-        return read_weights(self.folder) if self.folder else {}
+        return read_weights(self.folder, self.weights_hash) if self.folder else {}
 
     def of_kind(self, kind: str) -> tuple[Input, ...]:
         """The inputs of one kind, in the program's order."""

@@ -18,10 +18,11 @@ from .entries import (
     records_of_stage,
 )
 from .json_fields import Malformed
+from .limits import check_limits
 from .mesh import RankMesh
 from .records import Function, Input, Output, Pipeline, Shard
 from .validate_calls import require
-from .validate_functions import FunctionValidator, refuse_recursion, require_axes
+from .validate_functions import FunctionValidator, require_axes
 
 ENTRY = MAIN
 INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random", "tangent"})
@@ -38,6 +39,7 @@ def validate(
 ) -> None:
     """Raise Malformed for the first thing that is wrong, or ProgramError E0305 for an unknown op."""
     require(len({name for name, _ in mesh.axes}) == len(mesh.axes), "manifest.json.mesh: an axis is listed twice")
+    check_limits(mesh, inputs, outputs, functions, pipeline)
     names = (MAIN,) if pipeline is None else pipeline.entries
     for name in names:
         require(name in functions, f'program.json.functions: there is no "{name}"')
@@ -51,7 +53,6 @@ def validate(
         _unreduced(result, mesh, f"program.json.outputs[{index}].addends")
         _stages(result, pipeline, f"program.json.outputs[{index}].stages")
     FunctionValidator(functions, names, mesh, locations, pipeline).check()
-    refuse_recursion(functions)
     named = {(argument.kind, argument.name) for argument in inputs}
     require(len(named) == len(inputs), "program.json.inputs: two inputs of one kind have the same name")
     if pipeline is None:

@@ -219,19 +219,3 @@ def _random_op(instruction: Instruction, mesh: RankMesh, path: str) -> None:
         require_axes(list(axes_of_chunk), mesh, f"{path}.axes")
         expected = -(-extent // mesh.size(axes_of_chunk))
         require(chunk == expected, f"{path}.chunks: expected {expected}, found {chunk!r} ({extent} over {names!r})")
-
-
-def refuse_recursion(functions: Mapping[str, Function]) -> None:
-    """Raise Malformed where a function calls itself, directly or not."""
-    visited: set[str] = set()
-
-    def visit(name: str, callers: tuple[str, ...]) -> None:
-        require(name not in callers, f"program.json.functions: '{name}' calls itself")
-        if name not in visited:
-            calls = [instruction for instruction in functions[name].code if instruction.op == "call"]
-            for callee in sorted({str(call.args[0]) for call in calls}):
-                visit(callee, (*callers, name))
-            visited.add(name)
-
-    for name in functions:
-        visit(name, ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .arguments import DTYPES, Slot
+from .limits import MOST_SLOTS
 from .ops import torch_op
 from .records import Instruction, Reference
 from .reference import AUTOCAST_BEGIN, AUTOCAST_END, RANDOM
@@ -21,6 +22,7 @@ _OUTPUT_KINDS = frozenset({"output", "buffer"})
 def validate_reference(reference: Reference) -> None:
     """Raise Malformed for the first thing that is wrong, or ProgramError E0305 for an op that may not stand in it."""
     count = reference.slots
+    require(count <= MOST_SLOTS, f"reference.json.slots: {count:.3e}, expected at most {MOST_SLOTS}")
     require(len(reference.inputs) <= count, f"reference.json.slots: {count}, but {len(reference.inputs)} inputs")
     for index, argument in enumerate(reference.inputs):
         path = f"reference.json.inputs[{index}]"

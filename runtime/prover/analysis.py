@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 
 import torch
 
+from ..errors import ProgramError
 from ..program.arguments import DTYPES, dtype_name
 from ..program.entries import Entry
 from ..program.mesh import RankMesh
@@ -15,8 +17,13 @@ from ..program.records import Output
 from ..rank.shards import local_shape
 from .events import Event
 from .frame import Frame
+from .pieces import events_of
 from .summary import Signature, Summary, callee_arguments
 from .values import Meta, Refuted, Storage, TensorValue, Value
+
+_CONTEXTS = 8
+_LEAST_ALLOWED = 5_000
+"""Instructions that any proof may walk: some seconds, most of them in meta kernels."""
 
 
 class Analysis:
@@ -27,6 +34,9 @@ class Analysis:
         self.events: list[Event] = []
         self._numbers: dict[Event, int] = {}
         self._summaries: dict[tuple[str, Signature], Summary] = {}
+        self.walked = 0
+        """The instructions that were walked: those of each distinct function once for each context."""
+        self._allowed = _LEAST_ALLOWED
 
     def program(self, program: Program, entry: Entry) -> tuple[Summary, Refuted | None]:
         """The summary of an entry of a valid program, and a refutation where a result has a wrong shape.
@@ -34,6 +44,7 @@ class Analysis:
         Raises Refuted for all other faults.
         """
         main = program.functions[entry.name]
+        self._allowed += _CONTEXTS * sum(len(function.code) for function in program.functions.values())
         frame = self._main(program, entry)
         split = len(main.code) if main.backward_at is None else main.backward_at
         frame.run(0, split)
@@ -63,6 +74,28 @@ class Analysis:
             self.events.append(event)
         return self._numbers[event]
 
+    def events_of(self, summary: Summary) -> tuple[int, ...]:
+        """The events of an entry and of all that it calls, in order: indices into the table.
+
+        Raises ProgramError E0726.
+        """
+        return events_of(summary, self.number)
+
+    def walk(self, instructions: int) -> None:
+        """Count the walk of a function in a context. Raises ProgramError E0726 where there are too many contexts.
+
+        A function is walked once for each distinct context: shapes, and which arguments the caller keeps. Compiled
+        programs have one or two of each function; a program made for the purpose could have exponentially many.
+        """
+        self.walked += instructions
+        if self.walked > self._allowed:
+            raise ProgramError(
+                "E0726",
+                "the program cannot be proved: its functions are called with too many different shapes and lifetimes",
+                expected=f"at most {_CONTEXTS} contexts of a function, on average",
+                help="compile the program again",
+            )
+
     def lookup(self, key: tuple[str, Signature]) -> Summary | None:
         """The cached summary of a body for a signature, or None."""
         return self._summaries.get(key)
@@ -79,7 +112,7 @@ class _ProgramFunctions:
     def __init__(self, analysis: Analysis, program: Program) -> None:
         self._analysis = analysis
         self._program = program
-        self._texts: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
 
     def frame(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Frame:
         """A frame at the beginning of a function."""
@@ -89,23 +122,28 @@ class _ProgramFunctions:
     def summary(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Summary:
         """The summary of a function for these arguments; raises Refuted."""
         inside = callee_arguments(values, retained)
-        key = (self._text(name), tuple(inside.signature))
+        key = (self._digest(name), tuple(inside.signature))
         known = self._analysis.lookup(key)
         if known is not None:
             return known
         frame = self.frame(name, inside.values, inside.retained)
         function = self._program.functions[name]
+        self._analysis.walk(len(function.code))
         frame.run(0, len(function.code))
         return self._analysis.remember(key, frame.summary(function.results))
 
-    def _text(self, name: str) -> str:
-        """A text that is equal for two functions only if they and all their callees are equal."""
-        if name not in self._texts:
+    def _digest(self, name: str) -> str:
+        """A digest that is equal for two functions only if they and all their callees are equal."""
+        if name not in self._digests:
             function = self._program.functions[name]
             callees = sorted({str(instruction.args[0]) for instruction in function.code if instruction.op == "call"})
-            parts = [name, json.dumps(function.to_json(), sort_keys=True), *(self._text(callee) for callee in callees)]
-            self._texts[name] = json.dumps(parts)
-        return self._texts[name]
+            parts = [
+                name,
+                json.dumps(function.to_json(), sort_keys=True),
+                *(self._digest(callee) for callee in callees),
+            ]
+            self._digests[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self._digests[name]
 
 
 def _keep_results(frame: Frame, outputs: Sequence[Output]) -> Refuted | None:

@@ -19,7 +19,8 @@ from ..program.mesh import RankMesh
 from ..program.ops import COLLECTIVES, RANK_OPS
 from ..program.records import Function, Instruction
 from .collectives import collective_of, random_result_of, rank_result_of, result_of
-from .events import Event, WaitEvent, receive_of, send_of
+from .events import Event, receive_of, send_of
+from .pieces import Calls, Own, Piece, Waits, count
 from .shapes import ShapeUnknown, results_of
 from .slots import WAIT
 from .summary import Summary, caller_results
@@ -54,10 +55,7 @@ class Frame:
         """By future: the number of slots that hold it."""
         self._reading: dict[Value, list[Future]] = {}
         self._waited: list[tuple[Future, Path]] = []
-        self._events: list[int] = []
-        self._started: dict[Future, int] = {}
-        """By future of a collective or receive started here: its position among the events."""
-        self._event_sources: list[tuple[int, Summary | None]] = []
+        self._pieces: list[Piece] = []
         for storage in (storage for value in arguments for storage in value.storages):
             self.counted[storage] = None
         for slot, value in zip(function.arguments, arguments, strict=True):
@@ -87,9 +85,10 @@ class Frame:
                     "E0706", f'a future is still not waited on when "{self.name}" ends', future.start, end,
                     help="wait for it, or return it to the caller",
                 )  # fmt: skip
+        pieces = tuple(self._pieces)
         return Summary(
-            self.arguments, values, self.peak_bytes, self.peak_at, tuple(self._events), tuple(self._event_sources),
-            self.name, tuple(self._waited),
+            self.arguments, values, self.peak_bytes, self.peak_at, pieces, count(pieces), self.name,
+            tuple(self._waited),
         )  # fmt: skip
 
     def _step(self, instruction: Instruction, path: Path) -> None:
@@ -125,9 +124,8 @@ class Frame:
             if instruction.op in COLLECTIVES:
                 return [self._start(instruction, self._value(instruction), path)]
             if instruction.op == "comm.send":
-                self._event(
-                    send_of(instruction, self._tensor(self._value(instruction), instruction.op, path).meta), path
-                )
+                meta = self._tensor(self._value(instruction), instruction.op, path).meta
+                self._pieces.append(Own(path[0][1], self._number(send_of(instruction, meta))))
                 return []
             if instruction.op == "comm.receive_start":
                 return [self._receive(instruction, path)]
@@ -173,35 +171,33 @@ class Frame:
     def _start(self, instruction: Instruction, value: Value, path: Path) -> Future:
         operand = self._tensor(value, instruction.op, path)
         collective = collective_of(instruction, operand.meta, self._mesh)
-        future = Future(path, operand, _fresh(result_of(instruction, operand.meta, self._mesh), path))
-        if collective.axes:
-            self._started[future] = len(self._events)
-            self._event(collective, path)
+        result = _fresh(result_of(instruction, operand.meta, self._mesh), path)
+        future = Future(path, operand, result, has_event=bool(collective.axes))
+        if future.has_event:
+            self._pieces.append(Own(path[0][1], self._number(collective), future))
         self._reading.setdefault(operand, []).append(future)
         return future
 
     def _receive(self, instruction: Instruction, path: Path) -> Future:
         message, meta = receive_of(instruction)
         future = Future(path, _fresh(Meta.contiguous((0,), meta.dtype), path), _fresh(meta, path))
-        self._started[future] = len(self._events)
-        self._event(message, path)
+        self._pieces.append(Own(path[0][1], self._number(message), future))
         return future
-
-    def _event(self, event: Event, path: Path) -> None:
-        self._events.append(self._number(event))
-        self._event_sources.append((path[0][1], None))
 
     def _wait(self, value: Value, path: Path) -> TensorValue:
         if not isinstance(value, Future):
             raise Refuted("E0708", "what is waited on is a tensor, not a future", path, *_creators(value))
-        if value.waited:
-            raise Refuted("E0707", "a future is waited on twice", path, value.waited)
-        value.waited = path
-        if value in self._started:
-            self._event(WaitEvent(len(self._events) - self._started[value]), path)
-        if value.is_argument:
-            self._waited.append((value, path))
+        self._mark_waited(value, path)
+        if value.has_event:
+            self._pieces.append(Waits(path[0][1], value))
         return value.result
+
+    def _mark_waited(self, future: Future, path: Path) -> None:
+        if future.waited:
+            raise Refuted("E0707", "a future is waited on twice", path, future.waited)
+        future.waited = path
+        if future.is_argument:
+            self._waited.append((future, path))
 
     def _call(self, instruction: Instruction, path: Path) -> tuple[list[Value], list[Storage]]:
         """The results, and the storages that the caller releases before the call (still counted)."""
@@ -218,11 +214,11 @@ class Frame:
             inner: outer for inner, outer in zip(summary.arguments, operands, strict=True) if isinstance(outer, Future)
         }
         for future, place in summary.waited:
-            self._wait(own[future], path + place)
-        if summary.events:
-            self._events += summary.events
-            self._event_sources.append((path[0][1], summary))
+            self._mark_waited(own[future], path + place)
         results = caller_results(summary, operands, path[0])
+        if summary.event_count:
+            own_results = [pair for pair in zip(summary.results, results, strict=True) if pair[0] not in own]
+            self._pieces.append(Calls(path[0][1], summary, _futures(own.items()), _futures(own_results)))
         for result in results:
             if isinstance(result, Future):
                 self._reading.setdefault(result.operand, []).append(result)
@@ -299,6 +295,12 @@ class Frame:
 
 def _fresh(meta: Meta, path: Path) -> TensorValue:
     return TensorValue(meta, Storage(meta.bytes, path))
+
+
+def _futures(pairs: Iterable[tuple[Value, Value]]) -> tuple[tuple[Future, Future], ...]:
+    """The pairs of futures in which other ranks take part."""
+    futures = ((a, b) for a, b in pairs if isinstance(a, Future) and isinstance(b, Future))
+    return tuple((a, b) for a, b in futures if a.has_event)
 
 
 def _creators(value: Value) -> tuple[Path, ...]:

@@ -108,7 +108,7 @@ class _Proof:
         self.class_of = class_of
         self.analysis = analysis
         self.summaries = summaries
-        self.sequences = [EventSequence(summary.events, analysis.events) for summary in summaries]
+        self.sequences = [EventSequence(analysis.events_of(summary), analysis.events) for summary in summaries]
         self._origins: dict[int, Origins] = {}
         self._known_identities: dict[tuple[int, tuple[str, ...]], tuple[tuple[str, ...], ...]] = {}
         axes = sorted({axes for sequence in self.sequences for axes in sequence.axes})

@@ -47,11 +47,11 @@ def results_of(op: str, args: Sequence[object], kwargs: Mapping[str, object]) ->
 def _results(op: str, args: object, kwargs: tuple[tuple[str, object], ...]) -> tuple[OpResult, ...]:
     table_op = torch_op(op)
     tensors: list[torch.Tensor] = []
-    arguments = _to_meta(args, tensors)
-    keywords = {key: _to_meta(value, tensors) for key, value in kwargs}
-    if table_op.is_factory:
-        keywords["device"] = torch.device("meta")
     try:
+        arguments = _to_meta(args, tensors)
+        keywords = {key: _to_meta(value, tensors) for key, value in kwargs}
+        if table_op.is_factory:
+            keywords["device"] = torch.device("meta")
         with torch.no_grad():
             # As the executor calls it: in the layout that the op needs, so that a copy is no view of its operand.
             laid_out = {key: in_layout(value, table_op.layout) for key, value in keywords.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .pieces import Piece, path_of
 from .values import Future, Opaque, Path, Storage, TensorValue, Value
 
 Signature = tuple[tuple[object, ...], ...]
@@ -20,23 +21,17 @@ class Summary:
     peak_bytes: int
     """The most that is live above what is live at its inside; its arguments count as live there."""
     peak_at: Path
-    events: tuple[int, ...]
-    """The table indices of its own and its callees' events, in order."""
-    event_sources: tuple[tuple[int, Summary | None], ...]
-    """The instructions of the events: index, and the callee's summary where the instruction is a call."""
+    pieces: tuple[Piece, ...]
+    """Its own events and its callees, in order."""
+    event_count: int
+    """The number of its own and its callees' events."""
     name: str
     waited: tuple[tuple[Future, Path], ...] = ()
     """The futures among its arguments that it waits on, and the path of each wait."""
 
     def path(self, position: int) -> Path:
         """The instruction of the event at `position`."""
-        for index, callee in self.event_sources:
-            count = 1 if callee is None else len(callee.events)
-            if position < count:
-                own_path = ((self.name, index),)
-                return own_path if callee is None else own_path + callee.path(position)
-            position -= count
-        raise IndexError(position)
+        return path_of(self, position)
 
 
 @dataclass
@@ -72,11 +67,11 @@ def callee_arguments(values: Sequence[Value], retained: set[Storage]) -> CalleeA
             case TensorValue(meta, outer):
                 inside.values.append(TensorValue(meta, storage(outer)))
                 inside.signature.append(described(value))
-            case Future(start, operand, result, waited):
+            case Future(start, operand, result, has_event, waited):
                 reads = TensorValue(operand.meta, storage(operand.storage))
                 fills = TensorValue(result.meta, storage(result.storage))
-                inside.values.append(Future(start, reads, fills, waited, is_argument=True))
-                inside.signature.append((*described(operand), *described(result), waited))
+                inside.values.append(Future(start, reads, fills, has_event, waited, is_argument=True))
+                inside.signature.append((*described(operand), *described(result), has_event, waited))
             case Opaque():
                 inside.values.append(value)
                 inside.signature.append((repr(value.value),))
@@ -102,9 +97,9 @@ def caller_results(summary: Summary, operands: Sequence[Value], call: tuple[str,
             match inner:
                 case TensorValue():
                     values[inner] = tensor(inner)
-                case Future(start, operand, result, waited):
+                case Future(start, operand, result, has_event, waited):
                     place = (call, *waited) if waited else ()
-                    values[inner] = Future((call, *start), tensor(operand), tensor(result), place)
+                    values[inner] = Future((call, *start), tensor(operand), tensor(result), has_event, place)
                 case Opaque():
                     return inner
         return values[inner]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 
@@ -35,7 +36,7 @@ class Meta:
     @property
     def bytes(self) -> int:
         """The bytes of its elements, without gaps."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(eq=False)
@@ -69,6 +70,8 @@ class Future:
     start: Path
     operand: TensorValue
     result: TensorValue
+    has_event: bool = True
+    """Whether other ranks take part, so that its start and its wait are events."""
     waited: Path = ()
     is_argument: bool = False
     """Whether it is an argument of the function, so that the caller must wait on it."""

@@ -168,7 +168,7 @@ def test_an_interruption_while_writing_leaves_nothing_behind(
     def interrupted(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stretto.runtime.program.folder._sha256", interrupted)
+    monkeypatch.setattr("stretto.runtime.program.folder.sha256_of", interrupted)
     done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "p")
     assert (done.code, done.out) == (130, "") and done.err.splitlines()[-1] == "stretto: interrupted"
     assert not list(tmp_path.iterdir())

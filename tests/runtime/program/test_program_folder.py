@@ -236,3 +236,53 @@ def test_a_swap_that_fails_puts_the_old_program_back(folder: Path, monkeypatch: 
         linear(width=6).save(folder)
     monkeypatch.undo()
     assert Program.load(folder).inputs[0].shape == (4, 3)
+
+
+def test_weights_that_are_exchanged_after_the_folder_was_opened_are_refused(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from safetensors.torch import save_file
+
+    program = replace(linear(), initial={"w": torch.ones(3)})
+    program.save(tmp_path / "p")
+    opened, again = Program.load(tmp_path / "p"), Program.load(tmp_path / "p")
+    assert torch.equal(opened.weights["w"], torch.ones(3))
+    save_file({"w": torch.full((3,), 6.0)}, tmp_path / "p" / "weights.safetensors")
+    with pytest.raises(ProgramError) as caught:
+        _ = again.weights
+    assert caught.value.code == "E0303"
+    (tmp_path / "p" / "weights.safetensors").unlink()
+    with pytest.raises(ProgramError, match="is missing") as caught:
+        _ = again.weights
+    assert caught.value.code == "E0302"
+
+
+def test_weights_that_are_put_into_a_folder_without_weights_are_refused(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    program = Program.load(folder)
+    save_file({"w": torch.ones(3)}, folder / "weights.safetensors")
+    with pytest.raises(ProgramError) as caught:
+        _ = program.weights
+    assert caught.value.code == "E0303"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "program.json", "ir.mlir"])
+def test_a_file_that_never_ends_is_no_file_of_a_program(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    refused(folder, "E0301" if name == "manifest.json" else "E0302")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(folder, "E0301" if name == "manifest.json" else "E0302")
+
+
+def test_a_giant_file_is_refused_before_it_is_read(folder: Path) -> None:
+    for name in ("program.json", "manifest.json"):
+        os.truncate(folder / name, 1 << 40)
+        assert "larger than 128 MiB" in refused(folder, "E0302")
+
+
+def test_a_file_of_too_many_values_is_refused_before_it_is_decoded(folder: Path) -> None:
+    rewrite(folder, "remarks.json", "[" + "[]," * (1 << 23) + "1]")
+    assert "more than 8388608 values" in refused(folder, "E0302")

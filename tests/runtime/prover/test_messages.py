@@ -211,3 +211,47 @@ def test_a_collective_behind_another_one_in_the_lane_is_not_done() -> None:
     swapped = [other, second, meet(1), join(1, 2), join(6, 7), join_again(2)]
     assert prove(together(first, [*first[:3], join(1, 2), join(6, 7), join_again(2)])).safe
     assert refuted(prove(together(first, swapped))).code == "E0710"
+
+
+def with_functions(first: list[Instruction], second: list[Instruction], **functions: Function) -> Program:
+    program = together(first, second)
+    return replace(program, functions={**program.functions, **functions})
+
+
+LATE = [RECEIVE, join(3, 4), meet(1), join(1, 2)]
+
+
+def call(name: str, slots: list[int], out: list[int]) -> Instruction:
+    return step("call", name, [S(slot) for slot in slots], out=out)
+
+
+def test_a_collective_that_a_function_starts_is_not_waited_on_before_its_caller_waits() -> None:
+    starts = Function(2, (0,), (1,), (meet(1),))
+    assert prove(with_functions([call("starts", [0], [1]), SEND, join(1, 2)], LATE, starts=starts)).safe
+    early = [call("starts", [0], [1]), join(1, 2), SEND, join_again(2)]
+    verdict = prove(with_functions(early, LATE, starts=starts))
+    assert refuted(verdict).code == "E0712"
+    assert {place[1:] for place in shown(verdict)} == {("starts", "comm.all_reduce_start"), ("main_1", "comm.wait")}
+
+
+def test_a_receive_that_a_function_starts_blocks_only_where_its_caller_waits() -> None:
+    """Both stages start to receive, then send, then wait; two functions deep on the first."""
+    back = step("comm.receive_start", axis="pp", peer=1, size=[8, 3], dtype=F64, out=[0])
+    inner = Function(1, (), (0,), (back,))
+    outer = Function(1, (), (0,), (call("inner", [], [0]),))
+    answer = step("comm.send", S(0), axis="pp", peer=0)
+    second = [RECEIVE, answer, join(3, 4)]
+    both = {"inner": inner, "outer": outer}
+    assert prove(with_functions([call("outer", [], [3]), SEND, join(3, 4)], second, **both)).safe
+    waits_first = [call("outer", [], [3]), join(3, 4), SEND, join_again(4)]
+    assert prove(with_functions(waits_first, second, **both)).safe, "the other stage sends before it waits"
+    other = [RECEIVE, join(3, 4), answer, join_again(4)]
+    assert refuted(prove(with_functions(waits_first, other, **both))).code == "E0712"
+
+
+def test_what_a_function_does_before_it_waits_for_its_callers_future_comes_before_the_wait() -> None:
+    sends_first = Function(3, (0, 1), (2,), (SEND, join(1, 2)))
+    waits_first = Function(3, (0, 1), (2,), (join(1, 2), SEND))
+    first = [meet(1), call("ends", [0, 1], [2])]
+    assert prove(with_functions(first, LATE, ends=sends_first)).safe
+    assert refuted(prove(with_functions(first, LATE, ends=waits_first))).code == "E0712"

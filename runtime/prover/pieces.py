@@ -1,0 +1,105 @@
+"""The events of a function in the order of its code, and those of an entry with all that it calls, one after another.
+
+A function's own events are found once, for all of its calls; those of its callees are references. They are put one
+after another only at the end, for the entry: there each wait finds its start, in whatever function that stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import ProgramError
+from .events import Event, WaitEvent
+from .values import Future, Path
+
+if TYPE_CHECKING:
+    from .summary import Summary
+
+MOST_EVENTS = 1 << 20
+"""The most starts, sends, receives and waits of one rank in a step: some GB of memory for all that is compared."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """An event of the function itself: number `number` in the table; `future` is what it starts, if anything."""
+
+    index: int
+    """The instruction."""
+    number: int
+    future: Future | None = None
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A wait for a future of this function, or of a caller."""
+
+    index: int
+    future: Future
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A call, and the futures that go in and come out: (the callee's, this function's)."""
+
+    index: int
+    callee: Summary
+    taken: tuple[tuple[Future, Future], ...]
+    given: tuple[tuple[Future, Future], ...]
+
+
+Piece = Own | Waits | Calls
+
+
+def count(pieces: tuple[Piece, ...]) -> int:
+    """The number of events of these pieces."""
+    return sum(piece.callee.event_count if isinstance(piece, Calls) else 1 for piece in pieces)
+
+
+def events_of(summary: Summary, number: Callable[[Event], int]) -> tuple[int, ...]:
+    """The events of an entry and of all that it calls, in order: indices into the table of events.
+
+    `number` gives the index of an event. Raises ProgramError E0726 where there are too many.
+    """
+    if summary.event_count > MOST_EVENTS:
+        raise ProgramError(
+            "E0726",
+            f"the program cannot be proved: a rank would start, send and wait {summary.event_count:,} times in a step, "
+            f"more than {MOST_EVENTS:,}",
+            help="compile with fewer microbatches",
+        )
+    numbers: list[int] = []
+    _append(summary, {}, numbers, number)
+    return tuple(numbers)
+
+
+def _append(
+    summary: Summary, starts: Mapping[Future, int], numbers: list[int], number: Callable[[Event], int]
+) -> Mapping[Future, int]:
+    """Append the events of a call; `starts` are the positions of the futures that it takes. Returns all it knows."""
+    known = dict(starts)
+    for piece in summary.pieces:
+        match piece:
+            case Own():
+                if piece.future is not None:
+                    known[piece.future] = len(numbers)
+                numbers.append(piece.number)
+            case Waits():
+                numbers.append(number(WaitEvent(len(numbers) - known[piece.future])))
+            case Calls():
+                taken = {inner: known[outer] for inner, outer in piece.taken}
+                inside = _append(piece.callee, taken, numbers, number)
+                known.update({outer: inside[inner] for inner, outer in piece.given})
+    return known
+
+
+def path_of(summary: Summary, position: int) -> Path:
+    """The instruction of the event at `position` of a call."""
+    for piece in summary.pieces:
+        size = count((piece,))
+        if position < size:
+            own_path = ((summary.name, piece.index),)
+            return own_path + path_of(piece.callee, position) if isinstance(piece, Calls) else own_path
+        position -= size
+    raise IndexError(position)
