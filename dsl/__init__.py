@@ -13,7 +13,7 @@ from .pipeline import Balance, Pipeline
 from .plan import Plan, check_world
 from .precision import FloatFormat, Precision
 from .resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
-from .resolve_values import resolve_activations, resolve_inputs
+from .resolve_values import batch_inputs, resolve_activations, resolve_inputs
 from .schedule import WrittenSchedule
 from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParameters
 
@@ -37,6 +37,7 @@ __all__ = [
     "ShardParameters",
     "Statement",
     "WrittenSchedule",
+    "batch_inputs",
     "check_world",
     "match",
     "resolve_activations",

@@ -186,9 +186,14 @@ def _near(file: str) -> str:
 
 
 def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:
-    """An axis shards at most one dim of a tensor, so statements about the same tensors name it once."""
+    """An axis shards at most one dim of a tensor, so statements about the same tensors name it once.
+
+    Of statements that name inputs, the last that matches decides.
+    """
     places: dict[str, Span | None] = {}
     for statement in statements:
+        if isinstance(statement, ShardInputs) and statement.patterns:
+            continue
         for index, axis in enumerate(statement.axes):
             span = statement.places.axis(index)
             if axis in places:

@@ -1,29 +1,61 @@
-"""Resolve a plan against activations: which dims of the inputs and of the residual stream each axis shards."""
+"""Resolve a plan against activations: what the batch is, and which dims of inputs and residual stream axes shard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from .error import PlanCode, PlanError
 from .plan import Plan
-from .shard import ShardActivations, ShardInputs, layout_dim
+from .shard import Role, ShardActivations, ShardInputs, layout_dim
 from .spelling import range_text, shape_text
 
 
-def resolve_inputs(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
-    """By input name, the dim that each axis shards, axes in mesh order.
+def batch_inputs(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The inputs whose dim 0 is the batch, in order: those that statements name as the batch.
 
-    An input with too few dims for a statement is replicated on its axes. Raises PlanError E0115 for a statement that
-    fits no input.
+    Where none does: the first input with dims that no statement makes whole, and all others with as many rows.
+    """
+    roles = {name: said_role(plan, name) for name, shape in shapes.items() if shape}
+    if names_batch(plan):
+        return tuple(name for name, role in roles.items() if role is Role.BATCH)
+    candidates = [name for name, role in roles.items() if role is not Role.WHOLE]
+    return tuple(name for name in candidates if shapes[name][0] == shapes[candidates[0]][0])
+
+
+def names_batch(plan: Plan) -> bool:
+    """Whether a statement names the inputs that are the batch, so that all others are whole."""
+    return any(statement.patterns and statement.layout is Role.BATCH for statement in plan.inputs)
+
+
+def said_role(plan: Plan, name: str) -> Role | None:
+    """What the last statement with a role that names the input says of it: the batch or whole; None: none names it."""
+    said = [s.layout for s in plan.inputs if isinstance(s.layout, Role) and s.covers(name)]
+    return said[-1] if said else None
+
+
+def resolve_inputs(
+    plan: Plan, shapes: Mapping[str, tuple[int, ...]], batch: Collection[str]
+) -> dict[str, dict[str, int]]:
+    """By input name, the dim that each axis shards, axes in mesh order; `batch` are the inputs that are the batch.
+
+    A statement without names is about the batch. An input with too few dims for a statement is replicated on its axes.
+    Raises PlanError E0115 for a statement that fits none of its inputs.
     """
     dims: dict[str, dict[str, int]] = {name: {} for name in shapes}
     for statement in plan.inputs:
-        sharded_dims = {name: layout_dim(statement.layout, len(shape)) for name, shape in shapes.items()}
-        if shapes and all(dim is None for dim in sharded_dims.values()):
-            raise _fits_no_input(statement, shapes)
+        subjects = {name: shape for name, shape in shapes.items() if _is_about(statement, name, batch)}
+        sharded_dims = {name: layout_dim(statement.layout, len(shape)) for name, shape in subjects.items()}
+        if subjects and statement.axes and all(dim is None for dim in sharded_dims.values()):
+            raise _fits_no_input(statement, subjects)
         for name, dim in sharded_dims.items():
             dims[name] |= {} if dim is None else dict.fromkeys(statement.axes, dim)
     return {name: _in_mesh_order(plan, by_axis) for name, by_axis in dims.items()}
+
+
+def _is_about(statement: ShardInputs, name: str, batch: Collection[str]) -> bool:
+    if not statement.patterns:
+        return name in batch
+    return statement.covers(name) and (name in batch or statement.layout is not Role.BATCH)
 
 
 def resolve_activations(plan: Plan, rank: int) -> dict[str, int]:

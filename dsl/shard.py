@@ -3,6 +3,8 @@
 shard "*.q_proj", "*.k_proj" columns over tp     parameters, by glob
 shard activations tokens over tp                 the residual stream between blocks
 shard inputs batch over dp                       the user's inputs
+shard inputs "x", "y" batch over dp              the inputs that are the batch, by glob
+shard inputs "table" whole                       an input that is no part of the batch
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class Role(StrEnum):
     """The last dim but one of the residual stream (batch, tokens, hidden)."""
     BATCH = "batch"
     """The first dim of an input."""
+    WHOLE = "whole"
+    """No dim of an input that the statement names: it is no part of the batch, however many rows it has."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Sharding:
         """The whole statement's place."""
         return self.places.statement
 
-    def _check(self) -> None:
+    def _check(self, *, has_axes: bool = True) -> None:
         layout, places = self.layout, self.places
         if isinstance(layout, Role) and layout not in self.roles:
             raise _unknown_role(layout, type(self), places.layout)
@@ -83,7 +87,7 @@ class Sharding:
             message = f'"{layout}" is out of range'
             expected = f"expected {range_text(MAX_DIMS)}"
             raise PlanError(PlanCode.DIM_OUT_OF_RANGE, message, span=places.layout, expected=expected)
-        if not self.axes:
+        if has_axes and not self.axes:
             raise PlanError(PlanCode.SYNTAX, f"the statement that shards {self.subject} has no axis", span=self.span)
         for index, axis in enumerate(self.axes):
             if axis in self.axes[:index]:
@@ -108,21 +112,19 @@ class ShardParameters(Sharding):
     def __post_init__(self) -> None:
         if not self.patterns:
             raise PlanError(PlanCode.BAD_PATTERN, "the statement that shards parameters has no pattern")
-        for index, pattern in enumerate(self.patterns):
-            if flaw := globs.flaw(pattern):
-                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
-                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        _check_patterns(self.patterns, self.places)
         self._check()
 
     def __str__(self) -> str:
-        patterns = ", ".join(f'"{pattern}"' for pattern in self.patterns)
-        return f"shard {patterns} {self.layout} over {', '.join(self.axes)}"
+        return f"shard {_quoted(self.patterns)} {self.layout} over {', '.join(self.axes)}"
 
 
 @dataclass(frozen=True)
-class _ValueSharding(Sharding):
-    """The base of the statements that shard values rather than parameters. Raises PlanError E0106, E0112."""
+class ShardActivations(Sharding):
+    """Shard the residual stream between blocks. Raises PlanError E0106, E0112."""
 
+    subject: ClassVar[str] = "activations"
+    roles: ClassVar[tuple[Role, ...]] = (Role.TOKENS,)
     layout: Layout
     axes: tuple[str, ...]
     places: Places = field(default=Places(), compare=False, repr=False)
@@ -135,19 +137,55 @@ class _ValueSharding(Sharding):
 
 
 @dataclass(frozen=True)
-class ShardActivations(_ValueSharding):
-    """Shard the residual stream between blocks."""
+class ShardInputs(Sharding):
+    """Shard the model's inputs, all or those that a pattern names: data parallelism, or any other dim of them.
 
-    subject: ClassVar[str] = "activations"
-    roles: ClassVar[tuple[Role, ...]] = (Role.TOKENS,)
+    Raises PlanError for a bad pattern (E0113), a role that inputs do not have (E0106), an axis named twice (E0112).
 
-
-@dataclass(frozen=True)
-class ShardInputs(_ValueSharding):
-    """Shard the model's inputs: data parallelism, or any other dim of them."""
+    >>> print(ShardInputs(Role.WHOLE, (), patterns=("table",)))
+    shard inputs "table" whole
+    """
 
     subject: ClassVar[str] = "inputs"
-    roles: ClassVar[tuple[Role, ...]] = (Role.BATCH,)
+    roles: ClassVar[tuple[Role, ...]] = (Role.BATCH, Role.WHOLE)
+    layout: Layout
+    axes: tuple[str, ...]
+    places: Places = field(default=Places(), compare=False, repr=False)
+    patterns: tuple[str, ...] = ()
+    """Globs of the inputs' names; empty: all inputs that are the batch."""
+
+    def __post_init__(self) -> None:
+        _check_patterns(self.patterns, self.places)
+        self._check(has_axes=not (self.patterns and isinstance(self.layout, Role)))
+        if self.layout is Role.WHOLE and (not self.patterns or self.axes):
+            found = f"over {', '.join(self.axes)}" if self.patterns else "of all inputs"
+            raise PlanError(
+                PlanCode.UNKNOWN_ROLE,
+                f'inputs cannot be "whole" {found}',
+                span=self.places.layout,
+                expected="expected the names of the inputs that are no part of the batch, and no axis",
+                help='write, for example: shard inputs "table" whole',
+            )
+
+    def covers(self, name: str) -> bool:
+        """Whether a pattern names the input."""
+        return any(globs.matches(pattern, name) for pattern in self.patterns)
+
+    def __str__(self) -> str:
+        names = f" {_quoted(self.patterns)}" if self.patterns else ""
+        axes = f" over {', '.join(self.axes)}" if self.axes else ""
+        return f"shard {self.subject}{names} {self.layout}{axes}"
+
+
+def _check_patterns(patterns: tuple[str, ...], places: Places) -> None:
+    for index, pattern in enumerate(patterns):
+        if flaw := globs.flaw(pattern):
+            message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
+            raise PlanError(PlanCode.BAD_PATTERN, message, span=places.pattern(index))
+
+
+def _quoted(patterns: tuple[str, ...]) -> str:
+    return ", ".join(f'"{pattern}"' for pattern in patterns)
 
 
 def _unknown_role(word: str, statement: type[Sharding], span: Span | None) -> PlanError:
@@ -164,21 +202,33 @@ def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActi
     """The value of a `shard` statement. Raises PlanError for an unknown subject (E0105), and as the values do."""
     keyword, *subjects = tokens(tree, "SHARD", "SUBJECT", "PATTERN")
     layout, axes = tokens(tree, "ROLE", "DIM", "NUMBER"), tokens(tree, "AXIS")
+    named = [token for token in subjects if token.type == "PATTERN"]
     places = Places(
-        statement=source.span_of(keyword, axes[-1]),
+        statement=source.span_of(keyword, (axes or layout)[-1]),
         layout=source.span_of(layout[0], layout[-1]),
         axes=tuple(source.span_of(axis) for axis in axes),
-        patterns=tuple(source.span_of(subject) for subject in subjects),
+        patterns=tuple(source.span_of(pattern) for pattern in named),
     )
-    names = tuple(str(axis) for axis in axes)
+    names, patterns = tuple(str(axis) for axis in axes), tuple(str(pattern[1:-1]) for pattern in named)
     if subjects[0].type == "PATTERN":
-        patterns = tuple(pattern[1:-1] for pattern in subjects)
         return ShardParameters(patterns, _read_layout(layout, ShardParameters, places), names, places)
-    if subjects[0] == ShardActivations.subject:
-        return ShardActivations(_read_layout(layout, ShardActivations, places), names, places)
     if subjects[0] == ShardInputs.subject:
-        return ShardInputs(_read_layout(layout, ShardInputs, places), names, places)
-    raise _unknown_subject(subjects[0], source.span_of(subjects[0]))
+        return ShardInputs(_read_layout(layout, ShardInputs, places), names, places, patterns)
+    if subjects[0] != ShardActivations.subject:
+        raise _unknown_subject(subjects[0], source.span_of(subjects[0]))
+    if named:
+        raise _named_activations(named[0], source)
+    return ShardActivations(_read_layout(layout, ShardActivations, places), names, places)
+
+
+def _named_activations(pattern: Token, source: Source) -> PlanError:
+    return PlanError(
+        PlanCode.SYNTAX,
+        f"unexpected pattern {shortened(pattern)}",
+        span=source.span_of(pattern),
+        expected="expected tokens or dim N: activations have no names",
+        help="leave the names out: the statement is about the residual stream",
+    )
 
 
 def _read_layout(words: list[Token], statement: type[Sharding], places: Places) -> Layout:

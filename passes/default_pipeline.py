@@ -32,6 +32,7 @@ from .pipelining.average_microbatches import AverageMicrobatches
 from .pipelining.cut_stages import CutStages
 from .pipelining.order_tasks import OrderTasks
 from .pipelining.split_segments import SplitSegments
+from .sharding.check_batch import CheckBatch
 from .sharding.place_arguments import PlaceArguments
 from .sharding.propagate_placements import PropagatePlacements
 
@@ -83,6 +84,10 @@ def _place_arguments(config: PipelineConfig) -> Pass:
     return PlaceArguments(config.plan, ",".join(config.padded_inputs))
 
 
+def _check_batch(config: PipelineConfig) -> Pass:
+    return CheckBatch(config.plan)
+
+
 def _cast_gradients(config: PipelineConfig) -> Pass:
     precision = config.plan.precision if config.follow_precision else None
     return CastGradients(precision.reduce if precision is not None else None)
@@ -115,7 +120,8 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     # After normalisation, which makes layers equal; before placement, so that later passes cost per distinct layer.
     "fold": (Entry(FoldLayers()),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
-    "place": (Entry(_propagate_placements),),
+    # The check follows normalisation, after which more dims are seen to go together.
+    "place": (Entry(_check_batch), Entry(_propagate_placements)),
     # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
     "partition": (
         Entry(PartitionTensors()),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dsl.parser import Statement
-from ..dsl.pipeline import Pipeline
+from ..dsl.pipeline import MICROBATCH_AXIS, Pipeline
 from ..dsl.plan import Plan
 from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
@@ -25,7 +25,7 @@ class Decisions:
     plan: Plan
     parameters: tuple[ParameterSharding, ...]
     inputs: tuple[Mapping[str, int], ...]
-    """The dim that each axis shards, for each input with the batch dim."""
+    """The dim that each axis shards, for each input that is the batch or that a statement names."""
     replicated_inputs: tuple[str, ...]
     """The names of inputs that are replicated."""
 
@@ -39,7 +39,7 @@ class Decisions:
                 pipeline = self.plan.pipeline
                 used = pipeline is not None and pipeline.schedule == statement.name
                 effects[key_of(index)] = "" if used else "no pipeline names this schedule"
-            elif isinstance(statement, Precision | Pipeline):
+            elif isinstance(statement, Precision | Pipeline) or not statement.axes:
                 continue
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)
@@ -57,7 +57,8 @@ class Decisions:
             elif isinstance(statement, ShardInputs):
                 count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
             elif isinstance(statement, Pipeline):
-                inputs = f"{len(self.inputs)} input{'s' if len(self.inputs) > 1 else ''}"
+                cut = [dims for dims in self.inputs if statement.per_microbatch or MICROBATCH_AXIS in dims]
+                inputs = f"{len(cut)} input{'s' if len(cut) > 1 else ''}"
                 message = f"{inputs} cut into {statement.microbatches} microbatches"
                 remarks.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
                 continue

@@ -17,6 +17,7 @@ ENTRY_POINTS = "stretto.passes"
 TABLE: dict[str, str] = {
     "average-microbatches": "pipelining.average_microbatches:AverageMicrobatches",
     "cast-gradients": "normalize.cast_gradients:CastGradients",
+    "check-batch": "sharding.check_batch:CheckBatch",
     "cut-stages": "pipelining.cut_stages:CutStages",
     "expand-losses": "normalize.expand_losses:ExpandLosses",
     "fold-layers": "layers.fold_layers:FoldLayers",

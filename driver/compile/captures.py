@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...diagnostics import StrettoError
+from ...frontend.capture.call import BoundCall
 from ...frontend.capture.capture import capture_call
 from ...frontend.capture.precision import check_parameters, compute_dtype
 from ...frontend.captured import Capture
 from ...frontend.dynamic_sizes.size_guards import NotSymbolic
 from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
 from ...frontend.to_ir import Floats
-from .pipeline_requirements import is_alone, one_microbatch
+from .input_roles import capture_microbatch, check_input_names
+from .pipeline_requirements import is_alone
 from .request import CompileRequest, IfStatic
 
 EACH_SIZE = "the plan's microbatches are computed alone"
@@ -29,7 +31,8 @@ class Captures:
 
 
 def captures_of(request: CompileRequest) -> Captures:
-    """Capture a call. Errors: CaptureError, PlanError E0123, StrettoError E0402 and E0422."""
+    """Capture a call. Errors: CaptureError, PlanError E0114 and E0123, StrettoError E0402, E0405 and E0422."""
+    check_input_names(request.plan, request.call)
     if not request.sizes:
         return Captures(_own(request))
     if is_alone(request.plan):
@@ -50,13 +53,17 @@ def _static(request: CompileRequest, why: str) -> Captures:
 def _own(request: CompileRequest) -> Capture:
     """The call, or one microbatch of it where the plan has each computed alone."""
     _check_formats(request)
-    return capture_call(
-        request.model,
-        one_microbatch(request.call, request.plan),
-        mode=request.options.mode,
-        loss_only=request.options.loss_only,
-        compute=compute_dtype(request.plan),
-    )
+
+    def capture(call: BoundCall) -> Capture:
+        return capture_call(
+            request.model,
+            call,
+            mode=request.options.mode,
+            loss_only=request.options.loss_only,
+            compute=compute_dtype(request.plan),
+        )
+
+    return capture_microbatch(request.call, request.plan, capture)
 
 
 def _with_symbols(request: CompileRequest) -> Captures:

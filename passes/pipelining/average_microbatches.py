@@ -31,6 +31,8 @@ import torch
 from ...diagnostics import StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
+from ...dsl.resolve_values import batch_inputs
+from ...ir.attributes import from_attribute
 from ...ir.bindings import Location, Value, mlir
 from ...ir.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from ...ir.dialects.context import context
@@ -42,6 +44,7 @@ from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
 from ..graph import Graph, Node
 from ..rewriting import Emitter, erase_unused
+from ..sharding.check_batch import BATCH_RESULTS
 from .attributes import check_one_microbatch
 from .microbatch_analysis import with_microbatch_axis
 
@@ -66,7 +69,7 @@ class AverageMicrobatches(Pass):
         if pipeline is None or not pipeline.per_microbatch:
             return Report()
         check_one_microbatch(self.name, self.plan, module)
-        average = _Average(module, pipeline)
+        average = _Average(module, self.plan, pipeline)
         average.rewrite()
         message = f"microbatches computed alone: {average.summary()} over {pipeline.microbatches} of them"
         return Report(1, (Remark(self.name, RemarkKind.APPLIED, message, span=pipeline.span_of("per")),))
@@ -77,6 +80,7 @@ class _Average:
     """The rewrite of `main`."""
 
     module: Module
+    plan: Plan
     pipeline: Pipeline
     counts: dict[str, int] = field(default_factory=dict)
     """The number of results by treatment."""
@@ -85,7 +89,8 @@ class _Average:
         self.main = self.module.functions()["main"]
         self.graph = Graph.of(self.main)
         self.mesh: Mesh = self.module.mesh
-        self.inputs, self.rows, self.axes = _batch(self.graph, self.mesh)
+        self.inputs, self.rows, self.axes = _batch(self.plan, self.graph, self.mesh)
+        self.noted = _batch_results(self.module, self.graph)
         sources = [*self.inputs, *(v for v, record in self.graph.arguments if record.get("kind") == "random")]
         self.varying = {*sources, *(v for node in self.graph.dependents(sources) for v in node.values)}
 
@@ -174,7 +179,8 @@ class _Average:
         """Whether dim 0 is the batch's, sharded over the data axes as the inputs are, or not at all."""
         tensor = from_mlir(value.type)
         cut = tensor.placement_on(self.mesh).dims[:1]
-        return tensor.global_shape(self.mesh)[:1] == (self.rows,) and cut in ((self.axes,), ((),))
+        has_extent = tensor.global_shape(self.mesh)[:1] == (self.rows,)
+        return has_extent and cut in ((self.axes,), ((),)) and (self.noted is None or value in self.noted)
 
     def _result(self, value: Value, record: Record, location: Location) -> Value:
         """The result of all microbatches, from that of one."""
@@ -275,14 +281,25 @@ def _scaled_dim(shape: tuple[int, ...], dim: int, count: int) -> tuple[int, ...]
     return tuple(n * count if index == dim else n for index, n in enumerate(shape))
 
 
-def _batch(graph: Graph, mesh: Mesh) -> tuple[list[Value], int | None, tuple[str, ...]]:
-    """The inputs that have the batch dim (the first input's dim 0), its extent, and the data axes that shard it."""
-    inputs = [(v, from_mlir(v.type)) for v, record in graph.arguments if record.get("kind") == "input"]
-    shapes = [(value, tensor, tensor.global_shape(mesh)) for value, tensor in inputs if tensor.shape]
-    rows = shapes[0][2][0] if shapes else None
-    of_batch = [(value, tensor) for value, tensor, shape in shapes if shape[0] == rows]
-    axes = of_batch[0][1].placement_on(mesh).dims[0] if of_batch else ()
-    return [value for value, _ in of_batch], rows, axes
+def _batch(plan: Plan, graph: Graph, mesh: Mesh) -> tuple[list[Value], int | None, tuple[str, ...]]:
+    """The inputs that are the batch, its extent, and the data axes that shard it."""
+    inputs = {record["name"]: v for v, record in graph.arguments if record.get("kind") == "input"}
+    types = {name: from_mlir(value.type) for name, value in inputs.items()}
+    batch = batch_inputs(plan, {name: tensor.global_shape(mesh) for name, tensor in types.items()})
+    if not batch:
+        return [], None, ()
+    first = types[batch[0]]
+    return [inputs[name] for name in batch], first.global_shape(mesh)[0], first.placement_on(mesh).dims[0]
+
+
+def _batch_results(module: Module, graph: Graph) -> frozenset[Value] | None:
+    """The results that have the batch's rows; None where `check-batch` has not noted them."""
+    attributes = module.operation.attributes
+    if BATCH_RESULTS not in attributes:
+        return None
+    indices = from_attribute(attributes[BATCH_RESULTS])
+    del attributes[BATCH_RESULTS]
+    return frozenset(graph.results[index][0] for index in indices)
 
 
 def _adds_same_type(node: Node) -> bool:

@@ -3,8 +3,9 @@
 Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", owner = "linear"}})
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
-A parameter gets the placement of the last matching statement of the plan, else it is replicated; inputs are sharded
-over the axes of the batch. With a pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
+A parameter gets the placement of the last matching statement of the plan, else it is replicated. Inputs are sharded
+over the axes of the batch: those that the plan names as the batch, else all with as many rows as the first. With a
+pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
 With `per microbatch` the captured step is that of one microbatch, and `average-microbatches` adds the axis.
 Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
@@ -20,7 +21,8 @@ from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
-from ...dsl.resolve_values import resolve_activations, resolve_inputs
+from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, said_role
+from ...dsl.shard import Role
 from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard
@@ -58,7 +60,10 @@ class PlaceArguments(Pass):
         _activation_sharding(self.plan, records, types).store(module)
         per_microbatch = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
         replicated_inputs = [
-            records[i]["name"] for i in _inputs(records) if i not in inputs or not (inputs[i] or per_microbatch)
+            records[i]["name"]
+            for i in _inputs(records)
+            if said_role(self.plan, records[i]["name"]) is not Role.WHOLE
+            and (i not in inputs or not (inputs[i] or per_microbatch))
         ]
         decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(replicated_inputs))
         return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
@@ -86,22 +91,25 @@ def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> d
     return dict(zip(indices, resolve_parameters(plan, infos), strict=True))
 
 
+_Dims = Mapping[int, Mapping[str, int]]
+
+
 def _input_dims(
     plan: Plan, records: list[Record], types: list[TensorType], padded: Sequence[str]
 ) -> dict[int, Mapping[str, int]]:
-    """The sharded dim of each axis, by input; an input whose first dim is not the batch size stays replicated."""
-    indices = _inputs(records)
-    batch = next((types[i].shape[0] for i in indices if types[i].shape), None)
-    batched = [i for i in indices if types[i].shape and types[i].shape[0] == batch]
-    resolved = resolve_inputs(plan, {records[i]["name"]: types[i].shape for i in batched}) if batched else {}
-    dims: dict[int, Mapping[str, int]] = {i: resolved[records[i]["name"]] for i in batched}
+    """The sharded dim of each axis, by input: of those that are the batch, and of those that a statement names."""
+    shapes = {records[i]["name"]: types[i].shape for i in _inputs(records)}
+    batch = batch_inputs(plan, shapes)
+    resolved = resolve_inputs(plan, shapes, batch)
+    names = {i: records[i]["name"] for i in _inputs(records)}
+    dims: _Dims = {i: resolved[name] for i, name in names.items() if name in batch or resolved[name]}
     for i, by_axis in dims.items():
-        if records[i]["name"] not in padded or (plan.pipeline is not None and plan.pipeline.per_microbatch):
-            _check_divides(plan, records[i]["name"], types[i].shape, by_axis)
-    return dims if plan.pipeline is None else _with_microbatches(plan, plan.pipeline, records, types, dims)
-
-
-_Dims = Mapping[int, Mapping[str, int]]
+        if names[i] not in padded or (plan.pipeline is not None and plan.pipeline.per_microbatch):
+            _check_divides(plan, names[i], types[i].shape, by_axis)
+    if plan.pipeline is None:
+        return dict(dims)
+    of_batch = {i: by_axis for i, by_axis in dims.items() if names[i] in batch}
+    return {**dims, **_with_microbatches(plan, plan.pipeline, records, types, of_batch)}
 
 
 def _with_microbatches(
@@ -163,7 +171,9 @@ def _statement_of(plan: Plan, axis: str) -> Span | None:
 
 
 def _activation_sharding(plan: Plan, records: list[Record], types: list[TensorType]) -> ActivationSharding:
-    leading = next((types[i].shape[:2] for i in _inputs(records) if len(types[i].shape) >= 2), ())
+    shapes = {records[i]["name"]: types[i].shape for i in _inputs(records)}
+    leading = next((shapes[name][:2] for name in batch_inputs(plan, shapes) if len(shapes[name]) >= 2), None)
+    leading = leading or next((shape[:2] for shape in shapes.values() if len(shape) >= 2), ())
     if not plan.activations:
         return ActivationSharding((), leading)
     return ActivationSharding(tuple(resolve_activations(plan, 3).items()), leading)

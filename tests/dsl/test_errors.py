@@ -106,12 +106,28 @@ def test_a_bare_name_to_shard_is_offered_in_quotes() -> None:
         ('shard "a" «colums» over tp', "expected columns, rows, vocab or dim N"),
         ('shard "a" «tokens» over tp', "expected columns, rows, vocab or dim N"),
         ("shard activations «batch» over tp", "expected tokens or dim N"),
-        ("shard inputs «rows» over tp", "expected batch or dim N"),
+        ("shard inputs «rows» over tp", "expected batch, whole or dim N"),
+        ('shard inputs "x" «rows» over tp', "expected batch, whole or dim N"),
     ],
 )
 def test_a_role_that_a_subject_lacks_is_refused(marked: str, expected: str) -> None:
     error = refused_at(f"mesh (tp=2)\n{marked}")
     assert (error.code, error.expected) == (PlanCode.UNKNOWN_ROLE, expected)
+
+
+@pytest.mark.parametrize("marked", ["shard inputs «whole» over tp", 'shard inputs "x" «whole» over tp'])
+def test_only_named_inputs_are_whole_and_on_every_axis(marked: str) -> None:
+    error = refused_at(f"mesh (tp=2)\n{marked}")
+    assert (error.code, error.help) == (PlanCode.UNKNOWN_ROLE, 'write, for example: shard inputs "table" whole')
+
+
+def test_activations_have_no_names() -> None:
+    error = refused_at('mesh (tp=2)\nshard activations «"x"» tokens over tp')
+    assert (error.code, error.expected) == (PlanCode.SYNTAX, "expected tokens or dim N: activations have no names")
+
+
+def test_a_dim_of_a_named_input_needs_an_axis() -> None:
+    assert "has no axis" in refused('mesh (tp=2)\nshard inputs "x" dim 1').message
 
 
 def test_a_misspelt_role_offers_the_nearest() -> None:

@@ -60,6 +60,13 @@ def plans(draw: st.DrawFn) -> Plan:
     if draw(st.booleans()):
         statements.append(draw(st.builds(ShardInputs, st.just(Role.BATCH) | dims, some)))
     if draw(st.booleans()):
+        named = st.builds(ShardInputs, st.just(Role.BATCH) | dims, some, patterns=several)
+        statements.append(
+            draw(
+                named | st.builds(ShardInputs, st.sampled_from([Role.BATCH, Role.WHOLE]), st.just(()), patterns=several)
+            )
+        )
+    if draw(st.booleans()):
         statements.append(draw(st.builds(ShardActivations, st.just(Role.TOKENS) | dims, some)))
     if draw(st.booleans()):
         formats = st.none() | st.sampled_from(FloatFormat)

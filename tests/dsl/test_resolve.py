@@ -11,6 +11,7 @@ from stretto.dsl import (
     Plan,
     PlanCode,
     PlanError,
+    batch_inputs,
     resolve_activations,
     resolve_inputs,
     resolve_parameters,
@@ -174,13 +175,40 @@ def test_the_last_statement_about_both_names_of_a_tied_parameter_settles_it() ->
 
 def test_inputs_are_cut_by_batch_and_by_dim() -> None:
     plan = Plan.parse("mesh (dp=2, cp=2)\nshard inputs dim -1 over cp")
-    actual = resolve_inputs(plan, {"ids": (8, 16), "scale": (), "lengths": (8,)})
+    shapes = {"ids": (8, 16), "scale": (), "lengths": (8,)}
+    actual = resolve_inputs(plan, shapes, ("ids", "lengths"))
     assert actual == {"ids": {"dp": 0, "cp": 1}, "scale": {}, "lengths": {"dp": 0, "cp": 0}}
+
+
+SHAPES = {"table": (8, 3), "ids": (8, 16), "scale": (), "lengths": (8,), "bias": (3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("statements", "batch"),
+    [
+        ("", ("table", "ids", "lengths")),
+        ('shard inputs "bias" whole', ("table", "ids", "lengths")),
+        ('shard inputs "table" whole', ("ids", "lengths")),
+        ('shard inputs "{ids,lengths}" batch over dp', ("ids", "lengths")),
+        ('shard inputs "*" batch over dp\nshard inputs "table", "bias" whole', ("ids", "lengths")),
+        ('shard inputs "table", "ids" whole', ("lengths",)),
+    ],
+)
+def test_the_batch_is_what_statements_name_else_what_has_the_rows_of_the_first(
+    statements: str, batch: tuple[str, ...]
+) -> None:
+    assert batch_inputs(Plan.parse(f"mesh (dp=2)\n{statements}"), SHAPES) == batch
+
+
+def test_the_last_statement_that_names_an_input_decides_its_dim() -> None:
+    plan = Plan.parse('mesh (dp=2)\nshard inputs batch over dp\nshard inputs "ids" dim 1 over dp')
+    assert resolve_inputs(plan, {"ids": (8, 16), "x": (8,)}, ("ids", "x")) == {"ids": {"dp": 1}, "x": {"dp": 0}}
 
 
 def test_a_dim_that_no_input_has_is_refused() -> None:
     with pytest.raises(PlanError, match=r'inputs have no dim 2: even "ids" is \(8, 16\)') as caught:
-        resolve_inputs(Plan.parse("mesh (cp=2)\nshard inputs dim 2 over cp"), {"n": (8,), "ids": (8, 16)})
+        shapes = {"n": (8,), "ids": (8, 16)}
+        resolve_inputs(Plan.parse("mesh (cp=2)\nshard inputs dim 2 over cp"), shapes, shapes)
     assert caught.value.code == PlanCode.DIM_OUT_OF_RANGE
     assert under_caret(caught.value) == "dim 2"
 
