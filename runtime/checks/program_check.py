@@ -1,7 +1,8 @@
 """The check of a program against the model on one device.
 
 Both sides start from the same seeded random values (`random_values.py`) and take the same AdamW steps, each step on a
-batch of its own. Compared are outputs and gradients of the first step, then parameters and buffers after the last.
+batch of its own, the first on two whose gradients add up. Every output that is differentiated has a random tangent.
+Compared are outputs and gradients of the first step, then parameters and buffers after the last.
 Errors are relative to the largest magnitude of the reference tensor.
 
 AdamW divides a gradient by its own magnitude, so the rounding of a gradient near zero decides its step. The accepted
@@ -31,6 +32,8 @@ from .separate_microbatches import forward
 Expected = Callable[[Program, Reference, Mapping[Key, Tensor]], OneDevice]
 """Makes the expected side of a check from the program, its reference and the initial values."""
 
+_ACCUMULATED = 2
+"""Backwards before the first optimizer step, each of a batch and a tangent of its own: their gradients add up."""
 _ROUNDINGS = 64
 """A gradient whose largest magnitude is below this many roundings of the model's largest one is zero up to rounding."""
 
@@ -86,17 +89,19 @@ def _compare_steps(
     drift = Drift(tolerance or 0.0)
     names = [output.name or str(output.index) for output in program.results_of_kind("output")]
     for step in range(steps if program.manifest.mode == "train" else 1):
-        batch = random_inputs(program, reference, random)
-        program_inputs, reference_inputs = _leaves(program, batch), _leaves(program, batch)
-        outputs = program_side.forward(program_inputs)
-        expected_outputs = forward(program, reference, reference_side, reference_inputs)
-        if step == 0:
-            pairs = zip(names, expected_outputs, outputs, strict=True)
-            rows += [compare("output", name, expected, value, tolerance) for name, expected, value in pairs]
+        for turn in range(_ACCUMULATED if step == 0 and program.manifest.mode == "train" else 1):
+            batch = random_inputs(program, reference, random)
+            program_inputs, reference_inputs = _leaves(program, batch), _leaves(program, batch)
+            outputs = program_side.forward(program_inputs)
+            expected_outputs = forward(program, reference, reference_side, reference_inputs)
+            if step == 0 and turn == 0:
+                pairs = zip(names, expected_outputs, outputs, strict=True)
+                rows += [compare("output", name, expected, value, tolerance) for name, expected, value in pairs]
+            if program.manifest.mode == "train":
+                tangents = _tangents(program, outputs, random)
+                backward(outputs, tangents)
+                backward(expected_outputs, tangents)
         if program.manifest.mode == "train":
-            tangents = _tangents(program, outputs, random)
-            backward(outputs, tangents)
-            backward(expected_outputs, tangents)
             rounding = _rounding(reference_side.gradients(), program.manifest.dtype)
             if step == 0:
                 expected_gradients = reference_side.gradients() | _input_gradients(program, reference_inputs)
@@ -150,13 +155,12 @@ def _rounding(gradients: Mapping[str, Tensor], dtype: str) -> float:
 
 
 def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generator) -> dict[int, Tensor]:
-    """By position among the outputs: 1 for a scalar, else random."""
+    """By position among the outputs, a random tangent each, never 1: a backward that loses it gives other gradients."""
     indices = {argument.index for argument in program.of_kind("tangent")}
     tangents = {}
     for index, output in enumerate(program.results_of_kind("output")):
         if output.index in indices:
-            shape = outputs[index].shape
-            tangents[index] = torch.randn(shape, generator=random, dtype=torch.float64) if shape else torch.ones(())
+            tangents[index] = random_values.tangent(outputs[index].shape, random)
     return tangents
 
 
