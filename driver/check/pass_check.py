@@ -195,7 +195,7 @@ class PassChecker:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(LOWERING, _kind(error), error)
-        return _verdict(LOWERING, comparison)
+        return verdict_of(LOWERING, comparison)
 
     def _compare(self, name: str, after: Module) -> PassVerdict:
         options = self.options
@@ -207,7 +207,7 @@ class PassChecker:
             tolerance=options.tolerance,
             max_bytes=options.memory_cap_bytes,
         )
-        return _verdict(name, comparison)
+        return verdict_of(name, comparison)
 
 
 def with_stated_ranges(module: Module, stated: Mapping[str, IntegerRange]) -> dict[str, IntegerRange]:
@@ -228,7 +228,8 @@ def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:
             raise StrettoError("E0662", f'--range names "{name}", which is no integer input', help=hint)
 
 
-def _verdict(name: str, comparison: Comparison) -> PassVerdict:
+def verdict_of(name: str, comparison: Comparison) -> PassVerdict:
+    """The verdict that a comparison gives."""
     differing = tuple(
         ResultError(number, result.name, result.error)
         for number, result in enumerate(comparison.results)

@@ -19,6 +19,8 @@ from ..text.console import progress, say, table
 from .lowering_check import LOWERING
 from .pass_check import CheckOptions, PassChecker, PassVerdict
 
+CAPTURE = "capture"
+"""The name of the row that compares the captured module with eager PyTorch."""
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
 
 
@@ -90,9 +92,12 @@ def show_passes(report: PassesReport) -> None:
     say()
     last = report.verdicts[-1]
     changing = [verdict.name for verdict in report.verdicts if verdict.changes]
+    first = report.verdicts[0]
+    if first.name == CAPTURE and first.equal:
+        say("equal: the captured module computes what eager PyTorch does")
     if report.passed:
         is_lowered = last.name == LOWERING
-        count = len(report.verdicts) - len(changing) - is_lowered
+        count = len(report.verdicts) - len(changing) - is_lowered - (first.name == CAPTURE)
         if count:
             lowering = ", and the program computes the same" if is_lowered else ""
             say(f"equal: {_counted(count, others=bool(changing))} left the values as they were{lowering}")
@@ -103,7 +108,9 @@ def show_passes(report: PassesReport) -> None:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
         say(f'not checked: of "{unchecked.name}", {unchecked.lines[0]}')
         return
-    if last.name == LOWERING:
+    if last.name == CAPTURE:
+        say("differs: the captured module does not compute what eager PyTorch does")
+    elif last.name == LOWERING:
         say("differs: the program does not compute what the module does that it was lowered from")
     else:
         say(f'differs: "{last.name}" is the first pass that changes values')

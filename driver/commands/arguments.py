@@ -64,6 +64,19 @@ def add_check_options(parser: argparse.ArgumentParser, memory: str) -> None:
     parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
 
 
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """`--mode`, `--batch` and `--seq`: how a target is called."""
+    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
+    parser.add_argument("--batch", type=positive, metavar="B", help="examples in the global batch of an hf: target")
+    parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
+
+
+def check_target_options(arguments: argparse.Namespace, target: str) -> None:
+    """A usage error where they do not fit the target."""
+    if not target.startswith("hf:") and (arguments.batch or arguments.seq):
+        arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
+
+
 def integer_range(text: str) -> tuple[str, int, int]:
     """A name and a range [low, high) of integers."""
     match = re.fullmatch(r"(?P<name>.+)=(?P<low>-?\d+):(?P<high>-?\d+)", text)
