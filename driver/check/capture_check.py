@@ -59,7 +59,7 @@ def check_capture(captured: CapturedModule, options: CheckOptions) -> PassVerdic
     expected = _eager_results(captured, target.model, target.inputs, inputs, ports)
     return verdict_of(
         CAPTURE,
-        compare_results(module, inputs, expected, found, options.tolerance, max_bytes=options.memory_cap_bytes),
+        compare_results(module, inputs, found, expected, options.tolerance, max_bytes=options.memory_cap_bytes),
     )
 
 

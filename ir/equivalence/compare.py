@@ -108,7 +108,10 @@ def compare_results(
     padding: Padding = Padding.NAN,
     max_bytes: int | None = None,
 ) -> Comparison:
-    """Compare the results of `before` on `inputs` with results in the same order, of whatever computed them."""
+    """Compare the results of `before` on `inputs` with results in the same order, of whatever computed them.
+
+    `before_results` are those of the interpreter: rounding is estimated by how much they change when inputs do.
+    """
     pairs = [before_results, after_results]
     names = [result_name(port.record, i) for i, port in enumerate(decode(before).results)]
     comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *pairs, strict=True)]
