@@ -65,3 +65,10 @@ class Pass(ABC):
     @abstractmethod
     def run(self, module: Module) -> Report:
         """Rewrite the module; the manager verifies before and after."""
+
+    def broken_contract(self, module: Module) -> str:
+        """What the pass promises beyond values and does not hold in the module after it; empty if all holds.
+
+        Comparisons of passes (`stretto verify`) ask this.
+        """
+        return ""

@@ -122,7 +122,7 @@ class LiveModel(OneDevice):
         self._has_random_ops = bool(program.of_kind("random"))
         self._step = 0
         self._buffers = {buffer.name for buffer in program.results_of_kind("buffer")}
-        self._model = model
+        self._model = model.double() if self._raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
         tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}

@@ -16,9 +16,11 @@ from ...diagnostics import Span, StrettoError
 from ...ir.equivalence import compare
 from ...ir.equivalence.compare import Comparison
 from ...ir.equivalence.compare import Verdict as ResultVerdict
+from ...ir.equivalence.dtype_contract import DtypeProblem, dtype_problems
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
 from ...ir.interpreter import Stuck
+from ...ir.interpreter.code import decode
 from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLICAS, DeadlockError
 from ...ir.module import Module
 from ...ir.verifier import verify
@@ -45,6 +47,8 @@ class Breakage(StrEnum):
     """The verifier refuses the module after the pass."""
     REFUSED = "refused"
     """The interpreter cannot run the module after the pass."""
+    DTYPES = "dtypes"
+    """Ops or reductions have other dtypes than before, or than the plan says."""
     FAILED = "failed"
     """The pass itself raised, or refused the module."""
 
@@ -102,6 +106,8 @@ class PassVerdict:
     """The error's place."""
     stuck: tuple[Stuck, ...] = ()
     """For ORDER: the ranks in the deadlock, and the operation at which each waits."""
+    dtypes: DtypeProblem | None = None
+    """For DTYPES: the first op that computes in another dtype, where there is one."""
     changes: bool = False
     """Whether the plan asks the pass to change the function, so that values are not compared."""
 
@@ -142,7 +148,9 @@ class PassChecker:
     def run(self, step: Step) -> PassVerdict:
         """Run a pass on the module and check the result. Errors: PassFailure, and those of the pass."""
         PassManager([step], verification=Verification.NEVER).run(self.module)
-        return self.verdict_on(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
+        before = self.before
+        verdict = self.verdict_on(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
+        return self._with_dtypes(step, before, verdict)
 
     def try_run(self, step: Step) -> PassVerdict:
         """As `run`, but a pass that raises gets the verdict FAILED. Errors E0655, E0661."""
@@ -180,6 +188,17 @@ class PassChecker:
         if verdict.breakage is None:
             self.before = after
         return PassVerdict(name, None, changes=True) if changes and verdict.breakage is None else verdict
+
+    def _with_dtypes(self, step: Step, before: Module, verdict: PassVerdict) -> PassVerdict:
+        """The verdict, or DTYPES where values are kept and the contract of dtypes is not."""
+        if verdict.breakage is not None:
+            return verdict
+        contract = "" if isinstance(step, str) else step.broken_contract(self.module)
+        problem = next(dtype_problems(decode(before), decode(self.module)), None)
+        if problem is None and not contract:
+            return verdict
+        message = (contract,) if problem is None else (f"{problem.message} (in @{problem.function}, {problem.origin})",)
+        return replace(verdict, breakage=Breakage.DTYPES, message=message, dtypes=problem)
 
     def _compare(self, name: str, after: Module) -> PassVerdict:
         options = self.options

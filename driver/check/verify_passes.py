@@ -14,7 +14,7 @@ from ...runtime.program.arguments import Json
 from ..ir_files.dump_ir import ir_of_failures
 from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
-from .pass_check import CheckOptions, PassChecker, PassVerdict
+from .pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
 
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
 
@@ -40,13 +40,13 @@ class PassesReport:
         return all(verdict.equal or verdict.changes for verdict in self.verdicts)
 
     @property
-    def is_unchecked(self) -> bool:
+    def is_unjudged(self) -> bool:
         """Whether no pass differs, but the results of some pass could not be compared."""
         return not self.passed and all(verdict.breakage is None for verdict in self.verdicts)
 
     @property
     def _verdict(self) -> str:
-        return "equal" if self.passed else "not checked" if self.is_unchecked else "differs"
+        return "equal" if self.passed else "not judged" if self.is_unjudged else "differs"
 
     def to_json(self) -> Mapping[str, Json]:
         rows: Json = [_verdict_json(verdict) for verdict in self.verdicts]
@@ -90,11 +90,12 @@ def show_passes(report: PassesReport) -> None:
         for name in changing:
             say(f"{name} changes the function, as the plan says")
         return
-    if report.is_unchecked:
+    if report.is_unjudged:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
-        say(f'not checked: of "{unchecked.name}", {unchecked.lines[0]}')
+        say(f'not judged: of "{unchecked.name}", {unchecked.lines[0]}')
         return
-    say(f'differs: "{last.name}" is the first pass that changes values')
+    what = "the dtypes in which the module computes" if last.breakage is Breakage.DTYPES else "values"
+    say(f'differs: "{last.name}" is the first pass that changes {what}')
     for line in last.lines:
         say(f"  {line}")
 
@@ -109,7 +110,7 @@ def _counted(count: int, *, others: bool) -> str:
 def _word(verdict: PassVerdict) -> str:
     if verdict.changes:
         return "changes"
-    return "equal" if verdict.equal else "not checked" if verdict.is_unchecked else "differs"
+    return "equal" if verdict.equal else "not judged" if verdict.is_unchecked else "differs"
 
 
 def _verdict_json(verdict: PassVerdict) -> dict[str, Json]:

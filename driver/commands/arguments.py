@@ -64,6 +64,13 @@ def add_check_options(parser: argparse.ArgumentParser, memory: str) -> None:
     parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
 
 
+def add_allow_unjudged(parser: argparse.ArgumentParser) -> None:
+    """Add --allow-unjudged."""
+    parser.add_argument(
+        "--allow-unjudged", action="store_true", help="exit 0, not 3, where nothing could be compared (not judged)"
+    )
+
+
 def integer_range(text: str) -> tuple[str, int, int]:
     """A name and a range [low, high) of integers."""
     match = re.fullmatch(r"(?P<name>.+)=(?P<low>-?\d+):(?P<high>-?\d+)", text)

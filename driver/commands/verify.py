@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import MEMORY_CAP, add_allow_ops, add_check_options, add_json, add_pipeline
-from .outcome import Outcome, require_compiler
+from .arguments import MEMORY_CAP, add_allow_ops, add_allow_unjudged, add_check_options, add_json, add_pipeline
+from .outcome import Outcome, exit_code, require_compiler
 
 HELP = "prove a program's order, or check that passes keep the values"
 
@@ -14,12 +14,13 @@ HELP = "prove a program's order, or check that passes keep the values"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Exit code 0 when the program is safe, or every pass keeps the values; 1 otherwise, and when nothing could "
-        "be compared (not checked)."
+        "Exit code 0 when the program is safe, or every pass keeps the values; 3 when nothing could be compared "
+        "(not judged); 1 otherwise."
     )
     parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
     add_pipeline(parser, required=False)
     add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
+    add_allow_unjudged(parser)
     add_allow_ops(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -54,4 +55,5 @@ def _passes(arguments: argparse.Namespace) -> Outcome:
 
     source = read_source(arguments.path, arguments.pipeline)
     report = verify_passes(PassesJob(source, check_options(arguments.seed, arguments.memory_cap, arguments.ranges)))
-    return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
+    return Outcome(code, lambda: show_passes(report), report.to_json)
