@@ -25,6 +25,7 @@ from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLI
 from ...ir.module import Module
 from ...ir.verifier import verify
 from ...passes.manager import PassFailure, PassManager, Step, Verification, step_name
+from .lowering_check import LOWERING, can_be_lowered, compare_with_module, records_of
 
 _ITSELF = "(as given)"
 """The name where no pass ran: the module is compared with itself, so that no pass is blamed for its errors."""
@@ -134,12 +135,7 @@ class PassChecker:
         self.module = module
         self.options = options
         self.before = _copy(module)
-        _check_names(self.before, options.ranges)
-        inferred = infer_ranges(self.before)
-        stated = {
-            name: replace(range_, ignored=inferred.get(name, range_).ignored) for name, range_ in options.ranges.items()
-        }
-        self.ranges = {**inferred, **stated}
+        self.ranges = with_stated_ranges(self.before, options.ranges)
 
     def check_runs(self) -> None:
         """Run the module as given; raises the interpreter's error if it cannot be run."""
@@ -200,6 +196,26 @@ class PassChecker:
         message = (contract,) if problem is None else (f"{problem.message} (in @{problem.function}, {problem.origin})",)
         return replace(verdict, breakage=Breakage.DTYPES, message=message, dtypes=problem)
 
+    def lowered(self) -> PassVerdict | None:
+        """The verdict on lowering the module to a program; None for a module that is not at the end of the passes."""
+        if not can_be_lowered(self.before):
+            return None
+        options = self.options
+        try:
+            comparison = compare_with_module(
+                self.before,
+                records_of(self.before),
+                options.seed,
+                self.ranges,
+                options.tolerance,
+                options.memory_cap_bytes,
+            )
+        except StrettoError as error:
+            if error.code in _NOT_THE_PASS:
+                raise
+            return _refusal(LOWERING, _kind(error), error)
+        return _verdict(LOWERING, comparison)
+
     def _compare(self, name: str, after: Module) -> PassVerdict:
         options = self.options
         comparison = compare(
@@ -211,6 +227,14 @@ class PassChecker:
             max_bytes=options.memory_cap_bytes,
         )
         return _verdict(name, comparison)
+
+
+def with_stated_ranges(module: Module, stated: Mapping[str, IntegerRange]) -> dict[str, IntegerRange]:
+    """The ranges that the module implies, with those that the caller states. Raises E0662 for an unknown name."""
+    _check_names(module, stated)
+    inferred = infer_ranges(module)
+    ignoring = {name: replace(range_, ignored=inferred.get(name, range_).ignored) for name, range_ in stated.items()}
+    return {**inferred, **ignoring}
 
 
 def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:

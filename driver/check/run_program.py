@@ -32,6 +32,8 @@ class RunJob:
     """Look for the operation that makes the first NaN."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Values of named sizes; a size that is left out keeps the value it was compiled at."""
+    against: str = ""
+    """The target whose model, in eager PyTorch, is the reference of a check; empty: the program's own reference."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
@@ -77,13 +79,14 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
     with progress(2) as bar:
         bar.show("loading the program and the model")
         program = Program.load(job.folder).at(job.sizes)
-        comparison = comparison_for(program)
+        comparison = comparison_for(program, job.against)
         bar.show(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
         if job.ranks == "processes":
             from ...runtime.processes.jobs import check_processes
 
             entry = f"{comparison_for.__module__}:check_entry"
-            return check_processes(job.folder, steps=job.steps, entry=entry, sizes=job.sizes), comparison
+            report = check_processes(job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=job.against)
+            return report, comparison
         return check(program, expected=comparison.expected, steps=job.steps), comparison
 
 

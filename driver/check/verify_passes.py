@@ -1,5 +1,7 @@
 """`stretto verify FILE -p PIPELINE`: does every pass keep the values? The interpreter runs before and after each pass.
 
+Where the passes end in a module that can be lowered, it is, and the program is compared with the module.
+
 All ranks run in this process, in float64, on random inputs, with NaN in padding.
 """
 
@@ -14,6 +16,7 @@ from ...runtime.program.arguments import Json
 from ..ir_files.dump_ir import ir_of_failures
 from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
+from .lowering_check import LOWERING
 from .pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
 
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
@@ -63,7 +66,7 @@ def verify_passes(job: PassesJob) -> PassesReport:
     module = read_module(job.source.text, job.source.name)
     checker = PassChecker(module, job.options)
     verdicts: list[PassVerdict] = []
-    with progress(len(steps) + 1) as bar, ir_of_failures(_PASS_ALONE) as keep:
+    with progress(len(steps) + 2) as bar, ir_of_failures(_PASS_ALONE) as keep:
         keep(module)
         bar.show("the module as given")
         checker.check_runs()
@@ -72,6 +75,10 @@ def verify_passes(job: PassesJob) -> PassesReport:
             verdicts.append(checker.run(step))
             if verdicts[-1].breakage is not None:
                 break
+        else:
+            bar.show(LOWERING, len(steps) + 1)
+            lowered = checker.lowered()
+            verdicts += [] if lowered is None else [lowered]
     return PassesReport(tuple(verdicts), tuple(step_name(step) for step in steps[len(verdicts) :]))
 
 
@@ -84,9 +91,11 @@ def show_passes(report: PassesReport) -> None:
     last = report.verdicts[-1]
     changing = [verdict.name for verdict in report.verdicts if verdict.changes]
     if report.passed:
-        count = len(report.verdicts) - len(changing)
+        is_lowered = last.name == LOWERING
+        count = len(report.verdicts) - len(changing) - is_lowered
         if count:
-            say(f"equal: {_counted(count, others=bool(changing))} left the values as they were")
+            lowering = ", and the program computes the same" if is_lowered else ""
+            say(f"equal: {_counted(count, others=bool(changing))} left the values as they were{lowering}")
         for name in changing:
             say(f"{name} changes the function, as the plan says")
         return
@@ -95,7 +104,10 @@ def show_passes(report: PassesReport) -> None:
         say(f'not judged: of "{unchecked.name}", {unchecked.lines[0]}')
         return
     what = "the dtypes in which the module computes" if last.breakage is Breakage.DTYPES else "values"
-    say(f'differs: "{last.name}" is the first pass that changes {what}')
+    if last.name == LOWERING:
+        say("differs: the program does not compute what the module does that it was lowered from")
+    else:
+        say(f'differs: "{last.name}" is the first pass that changes {what}')
     for line in last.lines:
         say(f"  {line}")
 

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names for the dims of an input, in order, whose sizes `run --sizes` sets, such as "
         "tokens=batch,seq:2..2048 (- for a fixed dim)",
     )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true",
+        help="compare the program with eager PyTorch and write the result into its manifest; exit 1 if it differs",
+    )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
     parser.set_defaults(usage_error=parser.error)
 
@@ -44,5 +48,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
         arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
         arguments.seq, arguments.dump_ir, dict(arguments.dynamic),
     )  # fmt: skip
-    program, seconds = compile_target(job)
-    return Outcome(0, lambda: show_compiled(program, job, seconds))
+    if not arguments.check:
+        program, seconds = compile_target(job)
+        return Outcome(0, lambda: show_compiled(program, job, seconds))
+    from ..check.compile_check import checked_record, show_checked
+
+    program, seconds = compile_target(job, checked_record)
+
+    def show() -> None:
+        show_compiled(program, job, seconds)
+        show_checked(program)
+
+    return Outcome({"passed": 0, "failed": 1}.get(str(program.manifest.checked.get("result")), 3), show)

@@ -47,10 +47,15 @@ class Command(Protocol):
 
 def require_compiler() -> None:
     """Raise E0501 where a package that the compiler needs is not installed."""
-    missing = [name for name in _COMPILER if find_spec(name) is None]
+    missing = missing_of_compiler()
     if missing:
         raise StrettoError(
             "E0501",
             f"the compiler is not installed: {', '.join(missing)} cannot be imported",
             help='pip install "stretto[compiler]"; compiled programs run without it',
         )
+
+
+def missing_of_compiler() -> list[str]:
+    """The packages of the compiler that are not installed."""
+    return [name for name in _COMPILER if find_spec(name) is None]

@@ -1,26 +1,33 @@
-"""`stretto verify`: a program with the order prover, or passes by their values."""
+"""`stretto verify`: a program's order and values, or passes by their values."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from .arguments import MEMORY_CAP, add_allow_ops, add_allow_unjudged, add_check_options, add_json, add_pipeline
-from .outcome import Outcome, exit_code, require_compiler
+from .arguments import MEMORY_CAP, add_allow_ops, add_allow_unjudged, add_check_options, add_json, add_pipeline, size
+from .outcome import UNJUDGED, Outcome, exit_code, missing_of_compiler, require_compiler
 
-HELP = "prove a program's order, or check that passes keep the values"
+HELP = "prove a program's order and judge its values, or check that passes keep the values"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Exit code 0 when the program is safe, or every pass keeps the values; 3 when nothing could be compared "
-        "(not judged); 1 otherwise."
+        "Exit code 0 when the program is safe and computes what its module does, or every pass keeps the values; 3 "
+        "when nothing could be compared (not judged), for a program folder with --values; 1 otherwise."
     )
     parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
     add_pipeline(parser, required=False)
     add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
     add_allow_unjudged(parser)
+    parser.add_argument(
+        "--values", action="store_true", help="exit 3 where the values of a program folder could not be judged"
+    )
+    parser.add_argument(
+        "--values-cap", type=size, metavar="SIZE",
+        help="memory that judging the values of a program folder may take, all ranks together; default: 512MiB",
+    )  # fmt: skip
     add_allow_ops(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -37,12 +44,24 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def _program(arguments: argparse.Namespace) -> Outcome:
     if arguments.path == "-" or os.path.isfile(arguments.path):
         arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
+    from ...runtime.program.program import Program
     from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
-    from ..check.verify_program import show_verdict, verify_program
+    from ..check.verify_program import NoCompiler, Values, show_verdict, verify_program
+
+    def judge(program: Program) -> Values:
+        if missing_of_compiler():
+            return NoCompiler()
+        from ..check.folder_values import judge_values
+        from ..check.pass_check import check_options
+
+        return judge_values(program, check_options(arguments.seed, arguments.values_cap, arguments.ranges))
 
     with meta_kernels_without_dynamo():
-        proved = verify_program(arguments.path, arguments.memory_cap)
-    return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
+        proved = verify_program(arguments.path, arguments.memory_cap, judge)
+    code = 0 if proved.passed else 1
+    if arguments.values and not proved.is_judged and not arguments.allow_unjudged:
+        code = UNJUDGED
+    return Outcome(code, lambda: show_verdict(proved), proved.to_json)
 
 
 def _passes(arguments: argparse.Namespace) -> Outcome:

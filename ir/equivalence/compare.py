@@ -95,11 +95,25 @@ def compare(
     before_results = run(before, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
     after_inputs = [inputs[index] for index in argument_order]
     after_results = run(after, after_inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
-    pairs = [before_results, [after_results[index] for index in result_order]]
-    names = [result_name(port.record, i) for i, port in enumerate(codes[0].results)]
+    ordered = [after_results[index] for index in result_order]
+    return compare_results(before, inputs, before_results, ordered, tolerance, padding, max_bytes)
+
+
+def compare_results(
+    before: Module,
+    inputs: Sequence[Tensor],
+    before_results: Sequence[Tensor],
+    after_results: Sequence[Tensor],
+    tolerance: float = 1e-9,
+    padding: Padding = Padding.NAN,
+    max_bytes: int | None = None,
+) -> Comparison:
+    """Compare the results of `before` on `inputs` with results in the same order, of whatever computed them."""
+    pairs = [before_results, after_results]
+    names = [result_name(port.record, i) for i, port in enumerate(decode(before).results)]
     comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *pairs, strict=True)]
     if any(r.verdict is Verdict.DIFFERENT and isfinite(r.error) for r in comparisons):
-        rounding_errors = rounding(before, inputs, pairs[0], padding, max_bytes)
+        rounding_errors = rounding(before, inputs, before_results, padding, max_bytes)
         comparisons = [
             replace(r, verdict=Verdict.NOT_CHECKED)
             if r.verdict is Verdict.DIFFERENT and is_rounding(a, b, perturbation, tolerance)

@@ -1,7 +1,8 @@
 """The check of a program against the model on one device.
 
 Both sides start from the same seeded random values (`random_values.py`) and take the same AdamW steps, each step on a
-batch of its own. Compared are outputs and gradients of the first step, then parameters and buffers after the last.
+batch of its own, the first on two whose gradients add up. Every output that is differentiated has a random tangent.
+Compared are outputs and gradients of the first step, then parameters and buffers after the last.
 
 In float32 and float64, errors are relative to the largest magnitude of the reference tensor. A tensor that differs is
 nothing but rounding only if the reference's own changes as much when its inputs change in their last places. In shorter
@@ -108,13 +109,12 @@ class _OneDevice:
 
 
 def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generator) -> dict[int, Tensor]:
-    """By position among the outputs: 1 for a scalar, else random."""
+    """By position among the outputs, a random tangent each, never 1: a backward that loses it gives other gradients."""
     indices = {argument.index for argument in program.of_kind("tangent")}
     tangents = {}
     for index, output in enumerate(program.results_of_kind("output")):
         if output.index in indices:
-            shape = outputs[index].shape
-            tangents[index] = torch.randn(shape, generator=random, dtype=torch.float64) if shape else torch.ones(())
+            tangents[index] = random_values.tangent(outputs[index].shape, random)
     return tangents
 
 

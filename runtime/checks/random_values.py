@@ -62,6 +62,13 @@ def user_input(shape: Sequence[int], dtype: str, options: Mapping[str, Json], ra
     return value
 
 
+def tangent(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """A value for the gradient of an output: of either sign, between 1.5 and 2.5 in magnitude, so never 1."""
+    magnitude = 1.5 + torch.rand(list(shape), generator=random, dtype=torch.float64)
+    negative = torch.rand(list(shape), generator=random) < 0.5
+    return torch.where(negative, -magnitude, magnitude)
+
+
 def near_one(shape: Sequence[int], random: torch.Generator) -> Tensor:
     """Uniform in 1 +- 0.2, for scales and variances."""
     return 1 + _SPREAD * (2 * torch.rand(list(shape), generator=random, dtype=torch.float64) - 1)

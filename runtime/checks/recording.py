@@ -11,6 +11,8 @@ from torch import Tensor
 from ..program.program import Program
 from .model_and_program import AllRanks, OneDevice, backward
 
+ACCUMULATED = 2
+"""Backwards before the first optimizer step, each of a batch and tangents of its own: their gradients add up."""
 Inputs = Mapping[int | None, Tensor]
 """The user inputs of a step, by index."""
 Forward = Callable[[Inputs], list[Tensor]]
@@ -22,7 +24,7 @@ class Recording:
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Of parameters and inputs, in the first step."""
+    """Of parameters, in the first step; of inputs, in its last backward."""
     parameters: dict[str, Tensor] = field(default_factory=dict)
     """After the last step."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class Recording:
 
 @dataclass
 class StepInputs:
-    """The inputs and tangents of every step: drawn when the first side gets to them, and the same for the others."""
+    """The inputs and tangents of every forward: drawn when the first side gets to it, and the same for the others."""
 
     draw: Callable[[], Inputs]
     draw_tangents: Callable[[Sequence[Tensor]], dict[int, Tensor]]
@@ -60,17 +62,17 @@ class StepInputs:
     _inputs: list[Inputs] = field(default_factory=list)
     _tangents: list[dict[int, Tensor]] = field(default_factory=list)
 
-    def inputs(self, step: int) -> Inputs:
-        """The batch of a step."""
-        while len(self._inputs) <= step:
+    def inputs(self, forward: int) -> Inputs:
+        """The batch of a forward."""
+        while len(self._inputs) <= forward:
             self._inputs.append(self.draw())
-        return self._inputs[step]
+        return self._inputs[forward]
 
-    def tangents(self, step: int, outputs: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The tangents of a step, by position among the outputs."""
-        while len(self._tangents) <= step:
+    def tangents(self, forward: int, outputs: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The tangents of a forward, by position among the outputs."""
+        while len(self._tangents) <= forward:
             self._tangents.append(self.draw_tangents(outputs))
-        return self._tangents[step]
+        return self._tangents[forward]
 
     def altered(self, alter: Callable[[Tensor], Tensor]) -> StepInputs:
         """The same inputs with their floating tensors altered; the tangents are the same."""
@@ -86,13 +88,17 @@ def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given
     recording = Recording()
     names = [output.name or str(output.index) for output in program.results_of_kind("output")]
     trains = program.manifest.mode == "train"
+    count = 0
     for step in range(given.steps if trains else 1):
-        inputs = _leaves(program, given.inputs(step))
-        outputs = forward(inputs)
-        if step == 0:
-            recording.outputs = dict(zip(names, (output.detach() for output in outputs), strict=True))
+        for _ in range(ACCUMULATED if step == 0 and trains else 1):
+            inputs = _leaves(program, given.inputs(count))
+            outputs = forward(inputs)
+            if count == 0:
+                recording.outputs = dict(zip(names, (output.detach() for output in outputs), strict=True))
+            if trains:
+                backward(outputs, given.tangents(count, outputs))
+            count += 1
         if trains:
-            backward(outputs, given.tangents(step, outputs))
             gradients = side.gradients()
             recording.note(gradients)
             if step == 0:

@@ -38,16 +38,18 @@ def check_processes(
     seed: int = 0,
     entry: str = f"{__name__}:check_entry",
     sizes: Mapping[str, int] | None = None,
+    against: str = "",
 ) -> CheckReport:
     """`check` with one process per rank and parameters that are DTensors; rank 0's report.
 
     `entry` names the function that every process runs; another one may call `check_process` with another reference.
-    `sizes` are values for named sizes; the others are as compiled.
+    `sizes` are values for named sizes; the others are as compiled. `against` is for that other function: the reference
+    that the caller names.
     """
     program = Program.load(folder)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
-        "allow_ops": _allowed_here(program),
+        "allow_ops": _allowed_here(program), "against": against,
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 from stretto.runtime import Program, RunError, Session, Verdict, check
 from stretto.runtime.checks.comparing import compare, compare_short
+from stretto.runtime.checks.model_and_program import AllRanks
 from stretto.runtime.checks.optimizer_drift import Drift
 from stretto.runtime.checks.random_values import parameter, user_input
 from stretto.runtime.checks.recording import Recording
@@ -18,6 +20,7 @@ from stretto.runtime.program.arguments import Json
 from stretto.runtime.program.records import Instruction, Reference
 from stretto.runtime.program.reference import Promote, run_reference
 from stretto.runtime.threads.session import RankThreads
+from torch import Tensor
 
 from ..tiny_programs import F32, S, data_parallel, linear, step
 
@@ -62,6 +65,25 @@ def test_a_wrong_backward_fails_in_the_gradient_and_not_in_the_output() -> None:
     assert by_row["output", "loss"] is Verdict.EQUAL
     assert by_row["gradient", "w"] is Verdict.DIFFERS
     assert not check(wrong).passed
+
+
+def test_a_backward_that_loses_the_tangent_fails() -> None:
+    lost = changed(linear(), 6, step("aten.clone.default", S(5), out=[9], free=[8]))
+    assert verdicts(check(lost))["gradient", "w"] is Verdict.DIFFERS
+    by_row = verdicts(check(changed(linear(), 6, step("aten.mul.Tensor", S(5), S(8), out=[9], free=[8]))))
+    assert by_row["gradient", "w"] is Verdict.EQUAL
+
+
+def test_gradients_of_two_backwards_add_up() -> None:
+    class Forgetful(AllRanks):
+        """Clears the gradients before each forward."""
+
+        def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+            for value in self.parameters.values():
+                value.grad = None
+            return super().forward(inputs)
+
+    assert verdicts(check(linear(), side=Forgetful))["gradient", "w"] is Verdict.DIFFERS
 
 
 def test_a_gradient_that_is_not_given_differs() -> None:
