@@ -18,6 +18,7 @@ from ...ir.equivalence.compare import Comparison
 from ...ir.equivalence.compare import Verdict as ResultVerdict
 from ...ir.equivalence.dtype_contract import DtypeProblem, dtype_problems
 from ...ir.equivalence.integer_ranges import IntegerRange
+from ...ir.equivalence.microbatch_mean import compare_mean
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
 from ...ir.interpreter import Stuck
 from ...ir.interpreter.code import decode
@@ -54,6 +55,14 @@ class Breakage(StrEnum):
     """The pass itself raised, or refused the module."""
 
 
+class Meaning(StrEnum):
+    """What the module after a pass computes."""
+
+    SAME = "what the module before it computes"
+    MEAN = "the mean of what the module before it computes of each microbatch"
+    OTHER = "something else, as the plan says"
+
+
 @dataclass(frozen=True)
 class CheckOptions:
     """How modules are compared."""
@@ -72,6 +81,12 @@ def check_options(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tupl
     """The options from the command line; ranges are (name, low, high)."""
     by_name = {name: IntegerRange(high, low=low) for name, low, high in ranges}
     return CheckOptions(seed, memory_cap_bytes=memory_cap_bytes, ranges=by_name)
+
+
+def _meaning_of(step: Step) -> Meaning:
+    if isinstance(step, str) or step.keeps_values:
+        return Meaning.SAME
+    return Meaning.MEAN if step.averages_microbatches else Meaning.OTHER
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,13 @@ class PassVerdict:
     """For ORDER: the ranks in the deadlock, and the operation at which each waits."""
     dtypes: DtypeProblem | None = None
     """For DTYPES: the first op that computes in another dtype, where there is one."""
-    changes: bool = False
-    """Whether the plan asks the pass to change the function, so that values are not compared."""
+    meaning: Meaning = Meaning.SAME
+    """What the pass is to make of the module."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether the pass changes the function in a way of its own, so that values are not compared."""
+        return self.meaning is Meaning.OTHER
 
     @property
     def equal(self) -> bool:
@@ -145,8 +165,7 @@ class PassChecker:
         """Run a pass on the module and check the result. Errors: PassFailure, and those of the pass."""
         PassManager([step], verification=Verification.NEVER).run(self.module)
         before = self.before
-        verdict = self.verdict_on(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
-        return self._with_dtypes(step, before, verdict)
+        return self._with_dtypes(step, before, self.verdict_on(step_name(step), _meaning_of(step)))
 
     def try_run(self, step: Step) -> PassVerdict:
         """As `run`, but a pass that raises gets the verdict FAILED. Errors E0655, E0661."""
@@ -163,10 +182,10 @@ class PassChecker:
                 raise
             return _refusal(step_name(step), Breakage.FAILED, error)
 
-    def verdict_on(self, name: str, *, changes: bool = False) -> PassVerdict:
+    def verdict_on(self, name: str, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         """The verdict on the pass that has just run; an invalid module, or one that cannot be run, is a breakage.
 
-        If the pass `changes` the function, the module is run but its values are not compared.
+        If the pass changes the function in a way of its own, the module is run but its values are not compared.
         """
         try:
             verify(self.module)
@@ -174,16 +193,18 @@ class PassChecker:
         except StrettoError as error:
             return _refusal(name, Breakage.INVALID, error)
         try:
-            if changes:
+            if meaning is Meaning.OTHER:
                 self.before = after
-            verdict = self._compare(name, after)
+            verdict = self._compare(name, after, meaning)
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(name, _kind(error), error)
         if verdict.breakage is None:
             self.before = after
-        return PassVerdict(name, None, changes=True) if changes and verdict.breakage is None else verdict
+        if meaning is Meaning.OTHER and verdict.breakage is None:
+            return PassVerdict(name, None, meaning=meaning)
+        return replace(verdict, meaning=meaning)
 
     def _with_dtypes(self, step: Step, before: Module, verdict: PassVerdict) -> PassVerdict:
         """The verdict, or DTYPES where values are kept and the contract of dtypes is not."""
@@ -216,9 +237,9 @@ class PassChecker:
             return _refusal(LOWERING, _kind(error), error)
         return _verdict(LOWERING, comparison)
 
-    def _compare(self, name: str, after: Module) -> PassVerdict:
+    def _compare(self, name: str, after: Module, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         options = self.options
-        comparison = compare(
+        comparison = (compare_mean if meaning is Meaning.MEAN else compare)(
             self.before,
             after,
             options.seed,

@@ -17,7 +17,7 @@ from ..ir_files.dump_ir import ir_of_failures
 from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
 from .lowering_check import LOWERING
-from .pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
+from .pass_check import Breakage, CheckOptions, Meaning, PassChecker, PassVerdict
 
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
 
@@ -98,6 +98,9 @@ def show_passes(report: PassesReport) -> None:
             say(f"equal: {_counted(count, others=bool(changing))} left the values as they were{lowering}")
         for name in changing:
             say(f"{name} changes the function, as the plan says")
+        for verdict in report.verdicts:
+            if verdict.meaning is Meaning.MEAN:
+                say(f"{verdict.name} was compared with {verdict.meaning}")
         return
     if report.is_unjudged:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
