@@ -22,7 +22,7 @@ def checked_record(program: Program, target: str) -> dict[str, Json]:
         "result": _result(report),
         "reference": "eager PyTorch",
         "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
-        "tolerance": report.tolerance, "steps": report.steps, "seed": report.seed,
+        "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
         "differ": [f"{row.kind} {row.name}" for row in report.rows if row.verdict is Verdict.DIFFERS][:_SHOWN],
     }  # fmt: skip
 
@@ -31,8 +31,8 @@ def show_checked(program: Program) -> None:
     """Print a line on the record of a check."""
     record = program.manifest.checked
     match record:
-        case {"result": "passed", "tensors": {"equal": int(equal)}, "tolerance": float(tolerance)}:
-            said = f"passed: {count_text(equal, 'tensor')} within {tolerance:.0e} of eager PyTorch"
+        case {"result": "passed", "tensors": {"equal": int(equal)}, "criterion": str(criterion)}:
+            said = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
         case {"result": "failed", "differ": [_, *_] as names}:
             said = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
         case _:
@@ -41,6 +41,6 @@ def show_checked(program: Program) -> None:
 
 
 def _result(report: CheckReport) -> str:
-    if report.tolerance is None:
+    if report.is_unjudged:
         return "not judged"
     return "passed" if report.passed else "failed"

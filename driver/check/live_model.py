@@ -157,7 +157,7 @@ class EagerModel(OneDevice):
         self._step = 0
         self._state_of = state_of
         self._buffers = buffers
-        self._model = model
+        self._model = model.double() if raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
         tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}

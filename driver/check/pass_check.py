@@ -16,9 +16,12 @@ from ...diagnostics import Span, StrettoError
 from ...ir.equivalence import compare
 from ...ir.equivalence.compare import Comparison
 from ...ir.equivalence.compare import Verdict as ResultVerdict
+from ...ir.equivalence.dtype_contract import DtypeProblem, dtype_problems
 from ...ir.equivalence.integer_ranges import IntegerRange
+from ...ir.equivalence.microbatch_mean import compare_mean
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
 from ...ir.interpreter import Stuck
+from ...ir.interpreter.code import decode
 from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLICAS, DeadlockError
 from ...ir.module import Module
 from ...ir.verifier import verify
@@ -46,8 +49,18 @@ class Breakage(StrEnum):
     """The verifier refuses the module after the pass."""
     REFUSED = "refused"
     """The interpreter cannot run the module after the pass."""
+    DTYPES = "dtypes"
+    """Ops or reductions have other dtypes than before, or than the plan says."""
     FAILED = "failed"
     """The pass itself raised, or refused the module."""
+
+
+class Meaning(StrEnum):
+    """What the module after a pass computes."""
+
+    SAME = "what the module before it computes"
+    MEAN = "the mean of what the module before it computes of each microbatch"
+    OTHER = "something else, as the plan says"
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,12 @@ def check_options(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tupl
     """The options from the command line; ranges are (name, low, high)."""
     by_name = {name: IntegerRange(high, low=low) for name, low, high in ranges}
     return CheckOptions(seed, memory_cap_bytes=memory_cap_bytes, ranges=by_name)
+
+
+def _meaning_of(step: Step) -> Meaning:
+    if isinstance(step, str) or step.keeps_values:
+        return Meaning.SAME
+    return Meaning.MEAN if step.averages_microbatches else Meaning.OTHER
 
 
 @dataclass(frozen=True)
@@ -103,8 +122,15 @@ class PassVerdict:
     """The error's place."""
     stuck: tuple[Stuck, ...] = ()
     """For ORDER: the ranks in the deadlock, and the operation at which each waits."""
-    changes: bool = False
-    """Whether the plan asks the pass to change the function, so that values are not compared."""
+    dtypes: DtypeProblem | None = None
+    """For DTYPES: the first op that computes in another dtype, where there is one."""
+    meaning: Meaning = Meaning.SAME
+    """What the pass is to make of the module."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether the pass changes the function in a way of its own, so that values are not compared."""
+        return self.meaning is Meaning.OTHER
 
     @property
     def equal(self) -> bool:
@@ -138,7 +164,8 @@ class PassChecker:
     def run(self, step: Step) -> PassVerdict:
         """Run a pass on the module and check the result. Errors: PassFailure, and those of the pass."""
         PassManager([step], verification=Verification.NEVER).run(self.module)
-        return self.verdict_on(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
+        before = self.before
+        return self._with_dtypes(step, before, self.verdict_on(step_name(step), _meaning_of(step)))
 
     def try_run(self, step: Step) -> PassVerdict:
         """As `run`, but a pass that raises gets the verdict FAILED. Errors E0655, E0661."""
@@ -155,10 +182,10 @@ class PassChecker:
                 raise
             return _refusal(step_name(step), Breakage.FAILED, error)
 
-    def verdict_on(self, name: str, *, changes: bool = False) -> PassVerdict:
+    def verdict_on(self, name: str, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         """The verdict on the pass that has just run; an invalid module, or one that cannot be run, is a breakage.
 
-        If the pass `changes` the function, the module is run but its values are not compared.
+        If the pass changes the function in a way of its own, the module is run but its values are not compared.
         """
         try:
             verify(self.module)
@@ -166,16 +193,29 @@ class PassChecker:
         except StrettoError as error:
             return _refusal(name, Breakage.INVALID, error)
         try:
-            if changes:
+            if meaning is Meaning.OTHER:
                 self.before = after
-            verdict = self._compare(name, after)
+            verdict = self._compare(name, after, meaning)
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(name, _kind(error), error)
         if verdict.breakage is None:
             self.before = after
-        return PassVerdict(name, None, changes=True) if changes and verdict.breakage is None else verdict
+        if meaning is Meaning.OTHER and verdict.breakage is None:
+            return PassVerdict(name, None, meaning=meaning)
+        return replace(verdict, meaning=meaning)
+
+    def _with_dtypes(self, step: Step, before: Module, verdict: PassVerdict) -> PassVerdict:
+        """The verdict, or DTYPES where values are kept and the contract of dtypes is not."""
+        if verdict.breakage is not None:
+            return verdict
+        contract = "" if isinstance(step, str) else step.broken_contract(self.module)
+        problem = next(dtype_problems(decode(before), decode(self.module)), None)
+        if problem is None and not contract:
+            return verdict
+        message = (contract,) if problem is None else (f"{problem.message} (in @{problem.function}, {problem.origin})",)
+        return replace(verdict, breakage=Breakage.DTYPES, message=message, dtypes=problem)
 
     def lowered(self) -> PassVerdict | None:
         """The verdict on lowering the module to a program; None for a module that is not at the end of the passes."""
@@ -197,9 +237,9 @@ class PassChecker:
             return _refusal(LOWERING, _kind(error), error)
         return verdict_of(LOWERING, comparison)
 
-    def _compare(self, name: str, after: Module) -> PassVerdict:
+    def _compare(self, name: str, after: Module, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         options = self.options
-        comparison = compare(
+        comparison = (compare_mean if meaning is Meaning.MEAN else compare)(
             self.before,
             after,
             options.seed,

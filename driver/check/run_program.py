@@ -133,13 +133,11 @@ def _worst_first(row: CheckRow) -> tuple[bool, float]:
 
 
 def _conclusion(report: CheckReport) -> str:
-    """One line: passed or not, and the tolerance."""
+    """One line: passed or not, and by which criterion."""
     counts = Counter(row.verdict for row in report.rows)
     after = f" after {count_text(report.steps, 'step')} of AdamW" if report.steps else ""
-    if report.tolerance is None:
-        return f"not judged: sums in {report.dtype} differ by rounding; compile with --dtype float64 to check"
+    if report.is_unjudged:
+        return "not judged: every tensor is zero, or nothing but rounding, so nothing could be compared"
     if report.passed:
-        return f"passed: {counts[Verdict.EQUAL]} tensors are equal within {report.tolerance:.0e} (relative){after}"
-    if not counts[Verdict.DIFFERS]:
-        return "failed: nothing could be compared"
-    return f"failed: {counts[Verdict.DIFFERS]} tensors differ by more than {report.tolerance:.0e} (relative){after}"
+        return f"passed: {counts[Verdict.EQUAL]} tensors are {report.criterion}{after}"
+    return f"failed: {counts[Verdict.DIFFERS]} tensors are not {report.criterion}{after}"

@@ -17,7 +17,7 @@ from ..ir_files.dump_ir import ir_of_failures
 from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
 from .lowering_check import LOWERING
-from .pass_check import CheckOptions, PassChecker, PassVerdict
+from .pass_check import Breakage, CheckOptions, Meaning, PassChecker, PassVerdict
 
 CAPTURE = "capture"
 """The name of the row that compares the captured module with eager PyTorch."""
@@ -45,13 +45,13 @@ class PassesReport:
         return all(verdict.equal or verdict.changes for verdict in self.verdicts)
 
     @property
-    def is_unchecked(self) -> bool:
+    def is_unjudged(self) -> bool:
         """Whether no pass differs, but the results of some pass could not be compared."""
         return not self.passed and all(verdict.breakage is None for verdict in self.verdicts)
 
     @property
     def _verdict(self) -> str:
-        return "equal" if self.passed else "not checked" if self.is_unchecked else "differs"
+        return "equal" if self.passed else "not judged" if self.is_unjudged else "differs"
 
     def to_json(self) -> Mapping[str, Json]:
         rows: Json = [_verdict_json(verdict) for verdict in self.verdicts]
@@ -103,17 +103,21 @@ def show_passes(report: PassesReport) -> None:
             say(f"equal: {_counted(count, others=bool(changing))} left the values as they were{lowering}")
         for name in changing:
             say(f"{name} changes the function, as the plan says")
+        for verdict in report.verdicts:
+            if verdict.meaning is Meaning.MEAN:
+                say(f"{verdict.name} was compared with {verdict.meaning}")
         return
-    if report.is_unchecked:
+    if report.is_unjudged:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
-        say(f'not checked: of "{unchecked.name}", {unchecked.lines[0]}')
+        say(f'not judged: of "{unchecked.name}", {unchecked.lines[0]}')
         return
+    what = "the dtypes in which the module computes" if last.breakage is Breakage.DTYPES else "values"
     if last.name == CAPTURE:
         say("differs: the captured module does not compute what eager PyTorch does")
     elif last.name == LOWERING:
         say("differs: the program does not compute what the module does that it was lowered from")
     else:
-        say(f'differs: "{last.name}" is the first pass that changes values')
+        say(f'differs: "{last.name}" is the first pass that changes {what}')
     for line in last.lines:
         say(f"  {line}")
 
@@ -128,7 +132,7 @@ def _counted(count: int, *, others: bool) -> str:
 def _word(verdict: PassVerdict) -> str:
     if verdict.changes:
         return "changes"
-    return "equal" if verdict.equal else "not checked" if verdict.is_unchecked else "differs"
+    return "equal" if verdict.equal else "not judged" if verdict.is_unchecked else "differs"
 
 
 def _verdict_json(verdict: PassVerdict) -> dict[str, Json]:

@@ -77,6 +77,13 @@ def check_target_options(arguments: argparse.Namespace, target: str) -> None:
         arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
 
 
+def add_allow_unjudged(parser: argparse.ArgumentParser) -> None:
+    """Add --allow-unjudged."""
+    parser.add_argument(
+        "--allow-unjudged", action="store_true", help="exit 0, not 3, where nothing could be compared (not judged)"
+    )
+
+
 def integer_range(text: str) -> tuple[str, int, int]:
     """A name and a range [low, high) of integers."""
     match = re.fullmatch(r"(?P<name>.+)=(?P<low>-?\d+):(?P<high>-?\d+)", text)

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from ...diagnostics import StrettoError
 
+UNJUDGED = 3
+"""The exit code of a check that found nothing wrong, but could not compare anything."""
 _COMPILER = ("torch_mlir", "lark", "networkx")
 
 
@@ -20,6 +22,13 @@ class Outcome:
     code: int
     show: Callable[[], None]
     to_json: Callable[[], Mapping[str, object]] = dict
+
+
+def exit_code(*, passed: bool, unjudged: bool, allow_unjudged: bool) -> int:
+    """The exit code of a check: 0 where it passed, 3 where nothing could be compared, else 1."""
+    if passed or (unjudged and allow_unjudged):
+        return 0
+    return UNJUDGED if unjudged else 1
 
 
 class Command(Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_allow_ops, add_json, named_sizes, positive
-from .outcome import Outcome, require_compiler
+from .arguments import add_allow_ops, add_allow_unjudged, add_json, named_sizes, positive
+from .outcome import Outcome, exit_code, require_compiler
 
 HELP = "run a program for some steps, or check it against one device"
 
@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--check", action="store_true",
-        help="compare with the exported forward in DIR, on one device; exit 1 if it differs",
+        help="compare with the exported forward in DIR, on one device; exit 1 if it differs, 3 if nothing could be "
+        "compared",
     )  # fmt: skip
+    add_allow_unjudged(parser)
     parser.add_argument(
         "--against", default="", metavar="TARGET",
         help="with --check: compare with eager PyTorch, the model of this target, which is loaded and executed",
@@ -59,5 +61,5 @@ def run(arguments: argparse.Namespace) -> Outcome:
         program, steps = run_for_steps(job)
         return Outcome(0, lambda: show_steps(program, job, steps), lambda: steps_json(program, job, steps))
     report, comparison = run_check(job)
-    code = 0 if report.passed else 1
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
     return Outcome(code, lambda: show_check(report, comparison), lambda: check_json(job, report, comparison))

@@ -8,6 +8,7 @@ import os
 from .arguments import (
     MEMORY_CAP,
     add_allow_ops,
+    add_allow_unjudged,
     add_check_options,
     add_json,
     add_pipeline,
@@ -15,7 +16,7 @@ from .arguments import (
     check_target_options,
     size,
 )
-from .outcome import Outcome, missing_of_compiler, require_compiler
+from .outcome import UNJUDGED, Outcome, exit_code, missing_of_compiler, require_compiler
 
 HELP = "prove a program's order and judge its values, or check that passes keep the values"
 
@@ -23,9 +24,8 @@ HELP = "prove a program's order and judge its values, or check that passes keep 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Exit code 0 when the program is safe and computes what its module does, or every pass keeps the values; 1 "
-        "otherwise, and when nothing could be compared (not checked); 3 when --values asks for values that could not "
-        "be judged."
+        "Exit code 0 when the program is safe and computes what its module does, or every pass keeps the values; 3 "
+        "when nothing could be compared (not judged), for a program folder with --values; 1 otherwise."
     )
     parser.add_argument(
         "path", metavar="DIR|FILE|TARGET",
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_options(parser)
     add_pipeline(parser, required=False)
     add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
+    add_allow_unjudged(parser)
     parser.add_argument(
         "--values", action="store_true", help="exit 3 where the values of a program folder could not be judged"
     )
@@ -77,8 +78,8 @@ def _program(arguments: argparse.Namespace) -> Outcome:
     with meta_kernels_without_dynamo():
         proved = verify_program(arguments.path, arguments.memory_cap, judge)
     code = 0 if proved.passed else 1
-    if arguments.values and not proved.is_judged:
-        code = 3
+    if arguments.values and not proved.is_judged and not arguments.allow_unjudged:
+        code = UNJUDGED
     return Outcome(code, lambda: show_verdict(proved), proved.to_json)
 
 
@@ -96,7 +97,8 @@ def _target(arguments: argparse.Namespace) -> Outcome:
     options = check_options(arguments.seed, arguments.memory_cap, arguments.ranges)
     job = TargetJob(arguments.path, arguments.plan, arguments.mode, arguments.batch, arguments.seq, options)
     report = verify_target(job)
-    return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
+    return Outcome(code, lambda: show_passes(report), report.to_json)
 
 
 def _passes(arguments: argparse.Namespace) -> Outcome:
@@ -109,4 +111,5 @@ def _passes(arguments: argparse.Namespace) -> Outcome:
 
     source = read_source(arguments.path, arguments.pipeline)
     report = verify_passes(PassesJob(source, check_options(arguments.seed, arguments.memory_cap, arguments.ranges)))
-    return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
+    return Outcome(code, lambda: show_passes(report), report.to_json)

@@ -18,6 +18,7 @@ from ...ir.attributes import dtype_of
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.base import Remark
+from ...runtime.checks.reduction_dtypes import OWN, REDUCE
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Manifest, Program
 from .pipeline_requirements import is_alone
@@ -46,7 +47,7 @@ def new_program(
         mesh=lowered.mesh,
         stretto=__version__,
         torch=torch.__version__,
-        arguments=_told(options.arguments, ranges),
+        arguments=_told(options.arguments, ranges) | _reduce(captured, plan, options),
         source=options.source,
     )
     return Program(
@@ -78,6 +79,15 @@ def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> 
         if range_.ignored is not None:
             about["ignore_index"] = range_.ignored
     return {**arguments, "inputs": inputs}
+
+
+def _reduce(captured: Capture, plan: Plan, options: Options) -> dict[str, Json]:
+    """What checks need to know of gradients: the dtype that they are reduced in."""
+    if captured.mode is not Mode.TRAIN:
+        return {}
+    follows = options.floats is Floats.AS_CAPTURED and plan.precision is not None
+    stated = dtype_of(plan.precision.reduce) if follows and plan.precision is not None else None
+    return {REDUCE: OWN if stated is None else dtype_name(stated)}
 
 
 def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:

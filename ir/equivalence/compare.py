@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import isfinite
@@ -112,16 +112,31 @@ def compare_results(
 
     `before_results` are those of the interpreter: rounding is estimated by how much they change when inputs do.
     """
-    pairs = [before_results, after_results]
     names = [result_name(port.record, i) for i, port in enumerate(decode(before).results)]
-    comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *pairs, strict=True)]
+    return judge_results(
+        names,
+        before_results,
+        after_results,
+        lambda: rounding(before, inputs, before_results, padding, max_bytes),
+        tolerance,
+    )
+
+
+def judge_results(
+    names: Sequence[str],
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    rounding_errors: Callable[[], Sequence[float]],
+    tolerance: float = 1e-9,
+) -> Comparison:
+    """Compare results in the same order; `rounding_errors` gives the effect of rounding on each result before."""
+    comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, before, after, strict=True)]
     if any(r.verdict is Verdict.DIFFERENT and isfinite(r.error) for r in comparisons):
-        rounding_errors = rounding(before, inputs, before_results, padding, max_bytes)
         comparisons = [
             replace(r, verdict=Verdict.NOT_CHECKED)
             if r.verdict is Verdict.DIFFERENT and is_rounding(a, b, perturbation, tolerance)
             else r
-            for r, a, b, perturbation in zip(comparisons, *pairs, rounding_errors, strict=True)
+            for r, a, b, perturbation in zip(comparisons, before, after, rounding_errors(), strict=True)
         ]
     return Comparison(tuple(comparisons))
 

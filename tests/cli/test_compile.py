@@ -53,7 +53,7 @@ def test_a_compile_can_compare_the_program_with_eager_pytorch(stretto: Command, 
     target = sources / "model.py:make"
     done = stretto("compile", target, "--plan", sources / "gpt.plan", "-o", tmp_path / "p", "--check")
     line = next(line for line in done.out.splitlines() if line.startswith("check"))
-    assert done.code == 0 and line.endswith("within 1e-04 of eager PyTorch")
+    assert done.code == 0 and line.endswith("equal within 1e-04 (relative); the reference is eager PyTorch")
     record = Program.load(tmp_path / "p").manifest.checked
     assert (record["result"], record["reference"], record["differ"]) == ("passed", "eager PyTorch", [])
     assert "which eager PyTorch agreed with" in stretto("run", tmp_path / "p", "--check").out

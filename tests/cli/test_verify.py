@@ -232,15 +232,16 @@ def test_nothing_to_compare_is_blamed_on_no_pass(kind: str, stretto: Command, mo
     results, body, why = SILENT[kind]
     module.write_text(f"func.func @main(%x: tensor<4xf32>) {results} {{ {body} }}")
     done = stretto("verify", module, "-p", "canonicalize,fold-layers")
-    assert (done.code, done.err) == (1, "") and "differs" not in done.out and "first pass" not in done.out
-    assert [line.split()[-1] for line in done.out.splitlines()[1:3]] == ["checked", "checked"]
-    assert done.out.splitlines()[-1].startswith('not checked: of "canonicalize", ') and why in done.out
+    assert (done.code, done.err) == (3, "") and "differs" not in done.out and "first pass" not in done.out
+    assert [line.split()[-1] for line in done.out.splitlines()[1:3]] == ["judged", "judged"]
+    assert done.out.splitlines()[-1].startswith('not judged: of "canonicalize", ') and why in done.out
+    assert stretto("verify", module, "-p", "canonicalize", "--allow-unjudged").code == 0
     report = json.loads(stretto("verify", module, "-p", "fold-layers", "--json").out)
     assert (report["verdict"], report["passed"], report["passes"][0]["verdict"]) == (
-        "not checked",
+        "not judged",
         False,
-        "not checked",
+        "not judged",
     )
     bisected = stretto("bisect", module, "-p", "fold-layers")
-    assert bisected.code == 1 and "not checked: " in bisected.out and "first pass" not in bisected.out
+    assert bisected.code == 3 and "not judged: " in bisected.out and "first pass" not in bisected.out
     assert "error[E0420]" in stretto("reduce", module, "-p", "fold-layers").err

@@ -117,7 +117,7 @@ def test_a_target_without_weights_leaves_capture_unchecked(
     job: TargetJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = verify_target(TargetJob(f"{tmp_path}/model.py:fake", job.plan))
-    assert not report.passed and report.verdicts[0].is_unchecked
+    assert report.is_unjudged and report.verdicts[0].is_unchecked
     assert all(verdict.equal for verdict in report.verdicts[1:])
     show_passes(report)
-    assert 'not checked: of "capture", the target has shapes and no weights' in capsys.readouterr().out
+    assert 'not judged: of "capture", the target has shapes and no weights' in capsys.readouterr().out

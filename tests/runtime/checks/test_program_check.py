@@ -10,10 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 from stretto.runtime import Program, RunError, Session, Verdict, check
+from stretto.runtime.checks.comparing import compare, compare_short
 from stretto.runtime.checks.model_and_program import AllRanks
 from stretto.runtime.checks.optimizer_drift import Drift
 from stretto.runtime.checks.random_values import parameter, user_input
-from stretto.runtime.checks.report import CheckReport, CheckRow, compare
+from stretto.runtime.checks.recording import Recording
+from stretto.runtime.checks.report import CheckReport, CheckRow
 from stretto.runtime.program.arguments import Json
 from stretto.runtime.program.records import Instruction, Reference
 from stretto.runtime.program.reference import Promote, run_reference
@@ -125,11 +127,33 @@ def test_inference_compares_outputs_only() -> None:
     assert [row.kind for row in report.rows] == ["output", "output"]
 
 
-def test_a_dtype_without_a_tolerance_is_shown_and_not_judged() -> None:
-    report = check(linear(dtype="bfloat16"))
-    assert report.passed
-    assert report.remark == "bfloat16 is not judged; use --dtype float64"
-    assert {row.verdict for row in report.rows} == {Verdict.NOT_JUDGED}
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_program_in_a_short_dtype_may_err_a_few_times_as_much_as_eager_mode(dtype: str) -> None:
+    report = check(linear(dtype=dtype))
+    assert report.passed and report.tolerance is None
+    assert report.criterion == f"within 4 times the error of eager {dtype} against float64"
+    assert {row.verdict for row in report.rows} == {Verdict.EQUAL}
+
+
+def test_a_wrong_backward_in_a_short_dtype_differs() -> None:
+    wrong = changed(linear(dtype="bfloat16"), 7, step("aten.mul.Scalar", S(9), 2.2, out=[10]))
+    report = check(wrong)
+    assert verdicts(report)["gradient", "w"] is Verdict.DIFFERS and not report.passed
+    assert "the error of eager mode is" in next(row.note for row in report.rows if row.name == "w")
+
+
+def test_an_error_in_a_short_dtype_is_bounded_by_that_of_eager_mode() -> None:
+    exact, eager = torch.tensor([1.0, 0.5]), torch.tensor([1.01, 0.5])
+    for error, verdict in ((0.03, Verdict.EQUAL), (0.05, Verdict.DIFFERS)):
+        assert compare_short("output", "y", exact, eager, exact + error, 2**-8).verdict is verdict
+    lucky = compare_short("output", "y", exact, exact, exact + 2**-8, 2**-8)
+    assert lucky.verdict is Verdict.EQUAL, "eager mode may be exact by chance"
+
+
+def test_what_is_only_rounding_in_eager_mode_is_not_checked_but_bounded() -> None:
+    exact, eager = torch.tensor([1e-17]), torch.tensor([1e-4])
+    for value, verdict in ((1e-3, Verdict.NOT_CHECKED), (1e-2, Verdict.DIFFERS)):
+        assert compare_short("gradient", "k.bias", exact, eager, torch.tensor([value]), 2**-8).verdict is verdict
 
 
 def test_a_program_without_a_reference_cannot_be_checked() -> None:
@@ -147,16 +171,26 @@ def test_a_reference_that_takes_more_than_there_is_says_what() -> None:
 
 
 def test_a_zero_reference_is_not_checked_and_alone_does_not_pass() -> None:
-    row = compare("gradient", "w", torch.zeros(3), torch.tensor([0.0, 2.0, 0.0]), 1e-4)
-    assert row.verdict is Verdict.NOT_CHECKED
-    assert row.error == 2.0
-    assert not CheckReport((row,), F32, 3, 0).passed
+    row = compare("gradient", "w", torch.zeros(3), torch.zeros(3), 1e-4)
+    assert (row.verdict, row.error) == (Verdict.NOT_CHECKED, 0.0)
+    report = CheckReport((row,), F32, 3, 0)
+    assert not report.passed and report.is_unjudged and report.to_json()["verdict"] == "not judged"
 
 
-def test_a_gradient_of_nothing_but_rounding_is_not_checked() -> None:
-    row = compare("gradient", "k.bias", torch.tensor([1e-9, -1e-9]), torch.tensor([2e-9, 0.0]), 1e-4, rounding=1e-7)
-    assert row.verdict is Verdict.NOT_CHECKED
-    assert "up to rounding" in row.note
+def test_a_value_where_the_reference_is_zero_differs_unless_it_is_rounding() -> None:
+    value = torch.tensor([0.0, 2e-9, 0.0])
+    assert compare("gradient", "w", torch.zeros(3), value, 1e-4).verdict is Verdict.DIFFERS
+    assert compare("gradient", "w", torch.zeros(3), value, 1e-4, floor=1e-8).verdict is Verdict.NOT_CHECKED
+    assert compare("gradient", "w", torch.zeros(3), value, 1e-4, change=1e-9).verdict is Verdict.NOT_CHECKED
+
+
+def test_a_tensor_is_rounding_only_if_its_own_inputs_move_it_as_much() -> None:
+    reference = torch.tensor([1e-9, -1e-9])
+    near, far = torch.tensor([2e-9, 0.0]), torch.tensor([1e-7, 0.0])
+    row = compare("gradient", "k.bias", reference, near, 1e-4, change=1e-9)
+    assert row.verdict is Verdict.NOT_CHECKED and "rounding alone" in row.note
+    assert compare("gradient", "k.bias", reference, far, 1e-4, change=1e-9).verdict is Verdict.DIFFERS
+    assert compare("gradient", "k.bias", reference, near, 1e-4, change=1e-14).verdict is Verdict.DIFFERS
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -175,7 +209,7 @@ def test_another_shape_fails() -> None:
 def test_a_report_is_one_json_object() -> None:
     rows = (CheckRow("output", "loss", math.inf, Verdict.DIFFERS, "bad"),)
     value: dict[str, Json] = json.loads(json.dumps(CheckReport(rows, F32, 3, 0).to_json(), allow_nan=False))
-    assert value["passed"] is False
+    assert value["passed"] is False and value["verdict"] == "differs"
     assert value["rows"] == [
         {"kind": "output", "name": "loss", "error": "inf", "verdict": "differs", "note": "bad"}
     ]  # fmt: skip
@@ -183,13 +217,18 @@ def test_a_report_is_one_json_object() -> None:
 
 def test_adamw_may_amplify_the_rounding_of_tiny_gradients_only() -> None:
     reference = torch.ones(2)
-    drift = Drift(1e-4)
-    drift.note({"w": torch.tensor([1.0, 1e-6])}, 0.0)
-    tiny = drift.compare("w", reference, reference + torch.tensor([0.0, 1e-3]))
+    recording = Recording(parameters={"w": reference})
+    recording.note({"w": torch.tensor([1.0, 1e-6])})
+    drift = Drift(recording, 1)
+
+    def judged(value: torch.Tensor) -> CheckRow:
+        return drift.judge(compare("parameter", "w", reference, value, 1e-4), value, 1e-4, 1e-4)
+
+    tiny = judged(reference + torch.tensor([0.0, 1e-3]))
     assert tiny.verdict is Verdict.EQUAL
     assert "1 of 2 elements" in tiny.note
-    assert drift.compare("w", reference, reference + torch.tensor([1e-3, 0.0])).verdict is Verdict.DIFFERS
-    assert drift.compare("w", reference, reference + torch.tensor([0.0, 1e-2])).verdict is Verdict.DIFFERS
+    assert judged(reference + torch.tensor([1e-3, 0.0])).verdict is Verdict.DIFFERS
+    assert judged(reference + torch.tensor([0.0, 1e-2])).verdict is Verdict.DIFFERS
 
 
 def test_every_parameter_is_random_scales_and_biases_too() -> None:
