@@ -36,9 +36,9 @@ def make():
 
 
 def fake():
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from stretto.frontend.targets.fake_parameters import fake_parameters
 
-    with FakeTensorMode():
+    with fake_parameters():
         net = Net()
     net.norm = nn.Identity()
     return net, make()[1]
