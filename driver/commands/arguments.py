@@ -57,11 +57,16 @@ def source_of(arguments: argparse.Namespace) -> Source:
 def add_check_options(parser: argparse.ArgumentParser, memory: str) -> None:
     """`--seed`, `--range` and `--memory-cap`: how modules are compared."""
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random inputs; default: 0")
+    add_ranges(parser)
+    parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
+
+
+def add_ranges(parser: argparse.ArgumentParser) -> None:
+    """`--range NAME=LO:HI`, as often as wanted."""
     parser.add_argument(
         "--range", action="append", default=[], type=integer_range, metavar="NAME=LO:HI", dest="ranges",
-        help="values of an integer input whose range the module does not tell: LO <= value < HI",
+        help="values of an integer input whose range nothing else tells: LO <= value < HI",
     )  # fmt: skip
-    parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
