@@ -26,7 +26,7 @@ from ...ir.interpreter.code import Port, decode
 from ...ir.module import Module
 from ...runtime.checks.model_and_program import Key, backward
 from ...runtime.philox import RngState
-from ..compile.pipeline_requirements import one_microbatch
+from ..compile.input_roles import one_microbatch
 from .live_model import EagerModel, eager_forward
 from .pass_check import CheckOptions, PassVerdict, verdict_of, with_stated_ranges
 from .verify_passes import CAPTURE

@@ -38,6 +38,14 @@ def check_input_names(plan: Plan, call: BoundCall) -> None:
             )
 
 
+def one_microbatch(call: BoundCall, plan: Plan) -> BoundCall:
+    """The call with the rows of one microbatch, where the plan says that each is computed alone; else the call.
+
+    Raises StrettoError E0402 where the batch cannot be cut evenly.
+    """
+    return _with_rows(call, _microbatch_rows(call, plan)) if is_alone(plan) else call
+
+
 def capture_microbatch(call: BoundCall, plan: Plan, capture: Callable[[BoundCall], Capture]) -> Capture:
     """The capture of one microbatch of the call, where the plan says that each is computed alone; else of the call.
 

@@ -7,7 +7,7 @@ not show a reduction in a shorter dtype: its error is of the size of the other r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..program.arguments import Slot
@@ -16,6 +16,8 @@ from ..program.program import Program
 from ..program.records import Function, Instruction, Output
 from ..prover.analysis import Analysis
 from ..prover.collectives import Collective
+from ..prover.pieces import Calls, Own
+from ..prover.summary import Summary
 from ..prover.values import Refuted
 from .report import CheckRow, Verdict
 
@@ -67,11 +69,22 @@ def _collective_dtypes(program: Program, entry: Entry) -> Mapping[Site, set[str]
     except Refuted:
         return {}
     dtypes: dict[Site, set[str]] = {}
-    for position, number in enumerate(summary.events):
-        event = analysis.events[number]
-        if isinstance(event, Collective):
-            dtypes.setdefault(summary.path(position)[-1], set()).add(event.dtype)
+    for each in _reached(summary, {}):
+        for piece in each.pieces:
+            event = analysis.events[piece.number] if isinstance(piece, Own) else None
+            if isinstance(event, Collective):
+                dtypes.setdefault((each.name, piece.index), set()).add(event.dtype)
     return dtypes
+
+
+def _reached(summary: Summary, seen: dict[Summary, None]) -> Iterable[Summary]:
+    """A summary and those of all that it calls, each once."""
+    if summary not in seen:
+        seen[summary] = None
+        for piece in summary.pieces:
+            if isinstance(piece, Calls):
+                _reached(piece.callee, seen)
+    return seen
 
 
 @dataclass
