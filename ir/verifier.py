@@ -138,7 +138,7 @@ class _Checker:
 
     def _transfer_problems(self, op: Operation, call: Call) -> Iterator[str]:
         """Violations of a send or a receive."""
-        axis, peer, *rest = call.args[1:] if call.name == SEND else call.args
+        axis, peer, *rest = call.args[1:3] if call.name == SEND else call.args[:4]
         sizes = dict(self.mesh)
         if axis not in sizes:
             yield f'the mesh has no axis "{axis}"'

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from ...ir.bindings import Operation, Value, mlir
-from ...ir.collectives import COLLECTIVES
+from ...ir.collectives import COLLECTIVES, RECEIVE_START, SEND
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
     Module,
@@ -32,6 +32,7 @@ from ...ir.types import TensorType, from_mlir
 from ...runtime.program.arguments import Slot, dtype_name
 from ...runtime.program.entries import MICROBATCH_INDEX, depends_on_microbatch
 from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
+from .message_sources import argument_sources, result_sources
 
 _RENAMED = {
     "comm.shard": "rank.shard",
@@ -41,7 +42,6 @@ _RENAMED = {
 }
 _KEYWORDS = {
     **{each.start: each.arguments for each in COLLECTIVES.values()},
-    "comm.send": ("axis", "peer"),
     "comm.shard": ("axes", "dim", "chunk"),
     "comm.mask": ("axes", "dim", "chunk", "extent", "fill"),
 }
@@ -138,6 +138,8 @@ class _Body:
         self.locations = locations
         self.slots: dict[Value, int] = {}
         self.arguments = tuple(self._slot(a) for a in entry(function).arguments)
+        self.sources = argument_sources(entry(function).arguments, argument_records(function))
+        """What each value is made of, for the messages that carry it."""
 
     def lowered(self, *, is_main: bool) -> Function:
         """The instruction list, with the slots freed after their last use."""
@@ -172,6 +174,7 @@ class _Body:
         loc = self.locations.index(from_location(op.location))
         name = callee(op)
         if name is not None:
+            self.sources.update(result_sources(op, self.sources))
             args = (name, [Slot(self.slots[v]) for v in op.operands])
             microbatch = microbatch_of(op)
             kwargs = {} if microbatch is None else {MICROBATCH: microbatch}
@@ -181,6 +184,7 @@ class _Body:
         if call is None:
             raise RuntimeError(f"cannot lower {op}")
         out = tuple(self._slot(r) if list(r.uses) else None for r in flatten(results_of(op)))
+        self.sources.update(result_sources(op, self.sources))
         args, kwargs = self._arguments(call)
         name = _RENAMED.get(call.name, call.name)
         timed = depends_on_microbatch(Instruction(name, args, kwargs))
@@ -190,8 +194,11 @@ class _Body:
         args = tuple(self._argument(a) for a in call.args)
         if call.name == "comm.offset":
             return (), {"axes": args[0], "chunk": args[1]}
-        if call.name == "comm.receive_start":
-            return (), dict(zip(("axis", "peer", "size", "dtype"), args, strict=True))
+        if call.name == RECEIVE_START:
+            return (), dict(zip(("axis", "peer", "size", "dtype", "carries"), args, strict=False))
+        if call.name == SEND:
+            said = dict(zip(("axis", "peer", "carries"), args[1:], strict=False))
+            return args[:1], said | ({"made_by": self.sources[call.args[0]]} if "carries" in said else {})
         if call.name == "comm.random":
             return args[:2], dict(zip(("size", "axes", "chunks", "below"), (*args[2:], None), strict=False))
         if call.name in _KEYWORDS:

@@ -16,11 +16,12 @@ COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
     *((each.schema(each.start), False) for each in COLLECTIVES.values()),
     ("comm::wait(Tensor future) -> Tensor", False),
     # hand a tensor to the rank that stands at `peer` on `axis` and beside this one on all others; never waits, keeps
-    # the tensor until it is taken, and what one rank sends another arrives in order
-    ("comm::send(Tensor x, str axis, int peer) -> ()", False),
+    # the tensor until it is taken, and what one rank sends another arrives in order; `carries` names the value, and the
+    # microbatch after "@": both ends of a message have the same
+    ("comm::send(Tensor x, str axis, int peer, str? carries=None) -> ()", False),
     # the next tensor that the rank at `peer` sends here, of this shape and dtype
-    ("comm::receive(str axis, int peer, int[] size, ScalarType dtype) -> Tensor", False),
-    ("comm::receive_start(str axis, int peer, int[] size, ScalarType dtype) -> Tensor", False),
+    ("comm::receive(str axis, int peer, int[] size, ScalarType dtype, str? carries=None) -> Tensor", False),
+    ("comm::receive_start(str axis, int peer, int[] size, ScalarType dtype, str? carries=None) -> Tensor", False),
     # this rank's chunk along dim, zero-padded to `chunk`; no communication
     ("comm::shard(Tensor x, str[] axes, int dim, int chunk) -> Tensor", True),
     # the 0-d int64 tensor coordinate * chunk

@@ -101,7 +101,7 @@ class Machine:
             self._untaken[id(future)] = future
             frame.values[step.out[0]] = future
         elif is_cut and name == "comm.send":
-            self.transfers.send(self.rank, step, self._tensor(step.args[0], frame, step), *step.args[1:])
+            self.transfers.send(self.rank, step, self._tensor(step.args[0], frame, step), *step.args[1:3])
         else:
             self._compute(frame, step)
         self._move_on(frame, step)
@@ -140,7 +140,7 @@ class Machine:
     def _start(self, frame: Frame, step: Step) -> Promise:
         name = synchronous(step.name)
         if name == RECEIVE:
-            axis, peer, size, dtype = step.args
+            axis, peer, size, dtype = step.args[:4]
             return self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))
         tensor = self._tensor(step.args[0], frame, step)
         options = dict(zip(COLLECTIVES[name].arguments, step.args[1:], strict=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..collectives import SEND
 from .code import Step
 from .errors import MISMATCH, NO_MEANING, NOT_TAKEN, DeadlockError, InterpreterError, Stuck
 from .grid import Grid
@@ -52,6 +53,12 @@ class PendingReceive:
             raise RuntimeError(f"{self.step} has no tensor yet")
         self.is_taken, self.tensor = True, None
         return tensor
+
+
+def carried(step: Step) -> str:
+    """What a send or receive says that its message carries; "a tensor" where it says nothing."""
+    names = step.args[3:] if step.name == SEND else step.args[4:]
+    return str(names[0]) if names else "a tensor"
 
 
 class Transfers:
@@ -99,7 +106,11 @@ class Transfers:
         if not sent or not receives:
             return
         message, receive = sent.popleft(), receives.popleft()
-        pairs = [("shape", tuple(message.tensor.shape), receive.shape), ("dtype", message.tensor.dtype, receive.dtype)]
+        pairs = [
+            ("shape", tuple(message.tensor.shape), receive.shape),
+            ("dtype", message.tensor.dtype, receive.dtype),
+            ("value", carried(message.step), carried(receive.step)),
+        ]
         differences = [f"{field} {a} is sent, {b} is received" for field, a, b in pairs if a != b]
         if differences:
             places = (

@@ -77,9 +77,10 @@ class EntryBuilder:
             receivers = [] if owner is None else [c for c in self.assignment.users_of(value) if c != owner]
             if owner == self.coordinate:
                 for destination in receivers:
-                    self.transfers.send(self.values[value], destination, nowhere())
+                    self.transfers.send(self.values[value], destination, nowhere(), self.transfers.names.of(value))
             elif self.coordinate in receivers and owner is not None:
-                self.values[value] = self.transfers.receive(value.type, owner, nowhere())
+                name = self.transfers.names.of(value)
+                self.values[value] = self.transfers.receive(value.type, owner, nowhere(), name)
 
     def _before(self) -> None:
         """The work before the tasks: light work for each microbatch, early reductions over them, and work done once."""
@@ -202,16 +203,17 @@ class EntryBuilder:
     def _finish_late(self, node: Node) -> None:
         maker, users = self.assignment.sum_maker(node), self.assignment.sum_users(node)
         [value] = node.values
+        name = self.transfers.names.of(value)
         if maker == self.coordinate:
             self.values[value] = self.sums.join(node, self._all_values)
             for destination in users:
                 if destination != self.coordinate:
-                    self.transfers.send(self.values[value], destination, node.op.location)
+                    self.transfers.send(self.values[value], destination, node.op.location, name)
         elif maker is None:
             if self.coordinate in users:
                 self.values[value] = self.sums.join(node, self._all_values)
         elif self.coordinate in users:
-            self.values[value] = self.transfers.receive(value.type, maker, node.op.location)
+            self.values[value] = self.transfers.receive(value.type, maker, node.op.location, name)
 
     def _results(self) -> tuple[list[Value], list[dict[str, object]]]:
         """The results of this entry: its own gradients and buffers, and all outputs."""
@@ -219,17 +221,18 @@ class EntryBuilder:
         for order, (value, record) in enumerate(self.assignment.graph.results):
             maker = self.assignment.maker(value, record)
             is_output = record.get("kind") == "output"
+            name = self.transfers.names.of(value)
             if not is_output and maker not in (self.coordinate, None):
                 continue
             if maker in (self.coordinate, None):
                 result = self._joined(value)
                 for destination in range(self.messages.schedule.ranks) if is_output and maker is not None else ():
                     if destination != self.coordinate:
-                        self.transfers.send(result, destination, self.transfers.location(value))
+                        self.transfers.send(result, destination, self.transfers.location(value), name)
             else:
                 assert maker is not None
                 result = self.transfers.receive(
-                    all_microbatches(value.type, self._count), maker, self.transfers.location(value)
+                    all_microbatches(value.type, self._count), maker, self.transfers.location(value), name
                 )
             values.append(result)
             records.append({**record, "order": order})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -91,23 +92,22 @@ class Transfers:
     """How many messages were received from each coordinate."""
     _locations: dict[Value, Location] = field(default_factory=dict)
 
-    def send(self, value: Value, destination: int, loc: Location) -> None:
-        """Send a tensor without a cast."""
-        build(Call(SEND, (value, self.axis, destination)), [], loc)
+    def send(self, tensor: Value, destination: int, loc: Location, carries: str) -> None:
+        """Send a tensor without a cast; `carries` names the value of main that it is, as `names` does."""
+        build(Call(SEND, (tensor, self.axis, destination, carries)), [], loc)
 
-    def receive(self, type_: Type, source: int, loc: Location) -> Value:
+    def receive(self, type_: Type, source: int, loc: Location, carries: str) -> Value:
         """Receive the next tensor of a coordinate."""
         tensor = from_mlir(type_)
-        call = Call(RECEIVE, (self.axis, source, list(tensor.shape), tensor.dtype))
+        call = Call(RECEIVE, (self.axis, source, list(tensor.shape), tensor.dtype, carries))
         [received] = build(call, [type_], loc)
         return received
 
     def send_results(self, node: Node, microbatch: int, microbatch_values: Mapping[MicrobatchValue, Value]) -> None:
         """Send the results of a call that other coordinates need."""
         for destination, microbatch_value in self.messages.sent_after(node, microbatch):
-            self.send(
-                self._packed(microbatch_values[microbatch_value]), destination, self.location(microbatch_value[0])
-            )
+            packed, loc = self._packed(microbatch_values[microbatch_value]), self.location(microbatch_value[0])
+            self.send(packed, destination, loc, self.names.of(*microbatch_value))
 
     def receive_until(
         self, microbatch_value: MicrobatchValue, microbatch_values: MutableMapping[MicrobatchValue, Value]
@@ -119,8 +119,14 @@ class Transfers:
             position = self.received.get(source, 0)
             self.received[source] = position + 1
             value, microbatch = queue[position]
-            received = self.receive(self._packed_type(value.type), source, self.location(value))
+            type_, loc = self._packed_type(value.type), self.location(value)
+            received = self.receive(type_, source, loc, self.names.of(value, microbatch))
             microbatch_values[value, microbatch] = self._unpacked(received, value)
+
+    @cached_property
+    def names(self) -> ValueNames:
+        """The names of the values of main."""
+        return ValueNames(self.messages.graph)
 
     def location(self, value: Value) -> Location:
         """The location in the model where a value of main is computed, inside a called function for a call's result."""
@@ -141,6 +147,25 @@ class Transfers:
 
     def _unpacked(self, value: Value, like: Value) -> Value:
         return value if value.type == like.type else _cast(value, like.type)
+
+
+@dataclass(frozen=True)
+class ValueNames:
+    """The names of the values of main, from which all entries are built: "forward_0[1]@3" in microbatch 3."""
+
+    graph: Graph
+
+    def of(self, value: Value, microbatch: int | None = None) -> str:
+        """The name of a value, for one microbatch or for the step."""
+        return self._names[value] + ("" if microbatch is None else f"@{microbatch}")
+
+    @cached_property
+    def _names(self) -> dict[Value, str]:
+        names = {value: f"{record['kind']} {record['name']}" for value, record in self.graph.arguments}
+        for position, node in enumerate(self.graph.nodes):
+            name = node.callee or f"{node.name}:{position}"
+            names.update({value: f"{name}[{index}]" for index, value in enumerate(node.values)})
+        return names
 
 
 def nowhere() -> Location:

@@ -33,6 +33,15 @@ MESSAGES: dict[str, frozenset[str]] = {
 are received in the order of their sends. A send never blocks; a receive returns a handle for `comm.wait`.
 """
 
+MESSAGE_NAMES: dict[str, frozenset[str]] = {
+    "comm.send": frozenset({"carries", "made_by"}),
+    "comm.receive_start": frozenset({"carries"}),
+}
+"""Keywords of messages for the prover, which change nothing in what runs; programs from before format 2 have none.
+
+`carries` names the value of the module that is sent; both ends say the same. `made_by` is the source of the payload.
+"""
+
 RANK_OPS: dict[str, frozenset[str]] = {
     "rank.shard": frozenset({"axes", "dim", "chunk"}),
     "rank.offset": frozenset({"axes", "chunk"}),

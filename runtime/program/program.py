@@ -29,7 +29,7 @@ from .records import Function, Input, Location, Output, Pipeline, Reference
 from .validate import validate
 from .validate_reference import validate_reference
 
-FORMAT = 1
+FORMAT = 2
 """The newest program format that this version reads, and the one it writes."""
 NOT_CHECKED: Mapping[str, Json] = {"result": "not checked"}
 """What the manifest says of a program that nobody compared with eager PyTorch."""

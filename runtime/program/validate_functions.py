@@ -16,7 +16,7 @@ from .entries import (
 )
 from .json_fields import Malformed
 from .mesh import RankMesh
-from .ops import COLLECTIVES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
+from .ops import COLLECTIVES, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
 from .records import Function, Instruction, Pipeline
 from .validate_calls import check_call, require
@@ -159,10 +159,13 @@ class FunctionValidator:
 
     def _message(self, instruction: Instruction, path: str) -> None:
         expected = MESSAGES[instruction.op]
+        names = MESSAGE_NAMES[instruction.op] & instruction.kwargs.keys()
         require(
-            instruction.kwargs.keys() == expected,
+            instruction.kwargs.keys() - names == expected,
             f"{path}.kwargs: {instruction.op} takes {', '.join(sorted(expected))}",
         )
+        for key in sorted(names):
+            require(isinstance(instruction.kwargs[key], str), f"{path}.kwargs.{key}: expected a string")
         axis, peer = instruction.kwargs["axis"], instruction.kwargs["peer"]
         require_axes([axis], self._mesh, f"{path}.kwargs.axis")
         known = type(peer) is int and 0 <= peer < self._mesh.size([str(axis)])

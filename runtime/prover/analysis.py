@@ -79,7 +79,7 @@ class Analysis:
 
         Raises ProgramError E0726.
         """
-        return events_of(summary, self.number)
+        return events_of(summary.events, self.number)
 
     def walk(self, instructions: int) -> None:
         """Count the walk of a function in a context. Raises ProgramError E0726 where there are too many contexts.

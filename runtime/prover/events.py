@@ -22,6 +22,8 @@ class Message:
     """The partner's coordinate on `axis`."""
     shape: tuple[int, ...]
     dtype: str
+    carries: str = ""
+    """The value of the module that it carries; empty in a program that does not say it."""
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
@@ -40,9 +42,8 @@ Event = Collective | Message | WaitEvent
 
 def send_of(instruction: Instruction, operand: Meta) -> Message:
     """The message of a `comm.send`."""
-    return Message(
-        "send", str(instruction.kwargs["axis"]), _integer(instruction, "peer"), operand.shape, dtype_name(operand.dtype)
-    )
+    axis, peer, carries = _ends(instruction)
+    return Message("send", axis, peer, operand.shape, dtype_name(operand.dtype), carries)
 
 
 def receive_of(instruction: Instruction) -> tuple[Message, Meta]:
@@ -50,12 +51,12 @@ def receive_of(instruction: Instruction) -> tuple[Message, Meta]:
     size, dtype = instruction.kwargs["size"], instruction.kwargs["dtype"]
     assert isinstance(size, list | tuple) and isinstance(dtype, torch.dtype), "validated"
     meta = Meta.contiguous(tuple(int(extent) for extent in size), dtype)
-    return Message(
-        "receive", str(instruction.kwargs["axis"]), _integer(instruction, "peer"), meta.shape, dtype_name(dtype)
-    ), meta
+    axis, peer, carries = _ends(instruction)
+    return Message("receive", axis, peer, meta.shape, dtype_name(dtype), carries), meta
 
 
-def _integer(instruction: Instruction, key: str) -> int:
-    value = instruction.kwargs[key]
-    assert isinstance(value, int), "validated"
-    return value
+def _ends(instruction: Instruction) -> tuple[str, int, str]:
+    """The axis and coordinate of the other end, and what the message carries."""
+    axis, peer = instruction.kwargs["axis"], instruction.kwargs["peer"]
+    assert isinstance(axis, str) and isinstance(peer, int), "validated"
+    return axis, peer, str(instruction.kwargs.get("carries", ""))

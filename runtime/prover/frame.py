@@ -20,7 +20,7 @@ from ..program.ops import COLLECTIVES, RANK_OPS
 from ..program.records import Function, Instruction
 from .collectives import collective_of, random_result_of, rank_result_of, result_of
 from .events import Event, receive_of, send_of
-from .pieces import Calls, Own, Piece, Waits, count
+from .pieces import Calls, Own, Piece, Pieces, Waits
 from .shapes import ShapeUnknown, results_of
 from .slots import WAIT
 from .summary import Summary, caller_results
@@ -85,11 +85,8 @@ class Frame:
                     "E0706", f'a future is still not waited on when "{self.name}" ends', future.start, end,
                     help="wait for it, or return it to the caller",
                 )  # fmt: skip
-        pieces = tuple(self._pieces)
-        return Summary(
-            self.arguments, values, self.peak_bytes, self.peak_at, pieces, count(pieces), self.name,
-            tuple(self._waited),
-        )  # fmt: skip
+        events = Pieces.of(self.name, self._pieces)
+        return Summary(self.arguments, values, self.peak_bytes, self.peak_at, events, tuple(self._waited))
 
     def _step(self, instruction: Instruction, path: Path) -> None:
         early: list[Storage] = []
@@ -216,9 +213,9 @@ class Frame:
         for future, place in summary.waited:
             self._mark_waited(own[future], path + place)
         results = caller_results(summary, operands, path[0])
-        if summary.event_count:
+        if summary.events.count:
             own_results = [pair for pair in zip(summary.results, results, strict=True) if pair[0] not in own]
-            self._pieces.append(Calls(path[0][1], summary, _futures(own.items()), _futures(own_results)))
+            self._pieces.append(Calls(path[0][1], summary.events, _futures(own.items()), _futures(own_results)))
         for result in results:
             if isinstance(result, Future):
                 self._reading.setdefault(result.operand, []).append(result)

@@ -1,4 +1,4 @@
-"""Matching of messages: each receive has its send, of the same shape and dtype, in the same order."""
+"""Matching of messages: each receive has its send, of the same value, shape and dtype, in the same order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def first_message_mismatch(
             if _peer(mesh, destination, message) == source
         ]
         for number, (sent_at, received_at) in enumerate(zip(sent, asked, strict=False)):
-            if _tensor(sender.events[sent_at]) != _tensor(receiver.events[received_at]):
+            if _carried(sender.events[sent_at]) != _carried(receiver.events[received_at]):
                 return MessageMismatch(source, destination, number, sent_at, received_at)
         shared = min(len(sent), len(asked))
         if len(sent) != len(asked):
@@ -64,6 +64,6 @@ def _peer(mesh: RankMesh, rank: int, message: Message) -> int:
     return mesh.peer(rank, message.axis, message.peer)
 
 
-def _tensor(event: Event) -> tuple[tuple[int, ...], str]:
+def _carried(event: Event) -> tuple[tuple[int, ...], str, str]:
     assert isinstance(event, Message), "it was found among the messages"
-    return event.shape, event.dtype
+    return event.shape, event.dtype, event.carries

@@ -6,16 +6,12 @@ after another only at the end, for the entry: there each wait finds its start, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
 from .events import Event, WaitEvent
 from .values import Future, Path
-
-if TYPE_CHECKING:
-    from .summary import Summary
 
 MOST_EVENTS = 1 << 20
 """The most starts, sends, receives and waits of one rank in a step: some GB of memory for all that is compared."""
@@ -44,7 +40,7 @@ class Calls:
     """A call, and the futures that go in and come out: (the callee's, this function's)."""
 
     index: int
-    callee: Summary
+    callee: Pieces
     taken: tuple[tuple[Future, Future], ...]
     given: tuple[tuple[Future, Future], ...]
 
@@ -52,34 +48,57 @@ class Calls:
 Piece = Own | Waits | Calls
 
 
-def count(pieces: tuple[Piece, ...]) -> int:
-    """The number of events of these pieces."""
-    return sum(piece.callee.event_count if isinstance(piece, Calls) else 1 for piece in pieces)
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The events of the function `name`: its own and its callees, in order."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    count: int
+    """The number of its own and its callees' events."""
+
+    @staticmethod
+    def of(name: str, pieces: Sequence[Piece]) -> Pieces:
+        """Count the events of a function."""
+        return Pieces(name, tuple(pieces), sum(map(_size, pieces)))
+
+    def path(self, position: int) -> Path:
+        """The instruction of the event at `position`."""
+        for piece in self.pieces:
+            if position < _size(piece):
+                own_path = ((self.name, piece.index),)
+                return own_path + piece.callee.path(position) if isinstance(piece, Calls) else own_path
+            position -= _size(piece)
+        raise IndexError(position)
 
 
-def events_of(summary: Summary, number: Callable[[Event], int]) -> tuple[int, ...]:
+def _size(piece: Piece) -> int:
+    return piece.callee.count if isinstance(piece, Calls) else 1
+
+
+def events_of(entry: Pieces, number: Callable[[Event], int]) -> tuple[int, ...]:
     """The events of an entry and of all that it calls, in order: indices into the table of events.
 
     `number` gives the index of an event. Raises ProgramError E0726 where there are too many.
     """
-    if summary.event_count > MOST_EVENTS:
+    if entry.count > MOST_EVENTS:
         raise ProgramError(
             "E0726",
-            f"the program cannot be proved: a rank would start, send and wait {summary.event_count:,} times in a step, "
+            f"the program cannot be proved: a rank would start, send and wait {entry.count:,} times in a step, "
             f"more than {MOST_EVENTS:,}",
             help="compile with fewer microbatches",
         )
     numbers: list[int] = []
-    _append(summary, {}, numbers, number)
+    _append(entry, {}, numbers, number)
     return tuple(numbers)
 
 
 def _append(
-    summary: Summary, starts: Mapping[Future, int], numbers: list[int], number: Callable[[Event], int]
+    function: Pieces, starts: Mapping[Future, int], numbers: list[int], number: Callable[[Event], int]
 ) -> Mapping[Future, int]:
     """Append the events of a call; `starts` are the positions of the futures that it takes. Returns all it knows."""
     known = dict(starts)
-    for piece in summary.pieces:
+    for piece in function.pieces:
         match piece:
             case Own():
                 if piece.future is not None:
@@ -92,14 +111,3 @@ def _append(
                 inside = _append(piece.callee, taken, numbers, number)
                 known.update({outer: inside[inner] for inner, outer in piece.given})
     return known
-
-
-def path_of(summary: Summary, position: int) -> Path:
-    """The instruction of the event at `position` of a call."""
-    for piece in summary.pieces:
-        size = count((piece,))
-        if position < size:
-            own_path = ((summary.name, piece.index),)
-            return own_path + path_of(piece.callee, position) if isinstance(piece, Calls) else own_path
-        position -= size
-    raise IndexError(position)

@@ -4,7 +4,8 @@ Proved, in this order:
 - Slots are set, read and freed in order (`slots.py`).
 - Every future is waited on exactly once, and its operand is not written to before (`frame.py`).
 - All ranks of a group start the same collectives in the same order (`order.py`), on the same values (`origins.py`).
-- Each receive has its send, of the same shape and dtype (`messages.py`).
+- Each receive has its send, of the same value, shape and dtype (`messages.py`); a send sends what it says
+  (`payloads.py`).
 - Happens-before over all ranks has no cycle (`deadlock.py`).
 - Results have the shapes that the program declares (`analysis.py`). Memory stays under the cap (`frame.py`).
 """
@@ -23,11 +24,12 @@ from ..program.program import Program
 from .analysis import Analysis
 from .collectives import Collective
 from .deadlock import find_cycle
-from .events import Event
+from .events import Event, Message
 from .groups import GroupSet, Ranks, groups_over
 from .messages import first_message_mismatch
 from .order import EventSequence, first_difference, first_swap
 from .origins import Origins
+from .payloads import check_payloads
 from .slots import check_slots
 from .summary import Summary
 from .values import Path, Refuted
@@ -80,6 +82,7 @@ def prove_ranks(classes: Sequence[RankClass], *, memory_cap_bytes: int | None = 
         current = rank_class
         try:
             check_slots(rank_class.program)
+            check_payloads(rank_class.program.validated)
             for stage_class in replace(rank_class, program=rank_class.program.validated).by_stage():
                 current = stage_class
                 summary, result = analysis.program(stage_class.program, stage_class.entry)
@@ -136,6 +139,9 @@ class _Proof:
         if mismatch.sent is not None and mismatch.received is not None:
             sent, received = self._event(source, mismatch.sent), self._event(destination, mismatch.received)
             places = (self._place(destination, mismatch.received), self._place(source, mismatch.sent))
+            if str(sent) == str(received):
+                values = " is sent as {}, but received as {}".format(*map(_value, (sent, received)))
+                return Counterexample("E0727", which + values, places, help="send and receive in one order")
             return Counterexample("E0718", f"{which} is sent as {sent}, but received as {received}", places)
         if mismatch.received is not None:
             places = (
@@ -246,7 +252,7 @@ class _Proof:
             origins = self._origins.setdefault(number, Origins(program))
             positions = self.sequences[number].positions(groups.axes)
             self._known_identities[number, groups.axes] = tuple(
-                origins.identity(summary.path(position)) for position in positions
+                origins.identity(summary.events.path(position)) for position in positions
             )
         return self._known_identities[number, groups.axes]
 
@@ -275,7 +281,7 @@ class _Proof:
     def _place(self, rank: int, position: int) -> Place:
         """The instruction of the event at `position` of a rank."""
         number = int(self.class_of[rank])
-        return place_of(self.classes[number].program, self.summaries[number].path(position), (rank,))
+        return place_of(self.classes[number].program, self.summaries[number].events.path(position), (rank,))
 
     def _last_place(self, rank: int, positions: Sequence[int]) -> Place:
         """The last of the events at `positions` of a rank; without any, its last instruction."""
@@ -285,6 +291,11 @@ class _Proof:
         name = self.summaries[int(self.class_of[rank])].name
         last: Path = ((name, len(program.functions[name].code) - 1),)
         return place_of(program, last, (rank,))
+
+
+def _value(message: Event) -> str:
+    assert isinstance(message, Message), "it was found among the messages"
+    return f"'{message.carries}'" if message.carries else "a tensor without a name"
 
 
 def _counterexample(refuted: Refuted, rank_class: RankClass) -> Counterexample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .pieces import Piece, path_of
+from .pieces import Pieces
 from .values import Future, Opaque, Path, Storage, TensorValue, Value
 
 Signature = tuple[tuple[object, ...], ...]
@@ -21,17 +21,14 @@ class Summary:
     peak_bytes: int
     """The most that is live above what is live at its inside; its arguments count as live there."""
     peak_at: Path
-    pieces: tuple[Piece, ...]
-    """Its own events and its callees, in order."""
-    event_count: int
-    """The number of its own and its callees' events."""
-    name: str
+    events: Pieces
     waited: tuple[tuple[Future, Path], ...] = ()
     """The futures among its arguments that it waits on, and the path of each wait."""
 
-    def path(self, position: int) -> Path:
-        """The instruction of the event at `position`."""
-        return path_of(self, position)
+    @property
+    def name(self) -> str:
+        """The function."""
+        return self.events.name
 
 
 @dataclass
