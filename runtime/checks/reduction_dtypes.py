@@ -16,8 +16,7 @@ from ..program.program import Program
 from ..program.records import Function, Instruction, Output
 from ..prover.analysis import Analysis
 from ..prover.collectives import Collective
-from ..prover.pieces import Calls, Own
-from ..prover.summary import Summary
+from ..prover.pieces import Calls, Own, Pieces
 from ..prover.values import Refuted
 from .report import CheckRow, Verdict
 
@@ -69,7 +68,7 @@ def _collective_dtypes(program: Program, entry: Entry) -> Mapping[Site, set[str]
     except Refuted:
         return {}
     dtypes: dict[Site, set[str]] = {}
-    for each in _reached(summary, {}):
+    for each in _reached(summary.events, {}):
         for piece in each.pieces:
             event = analysis.events[piece.number] if isinstance(piece, Own) else None
             if isinstance(event, Collective):
@@ -77,11 +76,11 @@ def _collective_dtypes(program: Program, entry: Entry) -> Mapping[Site, set[str]
     return dtypes
 
 
-def _reached(summary: Summary, seen: dict[Summary, None]) -> Iterable[Summary]:
-    """A summary and those of all that it calls, each once."""
-    if summary not in seen:
-        seen[summary] = None
-        for piece in summary.pieces:
+def _reached(events: Pieces, seen: dict[Pieces, None]) -> Iterable[Pieces]:
+    """The events of a function and of all that it calls, each function once."""
+    if events not in seen:
+        seen[events] = None
+        for piece in events.pieces:
             if isinstance(piece, Calls):
                 _reached(piece.callee, seen)
     return seen
