@@ -13,8 +13,8 @@ from .error import PlanCode, PlanError
 from .source import Places, Source, tokens
 
 MAX_AXES = 4
-MAX_SIZE = 1_000_000
-"""The largest extent of one axis, in ranks."""
+MAX_RANKS = 1 << 17
+"""The most ranks of a mesh: a program of more is refused when it is loaded."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -23,7 +23,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Mesh:
     """The axes with their sizes, in declared order; ranks are numbered row-major.
 
-    Raises PlanError for fewer than 1 or more than 4 axes, a size below 1 (E0108), an axis named twice (E0109).
+    Raises PlanError for fewer than 1 or more than 4 axes, too few or too many ranks (E0108), an axis named twice
+    (E0109).
 
     >>> Mesh((("dp", 2), ("tp", 4))).size
     8
@@ -40,15 +41,18 @@ class Mesh:
             )
         for index, (name, size) in enumerate(self.axes):
             self._check_axis(index, name, size)
+        if self.size > MAX_RANKS:
+            message = f"the mesh has {self.size} ranks"
+            raise PlanError(PlanCode.BAD_MESH, message, span=self.span, expected=f"expected at most {MAX_RANKS}")
 
     def _check_axis(self, index: int, name: str, size: int) -> None:
         span = self.places.axis(index)
         if not _NAME.fullmatch(name):
             message = f'"{name}" is not a valid name of an axis'
             raise PlanError(PlanCode.BAD_MESH, message, span=span, expected="expected letters, digits and _")
-        if not 1 <= size <= MAX_SIZE:
+        if not 1 <= size <= MAX_RANKS:
             message = f'the axis "{name}" has size {size}'
-            raise PlanError(PlanCode.BAD_MESH, message, span=span, expected=f"expected 1 to {MAX_SIZE}")
+            raise PlanError(PlanCode.BAD_MESH, message, span=span, expected=f"expected 1 to {MAX_RANKS}")
         first = self.names.index(name)
         if first < index:
             raise PlanError(

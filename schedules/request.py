@@ -14,13 +14,17 @@ from .schedule import Schedule
 
 _NONE = 1e-9
 """A bubble below this counts as none."""
+MOST_FORWARDS = 1 << 17
+"""The most forwards of all stages: 64 stages of 2048 microbatches. Their schedule takes seconds to prove."""
+_MOST = 1_000_000
+"""The most of any one number."""
 _LARGE = 20_000
 """Above this number of tasks, candidates are compared on fewer microbatches."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The numbers of a schedule to make. Raises ScheduleError E0441 for a number below its least value."""
+    """The numbers of a schedule to make. Raises ScheduleError E0441 for a number out of its range."""
 
     ranks: int
     microbatches: int
@@ -41,6 +45,13 @@ class Request:
             if number is not None and number < least:
                 message = f"a schedule cannot have {number} {name}"
                 raise ScheduleError(ScheduleCode.NOT_DEFINED, message, expected=f"expected at least {least}")
+            if number is not None and number > _MOST:
+                message = f"a schedule cannot have {shortened(number)} {name}"
+                raise ScheduleError(ScheduleCode.NOT_DEFINED, message, expected=f"expected at most {_MOST}")
+        forwards = self.ranks * self.microbatches * (self.chunks or 1)
+        if forwards > MOST_FORWARDS:
+            message = f"a schedule of {forwards} forwards (stages x microbatches x chunks) is too large"
+            raise ScheduleError(ScheduleCode.NOT_DEFINED, message, expected=f"expected at most {MOST_FORWARDS}")
 
     @property
     def limit(self) -> float:
@@ -55,6 +66,11 @@ class Request:
     def shorter(self) -> Request:
         """The request with few microbatches (at most 2 p, enough for a steady part) if it is large."""
         return replace(self, microbatches=min(self.microbatches, 2 * self.ranks)) if self.is_large else self
+
+
+def shortened(number: int) -> str:
+    """A number for a message, in at most 30 digits."""
+    return str(number) if number < 10**30 else "more than 10^30"
 
 
 def not_defined(name: str, needs: str, found: str, help: str = "") -> ScheduleError:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...ops.libraries import register_if_imported
+from ...ops.table import find_op
 from ..module import Level
 from . import nn, random
 from .errors import NO_MEANING, InterpreterError
@@ -135,7 +136,17 @@ def _axes(name: str, args: list[Any]) -> list[str]:
 
 @cache
 def operator(name: str) -> Any:
-    """The torch operator of a name such as "aten.mm.default"; E0652 if there is none."""
+    """The torch operator of a name such as "aten.mm.default"; E0652 if there is none that a module may call.
+
+    A module's text may come from anyone: as a program, it calls ops of the table alone.
+    """
+    entry = find_op(name)
+    if entry is None or entry.only_in_references:
+        raise InterpreterError(
+            NO_MEANING,
+            f'"{name}" is not in the table of ops that modules and programs may call',
+            help='for a custom op of your own, call stretto.allow_ops("NAMESPACE::NAME") first',
+        )
     namespace, base, overload = (*name.split("."), "", "")[:3]
     register_if_imported(namespace)
     op = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)

@@ -140,6 +140,10 @@ def test_a_named_schedule_over_the_cap_is_refused(stretto: Command) -> None:
         (("1f1b", "--vocabulary", "3"), 2, "choose from"),
         (("1f1b", "--times=-1,1,1"), 1, "error[E0442]"),
         (("dualpipe-v", "-m", "4"), 1, "error[E0441]"),
+        (("1f1b", "-p", "9" * 22), 1, "expected at most 1000000"),
+        (("1f1b", "-p", "9" * 4000), 1, "cannot have more than 10^30 stages"),
+        (("1f1b", "-m", "1000000"), 1, "a schedule of 4000000 forwards (stages x microbatches x chunks) is too large"),
+        (("zb-v", "--search", "1000000000000"), 1, "cannot have 1000000000000 tries"),
         (("1f1b", "--pictures"), 2, "takes no NAME"),
     ],
 )

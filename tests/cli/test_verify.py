@@ -245,3 +245,19 @@ def test_nothing_to_compare_is_blamed_on_no_pass(kind: str, stretto: Command, mo
     bisected = stretto("bisect", module, "-p", "fold-layers")
     assert bisected.code == 3 and "not judged: " in bisected.out and "first pass" not in bisected.out
     assert "error[E0420]" in stretto("reduce", module, "-p", "fold-layers").err
+
+
+def test_a_module_that_names_an_op_outside_of_the_table_runs_nothing(stretto: Command, tmp_path: Path) -> None:
+    """`aten.from_file` is functional by its schema, and makes the file that it maps."""
+    victim = tmp_path / "victim"
+    made = f'"aten.from_file_default"() {{filename = "{victim}", shared = true, size = 4 : i64}} : () -> tensor<4xf32>'
+    (tmp_path / "hostile.mlir").write_text(
+        f"func.func @main(%x: tensor<4xf32>) -> tensor<4xf32> {{\n  %0 = {made}\n"
+        '  %1 = "aten.add_tensor"(%x, %0) : (tensor<4xf32>, tensor<4xf32>) -> tensor<4xf32>\n'
+        "  return %1 : tensor<4xf32>\n}\n"
+    )
+    for command in ("verify", "bisect", "reduce", "opt"):
+        done = stretto(command, tmp_path / "hostile.mlir", "-p", "canonicalize,cse")
+        assert not victim.exists()
+        if command in ("verify", "bisect"):
+            assert done.code == 1 and "E0652" in done.err + done.out and "aten.from_file.default" in done.err + done.out

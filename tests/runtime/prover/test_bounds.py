@@ -6,8 +6,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from stretto.dsl import Plan, PlanError
+from stretto.dsl.mesh import MAX_RANKS
 from stretto.runtime.errors import ProgramError
 from stretto.runtime.program.entries import entries
+from stretto.runtime.program.limits import MOST_RANKS
 from stretto.runtime.program.program import Program
 from stretto.runtime.program.records import Function, Instruction
 from stretto.runtime.prover import prove
@@ -97,6 +100,15 @@ def test_a_program_of_absurd_size_is_refused(change: dict[str, object], message:
     with pytest.raises(ProgramError) as caught:
         _ = one.validated
     assert caught.value.code == "E0306" and message in caught.value.message
+
+
+def test_a_plan_is_refused_that_no_program_could_be_made_of() -> None:
+    assert MAX_RANKS == MOST_RANKS
+    assert Plan.parse("mesh (dp=1024, tp=128)").mesh.size == MOST_RANKS
+    for text in ("mesh (dp=1000000000)", "mesh (dp=1024, tp=256)"):
+        with pytest.raises(PlanError, match="131072") as caught:
+            Plan.parse(text)
+        assert caught.value.code == "E0108"
 
 
 def test_a_giant_tensor_is_proved_without_memory_for_it() -> None:
