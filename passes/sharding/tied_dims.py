@@ -21,11 +21,14 @@ _Dim = tuple[Value, int]
 class TiedDims:
     """Sets of tied dims: two dims are tied where a sharding strategy shards both, and so are a call's and its callee's.
 
-    An op without a sharding rule ties nothing. A function's dims are those of all its calls together.
+    A function's dims are those of all its calls together. An op without a sharding rule, or one that mixes the rows of
+    its only operand, ties nothing; with `through_mixing` it ties dims 0 of the same extent, for callers of whom such an
+    op is refused by name (E0403).
     """
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, *, through_mixing: bool = False) -> None:
         self._parents: dict[_Dim, _Dim] = {}
+        self._through_mixing = through_mixing
         functions = module.functions()
         for function in functions.values():
             for op in operations(function):
@@ -45,9 +48,21 @@ class TiedDims:
             return
         values, results = call.values(), flatten(results_of(op))
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in results]
-        for strategy in call_strategies(call, types).strategies:
+        strategies = call_strategies(call, types).strategies
+        if self._through_mixing and (not strategies or len(values) == 1):
+            self._tie_rows((*values, *results))
+        for strategy in strategies:
             placed = zip((*values, *results), (*strategy.inputs, *strategy.outputs), strict=True)
             self._tie((value, placement.dim) for value, placement in placed if isinstance(placement, Shard))
+
+    def _tie_rows(self, values: Iterable[Value]) -> None:
+        by_extent: dict[int, list[_Dim]] = {}
+        for value in values:
+            shape = from_mlir(value.type).shape if is_tensor(value.type) else ()
+            if shape:
+                by_extent.setdefault(shape[0], []).append((value, 0))
+        for dims in by_extent.values():
+            self._tie(dims)
 
     def _tie_call(self, op: Operation, function: Operation) -> None:
         inside = (*entry(function).arguments, *terminator(function).operands)

@@ -11,16 +11,16 @@ from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 WHOLE = {
-    "cast-gradients", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements", "put-batch-first",
-    "raise-idioms",
-    "raise-matmuls", "split-counts", "split-means",
+    "cast-gradients", "check-batch", "fold-layers", "partition-tensors", "place-arguments", "propagate-placements",
+    "put-batch-first", "raise-idioms", "raise-matmuls", "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
     "average-microbatches", "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments",
     "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
-    "average-microbatches", "cut-stages", "order-tasks", "place-arguments", "split-segments", "use-local-statistics",
+    "average-microbatches", "check-batch", "cut-stages", "order-tasks", "place-arguments", "split-segments",
+    "use-local-statistics",
 }  # fmt: skip
 
 

@@ -5,9 +5,9 @@
 // CHECK: @main_0(%arg0: tensor<8x8xf32> {{{.*}}"up.weight"{{.*}}%arg1: tensor<8x8xf32> {{{.*}}"x"{{.*}}) -> (tensor<f32> {{{.*}}"output"{{.*}}"up.weight"
 // CHECK: %[[X0:.+]] = "aten.slice_tensor"(%arg1) {dim = 0 : i64, end = 4 : i64, start = 0 : i64}
 // CHECK: %[[Y0:.+]] = call @forward_0(%[[X0]], %arg0) {microbatch = 0 : i64}
-// CHECK-NEXT: "comm.send"(%[[Y0]]) {axis = "pp", peer = 1 : i64}
+// CHECK-NEXT: "comm.send"(%[[Y0]]) {axis = "pp", carries = "forward_0[0]@0", peer = 1 : i64}
 // CHECK: %[[Y1:.+]] = call @forward_0({{.+}}, %arg0) {microbatch = 1 : i64}
-// CHECK-NEXT: "comm.send"(%[[Y1]]) {axis = "pp", peer = 1 : i64}
+// CHECK-NEXT: "comm.send"(%[[Y1]]) {axis = "pp", carries = "forward_0[0]@1", peer = 1 : i64}
 // CHECK: %[[G0:.+]] = "comm.receive"()
 // CHECK-NEXT: %[[W0:.+]] = call @weight_gradient_0(%[[X0]], %[[G0]]) {microbatch = 0 : i64}
 // CHECK: %[[W1:.+]] = call @weight_gradient_0({{.+}}) {microbatch = 1 : i64}
