@@ -56,7 +56,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
 
 def add_check_options(parser: argparse.ArgumentParser, memory: str) -> None:
     """`--seed`, `--range` and `--memory-cap`: how modules are compared."""
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random inputs; default: 0")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random inputs; default: 0")
     parser.add_argument(
         "--range", action="append", default=[], type=integer_range, metavar="NAME=LO:HI", dest="ranges",
         help="values of an integer input whose range the module does not tell: LO <= value < HI",
@@ -102,6 +102,14 @@ def named_sizes(text: str) -> dict[str, int]:
 
 def _integer(text: str | None) -> int | None:
     return int(text) if text else None
+
+
+def seed(text: str) -> int:
+    """An integer that a generator of torch takes."""
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise argparse.ArgumentTypeError(f"a seed has 64 bits, and {text} does not fit")
+    return number
 
 
 def positive(text: str) -> int:

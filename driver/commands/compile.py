@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import dynamic_dims, positive
+from .arguments import add_json, dynamic_dims, positive
 from .outcome import Outcome, require_compiler
 
 HELP = "compile a model and a plan to a program folder"
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokens=batch,seq:2..2048 (- for a fixed dim)",
     )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
+    add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -39,10 +40,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
         arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
     require_compiler()
     from ..compile.compile_target import CompileJob, compile_target, show_compiled
+    from ..compile.compiled_json import compiled_json
 
     job = CompileJob(
         arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
         arguments.seq, arguments.dump_ir, dict(arguments.dynamic),
     )  # fmt: skip
     program, seconds = compile_target(job)
-    return Outcome(0, lambda: show_compiled(program, job, seconds))
+    return Outcome(0, lambda: show_compiled(program, job, seconds), lambda: compiled_json(program, job, seconds))
