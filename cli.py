@@ -11,6 +11,8 @@ import json
 import math
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import NoReturn
@@ -22,6 +24,8 @@ from .driver.commands import compile as compile_
 from .driver.commands.outcome import Command
 
 _INTERRUPTED = 130
+_SILENCE_S = 50.0
+"""Seconds after which a command that is still at work says so."""
 _REPORT = (
     "This is a bug in Stretto, not in your input. Please report it with the lines above, the command, the plan,\n"
     "and the output of `stretto --version`."
@@ -74,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with redirect_stdout(sys.stderr):  # prints of the model's own code are no results
+    with redirect_stdout(sys.stderr), _still_at_work(arguments.command):  # prints of the model's code are no results
         outcome = _COMMANDS[arguments.command].run(arguments)
     with _writing():
         if _wants_json(arguments):
@@ -82,6 +86,27 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             outcome.show()
     return outcome.code
+
+
+@contextmanager
+def _still_at_work(command: str) -> Iterator[None]:
+    """Inside, a line on stderr tells every `_SILENCE_S` what is done, but where a terminal shows a progress bar."""
+    end, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not end.wait(_SILENCE_S):
+            from .driver.text.console import present_work
+
+            what = f": {present_work()}" if present_work() else ""
+            print(f"stretto {command}: at work for {time.monotonic() - start:.0f} s{what}", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, name="stretto-still-at-work", daemon=True)
+    if not sys.stderr.isatty():
+        teller.start()
+    try:
+        yield
+    finally:
+        end.set()
 
 
 def _refused(error: StrettoError, arguments: argparse.Namespace) -> int:

@@ -67,6 +67,10 @@ class Session(Protocol):
         """The unreduced gradients in `names` (None: all), summed over the ranks; others stay in `unreduced`."""
         ...
 
+    def holds(self, parameter: Tensor) -> bool:
+        """Whether this process has a part of a parameter; it has none of those of other stages."""
+        ...
+
     def close(self) -> None:
         """Release threads, processes and connections."""
         ...

@@ -7,6 +7,9 @@ from math import isfinite
 
 from .error import ScheduleCode, ScheduleError
 
+_LONGEST = 1e200
+"""The largest sum of times: the makespan of many microbatches stays a finite number."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -48,6 +51,10 @@ class Costs:
         if not 0 <= self.kept <= 1:
             message = f"the share of activations that W keeps is {self.kept:g}"
             raise ScheduleError(ScheduleCode.BAD_COSTS, message, expected="expected a share from 0 to 1")
+        if sum(times.values()) > _LONGEST:
+            message = f"the times f, b, w and c are {', '.join(f'{time:g}' for time in list(times.values())[:4])}"
+            expected = f"expected times whose sum is at most {_LONGEST:g}"
+            raise ScheduleError(ScheduleCode.BAD_COSTS, message, expected=expected, help="give them in a larger unit")
         if self.f + self.b + self.w <= 0:
             message = "the times f, b and w are all 0"
             raise ScheduleError(ScheduleCode.BAD_COSTS, message, help="make at least one of them positive")

@@ -11,10 +11,7 @@ import copy
 import json
 import os
 import pickle
-import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,25 +20,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     set_model_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from ...diagnostics import StrettoError
 from ...diagnostics.bounded_files import read_file
 from ...runtime.philox import RngState
 from ...runtime.processes.parameters import has_local_part
-from ...runtime.processes.world import join
+from ...runtime.processes.world import call, join, watched
 from ..model.compiled_module import compiled_module, is_compiled, random_state, set_random_state
 from ..model.distribution import processes
-from ..state.state_tensors import barrier, is_writer, names_text
+from ..state.state_tensors import names_text
 from .optimizer_state import empty_state, fill_optimizer, groups_in_order, state_by_name, state_names
 from .reader import METADATA, reader_of
+from .writing import one_process_is_meant, write_folder
 
 EXTRA_FILE = "stretto.json"
 _FORMAT = 1
@@ -64,6 +60,7 @@ Json = Any
 """A value that JSON can hold: a number, a string, None, a list or dict of them."""
 
 
+@call("save_checkpoint")
 def save_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **extra: Json
 ) -> None:
@@ -76,27 +73,15 @@ def save_checkpoint(
     path = Path(os.path.abspath(path))
     text = _extra_text(model, extra)
     _join()
-    partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not (path / METADATA).exists():
         raise StrettoError("E0508", f"'{path}' exists and is no checkpoint", help="choose another name, or remove it")
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
         state["optimizer"] = state_by_name(model, optimizer)
-    try:
-        if is_writer():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            (partial / EXTRA_FILE).write_text(text, encoding="utf-8")
-        barrier()
-        with _one_process_is_meant():
-            save(state, storage_writer=FileSystemWriter(partial, overwrite=True), no_dist=not dist.is_initialized())
-        if is_writer():
-            _replace_folder(partial, path)
-    except OSError as error:
-        raise StrettoError("E0508", f"'{path}' cannot be written: {error.strerror}") from None
-    barrier()
+    write_folder(path, state, {EXTRA_FILE: text})
 
 
+@call("load_checkpoint")
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, trusted: bool = False
 ) -> dict[str, Json]:
@@ -151,7 +136,7 @@ def _saved_part(metadata: Metadata, empty: dict[str, Any]) -> dict[str, Any]:
 def _load(path: Path, state: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
     """`state` with tensors filled and other values replaced; E0611 where one is missing, E0610 for a damaged file."""
     reader, planner = reader_of(path, trusted=trusted)
-    with _one_process_is_meant():
+    with one_process_is_meant(), watched("reading the checkpoint"):
         try:
             load(state, storage_reader=reader, planner=planner, no_dist=not dist.is_initialized())
         except CheckpointException as error:
@@ -170,14 +155,6 @@ def _load(path: Path, state: dict[str, Any], *, trusted: bool) -> dict[str, Any]
                 help="build the model with the saved config, and the optimizer with the saved parameter groups",
             ) from None
     return state
-
-
-@contextmanager
-def _one_process_is_meant() -> Iterator[None]:
-    """Inside, torch does not warn that a single process saves: with ranks as threads it holds everything."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 def _metadata(path: Path, *, trusted: bool) -> Metadata:
@@ -297,12 +274,3 @@ def _read_extra(path: Path) -> dict[str, Json]:
                 raise _incomplete(path, f"{EXTRA_FILE} lacks what stretto.save_checkpoint writes")
     except (OSError, ValueError, RecursionError) as error:
         raise _incomplete(path, f"{EXTRA_FILE} cannot be read: {error}") from None
-
-
-def _replace_folder(fresh: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(fresh, path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -56,7 +56,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
 
 def add_check_options(parser: argparse.ArgumentParser, memory: str) -> None:
     """`--seed`, `--range` and `--memory-cap`: how modules are compared."""
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random inputs; default: 0")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random inputs; default: 0")
     add_ranges(parser)
     parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
 
@@ -127,6 +127,14 @@ def named_sizes(text: str) -> dict[str, int]:
 
 def _integer(text: str | None) -> int | None:
     return int(text) if text else None
+
+
+def seed(text: str) -> int:
+    """An integer that a generator of torch takes."""
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise argparse.ArgumentTypeError(f"a seed has 64 bits, and {text} does not fit")
+    return number
 
 
 def positive(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_target_options, check_target_options, dynamic_dims
+from .arguments import add_json, add_target_options, check_target_options, dynamic_dims
 from .outcome import Outcome, require_compiler
 
 HELP = "compile a model and a plan to a program folder"
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare the program with eager PyTorch and write the result into its manifest; exit 1 if it differs",
     )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
+    add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     check_target_options(arguments, arguments.target)
     require_compiler()
     from ..compile.compile_target import CompileJob, compile_target, show_compiled
+    from ..compile.compiled_json import compiled_json
 
     job = CompileJob(
         arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     )  # fmt: skip
     if not arguments.check:
         program, seconds = compile_target(job)
-        return Outcome(0, lambda: show_compiled(program, job, seconds))
+        return Outcome(0, lambda: show_compiled(program, job, seconds), lambda: compiled_json(program, job, seconds))
     from ..check.compile_check import checked_record, show_checked
 
     program, seconds = compile_target(job, checked_record)
@@ -56,4 +58,5 @@ def run(arguments: argparse.Namespace) -> Outcome:
         show_compiled(program, job, seconds)
         show_checked(program)
 
-    return Outcome({"passed": 0, "failed": 1}.get(str(program.manifest.checked.get("result")), 3), show)
+    code = {"passed": 0, "failed": 1}.get(str(program.manifest.checked.get("result")), 3)
+    return Outcome(code, show, lambda: compiled_json(program, job, seconds))

@@ -12,6 +12,7 @@ from ...frontend.captured import Capture
 from ...frontend.dynamic_sizes.size_guards import NotSymbolic
 from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
 from ...frontend.to_ir import Floats
+from ...passes.pipelining.scheduled_pipeline import check_schedule
 from .input_roles import capture_microbatch, check_input_names
 from .pipeline_requirements import is_alone
 from .request import CompileRequest, IfStatic
@@ -33,6 +34,7 @@ class Captures:
 def captures_of(request: CompileRequest) -> Captures:
     """Capture a call. Errors: CaptureError, PlanError E0114 and E0123, StrettoError E0402, E0405 and E0422."""
     check_input_names(request.plan, request.call)
+    check_schedule(request.plan)
     if not request.sizes:
         return Captures(_own(request))
     if is_alone(request.plan):

@@ -18,8 +18,9 @@ from ...frontend.targets.target import Request
 from ...frontend.to_ir import Floats
 from ...ir.module import Module
 from ...passes.default_pipeline import default_pipeline
+from ...passes.pipelining.scheduled_pipeline import check_schedule
 from ...runtime.program.arguments import Json, dtype_name
-from ...runtime.program.folder import refuse_other_folder
+from ...runtime.program.folder import refuse_unwritable
 from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
 from ..ir_files.dump_ir import IrDump, ir_of_failures
@@ -80,8 +81,9 @@ def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program
                 dump.write(name, module)
 
         begin("plan")
-        refuse_other_folder(Path(job.output))
+        refuse_unwritable(Path(job.output))
         plan = Plan.load(job.plan)
+        check_schedule(plan)
         dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
         begin("target")
         request = request_of(job, plan)

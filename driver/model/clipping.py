@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.utils import get_total_norm
 
 from ...diagnostics import StrettoError
+from ...runtime.processes.world import call, join
 from .compiled_module import compiled_module, is_compiled
 from .distribution import processes
 
@@ -51,8 +52,12 @@ def clip_grad_norm_(
             expected="a backward outside no_sync() before the call; it reduces all gradients",
             help="leave `with model.no_sync():` before the last forward and backward of a step",
         )
+    with call("clip_grad_norm_"):
+        return _clip(model, max_norm, float(norm_type), error_if_nonfinite=error_if_nonfinite)
+
+
+def _clip(model: nn.Module, max_norm: float, p: float, *, error_if_nonfinite: bool) -> Tensor:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    p = float(norm_type)
     total = _over_stages(model, gradients, p) if _has_stages(model) else _norm(gradients, p)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise StrettoError(
@@ -93,11 +98,11 @@ def _over_stages(model: nn.Module, gradients: Sequence[Tensor], p: float) -> Ten
     others = [gradient for gradient in gradients if all(gradient is not other for other in staged)]
     own = _norm(staged, p).double()
     if math.isinf(p):
-        dist.all_reduce(own, dist.ReduceOp.MAX)
+        _all_reduce(own, dist.ReduceOp.MAX)
     else:
         # Every rank of a stage has the stage's norm; the sum over all ranks must count it once.
         own = own**p / next((gradient.device_mesh.size() for gradient in staged), 1)
-        dist.all_reduce(own, dist.ReduceOp.SUM)
+        _all_reduce(own, dist.ReduceOp.SUM)
         own = own ** (1.0 / p)
     both = torch.stack([own, _norm(others, p).to(own.device, own.dtype)])
     total: Tensor = torch.linalg.vector_norm(both, p)
@@ -120,8 +125,14 @@ def _over_ranks(norm: Tensor, mesh: DeviceMesh | None, dims: Sequence[int], p: f
     is_max = math.isinf(p)
     total = norm.clone() if is_max else norm**p
     for dim in dims:
-        dist.all_reduce(total, dist.ReduceOp.MAX if is_max else dist.ReduceOp.SUM, group=mesh.get_group(dim))
+        _all_reduce(total, dist.ReduceOp.MAX if is_max else dist.ReduceOp.SUM, mesh.get_group(dim))
     return total if is_max else total ** (1.0 / p)
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None = None) -> None:
+    """All-reduce a number in place, over a group or all processes."""
+    where = "summing the norm of the gradients"
+    join().run(lambda: dist.all_reduce(tensor, operation, group, async_op=True), where, group)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from ...frontend.captured import Mode
 from ...frontend.dynamic_sizes.dynamic_dims import DynamicDims, DynamicSpec
 from ...runtime.philox import RngState
 from ...runtime.processes.session import ProcessRank
+from ...runtime.processes.world import call as collective_call
 from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
 from ...runtime.rank import nan_watch
 from ...runtime.rank.autograd import Accumulation
 from ...runtime.rank.unreduced_gradients import UnreducedGradients
 from ..compile.request import Found
+from .call_details import CallDetails
 from .distribution import check_same_inputs, processes
 from .local_parts import with_parts
 from .module_tensors import ModuleTensors, TensorCollector
@@ -101,6 +103,19 @@ class CompiledModule:
         scale: float = 1.0,
     ) -> tuple[Variant, list[Tensor]]:
         """The variant for a call, and its outputs; without `mode`, grad mode and train mode decide it."""
+        details = CallDetails()
+        with collective_call(f"forward of {type(model).__name__}", details):
+            return self._run_call(model, args, kwargs, mode, scale, details)
+
+    def _run_call(
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        mode: Mode | None,
+        scale: float,
+        details: CallDetails,
+    ) -> tuple[Variant, list[Tensor]]:
         call = with_parts(bind_call(model, args, kwargs), self._plan, processes())
         tensors = self._collector.collect(model)
         # The first step outside no_sync adds its gradients to the unreduced ones, and all are reduced once.
@@ -108,6 +123,7 @@ class CompiledModule:
         if delayed:
             note_unreduced(self._unreduced_gradients, tensors.parameters.values())
         key = key_of(tensors, call, mode or mode_of(tensors, call, self._plan), delayed=delayed)
+        details.key, details.names = key, call.names
         variant = self._programs.find(key, tensors.modules) or self._add(key, model, tensors, call)
         if nan_watch.is_detecting() and isinstance(variant.session, ProcessRank):
             check_same_inputs(call, variant.session.world)

@@ -60,7 +60,8 @@ def place_parameters(model: nn.Module, plan: Plan, weights: str | Path | None = 
     if number > 1:
         check_world(plan, number)
         if weights is not None or not any(parameter.is_meta for parameter in model.parameters()):
-            note_replaced(distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes)))
+            with join().call(f"stretto.compile of {type(model).__name__}", lambda: {"plan": str(plan)}):
+                note_replaced(distribute_parameters(model, shards, join(), RankMesh(plan.mesh.axes)))
     if weights is not None:
         load_weights(model, weights)
 

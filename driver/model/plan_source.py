@@ -11,8 +11,8 @@ from ...dsl.plan import Plan
 PlanSource = str | os.PathLike[str] | Plan
 """A `Plan`, the path of a plan file, or the text of a plan."""
 
-_TEXT = re.compile(r"\s*mesh[\s(]|.*\n", re.DOTALL)
-"""A string that names no file is the text of a plan if it has several lines or starts with the mesh."""
+_TEXT = re.compile(r"\s*(mesh|shard|precision|pipeline|schedule)\b[\s({\"]|\s*#|\s*\Z|.*\n", re.DOTALL)
+"""A string that names no file is the text of a plan if it has several lines, or none, or starts with a statement."""
 
 
 def find_plan(source: PlanSource, beside: Path | None = None) -> Plan:

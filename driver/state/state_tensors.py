@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from ...diagnostics import StrettoError
+from ...runtime.processes.world import join
 
 _SHOWN = 5
 """Names that an error lists."""
@@ -72,10 +76,25 @@ def is_writer() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all processes; does nothing in a single process."""
-    if dist.is_initialized():
-        dist.barrier()
+def write_alone(write: Callable[[], None]) -> None:
+    """Run `write` in the process that writes files; all wait for it, and raise the StrettoError that it raises."""
+    failure: StrettoError | None = None
+    if is_writer():
+        try:
+            write()
+        except StrettoError as error:
+            failure = error
+    if not dist.is_initialized():
+        if failure is not None:
+            raise failure
+        return
+    said = [failure.code, failure.message, failure.help] if failure is not None else []
+    code_message_help = json.loads(join().all_gather_texts(json.dumps(said))[0])
+    if failure is not None:
+        raise failure
+    if code_message_help:
+        code, message, help = code_message_help
+        raise StrettoError(code, message, help=help, notes=(("rank 0 writes", None),))
 
 
 def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,16 @@ from torch.distributed.tensor import DTensor
 
 from ...diagnostics import StrettoError
 from ...runtime.processes.parameters import local_window
-from .state_tensors import StateTensor, barrier, full_tensor, is_writer, names_text, state_tensors, transient_buffers
+from ...runtime.processes.world import call
+from .state_tensors import (
+    StateTensor,
+    full_tensor,
+    is_writer,
+    names_text,
+    state_tensors,
+    transient_buffers,
+    write_alone,
+)
 from .weight_files import WeightFiles, window_of, write_weights
 
 
@@ -23,14 +32,13 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     `safetensors.torch.load_model` read the file into any copy of the model. Where ranks are processes, all of them must
     call this; rank 0 writes. Raises StrettoError E0508 where the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for tensor in state_tensors(model):
-        global_tensor = full_tensor(tensor.tensor)
-        if is_writer():
-            tensors[tensor.name] = global_tensor
-    if is_writer():
-        write_weights(Path(path), tensors)
-    barrier()
+    with call("save_weights"):
+        tensors: dict[str, Tensor] = {}
+        for tensor in state_tensors(model):
+            global_tensor = full_tensor(tensor.tensor)
+            if is_writer():
+                tensors[tensor.name] = global_tensor
+        write_alone(lambda: write_weights(Path(path), tensors))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -17,7 +17,9 @@ from ...diagnostics import printable
 _WIDEST = 100
 """The most columns of a table."""
 _NARROWEST = 20
-"""The least columns of a table's names."""
+"""The least columns of a table's names, and of texts that are wrapped."""
+_GAP = 2
+"""Columns between two columns of a table."""
 _LONGEST_PLACE = 32
 """The most characters of a source file's path."""
 
@@ -35,7 +37,8 @@ def note(text: str) -> None:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Print a table; the columns named in `right` are right-aligned, and the first holds names.
 
-    On a terminal it fits the width, at most 100 columns: long names are broken after dots. Piped, each row is one line.
+    On a terminal it fits the width, at most 100 columns: texts are wrapped and names stay whole, but for dotted names,
+    which are broken after dots where there is no text to wrap. Piped, each row is one line.
     """
     headers = [printable(header) for header in headers]
     rows = [[printable(cell) for cell in row] for row in rows]
@@ -59,19 +62,40 @@ def _draw(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
     console = Console(file=sys.stdout, highlight=False)
     drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for header in headers:
-        drawn.add_column(header, justify="right" if header in right else "left", no_wrap=True)
-    others = sum(2 + max(len(row[column]) for row in (headers, *rows)) for column in range(1, len(headers)))
-    width = max(_NARROWEST, min(_WIDEST, console.width) - others)
+    widest = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
+    limit = min(_WIDEST, console.width)
+    widths = _fitting(widest, [header in right for header in headers], limit)
+    for header, width in zip(headers, widths, strict=True):
+        drawn.add_column(header, justify="right" if header in right else "left", width=width)
     for name, *row in rows:
-        drawn.add_row(*(Text(cell) for cell in (break_name(name, width), *row)))
-    console.print(drawn, width=max(min(_WIDEST, console.width), others + _NARROWEST))
+        drawn.add_row(*(Text(cell) for cell in (break_name(name, widths[0]), *row)))
+    console.print(drawn, width=max(limit, sum(widths) + _GAP * (len(widths) - 1)))
+
+
+def _fitting(widest: Sequence[int], is_right: Sequence[bool], limit: int) -> list[int]:
+    """The widths of columns that fit `limit`, from the widest cells: texts shrink, then the names of the first column.
+
+    >>> _fitting([10, 60, 5], [False, False, True], 60)
+    [10, 41, 5]
+    """
+    widths = list(widest)
+    texts = [column for column in range(1, len(widths)) if not is_right[column]]
+    excess = sum(widths) + _GAP * (len(widths) - 1) - limit
+    while excess > 0 and texts:
+        longest = max(texts, key=lambda column: widths[column])
+        if widths[longest] <= _NARROWEST:
+            break
+        widths[longest] -= 1
+        excess -= 1
+    if excess > 0:
+        widths[0] = max(min(_NARROWEST, widths[0]), widths[0] - excess)
+    return widths
 
 
 def break_name(name: str, width: int) -> str:
     """A dotted name on as many lines of at most `width` characters as it needs, broken after dots.
 
-    >>> broken("model.layers.*.mlp.up_proj", 15)
+    >>> break_name("model.layers.*.mlp.up_proj", 15)
     'model.layers.*.\\n  mlp.up_proj'
     """
     lines = [""]
@@ -89,6 +113,15 @@ def heading(text: str) -> None:
     sys.stdout.write(f"{bold}{printable(text)}{plain}\n")
 
 
+_work = [""]
+"""What the command does at present, as it last showed."""
+
+
+def present_work() -> str:
+    """The step that a progress bar shows, or would show on a terminal; empty where none has begun."""
+    return _work[0]
+
+
 class Bar(Protocol):
     """A progress bar, or nothing."""
 
@@ -100,6 +133,7 @@ class Bar(Protocol):
 class _Silent:
     def show(self, what: str, done: int | None = None) -> None:
         """See `Bar.show`."""
+        _work[0] = what
 
 
 @contextmanager

@@ -44,12 +44,15 @@ def python_randomness_recorded(model: nn.Module, places: dict[str, None]) -> Ite
     generators = [*_generators(model), *(library.generator for library in _LIBRARIES)]
     before = [_state(generator) for generator in generators]
     seen: set[int] = set()
+    make = numpy.random.default_rng
     replaced = [(library, *each) for library in _LIBRARIES for each in _functions(library)]
     try:
         for library, name, function in replaced:
             setattr(library.module, name, _recording(library, function, places, seen))
+        numpy.random.default_rng = _recording_unseeded(make, places)
         yield
     finally:
+        numpy.random.default_rng = make
         for library, name, function in replaced:
             setattr(library.module, name, function)
     after = [_state(generator) for generator in generators if id(generator) not in seen]
@@ -78,6 +81,19 @@ def _functions(library: _Library) -> list[tuple[str, Callable[..., Any]]]:
         and "state" not in name
         and name != "seed"
     ]
+
+
+def _recording_unseeded(make: Callable[..., Any], places: dict[str, None]) -> Callable[..., Any]:
+    """`default_rng`, which makes other numbers at every call unless it is given a seed."""
+
+    @wraps(make)
+    def record(seed: object = None) -> Any:
+        frame = sys._getframe(1)
+        if seed is None and is_users_file(frame.f_code.co_filename):
+            places[f"{frame.f_code.co_filename}:{frame.f_lineno}"] = None
+        return make(seed)
+
+    return record
 
 
 def _recording(

@@ -170,7 +170,16 @@ def _build(model_class: type[nn.Module], config: Any, folder: str, request: Requ
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(default_dtype(dtype))
         torch.manual_seed(request.seed)
-        return model_class(config), True
+        return _in_float64(model_class(config), dtype), True
+
+
+def _in_float64(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model, whose parameters are all float64 if that is asked for: some models make single ones in float32."""
+    if dtype is torch.float64:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _no_initial_values() -> Any:

@@ -138,13 +138,20 @@ def _run(name: str, function: Callable[[], Any]) -> Any:
     """Call the user's code. Errors: E0204 with the message and line of what it raises."""
     try:
         return function()
-    except RAISED_BY_USER_CODE as error:
+    except (*RAISED_BY_USER_CODE, SystemExit) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_file(frame.filename)]
         span = line_span(frames[-1].filename, frames[-1].lineno or 1) if frames else None
         if isinstance(error, SyntaxError) and error.filename:
             span = line_span(error.filename, error.lineno or 1)
         message = str(error).strip().split("\n")[0]
-        raise TargetError("E0204", f"{name} raises {type(error).__name__}: {message}", span=span) from None
+        raise TargetError(
+            "E0204",
+            f"{name} raises {type(error).__name__}: {message}",
+            span=span,
+            help='put what the file does as a script below: if __name__ == "__main__":'
+            if isinstance(error, SystemExit)
+            else "",
+        ) from None
 
 
 @contextmanager

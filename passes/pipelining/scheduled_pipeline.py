@@ -88,6 +88,23 @@ def forwards(schedule: Schedule) -> Schedule:
     return replace(schedule, name=f"the forwards of {schedule.name}", order=order, overlapped=frozenset(), spans=())
 
 
+def check_schedule(plan: Plan) -> None:
+    """Raise ScheduleError E0440 where the plan's pipeline names a schedule that does not exist: before any work."""
+    pipeline = plan.pipeline
+    if pipeline is not None and not _exists(pipeline.schedule, plan):
+        raise ScheduleError(
+            ScheduleCode.UNKNOWN_SCHEDULE,
+            f'unknown schedule "{pipeline.schedule}"',
+            span=pipeline.span_of("schedule"),
+            expected=f"expected {', '.join(CATALOGUE)}",
+            help=did_you_mean(pipeline.schedule, (*(written.name for written in plan.schedules), *CATALOGUE)),
+        )
+
+
+def _exists(name: str, plan: Plan) -> bool:
+    return name in CATALOGUE or any(written.name == name for written in plan.schedules)
+
+
 @lru_cache(maxsize=64)
 def _schedule(pipeline: Pipeline, plan: Plan, costs: Costs) -> Schedule:
     written_schedules = {written.name: written for written in plan.schedules}

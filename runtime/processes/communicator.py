@@ -103,12 +103,15 @@ class DistributedCommunicator:
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""
-        with torch.no_grad():
-            self._checked_messages().send(tensor, self._mesh.peer(self.rank, axis, peer), where)
+        to = self._mesh.peer(self.rank, axis, peer)
+        with torch.no_grad(), self._world.watched(where, (self.rank, to)):
+            self._checked_messages().send(tensor, to, where)
 
     def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> Handle:
         """See `Communicator.receive_start`."""
-        return self._checked_messages().receive(self._mesh.peer(self.rank, axis, peer), size, dtype, where)
+        source = self._mesh.peer(self.rank, axis, peer)
+        with self._world.watched(where, (source, self.rank)):
+            return self._checked_messages().receive(source, size, dtype, where)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -157,7 +160,7 @@ class DistributedCommunicator:
     def _start(
         self, group: _Group, where: str, collective: Callable[..., tuple[dist.Work, Finish]], *arguments: object
     ) -> _Handle:
-        with torch.no_grad():
+        with torch.no_grad(), self._world.watched(where, group.members):
             work, finish = collective(*arguments)
         return _Handle(self._world, group.members, where, work, finish)
 

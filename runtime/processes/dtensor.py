@@ -7,6 +7,7 @@ torch's own optimizers do both (Adafactor). So callers get a subclass whose oper
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,13 @@ from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.nn.utils import clip_grad
 
 from ..errors import RunError
+from .world import call, lost, watched
 
-_NORMS = (torch.linalg.vector_norm, torch._foreach_norm)
+_ABOUT_PLACEMENTS = ("unevenly sharded", "placement", "sharding strategy", "redistribute", "mixed torch.Tensor")
+"""What the RuntimeErrors of DTensor have in them that are about how a tensor lies on ranks."""
+_GRADIENT: Any = Tensor.grad
+_READ_BY_CLIPPING = (torch.linalg.vector_norm, torch._foreach_norm, _GRADIENT.__get__)
+"""What `torch.nn.utils` calls first: norms of gradients, and before that, also on a stage that has none, `.grad`."""
 
 
 class DistributedTensor(DTensor):
@@ -37,10 +43,13 @@ class DistributedTensor(DTensor):
 
         Raises RunError E0359 in torch's utilities that clip gradients, where each process knows one stage's alone.
         """
-        if function in _NORMS and sys._getframe(1).f_code.co_filename == clip_grad.__file__:
+        if function in _READ_BY_CLIPPING and sys._getframe(1).f_code.co_filename == clip_grad.__file__:
             _refuse_norm_of_one_stage(args[0])
         with torch._C.DisableTorchFunctionSubclass():
-            result = function(*args, **(kwargs or {}))
+            try:
+                result = function(*args, **(kwargs or {}))
+            except RuntimeError as error:
+                raise _in_words(function, error) from None
             if isinstance(result, DTensor):
                 return _reduced(result)
             if isinstance(result, (list, tuple)) and any(isinstance(item, DTensor) for item in result):
@@ -48,20 +57,42 @@ class DistributedTensor(DTensor):
                 return type(result)(reduced) if type(result) in (list, tuple) else result
             return result
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DistributedTensor:
+        """A copy of this process's part, on the same mesh: for `copy.deepcopy` of models, averages and state dicts."""
+        if id(self) in memo:
+            known: DistributedTensor = memo[id(self)]
+            return known
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that a caller has made can be copied by deepcopy, as for plain tensors")
+        make: Any = DistributedTensor
+        with torch.no_grad():
+            copied = make(self._local_tensor.detach().clone(), self._spec, requires_grad=False)
+        if isinstance(self, torch.nn.Parameter):
+            copied = torch.nn.Parameter(copied, self.requires_grad)
+        else:
+            copied.requires_grad_(self.requires_grad)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        if self.grad is not None:
+            copied.grad = copy.deepcopy(self.grad, memo)
+        result: DistributedTensor = copied
+        return result
+
     def full_tensor(self, *, grad_placements: Sequence[Placement] | None = None) -> Tensor:
         """The global tensor. All processes must call it, including those without a part of it.
 
         Where only some ranks have parts, these gather it and the first of them broadcasts it.
         """
-        mesh = self.device_mesh
-        full: Tensor = super().full_tensor(grad_placements=grad_placements)
-        if mesh.size() == dist.get_world_size():
-            return full
-        result = full.detach().contiguous()
-        if mesh.get_coordinate() is None:
-            result = torch.empty(self.shape, dtype=self.dtype, device=self._local_tensor.device)
-        dist.broadcast(result, int(mesh.mesh.flatten()[0]))
-        return result
+        with call("full_tensor of a parameter or gradient"), watched("full_tensor"):
+            mesh = self.device_mesh
+            full: Tensor = super().full_tensor(grad_placements=grad_placements)
+            if mesh.size() == dist.get_world_size():
+                return full
+            result = full.detach().contiguous()
+            if mesh.get_coordinate() is None:
+                result = torch.empty(self.shape, dtype=self.dtype, device=self._local_tensor.device)
+            dist.broadcast(result, int(mesh.mesh.flatten()[0]))
+            return result
 
 
 def _refuse_norm_of_one_stage(gradients: Tensor | Sequence[Tensor]) -> None:
@@ -74,6 +105,21 @@ def _refuse_norm_of_one_stage(gradients: Tensor | Sequence[Tensor]) -> None:
             expected="the norm of the gradients of all stages",
             help="call stretto.clip_grad_norm_(model, max_norm)",
         )
+
+
+def _in_words(function: Callable[..., Any], error: RuntimeError) -> RuntimeError | RunError:
+    """An error of torch's DTensor as one of ours, where it is about connections or placements; else the error."""
+    about_connections = lost(error, "an operation on a distributed tensor")
+    text = str(error)
+    if about_connections is not None or not any(words in text for words in _ABOUT_PLACEMENTS):
+        return about_connections or error
+    return RunError(
+        "E0363",
+        f'"{getattr(function, "__name__", "an operation")}" is not possible on a tensor of which each process has a '
+        f"part: {text.splitlines()[0]}",
+        help="use another optimizer (AdamW, SGD and their like work on any part), or a plan that leaves these "
+        "parameters whole or shards them evenly",
+    )
 
 
 def _reduced(tensor: DTensor) -> DTensor:

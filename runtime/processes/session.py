@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ..errors import CollectiveError, RunError
+from ..errors import RunError
 from ..philox import RngState
 from ..program.arguments import DTYPES
 from ..program.program import Program
@@ -23,10 +23,13 @@ from ..rank.unreduced_gradients import UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
 from .communicator import DistributedCommunicator, groups_of
-from .parameters import Layout, placement_of
+from .parameters import Layout, has_local_part, placement_of
 from .stages import Stages
 from .termination import Step
 from .world import World, join
+
+_HASH_SHOWN = 12
+"""Characters of a program's hash in errors."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,17 @@ class ProcessRank:
         self._program = program.validated
         self._mesh = program.mesh
         self._replicas = replicas
+        self._hash = program.hash[:_HASH_SHOWN]
         self._world = join(program.manifest.target, timeout_s)
-        self._world.check_same_program(program)
-        self._messages = None if program.pipeline is None else self._world.messages
-        groups = [*groups_of(program), *self._groups_of_results()]
-        self._communicator = DistributedCommunicator(self._world, self._mesh, groups, messages=self._messages)
-        self._executor = Executor(program, self._communicator, self._world.device)
-        self._stages = Stages(program, self._world, self._communicator)
-        self._owners = {argument.name: argument for argument in program.of_kind("parameter")}
-        self._layouts = {_key(record): self._layout(record) for record in _tensors(program)}
+        with self._world.call("the start of a program", self._details):
+            self._world.check_same_program(program)
+            self._messages = None if program.pipeline is None else self._world.messages
+            groups = [*groups_of(program), *self._groups_of_results()]
+            self._communicator = DistributedCommunicator(self._world, self._mesh, groups, messages=self._messages)
+            self._executor = Executor(program, self._communicator, self._world.device)
+            self._stages = Stages(program, self._world, self._communicator)
+            self._owners = {argument.name: argument for argument in program.of_kind("parameter")}
+            self._layouts = {_key(record): self._layout(record) for record in _tensors(program)}
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
         self._constants = {argument.name: self._part(argument, tensor) for argument, tensor in constants}
         self.rng_state = RngState()
@@ -102,7 +107,7 @@ class ProcessRank:
         arguments = [argument for argument in self._program.inputs if argument.kind in remaining]
         values = {(argument.kind, argument.name): next(remaining[argument.kind]) for argument in arguments}
         entry = self._executor.entry
-        with torch.no_grad(), self._in_step():
+        with torch.no_grad(), self._in_step("forward"):
             fetched = self._fetch_parameters(parameters)
             known = {("constant", name): value for name, value in self._constants.items()}
             known |= {("parameter", name): value for name, value in fetched.items()}
@@ -133,7 +138,7 @@ class ProcessRank:
         if not gradient_outputs or not isinstance(saved, _Saved):
             raise RunError("E0333", "the program was compiled for inference: it has no backward", help="--mode train")
         tangent_tensors = tangents_or_zero(tangent_arguments, tangents, self._mesh)
-        with torch.no_grad(), self._in_step():
+        with torch.no_grad(), self._in_step("backward"):
             local = [
                 self._part(argument, tensor)
                 for argument, tensor in zip(tangent_arguments, tangent_tensors, strict=True)
@@ -161,7 +166,7 @@ class ProcessRank:
         """See `Session.reduce`. All processes must call it at the same point. DTensor parameters get DTensors."""
         gradients: dict[str, Tensor] = {}
         last = _Saved(Frame([]), self._distributed, self._other_stages)
-        with torch.no_grad(), self._in_step():
+        with torch.no_grad(), self._in_step("reduction of gradients"):
             for output, by_rank in unreduced.take(names):
                 where = f"reducing gradient '{output.name}'"
                 local: Tensor | None = None
@@ -174,6 +179,10 @@ class ProcessRank:
                 as_owner = replace(output, shards=owner.shards)
                 self._deliver(gradients, as_owner, local, self._layouts[_key(owner)], last)
         return gradients
+
+    def holds(self, parameter: Tensor) -> bool:
+        """See `Session.holds`."""
+        return has_local_part(parameter)
 
     def close(self) -> None:
         """Do nothing: connections belong to the process."""
@@ -276,17 +285,15 @@ class ProcessRank:
             return None
 
     @contextmanager
-    def _in_step(self) -> Iterator[None]:
+    def _in_step(self, what: str) -> Iterator[None]:
         """A context that reports failures of this rank to the others, which would wait for it."""
-        with self._step:
-            try:
-                with self._communicator.step():
-                    yield
-            except CollectiveError:
-                raise  # the watchdog has reported it
-            except BaseException as error:
-                self._world.watchdog.failed(str(error))
-                raise
+        with self._step, self._world.call(what, self._details):
+            self._world.calls.note(program=self._hash)
+            with self._communicator.step():
+                yield
+
+    def _details(self) -> dict[str, str]:
+        return {"program": self._hash}
 
 
 @cache

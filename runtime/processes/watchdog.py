@@ -1,8 +1,8 @@
 """The watchdog of a process: detects peers that died, failed or are late, and makes the error that names them.
 
-Every process writes heartbeats to the store, and, when it stops, a report with its instruction and reason. A process
-that waits in a collective checks every quarter of a second whether another one has stopped. So when one dies, all
-others stop within seconds, each with an error that names the dead rank and the instruction in which it waited.
+Every process writes heartbeats to the store, with its last calls, and, when it stops, a report with its instruction and
+reason. A process that waits in a collective checks every quarter of a second whether another one has stopped. So when
+one dies, all others stop within seconds. The first to stop writes its diagnosis to the store, and all raise the same.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
-from enum import StrEnum
 from typing import Protocol
 
 import torch.distributed as dist
 
-from ..errors import CollectiveError, PeerFailed, rank_list
+from ..errors import CollectiveError, PeerFailed
+from .calls import CallLog, LogRecord
+from .diagnosis import Diagnosis, Evidence, Report, StopReason, diagnose
 
 HEARTBEAT_S = 0.5
 """Seconds between two heartbeats."""
@@ -30,9 +31,9 @@ JOIN_S = 30.0
 is in a store's C++ code is aborted ("terminate called without an active exception"); a busy machine may be slow."""
 _POLL = timedelta(seconds=0.25)
 _STOPPED = "stretto/stopped"
+_RAISED = "stretto/raised"
+_DIAGNOSIS = "stretto/diagnosis"
 _HEARTBEAT = "stretto/beat"
-_SHOWN = 8
-_HELP = "set STRETTO_TIMEOUT_S (seconds) higher where a rank may be late for longer, as when it writes a checkpoint"
 
 
 class Store(Protocol):
@@ -50,6 +51,10 @@ class Store(Protocol):
         """Whether all keys exist."""
         ...
 
+    def compare_set(self, key: str, expected_value: str, desired_value: str) -> bytes:
+        """Write a value where the present one, "" for none, is the expected one; the value afterwards."""
+        ...
+
 
 class PendingMessage(Protocol):
     """A message under way; see `messages.Completion`."""
@@ -62,46 +67,32 @@ class PendingMessage(Protocol):
         ...
 
 
-class StopReason(StrEnum):
-    """Why a process stopped."""
-
-    FAILED = "failed"
-    """An error of its own, in `Report.error`."""
-    LOST = "lost"
-    """A broken connection."""
-    TIMEOUT = "timeout"
-    """Other members of a collective were late."""
-    PEER_STOPPED = "peer stopped"
-    """Another process had stopped."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The report that a process writes to the store when it stops."""
-
-    reason: str
-    where: str
-    error: str = ""
-
-
 class Watchdog:
     """The watchdog of one process. All share `store`; `timeout_s` bounds every wait in a collective."""
 
-    def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
+    def __init__(self, store: Store, rank: int, size: int, timeout_s: float, calls: CallLog | None = None) -> None:
         self.timeout_s = timeout_s
+        self.calls = CallLog() if calls is None else calls
         self._store = store
         self._rank = rank
         self._size = size
+        self._diagnosis: Diagnosis | None = None
+        """Why this process has stopped, if it has."""
         end = threading.Event()
         heartbeat = threading.Thread(
-            target=_heartbeat, args=(store, rank, size, end), name="stretto-heartbeat", daemon=True
+            target=_heartbeat, args=(store, rank, size, self.calls, end), name="stretto-heartbeat", daemon=True
         )
         heartbeat.start()
-        self._close = weakref.finalize(self, _end, end, heartbeat)
+        self._close = weakref.finalize(self, _end, end, heartbeat, self.calls)
 
     def close(self) -> None:
         """End the heartbeats of this process."""
         self._close()
+
+    def check(self) -> None:
+        """Raise the CollectiveError again with which this process stopped, if it has: its connections are unusable."""
+        if self._diagnosis is not None:
+            raise _error(self._diagnosis, CollectiveError)
 
     def wait(self, work: dist.Work, where: str, members: Sequence[int]) -> None:
         """Wait for a collective of `members` that `where` started. Raises CollectiveError where it cannot complete."""
@@ -135,54 +126,44 @@ class Watchdog:
 
     def failed(self, error: str) -> None:
         """Report to the other processes that this one stops with an error of its own."""
-        self._publish(Report(StopReason.FAILED, "", error))
+        self._publish(StopReason.FAILED, "", error)
+
+    def raised(self, error: str) -> None:
+        """Report an error of this process before it communicated, to those that wait for it in the same call."""
+        report = Report(StopReason.RAISED, "", error, self.calls.record().to_json())
+        try:
+            self._store.set(f"{_RAISED}/{self.calls.position}/{self._rank}", json.dumps(asdict(report)))
+            self._store.set(f"{_RAISED}/{self.calls.position}", str(self._rank))
+        except RuntimeError:
+            return  # the store is gone with its process: the next wait says so
 
     def stop(self, reason: StopReason, where: str, members: Sequence[int], detail: str = "") -> CollectiveError:
         """Report that this process stops, poll the others, and return the error that names the cause."""
-        self._publish(Report(reason, where))
+        self._publish(reason, where)
         try:
-            reports, alive = self._poll_peers()
+            diagnosis, is_own = self._agreed(reason, where, members, detail)
         except RuntimeError as error:
-            return CollectiveError(
-                "E0351",
-                f"rank {self._rank} stopped in {where}: the process of the store, rank 0 or the launcher, is gone",
-                notes=((str(error).splitlines()[0], None),),
-            )
-        gone = [rank for rank in range(self._size) if rank not in reports and rank not in alive]
-        notes = self._notes(reports, alive)
-        for rank, report in reports.items():
-            if report.reason == StopReason.FAILED:
-                message = f"rank {self._rank} stopped in {where} because rank {rank} failed: {report.error}"
-                return PeerFailed("E0323", message, notes=notes)
-        if gone:
-            waited = "waited for it" if set(gone) & set(members) else "stopped"
-            message = f"{ranks_are(gone)} gone (ended, killed or out of reach); rank {self._rank} {waited} in {where}"
-            return CollectiveError("E0350", message, notes=notes)
-        if reason is StopReason.TIMEOUT:
-            missing = [rank for rank in members if rank not in reports and rank != self._rank]
-            message = self._too_late(self._rank, where, missing)
-            return CollectiveError("E0322", message, notes=notes, help=_HELP)
-        for rank, report in reports.items():
-            if report.reason == StopReason.TIMEOUT:
-                message = f"rank {self._rank} stopped in {where} because {self._too_late(rank, report.where, ())}"
-                return PeerFailed("E0323", message, notes=notes)
-        first = detail.splitlines()[0] if detail else "no reason given"
-        return CollectiveError("E0351", f"rank {self._rank} lost a connection in {where}: {first}", notes=notes)
+            message = f"rank {self._rank} stopped in {where}: the process of the store, rank 0 or the launcher, is gone"
+            return CollectiveError("E0351", message, notes=((str(error).splitlines()[0], None),))
+        self._diagnosis = diagnosis
+        return _error(diagnosis, CollectiveError if is_own and diagnosis.code != "E0323" else PeerFailed)
 
-    def _too_late(self, rank: int, where: str, missing: Sequence[int]) -> str:
-        message = f"rank {rank} waited {self.timeout_s:g} s in {where}"
-        return f"{message} for {rank_list(missing)}" if missing else message
+    def _agreed(self, reason: StopReason, where: str, members: Sequence[int], detail: str) -> tuple[Diagnosis, bool]:
+        """The diagnosis that all processes raise, and whether this one made it."""
+        reports, logs, alive = self._poll_peers()
+        if self._store.check([_DIAGNOSIS]):
+            return _parsed(self._store.get(_DIAGNOSIS)), False
+        own = Report(reason, where, log=self.calls.record().to_json())
+        seen = Evidence(
+            self._rank, self._size, reason, where, members, detail, self.timeout_s,
+            {self._rank: own, **reports}, frozenset(alive), {self._rank: self.calls.record(), **logs},
+        )  # fmt: skip
+        text = json.dumps(asdict(diagnose(seen)))
+        agreed = self._store.compare_set(_DIAGNOSIS, "", text)
+        return _parsed(agreed), agreed.decode() == text
 
-    def _notes(self, reports: dict[int, Report], alive: set[int]) -> tuple[tuple[str, None], ...]:
-        notes = [f"rank {rank} stopped in {report.where}" for rank, report in sorted(reports.items()) if report.where]
-        busy = sorted(alive - reports.keys() - {self._rank})
-        if busy:
-            notes.append(f"{ranks_are(busy)} alive, but waited in no collective")
-        if len(notes) > _SHOWN:
-            notes[_SHOWN:] = [f"and {len(notes) - _SHOWN} more"]
-        return tuple((note, None) for note in notes)
-
-    def _publish(self, report: Report) -> None:
+    def _publish(self, reason: StopReason, where: str, error: str = "") -> None:
+        report = Report(reason, where, error, self.calls.record().to_json())
         try:
             self._store.set(f"{_STOPPED}/{self._rank}", json.dumps(asdict(report)))
             self._store.set(_STOPPED, str(self._rank))
@@ -190,41 +171,67 @@ class Watchdog:
             return  # the store is gone with its process: `_poll_peers` says so
 
     def _peer_stopped(self) -> bool:
+        """Whether another process has stopped, or has raised in the call in which this one waits."""
         try:
-            return self._store.check([_STOPPED])
+            return self._store.check([_STOPPED]) or self._store.check([f"{_RAISED}/{self.calls.position}"])
         except RuntimeError:
             return True
 
-    def _poll_peers(self) -> tuple[dict[int, Report], set[int]]:
-        """The other ranks' reports, and the ranks with a new heartbeat. Waits at most for the heartbeat timeout."""
+    def _poll_peers(self) -> tuple[dict[int, Report], dict[int, LogRecord], set[int]]:
+        """The other ranks' reports and calls, and the ranks with a new heartbeat.
+
+        Waits at most for the heartbeat timeout, and no longer than until a diagnosis is there.
+        """
         others = [rank for rank in range(self._size) if rank != self._rank]
         before = {rank: self._last_heartbeat(rank) for rank in others}
+        logs = {rank: _log(beat) for rank, beat in before.items()}
         reports: dict[int, Report] = {}
         alive = {self._rank}
-        timeout_s = max(HEARTBEAT_TIMEOUT_S, 5 * heartbeat_period_s(self._size))
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and len(reports) < len(others):
+        deadline = time.monotonic() + max(HEARTBEAT_TIMEOUT_S, 5 * heartbeat_period_s(self._size))
+        while time.monotonic() < deadline and len(reports) + sum(log.has_ended for log in logs.values()) < len(others):
             for rank in others:
-                if rank not in reports and self._store.check([f"{_STOPPED}/{rank}"]):
-                    reports[rank] = Report(**json.loads(self._store.get(f"{_STOPPED}/{rank}")))
-                elif rank not in alive and self._last_heartbeat(rank) != before[rank]:
+                if rank in reports:
+                    continue
+                if (report := self._report_of(rank)) is not None:
+                    reports[rank], logs[rank] = report, LogRecord.of_json(report.log)
+                elif (beat := self._last_heartbeat(rank)) != before[rank]:
                     alive.add(rank)
+                    logs[rank] = _log(beat)
+            if self._store.check([_DIAGNOSIS]):
+                break
             time.sleep(0.05)
-        return reports, alive
+        return reports, logs, alive
+
+    def _report_of(self, rank: int) -> Report | None:
+        """The report of a process that stopped, or that raised in the call in which this one waits."""
+        for key in (f"{_STOPPED}/{rank}", f"{_RAISED}/{self.calls.position}/{rank}"):
+            if self._store.check([key]):
+                return Report(**json.loads(self._store.get(key)))
+        return None
 
     def _last_heartbeat(self, rank: int) -> bytes:
         key = f"{_HEARTBEAT}/{rank}"
         return self._store.get(key) if self._store.check([key]) else b""
 
 
+def _error(diagnosis: Diagnosis, kind: type[CollectiveError]) -> CollectiveError:
+    notes = tuple((note, None) for note in diagnosis.notes)
+    return kind(diagnosis.code, diagnosis.message, notes=notes, help=diagnosis.help)
+
+
+def _parsed(text: bytes) -> Diagnosis:
+    fields = json.loads(text)
+    return Diagnosis(fields["code"], fields["message"], tuple(fields["notes"]), fields["help"])
+
+
+def _log(heartbeat: bytes) -> LogRecord:
+    """The calls that a heartbeat tells of."""
+    return LogRecord.of_json(json.loads(heartbeat)["log"]) if heartbeat.startswith(b"{") else LogRecord()
+
+
 def heartbeat_period_s(size: int) -> float:
     """Seconds between two heartbeats of one process; longer for many, so that the store gets at most 2000 a second."""
     return max(HEARTBEAT_S, size / 2000)
-
-
-def ranks_are(ranks: Sequence[int]) -> str:
-    """ "rank 1 is" or "ranks 1, 2 are"."""
-    return f"{rank_list(ranks)} {'is' if len(ranks) == 1 else 'are'}"
 
 
 def _failure(work: dist.Work) -> RuntimeError | None:
@@ -236,17 +243,21 @@ def _failure(work: dist.Work) -> RuntimeError | None:
     return None
 
 
-def _heartbeat(store: Store, rank: int, size: int, end: threading.Event) -> None:
+def _heartbeat(store: Store, rank: int, size: int, calls: CallLog, end: threading.Event) -> None:
     count = 0
     try:
-        while not end.is_set():
-            store.set(f"{_HEARTBEAT}/{rank}", str(count))
+        while True:
+            is_last = end.is_set()
+            store.set(f"{_HEARTBEAT}/{rank}", json.dumps({"beat": count, "log": calls.record().to_json()}))
             count += 1
+            if is_last:
+                return
             end.wait(heartbeat_period_s(size))
     except RuntimeError:
         return  # the store is gone: the next wait reports it
 
 
-def _end(end: threading.Event, heartbeat: threading.Thread) -> None:
+def _end(end: threading.Event, heartbeat: threading.Thread, calls: CallLog) -> None:
+    calls.end()
     end.set()
     heartbeat.join(JOIN_S)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 
@@ -11,9 +13,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..errors import RunError, rank_list
+from ...diagnostics import StrettoError
+from ..errors import CollectiveError, RunError, rank_list
 from ..program.mesh import RankMesh
 from ..program.program import Program
+from .calls import CallLog, Describe, no_details
+from .diagnosis import StopReason
+from .joining import GRACE_S, connect
 from .messages import Messages
 from .watchdog import Store, Watchdog
 
@@ -21,6 +27,8 @@ TIMEOUT_S = 60.0
 """Seconds that a process waits in a collective for late ones; `STRETTO_TIMEOUT_S` changes it."""
 _SHOWN = 12
 """Characters of a hash in errors."""
+_OF_CONNECTIONS = ("gloo", "NCCL", "Connection closed", "Connection reset", "imed out", "Broken pipe", "Wait timeout")
+"""What the RuntimeErrors of connections have in them, and those of wrong arguments have not."""
 
 
 def is_launched() -> bool:
@@ -37,9 +45,82 @@ class World:
         self.device = device
         self.timeout_s = timeout_s
         self.process_group = dist.group.WORLD
-        self.watchdog = Watchdog(store, self.rank, self.size, timeout_s)
+        self.calls = CallLog()
+        self.watchdog = Watchdog(store, self.rank, self.size, timeout_s, self.calls)
+        self._store = store
+        self._process = os.getpid()
+        self._exchanges = 0
         self._groups: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup] = {}
         self._device_meshes: dict[tuple[RankMesh, tuple[str, int] | None], DeviceMesh] = {}
+
+    @contextmanager
+    def call(self, what: str, describe: Describe = no_details) -> Iterator[None]:
+        """A context for one call of the user that all processes must make; see `calls.py`.
+
+        An error inside is told to those that wait for this process. Before it communicates, or where all processes
+        know the same, it may be caught: then all processes can go on.
+        """
+        self._refuse_fork()
+        is_outermost = not self.calls.is_open
+        with self.calls.call(what, describe) as opened:
+            try:
+                yield
+            except CollectiveError:
+                raise  # the watchdog has reported it
+            except BaseException as error:
+                if is_outermost:
+                    text = f"{type(error).__name__}: {error}" if not isinstance(error, StrettoError) else error.message
+                    (self.watchdog.raised if opened.is_agreed else self.watchdog.failed)(text)
+                raise
+
+    def start(self, operation: Callable[[], dist.Work | None], where: str, members: Sequence[int]) -> dist.Work:
+        """Start a collective of torch's. Raises CollectiveError where the connections are lost already."""
+        with self.watched(where, members):
+            work = operation()
+        assert work is not None, "only a process outside the group gets no work"
+        return work
+
+    def run(
+        self, operation: Callable[[], dist.Work | None], where: str, group: dist.ProcessGroup | None = None
+    ) -> None:
+        """Run a collective of a group, else of all. Raises CollectiveError where a process is dead or late."""
+        members = range(self.size) if group is None else dist.get_process_group_ranks(group)
+        work = self.start(operation, where, members)
+        if self.device.type == "cuda":
+            work.wait()
+        else:
+            self.watchdog.wait(work, where, members)
+
+    @contextmanager
+    def watched(self, where: str, members: Sequence[int] = ()) -> Iterator[None]:
+        """A context in which torch communicates by itself; a lost connection and a timeout become CollectiveErrors."""
+        self._refuse_fork()
+        self.watchdog.check()
+        self.calls.communicate()
+        try:
+            yield
+        except RuntimeError as error:
+            lost = self.lost(error, where, members)
+            if lost is None:
+                raise
+            raise lost from error
+
+    def lost(self, error: RuntimeError, where: str, members: Sequence[int] = ()) -> CollectiveError | None:
+        """The error for one of torch's that says a connection was lost; None for any other."""
+        text = str(error)
+        if isinstance(error, StrettoError) or not any(word in text for word in _OF_CONNECTIONS):
+            return None
+        reason = StopReason.TIMEOUT if "imed out" in text or "Wait timeout" in text else StopReason.LOST
+        return self.watchdog.stop(reason, where, members or range(self.size), text)
+
+    def _refuse_fork(self) -> None:
+        """Raise RunError E0362 in a child that a process forked: it has the connections, and is no rank."""
+        if os.getpid() != self._process:
+            raise RunError(
+                "E0362",
+                f"this process was forked from rank {self.rank} and is no rank of its own",
+                help="start such processes by the method 'spawn', or use a copy of the model that is not compiled",
+            )
 
     def group(self, mesh: RankMesh, axes: Sequence[str]) -> dist.ProcessGroup:
         """This process's group over `axes`. All processes must ask for the same groups in the same order."""
@@ -47,9 +128,10 @@ class World:
         key = tuple(partition)
         if key not in self._groups:
             limit, backend = self._limit, self._backend
-            group_by_members = {
-                members: dist.new_group(list(members), timeout=limit, backend=backend) for members in partition
-            }
+            with self.watched(f"connecting the groups over {', '.join(axes)}"):
+                group_by_members = {
+                    members: dist.new_group(list(members), timeout=limit, backend=backend) for members in partition
+                }
             self._groups[key] = next(group for members, group in group_by_members.items() if self.rank in members)
         return self._groups[key]
 
@@ -57,9 +139,10 @@ class World:
     def messages(self) -> Messages:
         """The messages of this process. All processes must ask for it for the first time at the same point."""
         ranks = list(range(self.size))
-        groups = [dist.new_group(ranks, timeout=self._limit, backend=self._backend)]
-        if self.device.type == "cuda":
-            groups.append(dist.new_group(ranks, timeout=self._limit, backend=self._backend))
+        with self.watched("connecting the stages"):
+            groups = [dist.new_group(ranks, timeout=self._limit, backend=self._backend)]
+            if self.device.type == "cuda":
+                groups.append(dist.new_group(ranks, timeout=self._limit, backend=self._backend))
         return Messages(self.rank, self.device, self.watchdog, (groups[0], groups[-1]))
 
     def close_messages(self) -> None:
@@ -75,7 +158,9 @@ class World:
         """
         key = (mesh, stage)
         if key not in self._device_meshes:
-            self._device_meshes[key] = self._make_device_mesh(mesh, stage)
+            with self.watched("connecting a device mesh"):
+                self._device_meshes[key] = self._make_device_mesh(mesh, stage)
+            self._limit_waits(self._device_meshes[key])
         return self._device_meshes[key]
 
     def _make_device_mesh(self, mesh: RankMesh, stage: tuple[str, int] | None) -> DeviceMesh:
@@ -87,6 +172,14 @@ class World:
         ranks = [rank for rank in range(mesh.ranks) if mesh.coordinates(rank)[stage[0]] == stage[1]]
         return DeviceMesh(self.device.type, torch.tensor(ranks).reshape(sizes), mesh_dim_names=names)
 
+    def _limit_waits(self, mesh: DeviceMesh) -> None:
+        """Give the groups of a device mesh our limit: torch makes them with its default of half an hour."""
+        if mesh.get_coordinate() is None:
+            return
+        for group in mesh.get_all_groups():
+            if group is not dist.group.WORLD:
+                dist.distributed_c10d._set_pg_timeout(self._limit, group)
+
     def check_same_program(self, program: Program) -> None:
         """Raise RunError E0352 unless the mesh has a rank for each process, E0353 unless all have the same program."""
         if program.mesh.ranks != self.size:
@@ -96,21 +189,40 @@ class World:
             raise RunError(
                 "E0353",
                 "the processes have different programs",
-                notes=tuple((note, None) for note in _hash_notes(hashes)),
+                notes=tuple((note, None) for note in (*_hash_notes(hashes), *self._what_differs())),
                 help="give every process the same program folder, or the same model, plan and versions to compile",
             )
 
-    def all_gather_bytes(self, message: bytes) -> list[bytes]:
+    def _what_differs(self) -> list[str]:
+        """What the calls in which the processes are differ in; all processes must ask."""
+        details = {key: value for call in self.calls.record().calls[-1:] for key, value in call.details.items()}
+        all_details = [json.loads(text) for text in self.all_gather_texts(json.dumps(details))]
+        aspects = [key for key in all_details[0] if len({each.get(key, "none") for each in all_details}) > 1]
+        return [
+            f"rank {rank}: {key} {each.get(key, 'none')}" for key in aspects for rank, each in enumerate(all_details)
+        ]
+
+    def all_gather_texts(self, text: str) -> list[str]:
+        """The texts of all processes by rank, of any length."""
+        keys = [f"stretto/text/{self._exchanges}/{rank}" for rank in range(self.size)]
+        self._exchanges += 1
+        with self.watched("exchanging texts"):
+            self._store.set(keys[self.rank], text)
+        self.all_gather_bytes(b"\0")
+        return [self._store.get(key).decode() for key in keys]
+
+    def all_gather_bytes(self, message: bytes, where: str = "comparing the processes") -> list[bytes]:
         """The messages of all processes by rank; all have the same length."""
         own = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
         received = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(received, own)
+        self.run(lambda: dist.all_gather(received, own, async_op=True), where)
+        self.calls.agree()
         return [bytes(message.tolist()) for message in received]
 
     @property
     def _limit(self) -> timedelta:
         """gloo's timeout, longer than ours, so that the error is ours and names the instruction."""
-        return timedelta(seconds=self.timeout_s + 5)
+        return timedelta(seconds=self.timeout_s + GRACE_S)
 
     @property
     def _backend(self) -> str:
@@ -133,11 +245,35 @@ def join(target: str = "cpu", timeout_s: float | None = None) -> World:
     device = _device(target)
     limit_s = float(os.environ.get("STRETTO_TIMEOUT_S", TIMEOUT_S)) if timeout_s is None else timeout_s
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        connect(device, limit_s)
     world = World(device, _store(), limit_s)
     _worlds[:] = [world]
     return world
+
+
+@contextmanager
+def call(what: str, describe: Describe = no_details) -> Iterator[None]:
+    """`World.call` of the world of this process; nothing where it has none."""
+    if not _worlds:
+        yield
+        return
+    with _worlds[0].call(what, describe):
+        yield
+
+
+def lost(error: RuntimeError, where: str) -> CollectiveError | None:
+    """`World.lost` of the world of this process; None where it has none."""
+    return _worlds[0].lost(error, where) if _worlds else None
+
+
+@contextmanager
+def watched(where: str) -> Iterator[None]:
+    """`World.watched` of the world of this process; nothing where it has none."""
+    if not _worlds:
+        yield
+        return
+    with _worlds[0].watched(where):
+        yield
 
 
 def leave() -> None:

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -113,9 +114,7 @@ def write_folder(
 ) -> None:
     """Write the files into a folder beside `folder`, then rename: an older program stays until all is on disk."""
     refuse_other_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
+    with _new_folder(folder) as work:
         fresh = work / "new"
         fresh.mkdir()
         for name, text in texts.items():
@@ -127,8 +126,31 @@ def write_folder(
         text = json.dumps({**sealed, "hash": manifest_hash(sealed)}, indent=1, allow_nan=False)
         (fresh / MANIFEST).write_text(text, encoding="utf-8")
         _swap(fresh, folder, work / "old")
-    finally:
-        shutil.rmtree(work)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise ProgramError E0508 where no folder can be made beside `folder`: before a compile, not after it."""
+    refuse_other_folder(folder)
+    with _new_folder(folder):
+        pass
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, whose parents are made. Raises ProgramError E0508 where writing fails."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work)
+    except OSError as error:
+        raise ProgramError(
+            "E0508",
+            f"'{folder}' cannot be written: {error.strerror or error}",
+            help="give another folder, or free the disk; a program that was there is as it was",
+        ) from None
 
 
 def _swap(fresh: Path, folder: Path, old: Path) -> None:
@@ -216,7 +238,12 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
         shared = storage.data_ptr() in seen or storage.nbytes() != tensor.numel() * tensor.element_size()
         seen.add(storage.data_ptr())
         separate[name] = (torch.clone(tensor.detach()) if shared else tensor.detach()).contiguous()
-    save_file(separate, path)
+    from safetensors import SafetensorError
+
+    try:
+        save_file(separate, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def _no_safetensors(failure: str) -> ProgramError:

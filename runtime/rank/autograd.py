@@ -52,8 +52,11 @@ def run(
     if not (torch.is_grad_enabled() and needs_gradient):
         outputs, state = session.forward(parameters, buffers, inputs, scale=scale)
         return outputs, dict(state.buffers)
-    call = _Call(session, named, len(parameters), buffers, accumulation, scale)
-    results = _Step.apply(call, *tensors)  # type: ignore[no-untyped-call]
+    elsewhere = {argument.name for argument, p in zip(named, parameters, strict=False) if not session.holds(p)}
+    call = _Call(session, named, len(parameters), buffers, accumulation, scale, elsewhere)
+    tensors = [t.detach() if a.name in elsewhere else t for a, t in zip(named, tensors, strict=True)]
+    root = torch.zeros((), requires_grad=True)
+    results = _Step.apply(call, root, *tensors)  # type: ignore[no-untyped-call]
     assert call.state is not None, "forward has run"
     return list(results), dict(call.state.buffers)
 
@@ -69,6 +72,7 @@ class _Call:
         buffers: Sequence[Tensor],
         accumulation: Accumulation | None,
         scale: float,
+        elsewhere: Container[str],
     ) -> None:
         self.session = session
         self.named = named
@@ -76,6 +80,9 @@ class _Call:
         self.buffers = buffers
         self.accumulation = accumulation
         self.scale = scale
+        self.elsewhere = elsewhere
+        """Parameters of which this process has no part: they take part in the backward, and get no gradient here, so
+        that their hooks are not called with None."""
         self.state: State | None = None
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -107,7 +114,8 @@ class _Call:
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: _Call, root: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`root` makes the results differentiable where this process holds no parameter."""
         ctx.set_materialize_grads(False)
         ctx.call = call
         ctx.versions = [(tensor, _version(tensor)) for tensor in (*tensors, *call.buffers)]
@@ -123,12 +131,13 @@ class _Step(torch.autograd.Function):
             )
         call: _Call = ctx.call
         _check_unchanged([*call.named, *call.session.program.of_kind("buffer")], ctx.versions)
-        needs = ctx.needs_input_grad[1:]
-        gradients = call.backward(
-            grads, {argument.name for argument, need in zip(call.named, needs, strict=True) if need}
-        )
-        return None, *(
-            gradients.get(argument.name) if need else None for argument, need in zip(call.named, needs, strict=True)
+        needs = ctx.needs_input_grad[2:]
+        pairs = zip(call.named, needs, strict=True)
+        gradients = call.backward(grads, {each.name for each, need in pairs if need or each.name in call.elsewhere})
+        return (
+            None,
+            None,
+            *(gradients.get(argument.name) if need else None for argument, need in zip(call.named, needs, strict=True)),
         )
 
 

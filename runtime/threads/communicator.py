@@ -60,6 +60,11 @@ class RankGroup:
                 communicator.sent_counts.clear()
                 communicator.received_counts.clear()
 
+    def begin_again(self) -> None:
+        """Clear everything in a child that was forked, where another thread may have held the lock."""
+        self._lock = threading.Lock()
+        self.reset()
+
     def join(self, rank: int, members: tuple[int, ...], number: int, call: Call, tensor: Tensor) -> Rendezvous:
         """Join the rendezvous of a collective; the last member to join computes the shared result."""
         with self._lock:

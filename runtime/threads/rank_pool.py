@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -38,7 +39,12 @@ class RankPool:
 
     def __init__(self, group: RankGroup) -> None:
         self._group = group
-        self._jobs = [queue.SimpleQueue[Job | None]() for _ in range(group.mesh.ranks)]
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start the threads: at first, and in a child that this process forked, which has none of them."""
+        self._process = os.getpid()
+        self._jobs = [queue.SimpleQueue[Job | None]() for _ in range(self._group.mesh.ranks)]
         self._one_step = threading.Lock()
         self._stuck: tuple[int, ...] = ()
         threads = [
@@ -52,6 +58,10 @@ class RankPool:
 
     def run(self, job: Callable[[int], T]) -> list[T]:
         """Run `job(rank)` on all ranks at once. Raises the first failure after all ranks have stopped."""
+        if self._process != os.getpid():
+            self._close.detach()
+            self._group.begin_again()
+            self._begin()
         with self._one_step:
             if not self.usable:
                 stuck = f" and left stuck: {rank_list(self._stuck)}" if self._stuck else ""

@@ -147,6 +147,10 @@ class RankThreads:
             gradients[output.name] = total
         return gradients
 
+    def holds(self, parameter: Tensor) -> bool:
+        """See `Session.holds`: one process has all."""
+        return True
+
     def close(self) -> None:
         """End the rank threads. Sessions that share them cannot be used afterwards."""
         self._pool.close()

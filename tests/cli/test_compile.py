@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,48 @@ def test_a_pass_that_fails_in_a_compile_can_be_found_again_from_its_dump(
     assert any("--dump-ir DIR" in note and "fold-layers" in note for note in caught.value.__notes__)
     assert not (tmp_path / "p").exists()
     assert '"fold-layers" is the first pass that fails' in stretto("bisect", dump).out
+
+
+def test_the_summary_is_json_where_json_was_asked_for(stretto: Command, sources: Path, tmp_path: Path) -> None:
+    where = tmp_path / "p"
+    done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", where, "--json")
+    report = json.loads(done.out)
+    assert (report["program"], report["warnings"]) == (str(where), [])
+    assert report["explanation"]["hash"] == Program.load(where).hash
+    assert set(report["seconds"]) >= {"capture", "passes", "save"}
+
+
+@pytest.mark.parametrize("where", ["file/program", "n" * 300])
+def test_a_folder_that_cannot_be_written_is_said_before_the_compile(
+    where: str, stretto: Command, sources: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = stretto("compile", sources / "none.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / where)
+    assert done.code == 1
+    assert f"error[E0508]: '{tmp_path / where}' cannot be written: " in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["import sys\ndef make():\n    sys.exit(0)\n", "import sys\nsys.exit(0)\n"])
+def test_a_target_that_exits_is_an_error(text: str, stretto: Command, sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(text)
+    done = stretto("compile", tmp_path / "script.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "p")
+    assert done.code == 1
+    assert "error[E0204]" in done.err and "raises SystemExit: 0" in done.err and "__main__" in done.err
+
+
+def test_a_schedule_that_does_not_exist_is_said_before_the_model_is_loaded(
+    stretto: Command, sources: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pp.plan").write_text("mesh (pp=2)\npipeline over pp { schedule 1fb1  microbatches 4 }\n")
+    done = stretto("compile", sources / "none.py:make", "--plan", tmp_path / "pp.plan", "-o", tmp_path / "p")
+    assert done.code == 1
+    assert "pp.plan:2:20: error[E0440]" in done.err and 'did you mean "1f1b"?' in done.err
+
+
+def test_a_command_that_takes_long_says_what_it_does(
+    stretto: Command, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_SILENCE_S", 0.05)
+    done = stretto("compile", sources / "model.py:make", "--plan", sources / "gpt.plan", "-o", tmp_path / "p")
+    assert re.search(r"stretto compile: at work for \d+ s: (capture|passes)", done.err)

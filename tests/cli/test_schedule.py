@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
+from stretto.driver.text.schedule import show_list
 from stretto.driver.text.schedule_pictures import FOLDER, pictures
 from stretto.schedules import CATALOGUE
 
@@ -139,6 +141,7 @@ def test_a_named_schedule_over_the_cap_is_refused(stretto: Command) -> None:
         (("1f1b", "--shared", "1"), 2, "is not S,T,E,G"),
         (("1f1b", "--vocabulary", "3"), 2, "choose from"),
         (("1f1b", "--times=-1,1,1"), 1, "error[E0442]"),
+        (("1f1b", "--times", "1e308,1e308,1e308"), 1, "expected times whose sum is at most 1e+200"),
         (("dualpipe-v", "-m", "4"), 1, "error[E0441]"),
         (("1f1b", "-p", "9" * 22), 1, "expected at most 1000000"),
         (("1f1b", "-p", "9" * 4000), 1, "cannot have more than 10^30 stages"),
@@ -185,3 +188,26 @@ def test_the_schedule_of_the_docs_is_one_and_its_mistake_is_shown(stretto: Comma
     )
     file.write_text(file.read_text().replace("{ B }", "{ B F }"))
     assert "deadlock: ranks 0 -> 1 -> 0 wait for each other" in stretto("schedule", file, "-p", 2, "-m", 3).err
+
+
+def test_a_written_schedule_without_a_task_is_refused(stretto: Command, tmp_path: Path) -> None:
+    file = tmp_path / "none.schedule"
+    file.write_text("schedule none(stages p, microbatches m) { stage s { steady 0 { F B } } }\n")
+    done = stretto("schedule", file)
+    assert done.code == 1
+    assert "error[E0724]: rank 0 never runs F of microbatch 0 on stage 0" in done.err
+
+
+def test_names_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    show_list()
+    lines = terminal.getvalue().splitlines()
+    assert {line.split()[0] for line in lines if line.strip()} >= {"breadth-first", "dualpipe-v", "forward-only"}
+    assert "…" not in terminal.getvalue() and max(map(len, lines[:-2])) <= 80

@@ -90,3 +90,12 @@ def test_importing_stretto_imports_no_compiler() -> None:
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout == "module 'stretto' has no attribute 'nothing'\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  ", 'shard "*" columns over tp', "pipeline over pp { microbatches 2 }", "# mesh (dp=2)"]
+)
+def test_text_that_is_no_path_gives_the_error_of_a_plan(text: str) -> None:
+    with pytest.raises(stretto.StrettoError) as caught:
+        find_plan(text)
+    assert caught.value.code == "E0111"

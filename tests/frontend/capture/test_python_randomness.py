@@ -40,6 +40,7 @@ PLACED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "layer drop": _dropped_layer,
     "a choice": lambda model, x: model.linear(x) * random.choice([1, 2]),
     "numpy": lambda model, x: model.linear(x) * numpy.random.rand(),
+    "a generator without a seed": lambda model, x: model.linear(x) * numpy.random.default_rng().random(),
     "a permutation": lambda model, x: model.linear(x)[:, numpy.random.permutation(4)],
 }
 UNPLACED: dict[str, Callable[[Any, Tensor], Tensor]] = {

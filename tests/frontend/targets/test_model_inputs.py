@@ -55,3 +55,19 @@ def test_a_classifier_of_images_reads_images(tmp_path: Path, mode: Mode) -> None
 def test_a_model_that_takes_no_labels_cannot_be_trained_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(StrettoError, match=r'E0209.*"ViTModel" takes no "labels"'):
         _inputs(tmp_path, "vit_tiny.json", "ViTModel")
+
+
+def test_in_float64_all_parameters_are_float64(tmp_path: Path) -> None:
+    """DeepSeek-V3 makes the weight of its router in float32, whatever the default dtype."""
+    small = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "vocab_size": 101, "max_position_embeddings": 32, "q_lora_rank": 8,
+        "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 1,
+        "topk_group": 1,
+    }  # fmt: skip
+    file = tmp_path / "config.json"
+    config = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], **small}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    target = load_target(f"hf:{file}", Request(dtype="float64", batch=2, seq=6))
+    assert {parameter.dtype for parameter in target.model.parameters()} == {torch.float64}

@@ -71,5 +71,6 @@ def test_the_check_of_a_pipeline_passes_in_processes(ranks: list[dict[str, Any]]
 def test_a_message_that_never_comes_ends_all_that_wait_and_names_the_instruction(ranks: list[dict[str, Any]]) -> None:
     two, three = ranks[2]["silent"], ranks[3]["silent"]
     assert "error[E0322]: rank 2 waited 1 s in the receive for rank 0" in two["said"]
-    assert "rank 3 stopped in another receive because rank 2 waited 1 s in the receive" in three["said"]
+    assert three["said"] == two["said"], "all ranks raise one diagnosis"
+    assert "rank 3 stopped in another receive" in three["said"]
     assert max(two["took"], three["took"]) < 10

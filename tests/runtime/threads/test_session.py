@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -248,3 +249,18 @@ def test_the_callers_own_number_of_threads_stays() -> None:
         other.start()
         other.join()
     assert seen == [before]
+
+
+def test_a_forked_child_gets_threads_of_its_own() -> None:
+    w, x = torch.randn(4, 3), torch.randn(5, 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
+    with RankThreads(linear()) as session:
+        expected = session.forward([w], [], [x])[0][0].item()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(0 if session.forward([w], [], [x])[0][0].item() == expected else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert session.forward([w], [], [x])[0][0].item() == expected
+    torch.set_num_threads(threads)
