@@ -23,6 +23,7 @@ from ..program.records import Input, Reference, ReferenceInput
 from ..session import Session
 from ..threads.session import RankThreads, Replicas
 from . import random_values
+from .machine import refuse_beyond_machine
 from .model_and_program import AllRanks, Key, OneDevice, SingleDevice, backward
 from .optimizer_drift import Drift
 from .report import TOLERANCES, CheckReport, CheckRow, compare
@@ -161,7 +162,11 @@ def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generat
 
 
 def initial_values(program: Program, reference: Reference | None, random: torch.Generator) -> dict[Key, Tensor]:
-    """Random parameters, and buffers and constants as the program came with them (random buffers otherwise)."""
+    """Random parameters, and buffers and constants as the program came with them (random buffers otherwise).
+
+    Raises RunError E0344 where the machine is too small for the program.
+    """
+    refuse_beyond_machine(program)
     values: dict[Key, Tensor] = {}
     arguments: list[Input | ReferenceInput] = [*program.inputs, *(reference.inputs if reference else ())]
     for argument in arguments:
