@@ -60,6 +60,8 @@ class WeightFiles:
         """The open file of each tensor; of two files with one name, the later."""
         open_files: dict[str, Any] = {}
         for file in self._files:
+            if not file.is_file():
+                raise _unreadable(file, "it is a device or a pipe")
             try:
                 opened: Any = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:

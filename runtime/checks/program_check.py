@@ -26,6 +26,7 @@ from ..session import Session
 from ..threads.session import RankThreads, Replicas
 from . import random_values
 from .judging import WithinEagerError, WithinTolerance
+from .machine import refuse_beyond_machine
 from .model_and_program import AllRanks, Key, OneDevice, SingleDevice
 from .recording import Recording, StepInputs, record
 from .reduction_dtypes import wrong_reductions
@@ -129,7 +130,11 @@ def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generat
 
 
 def initial_values(program: Program, reference: Reference | None, random: torch.Generator) -> dict[Key, Tensor]:
-    """Random parameters, and buffers and constants as the program came with them (random buffers otherwise)."""
+    """Random parameters, and buffers and constants as the program came with them (random buffers otherwise).
+
+    Raises RunError E0344 where the machine is too small for the program.
+    """
+    refuse_beyond_machine(program)
     values: dict[Key, Tensor] = {}
     arguments: list[Input | ReferenceInput] = [*program.inputs, *(reference.inputs if reference else ())]
     for argument in arguments:

@@ -30,7 +30,10 @@ from .validate import validate
 from .validate_reference import validate_reference
 
 FORMAT = 2
-"""The newest program format that this version reads, and the one it writes."""
+"""The newest program format that this version reads, and the one it writes.
+
+Since format 2, messages name what they carry (`ops.MESSAGE_NAMES`). Programs of format 1 are read and run as before.
+"""
 NOT_CHECKED: Mapping[str, Json] = {"result": "not checked"}
 """What the manifest says of a program that nobody compared with eager PyTorch."""
 

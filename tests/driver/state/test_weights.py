@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,11 @@ def test_computed_buffers_on_the_meta_device_are_refused(tmp_path: Path) -> None
     with pytest.raises(stretto.StrettoError, match='"scale" is on the meta device') as caught:
         stretto.compile(lost, plan=PLAN.format(mesh="tp=2"), weights=tmp_path / "w.safetensors")
     assert caught.value.code == "E0614"
+
+
+def test_a_device_or_a_pipe_is_no_weights_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for path in (tmp_path, tmp_path / "pipe.safetensors", Path("/dev/zero")):
+        with pytest.raises(stretto.StrettoError, match="it is a device or a pipe") as caught:
+            stretto.load_weights(torch.nn.Linear(2, 2), path)
+        assert caught.value.code == "E0612"

@@ -16,12 +16,14 @@ from stretto.runtime.checks.optimizer_drift import Drift
 from stretto.runtime.checks.random_values import parameter, user_input
 from stretto.runtime.checks.recording import Recording
 from stretto.runtime.checks.report import CheckReport, CheckRow
+from stretto.runtime.checks.steps import run_steps
 from stretto.runtime.program.arguments import Json
 from stretto.runtime.program.records import Instruction, Reference
 from stretto.runtime.program.reference import Promote, run_reference
 from stretto.runtime.threads.session import RankThreads
 from torch import Tensor
 
+from ..prover import programs as tiny
 from ..tiny_programs import F32, S, data_parallel, linear, step
 
 
@@ -341,3 +343,19 @@ def test_an_integer_input_of_unknown_range_is_asked_for() -> None:
     assert caught.value.code == "E0349" and "--range 'x=LO:HI'" in (caught.value.help or "")
     with pytest.raises(RunError, match='a range is given for "y", which is no input'):
         check(asking, ranges={"y": (0, 2)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mesh": (("tp", 8192),)}, "8192 ranks, too many for one machine"),
+        ({"shape": (10**6, 10**6)}, "take 4,000,000,000,000 bytes, but the machine has"),
+    ],
+)
+def test_a_program_beyond_this_machine_is_refused_before_memory_is_taken(
+    change: dict[str, object], message: str
+) -> None:
+    one = tiny.program(tiny.relu(0, 1), result=1, **change)  # type: ignore[arg-type]
+    with pytest.raises(RunError) as caught:
+        run_steps(one, steps=1)
+    assert caught.value.code == "E0344" and message in caught.value.message
