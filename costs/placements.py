@@ -22,6 +22,10 @@ DEFERRED = 0.999
 """The cost of a delayed reduction, as a share of an immediate one: of two equal ones the later is better."""
 WEIGHT = 1e3
 """The cost of moving a weight, in moves of an activation of the same size."""
+MIXES_MICROBATCHES = 1e30
+"""The cost of a move over the microbatch axis that is possible only after all microbatches, or not at all."""
+EVERY_MICROBATCH = 1e3
+"""The cost of a reduction in every microbatch, in reductions after the last one."""
 
 
 class Movable(Protocol):
@@ -77,3 +81,25 @@ def move_cost(moved: Movable, axis: str, ranks: int, source: AxisPlacement, targ
             return weight * (sent_bytes("all_reduce", moved.nbytes, ranks) + CUT * moved.nbytes)
         case _:
             return inf
+
+
+def microbatch_move_cost(
+    nbytes: int, source: AxisPlacement, target: AxisPlacement, *, early: bool, free: bool
+) -> float:
+    """The cost of bringing a tensor from one placement to another on the microbatch axis, which sends nothing.
+
+    `early`: the tensor's sum is known before any microbatch runs. `free`: each rank can draw its elements.
+    """
+    match source, target:
+        case _ if source == target:
+            return 0.0
+        case Replicate(), Shard():
+            return CUT * nbytes
+        case Replicate(), Partial():
+            return AS_PARTIAL * nbytes
+        case Partial(), Replicate() if early:
+            return 2.0 * nbytes
+        case Shard(), Replicate() | Shard() if free:
+            return CUT * nbytes
+        case _:
+            return MIXES_MICROBATCHES

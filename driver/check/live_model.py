@@ -161,10 +161,10 @@ class EagerModel(OneDevice):
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
         tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
-        with torch.no_grad():
-            for key, tensor in tensors.items():
-                if key in values:
-                    tensor.copy_(values[key])
+        for key, tensor in tensors.items():
+            if key in values:
+                dtype = raised_dtype(tensor.dtype) if raised else tensor.dtype
+                tensor.data = values[key].detach().to(dtype, copy=True)
         super().__init__({name: tensor for (kind, name), tensor in tensors.items() if kind == "parameter"})
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:

@@ -20,6 +20,7 @@ from ...ir.equivalence.dtype_contract import DtypeProblem, dtype_problems
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.microbatch_mean import compare_mean
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
+from ...ir.equivalence.regimes import Regime
 from ...ir.interpreter import Stuck
 from ...ir.interpreter.code import decode
 from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLICAS, DeadlockError
@@ -75,6 +76,8 @@ class CheckOptions:
     """For all ranks together; None: half of the machine's memory."""
     ranges: Mapping[str, IntegerRange] = field(default_factory=dict)
     """Ranges of integer inputs, by name, where the module does not tell them."""
+    regime: Regime = Regime.NORMAL
+    """What the floating inputs look like."""
 
 
 def check_options(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tuple[str, int, int]]) -> CheckOptions:
@@ -230,12 +233,13 @@ class PassChecker:
                 self.ranges,
                 options.tolerance,
                 options.memory_cap_bytes,
+                options.regime,
             )
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(LOWERING, _kind(error), error)
-        return _verdict(LOWERING, comparison)
+        return verdict_of(LOWERING, comparison)
 
     def _compare(self, name: str, after: Module, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         options = self.options
@@ -246,8 +250,9 @@ class PassChecker:
             ranges=self.ranges,
             tolerance=options.tolerance,
             max_bytes=options.memory_cap_bytes,
+            regime=options.regime,
         )
-        return _verdict(name, comparison)
+        return verdict_of(name, comparison)
 
 
 def with_stated_ranges(module: Module, stated: Mapping[str, IntegerRange]) -> dict[str, IntegerRange]:
@@ -268,7 +273,8 @@ def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:
             raise StrettoError("E0662", f'--range names "{name}", which is no integer input', help=hint)
 
 
-def _verdict(name: str, comparison: Comparison) -> PassVerdict:
+def verdict_of(name: str, comparison: Comparison) -> PassVerdict:
+    """The verdict that a comparison gives."""
     differing = tuple(
         ResultError(number, result.name, result.error)
         for number, result in enumerate(comparison.results)

@@ -34,6 +34,8 @@ class RunJob:
     """Values of named sizes; a size that is left out keeps the value it was compiled at."""
     against: str = ""
     """The target whose model, in eager PyTorch, is the reference of a check; empty: the program's own reference."""
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """For a check, the values [low, high) of integer inputs of which the program says none."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
@@ -85,9 +87,11 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
             from ...runtime.processes.jobs import check_processes
 
             entry = f"{comparison_for.__module__}:check_entry"
-            report = check_processes(job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=job.against)
+            report = check_processes(
+                job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=job.against, ranges=job.ranges
+            )
             return report, comparison
-        return check(program, expected=comparison.expected, steps=job.steps), comparison
+        return check(program, expected=comparison.expected, steps=job.steps, ranges=job.ranges), comparison
 
 
 def show_check(report: CheckReport, comparison: Comparison) -> None:

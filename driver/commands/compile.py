@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import dynamic_dims, positive
+from .arguments import add_target_options, check_target_options, dynamic_dims
 from .outcome import Outcome, require_compiler
 
 HELP = "compile a model and a plan to a program folder"
@@ -20,10 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", required=True, metavar="FILE", help="the plan")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where to write the program folder")
-    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: the model's own")
-    parser.add_argument("--batch", type=positive, metavar="B", help="examples in the global batch of an hf: target")
-    parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
+    add_target_options(parser)
     parser.add_argument(
         "--dynamic", action="append", default=[], type=dynamic_dims, metavar="INPUT=NAME,NAME",
         help="names for the dims of an input, in order, whose sizes `run --sizes` sets, such as "
@@ -39,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    if not arguments.target.startswith("hf:") and (arguments.batch or arguments.seq):
-        arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
+    check_target_options(arguments, arguments.target)
     require_compiler()
     from ..compile.compile_target import CompileJob, compile_target, show_compiled
 

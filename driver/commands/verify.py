@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import MEMORY_CAP, add_allow_ops, add_allow_unjudged, add_check_options, add_json, add_pipeline, size
+from .arguments import (
+    MEMORY_CAP,
+    add_allow_ops,
+    add_allow_unjudged,
+    add_check_options,
+    add_json,
+    add_pipeline,
+    add_target_options,
+    check_target_options,
+    size,
+)
 from .outcome import UNJUDGED, Outcome, exit_code, missing_of_compiler, require_compiler
 
 HELP = "prove a program's order and judge its values, or check that passes keep the values"
@@ -17,7 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code 0 when the program is safe and computes what its module does, or every pass keeps the values; 3 "
         "when nothing could be compared (not judged), for a program folder with --values; 1 otherwise."
     )
-    parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
+    parser.add_argument(
+        "path", metavar="DIR|FILE|TARGET",
+        help="a program folder; with -p a module, - for standard input; with --plan a target",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plan", metavar="FILE", help="check capture of the target by eager PyTorch, then all passes of this plan"
+    )
+    add_target_options(parser)
     add_pipeline(parser, required=False)
     add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
     add_allow_unjudged(parser)
@@ -38,6 +55,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ...ops.allowed import allow_ops
 
     allow_ops(*arguments.allow_ops)
+    if arguments.plan is not None:
+        return _target(arguments)
     return _program(arguments) if arguments.pipeline is None else _passes(arguments)
 
 
@@ -62,6 +81,24 @@ def _program(arguments: argparse.Namespace) -> Outcome:
     if arguments.values and not proved.is_judged and not arguments.allow_unjudged:
         code = UNJUDGED
     return Outcome(code, lambda: show_verdict(proved), proved.to_json)
+
+
+def _target(arguments: argparse.Namespace) -> Outcome:
+    if arguments.pipeline is not None:
+        arguments.usage_error("--plan says which passes run; leave out -p")
+    if os.path.isdir(arguments.path):
+        arguments.usage_error("--plan is for a target; a program folder is verified without it")
+    check_target_options(arguments, arguments.path)
+    require_compiler()
+    from ..check.pass_check import check_options
+    from ..check.verify_passes import show_passes
+    from ..check.verify_target import TargetJob, verify_target
+
+    options = check_options(arguments.seed, arguments.memory_cap, arguments.ranges)
+    job = TargetJob(arguments.path, arguments.plan, arguments.mode, arguments.batch, arguments.seq, options)
+    report = verify_target(job)
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
+    return Outcome(code, lambda: show_passes(report), report.to_json)
 
 
 def _passes(arguments: argparse.Namespace) -> Outcome:

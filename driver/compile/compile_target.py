@@ -84,7 +84,7 @@ def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program
         plan = Plan.load(job.plan)
         dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
         begin("target")
-        request = _request(job, plan)
+        request = request_of(job, plan)
         if dump is not None:
             dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
         program = compile_program(request, Observer(begin, after)).program
@@ -116,7 +116,7 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
     say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
 
 
-def _request(job: CompileJob, plan: Plan) -> CompileRequest:
+def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
     """The target's model and example call, with what the job says of both."""
     mode = Mode(job.mode)
     wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}

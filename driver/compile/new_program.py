@@ -21,6 +21,7 @@ from ...passes.base import Remark
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Manifest, Program
+from ...runtime.program.records import Stated
 from .pipeline_requirements import is_alone
 from .request import Options
 
@@ -58,7 +59,7 @@ def new_program(
         lowered.locations,
         ir=module.text(),
         remarks=[remark_json(r) for r in remarks],
-        reference=captured.reference,
+        reference={**captured.reference, "checks": _stated(captured, manifest).to_json()},
         initial=_initial(captured, model, options),
         pipeline=pipeline,
     ).validated
@@ -99,6 +100,20 @@ def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
         [*([reduced] if reduced else []), *(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values]
     )
     return floats.of(max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
+
+
+def _stated(captured: Capture, manifest: Manifest) -> Stated:
+    """What checks compare, from the capture alone."""
+    ranges = manifest.arguments.get("inputs")
+    trained = [tensor for tensor in captured.inputs if tensor.requires_grad]
+    return Stated(
+        manifest.mode,
+        manifest.dtype,
+        tuple(tensor.name for tensor in trained if tensor.kind is InputKind.PARAMETER),
+        tuple(tensor.name for tensor in trained if tensor.kind is InputKind.INPUT),
+        tuple(tensor.index for tensor in captured.inputs if tensor.kind is InputKind.TANGENT),
+        ranges if isinstance(ranges, Mapping) else {},
+    )
 
 
 def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str, Tensor]:

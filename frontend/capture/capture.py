@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
 from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
-from ..graph.strided_views import refuse_strided_views, write_as_reshapes
+from ..graph.strided_views import refuse_strided_views, write_as_reshapes, write_symbolic_zeros
 from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
 from .assemble import Assembled, assemble, model_names
@@ -85,6 +85,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
     refuse_strided_views(graphs.forward.graph)
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
     write_as_reshapes(graphs.joint.graph)
+    write_symbolic_zeros(graphs.joint.graph)
     assembled = assemble(graphs.joint, model, names)
     if module.compute is not None:
         move_casts_to_users(graphs.joint.graph, assembled.inputs)

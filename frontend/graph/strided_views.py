@@ -1,4 +1,4 @@
-"""Rewrite strided views that torch's derivatives and decompositions make as reshapes, if they are such.
+"""Rewrite tensors of special memory that torch's derivatives and decompositions make: strided views, symbolic zeros.
 
 Before                                              After
   %y = as_strided(%x, [2, 5, 1, 1], [5, 1, 5, 5])     %y = reshape(%x, [2, 5, 1, 1])
@@ -32,6 +32,12 @@ def refuse_strided_views(forward: fx.Graph) -> None:
                 span=source_span(node),
                 help="write this part of the model with reshape, permute, unfold or slices",
             )
+
+
+def write_symbolic_zeros(joint: fx.Graph) -> None:
+    """Rewrite the zeros without memory that derivatives of constants give (as of `sgn`) as plain zeros, in place."""
+    for node in joint.find_nodes(op="call_function", target=aten._efficientzerotensor.default):
+        node.target = aten.zeros.default
 
 
 def write_as_reshapes(joint: fx.Graph) -> None:

@@ -1,4 +1,4 @@
-"""A plan's pipeline with its schedule, generated and proved."""
+"""Generate and prove the schedule of a plan's `pipeline` statement, and store it in the module."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import inf, prod
 
 from ...costs.communication import sent_bytes
-from ...costs.placements import DEFERRED, move_cost
+from ...costs.placements import DEFERRED, MIXES_MICROBATCHES, microbatch_move_cost, move_cost
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
-from .microbatch_axis import COUPLES, changes_microbatches, microbatch_cost, repeat_factor
+from .microbatch_axis import changes_microbatches, repeat_factor
 from .rules.strategy import OpStrategies, Strategy
 
 
@@ -68,7 +68,7 @@ class Choice:
 def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacement, target: AxisPlacement) -> float:
     """The cost of a reshard of `operand` on one axis: over ranks in bytes, or over microbatches."""
     if axis == MICROBATCH:
-        return microbatch_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
+        return microbatch_move_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
     return move_cost(operand, axis, size, source, target)
 
 
@@ -100,11 +100,15 @@ def choose(
                 moved_bytes += min(
                     transition_cost(o, axis, size, p.on(axis), target)
                     * repeat_factor(p, axis, target, over_microbatches)
-                    + (COUPLES if not o.is_drawn and changes_microbatches(p, axis, target, over_microbatches) else 0.0)
+                    + (
+                        MIXES_MICROBATCHES
+                        if not o.is_drawn and changes_microbatches(p, axis, target, over_microbatches)
+                        else 0.0
+                    )
                     for p in o.placements
                 )
             if axis == MICROBATCH and strategy.lowering is not None:
-                moved_bytes += COUPLES / 2  # the best choice of those refused: its error says the most
+                moved_bytes += MIXES_MICROBATCHES / 2  # the best choice of those refused: its error says the most
             return moved_bytes + _deferred(outputs, strategy, axis, size)
 
         strategies: Sequence[Strategy] = op_strategies.strategies

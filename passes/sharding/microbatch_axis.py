@@ -1,4 +1,4 @@
-"""Placements over the microbatch axis: which reshards are possible, what they cost, and the error for the others.
+"""Placements over the microbatch axis: which reshards are possible, and the error for the others.
 
 Microbatches are shards of the batch, but they run one after another. So nothing is gathered over them, and a sum over
 them is known at one of two times: *early*, before any microbatch has run, where it depends on no parameter (the count
@@ -9,20 +9,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from ...costs.placements import EVERY_MICROBATCH
 from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Operation
 from ...ir.locations import from_location
 from ...ir.module import callee
 from ...ir.operations import read
 from ...ir.pipelined_module import MICROBATCH
-from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
-
-COUPLES = 1e30
-"""The cost of a reshard that is possible only after all microbatches, or not at all."""
-_CUT = 1e-3
-"""The cost of slicing a replicated value, per byte."""
-_AGAIN = 1e3
-"""How many times dearer a reduction for every microbatch is than one for all of them."""
+from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Shard
 
 
 class Crossing(StrEnum):
@@ -49,26 +43,6 @@ def has_microbatch_axis(mesh: Mesh) -> bool:
     return MICROBATCH in dict(mesh)
 
 
-def microbatch_cost(nbytes: int, source: AxisPlacement, target: AxisPlacement, *, early: bool, free: bool) -> float:
-    """The cost of a reshard over the microbatch axis.
-
-    `early`: the tensor's sum is known before any microbatch runs. `free`: each rank can draw its elements.
-    """
-    match source, target:
-        case _ if source == target:
-            return 0.0
-        case Replicate(), Shard():
-            return _CUT * nbytes
-        case Replicate(), Partial():
-            return 2 * _CUT * nbytes
-        case Partial(), Replicate() if early:
-            return 2.0 * nbytes
-        case Shard(), Replicate() | Shard() if free:
-            return _CUT * nbytes
-        case _:
-            return COUPLES
-
-
 def changes_microbatches(
     source: Placement, axis: str, target: AxisPlacement, over_microbatches: AxisPlacement | None
 ) -> bool:
@@ -87,8 +61,9 @@ def repeat_factor(
     source: Placement, axis: str, target: AxisPlacement, over_microbatches: AxisPlacement | None
 ) -> float:
     """How many times dearer a reduction over ranks is: each microbatch may have to repeat it, not once at the end."""
+    reduces = isinstance(source.on(axis), Partial) and target != source.on(axis)
     is_repeated = isinstance(over_microbatches, Partial) and isinstance(source.on(MICROBATCH), Partial)
-    return _AGAIN if is_repeated and isinstance(source.on(axis), Partial) and target != source.on(axis) else 1.0
+    return EVERY_MICROBATCH if reduces and is_repeated else 1.0
 
 
 def crossing(source: Placement, target: Placement) -> Crossing | None:

@@ -32,6 +32,7 @@ from .reduction_dtypes import wrong_reductions
 from .report import TOLERANCES, CheckReport, CheckRow, Verdict
 from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
+from .stated import Ranges, as_stated, left_out, without_a_row
 
 Expected = Callable[[Program, Reference, Mapping[Key, Tensor]], OneDevice]
 """Makes the expected side of a check from the program, its reference and the initial values."""
@@ -50,12 +51,16 @@ def check(
     expected: Expected = SingleDevice,
     steps: int = 3,
     seed: int = 0,
+    ranges: Ranges | None = None,
 ) -> CheckReport:
     """Check a program against its reference, over `steps` optimizer steps in train mode.
 
-    `ranks` makes the session, `side` its parameters and optimizer, `expected` the side that it must equal.
+    `ranks` makes the session, `side` its parameters and optimizer, `expected` the side that it must equal. `ranges` are
+    the values of integer inputs of which the reference says none. What is compared is what the reference states: who is
+    trained, the outputs, the dtype.
 
-    Errors: RunError E0340 where the program has no reference, and those of running it (E0330 where replicas differ).
+    Errors: RunError E0340 where the program has no reference, E0349 where the range of an integer input is unknown, and
+    those of running it (E0330 where replicas differ).
     """
     reference = program.single_device
     if reference is None:
@@ -63,21 +68,26 @@ def check(
             "E0340", "the program has no single-device reference to check with", help="compile the model again"
         )
     random = torch.Generator().manual_seed(seed)
+    stated = as_stated(program, reference, ranges or {})
+    dtype, trains = stated.manifest.dtype, stated.manifest.mode == "train"
+    if missing := left_out(program, reference):
+        return CheckReport(tuple(missing), dtype, 0, seed)
     values = initial_values(program, reference, random)
     given = StepInputs(
-        lambda: random_inputs(program, reference, random),
-        lambda outputs: _tangents(program, outputs, random),
+        lambda: random_inputs(stated, reference, random),
+        lambda outputs: _tangents(stated, outputs, random),
         steps,
     )
-    one_device = _OneDevice(program, reference, expected)
+    one_device = _OneDevice(stated, reference, expected)
     session = ranks(program)
     try:
         program_side = side(session, values)
-        recording = record(program, program_side, program_side.forward, given)
+        recording = record(stated, program_side, program_side.forward, given)
     finally:
         session.close()
-    rows = (*wrong_reductions(program), *one_device.judge(recording, values, given))
-    return CheckReport(rows, program.manifest.dtype, steps if program.manifest.mode == "train" else 0, seed)
+    rows = [*wrong_reductions(program), *one_device.judge(recording, values, given)]
+    rows += without_a_row(rows, reference)
+    return CheckReport(tuple(rows), dtype, steps if trains else 0, seed)
 
 
 @dataclass(frozen=True)
@@ -139,8 +149,13 @@ def initial_values(program: Program, reference: Reference | None, random: torch.
     return values
 
 
-def random_inputs(program: Program, reference: Reference | None, random: torch.Generator) -> dict[int | None, Tensor]:
-    """One random batch, by index of the input."""
+def random_inputs(
+    program: Program,
+    reference: Reference | None,
+    random: torch.Generator,
+    unknown: random_values.Unknown = random_values.Unknown.REFUSE,
+) -> dict[int | None, Tensor]:
+    """One random batch, by index of the input. E0349 for an integer input of unknown range that may not be guessed."""
     descriptions = program.manifest.arguments.get("inputs", {})
     inputs: dict[int | None, Tensor] = {}
     arguments: list[Input | ReferenceInput] = [*program.of_kind("input"), *(reference.inputs if reference else ())]
@@ -148,5 +163,7 @@ def random_inputs(program: Program, reference: Reference | None, random: torch.G
         if argument.kind == "input" and argument.index not in inputs:
             description: Json = descriptions.get(argument.name, {}) if isinstance(descriptions, Mapping) else {}
             options = description if isinstance(description, Mapping) else {}
+            if unknown is random_values.Unknown.REFUSE:
+                random_values.require_range(argument.name, argument.dtype, options)
             inputs[argument.index] = random_values.user_input(argument.shape, argument.dtype, options, random)
     return inputs

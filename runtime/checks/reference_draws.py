@@ -40,8 +40,9 @@ def reference_draw(state: Tensor, op_index: int, shape: Sequence[int], below: in
             first & np.uint64(_MASK),
         ]
         key = [(word + bump) & _MASK for word, bump in zip(key, _KEY_STEPS, strict=True)]
-    words = np.choose((element & np.uint64(3)).astype(np.int64), counter).reshape(tuple(shape))
-    return torch.from_numpy(words < below if below is not None else words.astype(np.int64))
+    words = np.choose((element & np.uint64(3)).astype(np.int64), counter)
+    drawn = torch.from_numpy(words < below if below is not None else words.astype(np.int64))
+    return drawn.reshape(tuple(shape))
 
 
 def _all(

@@ -110,6 +110,12 @@ def other_losses(m: Any, x: Tensor, y: Tensor) -> Result:
 
 
 @_case(_sequences, **_MLP)
+def signs(m: Any, x: Tensor) -> Result:
+    h = m.up(x)
+    return (h.sgn() * 3 + h).pow(2).mean()
+
+
+@_case(_sequences, **_MLP)
 def means(m: Any, x: Tensor) -> Result:
     h = m.up(x)
     return (

@@ -1,4 +1,4 @@
-"""Rules of pointwise ops that DTensor does not list, and of ops that work on windows or on pairs of one dim."""
+"""Sharding rules of pointwise ops that DTensor does not list, of scatters and of windows; pooling is in `images.py`."""
 
 from __future__ import annotations
 

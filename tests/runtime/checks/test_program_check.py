@@ -284,3 +284,60 @@ def test_the_reference_leaves_what_it_is_given_alone() -> None:
     _, buffers = run_reference(reference, values, [torch.ones(4, 3)])
     assert float(buffers["count"]) == 2.0
     assert float(count) == 1.0
+
+
+def stated(program: Program, **changes: Json) -> Program:
+    """The program whose reference states what is checked."""
+    checks: dict[str, Json] = {
+        "mode": "train", "dtype": F32, "trained": ["w"], "inputs_with_gradients": [], "differentiated": [0],
+        "ranges": {}, **changes,
+    }  # fmt: skip
+    assert isinstance(program.reference, dict)
+    return replace(program, reference={**program.reference, "checks": checks})
+
+
+def test_a_reference_that_states_what_is_checked_passes_a_right_program() -> None:
+    assert check(stated(linear())).passed
+
+
+def test_who_is_trained_is_not_the_programs_word() -> None:
+    right = stated(linear())
+    inputs = tuple(replace(argument, requires_grad=False) for argument in right.inputs)
+    untrained = replace(right, inputs=inputs, outputs=right.outputs[:2])
+    assert verdicts(check(untrained))["gradient", "w"] is Verdict.DIFFERS
+
+
+def test_the_dtype_that_is_judged_in_is_not_the_programs_word() -> None:
+    wrong = stated(changed(linear(), 4, step("aten.pow.Tensor_Scalar", S(5), 2.001, out=[6])))
+    other = replace(wrong, manifest=replace(wrong.manifest, dtype="bfloat16"))
+    report = check(other)
+    assert report.dtype == F32 and verdicts(report)["output", "loss"] is Verdict.DIFFERS
+
+
+def test_an_output_that_the_program_leaves_out_fails() -> None:
+    right = stated(linear())
+    report = check(replace(right, outputs=(right.outputs[0], right.outputs[2])))
+    assert [(row.kind, row.name, row.note) for row in report.rows] == [
+        ("output", "1", "the program does not return it")
+    ]
+    assert not report.passed
+
+
+def test_a_trained_parameter_that_the_program_does_not_take_fails() -> None:
+    report = check(stated(linear(), trained=["w", "b"]))
+    assert verdicts(report)["parameter", "b"] is Verdict.DIFFERS
+
+
+def test_an_integer_input_of_unknown_range_is_asked_for() -> None:
+    program = linear()
+    integer = replace(program.inputs[1], dtype="int64")
+    reference = program.reference
+    assert isinstance(reference, dict)
+    first, second = reference["inputs"]
+    inputs = (program.inputs[0], integer, program.inputs[2])
+    asking = replace(program, inputs=inputs, reference={**reference, "inputs": [first, {**second, "dtype": "int64"}]})
+    with pytest.raises(RunError, match="values that integer input 'x' may take are unknown") as caught:
+        check(asking)
+    assert caught.value.code == "E0349" and "--range 'x=LO:HI'" in (caught.value.help or "")
+    with pytest.raises(RunError, match='a range is given for "y", which is no input'):
+        check(asking, ranges={"y": (0, 2)})
