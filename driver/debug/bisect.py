@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from ...ir.module import Module
 from ...passes.manager import Step, single, step_name
+from ..check.lowering_check import LOWERING, records_of
 from ..check.pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
 from .faulty_op import FaultyOp, find_faulty_op, invalid_op, op_with_dtypes
+from .lowered_op import find_lowered_op
 
+_FAILED = Breakage.FAILED
 BeforePass = Callable[[int, str], None]
 
 
@@ -47,7 +50,7 @@ class Bisection:
 def bisect(
     module: Module, steps: Sequence[Step], options: CheckOptions | None = None, before_pass: BeforePass | None = None
 ) -> Bisection:
-    """Run the passes on the module, which they rewrite, up to the first that breaks it.
+    """Run the passes on the module, which they rewrite, up to the first that breaks it; then check lowering.
 
     `before_pass` is called with the number and the name of each pass before it runs.
     Errors: E0655, E0661, and the interpreter's errors on the module as given.
@@ -65,6 +68,10 @@ def bisect(
             return Bisection(names, verdict, number, _faulty_op(checker, verdict))
         if verdict.is_unchecked:
             unchecked = unchecked or verdict.lines[0]
+    lowered = checker.lowered()
+    if lowered is not None and lowered.breakage is not None:
+        op = find_lowered_op(checker.module, records_of(checker.module)) if lowered.breakage is not _FAILED else None
+        return Bisection((*names, LOWERING), lowered, len(names), op)
     return Bisection(names, unchecked=unchecked)
 
 

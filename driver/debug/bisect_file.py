@@ -9,6 +9,7 @@ from ...ir.source_text import read_module
 from ...passes.manager import single
 from ...passes.pipeline_text import print_pipeline
 from ...runtime.program.arguments import Json
+from ..check.lowering_check import LOWERING
 from ..check.pass_check import Breakage, CheckOptions, PassVerdict
 from ..ir_files.module_source import Source
 from ..text.console import heading, note, progress, say, table
@@ -83,7 +84,8 @@ def show_bisection(bisection: Bisection, source: Source) -> None:
         say(f"kept: {'the pass' if count == 1 else f'all {count} passes'} left values and order as they were")
         return
     say()
-    say(f'"{broken.name}" is the first pass that {BROKEN[broken.breakage or Breakage.VALUES]}')
+    what = "lowering the module" if broken.name == LOWERING else f'"{broken.name}" is the first pass that'
+    say(f"{what} {BROKEN[broken.breakage or Breakage.VALUES]}")
     _show_verdict(broken)
     if bisection.op is not None:
         heading(_OP_HEADING[broken.breakage or Breakage.VALUES])

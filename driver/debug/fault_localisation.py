@@ -1,29 +1,28 @@
 """Fault localisation: the first operation with a wrong value in the module after a pass.
 
 Both modules, before and after the pass, run on the same inputs, and every value is traced as a global tensor
-(`ir/equivalence/trace.py`). A value is *right* if the module before computed it too, or if a right value is computed
-from it. The faulty operation has right operands and a wrong result, and a result of the program depends on it. Values
-that are neither right nor wrong are *unknown*: constants, and values of one rank such as the offset of its chunk.
+(`ir/equivalence/trace.py`). A value is *right* if the module before computed it too (`known_values.py`), or if a right
+value is computed from it. The faulty operation has right operands and a wrong result, and a result of the program
+depends on it. Values that are neither right nor wrong are *unknown*: constants, and values of one rank such as the
+offset of its chunk.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from itertools import chain
 
 import torch
-from torch import Tensor
 
 from ...ir.collectives import BLOCKING, WAIT
 from ...ir.equivalence.flow import Node
-from ...ir.equivalence.trace import Fingerprint, Trace, same_elements
+from ...ir.equivalence.reconstruction import Part
+from ...ir.equivalence.trace import Trace
 from ...ir.interpreter.code import UNPACK
 from ...ir.interpreter.observing import Path
-from ...ir.placement import Shard
+from .known_values import Values
 
 
 class Status(StrEnum):
@@ -42,36 +41,6 @@ class Suspects:
     first: Node | None
     others: tuple[Node, ...] = ()
     """Other candidates: a correct rewrite too may compute values that the other module does not."""
-
-
-class Values:
-    """The values of one trace, looked up by their elements."""
-
-    def __init__(self, trace: Trace, tolerance: float) -> None:
-        self.trace = trace
-        self.tolerance = tolerance
-        by_count: dict[int, list[Fingerprint]] = defaultdict(list)
-        for fingerprint in (*trace.fingerprints.values(), *chain.from_iterable(trace.parts.values())):
-            by_count[fingerprint.count].append(fingerprint)
-        self._tables = {count: self._table(prints) for count, prints in by_count.items()}
-
-    def holds(self, trace: Trace, number: int) -> bool:
-        """Whether a value of another trace is among these, or the parts of all its microbatches are."""
-        wanted, parts = trace.fingerprints.get(number), trace.parts.get(number, ())
-        if wanted is None:
-            return False
-        return self._holds(wanted) or (len(parts) > 0 and all(self._holds(part) for part in parts))
-
-    def _holds(self, wanted: Fingerprint) -> bool:
-        if wanted.count not in self._tables:
-            return False
-        sums, sizes = self._tables[wanted.count]
-        return bool(same_elements(sums, sizes, wanted, self.tolerance).any())
-
-    def _table(self, prints: Sequence[Fingerprint]) -> tuple[Tensor, Tensor]:
-        return torch.stack([fingerprint.sums for fingerprint in prints]), torch.tensor(
-            [fingerprint.size for fingerprint in prints]
-        ).double()
 
 
 @dataclass
@@ -111,23 +80,19 @@ class Statuses:
             return Status.RIGHT
         operands = list(self.operands(node))
         known = [self.by_value[operand] for operand in operands]
+        if node.step.name == "comm.offset":
+            return Status.UNKNOWN if node.step.args[1] in self._legal_chunks(node.step.args[0]) else Status.WRONG
         if not self._is_floating(number):
-            return Status.UNKNOWN
+            is_flags = self._is_distinctive_flags(number) and number not in self.trace.diverged
+            return Status.WRONG if is_flags and all(s is Status.RIGHT for s in known) else Status.UNKNOWN
         if all(status is Status.UNKNOWN for status in known) and not (known and _communicates(node)):
             return Status.UNKNOWN
-        is_own = Status.UNKNOWN in known or self._is_of_one_rank(number, operands)
+        is_own = Status.UNKNOWN in known
         return Status.UNKNOWN if number in self.trace.diverged and is_own and not _communicates(node) else Status.WRONG
 
     def _is_floating(self, number: int) -> bool:
         type_ = self.trace.flow.types[number]
         return type_ is not None and type_.dtype.is_floating_point
-
-    def _is_of_one_rank(self, number: int, operands: Sequence[int]) -> bool:
-        """Whether the type has no placement though operands are sharded: the value belongs to one rank."""
-        placements = [type_.placement for operand in operands if (type_ := self.trace.flow.types[operand]) is not None]
-        type_ = self.trace.flow.types[number]
-        sharded = any(isinstance(placement, Shard) for pairs in placements for _, placement in pairs)
-        return type_ is not None and not type_.placement and sharded
 
     def _is_traced(self, number: int) -> bool:
         return number in self.trace.fingerprints
@@ -137,6 +102,7 @@ class Statuses:
         seen = [number for number in node.results if self._is_traced(number)]
         return (
             "_like" not in node.step.name
+            and not _loses(node.step.name)
             and all(self.by_value[number] is Status.RIGHT for number in seen)
             and any(self._is_distinctive(number) for number in seen)
         )
@@ -146,6 +112,16 @@ class Statuses:
         if type_ is None or fingerprint is None or type_.dtype is torch.bool:
             return False
         return not fingerprint.is_constant or (fingerprint.count == 1 and fingerprint.size not in (0, 1))
+
+    def _is_distinctive_flags(self, number: int) -> bool:
+        type_, fingerprint = self.trace.flow.types[number], self.trace.fingerprints.get(number)
+        return type_ is not None and type_.dtype is torch.bool and not (fingerprint is None or fingerprint.is_constant)
+
+    def _legal_chunks(self, axes: Sequence[str]) -> set[int]:
+        """The chunks into which axes may divide a dim of the other module; 1 gives a coordinate."""
+        size = self.trace.grid.size(axes) if self.trace.grid.has(axes) else 0
+        types = (type_ for type_ in self.other.trace.flow.types if type_ is not None)
+        return {1, *(-(-extent // size) for type_ in types for extent in type_.shape if size)}
 
     @cached_property
     def slice(self) -> list[Node]:
@@ -166,7 +142,51 @@ def suspects(statuses: Statuses) -> Suspects:
     if not starts:
         unknown = tuple(statuses.slice)
         return Suspects(unknown[0], unknown[1:]) if unknown else Suspects(None)
-    return Suspects(_origin(statuses.trace, starts[0]), tuple(_others(statuses, starts, wrong)))
+    first = _unreduced(statuses, starts[0])
+    return Suspects(_origin(statuses.trace, first), tuple(_others(statuses, starts, wrong)))
+
+
+def _unreduced(statuses: Statuses, node: Node) -> Node:
+    """Where ranks compute with their own terms of a sum, the first operation on them: a reduction is missing there."""
+    trace = statuses.trace
+    while not _communicates(node):
+        terms = [number for number in statuses.operands(node) if trace.recognised.get(number) is Part.TERM]
+        makers = [maker for number in terms if (maker := trace.flow.makers.get(number)) is not None]
+        inner = [m for m in makers if any(trace.recognised.get(n) is Part.TERM for n in statuses.operands(m))]
+        if not inner:
+            break
+        node = inner[0]
+    return idle_before(statuses, node) or node
+
+
+def idle_before(statuses: Statuses, node: Node) -> Node | None:
+    """An operation before a wrong one, through values that are not known to be right, that does nothing.
+
+    It adds 0 or multiplies by 1, or compares what is always on one side: its constant should be another.
+    """
+    trace, pending, seen = statuses.trace, [node], set[Path]()
+    while pending:
+        for number in statuses.operands(pending.pop(0)):
+            maker = trace.flow.makers.get(number)
+            if maker is None or maker.path in seen:
+                continue
+            seen.add(maker.path)
+            if _is_idle(trace, maker):
+                return maker
+            if statuses.by_value[number] is Status.UNKNOWN:
+                pending.append(maker)
+    return None
+
+
+def _is_idle(trace: Trace, node: Node) -> bool:
+    """Whether an arithmetic operation with a constant gives its operand, or a comparison with one is one-sided."""
+    made = trace.fingerprints.get(node.results[0]) if node.results else None
+    if node.step.name in _COMPARISONS and made is not None:
+        return made.is_constant and made.count > 1 and node.results[0] not in trace.diverged
+    if node.step.name not in _ARITHMETIC or len(node.operands) != 1:
+        return False
+    given = trace.fingerprints.get(node.operands[0])
+    return given is not None and made is not None and torch.equal(given.sums, made.sums)
 
 
 def _others(statuses: Statuses, starts: Sequence[Node], wrong: Sequence[Node]) -> Iterator[Node]:
@@ -211,6 +231,20 @@ def _origin(trace: Trace, node: Node) -> Node:
     if node.step.name in ("comm.wait", UNPACK) and node.operands[0] in trace.flow.makers:
         return trace.flow.makers[node.operands[0]]
     return node
+
+
+_ARITHMETIC = tuple(f"aten.{name}.Scalar" for name in ("add", "sub", "mul", "div"))
+_COMPARISONS = tuple(f"aten.{name}.Scalar" for name in ("eq", "ne"))
+_LOSSY = (
+    "sum", "mean", "amax", "amin", "max", "min", "where", "masked_fill", "slice", "select", "gather", "embedding",
+    "embedding_dense_backward", "scatter_add", "relu", "clamp", "index", "mask", "maximum", "minimum",
+)  # fmt: skip
+"""Ops that give the same result for other operands: dropped elements, or those in another order."""
+
+
+def _loses(name: str) -> bool:
+    """Whether a right result proves little of the operands."""
+    return name.split(".")[1] in _LOSSY
 
 
 def _communicates(node: Node) -> bool:

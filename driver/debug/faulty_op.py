@@ -12,6 +12,7 @@ from ...ir.equivalence.dtype_contract import DtypeProblem
 from ...ir.equivalence.flow import Node
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges
+from ...ir.equivalence.subvalues import Subvalues
 from ...ir.equivalence.trace import Trace
 from ...ir.interpreter import Floats, run
 from ...ir.interpreter.ranks import result_name
@@ -20,7 +21,8 @@ from ...ir.module import Module, operations
 from ...ir.verifier import problems
 from ...runtime.program.arguments import Json
 from ..check.pass_check import CheckOptions
-from .fault_localisation import Status, Statuses, Suspects, Values, suspects
+from .fault_localisation import Status, Statuses, Suspects, idle_before, suspects
+from .known_values import Values
 from .op_places import Place, Places
 from .traced_module import TracedModule
 
@@ -75,13 +77,16 @@ def find_faulty_op(
     inputs = random_inputs(before, options.seed, {**infer_ranges(before, after), **ranges})
     traced = [TracedModule(module, inputs) for module in (before, after)]
     cap = options.memory_cap_bytes
-    run(before, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=traced[0].trace)
+    with Subvalues(traced[0].trace.keep_subvalue):
+        run(before, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=traced[0].trace)
+    known = Values(traced[0].trace, options.tolerance)
+    traced[1].trace.knows = known.knows
     try:
         run(after, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=traced[1].trace)
     except StrettoError:
         if not traced[1].is_complete:
-            return _stopped(traced[1])
-    return _compared(traced[0], traced[1], options.tolerance, wrong)
+            return _wrong_before_stop(traced[1], known) or _stopped(traced[1])
+    return _compared(traced[0], traced[1], known, options.tolerance, wrong)
 
 
 def invalid_op(module: Module) -> FaultyOp | None:
@@ -102,6 +107,20 @@ def invalid_op(module: Module) -> FaultyOp | None:
 def op_with_dtypes(module: Module, problem: DtypeProblem) -> FaultyOp:
     """The operation that computes in other dtypes than before the pass, or than the plan says."""
     return FaultyOp(Places(module).place(problem.function, problem.step), why=(problem.message,))
+
+
+def _wrong_before_stop(side: TracedModule, known: Values) -> FaultyOp | None:
+    """Of a run that stopped: the first operation with a wrong value that the last one depends on."""
+    if side.trace.last is None:
+        return None
+    last = side.trace.last
+    statuses = Statuses(side.trace, known, frozenset(last.operands))
+    found = suspects(statuses)
+    first = idle_before(statuses, last) or found.first
+    if first is None or (first is found.first and not any(statuses.by_value[n] is Status.WRONG for n in first.results)):
+        return None
+    why = (f"the run stops at {side.place(last)}, which depends on it",)
+    return _report(side, statuses, Suspects(first, found.others), why, None)
 
 
 def _stopped(side: TracedModule) -> FaultyOp | None:
@@ -129,13 +148,15 @@ def _report(
     return FaultyOp(side.place(first), operands, side.result_types(first), why, others, lost)
 
 
-def _compared(before: TracedModule, after: TracedModule, tolerance: float, wrong: Sequence[int]) -> FaultyOp:
+def _compared(
+    before: TracedModule, after: TracedModule, known: Values, tolerance: float, wrong: Sequence[int]
+) -> FaultyOp:
     results = [side.trace.flow.results for side in (before, after)]
     pairs = enumerate(zip(*results, strict=True))
     numbers = list(wrong) or [i for i, (a, b) in pairs if _differ(before.trace, a, after.trace, b, tolerance)]
-    known = [Values(side.trace, tolerance) for side in (before, after)]
-    statuses = Statuses(after.trace, known[0], frozenset(results[1][i] for i in numbers))
-    missing = Statuses(before.trace, known[1], frozenset(results[0][i] for i in numbers))
+    statuses = Statuses(after.trace, known, frozenset(results[1][i] for i in numbers))
+    found = Values(after.trace, tolerance)
+    missing = Statuses(before.trace, found, frozenset(results[0][i] for i in numbers))
     suspected, gone = _trace_back(before, after, suspects(statuses), numbers, tolerance), suspects(missing)
     if suspected.first is not None and _is_altered(before, after, suspected.first, tolerance):
         suspected, gone = Suspects(suspected.first), Suspects(None)

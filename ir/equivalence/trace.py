@@ -6,7 +6,7 @@ weighted sums of the elements, with the same weights for all tensors of one size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -22,8 +22,10 @@ from ..interpreter.grid import Grid
 from ..interpreter.observing import Path
 from ..interpreter.padding import Padding
 from ..pipelined_module import MICROBATCH
+from ..placement import Partial
 from ..types import TensorType
 from .flow import Flow, Node, flow_of, one_microbatch_type
+from .reconstruction import Part, candidates
 
 _SUMS = 3
 _SLACK = 8.0
@@ -67,10 +69,20 @@ class Trace:
     """With a microbatch axis: by value, the fingerprint of each microbatch's part."""
     diverged: set[int] = field(default_factory=set)
     """Values whose replicas differ between ranks; their fingerprints are of all ranks' tensors stacked."""
+    subvalues: list[Fingerprint] = field(default_factory=list)
+    """Of what operations compute inside; of all ranks' tensors stacked."""
+    recognised: dict[int, Part] = field(default_factory=dict)
+    """Values whose ranks' tensors are a legal placement of a known value, though their type does not say so."""
+    knows: Callable[[Fingerprint], bool] | None = None
+    """Whether another trace has a value; given before the run."""
     last: Node | None = None
     """The operation that began last; if the run failed, the one that failed."""
     _nodes: dict[Path, Node] = field(default_factory=dict)
     _incomplete: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    _inside: dict[tuple[Path, int], list[Tensor]] = field(default_factory=dict)
+    """By operation and number: what each rank computes inside."""
+    _point: tuple[int, Path] = (0, ())
+    _count: int = 0
 
     @staticmethod
     def of(code: Code, grid: Grid, inputs: Sequence[Tensor]) -> Trace:
@@ -88,6 +100,7 @@ class Trace:
     def begins(self, rank: int, path: Path) -> None:
         """See `Observer`."""
         self.last = self._nodes.get(path, self.last)
+        self._point, self._count = (rank, path), 0
 
     def made(self, rank: int, path: Path, values: Sequence[Any]) -> None:
         """See `Observer`."""
@@ -98,6 +111,16 @@ class Trace:
                 if len(by_rank) == self.grid.ranks:
                     self._keep(number, [by_rank[r] for r in sorted(by_rank)])
                     del self._incomplete[number]
+
+    def keep_subvalue(self, value: Tensor) -> None:
+        """Keep a tensor that the present operation of the present rank computes inside."""
+        by_rank = self._inside.setdefault((self._point[1], self._count), [])
+        by_rank.append(value.detach())
+        self._count += 1
+        if len(by_rank) == self.grid.ranks:
+            del self._inside[self._point[1], self._count - 1]
+            if len({tensor.shape for tensor in by_rank}) == 1:
+                self.subvalues.append(fingerprint_of(torch.stack(by_rank) if len(by_rank) > 1 else by_rank[0]))
 
     def agrees(
         self, number: int, other: Trace, other_number: int, tolerance: float, microbatch: int | None
@@ -122,10 +145,38 @@ class Trace:
         if whole is None:
             self.diverged.add(number)
             self.fingerprints[number] = fingerprint_of(torch.stack(local_values))
+            self._recognise(number, local_values)
             return
         self.fingerprints[number] = fingerprint_of(whole)
+        if self.knows is not None and not self.knows(self.fingerprints[number]):
+            stacked = fingerprint_of(torch.stack(local_values))
+            if self.knows(stacked):
+                self.recognised[number] = Part.CHUNK
         if self.grid.has([MICROBATCH]):
             self._keep_microbatches(number, local_values, type_)
+
+    def _recognise(self, number: int, local_values: list[Tensor]) -> None:
+        """Look for a known value of which the ranks' tensors are a legal placement."""
+        if self.knows is None or not local_values[0].is_floating_point() or self._drops_a_sum(number):
+            return
+        parts = (part for whole, part in candidates(local_values, self.grid) if self.knows(fingerprint_of(whole)))
+        part = next(parts, None)
+        if part is not None:
+            self.recognised[number] = part
+
+    def _drops_a_sum(self, number: int) -> bool:
+        """Whether an operand's type says that ranks hold terms of a sum, and the result's does not."""
+        type_, maker = self.flow.types[number], self.flow.makers.get(number)
+        own = {axis for axis, placement in type_.placement if isinstance(placement, Partial)} if type_ else set()
+        types = [self.flow.types[operand] for operand in maker.operands] if maker is not None else []
+        partial = {
+            axis
+            for operand in types
+            if operand is not None
+            for axis, placement in operand.placement
+            if isinstance(placement, Partial)
+        }
+        return bool(partial - own)
 
     def _keep_microbatches(self, number: int, local_values: list[Tensor], type_: TensorType) -> None:
         grid, microbatches = self.grid.without(MICROBATCH), range(self.grid.size([MICROBATCH]))
