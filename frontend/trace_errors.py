@@ -50,6 +50,7 @@ _SHARED = "aot_autograd() does not yet handle non-differentiable view input muta
 """Torch's message for a change of a tensor that shares memory with another."""
 
 
+_CALLED = re.compile(r"torch\.[\w.]+(?=\()")
 _WITHOUT_DERIVATIVE = re.compile(r"derivative for (?P<op>\w+::\w+) is not implemented")
 """Torch's message for an op that it cannot differentiate."""
 
@@ -129,7 +130,7 @@ def _explained(model: nn.Module, error: BaseException, span: Span | None) -> Cap
     if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
         return CaptureError(
             "E0220",
-            "the forward branches on, or reads, the value of a tensor",
+            f"the forward branches on, or reads, the value of a tensor{_calls_in(span)}",
             span=span,
             expected="the same ops for every input",
             help="select results with torch.where, or branch on shapes or on plain arguments",
@@ -149,6 +150,12 @@ def _explained(model: nn.Module, error: BaseException, span: Span | None) -> Cap
         span=span,
         help="the forward must run on these inputs; call the model once without Stretto",
     )
+
+
+def _calls_in(span: Span | None) -> str:
+    """The functions of torch that a line calls: some read values, as `torch.cov` does."""
+    names = dict.fromkeys(_CALLED.findall(span.text)) if span is not None else ()
+    return f", in a line that calls {', '.join(names)}" if names else ""
 
 
 def _untracked() -> CaptureError:

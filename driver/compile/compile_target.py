@@ -24,6 +24,7 @@ from ...runtime.program.folder import refuse_unwritable
 from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
 from ..ir_files.dump_ir import IrDump, ir_of_failures
+from ..report.advice import advice
 from ..report.explain import explain
 from ..report.remarks import is_warning, remarks_of, warning_text
 from ..report.show_explanation import mesh_text, parameters_text, sizes_text, totals_text
@@ -105,6 +106,8 @@ def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program
 def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) -> None:
     """Print a summary."""
     explanation = explain(program)
+    for text in advice(explanation):
+        note(f"warning: {text}")
     say(f"mesh           {mesh_text(program.manifest)}")
     if program.symbolic is not None:
         say(f"sizes          {sizes_text(program.symbolic)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...runtime.program.folder import MANIFEST
 from ...runtime.program.program import Program
+from ..report.advice import advice
 from ..report.explain import explain
 from ..report.remarks import is_warning, remarks_of, warning_text
 from .compile_target import CompileJob
@@ -15,13 +16,14 @@ from .compile_target import CompileJob
 
 def compiled_json(program: Program, job: CompileJob, seconds: Mapping[str, float]) -> dict[str, object]:
     """The target, the plan and the folder, the warnings, the seconds of each stage, and `explain --json` as a part."""
+    explanation = explain(program)
     return {
         "target": job.target,
         "plan": job.plan,
         "program": job.output,
-        "warnings": [warning_text(each) for each in remarks_of(program) if is_warning(each)],
+        "warnings": [*(warning_text(each) for each in remarks_of(program) if is_warning(each)), *advice(explanation)],
         "seconds": dict(seconds),
-        "explanation": {**explain(program).to_json(), "hash": _written_hash(job.output)},
+        "explanation": {**explanation.to_json(), "hash": _written_hash(job.output)},
     }
 
 

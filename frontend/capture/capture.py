@@ -16,6 +16,7 @@ from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
 from .assemble import Assembled, assemble, model_names
 from .call import BoundCall, bind_call
+from .function_transforms import transforms_named
 from .joint import TracedGraphs, trace
 from .own_gradients import refuse_backward_hooks
 from .precision import move_casts_to_users
@@ -46,7 +47,7 @@ def capture_call(
     model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
 ) -> Capture:
     """`capture` for a bound call."""
-    with quiet_torch(), user_errors(model):
+    with quiet_torch(), transforms_named(), user_errors(model):
         module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
         return finish_capture(model, call, module, trace(module, call.tensors, mode))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 import torch.distributed as dist
@@ -39,19 +40,44 @@ class _Group:
         return parts if self.torch_positions is None else parts[list(self.torch_positions)]
 
 
+class Phase(IntEnum):
+    """The halves of a step, which communicate over connections of their own.
+
+    gloo ends a process that receives more than it expects. So a rank in a backward and one in a forward, or two in
+    different programs, must not meet: then they wait, and the watchdog says how their calls differ.
+    """
+
+    FORWARD = 0
+    BACKWARD = 1
+
+
 class DistributedCommunicator:
-    """The `Communicator` of this process on `mesh`. All processes make one, with the same mesh and axes."""
+    """The `Communicator` of this process on `mesh`. All processes make one, with the same mesh and axes.
+
+    `program` is a number that tells this program's connections from those of others; `phases` are those that it has.
+    """
 
     def __init__(
-        self, world: World, mesh: RankMesh, axes: Sequence[tuple[str, ...]] = (), *, messages: Messages | None = None
+        self,
+        world: World,
+        mesh: RankMesh,
+        axes: Sequence[tuple[str, ...]] = (),
+        *,
+        messages: Messages | None = None,
+        program: int = 0,
+        phases: Sequence[Phase] = (Phase.FORWARD,),
     ) -> None:
         self.rank = world.rank
+        self.phase = Phase.FORWARD
+        self._program = program
         self._world = world
         self._mesh = mesh
-        self._groups: dict[tuple[str, ...], _Group | None] = {}
+        self._groups: dict[tuple[Phase, tuple[str, ...]], _Group | None] = {}
         self._messages = messages
-        for group_axes in axes:
-            self._group(group_axes)
+        for self.phase in phases:
+            for group_axes in axes:
+                self._group(group_axes)
+        self.phase = Phase.FORWARD
 
     def coordinate(self, axes: Sequence[str]) -> int:
         """This rank's row-major position in its group over `axes`."""
@@ -105,13 +131,13 @@ class DistributedCommunicator:
         """See `Communicator.send`."""
         to = self._mesh.peer(self.rank, axis, peer)
         with torch.no_grad(), self._world.watched(where, (self.rank, to)):
-            self._checked_messages().send(tensor, to, where)
+            self._checked_messages().send(tensor, to, where, self._program)
 
     def receive_start(self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = "") -> Handle:
         """See `Communicator.receive_start`."""
         source = self._mesh.peer(self.rank, axis, peer)
         with self._world.watched(where, (source, self.rank)):
-            return self._checked_messages().receive(source, size, dtype, where)
+            return self._checked_messages().receive(source, size, dtype, where, self._program)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -132,16 +158,17 @@ class DistributedCommunicator:
         return self._messages
 
     def _group(self, axes: Sequence[str]) -> _Group | None:
-        key = tuple(axes)
+        key = self.phase, tuple(axes)
         if key not in self._groups:
-            members = self._mesh.group(self.rank, key)
-            self._groups[key] = self._connect(key, members) if len(members) > 1 else None
+            members = self._mesh.group(self.rank, key[1])
+            self._groups[key] = self._connect(key[1], members) if len(members) > 1 else None
         return self._groups[key]
 
     def _connect(self, axes: tuple[str, ...], members: tuple[int, ...]) -> _Group:
         order = sorted(members)
         torch_positions = tuple(order.index(rank) for rank in members)
-        connected = collectives_for(self._world.group(self._mesh, axes), torch_positions, self._world.device)
+        group = self._world.group(self._mesh, axes, 2 * self._program + self.phase)
+        connected = collectives_for(group, torch_positions, self._world.device)
         return _Group(members, None if list(members) == order else torch_positions, connected)
 
     def _parts(self, group: _Group, tensor: Tensor, dim: int, where: str) -> Tensor:

@@ -39,18 +39,18 @@ class Messages:
         self._waiters: dict[tuple[int, int], _Waiter] = {}
         self._sent: deque[_Message] = deque()
 
-    def send(self, tensor: Tensor, to: int, where: str) -> None:
-        """Start to send. The tensor is kept until it was received, or until `wait_until_received`."""
+    def send(self, tensor: Tensor, to: int, where: str, tag: int = 0) -> None:
+        """Start to send, to a receive with this tag; the tensor is kept until it was received, or the step's end."""
         while self._sent and self._sent[0].is_done:
             self._sent.popleft()
         whole = tensor.contiguous()
-        work = dist.isend(whole, to, group=self._group(self._rank, to))
+        work = dist.isend(whole, to, group=self._group(self._rank, to), tag=tag)
         self._sent.append(self._message(work, whole, self._rank, to, where))
 
-    def receive(self, source: int, size: Sequence[int], dtype: torch.dtype, where: str) -> _Message:
+    def receive(self, source: int, size: Sequence[int], dtype: torch.dtype, where: str, tag: int = 0) -> _Message:
         """Start to receive; the handle's wait returns the tensor."""
         result = torch.empty(tuple(size), dtype=dtype, device=self._device)
-        work = dist.irecv(result, source, group=self._group(source, self._rank))
+        work = dist.irecv(result, source, group=self._group(source, self._rank), tag=tag)
         return self._message(work, result, source, self._rank, where)
 
     def wait_until_received(self) -> None:

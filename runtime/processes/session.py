@@ -22,7 +22,7 @@ from ..rank.shards import local_tensor, sharding_axes, valid_part
 from ..rank.unreduced_gradients import UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
-from .communicator import DistributedCommunicator, groups_of
+from .communicator import DistributedCommunicator, Phase, groups_of
 from .parameters import Layout, has_local_part, placement_of
 from .stages import Stages
 from .termination import Step
@@ -57,12 +57,20 @@ class ProcessRank:
         self._mesh = program.mesh
         self._replicas = replicas
         self._hash = program.hash[:_HASH_SHOWN]
+        self._phases = _phases(program)
         self._world = join(program.manifest.target, timeout_s)
         with self._world.call("the start of a program", self._details):
             self._world.check_same_program(program)
             self._messages = None if program.pipeline is None else self._world.messages
             groups = [*groups_of(program), *self._groups_of_results()]
-            self._communicator = DistributedCommunicator(self._world, self._mesh, groups, messages=self._messages)
+            self._communicator = DistributedCommunicator(
+                self._world,
+                self._mesh,
+                groups,
+                messages=self._messages,
+                program=self._world.next_program(),
+                phases=self._phases,
+            )
             self._executor = Executor(program, self._communicator, self._world.device)
             self._stages = Stages(program, self._world, self._communicator)
             self._owners = {argument.name: argument for argument in program.of_kind("parameter")}
@@ -138,7 +146,7 @@ class ProcessRank:
         if not gradient_outputs or not isinstance(saved, _Saved):
             raise RunError("E0333", "the program was compiled for inference: it has no backward", help="--mode train")
         tangent_tensors = tangents_or_zero(tangent_arguments, tangents, self._mesh)
-        with torch.no_grad(), self._in_step("backward"):
+        with torch.no_grad(), self._in_step("backward", Phase.BACKWARD):
             local = [
                 self._part(argument, tensor)
                 for argument, tensor in zip(tangent_arguments, tangent_tensors, strict=True)
@@ -166,7 +174,7 @@ class ProcessRank:
         """See `Session.reduce`. All processes must call it at the same point. DTensor parameters get DTensors."""
         gradients: dict[str, Tensor] = {}
         last = _Saved(Frame([]), self._distributed, self._other_stages)
-        with torch.no_grad(), self._in_step("reduction of gradients"):
+        with torch.no_grad(), self._in_step("reduction of gradients", Phase.BACKWARD):
             for output, by_rank in unreduced.take(names):
                 where = f"reducing gradient '{output.name}'"
                 local: Tensor | None = None
@@ -285,15 +293,22 @@ class ProcessRank:
             return None
 
     @contextmanager
-    def _in_step(self, what: str) -> Iterator[None]:
+    def _in_step(self, what: str, phase: Phase = Phase.FORWARD) -> Iterator[None]:
         """A context that reports failures of this rank to the others, which would wait for it."""
         with self._step, self._world.call(what, self._details):
             self._world.calls.note(program=self._hash)
+            self._communicator.phase = phase if phase in self._phases else Phase.FORWARD
             with self._communicator.step():
                 yield
 
     def _details(self) -> dict[str, str]:
         return {"program": self._hash}
+
+
+def _phases(program: Program) -> tuple[Phase, ...]:
+    """The phases that communicate: with a pipeline, and in inference, there is no backward after the forward."""
+    has_backward = program.pipeline is None and bool(program.results_of_kind("gradient"))
+    return tuple(Phase) if has_backward else (Phase.FORWARD,)
 
 
 @cache

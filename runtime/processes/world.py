@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from hashlib import sha256
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,9 @@ TIMEOUT_S = 60.0
 """Seconds that a process waits in a collective for late ones; `STRETTO_TIMEOUT_S` changes it."""
 _SHOWN = 12
 """Characters of a hash in errors."""
+_TAG_BYTES, _MESSAGE_BYTES = 8, 32
+_PROGRAMS = 4
+"""Programs of one process whose connections are kept apart."""
 _OF_CONNECTIONS = ("gloo", "NCCL", "Connection closed", "Connection reset", "imed out", "Broken pipe", "Wait timeout")
 """What the RuntimeErrors of connections have in them, and those of wrong arguments have not."""
 
@@ -50,7 +54,9 @@ class World:
         self._store = store
         self._process = os.getpid()
         self._exchanges = 0
-        self._groups: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup] = {}
+        self._groups: dict[tuple[int, tuple[tuple[int, ...], ...]], dist.ProcessGroup] = {}
+        self._programs = 0
+        self._comparisons = self._own_group()
         self._device_meshes: dict[tuple[RankMesh, tuple[str, int] | None], DeviceMesh] = {}
 
     @contextmanager
@@ -122,10 +128,24 @@ class World:
                 help="start such processes by the method 'spawn', or use a copy of the model that is not compiled",
             )
 
-    def group(self, mesh: RankMesh, axes: Sequence[str]) -> dist.ProcessGroup:
-        """This process's group over `axes`. All processes must ask for the same groups in the same order."""
+    def _own_group(self) -> dist.ProcessGroup:
+        """A group of all processes for comparisons: gloo ends a process that receives more than it expects."""
+        with self.watched("connecting the processes"):
+            group: dist.ProcessGroup = dist.new_group(timeout=self._limit, backend=self._backend)
+        return group
+
+    def next_program(self) -> int:
+        """A number for the connections of a program: 0 to 3, which programs share in turns; 0 for NCCL's, on a GPU."""
+        self._programs += 1
+        return 0 if self.device.type == "cuda" else (self._programs - 1) % _PROGRAMS
+
+    def group(self, mesh: RankMesh, axes: Sequence[str], channel: int = 0) -> dist.ProcessGroup:
+        """This process's group over `axes`; each channel has connections of its own.
+
+        All processes must ask for the same groups in the same order.
+        """
         partition = sorted({tuple(sorted(mesh.group(rank, axes))) for rank in range(mesh.ranks)})
-        key = tuple(partition)
+        key = channel, tuple(partition)
         if key not in self._groups:
             limit, backend = self._limit, self._backend
             with self.watched(f"connecting the groups over {', '.join(axes)}"):
@@ -212,12 +232,20 @@ class World:
         return [self._store.get(key).decode() for key in keys]
 
     def all_gather_bytes(self, message: bytes, where: str = "comparing the processes") -> list[bytes]:
-        """The messages of all processes by rank; all have the same length."""
-        own = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
+        """The messages of all processes by rank, of at most 32 bytes; all have the same length.
+
+        Each travels with the call that it is for, so that processes in different calls are told so.
+        """
+        tag = sha256(f"{self.calls.position} {where} {len(message)}".encode()).digest()[:_TAG_BYTES]
+        frame = bytearray(tag + message.ljust(_MESSAGE_BYTES, b"\0"))
+        own = torch.frombuffer(frame, dtype=torch.uint8).to(self.device)
         received = [torch.empty_like(own) for _ in range(self.size)]
-        self.run(lambda: dist.all_gather(received, own, async_op=True), where)
+        self.run(lambda: dist.all_gather(received, own, self._comparisons, async_op=True), where)
+        frames = [bytes(each.tolist()) for each in received]
+        if any(each[:_TAG_BYTES] != tag for each in frames):
+            raise self.watchdog.stop(StopReason.LOST, where, range(self.size), "the processes are in different calls")
         self.calls.agree()
-        return [bytes(message.tolist()) for message in received]
+        return [each[_TAG_BYTES : _TAG_BYTES + len(message)] for each in frames]
 
     @property
     def _limit(self) -> timedelta:

@@ -53,6 +53,10 @@ def differs(rank: int, kind: str, mesh: str = "tp=2", folder: str = "") -> Any:
     for _ in range(2):
         step(model)
         optimizer.step()
+    if kind == "known eval":
+        with torch.no_grad():
+            model.eval()(torch.ones(4, 6))
+        step(model.train())
     if rank == ODD:
         return _differ(kind, model, folder)
     return step(model)
@@ -64,6 +68,10 @@ def _differ(kind: str, model: Any, folder: str) -> Any:
             step(model, rows=8)
         case "eval":
             step(model.eval())
+        case "known eval":
+            with torch.no_grad():
+                model.eval()(torch.ones(4, 6))
+            step(model.train())
         case "no_sync":
             with model.no_sync():
                 step(model)

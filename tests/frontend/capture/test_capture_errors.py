@@ -324,3 +324,25 @@ def test_a_value_that_only_python_uses_is_warned_of_at_its_line() -> None:
 def test_an_argument_that_forward_does_not_have_is_named() -> None:
     with pytest.raises(CaptureError, match='it has no argument "y"'):
         capture(Written(lambda model, x: x), (), {"y": torch.ones(4, 4)}, mode=Mode.TRAIN)
+
+
+def test_a_function_of_torch_that_reads_values_is_named() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return torch.cov(model.linear(x)).sum()
+
+    error = refused(body)
+    assert error.code == "E0220" and error.message.endswith("in a line that calls torch.cov")
+
+
+@pytest.mark.parametrize("transform", ["torch.vmap", "torch.func.grad"])
+def test_a_function_transform_is_named_at_its_line(transform: str) -> None:
+    def maps(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(lambda row: (model.linear.weight @ row).tanh())(model.linear(x)).sum()
+
+    def differentiates(model: Written, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda row: (model.linear.weight @ row).sum())(model.linear(x)[0]).sum()
+
+    body = maps if transform == "torch.vmap" else differentiates
+    error = refused(body)
+    assert error.message == f'the forward calls "{transform}", which torch\'s export does not trace here'
+    assert_at(error, body, transform)
