@@ -6,10 +6,12 @@ import contextlib
 import io
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore
@@ -48,7 +50,8 @@ def run_ranks(entry: Callable[..., Any], size: int, *arguments: Any, timeout_s: 
                 "STRETTO_TIMEOUT_S": str(timeout_s), "TORCH_CPP_LOG_LEVEL": "ERROR",
             }  # fmt: skip
             process = _CONTEXT.Process(target=_run, args=(environment, entry, rank, arguments, sender), daemon=True)
-            process.start()
+            with _importable_tests():
+                process.start()
             sender.close()
             processes.append(process)
             pipes.append(receiver)
@@ -63,6 +66,16 @@ def run_ranks(entry: Callable[..., Any], size: int, *arguments: Any, timeout_s: 
             Outcome(**{**vars(outcome), "exit_code": process.exitcode})
             for outcome, process in zip(outcomes, processes, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def _importable_tests() -> Iterator[None]:
+    """A child imports what it runs from the folder of the tests, which pytest does not put on the path."""
+    sys.path.append(str(Path(__file__).parent.parent))
+    try:
+        yield
+    finally:
+        sys.path.pop()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ from ...runtime.program.program import Program
 from ...runtime.program.records import Reference
 from ...runtime.program.reference import raised_dtype
 from ..compile.model_source import file_hash, source_file
-from .eager_random_ops import ProgramDraws
 from .float64_kernels import InFloat64
 
 
@@ -169,6 +168,8 @@ class EagerModel(OneDevice):
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; an input that the program does not use keeps the example's value."""
+        from .eager_random_ops import ProgramDraws  # with the interpreter, which a base install cannot import
+
         tensors = [inputs.get(index, example) for index, example in enumerate(self._example)]
         state = self._state_of(self._step)
         self._step += 1

@@ -1,7 +1,9 @@
 """Check that what is cut as the batch is the batch: inputs by their ties to it, and results for `average-microbatches`.
 
-mesh (pp=2); main(%x: 8x6, %y: 8, %table: 8x6), where %y is the labels of %x's rows
-%table has as many rows as the batch, and no op needs a row of it for each row of %x        refused (E0405)
+Before                                                    After
+  mesh (pp=2)
+  main(%x: 8x6, %y: 8)       %y has the labels of %x        the same
+  main(%x: 8x6, %t: 8x6)     no op ties a row of %t to %x   refused: E0405
 
 An input that the plan does not name is the batch's if it has as many rows as the first input. Where that number alone
 says so, and no op ties its rows to the batch's (`tied_dims.py`), cutting it may change the function: under a pipeline
