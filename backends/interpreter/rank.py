@@ -214,7 +214,18 @@ class Rank:
 
     def _named(self, instruction: Instruction, position: int, function: str) -> ProgramStep:
         origin = self.program.origin(instruction.loc)
-        return ProgramStep(instruction.op, (), {}, (), (), origin, position=position, function=function)
+        message = _message(instruction)
+        return ProgramStep(instruction.op, message, {}, (), (), origin, position=position, function=function)
+
+
+def _message(instruction: Instruction) -> tuple[Any, ...]:
+    """The arguments of a send or receive in the order of the module's operation, where it says what it carries."""
+    given = instruction.kwargs
+    if "carries" not in given:
+        return ()
+    if instruction.op == SEND:
+        return (None, given["axis"], given["peer"], given["carries"])
+    return (given["axis"], given["peer"], given["size"], given["dtype"], given["carries"])
 
 
 def _microbatch(value: Any) -> Microbatch:

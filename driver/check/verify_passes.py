@@ -143,6 +143,7 @@ def show_passes(report: PassesReport) -> None:
     if first.name == CAPTURE and first.equal:
         say("equal: the captured module computes what eager PyTorch does")
     if report.passed:
+        _show_regimes(report)
         is_lowered = last.name == LOWERING
         count = len(report.verdicts) - len(changing) - is_lowered - (first.name == CAPTURE)
         if count:
@@ -153,7 +154,6 @@ def show_passes(report: PassesReport) -> None:
         for verdict in report.verdicts:
             if verdict.meaning is Meaning.MEAN:
                 say(f"{verdict.name} was compared with {verdict.meaning}")
-        _show_regimes(report)
         return
     if report.is_unjudged:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
