@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ...ir.module import Module
 from ...passes.manager import Step, single, step_name
 from ..check.lowering_check import LOWERING, records_of
-from ..check.pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
+from ..check.pass_check import Breakage, CheckOptions, Meaning, PassChecker, PassVerdict
+from .faulty_mean import find_op_of_mean
 from .faulty_op import FaultyOp, find_faulty_op, invalid_op, op_with_dtypes
 from .lowered_op import find_lowered_op
 
@@ -83,4 +84,5 @@ def _faulty_op(checker: PassChecker, verdict: PassVerdict) -> FaultyOp | None:
     if verdict.breakage not in (Breakage.VALUES, Breakage.REFUSED):
         return None
     wrong = [result.number for result in verdict.differing]
-    return find_faulty_op(checker.before, checker.module, checker.options, checker.ranges, wrong)
+    find = find_op_of_mean if verdict.meaning is Meaning.MEAN else find_faulty_op
+    return find(checker.before, checker.module, checker.options, checker.ranges, wrong)

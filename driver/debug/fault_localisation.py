@@ -76,6 +76,8 @@ class Statuses:
     def _status(self, node: Node, number: int) -> Status:
         if not self._is_traced(number):
             return Status.UNKNOWN
+        if number in self.wrong_results and number in self.trace.recognised:
+            return Status.WRONG  # a result of the program must lie as its type says
         if self.other.holds(self.trace, number):
             return Status.RIGHT
         operands = list(self.operands(node))

@@ -74,7 +74,7 @@ def find_faulty_op(
 
     `wrong` are the numbers of the results that differ; empty where they are not known.
     """
-    inputs = random_inputs(before, options.seed, {**infer_ranges(before, after), **ranges})
+    inputs = random_inputs(before, options.seed, {**infer_ranges(before, after), **ranges}, regime=options.regime)
     traced = [TracedModule(module, inputs) for module in (before, after)]
     cap = options.memory_cap_bytes
     with Subvalues(traced[0].trace.keep_subvalue):
@@ -85,7 +85,7 @@ def find_faulty_op(
         run(after, inputs, floats=Floats.FLOAT64, max_bytes=cap, observer=traced[1].trace)
     except StrettoError:
         if not traced[1].is_complete:
-            return _wrong_before_stop(traced[1], known) or _stopped(traced[1])
+            return _wrong_before_stop(traced[1], known) or stopped_at(traced[1])
     return _compared(traced[0], traced[1], known, options.tolerance, wrong)
 
 
@@ -120,10 +120,10 @@ def _wrong_before_stop(side: TracedModule, known: Values) -> FaultyOp | None:
     if first is None or (first is found.first and not any(statuses.by_value[n] is Status.WRONG for n in first.results)):
         return None
     why = (f"the run stops at {side.place(last)}, which depends on it",)
-    return _report(side, statuses, Suspects(first, found.others), why, None)
+    return report_on(side, statuses, Suspects(first, found.others), why, None)
 
 
-def _stopped(side: TracedModule) -> FaultyOp | None:
+def stopped_at(side: TracedModule) -> FaultyOp | None:
     """The operation at which a run stopped."""
     node = side.trace.last
     if node is None:
@@ -136,7 +136,7 @@ def _operand(side: TracedModule, number: int, status: Status) -> Operand:
     return Operand(side.type_text(number), side.maker_text(number), status)
 
 
-def _report(
+def report_on(
     side: TracedModule, statuses: Statuses, suspected: Suspects, why: tuple[str, ...], lost: Place | None
 ) -> FaultyOp:
     """The report on what `suspects` found."""
@@ -161,7 +161,7 @@ def _compared(
     if suspected.first is not None and _is_altered(before, after, suspected.first, tolerance):
         suspected, gone = Suspects(suspected.first), Suspects(None)
     lost = None if gone.first is None else before.place(gone.first)
-    return _report(after, statuses, suspected, tuple(_why(before, after, suspected, numbers, tolerance)), lost)
+    return report_on(after, statuses, suspected, tuple(_why(before, after, suspected, numbers, tolerance)), lost)
 
 
 def _trace_back(

@@ -16,11 +16,16 @@ Tables = dict[int, tuple[Tensor, Tensor]]
 
 
 class Values:
-    """The values of one trace, looked up by their elements."""
+    """The values of a run, or of a run for each microbatch: of `trace`, and of the `others` where they are given."""
 
-    def __init__(self, trace: Trace, tolerance: float) -> None:
+    def __init__(self, trace: Trace, tolerance: float, others: Sequence[Trace] = ()) -> None:
         self.trace = trace
         self.tolerance = tolerance
+        if others:
+            prints = [[*each.fingerprints.values(), *each.subvalues] for each in (trace, *others)]
+            self._of_microbatch = [self._by_count(own) for own in prints]
+            self._tables = self._by_count(list(chain.from_iterable(prints)))
+            return
         whole = [each for number, each in trace.fingerprints.items() if not trace.parts.get(number)]
         shared = [*whole, *trace.subvalues]
         cut = [trace.fingerprints[number] for number, parts in trace.parts.items() if parts]

@@ -146,6 +146,8 @@ class Trace:
             self.diverged.add(number)
             self.fingerprints[number] = fingerprint_of(torch.stack(local_values))
             self._recognise(number, local_values)
+            if self.grid.has([MICROBATCH]):
+                self._keep_microbatches(number, local_values, type_)
             return
         self.fingerprints[number] = fingerprint_of(whole)
         if self.knows is not None and not self.knows(self.fingerprints[number]):

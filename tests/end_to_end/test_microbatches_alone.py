@@ -350,4 +350,5 @@ def test_a_fault_in_averaging_microbatches_differs(fault: str, monkeypatch: pyte
     averaging = [AverageMicrobatches(Plan.parse(plan()))]
     assert bisect(Module.parse(before), averaging).broken is None
     FAULTS[fault](monkeypatch)
-    assert bisect(Module.parse(before), averaging).breakage is Breakage.VALUES
+    found = bisect(Module.parse(before), averaging)
+    assert found.breakage is Breakage.VALUES and found.op is not None

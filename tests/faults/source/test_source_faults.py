@@ -23,6 +23,8 @@ INEXACT = {
     "two ranks own one class": "flags of each rank's own indices are integers that no other module computes",
     "every rank owns all classes": "flags of each rank's own indices are integers that no other module computes",
     "a rank cuts the chunk of another": "the first tensor that is rolled holds the same everywhere",
+    "an embedding's gradient is complete": "its rows with one more for other ranks' indices are no value of before",
+    "padding of a sum holds ones": "the mask's padding is wrong, which is no part of its value",
     "a loss's gradient keeps ignored rows": "the run stops before all ranks have the value that is wrong",
 }
 """Faults for which `bisect` names a later operation, and why."""
