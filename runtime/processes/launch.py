@@ -93,7 +93,7 @@ def _first_failure(folder: Path, failures: Mapping[int, ProcessFailure], process
     first = min(own_failures or failures, key=lambda rank: _blame_order(reports[rank], failures[rank], rank))
     notes: list[tuple[str, Span | None]] = []
     for rank, report in sorted(reports.items()):
-        if rank != first and report:
+        if rank != first and report and report["message"] != reports[first].get("message"):
             notes.append((report["message"] if report["code"] else f"rank {rank} failed: {report['message']}", None))
     report = reports[first]
     if report and report["code"]:
