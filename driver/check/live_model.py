@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...diagnostics import StrettoError
-from ...runtime.checks.model_and_program import Key, OneDevice, SingleDevice, rng_state
+from ...runtime.checks.model_and_program import Key, OneDevice, SingleDevice, rng_state_on_one_device
 from ...runtime.checks.program_check import Expected
 from ...runtime.philox import RngState
 from ...runtime.processes.jobs import check_process
@@ -106,8 +107,9 @@ def eager_expected(program: Program, target_name: str) -> Expected:
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:
         buffers = {buffer.name for buffer in program.results_of_kind("buffer")}
+        state_of = partial(rng_state_on_one_device, program)
         is_float64 = program.manifest.dtype == "float64"
-        return EagerModel(target.model, forward, call.tensors, values, buffers, raised=is_float64)
+        return EagerModel(target.model, forward, call.tensors, values, buffers, raised=is_float64, state_of=state_of)
 
     return make
 
@@ -149,7 +151,7 @@ class EagerModel(OneDevice):
         buffers: set[str],
         *,
         raised: bool,
-        state_of: Callable[[int], RngState] = rng_state,
+        state_of: Callable[[int], RngState],
     ) -> None:
         self._forward, self._example = forward, example
         self._raised = raised

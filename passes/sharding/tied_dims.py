@@ -49,7 +49,8 @@ class TiedDims:
         values, results = call.values(), flatten(results_of(op))
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in results]
         strategies = call_strategies(call, types).strategies
-        if self._through_mixing and (not strategies or len(values) == 1):
+        shards = any(isinstance(p, Shard) for strategy in strategies for p in strategy.inputs)
+        if self._through_mixing and (not shards or len(values) == 1):
             self._tie_rows((*values, *results))
         for strategy in strategies:
             placed = zip((*values, *results), (*strategy.inputs, *strategy.outputs), strict=True)

@@ -27,8 +27,18 @@ _SEED = 0x9E3779B97F4A7C15
 
 
 def rng_state(forwards: int) -> RngState:
-    """The RNG state of a side's next forward, on both sides the same."""
+    """The RNG state of a program's next forward."""
     return RngState(_SEED, forwards + 1)
+
+
+def rng_state_on_one_device(program: Program, forwards: int) -> RngState:
+    """The RNG state of the next forward on one device, which has one for each separate microbatch.
+
+    Of M, microbatch m of a program's forward draws in step `step * M + m`.
+    """
+    pipeline = program.pipeline
+    parts = pipeline.microbatches if pipeline is not None and pipeline.separate_microbatches else 1
+    return RngState(_SEED, forwards + parts)
 
 
 class Side:
@@ -69,7 +79,7 @@ class SingleDevice(OneDevice):
     """The program's reference. For a float64 program every floating dtype in it is raised to float64."""
 
     def __init__(self, program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> None:
-        self._reference = reference
+        self._program, self._reference = program, reference
         self._promote = Promote.FLOAT64 if program.manifest.dtype == "float64" else Promote.NOTHING
         self._values = {key: value.clone() for key, value in values.items()}
         self._step = 0
@@ -94,7 +104,7 @@ class SingleDevice(OneDevice):
 
     def _draws_from(self) -> Tensor:
         self._step += 1
-        return rng_state(self._step - 1).tensor()
+        return rng_state_on_one_device(self._program, self._step - 1).tensor()
 
 
 class AllRanks(Side):

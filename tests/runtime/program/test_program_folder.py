@@ -216,7 +216,7 @@ def test_a_write_that_fails_leaves_the_old_program_and_nothing_else(
         raise OSError("no space left on device")
 
     monkeypatch.setattr("stretto.runtime.program.folder.manifest_hash", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ProgramError, match=r"E0508.*no space"):
         linear(width=6).save(folder)
     monkeypatch.undo()
     assert Program.load(folder).inputs[0].shape == (4, 3)
@@ -232,7 +232,7 @@ def test_a_swap_that_fails_puts_the_old_program_back(folder: Path, monkeypatch: 
         rename(source, target)
 
     monkeypatch.setattr("os.rename", second_fails)
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(ProgramError, match=r"E0508.*gone"):
         linear(width=6).save(folder)
     monkeypatch.undo()
     assert Program.load(folder).inputs[0].shape == (4, 3)
