@@ -60,8 +60,18 @@ class Pass(ABC):
     """The levels of modules that it takes; the manager refuses others (E0421)."""
     keeps_values: ClassVar[bool] = True
     """Whether the pass preserves the values of the module; false for a pass by which a plan statement changes the
-    function, which comparisons then skip."""
+    function, which comparisons then skip, unless it says by `averages_microbatches` what it makes of it."""
+    averages_microbatches: ClassVar[bool] = False
+    """Whether the module after the pass computes the mean over microbatches of the module before it, as
+    `ir/equivalence/microbatch_mean.py` defines it."""
 
     @abstractmethod
     def run(self, module: Module) -> Report:
         """Rewrite the module; the manager verifies before and after."""
+
+    def broken_contract(self, module: Module) -> str:
+        """What the pass promises beyond values and does not hold in the module after it; empty if all holds.
+
+        Comparisons of passes (`stretto verify`) ask this.
+        """
+        return ""

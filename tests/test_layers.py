@@ -90,6 +90,17 @@ def test_what_runs_a_program_imports_nothing_of_the_compiler(folder: str) -> Non
     assert not wrong
 
 
+def test_the_interpreter_of_programs_shares_only_records_with_the_runtime() -> None:
+    """Else a fault of the executor, of its generator or of validation would be on both sides of a comparison."""
+    of_runtime = {
+        name.rpartition(".")[0]
+        for file in modules("backends/interpreter")
+        for _, name in imports(file)
+        if folder_of(name) == "runtime"
+    }
+    assert of_runtime == {"stretto.runtime.program.records", "stretto.runtime.program.arguments"}
+
+
 def test_imports_inside_the_package_are_relative() -> None:
     files = [file for folder in MAY_IMPORT for file in modules(folder)] + sorted(ROOT.glob("*.py"))
     wrong = [

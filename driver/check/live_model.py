@@ -1,13 +1,15 @@
-"""The uncompiled model as the reference of a check: the target is loaded again and runs eagerly on one device.
+"""Eager PyTorch as the reference of a check: the uncompiled model of a target that the caller names.
 
-This finds mistakes of capture, which the reference inside the program shares.
+It is called as the user calls it, before any rewriting of capture, and draws the random numbers of the program. So it
+finds mistakes of capture, which the reference inside the program shares. A program names its model's source, too, but
+nothing is loaded because a program names it: that would run whatever the author of a folder wrote.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +19,17 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...diagnostics import StrettoError
-from ...runtime.checks.model_and_program import Key, OneDevice, SingleDevice
+from ...runtime.checks.model_and_program import Key, OneDevice, SingleDevice, rng_state
 from ...runtime.checks.program_check import Expected
 from ...runtime.philox import RngState
 from ...runtime.processes.jobs import check_process
 from ...runtime.program.arguments import DTYPES, Json
+from ...runtime.program.json_fields import Fields
 from ...runtime.program.program import Program
 from ...runtime.program.records import Reference
 from ...runtime.program.reference import raised_dtype
 from ..compile.model_source import file_hash, source_file
-from .eager_random_ops import ProgramDropout, draws_only_masks
+from .eager_random_ops import ProgramDraws
 from .float64_kernels import InFloat64
 
 
@@ -38,110 +41,142 @@ class Comparison:
     live: bool
     """Whether it is the uncompiled model; else it is the exported forward in the program."""
     why: str
-    """For a person: what the reference is, and why it is not the live model."""
+    """For a person: what the reference is."""
 
 
-def comparison_for(program: Program) -> Comparison:
-    """The live model where its source exists, is unchanged and can be loaded; else the program's own reference."""
-    try:
-        reason = _why_not(program)
-        expected = None if reason else _live_maker(program)
-        if expected is not None:
-            source = program.manifest.source
-            return Comparison(expected, True, f"the uncompiled model, loaded again from {source['path']}")
-        reason = reason or "the model is too large for random weights"
-    except (ImportError, StrettoError) as error:
-        what = error.message if isinstance(error, StrettoError) else f"the compiler extra is not installed ({error})"
-        reason = f"the model cannot be loaded again: {what}"
-    return Comparison(SingleDevice, False, f"the exported forward in the program; {reason}")
+def comparison_for(program: Program, against: str = "") -> Comparison:
+    """The uncompiled model of the target `against`; without one, the program's own reference.
+
+    Raises StrettoError, among them E0348 where the target has no weights, and ImportError without the compiler.
+    """
+    if not against:
+        return Comparison(SingleDevice, False, f"the exported forward in the program{_known_of_capture(program)}")
+    changed = _changed_source(program, against)
+    return Comparison(eager_expected(program, against), True, f"eager PyTorch: the uncompiled model {against}{changed}")
 
 
 def check_entry(arguments: Json) -> Json:
     """One process of `stretto run --ranks processes --check`."""
-    return check_process(arguments, lambda program: comparison_for(program).expected)
+    against = Fields(arguments, "arguments").string_or("against", "")
+    return check_process(arguments, lambda program: comparison_for(program, against).expected)
 
 
-def _why_not(program: Program) -> str:
-    """Why the live model cannot be used; empty where no reason is known."""
-    source = program.manifest.source
-    if not draws_only_masks(program):
-        return "the model has random ops other than dropout, and eager torch would draw other numbers"
-    if "sha256" not in source:
-        return "the program has no record of its model's source"
-    if not os.path.isfile(source_file(source.get("kind"), str(source["path"]))):
-        return f"{source['path']} does not exist"
-    if file_hash(source_file(source.get("kind"), str(source["path"]))) != source["sha256"]:
-        return f"{source['path']} has changed since the program was compiled"
-    return ""
+def _known_of_capture(program: Program) -> str:
+    """What the manifest says of an earlier check with eager PyTorch, and how to make one."""
+    if program.manifest.checked.get("result") == "passed":
+        return " (which eager PyTorch agreed with when it was compiled)"
+    return " (never compared with eager PyTorch: name the model with --against TARGET)"
 
 
-def _live_maker(program: Program) -> Expected | None:
-    """Load the target; returns the maker of the check's reference, or None where the model is too large for values.
+def _changed_source(program: Program, against: str) -> str:
+    """A remark where the target's file is not the one that the program was compiled from."""
+    recorded = program.manifest.source.get("sha256")
+    scheme, _, config = against.partition(":")
+    path = config if scheme == "hf" else against.rpartition(":")[0]
+    file = source_file("hf" if scheme == "hf" else "file", path)
+    if recorded is None or not os.path.isfile(file) or file_hash(file) == recorded:
+        return ""
+    return ", whose file is not the one that the program was compiled from"
 
-    Raises StrettoError, ImportError.
+
+def eager_expected(program: Program, target_name: str) -> Expected:
+    """Load a target as the program was compiled from one; the maker of the check's reference.
+
+    Only options come from the program: dtype, batch and sequence. Raises StrettoError E0348 where the target has no
+    weights, and those of loading; ImportError without the compiler.
     """
     from ...frontend.capture.call import bind_call
-    from ...frontend.capture.traced import TracedModel
     from ...frontend.captured import Mode
     from ...frontend.targets.load_target import load_target
     from ...frontend.targets.target import Request
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
-    request: Any = source.get("request") or {}
-    compute = DTYPES[str(source["compute"])] if "compute" in source else None
-    text = f"hf:{source['path']}" if source.get("kind") == "hf" else f"{source['path']}:{source.get('name')}"
-    target = load_target(text, Request(mode=mode, **request))
+    asked = source.get("request")
+    options: Any = asked if isinstance(asked, Mapping) else {}
+    request = Request(mode=mode, **{key: options[key] for key in ("dtype", "batch", "seq") if key in options})
+    target = load_target(target_name, request)
     if not target.weights_are_real:
-        return None
+        raise StrettoError(
+            "E0348",
+            f"{target_name} has shapes and no weights, so eager PyTorch cannot run it",
+            help="check a smaller model of the same classes, or the program alone: stretto run DIR --check",
+        )
+    compute = DTYPES[str(source["compute"])] if "compute" in source else None
     call = bind_call(target.model, (), target.inputs)
-    module = TracedModel(target.model, call, mode, loss_only=mode is Mode.TRAIN, compute=compute)
-    module.train(target.model.training)
+    forward = eager_forward(target.model, call, mode, loss_only=mode is Mode.TRAIN, compute=compute)
 
-    def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> LiveModel:
-        return LiveModel(program, target.model, module, call.tensors, values)
+    def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:
+        buffers = {buffer.name for buffer in program.results_of_kind("buffer")}
+        is_float64 = program.manifest.dtype == "float64"
+        return EagerModel(target.model, forward, call.tensors, values, buffers, raised=is_float64)
 
     return make
 
 
-class LiveModel(OneDevice):
+def eager_forward(
+    model: torch.nn.Module, call: Any, mode: Any, *, loss_only: bool, compute: torch.dtype | None
+) -> Callable[..., Sequence[Tensor]]:
+    """The model's own forward, from the tensors of a call to those of the result, each once, in the order of export.
+
+    With `compute`, the model runs on casts of its parameters, as the plan's precision says.
+    """
+    from ...frontend.capture.traced import TracedModel, loss_of
+
+    if compute is not None:
+        return TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
+
+    def forward(*tensors: Tensor) -> Sequence[Tensor]:
+        args, kwargs = call.arguments(tensors)
+        result = model(*args, **kwargs)
+        leaves = pytree.tree_leaves(loss_of(result) if loss_only else result)
+        return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+
+    return forward
+
+
+class EagerModel(OneDevice):
     """`model`, called through `forward`, which takes the tensors of a call and returns those of the result.
 
-    For a float64 program every floating dtype inside the model is raised to float64, so that casts lose nothing.
+    Its parameters and buffers get `values`. If it is `raised`, every floating dtype inside the model is raised to
+    float64, so that casts lose nothing. `buffers` are the names of those whose new values are compared.
     """
 
     def __init__(
         self,
-        program: Program,
         model: torch.nn.Module,
         forward: Callable[..., Sequence[Tensor]],
         example: Sequence[Tensor],
         values: Mapping[Key, Tensor],
+        buffers: set[str],
+        *,
+        raised: bool,
+        state_of: Callable[[int], RngState] = rng_state,
     ) -> None:
         self._forward, self._example = forward, example
-        self._raised = program.manifest.dtype == "float64"
-        self._has_random_ops = bool(program.of_kind("random"))
+        self._raised = raised
         self._step = 0
-        self._buffers = {buffer.name for buffer in program.results_of_kind("buffer")}
-        self._model = model
+        self._state_of = state_of
+        self._buffers = buffers
+        self._model = model.double() if raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
         tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
-        with torch.no_grad():
-            for key, tensor in tensors.items():
-                if key in values:
-                    tensor.copy_(values[key])
+        for key, tensor in tensors.items():
+            if key in values:
+                dtype = raised_dtype(tensor.dtype) if raised else tensor.dtype
+                tensor.data = values[key].detach().to(dtype, copy=True)
         super().__init__({name: tensor for (kind, name), tensor in tensors.items() if kind == "parameter"})
 
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; an input that the program does not use keeps the example's value."""
         tensors = [inputs.get(index, example) for index, example in enumerate(self._example)]
-        dropout = ProgramDropout(RngState(step=self._step)) if self._has_random_ops else nullcontext()
+        state = self._state_of(self._step)
         self._step += 1
         if not self._raised:
-            with dropout:
+            with ProgramDraws(state):
                 outputs = self._forward(*tensors)
         else:
-            with _float64(), dropout:
+            with _float64(), ProgramDraws(state, raised_dtype):
                 outputs = self._forward(*(tensor.to(raised_dtype(tensor.dtype)) for tensor in tensors))
         buffers = dict(self._model.named_buffers())
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}

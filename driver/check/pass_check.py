@@ -16,13 +16,17 @@ from ...diagnostics import Span, StrettoError
 from ...ir.equivalence import compare
 from ...ir.equivalence.compare import Comparison
 from ...ir.equivalence.compare import Verdict as ResultVerdict
+from ...ir.equivalence.dtype_contract import DtypeProblem, dtype_problems
 from ...ir.equivalence.integer_ranges import IntegerRange
+from ...ir.equivalence.microbatch_mean import compare_mean
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
 from ...ir.interpreter import Stuck
+from ...ir.interpreter.code import decode
 from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLICAS, DeadlockError
 from ...ir.module import Module
 from ...ir.verifier import verify
 from ...passes.manager import PassFailure, PassManager, Step, Verification, step_name
+from .lowering_check import LOWERING, can_be_lowered, compare_with_module, records_of
 
 _ITSELF = "(as given)"
 """The name where no pass ran: the module is compared with itself, so that no pass is blamed for its errors."""
@@ -45,8 +49,18 @@ class Breakage(StrEnum):
     """The verifier refuses the module after the pass."""
     REFUSED = "refused"
     """The interpreter cannot run the module after the pass."""
+    DTYPES = "dtypes"
+    """Ops or reductions have other dtypes than before, or than the plan says."""
     FAILED = "failed"
     """The pass itself raised, or refused the module."""
+
+
+class Meaning(StrEnum):
+    """What the module after a pass computes."""
+
+    SAME = "what the module before it computes"
+    MEAN = "the mean of what the module before it computes of each microbatch"
+    OTHER = "something else, as the plan says"
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,12 @@ def check_options(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tupl
     """The options from the command line; ranges are (name, low, high)."""
     by_name = {name: IntegerRange(high, low=low) for name, low, high in ranges}
     return CheckOptions(seed, memory_cap_bytes=memory_cap_bytes, ranges=by_name)
+
+
+def _meaning_of(step: Step) -> Meaning:
+    if isinstance(step, str) or step.keeps_values:
+        return Meaning.SAME
+    return Meaning.MEAN if step.averages_microbatches else Meaning.OTHER
 
 
 @dataclass(frozen=True)
@@ -102,8 +122,15 @@ class PassVerdict:
     """The error's place."""
     stuck: tuple[Stuck, ...] = ()
     """For ORDER: the ranks in the deadlock, and the operation at which each waits."""
-    changes: bool = False
-    """Whether the plan asks the pass to change the function, so that values are not compared."""
+    dtypes: DtypeProblem | None = None
+    """For DTYPES: the first op that computes in another dtype, where there is one."""
+    meaning: Meaning = Meaning.SAME
+    """What the pass is to make of the module."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether the pass changes the function in a way of its own, so that values are not compared."""
+        return self.meaning is Meaning.OTHER
 
     @property
     def equal(self) -> bool:
@@ -128,12 +155,7 @@ class PassChecker:
         self.module = module
         self.options = options
         self.before = _copy(module)
-        _check_names(self.before, options.ranges)
-        inferred = infer_ranges(self.before)
-        stated = {
-            name: replace(range_, ignored=inferred.get(name, range_).ignored) for name, range_ in options.ranges.items()
-        }
-        self.ranges = {**inferred, **stated}
+        self.ranges = with_stated_ranges(self.before, options.ranges)
 
     def check_runs(self) -> None:
         """Run the module as given; raises the interpreter's error if it cannot be run."""
@@ -142,7 +164,8 @@ class PassChecker:
     def run(self, step: Step) -> PassVerdict:
         """Run a pass on the module and check the result. Errors: PassFailure, and those of the pass."""
         PassManager([step], verification=Verification.NEVER).run(self.module)
-        return self.verdict_on(step_name(step), changes=not isinstance(step, str) and not step.keeps_values)
+        before = self.before
+        return self._with_dtypes(step, before, self.verdict_on(step_name(step), _meaning_of(step)))
 
     def try_run(self, step: Step) -> PassVerdict:
         """As `run`, but a pass that raises gets the verdict FAILED. Errors E0655, E0661."""
@@ -159,10 +182,10 @@ class PassChecker:
                 raise
             return _refusal(step_name(step), Breakage.FAILED, error)
 
-    def verdict_on(self, name: str, *, changes: bool = False) -> PassVerdict:
+    def verdict_on(self, name: str, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         """The verdict on the pass that has just run; an invalid module, or one that cannot be run, is a breakage.
 
-        If the pass `changes` the function, the module is run but its values are not compared.
+        If the pass changes the function in a way of its own, the module is run but its values are not compared.
         """
         try:
             verify(self.module)
@@ -170,20 +193,53 @@ class PassChecker:
         except StrettoError as error:
             return _refusal(name, Breakage.INVALID, error)
         try:
-            if changes:
+            if meaning is Meaning.OTHER:
                 self.before = after
-            verdict = self._compare(name, after)
+            verdict = self._compare(name, after, meaning)
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(name, _kind(error), error)
         if verdict.breakage is None:
             self.before = after
-        return PassVerdict(name, None, changes=True) if changes and verdict.breakage is None else verdict
+        if meaning is Meaning.OTHER and verdict.breakage is None:
+            return PassVerdict(name, None, meaning=meaning)
+        return replace(verdict, meaning=meaning)
 
-    def _compare(self, name: str, after: Module) -> PassVerdict:
+    def _with_dtypes(self, step: Step, before: Module, verdict: PassVerdict) -> PassVerdict:
+        """The verdict, or DTYPES where values are kept and the contract of dtypes is not."""
+        if verdict.breakage is not None:
+            return verdict
+        contract = "" if isinstance(step, str) else step.broken_contract(self.module)
+        problem = next(dtype_problems(decode(before), decode(self.module)), None)
+        if problem is None and not contract:
+            return verdict
+        message = (contract,) if problem is None else (f"{problem.message} (in @{problem.function}, {problem.origin})",)
+        return replace(verdict, breakage=Breakage.DTYPES, message=message, dtypes=problem)
+
+    def lowered(self) -> PassVerdict | None:
+        """The verdict on lowering the module to a program; None for a module that is not at the end of the passes."""
+        if not can_be_lowered(self.before):
+            return None
         options = self.options
-        comparison = compare(
+        try:
+            comparison = compare_with_module(
+                self.before,
+                records_of(self.before),
+                options.seed,
+                self.ranges,
+                options.tolerance,
+                options.memory_cap_bytes,
+            )
+        except StrettoError as error:
+            if error.code in _NOT_THE_PASS:
+                raise
+            return _refusal(LOWERING, _kind(error), error)
+        return verdict_of(LOWERING, comparison)
+
+    def _compare(self, name: str, after: Module, meaning: Meaning = Meaning.SAME) -> PassVerdict:
+        options = self.options
+        comparison = (compare_mean if meaning is Meaning.MEAN else compare)(
             self.before,
             after,
             options.seed,
@@ -191,7 +247,15 @@ class PassChecker:
             tolerance=options.tolerance,
             max_bytes=options.memory_cap_bytes,
         )
-        return _verdict(name, comparison)
+        return verdict_of(name, comparison)
+
+
+def with_stated_ranges(module: Module, stated: Mapping[str, IntegerRange]) -> dict[str, IntegerRange]:
+    """The ranges that the module implies, with those that the caller states. Raises E0662 for an unknown name."""
+    _check_names(module, stated)
+    inferred = infer_ranges(module)
+    ignoring = {name: replace(range_, ignored=inferred.get(name, range_).ignored) for name, range_ in stated.items()}
+    return {**inferred, **ignoring}
 
 
 def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:
@@ -204,7 +268,8 @@ def _check_names(module: Module, ranges: Mapping[str, IntegerRange]) -> None:
             raise StrettoError("E0662", f'--range names "{name}", which is no integer input', help=hint)
 
 
-def _verdict(name: str, comparison: Comparison) -> PassVerdict:
+def verdict_of(name: str, comparison: Comparison) -> PassVerdict:
+    """The verdict that a comparison gives."""
     differing = tuple(
         ResultError(number, result.name, result.error)
         for number, result in enumerate(comparison.results)

@@ -32,6 +32,10 @@ class RunJob:
     """Look for the operation that makes the first NaN."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Values of named sizes; a size that is left out keeps the value it was compiled at."""
+    against: str = ""
+    """The target whose model, in eager PyTorch, is the reference of a check; empty: the program's own reference."""
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """For a check, the values [low, high) of integer inputs of which the program says none."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
@@ -77,14 +81,17 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
     with progress(2) as bar:
         bar.show("loading the program and the model")
         program = Program.load(job.folder).at(job.sizes)
-        comparison = comparison_for(program)
+        comparison = comparison_for(program, job.against)
         bar.show(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
         if job.ranks == "processes":
             from ...runtime.processes.jobs import check_processes
 
             entry = f"{comparison_for.__module__}:check_entry"
-            return check_processes(job.folder, steps=job.steps, entry=entry, sizes=job.sizes), comparison
-        return check(program, expected=comparison.expected, steps=job.steps), comparison
+            report = check_processes(
+                job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=job.against, ranges=job.ranges
+            )
+            return report, comparison
+        return check(program, expected=comparison.expected, steps=job.steps, ranges=job.ranges), comparison
 
 
 def show_check(report: CheckReport, comparison: Comparison) -> None:
@@ -130,13 +137,11 @@ def _worst_first(row: CheckRow) -> tuple[bool, float]:
 
 
 def _conclusion(report: CheckReport) -> str:
-    """One line: passed or not, and the tolerance."""
+    """One line: passed or not, and by which criterion."""
     counts = Counter(row.verdict for row in report.rows)
     after = f" after {count_text(report.steps, 'step')} of AdamW" if report.steps else ""
-    if report.tolerance is None:
-        return f"not judged: sums in {report.dtype} differ by rounding; compile with --dtype float64 to check"
+    if report.is_unjudged:
+        return "not judged: every tensor is zero, or nothing but rounding, so nothing could be compared"
     if report.passed:
-        return f"passed: {counts[Verdict.EQUAL]} tensors are equal within {report.tolerance:.0e} (relative){after}"
-    if not counts[Verdict.DIFFERS]:
-        return "failed: nothing could be compared"
-    return f"failed: {counts[Verdict.DIFFERS]} tensors differ by more than {report.tolerance:.0e} (relative){after}"
+        return f"passed: {counts[Verdict.EQUAL]} tensors are {report.criterion}{after}"
+    return f"failed: {counts[Verdict.DIFFERS]} tensors are not {report.criterion}{after}"

@@ -1,5 +1,7 @@
 """`stretto verify FILE -p PIPELINE`: does every pass keep the values? The interpreter runs before and after each pass.
 
+Where the passes end in a module that can be lowered, it is, and the program is compared with the module.
+
 All ranks run in this process, in float64, on random inputs, with NaN in padding.
 """
 
@@ -14,8 +16,11 @@ from ...runtime.program.arguments import Json
 from ..ir_files.dump_ir import ir_of_failures
 from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
-from .pass_check import CheckOptions, PassChecker, PassVerdict
+from .lowering_check import LOWERING
+from .pass_check import Breakage, CheckOptions, Meaning, PassChecker, PassVerdict
 
+CAPTURE = "capture"
+"""The name of the row that compares the captured module with eager PyTorch."""
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
 
 
@@ -40,13 +45,13 @@ class PassesReport:
         return all(verdict.equal or verdict.changes for verdict in self.verdicts)
 
     @property
-    def is_unchecked(self) -> bool:
+    def is_unjudged(self) -> bool:
         """Whether no pass differs, but the results of some pass could not be compared."""
         return not self.passed and all(verdict.breakage is None for verdict in self.verdicts)
 
     @property
     def _verdict(self) -> str:
-        return "equal" if self.passed else "not checked" if self.is_unchecked else "differs"
+        return "equal" if self.passed else "not judged" if self.is_unjudged else "differs"
 
     def to_json(self) -> Mapping[str, Json]:
         rows: Json = [_verdict_json(verdict) for verdict in self.verdicts]
@@ -63,7 +68,7 @@ def verify_passes(job: PassesJob) -> PassesReport:
     module = read_module(job.source.text, job.source.name)
     checker = PassChecker(module, job.options)
     verdicts: list[PassVerdict] = []
-    with progress(len(steps) + 1) as bar, ir_of_failures(_PASS_ALONE) as keep:
+    with progress(len(steps) + 2) as bar, ir_of_failures(_PASS_ALONE) as keep:
         keep(module)
         bar.show("the module as given")
         checker.check_runs()
@@ -72,6 +77,10 @@ def verify_passes(job: PassesJob) -> PassesReport:
             verdicts.append(checker.run(step))
             if verdicts[-1].breakage is not None:
                 break
+        else:
+            bar.show(LOWERING, len(steps) + 1)
+            lowered = checker.lowered()
+            verdicts += [] if lowered is None else [lowered]
     return PassesReport(tuple(verdicts), tuple(step_name(step) for step in steps[len(verdicts) :]))
 
 
@@ -83,18 +92,32 @@ def show_passes(report: PassesReport) -> None:
     say()
     last = report.verdicts[-1]
     changing = [verdict.name for verdict in report.verdicts if verdict.changes]
+    first = report.verdicts[0]
+    if first.name == CAPTURE and first.equal:
+        say("equal: the captured module computes what eager PyTorch does")
     if report.passed:
-        count = len(report.verdicts) - len(changing)
+        is_lowered = last.name == LOWERING
+        count = len(report.verdicts) - len(changing) - is_lowered - (first.name == CAPTURE)
         if count:
-            say(f"equal: {_counted(count, others=bool(changing))} left the values as they were")
+            lowering = ", and the program computes the same" if is_lowered else ""
+            say(f"equal: {_counted(count, others=bool(changing))} left the values as they were{lowering}")
         for name in changing:
             say(f"{name} changes the function, as the plan says")
+        for verdict in report.verdicts:
+            if verdict.meaning is Meaning.MEAN:
+                say(f"{verdict.name} was compared with {verdict.meaning}")
         return
-    if report.is_unchecked:
+    if report.is_unjudged:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
-        say(f'not checked: of "{unchecked.name}", {unchecked.lines[0]}')
+        say(f'not judged: of "{unchecked.name}", {unchecked.lines[0]}')
         return
-    say(f'differs: "{last.name}" is the first pass that changes values')
+    what = "the dtypes in which the module computes" if last.breakage is Breakage.DTYPES else "values"
+    if last.name == CAPTURE:
+        say("differs: the captured module does not compute what eager PyTorch does")
+    elif last.name == LOWERING:
+        say("differs: the program does not compute what the module does that it was lowered from")
+    else:
+        say(f'differs: "{last.name}" is the first pass that changes {what}')
     for line in last.lines:
         say(f"  {line}")
 
@@ -109,7 +132,7 @@ def _counted(count: int, *, others: bool) -> str:
 def _word(verdict: PassVerdict) -> str:
     if verdict.changes:
         return "changes"
-    return "equal" if verdict.equal else "not checked" if verdict.is_unchecked else "differs"
+    return "equal" if verdict.equal else "not judged" if verdict.is_unchecked else "differs"
 
 
 def _verdict_json(verdict: PassVerdict) -> dict[str, Json]:

@@ -57,11 +57,36 @@ def source_of(arguments: argparse.Namespace) -> Source:
 def add_check_options(parser: argparse.ArgumentParser, memory: str) -> None:
     """`--seed`, `--range` and `--memory-cap`: how modules are compared."""
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random inputs; default: 0")
+    add_ranges(parser)
+    parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
+
+
+def add_ranges(parser: argparse.ArgumentParser) -> None:
+    """`--range NAME=LO:HI`, as often as wanted."""
     parser.add_argument(
         "--range", action="append", default=[], type=integer_range, metavar="NAME=LO:HI", dest="ranges",
-        help="values of an integer input whose range the module does not tell: LO <= value < HI",
+        help="values of an integer input whose range nothing else tells: LO <= value < HI",
     )  # fmt: skip
-    parser.add_argument("--memory-cap", type=size, metavar="SIZE", help=memory)
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """`--mode`, `--batch` and `--seq`: how a target is called."""
+    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
+    parser.add_argument("--batch", type=positive, metavar="B", help="examples in the global batch of an hf: target")
+    parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
+
+
+def check_target_options(arguments: argparse.Namespace, target: str) -> None:
+    """A usage error where they do not fit the target."""
+    if not target.startswith("hf:") and (arguments.batch or arguments.seq):
+        arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
+
+
+def add_allow_unjudged(parser: argparse.ArgumentParser) -> None:
+    """Add --allow-unjudged."""
+    parser.add_argument(
+        "--allow-unjudged", action="store_true", help="exit 0, not 3, where nothing could be compared (not judged)"
+    )
 
 
 def integer_range(text: str) -> tuple[str, int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import MEMORY_CAP, add_check_options, add_json, add_source, source_of
-from .outcome import Outcome, require_compiler
+from .arguments import MEMORY_CAP, add_allow_unjudged, add_check_options, add_json, add_source, source_of
+from .outcome import Outcome, exit_code, require_compiler
 
 HELP = "name the first pass, then the first operation, that breaks values or order"
 
@@ -13,10 +13,12 @@ HELP = "name the first pass, then the first operation, that breaks values or ord
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Exit code 0 when every pass keeps values and order, 1 when one breaks them or nothing could be compared."
+        "Exit code 0 when every pass keeps values and order, 1 when one breaks them, 3 when nothing could be compared "
+        "(not judged)."
     )
     add_source(parser)
     add_check_options(parser, MEMORY_CAP)
+    add_allow_unjudged(parser)
     add_json(parser)
 
 
@@ -28,5 +30,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     source = source_of(arguments)
     bisection = bisect_source(source, check_options(arguments.seed, arguments.memory_cap, arguments.ranges))
-    code = 0 if bisection.broken is None and not bisection.unchecked else 1
+    code = exit_code(
+        passed=bisection.broken is None and not bisection.unchecked,
+        unjudged=bisection.broken is None,
+        allow_unjudged=arguments.allow_unjudged,
+    )
     return Outcome(code, lambda: show_bisection(bisection, source), lambda: bisection_json(bisection))

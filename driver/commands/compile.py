@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import dynamic_dims, positive
+from .arguments import add_target_options, check_target_options, dynamic_dims
 from .outcome import Outcome, require_compiler
 
 HELP = "compile a model and a plan to a program folder"
@@ -20,14 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", required=True, metavar="FILE", help="the plan")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where to write the program folder")
-    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: the model's own")
-    parser.add_argument("--batch", type=positive, metavar="B", help="examples in the global batch of an hf: target")
-    parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
+    add_target_options(parser)
     parser.add_argument(
         "--dynamic", action="append", default=[], type=dynamic_dims, metavar="INPUT=NAME,NAME",
         help="names for the dims of an input, in order, whose sizes `run --sizes` sets, such as "
         "tokens=batch,seq:2..2048 (- for a fixed dim)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true",
+        help="compare the program with eager PyTorch and write the result into its manifest; exit 1 if it differs",
     )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
     parser.set_defaults(usage_error=parser.error)
@@ -35,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    if not arguments.target.startswith("hf:") and (arguments.batch or arguments.seq):
-        arguments.usage_error("--batch and --seq are for hf: targets; a function in a file returns its own inputs")
+    check_target_options(arguments, arguments.target)
     require_compiler()
     from ..compile.compile_target import CompileJob, compile_target, show_compiled
 
@@ -44,5 +45,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
         arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
         arguments.seq, arguments.dump_ir, dict(arguments.dynamic),
     )  # fmt: skip
-    program, seconds = compile_target(job)
-    return Outcome(0, lambda: show_compiled(program, job, seconds))
+    if not arguments.check:
+        program, seconds = compile_target(job)
+        return Outcome(0, lambda: show_compiled(program, job, seconds))
+    from ..check.compile_check import checked_record, show_checked
+
+    program, seconds = compile_target(job, checked_record)
+
+    def show() -> None:
+        show_compiled(program, job, seconds)
+        show_checked(program)
+
+    return Outcome({"passed": 0, "failed": 1}.get(str(program.manifest.checked.get("result")), 3), show)

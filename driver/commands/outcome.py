@@ -10,6 +10,8 @@ from typing import Protocol
 
 from ...diagnostics import StrettoError
 
+UNJUDGED = 3
+"""The exit code of a check that found nothing wrong, but could not compare anything."""
 _COMPILER = ("torch_mlir", "lark", "networkx")
 
 
@@ -20,6 +22,13 @@ class Outcome:
     code: int
     show: Callable[[], None]
     to_json: Callable[[], Mapping[str, object]] = dict
+
+
+def exit_code(*, passed: bool, unjudged: bool, allow_unjudged: bool) -> int:
+    """The exit code of a check: 0 where it passed, 3 where nothing could be compared, else 1."""
+    if passed or (unjudged and allow_unjudged):
+        return 0
+    return UNJUDGED if unjudged else 1
 
 
 class Command(Protocol):
@@ -38,10 +47,15 @@ class Command(Protocol):
 
 def require_compiler() -> None:
     """Raise E0501 where a package that the compiler needs is not installed."""
-    missing = [name for name in _COMPILER if find_spec(name) is None]
+    missing = missing_of_compiler()
     if missing:
         raise StrettoError(
             "E0501",
             f"the compiler is not installed: {', '.join(missing)} cannot be imported",
             help='pip install "stretto[compiler]"; compiled programs run without it',
         )
+
+
+def missing_of_compiler() -> list[str]:
+    """The packages of the compiler that are not installed."""
+    return [name for name in _COMPILER if find_spec(name) is None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_allow_ops, add_json, named_sizes, positive
-from .outcome import Outcome
+from .arguments import add_allow_ops, add_allow_unjudged, add_json, add_ranges, named_sizes, positive
+from .outcome import Outcome, exit_code, require_compiler
 
 HELP = "run a program for some steps, or check it against one device"
 
@@ -20,8 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="values of the sizes that compile --dynamic named; default: as compiled",
     )  # fmt: skip
     parser.add_argument(
-        "--check", action="store_true", help="compare with the model on one device; exit 1 if it differs"
-    )
+        "--check", action="store_true",
+        help="compare with the exported forward in DIR, on one device; exit 1 if it differs, 3 if nothing could be "
+        "compared",
+    )  # fmt: skip
+    add_allow_unjudged(parser)
+    parser.add_argument(
+        "--against", default="", metavar="TARGET",
+        help="with --check: compare with eager PyTorch, the model of this target, which is loaded and executed",
+    )  # fmt: skip
+    add_ranges(parser)
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="name the operation that makes the first NaN; slow"
     )
@@ -38,10 +46,22 @@ def run(arguments: argparse.Namespace) -> Outcome:
     allow_ops(*arguments.allow_ops)
     if arguments.check and arguments.detect_anomaly:
         arguments.usage_error("--detect-anomaly is for steps; it cannot be combined with --check")
-    job = RunJob(arguments.folder, arguments.ranks, arguments.steps, arguments.detect_anomaly, arguments.sizes)
+    if arguments.against:
+        if not arguments.check:
+            arguments.usage_error("--against names the reference of a check; add --check")
+        require_compiler()
+    job = RunJob(
+        arguments.folder,
+        arguments.ranks,
+        arguments.steps,
+        arguments.detect_anomaly,
+        arguments.sizes,
+        arguments.against,
+        {name: (low, high) for name, low, high in arguments.ranges},
+    )
     if not arguments.check:
         program, steps = run_for_steps(job)
         return Outcome(0, lambda: show_steps(program, job, steps), lambda: steps_json(program, job, steps))
     report, comparison = run_check(job)
-    code = 0 if report.passed else 1
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
     return Outcome(code, lambda: show_check(report, comparison), lambda: check_json(job, report, comparison))

@@ -1,25 +1,50 @@
-"""`stretto verify`: a program with the order prover, or passes by their values."""
+"""`stretto verify`: a program's order and values, or passes by their values."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from .arguments import MEMORY_CAP, add_allow_ops, add_check_options, add_json, add_pipeline
-from .outcome import Outcome, require_compiler
+from .arguments import (
+    MEMORY_CAP,
+    add_allow_ops,
+    add_allow_unjudged,
+    add_check_options,
+    add_json,
+    add_pipeline,
+    add_target_options,
+    check_target_options,
+    size,
+)
+from .outcome import UNJUDGED, Outcome, exit_code, missing_of_compiler, require_compiler
 
-HELP = "prove a program's order, or check that passes keep the values"
+HELP = "prove a program's order and judge its values, or check that passes keep the values"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.description = (
-        "Exit code 0 when the program is safe, or every pass keeps the values; 1 otherwise, and when nothing could "
-        "be compared (not checked)."
+        "Exit code 0 when the program is safe and computes what its module does, or every pass keeps the values; 3 "
+        "when nothing could be compared (not judged), for a program folder with --values; 1 otherwise."
     )
-    parser.add_argument("path", metavar="DIR|FILE", help="a program folder; with -p a module, - for standard input")
+    parser.add_argument(
+        "path", metavar="DIR|FILE|TARGET",
+        help="a program folder; with -p a module, - for standard input; with --plan a target",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plan", metavar="FILE", help="check capture of the target by eager PyTorch, then all passes of this plan"
+    )
+    add_target_options(parser)
     add_pipeline(parser, required=False)
     add_check_options(parser, f"memory of one rank of the program, such as 80GiB; with -p: {MEMORY_CAP}")
+    add_allow_unjudged(parser)
+    parser.add_argument(
+        "--values", action="store_true", help="exit 3 where the values of a program folder could not be judged"
+    )
+    parser.add_argument(
+        "--values-cap", type=size, metavar="SIZE",
+        help="memory that judging the values of a program folder may take, all ranks together; default: 512MiB",
+    )  # fmt: skip
     add_allow_ops(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -30,18 +55,50 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ...ops.allowed import allow_ops
 
     allow_ops(*arguments.allow_ops)
+    if arguments.plan is not None:
+        return _target(arguments)
     return _program(arguments) if arguments.pipeline is None else _passes(arguments)
 
 
 def _program(arguments: argparse.Namespace) -> Outcome:
     if arguments.path == "-" or os.path.isfile(arguments.path):
         arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
+    from ...runtime.program.program import Program
     from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
-    from ..check.verify_program import show_verdict, verify_program
+    from ..check.verify_program import NoCompiler, Values, show_verdict, verify_program
+
+    def judge(program: Program) -> Values:
+        if missing_of_compiler():
+            return NoCompiler()
+        from ..check.folder_values import judge_values
+        from ..check.pass_check import check_options
+
+        return judge_values(program, check_options(arguments.seed, arguments.values_cap, arguments.ranges))
 
     with meta_kernels_without_dynamo():
-        proved = verify_program(arguments.path, arguments.memory_cap)
-    return Outcome(0 if proved.verdict.safe else 1, lambda: show_verdict(proved), proved.to_json)
+        proved = verify_program(arguments.path, arguments.memory_cap, judge)
+    code = 0 if proved.passed else 1
+    if arguments.values and not proved.is_judged and not arguments.allow_unjudged:
+        code = UNJUDGED
+    return Outcome(code, lambda: show_verdict(proved), proved.to_json)
+
+
+def _target(arguments: argparse.Namespace) -> Outcome:
+    if arguments.pipeline is not None:
+        arguments.usage_error("--plan says which passes run; leave out -p")
+    if os.path.isdir(arguments.path):
+        arguments.usage_error("--plan is for a target; a program folder is verified without it")
+    check_target_options(arguments, arguments.path)
+    require_compiler()
+    from ..check.pass_check import check_options
+    from ..check.verify_passes import show_passes
+    from ..check.verify_target import TargetJob, verify_target
+
+    options = check_options(arguments.seed, arguments.memory_cap, arguments.ranges)
+    job = TargetJob(arguments.path, arguments.plan, arguments.mode, arguments.batch, arguments.seq, options)
+    report = verify_target(job)
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
+    return Outcome(code, lambda: show_passes(report), report.to_json)
 
 
 def _passes(arguments: argparse.Namespace) -> Outcome:
@@ -54,4 +111,5 @@ def _passes(arguments: argparse.Namespace) -> Outcome:
 
     source = read_source(arguments.path, arguments.pipeline)
     report = verify_passes(PassesJob(source, check_options(arguments.seed, arguments.memory_cap, arguments.ranges)))
-    return Outcome(0 if report.passed else 1, lambda: show_passes(report), report.to_json)
+    code = exit_code(passed=report.passed, unjudged=report.is_unjudged, allow_unjudged=arguments.allow_unjudged)
+    return Outcome(code, lambda: show_passes(report), report.to_json)

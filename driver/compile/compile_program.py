@@ -22,6 +22,7 @@ from ...dsl.plan import Plan
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import effect_of_casts
 from ...frontend.captured import Capture
+from ...frontend.targets.load_target import seen_ranges
 from ...frontend.to_ir import Floats, to_module
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges
@@ -44,6 +45,7 @@ def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -
     pipeline has no scalar loss, and E0422 where the request refuses a static program.
     """
     observer.stage("capture")
+    request = replace(request, options=_with_seen_ranges(request))
     captures = captures_of(request)
     first = compile_capture(captures.own, request.model, request.plan, request.options, observer)
     if not request.sizes:
@@ -86,6 +88,15 @@ def pipeline_config(plan: Plan, options: Options) -> PipelineConfig:
         follow_precision=options.floats is Floats.AS_CAPTURED,
         padded_inputs=options.padded_inputs,
     )
+
+
+def _with_seen_ranges(request: CompileRequest) -> Options:
+    """The options, with the ranges that the call shows of integer inputs that the caller says nothing of."""
+    options = request.options
+    told = options.arguments.get("inputs")
+    seen = seen_ranges(dict(zip(request.call.names, request.call.tensors, strict=True)))
+    inputs = {**seen, **(told if isinstance(told, Mapping) else {})}
+    return replace(options, arguments={**options.arguments, "inputs": inputs})
 
 
 def _named_sizes(captures: Captures, first: Compiled, request: CompileRequest) -> Found:

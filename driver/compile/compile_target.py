@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +33,11 @@ from .model_source import source_record
 from .request import CompileRequest, IfStatic, Observer, Options
 
 _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
-_STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "save")
+_STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "check", "save")
+
+
+Check = Callable[[Program, str], Mapping[str, Json]]
+"""Checks a program against the target that it was compiled from; the manifest's record of the result."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class CompileJob:
     """By input, the dims whose sizes are chosen when the program is run."""
 
 
-def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
+def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program, dict[str, float]]:
     """Compile and write the folder, whole or not at all; the program, and the seconds that each stage took.
 
     What the plan says to no effect is a warning on stderr.
 
-    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0508.
+    `check` compares the program with the target, and returns what the manifest says of the result.
+    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0508, and
+    those of `check`.
     """
     clock = _Clock()
     with progress(len(_STAGES)) as bar, ir_of_failures(_PASS_ALONE) as keep:
@@ -77,10 +84,13 @@ def compile_target(job: CompileJob) -> tuple[Program, dict[str, float]]:
         plan = Plan.load(job.plan)
         dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
         begin("target")
-        request = _request(job, plan)
+        request = request_of(job, plan)
         if dump is not None:
             dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
         program = compile_program(request, Observer(begin, after)).program
+        if check is not None:
+            begin("check")
+            program = replace(program, manifest=replace(program.manifest, checked=check(program, job.target)))
         begin("save")
         program.save(job.output)
         clock.end()
@@ -106,7 +116,7 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
     say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
 
 
-def _request(job: CompileJob, plan: Plan) -> CompileRequest:
+def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
     """The target's model and example call, with what the job says of both."""
     mode = Mode(job.mode)
     wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}

@@ -24,7 +24,7 @@ from ...backends.program.fit_sizes import Differs, distinguishes, fit, sizes_tex
 from ...diagnostics import StrettoError
 from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
 from ...frontend.dynamic_sizes.size_guards import NotSymbolic, SizeGuards
-from ...runtime.program.arguments import Slot
+from ...runtime.program.arguments import Json, Slot
 from ...runtime.program.named_sizes import NamedSize, Symbolic
 from ...runtime.program.program import Program
 from ...runtime.program.sizes import holds
@@ -117,7 +117,7 @@ class _Search:
             _refuse_other_values(programs[0], programs[-1])
             _refuse_other_ops(programs[0].program, programs[-1].program, each)
         body = fit([each.program.to_json() for each in programs], samples, self._parts, "program")
-        reference = fit([each.program.reference for each in programs], samples, (), "reference")
+        reference = fit([_without_ranges(each.program.reference) for each in programs], samples, (), "reference")
         found = Symbolic(
             tuple(NamedSize(n, size, *self._guards.ranges[n]) for n, size in self._all(self._own).items()),
             conditions,
@@ -135,7 +135,8 @@ class _Search:
         _refuse_other_values(self._made[0][1], compiled)
         bound, made = whole.bind(self._all(sizes)), compiled.program
         fit([made.to_json(), bound.to_json()], [sizes, sizes], (), "program")
-        fit([made.reference, bound.reference], [sizes, sizes], (), "reference")
+        references = [_without_ranges(made.reference), _without_ranges(bound.reference)]
+        fit(references, [sizes, sizes], (), "reference")
 
     def _program(self, sizes: Sizes) -> Compiled:
         known = next((made for each, made in self._made if each == sizes), None)
@@ -260,6 +261,14 @@ def _cut_over_time(program: Program) -> set[tuple[str, int]]:
                 case (Slot(slot), int(dim), *_) if each.op == "aten.slice.Tensor" and slot in names:
                     found.add((names[slot], dim))
     return found
+
+
+def _without_ranges(reference: Json) -> Json:
+    """A reference without the ranges of inputs: they are those of the call, whatever the sizes."""
+    checks = reference.get("checks") if isinstance(reference, Mapping) else None
+    if not isinstance(reference, Mapping) or not isinstance(checks, Mapping):
+        return reference
+    return {**reference, "checks": {key: value for key, value in checks.items() if key != "ranges"}}
 
 
 def _evenness(sizes: Sizes, shares: Mapping[str, Sequence[int]]) -> tuple[str, ...]:

@@ -18,8 +18,10 @@ from ...ir.attributes import dtype_of
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.base import Remark
+from ...runtime.checks.reduction_dtypes import OWN, REDUCE
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Manifest, Program
+from ...runtime.program.records import Stated
 from .pipeline_requirements import is_alone
 from .request import Options
 
@@ -46,7 +48,7 @@ def new_program(
         mesh=lowered.mesh,
         stretto=__version__,
         torch=torch.__version__,
-        arguments=_told(options.arguments, ranges),
+        arguments=_told(options.arguments, ranges) | _reduce(captured, plan, options),
         source=options.source,
     )
     return Program(
@@ -57,7 +59,7 @@ def new_program(
         lowered.locations,
         ir=module.text(),
         remarks=[remark_json(r) for r in remarks],
-        reference=captured.reference,
+        reference={**captured.reference, "checks": _stated(captured, manifest).to_json()},
         initial=_initial(captured, model, options),
         pipeline=pipeline,
     ).validated
@@ -80,6 +82,15 @@ def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> 
     return {**arguments, "inputs": inputs}
 
 
+def _reduce(captured: Capture, plan: Plan, options: Options) -> dict[str, Json]:
+    """What checks need to know of gradients: the dtype that they are reduced in."""
+    if captured.mode is not Mode.TRAIN:
+        return {}
+    follows = options.floats is Floats.AS_CAPTURED and plan.precision is not None
+    stated = dtype_of(plan.precision.reduce) if follows and plan.precision is not None else None
+    return {REDUCE: OWN if stated is None else dtype_name(stated)}
+
+
 def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
     """The dtype that results are judged in: the coarsest that a value has, or that gradients are reduced in."""
     nodes = pytree.tree_leaves([node.meta.get("val") for node in captured.graph.graph.nodes])
@@ -89,6 +100,20 @@ def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
         [*([reduced] if reduced else []), *(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values]
     )
     return floats.of(max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
+
+
+def _stated(captured: Capture, manifest: Manifest) -> Stated:
+    """What checks compare, from the capture alone."""
+    ranges = manifest.arguments.get("inputs")
+    trained = [tensor for tensor in captured.inputs if tensor.requires_grad]
+    return Stated(
+        manifest.mode,
+        manifest.dtype,
+        tuple(tensor.name for tensor in trained if tensor.kind is InputKind.PARAMETER),
+        tuple(tensor.name for tensor in trained if tensor.kind is InputKind.INPUT),
+        tuple(tensor.index for tensor in captured.inputs if tensor.kind is InputKind.TANGENT),
+        ranges if isinstance(ranges, Mapping) else {},
+    )
 
 
 def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...ir.module import Module
 from ...passes.manager import Step, single, step_name
 from ..check.pass_check import Breakage, CheckOptions, PassChecker, PassVerdict
-from .faulty_op import FaultyOp, find_faulty_op, invalid_op
+from .faulty_op import FaultyOp, find_faulty_op, invalid_op, op_with_dtypes
 
 BeforePass = Callable[[int, str], None]
 
@@ -71,6 +71,8 @@ def bisect(
 def _faulty_op(checker: PassChecker, verdict: PassVerdict) -> FaultyOp | None:
     if verdict.breakage is Breakage.INVALID:
         return invalid_op(checker.module)
+    if verdict.dtypes is not None:
+        return op_with_dtypes(checker.module, verdict.dtypes)
     if verdict.breakage not in (Breakage.VALUES, Breakage.REFUSED):
         return None
     wrong = [result.number for result in verdict.differing]

@@ -22,6 +22,7 @@ _CANDIDATES_SHOWN = 5
 BROKEN: Mapping[Breakage, str] = {
     Breakage.VALUES: "changes values",
     Breakage.ORDER: "breaks the order: ranks deadlock, or run different collectives",
+    Breakage.DTYPES: "changes the dtypes in which the module computes",
     Breakage.INVALID: "leaves an invalid module",
     Breakage.REFUSED: "leaves a module that cannot be run",
     Breakage.FAILED: "fails",
@@ -67,7 +68,7 @@ def show_bisection(bisection: Bisection, source: Source) -> None:
     """Print a row for each pass, the breakage, the operation, and the command that prints the broken module."""
     broken, kept = bisection.broken, len(bisection.passes) if bisection.index is None else bisection.index
     rows = [
-        (name, ("not checked" if bisection.unchecked else "kept") if index < kept else "not run")
+        (name, ("not judged" if bisection.unchecked else "kept") if index < kept else "not run")
         for index, name in enumerate(bisection.passes)
     ]
     if broken is not None:
@@ -76,7 +77,7 @@ def show_bisection(bisection: Bisection, source: Source) -> None:
     if broken is None:
         say()
         if bisection.unchecked:
-            say(f"not checked: no pass breaks the order, and {bisection.unchecked}")
+            say(f"not judged: no pass breaks the order, and {bisection.unchecked}")
             return
         count = len(bisection.passes)
         say(f"kept: {'the pass' if count == 1 else f'all {count} passes'} left values and order as they were")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...diagnostics import StrettoError
 from ...ir.bindings import mlir
 from ...ir.equivalence import random_inputs
+from ...ir.equivalence.dtype_contract import DtypeProblem
 from ...ir.equivalence.flow import Node
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges
@@ -20,7 +21,7 @@ from ...ir.verifier import problems
 from ...runtime.program.arguments import Json
 from ..check.pass_check import CheckOptions
 from .fault_localisation import Status, Statuses, Suspects, Values, suspects
-from .op_places import Place
+from .op_places import Place, Places
 from .traced_module import TracedModule
 
 _MOST_CANDIDATES = 16
@@ -96,6 +97,11 @@ def invalid_op(module: Module) -> FaultyOp | None:
     inside = [name for name, function in functions if any(op == problem.op for op in operations(function))]
     place = Place(problem.op.operation.name, inside[0] if inside else "", from_location(problem.op.location))
     return FaultyOp(place, why=(problem.message,))
+
+
+def op_with_dtypes(module: Module, problem: DtypeProblem) -> FaultyOp:
+    """The operation that computes in other dtypes than before the pass, or than the plan says."""
+    return FaultyOp(Places(module).place(problem.function, problem.step), why=(problem.message,))
 
 
 def _stopped(side: TracedModule) -> FaultyOp | None:

@@ -72,7 +72,7 @@ class TracedModel(nn.Module):
         ):
             result = model(*args, **kwargs)
         if self.loss_only:
-            result = _loss_of(result)
+            result = loss_of(result)
         return self._flatten(result, tensors)
 
     def _flatten(self, result: Any, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -127,7 +127,7 @@ def _owned(tensor: torch.Tensor, differentiable: bool, not_owned: set[int]) -> t
     return tensor if differentiable or not tensor.requires_grad else tensor.detach()
 
 
-def _loss_of(result: Any) -> torch.Tensor:
+def loss_of(result: Any) -> torch.Tensor:
     """The scalar floating loss in what a forward returned: the result itself, its `loss`, or its one scalar.
 
     Errors: E0213 if there is none, or more than one.

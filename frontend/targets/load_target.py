@@ -78,7 +78,7 @@ def _load_file(path: str, name: str, request: Request) -> Target:
         _convert(model, dtype, real=real)
         inputs = {key: _converted(value, dtype) for key, value in inputs.items()}
     source = {"kind": "file", "path": path, "name": name}
-    return Target(model, inputs, real, source, _seen_ranges(inputs))
+    return Target(model, inputs, real, source, seen_ranges(inputs))
 
 
 def _import(path: str) -> ModuleType:
@@ -176,7 +176,7 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def _seen_ranges(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def seen_ranges(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By integer input, the range up to the largest value in the example."""
     ranges = {}
     for name, value in inputs.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import isfinite
@@ -95,16 +95,48 @@ def compare(
     before_results = run(before, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
     after_inputs = [inputs[index] for index in argument_order]
     after_results = run(after, after_inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
-    pairs = [before_results, [after_results[index] for index in result_order]]
-    names = [result_name(port.record, i) for i, port in enumerate(codes[0].results)]
-    comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, *pairs, strict=True)]
+    ordered = [after_results[index] for index in result_order]
+    return compare_results(before, inputs, before_results, ordered, tolerance, padding, max_bytes)
+
+
+def compare_results(
+    before: Module,
+    inputs: Sequence[Tensor],
+    before_results: Sequence[Tensor],
+    after_results: Sequence[Tensor],
+    tolerance: float = 1e-9,
+    padding: Padding = Padding.NAN,
+    max_bytes: int | None = None,
+) -> Comparison:
+    """Compare the results of `before` on `inputs` with results in the same order, of whatever computed them.
+
+    `before_results` are those of the interpreter: rounding is estimated by how much they change when inputs do.
+    """
+    names = [result_name(port.record, i) for i, port in enumerate(decode(before).results)]
+    return judge_results(
+        names,
+        before_results,
+        after_results,
+        lambda: rounding(before, inputs, before_results, padding, max_bytes),
+        tolerance,
+    )
+
+
+def judge_results(
+    names: Sequence[str],
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    rounding_errors: Callable[[], Sequence[float]],
+    tolerance: float = 1e-9,
+) -> Comparison:
+    """Compare results in the same order; `rounding_errors` gives the effect of rounding on each result before."""
+    comparisons = [compare_tensors(n, a, b, tolerance) for n, a, b in zip(names, before, after, strict=True)]
     if any(r.verdict is Verdict.DIFFERENT and isfinite(r.error) for r in comparisons):
-        rounding_errors = rounding(before, inputs, pairs[0], padding, max_bytes)
         comparisons = [
             replace(r, verdict=Verdict.NOT_CHECKED)
             if r.verdict is Verdict.DIFFERENT and is_rounding(a, b, perturbation, tolerance)
             else r
-            for r, a, b, perturbation in zip(comparisons, *pairs, rounding_errors, strict=True)
+            for r, a, b, perturbation in zip(comparisons, before, after, rounding_errors(), strict=True)
         ]
     return Comparison(tuple(comparisons))
 

@@ -38,8 +38,8 @@ def random_inputs(
 ) -> list[Tensor]:
     """Random global inputs for a module, in order. Errors: E0661 for an integer input of unknown range.
 
-    Floating inputs are normal, or near 1 and never 0; booleans are true with probability 3/4. `values` fixes inputs by
-    name.
+    Floating inputs are normal, or near 1 and never 0; tangents are of either sign and never 1. Booleans are true with
+    probability 3/4. `values` fixes inputs by name.
     """
     code = decode(module)
     return inputs_of(code, seed, dict(ranges_of(code)) | dict(ranges or {}), values or {})
@@ -89,6 +89,10 @@ def _floating(record: Record, shape: tuple[int, ...], random: torch.Generator) -
     normal = torch.randn(shape, generator=random, dtype=torch.float64)
     if record.get("kind") == "input":
         return normal
+    if record.get("kind") == "tangent":
+        # Never 1: a backward that loses the tangent must give other gradients.
+        sign = torch.where(torch.rand(shape, generator=random) < 0.5, -1.0, 1.0)
+        return sign * (1.5 + torch.rand(shape, generator=random, dtype=torch.float64))
     if record.get("kind") == "parameter" and len(shape) >= 2:
         return normal * (_GAIN / sqrt(max(shape)))
     if str(record.get("name", "")).endswith("bias"):

@@ -7,7 +7,7 @@ in their last places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,10 +27,17 @@ def rounding(
     module: Module, inputs: Sequence[Tensor], results: Sequence[Tensor], padding: Padding, max_bytes: int | None
 ) -> list[float]:
     """For each result, its largest change when all floating inputs change in their last places."""
-    random = torch.Generator().manual_seed(0)
-    perturbed = run(
-        module, [_perturbed(t, random) for t in inputs], floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes
+    return rounding_of(
+        lambda moved: run(module, moved, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes), inputs, results
     )
+
+
+def rounding_of(
+    rerun: Callable[[list[Tensor]], list[Tensor]], inputs: Sequence[Tensor], results: Sequence[Tensor]
+) -> list[float]:
+    """`rounding` of any function of tensors."""
+    random = torch.Generator().manual_seed(0)
+    perturbed = rerun([_perturbed(tensor, random) for tensor in inputs])
     return [largest_difference(a, b) for a, b in zip(results, perturbed, strict=True)]
 
 

@@ -31,6 +31,8 @@ NO_RANGE = "E0661"
 """An integer input of unknown range."""
 NOT_TAKEN = "E0663"
 """A sent tensor is never received."""
+SLOT = "E0664"
+"""An instruction of a program reads or frees a slot that is not set."""
 
 
 _SAME_ORDER = "let every rank of a group start the same collectives in the same order"

@@ -54,18 +54,18 @@ def check(code: Code, floats: Floats, max_bytes: int | None) -> None:
     cap = machine_bytes() // 2 if max_bytes is None else max_bytes
     if needed.total_bytes <= cap:
         return
-    enough = _text(needed.total_bytes * _ROUNDED_UP).replace(" ", "")
+    enough = size_text(needed.total_bytes * _ROUNDED_UP).replace(" ", "")
     raise InterpreterError(
         MEMORY,
-        f"running this module takes about {_text(needed.total_bytes)} on {needed.ranks} rank(s) "
-        f"({_text(needed.rank_bytes)} each), more than the cap of {_text(cap)}",
+        f"running this module takes about {size_text(needed.total_bytes)} on {needed.ranks} rank(s) "
+        f"({size_text(needed.rank_bytes)} each), more than the cap of {size_text(cap)}",
         notes=((f'the largest argument is "{needed.largest_input}"', None),),
         help="compile with a smaller --batch or --seq (or fewer layers) and --dump-ir, or raise the cap: "
         f"--memory-cap {enough} (in Python max_bytes)",
     )
 
 
-def _text(size: float) -> str:
+def size_text(size: float) -> str:
     """Bytes with a unit, as --memory-cap reads them."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:

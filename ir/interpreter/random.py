@@ -28,8 +28,9 @@ def random_words(
     seed, step = (int(n) % 2**64 for n in state)
     key = np.array([seed % 2**32, seed >> 32], dtype=np.uint64)
     counter = np.stack([block % 2**32, block >> 32, *(np.full_like(block, int(n) % 2**32) for n in (number, step))])
-    words = philox(counter, key).T.reshape(-1)[:elements].reshape(tuple(size))
-    return torch.from_numpy((words < below) if below is not None else words.astype(np.int64))
+    words = philox(counter, key).T.reshape(-1)[:elements]
+    drawn = torch.from_numpy((words < below) if below is not None else words.astype(np.int64))
+    return drawn.reshape(tuple(size))
 
 
 def philox(counter: Words, key: Words) -> Words:

@@ -36,6 +36,10 @@ from ..rewriting import producer
 
 CAST = "aten._to_copy.default"
 """The op that changes a dtype."""
+_REDUCED_IN = {
+    FloatFormat.FP64: "float64", FloatFormat.FP32: "float32", FloatFormat.BF16: "bfloat16", FloatFormat.FP16: "float16"
+}  # fmt: skip
+"""By the plan's `reduce`: the record of a gradient."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,17 @@ class CastGradients(Pass):
             records[index] = {**records[index], "reduce": dtype_name(reduce_dtype)}
         set_result_records(main, records)
         return Report(recast, remarks.remarks(), self._effects(rounded) if indices else {})
+
+    def broken_contract(self, module: Module) -> str:
+        """Each gradient's record must have the dtype of the option; without it, the gradient's own."""
+        main = module.functions()["main"]
+        records, values = result_records(main), terminator(main).operands
+        for index in _parameter_gradients(main):
+            stated = records[index].get("reduce")
+            expected = _REDUCED_IN[self.reduce] if self.reduce else dtype_name(from_mlir(values[index].type).dtype)
+            if stated != expected:
+                return f'gradient "{records[index].get("name")}" is to be reduced in {stated}, not in {expected}'
+        return ""
 
     def _effects(self, rounded: bool) -> dict[str, str]:
         if self.reduce is None:

@@ -58,6 +58,7 @@ class AverageMicrobatches(Pass):
     name: ClassVar[str] = "average-microbatches"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     keeps_values: ClassVar[bool] = False
+    averages_microbatches: ClassVar[bool] = True
     plan: Plan
     """The plan; its statement about the pipeline is used."""
 

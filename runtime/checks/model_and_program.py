@@ -14,11 +14,21 @@ from ..program.records import Input, Reference
 from ..program.reference import Promote, run_reference
 from ..rank.autograd import run
 from ..session import Session
+from .reference_draws import reference_draw
 
 LEARNING_RATE = 1e-3
 
 Key = tuple[str, str]
 """(kind, name) of a tensor."""
+
+
+_SEED = 0x9E3779B97F4A7C15
+"""Of the RNG state: both halves of the key have bits, so that a draw that leaves one out differs."""
+
+
+def rng_state(forwards: int) -> RngState:
+    """The RNG state of a side's next forward, on both sides the same."""
+    return RngState(_SEED, forwards + 1)
 
 
 class Side:
@@ -76,13 +86,15 @@ class SingleDevice(OneDevice):
             for argument in self._reference.inputs
             if argument.kind == "random"
         }
-        outputs, self.changed = run_reference(self._reference, self._values | state, user_inputs, self._promote)
+        outputs, self.changed = run_reference(
+            self._reference, self._values | state, user_inputs, self._promote, reference_draw
+        )
         self._values.update({("buffer", name): value for name, value in self.changed.items()})
         return outputs
 
     def _draws_from(self) -> Tensor:
         self._step += 1
-        return RngState(step=self._step - 1).tensor()
+        return rng_state(self._step - 1).tensor()
 
 
 class AllRanks(Side):
@@ -108,7 +120,7 @@ class AllRanks(Side):
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
         user_inputs = [inputs[argument.index] for argument in self._inputs]
-        self._session.rng_state = RngState(step=self._forwards)
+        self._session.rng_state = rng_state(self._forwards)
         self._forwards += 1
         outputs, buffers = run(self._session, list(self.parameters.values()), list(self.buffers.values()), user_inputs)
         self.buffers.update(buffers)

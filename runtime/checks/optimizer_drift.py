@@ -1,43 +1,43 @@
-"""The tolerance of parameters after AdamW, which may amplify the rounding of gradients."""
+"""The accepted error of parameters after AdamW, which may amplify the rounding of gradients.
+
+AdamW divides a gradient by its own magnitude, so the rounding of a gradient near zero decides its step. The accepted
+error of gradients is therefore carried through the update: an element may differ by a further
+lr * steps * min(2, accepted gradient error / |gradient|). A row that needs this has a note.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .comparing import magnitude
 from .model_and_program import LEARNING_RATE
-from .report import CheckRow, Verdict, compare, judge
+from .recording import Recording
+from .report import CheckRow, Verdict
 
 
+@dataclass(frozen=True)
 class Drift:
-    """The accepted error of each parameter after some steps of AdamW, from the accepted error of its gradients."""
+    """The gradients of the reference over `steps` steps."""
 
-    def __init__(self, tolerance: float) -> None:
-        self._tolerance = tolerance
-        self._ratios: dict[str, Tensor] = {}
-        self._steps = 0
+    reference: Recording
+    steps: int
 
-    def note(self, gradients: Mapping[str, Tensor], rounding: float) -> None:
-        """Record the reference's gradients of one step."""
-        self._steps += 1
-        for name, gradient in gradients.items():
-            size = gradient.detach().double().abs()
-            accepted = self._tolerance * float(size.max()) + rounding if size.numel() else 0.0
-            ratio = accepted / size.clamp_min(torch.finfo(torch.float64).tiny)
-            known = self._ratios.get(name)
-            self._ratios[name] = ratio if known is None else torch.maximum(known, ratio)
+    def judge(self, row: CheckRow, value: Tensor, accepted: float, accepted_gradient: float) -> CheckRow:
+        """The row of a parameter, equal also where AdamW explains its error.
 
-    def compare(self, name: str, reference: Tensor, value: Tensor) -> CheckRow:
-        """The report row of one parameter after the last step."""
-        row = compare("parameter", name, reference, value, self._tolerance or None)
-        if row.verdict is not Verdict.DIFFERS or row.note or name not in self._ratios:
+        `accepted` is the accepted error of each element without AdamW, `accepted_gradient` that of the gradient.
+        """
+        smallest, reference = self.reference.smallest.get(row.name), self.reference.parameters[row.name]
+        if row.verdict is not Verdict.DIFFERS or value.shape != reference.shape or smallest is None:
             return row
         difference = (value.detach().double() - reference.detach().double()).abs()
-        most = self._tolerance * float(reference.detach().abs().max())
-        allowed = most + LEARNING_RATE * self._steps * self._ratios[name].clamp_max(2.0)
-        amplified = int((difference > most).sum())
-        excess = float((difference / allowed).max())
+        ratios = accepted_gradient / smallest.clamp_min(torch.finfo(torch.float64).tiny)
+        amplified = int((difference > accepted).sum())
+        if not bool((difference <= accepted + LEARNING_RATE * self.steps * ratios.clamp_max(2.0)).all()):
+            return row
         note = f"{amplified} of {difference.numel()} elements: AdamW amplifies the rounding of gradients near zero"
-        return CheckRow("parameter", name, row.error, judge(excess, 1.0), note if excess <= 1 else "")
+        error = float(difference.max()) / (magnitude(reference) or 1.0)
+        return replace(row, error=error, verdict=Verdict.EQUAL, note=note)

@@ -1,38 +1,41 @@
 """The check of a program against the model on one device.
 
 Both sides start from the same seeded random values (`random_values.py`) and take the same AdamW steps, each step on a
-batch of its own. Compared are outputs and gradients of the first step, then parameters and buffers after the last.
-Errors are relative to the largest magnitude of the reference tensor.
+batch of its own, the first on two whose gradients add up. Every output that is differentiated has a random tangent.
+Compared are outputs and gradients of the first step, then parameters and buffers after the last.
 
-AdamW divides a gradient by its own magnitude, so the rounding of a gradient near zero decides its step. The accepted
-error of gradients is therefore carried through the update: an element may differ by a further
-lr * steps * min(2, accepted gradient error / |gradient|). A row that needs this has a note.
+In float32 and float64, errors are relative to the largest magnitude of the reference tensor. A tensor that differs is
+nothing but rounding only if the reference's own changes as much when its inputs change in their last places. In shorter
+dtypes the error against a reference in float64 may be a few times that of eager mode in the program's dtype. Where the
+program says in which dtype gradients are reduced, each of their reductions must have it (`reduction_dtypes.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import RunError
-from ..program.arguments import DTYPES, Json
+from ..program.arguments import Json
 from ..program.program import Program
 from ..program.records import Input, Reference, ReferenceInput
 from ..session import Session
 from ..threads.session import RankThreads, Replicas
 from . import random_values
-from .model_and_program import AllRanks, Key, OneDevice, SingleDevice, backward
-from .optimizer_drift import Drift
-from .report import TOLERANCES, CheckReport, CheckRow, compare
+from .judging import WithinEagerError, WithinTolerance
+from .model_and_program import AllRanks, Key, OneDevice, SingleDevice
+from .recording import Recording, StepInputs, record
+from .reduction_dtypes import wrong_reductions
+from .report import TOLERANCES, CheckReport, CheckRow, Verdict
+from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
+from .stated import Ranges, as_stated, left_out, without_a_row
 
 Expected = Callable[[Program, Reference, Mapping[Key, Tensor]], OneDevice]
 """Makes the expected side of a check from the program, its reference and the initial values."""
-
-_ROUNDINGS = 64
-"""A gradient whose largest magnitude is below this many roundings of the model's largest one is zero up to rounding."""
 
 
 def checking_threads(program: Program) -> Session:
@@ -48,12 +51,16 @@ def check(
     expected: Expected = SingleDevice,
     steps: int = 3,
     seed: int = 0,
+    ranges: Ranges | None = None,
 ) -> CheckReport:
     """Check a program against its reference, over `steps` optimizer steps in train mode.
 
-    `ranks` makes the session, `side` its parameters and optimizer, `expected` the side that it must equal.
+    `ranks` makes the session, `side` its parameters and optimizer, `expected` the side that it must equal. `ranges` are
+    the values of integer inputs of which the reference says none. What is compared is what the reference states: who is
+    trained, the outputs, the dtype.
 
-    Errors: RunError E0340 where the program has no reference, and those of running it (E0330 where replicas differ).
+    Errors: RunError E0340 where the program has no reference, E0349 where the range of an integer input is unknown, and
+    those of running it (E0330 where replicas differ).
     """
     reference = program.single_device
     if reference is None:
@@ -61,102 +68,63 @@ def check(
             "E0340", "the program has no single-device reference to check with", help="compile the model again"
         )
     random = torch.Generator().manual_seed(seed)
-    tolerance = TOLERANCES.get(program.manifest.dtype)
+    stated = as_stated(program, reference, ranges or {})
+    dtype, trains = stated.manifest.dtype, stated.manifest.mode == "train"
+    if missing := left_out(program, reference):
+        return CheckReport(tuple(missing), dtype, 0, seed)
     values = initial_values(program, reference, random)
-    single = expected(program, reference, values)
+    given = StepInputs(
+        lambda: random_inputs(stated, reference, random),
+        lambda outputs: _tangents(stated, outputs, random),
+        steps,
+    )
+    one_device = _OneDevice(stated, reference, expected)
     session = ranks(program)
     try:
         program_side = side(session, values)
-        rows = _compare_steps(program, reference, single, program_side, steps, random, tolerance)
+        recording = record(stated, program_side, program_side.forward, given)
     finally:
         session.close()
-    return CheckReport(tuple(rows), program.manifest.dtype, steps if program.manifest.mode == "train" else 0, seed)
+    rows = [*wrong_reductions(program), *one_device.judge(recording, values, given)]
+    rows += without_a_row(rows, reference)
+    return CheckReport(tuple(rows), dtype, steps if trains else 0, seed)
 
 
-def _compare_steps(
-    program: Program,
-    reference: Reference,
-    reference_side: OneDevice,
-    program_side: AllRanks,
-    steps: int,
-    random: torch.Generator,
-    tolerance: float | None,
-) -> list[CheckRow]:
-    rows: list[CheckRow] = []
-    drift = Drift(tolerance or 0.0)
-    names = [output.name or str(output.index) for output in program.results_of_kind("output")]
-    for step in range(steps if program.manifest.mode == "train" else 1):
-        batch = random_inputs(program, reference, random)
-        program_inputs, reference_inputs = _leaves(program, batch), _leaves(program, batch)
-        outputs = program_side.forward(program_inputs)
-        expected_outputs = forward(program, reference, reference_side, reference_inputs)
-        if step == 0:
-            pairs = zip(names, expected_outputs, outputs, strict=True)
-            rows += [compare("output", name, expected, value, tolerance) for name, expected, value in pairs]
-        if program.manifest.mode == "train":
-            tangents = _tangents(program, outputs, random)
-            backward(outputs, tangents)
-            backward(expected_outputs, tangents)
-            rounding = _rounding(reference_side.gradients(), program.manifest.dtype)
-            if step == 0:
-                expected_gradients = reference_side.gradients() | _input_gradients(program, reference_inputs)
-                gradients = program_side.gradients() | _input_gradients(program, program_inputs)
-                rows += _compare_gradients(expected_gradients, gradients, tolerance, rounding)
-            drift.note(reference_side.gradients(), rounding)
-            program_side.step()
-            reference_side.step()
-    if program.manifest.mode == "train":
-        rows += [
-            drift.compare(name, reference_side.parameters[name], value) for name, value in program_side.whole().items()
-        ]
-    rows += [
-        compare("buffer", name, value, program_side.buffers[name], tolerance)
-        for name, value in reference_side.changed.items()
-    ]
-    return rows
+@dataclass(frozen=True)
+class _OneDevice:
+    """The runs of the model on one device that a program is judged by."""
 
+    program: Program
+    reference: Reference
+    expected: Expected
 
-def _leaves(program: Program, inputs: Mapping[int | None, Tensor]) -> dict[int | None, Tensor]:
-    """The inputs of one side; those that require a gradient are copies of its own."""
-    differentiable = {argument.index for argument in program.of_kind("input") if argument.requires_grad}
-    return {
-        index: value.clone().requires_grad_() if index in differentiable else value for index, value in inputs.items()
-    }
+    def judge(self, program: Recording, values: Mapping[Key, Tensor], given: StepInputs) -> list[CheckRow]:
+        """The rows of the program's recording."""
+        dtype, steps = self.program.manifest.dtype, given.steps
+        own = self._record(self.program, values, given)
+        if dtype not in TOLERANCES:
+            raised, raised_values = in_float64(self.program, values)
+            exact = self._record(raised, raised_values, given.altered(raise_float))
+            return WithinEagerError(exact, own, dtype, steps).rows(program)
+        rows = WithinTolerance(own, dtype, TOLERANCES[dtype], steps, {}).rows(program)
+        if all(row.verdict is not Verdict.DIFFERS for row in rows):
+            return rows
+        moved = perturbation(self.program)
+        changed = changes(own, self._record(self.program, perturbed(values, moved), given.altered(moved)))
+        return WithinTolerance(own, dtype, TOLERANCES[dtype], steps, changed).rows(program)
 
-
-def _input_gradients(program: Program, inputs: Mapping[int | None, Tensor]) -> dict[str, Tensor]:
-    pairs = (
-        (argument.name, inputs[argument.index].grad) for argument in program.of_kind("input") if argument.requires_grad
-    )
-    return {name: gradient for name, gradient in pairs if gradient is not None}
-
-
-def _compare_gradients(
-    expected: Mapping[str, Tensor], computed: Mapping[str, Tensor], tolerance: float | None, rounding: float
-) -> list[CheckRow]:
-    rows = []
-    for name in dict.fromkeys([*expected, *computed]):
-        example = expected.get(name, computed.get(name))
-        assert example is not None, "the name is a key of either"
-        zero = torch.zeros_like(example)
-        row = compare("gradient", name, expected.get(name, zero), computed.get(name, zero), tolerance, rounding)
-        rows.append(row)
-    return rows
-
-
-def _rounding(gradients: Mapping[str, Tensor], dtype: str) -> float:
-    largest = max((float(gradient.abs().max()) for gradient in gradients.values() if gradient.numel()), default=0.0)
-    return _ROUNDINGS * float(torch.finfo(DTYPES[dtype]).eps) * largest
+    def _record(self, program: Program, values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
+        model = self.expected(program, self.reference, values)
+        return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), given)
 
 
 def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generator) -> dict[int, Tensor]:
-    """By position among the outputs: 1 for a scalar, else random."""
+    """By position among the outputs, a random tangent each, never 1: a backward that loses it gives other gradients."""
     indices = {argument.index for argument in program.of_kind("tangent")}
     tangents = {}
     for index, output in enumerate(program.results_of_kind("output")):
         if output.index in indices:
-            shape = outputs[index].shape
-            tangents[index] = torch.randn(shape, generator=random, dtype=torch.float64) if shape else torch.ones(())
+            tangents[index] = random_values.tangent(outputs[index].shape, random)
     return tangents
 
 
@@ -181,8 +149,13 @@ def initial_values(program: Program, reference: Reference | None, random: torch.
     return values
 
 
-def random_inputs(program: Program, reference: Reference | None, random: torch.Generator) -> dict[int | None, Tensor]:
-    """One random batch, by index of the input."""
+def random_inputs(
+    program: Program,
+    reference: Reference | None,
+    random: torch.Generator,
+    unknown: random_values.Unknown = random_values.Unknown.REFUSE,
+) -> dict[int | None, Tensor]:
+    """One random batch, by index of the input. E0349 for an integer input of unknown range that may not be guessed."""
     descriptions = program.manifest.arguments.get("inputs", {})
     inputs: dict[int | None, Tensor] = {}
     arguments: list[Input | ReferenceInput] = [*program.of_kind("input"), *(reference.inputs if reference else ())]
@@ -190,5 +163,7 @@ def random_inputs(program: Program, reference: Reference | None, random: torch.G
         if argument.kind == "input" and argument.index not in inputs:
             description: Json = descriptions.get(argument.name, {}) if isinstance(descriptions, Mapping) else {}
             options = description if isinstance(description, Mapping) else {}
+            if unknown is random_values.Unknown.REFUSE:
+                random_values.require_range(argument.name, argument.dtype, options)
             inputs[argument.index] = random_values.user_input(argument.shape, argument.dtype, options, random)
     return inputs

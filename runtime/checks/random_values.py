@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from ..errors import RunError
 from ..program.arguments import DTYPES, Json
 
 IGNORED_SHARE = 0.125
@@ -21,6 +23,14 @@ _SPREAD = 0.2
 _BIAS = 0.1
 _GAIN = 0.6
 _MASKED_SHARE = 0.25
+
+
+class Unknown(StrEnum):
+    """What to do with an integer input of which nobody says what values it may take."""
+
+    REFUSE = "refuse"
+    GUESS = "guess"
+    """Draw from [0, 2), which is a valid index of almost anything: for steps that claim nothing."""
 
 
 def parameter(name: str, shape: Sequence[int], dtype: str, random: torch.Generator) -> Tensor:
@@ -62,9 +72,28 @@ def user_input(shape: Sequence[int], dtype: str, options: Mapping[str, Json], ra
     return value
 
 
+def tangent(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """A value for the gradient of an output: of either sign, between 1.5 and 2.5 in magnitude, so never 1."""
+    magnitude = 1.5 + torch.rand(list(shape), generator=random, dtype=torch.float64)
+    negative = torch.rand(list(shape), generator=random) < 0.5
+    return torch.where(negative, -magnitude, magnitude)
+
+
 def near_one(shape: Sequence[int], random: torch.Generator) -> Tensor:
     """Uniform in 1 +- 0.2, for scales and variances."""
     return 1 + _SPREAD * (2 * torch.rand(list(shape), generator=random, dtype=torch.float64) - 1)
+
+
+def require_range(name: str, dtype: str, options: Mapping[str, Json]) -> None:
+    """Raise RunError E0349 for an integer input without a range."""
+    kind = DTYPES[dtype]
+    is_integer = not (kind.is_floating_point or kind.is_complex or kind is torch.bool)
+    if is_integer and not isinstance(options.get("high"), int):
+        raise RunError(
+            "E0349",
+            f"the values that integer input '{name}' may take are unknown",
+            help=f"give them with --range '{name}=LO:HI', for LO to HI - 1 (in Python check(.., ranges=..))",
+        )
 
 
 def _integer(options: Mapping[str, Json], key: str, default: int) -> int:

@@ -17,6 +17,7 @@ from ..session import Session
 from ..threads.session import RankThreads
 from .model_and_program import AllRanks, Key, backward
 from .program_check import initial_values, random_inputs
+from .random_values import Unknown
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run_steps(
     reference = program.single_device
     values = initial_values(program, reference, random)
     values.update({key: program.weights[key[1]] for key in values if key[1] in program.weights})
-    inputs = random_inputs(program, reference, random)
+    inputs = random_inputs(program, reference, random, Unknown.GUESS)
     session = ranks(program)
     losses: list[float] = []
     seconds: list[float] = []

@@ -16,6 +16,7 @@ from ...ops.allowed import allow_ops
 from ..checks.model_and_program import AllRanks, SingleDevice
 from ..checks.program_check import Expected, check
 from ..checks.report import CheckReport, CheckRow, Verdict
+from ..checks.stated import Ranges
 from ..checks.steps import StepsReport, run_steps
 from ..program.arguments import Json
 from ..program.json_fields import Fields
@@ -38,16 +39,20 @@ def check_processes(
     seed: int = 0,
     entry: str = f"{__name__}:check_entry",
     sizes: Mapping[str, int] | None = None,
+    against: str = "",
+    ranges: Ranges | None = None,
 ) -> CheckReport:
     """`check` with one process per rank and parameters that are DTensors; rank 0's report.
 
     `entry` names the function that every process runs; another one may call `check_process` with another reference.
-    `sizes` are values for named sizes; the others are as compiled.
+    `sizes` are values for named sizes; the others are as compiled. `against` is for that other function: the reference
+    that the caller names. `ranges` are those of `check`.
     """
     program = Program.load(folder)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
-        "allow_ops": _allowed_here(program),
+        "allow_ops": _allowed_here(program), "against": against,
+        "ranges": {name: list(bounds) for name, bounds in (ranges or {}).items()},
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
@@ -91,7 +96,16 @@ def check_process(arguments: Json, expected: Callable[[Program], Expected]) -> J
     """One process of a check against the side that `expected(program)` makes."""
     program, steps, seed = _read_arguments(arguments)
     single = expected(program)
-    return check(program, ranks=_checking_replicas, side=ProcessSide, expected=single, steps=steps, seed=seed).to_json()
+    report = check(
+        program,
+        ranks=_checking_replicas,
+        side=ProcessSide,
+        expected=single,
+        steps=steps,
+        seed=seed,
+        ranges=_ranges(Fields(arguments, "arguments").mapping_or("ranges", {})),
+    )
+    return report.to_json()
 
 
 def steps_entry(arguments: Json) -> Json:
@@ -155,6 +169,12 @@ def _allowed_here(program: Program) -> list[str]:
     names = {instruction.op for code in codes for instruction in code if instruction.op not in OWN_OPS}
     foreign = sorted(name.rpartition(".")[0] for name in names if not name.startswith(("aten.", "stretto.")))
     return [name.replace(".", "::") for name in foreign]
+
+
+def _ranges(listed: Mapping[str, object]) -> dict[str, tuple[int, int]]:
+    return {
+        name: (int(str(bounds[0])), int(str(bounds[1]))) for name, bounds in listed.items() if isinstance(bounds, list)
+    }
 
 
 def _whole(tensor: Tensor) -> Tensor:

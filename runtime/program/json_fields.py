@@ -55,6 +55,10 @@ class Fields:
         """An object whose values are read by the caller."""
         return {str(name): value for name, value in self._typed(key, dict, "an object").items()}
 
+    def mapping_or(self, key: str, default: Mapping[str, object]) -> dict[str, object]:
+        """As `mapping`, or `default` where the key is missing."""
+        return self.mapping(key) if key in self._values else dict(default)
+
     def list_of(self, key: str, read: Callable[[object, str], T]) -> tuple[T, ...]:
         """A list, every element read by `read(value, path)`."""
         values = self._typed(key, list, "a list")

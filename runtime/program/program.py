@@ -31,6 +31,8 @@ from .validate_reference import validate_reference
 
 FORMAT = 1
 """The newest program format that this version reads, and the one it writes."""
+NOT_CHECKED: Mapping[str, Json] = {"result": "not checked"}
+"""What the manifest says of a program that nobody compared with eager PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Manifest:
     torch: str = ""
     arguments: Mapping[str, Json] = field(default_factory=dict)
     source: Mapping[str, Json] = field(default_factory=dict)
+    checked: Mapping[str, Json] = field(default_factory=lambda: dict(NOT_CHECKED))
+    """The result of comparing the program with eager PyTorch when it was compiled, and on what; a claim, no proof."""
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Json]:
         return {
             "format": self.format, "stretto": self.stretto, "torch": self.torch, "target": self.target,
             "mode": self.mode, "dtype": self.dtype, "arguments": dict(self.arguments), "source": dict(self.source),
-            "mesh": [[name, size] for name, size in self.mesh],
+            "mesh": [[name, size] for name, size in self.mesh], "checked": dict(self.checked),
         }  # fmt: skip
 
     @staticmethod
@@ -62,7 +66,7 @@ class Manifest:
             mode=fields.string("mode"), dtype=fields.string("dtype"), mesh=fields.list_of("mesh", _axis),
             target=fields.string("target"), stretto=fields.string("stretto"), torch=fields.string("torch"),
             arguments=fields.mapping("arguments"), source=fields.mapping("source"),  # type: ignore[arg-type]
-            format=fields.integer("format"),
+            checked=fields.mapping_or("checked", NOT_CHECKED), format=fields.integer("format"),  # type: ignore[arg-type]
         )  # fmt: skip
 
 

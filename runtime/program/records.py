@@ -254,6 +254,38 @@ class ReferenceOutput:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """What a check compares, as captured: no pass has touched it (key "checks" of the reference)."""
+
+    mode: str
+    dtype: str
+    """The dtype that results are judged in."""
+    trained: tuple[str, ...]
+    """The parameters that require a gradient."""
+    inputs_with_gradients: tuple[str, ...]
+    differentiated: tuple[int, ...]
+    """Indices of the outputs that have a tangent."""
+    ranges: Mapping[str, Json] = field(default_factory=dict)
+    """By integer input: {"low": 0, "high": 40, "ignore_index": -100}."""
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "mode": self.mode, "dtype": self.dtype, "trained": list(self.trained),
+            "inputs_with_gradients": list(self.inputs_with_gradients), "differentiated": list(self.differentiated),
+            "ranges": dict(self.ranges),
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object, path: str = "reference.json.checks") -> Stated:
+        fields = Fields(value, path)
+        return Stated(
+            fields.string("mode"), fields.string("dtype"), fields.strings("trained"),
+            fields.strings("inputs_with_gradients"), fields.integers("differentiated"),
+            fields.mapping("ranges"),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Reference:
     """The exported single-device forward, which the program must equal."""
 
@@ -261,6 +293,8 @@ class Reference:
     outputs: tuple[ReferenceOutput, ...]
     slots: int
     code: tuple[Instruction, ...]
+    stated: Stated | None = None
+    """None in a reference of an older version: a check then believes the program."""
 
     @staticmethod
     def from_json(value: object, path: str = "reference.json") -> Reference:
@@ -269,6 +303,7 @@ class Reference:
             inputs=fields.list_of("inputs", ReferenceInput.from_json),
             outputs=fields.list_of("outputs", ReferenceOutput.from_json),
             slots=fields.integer("slots"), code=fields.list_of("code", Instruction.from_json),
+            stated=fields.optional("checks", Stated.from_json),
         )  # fmt: skip
 
 

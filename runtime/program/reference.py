@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 
@@ -41,17 +41,27 @@ class Promote(StrEnum):
     """Every floating dtype in it, casts and constants included, is raised to float64."""
 
 
+Draw = Callable[[Tensor, int, Sequence[int], int | None], Tensor]
+"""The random numbers of a whole tensor: of an RNG state, the random op's index, a shape and a threshold."""
+
+
+def draw_of_program(state: Tensor, op_index: int, shape: Sequence[int], below: int | None) -> Tensor:
+    """As the ranks of a program draw."""
+    return draw(state, op_index, Part.whole(shape), below)
+
+
 def run_reference(
     reference: Reference,
     values: Mapping[tuple[str, str], Tensor],
     inputs: Sequence[Tensor],
     promote: Promote = Promote.NOTHING,
+    draw_whole: Draw = draw_of_program,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs in order, and the new values of the buffers it changes, by name.
 
     `inputs` are those of kind "input" in the reference's order; `values` are all others by (kind, name), with the RNG
     state. The caller differentiates through parameters that require a gradient. The tensors given are
-    not written to; with `Promote.FLOAT64` their floating dtypes are raised, too.
+    not written to; with `Promote.FLOAT64` their floating dtypes are raised, too. Random ops draw by `draw_whole`.
     """
     frame: list[object] = [None] * reference.slots
     remaining_inputs = iter(inputs)
@@ -64,7 +74,7 @@ def run_reference(
         frame[slot] = tensor.clone() if argument.kind == "buffer" else tensor
     given = _storages(frame[slot] for slot, argument in enumerate(reference.inputs) if argument.kind != "buffer")
     with _default_dtype(torch.float64 if promote is Promote.FLOAT64 else torch.get_default_dtype()):
-        _run(reference.code, frame, promote, given)
+        _run(reference.code, frame, promote, given, draw_whole)
     outputs = [output for output in reference.outputs if output.kind == "output"]
     buffers = [output for output in reference.outputs if output.kind == "buffer"]
     return (
@@ -73,7 +83,7 @@ def run_reference(
     )
 
 
-def _run(code: Sequence[Instruction], frame: list[object], promote: Promote, given: Set[int]) -> None:
+def _run(code: Sequence[Instruction], frame: list[object], promote: Promote, given: Set[int], draw_whole: Draw) -> None:
     with ExitStack() as stack:
         regions: list[ExitStack] = []
         for instruction in code:
@@ -83,6 +93,10 @@ def _run(code: Sequence[Instruction], frame: list[object], promote: Promote, giv
                 regions[-1].enter_context(_autocast(dtype, bool(enabled)))
             elif instruction.op == AUTOCAST_END:
                 regions.pop().close()
+            elif instruction.op == RANDOM:
+                args = [fill_in(value, frame.__getitem__) for value in instruction.args]
+                frame[instruction.writes()[0]] = _random_numbers(draw_whole, *args)
+                _free(instruction, frame)
             else:
                 _step(instruction, frame, promote, given)
 
@@ -114,10 +128,6 @@ def _raised(tensor: Tensor) -> Tensor:
 
 def _step(instruction: Instruction, frame: list[object], promote: Promote, given: Set[int]) -> None:
     args = [fill_in(value, frame.__getitem__) for value in instruction.args]
-    if instruction.op == RANDOM:
-        frame[instruction.writes()[0]] = _random_numbers(*args)
-        _free(instruction, frame)
-        return
     op = torch_op(instruction.op)
     kwargs = {key: fill_in(value, frame.__getitem__) for key, value in instruction.kwargs.items()}
     if promote is Promote.FLOAT64:
@@ -161,11 +171,13 @@ def _free(instruction: Instruction, frame: list[object]) -> None:
         frame[slot] = None
 
 
-def _random_numbers(state: object, like: object, size: object, op_index: object, below: object) -> Tensor:
+def _random_numbers(
+    draw_whole: Draw, state: object, like: object, size: object, op_index: object, below: object
+) -> Tensor:
     """The random numbers of a random op: the same elements that the ranks compute."""
     shape = like.shape if isinstance(like, Tensor) else size
     assert isinstance(state, Tensor) and isinstance(shape, list | tuple) and isinstance(op_index, int)
-    return draw(state, op_index, Part.whole(shape), below if isinstance(below, int) else None)
+    return draw_whole(state, op_index, shape, below if isinstance(below, int) else None)
 
 
 def _store(instruction: Instruction, op: Op, result: object, frame: list[object]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from .arguments import DTYPES, Slot
 from .ops import torch_op
-from .records import Instruction, Reference
+from .records import Instruction, Reference, Stated
 from .reference import AUTOCAST_BEGIN, AUTOCAST_END, RANDOM
 from .validate_calls import check_call, require
 
@@ -27,6 +27,8 @@ def validate_reference(reference: Reference) -> None:
         require(argument.kind in _INPUT_KINDS, f"{path}.kind: '{argument.kind}' is no kind of input")
         require(argument.dtype in DTYPES, f"{path}.dtype: '{argument.dtype}' is not a dtype")
         require(all(extent >= 0 for extent in argument.shape), f"{path}.shape: a negative extent")
+    if reference.stated is not None:
+        _stated(reference.stated, reference)
     live, open_regions = set(range(len(reference.inputs))), 0
     for index, instruction in enumerate(reference.code):
         path = f"reference.json.code[{index}]"
@@ -38,6 +40,17 @@ def validate_reference(reference: Reference) -> None:
         path = f"reference.json.outputs[{index}]"
         require(output.kind in _OUTPUT_KINDS, f"{path}.kind: '{output.kind}' is no kind of output")
         require(output.slot in live, f"{path}.slot: slot {output.slot} is not set at the end")
+
+
+def _stated(stated: Stated, reference: Reference) -> None:
+    path = "reference.json.checks"
+    require(stated.mode in ("train", "infer"), f"{path}.mode: '{stated.mode}' is neither train nor infer")
+    require(stated.dtype in DTYPES, f"{path}.dtype: '{stated.dtype}' is not a dtype")
+    require(DTYPES[stated.dtype].is_floating_point, f"{path}.dtype: '{stated.dtype}' is not a floating dtype")
+    outputs = {output.index for output in reference.outputs if output.kind == "output"}
+    require(outputs.issuperset(stated.differentiated), f"{path}.differentiated: there is no such output")
+    inputs = {argument.name for argument in reference.inputs if argument.kind == "input"}
+    require(inputs.issuperset(stated.inputs_with_gradients), f"{path}.inputs_with_gradients: there is no such input")
 
 
 def _slots(instruction: Instruction, live: set[int], count: int, path: str) -> None:

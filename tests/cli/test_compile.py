@@ -6,9 +6,12 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from stretto import cli
+from stretto.frontend.graph import expand_random_ops
 from stretto.ir.module import Module
 from stretto.passes.base import Report
 from stretto.passes.layers.fold_layers import FoldLayers
@@ -40,6 +43,57 @@ def test_the_manifest_says_where_the_model_came_from(program: Path, sources: Pat
         "tokens": {"high": 40},
         "targets": {"high": 40, "ignore_index": -100},
     }
+
+
+def test_a_program_that_was_compared_with_nothing_says_so(program: Path) -> None:
+    assert Program.load(program).manifest.checked == {"result": "not checked"}
+
+
+def test_a_compile_can_compare_the_program_with_eager_pytorch(stretto: Command, sources: Path, tmp_path: Path) -> None:
+    target = sources / "model.py:make"
+    done = stretto("compile", target, "--plan", sources / "gpt.plan", "-o", tmp_path / "p", "--check")
+    line = next(line for line in done.out.splitlines() if line.startswith("check"))
+    assert done.code == 0 and line.endswith("equal within 1e-04 (relative); the reference is eager PyTorch")
+    record = Program.load(tmp_path / "p").manifest.checked
+    assert (record["result"], record["reference"], record["differ"]) == ("passed", "eager PyTorch", [])
+    assert "which eager PyTorch agreed with" in stretto("run", tmp_path / "p", "--check").out
+
+
+def test_a_fault_of_capture_is_found_by_eager_pytorch(
+    stretto: Command, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference in the program has the fault too, so that the check with it passes."""
+    target = tmp_path / "dropping.py"
+    target.write_text(DROPPING)
+    (tmp_path / "dp.plan").write_text("mesh (dp=2)\n")
+    monkeypatch.setattr(expand_random_ops, "_apply_dropout", _without_the_scale)
+    done = stretto("compile", f"{target}:make", "--plan", tmp_path / "dp.plan", "-o", tmp_path / "p", "--check")
+    assert done.code == 1 and "check          failed: output 0" in done.out
+    assert Program.load(tmp_path / "p").manifest.checked["result"] == "failed"
+    assert stretto("run", tmp_path / "p", "--check").code == 0
+
+
+def _without_the_scale(write: Any, x: Any, p: float, mask: Any) -> Any:
+    return write(torch.ops.aten.mul.Tensor, x, mask)
+
+
+DROPPING = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.drop = nn.Linear(6, 8), nn.Dropout(0.25)
+
+    def forward(self, x):
+        return self.drop(self.up(x)).pow(2).mean()
+
+
+def make():
+    return Net(), {"x": torch.randn(4, 6)}
+"""
 
 
 def test_a_hugging_face_config_is_a_target_with_batch_and_sequence(llama: Path) -> None:

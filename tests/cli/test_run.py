@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from stretto.runtime import Program
 
-from .conftest import Command
+from .conftest import MODEL, Command
 
 
 def test_training_prints_a_falling_loss_and_how_fast_it_was(stretto: Command, program: Path) -> None:
@@ -37,8 +37,14 @@ def test_inference_has_no_loss(stretto: Command, llama: Path) -> None:
     )
 
 
-def test_a_check_runs_the_uncompiled_model(stretto: Command, program: Path) -> None:
-    done = stretto("run", program, "--check", "--json")
+def test_a_check_of_a_folder_executes_nothing_of_its_author(stretto: Command, program: Path) -> None:
+    done = stretto("run", program, "--check")
+    assert done.code == 0 and "the exported forward in the program (never compared with eager PyTorch" in done.out
+    assert "--against TARGET" in done.out and "the model's file prints" not in done.err
+
+
+def test_a_check_against_a_target_runs_the_uncompiled_model(stretto: Command, program: Path, sources: Path) -> None:
+    done = stretto("run", program, "--check", "--json", "--against", f"{sources / 'model.py'}:make")
     report = json.loads(done.out)
     assert done.code == 0 and report["passed"] and report["tolerance"] == 1e-9 and report["steps"] == 3
     assert report["reference"]["live"] and "model.py" in report["reference"]["what"]
@@ -48,32 +54,53 @@ def test_a_check_runs_the_uncompiled_model(stretto: Command, program: Path) -> N
     assert "the model's file prints" in done.err, "and not on stdout"
 
 
-def test_a_hugging_face_model_is_checked_live(stretto: Command, llama: Path) -> None:
-    report = json.loads(stretto("run", llama, "--check", "--json").out)
+def test_a_hugging_face_model_is_checked_live(stretto: Command, llama: Path, sources: Path) -> None:
+    report = json.loads(stretto("run", llama, "--check", "--against", f"hf:{sources / 'llama.json'}", "--json").out)
     assert report["passed"] and report["reference"]["live"]
     assert {row["kind"] for row in report["rows"]} == {"output"}
 
 
-def test_a_changed_source_is_not_the_reference(stretto: Command, sources: Path, program: Path, tmp_path: Path) -> None:
-    loaded = Program.load(program)
+def test_a_target_that_has_changed_since_is_said_to_have(
+    stretto: Command, sources: Path, program: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "model.py"
     copy.write_text((sources / "model.py").read_text() + "\n# changed\n")
-    moved = replace(loaded.manifest, source={**loaded.manifest.source, "path": str(copy)})
-    replace(loaded, manifest=moved, initial=dict(loaded.weights)).save(tmp_path / "p")
-    done = stretto("run", tmp_path / "p", "--check")
-    assert done.code == 0 and "the exported forward in the program" in done.out and "has changed" in done.out
+    done = stretto("run", program, "--check", "--against", f"{copy}:make")
+    assert done.code == 0 and f"the uncompiled model {copy}:make, whose file is not the one" in done.out
     assert done.out.splitlines()[-1].startswith("passed: ")
-    copy.unlink()
-    assert "does not exist" in stretto("run", tmp_path / "p", "--check").out
+    copy.write_text((sources / "model.py").read_text().replace("x + self.o_proj", "x - self.o_proj"))
+    done = stretto("run", program, "--check", "--against", f"{copy}:make")
+    assert done.code == 1 and done.out.splitlines()[-1].startswith("failed: ")
 
 
-def test_a_16_bit_program_runs_and_is_compared_but_not_judged(stretto: Command, sources: Path, tmp_path: Path) -> None:
+def test_a_target_without_weights_cannot_be_checked_against(
+    stretto: Command, sources: Path, program: Path, tmp_path: Path
+) -> None:
+    shapes = tmp_path / "shapes.py"
+    shapes.write_text(
+        "import torch\nfrom torch._subclasses.fake_tensor import FakeTensorMode\n"
+        + MODEL.replace(
+            'return GPT(), {"tokens": tokens(4), "targets"', 'return fake(), {"tokens": tokens(4), "targets"'
+        )
+        + "\n\ndef fake():\n    with FakeTensorMode():\n        return GPT()\n"
+    )
+    done = stretto("run", program, "--check", "--against", f"{shapes}:make")
+    assert (done.code, done.out) == (1, "") and "error[E0348]" in done.err
+
+
+def test_against_is_for_checks_alone(stretto: Command, program: Path) -> None:
+    done = stretto("run", program, "--against", "model.py:make")
+    assert done.code == 2 and "add --check" in done.err
+
+
+def test_a_16_bit_program_is_judged_by_the_error_of_eager_mode(stretto: Command, sources: Path, tmp_path: Path) -> None:
     arguments = ("--plan", sources / "gpt.plan", "-o", tmp_path / "p", "--dtype", "bfloat16")
     assert stretto("compile", f"{sources / 'model.py'}:make", *arguments).code == 0
     done = stretto("run", tmp_path / "p", "--check", "--json")
-    rows = json.loads(done.out)["rows"]
-    assert done.code == 0 and max(row["error"] for row in rows) < 0.1
-    assert {row["verdict"] for row in rows} <= {"not judged", "not checked"}
+    report = json.loads(done.out)
+    assert done.code == 0 and report["passed"] and report["verdict"] == "passed", done.out
+    assert report["criterion"] == "within 4 times the error of eager bfloat16 against float64"
+    assert {row["verdict"] for row in report["rows"]} <= {"equal", "not checked"}
 
 
 def wrong(program: Path, folder: Path) -> Path:
@@ -132,8 +159,11 @@ def test_a_program_of_a_newer_format_is_refused(stretto: Command, program: Path,
     assert (done.code, done.out) == (1, "") and "error[E0304]" in done.err and "99" in done.err
 
 
-def test_ranks_as_processes_pass_the_check_against_the_live_model(stretto: Command, forward: Path) -> None:
-    done = stretto("run", forward, "--check", "--ranks", "processes", "--json")
+def test_ranks_as_processes_pass_the_check_against_the_live_model(
+    stretto: Command, forward: Path, sources: Path
+) -> None:
+    target = f"{sources / 'model.py'}:make_forward"
+    done = stretto("run", forward, "--check", "--against", target, "--ranks", "processes", "--json")
     report = json.loads(done.out)
     assert done.code == 0 and report["passed"] and report["reference"]["live"] and report["ranks_as"] == "processes"
 

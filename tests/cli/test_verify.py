@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stretto.driver.commands import verify
 from stretto.passes.manager import PassFailure
+from stretto.runtime.program.program import Program
 
 from ..runtime.prover.programs import program as program_of
 from ..runtime.prover.programs import reduce, relu, wait
@@ -19,6 +23,15 @@ INTEGERS = """func.func @main(%x: tensor<4xi64> {aten.argument = {kind = "input"
   %0 = "aten.neg_default"(%x) : (tensor<4xi64>) -> tensor<4xi64>
   return %0 : tensor<4xi64>
 }
+"""
+
+
+FROM_FILE = """module attributes {{comm.level = "comm", comm.mesh = []}} {{
+func.func @main() -> tensor<4xf32> {{
+  %0 = "aten.from_file_default"() {{filename = "{file}", shared = true, size = 4}} : () -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}}
+}}
 """
 
 
@@ -39,6 +52,57 @@ def test_a_compiled_program_is_safe_and_its_figures_are_printed(stretto: Command
     assert (
         report["verdict"] == "safe" and report["ranks"] == 4 and report["peak_bytes"] > 0 and report["collectives"] > 10
     )
+
+
+def test_the_values_of_a_program_are_those_of_its_module(stretto: Command, program: Path) -> None:
+    done = stretto("verify", program, "--values")
+    assert done.code == 0
+    assert re.fullmatch(r"values: \d+ results are those of the program's module \(.*\)", done.out.splitlines()[-1])
+    report = json.loads(stretto("verify", program, "--json").out)["values"]
+    assert (report["verdict"], report["differ"]) == ("equal", []) and report["results"] > 10
+
+
+def test_a_program_that_computes_something_else_than_its_module_is_refuted(
+    stretto: Command, program: Path, tmp_path: Path
+) -> None:
+    right = Program.load(program)
+    main = right.functions["main"]
+    index = next(i for i, c in enumerate(main.code) if c.op == "aten.add.Tensor")
+    wrong = replace(main.code[index], op="aten.sub.Tensor")
+    faulty = replace(main, code=(*main.code[:index], wrong, *main.code[index + 1 :]))
+    replace(right, functions={**right.functions, "main": faulty}, loaded_hash="").save(tmp_path / "faulty")
+    done = stretto("verify", tmp_path / "faulty")
+    assert done.code == 1 and done.out.startswith("safe: ")
+    assert "values: the program does not compute what its module does" in done.out
+    assert "  output: different" in done.out
+
+
+def test_values_that_do_not_fit_are_not_judged_and_only_demanded_ones_fail(stretto: Command, program: Path) -> None:
+    done = stretto("verify", program, "--values-cap", "1KiB")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "values: not judged (they take more memory than 1.0KiB; raise --values-cap)"
+    assert stretto("verify", program, "--values-cap", "1KiB", "--values").code == 3
+    fitting = stretto("verify", program, "--values-cap", "48KiB", "--values")
+    assert fitting.code == 3 and "not judged" in fitting.out
+
+
+def test_values_are_not_judged_without_the_compiler(
+    stretto: Command, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "missing_of_compiler", lambda: ["torch_mlir"])
+    done = stretto("verify", program)
+    assert done.code == 0 and "values: not judged (reading the program's module needs the compiler" in done.out
+    assert stretto("verify", program, "--values").code == 3
+
+
+def test_a_folder_whose_module_calls_an_op_outside_the_table_runs_nothing(
+    stretto: Command, program: Path, tmp_path: Path
+) -> None:
+    right = Program.load(program)
+    replace(right, ir=FROM_FILE.format(file=tmp_path / "victim"), loaded_hash="").save(tmp_path / "foreign")
+    done = stretto("verify", tmp_path / "foreign", "--values")
+    assert done.code == 3 and "'aten.from_file.default', which is not in the table of ops" in done.out
+    assert not (tmp_path / "victim").exists()
 
 
 def test_a_rank_that_takes_more_than_the_cap_is_a_counterexample(stretto: Command, program: Path) -> None:
@@ -102,7 +166,10 @@ def test_every_pass_of_a_compile_keeps_the_values(
     pipeline = (tmp_path / "ir" / "pipeline.txt").read_text()
     done = stretto("verify", tmp_path / "ir" / "00-captured.mlir", "-p", pipeline)
     assert done.code == 0, done.out + done.err
-    assert done.out.splitlines()[-1] == f"equal: all {len(pipeline.splitlines())} passes left the values as they were"
+    passes = len(pipeline.splitlines())
+    same = f"equal: all {passes} passes left the values as they were, and the program computes the same"
+    assert done.out.splitlines()[-1] == same
+    assert [line.split()[-1] for line in done.out.splitlines() if line.startswith("  lower to program")] == ["equal"]
 
 
 def test_a_module_that_needs_more_memory_says_how_much_and_which_flag(stretto: Command, module: Path) -> None:
@@ -165,15 +232,16 @@ def test_nothing_to_compare_is_blamed_on_no_pass(kind: str, stretto: Command, mo
     results, body, why = SILENT[kind]
     module.write_text(f"func.func @main(%x: tensor<4xf32>) {results} {{ {body} }}")
     done = stretto("verify", module, "-p", "canonicalize,fold-layers")
-    assert (done.code, done.err) == (1, "") and "differs" not in done.out and "first pass" not in done.out
-    assert [line.split()[-1] for line in done.out.splitlines()[1:3]] == ["checked", "checked"]
-    assert done.out.splitlines()[-1].startswith('not checked: of "canonicalize", ') and why in done.out
+    assert (done.code, done.err) == (3, "") and "differs" not in done.out and "first pass" not in done.out
+    assert [line.split()[-1] for line in done.out.splitlines()[1:3]] == ["judged", "judged"]
+    assert done.out.splitlines()[-1].startswith('not judged: of "canonicalize", ') and why in done.out
+    assert stretto("verify", module, "-p", "canonicalize", "--allow-unjudged").code == 0
     report = json.loads(stretto("verify", module, "-p", "fold-layers", "--json").out)
     assert (report["verdict"], report["passed"], report["passes"][0]["verdict"]) == (
-        "not checked",
+        "not judged",
         False,
-        "not checked",
+        "not judged",
     )
     bisected = stretto("bisect", module, "-p", "fold-layers")
-    assert bisected.code == 1 and "not checked: " in bisected.out and "first pass" not in bisected.out
+    assert bisected.code == 3 and "not judged: " in bisected.out and "first pass" not in bisected.out
     assert "error[E0420]" in stretto("reduce", module, "-p", "fold-layers").err

@@ -12,6 +12,7 @@ import pytest
 import stretto
 import torch
 from stretto.diagnostics import StrettoError
+from stretto.driver.check.pass_check import Breakage
 from stretto.driver.check.verify_passes import PassesJob, show_passes, verify_passes
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CAPTURED, NO_OBSERVER, CompileRequest, Observer, Options
@@ -23,7 +24,8 @@ from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
 from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
 from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
-from stretto.passes.pipelining.average_microbatches import AverageMicrobatches
+from stretto.passes.pipelining.average_microbatches import AverageMicrobatches, _Average
+from stretto.passes.rewriting import Emitter
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.checks.report import Verdict
 from stretto.runtime.program.program import Program
@@ -298,7 +300,7 @@ def test_a_program_records_that_its_microbatches_are_separate() -> None:
     assert "alone" not in type(compiled.pipeline)("pp", ("a",), 1).to_json()
 
 
-def test_verify_says_that_the_plan_changes_the_function_and_judges_what_comes_after(
+def test_verify_compares_the_mean_over_microbatches_with_the_module_for_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, texts = tmp_path / "a.plan", dict[str, str]()
@@ -307,15 +309,45 @@ def test_verify_says_that_the_plan_changes_the_function_and_judges_what_comes_af
     text = print_pipeline(list(default_pipeline(PipelineConfig(Plan.load(file), follow_precision=False))))
     report = verify_passes(PassesJob(Source(texts[CAPTURED], "step.mlir", text)))
     assert report.passed
-    changing = [verdict.name for verdict in report.verdicts if verdict.changes]
-    assert changing == ["average-microbatches"]
-    assert all(verdict.equal for verdict in report.verdicts if not verdict.changes)
+    assert all(verdict.equal and not verdict.changes for verdict in report.verdicts)
     assert bisect(Module.parse(texts[CAPTURED]), parse_pipeline(text)).broken is None
     rows = report.to_json()["passes"]
-    assert {"pass": "average-microbatches", "verdict": "changes"}.items() <= next(
+    assert {"pass": "average-microbatches", "verdict": "equal"}.items() <= next(
         row for row in rows if row["pass"] == "average-microbatches"
     ).items()
     show_passes(report)
     shown = capsys.readouterr().out
-    assert "average-microbatches changes the function, as the plan says" in shown
+    assert (
+        "average-microbatches was compared with the mean of what the module before it computes of each microbatch"
+        in shown
+    )
     assert "left the values as they were" in shown
+
+
+_term = _Average._microbatch_term
+
+
+def _divided_again(self: _Average, emitter: Emitter, value: Any) -> Any:
+    return _term(self, emitter, emitter.like("aten.div.Scalar", value, self.pipeline.microbatches))
+
+
+FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "the tangent is not shared": lambda patch: patch.setattr(_Average, "_share", lambda self, emitter, value: value),
+    "every microbatch draws the same": lambda patch: patch.setattr(
+        _Average, "_own_rng_state", lambda self, emitter, state: state
+    ),
+    "gradients are divided twice": lambda patch: patch.setattr(_Average, "_microbatch_term", _divided_again),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_averaging_microbatches_differs(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = list[tuple[str, str]]()
+    watch = Observer(module=lambda name, module: modules.append((name, module.text())))
+    program(Net(rmse, drop=0.5), plan(), watch=watch)
+    names = [name for name, _ in modules]
+    before = modules[names.index("average-microbatches") - 1][1]
+    averaging = [AverageMicrobatches(Plan.parse(plan()))]
+    assert bisect(Module.parse(before), averaging).broken is None
+    FAULTS[fault](monkeypatch)
+    assert bisect(Module.parse(before), averaging).breakage is Breakage.VALUES

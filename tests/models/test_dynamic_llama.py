@@ -68,7 +68,7 @@ def test_a_llama_is_right_at_sizes_that_it_was_not_compiled_for(plan: str, mode:
     bound = [program.bind(sizes) for sizes in asked if not program.symbolic.refusal(sizes)]
     assert len(bound) >= 2
     for each in bound:
-        comparison = comparison_for(each)
+        comparison = comparison_for(each, target_of("llama"))
         report = check(each, expected=comparison.expected)
         assert comparison.live, comparison.why
         assert report.passed, "\n".join(str(row) for row in report.rows if row.verdict is Verdict.DIFFERS)

@@ -8,7 +8,7 @@ import pytest
 from stretto.driver.check.live_model import Comparison, comparison_for
 from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.runtime.checks.program_check import check
-from stretto.runtime.checks.report import CheckReport
+from stretto.runtime.checks.report import CheckReport, Verdict
 
 SOURCE = """
 import torch
@@ -39,7 +39,7 @@ def checked(folder: Path, factor: str) -> tuple[CheckReport, Comparison]:
     (folder / "tp.plan").write_text('mesh (tp=2)\nshard "up" columns over tp\nshard "down" rows over tp\n')
     job = CompileJob(f"{folder}/model.py:target", f"{folder}/tp.plan", f"{folder}/program", dtype="float64")
     program, _ = compile_target(job)
-    comparison = comparison_for(program)
+    comparison = comparison_for(program, f"{folder}/model.py:target")
     return check(program, expected=comparison.expected), comparison
 
 
@@ -50,6 +50,16 @@ def test_the_uncompiled_model_drops_what_the_program_drops(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("capsys")
-def test_a_model_that_draws_more_than_masks_is_compared_with_its_export(tmp_path: Path) -> None:
-    report, comparison = checked(tmp_path, "torch.rand(4, 1, 3, 8)")
-    assert report.passed and not comparison.live and "other than dropout" in comparison.why
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        "torch.rand(4, 1, 3, 8)", "torch.randn(8)", "torch.randn_like(y)", "torch.randint(3, 9, (4, 1, 3, 8))",
+        "torch.randperm(8)", "torch.empty(8).uniform_(-1, 2)", "torch.empty(8).normal_(1, 2)",
+        "torch.empty(8).exponential_(3)", "torch.normal(torch.ones(3, 1), torch.ones(8))",
+        "torch.bernoulli(torch.full((8,), 0.7))", "torch.rand_like(y) * torch.rand(8)", "torch.randint_like(y, 5)",
+        "F.dropout2d(y, 0.3)", "F.feature_alpha_dropout(y, 0.3, True)", "F.dropout1d(y[:, 0], 0.5)[:, None]",
+    ],
+)  # fmt: skip
+def test_every_random_op_of_eager_mode_draws_what_the_program_draws(tmp_path: Path, drawn: str) -> None:
+    report, comparison = checked(tmp_path, drawn)
+    assert comparison.live and report.passed, [row for row in report.rows if row.verdict is Verdict.DIFFERS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,7 +68,20 @@ def test_in_float64_a_plan_with_a_precision_equals_the_model(precision: str) -> 
     assert report.passed and report.tolerance == 1e-9, report
     program = compile_program(CompileRequest.of(model, (ids,), {}, plan)).program
     assert program.manifest.dtype == ("bfloat16" if "bf16" in precision else "float16")
-    assert check(program).tolerance is None, "sums in short floats are shown, not judged"
+    short = check(program)
+    assert short.passed and short.tolerance is None, short
+
+
+def test_a_check_differs_where_a_gradient_is_reduced_in_another_dtype_than_the_plan_says() -> None:
+    model, ids = build()
+    plan = stretto.Plan.parse(f"{PLANS['dp_tp']}precision {{ compute bf16 reduce bf16 }}\n")
+    program = compile_program(CompileRequest.of(model, (ids,), {}, plan)).program
+    assert program.manifest.arguments["reduce"] == "bfloat16" and check(program, steps=1).passed
+    stated = {**program.manifest.arguments, "reduce": "float32"}
+    report = check(replace(program, manifest=replace(program.manifest, arguments=stated)), steps=1)
+    wrong = [row for row in report.rows if row.kind == "reduction"]
+    assert not report.passed and {row.name for row in wrong} == {name for name, _ in model.named_parameters()}
+    assert {row.note for row in wrong} == {"it is reduced in bfloat16, and the plan says float32"}
 
 
 def test_without_a_precision_a_short_gradient_is_reduced_as_its_parameter_is() -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 from stretto.runtime import Program, RunError, Session, Verdict, check
+from stretto.runtime.checks.comparing import compare, compare_short
+from stretto.runtime.checks.model_and_program import AllRanks
 from stretto.runtime.checks.optimizer_drift import Drift
 from stretto.runtime.checks.random_values import parameter, user_input
-from stretto.runtime.checks.report import CheckReport, CheckRow, compare
+from stretto.runtime.checks.recording import Recording
+from stretto.runtime.checks.report import CheckReport, CheckRow
 from stretto.runtime.program.arguments import Json
 from stretto.runtime.program.records import Instruction, Reference
 from stretto.runtime.program.reference import Promote, run_reference
 from stretto.runtime.threads.session import RankThreads
+from torch import Tensor
 
 from ..tiny_programs import F32, S, data_parallel, linear, step
 
@@ -62,6 +67,25 @@ def test_a_wrong_backward_fails_in_the_gradient_and_not_in_the_output() -> None:
     assert not check(wrong).passed
 
 
+def test_a_backward_that_loses_the_tangent_fails() -> None:
+    lost = changed(linear(), 6, step("aten.clone.default", S(5), out=[9], free=[8]))
+    assert verdicts(check(lost))["gradient", "w"] is Verdict.DIFFERS
+    by_row = verdicts(check(changed(linear(), 6, step("aten.mul.Tensor", S(5), S(8), out=[9], free=[8]))))
+    assert by_row["gradient", "w"] is Verdict.EQUAL
+
+
+def test_gradients_of_two_backwards_add_up() -> None:
+    class Forgetful(AllRanks):
+        """Clears the gradients before each forward."""
+
+        def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+            for value in self.parameters.values():
+                value.grad = None
+            return super().forward(inputs)
+
+    assert verdicts(check(linear(), side=Forgetful))["gradient", "w"] is Verdict.DIFFERS
+
+
 def test_a_gradient_that_is_not_given_differs() -> None:
     program = linear()
     report = check(replace(program, outputs=program.outputs[:2]))
@@ -103,11 +127,33 @@ def test_inference_compares_outputs_only() -> None:
     assert [row.kind for row in report.rows] == ["output", "output"]
 
 
-def test_a_dtype_without_a_tolerance_is_shown_and_not_judged() -> None:
-    report = check(linear(dtype="bfloat16"))
-    assert report.passed
-    assert report.remark == "bfloat16 is not judged; use --dtype float64"
-    assert {row.verdict for row in report.rows} == {Verdict.NOT_JUDGED}
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_program_in_a_short_dtype_may_err_a_few_times_as_much_as_eager_mode(dtype: str) -> None:
+    report = check(linear(dtype=dtype))
+    assert report.passed and report.tolerance is None
+    assert report.criterion == f"within 4 times the error of eager {dtype} against float64"
+    assert {row.verdict for row in report.rows} == {Verdict.EQUAL}
+
+
+def test_a_wrong_backward_in_a_short_dtype_differs() -> None:
+    wrong = changed(linear(dtype="bfloat16"), 7, step("aten.mul.Scalar", S(9), 2.2, out=[10]))
+    report = check(wrong)
+    assert verdicts(report)["gradient", "w"] is Verdict.DIFFERS and not report.passed
+    assert "the error of eager mode is" in next(row.note for row in report.rows if row.name == "w")
+
+
+def test_an_error_in_a_short_dtype_is_bounded_by_that_of_eager_mode() -> None:
+    exact, eager = torch.tensor([1.0, 0.5]), torch.tensor([1.01, 0.5])
+    for error, verdict in ((0.03, Verdict.EQUAL), (0.05, Verdict.DIFFERS)):
+        assert compare_short("output", "y", exact, eager, exact + error, 2**-8).verdict is verdict
+    lucky = compare_short("output", "y", exact, exact, exact + 2**-8, 2**-8)
+    assert lucky.verdict is Verdict.EQUAL, "eager mode may be exact by chance"
+
+
+def test_what_is_only_rounding_in_eager_mode_is_not_checked_but_bounded() -> None:
+    exact, eager = torch.tensor([1e-17]), torch.tensor([1e-4])
+    for value, verdict in ((1e-3, Verdict.NOT_CHECKED), (1e-2, Verdict.DIFFERS)):
+        assert compare_short("gradient", "k.bias", exact, eager, torch.tensor([value]), 2**-8).verdict is verdict
 
 
 def test_a_program_without_a_reference_cannot_be_checked() -> None:
@@ -125,16 +171,26 @@ def test_a_reference_that_takes_more_than_there_is_says_what() -> None:
 
 
 def test_a_zero_reference_is_not_checked_and_alone_does_not_pass() -> None:
-    row = compare("gradient", "w", torch.zeros(3), torch.tensor([0.0, 2.0, 0.0]), 1e-4)
-    assert row.verdict is Verdict.NOT_CHECKED
-    assert row.error == 2.0
-    assert not CheckReport((row,), F32, 3, 0).passed
+    row = compare("gradient", "w", torch.zeros(3), torch.zeros(3), 1e-4)
+    assert (row.verdict, row.error) == (Verdict.NOT_CHECKED, 0.0)
+    report = CheckReport((row,), F32, 3, 0)
+    assert not report.passed and report.is_unjudged and report.to_json()["verdict"] == "not judged"
 
 
-def test_a_gradient_of_nothing_but_rounding_is_not_checked() -> None:
-    row = compare("gradient", "k.bias", torch.tensor([1e-9, -1e-9]), torch.tensor([2e-9, 0.0]), 1e-4, rounding=1e-7)
-    assert row.verdict is Verdict.NOT_CHECKED
-    assert "up to rounding" in row.note
+def test_a_value_where_the_reference_is_zero_differs_unless_it_is_rounding() -> None:
+    value = torch.tensor([0.0, 2e-9, 0.0])
+    assert compare("gradient", "w", torch.zeros(3), value, 1e-4).verdict is Verdict.DIFFERS
+    assert compare("gradient", "w", torch.zeros(3), value, 1e-4, floor=1e-8).verdict is Verdict.NOT_CHECKED
+    assert compare("gradient", "w", torch.zeros(3), value, 1e-4, change=1e-9).verdict is Verdict.NOT_CHECKED
+
+
+def test_a_tensor_is_rounding_only_if_its_own_inputs_move_it_as_much() -> None:
+    reference = torch.tensor([1e-9, -1e-9])
+    near, far = torch.tensor([2e-9, 0.0]), torch.tensor([1e-7, 0.0])
+    row = compare("gradient", "k.bias", reference, near, 1e-4, change=1e-9)
+    assert row.verdict is Verdict.NOT_CHECKED and "rounding alone" in row.note
+    assert compare("gradient", "k.bias", reference, far, 1e-4, change=1e-9).verdict is Verdict.DIFFERS
+    assert compare("gradient", "k.bias", reference, near, 1e-4, change=1e-14).verdict is Verdict.DIFFERS
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -153,7 +209,7 @@ def test_another_shape_fails() -> None:
 def test_a_report_is_one_json_object() -> None:
     rows = (CheckRow("output", "loss", math.inf, Verdict.DIFFERS, "bad"),)
     value: dict[str, Json] = json.loads(json.dumps(CheckReport(rows, F32, 3, 0).to_json(), allow_nan=False))
-    assert value["passed"] is False
+    assert value["passed"] is False and value["verdict"] == "differs"
     assert value["rows"] == [
         {"kind": "output", "name": "loss", "error": "inf", "verdict": "differs", "note": "bad"}
     ]  # fmt: skip
@@ -161,13 +217,18 @@ def test_a_report_is_one_json_object() -> None:
 
 def test_adamw_may_amplify_the_rounding_of_tiny_gradients_only() -> None:
     reference = torch.ones(2)
-    drift = Drift(1e-4)
-    drift.note({"w": torch.tensor([1.0, 1e-6])}, 0.0)
-    tiny = drift.compare("w", reference, reference + torch.tensor([0.0, 1e-3]))
+    recording = Recording(parameters={"w": reference})
+    recording.note({"w": torch.tensor([1.0, 1e-6])})
+    drift = Drift(recording, 1)
+
+    def judged(value: torch.Tensor) -> CheckRow:
+        return drift.judge(compare("parameter", "w", reference, value, 1e-4), value, 1e-4, 1e-4)
+
+    tiny = judged(reference + torch.tensor([0.0, 1e-3]))
     assert tiny.verdict is Verdict.EQUAL
     assert "1 of 2 elements" in tiny.note
-    assert drift.compare("w", reference, reference + torch.tensor([1e-3, 0.0])).verdict is Verdict.DIFFERS
-    assert drift.compare("w", reference, reference + torch.tensor([0.0, 1e-2])).verdict is Verdict.DIFFERS
+    assert judged(reference + torch.tensor([1e-3, 0.0])).verdict is Verdict.DIFFERS
+    assert judged(reference + torch.tensor([0.0, 1e-2])).verdict is Verdict.DIFFERS
 
 
 def test_every_parameter_is_random_scales_and_biases_too() -> None:
@@ -223,3 +284,60 @@ def test_the_reference_leaves_what_it_is_given_alone() -> None:
     _, buffers = run_reference(reference, values, [torch.ones(4, 3)])
     assert float(buffers["count"]) == 2.0
     assert float(count) == 1.0
+
+
+def stated(program: Program, **changes: Json) -> Program:
+    """The program whose reference states what is checked."""
+    checks: dict[str, Json] = {
+        "mode": "train", "dtype": F32, "trained": ["w"], "inputs_with_gradients": [], "differentiated": [0],
+        "ranges": {}, **changes,
+    }  # fmt: skip
+    assert isinstance(program.reference, dict)
+    return replace(program, reference={**program.reference, "checks": checks})
+
+
+def test_a_reference_that_states_what_is_checked_passes_a_right_program() -> None:
+    assert check(stated(linear())).passed
+
+
+def test_who_is_trained_is_not_the_programs_word() -> None:
+    right = stated(linear())
+    inputs = tuple(replace(argument, requires_grad=False) for argument in right.inputs)
+    untrained = replace(right, inputs=inputs, outputs=right.outputs[:2])
+    assert verdicts(check(untrained))["gradient", "w"] is Verdict.DIFFERS
+
+
+def test_the_dtype_that_is_judged_in_is_not_the_programs_word() -> None:
+    wrong = stated(changed(linear(), 4, step("aten.pow.Tensor_Scalar", S(5), 2.001, out=[6])))
+    other = replace(wrong, manifest=replace(wrong.manifest, dtype="bfloat16"))
+    report = check(other)
+    assert report.dtype == F32 and verdicts(report)["output", "loss"] is Verdict.DIFFERS
+
+
+def test_an_output_that_the_program_leaves_out_fails() -> None:
+    right = stated(linear())
+    report = check(replace(right, outputs=(right.outputs[0], right.outputs[2])))
+    assert [(row.kind, row.name, row.note) for row in report.rows] == [
+        ("output", "1", "the program does not return it")
+    ]
+    assert not report.passed
+
+
+def test_a_trained_parameter_that_the_program_does_not_take_fails() -> None:
+    report = check(stated(linear(), trained=["w", "b"]))
+    assert verdicts(report)["parameter", "b"] is Verdict.DIFFERS
+
+
+def test_an_integer_input_of_unknown_range_is_asked_for() -> None:
+    program = linear()
+    integer = replace(program.inputs[1], dtype="int64")
+    reference = program.reference
+    assert isinstance(reference, dict)
+    first, second = reference["inputs"]
+    inputs = (program.inputs[0], integer, program.inputs[2])
+    asking = replace(program, inputs=inputs, reference={**reference, "inputs": [first, {**second, "dtype": "int64"}]})
+    with pytest.raises(RunError, match="values that integer input 'x' may take are unknown") as caught:
+        check(asking)
+    assert caught.value.code == "E0349" and "--range 'x=LO:HI'" in (caught.value.help or "")
+    with pytest.raises(RunError, match='a range is given for "y", which is no input'):
+        check(asking, ranges={"y": (0, 2)})

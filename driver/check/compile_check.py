@@ -1,0 +1,46 @@
+"""`stretto compile TARGET --check`: the new program against eager PyTorch, before any rewriting of capture."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ...runtime.checks.program_check import check
+from ...runtime.checks.report import CheckReport, Verdict
+from ...runtime.program.arguments import Json
+from ...runtime.program.program import Program
+from ..text.console import count_text, say
+from .live_model import eager_expected
+
+_SHOWN = 5
+
+
+def checked_record(program: Program, target: str) -> dict[str, Json]:
+    """Check a program, and return what its manifest says of the result. Errors: E0348, and those of running it."""
+    report = check(program, expected=eager_expected(program, target))
+    counts = Counter(row.verdict for row in report.rows)
+    return {
+        "result": _result(report),
+        "reference": "eager PyTorch",
+        "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
+        "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
+        "differ": [f"{row.kind} {row.name}" for row in report.rows if row.verdict is Verdict.DIFFERS][:_SHOWN],
+    }  # fmt: skip
+
+
+def show_checked(program: Program) -> None:
+    """Print a line on the record of a check."""
+    record = program.manifest.checked
+    match record:
+        case {"result": "passed", "tensors": {"equal": int(equal)}, "criterion": str(criterion)}:
+            said = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
+        case {"result": "failed", "differ": [_, *_] as names}:
+            said = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
+        case _:
+            said = f"{record.get('result')}: nothing could be compared with eager PyTorch"
+    say(f"check          {said}")
+
+
+def _result(report: CheckReport) -> str:
+    if report.is_unjudged:
+        return "not judged"
+    return "passed" if report.passed else "failed"

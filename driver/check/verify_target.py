@@ -1,0 +1,80 @@
+"""`stretto verify TARGET --plan FILE`: eager PyTorch, the captured module, every pass and the program, one by one.
+
+All run in this process, in float64, on the same random values, so that the first row that differs names the culprit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ...dsl.plan import Plan
+from ...frontend.captured import Mode
+from ...frontend.targets.target import Request
+from ...ir.equivalence.integer_ranges import IntegerRange
+from ...ir.equivalence.random_inputs import integer_arguments
+from ...ir.module import Module
+from ...passes.default_pipeline import default_pipeline
+from ...passes.manager import step_name
+from ...passes.pipeline_text import print_pipeline
+from ...runtime.program.program import Program
+from ..compile.compile_program import compile_program, pipeline_config
+from ..compile.compile_target import CompileJob, request_of
+from ..compile.request import CAPTURED, Observer
+from ..ir_files.module_source import Source
+from ..text.console import progress
+from .capture_check import CapturedModule, check_capture
+from .pass_check import CheckOptions
+from .verify_passes import PassesJob, PassesReport, verify_passes
+
+
+@dataclass(frozen=True)
+class TargetJob:
+    """The arguments of `stretto verify TARGET --plan`."""
+
+    target: str
+    plan: str
+    mode: str = "train"
+    batch: int | None = None
+    seq: int | None = None
+    options: CheckOptions = CheckOptions()
+
+
+def verify_target(job: TargetJob) -> PassesReport:
+    """Check capture, every pass and lowering. Errors: those of compiling, and of `verify_passes`."""
+    plan = Plan.load(job.plan)
+    compiling = CompileJob(job.target, job.plan, "", job.mode, "float64", job.batch, job.seq)
+    request = request_of(compiling, plan)
+    texts: list[str] = []
+
+    def keep(name: str, module: Module) -> None:
+        if name == CAPTURED:
+            texts.append(module.text())
+
+    with progress(2) as bar:
+        bar.show("compiling")
+        compiled = compile_program(request, Observer(module=keep))
+        module = Module.parse(texts[0])
+        options = replace(job.options, ranges={**_told_ranges(compiled.program, module), **job.options.ranges})
+        wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
+        loading = Request(mode=Mode(job.mode), dtype="float64", **wanted)
+        bar.show("capture", 1)
+        first = check_capture(CapturedModule(module, compiled.capture, plan, job.target, loading), options)
+    steps = default_pipeline(pipeline_config(plan, request.options))
+    if first.breakage is not None:
+        return PassesReport((first,), tuple(step_name(step) for step in steps))
+    report = verify_passes(PassesJob(Source(texts[0], CAPTURED, print_pipeline(steps)), options))
+    return replace(report, verdicts=(first, *report.verdicts))
+
+
+def _told_ranges(program: Program, module: Module) -> Mapping[str, IntegerRange]:
+    """What the target and the graph say of integer inputs."""
+    told = program.manifest.arguments.get("inputs")
+    inputs = told if isinstance(told, Mapping) else {}
+    return {
+        name: IntegerRange(high, low=low if isinstance(low := about.get("low", 0), int) else 0)
+        for name, about in inputs.items()
+        if isinstance(about, Mapping)
+        and isinstance(high := about.get("high"), int)
+        and name in integer_arguments(module)
+    }

@@ -1,0 +1,124 @@
+"""The dtype of every reduction of a gradient over ranks, in the program's own instructions, against what the plan says.
+
+The manifest has the dtype that the plan says ("reduce"), or "own": that of each parameter. A reduction of a gradient is
+one over axes that the batch is sharded over, on the way from a gradient back through casts, sums and views. Numbers do
+not show a reduction in a shorter dtype: its error is of the size of the other rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ..program.arguments import Slot
+from ..program.entries import Entry
+from ..program.program import Program
+from ..program.records import Function, Instruction, Output
+from ..prover.analysis import Analysis
+from ..prover.collectives import Collective
+from ..prover.values import Refuted
+from .report import CheckRow, Verdict
+
+REDUCE = "reduce"
+"""The key of the manifest's arguments."""
+OWN = "own"
+_REDUCTIONS = ("comm.all_reduce_start", "comm.reduce_scatter_start")
+_PASSING = frozenset(
+    {
+        "_to_copy", "add", "view", "reshape", "_unsafe_view", "t", "transpose", "permute", "alias", "slice", "clone",
+        "expand", "unsqueeze", "squeeze", "constant_pad_nd", "div", "mul", "cat", "narrow", "select",
+    }
+)  # fmt: skip
+"""Base names of aten ops that a gradient passes between its reduction and its parameter."""
+Site = tuple[str, int]
+"""A function and the index of an instruction."""
+
+
+def wrong_reductions(program: Program) -> Iterator[CheckRow]:
+    """A row for each gradient that is reduced in another dtype than the plan says."""
+    stated = program.manifest.arguments.get(REDUCE)
+    axes = _batch_axes(program)
+    if not isinstance(stated, str) or not axes:
+        return
+    for entry in program.entries:
+        dtypes = _collective_dtypes(program, entry)
+        for gradient in entry.gradients:
+            expected = gradient.dtype if stated == OWN else stated
+            found = {
+                dtype
+                for site in _Walk(program.functions, axes).from_result(entry.name, gradient)
+                for dtype in dtypes.get(site, ())
+            }
+            for dtype in sorted(found - {expected}):
+                note = f"it is reduced in {dtype}, and the plan says {expected}"
+                yield CheckRow("reduction", gradient.name, float("inf"), Verdict.DIFFERS, note)
+
+
+def _batch_axes(program: Program) -> frozenset[str]:
+    """The axes that some input is sharded over."""
+    return frozenset(axis for each in program.of_kind("input") for shard in each.shards for axis in shard.axes)
+
+
+def _collective_dtypes(program: Program, entry: Entry) -> Mapping[Site, set[str]]:
+    """The dtypes of each collective that an entry and what it calls starts; empty where the order prover refuses it."""
+    analysis = Analysis(program.mesh)
+    try:
+        summary, _ = analysis.program(program, entry)
+    except Refuted:
+        return {}
+    dtypes: dict[Site, set[str]] = {}
+    for position, number in enumerate(summary.events):
+        event = analysis.events[number]
+        if isinstance(event, Collective):
+            dtypes.setdefault(summary.path(position)[-1], set()).add(event.dtype)
+    return dtypes
+
+
+@dataclass
+class _Walk:
+    """From a gradient back to its reductions."""
+
+    functions: Mapping[str, Function]
+    axes: frozenset[str]
+    _seen: set[tuple[str, int]] = field(default_factory=set)
+
+    def from_result(self, name: str, gradient: Output) -> Iterator[Site]:
+        """The reductions that give the result of an entry."""
+        yield from self._value(name, gradient.slot, ())
+
+    def _value(self, name: str, slot: int, calls: tuple[tuple[str, Instruction], ...]) -> Iterator[Site]:
+        if (name, slot) in self._seen:
+            return
+        self._seen.add((name, slot))
+        function = self.functions[name]
+        maker = next((i for i, c in reversed(list(enumerate(function.code))) if slot in c.writes()), None)
+        if maker is not None:
+            yield from self._maker(name, maker, slot, calls)
+        elif calls and slot in function.arguments:
+            caller, call = calls[-1]
+            operand = call.reads()[function.arguments.index(slot)]
+            yield from self._value(caller, operand, calls[:-1])
+
+    def _maker(self, name: str, index: int, slot: int, calls: tuple[tuple[str, Instruction], ...]) -> Iterator[Site]:
+        instruction = self.functions[name].code[index]
+        if instruction.op == "call":
+            callee = str(instruction.args[0])
+            result = self.functions[callee].results[instruction.out.index(slot)]
+            yield from self._value(callee, result, (*calls, (name, instruction)))
+            return
+        if instruction.op in _REDUCTIONS and self._is_of_batch(instruction):
+            yield name, index
+        if _passes_on(instruction):
+            for operand in instruction.reads():
+                yield from self._value(name, operand, calls)
+
+    def _is_of_batch(self, instruction: Instruction) -> bool:
+        axes = instruction.kwargs.get("axes")
+        over = {str(axis) for axis in axes} if isinstance(axes, list | tuple) else set()
+        return instruction.kwargs.get("reduce") == "sum" and bool(over & self.axes)
+
+
+def _passes_on(instruction: Instruction) -> bool:
+    if instruction.op == "comm.wait" or (instruction.op.startswith("comm.") and instruction.op.endswith("_start")):
+        return any(isinstance(argument, Slot) for argument in instruction.args)
+    return instruction.op.startswith(("rank.shard", "rank.mask")) or instruction.op.split(".")[1] in _PASSING
