@@ -19,8 +19,13 @@ except ImportError as error:  # the base install runs programs only
         help=_INSTALL,
     ) from error
 
-for _name in ("DynamicType", "DenseI64ArrayAttr", "FusedLoc"):
-    if not hasattr(mlir, _name):
+for _owner, _name in (
+    (mlir, "DynamicType"),
+    (mlir, "DenseI64ArrayAttr"),
+    (mlir, "FusedLoc"),
+    (mlir.InsertionPoint, "after"),
+):
+    if not hasattr(_owner, _name):
         raise StrettoError(
             "E0501",
             f'this "torch-mlir" is too old: its bindings have no "{_name}"',

@@ -20,11 +20,12 @@ Record = TypeVar("Record", Input, Output)
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a rank begins: its function, and each input and output with its slot there."""
+    """Where a rank begins: its function, and the slots of its inputs and outputs there."""
 
     function: str
     inputs: tuple[tuple[Input, int], ...]
-    outputs: tuple[tuple[Output, int], ...]
+    outputs: tuple[tuple[int, Output, int], ...]
+    """(position among the program's outputs, output, slot)."""
     ends_forward_at: int
     """The index of the first instruction of the backward; the length of the code where forward and backward are one."""
 
@@ -57,15 +58,16 @@ class ProgramRecords:
         inputs, outputs = of_stage(self.inputs, stage), of_stage(self.outputs, stage)
         if stage is None:
             split = len(function.code) if function.backward_at is None else function.backward_at
-            return Entry(name, tuple((i, i.slot) for i in inputs), tuple((o, o.slot) for o in outputs), split)
+            slots = tuple((position, output, output.slot) for position, output in outputs)
+            return Entry(name, tuple((record, record.slot) for _, record in inputs), slots, split)
         if (len(inputs), len(outputs)) != (len(function.arguments), len(function.results)):
             raise InterpreterError(
                 NO_MEANING,
                 f'entry "{name}" takes {len(function.arguments)} and returns {len(function.results)} slots, '
                 f"but the program lists {len(inputs)} inputs and {len(outputs)} outputs of stage {stage}",
             )
-        taken = tuple(zip(inputs, function.arguments, strict=True))
-        given = tuple(zip(outputs, function.results, strict=True))
+        taken = tuple((record, slot) for (_, record), slot in zip(inputs, function.arguments, strict=True))
+        given = tuple((*output, slot) for output, slot in zip(outputs, function.results, strict=True))
         return Entry(name, taken, given, len(function.code))
 
     def function(self, name: str) -> Function:
@@ -82,6 +84,7 @@ class ProgramRecords:
         return Origin(place.module, place.file, place.line)
 
 
-def of_stage(records: Sequence[Record], stage: int | None) -> list[Record]:
-    """The inputs, or outputs, of the ranks of a stage (None: all)."""
-    return [record for record in records if stage is None or record.stages is None or stage in record.stages]
+def of_stage(records: Sequence[Record], stage: int | None) -> list[tuple[int, Record]]:
+    """The inputs, or outputs, of the ranks of a stage (None: all), each with its position in the program."""
+    named = enumerate(records)
+    return [(i, record) for i, record in named if stage is None or record.stages is None or stage in record.stages]

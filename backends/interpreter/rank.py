@@ -68,13 +68,13 @@ class Rank:
         slots: Slots = dict(inputs)
         split = entry.ends_forward_at
         yield from self._code(entry.function, function, range(split), slots, None)
-        taken = {slot: self._result(slots, slot, out.name) for out, slot in entry.outputs if out.kind != "gradient"}
+        early = {i: self._result(slots, slot, o.name) for i, o, slot in entry.outputs if o.kind != "gradient"}
         slots.update(tangents)
         yield from self._code(entry.function, function, range(split, len(function.code)), slots, None)
-        taken |= {slot: self._result(slots, slot, out.name) for out, slot in entry.outputs if out.kind == "gradient"}
+        late = {i: self._result(slots, slot, o.name) for i, o, slot in entry.outputs if o.kind == "gradient"}
         for handle in self._open.values():
             raise InterpreterError(FUTURE, f"rank {self.rank} never waits for {handle.step}")
-        self.results = {self.program.outputs.index(out): taken[slot] for out, slot in entry.outputs}
+        self.results = early | late
 
     def stuck(self) -> Stuck:
         """The instruction at which the rank waits, and the ranks that it waits for."""
@@ -167,7 +167,7 @@ class Rank:
         self._store(instruction, slots, [self._result(frame, slot, "") for slot in function.results])
 
     def _store(self, instruction: Instruction, slots: Slots, results: list[Any]) -> None:
-        if len(results) != len(instruction.out) and (results and any(slot is not None for slot in instruction.out)):
+        if instruction.writes() and len(results) != len(instruction.out):
             raise InterpreterError(
                 WRONG_TYPE, f"{self._current} gives {len(results)} results, but has {len(instruction.out)} slots"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ...ir.equivalence.regimes import Regime
 from ...runtime.checks.program_check import check
 from ...runtime.checks.report import CheckReport, Verdict
 from ...runtime.program.arguments import Json
@@ -20,7 +21,7 @@ def checked_record(program: Program, target: str) -> dict[str, Json]:
     counts = Counter(row.verdict for row in report.rows)
     return {
         "result": _result(report),
-        "reference": "eager PyTorch",
+        "reference": "eager PyTorch", "regimes": [str(Regime.NORMAL)],
         "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
         "differ": [f"{row.kind} {row.name}" for row in report.rows if row.verdict is Verdict.DIFFERS][:_SHOWN],

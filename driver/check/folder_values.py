@@ -6,12 +6,14 @@ table of ops, and nothing that would take more memory than the cap.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
 from ...diagnostics import StrettoError
 from ...ir.equivalence.compare import Verdict as ResultVerdict
+from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.interpreter.code import decode
 from ...ir.interpreter.errors import MEMORY, NO_RANGE
 from ...ir.interpreter.memory import size_text
@@ -21,6 +23,7 @@ from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from .lowering_check import compare_with_module, records_of_program
 from .pass_check import CheckOptions, with_stated_ranges
+from .regime_check import Ends, RegimeReport, check_regimes
 
 DEFAULT_CAP_BYTES = 512 << 20
 """The memory that the values of a folder may take, on all ranks together."""
@@ -75,8 +78,7 @@ def judge_values(program: Program, options: CheckOptions) -> ValuesVerdict:
     cap = DEFAULT_CAP_BYTES if options.memory_cap_bytes is None else options.memory_cap_bytes
     if not program.ir.strip():
         return not_judged("the folder holds no module")
-    least = sum(prod(each.shape) for each in program.inputs) * _FLOAT64_BYTES
-    if least > cap:
+    if sum(prod(each.shape) for each in program.inputs) * _FLOAT64_BYTES > cap:
         return not_judged(_too_large(cap))
     try:
         module = Module.parse(program.ir)
@@ -87,24 +89,39 @@ def judge_values(program: Program, options: CheckOptions) -> ValuesVerdict:
     if unknown:
         return not_judged(f"the folder's module calls '{unknown}', which is not in the table of ops")
     try:
-        comparison = compare_with_module(
-            module, records_of_program(program), options.seed, ranges, options.tolerance, cap
-        )
+        return _compared(program, module, options, ranges, cap)
     except StrettoError as error:
         if error.code == MEMORY:
             return not_judged(_too_large(cap))
         if error.code == NO_RANGE:
             return not_judged(f"{error.message}; {error.help}")
         return ValuesVerdict(Judgement.DIFFERS, error=float("inf"), lines=tuple(error.render().splitlines()))
-    differing = comparison.of(ResultVerdict.DIFFERENT)
-    compared = comparison.of(ResultVerdict.EQUAL)
+
+
+def _compared(
+    program: Program, module: Module, options: CheckOptions, ranges: Mapping[str, IntegerRange], cap: int
+) -> ValuesVerdict:
+    """The verdict in the normal regime, then in the others."""
+    records = records_of_program(program)
+    comparison = compare_with_module(module, records, options.seed, ranges, options.tolerance, cap)
+    differing, equal = comparison.of(ResultVerdict.DIFFERENT), comparison.of(ResultVerdict.EQUAL)
     if differing:
-        return ValuesVerdict(
-            Judgement.DIFFERS, "", len(compared) + len(differing), comparison.error, tuple(map(str, differing))
-        )
-    if not compared:
+        lines = tuple(map(str, differing))
+        return ValuesVerdict(Judgement.DIFFERS, "", len(equal) + len(differing), comparison.error, lines)
+    if not equal:
         return not_judged("every result is all zero, holds a NaN or is nothing but rounding")
-    return ValuesVerdict(Judgement.EQUAL, "", len(compared), comparison.error)
+    others = check_regimes(Ends(module, module, records), options.seed, ranges, options.tolerance, cap)
+    if others.differs is not None:
+        return _differs_in(others)
+    return ValuesVerdict(Judgement.EQUAL, "", len(equal), comparison.error)
+
+
+def _differs_in(report: RegimeReport) -> ValuesVerdict:
+    """The verdict where the program computes what its module does on values near 1 alone."""
+    differing = report.comparison.of(ResultVerdict.DIFFERENT)
+    lines = (f"with {report.differs} inputs:", *map(str, differing), *report.failed.splitlines())
+    error = report.comparison.error if differing else float("inf")
+    return ValuesVerdict(Judgement.DIFFERS, "", len(report.comparison.results), error, lines)
 
 
 def _op_outside_table(module: Module) -> str:

@@ -16,6 +16,7 @@ from ...ir.collectives import BLOCKING
 from ...ir.equivalence.compare import Comparison, compare_results
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import random_inputs
+from ...ir.equivalence.regimes import Regime
 from ...ir.interpreter import Floats, run
 from ...ir.interpreter.code import Code, decode
 from ...ir.interpreter.errors import UNLIKE, InterpreterError
@@ -65,25 +66,27 @@ def compare_with_module(
     ranges: Mapping[str, IntegerRange],
     tolerance: float,
     max_bytes: int | None,
+    regime: Regime = Regime.NORMAL,
 ) -> Comparison:
     """Run the module and the program on the same random inputs, and compare their results.
 
     Errors: E0660 where they take or give different tensors, E0661 for an unknown range, and those of either run.
     """
     code = decode(module)
-    order = _result_order(code, program)
-    inputs = random_inputs(module, seed, ranges)
+    order = program_result_order(code, program)
+    inputs = random_inputs(module, seed, ranges, regime=regime)
     expected = run(module, inputs, floats=Floats.FLOAT64, max_bytes=max_bytes)
-    found = run_program(program, _by_name(code, inputs))
+    found = run_program(program, program_inputs(code, inputs))
     return compare_results(module, inputs, expected, [found[index] for index in order], tolerance, max_bytes=max_bytes)
 
 
-def _by_name(code: Code, inputs: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
+def program_inputs(code: Code, inputs: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
+    """The inputs of a program, given those of a module in order."""
     keys = [(str(port.record.get("kind", "")), str(port.record.get("name", ""))) for port in code.arguments]
     return dict(zip(keys, inputs, strict=True))
 
 
-def _result_order(code: Code, program: ProgramRecords) -> list[int]:
+def program_result_order(code: Code, program: ProgramRecords) -> list[int]:
     """By result of the module, the index of the program's. E0660 where they differ."""
     wanted = [
         (str(port.record.get("kind")), str(port.record.get("name") or ""), int(port.record.get("index", -1)))

@@ -20,6 +20,7 @@ from ...ir.equivalence.dtype_contract import DtypeProblem, dtype_problems
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.microbatch_mean import compare_mean
 from ...ir.equivalence.random_inputs import infer_ranges, integer_arguments
+from ...ir.equivalence.regimes import Regime
 from ...ir.interpreter import Stuck
 from ...ir.interpreter.code import decode
 from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLICAS, DeadlockError
@@ -75,6 +76,8 @@ class CheckOptions:
     """For all ranks together; None: half of the machine's memory."""
     ranges: Mapping[str, IntegerRange] = field(default_factory=dict)
     """Ranges of integer inputs, by name, where the module does not tell them."""
+    regime: Regime = Regime.NORMAL
+    """What the floating inputs look like."""
 
 
 def check_options(seed: int, memory_cap_bytes: int | None, ranges: Sequence[tuple[str, int, int]]) -> CheckOptions:
@@ -230,6 +233,7 @@ class PassChecker:
                 self.ranges,
                 options.tolerance,
                 options.memory_cap_bytes,
+                options.regime,
             )
         except StrettoError as error:
             if error.code in _NOT_THE_PASS:
@@ -246,6 +250,7 @@ class PassChecker:
             ranges=self.ranges,
             tolerance=options.tolerance,
             max_bytes=options.memory_cap_bytes,
+            regime=options.regime,
         )
         return verdict_of(name, comparison)
 

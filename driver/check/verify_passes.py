@@ -8,19 +8,32 @@ All ranks run in this process, in float64, on random inputs, with NaN in padding
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ...ir.equivalence.one_sided import OneSided
+from ...ir.equivalence.regimes import Regime
+from ...ir.module import Module
 from ...ir.source_text import read_module
 from ...passes.manager import single, step_name
 from ...runtime.program.arguments import Json
 from ..ir_files.dump_ir import ir_of_failures
 from ..ir_files.module_source import Source
 from ..text.console import progress, say, table
-from .lowering_check import LOWERING
-from .pass_check import Breakage, CheckOptions, Meaning, PassChecker, PassVerdict
+from .lowering_check import LOWERING, can_be_lowered, records_of
+from .pass_check import (
+    Breakage,
+    CheckOptions,
+    Meaning,
+    PassChecker,
+    PassVerdict,
+    verdict_of,
+    with_stated_ranges,
+)
+from .regime_check import REGIMES, Ends, check_regimes
 
 CAPTURE = "capture"
 """The name of the row that compares the captured module with eager PyTorch."""
+_DECISIONS_SHOWN = 5
 _PASS_ALONE = "stretto reduce, with the same arguments, finds the smallest module on which PASS fails"
 
 
@@ -38,6 +51,12 @@ class PassesReport:
 
     verdicts: tuple[PassVerdict, ...]
     not_run: tuple[str, ...] = ()
+    regime: Regime = Regime.NORMAL
+    """That of the rows: normal, or the first other one in which something differs."""
+    regimes: tuple[Regime, ...] = ()
+    """The regimes of inputs in which nothing differs."""
+    one_sided: tuple[OneSided, ...] = ()
+    """Decisions of the module that took one side only, in all of them."""
 
     @property
     def passed(self) -> bool:
@@ -55,7 +74,11 @@ class PassesReport:
 
     def to_json(self) -> Mapping[str, Json]:
         rows: Json = [_verdict_json(verdict) for verdict in self.verdicts]
-        return {"passed": self.passed, "verdict": self._verdict, "passes": rows, "not_run": list(self.not_run)}
+        return {
+            "passed": self.passed, "verdict": self._verdict, "passes": rows, "not_run": list(self.not_run),
+            "regime": str(self.regime), "regimes": [str(regime) for regime in self.regimes],
+            "one_sided": [str(decision) for decision in self.one_sided],
+        }  # fmt: skip
 
 
 def verify_passes(job: PassesJob) -> PassesReport:
@@ -67,8 +90,9 @@ def verify_passes(job: PassesJob) -> PassesReport:
     steps = list(single(job.source.steps()))
     module = read_module(job.source.text, job.source.name)
     checker = PassChecker(module, job.options)
+    base = checker.before
     verdicts: list[PassVerdict] = []
-    with progress(len(steps) + 2) as bar, ir_of_failures(_PASS_ALONE) as keep:
+    with progress(len(steps) + 3) as bar, ir_of_failures(_PASS_ALONE) as keep:
         keep(module)
         bar.show("the module as given")
         checker.check_runs()
@@ -77,11 +101,34 @@ def verify_passes(job: PassesJob) -> PassesReport:
             verdicts.append(checker.run(step))
             if verdicts[-1].breakage is not None:
                 break
+            if verdicts[-1].meaning is not Meaning.SAME:
+                base = checker.before
         else:
             bar.show(LOWERING, len(steps) + 1)
             lowered = checker.lowered()
             verdicts += [] if lowered is None else [lowered]
-    return PassesReport(tuple(verdicts), tuple(step_name(step) for step in steps[len(verdicts) :]))
+            if job.options.regime is Regime.NORMAL and all(v.breakage is None for v in verdicts):
+                bar.show(REGIMES, len(steps) + 2)
+                return _in_other_regimes(job, checker, base, PassesReport(tuple(verdicts)))
+    not_run = tuple(step_name(step) for step in steps[len(verdicts) :])
+    return PassesReport(tuple(verdicts), not_run, job.options.regime)
+
+
+def _in_other_regimes(job: PassesJob, checker: PassChecker, base: Module, report: PassesReport) -> PassesReport:
+    """The report with the other regimes. Where one differs, the passes are checked one by one in it."""
+    options, after = job.options, checker.before
+    program = records_of(after) if can_be_lowered(after) else None
+    ranges = with_stated_ranges(base, options.ranges)
+    found = check_regimes(Ends(base, after, program), options.seed, ranges, options.tolerance, options.memory_cap_bytes)
+    if found.differs is not None:
+        one_by_one = verify_passes(replace(job, options=replace(options, regime=found.differs)))
+        if not one_by_one.passed and not one_by_one.is_unjudged:
+            return one_by_one
+        row = verdict_of(f"{REGIMES}: {found.differs}", found.comparison)
+        row = replace(row, breakage=Breakage.VALUES, message=(*row.message, *found.failed.splitlines()))
+        return replace(report, verdicts=(*report.verdicts, row), regime=found.differs)
+    judged = tuple(regime for regime in Regime if regime not in found.unjudged)
+    return replace(report, regimes=judged, one_sided=found.one_sided)
 
 
 def show_passes(report: PassesReport) -> None:
@@ -106,11 +153,14 @@ def show_passes(report: PassesReport) -> None:
         for verdict in report.verdicts:
             if verdict.meaning is Meaning.MEAN:
                 say(f"{verdict.name} was compared with {verdict.meaning}")
+        _show_regimes(report)
         return
     if report.is_unjudged:
         unchecked = next(verdict for verdict in report.verdicts if verdict.is_unchecked)
         say(f'not judged: of "{unchecked.name}", {unchecked.lines[0]}')
         return
+    if report.regime is not Regime.NORMAL:
+        say(f"with {report.regime} inputs:")
     what = "the dtypes in which the module computes" if last.breakage is Breakage.DTYPES else "values"
     if last.name == CAPTURE:
         say("differs: the captured module does not compute what eager PyTorch does")
@@ -120,6 +170,15 @@ def show_passes(report: PassesReport) -> None:
         say(f'differs: "{last.name}" is the first pass that changes {what}')
     for line in last.lines:
         say(f"  {line}")
+
+
+def _show_regimes(report: PassesReport) -> None:
+    if report.regimes:
+        say(f"inputs: {', '.join(report.regimes)}")
+    for decision in report.one_sided[:_DECISIONS_SHOWN]:
+        say(f"one side only: {decision}")
+    if len(report.one_sided) > _DECISIONS_SHOWN:
+        say(f"one side only: {len(report.one_sided) - _DECISIONS_SHOWN} more; --json lists all")
 
 
 def _counted(count: int, *, others: bool) -> str:

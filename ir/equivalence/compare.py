@@ -20,6 +20,7 @@ from ..interpreter.running import run
 from ..module import Module
 from .integer_ranges import IntegerRange
 from .random_inputs import inputs_of, ranges_of
+from .regimes import Regime
 from .rounding import is_rounding, rounding
 
 
@@ -79,6 +80,7 @@ def compare(
     tolerance: float = 1e-9,
     padding: Padding = Padding.NAN,
     max_bytes: int | None = None,
+    regime: Regime = Regime.NORMAL,
 ) -> Comparison:
     """Run two modules, of any levels, on the same inputs; `tolerance` bounds the error of an equal result.
 
@@ -88,10 +90,10 @@ def compare(
     Errors: E0660 for different arguments or results, E0661 for an unknown range, and those of `run`.
     """
     codes = [decode(before), decode(after)]
-    argument_order, result_order = _pairing(codes)
+    argument_order, result_order = pairing(codes)
     for code in codes:  # the inputs may be too large themselves
         check(code, Floats.FLOAT64, max_bytes)
-    inputs = inputs_of(codes[0], seed, ranges_of(*codes) | dict(ranges or {}), values or {})
+    inputs = inputs_of(codes[0], seed, ranges_of(*codes) | dict(ranges or {}), values or {}, regime)
     before_results = run(before, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
     after_inputs = [inputs[index] for index in argument_order]
     after_results = run(after, after_inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
@@ -166,7 +168,7 @@ def relative_error(before: Tensor, after: Tensor) -> float:
     return difference / scale if scale else float("inf")
 
 
-def _pairing(codes: Sequence[Code]) -> tuple[list[int], list[int]]:
+def pairing(codes: Sequence[Code]) -> tuple[list[int], list[int]]:
     """By argument of the second module its index in the first; by result of the first its index in the second.
 
     E0660 if the modules have different arguments or results.

@@ -27,6 +27,7 @@ from ..placement import Shard, axes_size
 from .compare import Comparison, judge_results
 from .integer_ranges import IntegerRange
 from .random_inputs import argument_name, inputs_of, ranges_of
+from .regimes import Regime
 from .rounding import rounding_of
 
 
@@ -39,6 +40,7 @@ def compare_mean(
     tolerance: float = 1e-9,
     padding: Padding = Padding.NAN,
     max_bytes: int | None = None,
+    regime: Regime = Regime.NORMAL,
 ) -> Comparison:
     """Compare `after`, on a random batch, with the mean of `before` over its microbatches.
 
@@ -48,7 +50,7 @@ def compare_mean(
     mean = _Mean(before, codes[0], codes[1], padding, max_bytes)
     for code in codes:
         check(code, Floats.FLOAT64, max_bytes)
-    inputs = inputs_of(codes[1], seed, ranges_of(*codes) | dict(ranges or {}), {})
+    inputs = inputs_of(codes[1], seed, ranges_of(*codes) | dict(ranges or {}), {}, regime)
     expected = mean.run(inputs)
     results = run(after, inputs, floats=Floats.FLOAT64, padding=padding, max_bytes=max_bytes)
     names = [result_name(port.record, i) for i, port in enumerate(codes[1].results)]

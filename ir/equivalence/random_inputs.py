@@ -12,6 +12,7 @@ from ..interpreter.code import Code, decode
 from ..interpreter.errors import NO_RANGE, InterpreterError
 from ..module import Module, Record
 from .integer_ranges import IntegerRange, integer_ranges, merged
+from .regimes import Regime
 
 _IGNORED_SHARE = 0.15
 _GAIN = 0.7
@@ -35,14 +36,15 @@ def random_inputs(
     seed: int,
     ranges: Mapping[str, IntegerRange] | None = None,
     values: Mapping[str, Tensor] | None = None,
+    regime: Regime = Regime.NORMAL,
 ) -> list[Tensor]:
     """Random global inputs for a module, in order. Errors: E0661 for an integer input of unknown range.
 
     Floating inputs are normal, or near 1 and never 0; tangents are of either sign and never 1. Booleans are true with
-    probability 3/4. `values` fixes inputs by name.
+    probability 3/4. `values` fixes inputs by name; the others are in the `regime`.
     """
     code = decode(module)
-    return inputs_of(code, seed, dict(ranges_of(code)) | dict(ranges or {}), values or {})
+    return inputs_of(code, seed, dict(ranges_of(code)) | dict(ranges or {}), values or {}, regime)
 
 
 def ranges_of(*codes: Code) -> dict[str, IntegerRange]:
@@ -56,7 +58,13 @@ def ranges_of(*codes: Code) -> dict[str, IntegerRange]:
     return ranges_by_name
 
 
-def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values: Mapping[str, Tensor]) -> list[Tensor]:
+def inputs_of(
+    code: Code,
+    seed: int,
+    ranges: Mapping[str, IntegerRange],
+    values: Mapping[str, Tensor],
+    regime: Regime = Regime.NORMAL,
+) -> list[Tensor]:
     """See `random_inputs`."""
     random = torch.Generator().manual_seed(seed)
     inputs = []
@@ -68,7 +76,8 @@ def inputs_of(code: Code, seed: int, ranges: Mapping[str, IntegerRange], values:
         elif record.get("kind") == "random":
             inputs.append(torch.tensor([seed, 0]))
         elif type_.dtype.is_floating_point:
-            inputs.append(_floating(record, shape, random).to(type_.dtype))
+            drawn = regime.applied(str(record.get("kind", "")), name, _floating(record, shape, random))
+            inputs.append(drawn.to(type_.dtype))
         elif type_.dtype is torch.bool:
             inputs.append(torch.rand(shape, generator=random) < 0.75)
         else:

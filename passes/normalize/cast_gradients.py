@@ -26,8 +26,8 @@ from ...ir.attributes import dtype_of, format_name
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
 from ...ir.locations import Origin, from_location, to_location
-from ...ir.module import Level, Module, argument_records, operations, result_records, set_result_records, terminator
-from ...ir.operations import Call, build, flatten, results_of
+from ...ir.module import Level, Module, argument_records, entry, result_records, set_result_records, terminator
+from ...ir.operations import Call, build
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
@@ -53,14 +53,15 @@ class CastGradients(Pass):
 
     def run(self, module: Module) -> Report:
         main = module.functions()["main"]
+        end = terminator(main)
         records, remarks, recast, rounded = result_records(main), CountedRemarks(self.name), 0, False
         indices = _parameter_gradients(main)
         for index in indices:
-            value = terminator(main).operands[index]
+            value = end.operands[index]
             dtype = from_mlir(value.type).dtype
             reduce_dtype = dtype_of(self.reduce) or dtype
             origin = _origin(value)
-            if _recast(main, index, reduce_dtype):
+            if _recast(main, end, index, reduce_dtype):
                 recast += 1
                 remarks.applied(f"gradient reduced in {format_name(reduce_dtype)}", origin)
             rounded = rounded or reduce_dtype != dtype
@@ -103,16 +104,16 @@ def _parameter_gradients(main: Operation) -> list[int]:
     ]
 
 
-def _recast(main: Operation, index: int, reduce_dtype: torch.dtype) -> bool:
-    """Return the gradient through a cast to `reduce_dtype`; returns whether a cast was needed."""
-    old = terminator(main).operands[index]
+def _recast(main: Operation, end: Operation, index: int, reduce_dtype: torch.dtype) -> bool:
+    """Let `end`, the return, take a gradient through a cast to `reduce_dtype`; returns whether a cast was needed."""
+    old = end.operands[index]
     computed = _computed(old)
     own = from_mlir(old.type).dtype
     if computed == old and reduce_dtype == own:
         return False
     with context(), _after(main, computed):
         new = _cast(_cast(computed, reduce_dtype, old), own, old)
-    terminator(main).operands[index] = new
+    end.operands[index] = new
     _drop_casts(old, computed)
     return True
 
@@ -134,10 +135,10 @@ def _origin(value: Value) -> Origin:
 
 
 def _after(main: Operation, value: Value) -> mlir.InsertionPoint:
-    """The insertion point right behind the maker of a value."""
-    ops = list(operations(main))
-    makers = [index for index, op in enumerate(ops) if value in flatten(results_of(op))]
-    return mlir.InsertionPoint(ops[makers[0] + 1] if makers else ops[0])
+    """The insertion point right behind the maker of a value, found without a walk over the other operations."""
+    if isinstance(value.owner, mlir.Block):
+        return mlir.InsertionPoint.at_block_begin(entry(main))
+    return mlir.InsertionPoint.after(value.owner)
 
 
 def _cast(value: Value, dtype: torch.dtype, like: Value) -> Value:

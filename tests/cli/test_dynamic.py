@@ -36,8 +36,9 @@ def test_a_run_is_bound_to_the_sizes_that_it_names(stretto: Command, dynamic: Pa
     assert json.loads(stretto("run", dynamic, "--steps", 1, "--json").out)["tokens"] == 32
 
 
-def test_a_check_compares_with_the_model_at_these_sizes(stretto: Command, dynamic: Path) -> None:
-    done = stretto("run", dynamic, "--check", "--json", "--sizes", "batch=3,seq=11")
+def test_a_check_compares_with_the_model_at_these_sizes(stretto: Command, dynamic: Path, sources: Path) -> None:
+    target = f"{sources / 'model.py'}:make"
+    done = stretto("run", dynamic, "--check", "--against", target, "--json", "--sizes", "batch=3,seq=11")
     report = json.loads(done.out)
     assert done.code == 0 and report["passed"] and report["reference"]["live"]
 

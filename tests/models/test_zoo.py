@@ -68,7 +68,9 @@ def test_the_command_checks_every_model_against_the_model_itself(name: str, tmp_
     plan = str(EXAMPLES / "plans" / ZOO[name].plans[-1])
     size = ["--batch", str(BATCH), "--seq", str(SEQ)] if target_of(name).startswith("hf:") else []
     _command("compile", target_of(name), "--plan", plan, "--dtype", "float64", *size, "-o", program)
-    said = _command("run", program, "--check")
+    against = ["--check", "--against", target_of(name)]
+    said = _command("run", program, *against)
     assert "the uncompiled model" in said and said.splitlines()[-1].startswith("passed: ")
     if name in BY_PROCESSES:
-        assert _command("run", program, "--check", "--ranks", "processes").splitlines()[-1].startswith("passed: ")
+        said = _command("run", program, *against, "--ranks", "processes")
+        assert said.splitlines()[-1].startswith("passed: ")

@@ -1,0 +1,60 @@
+"""Input regimes: the ranges of values in which two modules are compared.
+
+Inputs near 1 leave one side of many decisions untaken: a maximum over padding that is filled with 0 is right as long as
+something is positive, and an order among equal elements never matters. Each regime moves inputs and parameters to where
+another side is taken. `one_sided.py` reports what no regime reaches.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+_LARGE, _TINY = 1e3, 1e-4
+_SATURATING = 8.0
+"""Factor of matrices: activations and logits of tens, where sigmoid, tanh and softmax are flat."""
+_STEP = 0.25
+"""With ties, parameters are multiples of this."""
+
+
+class Regime(StrEnum):
+    """What the floating inputs and parameters of a comparison look like."""
+
+    NORMAL = "normal"
+    """Near 1, of either sign."""
+    LARGE = "large"
+    """Inputs a thousand times as large."""
+    TINY = "tiny"
+    """Inputs ten thousand times smaller."""
+    NEGATIVE = "negative"
+    """Inputs and biases below 0."""
+    TIES = "ties"
+    """Inputs -1, 0 or 1, and matrices of few different values: equal elements in maxima, sorts and comparisons."""
+    SATURATING = "saturating"
+    """Large matrices, and so extreme logits."""
+
+    def applied(self, kind: str, name: str, value: Tensor) -> Tensor:
+        """The value of an argument of this kind and name, in this regime. Tangents and integers stay as they are."""
+        if not value.dtype.is_floating_point or kind not in ("input", "parameter"):
+            return value
+        is_matrix = kind == "parameter" and value.dim() >= 2
+        match self:
+            case Regime.LARGE if kind == "input":
+                return value * _LARGE
+            case Regime.TINY if kind == "input":
+                return value * _TINY
+            case Regime.NEGATIVE if kind == "input" or name.endswith("bias"):
+                return -value.abs()
+            case Regime.TIES if kind == "input":
+                return value.round().clamp(-1, 1)
+            case Regime.TIES if is_matrix:
+                return torch.round(value / _STEP) * _STEP
+            case Regime.SATURATING if is_matrix:
+                return value * _SATURATING
+        return value
+
+
+OTHERS = tuple(regime for regime in Regime if regime is not Regime.NORMAL)
+"""All regimes but the one in which every pass is compared."""
