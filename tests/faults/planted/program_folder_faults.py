@@ -46,6 +46,8 @@ class FolderFault:
     found_by: Finder = Finder.VERIFY_FOLDER
     equivalent: str = ""
     """Why it changes nothing, where that is so."""
+    missed: str = ""
+    """Why no command sees it. See docs/trust.md."""
 
 
 def reduced_over(axis: str) -> Callable[[Program], Program]:

@@ -29,6 +29,8 @@ class SourceFault:
     """For faults that a training loop shows: which of `training_loops.py`."""
     equivalent: str = ""
     """Why it changes nothing, where that is so."""
+    missed: str = ""
+    """Why no command sees it, though the numbers are wrong; the training loop `scenario` does. See docs/trust.md."""
 
 
 def value(owner: object, name: str, wrong: object) -> Plant:

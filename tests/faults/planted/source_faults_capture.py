@@ -41,7 +41,7 @@ def buffers_exchanged(described: Any) -> None:
 
 
 def buffer_not_written_back(described: Any) -> None:
-    described.buffers.pop("seen")
+    described.buffers.pop("norm.running_mean")
 
 
 def gradients_exchanged(described: Any) -> None:
@@ -100,8 +100,13 @@ CAPTURE_FAULTS = {
         "graph/regions: _detached", value(regions, "_detached", lambda graph, value: value)
     ),
     "two buffers get each other's new value": fault("capture/assemble: _describe_results", results(buffers_exchanged)),
-    "a changed buffer is not written back": fault(
-        "capture/assemble: _describe_results", results(buffer_not_written_back)
+    "a changed buffer is not written back": SourceFault(
+        "frontend/capture/assemble: _describe_results",
+        results(buffer_not_written_back),
+        Finder.VERIFY_TARGET,
+        NORMS,
+        "steps",
+        missed="buffers are compared where the capture says that they change",
     ),
     "two parameters of one shape get each other's gradient": fault(
         "capture/assemble: _describe_results", results(gradients_exchanged), Case("gpt", "dp_tp")
@@ -119,8 +124,13 @@ CAPTURE_FAULTS = {
     "a running average counts a batch too many": fault(
         "capture/cumulative_norms: _normalized", around(cumulative_norms, "_normalized", counted_before)
     ),
-    "two inputs of one shape are exchanged": fault(
-        "capture/call: arguments", around(call.BoundCall, "arguments", same_shapes_reversed)
+    "two inputs of one shape are exchanged": SourceFault(
+        "frontend/capture/call: arguments",
+        around(call.BoundCall, "arguments", same_shapes_reversed),
+        Finder.VERIFY_TARGET,
+        NORMS,
+        "steps",
+        missed="the eager model of a check is called by the same binding of arguments",
     ),
     "a custom gradient is dropped": fault(
         "capture/own_gradients: derived_gradients_only",
@@ -132,10 +142,10 @@ CAPTURE_FAULTS = {
         value(capture, "refuse_backward_hooks", lambda model: None),
         Case("hooked", "dp"),
     ),
-    "layers dropped by Python's random numbers are not reported": fault(
+    "layers that Python's random numbers weigh are not reported": fault(
         "capture/python_randomness: python_randomness_recorded",
         value(traced, "python_randomness_recorded", lambda model, places: nullcontext()),
-        Case("drops_layers", "dp"),
+        Case("skips_layers", "dp"),
         Finder.COMPILE_CHECK,
     ),
     "autocast that is switched off inside a region stays on": fault(

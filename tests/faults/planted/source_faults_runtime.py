@@ -177,7 +177,7 @@ RANK_FAULTS = {
         "rank/translate: parameters of rank.mask", arguments_swapped("rank.mask", "chunk", "extent")
     ),
     "sums are made in place though their first operand is read again": fault(
-        "rank/in_place_sums: in_place_adds", value(translate, "in_place_adds", any_add)
+        "rank/in_place_sums: in_place_adds", value(translate, "in_place_adds", any_add), Case("draws", "both")
     ),
     "a pipeline's gradients ignore the loss's tangent": fault(
         "rank/executor: _scaled_gradients", value(executor, "_scaled_gradients", unscaled), PIPELINE

@@ -204,6 +204,11 @@ def without_offset(right: Wrong) -> Wrong:
     return wrong
 
 
+def ranges_as_marked(conditions: Any) -> size_guards.SizeGuards:
+    """What the trace learned of sizes is forgotten."""
+    return size_guards.SizeGuards(dict(conditions._ranges), ())
+
+
 STATE_FAULTS = {
     "an evaluation runs the program of training": fault(
         "driver/model/variants: key_of", key_without(training=(), mode=variants.Mode.TRAIN), "evaluation"
@@ -308,8 +313,8 @@ FILE_FAULTS = {
 }
 SIZE_FAULTS = {
     "a branch on a size is not guarded": fault(
-        "frontend/dynamic_sizes/size_guards: _add",
-        value(size_guards._Conditions, "_add", lambda self, condition: None),
+        "frontend/dynamic_sizes/size_guards: found",
+        value(size_guards._Conditions, "found", ranges_as_marked),
         "dynamic",
     ),
     "an expression of a size loses its offset": fault(

@@ -70,8 +70,8 @@ def outcome(fault: FolderFault, folders: Folders) -> Finder | None:
 
 
 def is_due(fault: FolderFault, finder: Finder | None) -> bool:
-    """Whether it was found by whoever must find it, or changes nothing and was not."""
-    if fault.equivalent:
+    """Whether it was found by whoever must find it; one that changes nothing or is known to be missed, by nobody."""
+    if fault.equivalent or fault.missed:
         return finder is None
     return finder is not None and ORDER.index(finder) <= ORDER.index(fault.found_by)
 
@@ -93,4 +93,4 @@ def verdict(fault: FolderFault, finder: Finder | None) -> str:
     """A cell of the table."""
     if finder is None and fault.equivalent:
         return f"changes nothing: {fault.equivalent}"
-    return str(finder or "MISSED")
+    return str(finder or f"MISSED: {fault.missed}")
