@@ -15,6 +15,7 @@ from stretto.diagnostics import StrettoError
 from stretto.driver.model import clipping, rng_state, variants
 from stretto.driver.state import weights
 from stretto.runtime.processes import communicator, parameters, stages, torch_collectives
+from stretto.runtime.program.rank_ops import valid_extent
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -188,6 +189,13 @@ def never_filled(right: Wrong) -> Wrong:
     return wrong
 
 
+def from_the_end(local: Tensor, layout: Any, mesh: Any, rank: int) -> Tensor:
+    for shard in layout:
+        valid = valid_extent(mesh.coordinate(rank, shard.axes), shard.chunk, shard.extent)
+        local = local.narrow(shard.dim, shard.chunk - valid, valid)
+    return local
+
+
 def first_part(own: DTensor, local: Tensor) -> Tensor:
     shape, _ = parameters.local_window(own)
     for dim, extent in enumerate(shape):
@@ -247,10 +255,8 @@ PROCESS_FAULTS: dict[str, SourceFault] = {
     "a padded parameter is never filled": fault(
         "runtime/processes/parameters: padded", around(parameters.Layout, "padded", never_filled), "tensor"
     ),
-    "padding of a gradient stays in it": fault(
-        "runtime/processes/parameters: dtensor",
-        around(parameters.Layout, "__init__", lambda right: not_padded(right)),
-        "tensor",
+    "the valid part of a shard is taken from its end": fault(
+        "runtime/rank/shards: valid_part", value(parameters, "valid_part", from_the_end), "tensor"
     ),
     "a delayed reduction is left out": fault(
         "runtime/processes/session: reduce",
@@ -290,13 +296,3 @@ PROCESS_FAULTS: dict[str, SourceFault] = {
         "runtime/processes/stages: broadcast", around(stages.Stages, "broadcast", zeros_for_others), "pipeline"
     ),
 }
-
-
-def not_padded(right: Wrong) -> Wrong:
-    """A layout takes every shard for a whole one."""
-
-    def wrong(self: Any, *args: Any, **kwargs: Any) -> None:
-        right(self, *args, **kwargs)
-        self._padded = False
-
-    return wrong

@@ -151,10 +151,11 @@ CAPTURE_FAULTS = {
     "autocast that is switched off inside a region stays on": fault(
         "graph/autocast: enter", around(autocast, "enter", always_on), Case("half", "dp", ()), Finder.COMPILE_CHECK
     ),
-    "a target for inference keeps its dropout": fault(
-        "targets/load_target: _load_file",
+    "a target for inference keeps its dropout": SourceFault(
+        "frontend/targets/load_target: _load_file",
         giving(load_target, "_model_and_inputs", stays_in_train_mode),
-        INFERENCE,
         Finder.COMPILE_CHECK,
+        INFERENCE,
+        missed="the model of a check is loaded by the same function",
     ),
 }

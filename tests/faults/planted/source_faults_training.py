@@ -13,6 +13,7 @@ from stretto.driver.model import attribute_guards, clipping, compiled_module, rn
 from stretto.driver.state import state_tensors, weights
 from stretto.frontend.capture import traced
 from stretto.frontend.dynamic_sizes import size_guards
+from stretto.runtime.program.named_sizes import Symbolic
 from stretto.runtime.rank import autograd, unreduced_gradients
 from stretto.runtime.threads import session
 
@@ -317,8 +318,14 @@ SIZE_FAULTS = {
         value(size_guards._Conditions, "found", ranges_as_marked),
         "dynamic",
     ),
+    "a program is called with sizes that its guards exclude": fault(
+        "runtime/program/named_sizes: refusal", value(Symbolic, "refusal", lambda self, sizes: ""), "dynamic"
+    ),
     "an expression of a size loses its offset": fault(
-        "backends/program/fit_sizes: _line", around(fit_sizes, "_line", without_offset), "dynamic"
+        "backends/program/fit_sizes: _line",
+        around(fit_sizes, "_line", without_offset),
+        "dynamic",
+        equivalent="the compiler compares with a program of another size, and compiles every size by itself",
     ),
 }
 TRAINING_FAULTS = STATE_FAULTS | RANDOM_STATE_FAULTS | FILE_FAULTS | SIZE_FAULTS

@@ -170,12 +170,12 @@ def evaluation(folder: Path) -> None:
 def freezing(folder: Path) -> None:
     """A layer is frozen, and trained again."""
     plain, ours = pair(Net, TENSOR)
-    for model in (plain, ours):
-        for trained in (False, True, False):
+    for trained in (False, True, False):
+        for model in (plain, ours):
             model.zero_grad()
             model.up.requires_grad_(trained)
             model(*data())["loss"].backward()
-    models_alike(ours, plain)
+        models_alike(ours, plain)
 
 
 def attribute(folder: Path) -> None:
