@@ -14,7 +14,7 @@ import torch.distributed as dist
 from stretto.diagnostics import StrettoError
 from stretto.driver.model import clipping, rng_state, variants
 from stretto.driver.state import weights
-from stretto.runtime.processes import communicator, parameters, stages, torch_collectives
+from stretto.runtime.processes import communicator, parameters, session, torch_collectives
 from stretto.runtime.program.rank_ops import valid_extent
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -132,12 +132,16 @@ def state_dict(folder: Path) -> None:
 
 
 def dropout(folder: Path) -> None:
-    """Processes that hold the same rows drop the same elements."""
+    """Processes that hold the same rows drop the same elements: equal columns get equal gradients."""
     _, ours = pair(Drops, 'mesh (tp=2)\nshard "up" columns over tp\n')
-    loss = ours(*data())
-    both = [torch.zeros_like(loss) for _ in range(2)]
-    dist.all_gather(both, loss.detach())
-    alike(*both)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.fill_(0.5)
+    x, y = data()
+    ours(x, torch.zeros_like(y)).backward()
+    gradient = whole(ours.up.weight.grad)
+    assert gradient.any()
+    alike(gradient, gradient[:1].expand_as(gradient))
 
 
 def pipeline(folder: Path) -> None:
@@ -146,7 +150,7 @@ def pipeline(folder: Path) -> None:
     losses = []
     for model in (plain, ours):
         loss = model(*data())
-        loss.backward()
+        (3.0 * loss).backward()
         losses.append(loss)
     alike(*losses)
     own = {name: parameter for name, parameter in ours.named_parameters() if parameter.to_local().numel()}
@@ -236,14 +240,8 @@ def seed_and_rank(right: Wrong) -> Wrong:
     return wrong
 
 
-def zeros_for_others(right: Wrong) -> Wrong:
-    """A result of another stage is received, and zeros are returned."""
-
-    def wrong(self: Any, output: Any, local: Tensor | None) -> Tensor:
-        received: Tensor = right(self, output, local)
-        return received if local is not None else torch.zeros_like(received)
-
-    return wrong
+def all_ones(right: Wrong) -> Wrong:
+    return lambda *args: [torch.ones_like(tangent) for tangent in right(*args)]
 
 
 PROCESS_FAULTS: dict[str, SourceFault] = {
@@ -292,7 +290,7 @@ PROCESS_FAULTS: dict[str, SourceFault] = {
     "processes draw with seeds of their own": fault(
         "driver/model/rng_state: advance", around(rng_state.ModelRngState, "advance", seed_and_rank), "dropout"
     ),
-    "a loss of another stage is zero": fault(
-        "runtime/processes/stages: broadcast", around(stages.Stages, "broadcast", zeros_for_others), "pipeline"
+    "the loss's tangent is taken as 1": fault(
+        "runtime/processes/session: backward", around(session, "tangents_or_zero", all_ones), "pipeline"
     ),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from stretto.runtime.program import mesh, rank_ops
 from stretto.runtime.rank import executor, in_place_sums, shards, translate
+from stretto.runtime.session import State
 from stretto.runtime.threads import communicator, rendezvous, session
 
 from .finding import Finder
@@ -26,16 +26,6 @@ def mean_for_sum(right: Wrong) -> Wrong:
     def wrong(tensors: Any, reduce: str) -> torch.Tensor:
         total: torch.Tensor = right(tensors, reduce)
         return total / len(tensors) if reduce == "sum" and total.is_floating_point() else total
-
-    return wrong
-
-
-def into_the_first(right: Wrong) -> Wrong:
-    """The sum is written into the first rank's own tensor."""
-
-    def wrong(tensors: Any, reduce: str) -> torch.Tensor:
-        total: torch.Tensor = right(tensors, reduce)
-        return tensors[0].copy_(total)
 
     return wrong
 
@@ -166,7 +156,7 @@ def buffers_of_the_caller(right: Wrong) -> Wrong:
         swapped = {mean: var, var: mean}
         if shapes.get(mean) == shapes.get(var):
             buffers = {name: state.buffers[swapped.get(name, name)] for name in names}
-            return outputs, replace(state, buffers=buffers)
+            return outputs, State(buffers, state.saved)
         return outputs, state
 
     return wrong
@@ -203,14 +193,15 @@ RANK_FAULTS = {
 }
 THREAD_FAULTS = {
     "an all-reduce gives the mean": fault("threads/rendezvous: _reduced", around(rendezvous, "_reduced", mean_for_sum)),
-    "an all-reduce writes into the first rank's tensor": fault(
-        "threads/rendezvous: _reduced", around(rendezvous, "_reduced", into_the_first)
-    ),
     "a reduction of more than two ranks leaves out the last": fault(
         "threads/rendezvous: _reduced", around(rendezvous, "_reduced", all_but_the_last), Case("gpt", "dp4")
     ),
-    "a maximum is computed as a minimum": fault(
-        "threads/rendezvous: _COMBINE", entry(rendezvous._COMBINE, "max", torch.minimum)
+    "a maximum is computed as a minimum": SourceFault(
+        "runtime/threads/rendezvous: _COMBINE",
+        entry(rendezvous._COMBINE, "max", torch.minimum),
+        Finder.COMPILE_CHECK,
+        scenario="large_logits",
+        missed="a softmax may subtract any number; checks run the program on values near 1 alone",
     ),
     "an all-gather joins parts in reverse": fault(
         "threads/rendezvous: tensors_in_order",
@@ -229,7 +220,10 @@ THREAD_FAULTS = {
         ZERO_BUBBLE,
     ),
     "the position over two axes counts the last one as outermost": fault(
-        "program/mesh: _coordinate", around(mesh, "_coordinate", reversed_axes), TWO
+        "program/mesh: _coordinate",
+        around(mesh, "_coordinate", reversed_axes),
+        TWO,
+        equivalent="ranks hold each other's shards, and know it",
     ),
     "a padded copy of a parameter outlives the optimizer's step": fault(
         "threads/session: _local", around(session.RankThreads, "_local", cached_for_ever)

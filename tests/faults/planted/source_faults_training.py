@@ -212,7 +212,10 @@ def ranges_as_marked(conditions: Any) -> size_guards.SizeGuards:
 
 STATE_FAULTS = {
     "an evaluation runs the program of training": fault(
-        "driver/model/variants: key_of", key_without(training=(), mode=variants.Mode.TRAIN), "evaluation"
+        "driver/model/variants: key_of",
+        key_without(training=(), mode=variants.Mode.TRAIN),
+        "evaluation",
+        equivalent="reads of `training` in the forward are guarded by themselves",
     ),
     "a layer that is trained again stays frozen": fault(
         "driver/model/variants: key_of", key_without(trainable=()), "freezing"

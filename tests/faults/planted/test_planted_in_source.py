@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from stretto.diagnostics import StrettoError
+from stretto.passes.pipelining import scheduled_pipeline
 from stretto.runtime.threads import session
 from stretto.runtime.threads.communicator import RankGroup
 
@@ -59,10 +60,12 @@ def planting() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         impatient(patch)
         yield patch
+    scheduled_pipeline._schedule.cache_clear()
 
 
 def impatient(patch: pytest.MonkeyPatch) -> None:
-    """Rank threads wait a short time only."""
+    """Rank threads wait a short time only, and schedules are made anew."""
+    scheduled_pipeline._schedule.cache_clear()
     patch.setattr(session, "RankGroup", lambda mesh, timeout_s: RankGroup(mesh, min(timeout_s, TIMEOUT_S)))
 
 
@@ -119,6 +122,7 @@ def test_every_fault_of_the_source_is_found_or_explained(sources: Path, tmp_path
             impatient(patch)
             fault.plant(patch)
             finders[what] = find(fault, sources, tmp_path / str(number))
+    scheduled_pipeline._schedule.cache_clear()
     print(table([(what, verdict(SOURCE_FAULTS[what], finder)) for what, finder in finders.items()]))
     assert not [what for what, finder in finders.items() if not is_due(SOURCE_FAULTS[what], finder)]
 

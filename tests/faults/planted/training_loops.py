@@ -335,6 +335,17 @@ def dropout(folder: Path) -> None:
     alike(ours(*data()), again.eval()(*data()))
 
 
+def large_logits(folder: Path) -> None:
+    """A loss over a sharded vocabulary whose logits would overflow without the subtraction of their maximum."""
+    plain, ours = pair(Tied, 'mesh (tp=2)\nshard "embed" vocab over tp\n')
+    for model in (plain, ours):
+        with torch.no_grad():
+            model.embed.weight.mul_(100)
+        x = torch.arange(8)
+        model(x, (x + 1) % 9).backward()
+    models_alike(ours, plain)
+
+
 def dynamic(folder: Path) -> None:
     """Sizes that differ from call to call, on both sides of a branch."""
     torch.manual_seed(0)
@@ -353,6 +364,6 @@ LOOPS: dict[str, Callable[[Path], None]] = {
     loop.__name__: loop
     for loop in (
         steps, evaluation, freezing, attribute, losses, inputs, accumulation, clipping, pipeline, resume,
-        optimizer_state, weights, tied, dropout, dynamic,
+        optimizer_state, weights, tied, dropout, large_logits, dynamic,
     )
 }  # fmt: skip

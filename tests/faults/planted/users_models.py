@@ -66,7 +66,7 @@ class Norms(nn.Module):
     def forward(self, x, y):
         hidden = torch.tanh(self.norm(self.up(x)))
         with torch.no_grad():
-            self.seen.mul_(0.5).add_(hidden.mean(0))
+            self.seen.mul_(0.5).add_(hidden.detach().mean(0))
             centre = self.down(hidden).mean()
         scaled = torch.add(x, self.average(self.down(hidden)), alpha=0.5)
         weights = torch.tensor([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
@@ -171,7 +171,7 @@ def skips_layers():
 
 
 class Half(nn.Module):
-    """A softmax in float32 inside a forward in bfloat16."""
+    """A layer in full precision inside a forward in bfloat16."""
 
     def __init__(self):
         super().__init__()
@@ -181,7 +181,7 @@ class Half(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             hidden = torch.tanh(self.up(x))
             with torch.autocast("cpu", enabled=False):
-                hidden = self.down(hidden.float())
+                hidden = self.down(hidden.to(x.dtype))
         return (hidden - x).square().mean()
 
 
