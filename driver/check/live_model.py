@@ -173,6 +173,7 @@ class EagerModel(OneDevice):
         from .eager_random_ops import ProgramDraws  # with the interpreter, which a base install cannot import
 
         tensors = [inputs.get(index, example) for index, example in enumerate(self._example)]
+        before = {name: value.detach().clone() for name, value in self._model.named_buffers()}
         state = self._state_of(self._step)
         self._step += 1
         if not self._raised:
@@ -182,8 +183,22 @@ class EagerModel(OneDevice):
             with _float64(), ProgramDraws(state, raised_dtype):
                 outputs = self._forward(*(tensor.to(raised_dtype(tensor.dtype)) for tensor in tensors))
         buffers = dict(self._model.named_buffers())
+        self._refuse_other_changes(before, buffers)
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
         return list(outputs)
+
+    def _refuse_other_changes(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        """Raise StrettoError E0665 for a buffer that this forward changed, and that is not one of those compared."""
+        for name, value in after.items():
+            old = before.get(name)
+            if name in self._buffers or old is None or old.shape != value.shape:
+                continue
+            if not torch.equal(old.nan_to_num(), value.to(old.dtype).nan_to_num()):
+                raise StrettoError(
+                    "E0665",
+                    f'in eager mode the forward changes buffer "{name}", and the captured module leaves it as it is',
+                    help="this is a fault of the capture: please report it with the model",
+                )
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from .reduction_dtypes import wrong_reductions
 from .report import TOLERANCES, CheckReport, CheckRow, Verdict
 from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
-from .stated import Ranges, as_stated, left_out, without_a_row
+from .stated import Ranges, as_stated, contradictions, left_out, without_a_row
 
 Expected = Callable[[Program, Reference, Mapping[Key, Tensor]], OneDevice]
 """Makes the expected side of a check from the program, its reference and the initial values."""
@@ -86,7 +86,11 @@ def check(
         recording = record(stated, program_side, program_side.forward, given)
     finally:
         session.close()
-    rows = [*wrong_reductions(program), *one_device.judge(recording, values, given)]
+    rows = [
+        *contradictions(program, reference),
+        *wrong_reductions(program),
+        *one_device.judge(recording, values, given),
+    ]
     rows += without_a_row(rows, reference)
     return CheckReport(tuple(rows), dtype, steps if trains else 0, seed)
 

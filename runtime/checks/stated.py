@@ -73,6 +73,27 @@ def left_out(program: Program, reference: Reference) -> list[CheckRow]:
     return rows + [_missing("parameter", name, "the program does not take it") for name in trained if name not in taken]
 
 
+def contradictions(program: Program, reference: Reference) -> list[CheckRow]:
+    """A row for each statement of the reference that asks for less than the program says of itself."""
+    stated, manifest = reference.stated, program.manifest
+    if stated is None:
+        return []
+    pairs = (("mode", stated.mode, manifest.mode), ("dtype", stated.dtype, manifest.dtype))
+    rows = [
+        _contradicts(what, f"the reference states {said}, and the manifest {own}")
+        for what, said, own in pairs
+        if said != own
+    ]
+    tangents = {argument.index for argument in program.of_kind("tangent")}
+    if stated.mode == "train" and not tangents <= set(stated.differentiated):
+        rows.append(_contradicts("differentiated", "the program takes tangents of outputs for which it states none"))
+    return rows
+
+
+def _contradicts(what: str, note: str) -> CheckRow:
+    return CheckRow("reference", what, math.inf, Verdict.DIFFERS, note)
+
+
 def without_a_row(rows: Sequence[CheckRow], reference: Reference) -> list[CheckRow]:
     """A row for each trained parameter of which no gradient was compared."""
     stated = reference.stated

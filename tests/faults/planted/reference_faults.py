@@ -15,7 +15,6 @@ from .stage_folder_faults import NORMS, PIPELINE
 
 REFERENCE, MANIFEST, WEIGHTS = "reference.json", "manifest.json", "weights.safetensors"
 RIGHT = "the program is right, and a check of it asks for less"
-WEAKER = "a check believes what the reference states of it, though the program and its manifest say otherwise"
 
 
 def instruction(op: str, edit: Callable[[dict[str, Any]], None], count: int = 0) -> Plant:
@@ -119,9 +118,9 @@ REFERENCE_FAULTS: dict[str, FolderFault] = {
     "reference: a trained parameter is not stated": FolderFault(
         GPT, in_json(REFERENCE, parameter_not_stated), Finder.RUN_CHECK
     ),
-    "reference: the check is said to be one of inference": FolderFault(GPT, stated("mode", "infer"), missed=WEAKER),
-    "reference: no output is differentiated": FolderFault(GPT, stated("differentiated", []), missed=WEAKER),
-    "reference: judged as bfloat16": FolderFault(GPT, stated("dtype", "bfloat16"), missed=WEAKER),
+    "reference: the check is said to be one of inference": FolderFault(GPT, stated("mode", "infer"), Finder.RUN_CHECK),
+    "reference: no output is differentiated": FolderFault(GPT, stated("differentiated", []), Finder.RUN_CHECK),
+    "reference: judged as bfloat16": FolderFault(GPT, stated("dtype", "bfloat16"), Finder.RUN_CHECK),
     "reference: tokens are said to be 0 alone": FolderFault(
         GPT, stated("ranges", {"tokens": {"high": 1}, "targets": {"high": 1}}), Finder.RUN_CHECK, RIGHT
     ),

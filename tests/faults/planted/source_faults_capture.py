@@ -106,7 +106,6 @@ CAPTURE_FAULTS = {
         Finder.VERIFY_TARGET,
         NORMS,
         "steps",
-        missed="buffers are compared where the capture says that they change",
     ),
     "two parameters of one shape get each other's gradient": fault(
         "capture/assemble: _describe_results", results(gradients_exchanged), Case("gpt", "dp_tp")

@@ -22,6 +22,7 @@ SAMPLE = (
     "gradient all-reduced over another axis", "names of two parameters and of their gradients exchanged",
     "loss's tangent taken as 1", "two sends of a stage exchanged", "second microbatch draws as the first",
     "new running mean and variance exchanged", "reference: a trained parameter is not stated",
+    "reference: the check is said to be one of inference",
     "weights: a tensor of the forward doubled",
 )  # fmt: skip
 

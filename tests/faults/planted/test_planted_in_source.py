@@ -39,7 +39,7 @@ COMMANDS = (Finder.COMPILE_CHECK, Finder.VERIFY_TARGET)
 SAMPLE = (
     "the step does not enter the counter", "a parameter silently gets no gradient", "an all-reduce gives the mean",
     "all all-reduces have the constants of the first", "of several backwards the last gradient stays",
-    "a second checkpoint does not replace the first",
+    "a second checkpoint does not replace the first", "a changed buffer is not written back",
 )  # fmt: skip
 TIMEOUT_S = 20.0
 """Seconds that rank threads wait for each other while a fault is planted."""

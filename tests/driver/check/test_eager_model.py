@@ -1,0 +1,47 @@
+"""The eager model of a check sees what capture forgot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stretto.diagnostics import StrettoError
+from stretto.driver.check.live_model import EagerModel
+from stretto.runtime.philox import RngState
+from torch import Tensor, nn
+
+
+class Counting(nn.Module):
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return 2 * x
+
+
+def eager(captured: set[str]) -> EagerModel:
+    """The model, of which the capture says that it changes some buffers."""
+    model = Counting()
+    return EagerModel(
+        model,
+        lambda x: [model(x)],
+        [torch.ones(2)],
+        {},
+        captured,
+        raised=False,
+        state_of=lambda step: RngState(0, step),
+    )
+
+
+def test_a_buffer_that_the_capture_changes_too_is_compared() -> None:
+    model = eager({"calls"})
+    model.forward({0: torch.ones(2)})
+    assert float(model.changed["calls"]) == 1
+
+
+def test_a_buffer_that_the_capture_does_not_change_is_refused() -> None:
+    with pytest.raises(StrettoError, match=r'E0665.*"calls"'):
+        eager(set()).forward({0: torch.ones(2)})
