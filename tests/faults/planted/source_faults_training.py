@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from stretto.backends.program import fit_sizes
-from stretto.driver.checkpoints import checkpoints, optimizer_state
+from stretto.driver.checkpoints import checkpoints, optimizer_state, writing
 from stretto.driver.model import attribute_guards, clipping, compiled_module, rng_state, variants
 from stretto.driver.state import state_tensors, weights
 from stretto.frontend.capture import traced
@@ -298,7 +298,9 @@ FILE_FAULTS = {
         "resume",
     ),
     "a second checkpoint does not replace the first": fault(
-        "driver/checkpoints: _replace_folder", around(checkpoints, "_replace_folder", first_checkpoint_stays), "resume"
+        "driver/checkpoints/writing: _replace_folder",
+        around(writing, "_replace_folder", first_checkpoint_stays),
+        "resume",
     ),
     "saved weights lack the buffers": fault(
         "driver/state/state_tensors: _named", value(state_tensors, "_named", parameters_alone), "weights"
