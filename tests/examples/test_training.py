@@ -33,6 +33,7 @@ def test_gpt_trains_as_one_device_does() -> None:
     assert losses(lines)[-1] < losses(lines)[0]
 
 
+@pytest.mark.slow
 def test_llama_trains_as_one_device_does() -> None:
     lines = train("train_llama.py", "tp_sequence", "--tie")
     assert lines[-1] == "the first 4 losses are the single-device run's to 0.0001"
