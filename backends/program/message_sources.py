@@ -8,13 +8,13 @@ no source, so that programs for other sizes have the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 
 from ...ir.bindings import Operation, Value
 from ...ir.collectives import RECEIVE_START
 from ...ir.module import Record, callee
 from ...ir.operations import flatten, read, results_of
 from ...ir.pipelined_module import microbatch_of
+from ...runtime.program.ops import source_of_call, source_of_several
 
 
 def argument_sources(arguments: Sequence[Value], records: Sequence[Record]) -> dict[Value, str]:
@@ -30,27 +30,12 @@ def result_sources(op: Operation, sources: Mapping[Value, str]) -> dict[Value, s
     """The sources of an operation's results."""
     name, results = callee(op), flatten(results_of(op))
     if name is not None:
-        return {value: f"{name}[{index}]{_microbatch(op)}" for index, value in enumerate(results)}
+        return {value: source_of_call(name, index, microbatch_of(op)) for index, value in enumerate(results)}
     call = read(op)
     assert call is not None, "it was lowered"
     if call.name == RECEIVE_START:
         return dict.fromkeys(results, str(call.args[4]) if len(call.args) > 4 else "a message")
-    source = _of_several([sources[value] for value in call.values()])
+    source = source_of_several([sources[value] for value in call.values()])
     if len(results) == 1:
         return {results[0]: source}
     return {value: f"{source}#{index}" for index, value in enumerate(results)}
-
-
-def _of_several(sources: Sequence[str]) -> str:
-    if not sources:
-        return "constant"
-    if len(sources) == 1:
-        return sources[0]
-    return f"of {blake2b(', '.join(sources).encode(), digest_size=8).hexdigest()}"
-
-
-def _microbatch(call: Operation) -> str:
-    microbatch = microbatch_of(call)
-    if microbatch is None:
-        return ""
-    return f"@{microbatch}" if isinstance(microbatch, int) else "@" + "+".join(map(str, microbatch))

@@ -5,8 +5,9 @@ A name that is in neither is refused, so that a program is data, never code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -41,6 +42,32 @@ MESSAGE_NAMES: dict[str, frozenset[str]] = {
 
 `carries` names the value of the module that is sent; both ends say the same. `made_by` is the source of the payload.
 """
+
+
+def source_of_several(sources: Sequence[str]) -> str:
+    """The source of what is made of values with these sources: of one its own, of several the hash of all in order.
+
+    >>> source_of_several(["input x"])
+    'input x'
+    """
+    if not sources:
+        return "constant"
+    if len(sources) == 1:
+        return sources[0]
+    return f"of {blake2b(', '.join(sources).encode(), digest_size=8).hexdigest()}"
+
+
+def source_of_call(callee: str, index: int, microbatch: int | Sequence[int] | None) -> str:
+    """The source of a call's result, for one microbatch, for a pair of them, or for none.
+
+    >>> source_of_call("forward_0", 1, [0, 2])
+    'forward_0[1]@0+2'
+    """
+    if microbatch is None:
+        return f"{callee}[{index}]"
+    numbers = [microbatch] if isinstance(microbatch, int) else microbatch
+    return f"{callee}[{index}]@{'+'.join(map(str, numbers))}"
+
 
 RANK_OPS: dict[str, frozenset[str]] = {
     "rank.shard": frozenset({"axes", "dim", "chunk"}),

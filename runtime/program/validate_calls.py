@@ -1,4 +1,4 @@
-"""Validation of one call of a torch op, in `program.json` and in `reference.json`: its arguments, results and draws."""
+"""Validation of one instruction of `program.json` or `reference.json`: its slots, and the call of a torch op."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def require(holds: bool, message: str) -> None:
     """Raise Malformed unless the condition holds."""
     if not holds:
         raise Malformed(message)
+
+
+def check_slots(instruction: Instruction, live: set[int], count: int, path: str) -> None:
+    """Raise Malformed where a slot is not set, does not exist or is written twice; update those that are `live`."""
+    for slot in instruction.reads():
+        require(slot in live, f"{path} ({instruction.op}): slot {slot} is read, but is not set")
+    writes = instruction.writes()
+    require(all(0 <= slot < count for slot in writes), f"{path}.out: no such slot")
+    require(len(set(writes)) == len(writes), f"{path}.out: a slot is listed twice")
+    live.update(writes)
+    require(live.issuperset(instruction.free), f"{path}.free: a slot is freed that is not set")
+    live.difference_update(instruction.free)
 
 
 def check_call(op: Op, instruction: Instruction, path: str) -> None:

@@ -19,7 +19,7 @@ from .mesh import RankMesh
 from .ops import COLLECTIVES, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
 from .records import Function, Instruction, Pipeline
-from .validate_calls import check_call, require
+from .validate_calls import check_call, check_slots, require
 
 _REDUCES = frozenset({"sum", "max", "min"})
 
@@ -77,24 +77,13 @@ class FunctionValidator:
         live = set(function.arguments)
         for index, instruction in enumerate(function.code):
             code_path = f"{path}.code[{index}]"
-            self._slots(instruction, live, function.slots, code_path)
+            check_slots(instruction, live, function.slots, code_path)
             location = instruction.loc
             require(location is None or 0 <= location < self._locations, f"{code_path}.loc: no location {location}")
             self._microbatch_index(instruction, self._microbatches_per_call.get(name), code_path)
             self._op(instruction, code_path)
         has_results = name != MAIN or self._pipeline is not None
         require(not has_results or live.issuperset(function.results), f"{path}.results: a slot is not set at the end")
-
-    def _slots(self, instruction: Instruction, live: set[int], count: int, path: str) -> None:
-        """Check the slots of one instruction, and update those that are `live`."""
-        for slot in instruction.reads():
-            require(slot in live, f"{path} ({instruction.op}): slot {slot} is read, but is not set")
-        writes = instruction.writes()
-        require(all(0 <= slot < count for slot in writes), f"{path}.out: no such slot")
-        require(len(set(writes)) == len(writes), f"{path}.out: a slot is listed twice")
-        live.update(writes)
-        require(live.issuperset(instruction.free), f"{path}.free: a slot is freed that is not set")
-        live.difference_update(instruction.free)
 
     def _op(self, instruction: Instruction, path: str) -> None:
         require(all(key.isidentifier() for key in instruction.kwargs), f"{path}.kwargs: a name is not an identifier")

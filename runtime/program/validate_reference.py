@@ -13,7 +13,7 @@ from .limits import MOST_SLOTS
 from .ops import torch_op
 from .records import Instruction, Reference, Stated
 from .reference import AUTOCAST_BEGIN, AUTOCAST_END, RANDOM
-from .validate_calls import check_call, require
+from .validate_calls import check_call, check_slots, require
 
 _INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random"})
 _OUTPUT_KINDS = frozenset({"output", "buffer"})
@@ -34,7 +34,7 @@ def validate_reference(reference: Reference) -> None:
     live, open_regions = set(range(len(reference.inputs))), 0
     for index, instruction in enumerate(reference.code):
         path = f"reference.json.code[{index}]"
-        _slots(instruction, live, count, path)
+        check_slots(instruction, live, count, path)
         open_regions += {AUTOCAST_BEGIN: 1, AUTOCAST_END: -1}.get(instruction.op, 0)
         require(open_regions >= 0, f"{path}: an autocast region ends that did not begin")
         _op(instruction, path)
@@ -53,18 +53,6 @@ def _stated(stated: Stated, reference: Reference) -> None:
     require(outputs.issuperset(stated.differentiated), f"{path}.differentiated: there is no such output")
     inputs = {argument.name for argument in reference.inputs if argument.kind == "input"}
     require(inputs.issuperset(stated.inputs_with_gradients), f"{path}.inputs_with_gradients: there is no such input")
-
-
-def _slots(instruction: Instruction, live: set[int], count: int, path: str) -> None:
-    """Check the slots of one instruction, and update those that are `live`."""
-    for slot in instruction.reads():
-        require(slot in live, f"{path} ({instruction.op}): slot {slot} is read, but is not set")
-    writes = instruction.writes()
-    require(all(0 <= slot < count for slot in writes), f"{path}.out: no such slot")
-    require(len(set(writes)) == len(writes), f"{path}.out: a slot is listed twice")
-    live.update(writes)
-    require(live.issuperset(instruction.free), f"{path}.free: a slot is freed that is not set")
-    live.difference_update(instruction.free)
 
 
 def _op(instruction: Instruction, path: str) -> None:

@@ -11,10 +11,10 @@ names. An instruction on one value, such as a cast, keeps its source; one on sev
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Mapping
 
 from ..program.entries import MICROBATCH
+from ..program.ops import source_of_call, source_of_several
 from ..program.program import Program
 from ..program.records import Instruction
 from .values import Refuted
@@ -63,25 +63,24 @@ def _check(instruction: Instruction, sources: Mapping[int, str], place: tuple[st
 def _results(instruction: Instruction, sources: Mapping[int, str]) -> dict[int, str]:
     """The sources of an instruction's results, by slot."""
     if instruction.op == "call":
-        name, at = instruction.args[0], _microbatch(instruction.kwargs.get(MICROBATCH))
-        return {slot: f"{name}[{index}]{at}" for index, slot in enumerate(instruction.out) if slot is not None}
+        name, microbatch = str(instruction.args[0]), _microbatch(instruction)
+        return {
+            slot: source_of_call(name, index, microbatch)
+            for index, slot in enumerate(instruction.out)
+            if slot is not None
+        }
     if instruction.op == "comm.receive_start":
         return dict.fromkeys(instruction.writes(), str(instruction.kwargs.get("carries", "a message")))
-    source = _of_several([sources[slot] for slot in instruction.reads()])
+    source = source_of_several([sources[slot] for slot in instruction.reads()])
     if len(instruction.out) == 1:
         return dict.fromkeys(instruction.writes(), source)
     return {slot: f"{source}#{index}" for index, slot in enumerate(instruction.out) if slot is not None}
 
 
-def _of_several(sources: Sequence[str]) -> str:
-    if not sources:
-        return "constant"
-    if len(sources) == 1:
-        return sources[0]
-    return f"of {blake2b(', '.join(sources).encode(), digest_size=8).hexdigest()}"
-
-
-def _microbatch(microbatch: object) -> str:
-    if microbatch is None:
-        return ""
-    return "@" + "+".join(map(str, microbatch)) if isinstance(microbatch, list | tuple) else f"@{microbatch}"
+def _microbatch(call: Instruction) -> int | list[int] | None:
+    match call.kwargs.get(MICROBATCH):
+        case int(number):
+            return number
+        case list() | tuple() as numbers:
+            return [int(number) for number in numbers if isinstance(number, int)]
+    return None
