@@ -15,7 +15,7 @@ def batch_inputs(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str
 
     Where none does: the first input with dims that no statement makes whole, and all others with as many rows.
     """
-    roles = {name: said_role(plan, name) for name, shape in shapes.items() if shape}
+    roles = {name: stated_role(plan, name) for name, shape in shapes.items() if shape}
     if names_batch(plan):
         return tuple(name for name, role in roles.items() if role is Role.BATCH)
     candidates = [name for name, role in roles.items() if role is not Role.WHOLE]
@@ -27,10 +27,15 @@ def names_batch(plan: Plan) -> bool:
     return any(statement.patterns and statement.layout is Role.BATCH for statement in plan.inputs)
 
 
-def said_role(plan: Plan, name: str) -> Role | None:
-    """What the last statement with a role that names the input says of it: the batch or whole; None: none names it."""
-    said = [s.layout for s in plan.inputs if isinstance(s.layout, Role) and s.covers(name)]
-    return said[-1] if said else None
+def stated_role(plan: Plan, name: str) -> Role | None:
+    """The role of an input by the last statement that names it and gives one: the batch or whole; None: none does."""
+    roles = [s.layout for s in plan.inputs if isinstance(s.layout, Role) and s.covers(name)]
+    return roles[-1] if roles else None
+
+
+def states_role(plan: Plan, name: str) -> bool:
+    """Whether the plan says if an input is the batch, so that its number of rows decides nothing."""
+    return names_batch(plan) or stated_role(plan, name) is not None
 
 
 def resolve_inputs(

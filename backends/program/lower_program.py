@@ -197,8 +197,8 @@ class _Body:
         if call.name == RECEIVE_START:
             return (), dict(zip(("axis", "peer", "size", "dtype", "carries"), args, strict=False))
         if call.name == SEND:
-            said = dict(zip(("axis", "peer", "carries"), args[1:], strict=False))
-            return args[:1], said | ({"made_by": self.sources[call.args[0]]} if "carries" in said else {})
+            names = dict(zip(("axis", "peer", "carries"), args[1:], strict=False))
+            return args[:1], names | ({"made_by": self.sources[call.args[0]]} if "carries" in names else {})
         if call.name == "comm.random":
             return args[:2], dict(zip(("size", "axes", "chunks", "below"), (*args[2:], None), strict=False))
         if call.name in _KEYWORDS:

@@ -33,12 +33,12 @@ def show_checked(program: Program) -> None:
     record = program.manifest.checked
     match record:
         case {"result": "passed", "tensors": {"equal": int(equal)}, "criterion": str(criterion)}:
-            said = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
+            text = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
         case {"result": "failed", "differ": [_, *_] as names}:
-            said = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
+            text = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
         case _:
-            said = f"{record.get('result')}: nothing could be compared with eager PyTorch"
-    say(f"check          {said}")
+            text = f"{record.get('result')}: nothing could be compared with eager PyTorch"
+    say(f"check          {text}")
 
 
 def _result(report: CheckReport) -> str:

@@ -191,14 +191,16 @@ class EagerModel(OneDevice):
         """Raise StrettoError E0665 for a buffer that this forward changed, and that is not one of those compared."""
         for name, value in after.items():
             old = before.get(name)
-            if name in self._buffers or old is None or old.shape != value.shape:
-                continue
-            if not torch.equal(old.nan_to_num(), value.to(old.dtype).nan_to_num()):
+            if name not in self._buffers and old is not None and not _same(old, value):
                 raise StrettoError(
                     "E0665",
                     f'in eager mode the forward changes buffer "{name}", and the captured module leaves it as it is',
                     help="this is a fault of the capture: please report it with the model",
                 )
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and torch.equal(old.nan_to_num(), new.to(old.dtype).nan_to_num())
 
 
 @contextmanager

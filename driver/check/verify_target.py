@@ -55,7 +55,7 @@ def verify_target(job: TargetJob) -> PassesReport:
         bar.show("compiling")
         compiled = compile_program(request, Observer(module=keep))
         module = Module.parse(texts[0])
-        options = replace(job.options, ranges={**_told_ranges(compiled.program, module), **job.options.ranges})
+        options = replace(job.options, ranges={**_stated_ranges(compiled.program, module), **job.options.ranges})
         wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
         loading = Request(mode=Mode(job.mode), dtype="float64", **wanted)
         bar.show("capture", 1)
@@ -67,10 +67,10 @@ def verify_target(job: TargetJob) -> PassesReport:
     return replace(report, verdicts=(first, *report.verdicts))
 
 
-def _told_ranges(program: Program, module: Module) -> Mapping[str, IntegerRange]:
+def _stated_ranges(program: Program, module: Module) -> Mapping[str, IntegerRange]:
     """What the target and the graph say of integer inputs."""
-    told = program.manifest.arguments.get("inputs")
-    inputs = told if isinstance(told, Mapping) else {}
+    stated = program.manifest.arguments.get("inputs")
+    inputs = stated if isinstance(stated, Mapping) else {}
     return {
         name: IntegerRange(high, low=low if isinstance(low := about.get("low", 0), int) else 0)
         for name, about in inputs.items()

@@ -12,7 +12,7 @@ from ...diagnostics import StrettoError
 from ...dsl.error import PlanCode, PlanError
 from ...dsl.globs import nearest_patterns
 from ...dsl.plan import Plan
-from ...dsl.resolve_values import batch_inputs, names_batch, said_role
+from ...dsl.resolve_values import batch_inputs, states_role
 from ...dsl.spelling import listed
 from ...frontend.capture.call import BoundCall
 from ...frontend.captured import Capture, CaptureError
@@ -59,7 +59,7 @@ def capture_microbatch(call: BoundCall, plan: Plan, capture: Callable[[BoundCall
         return capture(_with_rows(call, rows))
     except CaptureError:
         for name in (*[*rows][1:], *[*rows][:1]):
-            if not _is_said(plan, name) and _succeeds(capture, call, {n: rows[n] for n in rows if n != name}):
+            if not states_role(plan, name) and _succeeds(capture, call, {n: rows[n] for n in rows if n != name}):
                 shape = call.tensors[call.names.index(name)].shape
                 raise unclear_role(plan, tuple(rows), name, shape[0]) from None
         raise
@@ -71,10 +71,6 @@ def _succeeds(capture: Callable[[BoundCall], Capture], call: BoundCall, rows: Ma
         capture(_with_rows(call, rows))
         return bool(rows)
     return False
-
-
-def _is_said(plan: Plan, name: str) -> bool:
-    return names_batch(plan) or said_role(plan, name) is not None
 
 
 def _microbatch_rows(call: BoundCall, plan: Plan) -> dict[str, int]:
@@ -98,7 +94,7 @@ def _microbatch_rows(call: BoundCall, plan: Plan) -> dict[str, int]:
     rows = {name: shapes[name][0] // count for name in batch}
     for name, shape in shapes.items():
         # In the capture of one microbatch it would have as many rows as the batch.
-        if name not in rows and not _is_said(plan, name) and shape[:1] == (rows[batch[0]],):
+        if name not in rows and not states_role(plan, name) and shape[:1] == (rows[batch[0]],):
             raise StrettoError(
                 "E0402",
                 f'input "{name}" has {shape[0]} rows, as many as a microbatch, and is not cut into microbatches',

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.utils import _pytree as pytree
 
 from ...dsl.plan import Plan
-from ...dsl.resolve_values import resolve_inputs, said_role
+from ...dsl.resolve_values import resolve_inputs, stated_role
 from ...dsl.shard import Role
 from ...frontend.capture.call import BoundCall
 from ...runtime.processes.world import join
@@ -54,7 +54,7 @@ def _global(name: str, tensor: Tensor, plan: Plan, processes: int) -> Tensor:
     if processes == 1 or not part.dim():
         return part
     world, mesh = join(), RankMesh(plan.mesh.axes)
-    batch = () if said_role(plan, name) is Role.WHOLE else (name,)
+    batch = () if stated_role(plan, name) is Role.WHOLE else (name,)
     dims = resolve_inputs(plan, {name: tuple(part.shape)}, batch)[name]
     placements: list[Placement] = [Shard(dims[axis]) if axis in dims else Replicate() for axis, _ in mesh.axes]
     shape = [

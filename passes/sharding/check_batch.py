@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
-from ...dsl.resolve_values import batch_inputs, names_batch, said_role
+from ...dsl.resolve_values import batch_inputs, states_role
 from ...ir.attributes import to_attribute
 from ...ir.bindings import Value
 from ...ir.module import Level, Module, argument_records, entry, terminator
@@ -45,7 +45,7 @@ class CheckBatch(Pass):
         inputs, batch = _inputs(self.plan, module)
         if not batch or not self._cuts():
             return Report()
-        by_number = [name for name in batch[1:] if not self._is_said(name) and list(inputs[name].uses)]
+        by_number = [name for name in batch[1:] if not states_role(self.plan, name) and list(inputs[name].uses)]
         is_alone = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
         if not by_number and not is_alone:
             return Report()
@@ -58,12 +58,9 @@ class CheckBatch(Pass):
             raise unclear_role(self.plan, batch, untied[0], _rows(inputs[untied[0]]) * parts)
         if is_alone:
             results = enumerate(terminator(module.functions()["main"]).operands)
-            rows = [at for at, v in results if _has_dims(v) and tied.are_tied(inputs[batch[0]], v)]
+            rows = [index for index, v in results if _has_dims(v) and tied.are_tied(inputs[batch[0]], v)]
             module.operation.attributes[BATCH_RESULTS] = to_attribute(rows)
         return Report(0, tuple(self._remark(name, batch, _rows(inputs[name])) for name in untied))
-
-    def _is_said(self, name: str) -> bool:
-        return names_batch(self.plan) or said_role(self.plan, name) is not None
 
     def _cuts(self) -> bool:
         """Whether the batch has more than one part."""

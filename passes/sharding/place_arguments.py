@@ -21,7 +21,7 @@ from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
-from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, said_role
+from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, stated_role
 from ...dsl.shard import Role
 from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type
 from ...ir.pipelined_module import MICROBATCH
@@ -62,7 +62,7 @@ class PlaceArguments(Pass):
         replicated_inputs = [
             records[i]["name"]
             for i in _inputs(records)
-            if said_role(self.plan, records[i]["name"]) is not Role.WHOLE
+            if stated_role(self.plan, records[i]["name"]) is not Role.WHOLE
             and (i not in inputs or not (inputs[i] or per_microbatch))
         ]
         decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(replicated_inputs))

@@ -45,3 +45,17 @@ def test_a_buffer_that_the_capture_changes_too_is_compared() -> None:
 def test_a_buffer_that_the_capture_does_not_change_is_refused() -> None:
     with pytest.raises(StrettoError, match=r'E0665.*"calls"'):
         eager(set()).forward({0: torch.ones(2)})
+
+
+def test_a_buffer_that_gets_another_shape_is_a_change() -> None:
+    model = Counting()
+
+    def grows(x: Tensor) -> list[Tensor]:
+        model.calls = torch.zeros(2)
+        return [x]
+
+    eager_model = EagerModel(
+        model, grows, [torch.ones(2)], {}, set(), raised=False, state_of=lambda step: RngState(0, step)
+    )
+    with pytest.raises(StrettoError, match=r'E0665.*"calls"'):
+        eager_model.forward({0: torch.ones(2)})
