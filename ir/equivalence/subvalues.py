@@ -22,7 +22,10 @@ _DEPTH = 2
 
 
 class Subvalues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Inside, `keep` gets every floating or boolean tensor that an op of torch or its decomposition gives."""
+    """Inside, `keep` gets every floating or boolean tensor that an op of torch or its decomposition computes.
+
+    Not uninitialized memory: it may hold any earlier tensor, the wrong one too.
+    """
 
     def __init__(self, keep: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -34,7 +37,7 @@ class Subvalues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         results = func(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(results):
+        for tensor in [] if _is_uninitialized(func) else pytree.tree_leaves(results):
             if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.dtype is torch.bool):
                 self._keep(tensor)
         self._decompose(func, args, kwargs or {})
@@ -53,6 +56,10 @@ class Subvalues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             pass  # a decomposition that does not take these arguments shows no values
         finally:
             self._depth -= 1
+
+
+def _is_uninitialized(func: Any) -> bool:
+    return str(func).split(".")[1].startswith(("empty", "new_empty", "resize"))
 
 
 def _mean(x: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
