@@ -17,6 +17,7 @@ from .layers.fold_layers import FoldLayers
 from .manager import Step
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
+from .normalize.keep_dims_apart import KeepDimsApart
 from .normalize.lower_idioms import LowerIdioms
 from .normalize.put_batch_first import PutBatchFirst
 from .normalize.raise_idioms import RaiseIdioms
@@ -113,6 +114,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(SplitMeans()),
         Entry(_cast_gradients),
         Entry(RaiseMatmuls()),
+        Entry(KeepDimsApart()),
         Entry(PutBatchFirst(), _pipelined),
         Entry(SimplifyViews()),
         Entry("canonicalize"),
@@ -126,6 +128,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "partition": (
         Entry(PartitionTensors()),
         Entry(LowerIdioms()),
+        Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),
     ),
     # On local tensors, so that stages are balanced by what a rank computes. Tasks need segments, segments need stages.

@@ -30,6 +30,7 @@ TABLE: dict[str, str] = {
     "put-batch-first": "normalize.put_batch_first:PutBatchFirst",
     "raise-idioms": "normalize.raise_idioms:RaiseIdioms",
     "raise-matmuls": "normalize.raise_matmuls:RaiseMatmuls",
+    "keep-dims-apart": "normalize.keep_dims_apart:KeepDimsApart",
     "simplify-views": "normalize.simplify_views:SimplifyViews",
     "split-all-reduce": "overlap.split_all_reduce:SplitAllReduce",
     "split-counts": "normalize.split_counts:SplitCounts",

@@ -201,7 +201,7 @@ class FunctionPlacement:
     def _returned(self) -> list[Value]:
         values, last = list(terminator(self.old).operands), terminator(self.old)
         if not self.is_main:
-            return [self.values[v].value for v in values]
+            return [self.values[v].last_copy for v in values]
         returned = []
         for value, record in zip(values, result_records(self.old), strict=True):
             tracked = self.values[value]

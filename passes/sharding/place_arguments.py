@@ -174,9 +174,8 @@ def _activation_sharding(plan: Plan, records: list[Record], types: list[TensorTy
     shapes = {records[i]["name"]: types[i].shape for i in _inputs(records)}
     leading = next((shapes[name][:2] for name in batch_inputs(plan, shapes) if len(shapes[name]) >= 2), None)
     leading = leading or next((shape[:2] for shape in shapes.values() if len(shape) >= 2), ())
-    if not plan.activations:
-        return ActivationSharding((), leading)
-    return ActivationSharding(tuple(resolve_activations(plan, 3).items()), leading)
+    shards = tuple(resolve_activations(plan, 3).items()) if plan.activations else ()
+    return ActivationSharding(shards, leading, "" if plan.pipeline is None else plan.pipeline.axis)
 
 
 def _inputs(records: list[Record]) -> list[int]:
