@@ -68,6 +68,13 @@ def run_ranks(entry: Callable[..., Any], size: int, *arguments: Any, timeout_s: 
         ]
 
 
+def values_of_ranks(entry: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What `entry(rank, *arguments)` returns in each of some processes; every rank must return."""
+    ranks = run_ranks(entry, size, *arguments, timeout_s=_LIMIT_S / 2)
+    assert not [rank for rank in ranks if rank.text], "\n".join(rank.text + rank.printed for rank in ranks)
+    return [rank.value for rank in ranks]
+
+
 @contextlib.contextmanager
 def _importable_tests() -> Iterator[None]:
     """A child imports what it runs from the folder of the tests, which pytest does not put on the path."""
