@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["stretto.driver.model.decorator", "stretto.driver.checkpoints.checkpoints"])
-_LIMIT_S = 60.0
+_LIMIT_S = 120.0
 """Seconds after which a rank has hung: far more than any timeout here."""
 
 
