@@ -29,9 +29,8 @@ MESH = RankMesh((("dp", 2), ("tp", 2)))
 AXES = [("dp",), ("tp",), ("dp", "tp"), ("tp", "dp"), ()]
 
 
-def everything(arguments: Any) -> Any:
+def everything(_rank: int, folder: Path) -> Any:
     """All that four processes can show in one launch."""
-    folder = Path(arguments["folder"])
     program = Program.load(folder / "grid")
     started = time.monotonic()
     return {
