@@ -34,6 +34,7 @@ from .pipelining.cut_stages import CutStages
 from .pipelining.order_tasks import OrderTasks
 from .pipelining.split_segments import SplitSegments
 from .sharding.check_batch import CheckBatch
+from .sharding.gather_parameters import GatherParameters
 from .sharding.place_arguments import PlaceArguments
 from .sharding.propagate_placements import PropagatePlacements
 
@@ -75,6 +76,10 @@ def phases(config: PipelineConfig) -> dict[str, list[Step]]:
 
 def _pipelined(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None
+
+
+def _stores(config: PipelineConfig) -> bool:
+    return bool(config.plan.stored)
 
 
 def _per_microbatch(config: PipelineConfig) -> bool:
@@ -123,7 +128,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "fold": (Entry(FoldLayers()),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
     # The check follows normalisation, after which more dims are seen to go together.
-    "place": (Entry(_check_batch), Entry(_propagate_placements)),
+    "place": (Entry(_check_batch), Entry(GatherParameters(), _stores), Entry(_propagate_placements)),
     # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
     "partition": (
         Entry(PartitionTensors()),

@@ -20,10 +20,10 @@ from typing import ClassVar
 from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
-from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
+from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters, resolve_stored
 from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, stated_role
 from ...dsl.shard import Role
-from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type
+from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type, set_argument_records
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard
 from ...ir.types import TensorType, from_mlir, to_mlir
@@ -51,12 +51,14 @@ class PlaceArguments(Pass):
         shardings = _parameters(self.plan, records, types)
         parameters: dict[int, Mapping[str, int]] = {i: sharding.dims for i, sharding in shardings.items()}
         inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
-        dims = parameters | inputs
+        stored = _stored(self.plan, records, types, shardings)
+        dims = {**parameters, **inputs, **{i: {**parameters[i], **by_axis} for i, by_axis in stored.items()}}
         for i, argument in enumerate(entry(main).arguments):
             by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
             placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
+        set_argument_records(main, [{**r, "stored": [*stored[i]]} if i in stored else r for i, r in enumerate(records)])
         _activation_sharding(self.plan, records, types).store(module)
         per_microbatch = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
         replicated_inputs = [
@@ -79,16 +81,24 @@ def _mesh(plan: Plan) -> Mesh:
 def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, ParameterSharding]:
     """The sharding of each parameter, by its index among the arguments."""
     indices = [i for i, record in enumerate(records) if record.get("kind") == "parameter"]
-    infos = [
-        ParameterInfo(
-            records[i]["name"],
-            tuple(records[i].get("aliases", ())),
-            types[i].shape,
-            OwnerKind(records[i].get("owner", "other")),
-        )
-        for i in indices
-    ]
+    infos = [_info(records[i], types[i]) for i in indices]
     return dict(zip(indices, resolve_parameters(plan, infos), strict=True))
+
+
+def _info(record: Record, type_: TensorType) -> ParameterInfo:
+    owner = OwnerKind(record.get("owner", "other"))
+    return ParameterInfo(record["name"], tuple(record.get("aliases", ())), type_.shape, owner)
+
+
+def _stored(
+    plan: Plan, records: list[Record], types: list[TensorType], shardings: Mapping[int, ParameterSharding]
+) -> dict[int, Mapping[str, int]]:
+    """The dim that each axis cuts of a parameter between its uses alone, by its index among the arguments."""
+    if not plan.stored:
+        return {}
+    infos = [_info(records[i], types[i]) for i in shardings]
+    resolved = resolve_stored(plan, infos, list(shardings.values()))
+    return {i: by_axis for i, by_axis in zip(shardings, resolved, strict=True) if by_axis}
 
 
 _Dims = Mapping[int, Mapping[str, int]]
