@@ -123,13 +123,8 @@ CAPTURE_FAULTS = {
     "a running average counts a batch too many": fault(
         "capture/cumulative_norms: _normalized", around(cumulative_norms, "_normalized", counted_before)
     ),
-    "two inputs of one shape are exchanged": SourceFault(
-        "frontend/capture/call: arguments",
-        around(call.BoundCall, "arguments", same_shapes_reversed),
-        Finder.VERIFY_TARGET,
-        NORMS,
-        "steps",
-        missed="the eager model of a check is called by the same binding of arguments",
+    "two inputs of one shape are exchanged": fault(
+        "capture/call: arguments", around(call.BoundCall, "arguments", same_shapes_reversed)
     ),
     "a custom gradient is dropped": fault(
         "capture/own_gradients: derived_gradients_only",
