@@ -27,6 +27,7 @@ from ...runtime.checks.model_and_program import Key, backward
 from ...runtime.philox import RngState
 from .eager_model import EagerModel
 from .pass_check import CheckOptions, PassVerdict, verdict_of, with_stated_ranges
+from .second_load import load_again, refuse_other_modes
 from .users_call import UsersCall
 from .verify_passes import CAPTURE
 
@@ -45,11 +46,13 @@ class CapturedModule:
 def check_capture(captured: CapturedModule, options: CheckOptions) -> PassVerdict:
     """The verdict on the captured module; not checked where the target has no weights.
 
-    Errors: E0655 for the memory cap, E0661 for an unknown range, and those of loading and calling the model.
+    Errors: E0655 for the memory cap, E0661 for an unknown range, E0667 for a model that is loaded in another mode than
+    asked for, and those of loading and calling it.
     """
     target = load_target(captured.target, captured.request)
     if not target.weights_are_real:
         return PassVerdict(CAPTURE, None, message=("the target has shapes and no weights",))
+    refuse_other_modes(captured.target, target, captured.request, load_again(captured.target, captured.request))
     module = captured.module
     ports = decode(module).arguments
     ranges = with_stated_ranges(module, options.ranges)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import Key, OneDevice
+from ...runtime.checks.report import CheckRow
 from ...runtime.philox import RngState
 from ...runtime.program.reference import raised_dtype
 from .float64_kernels import InFloat64
@@ -27,7 +28,7 @@ class EagerModel(OneDevice):
 
     Its parameters and buffers get `values`. `names` are those of the call's tensors, by index of the program's input.
     If it is `raised`, every floating dtype inside the model is raised to float64. `buffers` are the names of those
-    whose new values are compared.
+    whose new values are compared; `found` is what the caller has found of the program so far.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class EagerModel(OneDevice):
         values: Mapping[Key, Tensor],
         buffers: set[str],
         *,
+        found: Sequence[CheckRow] = (),
         raised: bool,
         state_of: Callable[[int], RngState],
     ) -> None:
         call.refuse_other_inputs(names.values())
         self._call, self._names = call, names
         self._raised = raised
+        self._found = found
         self._step = 0
         self._state_of = state_of
         self._buffers = buffers
@@ -75,6 +78,10 @@ class EagerModel(OneDevice):
         self._refuse_other_changes(before, buffers)
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
         return outputs
+
+    def findings(self) -> Sequence[CheckRow]:
+        """See `OneDevice.findings`."""
+        return self._found
 
     def _refuse_other_changes(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         """Raise StrettoError E0665 for a buffer that this forward changed, and that is not one of those compared."""

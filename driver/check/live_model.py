@@ -27,6 +27,8 @@ from ..compile.model_source import file_hash, source_file
 from .eager_model import EagerModel
 from .users_call import UsersCall
 
+_CHANGED = "file is not the one that the program was compiled from"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,7 +48,7 @@ def comparison_for(program: Program, against: str = "") -> Comparison:
     """
     if not against:
         return Comparison(SingleDevice, False, f"the exported forward in the program{_known_of_capture(program)}")
-    changed = _changed_source(program, against)
+    changed = f", whose {_CHANGED}" if _is_changed(program, against) else ""
     return Comparison(eager_expected(program, against), True, f"eager PyTorch: the uncompiled model {against}{changed}")
 
 
@@ -63,26 +65,27 @@ def _known_of_capture(program: Program) -> str:
     return " (never compared with eager PyTorch: name the model with --against TARGET)"
 
 
-def _changed_source(program: Program, against: str) -> str:
-    """A remark where the target's file is not the one that the program was compiled from."""
+def _is_changed(program: Program, against: str) -> bool:
+    """Whether the target's file is not the one that the program was compiled from."""
     recorded = program.manifest.source.get("sha256")
     scheme, _, config = against.partition(":")
     path = config if scheme == "hf" else against.rpartition(":")[0]
     file = source_file("hf" if scheme == "hf" else "file", path)
-    if recorded is None or not os.path.isfile(file) or file_hash(file) == recorded:
-        return ""
-    return ", whose file is not the one that the program was compiled from"
+    return recorded is not None and os.path.isfile(file) and file_hash(file) != recorded
 
 
 def eager_expected(program: Program, target_name: str) -> Expected:
     """Load a target as the program was compiled from one; the maker of the check's reference.
 
     Only options come from the program: dtype, batch and sequence. Raises StrettoError E0348 where the target has no
-    weights, and those of loading; ImportError without the compiler.
+    weights, E0667 where it is in another mode than the program's, and those of loading; ImportError without the
+    compiler.
     """
     from ...frontend.captured import Mode
     from ...frontend.targets.load_target import load_target
     from ...frontend.targets.target import Request
+    from .first_weights import weight_rows
+    from .second_load import load_again, refuse_other_modes
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
     asked = source.get("request")
@@ -96,6 +99,10 @@ def eager_expected(program: Program, target_name: str) -> Expected:
             help="check a smaller model of the same classes, or the program alone: stretto run DIR --check",
         )
     compute = DTYPES[str(source["compute"])] if "compute" in source else None
+    again = load_again(target_name, request)
+    refuse_other_modes(target_name, target, request, again)
+    changed = f"the target's {_CHANGED}" if _is_changed(program, target_name) else ""
+    found = weight_rows(program, target.model, again, changed)
     call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:
@@ -103,6 +110,6 @@ def eager_expected(program: Program, target_name: str) -> Expected:
         state_of = partial(rng_state_on_one_device, program)
         is_float64 = program.manifest.dtype == "float64"
         names = {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"}
-        return EagerModel(target.model, call, names, values, buffers, raised=is_float64, state_of=state_of)
+        return EagerModel(target.model, call, names, values, buffers, found=found, raised=is_float64, state_of=state_of)
 
     return make

@@ -138,10 +138,13 @@ def _worst_first(row: CheckRow) -> tuple[bool, float]:
 
 def _conclusion(report: CheckReport) -> str:
     """One line: passed or not, and by which criterion."""
-    counts = Counter(row.verdict for row in report.rows)
+    counts = Counter(row.verdict for row in report.computed)
     after = f" after {count_text(report.steps, 'step')} of AdamW" if report.steps else ""
     if report.is_unjudged:
         return "not judged: every tensor is zero, or nothing but rounding, so nothing could be compared"
     if report.passed:
         return f"passed: {counts[Verdict.EQUAL]} tensors are {report.criterion}{after}"
+    if not counts[Verdict.DIFFERS]:
+        other = sum(row.verdict is Verdict.DIFFERS for row in report.rows)
+        return f"failed: {count_text(other, 'tensor')} of the folder's first weights are not the target's"
     return f"failed: {counts[Verdict.DIFFERS]} tensors are not {report.criterion}{after}"

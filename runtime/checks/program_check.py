@@ -105,8 +105,14 @@ class _OneDevice:
 
     def judge(self, program: Recording, values: Mapping[Key, Tensor], given: StepInputs) -> list[CheckRow]:
         """The rows of the program's recording."""
+        model = self.expected(self.program, self.reference, values)
+        own = self._recorded(self.program, model, given)
+        return [*model.findings(), *self._rows(program, own, values, given)]
+
+    def _rows(
+        self, program: Recording, own: Recording, values: Mapping[Key, Tensor], given: StepInputs
+    ) -> list[CheckRow]:
         dtype, steps = self.program.manifest.dtype, given.steps
-        own = self._record(self.program, values, given)
         if dtype not in TOLERANCES:
             raised, raised_values = in_float64(self.program, values)
             exact = self._record(raised, raised_values, given.altered(raise_float))
@@ -119,7 +125,9 @@ class _OneDevice:
         return WithinTolerance(own, dtype, TOLERANCES[dtype], steps, changed).rows(program)
 
     def _record(self, program: Program, values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
-        model = self.expected(program, self.reference, values)
+        return self._recorded(program, self.expected(program, self.reference, values), given)
+
+    def _recorded(self, program: Program, model: OneDevice, given: StepInputs) -> Recording:
         return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), given)
 
 

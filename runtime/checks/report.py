@@ -14,6 +14,10 @@ EAGER_FACTOR = 4
 """In other dtypes: the accepted error against float64, as a multiple of that of eager mode in the same dtype."""
 
 
+WEIGHTS = "weights"
+"""The kind of rows that compare a program's first values with those of its target: nothing is computed for them."""
+
+
 class Verdict(StrEnum):
     """The verdict of one comparison."""
 
@@ -25,7 +29,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One tensor: `kind` is output, gradient, parameter (after the optimizer's steps), buffer or reduction.
+    """One tensor: `kind` is weights, output, gradient, parameter (after the optimizer's steps), buffer or reduction.
 
     A reduction has a row only where it is computed in another dtype than the plan says.
     """
@@ -61,13 +65,13 @@ class CheckReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing differs and at least one tensor was compared."""
-        return not self._has(Verdict.DIFFERS) and self._has(Verdict.EQUAL)
+        """Whether nothing differs and at least one computed tensor was compared."""
+        return not self._differs and self._compared
 
     @property
     def is_unjudged(self) -> bool:
         """Whether nothing differs, but nothing could be compared either."""
-        return not self._has(Verdict.DIFFERS) and not self._has(Verdict.EQUAL)
+        return not self._differs and not self._compared
 
     @property
     def criterion(self) -> str:
@@ -89,5 +93,15 @@ class CheckReport:
             "rows": [row.to_json() for row in self.rows],
         }  # fmt: skip
 
-    def _has(self, verdict: Verdict) -> bool:
-        return any(row.verdict is verdict for row in self.rows)
+    @property
+    def computed(self) -> tuple[CheckRow, ...]:
+        """The rows of what the program computes."""
+        return tuple(row for row in self.rows if row.kind != WEIGHTS)
+
+    @property
+    def _differs(self) -> bool:
+        return any(row.verdict is Verdict.DIFFERS for row in self.rows)
+
+    @property
+    def _compared(self) -> bool:
+        return any(row.verdict is Verdict.EQUAL for row in self.computed)

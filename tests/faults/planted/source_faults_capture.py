@@ -91,6 +91,12 @@ def stays_in_train_mode(both: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
     return model, inputs
 
 
+def first_in_eval_mode(both: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
+    model, inputs = both
+    next(module for module in model.modules() if isinstance(module, nn.Dropout)).eval()
+    return model, inputs
+
+
 def always_on(right: Wrong) -> Wrong:
     return lambda dtype, enabled: right(dtype, True)
 
@@ -154,6 +160,10 @@ CAPTURE_FAULTS = {
         giving(load_target, "_model_and_inputs", stays_in_train_mode),
         Finder.COMPILE_CHECK,
         INFERENCE,
-        missed="the model of a check is loaded by the same function",
+    ),
+    "a target for training has one module in eval mode": fault(
+        "targets/load_target: _load_file",
+        giving(load_target, "_model_and_inputs", first_in_eval_mode),
+        Case("gpt", "dp_tp"),
     ),
 }
