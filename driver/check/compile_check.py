@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 
-from ...ir.equivalence.regimes import Regime
 from ...runtime.checks.program_check import check
 from ...runtime.checks.report import WEIGHTS, CheckReport, Verdict
 from ...runtime.program.arguments import Json
@@ -30,7 +29,7 @@ def checked_record(program: Program, target: str) -> dict[str, Json]:
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
         "result": _result(report),
-        "reference": "eager PyTorch", "regimes": [str(Regime.NORMAL)],
+        "reference": "eager PyTorch", "regimes": list(report.regimes),
         "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
         "weights": {str(verdict): count for verdict, count in sorted(weights.items())},
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,

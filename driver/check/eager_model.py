@@ -20,6 +20,7 @@ from ...runtime.checks.report import CheckRow
 from ...runtime.philox import RngState
 from ...runtime.program.reference import raised_dtype
 from .float64_kernels import InFloat64
+from .op_dtypes import OpDtypes, dtype_rows
 from .users_call import UsersCall
 
 
@@ -28,7 +29,8 @@ class EagerModel(OneDevice):
 
     Its parameters and buffers get `values`. `names` are those of the call's tensors, by index of the program's input.
     If it is `raised`, every floating dtype inside the model is raised to float64. `buffers` are the names of those
-    whose new values are compared; `found` is what the caller has found of the program so far.
+    whose new values are compared; `found` is what the caller has found of the program so far, `ir` the
+    program's module.
     """
 
     def __init__(
@@ -40,13 +42,15 @@ class EagerModel(OneDevice):
         buffers: set[str],
         *,
         found: Sequence[CheckRow] = (),
+        ir: str = "",
         raised: bool,
         state_of: Callable[[int], RngState],
     ) -> None:
         call.refuse_other_inputs(names.values())
         self._call, self._names = call, names
         self._raised = raised
-        self._found = found
+        self._found, self._ir = found, ir
+        self._dtypes = OpDtypes()
         self._step = 0
         self._state_of = state_of
         self._buffers = buffers
@@ -69,7 +73,7 @@ class EagerModel(OneDevice):
         state = self._state_of(self._step)
         self._step += 1
         if not self._raised:
-            with ProgramDraws(state):
+            with ProgramDraws(state), self._dtypes:
                 outputs = self._call.results(self._model, given, _itself)
         else:
             with _float64(), ProgramDraws(state, raised_dtype):
@@ -80,8 +84,8 @@ class EagerModel(OneDevice):
         return outputs
 
     def findings(self) -> Sequence[CheckRow]:
-        """See `OneDevice.findings`."""
-        return self._found
+        """See `OneDevice.findings`: with the lines that compute in other dtypes, unless all of them are raised."""
+        return [*self._found, *([] if self._raised or not self._ir else dtype_rows(self._dtypes.found, self._ir))]
 
     def _refuse_other_changes(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         """Raise StrettoError E0665 for a buffer that this forward changed, and that is not one of those compared."""

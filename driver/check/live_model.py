@@ -106,10 +106,16 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:
-        buffers = {buffer.name for buffer in program.results_of_kind("buffer")}
-        state_of = partial(rng_state_on_one_device, program)
-        is_float64 = program.manifest.dtype == "float64"
-        names = {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"}
-        return EagerModel(target.model, call, names, values, buffers, found=found, raised=is_float64, state_of=state_of)
+        return EagerModel(
+            target.model,
+            call,
+            {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"},
+            values,
+            {buffer.name for buffer in program.results_of_kind("buffer")},
+            found=found,
+            ir=program.ir,
+            raised=program.manifest.dtype == "float64",
+            state_of=partial(rng_state_on_one_device, program),
+        )
 
     return make

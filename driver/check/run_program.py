@@ -110,6 +110,8 @@ def show_check(report: CheckReport, comparison: Comparison) -> None:
         if len(unequal) > _ROWS_SHOWN:
             say(f"  and {len(unequal) - _ROWS_SHOWN} more; --json lists all")
     say()
+    if len(report.regimes) > 1:
+        say(f"values: {', '.join(report.regimes)}")
     say(_conclusion(report))
 
 
@@ -144,7 +146,4 @@ def _conclusion(report: CheckReport) -> str:
         return "not judged: every tensor is zero, or nothing but rounding, so nothing could be compared"
     if report.passed:
         return f"passed: {counts[Verdict.EQUAL]} tensors are {report.criterion}{after}"
-    if not counts[Verdict.DIFFERS]:
-        other = sum(row.verdict is Verdict.DIFFERS for row in report.rows)
-        return f"failed: {count_text(other, 'tensor')} of the folder's first weights are not the target's"
-    return f"failed: {counts[Verdict.DIFFERS]} tensors are not {report.criterion}{after}"
+    return f"failed: {report.failures}{after}"

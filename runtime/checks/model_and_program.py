@@ -62,6 +62,11 @@ class Side:
         """One optimizer step; clears the gradients."""
         if self._optimizer is not None:
             self._optimizer.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Clear the gradients."""
+        if self._optimizer is not None:
             self._optimizer.zero_grad()
 
 

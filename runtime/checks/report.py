@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,8 +15,9 @@ EAGER_FACTOR = 4
 """In other dtypes: the accepted error against float64, as a multiple of that of eager mode in the same dtype."""
 
 
-WEIGHTS = "weights"
-"""The kind of rows that compare a program's first values with those of its target: nothing is computed for them."""
+WEIGHTS, OP_DTYPES = "weights", "dtype"
+"""The kinds of rows for which nothing is computed: on a program's first values, and on lines of the model that compute
+in other dtypes than eager PyTorch does."""
 
 
 class Verdict(StrEnum):
@@ -29,9 +31,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One tensor: `kind` is weights, output, gradient, parameter (after the optimizer's steps), buffer or reduction.
+    """One tensor: `kind` is weights, output, gradient, parameter (after all optimizer steps), buffer, or one below.
 
-    A reduction has a row only where it is computed in another dtype than the plan says.
+    A reduction has a row only where it is computed in another dtype than the plan says, a line of the model (`dtype`)
+    where it computes in another than eager PyTorch.
     """
 
     kind: str
@@ -40,6 +43,11 @@ class CheckRow:
     """Largest difference, relative to the reference's largest magnitude; infinite where a value is not finite."""
     verdict: Verdict
     note: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the verdict is that it differs."""
+        return self.verdict is Verdict.DIFFERS
 
     def to_json(self) -> dict[str, Json]:
         """One JSON object; an error that is not finite becomes a string."""
@@ -57,6 +65,8 @@ class CheckReport:
     dtype: str
     steps: int
     seed: int
+    regimes: tuple[str, ...] = ()
+    """The regimes of values (`regimes.py`) in which nothing differs but what rows say."""
 
     @property
     def tolerance(self) -> float | None:
@@ -89,18 +99,29 @@ class CheckReport:
         verdict = "passed" if self.passed else "not judged" if self.is_unjudged else "differs"
         return {
             "passed": self.passed, "verdict": verdict, "dtype": self.dtype, "tolerance": self.tolerance,
-            "criterion": self.criterion, "steps": self.steps, "seed": self.seed,
+            "criterion": self.criterion, "steps": self.steps, "seed": self.seed, "regimes": list(self.regimes),
             "rows": [row.to_json() for row in self.rows],
         }  # fmt: skip
 
     @property
     def computed(self) -> tuple[CheckRow, ...]:
         """The rows of what the program computes."""
-        return tuple(row for row in self.rows if row.kind != WEIGHTS)
+        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES))
+
+    @property
+    def failures(self) -> str:
+        """What differs, as a sentence without its end; empty where nothing does."""
+        differing = Counter(row.kind if row.kind in (WEIGHTS, OP_DTYPES) else "" for row in self.rows if row.differs)
+        parts = (
+            ("", f"tensors are not {self.criterion}"),
+            (WEIGHTS, "of the first weights are not the target's"),
+            (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
+        )
+        return ", and ".join(f"{differing[kind]} {text}" for kind, text in parts if differing[kind])
 
     @property
     def _differs(self) -> bool:
-        return any(row.verdict is Verdict.DIFFERS for row in self.rows)
+        return any(row.differs for row in self.rows)
 
     @property
     def _compared(self) -> bool:

@@ -80,7 +80,7 @@ def test_two_tensors_of_a_folder_in_each_others_place_differ(
     report = against(files)
     assert not report.passed
     assert {name for name, verdict in verdicts(report).items() if verdict is Verdict.DIFFERS} == set(pair)
-    assert "failed: 2 tensors of the folder's first weights are not the target's" in capsys.readouterr().out
+    assert "failed: 2 of the first weights are not the target's" in capsys.readouterr().out
 
 
 def test_a_weight_that_the_folder_lacks_differs(files: Path) -> None:
