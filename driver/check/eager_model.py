@@ -5,10 +5,12 @@ For a check in float64 every floating dtype inside the model is raised, so that 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -72,12 +74,13 @@ class EagerModel(OneDevice):
         before = {name: value.detach().clone() for name, value in self._model.named_buffers()}
         state = self._state_of(self._step)
         self._step += 1
-        if not self._raised:
-            with ProgramDraws(state), self._dtypes:
-                outputs = self._call.results(self._model, given, _itself)
-        else:
-            with _float64(), ProgramDraws(state, raised_dtype):
-                outputs = self._call.results(self._model, given, _raise_tensor)
+        with _python_randomness(self._step):
+            if not self._raised:
+                with ProgramDraws(state), self._dtypes:
+                    outputs = self._call.results(self._model, given, _itself)
+            else:
+                with _float64(), ProgramDraws(state, raised_dtype):
+                    outputs = self._call.results(self._model, given, _raise_tensor)
         buffers = dict(self._model.named_buffers())
         self._refuse_other_changes(before, buffers)
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
@@ -105,6 +108,22 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def _same(old: Tensor, new: Tensor) -> bool:
     return old.shape == new.shape and torch.equal(old.nan_to_num(), new.to(old.dtype).nan_to_num())
+
+
+@contextmanager
+def _python_randomness(seed: int) -> Iterator[None]:
+    """Inside, what the forward draws in Python follows from the seed.
+
+    Else a second run of the model would draw other numbers, and their effect would be taken for that of rounding.
+    """
+    python, of_numpy = random.getstate(), np.random.get_state()  # forwards draw from the global one
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
@@ -49,6 +52,21 @@ def test_a_buffer_that_the_capture_changes_too_is_compared() -> None:
 def test_a_buffer_that_the_capture_does_not_change_is_refused() -> None:
     with pytest.raises(StrettoError, match=r'E0665.*"calls"'):
         eager(set()).forward({0: torch.ones(2)})
+
+
+def test_what_a_forward_draws_in_python_is_the_same_in_every_run() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random() + float(np.random.rand())
+
+    def results(forwards: int) -> list[float]:
+        each = EagerModel(Drawing(), CALL, {0: "x"}, {}, set(), raised=False, state_of=lambda step: RngState(0, step))
+        return [float(each.forward({0: torch.ones(2)})[0][0]) for _ in range(forwards)]
+
+    before = random.getstate()
+    first = results(3)
+    assert results(3) == first and len({*first}) == 3
+    assert random.getstate() == before
 
 
 def test_a_buffer_that_gets_another_shape_is_a_change() -> None:
