@@ -1,8 +1,9 @@
 """A program beside the model on one device in the other regimes of values: one forward and backward in each.
 
 Where the model itself fails or overflows, a regime says nothing. A difference counts as rounding where moving
-parameters and inputs in their last places moves the model as much. Of bfloat16 only that is judged which no rounding
-explains: a value that is not finite where the model in the same dtype has finite ones.
+parameters and inputs in their last places moves the model as much. Overflowing values let rounding grow beyond that, so
+that only what no rounding explains is judged of them: a value that is not finite where the model has finite ones. That
+is all that is judged of bfloat16.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Sides:
         dtype = self.program.manifest.dtype
         rows: list[CheckRow] = []
         equal = []
-        for regime in OTHERS if dtype in TOLERANCES or DTYPES[dtype] is torch.bfloat16 else ():
+        for regime in _regimes_of(dtype):
             own, inputs = regime.values(values), given.altered(regime.input)
             if _is_normal(own, values) and not given.have_floats:
                 continue
@@ -63,18 +64,24 @@ class Sides:
                 continue
             if not _is_finite(expected):
                 continue
-            found = self._rows(self.ranks(own, inputs), expected, own, inputs)
+            found = self._rows(regime, self.ranks(own, inputs), expected, own, inputs)
             differing = [row for row in found if row.verdict is Verdict.DIFFERS]
             rows += [replace(row, note=f"with {regime} values{row.note and '; '}{row.note}") for row in differing]
-            if not differing and any(row.verdict is Verdict.EQUAL for row in found):
+            is_compared = regime is Regime.OVERFLOWING or any(row.verdict is Verdict.EQUAL for row in found)
+            if is_compared and not differing:
                 equal.append(regime)
         return InRegimes(tuple(rows), tuple(equal))
 
     def _rows(
-        self, found: Recording, expected: Recording, values: Mapping[Key, Tensor], inputs: StepInputs
+        self,
+        regime: Regime,
+        found: Recording,
+        expected: Recording,
+        values: Mapping[Key, Tensor],
+        inputs: StepInputs,
     ) -> Sequence[CheckRow]:
         dtype = self.program.manifest.dtype
-        if dtype not in TOLERANCES:
+        if regime is Regime.OVERFLOWING:
             return [_not_finite(kind, name) for kind, name, tensor in found.tensors() if not _finite(tensor)]
         judge = WithinTolerance(expected, dtype, TOLERANCES[dtype], 1, {})
         rows = judge.rows(found)
@@ -92,6 +99,13 @@ class Sides:
                 for key, change in changes(expected, other).items():
                     largest[key] = max(largest.get(key, 0.0), change)
         return largest
+
+
+def _regimes_of(dtype: str) -> tuple[Regime, ...]:
+    """The regimes in which a program in this dtype is judged; float16 overflows by rounding alone."""
+    if dtype in TOLERANCES:
+        return OTHERS
+    return (Regime.OVERFLOWING,) if DTYPES[dtype] is torch.bfloat16 else ()
 
 
 def _is_normal(own: Mapping[Key, Tensor], values: Mapping[Key, Tensor]) -> bool:

@@ -29,7 +29,10 @@ class Regime(StrEnum):
     SATURATING = "saturating"
     """Matrices eight times as large: activations and logits of tens, where sigmoid, tanh and softmax are flat."""
     OVERFLOWING = "overflowing"
-    """Matrices a thousand times as large: the exponential of a logit overflows unless their maximum is subtracted."""
+    """Matrices a thousand times as large: the exponential of a logit overflows unless their maximum is subtracted.
+
+    Rounding grows without bound here: what is judged is that values stay finite.
+    """
 
     def values(self, values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         """The initial values of a check in this regime; buffers and constants stay as they are."""

@@ -66,7 +66,7 @@ class CheckReport:
     steps: int
     seed: int
     regimes: tuple[str, ...] = ()
-    """The regimes of values (`regimes.py`) in which nothing differs but what rows say."""
+    """The regimes of values (`regimes.py`): that of the optimizer's steps, and the others in which nothing differs."""
 
     @property
     def tolerance(self) -> float | None:
