@@ -20,6 +20,7 @@ from stretto.passes.pipelining import scheduled_pipeline
 from stretto.runtime.threads import session
 from stretto.runtime.threads.communicator import RankGroup
 
+from ...subsets import only
 from .finding import CRASHES, Finder, command, compile_case, find_in_compile, table
 from .process_faults import PROCESS_FAULTS
 from .source_faults import SourceFault
@@ -41,6 +42,8 @@ SAMPLE = (
     "all all-reduces have the constants of the first", "of several backwards the last gradient stays",
     "a second checkpoint does not replace the first", "a changed buffer is not written back",
 )  # fmt: skip
+QUICK = SAMPLE[:-1]
+"""Of a capture one fault is enough for the default run."""
 TIMEOUT_S = 20.0
 """Seconds that rank threads wait for each other while a fault is planted."""
 ROOT = Path(__file__).parents[3]
@@ -107,7 +110,7 @@ def is_due(fault: SourceFault, finder: Finder | None) -> bool:
     return (finder is None) == bool(fault.equivalent)
 
 
-@pytest.mark.parametrize("what", SAMPLE)
+@pytest.mark.parametrize("what", only(QUICK, SAMPLE))
 def test_a_fault_of_the_source_is_found(what: str, sources: Path, tmp_path: Path, planting: pytest.MonkeyPatch) -> None:
     SOURCE_FAULTS[what].plant(planting)
     assert is_due(SOURCE_FAULTS[what], find(SOURCE_FAULTS[what], sources, tmp_path))
