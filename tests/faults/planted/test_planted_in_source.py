@@ -166,11 +166,14 @@ def test_commands_pass_where_nothing_is_planted(case: Case, sources: Path, tmp_p
     if case.model in REFUSED:
         assert REFUSED[case.model] in done.err
         return
+    if case.model == "skips_layers":
+        assert done.code == 1  # `verify` calls the model once, and may draw what capture drew
+        return
     judged = partial(
         command, "verify", f"{sources / 'models.py'}:{case.model}", "--plan", sources / f"{case.plan}.plan"
     )
     mode = [option for option in case.options if option in ("--mode", "infer")]
-    assert (done.code, judged(*mode).code) == ((1, 0) if case.model == "skips_layers" else (0, 0)), done.out + done.err
+    assert (done.code, judged(*mode).code) == (0, 0), done.out + done.err
 
 
 @pytest.mark.slow
