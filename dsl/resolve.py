@@ -92,6 +92,16 @@ def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple
     return tuple(_resolve(plan, parameter) for parameter in parameters)
 
 
+def resolve_parts(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
+    """By axis, the dim that it cuts of each parameter as it lies between steps: by `shard` and by `store`.
+
+    Raises the errors of `resolve_parameters` and `resolve_stored`.
+    """
+    computed = resolve_parameters(plan, parameters)
+    stored = resolve_stored(plan, parameters, computed)
+    return tuple({**sharding.dims, **by_axis} for sharding, by_axis in zip(computed, stored, strict=True))
+
+
 def resolve_stored(
     plan: Plan, parameters: Sequence[ParameterInfo], computed: Sequence[ParameterSharding]
 ) -> tuple[Mapping[str, int], ...]:
