@@ -22,12 +22,12 @@ from math import prod
 from typing import ClassVar
 
 from ...ir.bindings import Operation, Value
+from ...ir.dim_groups import dim_groups
 from ...ir.module import Level, Module, operations
 from ...ir.operations import Call, build, read
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
 from ..rewriting import Applied, Emitter, Outcome, Site, producer, rewrite, users
-from ..sharding.rules.views import dim_groups
 
 _MM, _ADDMM, _SUM = "aten.mm.default", "aten.addmm.default", "aten.sum.dim_IntList"
 _RESHAPE, _T = "aten.reshape.default", "aten.t.default"
