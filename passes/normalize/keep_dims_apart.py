@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from ...ir.bindings import Value
-from ...ir.module import Level, Module
+from ...ir.bindings import Operation, Value
+from ...ir.dim_groups import dim_groups
+from ...ir.module import Level, Module, operations
 from ...ir.operations import Call, build, read
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
 from ..rewriting import Applied, Emitter, Outcome, Site, producer, rewrite, users
-from ..sharding.rules.views import dim_groups
 
 _MM, _ADDMM, _SUM = "aten.mm.default", "aten.addmm.default", "aten.sum.dim_IntList"
 _RESHAPE, _T = "aten.reshape.default", "aten.t.default"
@@ -43,7 +43,47 @@ class KeepDimsApart(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
-        return rewrite(module, self.name, _PATTERNS)
+        report = rewrite(module, self.name, _PATTERNS)
+        for function in module.functions().values():
+            _input_gradients_first(function)
+        return report
+
+
+def _input_gradients_first(function: Operation) -> None:
+    """Move the gradient of a weight behind that of the layer's input, which reads the same incoming gradient.
+
+    Placements are chosen op by op, in order. The input's gradient decides how the incoming gradient lies: it is
+    gathered where the weight is sharded. The weight's gradient then finds that copy, and moves nothing of its own.
+    """
+    ops = list(operations(function))
+    order = {op: index for index, op in enumerate(ops)}
+    for op in ops:
+        if op.operation.name != _OUTER:
+            continue
+        readers = [user for value in op.operands for user in users(value) if _reads(user, value)]
+        later = [reader for reader in readers if order[reader] > order[op]]
+        if later:
+            last = min(later, key=order.__getitem__)
+            _move_behind(op, last, ops[order[op] + 1 : order[last] + 1])
+
+
+def _move_behind(op: Operation, last: Operation, between: Sequence[Operation]) -> None:
+    """Move an operation, with what depends on it, behind the last of those between; not if that depends on it."""
+    moved, made = [op], set(op.results)
+    for other in between:
+        if any(operand in made for operand in other.operands):
+            moved.append(other)
+            made.update(other.results)
+    if last in moved:
+        return
+    for other in moved:
+        other.operation.move_after(last.operation)
+        last = other
+
+
+def _reads(user: Operation, value: Value) -> bool:
+    """Whether an operation is a linear layer of a value."""
+    return bool(user.operation.name == _LINEAR and user.operands[0] == value)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def _in_attention(message: Message) -> bool:
 
 def _flops(program: Compiled) -> float:
     """Of one step on one rank, from the shapes of its operations."""
-    functions = Module.parse(program.program.ir).functions()
+    module = Module.parse(program.program.ir)
+    functions = module.functions()
 
     def of(name: str) -> float:
         total = 0.0
