@@ -67,7 +67,13 @@ class PlaceArguments(Pass):
             if stated_role(self.plan, records[i]["name"]) is not Role.WHOLE
             and (i not in inputs or not (inputs[i] or per_microbatch))
         ]
-        decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(replicated_inputs))
+        decisions = Decisions(
+            self.plan,
+            tuple(shardings.values()),
+            tuple(inputs.values()),
+            tuple(stored.values()),
+            tuple(replicated_inputs),
+        )
         return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
 
 
