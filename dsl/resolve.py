@@ -142,7 +142,8 @@ def _owner(name: str) -> str:
 def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
     names = dict.fromkeys(name for parameter in parameters for name in parameter.names)
     known = dict.fromkeys(text for name in names for text in (name, _owner(name)) if text)
-    for statement in (*plan.parameters, *plan.stored):
+    statements: tuple[ShardParameters | StoreParameters, ...] = (*plan.parameters, *plan.stored)
+    for statement in statements:
         for index, pattern in enumerate(statement.patterns):
             if not any(globs.matches(pattern, text) for text in known):
                 raise _no_match(pattern, statement.places.pattern(index), tuple(known))
