@@ -25,7 +25,7 @@ _SMALL = 1e-3
 """A tensor whose values are all smaller is compared as if its largest were this: what is left is rounding."""
 _MOST_ROUNDING = 16.0
 """The order of sums may move a result by this many times what moving all inputs in their last places does."""
-_NO_ROUNDING = 1e-6
+_NO_ROUNDING = 1e-5
 """A larger relative error is none of rounding, however much a moved input moves the result: ties may break."""
 RAISED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError, AssertionError)
 """What torch raises for a call that it does not take; from a compiled module, a crash."""
