@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...dsl.plan import Plan
-from ...dsl.resolve import resolve_parts
+from ...dsl.resolve import resolve_stored_placements
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import compute_dtype
 from ...frontend.captured import Mode
@@ -126,7 +126,7 @@ def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
     mode = Mode(job.mode)
     wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
     target = load_target(job.target, Request(mode=mode, dtype=job.dtype, **wanted))
-    resolve_parts(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
+    resolve_stored_placements(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
     options = Options(
         mode=mode,
         loss_only=mode is Mode.TRAIN,
