@@ -186,7 +186,8 @@ def _of_each_query(shared: Tensor, q: Tensor) -> Tensor:
 
 def _summed_by_group(gradient: Tensor, shared: Tensor) -> Tensor:
     """The sum over the query heads of each group: (b, h, t, d) to (b, g, t, d)."""
-    return gradient.unflatten(1, (shared.shape[1], -1)).sum(2)
+    batch, _, *rest = gradient.shape
+    return gradient.reshape(batch, shared.shape[1], -1, *rest).sum(2)
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
