@@ -1,7 +1,7 @@
 """The bytes that a rank sends in a collective, by the ring algorithms, and the cost of a byte on a link.
 
 On a ring of n ranks each step sends 1/n of the tensor. A reduce-scatter, an all-gather or an all-to-all takes n - 1
-steps; an all-reduce is a reduce-scatter and an all-gather.
+steps; an all-reduce is a reduce-scatter and an all-gather. A permute sends the whole tensor once.
 
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (JPDC 2009);
 the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are the same.
@@ -13,6 +13,8 @@ from ..ir.collectives import COLLECTIVES
 
 ROUNDS = {each.kind: each.rounds for each in COLLECTIVES.values()}
 """How many times n - 1 steps a collective takes: 2 for an all-reduce, else 1."""
+
+_ONE_MESSAGE = frozenset(each.kind for each in COLLECTIVES.values() if each.is_one_message)
 
 LINK_BYTE = 20.0
 """The time of one byte on a link between accelerators, in bytes moved in an accelerator's own memory.
@@ -30,9 +32,13 @@ def sent_bytes(kind: str, tensor_bytes: float, ranks: int) -> float:
     >>> sent_bytes("all_reduce", 8, 4), sent_bytes("all_gather", 8, 4)
     (12.0, 6.0)
     """
+    if kind in _ONE_MESSAGE:
+        return float(tensor_bytes) if ranks > 1 else 0.0
     return ROUNDS[kind] * (tensor_bytes * (ranks - 1) / ranks)
 
 
 def ring_bytes(kind: str, tensor_bytes: int, ranks: int) -> int:
     """The same for reports: whole bytes, rounded down in each round."""
+    if kind in _ONE_MESSAGE:
+        return tensor_bytes if ranks > 1 else 0
     return ROUNDS[kind] * (tensor_bytes * (ranks - 1) // ranks)

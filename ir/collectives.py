@@ -15,6 +15,7 @@ ALL_REDUCE = "comm.all_reduce"
 ALL_GATHER = "comm.all_gather"
 REDUCE_SCATTER = "comm.reduce_scatter"
 ALL_TO_ALL = "comm.all_to_all"
+PERMUTE = "comm.permute"
 SEND = "comm.send"
 RECEIVE = "comm.receive"
 RECEIVE_START = "comm.receive_start"
@@ -34,6 +35,8 @@ class Collective:
     """The constant that names the dim whose extent is multiplied by the group's size; "" for none."""
     rounds: int = 1
     """How often a ring passes the tensor on: an all-reduce is a reduce-scatter and an all-gather."""
+    is_one_message: bool = False
+    """Whether a rank sends its whole tensor to one other member, and gets one."""
 
     @property
     def start(self) -> str:
@@ -77,6 +80,7 @@ COLLECTIVES = {
         Collective(ALL_GATHER, "str[] axes, int dim", joined="dim"),
         Collective(REDUCE_SCATTER, "str[] axes, int dim, str reduce", split="dim"),
         Collective(ALL_TO_ALL, "str[] axes, int split_dim, int concat_dim", split="split_dim", joined="concat_dim"),
+        Collective(PERMUTE, "str[] axes, int shift", is_one_message=True),
     )
 }
 """By the name of the synchronous form."""

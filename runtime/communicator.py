@@ -58,6 +58,10 @@ class Communicator(Protocol):
         """Send chunk i along `split_dim` to member i; the result is the received chunks, joined along `concat_dim`."""
         ...
 
+    def permute_start(self, tensor: Tensor, axes: Sequence[str], shift: int, where: str = "") -> Handle:
+        """The tensor of the member at this rank's coordinate minus `shift`, modulo the group's size."""
+        ...
+
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """Send `tensor` to the rank at coordinate `peer` on `axis` whose other coordinates are this rank's.
 

@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["stretto.driver.model.decorator", "stretto.driver.checkpoints.checkpoints"])
-_LIMIT_S = 60.0
+_LIMIT_S = 120.0
 """Seconds after which a rank has hung: far more than any timeout here."""
 
 
@@ -66,6 +66,13 @@ def run_ranks(entry: Callable[..., Any], size: int, *arguments: Any, timeout_s: 
             Outcome(**{**vars(outcome), "exit_code": process.exitcode})
             for outcome, process in zip(outcomes, processes, strict=True)
         ]
+
+
+def values_of_ranks(entry: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What `entry(rank, *arguments)` returns in each of some processes; every rank must return."""
+    ranks = run_ranks(entry, size, *arguments, timeout_s=_LIMIT_S / 2)
+    assert not [rank for rank in ranks if rank.text], "\n".join(rank.text + rank.printed for rank in ranks)
+    return [rank.value for rank in ranks]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
-from ...frontend.capture.call import bind_call
 from ...frontend.captured import Capture, Mode
 from ...frontend.targets.load_target import load_target
 from ...frontend.targets.target import Request
@@ -26,9 +25,10 @@ from ...ir.interpreter.code import Port, decode
 from ...ir.module import Module
 from ...runtime.checks.model_and_program import Key, backward
 from ...runtime.philox import RngState
-from ..compile.input_roles import one_microbatch
-from .live_model import EagerModel, eager_forward
+from .eager_model import EagerModel
 from .pass_check import CheckOptions, PassVerdict, verdict_of, with_stated_ranges
+from .second_load import load_again, refuse_other_modes
+from .users_call import UsersCall
 from .verify_passes import CAPTURE
 
 
@@ -46,11 +46,13 @@ class CapturedModule:
 def check_capture(captured: CapturedModule, options: CheckOptions) -> PassVerdict:
     """The verdict on the captured module; not checked where the target has no weights.
 
-    Errors: E0655 for the memory cap, E0661 for an unknown range, and those of loading and calling the model.
+    Errors: E0655 for the memory cap, E0661 for an unknown range, E0667 for a model that is loaded in another mode than
+    asked for, and those of loading and calling it.
     """
     target = load_target(captured.target, captured.request)
     if not target.weights_are_real:
         return PassVerdict(CAPTURE, None, message=("the target has shapes and no weights",))
+    refuse_other_modes(captured.target, target, captured.request, load_again(captured.target, captured.request))
     module = captured.module
     ports = decode(module).arguments
     ranges = with_stated_ranges(module, options.ranges)
@@ -79,17 +81,16 @@ def _eager_results(
     ports: Sequence[Port],
 ) -> list[Tensor]:
     """What eager PyTorch gives, in the order of the module's results."""
-    mode = captured.request.mode
-    call = one_microbatch(bind_call(model, (), example), captured.plan)
-    forward = eager_forward(model, call, mode, loss_only=mode is Mode.TRAIN, compute=None)
+    call = UsersCall(example, captured.request.mode is Mode.TRAIN)
     given = {_key(port, index): value for index, (port, value) in enumerate(zip(ports, inputs, strict=True))}
     results = decode(captured.module).results
     buffers = {str(port.record["name"]) for port in results if port.record.get("kind") == "buffer"}
     state = next((value for (kind, _), value in given.items() if kind == "random"), torch.zeros(2, dtype=torch.int64))
     seed, step = (int(number) for number in state)
-    eager = EagerModel(
-        model, forward, call.tensors, given, buffers, raised=True, state_of=lambda forwards: RngState(seed, step)
-    )
+    names: dict[int | None, str] = {
+        int(p.record["index"]): str(p.record["name"]) for p in ports if p.record.get("kind") == "input"
+    }
+    eager = EagerModel(model, call, names, given, buffers, raised=True, state_of=lambda forwards: RngState(seed, step))
     user_inputs = _user_inputs(ports, inputs)
     outputs = eager.forward(user_inputs)
     tangents = {

@@ -110,6 +110,8 @@ def show_check(report: CheckReport, comparison: Comparison) -> None:
         if len(unequal) > _ROWS_SHOWN:
             say(f"  and {len(unequal) - _ROWS_SHOWN} more; --json lists all")
     say()
+    if len(report.regimes) > 1:
+        say(f"values: {', '.join(report.regimes)}")
     say(_conclusion(report))
 
 
@@ -138,10 +140,10 @@ def _worst_first(row: CheckRow) -> tuple[bool, float]:
 
 def _conclusion(report: CheckReport) -> str:
     """One line: passed or not, and by which criterion."""
-    counts = Counter(row.verdict for row in report.rows)
+    counts = Counter(row.verdict for row in report.computed)
     after = f" after {count_text(report.steps, 'step')} of AdamW" if report.steps else ""
     if report.is_unjudged:
         return "not judged: every tensor is zero, or nothing but rounding, so nothing could be compared"
     if report.passed:
         return f"passed: {counts[Verdict.EQUAL]} tensors are {report.criterion}{after}"
-    return f"failed: {counts[Verdict.DIFFERS]} tensors are not {report.criterion}{after}"
+    return f"failed: {report.failures}{after}"

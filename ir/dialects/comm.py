@@ -4,6 +4,7 @@ Axes are names of mesh axes, outermost first; a group is the ranks that differ o
 `reshard` is the only operation at level `aten`; its result type has the wanted placement.
 The collectives see equal (padded) shapes on all ranks of a group. A `_start` returns a future
 (`!async.value<tensor>`) that `wait` must take exactly once; the starts and waits are not pure, so nothing moves them.
+`permute` gives member i of a group of n the tensor of member (i - shift) mod n.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Option = list[str] | str | int
 Options = dict[str, Option]
-"""The constant arguments of a collective: axes, dim, split_dim, concat_dim, reduce."""
+"""The constant arguments of a collective: axes, dim, split_dim, concat_dim, reduce, shift."""
 
 _REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -45,6 +45,11 @@ def all_to_all(tensors: Sequence[Tensor], split_dim: int, concat_dim: int) -> li
     return [torch.cat([p[i] for p in parts], concat_dim) for i in range(len(tensors))]
 
 
+def permute(tensors: Sequence[Tensor], shift: int) -> list[Tensor]:
+    """Member i gets the tensor of member i - shift, modulo the size of the group."""
+    return [tensors[(i - shift) % len(tensors)].clone() for i in range(len(tensors))]
+
+
 def run_collective(kind: str, tensors: Sequence[Tensor], options: Options) -> list[Tensor]:
     """The results of the collective "comm.<kind>" in group order; ValueError if a dim cannot be split."""
     if kind == "all_reduce":
@@ -55,13 +60,15 @@ def run_collective(kind: str, tensors: Sequence[Tensor], options: Options) -> li
         return reduce_scatter(tensors, _int(options, "dim"), str(options["reduce"]))
     if kind == "all_to_all":
         return all_to_all(tensors, _int(options, "split_dim"), _int(options, "concat_dim"))
+    if kind == "permute":
+        return permute(tensors, _int(options, "shift"))
     raise ValueError(f'unknown collective "{kind}"')
 
 
 def _int(options: Options, key: str) -> int:
     value = options[key]
     if not isinstance(value, int):
-        raise ValueError(f'"{key}" is {value!r}, not a dim')
+        raise ValueError(f'"{key}" is {value!r}, not a whole number')
     return value
 
 

@@ -15,6 +15,7 @@ from ..program.reference import Promote, run_reference
 from ..rank.autograd import run
 from ..session import Session
 from .reference_draws import reference_draw
+from .report import CheckRow
 
 LEARNING_RATE = 1e-3
 
@@ -61,6 +62,11 @@ class Side:
         """One optimizer step; clears the gradients."""
         if self._optimizer is not None:
             self._optimizer.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Clear the gradients."""
+        if self._optimizer is not None:
             self._optimizer.zero_grad()
 
 
@@ -73,6 +79,10 @@ class OneDevice(Side, ABC):
     @abstractmethod
     def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
         """The outputs for inputs by index; buffers are written back."""
+
+    def findings(self) -> Sequence[CheckRow]:
+        """What this side finds of the program beside the tensors that both compute; asked for after its forwards."""
+        return ()
 
 
 class SingleDevice(OneDevice):

@@ -2,7 +2,8 @@
 
 Both sides start from the same seeded random values (`random_values.py`) and take the same AdamW steps, each step on a
 batch of its own, the first on two whose gradients add up. Every output that is differentiated has a random tangent.
-Compared are outputs and gradients of the first step, then parameters and buffers after the last.
+Compared are outputs and gradients of the first step, then parameters and buffers after the last. One forward and
+backward more is compared in each of the other regimes of values (`other_regimes.py`).
 
 In float32 and float64, errors are relative to the largest magnitude of the reference tensor. A tensor that differs is
 nothing but rounding only if the reference's own changes as much when its inputs change in their last places. In shorter
@@ -28,8 +29,10 @@ from . import random_values
 from .judging import WithinEagerError, WithinTolerance
 from .machine import refuse_beyond_machine
 from .model_and_program import AllRanks, Key, OneDevice, SingleDevice
-from .recording import Recording, StepInputs, record
+from .other_regimes import Sides
+from .recording import Recording, StepInputs, record, record_once
 from .reduction_dtypes import wrong_reductions
+from .regimes import Regime
 from .report import TOLERANCES, CheckReport, CheckRow, Verdict
 from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
@@ -81,9 +84,15 @@ def check(
     )
     one_device = _OneDevice(stated, reference, expected)
     session = ranks(program)
+
+    def on_ranks(values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
+        model = side(session, values)
+        return record_once(stated, model, model.forward, given)
+
     try:
         program_side = side(session, values)
         recording = record(stated, program_side, program_side.forward, given)
+        others = Sides(stated, on_ranks, one_device.once).compare(values, given)
     finally:
         session.close()
     rows = [
@@ -91,8 +100,9 @@ def check(
         *wrong_reductions(program),
         *one_device.judge(recording, values, given),
     ]
-    rows += without_a_row(rows, reference)
-    return CheckReport(tuple(rows), dtype, steps if trains else 0, seed)
+    rows += [*without_a_row(rows, reference), *others.rows]
+    regimes = (Regime.NORMAL, *others.equal)
+    return CheckReport(tuple(rows), dtype, steps if trains else 0, seed, tuple(map(str, regimes)))
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,21 @@ class _OneDevice:
 
     def judge(self, program: Recording, values: Mapping[Key, Tensor], given: StepInputs) -> list[CheckRow]:
         """The rows of the program's recording."""
+        model = self.expected(self.program, self.reference, values)
+        own = self._recorded(self.program, model, given)
+        return [*model.findings(), *self._rows(program, own, values, given)]
+
+    def once(self, values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
+        """One forward and backward."""
+        model = self.expected(self.program, self.reference, values)
+        return record_once(
+            self.program, model, lambda inputs: forward(self.program, self.reference, model, inputs), given
+        )
+
+    def _rows(
+        self, program: Recording, own: Recording, values: Mapping[Key, Tensor], given: StepInputs
+    ) -> list[CheckRow]:
         dtype, steps = self.program.manifest.dtype, given.steps
-        own = self._record(self.program, values, given)
         if dtype not in TOLERANCES:
             raised, raised_values = in_float64(self.program, values)
             exact = self._record(raised, raised_values, given.altered(raise_float))
@@ -119,7 +142,9 @@ class _OneDevice:
         return WithinTolerance(own, dtype, TOLERANCES[dtype], steps, changed).rows(program)
 
     def _record(self, program: Program, values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
-        model = self.expected(program, self.reference, values)
+        return self._recorded(program, self.expected(program, self.reference, values), given)
+
+    def _recorded(self, program: Program, model: OneDevice, given: StepInputs) -> Recording:
         return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), given)
 
 

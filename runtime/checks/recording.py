@@ -74,6 +74,11 @@ class StepInputs:
             self._tangents.append(self.draw_tangents(outputs))
         return self._tangents[forward]
 
+    @property
+    def have_floats(self) -> bool:
+        """Whether some input is floating."""
+        return any(value.is_floating_point() for inputs in self._inputs for value in inputs.values())
+
     def altered(self, alter: Callable[[Tensor], Tensor]) -> StepInputs:
         """The same inputs with their floating tensors altered; the tangents are the same."""
         changed: list[Inputs] = [
@@ -83,10 +88,24 @@ class StepInputs:
         return StepInputs(self.draw, self.draw_tangents, self.steps, changed, self._tangents)
 
 
+def record_once(program: Program, side: OneDevice | AllRanks, forward: Forward, given: StepInputs) -> Recording:
+    """Let one side make the first forward, and its backward in train mode; no optimizer step."""
+    inputs = _leaves(program, given.inputs(0))
+    outputs = forward(inputs)
+    recording = Recording(dict(zip(_names(program), (output.detach() for output in outputs), strict=True)))
+    if program.manifest.mode == "train":
+        backward(outputs, given.tangents(0, outputs))
+        gradients = {name: gradient.detach().clone() for name, gradient in side.gradients().items()}
+        recording.gradients = gradients | _input_gradients(program, inputs)
+        side.clear()
+    recording.buffers = dict(side.buffers if isinstance(side, AllRanks) else side.changed)
+    return recording
+
+
 def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given: StepInputs) -> Recording:
     """Let one side take all steps; in infer mode one forward."""
     recording = Recording()
-    names = [output.name or str(output.index) for output in program.results_of_kind("output")]
+    names = _names(program)
     trains = program.manifest.mode == "train"
     count = 0
     for step in range(given.steps if trains else 1):
@@ -109,6 +128,10 @@ def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given
         recording.parameters = {name: value.detach().clone() for name, value in side.whole().items()}
     recording.buffers = dict(side.buffers if isinstance(side, AllRanks) else side.changed)
     return recording
+
+
+def _names(program: Program) -> list[str]:
+    return [output.name or str(output.index) for output in program.results_of_kind("output")]
 
 
 def _leaves(program: Program, inputs: Inputs) -> dict[int | None, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,6 +13,11 @@ TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
 """By dtype: the accepted error, relative to the reference tensor's largest magnitude."""
 EAGER_FACTOR = 4
 """In other dtypes: the accepted error against float64, as a multiple of that of eager mode in the same dtype."""
+
+
+WEIGHTS, OP_DTYPES = "weights", "dtype"
+"""The kinds of rows for which nothing is computed: on a program's first values, and on lines of the model that compute
+in other dtypes than eager PyTorch does."""
 
 
 class Verdict(StrEnum):
@@ -25,9 +31,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One tensor: `kind` is output, gradient, parameter (after the optimizer's steps), buffer or reduction.
+    """One tensor: `kind` is weights, output, gradient, parameter (after all optimizer steps), buffer, or one below.
 
-    A reduction has a row only where it is computed in another dtype than the plan says.
+    A reduction has a row only where it is computed in another dtype than the plan says, a line of the model (`dtype`)
+    where it computes in another than eager PyTorch.
     """
 
     kind: str
@@ -36,6 +43,11 @@ class CheckRow:
     """Largest difference, relative to the reference's largest magnitude; infinite where a value is not finite."""
     verdict: Verdict
     note: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the verdict is that it differs."""
+        return self.verdict is Verdict.DIFFERS
 
     def to_json(self) -> dict[str, Json]:
         """One JSON object; an error that is not finite becomes a string."""
@@ -53,6 +65,8 @@ class CheckReport:
     dtype: str
     steps: int
     seed: int
+    regimes: tuple[str, ...] = ()
+    """The regimes of values (`regimes.py`): that of the optimizer's steps, and the others in which nothing differs."""
 
     @property
     def tolerance(self) -> float | None:
@@ -61,13 +75,13 @@ class CheckReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing differs and at least one tensor was compared."""
-        return not self._has(Verdict.DIFFERS) and self._has(Verdict.EQUAL)
+        """Whether nothing differs and at least one computed tensor was compared."""
+        return not self._differs and self._compared
 
     @property
     def is_unjudged(self) -> bool:
         """Whether nothing differs, but nothing could be compared either."""
-        return not self._has(Verdict.DIFFERS) and not self._has(Verdict.EQUAL)
+        return not self._differs and not self._compared
 
     @property
     def criterion(self) -> str:
@@ -85,9 +99,30 @@ class CheckReport:
         verdict = "passed" if self.passed else "not judged" if self.is_unjudged else "differs"
         return {
             "passed": self.passed, "verdict": verdict, "dtype": self.dtype, "tolerance": self.tolerance,
-            "criterion": self.criterion, "steps": self.steps, "seed": self.seed,
+            "criterion": self.criterion, "steps": self.steps, "seed": self.seed, "regimes": list(self.regimes),
             "rows": [row.to_json() for row in self.rows],
         }  # fmt: skip
 
-    def _has(self, verdict: Verdict) -> bool:
-        return any(row.verdict is verdict for row in self.rows)
+    @property
+    def computed(self) -> tuple[CheckRow, ...]:
+        """The rows of what the program computes."""
+        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES))
+
+    @property
+    def failures(self) -> str:
+        """What differs, as a sentence without its end; empty where nothing does."""
+        differing = Counter(row.kind if row.kind in (WEIGHTS, OP_DTYPES) else "" for row in self.rows if row.differs)
+        parts = (
+            ("", f"tensors are not {self.criterion}"),
+            (WEIGHTS, "of the first weights are not the target's"),
+            (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
+        )
+        return ", and ".join(f"{differing[kind]} {text}" for kind, text in parts if differing[kind])
+
+    @property
+    def _differs(self) -> bool:
+        return any(row.differs for row in self.rows)
+
+    @property
+    def _compared(self) -> bool:
+        return any(row.verdict is Verdict.EQUAL for row in self.computed)

@@ -32,9 +32,9 @@ Changes = Mapping[tuple[str, str], float]
 """By (kind, name): a largest absolute difference; infinite where one of two elements is not finite."""
 
 
-def perturbation(program: Program) -> Callable[[Tensor], Tensor]:
+def perturbation(program: Program, seed: int = 0) -> Callable[[Tensor], Tensor]:
     """A function that moves each element of a floating tensor by a few units in its last place."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     width = _WIDTH * float(torch.finfo(DTYPES[program.manifest.dtype]).eps)
 
     def moved(value: Tensor) -> Tensor:

@@ -39,6 +39,12 @@ class _Group:
         """Reorder (members, ..) from the order of torch's group to coordinate order."""
         return parts if self.torch_positions is None else parts[list(self.torch_positions)]
 
+    def partners(self, rank: int, shift: int) -> tuple[int, int]:
+        """The positions in torch's group of the members `shift` after and `shift` before a rank."""
+        own, size = self.members.index(rank), len(self.members)
+        positions = self.torch_positions or range(size)
+        return positions[(own + shift) % size], positions[(own - shift) % size]
+
 
 class Phase(IntEnum):
     """The halves of a step, which communicate over connections of their own.
@@ -126,6 +132,14 @@ class DistributedCommunicator:
         return handle.then(
             lambda received: _concatenated(group.to_coordinate_order(received), concat_dim % tensor.dim())
         )
+
+    def permute_start(self, tensor: Tensor, axes: Sequence[str], shift: int, where: str = "") -> Completed | _Handle:
+        """See `Communicator.permute_start`."""
+        group = self._group(axes)
+        if group is None or shift % len(group.members) == 0:
+            return Completed(tensor)
+        to, source = group.partners(self.rank, shift)
+        return self._start(group, where, group.collectives.permute, tensor.contiguous(), to, source)
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""

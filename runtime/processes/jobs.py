@@ -57,7 +57,11 @@ def check_processes(
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
     return CheckReport(
-        fields.list_of("rows", _row), fields.string("dtype"), fields.integer("steps"), fields.integer("seed")
+        fields.list_of("rows", _row),
+        fields.string("dtype"),
+        fields.integer("steps"),
+        fields.integer("seed"),
+        fields.strings("regimes"),
     )
 
 

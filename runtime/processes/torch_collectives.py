@@ -45,6 +45,10 @@ class GroupCollectives(Protocol):
         """(members, *shape) to (members, *shape): part i goes to member i."""
         ...
 
+    def permute(self, tensor: Tensor, destination: int, source: int) -> Started:
+        """The tensor of the member at position `source`, of equal shape; this one's goes to that at `destination`."""
+        ...
+
 
 def collectives_for(group: dist.ProcessGroup, order: Sequence[int], device: torch.device) -> GroupCollectives:
     """The collectives of `group` for tensors on `device`; local sums add members in `order`."""
@@ -79,6 +83,14 @@ class BackendCollectives:
         """See `GroupCollectives.all_to_all`."""
         result = torch.empty_like(parts)
         return _work(dist.all_to_all_single(result, parts, group=self._group, async_op=True)), lambda: result
+
+    def permute(self, tensor: Tensor, destination: int, source: int) -> Started:
+        """See `GroupCollectives.permute`."""
+        result = torch.empty_like(tensor)
+        received, sent = ([tensor.numel() * (i == p) for i in range(self._size)] for p in (source, destination))
+        flat = result.flatten(), tensor.flatten()
+        work = dist.all_to_all_single(*flat, received, sent, group=self._group, async_op=True)
+        return _work(work), lambda: result
 
 
 class GlooCollectives(BackendCollectives):

@@ -21,6 +21,7 @@ COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.all_gather_start": frozenset({"axes", "dim"}),
     "comm.reduce_scatter_start": frozenset({"axes", "dim", "reduce"}),
     "comm.all_to_all_start": frozenset({"axes", "split_dim", "concat_dim"}),
+    "comm.permute_start": frozenset({"axes", "shift"}),
 }
 """Collectives and their keywords. Each returns a handle, from which `comm.wait` gets the tensor."""
 

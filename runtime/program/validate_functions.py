@@ -94,6 +94,8 @@ class FunctionValidator:
         elif instruction.op in OWN_OPS:
             mesh = self._mesh_with_microbatches if depends_on_microbatch(instruction) else self._mesh
             _own_op(instruction, mesh, path)
+            if instruction.op == "comm.permute_start":
+                self._permute(instruction, path)
         else:
             op = torch_op(instruction.op, path)
             if op.only_in_references:
@@ -146,6 +148,13 @@ class FunctionValidator:
         missing = index is None and needs_microbatch and count is not None
         require(not missing, f"{path}: it is missing, but the function is called for {count} microbatches")
 
+    def _permute(self, instruction: Instruction, path: str) -> None:
+        axes, stages = instruction.kwargs["axes"], self._pipeline and self._pipeline.axis
+        crosses = isinstance(axes, list | tuple) and stages in axes
+        require(
+            not crosses, f"{path}.kwargs.axes: a permute may not cross stages, which exchange messages on '{stages}'"
+        )
+
     def _message(self, instruction: Instruction, path: str) -> None:
         expected = MESSAGES[instruction.op]
         names = MESSAGE_NAMES[instruction.op] & instruction.kwargs.keys()
@@ -193,6 +202,8 @@ def _own_op(instruction: Instruction, mesh: RankMesh, path: str) -> None:
             require_axes(value, mesh, f"{path}.kwargs.axes")
         elif key == "reduce":
             require(value in _REDUCES, f"{path}.kwargs.reduce: {value!r} is not one of {', '.join(sorted(_REDUCES))}")
+        elif key == "shift":
+            require(type(value) is int, f"{path}.kwargs.shift: {value!r} is not a whole number")
         elif key not in ("fill", MICROBATCH_INDEX):
             require(isinstance(value, int) and value >= 0, f"{path}.kwargs.{key}: {value!r} is not a size or a dim")
 

@@ -131,6 +131,7 @@ class Executor:
             "comm.all_gather_start": communicator.all_gather_start,
             "comm.reduce_scatter_start": communicator.reduce_scatter_start,
             "comm.all_to_all_start": communicator.all_to_all_start,
+            "comm.permute_start": communicator.permute_start,
             "comm.send": communicator.send,
             "comm.receive_start": communicator.receive_start,
             "rank.shard": rank_ops.shard,

@@ -261,6 +261,7 @@ _PARAMETERS = {
     "comm.all_gather_start": ("axes", "dim"),
     "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
     "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
+    "comm.permute_start": ("axes", "shift"),
     "comm.send": ("axis", "peer"),
     "comm.receive_start": ("axis", "peer", "size", "dtype"),
     "rank.shard": ("axes", "dim", "chunk"),

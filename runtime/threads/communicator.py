@@ -222,6 +222,10 @@ class InProcessCommunicator:
         self._check_divisible(tensor, axes, split_dim, "all_to_all", where)
         return self._start("all_to_all", tensor, axes, (("split_dim", split_dim), ("concat_dim", concat_dim)), where)
 
+    def permute_start(self, tensor: Tensor, axes: Sequence[str], shift: int, where: str = "") -> _Handle:
+        """See `Communicator.permute_start`."""
+        return self._start("permute", tensor, axes, (("shift", shift),), where)
+
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""
         to = self._group.mesh.peer(self.rank, axis, peer)

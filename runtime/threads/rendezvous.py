@@ -95,20 +95,22 @@ def shared_result(call: Call, tensors: list[Tensor]) -> Tensor | None:
         if call.op == "all_reduce":
             return _reduced(tensors, str(options["reduce"]))
         if call.op == "all_gather":
-            return torch.cat(tensors, dim=_dim(options["dim"]))
+            return torch.cat(tensors, dim=_integer(options["dim"]))
     return None
 
 
 def own_result(call: Call, tensors: list[Tensor], position: int) -> Tensor:
     """The result of the member at `position`."""
     options = dict(call.options)
-    along = _dim(options["dim"] if call.op == "reduce_scatter" else options["split_dim"])
+    if call.op == "permute":
+        return tensors[(position - _integer(options["shift"])) % len(tensors)]
+    along = _integer(options["dim"] if call.op == "reduce_scatter" else options["split_dim"])
     chunk = call.shape[along] // len(tensors)
     with torch.no_grad():
         chunks = [tensor.narrow(along, position * chunk, chunk) for tensor in tensors]
         if call.op == "reduce_scatter":
             return _reduced(chunks, str(options["reduce"]))
-        return torch.cat(chunks, dim=_dim(options["concat_dim"]))
+        return torch.cat(chunks, dim=_integer(options["concat_dim"]))
 
 
 def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:
@@ -121,7 +123,7 @@ def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:
     return total
 
 
-def _dim(value: object) -> int:
+def _integer(value: object) -> int:
     assert isinstance(value, int), "options of collectives are made in this file"
     return value
 

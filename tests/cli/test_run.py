@@ -49,7 +49,7 @@ def test_a_check_against_a_target_runs_the_uncompiled_model(stretto: Command, pr
     assert done.code == 0 and report["passed"] and report["tolerance"] == 1e-9 and report["steps"] == 3
     assert report["reference"]["live"] and "model.py" in report["reference"]["what"]
     kinds = {row["kind"] for row in report["rows"]}
-    assert kinds == {"output", "gradient", "parameter"}
+    assert kinds == {"output", "gradient", "parameter", "weights"}
     assert max(row["error"] for row in report["rows"] if row["verdict"] == "equal") < 1e-9
     assert "the model's file prints" in done.err, "and not on stdout"
 
@@ -57,7 +57,7 @@ def test_a_check_against_a_target_runs_the_uncompiled_model(stretto: Command, pr
 def test_a_hugging_face_model_is_checked_live(stretto: Command, llama: Path, sources: Path) -> None:
     report = json.loads(stretto("run", llama, "--check", "--against", f"hf:{sources / 'llama.json'}", "--json").out)
     assert report["passed"] and report["reference"]["live"]
-    assert {row["kind"] for row in report["rows"]} == {"output"}
+    assert {row["kind"] for row in report["rows"]} == {"output", "weights"}
 
 
 def test_a_target_that_has_changed_since_is_said_to_have(

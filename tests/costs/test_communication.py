@@ -17,5 +17,10 @@ def test_an_all_reduce_is_a_reduce_scatter_and_an_all_gather() -> None:
     assert sent_bytes("all_reduce", 640, 4) == sum(parts)
 
 
+@pytest.mark.parametrize(("ranks", "sent"), [(1, 0), (2, 640), (8, 640)])
+def test_a_permute_sends_the_whole_tensor_once(ranks: int, sent: int) -> None:
+    assert sent_bytes("permute", 640, ranks) == ring_bytes("permute", 640, ranks) == sent
+
+
 def test_reports_round_down() -> None:
     assert (ring_bytes("all_gather", 10, 3), ring_bytes("all_reduce", 10, 3)) == (6, 12)

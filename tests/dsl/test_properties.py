@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from stretto.dsl import (
@@ -82,9 +83,16 @@ def plans(draw: st.DrawFn) -> Plan:
         raise
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(plans())
 def test_print_then_parse_gives_an_equal_plan(plan: Plan) -> None:
+    assert Plan.parse(str(plan)) == plan
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(plans())
+def test_print_then_parse_gives_an_equal_plan_at_length(plan: Plan) -> None:
     assert Plan.parse(str(plan)) == plan
 
 

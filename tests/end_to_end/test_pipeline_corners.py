@@ -10,8 +10,9 @@ from stretto.frontend.captured import Mode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..subsets import some
 from .staged_models import IGNORED, Staged, assert_equal, captured, compiled
-from .test_pipeline_features import CLASSES, ROWS, WIDTH, Net, plan, some, staged_model, trains
+from .test_pipeline_features import CLASSES, ROWS, WIDTH, Net, plan, staged_model, trains, under
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +40,9 @@ class Following(Net):
         return output
 
 
-def test_a_buffer_may_follow_activations_of_a_late_stage() -> None:
-    trains(Following(), plan("1f1b"), plan("zb-v", mesh=", dp=2"))
+@under(plan("zb-v", mesh=", dp=2"), slow=[plan("1f1b")])
+def test_a_buffer_may_follow_activations_of_a_late_stage(text: str) -> None:
+    trains(Following(), text)
 
 
 class Normalized(Net):
@@ -59,9 +61,10 @@ class Normalized(Net):
         return F.cross_entropy(scores, labels, ignore_index=IGNORED) + 0.01 * penalty
 
 
+@pytest.mark.parametrize("mesh", some(", dp=2", ""))
 @pytest.mark.parametrize("schedule", some("zb-h1", "1f1b", "zb-v"))
-def test_what_is_made_of_parameters_alone_is_made_once(schedule: str) -> None:
-    trains(Normalized(), plan(schedule), plan(schedule, mesh=", dp=2"))
+def test_what_is_made_of_parameters_alone_is_made_once(schedule: str, mesh: str) -> None:
+    trains(Normalized(), plan(schedule, mesh=mesh))
 
 
 class Numbered(Net):
@@ -75,8 +78,9 @@ class Numbered(Net):
         return super().scores(x + self.places(torch.arange(x.shape[0])) * x.shape[0])
 
 
-def test_rows_know_their_number_in_the_whole_batch() -> None:
-    trains(Numbered(), plan("1f1b"), plan("zb-v", mesh=", dp=2"))
+@under(plan("zb-v", mesh=", dp=2"), slow=[plan("1f1b")])
+def test_rows_know_their_number_in_the_whole_batch(text: str) -> None:
+    trains(Numbered(), text)
 
 
 class Shared(Net):
@@ -88,8 +92,9 @@ class Shared(Net):
             self.layers[index] = self.layers[0]
 
 
-def test_a_layer_may_be_in_all_stages() -> None:
-    trains(Shared(), plan("1f1b", pp=4), plan("zb-h1", pp=4), plan("zb-v"), plan("interleaved", mesh=", tp=2"))
+@under(plan("zb-h1", pp=4), slow=[plan("1f1b", pp=4), plan("zb-v"), plan("interleaved", mesh=", tp=2")])
+def test_a_layer_may_be_in_all_stages(text: str) -> None:
+    trains(Shared(), text)
 
 
 class Beside(Net):
@@ -111,16 +116,16 @@ class Beside(Net):
         }
 
 
-def test_a_forward_may_return_anything_beside_the_loss() -> None:
-    trains(Beside(), plan("1f1b"), plan("zb-v"), plan("1f1b", pp=3, mesh=", dp=2"), loss_only=False)
+@under(plan("1f1b", pp=3, mesh=", dp=2"), slow=[plan("1f1b"), plan("zb-v")])
+def test_a_forward_may_return_anything_beside_the_loss(text: str) -> None:
+    trains(Beside(), text, loss_only=False)
 
 
-def test_inputs_may_want_gradients() -> None:
+@under(plan("zb-h1", mesh=", dp=2"), slow=[plan("1f1b"), plan("zb-h1"), plan("zb-v")])
+def test_inputs_may_want_gradients(text: str) -> None:
     staged = staged_model(Net())
     staged.inputs["x"].requires_grad_()
-    step = captured(staged)
-    for schedule in (plan("1f1b"), plan("zb-h1"), plan("zb-v"), plan("zb-h1", mesh=", dp=2")):
-        assert_equal(compiled(staged, step, schedule))
+    assert_equal(compiled(staged, captured(staged), text))
 
 
 @pytest.mark.parametrize("mesh", some("tp=2, dp=2, pp=2", "dp=2, pp=2, tp=2", "tp=2, pp=2"))
@@ -129,9 +134,9 @@ def test_the_pipeline_axis_may_be_anywhere_in_the_mesh(mesh: str) -> None:
     trains(Net(), text)
 
 
-def test_parameters_may_be_sharded_over_the_axis_of_data() -> None:
-    shards = 'shard "*.up", "*.down" dim 0 over dp\nshard "head" dim 0 over dp\n'
-    trains(Net(), plan("1f1b", mesh=", dp=2") + shards, plan("zb-v", mesh=", dp=2") + shards)
+@under(plan("zb-v", mesh=", dp=2"), slow=[plan("1f1b", mesh=", dp=2")])
+def test_parameters_may_be_sharded_over_the_axis_of_data(text: str) -> None:
+    trains(Net(), text + 'shard "*.up", "*.down" dim 0 over dp\nshard "head" dim 0 over dp\n')
 
 
 def test_stages_may_have_another_name() -> None:
@@ -152,8 +157,9 @@ class Branches(nn.Module):
         return scores if labels is None else F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
 
-def test_towers_may_lie_in_different_stages() -> None:
-    trains(Branches(), plan("1f1b"), plan("zb-h1", pp=4), plan("zb-v"))
+@under(plan("zb-v"), slow=[plan("1f1b"), plan("zb-h1", pp=4)])
+def test_towers_may_lie_in_different_stages(text: str) -> None:
+    trains(Branches(), text)
 
 
 class Several(Net):
@@ -163,11 +169,10 @@ class Several(Net):
         return F.cross_entropy(self.scores(x * scale), labels, ignore_index=IGNORED)
 
 
-def test_a_number_may_be_an_input() -> None:
+@under(plan("zb-v", mesh=", dp=2"), slow=[plan("1f1b")])
+def test_a_number_may_be_an_input(text: str) -> None:
     staged = staged_model(Several(), scale=torch.tensor(0.5))
-    step = captured(staged)
-    for schedule in (plan("1f1b"), plan("zb-v", mesh=", dp=2")):
-        assert_equal(compiled(staged, step, schedule))
+    assert_equal(compiled(staged, captured(staged), text))
 
 
 class Sequences(Net):
@@ -178,12 +183,11 @@ class Sequences(Net):
         return scores if labels is None else F.cross_entropy(scores.flatten(0, 1), labels.flatten())
 
 
-def test_sequences_may_be_sharded_beside_stages() -> None:
+@under(plan("zb-v", mesh=", tp=2"), slow=[plan("1f1b", mesh=", tp=2")])
+def test_sequences_may_be_sharded_beside_stages(text: str) -> None:
     inputs = {"x": torch.randn(ROWS, 4, WIDTH), "labels": torch.zeros(ROWS, 4, dtype=torch.int64)}
     staged = Staged(Sequences(), inputs, {"labels": {"high": CLASSES, "ignore_index": IGNORED}})
-    step = captured(staged)
-    for schedule in ("1f1b", "zb-v"):
-        assert_equal(compiled(staged, step, plan(schedule, mesh=", tp=2") + "shard activations tokens over tp\n"))
+    assert_equal(compiled(staged, captured(staged), f"{text}shard activations tokens over tp\n"))
 
 
 class Detached(Net):
@@ -196,8 +200,9 @@ class Detached(Net):
         return output
 
 
-def test_gradients_may_end_inside() -> None:
-    trains(Detached(), plan("1f1b"), plan("zb-h1", pp=4), plan("zb-v"))
+@under(plan("zb-h1", pp=4), slow=[plan("1f1b"), plan("zb-v")])
+def test_gradients_may_end_inside(text: str) -> None:
+    trains(Detached(), text)
 
 
 class Late(Net):
@@ -207,8 +212,9 @@ class Late(Net):
         return super().scores(x.cumsum(-1).softmax(-1))
 
 
-def test_a_model_may_begin_without_parameters() -> None:
-    trains(Late(), plan("1f1b"), plan("zb-v"))
+@under(plan("1f1b"), slow=[plan("zb-v")])
+def test_a_model_may_begin_without_parameters(text: str) -> None:
+    trains(Late(), text)
 
 
 def test_a_frozen_model_infers() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,18 +14,10 @@ from stretto.runtime.checks.report import CheckReport
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..subsets import only, some
 from .staged_models import IGNORED, Staged, assert_equal, captured, compiled
 
 ROWS, WIDTH, CLASSES = 8, 6, 5
-
-
-def some(first: Any, *others: Any) -> list[Any]:
-    """Parameters of a test of which the first alone is in the default run."""
-    slow = pytest.mark.slow
-    return [
-        first,
-        *(pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=slow) for case in others),
-    ]
 
 
 class Layer(nn.Module):
@@ -72,6 +67,13 @@ def plan(schedule: str = "zb-h1", microbatches: int = 4, pp: int = 2, more: str 
     return f"mesh (pp={pp}{mesh})\n{shards}pipeline over pp {{ {text} }}\n"
 
 
+def under(*default: str, slow: Sequence[str] = ()) -> pytest.MarkDecorator:
+    """A test under each of some plans, its `text`; the default run has those that are not slow."""
+    plans = [*default, *slow]
+    ids = [" ".join(re.findall(r"(?<=mesh \()[^)]*|(?<=schedule )\S+", text)) for text in plans]
+    return pytest.mark.parametrize("text", only(default, plans), ids=ids)
+
+
 def trains(model: nn.Module, *plans: str, **how: Any) -> list[CheckReport]:
     staged = staged_model(model)
     step = captured(staged, **how)
@@ -90,9 +92,10 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.parametrize("mesh", some(", dp=2, tp=2", ", tp=2", ", dp=2"))
 @pytest.mark.parametrize("schedule", some("dualpipe-v", "1f1b", "zb-h1", "zb-v"))
-def test_tensors_are_sharded_beside_stages(schedule: str) -> None:
-    trains(Net(), plan(schedule, mesh=", tp=2"), plan(schedule, mesh=", dp=2, tp=2"), plan(schedule, mesh=", dp=2"))
+def test_tensors_are_sharded_beside_stages(schedule: str, mesh: str) -> None:
+    trains(Net(), plan(schedule, mesh=mesh))
 
 
 @pytest.mark.parametrize("schedule", some("zb-v", "gpipe", "interleaved"))
@@ -100,27 +103,39 @@ def test_one_stage_and_one_microbatch_are_a_pipeline_too(schedule: str) -> None:
     trains(Net(), plan(schedule, 1, 1), plan(schedule, 4, 1), plan(schedule, 1, 2))
 
 
-def test_stages_are_cut_inside_layers() -> None:
-    trains(Net(1), plan("1f1b", pp=4), plan("zb-h1", pp=3), plan("zb-v", pp=2))
+@under(plan("1f1b", pp=4), slow=[plan("zb-h1", pp=3), plan("zb-v", pp=2)])
+def test_stages_are_cut_inside_layers(text: str) -> None:
+    trains(Net(1), text)
 
 
-def test_the_plan_says_where_stages_begin_and_how_they_are_balanced() -> None:
-    cuts = ('split "layers.1"', 'split "layers.0.down"', "balance memory", "balance layers", 'split "head"')
-    trains(Net(), *(plan("zb-h1", more=cut) for cut in cuts))
-    trains(Net(), *(plan("interleaved", more=item) for item in ('split "layers.{1,2}", "head"', "balance layers")))
+CUTS = ['split "layers.0.down"', "balance memory", 'split "layers.1"', "balance layers", 'split "head"']
+INTERLEAVED_CUTS = ['split "layers.{1,2}", "head"', "balance layers"]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "cut"),
+    only(
+        [("zb-h1", CUTS[0]), ("zb-h1", CUTS[1]), ("interleaved", INTERLEAVED_CUTS[0])],
+        [*product(["zb-h1"], CUTS), *product(["interleaved"], INTERLEAVED_CUTS)],
+    ),
+)
+def test_the_plan_says_where_stages_begin_and_how_they_are_balanced(schedule: str, cut: str) -> None:
+    trains(Net(), plan(schedule, more=cut))
+
+
+@under(plan("zb-h1", pp=3), slow=[plan("1f1b"), plan("zb-v")])
 @pytest.mark.parametrize("frozen", some("layers.0", "layers.1.up", "head", "layers"))
-def test_frozen_parameters_have_no_gradient(frozen: str) -> None:
+def test_frozen_parameters_have_no_gradient(frozen: str, text: str) -> None:
     model = Net()
     model.get_submodule(frozen).requires_grad_(False)
-    trains(model, plan("1f1b"), plan("zb-h1", pp=3), plan("zb-v"))
+    trains(model, text)
 
 
-def test_parameters_that_nothing_uses_belong_to_the_first_stage() -> None:
+@under(plan("zb-v"), slow=[plan("1f1b")])
+def test_parameters_that_nothing_uses_belong_to_the_first_stage(text: str) -> None:
     model = Net()
     model.spare = nn.Linear(3, 3)
-    trains(model, plan("1f1b"), plan("zb-v"))
+    trains(model, text)
 
 
 class Tied(Net):
@@ -137,9 +152,10 @@ class Tied(Net):
         return super().scores(x) + x @ self.embed.weight
 
 
+@pytest.mark.parametrize("schedule", some("zb-v", "1f1b", "zb-h1", "interleaved"))
 @pytest.mark.parametrize("mesh", some(", tp=2", "", ", dp=2"))
-def test_weights_that_stages_share_get_the_sum_of_their_gradients(mesh: str) -> None:
-    trains(Tied(), *(plan(schedule, pp=2, mesh=mesh) for schedule in ("1f1b", "zb-h1", "zb-v", "interleaved")))
+def test_weights_that_stages_share_get_the_sum_of_their_gradients(mesh: str, schedule: str) -> None:
+    trains(Tied(), plan(schedule, pp=2, mesh=mesh))
 
 
 class Counting(Net):
@@ -162,8 +178,9 @@ class Counting(Net):
         return super().scores(x * self.scale)
 
 
-def test_buffers_are_read_and_written_once_a_step() -> None:
-    trains(Counting(), plan("1f1b"), plan("zb-h1"), plan("zb-v", mesh=", dp=2"))
+@under(plan("zb-v", mesh=", dp=2"), slow=[plan("1f1b"), plan("zb-h1")])
+def test_buffers_are_read_and_written_once_a_step(text: str) -> None:
+    trains(Counting(), text)
 
 
 class Saying(Net):
@@ -178,8 +195,9 @@ class Saying(Net):
         return {"loss": loss, "scores": scores.detach(), "right": right, "x": x * 2}
 
 
-def test_outputs_beside_the_loss_are_returned_too() -> None:
-    trains(Saying(), plan("1f1b"), plan("zb-v"), plan("zb-h1", mesh=", dp=2, tp=2"), loss_only=False)
+@under(plan("zb-h1", mesh=", dp=2, tp=2"), slow=[plan("1f1b"), plan("zb-v")])
+def test_outputs_beside_the_loss_are_returned_too(text: str) -> None:
+    trains(Saying(), text, loss_only=False)
 
 
 @pytest.mark.parametrize("kind", some(Saying, Net, Counting))
@@ -187,7 +205,8 @@ def test_results_of_inference_are_global(kind: type[Net]) -> None:
     infers(kind(), plan("forward-only"), plan("1f1b", pp=3), plan("zb-v", mesh=", tp=2"), plan("1f1b", mesh=", dp=2"))
 
 
-def test_losses_count_the_tokens_of_the_whole_batch() -> None:
+@under(plan("zb-v", 4, mesh=", dp=2"), slow=[plan("1f1b", 8)])
+def test_losses_count_the_tokens_of_the_whole_batch(text: str) -> None:
     class Weighted(Net):
         def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
             scores = self.scores(x)
@@ -197,18 +216,19 @@ def test_losses_count_the_tokens_of_the_whole_batch() -> None:
             losses = F.cross_entropy(scores, labels.clamp(min=0), reduction="none")
             return (losses * kept * (labels + 1)).sum() / kept.sum()
 
-    trains(Weighted(), plan("1f1b", 8), plan("zb-v", 4, mesh=", dp=2"))
+    trains(Weighted(), text)
 
 
 def test_floats_that_cross_may_be_cast() -> None:
     trains(Net(), plan("1f1b", more="transfer bf16"), plan("zb-v", more="transfer fp16", mesh=", tp=2"))
 
 
-def test_layers_compute_in_another_dtype() -> None:
-    text = "\nprecision { compute bf16  reduce fp32 }"
-    trains(Net(), plan("1f1b") + text, plan("zb-h1", mesh=", tp=2") + text, compute=torch.bfloat16)
+@under(plan("zb-h1", mesh=", tp=2"), slow=[plan("1f1b")])
+def test_layers_compute_in_another_dtype(text: str) -> None:
+    trains(Net(), f"{text}\nprecision {{ compute bf16  reduce fp32 }}", compute=torch.bfloat16)
 
 
+@pytest.mark.parametrize(("schedule", "mesh"), some(("zb-v", ", tp=2"), ("1f1b", "")))
 @pytest.mark.parametrize("microbatches", some(4, 1, 2, 8))
-def test_masks_of_dropout_are_those_of_one_device(microbatches: int) -> None:
-    trains(Net(drop=0.4), plan("1f1b", microbatches), plan("zb-v", microbatches, mesh=", tp=2"))
+def test_masks_of_dropout_are_those_of_one_device(microbatches: int, schedule: str, mesh: str) -> None:
+    trains(Net(drop=0.4), plan(schedule, microbatches, mesh=mesh))

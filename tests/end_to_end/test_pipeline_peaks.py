@@ -12,6 +12,7 @@ from stretto.runtime.program.program import Program
 from stretto.schedules import Costs, Request, generate
 from stretto.schedules.figures import peaks
 
+from ..subsets import only
 from .staged_models import Staged, captured, compiled, skipping
 
 P, M = 4, 8
@@ -32,6 +33,9 @@ PUBLISHED = {
 
 The constants that papers leave open are 1 for V-Half and 2 for V-Min.
 """
+
+DEFAULT = ("1f1b", "interleaved", "zb-h1", "zb-v", "v-half", "dualpipe-v")
+"""The schedules of the default run."""
 
 
 @cache
@@ -65,7 +69,7 @@ def peak_activations(program: Program) -> tuple[float, ...]:
     return tuple(peaks)
 
 
-@pytest.mark.parametrize("schedule", PUBLISHED)
+@pytest.mark.parametrize("schedule", only(DEFAULT, PUBLISHED))
 def test_no_more_waits_for_backwards_than_is_published(schedule: str) -> None:
     text = f"mesh (pp={P})\npipeline over pp {{ schedule {schedule}  microbatches {M}  times 1, 1, 1, 0 }}"
     program = compiled(*step(), text)

@@ -9,12 +9,13 @@ from stretto.passes.manager import Step
 from stretto.passes.overlap.split_all_reduce import SplitAllReduce
 from stretto.runtime.checks.program_check import check
 
+from ..subsets import some
 from .checking import assert_report, compiled
 from .models import Size, gpt, plan
 from .traffic import messages
 
 
-@pytest.mark.parametrize("mesh", ["dp=2, tp=2", "tp=4"])
+@pytest.mark.parametrize("mesh", some("dp=2, tp=2", "tp=4"))
 def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = compile_program.default_pipeline
 

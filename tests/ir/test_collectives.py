@@ -11,6 +11,7 @@ CONSTANTS: dict[str, list[object]] = {
     "comm.all_gather": [["tp"], 1],
     "comm.reduce_scatter": [["tp"], 0, "sum"],
     "comm.all_to_all": [["tp"], 0, 1],
+    "comm.permute": [["tp"], 1],
 }
 
 

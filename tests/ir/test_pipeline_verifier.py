@@ -47,6 +47,7 @@ def test_modules_in_segments_and_in_order_are_valid() -> None:
         ('axis = "pp"', 'axis = "dp"', 'along the pipeline axis "pp", not along "dp"'),
         ("peer = 1 : i64", "peer = 0 : i64", "stage 0 sends to or receives from itself"),
         ('axes = ["dp"]', 'axes = ["dp", "microbatch"]', "no collective may be over the microbatch axis"),
+        ('"comm.all_reduce"', '"comm.permute"', 'the constant "shift" of type int is missing'),
         ("order = 3 : i64", "order = 4 : i64", "no stage has argument 3 of the program"),
         ('name = "w0", order = 0', 'name = "w0", order = 2', 'argument 1 needs an "order" of its own'),
         ('name = "w1", order = 2', 'name = "w1", other = 2', '"order" of its own, not None'),
@@ -56,6 +57,13 @@ def test_modules_in_segments_and_in_order_are_valid() -> None:
 )  # fmt: skip
 def test_a_violation_in_a_module_in_order_is_named(old: str, new: str, says: str) -> None:
     assert says in refused(changed(old, new))
+
+
+@pytest.mark.parametrize("axes", ['["pp"]', '["dp", "pp"]'])
+def test_no_permute_is_between_stages(axes: str) -> None:
+    text = in_order().text().replace('"comm.all_reduce"', '"comm.permute"')
+    module = Module.parse(text.replace('{axes = ["dp"], reduce = "sum"}', f"{{axes = {axes}, shift = 1 : i64}}"))
+    assert 'stages on "pp" exchange messages; a permute may not cross them' in refused(module)
 
 
 def test_what_depends_on_a_microbatch_is_in_a_call_for_one() -> None:

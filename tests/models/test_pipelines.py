@@ -13,7 +13,7 @@ from .zoo import ZOO, compiled
 JOINING = ("resnet", "mixtral", "mixtral_grouped")
 """Models that join rows of different microbatches: batch norms that train, experts that sort a batch's tokens."""
 STAGED = [name for name in ZOO if name not in JOINING]
-DEFAULT = [("gpt", "pp_dp_tp.plan"), ("llama", "pp_written.plan"), ("translator", "pp.plan"), ("unet", "pp.plan")]
+DEFAULT = [("gpt", "pp_dp_tp.plan"), ("unet", "pp.plan")]
 MATRIX = [(name, "pp.plan") for name in STAGED] + [
     (name, plan) for name in ("gpt", "llama") for plan in ("pp_dp_tp.plan", "pp_written.plan")
 ]

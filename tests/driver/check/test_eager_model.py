@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.driver.check.live_model import EagerModel
+from stretto.driver.check.eager_model import EagerModel
+from stretto.driver.check.users_call import UsersCall
 from stretto.runtime.philox import RngState
 from torch import Tensor, nn
 
@@ -22,13 +26,16 @@ class Counting(nn.Module):
         return 2 * x
 
 
+CALL = UsersCall({"x": torch.ones(2)}, loss_only=False)
+
+
 def eager(captured: set[str]) -> EagerModel:
     """The model, of which the capture says that it changes some buffers."""
     model = Counting()
     return EagerModel(
         model,
-        lambda x: [model(x)],
-        [torch.ones(2)],
+        CALL,
+        {0: "x"},
         {},
         captured,
         raised=False,
@@ -47,15 +54,29 @@ def test_a_buffer_that_the_capture_does_not_change_is_refused() -> None:
         eager(set()).forward({0: torch.ones(2)})
 
 
-def test_a_buffer_that_gets_another_shape_is_a_change() -> None:
-    model = Counting()
+def test_what_a_forward_draws_in_python_is_the_same_in_every_run() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random() + float(np.random.rand())
 
-    def grows(x: Tensor) -> list[Tensor]:
-        model.calls = torch.zeros(2)
-        return [x]
+    def results(forwards: int) -> list[float]:
+        each = EagerModel(Drawing(), CALL, {0: "x"}, {}, set(), raised=False, state_of=lambda step: RngState(0, step))
+        return [float(each.forward({0: torch.ones(2)})[0][0]) for _ in range(forwards)]
+
+    before = random.getstate()
+    first = results(3)
+    assert results(3) == first and len({*first}) == 3
+    assert random.getstate() == before
+
+
+def test_a_buffer_that_gets_another_shape_is_a_change() -> None:
+    class Growing(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = torch.zeros(2)
+            return x
 
     eager_model = EagerModel(
-        model, grows, [torch.ones(2)], {}, set(), raised=False, state_of=lambda step: RngState(0, step)
+        Growing(), CALL, {0: "x"}, {}, set(), raised=False, state_of=lambda step: RngState(0, step)
     )
     with pytest.raises(StrettoError, match=r'E0665.*"calls"'):
         eager_model.forward({0: torch.ones(2)})

@@ -1,4 +1,4 @@
-"""What the processes of `test_stages.py` run: one process is one rank; results are JSON."""
+"""What the processes of `test_stages.py` run: one process is one rank."""
 
 from __future__ import annotations
 
@@ -79,9 +79,8 @@ def whole(tensor: Any) -> Tensor:
     return full
 
 
-def everything(arguments: Any) -> Any:
+def everything(_rank: int, folder: Path) -> Any:
     """All that four processes can show in one launch; they write what the test reads."""
-    folder = Path(arguments["folder"])
     staged = Staged(folder)
     extra = stretto.load_checkpoint(folder / "plain", staged.model, staged.optimizer)
     staged.move()

@@ -9,11 +9,12 @@ import stretto
 import torch
 from stretto.runtime.program.program import Program
 
+from ...subsets import only
 from ..models import DP, PLANS, TP, batch, twins
 from .test_training import assert_same_gradients
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", only(["dp", "dp_tp_sequence"], PLANS))
 def test_gradients_wait_in_no_sync_and_arrive_with_the_next_backward(plan: str) -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=PLANS[plan])

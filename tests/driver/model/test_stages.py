@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import stretto
 import torch
-from stretto.runtime.processes.launch import run_processes
 
-from tests.runtime.pipe_program import Pipe
-
+from ...forked_ranks import values_of_ranks
+from ...runtime.pipe_program import Pipe
+from . import stage_entries
 from .stage_entries import Two, batch, trained
-
-ENTRIES = Path(__file__).with_name("stage_entries.py")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, Any]]:
     """What each of four processes found."""
-    return run_processes(f"{ENTRIES}:everything", {"folder": str(folder)}, 4)  # type: ignore[return-value]
+    return values_of_ranks(stage_entries.everything, 4, folder)
 
 
 def test_a_checkpoint_of_one_device_goes_on_in_stages(ranks: list[dict[str, Any]]) -> None:

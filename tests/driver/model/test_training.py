@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import stretto
 import torch
 from torch import nn
 
+from ...subsets import only
 from ..models import PLANS, TP, PlainGPT, Small, batch, train, twins
 
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
-def test_five_steps_of_adamw_have_the_losses_of_plain_pytorch(plan: str, dtype: torch.dtype, tolerance: float) -> None:
+
+@pytest.mark.parametrize(
+    ("dtype", "plan"),
+    only([(torch.float32, "dp"), *((torch.float64, plan) for plan in PLANS)], product(TOLERANCE, PLANS)),
+    ids=str,
+)
+def test_five_steps_of_adamw_have_the_losses_of_plain_pytorch(dtype: torch.dtype, plan: str) -> None:
     model, plain = twins(dtype)
     losses = train(stretto.compile(model, plan=PLANS[plan]), 5)
-    assert losses == pytest.approx(train(plain, 5), rel=tolerance)
+    assert losses == pytest.approx(train(plain, 5), rel=TOLERANCE[dtype])
     assert losses[-1] < losses[0]
 
 

@@ -13,6 +13,7 @@ from .folder_editing import Plant, in_json, in_text, seal
 from .program_folder_faults import GPT, FolderFault, K, Q
 from .stage_folder_faults import NORMS, PIPELINE
 
+MEAN, VAR = "norm.running_mean", "norm.running_var"
 REFERENCE, MANIFEST, WEIGHTS = "reference.json", "manifest.json", "weights.safetensors"
 RIGHT = "the program is right, and a check of it asks for less"
 
@@ -149,9 +150,8 @@ REFERENCE_FAULTS: dict[str, FolderFault] = {
     "module: layer norm with another epsilon": FolderFault(GPT, in_text("1.000000e-05", "1.000000e-06")),
     "module: a reduction takes the greatest": FolderFault(GPT, in_text('reduce = "sum"', 'reduce = "max"')),
     "module: a message to another stage": FolderFault(PIPELINE, in_text("peer = 1", "peer = 0")),
-    "weights: two parameters exchanged": FolderFault(
-        GPT, weights({Q: K, K: Q}), missed="checks give parameters random values: first weights are not compared"
-    ),
+    "weights: two parameters exchanged": FolderFault(GPT, weights({Q: K, K: Q}), Finder.AGAINST),
+    "weights: two buffers exchanged": FolderFault(NORMS, weights({MEAN: VAR, VAR: MEAN}), Finder.AGAINST),
     "weights: a tensor of the forward doubled": FolderFault(
         NORMS, weights({"lifted_tensor_0": "lifted_tensor_0"}, 2.0), Finder.AGAINST
     ),

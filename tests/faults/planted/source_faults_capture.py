@@ -91,6 +91,12 @@ def stays_in_train_mode(both: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
     return model, inputs
 
 
+def first_in_eval_mode(both: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
+    model, inputs = both
+    next(module for module in model.modules() if isinstance(module, nn.Dropout)).eval()
+    return model, inputs
+
+
 def always_on(right: Wrong) -> Wrong:
     return lambda dtype, enabled: right(dtype, True)
 
@@ -123,13 +129,8 @@ CAPTURE_FAULTS = {
     "a running average counts a batch too many": fault(
         "capture/cumulative_norms: _normalized", around(cumulative_norms, "_normalized", counted_before)
     ),
-    "two inputs of one shape are exchanged": SourceFault(
-        "frontend/capture/call: arguments",
-        around(call.BoundCall, "arguments", same_shapes_reversed),
-        Finder.VERIFY_TARGET,
-        NORMS,
-        "steps",
-        missed="the eager model of a check is called by the same binding of arguments",
+    "two inputs of one shape are exchanged": fault(
+        "capture/call: arguments", around(call.BoundCall, "arguments", same_shapes_reversed)
     ),
     "a custom gradient is dropped": fault(
         "capture/own_gradients: derived_gradients_only",
@@ -147,18 +148,18 @@ CAPTURE_FAULTS = {
         Case("skips_layers", "dp"),
         Finder.COMPILE_CHECK,
     ),
-    "autocast that is switched off inside a region stays on": SourceFault(
-        "frontend/graph/autocast: enter",
-        around(autocast, "enter", always_on),
-        Finder.COMPILE_CHECK,
-        Case("half", "dp", ()),
-        missed="a program with bfloat16 may err four times as much as eager mode; this rounds no more than that",
+    "autocast that is switched off inside a region stays on": fault(
+        "graph/autocast: enter", around(autocast, "enter", always_on), Case("half", "dp", ()), Finder.COMPILE_CHECK
     ),
     "a target for inference keeps its dropout": SourceFault(
         "frontend/targets/load_target: _load_file",
         giving(load_target, "_model_and_inputs", stays_in_train_mode),
         Finder.COMPILE_CHECK,
         INFERENCE,
-        missed="the model of a check is loaded by the same function",
+    ),
+    "a target for training has one module in eval mode": fault(
+        "targets/load_target: _load_file",
+        giving(load_target, "_model_and_inputs", first_in_eval_mode),
+        Case("gpt", "dp_tp"),
     ),
 }

@@ -15,8 +15,8 @@ from .in_rules import IN_RULES
 
 FAULTS = (*IN_PASSES, *IN_RULES, *IN_LOWERING)
 QUICK = (
-    "a mean divides by one more", "an all-reduce is a copy", "a batch norm counts its own rows",
-    "a softmax is cut by classes", "a quotient has twice the divisor",
+    "a mean divides by one more", "a batch norm counts its own rows", "a softmax is cut by classes",
+    "a quotient has twice the divisor",
 )  # fmt: skip
 """Those of the default run."""
 INEXACT = {

@@ -88,6 +88,23 @@ def test_all_to_all_gives_each_member_its_part_of_every_tensor(axes: list[str]) 
         assert torch.equal(built[rank], torch.cat(parts, 1))
 
 
+@pytest.mark.parametrize("axes", GROUPS, ids="_".join)
+@pytest.mark.parametrize("shift", [1, -1, 2, 0, 7, -8])
+def test_permute_gives_each_member_the_tensor_of_the_one_shift_before_it(axes: list[str], shift: int) -> None:
+    given = held(2, 3)
+    built = collective("permute", axes, f"shift = {shift} : i64", given, 2, 3)
+    for rank in range(6):
+        members = group(rank, axes)
+        assert torch.equal(built[rank], given[members[(members.index(rank) - shift) % len(members)]])
+
+
+@pytest.mark.parametrize("axes", GROUPS, ids="_".join)
+def test_a_permute_and_the_opposite_one_give_back_what_was_held(axes: list[str]) -> None:
+    given = held(2, 3)
+    there = collective("permute", axes, "shift = 1 : i64", given, 2, 3)
+    assert torch.equal(collective("permute", axes, "shift = -1 : i64", there, 2, 3), given)
+
+
 def test_offset_shard_and_mask_follow_the_coordinate() -> None:
     place = '{dp = "shard(0)", tp = "shard(0)"}'
     offsets, parts = f"tensor<1xi64, {place}>", f"tensor<2xf32, {place}>"

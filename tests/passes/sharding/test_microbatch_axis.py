@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from stretto.ir.equivalence.integer_ranges import IntegerRange
 from stretto.ir.pipelined_module import MICROBATCH
 from torch import Tensor, nn
 
+from ...subsets import only
 from ..models import MODELS, SEQUENCE
 from ..pipelining.pipelined import Cut
 
@@ -39,16 +41,12 @@ def refused(model: nn.Module, inputs: dict[str, Any], mode: Mode = Mode.TRAIN) -
 
 
 SIZES = [(1, 1, 2), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
-DEFAULT = [("gpt", (2, 2, 2)), ("llama", (1, 2, 4)), ("gpt2", (2, 1, 4))]
+DEFAULT = [("llama", (2, 2, 2)), ("gpt2", (2, 1, 4))]
 
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [
-        pytest.param(name, sizes, marks=[] if (name, sizes) in DEFAULT else pytest.mark.slow)
-        for name in MODELS
-        for sizes in SIZES
-    ],
+    only(DEFAULT, product(MODELS, SIZES)),
 )
 def test_a_language_model_is_cut_into_microbatches_and_gradients_are_reduced_once(
     name: str, sizes: tuple[int, int, int]

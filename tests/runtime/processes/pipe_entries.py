@@ -1,4 +1,4 @@
-"""What the processes of `test_pipeline_processes.py` run: one process is one rank; results are JSON."""
+"""What the processes of `test_pipeline_processes.py` run: one process is one rank."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from torch.distributed.tensor import DTensor
 ONE = torch.ones((), dtype=torch.float64)
 
 
-def everything(arguments: Any) -> Any:
+def everything(_rank: int, folder: Path) -> Any:
     """All that four processes can show in one launch."""
-    folder = Path(arguments["folder"])
     return {
         "exchanged": exchanged(),
         "plain": plain(Program.load(folder / "train")),

@@ -29,9 +29,8 @@ MESH = RankMesh((("dp", 2), ("tp", 2)))
 AXES = [("dp",), ("tp",), ("dp", "tp"), ("tp", "dp"), ()]
 
 
-def everything(arguments: Any) -> Any:
+def everything(_rank: int, folder: Path) -> Any:
     """All that four processes can show in one launch."""
-    folder = Path(arguments["folder"])
     program = Program.load(folder / "grid")
     started = time.monotonic()
     return {
@@ -76,6 +75,8 @@ def cases() -> list[tuple[str, Callable[[Communicator], Handle]]]:
                 all_cases.append((f"all_gather {dim} {label}", gathering(axes, dtype, dim)))
             for split, concat in ((0, 0), (0, 1), (2, 0), (1, 2), (-1, 0)):
                 all_cases.append((f"all_to_all {split} {concat} {label}", exchanging(axes, dtype, split, concat)))
+            for shift in (1, -1, 2, 0, 7):
+                all_cases.append((f"permute {shift} {label}", permuting(axes, dtype, shift)))
     for axes in AXES:
         all_cases.append((f"large {'+'.join(axes)}", gathering_much(axes)))
         all_cases.append((f"huge {'+'.join(axes)}", reducing_much(axes)))
@@ -98,6 +99,10 @@ def gathering(axes: tuple[str, ...], dtype: torch.dtype, dim: int) -> Callable[[
 
 def exchanging(axes: tuple[str, ...], dtype: torch.dtype, split: int, concat: int) -> Callable[[Communicator], Handle]:
     return lambda c: c.all_to_all_start(contribution(c, dtype), axes, split, concat)
+
+
+def permuting(axes: tuple[str, ...], dtype: torch.dtype, shift: int) -> Callable[[Communicator], Handle]:
+    return lambda c: c.permute_start(contribution(c, dtype).transpose(0, 1), axes, shift)
 
 
 def gathering_much(axes: tuple[str, ...]) -> Callable[[Communicator], Handle]:

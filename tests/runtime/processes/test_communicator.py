@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from stretto.runtime.processes.launch import run_processes
 
+from ...forked_ranks import values_of_ranks
 from ..grid_program import grid
 from ..tiny_programs import linear
-
-ENTRIES = Path(__file__).with_name("rank_entries.py")
+from . import rank_entries
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     grid("float64").save(folder / "double")
     grid("float64", factor=2.5).save(folder / "wrong")
     linear(2).save(folder / "small")
-    return run_processes(f"{ENTRIES}:everything", {"folder": str(folder)}, 4)  # type: ignore[return-value]
+    return values_of_ranks(rank_entries.everything, 4, folder)
 
 
 def test_ranks_are_numbered_and_use_a_thread_each_on_few_cores(ranks: list[dict[str, Any]]) -> None:

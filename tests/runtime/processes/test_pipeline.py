@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from stretto.runtime.processes.launch import run_processes
 
+from ...forked_ranks import values_of_ranks
 from ..pipe_program import Pipe
-
-ENTRIES = Path(__file__).with_name("pipe_entries.py")
+from . import pipe_entries
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +18,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     Pipe(dp=2).train().save(folder / "train")
     Pipe(dp=2).infer().save(folder / "infer")
     Pipe(dp=2, reduced=False).train().save(folder / "delayed")
-    return run_processes(f"{ENTRIES}:everything", {"folder": str(folder)}, 4)  # type: ignore[return-value]
+    return values_of_ranks(pipe_entries.everything, 4, folder)
 
 
 def test_messages_of_any_shape_and_dtype_come_in_order(ranks: list[dict[str, Any]]) -> None:

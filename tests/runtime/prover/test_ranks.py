@@ -31,6 +31,7 @@ def reduced(**options: object) -> Program:
 
 TALL = program(step("aten.slice.Tensor", S(0), 0, 0, 2, out=[3]), reduce(3, 1), wait(1, 2), result=2)
 SCATTER = step("comm.reduce_scatter_start", S(0), axes=["tp"], dim=0, reduce="sum", out=[1])
+FORTH, BACK = (step("comm.permute_start", S(0), axes=["tp"], shift=shift, out=[1]) for shift in (1, -1))
 GATHER_0, GATHER_1 = (step("comm.all_gather_start", S(0), axes=["tp"], dim=dim, out=[1], loc=0) for dim in (0, 1))
 
 
@@ -44,6 +45,11 @@ GATHER_0, GATHER_1 = (step("comm.all_gather_start", S(0), axes=["tp"], dim=dim, 
             program(GATHER_0, wait(1, 2), result=2),
             program(GATHER_1, wait(1, 2), result=2),
             "its dim is 0 here and 1 there",
+        ),
+        (
+            program(FORTH, wait(1, 2), result=2),
+            program(BACK, wait(1, 2), result=2),
+            "its shift is 1 here and -1 there",
         ),
     ],
 )

@@ -47,6 +47,9 @@ def test_collectives_mean_what_the_contract_says_on_every_group(
             communicator.reduce_scatter_start(own, axes, 0, "sum"),
             communicator.all_to_all_start(own, axes, 0, 1),
         ]
+        passed = {shift: communicator.permute_start(own, axes, shift) for shift in (-1, 0, 1, 2, 9)}
+        for shift, handle in reversed(passed.items()):
+            assert torch.equal(handle.wait(), all_of_them[(mine - shift) % size])
         summed, largest, smallest, gathered, scattered, exchanged = [handle.wait() for handle in reversed(handles)][
             ::-1
         ]

@@ -1,0 +1,156 @@
+"""The eager side of a check: an uncompiled model with the values and the random numbers of the program.
+
+For a check in float64 every floating dtype inside the model is raised, so that casts lose nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...diagnostics import StrettoError
+from ...runtime.checks.model_and_program import Key, OneDevice
+from ...runtime.checks.report import CheckRow
+from ...runtime.philox import RngState
+from ...runtime.program.reference import raised_dtype
+from .float64_kernels import InFloat64
+from .op_dtypes import OpDtypes, dtype_rows
+from .users_call import UsersCall
+
+
+class EagerModel(OneDevice):
+    """`model`, called as `call` says.
+
+    Its parameters and buffers get `values`. `names` are those of the call's tensors, by index of the program's input.
+    If it is `raised`, every floating dtype inside the model is raised to float64. `buffers` are the names of those
+    whose new values are compared; `found` is what the caller has found of the program so far, `ir` the
+    program's module.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        call: UsersCall,
+        names: Mapping[int | None, str],
+        values: Mapping[Key, Tensor],
+        buffers: set[str],
+        *,
+        found: Sequence[CheckRow] = (),
+        ir: str = "",
+        raised: bool,
+        state_of: Callable[[int], RngState],
+    ) -> None:
+        call.refuse_other_inputs(names.values())
+        self._call, self._names = call, names
+        self._raised = raised
+        self._found, self._ir = found, ir
+        self._dtypes = OpDtypes()
+        self._step = 0
+        self._state_of = state_of
+        self._buffers = buffers
+        self._model = model.double() if raised else model
+        self.changed = {}
+        tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
+        tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
+        for key, tensor in tensors.items():
+            if key in values:
+                dtype = raised_dtype(tensor.dtype) if raised else tensor.dtype
+                tensor.data = values[key].detach().to(dtype, copy=True)
+        super().__init__({name: tensor for (kind, name), tensor in tensors.items() if kind == "parameter"})
+
+    def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+        """The outputs for inputs by index."""
+        from .eager_random_ops import ProgramDraws  # with the interpreter, which a base install cannot import
+
+        given = {name: inputs[index] for index, name in self._names.items() if index in inputs}
+        before = {name: value.detach().clone() for name, value in self._model.named_buffers()}
+        state = self._state_of(self._step)
+        self._step += 1
+        with _python_randomness(self._step):
+            if not self._raised:
+                with ProgramDraws(state), self._dtypes:
+                    outputs = self._call.results(self._model, given, _itself)
+            else:
+                with _float64(), ProgramDraws(state, raised_dtype):
+                    outputs = self._call.results(self._model, given, _raise_tensor)
+        buffers = dict(self._model.named_buffers())
+        self._refuse_other_changes(before, buffers)
+        self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
+        return outputs
+
+    def findings(self) -> Sequence[CheckRow]:
+        """See `OneDevice.findings`: with the lines that compute in other dtypes, unless all of them are raised."""
+        return [*self._found, *([] if self._raised or not self._ir else dtype_rows(self._dtypes.found, self._ir))]
+
+    def _refuse_other_changes(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        """Raise StrettoError E0665 for a buffer that this forward changed, and that is not one of those compared."""
+        for name, value in after.items():
+            old = before.get(name)
+            if name not in self._buffers and old is not None and not _same(old, value):
+                raise StrettoError(
+                    "E0665",
+                    f'in eager mode the forward changes buffer "{name}", and the captured module leaves it as it is',
+                    help="this is a fault of the capture: please report it with the model",
+                )
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and torch.equal(old.nan_to_num(), new.to(old.dtype).nan_to_num())
+
+
+@contextmanager
+def _python_randomness(seed: int) -> Iterator[None]:
+    """Inside, what the forward draws in Python follows from the seed.
+
+    Else a second run of the model would draw other numbers, and their effect would be taken for that of rounding.
+    """
+    python, of_numpy = random.getstate(), np.random.get_state()  # forwards draw from the global one
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with InFloat64(), _Raise():  # type: ignore[no-untyped-call]  # torch leaves them untyped
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Raise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Inside, every op computes in float64: dtype arguments are raised, and so are the results of factories."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = pytree.tree_map(_raise_dtype, (tuple(args), dict(kwargs or {})))
+        return pytree.tree_map_only(Tensor, _raise_tensor, func(*args, **kwargs))
+
+
+def _raise_dtype(value: Any) -> Any:
+    return raised_dtype(value) if isinstance(value, torch.dtype) else value
+
+
+def _raise_tensor(tensor: Tensor) -> Tensor:
+    raised = raised_dtype(tensor.dtype)
+    return tensor if raised == tensor.dtype else tensor.to(raised)

@@ -1,0 +1,127 @@
+"""A check runs the executor on other values than those near 1 as well, and says on which it judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stretto.driver.check.compile_check import checked_record
+from stretto.driver.check.run_program import RunJob, run_check, show_check
+from stretto.driver.compile.compile_target import CompileJob, compile_target
+from stretto.runtime.checks.report import CheckReport, Verdict
+from stretto.runtime.threads import rendezvous
+from torch import Tensor
+
+SOURCE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(13, 8), nn.LayerNorm(8), nn.Linear(8, 13)
+
+    def forward(self, tokens, targets):
+        return F.cross_entropy(self.head(self.norm(self.embed(tokens))), targets)
+
+
+class Hidden(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.up, self.down, self.last = nn.Linear(6, 8), nn.Linear(8, 6), last
+
+    def forward(self, x):
+        return self.last(self.down(torch.tanh(self.up(x))), x)
+
+
+def words():
+    tokens = torch.arange(8) % 13
+    return Words(), {"tokens": tokens, "targets": (tokens + 3) % 13}
+
+
+def hidden():
+    return Hidden(lambda y, x: (y - x).square().mean()), {"x": torch.randn(8, 6)}
+
+
+def probability():
+    return Hidden(lambda y, x: F.binary_cross_entropy(torch.sigmoid(y), x.square() / 1e3)), {"x": torch.randn(8, 6)}
+
+
+def steep():
+    return Hidden(lambda y, x: y.square().exp().exp().mean()), {"x": torch.randn(8, 6)}
+"""
+WORDS = 'mesh (dp=2, tp=2)\nshard "embed", "head" vocab over tp\n'
+HIDDEN = 'mesh (dp=2, tp=2)\nshard "up" columns over tp\nshard "down" rows over tp\n'
+
+
+@pytest.fixture
+def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    (tmp_path / "model.py").write_text(SOURCE)
+    return tmp_path
+
+
+def checked(files: Path, target: str, dtype: str = "float64", mode: str = "train") -> Any:
+    """The result of `compile --check`."""
+    plan = files / "my.plan"
+    plan.write_text(WORDS if target == "words" else HIDDEN)
+    job = CompileJob(f"{files}/model.py:{target}", str(plan), f"{files}/program", mode, dtype)
+    return compile_target(job, checked_record)[0].manifest.checked
+
+
+def ran(files: Path) -> CheckReport:
+    """The result of `run DIR --check`."""
+    report, comparison = run_check(RunJob(f"{files}/program", steps=1))
+    show_check(report, comparison)
+    return report
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_a_right_program_is_right_in_every_regime(files: Path, dtype: str, mode: str) -> None:
+    record = checked(files, "hidden", dtype, mode)
+    assert record["result"] == "passed"
+    assert record["regimes"] == ["normal", "large", "negative", "saturating", "overflowing"]
+
+
+def test_a_regime_that_changes_no_value_is_not_run(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checked(files, "words")["regimes"] == ["normal", "negative", "saturating", "overflowing"]
+    assert ran(files).regimes == ("normal", "negative", "saturating", "overflowing")
+    assert "values: normal, negative, saturating, overflowing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_maximum_that_is_computed_as_a_minimum_is_seen(
+    dtype: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checked(files, "words", dtype)["result"] == "passed"
+    monkeypatch.setitem(rendezvous._COMBINE, "max", torch.minimum)
+    assert checked(files, "words", dtype)["result"] == "failed"
+    wrong = [row for row in ran(files).rows if row.verdict is Verdict.DIFFERS]
+    assert wrong and all("with overflowing values" in row.note for row in wrong)
+
+
+def test_sums_that_saturate_are_seen(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(a: Tensor, b: Tensor) -> Tensor:
+        return (a + b).clamp(-1e3, 1e3)
+
+    checked(files, "hidden")
+    monkeypatch.setitem(rendezvous._COMBINE, "sum", saturating)
+    report = ran(files)
+    assert not report.passed and "normal" in report.regimes and "large" not in report.regimes
+    assert {row.verdict for row in report.rows if not row.note} == {Verdict.EQUAL}
+
+
+def test_values_that_the_model_refuses_are_left_out(files: Path) -> None:
+    record = checked(files, "probability")
+    assert record["result"] == "passed"
+    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing"]
+
+
+def test_values_at_which_the_model_overflows_are_left_out(files: Path) -> None:
+    record = checked(files, "steep")
+    assert record["result"] == "passed"
+    assert "overflowing" not in record["regimes"] and "saturating" not in record["regimes"]
