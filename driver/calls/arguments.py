@@ -15,7 +15,7 @@ from ..check.users_call import UsersCall
 
 Arguments = Mapping[str, Any]
 """Of a forward, by name."""
-_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What a model raises that does not take a constant."""
 
 
@@ -36,7 +36,7 @@ def _runs(model: nn.Module, arguments: Arguments) -> bool:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             UsersCall(fresh(arguments), False).results(probe, {}, lambda tensor: tensor)
-        except _FAILURES:
+        except FAILURES:
             return False
     return True
 

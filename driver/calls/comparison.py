@@ -28,22 +28,30 @@ from ..model.compiled_module import program_of
 from ..model.decorator import compile
 from .arguments import two_constants
 from .loop import Loop
+from .roles import Roles, roles_by_size
 from .sides import CallFacts, CompiledSide, EagerSide
 
 _PERTURBATIONS = 2
 _STEPS = 1
 
 
-def compiled_model_rows(target: str, request: Request, plan: Plan) -> list[CheckRow]:
-    """A row for each tensor of each call (`loop.py`); one that says why, where the model is not compiled.
+@dataclass(frozen=True)
+class Calls:
+    """What the calls gave."""
 
-    The target has weights. Errors: those of running the model.
-    """
+    rows: tuple[CheckRow, ...]
+    """One for each tensor of each call (`loop.py`); or one that says why no call was compared."""
+    roles: Roles = Roles()
+
+
+def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
+    """Make the calls on both sides. The target has weights. Errors: those of running the model."""
     loaded = load_target(target, request)
     try:
         copy.deepcopy(loaded.model)
     except (RuntimeError, TypeError) as error:
-        return [_unjudged(f"the model cannot be copied: {error}")]
+        return _unjudged(f"the model cannot be copied: {error}")
+    roles = roles_by_size(loaded.model, loaded.inputs, plan)
     trains = request.mode is Mode.TRAIN
     loop = Loop(loaded.inputs, trains, two_constants(loaded.model, loaded.inputs))
     with warnings.catch_warnings():
@@ -52,8 +60,9 @@ def compiled_model_rows(target: str, request: Request, plan: Plan) -> list[Check
             side = CompiledSide(compile(copy.deepcopy(loaded.model), plan=plan))
             found = loop.record(side)
         except StrettoError as error:
-            return [_unjudged(f"it refuses a call: {error.code}, {error.message}")]
-        return _Eager(loaded.model, loop, program_of(side.model), side.facts, compute_dtype(plan)).rows(found)
+            return _unjudged(f"it refuses a call: {error.code}, {error.message}")
+        eager = _Eager(loaded.model, loop, program_of(side.model), side.facts, compute_dtype(plan), roles)
+        return Calls(tuple(eager.rows(found)), roles)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class _Eager:
     program: Program
     facts: list[CallFacts]
     compute: torch.dtype | None
+    roles: Roles
 
     def rows(self, found: Recording) -> list[CheckRow]:
         """The rows of what the compiled model computed."""
@@ -92,7 +102,7 @@ class _Eager:
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.copy_(moved(parameter))
-        side = EagerSide(model, self.program, self.facts, self.compute, raised=raised)
+        side = EagerSide(model, self.program, self.facts, self.compute, raised=raised, whole=self.roles.whole)
         return replace(self.loop, arguments=arguments).record(side)
 
 
@@ -121,5 +131,5 @@ def _without_common_infinities(found: Recording, own: Recording) -> tuple[Record
     return found, own
 
 
-def _unjudged(note: str) -> CheckRow:
-    return CheckRow(CALLS, "stretto.compile", math.inf, Verdict.NOT_CHECKED, note)
+def _unjudged(note: str) -> Calls:
+    return Calls((CheckRow(CALLS, "stretto.compile", math.inf, Verdict.NOT_CHECKED, note),))

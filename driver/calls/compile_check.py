@@ -15,7 +15,7 @@ from ...runtime.program.program import Program
 from ..check.live_model import eager_expected
 from ..compile.compile_target import CompileJob
 from ..text.console import count_text, say
-from .comparison import compiled_model_rows
+from .comparison import compare_calls
 
 _SHOWN = 5
 
@@ -29,8 +29,8 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         program.save(f"{folder}/program")
         written = Program.load(f"{folder}/program")
         report = check(written, expected=eager_expected(written, job.target))
-    calls = compiled_model_rows(job.target, job.request, Plan.load(job.plan))
-    report = replace(report, rows=(*report.rows, *calls))
+    calls = compare_calls(job.target, job.request, Plan.load(job.plan))
+    report = replace(report, rows=(*report.rows, *calls.rows))
     counts = Counter(row.verdict for row in report.computed)
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
@@ -38,7 +38,8 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         "reference": "eager PyTorch", "regimes": list(report.regimes),
         "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
         "weights": {str(verdict): count for verdict, count in sorted(weights.items())},
-        "calls": next((row.note for row in calls if row.kind == CALLS), "compared"),
+        "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
+        "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
         "differ": [f"{row.kind} {row.name}" for row in report.rows if row.verdict is Verdict.DIFFERS][:_SHOWN],
     }  # fmt: skip
@@ -62,6 +63,10 @@ def show_checked(program: Program) -> None:
         say(f"               the first weights of {tensors} were not compared: each load gives others")
     if isinstance(calls := record.get("calls"), str) and calls != "compared":
         say(f"               the calls of stretto.compile were not compared: {calls}")
+    match record.get("roles_by_size"):
+        case [_, _, *_] as names:
+            listed = ", ".join(map(str, names))
+            say(f"               roles taken from equal sizes: {listed}; state them with shard inputs")
 
 
 def _result(report: CheckReport) -> str:

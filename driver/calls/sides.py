@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...runtime.checks.model_and_program import backward
 from ...runtime.checks.separate_microbatches import forward as forward_of_microbatches
 from ...runtime.philox import RngState
 from ...runtime.program.program import Program
+from ...runtime.program.records import Reference
 from ..check.eager_model import EagerModel
 from ..check.users_call import UsersCall
 from ..model.compiled_module import compiled_module, program_of
@@ -83,7 +84,10 @@ class CompiledSide(Side):
 
 
 class EagerSide(Side):
-    """The model in eager PyTorch, which makes the calls of `facts`; its n-th forward that draws has the n-th state."""
+    """The model in eager PyTorch, which makes the calls of `facts`; its n-th forward that draws has the n-th state.
+
+    Inputs in `whole` are not cut into microbatches (`roles.py`).
+    """
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class EagerSide(Side):
         compute: torch.dtype | None,
         *,
         raised: bool,
+        whole: Collection[str] = (),
     ) -> None:
         super().__init__(model)
         self._program, self._compute, self._raised = program, compute, raised
@@ -100,7 +105,7 @@ class EagerSide(Side):
         self._seed, self._forwards = torch.initial_seed(), 0
         reference = program.single_device
         assert reference is not None, "a program that was just compiled has one"
-        self._reference = reference
+        self._reference, self._whole = reference, whole
         self._names = {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"}
 
     def call(self, arguments: Arguments) -> list[Tensor]:
@@ -112,12 +117,20 @@ class EagerSide(Side):
             self.model, call, self._names, {}, buffers, raised=self._raised,
             state_of=lambda at: RngState(self._seed, self._forwards + at),
         )  # fmt: skip
-        outputs = forward_of_microbatches(
-            self._program, self._reference, eager, {index: call.tensors[name] for index, name in self._names.items()}
-        )
+        given = {index: call.tensors[name] for index, name in self._names.items()}
+        outputs = forward_of_microbatches(self._program, self._with_whole_inputs(given), eager, given)
         self._forwards += eager.forwards if facts.draws else 0
         self.facts.append(facts)
         return outputs
+
+    def _with_whole_inputs(self, given: Mapping[int | None, Tensor]) -> Reference:
+        """The reference, which cuts the inputs whose shape in it is that of a microbatch, but for those in `whole`."""
+        inputs = [
+            replace(each, shape=tuple(given[each.index].shape))
+            if each.kind == "input" and each.name in self._whole else each
+            for each in self._reference.inputs
+        ]  # fmt: skip
+        return replace(self._reference, inputs=tuple(inputs))
 
     def step(self, arguments: Arguments) -> None:
         """See `Side.step`."""

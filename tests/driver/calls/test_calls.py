@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from stretto.driver.calls.comparison import compiled_model_rows
+from stretto.diagnostics import StrettoError
+from stretto.driver.calls.comparison import compare_calls
 from stretto.driver.calls.compile_check import checked_record, show_checked
 from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.driver.model import compiled_module, variants
@@ -18,6 +19,7 @@ from stretto.dsl.plan import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.target import Request
 from stretto.passes.partition import vocabulary
+from stretto.passes.sharding import check_batch
 from stretto.runtime.checks.report import CheckRow, Verdict
 from stretto.runtime.philox import RngState
 from stretto.runtime.rank import in_place_sums, translate
@@ -69,6 +71,17 @@ class Refused(Layers):
         return super().forward(x, y), {"logits": x.flip(0)}
 
 
+class Table(Layers):
+    def forward(self, x, table):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return (x @ table.t()).logsumexp(-1).mean()
+
+
+def table():
+    return Table(), {"x": torch.randn(8, 6), "table": torch.randn(8, 6)}
+
+
 def everything():
     return Everything(), {"x": torch.randn(8, 6)}
 
@@ -98,7 +111,7 @@ def model(tmp_path: Path) -> str:
 
 
 def rows(model: str, target: str, plan: str, mode: Mode = Mode.TRAIN, dtype: str | None = None) -> list[CheckRow]:
-    return compiled_model_rows(f"{model}:{target}", Request(mode, dtype=dtype), Plan.parse(plan))
+    return list(compare_calls(f"{model}:{target}", Request(mode, dtype=dtype), Plan.parse(plan)).rows)
 
 
 def differing(found: list[CheckRow]) -> set[str]:
@@ -186,6 +199,24 @@ def test_a_fault_shows_in_a_call(fault: str, model: str, monkeypatch: pytest.Mon
     owner, name, make, target, plan, calls = FAULTS[fault]
     monkeypatch.setattr(owner, name, make(getattr(owner, name)))
     assert calls <= differing(rows(model, target, plan))
+
+
+def test_an_input_that_is_cut_for_its_size_alone_differs_from_the_whole_one(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Path(model).with_name("my.plan")
+    plan.write_text(ALONE)
+    job = CompileJob(f"{model}:table", str(plan), str(plan.with_name("program")))
+    with pytest.raises(StrettoError, match="E0405"):
+        compile_target(job, checked_record)
+    monkeypatch.setattr(check_batch.TiedDims, "are_tied", lambda *values: True)
+    program, _ = compile_target(job, checked_record)
+    show_checked(program)
+    assert program.manifest.checked["result"] == "failed"
+    assert "roles taken from equal sizes: x, table; state them with shard inputs" in capsys.readouterr().out
+    plan.write_text(ALONE + '\nshard inputs "table" whole')
+    program, _ = compile_target(job, checked_record)
+    assert program.manifest.checked["result"] == "passed"
 
 
 def test_the_record_of_a_check_has_the_calls(model: str, capsys: pytest.CaptureFixture[str]) -> None:
