@@ -13,16 +13,17 @@ from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
 from .schedule import WrittenSchedule, read_schedule
-from .shard import ShardActivations, ShardInputs, ShardParameters, read_shard
+from .shard import ShardActivations, ShardInputs, ShardParameters, StoreParameters, read_shard, read_store
 from .source import Source
 from .syntax import unexpected_character, unexpected_token
 
-Statement = ShardParameters | ShardActivations | ShardInputs | Precision | Pipeline | WrittenSchedule
+Statement = ShardParameters | StoreParameters | ShardActivations | ShardInputs | Precision | Pipeline | WrittenSchedule
 """Any statement but `mesh`."""
 
 READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "mesh": read_mesh,
     "shard": read_shard,
+    "store": read_store,
     "precision": read_precision,
     "pipeline": read_pipeline,
     "schedule": read_schedule,

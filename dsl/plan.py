@@ -14,7 +14,7 @@ from .parser import Statement, parse_statements
 from .pipeline import MICROBATCH_AXIS, Pipeline
 from .precision import Precision
 from .schedule import WrittenSchedule
-from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters
+from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, nearest, shortened
 
@@ -80,6 +80,11 @@ class Plan:
     def parameters(self) -> tuple[ShardParameters, ...]:
         """The statements that shard parameters, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, ShardParameters))
+
+    @property
+    def stored(self) -> tuple[StoreParameters, ...]:
+        """The statements that say where parameters lie between their uses, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, StoreParameters))
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:
@@ -151,7 +156,7 @@ class Plan:
                 help="give the axis another name",
             )
         axis = pipeline.axis
-        for statement in (*self.parameters, *self.activations, *self.inputs):
+        for statement in (*self.parameters, *self.stored, *self.activations, *self.inputs):
             if axis in statement.axes and statement.layout is not Role.VOCAB:
                 other_use = f"{statement.subject} are sharded over it"
                 if statement not in self.statements:

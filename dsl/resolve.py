@@ -10,7 +10,7 @@ from ..diagnostics import Span
 from . import globs
 from .error import PlanCode, PlanError
 from .plan import Plan
-from .shard import Dim, Role, ShardParameters, layout_dim
+from .shard import Dim, Role, ShardParameters, StoreParameters, layout_dim
 from .spelling import listed, range_text, shape_text
 
 
@@ -92,6 +92,48 @@ def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple
     return tuple(_resolve(plan, parameter) for parameter in parameters)
 
 
+def resolve_parts(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
+    """By axis, the dim that it cuts of each parameter as it lies between steps: by `shard` and by `store`.
+
+    Raises the errors of `resolve_parameters` and `resolve_stored`.
+    """
+    computed = resolve_parameters(plan, parameters)
+    stored = resolve_stored(plan, parameters, computed)
+    return tuple({**sharding.dims, **by_axis} for sharding, by_axis in zip(computed, stored, strict=True))
+
+
+def resolve_stored(
+    plan: Plan, parameters: Sequence[ParameterInfo], computed: Sequence[ParameterSharding]
+) -> tuple[Mapping[str, int], ...]:
+    """By axis, the dim that it cuts of each parameter between its uses, beside what `computed` cuts for them.
+
+    The last `store` statement that matches decides. Raises PlanError for a dim that a parameter does not have (E0115)
+    and for an axis that shards the parameter already (E0112).
+    """
+    return tuple(_stored(plan, each, sharding) for each, sharding in zip(parameters, computed, strict=True))
+
+
+def _stored(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) -> Mapping[str, int]:
+    for statement in reversed(plan.stored):
+        name = next((name for name in parameter.names if matches(statement, name)), None)
+        if name is None:
+            continue
+        assert isinstance(statement.layout, Dim), "the grammar takes no role"
+        dim = _numbered(statement.layout, statement, name, parameter.shape)
+        for index, axis in enumerate(statement.axes):
+            if axis in computed.dims:
+                raise PlanError(
+                    PlanCode.AXIS_USED_TWICE,
+                    f'the axis "{axis}" shards "{name}" already: a parameter is stored over other axes than it is '
+                    "computed with",
+                    span=statement.places.axis(index),
+                    notes=(("it is sharded here", computed.span),),
+                    help="store it over an axis that no shard statement of it names",
+                )
+        return {axis: dim for axis in plan.mesh.names if axis in statement.axes}
+    return {}
+
+
 def _owner(name: str) -> str:
     """The name of the module that owns the parameter; empty for the model itself."""
     return name.rpartition(".")[0]
@@ -100,7 +142,8 @@ def _owner(name: str) -> str:
 def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
     names = dict.fromkeys(name for parameter in parameters for name in parameter.names)
     known = dict.fromkeys(text for name in names for text in (name, _owner(name)) if text)
-    for statement in plan.parameters:
+    statements: tuple[ShardParameters | StoreParameters, ...] = (*plan.parameters, *plan.stored)
+    for statement in statements:
         for index, pattern in enumerate(statement.patterns):
             if not any(globs.matches(pattern, text) for text in known):
                 raise _no_match(pattern, statement.places.pattern(index), tuple(known))
@@ -140,7 +183,7 @@ def _last_match(plan: Plan, name: str) -> ShardParameters | None:
     return None
 
 
-def matches(statement: ShardParameters, name: str) -> bool:
+def matches(statement: ShardParameters | StoreParameters, name: str) -> bool:
     """Whether a pattern of the statement matches a parameter's name or its owner's."""
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 
@@ -158,7 +201,7 @@ def _dims(plan: Plan, statement: ShardParameters, name: str, parameter: Paramete
     return {axis: dim for axis in plan.mesh.names if axis in statement.axes}
 
 
-def _numbered(layout: Dim, statement: ShardParameters, name: str, shape: tuple[int, ...]) -> int:
+def _numbered(layout: Dim, statement: ShardParameters | StoreParameters, name: str, shape: tuple[int, ...]) -> int:
     dim = layout_dim(layout, len(shape))
     if dim is not None:
         return dim
@@ -171,7 +214,7 @@ def _numbered(layout: Dim, statement: ShardParameters, name: str, shape: tuple[i
     )
 
 
-def _narrower(statement: ShardParameters, name: str) -> str:
+def _narrower(statement: ShardParameters | StoreParameters, name: str) -> str:
     """The help for a matched parameter that the statement cannot shard."""
     if any(globs.matches(glob, name) for glob in statement.patterns):
         return "exclude it from the pattern, or override it in a later statement"

@@ -1,6 +1,7 @@
 """`shard`: which dim of which tensors is sharded over which axes of the mesh.
 
 shard "*.q_proj", "*.k_proj" columns over tp     parameters, by glob
+store "*" dim 0 over dp                          where parameters lie between their uses
 shard activations tokens over tp                 the residual stream between blocks
 shard inputs batch over dp                       the user's inputs
 shard inputs "x", "y" batch over dp              the inputs that are the batch, by glob
@@ -120,6 +121,33 @@ class ShardParameters(Sharding):
 
 
 @dataclass(frozen=True)
+class StoreParameters(Sharding):
+    """Keep parameters, with their gradients and optimizer states, cut over axes; each use gathers what it needs.
+
+    `shard` says what parameters are computed with, this where they lie. Raises PlanError as `ShardParameters` does.
+
+    >>> print(StoreParameters(("*",), Dim(0), ("dp",)))
+    store "*" dim 0 over dp
+    """
+
+    subject: ClassVar[str] = "stored parameters"
+    roles: ClassVar[tuple[Role, ...]] = ()
+    patterns: tuple[str, ...]
+    layout: Layout
+    axes: tuple[str, ...]
+    places: Places = field(default=Places(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.patterns:
+            raise PlanError(PlanCode.BAD_PATTERN, "the statement that stores parameters has no pattern")
+        _check_patterns(self.patterns, self.places)
+        self._check()
+
+    def __str__(self) -> str:
+        return f"store {_quoted(self.patterns)} {self.layout} over {', '.join(self.axes)}"
+
+
+@dataclass(frozen=True)
 class ShardActivations(Sharding):
     """Shard the residual stream between blocks. Raises PlanError E0106, E0112."""
 
@@ -196,6 +224,20 @@ def _unknown_role(word: str, statement: type[Sharding], span: Span | None) -> Pl
         expected=f"expected {listed([*statement.roles, 'dim N'])}",
         help=did_you_mean(word, [*statement.roles, "dim"]),
     )
+
+
+def read_store(tree: Tree[Token], source: Source) -> StoreParameters:
+    """The value of a `store` statement. Raises PlanError as the value does."""
+    keyword, *named = tokens(tree, "STORE", "PATTERN")
+    layout, axes = tokens(tree, "DIM", "NUMBER"), tokens(tree, "AXIS")
+    places = Places(
+        statement=source.span_of(keyword, axes[-1]),
+        layout=source.span_of(layout[0], layout[-1]),
+        axes=tuple(source.span_of(axis) for axis in axes),
+        patterns=tuple(source.span_of(pattern) for pattern in named),
+    )
+    dim = _read_layout(layout, StoreParameters, places)
+    return StoreParameters(tuple(str(p[1:-1]) for p in named), dim, tuple(str(axis) for axis in axes), places)
 
 
 def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActivations | ShardInputs:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 Shape = tuple[int, ...]
 
+RESHARD = "comm.reshard"
 ALL_REDUCE = "comm.all_reduce"
 ALL_GATHER = "comm.all_gather"
 REDUCE_SCATTER = "comm.reduce_scatter"

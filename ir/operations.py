@@ -127,6 +127,21 @@ def read(op: Operation) -> Call | None:
     return Call(definition.name, tuple(args), kwargs)
 
 
+_USE = "use"
+"""An attribute of the gathers of stored parameters, another number for each use, which keeps equal gathers apart."""
+
+
+def use_of(op: Operation) -> int | None:
+    """The use that an operation gathers a stored parameter for; None for other operations."""
+    return int(from_attribute(op.attributes[_USE])) if _USE in op.attributes else None
+
+
+def set_use(op: Operation, use: int | None) -> None:
+    """Say which use of a stored parameter an operation gathers it for."""
+    if use is not None:
+        op.attributes[_USE] = to_attribute(use)
+
+
 def pack(values: Sequence[Value], loc: Location) -> Value:
     """Insert a packing cast; returns the tuple value that stands for a list of values."""
     type_ = _tuple_type([v.type for v in values])

@@ -1,7 +1,7 @@
 """Where the plan shards activations, and the placements of main's results.
 
 Stored on the module as `comm.activations`, (axis, dim) pairs, with `comm.tokens`, the leading (batch, tokens) extents
-by which an activation is recognised.
+by which an activation is recognised. Under a pipeline `comm.stages` is its axis.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from ..ir.types import TensorType
 
 @dataclass(frozen=True)
 class ActivationSharding:
-    """`shards`: (axis, dim) of each `shard activations`; `leading`: the extents of the inputs' first two dims."""
+    """`shards`: (axis, dim) of each `shard activations`; `leading`: the extents of the inputs' first two dims.
+
+    `stages`: the axis of the pipeline, over which no activation is cut; "" without a pipeline.
+    """
 
     shards: tuple[tuple[str, int], ...] = ()
     leading: tuple[int, ...] = ()
+    stages: str = ""
 
     @staticmethod
     def of(module: Module) -> ActivationSharding:
@@ -29,14 +33,16 @@ class ActivationSharding:
         if "comm.activations" not in attributes:
             return ActivationSharding()
         pairs = from_attribute(attributes["comm.activations"])
-        return ActivationSharding(
-            tuple((axis, dim) for axis, dim in pairs), tuple(from_attribute(attributes["comm.tokens"]))
-        )
+        shards = tuple((axis, dim) for axis, dim in pairs)
+        stages = from_attribute(attributes["comm.stages"]) if "comm.stages" in attributes else ""
+        return ActivationSharding(shards, tuple(from_attribute(attributes["comm.tokens"])), stages)
 
     def store(self, module: Module) -> None:
         """Store it on the module as attributes."""
         module.operation.attributes["comm.activations"] = to_attribute([[a, d] for a, d in self.shards])
         module.operation.attributes["comm.tokens"] = to_attribute(list(self.leading))
+        if self.stages:
+            module.operation.attributes["comm.stages"] = to_attribute(self.stages)
 
     def scatter_dims(self, type_: TensorType) -> tuple[tuple[str, int], ...]:
         """(axis, dim) where a partial value of this type is reduce-scattered; empty if it is no activation."""

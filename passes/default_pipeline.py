@@ -17,6 +17,7 @@ from .layers.fold_layers import FoldLayers
 from .manager import Step
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
+from .normalize.keep_dims_apart import KeepDimsApart
 from .normalize.lower_idioms import LowerIdioms
 from .normalize.put_batch_first import PutBatchFirst
 from .normalize.raise_idioms import RaiseIdioms
@@ -33,6 +34,7 @@ from .pipelining.cut_stages import CutStages
 from .pipelining.order_tasks import OrderTasks
 from .pipelining.split_segments import SplitSegments
 from .sharding.check_batch import CheckBatch
+from .sharding.gather_parameters import GatherParameters
 from .sharding.place_arguments import PlaceArguments
 from .sharding.propagate_placements import PropagatePlacements
 
@@ -76,6 +78,10 @@ def _pipelined(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None
 
 
+def _stores(config: PipelineConfig) -> bool:
+    return bool(config.plan.stored)
+
+
 def _per_microbatch(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
 
@@ -113,6 +119,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(SplitMeans()),
         Entry(_cast_gradients),
         Entry(RaiseMatmuls()),
+        Entry(KeepDimsApart()),
         Entry(PutBatchFirst(), _pipelined),
         Entry(SimplifyViews()),
         Entry("canonicalize"),
@@ -121,11 +128,12 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "fold": (Entry(FoldLayers()),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
     # The check follows normalisation, after which more dims are seen to go together.
-    "place": (Entry(_check_batch), Entry(_propagate_placements)),
+    "place": (Entry(_check_batch), Entry(GatherParameters(), _stores), Entry(_propagate_placements)),
     # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
     "partition": (
         Entry(PartitionTensors()),
         Entry(LowerIdioms()),
+        Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),
     ),
     # On local tensors, so that stages are balanced by what a rank computes. Tasks need segments, segments need stages.

@@ -11,7 +11,7 @@ from ..dsl.plan import Plan
 from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
 from ..dsl.schedule import WrittenSchedule
-from ..dsl.shard import ShardActivations, ShardInputs, ShardParameters
+from ..dsl.shard import ShardActivations, ShardInputs, ShardParameters, StoreParameters
 from .base import Remark, RemarkKind
 
 _PASS = "place-arguments"
@@ -26,6 +26,8 @@ class Decisions:
     parameters: tuple[ParameterSharding, ...]
     inputs: tuple[Mapping[str, int], ...]
     """The dim that each axis shards, for each input that is the batch or that a statement names."""
+    stored: tuple[Mapping[str, int], ...]
+    """The dim that each axis cuts of each parameter that is stored cut."""
     replicated_inputs: tuple[str, ...]
     """The names of inputs that are replicated."""
 
@@ -43,6 +45,9 @@ class Decisions:
                 continue
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)
+            elif isinstance(statement, StoreParameters):
+                cuts = any(set(statement.axes) <= dims.keys() for dims in self.stored)
+                effects[key_of(index)] = "" if cuts else "later statements decide for everything that it matches"
             elif isinstance(statement, ShardInputs):
                 cut = any(set(statement.axes) & dims.keys() for dims in self.inputs)
                 effects[key_of(index)] = "" if cut else "no input has the dim that it cuts"
@@ -54,6 +59,8 @@ class Decisions:
         for statement in self.plan.statements:
             if isinstance(statement, ShardParameters):
                 count, kind = len(self._cut(statement)), "parameters"
+            elif isinstance(statement, StoreParameters):
+                count, kind = sum(set(statement.axes) <= dims.keys() for dims in self.stored), "stored parameters"
             elif isinstance(statement, ShardInputs):
                 count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
             elif isinstance(statement, Pipeline):
@@ -80,7 +87,7 @@ class Decisions:
         used = {axis for placed in self.parameters for axis in placed.dims} | {
             a for placed in self.inputs for a in placed
         }
-        used |= {axis for statement in self.plan.activations for axis in statement.axes}
+        used |= {axis for statement in (*self.plan.activations, *self.plan.stored) for axis in statement.axes}
         used |= {self.plan.pipeline.axis} if self.plan.pipeline is not None else set()
         return [
             Remark(

@@ -22,7 +22,7 @@ from ...diagnostics import StrettoError
 from ...dsl.parser import Statement
 from ...dsl.plan import Plan
 from ...dsl.resolve import matches
-from ...dsl.shard import ShardParameters
+from ...dsl.shard import ShardParameters, StoreParameters
 from ...frontend.capture.traced import MODEL_ATTRIBUTE
 from .compiled_module import CompiledModule
 from .plan_source import find_plan
@@ -248,7 +248,7 @@ def _restricted(plan: Plan, module: nn.Module) -> Plan:
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     statements: list[Statement] = []
     for statement in plan.statements:
-        if not isinstance(statement, ShardParameters):
+        if not isinstance(statement, ShardParameters | StoreParameters):
             statements.append(statement)
             continue
         kept = tuple(p for p in statement.patterns if any(matches(replace(statement, patterns=(p,)), n) for n in names))

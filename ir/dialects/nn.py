@@ -1,6 +1,6 @@
 """The `nn` dialect: idioms that stand for chains of aten operations, and their backwards.
 
-Shapes: B batch, H heads, S and T tokens of queries and keys, D head size, N rows, V classes, C features.
+Shapes: B batch, H heads, S and T tokens of queries and keys, D head size, V classes, C features.
 All are pure. A backward takes the saved results of its forward (`logsumexp`, `rstd`, `mean`), not intermediates.
 """
 
@@ -41,8 +41,8 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
     # y = x * cos + rotate_half(x) * sin; x (B, H, S, D), cos and sin (B or 1, S, D)
     ("nn::rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor", True),
     ("nn::rotary_backward(Tensor grad, Tensor cos, Tensor sin) -> Tensor", True),
-    # logits (N, V), labels (N): total = sum over rows whose label is not `ignore_index` of lse - logit[label];
-    # count = how many such rows; lse (N)
+    # logits (..., V), labels (...): total = sum over rows whose label is not `ignore_index` of lse - logit[label];
+    # count = how many such rows; lse (...)
     (
         "nn::cross_entropy(Tensor logits, Tensor labels, int ignore_index)"
         " -> (Tensor total, Tensor count, Tensor logsumexp)",
@@ -56,6 +56,10 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
     ),
     # a @ b over the last two dims, (..., M, K) and (..., K, N); the leading dims, two or more, are the same
     ("nn::matmul(Tensor a, Tensor b) -> Tensor", True),
+    # x @ weight + bias over the last dim; x (..., K), weight (K, N), bias (N)
+    ("nn::linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", True),
+    # the sum over all rows of a's row times b's: a (..., M), b (..., N) of the same leading dims -> (M, N)
+    ("nn::sum_of_outer_products(Tensor a, Tensor b) -> Tensor", True),
     # uniform words in [0, 2^32), int64, or with `below` whether each is below it, of shape `size`: a function of state
     # (seed, step), the 0-d `number` of the random op, and the element's index; `like`, of the same shape, is its user
     ("nn::random(Tensor state, Tensor number, Tensor? like, int[] size, int? below) -> Tensor", True),

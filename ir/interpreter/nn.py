@@ -1,6 +1,6 @@
 """The nn operations by their formulas, in elementary tensor algebra.
 
-Letters: b batch, h heads, s and t tokens of queries and keys, d head size, n rows, v classes, c features. Where heads
+Letters: b batch, h heads, s and t tokens of queries and keys, d head size, v classes, c features. Where heads
 are grouped, h queries share the keys and values of g heads: query head i reads head i // (h / g). Tensors of 16 bits
 are computed in float32; a result with the dtype of an operand is rounded to it at the end.
 """
@@ -110,9 +110,9 @@ def rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Results:
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Results:
     """total = sum over rows not ignored of logsumexp - logit of the label; count of these rows; logsumexp."""
     wide = _at_least_float32(logits)
-    highest = wide.amax(1)
-    logsumexp = (wide - highest[:, None]).exp().sum(1).log() + highest
-    chosen = torch.where(_one_hot(logits, labels), wide, 0.0).sum(1)
+    highest = wide.amax(-1)
+    logsumexp = (wide - highest[..., None]).exp().sum(-1).log() + highest
+    chosen = torch.where(_one_hot(logits, labels), wide, 0.0).sum(-1)
     counted = labels != ignore_index
     losses = torch.where(counted, logsumexp - chosen, 0.0)
     return losses.sum(), counted.to(wide.dtype).sum(), logsumexp
@@ -122,14 +122,26 @@ def cross_entropy_backward(
     scale: Tensor, logits: Tensor, labels: Tensor, logsumexp: Tensor, ignore_index: int
 ) -> Results:
     """(softmax - one-hot of the label) scale; zero in ignored rows."""
-    softmax = (_at_least_float32(logits) - logsumexp[:, None]).exp()
+    softmax = (_at_least_float32(logits) - logsumexp[..., None]).exp()
     gradient = (softmax - _one_hot(logits, labels).to(softmax.dtype)) * scale
-    return (torch.where((labels != ignore_index)[:, None], gradient, 0.0).to(logits.dtype),)
+    return (torch.where((labels != ignore_index)[..., None], gradient, 0.0).to(logits.dtype),)
 
 
 def matmul(a: Tensor, b: Tensor) -> Results:
     """a b over the last two dims."""
     return (torch.einsum("...mk,...kn->...mn", _at_least_float32(a), _at_least_float32(b)).to(a.dtype),)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Results:
+    """x weight + bias over the last dim."""
+    product = torch.einsum("...k,kn->...n", _at_least_float32(x), _at_least_float32(weight))
+    return ((product if bias is None else product + _at_least_float32(bias)).to(x.dtype),)
+
+
+def sum_of_outer_products(a: Tensor, b: Tensor) -> Results:
+    """The sum over all rows of the outer product of a's and b's row."""
+    wide = [_at_least_float32(tensor).reshape(-1, tensor.shape[-1]) for tensor in (a, b)]
+    return (torch.einsum("rm,rn->mn", *wide).to(a.dtype),)
 
 
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
@@ -144,6 +156,8 @@ _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.cross_entropy": (cross_entropy, 3),
     "nn.cross_entropy_backward": (cross_entropy_backward, 5),
     "nn.matmul": (matmul, 2),
+    "nn.linear": (linear, 3),
+    "nn.sum_of_outer_products": (sum_of_outer_products, 2),
 }
 """The function of each operation, with its number of arguments."""
 
@@ -217,5 +231,5 @@ def _signs(x: Tensor) -> Tensor:
 
 
 def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n, v): whether the class is the row's label; a label out of range matches no class."""
-    return labels[:, None] == torch.arange(logits.shape[1])[None, :]
+    """(..., v): whether the class is the row's label; a label out of range matches no class."""
+    return labels[..., None] == torch.arange(logits.shape[-1])

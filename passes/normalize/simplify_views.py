@@ -56,6 +56,8 @@ def _earlier(site: Site) -> Value | None:
         return operand
     if inner is None or inner.name != call.name:
         return None
+    if call.name == _RESHAPE and inner.args[0].type == site.op.results[0].type:
+        return inner.args[0]
     if call.name == _RESHAPE:
         with context(), mlir.InsertionPoint(site.op):
             return site.emitter.op(_RESHAPE, inner.args[0], *constants, type=site.type)

@@ -27,7 +27,7 @@ from ...ir.bindings import Operation, Value
 from ...ir.collectives import COLLECTIVES, TRANSFERS
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
-from ...ir.operations import read
+from ...ir.operations import read, use_of
 from ...ir.pipelined_module import entries, pipeline_axis
 from ..base import Pass, Report
 from ..collective_text import collective_text
@@ -81,9 +81,13 @@ def _independent(
     """
     needed: set[Value] = set(collective.operands)
     independent = []
+    calls = 0
     for op in reversed(pending):
         if is_barrier(op):
             break
+        calls += callee(op) is not None
+        if calls > 1 and use_of(collective) is not None:
+            break  # a stored parameter is gathered one layer ahead: earlier, whole parameters would pile up
         if any(result in needed for result in op.results):
             if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
                 break

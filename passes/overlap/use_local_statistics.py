@@ -22,6 +22,7 @@ Source: Balancing Pipeline Parallelism with Vocabulary Parallelism (arXiv 2411.0
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -40,7 +41,7 @@ from ..rewriting import Emitter, erase_unused, producer, users
 
 _COPY = "aten._to_copy.default"
 _ELEMENTWISE_COPIES = ("aten.reshape.default", "aten.view.default", _COPY, "comm.mask")
-"""Operations that keep all elements if shapes are equal, up to rounding and padding."""
+"""Operations that keep all elements if they keep the rows, up to rounding and padding."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class _Statistics:
         call = producer(value)
         if call is None:
             return None
-        if call.name in _ELEMENTWISE_COPIES and from_mlir(call.args[0].type).shape == from_mlir(value.type).shape:
+        if call.name in _ELEMENTWISE_COPIES and _same_rows(call.args[0], value):
             return self._terms(call.args[0])
         if call.name == "aten.mul.Tensor" and len(call.values()) == 2 and _is_column(call.args[1], value):
             inner = self._terms(call.args[0])
@@ -257,7 +258,7 @@ def _unmasked(value: Value) -> tuple[Value, tuple[torch.dtype, ...]]:
         if call is None or call.name not in _ELEMENTWISE_COPIES:
             return value, dtypes
         inner: Value = call.args[0]
-        if from_mlir(inner.type).shape != from_mlir(value.type).shape:
+        if not _same_rows(inner, value):
             return value, dtypes
         if call.name == _COPY:
             dtypes = (*dtypes, from_mlir(value.type).dtype)
@@ -268,6 +269,12 @@ def _is_column(value: object, matrix: Value) -> bool:
     """Whether a value has one element for each row of a matrix."""
     shape = from_mlir(matrix.type).shape
     return isinstance(value, mlir.Value) and len(shape) == 2 and from_mlir(value.type).shape == (shape[0], 1)
+
+
+def _same_rows(a: Value, b: Value) -> bool:
+    """Whether two values have as many rows of as many elements, over one dim or several."""
+    shapes = [from_mlir(value.type).shape for value in (a, b)]
+    return prod(shapes[0]) == prod(shapes[1]) and shapes[0][-1:] == shapes[1][-1:]
 
 
 def _bare(type_: TensorType) -> TensorType:

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
-from ...ir.collectives import COLLECTIVES
+from ...ir.collectives import COLLECTIVES, RESHARD
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import (
@@ -39,7 +39,7 @@ from ...ir.module import (
     result_records,
     terminator,
 )
-from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of, use_of
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard, is_even
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
@@ -124,17 +124,17 @@ class _Partitioner:
         if call is None:
             raise RuntimeError(f"partition-tensors met an operation it does not know: {op}")
         emitter = LocalEmitter(self.mesh, op.location)
-        if call.name == "comm.reshard":
-            return [self._reshard(call.args[0], from_mlir(op.results[0].type), emitter)]
+        if call.name == RESHARD:
+            return [self._reshard(call.args[0], from_mlir(op.results[0].type), emitter, use_of(op))]
         return self._partition(op, call, emitter)
 
-    def _reshard(self, value: Value, target: TensorType, emitter: LocalEmitter) -> Value:
+    def _reshard(self, value: Value, target: TensorType, emitter: LocalEmitter, use: int | None) -> Value:
         source = from_mlir(value.type)
         random = producer(value)
         if random is not None and random.name == RANDOM:
             operands = [self.values[v] for v in random.values()]
             return draw(random, operands, source, target.placement_on(self.mesh), emitter)
-        resharder = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh))
+        resharder = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh), use)
         return resharder.to(target.placement_on(self.mesh))
 
     def _partition(self, op: Operation, call: Call, emitter: LocalEmitter) -> Sequence[Value | None]:

@@ -17,6 +17,7 @@ import torch
 
 from ...ir.bindings import Value
 from ...ir.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
+from ...ir.operations import set_use
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Reduce, Shard
 from ...ir.types import TensorType, from_mlir
@@ -27,13 +28,24 @@ T = TypeVar("T")
 
 
 class Resharder:
-    """Reshards one value step by step; `shape` is its global shape, `placement` the present one."""
+    """Reshards one value step by step; `shape` is its global shape, `placement` the present one.
 
-    def __init__(self, emitter: LocalEmitter, value: Value, shape: tuple[int, ...], source: Placement) -> None:
+    `use` is the use of a stored parameter for which it is gathered, which its collectives bear.
+    """
+
+    def __init__(
+        self,
+        emitter: LocalEmitter,
+        value: Value,
+        shape: tuple[int, ...],
+        source: Placement,
+        use: int | None = None,
+    ) -> None:
         self.emitter = emitter
         self.value = value
         self.shape = shape
         self.placement = source
+        self.use = use
 
     def to(self, target: Placement) -> Value:
         """Emit the operations that reshard the value to `target`."""
@@ -126,6 +138,7 @@ class Resharder:
         shape = _with(from_mlir(self.value.type).shape, dim, gathered)
         padded = TensorType(from_mlir(self.value.type).dtype, shape)
         whole = self.emitter.op(ALL_GATHER, self.value, list(removed), dim, type=padded)
+        set_use(whole.owner, self.use)
         type_ = self.emitter.placed(self.value, self.shape, after)
         self.value = self.emitter.op("aten.slice.Tensor", whole, dim, 0, extent, type=type_)
         self.placement = after
@@ -157,6 +170,7 @@ class Resharder:
         type_ = self.emitter.placed(self.value, self.shape, after)
         arguments = [list(a) if isinstance(a, tuple) else a for a in args]
         self.value = self.emitter.op(name, self.value, *arguments, type=type_)
+        set_use(self.value.owner, self.use)
         self.placement = after
 
     def _is_aligned(self, dim: int, outer: Axes, inner: Axes) -> bool:

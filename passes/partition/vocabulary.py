@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
 from ...ir.bindings import Value
 from ...ir.collectives import ALL_REDUCE
 from ...ir.operations import Call
+from ...ir.placement import Shard
 from ...ir.types import TensorType, from_mlir
 from .emitter import LocalEmitter, Shards, Types
+
+_RESHAPE = "aten.reshape.default"
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,24 @@ class _Vocabulary:
         type_ = from_mlir(value.type)
         return self.emitter.op("aten.unsqueeze.default", value, 1, type=_bare(type_, (*type_.shape, 1)))
 
+    def rows(self, logits: Value) -> Value:
+        """(..., V) as (N, V)."""
+        type_ = from_mlir(logits.type)
+        if len(type_.shape) == 2:
+            return logits
+        shape = (prod(type_.shape[:-1]), type_.shape[-1])
+        classes = tuple((axis, Shard(1)) for axis in sorted(self.shards.axes))
+        extents = (shape[0], self.shards.extent)
+        return self.emitter.op(_RESHAPE, logits, list(shape), type=TensorType(type_.dtype, shape, classes, extents))
+
+    def flat(self, value: Value) -> Value:
+        """(...) as (N,)."""
+        type_ = from_mlir(value.type)
+        if len(type_.shape) == 1:
+            return value
+        count = prod(type_.shape)
+        return self.emitter.op(_RESHAPE, value, [count], type=_bare(type_, (count,)))
+
 
 def _bare(type_: TensorType, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> TensorType:
     return TensorType(dtype or type_.dtype, shape)
@@ -111,10 +133,12 @@ def _embedding_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorT
 
 
 def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
-    """logits (N, chunk), labels (N) -> (total, count, logsumexp (N)), the same on all ranks."""
+    """logits (..., chunk), labels (...) -> (total, count, logsumexp (...)), the same on all ranks."""
     e = vocabulary.emitter
     logits, labels, ignore = call.args
-    total_type, count_type, lse_type = types
+    logits, labels = vocabulary.rows(logits), vocabulary.flat(labels)
+    total_type, count_type, final_type = types
+    lse_type = final_type if len(final_type.shape) == 1 else _bare(final_type, (prod(final_type.shape),))
     logits = _cast(e, logits, lse_type.dtype)
     row_type, column = _bare(lse_type, lse_type.shape), _bare(lse_type, (*lse_type.shape, 1))
     logits_type = _bare(lse_type, from_mlir(logits.type).shape)
@@ -137,14 +161,19 @@ def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType])
     counted = e.op("aten.where.ScalarOther", valid, losses, 0.0, type=row_type)
     total = e.op("aten.sum.default", counted, type=total_type)
     count = e.op("aten.sum.default", valid, type=count_type, dtype=count_type.dtype)
+    if lse_type != final_type:
+        lse = e.op(_RESHAPE, lse, list(final_type.shape), type=final_type)
     return [total, count, lse]
 
 
 def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
-    """scale, logits (N, chunk), labels (N), logsumexp (N) -> (softmax - onehot) * scale, zero in ignored rows."""
+    """scale, logits (..., chunk), labels, logsumexp (...) -> (softmax - onehot) * scale, zero in ignored rows."""
     e = vocabulary.emitter
     scale, logits, labels, lse, ignore = call.args
-    type_ = replace(types[0], dtype=from_mlir(lse.type).dtype)
+    logits, labels, lse = vocabulary.rows(logits), vocabulary.flat(labels), vocabulary.flat(lse)
+    final_type, rows_shape = types[0], from_mlir(logits.type).shape
+    rows_type = final_type if final_type.shape == rows_shape else _bare(final_type, rows_shape)
+    type_ = replace(rows_type, dtype=from_mlir(lse.type).dtype)
     logits = _cast(e, logits, type_.dtype)
     bare = _bare(type_, type_.shape)
     column = _bare(type_, (type_.shape[0], 1))
@@ -155,7 +184,10 @@ def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[Ten
     difference = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus_one, type=bare)
     valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, type_.shape[:1]))
     weight = e.op("aten.where.ScalarOther", vocabulary.column(valid), scale, 0.0, type=column)
-    return [_cast(e, e.op("aten.mul.Tensor", difference, weight, type=type_), types[0].dtype)]
+    gradient = _cast(e, e.op("aten.mul.Tensor", difference, weight, type=type_), final_type.dtype)
+    if rows_type != final_type:
+        gradient = e.op(_RESHAPE, gradient, list(final_type.shape), type=final_type)
+    return [gradient]
 
 
 def _cast(e: LocalEmitter, value: Value, dtype: torch.dtype) -> Value:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...ir.bindings import Operation, Type, Value, mlir
+from ...ir.collectives import RESHARD
 from ...ir.dialects.context import context
 from ...ir.module import (
     Module,
@@ -19,7 +20,7 @@ from ...ir.module import (
     result_records,
     terminator,
 )
-from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of, set_use, use_of
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Replicate, Shard
 from ...ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
@@ -111,6 +112,9 @@ class FunctionPlacement:
             raise RuntimeError(f"propagate-placements met an operation it does not know: {op}")
         values, results = call.values(), results_of(op)
         flat = flatten(results)
+        if call.name == RESHARD:
+            self._gather(op)
+            return
         if flat[0] in self.targets.partial_casts:
             self._cast_partial(call, op)
             return
@@ -164,6 +168,14 @@ class FunctionPlacement:
             raise refusal(late_cause, Crossing.SUM)
         return early, late_cause
 
+    def _gather(self, op: Operation) -> None:
+        """A gather of a stored parameter is a value of its own: no other use takes it for a copy of the parameter."""
+        stored, placement = self.values[op.operands[0]], from_mlir(op.results[0].type).placement_on(self.mesh)
+        type_ = to_mlir(stored.type.placed(placement, self.mesh))
+        [gathered] = build(Call(RESHARD, (stored.value,)), [type_], op.location)
+        set_use(gathered.owner, use_of(op))
+        self.values.track(op.results[0], gathered, is_weight=True, is_early=stored.is_early)
+
     def _cast_partial(self, call: Call, op: Operation) -> None:
         """Cast a gradient before its reduction: it keeps its placement and stays unreduced."""
         [value] = call.values()
@@ -201,7 +213,7 @@ class FunctionPlacement:
     def _returned(self) -> list[Value]:
         values, last = list(terminator(self.old).operands), terminator(self.old)
         if not self.is_main:
-            return [self.values[v].value for v in values]
+            return [self.values[v].last_copy for v in values]
         returned = []
         for value, record in zip(values, result_records(self.old), strict=True):
             tracked = self.values[value]

@@ -20,10 +20,10 @@ from typing import ClassVar
 from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
-from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
+from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters, resolve_stored
 from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, stated_role
 from ...dsl.shard import Role
-from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type
+from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type, set_argument_records
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement, Shard
 from ...ir.types import TensorType, from_mlir, to_mlir
@@ -51,12 +51,14 @@ class PlaceArguments(Pass):
         shardings = _parameters(self.plan, records, types)
         parameters: dict[int, Mapping[str, int]] = {i: sharding.dims for i, sharding in shardings.items()}
         inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
-        dims = parameters | inputs
+        stored = _stored(self.plan, records, types, shardings)
+        dims = {**parameters, **inputs, **{i: {**parameters[i], **by_axis} for i, by_axis in stored.items()}}
         for i, argument in enumerate(entry(main).arguments):
             by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
             placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
+        set_argument_records(main, [{**r, "stored": [*stored[i]]} if i in stored else r for i, r in enumerate(records)])
         _activation_sharding(self.plan, records, types).store(module)
         per_microbatch = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
         replicated_inputs = [
@@ -65,7 +67,13 @@ class PlaceArguments(Pass):
             if stated_role(self.plan, records[i]["name"]) is not Role.WHOLE
             and (i not in inputs or not (inputs[i] or per_microbatch))
         ]
-        decisions = Decisions(self.plan, tuple(shardings.values()), tuple(inputs.values()), tuple(replicated_inputs))
+        decisions = Decisions(
+            self.plan,
+            tuple(shardings.values()),
+            tuple(inputs.values()),
+            tuple(stored.values()),
+            tuple(replicated_inputs),
+        )
         return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
 
 
@@ -79,16 +87,24 @@ def _mesh(plan: Plan) -> Mesh:
 def _parameters(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, ParameterSharding]:
     """The sharding of each parameter, by its index among the arguments."""
     indices = [i for i, record in enumerate(records) if record.get("kind") == "parameter"]
-    infos = [
-        ParameterInfo(
-            records[i]["name"],
-            tuple(records[i].get("aliases", ())),
-            types[i].shape,
-            OwnerKind(records[i].get("owner", "other")),
-        )
-        for i in indices
-    ]
+    infos = [_info(records[i], types[i]) for i in indices]
     return dict(zip(indices, resolve_parameters(plan, infos), strict=True))
+
+
+def _info(record: Record, type_: TensorType) -> ParameterInfo:
+    owner = OwnerKind(record.get("owner", "other"))
+    return ParameterInfo(record["name"], tuple(record.get("aliases", ())), type_.shape, owner)
+
+
+def _stored(
+    plan: Plan, records: list[Record], types: list[TensorType], shardings: Mapping[int, ParameterSharding]
+) -> dict[int, Mapping[str, int]]:
+    """The dim that each axis cuts of a parameter between its uses alone, by its index among the arguments."""
+    if not plan.stored:
+        return {}
+    infos = [_info(records[i], types[i]) for i in shardings]
+    resolved = resolve_stored(plan, infos, list(shardings.values()))
+    return {i: by_axis for i, by_axis in zip(shardings, resolved, strict=True) if by_axis}
 
 
 _Dims = Mapping[int, Mapping[str, int]]
@@ -174,9 +190,8 @@ def _activation_sharding(plan: Plan, records: list[Record], types: list[TensorTy
     shapes = {records[i]["name"]: types[i].shape for i in _inputs(records)}
     leading = next((shapes[name][:2] for name in batch_inputs(plan, shapes) if len(shapes[name]) >= 2), None)
     leading = leading or next((shape[:2] for shape in shapes.values() if len(shape) >= 2), ())
-    if not plan.activations:
-        return ActivationSharding((), leading)
-    return ActivationSharding(tuple(resolve_activations(plan, 3).items()), leading)
+    shards = tuple(resolve_activations(plan, 3).items()) if plan.activations else ()
+    return ActivationSharding(shards, leading, "" if plan.pipeline is None else plan.pipeline.axis)
 
 
 def _inputs(records: list[Record]) -> list[int]:

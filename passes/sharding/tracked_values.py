@@ -40,6 +40,11 @@ class Tracked:
         """Its main copy."""
         return next(iter(self.copies.values()))
 
+    @property
+    def last_copy(self) -> Value:
+        """The copy that was made last: what a backward reads lies as the forward's users of it needed it."""
+        return next(reversed(self.copies.values()))
+
 
 @dataclass
 class TrackedValues:
@@ -89,6 +94,7 @@ class TrackedValues:
             is_early=tracked.is_early or value in self.to_targets,
             is_drawn=_is_drawn(tracked.value),
             is_late=tracked.late_cause is not None,
+            whole_over="" if tracked.is_weight else self.activation_sharding.stages,
         )
 
     def move(self, value: Value, target: Placement, op: Operation, *, is_last: bool = False) -> Value:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +80,11 @@ def op_cases(part: int) -> Iterator[DatabaseCase]:
     for info in infos[part::PARTS]:
         name = f"{info.name}.{info.variant_test_name}" if info.variant_test_name else info.name
         try:
-            samples = list(info.sample_inputs("cpu", torch.float64, requires_grad=False))
+            samples = _quietly(lambda info=info: info.sample_inputs("cpu", torch.float64, requires_grad=False))
         except RAISED:
             continue
         for sample in samples:
-            if isinstance(sample.input, Tensor) and "out" not in sample.kwargs:
+            if isinstance(sample.input, Tensor) and _is_dense(sample.input) and "out" not in sample.kwargs:
                 yield DatabaseCase(
                     f"{name} {tuple(sample.input.shape)}",
                     lambda info=info, s=sample: OpModel(info.op, s.input.shape[-1:], s.args, s.kwargs),
@@ -97,8 +98,10 @@ def module_cases(part: int) -> Iterator[DatabaseCase]:
 
     for info in module_db[part::PARTS]:
         try:
-            samples = list(
-                info.module_inputs_func(info, device="cpu", dtype=torch.float64, requires_grad=False, training=True)
+            samples = _quietly(
+                lambda info=info: info.module_inputs_func(
+                    info, device="cpu", dtype=torch.float64, requires_grad=False, training=True
+                )
             )
         except RAISED:
             continue
@@ -111,6 +114,17 @@ def module_cases(part: int) -> Iterator[DatabaseCase]:
                 lambda info=info, made=made: info.module_cls(*made.args, **made.kwargs).double(),
                 tuple(x.detach() for x in given.args),
             )
+
+
+def _quietly(samples: Callable[[], Iterable[Any]]) -> list[Any]:
+    """The samples of a database, whose making may warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(samples())
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.layout is torch.strided
 
 
 def judged(cases: Iterator[DatabaseCase], plan: str) -> list[Outcome]:

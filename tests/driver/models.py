@@ -20,7 +20,8 @@ shard "*.o_proj", "*.down" rows over tp
 shard "embed" vocab over tp
 """
 SEQUENCE = TP.replace("tp=2", "dp=2, tp=2") + "shard activations tokens over tp"
-PLANS = {"dp": DP, "tp": TP, "dp_tp_sequence": SEQUENCE}
+STORED = f'{DP}\nstore "*" dim 0 over dp'
+PLANS = {"dp": DP, "tp": TP, "dp_tp_sequence": SEQUENCE, "stored": STORED}
 
 
 class Attention(nn.Module):

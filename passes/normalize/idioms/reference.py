@@ -1,6 +1,6 @@
 """The semantics of every nn operation, as plain torch functions with the operations' own arguments and results.
 
-B batch, H heads, S and T tokens of queries and keys, D head size, N rows, V classes, C features. Inputs of 16 bits are
+B batch, H heads, S and T tokens of queries and keys, D head size, V classes, C features. Inputs of 16 bits are
 summed in float32 (`_wide`); `rstd`, `logsumexp`, `total` and `count` then are float32. `lower-idioms` traces these
 functions, so they also run where the target has no kernel for the operation (`expansions.py`).
 """
@@ -8,6 +8,7 @@ functions, so they also run where the target has no kernel for the operation (`e
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -109,32 +110,44 @@ def rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """total = sum over valid rows of logsumexp - logit[label]; count of valid rows; logsumexp (N).
+    """total = sum over valid rows of logsumexp - logit[label]; count of valid rows; logsumexp (...).
 
-    logits (N, V), labels (N). A row is valid where its label is not `ignore_index`. A label outside [0, V) reads the
-    nearest class, never memory out of bounds.
+    logits (..., V), labels (...). A row is valid where its label is not `ignore_index`. A label outside [0, V) reads
+    the nearest class, never memory out of bounds.
     """
-    wide = _wide(logits)
+    wide = _rows(_wide(logits))
     logsumexp = torch.logsumexp(wide, 1)
-    valid, index = _valid_and_index(logits, labels, ignore_index)
+    valid, index = _valid_and_index(labels, ignore_index)
     losses = logsumexp - wide.gather(1, index).squeeze(1)
-    return torch.where(valid, losses, 0.0).sum(), valid.sum(dtype=wide.dtype), logsumexp
+    total, count = torch.where(valid, losses, 0.0).sum(), valid.sum(dtype=wide.dtype)
+    return total, count, logsumexp.reshape(labels.shape)
 
 
 def cross_entropy_backward(
     scale: Tensor, logits: Tensor, labels: Tensor, logsumexp: Tensor, ignore_index: int
 ) -> Tensor:
     """(softmax(logits) - onehot(labels)) * scale, zero in ignored rows whatever `scale` (0-d) is there."""
-    valid, index = _valid_and_index(logits, labels, ignore_index)
+    valid, index = _valid_and_index(labels, ignore_index)
     rows = torch.where(valid, scale, 0.0).unsqueeze(1)
-    softmax = torch.exp(_wide(logits) - logsumexp.unsqueeze(1))
-    return (softmax * rows).scatter_add(1, index, -rows).to(logits.dtype)
+    softmax = torch.exp(_rows(_wide(logits)) - logsumexp.reshape(logsumexp.numel(), 1))
+    return (softmax * rows).scatter_add(1, index, -rows).to(logits.dtype).reshape(logits.shape)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b over the last two dims; a (..., M, K), b (..., K, N), of the same leading dims."""
     product = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
     return product.reshape(*a.shape[:-1], b.shape[-1])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight + bias over the last dim; x (..., K), weight (K, N), bias (N)."""
+    product = torch.mm(_rows(x), weight) if bias is None else torch.addmm(bias, _rows(x), weight)
+    return product.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def sum_of_outer_products(a: Tensor, b: Tensor) -> Tensor:
+    """The sum over all rows of a's row times b's; a (..., M), b (..., N) -> (M, N)."""
+    return torch.mm(_rows(a).t(), _rows(b))
 
 
 REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
@@ -149,6 +162,8 @@ REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.cross_entropy": cross_entropy,
     "nn.cross_entropy_backward": cross_entropy_backward,
     "nn.matmul": matmul,
+    "nn.linear": linear,
+    "nn.sum_of_outer_products": sum_of_outer_products,
 }
 """The function of each nn operation."""
 
@@ -177,6 +192,12 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., :half], x[..., half:]
 
 
-def _valid_and_index(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor as a matrix of its rows."""
+    return tensor.reshape(prod(tensor.shape[:-1]), tensor.shape[-1])
+
+
+def _valid_and_index(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    labels = labels.reshape(labels.numel())
     valid = labels != ignore_index
     return valid, torch.where(valid, labels, 0).unsqueeze(1)

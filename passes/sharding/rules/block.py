@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from ....ir.placement import AxisPlacement
 from .builders import P, Rule, linear, strategy
 from .call import Call
 from .strategy import Lowering, Strategy, Tie
@@ -80,6 +81,32 @@ def matmul(call: Call) -> list[Strategy]:
     ]
 
 
+def linear_layer(call: Call) -> list[Strategy]:
+    """nn.linear(x (..., k), weight (k, n), bias?) -> (..., n): by k (a partial sum), by leading dims, by n; linear."""
+    last = len(call.out().shape) - 1
+    bias = (None,) if call.maybe("bias") else ()
+    by_feature: list[int | AxisPlacement | None] = [None, 1, *(0 for _ in bias)]
+    return [
+        strategy([P], [last, 0, *(P for _ in bias)]),
+        *(strategy([d], [d, None, *bias]) for d in range(last)),
+        strategy([last], by_feature),
+        linear(call, "x", "bias"),
+        linear(call, "weight", "bias"),
+    ]
+
+
+def sum_of_outer_products(call: Call) -> list[Strategy]:
+    """nn.sum_of_outer_products(a (..., m), b (..., n)) -> (m, n): by leading dims (partial), by m, by n."""
+    last = len(call.inputs[0].shape) - 1
+    return [
+        *(strategy([P], [d, d]) for d in range(last)),
+        strategy([0], [last, None]),
+        strategy([1], [None, last]),
+        linear(call, "a"),
+        linear(call, "b"),
+    ]
+
+
 def _leading(call: Call, x: str) -> range:
     """The dims of `x` that a norm does not normalise over."""
     rank, weight = len(call.meta(x).shape), call.maybe("weight")
@@ -136,19 +163,24 @@ def _ignore_index(call: Call) -> float:
 
 
 def cross_entropy(call: Call) -> list[Strategy]:
-    """nn.cross_entropy(logits (N, V), labels (N)) -> (sum of losses, count, lse (N)).
+    """nn.cross_entropy(logits (..., V), labels (...)) -> (sum of losses, count, lse (...)).
 
-    By N: sum and count are partial. By V: the loss all-reduces its statistics inside, and no rank holds all logits.
+    By a leading dim: sum and count are partial. By V: the loss all-reduces its statistics inside, and no rank holds all
+    logits.
     """
-    by_batch = strategy([P, P, 0], [0, 0], fills=(0.0, _ignore_index(call)))
-    return [by_batch, strategy([None, None, None], [1, None], fills=(-inf, None), lowering=Lowering.SOFTMAX)]
+    classes = len(call.meta("logits").shape) - 1
+    by_row = [strategy([P, P, d], [d, d], fills=(0.0, _ignore_index(call))) for d in range(classes)]
+    by_class = strategy([None, None, None], [classes, None], fills=(-inf, None), lowering=Lowering.SOFTMAX)
+    return [*by_row, by_class]
 
 
 def cross_entropy_backward(call: Call) -> list[Strategy]:
-    """nn.cross_entropy_backward(scale, logits, labels, lse) -> dlogits: by N, and by V; linear in scale."""
-    by_batch = strategy([0], [None, 0, 0, 0], fills=(None, None, _ignore_index(call), None))
-    by_class = strategy([1], [None, 1, None, None], lowering=Lowering.OFFSET)
-    return [by_batch, by_class, linear(call, "scale")]
+    """nn.cross_entropy_backward(scale, logits, labels, lse) -> dlogits: by leading dims, and by V; linear in scale."""
+    classes = len(call.out().shape) - 1
+    fills = (None, None, _ignore_index(call), None)
+    by_row = [strategy([d], [None, d, d, d], fills=fills) for d in range(classes)]
+    by_class = strategy([classes], [None, classes, None, None], lowering=Lowering.OFFSET)
+    return [*by_row, by_class, linear(call, "scale")]
 
 
 def grouped_mm(call: Call) -> list[Strategy]:
@@ -166,6 +198,8 @@ def grouped_mm_backward(call: Call) -> list[Strategy]:
 TABLE: dict[str, Rule] = {
     "nn.attention": attention,
     "nn.matmul": matmul,
+    "nn.linear": linear_layer,
+    "nn.sum_of_outer_products": sum_of_outer_products,
     "nn.attention_backward": attention_backward,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": cpu_attention,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": cpu_attention_backward,

@@ -28,6 +28,8 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "transformers.grouped_mm_fallback.default": ("input", "weight", "offs"),
     "transformers.grouped_mm_fallback_backward.default": ("input", "weight", "offs", "grad_output"),
     "nn.matmul": ("a", "b"),
+    "nn.linear": ("x", "weight", "bias"),
+    "nn.sum_of_outer_products": ("a", "b"),
     "nn.random": ("state", "number", "like", "size", "below"),
 }
 """Of each op without a torch schema, the operands that its rule reads, in order; tensors may be absent or None."""

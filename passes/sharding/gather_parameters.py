@@ -1,0 +1,86 @@
+"""Gather stored parameters before each use, so that they are computed with whole, or as `shard` says.
+
+Before (stored over dp)                          After
+  %0 = call @layers_forward(%x, %w)                %g0 = comm.reshard %w {use = 0}      : dp = shard(0) -> whole
+  ...                                              %0 = call @layers_forward(%x, %g0)
+  %1 = call @layers_backward(%dy, %0, %w)          ...
+                                                   %g1 = comm.reshard %w {use = 1}
+                                                   %1 = call @layers_backward(%dy, %0, %g1)
+
+A use is a call of a layer, or all operations of one module in one direction. `use` is another number for each, so that
+no pass takes two gathers for one and keeps a whole parameter from the forward to the backward. Gradients end where the
+parameter is stored (`propagate-placements`), so their sums are reduce-scattered.
+
+Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.
+Source: ZeRO, stage 3 (arXiv:1910.02054), and PyTorch's FSDP (arXiv:2304.11277).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.bindings import Operation, Value, mlir
+from ...ir.collectives import RESHARD
+from ...ir.dialects.context import context
+from ...ir.locations import from_location
+from ...ir.module import Level, Module, argument_records, callee, entry, operations, refresh_type
+from ...ir.operations import Call, build, set_use
+from ...ir.placement import Placement
+from ...ir.types import from_mlir, to_mlir
+from ..base import Pass, Report
+from ..counted_remarks import CountedRemarks
+from ..rewriting import users
+
+_Use = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class GatherParameters(Pass):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "gather-parameters"
+    levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+
+    def run(self, module: Module) -> Report:
+        main = module.functions()["main"]
+        remarks, count = CountedRemarks(self.name), 0
+        for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
+            if not record.get("stored"):
+                continue
+            stored, type_ = set(record["stored"]), from_mlir(argument.type)
+            kept = {axis: placement for axis, placement in type_.placement if axis not in stored}
+            computed = to_mlir(type_.placed(Placement.of(len(type_.shape), kept, module.mesh), module.mesh))
+            for use in _uses(main, argument):
+                with context(), mlir.InsertionPoint(use[0]):
+                    [gathered] = build(Call(RESHARD, (argument,)), [computed], use[0].location)
+                set_use(gathered.owner, count)
+                for op in use:
+                    op.operation.replace_uses_of_with(argument, gathered)
+                    called = callee(op)
+                    if called is not None:
+                        _take(module.functions()[called], op, gathered)
+                remarks.applied("parameter gathered for a use", from_location(use[0].location))
+                count += 1
+        return Report(count, remarks.remarks())
+
+
+def _take(function: Operation, call: Operation, gathered: Value) -> None:
+    """Give the arguments of a called function that take a gathered parameter its type."""
+    for argument, operand in zip(entry(function).arguments, call.operands, strict=True):
+        if operand == gathered:
+            argument.set_type(gathered.type)
+    refresh_type(function)
+
+
+def _uses(main: Operation, argument: Value) -> Sequence[Sequence[Operation]]:
+    """The operations that use a parameter, in order, grouped by what shares a gather."""
+    reading = set(users(argument))
+    groups: dict[_Use, list[Operation]] = {}
+    for op in operations(main):
+        if op in reading and op.operation.name != "func.return":
+            origin = from_location(op.location)
+            key: _Use = (op,) if callee(op) is not None else (origin.module_path, origin.backward)
+            groups.setdefault(key, []).append(op)
+    return list(groups.values())

@@ -1,0 +1,70 @@
+"""Parameters that are stored cut and computed whole: training is that of plain PyTorch, in threads and in processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import stretto
+import torch
+from torch import nn
+
+from ...forked_ranks import values_of_ranks
+from ...subsets import some
+from ..models import TP, twins
+from . import stored_entries
+from .stored_entries import losses_of
+
+STORE = 'store "*" dim 0 over dp'
+PLANS = {
+    "dp": f"mesh (dp=2)\n{STORE}",
+    "beside tp": f"{TP.replace('tp=2', 'tp=2, dp=2')}{STORE}",
+    "over two axes": 'mesh (dp=2, cp=2)\nshard inputs dim 1 over cp\nstore "*" dim 0 over dp, cp',
+    "of some": 'mesh (dp=2)\nstore "*.weight" dim 1 over dp\nstore "*norm*", "embed*" dim 0 over dp',
+    "in stages": f"mesh (dp=2, pp=2)\n{STORE}\npipeline over pp {{ microbatches 2 }}",
+}
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[float]:
+    """The losses of plain PyTorch."""
+    return losses_of(twins(torch.float64)[1], range(3))
+
+
+@pytest.mark.parametrize("plan", some("dp", "beside tp", "over two axes", "of some"))
+def test_threads_train_as_plain_pytorch_does_with_accumulation_and_clipping(plan: str, expected: list[float]) -> None:
+    compiled = stretto.compile(twins(torch.float64)[0], plan=PLANS[plan])
+    assert losses_of(compiled, range(3)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_processes_hold_their_share_train_alike_and_go_on_without_a_plan(tmp_path: Path, expected: list[float]) -> None:
+    ranks = values_of_ranks(stored_entries.trained, 2, PLANS["dp"], tmp_path)
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(expected, rel=1e-10)
+        assert rank["held"] < 0.55 * rank["whole"]  # parameters and one state of the optimizer
+    model, plain = twins(torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    assert stretto.load_checkpoint(tmp_path / "stored", model, optimizer) == {"step": 3}
+    losses_of(plain, range(3))
+    for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-9, atol=1e-11)
+
+
+def test_a_parameter_is_not_stored_over_an_axis_that_it_is_computed_with() -> None:
+    with pytest.raises(stretto.StrettoError, match=r'the axis "tp" shards "embed\.weight" already') as caught:
+        stretto.compile(twins()[0], plan=f'{TP}store "*" dim 1 over tp')
+    assert caught.value.code == "E0112" and "over an axis that no shard statement of it names" in caught.value.help
+
+
+def test_a_dim_that_a_parameter_does_not_have_is_named() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.scale).sum()
+
+    with pytest.raises(stretto.StrettoError, match=r'"scale" .* has no dim 0') as caught:
+        stretto.compile(Scaled(), plan='mesh (dp=2)\nstore "*" dim 0 over dp')
+    assert caught.value.code == "E0115"

@@ -1,0 +1,117 @@
+"""With tokens cut over an axis, nothing outside of attention is gathered, and a rank does its share of the work."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from stretto.costs.compute import flops
+from stretto.driver.compile.request import Compiled
+from stretto.ir.module import Module, callee, operations
+from stretto.ir.operations import read
+from stretto.runtime.checks.program_check import check
+from torch import Tensor, nn
+
+from .checking import assert_report, compiled, compiled_model
+from .models import MODELS, Case, Size
+from .traffic import Message, messages
+
+SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "layers": 2, "seq": 8}
+TOKENS = "mesh (cp=2)\nshard inputs dim 1 over cp"
+EACH_BATCH = pytest.mark.parametrize("batch", [1, 4])
+
+
+@cache
+def _case(model: str, batch: int) -> Case:
+    return MODELS[model](Size(batch=batch, **SIZE))
+
+
+@cache
+def _sharded(model: str, batch: int) -> Compiled:
+    return compiled(_case(model, batch), TOKENS)
+
+
+def _moved(program: Compiled) -> list[Message]:
+    """What crosses ranks, but for sums of gradients and statistics."""
+    return [m for m in messages(program) if m.kind in ("all_gather", "all_to_all")]
+
+
+def _in_attention(message: Message) -> bool:
+    return any(part in message.module_path.split(".") for part in ("attention", "self_attn", "attn"))
+
+
+def _flops(program: Compiled) -> float:
+    """Of one step on one rank, from the shapes of its operations."""
+    module = Module.parse(program.program.ir)
+    functions = module.functions()
+
+    def of(name: str) -> float:
+        total = 0.0
+        for op in operations(functions[name]):
+            called, call = callee(op), read(op)
+            if called is not None:
+                total += of(called)
+            elif call is not None and call.name.startswith("aten."):
+                total += flops(call, list(op.results))
+        return total
+
+    return of("main")
+
+
+@EACH_BATCH
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_a_language_model_trains_as_on_one_device_and_gathers_no_hidden_state_or_logits(model: str, batch: int) -> None:
+    program = _sharded(model, batch)
+    torch.manual_seed(0)
+    assert_report(check(program.program))
+    gathered = [m for m in _moved(program) if m.kind == "all_gather" and len(m.result_shape) > 2]
+    assert [m for m in gathered if not _in_attention(m)] == []
+    width, vocabulary = SIZE["width"], SIZE["vocab"]
+    whole = [(batch, SIZE["seq"], width), (batch * SIZE["seq"], width), (batch, SIZE["seq"], vocabulary)]
+    assert [m for m in _moved(program) if m.result_shape in whole] == []
+
+
+@EACH_BATCH
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_a_rank_does_half_of_the_work(model: str, batch: int) -> None:
+    alone = compiled(_case(model, batch), "mesh (cp=1)")
+    assert _flops(_sharded(model, batch)) == _flops(alone) / 2
+
+
+@EACH_BATCH
+def test_a_fused_projection_moves_its_parts_inside_attention_alone(batch: int) -> None:
+    program = _sharded("gpt2", batch)
+    torch.manual_seed(0)
+    assert_report(check(program.program))
+    moved = [m for m in _moved(program) if m.kind == "all_gather" and not _in_attention(m)]
+    assert [m.result_shape for m in moved] == [(batch, SIZE["seq"])]  # the labels, which are shifted by a token
+
+
+class Attended(nn.Module):
+    """A layer of torch's, in either order of its dims, and a loss."""
+
+    def __init__(self, layer: str, *, batch_first: bool) -> None:
+        super().__init__()
+        self.encodes = layer == "encoder layer"
+        self.layer: nn.Module = (
+            nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=batch_first)
+            if self.encodes
+            else nn.MultiheadAttention(16, 4, batch_first=batch_first)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x) if self.encodes else self.layer(x, x, x, need_weights=False)[0]
+        loss: Tensor = y.square().mean()
+        return loss
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("layer", ["attention", "encoder layer"])
+def test_layers_of_torch_move_nothing_over_a_data_axis(layer: str, batch_first: bool) -> None:
+    model = Attended(layer, batch_first=batch_first)
+    x = torch.zeros((4, 8, 16) if batch_first else (8, 4, 16))
+    text = f"mesh (d=2)\nshard inputs dim {0 if batch_first else 1} over d"
+    program = compiled_model(model, {"x": x}, text, loss_only=True)
+    assert {m.kind for m in messages(program)} == {"all_reduce"}
+    assert_report(check(program.program))

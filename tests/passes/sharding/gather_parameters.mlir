@@ -1,0 +1,38 @@
+// RUN: stretto opt -p "gather-parameters" %s | filecheck %s
+
+// A stored parameter is gathered for each call of a layer, and whoever is called takes it whole.
+
+// CHECK: @main(%arg0: tensor<4x8xf32>, %arg1: tensor<8x8xf32, {dp = "shard(0)"}>
+// CHECK: %[[A:.+]] = "comm.reshard"(%arg1) {use = 0 : i64} : (tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<8x8xf32>
+// CHECK-NEXT: %[[H:.+]] = call @layers_forward(%arg0, %[[A]])
+// CHECK-NEXT: %[[B:.+]] = "comm.reshard"(%arg1) {use = 1 : i64}
+// CHECK-NEXT: %{{.+}} = call @layers_forward(%[[H]], %[[B]])
+// CHECK: func private @layers_forward(%arg0: tensor<4x8xf32>, %arg1: tensor<8x8xf32>)
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]]} {
+  func.func @main(%x: tensor<4x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)"}> {aten.argument = {kind = "parameter", name = "w", stored = ["dp"]}}) -> tensor<4x8xf32> {
+    %0 = func.call @layers_forward(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32>
+    %1 = func.call @layers_forward(%0, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32>
+    return %1 : tensor<4x8xf32>
+  }
+  func.func private @layers_forward(%x: tensor<4x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32> {
+    %0 = "aten.mm_default"(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32>
+    return %0 : tensor<4x8xf32>
+  }
+}
+
+// -----
+
+// Two gathers of one parameter stay two behind propagation, partition and `cse`; the axis that shards it stays cut.
+
+// RUN: stretto opt -p "gather-parameters,propagate-placements,partition-tensors,canonicalize,cse" %s | filecheck %s
+
+// CHECK: "comm.all_gather"(%arg1) {axes = ["dp"], dim = 0 : i64, use = 0 : i64}
+// CHECK: "comm.all_gather"(%arg1) {axes = ["dp"], dim = 0 : i64, use = 1 : i64}
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2], ["tp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%x: tensor<4x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)", tp = "shard(1)"}> {aten.argument = {kind = "parameter", name = "w", stored = ["dp"]}}) -> (tensor<4x8xf32>, tensor<4x8xf32>) {
+    %0 = "aten.mm_default"(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)", tp = "shard(1)"}>) -> tensor<4x8xf32> loc("a")
+    %1 = "aten.relu_default"(%0) : (tensor<4x8xf32>) -> tensor<4x8xf32> loc("a")
+    %2 = "aten.mm_default"(%1, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)", tp = "shard(1)"}>) -> tensor<4x8xf32> loc("b")
+    return %1, %2 : tensor<4x8xf32>, tensor<4x8xf32>
+  }
+}
