@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
-from ...frontend.captured import Capture, Mode
+from ...frontend.captured import Capture
 from ...frontend.targets.load_target import load_target
 from ...frontend.targets.target import Request
 from ...ir.equivalence.compare import compare_results
@@ -41,6 +41,8 @@ class CapturedModule:
     plan: Plan
     target: str
     request: Request
+    loss_only: bool
+    """Whether the module returns the loss alone."""
 
 
 def check_capture(captured: CapturedModule, options: CheckOptions) -> PassVerdict:
@@ -81,7 +83,7 @@ def _eager_results(
     ports: Sequence[Port],
 ) -> list[Tensor]:
     """What eager PyTorch gives, in the order of the module's results."""
-    call = UsersCall(example, captured.request.mode is Mode.TRAIN)
+    call = UsersCall(example, captured.loss_only)
     given = {_key(port, index): value for index, (port, value) in enumerate(zip(ports, inputs, strict=True))}
     results = decode(captured.module).results
     buffers = {str(port.record["name"]) for port in results if port.record.get("kind") == "buffer"}

@@ -86,6 +86,11 @@ class EagerModel(OneDevice):
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
         return outputs
 
+    @property
+    def forwards(self) -> int:
+        """How many forwards it has made."""
+        return self._step
+
     def findings(self) -> Sequence[CheckRow]:
         """See `OneDevice.findings`: with the lines that compute in other dtypes, unless all of them are raised."""
         return [*self._found, *([] if self._raised or not self._ir else dtype_rows(self._dtypes.found, self._ir))]

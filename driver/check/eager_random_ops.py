@@ -21,6 +21,8 @@ from ...runtime.philox import RngState
 _WORDS = 2.0**32
 _BITS = {torch.float16: 11, torch.bfloat16: 8}
 """Random bits of a uniform number, few enough that none rounds to 1; 24 for wider dtypes."""
+_LEAST_EXPONENTIAL = 2.0**-24
+"""An exponential number is above 0, as models divide by it; divided by lambda."""
 
 Arguments = Mapping[str, Any]
 
@@ -140,7 +142,7 @@ def _exponential(draws: ProgramDraws, given: Arguments) -> Tensor:
     x = _tensor(given["self"])
     wide = torch.promote_types(x.dtype, torch.float32)
     u = (draws.words(x.shape) + 1).to(wide) * (1 / _WORDS)
-    return u.log().div(-given["lambd"]).to(x.dtype)
+    return u.log().clamp(max=-_LEAST_EXPONENTIAL).div(-given["lambd"]).to(x.dtype)
 
 
 _RULES: dict[str, Callable[[ProgramDraws, Arguments], Tensor]] = {

@@ -21,6 +21,7 @@ from ...ir.module import Module
 from ...ops.table import find_op
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
+from .lowered_code import other_constants
 from .lowering_check import compare_with_module, records_of_program
 from .pass_check import CheckOptions, with_stated_ranges
 from .regime_check import Ends, RegimeReport, check_regimes
@@ -105,8 +106,9 @@ def _compared(
     records = records_of_program(program)
     comparison = compare_with_module(module, records, options.seed, ranges, options.tolerance, cap)
     differing, equal = comparison.of(ResultVerdict.DIFFERENT), comparison.of(ResultVerdict.EQUAL)
-    if differing:
-        lines = tuple(map(str, differing))
+    other = other_constants(module, records)
+    if differing or other:
+        lines = (*map(str, differing), *([other] if other else []))
         return ValuesVerdict(Judgement.DIFFERS, "", len(equal) + len(differing), comparison.error, lines)
     if not equal:
         return not_judged("every result is all zero, holds a NaN or is nothing but rounding")

@@ -27,6 +27,7 @@ from ...ir.interpreter.errors import DEADLOCK, MEMORY, MISMATCH, NO_RANGE, REPLI
 from ...ir.module import Module
 from ...ir.verifier import verify
 from ...passes.manager import PassFailure, PassManager, Step, Verification, step_name
+from .lowered_code import other_constants
 from .lowering_check import LOWERING, can_be_lowered, compare_with_module, records_of
 
 _ITSELF = "(as given)"
@@ -224,11 +225,11 @@ class PassChecker:
         """The verdict on lowering the module to a program; None for a module that is not at the end of the passes."""
         if not can_be_lowered(self.before):
             return None
-        options = self.options
+        options, program = self.options, records_of(self.before)
         try:
             comparison = compare_with_module(
                 self.before,
-                records_of(self.before),
+                program,
                 options.seed,
                 self.ranges,
                 options.tolerance,
@@ -239,7 +240,9 @@ class PassChecker:
             if error.code in _NOT_THE_PASS:
                 raise
             return _refusal(LOWERING, _kind(error), error)
-        return verdict_of(LOWERING, comparison)
+        verdict = verdict_of(LOWERING, comparison)
+        other = other_constants(self.before, program)
+        return replace(verdict, breakage=verdict.breakage or Breakage.VALUES, message=(other,)) if other else verdict
 
     def _compare(self, name: str, after: Module, meaning: Meaning = Meaning.SAME) -> PassVerdict:
         options = self.options

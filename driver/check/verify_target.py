@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
-from ...frontend.captured import Mode
-from ...frontend.targets.target import Request
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import integer_arguments
 from ...ir.module import Module
@@ -20,9 +19,9 @@ from ...passes.pipeline_text import print_pipeline
 from ...runtime.program.program import Program
 from ..compile.compile_program import compile_program, pipeline_config
 from ..compile.compile_target import CompileJob, request_of
-from ..compile.request import CAPTURED, Observer
+from ..compile.request import CAPTURED, Compiled, CompileRequest, Observer
 from ..ir_files.module_source import Source
-from ..text.console import progress
+from ..text.console import note, progress
 from .capture_check import CapturedModule, check_capture
 from .pass_check import CheckOptions
 from .verify_passes import PassesJob, PassesReport, verify_passes
@@ -44,27 +43,47 @@ def verify_target(job: TargetJob) -> PassesReport:
     """Check capture, every pass and lowering. Errors: those of compiling, and of `verify_passes`."""
     plan = Plan.load(job.plan)
     compiling = CompileJob(job.target, job.plan, "", job.mode, "float64", job.batch, job.seq)
-    request = request_of(compiling, plan)
+    with progress(2) as bar:
+        bar.show("compiling")
+        request, compiled, text = _compiled(request_of(compiling, plan))
+        module = Module.parse(text)
+        options = replace(job.options, ranges={**_stated_ranges(compiled.program, module), **job.options.ranges})
+        bar.show("capture", 1)
+        captured = CapturedModule(
+            module, compiled.capture, plan, job.target, compiling.request, request.options.loss_only
+        )
+        first = check_capture(captured, options)
+    steps = default_pipeline(pipeline_config(plan, request.options))
+    if first.breakage is not None:
+        return PassesReport((first,), tuple(step_name(step) for step in steps))
+    report = verify_passes(PassesJob(Source(text, CAPTURED, print_pipeline(steps)), options))
+    return replace(report, verdicts=(first, *report.verdicts))
+
+
+def _compiled(request: CompileRequest) -> tuple[CompileRequest, Compiled, str]:
+    """The request that could be compiled, what it gave, and the captured module as text.
+
+    It has all outputs of the forward, as `stretto.compile` has, or the loss alone where a plan refuses the others.
+    """
+    every_output = replace(request, options=replace(request.options, loss_only=False))
+    try:
+        return every_output, *_captured_and_compiled(every_output)
+    except StrettoError as error:
+        if not request.options.loss_only:
+            raise
+        found = _captured_and_compiled(request)
+        note(f"outputs beside the loss are not compared: {error.code}, {error.message}")
+        return request, *found
+
+
+def _captured_and_compiled(request: CompileRequest) -> tuple[Compiled, str]:
     texts: list[str] = []
 
     def keep(name: str, module: Module) -> None:
         if name == CAPTURED:
             texts.append(module.text())
 
-    with progress(2) as bar:
-        bar.show("compiling")
-        compiled = compile_program(request, Observer(module=keep))
-        module = Module.parse(texts[0])
-        options = replace(job.options, ranges={**_stated_ranges(compiled.program, module), **job.options.ranges})
-        wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
-        loading = Request(mode=Mode(job.mode), dtype="float64", **wanted)
-        bar.show("capture", 1)
-        first = check_capture(CapturedModule(module, compiled.capture, plan, job.target, loading), options)
-    steps = default_pipeline(pipeline_config(plan, request.options))
-    if first.breakage is not None:
-        return PassesReport((first,), tuple(step_name(step) for step in steps))
-    report = verify_passes(PassesJob(Source(texts[0], CAPTURED, print_pipeline(steps)), options))
-    return replace(report, verdicts=(first, *report.verdicts))
+    return compile_program(request, Observer(module=keep)), texts[0]
 
 
 def _stated_ranges(program: Program, module: Module) -> Mapping[str, IntegerRange]:

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if not arguments.check:
         program, seconds = compile_target(job)
         return Outcome(0, lambda: show_compiled(program, job, seconds), lambda: compiled_json(program, job, seconds))
-    from ..check.compile_check import checked_record, show_checked
+    from ..calls.compile_check import checked_record, show_checked
 
     program, seconds = compile_target(job, checked_record)
 

@@ -38,10 +38,6 @@ _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, an
 _STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "check", "save")
 
 
-Check = Callable[[Program, str], Mapping[str, Json]]
-"""Checks a program against the target that it was compiled from; the manifest's record of the result."""
-
-
 @dataclass(frozen=True)
 class CompileJob:
     """What the command line asks for. `batch` and `seq` are for `hf:` targets; None: the target's own choice."""
@@ -57,6 +53,20 @@ class CompileJob:
     """A folder for the module after each pass."""
     dynamic: DynamicSpec = field(default_factory=dict)
     """By input, the dims whose sizes are chosen when the program is run."""
+
+    @property
+    def request(self) -> Request:
+        """How the target is loaded."""
+        return Request(mode=Mode(self.mode), dtype=self.dtype, **self.wanted_sizes)
+
+    @property
+    def wanted_sizes(self) -> dict[str, int]:
+        """Batch and sequence, where they are chosen."""
+        return {key: value for key, value in (("batch", self.batch), ("seq", self.seq)) if value is not None}
+
+
+Check = Callable[[Program, CompileJob], Mapping[str, Json]]
+"""Checks a program against the target that it was compiled from; the manifest's record of the result."""
 
 
 def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program, dict[str, float]]:
@@ -93,7 +103,7 @@ def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program
         program = compile_program(request, Observer(begin, after)).program
         if check is not None:
             begin("check")
-            program = replace(program, manifest=replace(program.manifest, checked=check(program, job.target)))
+            program = replace(program, manifest=replace(program.manifest, checked=check(program, job)))
         begin("save")
         program.save(job.output)
         clock.end()
@@ -124,15 +134,14 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
 def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
     """The target's model and example call, with what the job says of both."""
     mode = Mode(job.mode)
-    wanted = {key: value for key, value in (("batch", job.batch), ("seq", job.seq)) if value is not None}
-    target = load_target(job.target, Request(mode=mode, dtype=job.dtype, **wanted))
+    target = load_target(job.target, job.request)
     resolve_stored_placements(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
     options = Options(
         mode=mode,
         loss_only=mode is Mode.TRAIN,
         floats=Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED,
         arguments={"inputs": target.input_ranges},
-        source=source_record({**target.source, **_compute(plan)}, {"dtype": job.dtype, **wanted}),
+        source=source_record({**target.source, **_compute(plan)}, {"dtype": job.dtype, **job.wanted_sizes}),
         keep_weights=target.weights_are_real,
     )
     request = CompileRequest.of(target.model, (), target.inputs, plan, options)

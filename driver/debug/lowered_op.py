@@ -1,30 +1,17 @@
 """The operation that is lowered wrongly: the first instruction of a program that its module does not have.
 
-Both are keyed by their data flow, function by function: an operation by its name, its constants and the keys of its
-operands. This compares the two texts; `driver/check/lowering_check.py` compares what they compute.
+`driver/check/lowered_code.py` compares the two texts; `driver/check/lowering_check.py` compares what they compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
 from ...backends.interpreter import ProgramRecords
-from ...ir.dialects.schemas import definitions
-from ...ir.interpreter.code import CALL, UNPACK, Body, Ref, Step, decode
+from ...ir.interpreter.code import decode
 from ...ir.module import Module
-from ...ir.pipelined_module import MICROBATCH
-from ...runtime.program.arguments import Slot
-from ...runtime.program.records import Function, Instruction
+from ...runtime.program.records import Function
+from ..check.lowered_code import Keys, instruction_text
 from .faulty_op import FaultyOp
 from .op_places import Places
-
-_PROGRAM_NAMES = {
-    "comm.shard": "rank.shard", "comm.offset": "rank.offset", "comm.mask": "rank.mask", "comm.random": "rank.random",
-    CALL: "call",
-}  # fmt: skip
-"""By the name of an operation: that of its instruction."""
-_TURN = "turn"
 
 
 def find_lowered_op(module: Module, program: ProgramRecords) -> FaultyOp | None:
@@ -34,104 +21,18 @@ def find_lowered_op(module: Module, program: ProgramRecords) -> FaultyOp | None:
         function = program.functions.get(name)
         if function is None:
             continue
-        keys = _Keys()
+        keys = Keys()
         of_steps, of_code = keys.of_body(body), keys.of_function(function)
         lacking = next((i for i, key in enumerate(of_code) if key not in of_steps.values()), None)
         dropped = next((i for i, key in of_steps.items() if key not in of_code), None)
         if lacking is not None or dropped is not None:
             place = places.place(name, dropped) if dropped is not None else places.place_of_return(name)
-            return FaultyOp(place, why=(_text(name, function, lacking),))
+            return FaultyOp(place, why=(_why(name, function, lacking),))
         swapped = keys.first_other_result(body, function)
         if swapped is not None:
             return FaultyOp(places.place(name, swapped), why=(f'a result of "{name}" is another value of it',))
     return None
 
 
-def _text(name: str, function: Function, index: int | None) -> str:
-    if index is None:
-        return "the program has no instruction for it"
-    instruction = function.code[index]
-    constants = ", ".join(f"{key} = {value}" for key, value in instruction.kwargs.items())
-    return f'instruction {index} of "{name}" is "{instruction.op}"' + (f" with {constants}" if constants else "")
-
-
-class _Keys:
-    """Numbers that stand for equal keys of one function."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
-        self._steps: dict[Hashable, int] = {}
-        self._of_module: dict[int, Hashable] = {}
-        self._of_program: dict[int, Hashable] = {}
-
-    def first_other_result(self, body: Body, function: Function) -> int | None:
-        """The step of a result of the module in whose place the program returns another; None where all agree."""
-        for slot, other in zip(body.results, function.results, strict=False):
-            wanted = self._of_module.get(slot)
-            if isinstance(wanted, tuple) and wanted != self._of_program.get(other):
-                return self._steps.get(wanted[0])
-        return None
-
-    def of_body(self, body: Body) -> dict[int, int]:
-        """By the number of a step of a function of the module: its key."""
-        values = self._of_module
-        values.update({slot: ("argument", i) for i, slot in enumerate(body.arguments)})
-        keys: dict[int, int] = {}
-        for index, step in enumerate(body.steps):
-            if step.name == UNPACK:
-                key = values[step.args[0].slot]
-                assert isinstance(key, tuple)
-                values.update({slot: (key[0], position) for position, slot in enumerate(step.out)})
-                continue
-            keys[index] = self._number((_PROGRAM_NAMES.get(step.name, step.name), _arguments_of(step, values)))
-            values.update({slot: (keys[index], position) for position, slot in enumerate(step.out)})
-            self._steps.setdefault(keys[index], index)
-        return keys
-
-    def of_function(self, function: Function) -> list[int]:
-        """The key of each instruction of a function of the program."""
-        values = self._of_program
-        values.update({slot: ("argument", i) for i, slot in enumerate(function.arguments)})
-        keys: list[int] = []
-        for instruction in function.code:
-            keys.append(self._number((instruction.op, _operands_of(instruction, values))))
-            values.update({slot: (keys[-1], i) for i, slot in enumerate(instruction.out) if slot is not None})
-        return keys
-
-    def _number(self, key: Hashable) -> int:
-        return self._numbers.setdefault(key, len(self._numbers) + 1)
-
-
-def _arguments_of(step: Step, values: Mapping[int, Hashable]) -> Hashable:
-    """The arguments of an operation, as its instruction has them: constants of communication by name."""
-    if step.name == CALL:
-        return step.callee, _filled(list(step.args), values), _filled(step.microbatch, values)
-    if not step.name.startswith("comm."):
-        return _filled(list(step.args), values), _named(step.kwargs, values)
-    names = [argument.name for argument in definitions()[step.name].arguments]
-    given = dict(zip(names, step.args, strict=False))
-    tensors = [value for value in given.values() if isinstance(value, Ref)]
-    return _filled(tensors, values), _named({k: v for k, v in given.items() if not isinstance(v, Ref)}, values)
-
-
-def _operands_of(instruction: Instruction, values: Mapping[int, Hashable]) -> Hashable:
-    """The arguments of an instruction."""
-    kwargs = {key: value for key, value in instruction.kwargs.items() if key != _TURN}
-    if instruction.op == "call":
-        callee, operands = instruction.args
-        return callee, _filled(operands, values), _filled(kwargs.get(MICROBATCH), values)
-    return _filled(list(instruction.args), values), _named(kwargs, values)
-
-
-def _named(arguments: Mapping[str, Any], values: Mapping[int, Hashable]) -> Hashable:
-    return tuple(sorted((key, repr(_filled(value, values))) for key, value in arguments.items() if value is not None))
-
-
-def _filled(argument: Any, values: Mapping[int, Hashable]) -> Hashable:
-    if isinstance(argument, Ref):
-        return values[argument.slot]
-    if isinstance(argument, Slot):
-        return values.get(argument.index, ("never set", argument.index))
-    if isinstance(argument, list | tuple):
-        return tuple(_filled(item, values) for item in argument)
-    return repr(argument)
+def _why(name: str, function: Function, index: int | None) -> str:
+    return "the program has no instruction for it" if index is None else instruction_text(name, function, index)

@@ -2,8 +2,8 @@
 
 Only this module in `frontend/` calls torch's private tracing interfaces.
 
-The steps: non-strict export gives the forward before autograd (`aten.linear`, in-place ops, views); regions under
-`torch.no_grad` are inlined, so that one flat graph remains; AOTAutograd turns it into the functional graph of forward
+The steps: non-strict export gives the forward before autograd (`aten.linear`, in-place ops, views); regions of
+`torch.no_grad` and autocast become detaches and casts; AOTAutograd turns the graph into the functional graph of forward
 and backward, in which each node keeps its module stack and the user's stack trace.
 """
 
@@ -30,7 +30,7 @@ from ..captured import Mode
 from ..graph.autocast import note_callers_region, switched_off
 from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
-from ..graph.regions import drop_assertions, inline_regions
+from ..graph.regions import drop_assertions, regions_in_line, write_out_regions
 from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
 from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
@@ -140,12 +140,12 @@ def _trace(
         torch.set_grad_enabled(mode is Mode.TRAIN),
         _kernels_for_all(module),
     ):
-        with _without_partial_graph():
+        with _without_partial_graph(), regions_in_line():
             exported = torch.export.export(module, inputs, strict=False, dynamic_shapes=dims)
         forward = exported.module(check_guards=False)
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
-        inline_regions(forward)
+        write_out_regions(forward)
         value_reads = _value_reads(forward.graph)
         drop_assertions(forward.graph)
         refuse_unknown_operators(forward.graph)

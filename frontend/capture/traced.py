@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ..captured import CaptureError, Mode, OutputTree, TensorLeaf
 from .call import PLAIN_TYPES, BoundCall
 from .cumulative_norms import cumulative_norms_traced
+from .inference_mode import inference_mode_as_no_grad
 from .own_gradients import derived_gradients_only
 from .precision import cast_inputs, casts_of_parameters, parameters_replaced_by_casts
 from .python_randomness import python_randomness_recorded
@@ -66,6 +67,7 @@ class TracedModel(nn.Module):
             parameters_replaced_by_casts(casts),
             cumulative_norms_traced(model),
             without_value_checks(),
+            inference_mode_as_no_grad(),
             side_effects_recorded(model, self.result.effects),
             RecordValueReads(self.result.effects),
             python_randomness_recorded(model, self.result.effects.python_draws),

@@ -29,6 +29,8 @@ _WORDS = 1 << 32
 _BITS = {torch.float16: 11, torch.bfloat16: 8}
 """Random bits of a uniform number, few enough that none rounds to 1; 24 for wider dtypes."""
 _LARGEST_RANGE = 1 << 31
+_LEAST_EXPONENTIAL = 2.0**-24
+"""Where u rounds to 1: half of what float32 resolves there, as in torch's kernels."""
 
 Result = fx.Node | tuple[fx.Node, ...] | None
 Arguments = dict[str, Any]
@@ -296,11 +298,12 @@ def _normal(write: _Writer, arguments: Arguments) -> Result:
 
 
 def _exponential(write: _Writer, arguments: Arguments) -> Result:
-    """-ln(u) / lambda, u in (0, 1]."""
+    """-ln(u) / lambda, u in (0, 1]; above 0, as in torch, because models divide by it."""
     wide = torch.promote_types(write.dtype, torch.float32)
     word = write(aten.add.Tensor, write.words(arguments["self"]), 1)
     u = write(aten.mul.Tensor, write.cast(word, wide), 1 / _WORDS)
-    return write.cast(write(aten.mul.Tensor, write(aten.log.default, u), -1 / arguments["lambd"]), write.dtype)
+    log = write(aten.clamp.default, write(aten.log.default, u), None, -_LEAST_EXPONENTIAL)
+    return write.cast(write(aten.mul.Tensor, log, -1 / arguments["lambd"]), write.dtype)
 
 
 _RULES: dict[str, Callable[[_Writer, Arguments], Result]] = {

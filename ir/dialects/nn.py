@@ -7,7 +7,8 @@ All are pure. A backward takes the saved results of its forward (`logsumexp`, `r
 from __future__ import annotations
 
 NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
-    # query (B, H, S, D), key and value (B, H, T, D), mask broadcastable to (B, H, S, T)
+    # query (B, H, S, D), key and value (B, G, T, D) with G dividing H, mask broadcastable to (B, H, S, T);
+    # query head i reads key and value head i // (H / G)
     # -> out (B, H, S, D), logsumexp (B, H, S)
     (
         "nn::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float? scale)"

@@ -1,7 +1,8 @@
 """The nn operations by their formulas, in elementary tensor algebra.
 
-Letters: b batch, h heads, s and t tokens of queries and keys, d head size, v classes, c features. Tensors of 16
-bits are computed in float32; a result with the dtype of an operand is rounded to it at the end.
+Letters: b batch, h heads, s and t tokens of queries and keys, d head size, v classes, c features. Where heads
+are grouped, h queries share the keys and values of g heads: query head i reads head i // (h / g). Tensors of 16 bits
+are computed in float32; a result with the dtype of an operand is rounded to it at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Results = tuple[Tensor | None, ...]
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Results:
     """out = softmax(q k^T scale + mask) v, and each row's log of the sum of exponentials."""
     weights, logsumexp = _weights(q, k, mask, causal, scale)
-    return torch.einsum("bhst,bhtd->bhsd", weights, _at_least_float32(v)).to(v.dtype), logsumexp
+    return torch.einsum("bhst,bhtd->bhsd", weights, _of_each_query(v, q)).to(v.dtype), logsumexp
 
 
 def attention_backward(
@@ -32,16 +33,19 @@ def attention_backward(
     causal: bool,
     scale: float | None,
 ) -> Results:
-    """With P = exp(scores - logsumexp), dS = P (g V^T - sum(g out)): dV = P^T g, dQ = dS K scale, dK = dS^T Q scale."""
+    """With P = exp(scores - logsumexp), dS = P (g V^T - sum(g out)): dV = P^T g, dQ = dS K scale, dK = dS^T Q scale.
+
+    Where heads are grouped, dK and dV are sums over the query heads that share them.
+    """
     wide, factor = _at_least_float32(grad), _factor(q, scale)
     p = (_scores(q, k, mask, causal, scale) - logsumexp[..., None]).exp()
     ds = p * (
-        torch.einsum("bhsd,bhtd->bhst", wide, _at_least_float32(v)) - (wide * _at_least_float32(out)).sum(-1)[..., None]
+        torch.einsum("bhsd,bhtd->bhst", wide, _of_each_query(v, q)) - (wide * _at_least_float32(out)).sum(-1)[..., None]
     )
-    dq = torch.einsum("bhst,bhtd->bhsd", ds, _at_least_float32(k)) * factor
+    dq = torch.einsum("bhst,bhtd->bhsd", ds, _of_each_query(k, q)) * factor
     dk = torch.einsum("bhst,bhsd->bhtd", ds, _at_least_float32(q)) * factor
     dv = torch.einsum("bhst,bhsd->bhtd", p, wide)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    return dq.to(q.dtype), _summed_by_group(dk, k).to(k.dtype), _summed_by_group(dv, v).to(v.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Results:
@@ -178,13 +182,26 @@ def _factor(q: Tensor, scale: float | None) -> float:
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    scores = torch.einsum("bhsd,bhtd->bhst", _at_least_float32(q), _at_least_float32(k)) * _factor(q, scale)
+    scores = torch.einsum("bhsd,bhtd->bhst", _at_least_float32(q), _of_each_query(k, q)) * _factor(q, scale)
     if mask is not None:
         scores = scores + mask
     if causal:
         later = torch.arange(k.shape[2])[None, :] > torch.arange(q.shape[2])[:, None]
         scores = torch.where(later, float("-inf"), scores)
     return scores
+
+
+def _of_each_query(shared: Tensor, q: Tensor) -> Tensor:
+    """The keys or values (b, g, t, d) that each query head reads: (b, h, t, d)."""
+    groups = shared.shape[1]
+    members = q.shape[1] // groups
+    return _at_least_float32(shared)[:, torch.arange(groups * members) // members]
+
+
+def _summed_by_group(gradient: Tensor, shared: Tensor) -> Tensor:
+    """The sum over the query heads of each group: (b, h, t, d) to (b, g, t, d)."""
+    batch, _, *rest = gradient.shape
+    return gradient.reshape(batch, shared.shape[1], -1, *rest).sum(2)
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:

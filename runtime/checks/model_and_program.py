@@ -64,6 +64,13 @@ class Side:
             self._optimizer.step()
         self.clear()
 
+    def scale(self, factor: float) -> None:
+        """Multiply every floating parameter in place, trained or not."""
+        with torch.no_grad():
+            for value in self.parameters.values():
+                if value.is_floating_point():
+                    value.mul_(factor)
+
     def clear(self) -> None:
         """Clear the gradients."""
         if self._optimizer is not None:

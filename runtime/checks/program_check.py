@@ -1,9 +1,9 @@
 """The check of a program against the model on one device.
 
-Both sides start from the same seeded random values (`random_values.py`) and take the same AdamW steps, each step on a
-batch of its own, the first on two whose gradients add up. Every output that is differentiated has a random tangent.
-Compared are outputs and gradients of the first step, then parameters and buffers after the last. One forward and
-backward more is compared in each of the other regimes of values (`other_regimes.py`).
+Both sides start from the same seeded random values (`random_values.py`). Compared are outputs and gradients of the
+first parameters, summed over two batches, and of halved ones; then both take the same AdamW steps, each step on a batch
+of its own, and parameters and buffers after the last are compared. Every output that is differentiated has a random
+tangent. One forward and backward more is compared in each of the other regimes of values (`other_regimes.py`).
 
 In float32 and float64, errors are relative to the largest magnitude of the reference tensor. A tensor that differs is
 nothing but rounding only if the reference's own changes as much when its inputs change in their last places. In shorter

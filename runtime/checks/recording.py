@@ -1,4 +1,8 @@
-"""What one side of a check computes: outputs and gradients of the first step, parameters and buffers at the end."""
+"""What one side of a check computes: outputs and gradients, also with halved parameters; all parameters at the end.
+
+Parameters are halved in place, as an optimizer writes into them: what a rank keeps of the old ones shows. This comes
+before the first optimizer step, because AdamW moves the sides apart by the rounding of gradients near zero.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from ..program.program import Program
 from .model_and_program import AllRanks, OneDevice, backward
 
 ACCUMULATED = 2
-"""Backwards before the first optimizer step, each of a batch and tangents of its own: their gradients add up."""
+"""Backwards whose gradients add up at the begin, each of a batch and tangents of its own."""
+HALF = 0.5
 Inputs = Mapping[int | None, Tensor]
 """The user inputs of a step, by index."""
 Forward = Callable[[Inputs], list[Tensor]]
@@ -23,8 +28,9 @@ class Recording:
     """The tensors of one side."""
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    """Of the first forward, and of the one with halved parameters."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Of parameters, in the first step; of inputs, in its last backward."""
+    """Of parameters, of the first backwards; of inputs, of the last of these; each once more with halved parameters."""
     parameters: dict[str, Tensor] = field(default_factory=dict)
     """After the last step."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -103,31 +109,54 @@ def record_once(program: Program, side: OneDevice | AllRanks, forward: Forward, 
 
 
 def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given: StepInputs) -> Recording:
-    """Let one side take all steps; in infer mode one forward."""
-    recording = Recording()
-    names = _names(program)
-    trains = program.manifest.mode == "train"
-    count = 0
-    for step in range(given.steps if trains else 1):
-        for _ in range(ACCUMULATED if step == 0 and trains else 1):
-            inputs = _leaves(program, given.inputs(count))
-            outputs = forward(inputs)
-            if count == 0:
-                recording.outputs = dict(zip(names, (output.detach() for output in outputs), strict=True))
-            if trains:
-                backward(outputs, given.tangents(count, outputs))
-            count += 1
-        if trains:
-            gradients = side.gradients()
-            recording.note(gradients)
-            if step == 0:
-                copies = {name: gradient.detach().clone() for name, gradient in gradients.items()}
-                recording.gradients = copies | _input_gradients(program, inputs)
-            side.step()
+    """Let one side compute with its first parameters, then with halved ones, then take all steps if it trains."""
+    recording, trains = Recording(), program.manifest.mode == "train"
+    forwards = _Forwards(program, forward, given)
+    recording.outputs = forwards.run()
     if trains:
+        for _ in range(1, ACCUMULATED):
+            forwards.run()
+        recording.gradients = forwards.gradients(side)
+        side.clear()
+    side.scale(HALF)
+    recording.outputs |= _with_halved_parameters(forwards.run())
+    if trains:
+        recording.gradients |= _with_halved_parameters(forwards.gradients(side))
+        for step in range(given.steps):
+            if step > 0:
+                forwards.run()
+            recording.note(side.gradients())
+            side.step()
         recording.parameters = {name: value.detach().clone() for name, value in side.whole().items()}
     recording.buffers = dict(side.buffers if isinstance(side, AllRanks) else side.changed)
     return recording
+
+
+class _Forwards:
+    """The forwards of one side, each with its backward in train mode."""
+
+    def __init__(self, program: Program, forward: Forward, given: StepInputs) -> None:
+        self._program, self._forward, self._given = program, forward, given
+        self._count = 0
+        self._inputs: Inputs = {}
+
+    def run(self) -> dict[str, Tensor]:
+        """The outputs of the next one, by name."""
+        self._inputs = _leaves(self._program, self._given.inputs(self._count))
+        outputs = self._forward(self._inputs)
+        if self._program.manifest.mode == "train":
+            backward(outputs, self._given.tangents(self._count, outputs))
+        self._count += 1
+        return dict(zip(_names(self._program), (output.detach() for output in outputs), strict=True))
+
+    def gradients(self, side: OneDevice | AllRanks) -> dict[str, Tensor]:
+        """Copies of those that parameters have now, and of those of the last forward's inputs."""
+        copies = {name: gradient.detach().clone() for name, gradient in side.gradients().items()}
+        return copies | _input_gradients(self._program, self._inputs)
+
+
+def _with_halved_parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name} (parameters halved)": tensor for name, tensor in tensors.items()}
 
 
 def _names(program: Program) -> list[str]:

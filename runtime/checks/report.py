@@ -15,9 +15,9 @@ EAGER_FACTOR = 4
 """In other dtypes: the accepted error against float64, as a multiple of that of eager mode in the same dtype."""
 
 
-WEIGHTS, OP_DTYPES = "weights", "dtype"
-"""The kinds of rows for which nothing is computed: on a program's first values, and on lines of the model that compute
-in other dtypes than eager PyTorch does."""
+WEIGHTS, OP_DTYPES, CALLS = "weights", "dtype", "calls"
+"""The kinds of rows for which nothing is computed: on a program's first values, on lines of the model that compute in
+other dtypes than eager PyTorch does, and on calls of the compiled model that could not be made."""
 
 
 class Verdict(StrEnum):
@@ -106,7 +106,7 @@ class CheckReport:
     @property
     def computed(self) -> tuple[CheckRow, ...]:
         """The rows of what the program computes."""
-        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES))
+        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES, CALLS))
 
     @property
     def failures(self) -> str:

@@ -1,6 +1,7 @@
 """Fused attention: torch's operator for the CPU and its backward become `nn.attention` and `nn.attention_backward`.
 
-The repetition of keys and values for grouped queries stays outside. Dropout inside the operator is not raised.
+Keys and values may have fewer heads than queries; where the model repeats them itself, that stays outside. Dropout
+inside the operator is not raised.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stretto.driver.check.compile_check import checked_record, show_checked
+from stretto.driver.calls.compile_check import checked_record, show_checked
 from stretto.driver.check.run_program import RunJob, run_check, show_check
 from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.runtime.checks.report import WEIGHTS, CheckReport, CheckRow, Verdict

@@ -9,8 +9,11 @@ from functools import cache
 import pytest
 import torch
 from stretto.backends.interpreter import ProgramRecords
+from stretto.backends.program import lower_program
 from stretto.diagnostics import StrettoError
+from stretto.driver.check.lowered_code import other_constants
 from stretto.driver.check.lowering_check import can_be_lowered, compare_with_module, records_of, records_of_program
+from stretto.driver.check.pass_check import Breakage, CheckOptions, PassChecker
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Observer
 from stretto.dsl.plan import Plan
@@ -159,3 +162,56 @@ def test_a_result_that_is_left_out_is_seen() -> None:
     with pytest.raises(StrettoError, match=r"gradient up\.bias is missing") as error:
         comparison(records_of_program(replace(program, outputs=outputs)), text)
     assert error.value.code == "E0660"
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_constant_that_the_module_does_not_have_is_named_whatever_it_computes(plan: str) -> None:
+    program, text, _ = compiled(plan)
+    module = Module.parse(text)
+    assert other_constants(module, records_of_program(program)) == ""
+    places = [(name, index) for name, function in program.functions.items() for index in range(len(function.code))]
+    seen = set()
+    for name, index in places:
+        instruction = program.functions[name].code[index]
+        for key, value in instruction.kwargs.items():
+            if type(value) in (int, float) and (instruction.op, key) not in seen and key != "turn":
+                seen.add((instruction.op, key))
+                other = replace(instruction, kwargs={**instruction.kwargs, key: value + 1})
+                function = program.functions[name]
+                code = (*function.code[:index], other, *function.code[index + 1 :])
+                wrong = records_of_program_unchecked(with_function(program, name, replace(function, code=code)))
+                assert f'instruction {index} of "{name}" is "{instruction.op}"' in other_constants(module, wrong)
+    assert seen
+
+
+def records_of_program_unchecked(program: Program) -> ProgramRecords:
+    """The records of a program that may not be valid."""
+    return ProgramRecords(
+        program.manifest.mesh, program.inputs, program.outputs, program.functions, program.locations, program.pipeline
+    )
+
+
+def test_a_lost_fill_that_no_value_shows_is_a_fault_of_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Peak(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(6, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(x).square().amax(-1).sum()  # never below 0, with which a lost fill would pad
+
+    plan = Plan.parse('mesh (tp=2)\nshard "up" columns over tp\n')
+    request = CompileRequest.of(Peak().double(), (), {"x": torch.randn(8, 6).double()}, plan)
+    text = compile_program(request).program.ir
+    lowered = PassChecker(Module.parse(text), CheckOptions()).lowered()
+    assert lowered is not None and lowered.equal
+    right = lower_program._Body._arguments
+
+    def without_fill(self: object, call: object) -> tuple[tuple[object, ...], dict[str, object]]:
+        args, kwargs = right(self, call)  # type: ignore[arg-type]
+        return args, {**kwargs, "fill": 0.0} if "fill" in kwargs else kwargs
+
+    monkeypatch.setattr(lower_program._Body, "_arguments", without_fill)
+    wrong = PassChecker(Module.parse(text), CheckOptions()).lowered()
+    assert wrong is not None and not wrong.differing
+    assert wrong.breakage is Breakage.VALUES and "fill = 0.0" in wrong.lines[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from stretto.driver.check.compile_check import checked_record
+from stretto.driver.calls.compile_check import checked_record
 from stretto.driver.check.run_program import RunJob, run_check, show_check
 from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.runtime.checks.report import CheckReport, Verdict

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from stretto.diagnostics import StrettoError
-from stretto.driver.check.compile_check import checked_record
+from stretto.driver.calls.compile_check import checked_record
 from stretto.driver.check.users_call import UsersCall
 from stretto.driver.check.verify_target import TargetJob, verify_target
 from stretto.driver.compile.compile_target import CompileJob, compile_target

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from stretto.backends.program import lower_program
+from stretto.driver.check import lowering_check
 from stretto.driver.check.verify_passes import PassesReport, show_passes
 from stretto.driver.check.verify_target import TargetJob, verify_target
 from stretto.frontend.graph import expand_random_ops
@@ -29,6 +31,26 @@ class Net(nn.Module):
         hidden = self.norm(self.drop(torch.tanh(self.up(self.embed(tokens)))))
         noisy = hidden + 0.1 * torch.randn_like(hidden)
         return F.mse_loss(self.again(self.down(noisy)), y)
+
+
+class Beside(Net):
+    def forward(self, tokens, y):
+        hidden = self.up(self.embed(tokens))
+        return F.mse_loss(self.down(torch.tanh(hidden)), y), {"hidden": hidden.sin(), "norm": hidden.square().mean()}
+
+
+class Mixed(Net):
+    def forward(self, tokens, y):
+        hidden = torch.tanh(self.up(self.embed(tokens)))
+        return F.mse_loss(self.down(hidden), y), hidden.flip(0)
+
+
+def mixed():
+    return Mixed(), make()[1]
+
+
+def beside():
+    return Beside(), make()[1]
 
 
 def make():
@@ -65,6 +87,34 @@ def test_eager_capture_every_pass_and_the_program_are_equal(job: TargetJob, caps
     assert report.verdicts[0].results >= 9
     show_passes(report)
     assert "equal: the captured module computes what eager PyTorch does" in capsys.readouterr().out
+
+
+def test_outputs_beside_the_loss_are_compared_and_differentiated(
+    job: TargetJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(job, target=job.target.replace(":make", ":beside"))
+    assert verify_target(job).passed
+    lowered = lower_program.lower_program
+
+    def without_sine(module: Any) -> Any:
+        program = lowered(module)
+        main = program.functions["main"]
+        code = tuple(replace(i, op="aten.cos.default") if i.op == "aten.sin.default" else i for i in main.code)
+        return replace(program, functions={**program.functions, "main": replace(main, code=code)})
+
+    monkeypatch.setattr(lowering_check, "lower_program", without_sine)
+    report = verify_target(job)
+    assert differing(report) == ["lower to program"]
+    assert any("hidden" in line or "output 1" in line for line in report.verdicts[-1].lines)
+
+
+def test_outputs_that_a_plan_refuses_leave_the_loss_compared(
+    job: TargetJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(job.plan).write_text("mesh (pp=2)\npipeline over pp { schedule 1f1b microbatches 2 }\n")
+    job = replace(job, target=job.target.replace(":make", ":mixed"))
+    assert verify_target(job).passed
+    assert "outputs beside the loss are not compared: E0" in capsys.readouterr().err
 
 
 def not_scaled(write: Any, x: Any, p: float, mask: Any) -> Any:

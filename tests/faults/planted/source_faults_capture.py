@@ -103,7 +103,7 @@ def always_on(right: Wrong) -> Wrong:
 
 CAPTURE_FAULTS = {
     "what is computed under no_grad gets gradients": fault(
-        "graph/regions: _detached", value(regions, "_detached", lambda graph, value: value)
+        "graph/regions: _detached", value(regions, "_detached", lambda value, place: value)
     ),
     "two buffers get each other's new value": fault("capture/assemble: _describe_results", results(buffers_exchanged)),
     "a changed buffer is not written back": SourceFault(

@@ -187,6 +187,55 @@ class Half(nn.Module):
 
 def half():
     return Half(), {"x": torch.randn(8, 16)}
+
+
+class Calls(nn.Module):
+    """Running sums beside the loss, and a constant of the call."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, sharp=False):
+        first = self.a(x) + self.b(x)
+        second = first + self.c(x)
+        return torch.tanh(second * (4.0 if sharp else 1.0)).square().mean(), first, second
+
+
+def calls():
+    return Calls(), {"x": torch.randn(8, 8)}
+
+
+class Peak(nn.Module):
+    """A maximum of what is never below 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(8, 7)
+
+    def forward(self, x):
+        return self.up(x).square().amax(-1).sum()
+
+
+def peak():
+    return Peak(), {"x": torch.randn(8, 8)}
+
+
+class Steep(nn.Module):
+    """Logits of which exponentials overflow."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 6), nn.Linear(6, 8, bias=False)
+        self.head.weight.data.mul_(1000)
+
+    def forward(self, tokens, targets):
+        return F.cross_entropy(self.head(self.embed(tokens)).flatten(0, 1), targets.flatten())
+
+
+def steep():
+    tokens = torch.arange(32).reshape(8, 4) % 8
+    return Steep(), {"tokens": tokens, "targets": (tokens + 3) % 8}
 '''
 
 PLANS = {
@@ -220,6 +269,8 @@ schedule mine(stages p, microbatches m) {
 shard "up" columns over tp
 shard "down" rows over tp
 """,
+    "up": 'mesh (tp=2)\nshard "up" columns over tp\n',
+    "words": 'mesh (tp=2)\nshard "embed", "head" vocab over tp\n',
     "sequence": """mesh (tp=2)
 shard "*.{q,k,v}_proj" columns over tp
 shard "*.o_proj" rows over tp

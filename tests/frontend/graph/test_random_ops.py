@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -15,7 +16,7 @@ from stretto.frontend.graph.random_op import RANDOM
 from stretto.runtime.philox import Part, RngState, draw
 from stretto.runtime.program import reference as runtime_reference
 from stretto.runtime.program.records import Reference
-from stretto.runtime.program.reference import run_reference
+from stretto.runtime.program.reference import Draw, draw_of_program, run_reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,12 +39,12 @@ class Noisy(nn.Module):
         return self.body(x * self.scale)
 
 
-def drawn(body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def drawn(body: Callable[[Tensor], Tensor], x: Tensor, draw_whole: Draw = draw_of_program) -> Tensor:
     """What the reference of a forward computes."""
     model = Noisy(body)
     actual = Reference.from_json(capture(model, (x,), {}, mode=Mode.INFER).reference)
     values = {("parameter", "scale"): torch.ones(()), ("random", "random state"): STATE}
-    [result], _ = run_reference(actual, values, [x])
+    [result], _ = run_reference(actual, values, [x], draw_whole=draw_whole)
     return result
 
 
@@ -82,6 +83,68 @@ def test_an_op_has_the_mean_and_variance_of_torchs(name: str) -> None:
     assert actual.shape == (N,)
     assert abs(float(actual.mean()) - mean) < 5 * math.sqrt(variance / N) + 2e-3
     assert float(actual.var()) == pytest.approx(variance, rel=0.1)
+
+
+MOST = math.sqrt(2 * 32 * math.log(2))
+"""The largest normal number that words of 32 bits give."""
+RANGES: dict[str, tuple[float, float]] = {
+    "rand": (0, 1), "rand_like": (0, 1), "randn": (-MOST, MOST), "randn_like": (-MOST, MOST),
+    "normal_": (3 - 2 * MOST, 3 + 2 * MOST), "normal of a size": (3 - 2 * MOST, 3 + 2 * MOST),
+    "normal of tensors": (1 - 3 * MOST, 1 + 3 * MOST), "uniform_": (-1, 3), "exponential_": (0, 32 * math.log(2) / 4),
+    "bernoulli_": (0, 1), "bernoulli of a tensor": (0, 1), "bernoulli with a probability": (0, 1), "randint": (2, 11),
+    "randint_like": (0, 9), "dropout": (0, 1.25), "dropout in place": (0, 1.25), "alpha dropout": (-8, 8),
+    "half precision": (0, 1), "brain floats": (0, 1),
+}  # fmt: skip
+"""Name in DISTRIBUTIONS: the least and the largest element that any word may give."""
+UPPER_END_EXCLUDED = ("rand", "rand_like", "uniform_", "half precision", "brain floats")
+LAST_WORD = (1 << 32) - 1
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_first_and_the_last_word_give_finite_numbers_inside_the_range(name: str) -> None:
+    body, (least, most) = DISTRIBUTIONS[name][0], RANGES[name]
+    for first, others in itertools.product((0, LAST_WORD), repeat=2):
+        [value] = drawn(body, torch.zeros(N), words(first, others)).double().unique().tolist()
+        assert math.isfinite(value) and least - 1e-6 <= value <= most + 1e-5, (first, others)
+        assert value < most or name not in UPPER_END_EXCLUDED, (first, others)
+
+
+def words(first: int, others: int) -> Draw:
+    """Draws the same word everywhere: one in the forward's first random op, one in its others."""
+
+    def draw_whole(_state: Tensor, op_index: int, shape: Sequence[int], below: int | None) -> Tensor:
+        word = first if op_index == 0 else others
+        return torch.full(tuple(shape), word if below is None else word < below)
+
+    return draw_whole
+
+
+def test_an_exponential_number_is_never_0_as_models_divide_by_it() -> None:
+    for word in (0, LAST_WORD - 127, LAST_WORD):
+        value = drawn(lambda x: torch.empty_like(x).exponential_(4), torch.zeros(2), words(word, word))
+        assert float(value.min()) > 0 and bool((0 / value == 0).all())
+
+
+@pytest.mark.parametrize("word", [0, LAST_WORD])
+def test_what_has_probability_0_never_happens_and_what_has_1_always(word: int) -> None:
+    draw_whole = words(word, word)
+    for probability in (0.0, 1.0):
+        for body in (
+            lambda x, p=probability: torch.empty_like(x).bernoulli_(p),
+            lambda x, p=probability: torch.bernoulli(x + p),
+            lambda x, p=probability: torch.bernoulli(x, p),
+            lambda x, p=probability: F.dropout(x + 1, 1 - p),
+        ):
+            assert drawn(body, torch.zeros(2), draw_whole).tolist() == [probability] * 2
+
+
+@pytest.mark.parametrize("word", [0, LAST_WORD])
+def test_words_at_the_ends_draw_from_the_ends_of_a_range_and_keep_permutations(word: int) -> None:
+    most = 1 << 31
+    [value] = drawn(lambda x: torch.randint(0, most, (1,)) + x.long(), torch.zeros(1), words(word, word)).tolist()
+    assert value == (0 if word == 0 else most - 1)
+    order = drawn(lambda x: x + torch.randperm(5), torch.zeros(5), words(word, word))
+    assert sorted(order.tolist()) == list(range(5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

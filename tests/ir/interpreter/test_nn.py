@@ -42,6 +42,20 @@ def test_attention_and_its_backward(causal: bool, masked: bool) -> None:
         same(call("attention_backward", grad, q, k, v, out, logsumexp, mask, causal, 0.3), back)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_query_heads_in_groups_share_keys_and_values(groups: int, masked: bool) -> None:
+    q, k, v = (normal(2, heads, 5, 3, seed=i).requires_grad_() for i, heads in enumerate((6, groups, groups)))
+    mask = normal(2, 1, 5, 5, seed=3) if masked else None
+    expected = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not masked, enable_gqa=True)
+    grad = normal(2, 6, 5, 3, seed=4)
+    back = gradients(expected, [q, k, v], grad)
+    with torch.no_grad():
+        out, logsumexp = call("attention", q, k, v, mask, not masked, None)
+        same([out], (expected,))
+        same(call("attention_backward", grad, q, k, v, out, logsumexp, mask, not masked, None), back)
+
+
 def test_attention_scales_by_the_root_of_the_head_size_where_nothing_is_said() -> None:
     q, k, v = (normal(1, 1, 3, 4, seed=i) for i in range(3))
     same(call("attention", q, k, v, None, False)[:1], (F.scaled_dot_product_attention(q, k, v),))

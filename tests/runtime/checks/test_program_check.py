@@ -43,8 +43,10 @@ def verdicts(report: CheckReport) -> dict[tuple[str, str], Verdict]:
 def test_a_right_program_passes_in_outputs_gradients_and_trained_parameters(dtype: str, ranks: int, width: int) -> None:
     report = check(linear(ranks, dtype, width))
     assert report.passed
-    kinds = [(row.kind, row.name) for row in report.rows]
+    kinds = [(row.kind, row.name) for row in report.rows if "halved" not in row.name]
     assert kinds == [("output", "loss"), ("output", "y"), ("gradient", "w"), ("parameter", "w")]
+    halved = [(row.kind, row.name.removesuffix(" (parameters halved)")) for row in report.rows if "halved" in row.name]
+    assert halved == kinds[:3]
     assert all(row.error <= (1e-6 if dtype == F32 else 1e-14) for row in report.rows)
 
 
@@ -74,6 +76,27 @@ def test_a_backward_that_loses_the_tangent_fails() -> None:
     assert verdicts(check(lost))["gradient", "w"] is Verdict.DIFFERS
     by_row = verdicts(check(changed(linear(), 6, step("aten.mul.Tensor", S(5), S(8), out=[9], free=[8]))))
     assert by_row["gradient", "w"] is Verdict.EQUAL
+
+
+def test_a_rank_that_keeps_its_part_of_old_parameters_differs_once_they_are_changed() -> None:
+    class Stale(AllRanks):
+        """Computes with the parameters that it was called with first."""
+
+        def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+            now = {name: value.detach().clone() for name, value in self.parameters.items()}
+            self.first = getattr(self, "first", now)
+            with torch.no_grad():
+                for name, value in self.parameters.items():
+                    value.copy_(self.first[name])
+            outputs = super().forward(inputs)
+            with torch.no_grad():
+                for name, value in self.parameters.items():
+                    value.data = now[name]
+            return outputs
+
+    by_row = verdicts(check(linear(2), side=Stale))
+    assert by_row["output", "loss"] is by_row["gradient", "w"] is Verdict.EQUAL
+    assert by_row["output", "loss (parameters halved)"] is Verdict.DIFFERS
 
 
 def test_gradients_of_two_backwards_add_up() -> None:
@@ -126,7 +149,7 @@ def test_inference_compares_outputs_only() -> None:
     report = check(alone)
     assert report.passed
     assert report.steps == 0
-    assert [row.kind for row in report.rows] == ["output", "output"]
+    assert [row.kind for row in report.rows] == ["output"] * 4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

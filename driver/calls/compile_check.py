@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 
+from ...dsl.plan import Plan
 from ...runtime.checks.program_check import check
-from ...runtime.checks.report import WEIGHTS, CheckReport, Verdict
+from ...runtime.checks.report import CALLS, WEIGHTS, CheckReport, Verdict
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
+from ..check.live_model import eager_expected
+from ..compile.compile_target import CompileJob
 from ..text.console import count_text, say
-from .live_model import eager_expected
+from .comparison import compare_calls
 
 _SHOWN = 5
 
 
-def checked_record(program: Program, target: str) -> dict[str, Json]:
-    """Check a program as a folder has it, and return what its manifest says of the result.
+def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
+    """Check a program as a folder has it, and the target's model in the calls of its user; the manifest's record of it.
 
     Errors: E0348, E0667, those of writing and reading a folder, and those of running it.
     """
     with TemporaryDirectory(prefix="stretto") as folder:
         program.save(f"{folder}/program")
         written = Program.load(f"{folder}/program")
-        report = check(written, expected=eager_expected(written, target))
+        report = check(written, expected=eager_expected(written, job.target))
+    calls = compare_calls(job.target, job.request, Plan.load(job.plan))
+    report = replace(report, rows=(*report.rows, *calls.rows))
     counts = Counter(row.verdict for row in report.computed)
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
@@ -32,6 +38,8 @@ def checked_record(program: Program, target: str) -> dict[str, Json]:
         "reference": "eager PyTorch", "regimes": list(report.regimes),
         "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
         "weights": {str(verdict): count for verdict, count in sorted(weights.items())},
+        "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
+        "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
         "differ": [f"{row.kind} {row.name}" for row in report.rows if row.verdict is Verdict.DIFFERS][:_SHOWN],
     }  # fmt: skip
@@ -53,6 +61,12 @@ def show_checked(program: Program) -> None:
     if isinstance(count, int):
         tensors = count_text(count, "tensor")
         say(f"               the first weights of {tensors} were not compared: each load gives others")
+    if isinstance(calls := record.get("calls"), str) and calls != "compared":
+        say(f"               the calls of stretto.compile were not compared: {calls}")
+    match record.get("roles_by_size"):
+        case [_, _, *_] as names:
+            listed = ", ".join(map(str, names))
+            say(f"               roles taken from equal sizes: {listed}; state them with shard inputs")
 
 
 def _result(report: CheckReport) -> str:

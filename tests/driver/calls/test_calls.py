@@ -1,0 +1,239 @@
+"""`compile --check` makes the calls of a training loop through `stretto.compile`, so that faults of that path show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stretto.diagnostics import StrettoError
+from stretto.driver.calls.comparison import compare_calls
+from stretto.driver.calls.compile_check import checked_record, show_checked
+from stretto.driver.compile.compile_target import CompileJob, compile_target
+from stretto.driver.model import compiled_module, variants
+from stretto.driver.model.rng_state import ModelRngState
+from stretto.dsl.plan import Plan
+from stretto.frontend.captured import Mode
+from stretto.frontend.targets.target import Request
+from stretto.passes.partition import vocabulary
+from stretto.passes.sharding import check_batch
+from stretto.runtime.checks.report import CheckRow, Verdict
+from stretto.runtime.philox import RngState
+from stretto.runtime.rank import in_place_sums, translate
+from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
+
+SOURCE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.norm = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x, sharp=False):
+        first = self.a(x) + self.b(x)
+        second = first + self.c(x)
+        hidden = F.dropout(self.norm(second) * (4.0 if sharp else 1.0), 0.25, self.training)
+        masked = hidden.masked_fill(x > 1, float("-inf"))
+        return torch.tanh(hidden).square().mean(), first, second, masked
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x, y):
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return (x - y).square().mean()
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 6), nn.Linear(6, 8, bias=False)
+        with torch.no_grad():
+            self.head.weight.mul_(1000)
+
+    def forward(self, tokens):
+        return F.cross_entropy(self.head(self.embed(tokens)).flatten(0, 1), tokens.flatten())
+
+
+class Refused(Layers):
+    def forward(self, x, y):
+        return super().forward(x, y), {"logits": x.flip(0)}
+
+
+class Table(Layers):
+    def forward(self, x, table):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return (x @ table.t()).logsumexp(-1).mean()
+
+
+def table():
+    return Table(), {"x": torch.randn(8, 6), "table": torch.randn(8, 6)}
+
+
+def everything():
+    return Everything(), {"x": torch.randn(8, 6)}
+
+
+def layers():
+    return Layers(), {"x": torch.randn(8, 6), "y": torch.randn(8, 6)}
+
+
+def words():
+    return Words(), {"tokens": torch.arange(32).reshape(8, 4) % 8}
+
+
+def refused():
+    return Refused(), layers()[1]
+"""
+DATA = "mesh (dp=2)"
+CONTEXT = "mesh (dp=2, cp=2)\nshard inputs batch over dp, cp"
+VOCAB = 'mesh (tp=2)\nshard "embed", "head" vocab over tp'
+PIPELINE = "mesh (pp=2)\npipeline over pp { schedule 1f1b microbatches 2 }"
+ALONE = "mesh (pp=2, dp=2)\npipeline over pp { schedule 1f1b microbatches 2 per microbatch }"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "model.py").write_text(SOURCE)
+    return f"{tmp_path}/model.py"
+
+
+def rows(model: str, target: str, plan: str, mode: Mode = Mode.TRAIN, dtype: str | None = None) -> list[CheckRow]:
+    return list(compare_calls(f"{model}:{target}", Request(mode, dtype=dtype), Plan.parse(plan)).rows)
+
+
+def differing(found: list[CheckRow]) -> set[str]:
+    """The calls in which something differs."""
+    return {row.name.partition(" (")[2].removesuffix(")") for row in found if row.verdict is Verdict.DIFFERS}
+
+
+@pytest.mark.parametrize(
+    ("target", "plan", "mode", "dtype"),
+    [
+        ("everything", DATA, Mode.TRAIN, None),
+        ("everything", DATA, Mode.INFER, None),
+        ("everything", DATA, Mode.TRAIN, "float64"),
+        ("layers", DATA + "\nprecision { params fp32  compute bf16  reduce fp32 }", Mode.TRAIN, None),
+        ("layers", ALONE, Mode.TRAIN, None),
+        ("words", VOCAB, Mode.TRAIN, None),
+    ],
+)
+def test_the_calls_of_a_right_model_are_equal(
+    model: str, target: str, plan: str, mode: Mode, dtype: str | None
+) -> None:
+    found = rows(model, target, plan, mode, dtype)
+    assert differing(found) == set()
+    calls = {row.name.partition(" (")[2].removesuffix(")") for row in found if row.verdict is Verdict.EQUAL}
+    trained = {"no_sync", "step(scale=3)"} if mode is Mode.TRAIN else set()
+    constants = {"sharp=True", "sharp=False"} if target == "everything" else set()
+    assert calls == {"own weights", "second call", *trained, *constants}
+
+
+def no_new_numbers(state: Any, session: Any) -> None:
+    session.rng_state = state.state
+    state.state = RngState(state.state.seed, state.state.step)
+
+
+def any_sum_of_a_sum(code: Any, arguments: Any, kept: Any) -> frozenset[int]:
+    sums = {slot for each in code if each.op == in_place_sums.ADD for slot in each.writes()}
+    return frozenset(
+        i for i, each in enumerate(code) if each.op == in_place_sums.ADD and each.reads() and each.reads()[0] in sums
+    )
+
+
+def last_gradient_alone(sums: Any, output: Any, rank: int, gradient: torch.Tensor) -> None:
+    sums._outputs[output.name] = output
+    sums._sums.setdefault(output.name, {})[rank] = gradient
+
+
+def without_constants(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        key = right(*args, **kwargs)
+        return replace(key, structure=(key.structure[0], ""))
+
+    return wrong
+
+
+def minimum_for_maximum(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, value, op: right(self, value, "min" if op == "max" else op)
+
+
+FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] = {
+    "every call draws the same": (
+        ModelRngState, "advance", lambda _: no_new_numbers, "everything", DATA, {"second call"},
+    ),
+    "buffers are not written back": (
+        variants, "run", lambda right: lambda *args, **kwargs: (right(*args, **kwargs)[0], {}), "everything", DATA,
+        {"own weights"},
+    ),
+    "a sum that is an output is written to": (
+        translate, "in_place_adds", lambda _: any_sum_of_a_sum, "everything", DATA, {"own weights"},
+    ),
+    "constants do not tell calls apart": (
+        compiled_module, "key_of", without_constants, "everything", DATA, {"sharp=False"},
+    ),
+    "of gradients that wait the last one stays": (
+        UnreducedGradients, "add", lambda _: last_gradient_alone, "layers", CONTEXT, {"no_sync"},
+    ),
+    "the statistics of large logits overflow": (
+        vocabulary._Vocabulary, "all_reduced", minimum_for_maximum, "words", VOCAB, {"own weights"},
+    ),
+}  # fmt: skip
+"""By meaning: a function, how it is replaced, what is compiled under which plan, and calls in which it shows."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows_in_a_call(fault: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, make, target, plan, calls = FAULTS[fault]
+    monkeypatch.setattr(owner, name, make(getattr(owner, name)))
+    assert calls <= differing(rows(model, target, plan))
+
+
+def test_an_input_that_is_cut_for_its_size_alone_differs_from_the_whole_one(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Path(model).with_name("my.plan")
+    plan.write_text(ALONE)
+    job = CompileJob(f"{model}:table", str(plan), str(plan.with_name("program")))
+    with pytest.raises(StrettoError, match="E0405"):
+        compile_target(job, checked_record)
+    monkeypatch.setattr(check_batch.TiedDims, "are_tied", lambda *values: True)
+    program, _ = compile_target(job, checked_record)
+    show_checked(program)
+    assert program.manifest.checked["result"] == "failed"
+    assert "roles taken from equal sizes: x, table; state them with shard inputs" in capsys.readouterr().out
+    plan.write_text(ALONE + '\nshard inputs "table" whole')
+    program, _ = compile_target(job, checked_record)
+    assert program.manifest.checked["result"] == "passed"
+
+
+def test_the_record_of_a_check_has_the_calls(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Path(model).with_name("my.plan")
+    plan.write_text(DATA)
+    job = CompileJob(f"{model}:everything", str(plan), str(plan.with_name("program")))
+    program, _ = compile_target(job, checked_record)
+    show_checked(program)
+    assert program.manifest.checked["result"] == "passed" and program.manifest.checked["calls"] == "compared"
+    assert "were not compared" not in capsys.readouterr().out
+
+
+def test_calls_that_stretto_compile_refuses_are_not_compared(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Path(model).with_name("my.plan")
+    plan.write_text(PIPELINE)
+    job = CompileJob(f"{model}:refused", str(plan), str(plan.with_name("program")))
+    program, _ = compile_target(job, checked_record)
+    show_checked(program)
+    assert program.manifest.checked["result"] == "passed"
+    assert "the calls of stretto.compile were not compared: it refuses a call: E04" in capsys.readouterr().out
