@@ -67,8 +67,8 @@ class ProgramRecords:
                 f"but the program lists {len(inputs)} inputs and {len(outputs)} outputs of stage {stage}",
             )
         taken = tuple((record, slot) for (_, record), slot in zip(inputs, function.arguments, strict=True))
-        given = tuple((*output, slot) for output, slot in zip(outputs, function.results, strict=True))
-        return Entry(name, taken, given, len(function.code))
+        results = tuple((*output, slot) for output, slot in zip(outputs, function.results, strict=True))
+        return Entry(name, taken, results, len(function.code))
 
     def function(self, name: str) -> Function:
         """A function by name. E0652 where there is none."""

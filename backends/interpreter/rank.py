@@ -159,8 +159,8 @@ class Rank:
         function = self.program.function(name)
         if (len(values), len(instruction.out)) != (len(function.arguments), len(function.results)):
             raise InterpreterError(NO_MEANING, f'{step}: "{name}" takes or returns another number of values')
-        given = kwargs.get(MICROBATCH)
-        chosen = select_microbatch(microbatch, self._turn(kwargs)) if given is None else _microbatch(given)
+        index = kwargs.get(MICROBATCH)
+        chosen = select_microbatch(microbatch, self._turn(kwargs)) if index is None else _microbatch(index)
         frame: Slots = dict(zip(function.arguments, values, strict=True))
         yield from self._code(name, function, range(len(function.code)), frame, chosen)
         self.step = step
@@ -186,8 +186,8 @@ class Rank:
 
     def _result(self, slots: Slots, slot: int, name: str) -> Any:
         if slot not in slots:
-            what = f'"{name}"' if name else f"of {self._current.function}"
-            raise InterpreterError(SLOT, f"rank {self.rank}: the result {what} in slot {slot} is not set at the end")
+            result = f'"{name}"' if name else f"of {self._current.function}"
+            raise InterpreterError(SLOT, f"rank {self.rank}: the result {result} in slot {slot} is not set at the end")
         return slots[slot]
 
     def _handle(self, value: Any) -> Handle:
@@ -220,12 +220,12 @@ class Rank:
 
 def _message(instruction: Instruction) -> tuple[Any, ...]:
     """The arguments of a send or receive in the order of the module's operation, where it says what it carries."""
-    given = instruction.kwargs
-    if "carries" not in given:
+    kwargs = instruction.kwargs
+    if "carries" not in kwargs:
         return ()
     if instruction.op == SEND:
-        return (None, given["axis"], given["peer"], given["carries"])
-    return (given["axis"], given["peer"], given["size"], given["dtype"], given["carries"])
+        return (None, kwargs["axis"], kwargs["peer"], kwargs["carries"])
+    return (kwargs["axis"], kwargs["peer"], kwargs["size"], kwargs["dtype"], kwargs["carries"])
 
 
 def _microbatch(value: Any) -> Microbatch:

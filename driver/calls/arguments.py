@@ -22,8 +22,8 @@ FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, Ar
 def two_constants(model: nn.Module, arguments: Arguments) -> list[dict[str, Any]]:
     """Two values for the first bool or integer that the forward takes and runs with in eager mode; else none."""
     signature = inspect.signature(model.forward)
-    given = {name: parameter.default for name, parameter in signature.parameters.items()} | dict(arguments)
-    for name, value in given.items():
+    values = {name: parameter.default for name, parameter in signature.parameters.items()} | dict(arguments)
+    for name, value in values.items():
         if isinstance(value, bool | int) and name in signature.parameters and name != "use_cache":
             other = not value if isinstance(value, bool) else value + 1
             if _runs(model, {**arguments, name: other}):

@@ -117,16 +117,16 @@ class EagerSide(Side):
             self.model, call, self._names, {}, buffers, raised=self._raised,
             state_of=lambda nth: RngState(self._seed, self._forwards + nth),
         )  # fmt: skip
-        given = {index: call.tensors[name] for index, name in self._names.items()}
-        outputs = forward_of_microbatches(self._program, self._with_whole_inputs(given), eager, given)
+        inputs = {index: call.tensors[name] for index, name in self._names.items()}
+        outputs = forward_of_microbatches(self._program, self._with_whole_inputs(inputs), eager, inputs)
         self._forwards += eager.forwards if facts.draws else 0
         self.facts.append(facts)
         return outputs
 
-    def _with_whole_inputs(self, given: Mapping[int | None, Tensor]) -> Reference:
+    def _with_whole_inputs(self, tensors: Mapping[int | None, Tensor]) -> Reference:
         """The reference, which cuts the inputs whose shape in it is that of a microbatch, but for those in `whole`."""
         inputs = [
-            replace(each, shape=tuple(given[each.index].shape))
+            replace(each, shape=tuple(tensors[each.index].shape))
             if each.kind == "input" and each.name in self._whole else each
             for each in self._reference.inputs
         ]  # fmt: skip

@@ -84,15 +84,19 @@ def _eager_results(
 ) -> list[Tensor]:
     """What eager PyTorch gives, in the order of the module's results."""
     call = UsersCall(example, captured.loss_only)
-    given = {_key(port, index): value for index, (port, value) in enumerate(zip(ports, inputs, strict=True))}
+    values_by_key = {_key(port, index): value for index, (port, value) in enumerate(zip(ports, inputs, strict=True))}
     results = decode(captured.module).results
     buffers = {str(port.record["name"]) for port in results if port.record.get("kind") == "buffer"}
-    state = next((value for (kind, _), value in given.items() if kind == "random"), torch.zeros(2, dtype=torch.int64))
+    state = next(
+        (value for (kind, _), value in values_by_key.items() if kind == "random"), torch.zeros(2, dtype=torch.int64)
+    )
     seed, step = (int(number) for number in state)
     names: dict[int | None, str] = {
         int(p.record["index"]): str(p.record["name"]) for p in ports if p.record.get("kind") == "input"
     }
-    eager = EagerModel(model, call, names, given, buffers, raised=True, state_of=lambda forwards: RngState(seed, step))
+    eager = EagerModel(
+        model, call, names, values_by_key, buffers, raised=True, state_of=lambda forwards: RngState(seed, step)
+    )
     user_inputs = _user_inputs(ports, inputs)
     outputs = eager.forward(user_inputs)
     tangents = {
@@ -103,7 +107,7 @@ def _eager_results(
     if tangents:
         backward(outputs, tangents)
     gradients = eager.gradients() | _input_gradients(ports, user_inputs)
-    return [_result(port, outputs, gradients, eager.changed, given) for port in results]
+    return [_result(port, outputs, gradients, eager.changed, values_by_key) for port in results]
 
 
 def _key(port: Port, index: int) -> Key:
@@ -132,7 +136,7 @@ def _result(
     outputs: Sequence[Tensor],
     gradients: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    given: Mapping[Key, Tensor],
+    values_by_key: Mapping[Key, Tensor],
 ) -> Tensor:
     """The result of a record; zeros for a gradient that eager PyTorch does not give."""
     kind, name = str(port.record["kind"]), str(port.record.get("name", ""))
@@ -140,7 +144,7 @@ def _result(
         return outputs[int(port.record["index"])].detach()
     if kind == "buffer":
         return buffers[name]
-    source = next((value for (k, n), value in given.items() if n == name and k in ("parameter", "input")), None)
+    source = next((value for (k, n), value in values_by_key.items() if n == name and k in ("parameter", "input")), None)
     if source is None:
         raise StrettoError("E0660", f'the captured module gives a gradient of "{name}", which the model does not have')
     return gradients.get(name, torch.zeros_like(source))

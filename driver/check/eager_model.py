@@ -70,17 +70,17 @@ class EagerModel(OneDevice):
         """The outputs for inputs by index."""
         from .eager_random_ops import ProgramDraws  # with the interpreter, which a base install cannot import
 
-        given = {name: inputs[index] for index, name in self._names.items() if index in inputs}
+        inputs_by_name = {name: inputs[index] for index, name in self._names.items() if index in inputs}
         before = {name: value.detach().clone() for name, value in self._model.named_buffers()}
         state = self._state_of(self._step)
         self._step += 1
         with _python_randomness(self._step):
             if not self._raised:
                 with ProgramDraws(state), self._dtypes:
-                    outputs = self._call.results(self._model, given, _itself)
+                    outputs = self._call.results(self._model, inputs_by_name, _itself)
             else:
                 with _float64(), ProgramDraws(state, raised_dtype):
-                    outputs = self._call.results(self._model, given, _raise_tensor)
+                    outputs = self._call.results(self._model, inputs_by_name, _raise_tensor)
         buffers = dict(self._model.named_buffers())
         self._refuse_other_changes(before, buffers)
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}

@@ -43,16 +43,16 @@ class ProgramDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         if rule is None:
             return func(*args, **(kwargs or {}))
         schema = func._schema.arguments
-        given = {argument.name: argument.default_value for argument in schema}
-        given |= dict(zip(given, args, strict=False)) | dict(kwargs or {})
-        drawn = rule(self, given)
-        return given["self"].copy_(drawn) if func._schema.is_mutable else drawn
+        arguments = {argument.name: argument.default_value for argument in schema}
+        arguments |= dict(zip(arguments, args, strict=False)) | dict(kwargs or {})
+        drawn = rule(self, arguments)
+        return arguments["self"].copy_(drawn) if func._schema.is_mutable else drawn
 
-    def dtype(self, given: Arguments) -> torch.dtype:
+    def dtype(self, arguments: Arguments) -> torch.dtype:
         """The dtype of the result: as asked, else of the tensor that it is like, else torch's default."""
-        like = given.get("self")
+        like = arguments.get("self")
         default = like.dtype if isinstance(like, Tensor) else torch.get_default_dtype()
-        return self._dtype_of(_asked(given, default))
+        return self._dtype_of(_asked(arguments, default))
 
     def words(self, shape: Sequence[int]) -> Tensor:
         """The next draw: words in [0, 2^32)."""
@@ -75,9 +75,9 @@ class ProgramDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         return ((u.log() * -2).sqrt() * v.cos()).to(dtype)
 
 
-def _asked(given: Arguments, default: torch.dtype) -> torch.dtype:
+def _asked(arguments: Arguments, default: torch.dtype) -> torch.dtype:
     """The dtype argument; a schema's own default is a number."""
-    dtype = given.get("dtype")
+    dtype = arguments.get("dtype")
     return dtype if isinstance(dtype, torch.dtype) else default
 
 
@@ -86,9 +86,9 @@ def _tensor(value: Any) -> Tensor:
     return value
 
 
-def _shape(given: Arguments) -> list[int]:
-    like = given.get("self")
-    return list(like.shape) if isinstance(like, Tensor) else list(given["size"])
+def _shape(arguments: Arguments) -> list[int]:
+    like = arguments.get("self")
+    return list(like.shape) if isinstance(like, Tensor) else list(arguments["size"])
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> list[int]:
@@ -97,8 +97,8 @@ def _broadcast(shapes: Sequence[Sequence[int]]) -> list[int]:
     return [next((extent for extent in extents if extent != 1), 1) for extents in zip(*padded, strict=True)]
 
 
-def _bernoulli(draws: ProgramDraws, given: Arguments) -> Tensor:
-    x, p = _tensor(given["self"]), given.get("p")
+def _bernoulli(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    x, p = _tensor(arguments["self"]), arguments.get("p")
     if isinstance(p, int | float):
         return draws.below(x.shape, p).to(x.dtype)
     probability = x if p is None else _tensor(p)
@@ -106,43 +106,43 @@ def _bernoulli(draws: ProgramDraws, given: Arguments) -> Tensor:
     return (draws.uniform(x.shape, wide) < probability).to(x.dtype)
 
 
-def _rand(draws: ProgramDraws, given: Arguments) -> Tensor:
-    return draws.uniform(_shape(given), draws.dtype(given))
+def _rand(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    return draws.uniform(_shape(arguments), draws.dtype(arguments))
 
 
-def _randn(draws: ProgramDraws, given: Arguments) -> Tensor:
-    return draws.normal(_shape(given), draws.dtype(given))
+def _randn(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    return draws.normal(_shape(arguments), draws.dtype(arguments))
 
 
-def _randint(draws: ProgramDraws, given: Arguments) -> Tensor:
-    low, high = given.get("low", 0), given["high"]
-    dtype = draws.dtype(given) if isinstance(given.get("self"), Tensor) else _asked(given, torch.int64)
-    return _tensor((draws.words(_shape(given)) * (high - low) >> 32) + low).to(dtype)
+def _randint(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    low, high = arguments.get("low", 0), arguments["high"]
+    dtype = draws.dtype(arguments) if isinstance(arguments.get("self"), Tensor) else _asked(arguments, torch.int64)
+    return _tensor((draws.words(_shape(arguments)) * (high - low) >> 32) + low).to(dtype)
 
 
-def _randperm(draws: ProgramDraws, given: Arguments) -> Tensor:
-    return draws.words([given["n"]]).sort(stable=True).indices.to(_asked(given, torch.int64))
+def _randperm(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    return draws.words([arguments["n"]]).sort(stable=True).indices.to(_asked(arguments, torch.int64))
 
 
-def _uniform(draws: ProgramDraws, given: Arguments) -> Tensor:
-    low, high = given["from"], given["to"]
-    return _tensor(draws.uniform(_shape(given), _tensor(given["self"]).dtype) * (high - low) + low)
+def _uniform(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    low, high = arguments["from"], arguments["to"]
+    return _tensor(draws.uniform(_shape(arguments), _tensor(arguments["self"]).dtype) * (high - low) + low)
 
 
-def _normal(draws: ProgramDraws, given: Arguments) -> Tensor:
+def _normal(draws: ProgramDraws, arguments: Arguments) -> Tensor:
     """`normal_`, or `normal` of means and deviations that are numbers or tensors."""
-    mean, std = given["mean"], given["std"]
-    tensors = [value for value in (given.get("self"), mean, std) if isinstance(value, Tensor)]
-    shape = _broadcast([list(tensor.shape) for tensor in tensors]) if tensors else given["size"]
-    dtype = tensors[0].dtype if tensors else draws.dtype(given)
+    mean, std = arguments["mean"], arguments["std"]
+    tensors = [value for value in (arguments.get("self"), mean, std) if isinstance(value, Tensor)]
+    shape = _broadcast([list(tensor.shape) for tensor in tensors]) if tensors else arguments["size"]
+    dtype = tensors[0].dtype if tensors else draws.dtype(arguments)
     return _tensor(draws.normal(shape, dtype) * std + mean)
 
 
-def _exponential(draws: ProgramDraws, given: Arguments) -> Tensor:
-    x = _tensor(given["self"])
+def _exponential(draws: ProgramDraws, arguments: Arguments) -> Tensor:
+    x = _tensor(arguments["self"])
     wide = torch.promote_types(x.dtype, torch.float32)
     u = (draws.words(x.shape) + 1).to(wide) * (1 / _WORDS)
-    return u.log().clamp(max=-_LEAST_EXPONENTIAL).div(-given["lambd"]).to(x.dtype)
+    return u.log().clamp(max=-_LEAST_EXPONENTIAL).div(-arguments["lambd"]).to(x.dtype)
 
 
 _RULES: dict[str, Callable[[ProgramDraws, Arguments], Tensor]] = {

@@ -1,7 +1,7 @@
-"""A program's first weights beside those of its target: checks give parameters random values, so nothing else looks.
+"""Compare a program's first weights with those of its target, by name.
 
-A folder's weights file names each tensor; two names in each other's place leave a program that is right and trains
-another model than its author's.
+Other checks give parameters random values, so they do not see these. If two names in a folder's weights file are
+exchanged, the program is right and trains another model than its author's.
 """
 
 from __future__ import annotations

@@ -124,9 +124,9 @@ def _arguments_of(step: Step, values: Mapping[int, Hashable]) -> Hashable:
     if not step.name.startswith("comm."):
         return _filled(list(step.args), values), _named(step.kwargs, values)
     names = [argument.name for argument in definitions()[step.name].arguments]
-    given = dict(zip(names, step.args, strict=False))
-    tensors = [value for value in given.values() if isinstance(value, Ref)]
-    return _filled(tensors, values), _named({k: v for k, v in given.items() if not isinstance(v, Ref)}, values)
+    arguments = dict(zip(names, step.args, strict=False))
+    tensors = [value for value in arguments.values() if isinstance(value, Ref)]
+    return _filled(tensors, values), _named({k: v for k, v in arguments.items() if not isinstance(v, Ref)}, values)
 
 
 def _operands_of(instruction: Instruction, values: Mapping[int, Hashable]) -> Hashable:

@@ -92,16 +92,16 @@ def program_result_order(code: Code, program: ProgramRecords) -> list[int]:
         (str(port.record.get("kind")), str(port.record.get("name") or ""), int(port.record.get("index", -1)))
         for port in code.results
     ]
-    given = [(each.kind, each.name, -1 if each.index is None else each.index) for each in program.outputs]
-    if sorted(wanted) != sorted(given):
-        missing = next((key for key in wanted if key not in given), None)
-        extra = next((key for key in given if key not in wanted), None)
+    returned = [(each.kind, each.name, -1 if each.index is None else each.index) for each in program.outputs]
+    if sorted(wanted) != sorted(returned):
+        missing = next((key for key in wanted if key not in returned), None)
+        extra = next((key for key in returned if key not in wanted), None)
         raise InterpreterError(
             UNLIKE,
             f"the program does not return what its module returns: "
             f"{_text(missing)} is missing, {_text(extra)} is one too many",
         )
-    return [given.index(key) for key in wanted]
+    return [returned.index(key) for key in wanted]
 
 
 def _text(key: tuple[str, str, int] | None) -> str:

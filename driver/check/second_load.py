@@ -1,4 +1,4 @@
-"""A target's model once more, as its own function returns it: what the loader left it as is compared with that.
+"""Load a target's model again without the loader, and refuse modules that the loader left in another mode.
 
 It shares no code with `frontend/targets/`. A `file.py:name` target alone has such a function; a Hugging Face config
 says all that matters here itself.

@@ -1,4 +1,4 @@
-"""The call of a check's eager model: what its user writes, and nothing that capture makes of it.
+"""Call the eager model of a check as its user does, without capture's binding of arguments.
 
 Capture binds the arguments of a call to names and numbers, and picks the loss of what the forward returns. A fault of
 either would be on both sides of a check, so this module shares no code with it: `model(**arguments)` is called, each
@@ -38,23 +38,25 @@ class UsersCall:
 
     def refuse_other_inputs(self, names: Iterable[str]) -> None:
         """Raise StrettoError E0666 unless these names of a program's inputs are those of the call's tensors."""
-        given, taken = set(self.tensors), set(names)
-        if given == taken:
+        called, taken = set(self.tensors), set(names)
+        if called == taken:
             return
         raise StrettoError(
             "E0666",
-            f"the program takes the inputs {_listed(taken)}, and the target's call has {_listed(given)}",
+            f"the program takes the inputs {_listed(taken)}, and the target's call has {_listed(called)}",
             help="compile this target again; if it stays, capture loses an input: please report it with the model",
         )
 
-    def results(self, model: nn.Module, given: Mapping[str, Tensor], alter: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """The tensors of the result, each once, in their order; of an argument's tensors, those in `given` stand in.
+    def results(
+        self, model: nn.Module, values: Mapping[str, Tensor], alter: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """The tensors of the result, each once, in their order; of an argument's tensors, those in `values` stand in.
 
         `alter` is applied to every tensor of the arguments.
         """
 
         def value(path: tuple[Any, ...], leaf: Any) -> Any:
-            return self._cast(alter(given.get(_name(path), leaf))) if isinstance(leaf, Tensor) else leaf
+            return self._cast(alter(values.get(_name(path), leaf))) if isinstance(leaf, Tensor) else leaf
 
         arguments = pytree.tree_map_with_path(value, dict(self.arguments))
         if "use_cache" in inspect.signature(model.forward).parameters:

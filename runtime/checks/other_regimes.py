@@ -49,14 +49,14 @@ class Sides:
     ranks: Run
     one_device: Run
 
-    def compare(self, values: Mapping[Key, Tensor], given: StepInputs) -> InRegimes:
+    def compare(self, values: Mapping[Key, Tensor], step_inputs: StepInputs) -> InRegimes:
         """Run both in every other regime of these values and inputs."""
         dtype = self.program.manifest.dtype
         rows: list[CheckRow] = []
         equal = []
         for regime in _regimes_of(dtype):
-            own, inputs = regime.values(values), given.altered(regime.input)
-            if _is_normal(own, values) and not given.have_floats:
+            own, inputs = regime.values(values), step_inputs.altered(regime.input)
+            if _is_normal(own, values) and not step_inputs.have_floats:
                 continue
             try:
                 expected = self.one_device(own, inputs)

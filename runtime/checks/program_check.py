@@ -77,7 +77,7 @@ def check(
     if missing := left_out(program, reference):
         return CheckReport(tuple(missing), dtype, 0, seed)
     values = initial_values(program, reference, random)
-    given = StepInputs(
+    step_inputs = StepInputs(
         lambda: random_inputs(stated, reference, random),
         lambda outputs: _tangents(stated, outputs, random),
         steps,
@@ -85,20 +85,20 @@ def check(
     one_device = _OneDevice(stated, reference, expected)
     session = ranks(program)
 
-    def on_ranks(values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
+    def on_ranks(values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
         model = side(session, values)
-        return record_once(stated, model, model.forward, given)
+        return record_once(stated, model, model.forward, step_inputs)
 
     try:
         program_side = side(session, values)
-        recording = record(stated, program_side, program_side.forward, given)
-        others = Sides(stated, on_ranks, one_device.once).compare(values, given)
+        recording = record(stated, program_side, program_side.forward, step_inputs)
+        others = Sides(stated, on_ranks, one_device.once).compare(values, step_inputs)
     finally:
         session.close()
     rows = [
         *contradictions(program, reference),
         *wrong_reductions(program),
-        *one_device.judge(recording, values, given),
+        *one_device.judge(recording, values, step_inputs),
     ]
     rows += [*without_a_row(rows, reference), *others.rows]
     regimes = (Regime.NORMAL, *others.equal)
@@ -113,39 +113,39 @@ class _OneDevice:
     reference: Reference
     expected: Expected
 
-    def judge(self, program: Recording, values: Mapping[Key, Tensor], given: StepInputs) -> list[CheckRow]:
+    def judge(self, program: Recording, values: Mapping[Key, Tensor], step_inputs: StepInputs) -> list[CheckRow]:
         """The rows of the program's recording."""
         model = self.expected(self.program, self.reference, values)
-        own = self._recorded(self.program, model, given)
-        return [*model.findings(), *self._rows(program, own, values, given)]
+        own = self._recorded(self.program, model, step_inputs)
+        return [*model.findings(), *self._rows(program, own, values, step_inputs)]
 
-    def once(self, values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
+    def once(self, values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
         """One forward and backward."""
         model = self.expected(self.program, self.reference, values)
         return record_once(
-            self.program, model, lambda inputs: forward(self.program, self.reference, model, inputs), given
+            self.program, model, lambda inputs: forward(self.program, self.reference, model, inputs), step_inputs
         )
 
     def _rows(
-        self, program: Recording, own: Recording, values: Mapping[Key, Tensor], given: StepInputs
+        self, program: Recording, own: Recording, values: Mapping[Key, Tensor], step_inputs: StepInputs
     ) -> list[CheckRow]:
-        dtype, steps = self.program.manifest.dtype, given.steps
+        dtype, steps = self.program.manifest.dtype, step_inputs.steps
         if dtype not in TOLERANCES:
             raised, raised_values = in_float64(self.program, values)
-            exact = self._record(raised, raised_values, given.altered(raise_float))
+            exact = self._record(raised, raised_values, step_inputs.altered(raise_float))
             return WithinEagerError(exact, own, dtype, steps).rows(program)
         rows = WithinTolerance(own, dtype, TOLERANCES[dtype], steps, {}).rows(program)
         if all(row.verdict is not Verdict.DIFFERS for row in rows):
             return rows
         moved = perturbation(self.program)
-        changed = changes(own, self._record(self.program, perturbed(values, moved), given.altered(moved)))
+        changed = changes(own, self._record(self.program, perturbed(values, moved), step_inputs.altered(moved)))
         return WithinTolerance(own, dtype, TOLERANCES[dtype], steps, changed).rows(program)
 
-    def _record(self, program: Program, values: Mapping[Key, Tensor], given: StepInputs) -> Recording:
-        return self._recorded(program, self.expected(program, self.reference, values), given)
+    def _record(self, program: Program, values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
+        return self._recorded(program, self.expected(program, self.reference, values), step_inputs)
 
-    def _recorded(self, program: Program, model: OneDevice, given: StepInputs) -> Recording:
-        return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), given)
+    def _recorded(self, program: Program, model: OneDevice, step_inputs: StepInputs) -> Recording:
+        return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), step_inputs)
 
 
 def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generator) -> dict[int, Tensor]:

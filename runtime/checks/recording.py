@@ -94,13 +94,13 @@ class StepInputs:
         return StepInputs(self.draw, self.draw_tangents, self.steps, changed, self._tangents)
 
 
-def record_once(program: Program, side: OneDevice | AllRanks, forward: Forward, given: StepInputs) -> Recording:
+def record_once(program: Program, side: OneDevice | AllRanks, forward: Forward, step_inputs: StepInputs) -> Recording:
     """Let one side make the first forward, and its backward in train mode; no optimizer step."""
-    inputs = _leaves(program, given.inputs(0))
+    inputs = _leaves(program, step_inputs.inputs(0))
     outputs = forward(inputs)
     recording = Recording(dict(zip(_names(program), (output.detach() for output in outputs), strict=True)))
     if program.manifest.mode == "train":
-        backward(outputs, given.tangents(0, outputs))
+        backward(outputs, step_inputs.tangents(0, outputs))
         gradients = {name: gradient.detach().clone() for name, gradient in side.gradients().items()}
         recording.gradients = gradients | _input_gradients(program, inputs)
         side.clear()
@@ -108,10 +108,10 @@ def record_once(program: Program, side: OneDevice | AllRanks, forward: Forward, 
     return recording
 
 
-def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given: StepInputs) -> Recording:
+def record(program: Program, side: OneDevice | AllRanks, forward: Forward, step_inputs: StepInputs) -> Recording:
     """Let one side compute with its first parameters, then with halved ones, then take all steps if it trains."""
     recording, trains = Recording(), program.manifest.mode == "train"
-    forwards = _Forwards(program, forward, given)
+    forwards = _Forwards(program, forward, step_inputs)
     recording.outputs = forwards.run()
     if trains:
         for _ in range(1, ACCUMULATED):
@@ -122,7 +122,7 @@ def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given
     recording.outputs |= _with_halved_parameters(forwards.run())
     if trains:
         recording.gradients |= _with_halved_parameters(forwards.gradients(side))
-        for step in range(given.steps):
+        for step in range(step_inputs.steps):
             if step > 0:
                 forwards.run()
             recording.note(side.gradients())
@@ -135,17 +135,17 @@ def record(program: Program, side: OneDevice | AllRanks, forward: Forward, given
 class _Forwards:
     """The forwards of one side, each with its backward in train mode."""
 
-    def __init__(self, program: Program, forward: Forward, given: StepInputs) -> None:
-        self._program, self._forward, self._given = program, forward, given
+    def __init__(self, program: Program, forward: Forward, step_inputs: StepInputs) -> None:
+        self._program, self._forward, self._step_inputs = program, forward, step_inputs
         self._count = 0
         self._inputs: Inputs = {}
 
     def run(self) -> dict[str, Tensor]:
         """The outputs of the next one, by name."""
-        self._inputs = _leaves(self._program, self._given.inputs(self._count))
+        self._inputs = _leaves(self._program, self._step_inputs.inputs(self._count))
         outputs = self._forward(self._inputs)
         if self._program.manifest.mode == "train":
-            backward(outputs, self._given.tangents(self._count, outputs))
+            backward(outputs, self._step_inputs.tangents(self._count, outputs))
         self._count += 1
         return dict(zip(_names(self._program), (output.detach() for output in outputs), strict=True))
 

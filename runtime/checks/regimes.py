@@ -1,4 +1,4 @@
-"""Other regimes of values, in which a program is run once more: what it computes of values near 1 is not all it does.
+"""The regimes of values in which a check runs a program once more: large, negative, saturating and overflowing.
 
 A softmax may subtract any number as long as nothing overflows, and a maximum with zeros of padding is right as long as
 something is positive. One forward and backward each is compared; the program is compiled already.

@@ -34,8 +34,8 @@ def as_stated(program: Program, reference: Reference, ranges: Ranges) -> Program
             )
     stated = reference.stated
     manifest = program.manifest
-    told = manifest.arguments.get("inputs", {}) if stated is None else stated.ranges
-    described = {**(told if isinstance(told, Mapping) else {}), **_described(ranges, told)}
+    known_ranges = manifest.arguments.get("inputs", {}) if stated is None else stated.ranges
+    described = {**(known_ranges if isinstance(known_ranges, Mapping) else {}), **_described(ranges, known_ranges)}
     manifest = replace(manifest, arguments={**manifest.arguments, "inputs": described})
     if stated is None:
         return replace(program, manifest=manifest)
@@ -44,10 +44,10 @@ def as_stated(program: Program, reference: Reference, ranges: Ranges) -> Program
     return replace(program, manifest=replace(manifest, dtype=stated.dtype, mode=stated.mode), inputs=tuple(inputs))
 
 
-def _described(ranges: Ranges, told: Json) -> dict[str, Json]:
+def _described(ranges: Ranges, known_ranges: Json) -> dict[str, Json]:
     described: dict[str, Json] = {}
     for name, (low, high) in ranges.items():
-        before = told.get(name) if isinstance(told, Mapping) else None
+        before = known_ranges.get(name) if isinstance(known_ranges, Mapping) else None
         described[name] = {**(before if isinstance(before, Mapping) else {}), "low": low, "high": high}
     return described
 
