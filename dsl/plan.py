@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def stored(self) -> tuple[StoreParameters, ...]:
-        """The statements that say where parameters lie between their uses, in order."""
+        """The statements that shard the stored placement of parameters, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, StoreParameters))
 
     @property

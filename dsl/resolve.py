@@ -92,20 +92,20 @@ def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple
     return tuple(_resolve(plan, parameter) for parameter in parameters)
 
 
-def resolve_parts(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
-    """By axis, the dim that it cuts of each parameter as it lies between steps: by `shard` and by `store`.
+def resolve_stored_placements(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
+    """The stored placement of each parameter, by `shard` and by `store`: the dim that each axis shards.
 
-    Raises the errors of `resolve_parameters` and `resolve_stored`.
+    Raises the errors of `resolve_parameters` and `resolve_store_statements`.
     """
     computed = resolve_parameters(plan, parameters)
-    stored = resolve_stored(plan, parameters, computed)
+    stored = resolve_store_statements(plan, parameters, computed)
     return tuple({**sharding.dims, **by_axis} for sharding, by_axis in zip(computed, stored, strict=True))
 
 
-def resolve_stored(
+def resolve_store_statements(
     plan: Plan, parameters: Sequence[ParameterInfo], computed: Sequence[ParameterSharding]
 ) -> tuple[Mapping[str, int], ...]:
-    """By axis, the dim that it cuts of each parameter between its uses, beside what `computed` cuts for them.
+    """What `store` adds to the `computed` placement of each parameter: the dim that each further axis shards.
 
     The last `store` statement that matches decides. Raises PlanError for a dim that a parameter does not have (E0115)
     and for an axis that shards the parameter already (E0112).

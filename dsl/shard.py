@@ -1,7 +1,7 @@
 """`shard`: which dim of which tensors is sharded over which axes of the mesh.
 
 shard "*.q_proj", "*.k_proj" columns over tp     parameters, by glob
-store "*" dim 0 over dp                          where parameters lie between their uses
+store "*" dim 0 over dp                          the stored placement of parameters, by glob
 shard activations tokens over tp                 the residual stream between blocks
 shard inputs batch over dp                       the user's inputs
 shard inputs "x", "y" batch over dp              the inputs that are the batch, by glob
@@ -10,6 +10,7 @@ shard inputs "table" whole                       an input that is no part of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
@@ -67,7 +68,7 @@ def layout_dim(layout: Layout, rank: int) -> int | None:
 
 
 class Sharding:
-    """The base of the `shard` statements: the dim, the axes that shard it, and source spans."""
+    """The base of `shard` and `store` statements: the dim, the axes that shard it, and source spans."""
 
     subject: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]]
@@ -97,14 +98,10 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class ShardParameters(Sharding):
-    """Shard the parameters whose name, or whose module's name, a pattern matches.
+class _ParameterStatement(Sharding):
+    """A statement about the parameters whose name, or whose module's name, a pattern matches."""
 
-    Raises PlanError for a bad pattern (E0113), a role that parameters do not have (E0106), an axis named twice (E0112).
-    """
-
-    subject: ClassVar[str] = "parameters"
-    roles: ClassVar[tuple[Role, ...]] = (Role.COLUMNS, Role.ROWS, Role.VOCAB)
+    keyword: ClassVar[str]
     patterns: tuple[str, ...]
     layout: Layout
     axes: tuple[str, ...]
@@ -112,39 +109,39 @@ class ShardParameters(Sharding):
 
     def __post_init__(self) -> None:
         if not self.patterns:
-            raise PlanError(PlanCode.BAD_PATTERN, "the statement that shards parameters has no pattern")
+            raise PlanError(PlanCode.BAD_PATTERN, f"the statement that {self.keyword}s parameters has no pattern")
         _check_patterns(self.patterns, self.places)
         self._check()
 
     def __str__(self) -> str:
-        return f"shard {_quoted(self.patterns)} {self.layout} over {', '.join(self.axes)}"
+        return f"{self.keyword} {_quoted(self.patterns)} {self.layout} over {', '.join(self.axes)}"
 
 
 @dataclass(frozen=True)
-class StoreParameters(Sharding):
-    """Keep parameters, with their gradients and optimizer states, cut over axes; each use gathers what it needs.
+class ShardParameters(_ParameterStatement):
+    """Shard the parameters that a pattern matches, in both their placements: stored and computed.
 
-    `shard` says what parameters are computed with, this where they lie. Raises PlanError as `ShardParameters` does.
+    Raises PlanError for a bad pattern (E0113), a role that parameters do not have (E0106), an axis named twice (E0112).
+    """
+
+    keyword: ClassVar[str] = "shard"
+    subject: ClassVar[str] = "parameters"
+    roles: ClassVar[tuple[Role, ...]] = (Role.COLUMNS, Role.ROWS, Role.VOCAB)
+
+
+@dataclass(frozen=True)
+class StoreParameters(_ParameterStatement):
+    """Shard the stored placement alone, of parameters, gradients and optimizer states; each use gathers what it needs.
+
+    Raises PlanError as `ShardParameters` does.
 
     >>> print(StoreParameters(("*",), Dim(0), ("dp",)))
     store "*" dim 0 over dp
     """
 
+    keyword: ClassVar[str] = "store"
     subject: ClassVar[str] = "stored parameters"
     roles: ClassVar[tuple[Role, ...]] = ()
-    patterns: tuple[str, ...]
-    layout: Layout
-    axes: tuple[str, ...]
-    places: Places = field(default=Places(), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.patterns:
-            raise PlanError(PlanCode.BAD_PATTERN, "the statement that stores parameters has no pattern")
-        _check_patterns(self.patterns, self.places)
-        self._check()
-
-    def __str__(self) -> str:
-        return f"store {_quoted(self.patterns)} {self.layout} over {', '.join(self.axes)}"
 
 
 @dataclass(frozen=True)
@@ -226,16 +223,22 @@ def _unknown_role(word: str, statement: type[Sharding], span: Span | None) -> Pl
     )
 
 
-def read_store(tree: Tree[Token], source: Source) -> StoreParameters:
-    """The value of a `store` statement. Raises PlanError as the value does."""
-    keyword, *named = tokens(tree, "STORE", "PATTERN")
-    layout, axes = tokens(tree, "DIM", "NUMBER"), tokens(tree, "AXIS")
-    places = Places(
-        statement=source.span_of(keyword, axes[-1]),
+def _places(
+    source: Source, keyword: Token, layout: Sequence[Token], axes: Sequence[Token], named: Sequence[Token]
+) -> Places:
+    return Places(
+        statement=source.span_of(keyword, (axes or layout)[-1]),
         layout=source.span_of(layout[0], layout[-1]),
         axes=tuple(source.span_of(axis) for axis in axes),
         patterns=tuple(source.span_of(pattern) for pattern in named),
     )
+
+
+def read_store(tree: Tree[Token], source: Source) -> StoreParameters:
+    """The value of a `store` statement. Raises PlanError as the value does."""
+    keyword, *named = tokens(tree, "STORE", "PATTERN")
+    layout, axes = tokens(tree, "DIM", "NUMBER"), tokens(tree, "AXIS")
+    places = _places(source, keyword, layout, axes, named)
     dim = _read_layout(layout, StoreParameters, places)
     return StoreParameters(tuple(str(p[1:-1]) for p in named), dim, tuple(str(axis) for axis in axes), places)
 
@@ -245,12 +248,7 @@ def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActi
     keyword, *subjects = tokens(tree, "SHARD", "SUBJECT", "PATTERN")
     layout, axes = tokens(tree, "ROLE", "DIM", "NUMBER"), tokens(tree, "AXIS")
     named = [token for token in subjects if token.type == "PATTERN"]
-    places = Places(
-        statement=source.span_of(keyword, (axes or layout)[-1]),
-        layout=source.span_of(layout[0], layout[-1]),
-        axes=tuple(source.span_of(axis) for axis in axes),
-        patterns=tuple(source.span_of(pattern) for pattern in named),
-    )
+    places = _places(source, keyword, layout, axes, named)
     names, patterns = tuple(str(axis) for axis in axes), tuple(str(pattern[1:-1]) for pattern in named)
     if subjects[0].type == "PATTERN":
         return ShardParameters(patterns, _read_layout(layout, ShardParameters, places), names, places)

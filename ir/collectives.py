@@ -37,7 +37,7 @@ class Collective:
     rounds: int = 1
     """How often a ring passes the tensor on: an all-reduce is a reduce-scatter and an all-gather."""
     is_one_message: bool = False
-    """Whether a rank sends its whole tensor to one other member, and gets one."""
+    """Whether each member sends its whole tensor to one other, and receives one."""
 
     @property
     def start(self) -> str:

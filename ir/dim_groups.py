@@ -1,4 +1,4 @@
-"""Which dims of a tensor a reshape merges and splits."""
+"""The dims that a reshape merges and splits, as the finest groups of equal products."""
 
 from __future__ import annotations
 

@@ -128,16 +128,16 @@ def read(op: Operation) -> Call | None:
 
 
 _USE = "use"
-"""An attribute of the gathers of stored parameters, another number for each use, which keeps equal gathers apart."""
+"""The attribute that numbers the gathers of stored parameters, one number a use, so that `cse` merges none of them."""
 
 
 def use_of(op: Operation) -> int | None:
-    """The use that an operation gathers a stored parameter for; None for other operations."""
+    """The number of the use that an operation gathers a stored parameter for; None for other operations."""
     return int(from_attribute(op.attributes[_USE])) if _USE in op.attributes else None
 
 
 def set_use(op: Operation, use: int | None) -> None:
-    """Say which use of a stored parameter an operation gathers it for."""
+    """Number the use that an operation gathers a stored parameter for; None leaves the operation as it is."""
     if use is not None:
         op.attributes[_USE] = to_attribute(use)
 

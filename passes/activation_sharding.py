@@ -1,7 +1,7 @@
 """Where the plan shards activations, and the placements of main's results.
 
 Stored on the module as `comm.activations`, (axis, dim) pairs, with `comm.tokens`, the leading (batch, tokens) extents
-by which an activation is recognised. Under a pipeline `comm.stages` is its axis.
+by which an activation is recognised. Under a pipeline `comm.stages` names the pipeline axis.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..ir.types import TensorType
 class ActivationSharding:
     """`shards`: (axis, dim) of each `shard activations`; `leading`: the extents of the inputs' first two dims.
 
-    `stages`: the axis of the pipeline, over which no activation is cut; "" without a pipeline.
+    `pipeline_axis`: no activation is sharded over it; "" without a pipeline.
     """
 
     shards: tuple[tuple[str, int], ...] = ()
     leading: tuple[int, ...] = ()
-    stages: str = ""
+    pipeline_axis: str = ""
 
     @staticmethod
     def of(module: Module) -> ActivationSharding:
@@ -34,15 +34,15 @@ class ActivationSharding:
             return ActivationSharding()
         pairs = from_attribute(attributes["comm.activations"])
         shards = tuple((axis, dim) for axis, dim in pairs)
-        stages = from_attribute(attributes["comm.stages"]) if "comm.stages" in attributes else ""
-        return ActivationSharding(shards, tuple(from_attribute(attributes["comm.tokens"])), stages)
+        pipeline_axis = from_attribute(attributes["comm.stages"]) if "comm.stages" in attributes else ""
+        return ActivationSharding(shards, tuple(from_attribute(attributes["comm.tokens"])), pipeline_axis)
 
     def store(self, module: Module) -> None:
         """Store it on the module as attributes."""
         module.operation.attributes["comm.activations"] = to_attribute([[a, d] for a, d in self.shards])
         module.operation.attributes["comm.tokens"] = to_attribute(list(self.leading))
-        if self.stages:
-            module.operation.attributes["comm.stages"] = to_attribute(self.stages)
+        if self.pipeline_axis:
+            module.operation.attributes["comm.stages"] = to_attribute(self.pipeline_axis)
 
     def scatter_dims(self, type_: TensorType) -> tuple[tuple[str, int], ...]:
         """(axis, dim) where a partial value of this type is reduce-scattered; empty if it is no activation."""

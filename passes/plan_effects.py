@@ -27,7 +27,7 @@ class Decisions:
     inputs: tuple[Mapping[str, int], ...]
     """The dim that each axis shards, for each input that is the batch or that a statement names."""
     stored: tuple[Mapping[str, int], ...]
-    """The dim that each axis cuts of each parameter that is stored cut."""
+    """The dim that each axis shards in the stored placement alone, for each parameter that `store` decides."""
     replicated_inputs: tuple[str, ...]
     """The names of inputs that are replicated."""
 

@@ -48,7 +48,7 @@ class Loop:
         def once(arguments: Arguments) -> dict[str, Tensor]:
             outputs = side.call(fresh(arguments))
             facts = side.facts[-1]
-            tangents = {at: tangent(outputs[at].shape, random) for at in facts.differentiated if self.trains}
+            tangents = {i: tangent(outputs[i].shape, random) for i in facts.differentiated if self.trains}
             if tangents:
                 backward(outputs, tangents)
             return dict(zip(facts.names, outputs, strict=True))

@@ -115,7 +115,7 @@ class EagerSide(Side):
         buffers = {name for name, _ in self.model.named_buffers()}
         eager = EagerModel(
             self.model, call, self._names, {}, buffers, raised=self._raised,
-            state_of=lambda at: RngState(self._seed, self._forwards + at),
+            state_of=lambda nth: RngState(self._seed, self._forwards + nth),
         )  # fmt: skip
         given = {index: call.tensors[name] for index, name in self._names.items()}
         outputs = forward_of_microbatches(self._program, self._with_whole_inputs(given), eager, given)
@@ -134,8 +134,8 @@ class EagerSide(Side):
 
     def step(self, arguments: Arguments) -> None:
         """See `Side.step`."""
-        [at] = self._to_come[0].differentiated
-        loss = self.call(arguments)[at]
+        [position] = self._to_come[0].differentiated
+        loss = self.call(arguments)[position]
         backward([loss], {0: torch.full_like(loss, SCALE)})
 
 

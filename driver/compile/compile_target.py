@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...dsl.plan import Plan
-from ...dsl.resolve import resolve_parts
+from ...dsl.resolve import resolve_stored_placements
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import compute_dtype
 from ...frontend.captured import Mode
@@ -135,7 +135,7 @@ def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
     """The target's model and example call, with what the job says of both."""
     mode = Mode(job.mode)
     target = load_target(job.target, job.request)
-    resolve_parts(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
+    resolve_stored_placements(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
     options = Options(
         mode=mode,
         loss_only=mode is Mode.TRAIN,

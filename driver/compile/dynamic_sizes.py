@@ -1,13 +1,13 @@
-"""One program for many sizes: compile a call for a few of them, and find what in the program follows from them.
+"""One program for many sizes: compile samples of them, and write numbers that differ as expressions of the sizes.
 
-Torch says for which sizes the captured graph is the same (`frontend/dynamic_sizes/size_guards.py`). Then the call is
-compiled for its own sizes and for two or three others by the same passes as ever; where those programs are the same but
-for numbers that expressions of the sizes tell (`backends/program/fit_sizes.py`), the program holds for all sizes like
-these. The last of them is not used to find the expressions that it confirms. Where anything differs, every size is
-compiled for itself, and the first difference is told.
+Torch says for which sizes the captured graph is the same (`frontend/dynamic_sizes/size_guards.py`). The usual passes
+then compile the call for its own sizes and for two or three others. If those programs differ only in numbers that
+expressions of the sizes give (`backends/program/fit_sizes.py`), the program holds for all sizes under the same guards.
+The last sample only confirms the expressions. Where anything else differs, every size is compiled for itself, and a
+remark says what differed first.
 
-Whether ranks can share a dim evenly is part of the program: a batch that dp divides and one that it does not have
-each their own. Dims that no input is cut by are tried without that condition first.
+Divisibility by ranks is a guard: a batch that dp divides and one that it does not have a program each. Sizes that no
+input is sharded by are tried without this guard first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, product, zip_longest
 from math import prod
 
 import torch
@@ -33,22 +33,25 @@ from .request import Compiled, Found
 Sizes = Mapping[str, int]
 Multiples = tuple[float, ...]
 _FAR: Multiples = (2.0, 3.0, 5.0, 4.0, 7.0)
-"""Samples are looked for around these multiples of the call's sizes: near values are told by too many expressions."""
+"""Samples are looked for around these multiples of the call's sizes: near values fit too many expressions."""
 _CLOSE: Multiples = (1.0, 1.0, 0.5, 1.5)
-"""Around these where passes choose otherwise for sizes that are far away; what is found there is always confirmed."""
+"""Around these where passes choose otherwise for far sizes; what close samples give is always confirmed."""
 _NEAR = 24
-"""How many values of each size are tried there, where there is one size; fewer of each where there are more."""
+"""How many values are tried around a multiple; several sizes share this number."""
 
 
 def find_sizes(
     sizes: Mapping[str, CalledSize], guards: SizeGuards, first: Compiled, compiled: Callable[[Sizes], Compiled]
 ) -> Found:
-    """What of the program `first` follows from the named sizes of its call; `compiled` makes the program of others."""
+    """The program `first` as expressions of its call's named sizes, or why not; `compiled` compiles other sizes."""
     return _Search(sizes, guards, first, compiled).run()
 
 
 class _Search:
-    """The samples of one call."""
+    """The search for samples of one call's sizes.
+
+    `_free` has the call's values of the sizes that vary: the model fixes the others, or they equal one of these.
+    """
 
     def __init__(
         self,
@@ -57,146 +60,146 @@ class _Search:
         first: Compiled,
         compiled: Callable[[Sizes], Compiled],
     ) -> None:
-        self._fixed = {n: each.size for n, each in sizes.items() if f"{n} == {each.size}" in guards.conditions}
-        self._same = _equal_names(sizes, guards.conditions)
-        free = [name for name in sizes if name not in self._fixed and name not in self._same]
-        self._own = {name: sizes[name].size for name in free}
+        self._fixed = {name: s.size for name, s in sizes.items() if f"{name} == {s.size}" in guards.conditions}
+        self._equal = _equal_names(sizes, guards.conditions)
+        varying = [name for name in sizes if name not in self._fixed and name not in self._equal]
+        self._free = {name: sizes[name].size for name in varying}
         self._sizes = sizes
         self._guards = guards
         self._parts = _part_counts(first.program)
-        self._cut = {name: _shares_of(first.program, sizes[name]) for name in self._own}
+        self._input_parts = {name: _input_part_counts(first.program, sizes[name]) for name in self._free}
         self._compile = compiled
         self._multiples = _FAR
-        self._made: list[tuple[Sizes, Compiled]] = [(self._own, first)]
+        self._samples: list[tuple[Sizes, Compiled]] = [(self._free, first)]
 
     def run(self) -> Found:
-        """Samples with the conditions that are known to be needed; where these differ, with all that prove to be."""
-        if not self._own:
+        """Try the guards that inputs need, then those that prove to be needed, then all."""
+        if not self._free:
             return Found(None, f"the model itself fixes {', '.join(self._fixed)}")
-        why = ""
-        known, anyhow = (
-            _evenness(self._own, each) for each in (self._cut, dict.fromkeys(self._own, self._parts[::-1]))
-        )
-        tries: list[tuple[Callable[[], tuple[str, ...]], Multiples]] = [
-            (lambda: known, _FAR),
-            (lambda: known, _CLOSE),
-            (lambda: self._needed(known, anyhow), _CLOSE),
-            (lambda: anyhow, _CLOSE),
+        first_reason = ""
+        of_inputs = _divisibility(self._free, self._input_parts)
+        of_all = _divisibility(self._free, dict.fromkeys(self._free, self._parts[::-1]))
+        attempts: list[tuple[Callable[[], tuple[str, ...]], Multiples]] = [
+            (lambda: of_inputs, _FAR),
+            (lambda: of_inputs, _CLOSE),
+            (lambda: self._needed(of_inputs, of_all), _CLOSE),
+            (lambda: of_all, _CLOSE),
         ]
-        for asked, self._multiples in tries:
+        for divisibility, self._multiples in attempts:
             try:
-                found = self._symbolic((*self._guards.conditions, *asked()))
+                symbolic = self._symbolic((*self._guards.conditions, *divisibility()))
             except (Differs, _NoSample) as error:
-                why = why or str(error)
+                first_reason = first_reason or str(error)
             else:
-                return Found(found, "", len(self._made))
-        return Found(None, why, len(self._made))
+                return Found(symbolic, "", len(self._samples))
+        return Found(None, first_reason, len(self._samples))
 
-    def _needed(self, known: tuple[str, ...], anyhow: tuple[str, ...]) -> tuple[str, ...]:
-        """`known`, and those of `anyhow` that, broken alone, make other instructions."""
-        may_be = [each for each in anyhow if each not in known]
-        needed = known
-        for at, each in enumerate(may_be):
+    def _needed(self, of_inputs: tuple[str, ...], of_all: tuple[str, ...]) -> tuple[str, ...]:
+        """`of_inputs`, and those of `of_all` that change the instructions when they alone do not hold."""
+        doubtful = [condition for condition in of_all if condition not in of_inputs]
+        needed = of_inputs
+        for index, condition in enumerate(doubtful):
             with suppress(_NoSample):  # then it follows from the others
-                others = (*self._guards.conditions, *needed, *may_be[at + 1 :], _negated(each))
-                broken = self._sample(others, lambda sizes: 0)
+                others = (*self._guards.conditions, *needed, *doubtful[index + 1 :], _negated(condition))
+                sizes = self._sample(others, lambda sizes: 0)
                 try:
-                    _refuse_other_ops(self._made[0][1].program, self._program(broken).program, broken)
+                    _refuse_other_ops(self._samples[0][1].program, self._program(sizes).program, sizes)
                 except Differs:
-                    needed = (*needed, each)
+                    needed = (*needed, condition)
         return needed
 
     def _symbolic(self, conditions: tuple[str, ...]) -> Symbolic:
-        """Fit three programs, one of sizes that are shared unlike the call's where they may; try on a fourth."""
-        loose = self._sample(conditions, lambda sizes: -_likeness(self._own, sizes, self._parts))
-        strict = self._sample(conditions, lambda sizes: _likeness(self._own, sizes, self._parts), loose)
-        samples = [self._own, loose, strict]
+        """Fit three programs, one of sizes whose divisibility is least like that of the call; confirm on a fourth."""
+        loose = self._sample(conditions, lambda sizes: -_likeness(self._free, sizes, self._parts))
+        strict = self._sample(conditions, lambda sizes: _likeness(self._free, sizes, self._parts), loose)
+        samples = [self._free, loose, strict]
         programs = []
-        for each in samples:
-            programs.append(self._program(each))
+        for sizes in samples:
+            programs.append(self._program(sizes))
             _refuse_other_values(programs[0], programs[-1])
-            _refuse_other_ops(programs[0].program, programs[-1].program, each)
-        body = fit([each.program.to_json() for each in programs], samples, self._parts, "program")
-        reference = fit([_without_ranges(each.program.reference) for each in programs], samples, (), "reference")
-        found = Symbolic(
-            tuple(NamedSize(n, size, *self._guards.ranges[n]) for n, size in self._all(self._own).items()),
+            _refuse_other_ops(programs[0].program, programs[-1].program, sizes)
+        body = fit([compiled.program.to_json() for compiled in programs], samples, self._parts, "program")
+        references = [_without_ranges(compiled.program.reference) for compiled in programs]
+        reference = fit(references, samples, (), "reference")
+        symbolic = Symbolic(
+            tuple(NamedSize(name, size, *self._guards.ranges[name]) for name, size in self._all(self._free).items()),
             conditions,
             body.places,
             reference.places,
         )
         if body.has_offsets or reference.has_offsets or self._multiples is _CLOSE:
-            self._confirm(found, self._sample(conditions, lambda sizes: 0, loose, strict))
-        return found
+            self._confirm(symbolic, self._sample(conditions, lambda sizes: 0, loose, strict))
+        return symbolic
 
-    def _confirm(self, found: Symbolic, sizes: Sizes) -> None:
-        """Bind to sizes that were not asked before, and compare with what they compile to."""
-        whole = replace(self._made[0][1].program, symbolic=found)
+    def _confirm(self, symbolic: Symbolic, sizes: Sizes) -> None:
+        """Bind to sizes that no expression was fitted to, and compare with what they compile to."""
+        whole = replace(self._samples[0][1].program, symbolic=symbolic)
         compiled = self._program(sizes)
-        _refuse_other_values(self._made[0][1], compiled)
-        bound, made = whole.bind(self._all(sizes)), compiled.program
-        fit([made.to_json(), bound.to_json()], [sizes, sizes], (), "program")
-        references = [_without_ranges(made.reference), _without_ranges(bound.reference)]
+        _refuse_other_values(self._samples[0][1], compiled)
+        bound, expected = whole.bind(self._all(sizes)), compiled.program
+        fit([expected.to_json(), bound.to_json()], [sizes, sizes], (), "program")
+        references = [_without_ranges(expected.reference), _without_ranges(bound.reference)]
         fit(references, [sizes, sizes], (), "reference")
 
     def _program(self, sizes: Sizes) -> Compiled:
-        known = next((made for each, made in self._made if each == sizes), None)
+        known = next((compiled for sampled, compiled in self._samples if sampled == sizes), None)
         if known is not None:
             return known
         try:
-            made = self._compile(self._all(sizes))
+            compiled = self._compile(self._all(sizes))
         except NotSymbolic as error:
             raise Differs(str(error)) from None
         except StrettoError as error:
             raise Differs(f"it does not compile at {sizes_text(sizes)}: {error.message}") from None
-        self._made.append((sizes, made))
-        return made
+        self._samples.append((sizes, compiled))
+        return compiled
 
     def _all(self, sizes: Sizes) -> dict[str, int]:
-        """With the sizes that follow from these, in the order of the call."""
+        """These and the sizes that follow from them, in the order of the call."""
         whole = {**sizes, **self._fixed}
-        whole |= {name: whole[other] for name, other in self._same.items()}
+        whole |= {name: whole[other] for name, other in self._equal.items()}
         return {name: whole[name] for name in self._sizes}
 
-    def _sample(self, conditions: Sequence[str], wish: Callable[[Sizes], int], *others: Sizes) -> dict[str, int]:
-        """Sizes that hold, unlike the call's and each other's, and of such ones that `wish` gives most to."""
+    def _sample(self, conditions: Sequence[str], score: Callable[[Sizes], int], *others: Sizes) -> dict[str, int]:
+        """The usable sizes of the highest score. All differ from each other, from the call's and from `others`."""
         best: tuple[int, dict[str, int]] | None = None
         for sizes in self._candidates(len(others)):
             if not self._usable(sizes, conditions, others):
                 continue
-            wished = wish(sizes)
-            if best is None or wished > best[0]:
-                best = wished, sizes
+            scored = score(sizes)
+            if best is None or scored > best[0]:
+                best = scored, sizes
         if best is None:
-            asked = ", ".join(conditions)
-            raise _NoSample(f"too few sizes hold to compare programs of{f', where {asked}' if asked else ''}")
+            where = f", where {', '.join(conditions)}" if conditions else ""
+            raise _NoSample(f"too few sizes hold to compare programs of{where}")
         return best[1]
 
     def _usable(self, sizes: Sizes, conditions: Sequence[str], others: Sequence[Sizes]) -> bool:
-        names = list(self._own)
-        if any(sizes[name] in (each[name] for each in (self._own, *others)) for name in names):
+        names = list(self._free)
+        if any(sizes[name] == taken[name] for name in names for taken in (self._free, *others)):
             return False
-        if len(set(sizes.values())) < len(names) or not all(holds(each, self._all(sizes)) for each in conditions):
+        if len(set(sizes.values())) < len(names) or not all(holds(text, self._all(sizes)) for text in conditions):
             return False
-        return len(others) != 1 or distinguishes([self._own, *others, sizes], names)
+        return len(others) != 1 or distinguishes([self._free, *others, sizes], names)
 
     def _candidates(self, nth: int) -> Iterator[dict[str, int]]:
-        names = list(self._own)
-        ranges = [self._values(name, nth + at) for at, name in enumerate(names)]
+        names = list(self._free)
+        ranges = [self._values(name, nth + index) for index, name in enumerate(names)]
         for values in product(*ranges):
             yield dict(zip(names, values, strict=True))
 
     def _values(self, name: str, turn: int) -> list[int]:
         """Values of one size to try: around a multiple of the call's, kept in its range."""
         low, high = self._guards.ranges[name]
-        centre = int(self._own[name] * self._multiples[turn % len(self._multiples)]) + turn + 1
+        centre = int(self._free[name] * self._multiples[turn % len(self._multiples)]) + turn + 1
         if high is not None and centre + 4 > high:
             centre = low + (high - low) * (turn % 3 + 1) // 4
-        near = range(max(low, centre - 3), centre + _NEAR // len(self._own))
-        return [each for each in near if high is None or each <= high]
+        near = range(max(low, centre - 3), centre + _NEAR // len(self._free))
+        return [value for value in near if high is None or value <= high]
 
 
 class _NoSample(Exception):
-    """No sizes to compare with; says which were asked for."""
+    """No sizes to compare with; the message has the conditions that none of them meets."""
 
 
 def _equal_names(sizes: Mapping[str, CalledSize], conditions: Sequence[str]) -> dict[str, str]:
@@ -210,8 +213,8 @@ def _equal_names(sizes: Mapping[str, CalledSize], conditions: Sequence[str]) -> 
 
 def _refuse_other_values(compiled: Compiled, other: Compiled) -> None:
     """Raise Differs where what a capture fixed, beside its graph, follows from the sizes."""
-    trees = [each.capture.output_tree for each in (compiled, other)]
-    if trees[0].leaves != trees[1].leaves or trees[0].spec != trees[1].spec:
+    tree, other_tree = compiled.capture.output_tree, other.capture.output_tree
+    if tree.leaves != other_tree.leaves or tree.spec != other_tree.spec:
         raise Differs("what the forward returns beside tensors follows from the sizes")
     first, second = compiled.capture.constants, other.capture.constants
     differing = [name for name in first if name not in second or not torch.equal(first[name], second[name])]
@@ -220,71 +223,71 @@ def _refuse_other_values(compiled: Compiled, other: Compiled) -> None:
 
 
 def _refuse_other_ops(program: Program, other: Program, sizes: Sizes) -> None:
-    """Raise Differs where two programs are not the same instructions, before more is compiled."""
+    """Raise Differs where two programs have other instructions, before more is compiled."""
     for name, function in program.functions.items():
-        ops = [each.op for each in function.code]
-        others = [each.op for each in other.functions[name].code] if name in other.functions else []
+        ops = [instruction.op for instruction in function.code]
+        others = [instruction.op for instruction in other.functions[name].code] if name in other.functions else []
         if ops != others:
-            at = next((i for i, pair in enumerate(zip(ops, others, strict=False)) if len(set(pair)) > 1), len(others))
-            pair = [(each[at:] or ["none"])[0] for each in (others, ops)]
-            raise Differs(f'instruction {at} of "{name}" is {pair[0]} at {sizes_text(sizes)}, and {pair[1]} now')
+            pairs = list(zip_longest(others, ops, fillvalue="none"))
+            index, (there, here) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise Differs(f'instruction {index} of "{name}" is {there} at {sizes_text(sizes)}, and {here} now')
 
 
 def _part_counts(program: Program) -> tuple[int, ...]:
-    """By how many ranks and microbatches a dim may be shared: the products of axes of the mesh, and of time."""
+    """Into how many parts a dim may be sharded: the products of mesh axes and of the microbatch axis."""
     axes = [size for _, size in program.manifest.mesh if size > 1]
     axes += [program.pipeline.microbatches] if program.pipeline is not None else []
-    return tuple(sorted({prod(each) for n in range(1, len(axes) + 1) for each in combinations(axes, n)}))
+    return tuple(sorted({prod(chosen) for n in range(1, len(axes) + 1) for chosen in combinations(axes, n)}))
 
 
-def _shares_of(program: Program, size: CalledSize) -> tuple[int, ...]:
-    """By how many ranks, and microbatches, the dims of a size are shared in the program's inputs."""
-    over_time = _cut_over_time(program)
-    found = set()
-    for each in program.of_kind("input"):
-        for dim in range(len(each.shape)):
-            parts = prod(program.mesh.size(shard.axes) for shard in each.shards if shard.dim == dim)
-            if program.pipeline is not None and (each.name, dim) in over_time:
+def _input_part_counts(program: Program, size: CalledSize) -> tuple[int, ...]:
+    """Into how many parts, of ranks and microbatches, the program's inputs shard the dims of a size."""
+    sliced = _sliced_into_microbatches(program)
+    counts = set()
+    for tensor in program.of_kind("input"):
+        for dim in range(len(tensor.shape)):
+            parts = prod(program.mesh.size(shard.axes) for shard in tensor.shards if shard.dim == dim)
+            if program.pipeline is not None and (tensor.name, dim) in sliced:
                 parts *= program.pipeline.microbatches
-            if parts > 1 and (each.index, dim) in size.places:
-                found.add(parts)
-    return tuple(sorted(found))
+            if parts > 1 and (tensor.index, dim) in size.places:
+                counts.add(parts)
+    return tuple(sorted(counts))
 
 
-def _cut_over_time(program: Program) -> set[tuple[str, int]]:
-    """(name, dim) of inputs that the stages of a pipeline take slices of."""
-    found = set()
+def _sliced_into_microbatches(program: Program) -> set[tuple[str, int]]:
+    """(name, dim) of the inputs of which a pipeline's stages take slices."""
+    sliced = set()
     for entry in program.entries if program.pipeline is not None else ():
-        names = {each.slot: each.name for each in entry.inputs if each.kind == "input"}
-        for each in program.functions[entry.name].code:
-            match each.args:
-                case (Slot(slot), int(dim), *_) if each.op == "aten.slice.Tensor" and slot in names:
-                    found.add((names[slot], dim))
-    return found
+        names = {argument.slot: argument.name for argument in entry.inputs if argument.kind == "input"}
+        for instruction in program.functions[entry.name].code:
+            match instruction.args:
+                case (Slot(slot), int(dim), *_) if instruction.op == "aten.slice.Tensor" and slot in names:
+                    sliced.add((names[slot], dim))
+    return sliced
 
 
 def _without_ranges(reference: Json) -> Json:
-    """A reference without the ranges of inputs: they are those of the call, whatever the sizes."""
+    """A reference without the ranges of inputs, which come from the values of the call and not from its sizes."""
     checks = reference.get("checks") if isinstance(reference, Mapping) else None
     if not isinstance(reference, Mapping) or not isinstance(checks, Mapping):
         return reference
     return {**reference, "checks": {key: value for key, value in checks.items() if key != "ranges"}}
 
 
-def _evenness(sizes: Sizes, shares: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Conditions under which all of these ranks can share each size as evenly as now."""
+def _divisibility(sizes: Sizes, part_counts: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Conditions that each size be divisible by its counts of parts, or not, as it is now."""
     return tuple(
         f"{name} % {parts} {'==' if sizes[name] % parts == 0 else '!='} 0"
-        for name, counts in shares.items()
+        for name, counts in part_counts.items()
         for parts in counts
     )
 
 
 def _negated(condition: str) -> str:
-    """The opposite of a condition of evenness."""
+    """The opposite of a condition of divisibility."""
     return condition.replace("==", "!=") if "==" in condition else condition.replace("!=", "==")
 
 
 def _likeness(sizes: Sizes, others: Sizes, parts: Sequence[int]) -> int:
-    """For how many pairs of sizes and numbers of ranks both are even, or both are not."""
+    """How many pairs of a name and a count of parts agree: the count divides both sizes, or neither."""
     return sum((sizes[name] % k == 0) == (others[name] % k == 0) for name in sizes for k in parts)

@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan, check_world
-from ...dsl.resolve import resolve_parts
+from ...dsl.resolve import resolve_stored_placements
 from ...frontend.capture.call import BoundCall
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import check_parameters
@@ -70,7 +70,7 @@ def parameter_shards(model: nn.Module, plan: Plan) -> dict[str, tuple[Shard, ...
     """How the plan shards each parameter, by its first name; the same as in its program."""
     infos = parameter_infos(model)
     shards = {}
-    for info, dims in zip(infos, resolve_parts(plan, infos), strict=True):
+    for info, dims in zip(infos, resolve_stored_placements(plan, infos), strict=True):
         axes = {dim: tuple(a for a in plan.mesh.names if dims.get(a) == dim) for dim in range(len(info.shape))}
         shards[info.name] = tuple(_shard(plan, dim, over, info.shape[dim]) for dim, over in axes.items() if over)
     return shards

@@ -58,14 +58,14 @@ class Key:
 
     def differs_in(self, other: Key) -> str:
         """The names of what differs, for a log."""
-        return ", ".join(each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name))
+        return ", ".join(f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name))
 
     def without(self, sizes: Mapping[str, CalledSize]) -> Key:
         """What calls that differ in these sizes alone have in common."""
-        places = {place for each in sizes.values() for place in each.places}
+        places = {place for size in sizes.values() for place in size.places}
         inputs = tuple(
-            (torch.Size([-1 if (at, dim) in places else n for dim, n in enumerate(shape)]), dtype)
-            for at, (shape, dtype) in enumerate(self.inputs)
+            (torch.Size([-1 if (index, dim) in places else n for dim, n in enumerate(shape)]), dtype)
+            for index, (shape, dtype) in enumerate(self.inputs)
         )
         return replace(self, inputs=inputs)
 
@@ -75,14 +75,14 @@ def mode_of(held: ModuleTensors, call: BoundCall, plan: Plan) -> Mode:
 
     A pipeline's forward runs the backward too, so that it is for training only while the model is in train mode.
     """
-    wanted = any(each.requires_grad for each in held.parameters.values()) or any(call.differentiable)
+    wanted = any(parameter.requires_grad for parameter in held.parameters.values()) or any(call.differentiable)
     forward_only = plan.pipeline is not None and not held.training[0]
     return Mode.TRAIN if torch.is_grad_enabled() and wanted and not forward_only else Mode.INFER
 
 
 def key_of(held: ModuleTensors, call: BoundCall, mode: Mode, *, delayed: bool = False) -> Key:
     """The key of a call in the state that the model and autocast are in."""
-    trainable = tuple([each.requires_grad for each in held.parameters.values()])
+    trainable = tuple([parameter.requires_grad for parameter in held.parameters.values()])
     wanted = call.differentiable
     return Key(
         mode=mode,
@@ -103,7 +103,7 @@ def key_of(held: ModuleTensors, call: BoundCall, mode: Mode, *, delayed: bool = 
 
 
 def _kinds(tensors: Iterable[Tensor]) -> tuple[TensorKind, ...]:
-    return tuple([(each.shape, each.dtype) for each in tensors])
+    return tuple([(tensor.shape, tensor.dtype) for tensor in tensors])
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,26 +125,27 @@ class Variant:
     @property
     def losses(self) -> tuple[int, ...]:
         """The positions of the outputs that may be differentiated."""
-        wanted = {each.index for each in self.program.of_kind("tangent")}
-        return tuple(at for at, each in enumerate(self.program.results_of_kind("output")) if each.index in wanted)
+        with_tangent = {tangent.index for tangent in self.program.of_kind("tangent")}
+        outputs = self.program.results_of_kind("output")
+        return tuple(position for position, output in enumerate(outputs) if output.index in with_tangent)
 
     def result(self, outputs: Sequence[Tensor]) -> Any:
         """What the model returns, around its tensors."""
-        return self.tree.rebuild([o.detach() if at in self.constant else o for at, o in enumerate(outputs)])
+        return self.tree.rebuild([o.detach() if i in self.constant else o for i, o in enumerate(outputs)])
 
     def call(
         self, held: ModuleTensors, tensors: Sequence[Tensor], accumulation: Accumulation, scale: float = 1.0
     ) -> list[Tensor]:
         """The tensors of the model's result; new values of buffers are written into the model's. `scale`: see `run`."""
         program = self.program
-        changing = {each.name for each in program.results_of_kind("buffer")}
-        parameters = [held.parameters[each.name] for each in program.of_kind("parameter")]
+        changing = {buffer.name for buffer in program.results_of_kind("buffer")}
+        parameters = [held.parameters[parameter.name] for parameter in program.of_kind("parameter")]
         # A backward may need the old value, so that the program gets a copy of what is written to below.
         buffers = [
-            held.buffers[each.name].clone() if each.name in changing else held.buffers[each.name]
-            for each in program.of_kind("buffer")
+            held.buffers[buffer.name].clone() if buffer.name in changing else held.buffers[buffer.name]
+            for buffer in program.of_kind("buffer")
         ]
-        inputs = [tensors[each.index] for each in program.of_kind("input") if each.index is not None]
+        inputs = [tensors[argument.index] for argument in program.of_kind("input") if argument.index is not None]
         # Inference mode is known to the caller's thread alone, and other ranks may not write to tensors made in it.
         grad_mode = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
@@ -188,16 +189,16 @@ def make_variant(
 ) -> tuple[Variant, Found | None]:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
-    Where some of its sizes are dynamic, the program has these by name, or it is said why not; inputs that are `padded`
-    need not divide by their ranks. Raises what capture and passes raise, and RunError E0352, E0353 or
-    StrettoError E0603 where processes disagree.
+    The program has dynamic sizes by name, or a remark says why not. Inputs that are `padded` need not divide by their
+    ranks. Raises what capture and passes raise, and RunError E0352, E0353 or StrettoError E0603 where processes
+    disagree.
     """
     options = Options(mode=key.mode, keep_weights=False, padded_inputs=padded, delay_reductions=key.delayed)
     with global_shapes(model, call) as plain:
         compiled = _compiled(CompileRequest(model, plain, plan, options, sizes))
     program, found = compiled.program, compiled.sizes
     _warn(program)
-    program = replace(program, remarks=[*_listed(program.remarks), *_said(found, origin.again)])
+    program = replace(program, remarks=[*_listed(program.remarks), *_compilation_remarks(found, origin.again)])
     captured = compiled.capture
     read = ReadAttributes(model, held.modules, captured.reads)
     return Variant(
@@ -219,19 +220,19 @@ def _compiled(request: CompileRequest) -> Compiled:
 def _warn(program: Program) -> None:
     """Say once, whatever the number of processes, what in the plan has no effect."""
     if processes() == 1 or torch.distributed.get_rank() == 0:
-        for each in filter(is_warning, remarks_of(program)):
-            warnings.warn(warning_text(each), PlanWarning, stacklevel=2)
+        for remark in filter(is_warning, remarks_of(program)):
+            warnings.warn(warning_text(remark), PlanWarning, stacklevel=2)
 
 
-def _said(found: Found | None, again: str) -> list[Json]:
+def _compilation_remarks(found: Found | None, again: str) -> list[Json]:
     """The remarks that say why sizes are compiled one by one, and why this call is not the first one's program."""
-    said = []
+    remarks = []
     if found is not None and found.symbolic is None:
         message = f"every size is compiled for itself, because {found.why_not}"
-        said.append(Remark("dynamic-sizes", RemarkKind.MISSED, message))
+        remarks.append(Remark("dynamic-sizes", RemarkKind.MISSED, message))
     if again:
-        said.append(Remark("dynamic-sizes", RemarkKind.NOTE, f"compiled again, because {again}"))
-    return [remark_json(each) for each in said]
+        remarks.append(Remark("dynamic-sizes", RemarkKind.NOTE, f"compiled again, because {again}"))
+    return [remark_json(remark) for remark in remarks]
 
 
 def _listed(remarks: Json) -> Sequence[Json]:

@@ -1,4 +1,4 @@
-"""Compute on rows with their dims apart, so that any of them may be sharded.
+"""Compute linear layers and losses without flattening leading dims, so that any of them may be sharded.
 
 Before (B examples, S tokens, K and N features)           After
   %1 = aten.reshape %x to (B*S, K)                          %y = nn.linear %x, %w : (B, S, K) -> (B, S, N)
@@ -7,9 +7,9 @@ Before (B examples, S tokens, K and N features)           After
   %4 = aten.t %g                      (B*S, N)              %5 = nn.sum_of_outer_products %g, %x
   %5 = aten.mm %4, %1                 gradient of %w
 
-A linear layer, its gradients and a loss treat rows alike or sum over them in any order. Torch flattens rows to one dim,
-of which only the leading part can be sharded. A merge of dims is followed from where it is made to where they are split
-or summed: through matrix products, sums over rows and cross-entropy.
+A linear layer, its gradients and a loss treat rows alike or sum over them in any order. Torch flattens the leading dims
+to one dim of rows, of which only the first can be sharded. The pass follows this dim to where it is split or summed:
+through matrix products, sums over rows and cross-entropy.
 
 Needs: level `aten`, idioms raised.   Keeps: values.   Cost: none; `lower-idioms` flattens the rows that a rank has.
 """
@@ -50,10 +50,10 @@ class KeepDimsApart(Pass):
 
 
 def _input_gradients_first(function: Operation) -> None:
-    """Move the gradient of a weight behind that of the layer's input, which reads the same incoming gradient.
+    """Move each gradient of a weight behind the gradient of its layer's input: both read the incoming gradient.
 
-    Placements are chosen op by op, in order. The input's gradient decides how the incoming gradient lies: it is
-    gathered where the weight is sharded. The weight's gradient then finds that copy, and moves nothing of its own.
+    Placements are chosen op by op, in order. Where the weight is sharded, the input's gradient gathers the incoming
+    gradient. The weight's gradient then uses that copy, and moves nothing of its own.
     """
     ops = list(operations(function))
     order = {op: index for index, op in enumerate(ops)}
@@ -68,7 +68,7 @@ def _input_gradients_first(function: Operation) -> None:
 
 
 def _move_behind(op: Operation, last: Operation, between: Sequence[Operation]) -> None:
-    """Move an operation, with what depends on it, behind the last of those between; not if that depends on it."""
+    """Move an operation and its dependents among `between` behind `last`, unless `last` is a dependent."""
     moved, made = [op], set(op.results)
     for other in between:
         if any(operand in made for operand in other.operands):
@@ -88,20 +88,20 @@ def _reads(user: Operation, value: Value) -> bool:
 
 @dataclass(frozen=True)
 class _Merged:
-    """A value whose dim 0 merges dims: where it was merged, and those dims."""
+    """A matrix whose rows merge `dims`, and the value that it was reshaped from."""
 
     source: Value
     dims: tuple[int, ...]
 
     def apart(self, emitter: Emitter) -> Value:
-        """The value with these dims in place of dim 0."""
+        """The matrix with these dims in place of its rows."""
         type_ = from_mlir(self.source.type)
         rest = prod(type_.shape[len(self.dims) :])
         return _reshaped(emitter, self.source, (*self.dims, rest))
 
 
 def _merged(value: Value) -> _Merged | None:
-    """What a matrix was merged from, if its rows merge two or more dims; None for others."""
+    """How a matrix was reshaped, if its rows merge two or more dims; None for others."""
     call = producer(value)
     if call is None or call.name != _RESHAPE:
         return None
@@ -197,7 +197,7 @@ def _loss_backward(site: Site) -> Outcome:
 
 
 def _replace_taken_apart(merged: Value, apart: Value) -> None:
-    """Replace reshapes of a merged result that take its dims apart by the value that has them apart."""
+    """Replace the reshapes of a merged result that split its rows again by the value with its dims apart."""
     for user in users(merged):
         call = read(user)
         if call is not None and call.name == _RESHAPE and user.results[0].type == apart.type:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 class Resharder:
     """Reshards one value step by step; `shape` is its global shape, `placement` the present one.
 
-    `use` is the use of a stored parameter for which it is gathered, which its collectives bear.
+    `use` numbers the use that a stored parameter is gathered for; the collectives get it as an attribute.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ class Operand:
     """Whether a random op makes it, so that every rank can draw any part of it."""
     is_late: bool = False
     """Whether its value is known only when all microbatches have run."""
-    whole_over: str = ""
-    """An axis over which it is not cut where it is whole; "" for none. Stages of a pipeline share no activation."""
+    never_cut_over: str = ""
+    """The pipeline axis, over which no reshard cuts an activation: stages share none. "" for no axis."""
 
     @property
     def may_be_partial(self) -> bool:
@@ -71,7 +71,7 @@ def transition_cost(operand: Operand, axis: str, size: int, source: AxisPlacemen
     """The cost of a reshard of `operand` on one axis: over ranks in bytes, or over microbatches."""
     if axis == MICROBATCH:
         return microbatch_move_cost(operand.nbytes, source, target, early=operand.is_early, free=operand.is_drawn)
-    if axis == operand.whole_over and isinstance(target, Shard) and source != target:
+    if axis == operand.never_cut_over and isinstance(target, Shard) and source != target:
         return inf
     return move_cost(operand, axis, size, source, target)
 

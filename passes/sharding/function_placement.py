@@ -169,7 +169,7 @@ class FunctionPlacement:
         return early, late_cause
 
     def _gather(self, op: Operation) -> None:
-        """A gather of a stored parameter is a value of its own: no other use takes it for a copy of the parameter."""
+        """Track a gather as a value of its own, so that no other use takes it for a copy of the parameter."""
         stored, placement = self.values[op.operands[0]], from_mlir(op.results[0].type).placement_on(self.mesh)
         type_ = to_mlir(stored.type.placed(placement, self.mesh))
         [gathered] = build(Call(RESHARD, (stored.value,)), [type_], op.location)

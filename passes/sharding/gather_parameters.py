@@ -1,4 +1,4 @@
-"""Gather stored parameters before each use, so that they are computed with whole, or as `shard` says.
+"""Gather stored parameters to their computed placement before each use.
 
 Before (stored over dp)                          After
   %0 = call @layers_forward(%x, %w)                %g0 = comm.reshard %w {use = 0}      : dp = shard(0) -> whole
@@ -7,9 +7,9 @@ Before (stored over dp)                          After
                                                    %g1 = comm.reshard %w {use = 1}
                                                    %1 = call @layers_backward(%dy, %0, %g1)
 
-A use is a call of a layer, or all operations of one module in one direction. `use` is another number for each, so that
-no pass takes two gathers for one and keeps a whole parameter from the forward to the backward. Gradients end where the
-parameter is stored (`propagate-placements`), so their sums are reduce-scattered.
+A use is a call of a layer, or all operations of one module in one direction. Each has a number, `use`. Without it `cse`
+would merge the gathers of the forward and the backward, and keep the whole parameter in between. Gradients end in the
+stored placement (`propagate-placements`), so their sums are reduce-scattered.
 
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.
 Source: ZeRO, stage 3 (arXiv:1910.02054), and PyTorch's FSDP (arXiv:2304.11277).
@@ -60,14 +60,14 @@ class GatherParameters(Pass):
                     op.operation.replace_uses_of_with(argument, gathered)
                     called = callee(op)
                     if called is not None:
-                        _take(module.functions()[called], op, gathered)
+                        _retype_arguments(module.functions()[called], op, gathered)
                 remarks.applied("parameter gathered for a use", from_location(use[0].location))
                 count += 1
         return Report(count, remarks.remarks())
 
 
-def _take(function: Operation, call: Operation, gathered: Value) -> None:
-    """Give the arguments of a called function that take a gathered parameter its type."""
+def _retype_arguments(function: Operation, call: Operation, gathered: Value) -> None:
+    """Give the arguments of a called function that receive a gathered parameter its type."""
     for argument, operand in zip(entry(function).arguments, call.operands, strict=True):
         if operand == gathered:
             argument.set_type(gathered.type)
@@ -75,7 +75,7 @@ def _take(function: Operation, call: Operation, gathered: Value) -> None:
 
 
 def _uses(main: Operation, argument: Value) -> Sequence[Sequence[Operation]]:
-    """The operations that use a parameter, in order, grouped by what shares a gather."""
+    """The operations that use a parameter, in order; each group shares a gather."""
     reading = set(users(argument))
     groups: dict[_Use, list[Operation]] = {}
     for op in operations(main):

@@ -20,7 +20,7 @@ from typing import ClassVar
 from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
-from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters, resolve_stored
+from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters, resolve_store_statements
 from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, stated_role
 from ...dsl.shard import Role
 from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type, set_argument_records
@@ -99,11 +99,11 @@ def _info(record: Record, type_: TensorType) -> ParameterInfo:
 def _stored(
     plan: Plan, records: list[Record], types: list[TensorType], shardings: Mapping[int, ParameterSharding]
 ) -> dict[int, Mapping[str, int]]:
-    """The dim that each axis cuts of a parameter between its uses alone, by its index among the arguments."""
+    """What `store` adds: the dim of a parameter that each further axis shards, by its index among the arguments."""
     if not plan.stored:
         return {}
     infos = [_info(records[i], types[i]) for i in shardings]
-    resolved = resolve_stored(plan, infos, list(shardings.values()))
+    resolved = resolve_store_statements(plan, infos, list(shardings.values()))
     return {i: by_axis for i, by_axis in zip(shardings, resolved, strict=True) if by_axis}
 
 

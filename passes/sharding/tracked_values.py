@@ -42,7 +42,7 @@ class Tracked:
 
     @property
     def last_copy(self) -> Value:
-        """The copy that was made last: what a backward reads lies as the forward's users of it needed it."""
+        """The copy made last: a backward reads the placement that the forward's last user needed."""
         return next(reversed(self.copies.values()))
 
 
@@ -94,7 +94,7 @@ class TrackedValues:
             is_early=tracked.is_early or value in self.to_targets,
             is_drawn=_is_drawn(tracked.value),
             is_late=tracked.late_cause is not None,
-            whole_over="" if tracked.is_weight else self.activation_sharding.stages,
+            never_cut_over="" if tracked.is_weight else self.activation_sharding.pipeline_axis,
         )
 
     def move(self, value: Value, target: Placement, op: Operation, *, is_last: bool = False) -> Value:
