@@ -29,4 +29,5 @@ def missing_import(namespace: str) -> str:
     """The way out where the ops of a library are not registered; empty for other namespaces."""
     if namespace not in REGISTERED_BY:
         return ""
-    return f'import {namespace} before the program is loaded, or call stretto.allow_ops("{namespace}::*")'
+    allowed = f'"{namespace}::*"'
+    return f"pass --allow-ops {allowed}; in Python import {namespace} first, or call stretto.allow_ops({allowed})"

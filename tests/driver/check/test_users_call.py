@@ -113,11 +113,12 @@ def last_output(right: Right) -> Right:
     return lambda result: result["second"].sum() if isinstance(result, dict) else right(result) * 2
 
 
+CHOICE_OF_LOSS = "something else is taken for the loss"
 FAULTS: dict[str, tuple[object, str, Callable[[Right], Right], str]] = {
     "inputs are passed in each other's place": (call.BoundCall, "arguments", arguments_reversed, "train"),
     "inputs have each other's names": (call, "_flatten", names_exchanged, "train"),
     "outputs are returned in each other's place": (traced.TracedModel, "_flatten", outputs_exchanged, "make"),
-    "something else is taken for the loss": (traced, "loss_of", last_output, "train"),
+    CHOICE_OF_LOSS: (traced, "loss_of", last_output, "train"),
 }
 
 
@@ -130,7 +131,8 @@ def test_a_fault_of_captures_binding_differs_from_eager_pytorch(
     mode = "train" if target == "train" else "infer"
     assert checked(files, target, mode)["result"] == "failed"
     report = verify_target(TargetJob(f"{files}/model.py:{target}", f"{files}/dp.plan", mode))
-    assert [verdict.name for verdict in report.verdicts if verdict.breakage is not None] == ["capture"]
+    found = [verdict.name for verdict in report.verdicts if verdict.breakage is not None]
+    assert found == ([] if fault == CHOICE_OF_LOSS else ["capture"])  # verify compares all outputs, and chooses none
 
 
 def test_another_cast_in_capture_than_the_plans_differs_from_eager_pytorch(

@@ -13,6 +13,7 @@ from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Mode, OutputKind
 from torch import Tensor, nn
 
+from ...subsets import some
 from ..running import run_graph
 
 REGIONS: dict[str, Callable[[], Any]] = {
@@ -92,7 +93,7 @@ def _equal(expected: Tensor | None, actual: Tensor | None) -> bool:
     return bool((expected - actual).abs().max() <= 1e-4 * expected.abs().max())
 
 
-@pytest.mark.parametrize("decorated", [False, True])
+@pytest.mark.parametrize("decorated", some(False, True))
 def test_regions_inside_each_other_give_the_gradients_of_eager_mode(decorated: bool) -> None:
     torch.manual_seed(0)
     model = Sums([Nested(regions, decorated=decorated) for regions in (*PAIRS, *DEEPER)])

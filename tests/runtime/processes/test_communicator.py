@@ -108,8 +108,12 @@ def test_a_check_on_processes_compares_everything_with_one_device(ranks: list[di
         assert [(row["kind"], row["name"], row["verdict"]) for row in report["check"]["rows"]] == [
             ("output", "loss", "equal"),
             ("output", "y", "equal"),
+            ("output", "loss (parameters halved)", "equal"),
+            ("output", "y (parameters halved)", "equal"),
             ("gradient", "w", "equal"),
             ("gradient", "b", "equal"),
+            ("gradient", "w (parameters halved)", "equal"),
+            ("gradient", "b (parameters halved)", "equal"),
             ("parameter", "w", "equal"),
             ("parameter", "b", "equal"),
             ("buffer", "seen", "equal"),

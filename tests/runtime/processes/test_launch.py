@@ -88,7 +88,7 @@ def test_a_function_that_cannot_be_imported_is_named(entry: str) -> None:
     ("end", "size", "code", "said"),
     [
         pytest.param("kill", 4, "E0357", "rank 1 died: killed by SIGKILL", marks=pytest.mark.slow),
-        ("exit", 2, "E0357", "rank 1 died: it exited with code 7"),
+        pytest.param("exit", 2, "E0357", "rank 1 died: it exited with code 7", marks=pytest.mark.slow),
         ("sleep", 2, "E0322", "rank 0 waited 2 s in instruction"),
     ],
 )
