@@ -114,6 +114,8 @@ def resolve_store_statements(
 
 
 def _stored(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) -> Mapping[str, int]:
+    if not parameter.shape:
+        return {}  # a number has no dim to cut
     for statement in reversed(plan.stored):
         name = next((name for name in parameter.names if matches(statement, name)), None)
         if name is None:
@@ -216,6 +218,8 @@ def _numbered(layout: Dim, statement: ShardParameters | StoreParameters, name: s
 
 def _narrower(statement: ShardParameters | StoreParameters, name: str) -> str:
     """The help for a matched parameter that the statement cannot shard."""
+    if isinstance(statement, StoreParameters):
+        return f'give a dim that it has in a later statement, such as: store "{name}" dim 0 over {statement.axes[0]}'
     if any(globs.matches(glob, name) for glob in statement.patterns):
         return "exclude it from the pattern, or override it in a later statement"
     return "match the parameter's own name, not that of its module"

@@ -38,6 +38,8 @@ def _data_axes(explanation: Explanation) -> Iterator[str]:
 
 def _cut_heads(explanation: Explanation) -> Iterator[str]:
     """What column-sharded projections of a module compute is gathered inside that module."""
+    if any(remark.get("pass") == "gather-parameters" for remark in explanation.program.remarks):
+        return  # gathers of stored parameters look alike
     batch_axes = _batch_axes(explanation.program)
     sharded: defaultdict[str, set[str]] = defaultdict(set)
     for tensors in explanation.parameters:

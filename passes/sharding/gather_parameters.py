@@ -7,7 +7,8 @@ Before (stored over dp)                          After
                                                    %g1 = comm.reshard %w {use = 1}
                                                    %1 = call @layers_backward(%dy, %0, %g1)
 
-A use is a call of a layer, or all operations of one module in one direction. Each has a number, `use`. Without it `cse`
+A use is a call of a layer, or all operations of one module in one direction. A cast is none: its result is gathered, in
+the dtype that is computed in. Each use has a number, `use`. Without it `cse`
 would merge the gathers of the forward and the backward, and keep the whole parameter in between. Gradients end in the
 stored placement (`propagate-placements`), so their sums are reduce-scattered.
 
@@ -33,6 +34,7 @@ from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
 from ..rewriting import users
 
+_CAST = "aten.u_to_copy_default"
 _Use = tuple[object, ...]
 
 
@@ -51,19 +53,33 @@ class GatherParameters(Pass):
                 continue
             stored, type_ = set(record["stored"]), from_mlir(argument.type)
             kept = {axis: placement for axis, placement in type_.placement if axis not in stored}
-            computed = to_mlir(type_.placed(Placement.of(len(type_.shape), kept, module.mesh), module.mesh))
-            for use in _uses(main, argument):
-                with context(), mlir.InsertionPoint(use[0]):
-                    [gathered] = build(Call(RESHARD, (argument,)), [computed], use[0].location)
-                set_use(gathered.owner, count)
-                for op in use:
-                    op.operation.replace_uses_of_with(argument, gathered)
-                    called = callee(op)
-                    if called is not None:
-                        _retype_arguments(module.functions()[called], op, gathered)
-                remarks.applied("parameter gathered for a use", from_location(use[0].location))
-                count += 1
+            computed = Placement.of(len(type_.shape), kept, module.mesh)
+            for value in _with_casts(argument):
+                gathered_type = to_mlir(from_mlir(value.type).placed(computed, module.mesh))
+                for use in _uses(main, value):
+                    with context(), mlir.InsertionPoint(use[0]):
+                        [gathered] = build(Call(RESHARD, (value,)), [gathered_type], use[0].location)
+                    set_use(gathered.owner, count)
+                    for op in use:
+                        op.operation.replace_uses_of_with(value, gathered)
+                        called = callee(op)
+                        if called is not None:
+                            _retype_arguments(module.functions()[called], op, gathered)
+                    remarks.applied("parameter gathered for a use", from_location(use[0].location))
+                    count += 1
         return Report(count, remarks.remarks())
+
+
+def _with_casts(parameter: Value) -> list[Value]:
+    """A parameter and its casts: a rank casts what it holds, so that gathers move the dtype that is computed in."""
+    values = [parameter]
+    for value in values:
+        values += [user.results[0] for user in users(value) if _is_cast(user)]
+    return values
+
+
+def _is_cast(op: Operation) -> bool:
+    return bool(op.operation.name == _CAST)
 
 
 def _retype_arguments(function: Operation, call: Operation, gathered: Value) -> None:
@@ -79,7 +95,7 @@ def _uses(main: Operation, argument: Value) -> Sequence[Sequence[Operation]]:
     reading = set(users(argument))
     groups: dict[_Use, list[Operation]] = {}
     for op in operations(main):
-        if op in reading and op.operation.name != "func.return":
+        if op in reading and op.operation.name != "func.return" and not _is_cast(op):
             origin = from_location(op.location)
             key: _Use = (op,) if callee(op) is not None else (origin.module_path, origin.backward)
             groups.setdefault(key, []).append(op)

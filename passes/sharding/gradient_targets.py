@@ -24,7 +24,8 @@ class GradientTargets:
     placements: Mapping[Value, Placement]
     """Of each gradient (of its value before the last cast, where that is what is reduced) and each updated buffer."""
     with_sources: Mapping[Value, Placement]
-    """The same, and for the values that each is cast from or is the sum of."""
+    """The computed placement of each, and of the values that it is cast from or is the sum of. It lacks stored axes:
+    over these only the final gradient is reduce-scattered, in the dtype that the plan says."""
     partial_casts: frozenset[Value]
     """Casts of gradients before their reduction: they leave the gradient partial."""
     delayed: frozenset[Value]
@@ -50,22 +51,32 @@ def gradient_targets(
 ) -> GradientTargets:
     """The targets: each gradient and updated buffer gets the placement of the argument that it belongs to."""
     placed = {(record.get("kind"), record.get("name")): placement for record, placement in arguments}
+    stored = {(record.get("kind"), record.get("name")): record.get("stored", []) for record, _ in arguments}
     results = list(zip(terminator(main).operands, result_records(main), strict=True))
     targets: dict[Value, Placement] = {}
+    computed: dict[Value, Placement] = {}
     partial_casts: set[Value] = set()
     for value, record in results:
         owners = [(kind, record.get("name")) for kind in _OWNERS.get(str(record.get("kind")), ())]
         if owners:
-            targets[value] = next(placed[owner] for owner in owners if owner in placed)
+            owner = next(owner for owner in owners if owner in placed)
+            targets[value] = placed[owner]
+            computed[value] = _without(placed[owner], stored[owner])
         if "reduce" in record:
             # A delayed gradient accumulates, and is reduced later, in its final dtype.
             reduced = value if delay_reductions else _reduced_in(value, str(record["reduce"]))
-            targets[reduced] = targets[value]
+            targets[reduced], computed[reduced] = targets[value], computed[value]
             partial_casts.update(v for v in _with_sources({reduced: targets[value]}) if _is_cast(v))
     parameters = {record.get("name") for record, _ in arguments if record.get("kind") == "parameter"}
     gradients = (v for v, record in results if record.get("kind") == "gradient" and record.get("name") in parameters)
     delayed = frozenset(gradients if delay_reductions else ())
-    return GradientTargets(targets, _with_sources(targets), frozenset(partial_casts), delayed)
+    return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed)
+
+
+def _without(placement: Placement, axes: Sequence[str]) -> Placement:
+    """The placement with the dims whole over some axes."""
+    dims = tuple(tuple(axis for axis in cutting if axis not in axes) for cutting in placement.dims)
+    return Placement(dims, placement.partial)
 
 
 def _reduced_in(value: Value, dtype: str) -> Value:

@@ -6,10 +6,15 @@ from functools import cache
 from itertools import product
 
 import pytest
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CompileRequest, Options
+from stretto.dsl import Plan
 from stretto.ir.module import Module, operations
 from stretto.ir.operations import use_of
 from stretto.passes.manager import PassManager
 from stretto.passes.pipeline_text import parse_pipeline
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.report import Verdict
 from stretto.runtime.prover import prove
 
 from ..subsets import some
@@ -89,3 +94,12 @@ def test_a_rank_holds_a_part_of_all_parameters_and_few_whole_ones() -> None:
     """Each further layer adds half of what it adds where parameters are whole, and not more."""
     whole, stored = (_peak(6, *lines) - _peak(3, *lines) for lines in ((), (STORE,)))
     assert stored < whole
+
+
+def test_gradients_of_a_tied_weight_are_reduced_in_the_dtype_that_the_plan_says() -> None:
+    """Its two gradients are added before they are reduced: over a stored axis neither is scattered for itself."""
+    case, text = _case("gpt2", 1), plan("gpt2", "dp=2", STORE, "precision { params fp32  compute bf16  reduce fp32 }")
+    options = Options(loss_only=True, arguments={"inputs": case.about})
+    program = compile_program(CompileRequest.of(case.model, (), case.inputs, Plan.parse(text), options)).program
+    report = check(program)
+    assert report.passed, "\n".join(str(row) for row in report.rows if row.verdict is Verdict.DIFFERS)

@@ -60,11 +60,13 @@ def test_a_dim_that_a_parameter_does_not_have_is_named() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
+            self.scale, self.shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (x * self.scale).sum()
+            return (x * self.scale + self.shift).sum()
 
-    with pytest.raises(stretto.StrettoError, match=r'"scale" .* has no dim 0') as caught:
-        stretto.compile(Scaled(), plan='mesh (dp=2)\nstore "*" dim 0 over dp')
-    assert caught.value.code == "E0115"
+    with pytest.raises(stretto.StrettoError, match=r'"shift" .* has no dim 1') as caught:
+        stretto.compile(Scaled(), plan='mesh (dp=2)\nstore "*" dim 1 over dp')
+    assert caught.value.code == "E0115" and 'store "shift" dim 0 over dp' in caught.value.help
+    numbers_stay_whole = stretto.compile(Scaled(), plan='mesh (dp=2)\nstore "*" dim 0 over dp')
+    assert numbers_stay_whole(torch.ones(4, 2)).item() == 16.0
