@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from ...runtime.program.program import Program
 from ..text.console import place_text, size_text
 from .explain import Communication, Explanation
+from .remarks import remarks_of
 from .traffic import SEND
 
 _MOVES = ("all_gather", "all_to_all", "reduce_scatter")
@@ -38,7 +39,7 @@ def _data_axes(explanation: Explanation) -> Iterator[str]:
 
 def _cut_heads(explanation: Explanation) -> Iterator[str]:
     """What column-sharded projections of a module compute is gathered inside that module."""
-    if any(remark.get("pass") == "gather-parameters" for remark in explanation.program.remarks):
+    if any(remark.get("pass") == "gather-parameters" for remark in remarks_of(explanation.program)):
         return  # gathers of stored parameters look alike
     batch_axes = _batch_axes(explanation.program)
     sharded: defaultdict[str, set[str]] = defaultdict(set)
