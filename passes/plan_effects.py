@@ -26,8 +26,8 @@ class Decisions:
     parameters: tuple[ParameterSharding, ...]
     inputs: tuple[Mapping[str, int], ...]
     """The dim that each axis shards, for each input that is the batch or that a statement names."""
-    stored: tuple[Mapping[str, int], ...]
-    """The dim that each axis shards in the stored placement alone, for each parameter that `store` decides."""
+    stored: Mapping[str, Mapping[str, int]]
+    """For each parameter that `store` decides, by name: the dim that each axis shards in the stored placement alone."""
     replicated_inputs: tuple[str, ...]
     """The names of inputs that are replicated."""
 
@@ -46,7 +46,7 @@ class Decisions:
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)
             elif isinstance(statement, StoreParameters):
-                cuts = any(set(statement.axes) <= dims.keys() for dims in self.stored)
+                cuts = any(set(statement.axes) <= dims.keys() for dims in self.stored.values())
                 effects[key_of(index)] = "" if cuts else "later statements decide for everything that it matches"
             elif isinstance(statement, ShardInputs):
                 cut = any(set(statement.axes) & dims.keys() for dims in self.inputs)
@@ -60,7 +60,8 @@ class Decisions:
             if isinstance(statement, ShardParameters):
                 count, kind = len(self._cut(statement)), "parameters"
             elif isinstance(statement, StoreParameters):
-                count, kind = sum(set(statement.axes) <= dims.keys() for dims in self.stored), "stored parameters"
+                stored = [dims for dims in self.stored.values() if set(statement.axes) <= dims.keys()]
+                count, kind = len(stored), "stored parameters"
             elif isinstance(statement, ShardInputs):
                 count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
             elif isinstance(statement, Pipeline):
@@ -81,6 +82,26 @@ class Decisions:
             message = f"inputs without the batch's dim stay whole {where}: {_listed(self.replicated_inputs)}"
             remarks.append(Remark(_PASS, RemarkKind.MISSED, message))
         return remarks
+
+    def costly_nesting(self) -> list[Remark]:
+        """A warning for each pair of a stored and a computed axis on one dim where the stored one is outside."""
+        order = self.plan.mesh.names
+        pairs: dict[tuple[str, str], list[str]] = {}
+        for sharding in self.parameters:
+            for axis, dim in self.stored.get(sharding.name, {}).items():
+                for other in (a for a, d in sharding.dims.items() if d == dim and order.index(axis) < order.index(a)):
+                    pairs.setdefault((axis, other), []).append(sharding.name)
+        return [
+            Remark(
+                _PASS,
+                RemarkKind.WARNING,
+                f'each use of {_listed(tuple(names))} gathers over "{axis}" and "{other}", and shards the result again '
+                f'over "{other}": name "{other}" before "{axis}" in the mesh',
+                span=self.plan.mesh.span_of(axis),
+            )
+            for (axis, other), names in pairs.items()
+            if self._size(axis) > 1 and self._size(other) > 1
+        ]
 
     def idle_axes(self) -> list[Remark]:
         """A warning for every axis of more than one rank that shards no argument and no activation."""

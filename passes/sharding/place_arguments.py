@@ -71,10 +71,11 @@ class PlaceArguments(Pass):
             self.plan,
             tuple(shardings.values()),
             tuple(inputs.values()),
-            tuple(stored.values()),
+            {records[i]["name"]: by_axis for i, by_axis in stored.items()},
             tuple(replicated_inputs),
         )
-        return Report(len(dims), (*decisions.remarks(), *decisions.idle_axes()), decisions.effects())
+        remarks = (*decisions.remarks(), *decisions.idle_axes(), *decisions.costly_nesting())
+        return Report(len(dims), remarks, decisions.effects())
 
 
 def _mesh(plan: Plan) -> Mesh:

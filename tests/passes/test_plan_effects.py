@@ -113,3 +113,11 @@ def test_a_schedule_that_no_pipeline_names_is_warned_about_and_the_stages_axis_i
     (warning,) = warnings_of(pipeline % "1f1b")
     assert warning.message == "this statement has no effect: no pipeline names this schedule"
     assert str(warning.span) == "a.plan:3:1"
+
+
+def test_a_stored_axis_outside_of_a_computed_one_is_warned_about_and_one_inside_is_not() -> None:
+    store = 'store "up", "down" dim 0 over dp'
+    [warning] = warnings_of(f"mesh (dp=2, tp=2)\n{COLUMNS}{ROWS}{store}")
+    assert '"up.weight", "up.bias" gathers over "dp" and "tp"' in warning.message
+    assert 'name "tp" before "dp" in the mesh' in warning.message
+    assert warnings_of(f"mesh (tp=2, dp=2)\n{COLUMNS}{ROWS}{store}") == []
