@@ -27,6 +27,7 @@ def losses(lines: list[str]) -> list[float]:
     return [float(line.split()[1]) for line in lines if line.split()[0].isdigit()]
 
 
+@pytest.mark.slow  # README's first command trains the same script
 def test_gpt_trains_as_one_device_does() -> None:
     lines = train("train_gpt.py", "dp_tp", "--dtype", "float64")
     assert lines[-1] == "the first 4 losses are the single-device run's to 1e-09"

@@ -18,9 +18,8 @@ from .models import adamw, seeded, train
 SCRIPT = Path(__file__).with_name("checkpoint_script.py")
 
 
-@pytest.mark.parametrize(
-    ("mesh", "ranks"), [("tp=2", 2), pytest.param("dp=2, tp=2", 4, marks=pytest.mark.slow)], ids=["tp", "dp_tp"]
-)
+@pytest.mark.slow  # forked ranks save and load in the default run: tests/driver/model/test_stages.py
+@pytest.mark.parametrize(("mesh", "ranks"), [("tp=2", 2), ("dp=2, tp=2", 4)], ids=["tp", "dp_tp"])
 def test_processes_continue_what_threads_began_and_one_process_continues_theirs(
     mesh: str, ranks: int, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_when_a_rank_ends_in_a_step_the_others_stop_and_name_it_and_their_instru
         assert re.search(r"rank 0 waited for it in (instruction \d+ \(comm|gathering gradient)", text)
 
 
+@pytest.mark.slow  # the command that does it is in the default run: tests/cli/test_run.py
 def test_a_program_folder_is_checked_by_processes(tmp_path: Path) -> None:
     linear(1, "float64", width=5).save(tmp_path / "program")
     report = check_processes(tmp_path / "program", steps=2, seed=2)
