@@ -1,4 +1,4 @@
-"""Resolve a plan against a model's parameters: which dim of each parameter is sharded over which axes."""
+"""Resolve the `shard` and `store` statements of a plan: which dim of each parameter each axis shards."""
 
 from __future__ import annotations
 

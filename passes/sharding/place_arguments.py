@@ -3,7 +3,8 @@
 Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", owner = "linear"}})
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
-A parameter gets the placement of the last matching statement of the plan, else it is replicated. Inputs are sharded
+A parameter gets the placement of the last `shard` statement that matches, else it is replicated; a `store` statement
+adds its axes, which `gather-parameters` takes away again for each use. Inputs are sharded
 over the axes of the batch: those that the plan names as the batch, else all with as many rows as the first. With a
 pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
 With `per microbatch` the captured step is that of one microbatch, and `average-microbatches` adds the axis.
