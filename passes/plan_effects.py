@@ -46,8 +46,8 @@ class Decisions:
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)
             elif isinstance(statement, StoreParameters):
-                cuts = any(set(statement.axes) <= dims.keys() for dims in self.stored.values())
-                effects[key_of(index)] = "" if cuts else "later statements decide for everything that it matches"
+                stores = self._stored_by(statement)
+                effects[key_of(index)] = "" if stores else "later statements decide for everything that it matches"
             elif isinstance(statement, ShardInputs):
                 cut = any(set(statement.axes) & dims.keys() for dims in self.inputs)
                 effects[key_of(index)] = "" if cut else "no input has the dim that it cuts"
@@ -60,8 +60,7 @@ class Decisions:
             if isinstance(statement, ShardParameters):
                 count, kind = len(self._cut(statement)), "parameters"
             elif isinstance(statement, StoreParameters):
-                stored = [dims for dims in self.stored.values() if set(statement.axes) <= dims.keys()]
-                count, kind = len(stored), "stored parameters"
+                count, kind = len(self._stored_by(statement)), "stored parameters"
             elif isinstance(statement, ShardInputs):
                 count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
             elif isinstance(statement, Pipeline):
@@ -144,6 +143,15 @@ class Decisions:
             parameter.name
             for parameter in self.parameters
             if parameter.dims and any(s is statement for s in parameter.decided_by)
+        ]
+
+    def _stored_by(self, statement: StoreParameters) -> list[str]:
+        """The parameters whose stored placement a statement decides: the last that matches."""
+        return [
+            parameter.name
+            for parameter in self.parameters
+            if parameter.name in self.stored
+            and next(s for s in reversed(self.plan.stored) if any(matches(s, n) for n in parameter.names)) is statement
         ]
 
     def _is_trivial(self, axes: tuple[str, ...]) -> bool:

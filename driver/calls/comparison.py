@@ -22,7 +22,7 @@ from ...frontend.targets.target import Request
 from ...runtime.checks.judging import WithinEagerError, WithinTolerance
 from ...runtime.checks.recording import Recording
 from ...runtime.checks.report import CALLS, TOLERANCES, CheckRow, Verdict
-from ...runtime.checks.rounding import Changes, changes, perturbation
+from ...runtime.checks.rounding import Changes, changes, largest_changes, perturbation
 from ...runtime.program.program import Program
 from ..model.compiled_module import program_of
 from ..model.decorator import compile
@@ -90,11 +90,8 @@ class _Eager:
 
     def _changes(self, own: Recording) -> Changes:
         """The largest change of each tensor over some perturbations of parameters and inputs."""
-        largest: dict[tuple[str, str], float] = {}
-        for seed in range(_PERTURBATIONS):
-            for key, change in changes(own, self._record(perturbation(self.program, seed))).items():
-                largest[key] = max(largest.get(key, 0.0), change)
-        return largest
+        moves = (perturbation(self.program, seed) for seed in range(_PERTURBATIONS))
+        return largest_changes(changes(own, self._record(moved)) for moved in moves)
 
     def _record(self, moved: Callable[[Tensor], Tensor], *, raised: bool = False) -> Recording:
         model, arguments = copy.deepcopy(self.model), _altered(self.loop.arguments, moved)

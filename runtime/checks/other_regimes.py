@@ -22,7 +22,7 @@ from .model_and_program import Key
 from .recording import Recording, StepInputs
 from .regimes import OTHERS, Regime
 from .report import TOLERANCES, CheckRow, Verdict
-from .rounding import Changes, changes, perturbation, perturbed
+from .rounding import Changes, changes, largest_changes, perturbation, perturbed
 
 Run = Callable[[Mapping[Key, Tensor], StepInputs], Recording]
 """One forward and backward of a side, from initial values and inputs."""
@@ -91,14 +91,12 @@ class Sides:
 
     def _changes(self, expected: Recording, values: Mapping[Key, Tensor], inputs: StepInputs) -> Changes:
         """The largest change of each tensor over some perturbations."""
-        largest: dict[Key, float] = {}
+        runs = []
         for seed in range(_PERTURBATIONS):
             moved = perturbation(self.program, seed)
             with suppress(*_FAILURES):
-                other = self.one_device(perturbed(values, moved), inputs.altered(moved))
-                for key, change in changes(expected, other).items():
-                    largest[key] = max(largest.get(key, 0.0), change)
-        return largest
+                runs.append(changes(expected, self.one_device(perturbed(values, moved), inputs.altered(moved))))
+        return largest_changes(runs)
 
 
 def _regimes_of(dtype: str) -> tuple[Regime, ...]:

@@ -11,7 +11,7 @@ the program's own dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -71,6 +71,15 @@ def changes(before: Recording, after: Recording) -> Changes:
         for kind, name, tensor in before.tensors()
         if (kind, name) in known
     }
+
+
+def largest_changes(runs: Iterable[Changes]) -> Changes:
+    """The largest change of each tensor over some perturbed runs."""
+    largest: dict[tuple[str, str], float] = {}
+    for run in runs:
+        for key, change in run.items():
+            largest[key] = max(largest.get(key, 0.0), change)
+    return largest
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:

@@ -115,6 +115,13 @@ def test_a_schedule_that_no_pipeline_names_is_warned_about_and_the_stages_axis_i
     assert str(warning.span) == "a.plan:3:1"
 
 
+def test_a_store_statement_that_later_ones_override_is_warned_about() -> None:
+    [warning] = warnings_of('mesh (dp=2)\nstore "up" dim 0 over dp\nstore "*" dim 0 over dp')
+    assert "later statements decide for everything that it matches" in warning.message
+    assert warning.span is not None and warning.span.line == 2
+    assert warnings_of('mesh (dp=2)\nstore "*" dim 0 over dp\nstore "up" dim 0 over dp') == []
+
+
 def test_a_stored_axis_outside_of_a_computed_one_is_warned_about_and_one_inside_is_not() -> None:
     store = 'store "up", "down" dim 0 over dp'
     [warning] = warnings_of(f"mesh (dp=2, tp=2)\n{COLUMNS}{ROWS}{store}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from stretto.diagnostics import StrettoError
 from stretto.driver.calls.comparison import compare_calls
 from stretto.driver.calls.compile_check import checked_record, show_checked
@@ -22,8 +21,10 @@ from stretto.passes.partition import vocabulary
 from stretto.passes.sharding import check_batch
 from stretto.runtime.checks.report import CheckRow, Verdict
 from stretto.runtime.philox import RngState
-from stretto.runtime.rank import in_place_sums, translate
+from stretto.runtime.rank import translate
 from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
+
+from ...faults.planted.source_faults_calls import any_sum_of_a_sum, last_gradient_alone
 
 SOURCE = """
 import torch
@@ -144,18 +145,6 @@ def test_the_calls_of_a_right_model_are_equal(
 def no_new_numbers(state: Any, session: Any) -> None:
     session.rng_state = state.state
     state.state = RngState(state.state.seed, state.state.step)
-
-
-def any_sum_of_a_sum(code: Any, arguments: Any, kept: Any) -> frozenset[int]:
-    sums = {slot for each in code if each.op == in_place_sums.ADD for slot in each.writes()}
-    return frozenset(
-        i for i, each in enumerate(code) if each.op == in_place_sums.ADD and each.reads() and each.reads()[0] in sums
-    )
-
-
-def last_gradient_alone(sums: Any, output: Any, rank: int, gradient: torch.Tensor) -> None:
-    sums._outputs[output.name] = output
-    sums._sums.setdefault(output.name, {})[rank] = gradient
 
 
 def without_constants(right: Callable[..., Any]) -> Callable[..., Any]:
