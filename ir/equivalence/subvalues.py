@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +25,8 @@ _DEPTH = 2
 class Subvalues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Inside, `keep` gets every floating or boolean tensor that an op of torch or its decomposition computes.
 
-    Not uninitialized memory: it may hold any earlier tensor, the wrong one too.
+    Not uninitialized memory, nor a view of it: it may hold any earlier tensor, the wrong one too. What is written into
+    it is kept as the result of the op that writes.
     """
 
     def __init__(self, keep: Callable[[Tensor], None]) -> None:
@@ -32,14 +34,19 @@ class Subvalues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self._keep = keep
         self._decompositions: Mapping[Any, Callable[..., Any]] = decomposition_table
         self._depth = 0
+        self._unfilled = set[StorageWeakRef]()
+        """Of tensors that were allocated without values; a reference keeps the address from being given again."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         results = func(*args, **(kwargs or {}))
-        for tensor in [] if _is_uninitialized(func) else pytree.tree_leaves(results):
+        for tensor in pytree.tree_leaves(results):
             if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.dtype is torch.bool):
-                self._keep(tensor)
+                if _allocates(func):
+                    self._unfilled.add(_storage(tensor))
+                elif not (_is_view(func) and _storage(tensor) in self._unfilled):
+                    self._keep(tensor)
         self._decompose(func, args, kwargs or {})
         return results
 
@@ -58,8 +65,19 @@ class Subvalues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             self._depth -= 1
 
 
-def _is_uninitialized(func: Any) -> bool:
+def _allocates(func: Any) -> bool:
+    """Whether an op gives memory that nothing has filled."""
     return str(func).split(".")[1].startswith(("empty", "new_empty", "resize"))
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an op gives the elements of an argument as they lie in memory."""
+    infos = [result.alias_info for result in func._schema.returns]
+    return any(info is not None and not info.is_write for info in infos)
 
 
 def _mean(x: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:

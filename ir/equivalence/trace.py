@@ -83,6 +83,7 @@ class Trace:
     """By operation and number: what each rank computes inside."""
     _point: tuple[int, Path] = (0, ())
     _count: int = 0
+    _is_computing: bool = False
 
     @staticmethod
     def of(code: Code, grid: Grid, inputs: Sequence[Tensor]) -> Trace:
@@ -100,10 +101,11 @@ class Trace:
     def begins(self, rank: int, path: Path) -> None:
         """See `Observer`."""
         self.last = self._nodes.get(path, self.last)
-        self._point, self._count = (rank, path), 0
+        self._point, self._count, self._is_computing = (rank, path), 0, True
 
     def made(self, rank: int, path: Path, values: Sequence[Any]) -> None:
         """See `Observer`."""
+        self._is_computing = False
         for number, value in zip(self._nodes[path].results, values, strict=True):
             if isinstance(value, Tensor) and self.flow.types[number] is not None:
                 by_rank = self._incomplete.setdefault(number, {})
@@ -113,7 +115,9 @@ class Trace:
                     del self._incomplete[number]
 
     def keep_subvalue(self, value: Tensor) -> None:
-        """Keep a tensor that the present operation of the present rank computes inside."""
+        """Keep a tensor that the present operation of the present rank computes inside; not what observing it takes."""
+        if not self._is_computing:
+            return
         by_rank = self._inside.setdefault((self._point[1], self._count), [])
         by_rank.append(value.detach())
         self._count += 1

@@ -41,3 +41,34 @@ def test_memory_that_nothing_has_filled_is_no_value(allocate: Callable[[Tensor],
         allocate(x)
         filled = allocate(x).fill_(3.0)
     assert kept(values, filled) and len(values) == 1
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: x[:2],
+        lambda x: x.narrow(0, 0, 2),
+        lambda x: x.t(),
+        lambda x: x.reshape(2, 6),
+        lambda x: x.view(12)[:4],
+        lambda x: x.detach().unsqueeze(0),
+        lambda x: x.split(2)[0],
+        lambda x: x.unbind(0)[0],
+        lambda x: x.as_strided((2, 2), (4, 1)),
+    ],
+)
+def test_a_view_of_memory_that_nothing_has_filled_is_no_value(part: Callable[[Tensor], Tensor]) -> None:
+    values: list[Tensor] = []
+    with Subvalues(values.append):
+        view = part(torch.empty(3, 4))
+        assert values == []
+        view.copy_(torch.full_like(view, 3.0))
+    assert kept(values, torch.full_like(view, 3.0))
+
+
+def test_a_view_of_a_value_is_a_value() -> None:
+    values: list[Tensor] = []
+    x = torch.arange(12.0).reshape(3, 4)
+    with Subvalues(values.append):
+        (x + 1)[:2].t()
+    assert kept(values, x[:2].t() + 1)
