@@ -1,4 +1,7 @@
-"""Runs a module before and after a pass, asks `fault_localisation.py` for the faulty operation, and describes it."""
+"""The faulty operation of a pass: the first suspect of `fault_localisation.py`, or what made the operands it changed.
+
+Runs the module before and after the pass, and describes the operation.
+"""
 
 from __future__ import annotations
 
