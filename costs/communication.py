@@ -5,7 +5,8 @@ reduce-scatter, an all-gather or an all-to-all takes n - 1 steps; an all-reduce 
 permute sends the whole tensor once.
 
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (JPDC 2009);
-the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are the same.
+the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are the same. How many rounds each
+collective takes is `rounds` in `ir/collectives.py`.
 """
 
 from __future__ import annotations

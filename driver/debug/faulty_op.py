@@ -1,6 +1,6 @@
-"""The faulty operation of a pass: the first suspect of `fault_localisation.py`, or what made the operands it changed.
+"""The report on a pass's faulty operation: the first suspect (`fault_localisation.py`), or what changed its operands.
 
-Runs the module before and after the pass, and describes the operation.
+Runs the module before and after the pass, traces the suspect back to what changed its operands, and describes it.
 """
 
 from __future__ import annotations
