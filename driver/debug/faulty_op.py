@@ -1,4 +1,7 @@
-"""Runs a module before and after a pass, asks `fault_localisation.py` for the faulty operation, and describes it."""
+"""The report on a pass's faulty operation: the first suspect (`fault_localisation.py`), or what changed its operands.
+
+Runs the module before and after the pass, traces the suspect back to what changed its operands, and describes it.
+"""
 
 from __future__ import annotations
 
