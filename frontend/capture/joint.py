@@ -27,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 
 from ..captured import Mode
+from ..custom_functions.extraction import extract_custom_functions
 from ..graph.autocast import note_callers_region, switched_off
 from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
@@ -151,6 +152,7 @@ def _trace(
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
         make_determinants_row_major(forward.graph)
+        extract_custom_functions(forward)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         note_callers_region(forward)
         with contextlib.ExitStack() as stack, switched_off(), missing_derivatives_named(forward.graph):
