@@ -1,4 +1,4 @@
-"""Resolve the `shard` and `store` statements of a plan: which dim of each parameter each axis shards."""
+"""Resolve the globs of a plan's `shard` and `store` statements: which dim of each parameter each axis shards."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Before (over tp=2)                               After
   %1 = comm.all_reduce %0 over ["tp"] : t<4x6>     %s = comm.reduce_scatter %0 over ["tp"], dim 0 : t<2x6>
                                                    %1 = comm.all_gather %s over ["tp"], dim 0 : t<4x6>
 
-The dim is the first that the group's size divides and whose nested shards a type can express: no axis shards it, or
-only axes that come before the group's, evenly. Other sums are left, with a remark, as are maxima and minima.
+The dim is the first that the group's size divides and that no axis shards, or only axes that divide it evenly; the
+group nests inside of these. Other sums are left, with a remark, as are maxima and minima.
 
 Needs: level `comm`, before `start-collectives`.   Keeps: values: every element is the same sum.
 Cost: none in bytes on the wires of a ring; one more operation's latency, and a copy where the dim is not the first.
