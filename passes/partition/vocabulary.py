@@ -18,7 +18,7 @@ import torch
 from ...ir.bindings import Value
 from ...ir.collectives import ALL_REDUCE
 from ...ir.operations import Call
-from ...ir.placement import Shard
+from ...ir.placement import Placement
 from ...ir.types import TensorType, from_mlir
 from .emitter import LocalEmitter, Shards, Types
 
@@ -85,9 +85,9 @@ class Vocabulary:
         if len(type_.shape) == 2:
             return logits
         shape = (prod(type_.shape[:-1]), type_.shape[-1])
-        classes = tuple((axis, Shard(1)) for axis in sorted(self.shards.axes))
-        extents = (shape[0], self.shards.extent)
-        return self.emitter.op(_RESHAPE, logits, list(shape), type=TensorType(type_.dtype, shape, classes, extents))
+        bare = TensorType(type_.dtype, shape, extents=(shape[0], self.shards.extent))
+        placed = bare.placed(Placement(((), self.shards.axes)), self.emitter.mesh)
+        return self.emitter.op(_RESHAPE, logits, list(shape), type=placed)
 
     def flat(self, value: Value) -> Value:
         """(...) as (N,)."""
