@@ -43,7 +43,8 @@ class _Applied(torch.autograd.Function):
         matching = (each for each in function.backwards if [slot is not None for slot in each.tangents] == present)
         backward = next(matching, None)
         if backward is None:
-            return (None,) * (2 + function.inputs + ctx.others)
+            nothing: tuple[object, ...] = (None,) * (2 + function.inputs + ctx.others)
+            return nothing
         frame = list(ctx.frame)
         for slot, tangent in zip(backward.tangents, tangents, strict=True):
             if slot is not None:
