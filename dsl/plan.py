@@ -94,11 +94,11 @@ class Plan:
 
     @property
     def inputs(self) -> tuple[ShardInputs, ...]:
-        """The statements that shard inputs, in order, and the implied one for an axis named `dp` that none mentions."""
+        """The statements that shard inputs, in order; first the implied one for an axis `dp` that none mentions."""
         written = tuple(statement for statement in self.statements if isinstance(statement, ShardInputs))
         if "dp" not in self.mesh.names or any("dp" in statement.axes for statement in written):
             return written
-        return (*written, ShardInputs(Role.BATCH, ("dp",), Places(self.mesh.span_of("dp"))))
+        return (ShardInputs(Role.BATCH, ("dp",), Places(self.mesh.span_of("dp"))), *written)
 
     @property
     def data_axes(self) -> tuple[str, ...]:
