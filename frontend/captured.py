@@ -141,6 +141,8 @@ class Capture:
     constant: tuple[int, ...] = ()
     """Indices of the outputs that depend on no trainable parameter: in eager mode they require no gradient."""
     reads: Reads = field(default_factory=dict)
+    nonlinear: tuple[str, ...] = ()
+    """Custom autograd functions whose backward is not linear in the gradient that it gets."""
 
 
 def origin_of(node: fx.Node) -> Origin:

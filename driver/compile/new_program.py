@@ -40,8 +40,8 @@ def new_program(
     """Lower a module; `ranges` are those that its graph gives the integers among the inputs."""
     lowered = lower_program(module)
     pipeline = lowered.pipeline
-    if pipeline is not None and is_alone(plan):
-        pipeline = replace(pipeline, separate_microbatches=True)
+    if pipeline is not None:
+        pipeline = replace(pipeline, separate_microbatches=is_alone(plan), nonlinear=captured.nonlinear)
     manifest = Manifest(
         mode=str(captured.mode),
         dtype=dtype_name(_judged(captured, plan, options.floats)),

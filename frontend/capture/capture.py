@@ -109,6 +109,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         differentiable=module.result.differentiable,
         constant=module.result.constant,
         reads={path: tuple(names) for path, names in module.result.effects.reads.items()},
+        nonlinear=graphs.nonlinear,
     )
 
 

@@ -50,6 +50,8 @@ class TracedGraphs:
     """Tensors of the forward that are neither parameters nor buffers, by full name."""
     value_reads: frozenset[str] = frozenset()
     """Lines ("file:line") at which the forward reads a tensor's value into Python and passes it to an op."""
+    nonlinear: tuple[str, ...] = ()
+    """Custom autograd functions whose backward is not linear in the gradient that it gets."""
 
 
 def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
@@ -152,7 +154,7 @@ def _trace(
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
         make_determinants_row_major(forward.graph)
-        extract_custom_functions(forward)
+        nonlinear = extract_custom_functions(forward)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         note_callers_region(forward)
         with contextlib.ExitStack() as stack, switched_off(), missing_derivatives_named(forward.graph):
@@ -164,7 +166,7 @@ def _trace(
                 _record_nn_module_stack=True,
                 _disable_torch_fn_metadata_mode=True,
             )
-    return TracedGraphs(forward, joint.graph_module, constants, value_reads), fakes
+    return TracedGraphs(forward, joint.graph_module, constants, value_reads, nonlinear), fakes
 
 
 def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:

@@ -24,6 +24,7 @@ from ..captured import CaptureError
 from ..graph.regions import has_effect
 from ..metadata import source_span
 from .custom_function import Backward, CustomFunction, Signature
+from .linearity import is_linear
 from .markers import CALL, VALUE
 
 _PREFIX = "custom_function_"
@@ -34,8 +35,10 @@ def has_custom_functions(graph: fx.Graph) -> bool:
     return bool(graph.find_nodes(op="call_function", target=CALL))
 
 
-def extract_custom_functions(module: fx.GraphModule) -> None:
+def extract_custom_functions(module: fx.GraphModule) -> tuple[str, ...]:
     """Replace each marked function of a forward before autograd by a call of a module.
+
+    Returns the names of those whose backward is not linear in the gradient that it gets.
 
     Errors: E0227 for a value that leaves a function in another way than as its output, and for a backward that writes
     to a tensor of the model.
@@ -45,6 +48,8 @@ def extract_custom_functions(module: fx.GraphModule) -> None:
         _extract(module, call, f"{_PREFIX}{index}")
     if calls:
         module.recompile()
+    functions = [each for each in module.children() if isinstance(each, CustomFunction)]
+    return tuple(dict.fromkeys(each.signature.name for each in functions if not all(map(is_linear, each.backwards))))
 
 
 @dataclass(frozen=True)
