@@ -19,9 +19,10 @@ from typing import NoReturn
 
 from . import __version__
 from .diagnostics import StrettoError
-from .driver.commands import bisect, diff, doctor, explain, opt, passes, reduce, run, schedule, verify
+from .driver.commands import bisect, cache, diff, doctor, explain, opt, passes, reduce, run, schedule, verify
 from .driver.commands import compile as compile_
 from .driver.commands.outcome import Command
+from .driver.commands.parser import CommandParser, unknown
 
 _INTERRUPTED = 130
 _SILENCE_S = 50.0
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Command] = {
     "diff": diff,
     "schedule": schedule,
     "doctor": doctor,
+    "cache": cache,
 }
 
 
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # the parent process closed it
         with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
             return main(argv)
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    _check_command(parser, sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
     except StrettoError as error:
@@ -71,10 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="stretto", description="Compile a PyTorch model and a plan to a parallel program; run, check, explain it."
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show program's version number and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, command in _COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.HELP))
     return parser
+
+
+def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """A usage error that names the nearest command where the first argument is none."""
+    if argv and not argv[0].startswith("-") and argv[0] not in _COMMANDS:
+        parser.error(unknown(f'unknown command "{argv[0]}" (one of {", ".join(_COMMANDS)})', argv[0], _COMMANDS))
 
 
 def _run(arguments: argparse.Namespace) -> int:

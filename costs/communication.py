@@ -1,10 +1,12 @@
-"""The bytes that a rank sends in a collective, by the ring algorithms, and the cost of a byte on a link.
+"""The bytes that a rank sends in a collective, by the ring algorithms; what a byte costs beside one in memory.
 
-On a ring of n ranks each step sends 1/n of the tensor. A reduce-scatter, an all-gather or an all-to-all takes n - 1
-steps; an all-reduce is a reduce-scatter and an all-gather. A permute sends the whole tensor once.
+There is no bandwidth and no latency of a link yet. On a ring of n ranks each step sends 1/n of the tensor. A
+reduce-scatter, an all-gather or an all-to-all takes n - 1 steps; an all-reduce is a reduce-scatter and an all-gather. A
+permute sends the whole tensor once.
 
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (JPDC 2009);
-the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are the same.
+the bus bandwidth factors in NCCL's tests (nccl-tests, doc/PERFORMANCE.md) are the same. How many rounds each
+collective takes is `rounds` in `ir/collectives.py`.
 """
 
 from __future__ import annotations

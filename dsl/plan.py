@@ -16,7 +16,7 @@ from .precision import Precision
 from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
-from .spelling import did_you_mean, listed, nearest, shortened
+from .spelling import did_you_mean, listed, similar_path
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Plan:
             content = read_file(file)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise PlanError(PlanCode.NOT_FOUND, f'cannot read the plan "{file}": {why}', help=_near(file)) from None
+            message = f'cannot read the plan "{file}": {why}'
+            raise PlanError(PlanCode.NOT_FOUND, message, help=similar_path(file, ".plan")) from None
         try:
             return Plan.parse(content.decode("utf-8-sig"), file)
         except UnicodeDecodeError as error:
@@ -93,11 +94,11 @@ class Plan:
 
     @property
     def inputs(self) -> tuple[ShardInputs, ...]:
-        """The statements that shard inputs, in order, and the implied one for an axis named `dp` that none mentions."""
+        """The statements that shard inputs, in order; first the implied one for an axis `dp` that none mentions."""
         written = tuple(statement for statement in self.statements if isinstance(statement, ShardInputs))
         if "dp" not in self.mesh.names or any("dp" in statement.axes for statement in written):
             return written
-        return (*written, ShardInputs(Role.BATCH, ("dp",), Places(self.mesh.span_of("dp"))))
+        return (ShardInputs(Role.BATCH, ("dp",), Places(self.mesh.span_of("dp"))), *written)
 
     @property
     def data_axes(self) -> tuple[str, ...]:
@@ -175,19 +176,6 @@ class Plan:
             if isinstance(statement, ShardInputs) and axis in statement.axes:
                 return "it shards the batch of the inputs here", statement.places.axis(statement.axes.index(axis))
         return f'an axis named "{axis}" shards the batch of the inputs', self.mesh.span_of(axis)
-
-
-def _near(file: str) -> str:
-    """The help for a plan that cannot be read: the nearest plan or file in its folder, else a hint about paths."""
-    folder, name = os.path.split(file)
-    try:
-        beside = sorted(os.listdir(folder or "."))
-    except (OSError, ValueError):
-        return f'there is no folder "{shortened(folder)}"' if folder else ""
-    closest = nearest(name, [entry for entry in beside if entry.endswith(".plan")]) or nearest(name, beside)
-    if closest and closest != name:
-        return f'did you mean "{os.path.join(folder, closest)}"?'
-    return "" if closest else "a relative path counts from the working directory"
 
 
 def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -21,6 +22,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A help with the nearest known word; empty if none is similar."""
     closest = nearest(word, known)
     return f'did you mean "{closest}"?' if closest else ""
+
+
+def similar_path(path: str, suffix: str = "") -> str:
+    """A help about a file that cannot be read: a similar name in its folder, of this suffix if there is one.
+
+    Without one: that there is no such folder, or what a path counts from; empty where the path itself exists.
+    """
+    folder, name = os.path.split(path)
+    try:
+        beside = sorted(os.listdir(folder or "."))
+    except (OSError, ValueError):
+        return f'there is no folder "{shortened(folder)}"' if folder else ""
+    closest = nearest(name, [entry for entry in beside if entry.endswith(suffix)]) or nearest(name, beside)
+    if closest and closest != name:
+        return f'did you mean "{os.path.join(folder, closest)}"?'
+    return "" if closest else "a relative path counts from the working directory"
 
 
 def listed(words: Sequence[str], last: str = "or") -> str:

@@ -1,15 +1,16 @@
 """Verify modules beyond MLIR's own rules: placements, constants, shapes of collectives, futures.
 
 Of every type: its axes are on the mesh, and shard dims that it has. Of every operation: its constants are present and
-of the schema's type. Of collectives (level `comm`): operand and result shapes fit the size of the group, and a future
-is waited on exactly once, in its own function. `pipeline_verifier.py` checks pipelined modules.
+of the schema's type. At level `comm`, of every other operation: axes that shard one dim nest in one order in all its
+values; of collectives: operand and result shapes fit the size of the group, and a future is waited on exactly once, in
+its own function. `pipeline_verifier.py` checks pipelined modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import combinations, takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Operation, Value, mlir
@@ -84,6 +85,8 @@ class _Checker:
         definition = by_mlir_name().get(op.operation.name)
         if definition is None:
             return
+        if self.level is Level.COMM and not definition.name.startswith("comm."):
+            yield from self._nest_problems(op)
         broken = [message for a in definition.arguments for message in _constant_problem(a, op)]
         yield from (Problem(message, op) for message in broken)
         if definition.name.startswith("comm.") and not broken:
@@ -106,6 +109,20 @@ class _Checker:
         if type_.extents is not None and len(type_.extents) != len(type_.shape):
             yield Problem(f"type {value.type} has {len(type_.shape)} dims and {len(type_.extents)} extents", op)
         self.sound.add(type_)
+
+    def _nest_problems(self, op: Operation) -> Iterator[Problem]:
+        """Two axes that nest in different orders in values of one operation: its ranks' parts do not match."""
+        tensors = [from_mlir(v.type) for v in (*op.operands, *op.results) if is_tensor(v.type)]
+        if not any(tensor.nests for tensor in tensors):
+            return
+        outside: set[tuple[str, str]] = set()
+        for tensor in tensors:
+            for axes in tensor.placement_on(self.mesh).dims:
+                for pair in combinations(axes, 2):
+                    if pair[::-1] in outside:
+                        yield Problem(f'its values nest "{pair[0]}" and "{pair[1]}" in different orders', op)
+                        return
+                    outside.add(pair)
 
     def comm_problems(self, op: Operation, call: Call) -> Iterator[Problem]:
         if call.name == "comm.reshard":

@@ -2,5 +2,6 @@
 
 Lives here: the table (`op_table.txt`, read by `table.py`), the custom ops that the caller of Stretto allows beside it
 (`allowed.py`), the libraries that register known ops (`libraries.py`). Compiler and runtime read the same table, so
-that nothing is compiled that cannot be loaded. Not here: how ops run, or how they are sharded.
+that nothing is compiled that cannot be loaded. Not here: Stretto's own ops (`comm.*`, `rank.*`) and the refusal at
+load (`runtime/program/ops.py`), the refusal at capture (`frontend/graph/unknown_ops.py`), how ops run or are sharded.
 """

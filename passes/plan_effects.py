@@ -82,26 +82,6 @@ class Decisions:
             remarks.append(Remark(_PASS, RemarkKind.MISSED, message))
         return remarks
 
-    def costly_nesting(self) -> list[Remark]:
-        """A warning for each pair of a stored and a computed axis on one dim where the stored one is outside."""
-        order = self.plan.mesh.names
-        pairs: dict[tuple[str, str], list[str]] = {}
-        for sharding in self.parameters:
-            for axis, dim in self.stored.get(sharding.name, {}).items():
-                for other in (a for a, d in sharding.dims.items() if d == dim and order.index(axis) < order.index(a)):
-                    pairs.setdefault((axis, other), []).append(sharding.name)
-        return [
-            Remark(
-                _PASS,
-                RemarkKind.WARNING,
-                f'each use of {_listed(tuple(names))} gathers over "{axis}" and "{other}", and shards the result again '
-                f'over "{other}": name "{other}" before "{axis}" in the mesh',
-                span=self.plan.mesh.span_of(axis),
-            )
-            for (axis, other), names in pairs.items()
-            if self._size(axis) > 1 and self._size(other) > 1
-        ]
-
     def idle_axes(self) -> list[Remark]:
         """A warning for every axis of more than one rank that shards no argument and no activation."""
         used = {axis for placed in self.parameters for axis in placed.dims} | {

@@ -76,6 +76,11 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq", type=positive, metavar="S", help="tokens per example of an hf: target")
 
 
+def is_target(text: str) -> bool:
+    """Whether a text has the form of a target, `FILE.py:FUNCTION` or `hf:MODEL`, not of a path."""
+    return text.startswith("hf:") or re.fullmatch(r".+\.py:\w+", text) is not None
+
+
 def check_target_options(arguments: argparse.Namespace, target: str) -> None:
     """A usage error where they do not fit the target."""
     if not target.startswith("hf:") and (arguments.batch or arguments.seq):

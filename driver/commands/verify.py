@@ -14,6 +14,7 @@ from .arguments import (
     add_pipeline,
     add_target_options,
     check_target_options,
+    is_target,
     size,
 )
 from .outcome import UNJUDGED, Outcome, exit_code, missing_of_compiler, require_compiler
@@ -63,6 +64,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def _program(arguments: argparse.Namespace) -> Outcome:
     if arguments.path == "-" or os.path.isfile(arguments.path):
         arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
+    if is_target(arguments.path) and not os.path.isdir(arguments.path):
+        arguments.usage_error("a target is verified under a plan; name its file with --plan FILE")
     from ...runtime.program.program import Program
     from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
     from ..check.verify_program import NoCompiler, Values, show_verdict, verify_program

@@ -176,10 +176,11 @@ class CompiledModule:
                 inside = {name: size for name, size in sizes.items() if tries and size.range.holds(size.size)}
                 origin = Origin("" if self.last is None else why, None if self.last is None else self.last.session)
                 padded = call.names if self._pads else tuple(self._dims.dims)
-                variant, found = make_variant(model, tensors, call, key, self._plan, inside, padded, origin)
-            what = "compiled"
+                made = make_variant(model, tensors, call, key, self._plan, inside, padded, origin)
+            variant, found = made.variant, made.sizes
+            what = "compiled" if found is None else f"compiled {found.compilations} times"
+            what = "taken from the cache" if made.is_cached else what
             if found is not None:
-                what += f" {found.compilations} times"
                 why += _sizes_text(found)
                 self._without_sizes[shared] += found.symbolic is None
             if variant.program.symbolic is not None:

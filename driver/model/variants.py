@@ -22,6 +22,7 @@ from ...runtime.program.program import Program
 from ...runtime.rank.autograd import Accumulation, run
 from ...runtime.session import Session
 from ...runtime.threads.session import RankThreads
+from ..cache.store import ProgramStore
 from ..compile.compile_program import compile_program
 from ..compile.new_program import remark_json
 from ..compile.request import Compiled, CompileRequest, Found, Options
@@ -177,6 +178,15 @@ class Origin:
     """A session of another program of the model, whose threads run this one too."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """A new variant, and how its program was found."""
+
+    variant: Variant
+    sizes: Found | None
+    is_cached: bool
+
+
 def make_variant(
     model: nn.Module,
     held: ModuleTensors,
@@ -186,7 +196,7 @@ def make_variant(
     sizes: Mapping[str, CalledSize],
     padded: tuple[str, ...],
     origin: Origin = Origin(),
-) -> tuple[Variant, Found | None]:
+) -> Made:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
     The program has dynamic sizes by name, or a remark says why not. Inputs that are `padded` need not divide by their
@@ -195,15 +205,14 @@ def make_variant(
     """
     options = Options(mode=key.mode, keep_weights=False, padded_inputs=padded, delay_reductions=key.delayed)
     with global_shapes(model, call) as plain:
-        compiled = _compiled(CompileRequest(model, plain, plan, options, sizes))
+        compiled = _compiled(CompileRequest(model, plain, plan, options, sizes, cache=ProgramStore.of_user()))
     program, found = compiled.program, compiled.sizes
     _warn(program)
     program = replace(program, remarks=[*_listed(program.remarks), *_compilation_remarks(found, origin.again)])
-    captured = compiled.capture
-    read = ReadAttributes(model, held.modules, captured.reads)
-    return Variant(
-        _session(program, held, call, origin.beside), captured.output_tree, read, frozenset(captured.constant)
-    ), found
+    result = compiled.result
+    read = ReadAttributes(model, held.modules, result.reads)
+    session = _session(program, held, call, origin.beside)
+    return Made(Variant(session, result.output_tree, read, frozenset(result.constant)), found, compiled.is_cached)
 
 
 def _compiled(request: CompileRequest) -> Compiled:

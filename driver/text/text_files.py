@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...diagnostics import StrettoError
 from ...diagnostics.bounded_files import read_file, read_stream
+from ...dsl.spelling import similar_path
 
 STDIN = "-"
 """The name that stands for standard input."""
@@ -21,7 +22,8 @@ def read_text(file: str) -> tuple[str, str]:
         data = read_stream(sys.stdin.buffer) if file == STDIN else read_file(file)
         return data.decode("utf-8"), name
     except OSError as error:
-        raise StrettoError("E0507", f"'{name}' cannot be read: {error.strerror}") from None
+        similar = "" if file == STDIN else similar_path(file)
+        raise StrettoError("E0507", f"'{name}' cannot be read: {error.strerror}", help=similar) from None
     except UnicodeDecodeError as error:
         raise StrettoError("E0507", f"'{name}' is not UTF-8 text: byte {error.start} is invalid") from None
 

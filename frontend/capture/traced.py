@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..captured import CaptureError, Mode, OutputTree, TensorLeaf
+from ..captured import CaptureError, ForwardResult, Mode, OutputTree, TensorLeaf
 from .call import PLAIN_TYPES, BoundCall
 from .cumulative_norms import cumulative_norms_traced
 from .inference_mode import inference_mode_as_no_grad
@@ -56,6 +56,12 @@ class TracedModel(nn.Module):
         self.loss_only = loss_only
         self.compute = compute
         self.result = Result()
+
+    @property
+    def forward_result(self) -> ForwardResult:
+        """What the traced forward returned around its tensors, and what it read."""
+        reads = {path: tuple(names) for path, names in self.result.effects.reads.items()}
+        return ForwardResult(self.result.tree, self.result.constant, reads)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.call.arguments(cast_inputs(tensors, self.compute))

@@ -35,10 +35,8 @@ def has_custom_functions(graph: fx.Graph) -> bool:
     return bool(graph.find_nodes(op="call_function", target=CALL))
 
 
-def extract_custom_functions(module: fx.GraphModule) -> tuple[str, ...]:
+def extract_custom_functions(module: fx.GraphModule) -> None:
     """Replace each marked function of a forward before autograd by a call of a module.
-
-    Returns the names of those whose backward is not linear in the gradient that it gets.
 
     Errors: E0227 for a value that leaves a function in another way than as its output, and for a backward that writes
     to a tensor of the model.
@@ -48,8 +46,12 @@ def extract_custom_functions(module: fx.GraphModule) -> tuple[str, ...]:
         _extract(module, call, f"{_PREFIX}{index}")
     if calls:
         module.recompile()
+
+
+def nonlinear_functions(module: fx.GraphModule) -> tuple[str, ...]:
+    """The names of a forward's custom functions whose backward is not linear in the gradient that it gets."""
     functions = [each for each in module.children() if isinstance(each, CustomFunction)]
-    return tuple(dict.fromkeys(each.signature.name for each in functions if not all(map(is_linear, each.backwards))))
+    return tuple(dict.fromkeys(f.signature.name for f in functions if not all(map(is_linear, f.backwards))))
 
 
 @dataclass(frozen=True)

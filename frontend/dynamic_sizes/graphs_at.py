@@ -33,7 +33,7 @@ def graphs_at(traced: SymbolicGraphs, sizes: Mapping[str, CalledSize], values: M
     graphs = traced.graphs
     with _use_lazy_graph_module(True):  # their Python code is never asked for
         forward, joint = _copied(graphs.forward, numbers), _copied(graphs.joint, numbers)
-    return TracedGraphs(forward, joint, dict(graphs.constants), graphs.value_reads, graphs.nonlinear)
+    return TracedGraphs(forward, joint, dict(graphs.constants), graphs.value_reads)
 
 
 def _symbols(traced: SymbolicGraphs, sizes: Mapping[str, CalledSize], values: Mapping[str, int]) -> dict[Any, Any]:

@@ -71,7 +71,7 @@ class Resharder:
             self._emit(
                 ALL_REDUCE, replace(self.placement, partial=remaining), [MICROBATCH], str(over_microbatches.reduce)
             )
-        for axis, reduce in self.placement.partial:
+        for axis, reduce in _outermost_first(self.placement.partial, target):
             goal = target.on(axis)
             if goal == Partial(reduce):
                 continue
@@ -178,6 +178,16 @@ class Resharder:
         extent = self.shape[dim]
         parts = self.emitter.size(inner[len(outer) :])
         return self.emitter.chunk(extent, outer) == self.emitter.chunk(extent, inner) * parts
+
+
+def _outermost_first(partial: tuple[tuple[str, Reduce], ...], target: Placement) -> list[tuple[str, Reduce]]:
+    """The partial axes, those that shard one dim of the target in the order in which they nest there."""
+    ordered, axes = list(partial), [axis for axis, _ in partial]
+    for nested in target.dims:
+        found = [axis for axis in nested if axis in axes]
+        for place, axis in zip(sorted(map(axes.index, found)), found, strict=True):
+            ordered[place] = partial[axes.index(axis)]
+    return ordered
 
 
 def _with(items: tuple[T, ...], index: int, item: T) -> tuple[T, ...]:

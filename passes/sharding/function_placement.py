@@ -143,7 +143,7 @@ class FunctionPlacement:
             None if t is None else Output(len(t.shape), element_bytes(t), self.targets.with_sources.get(r))
             for r, t in zip(flat, types, strict=True)
         ]
-        return choose(operands, strategies, outputs, self.mesh)
+        return choose(operands, strategies, outputs, self.mesh, self.remarks.activation_sharding.nesting)
 
     def _microbatch_state(
         self, op: Operation, values: Sequence[Value], choice: Choice
@@ -208,7 +208,8 @@ class FunctionPlacement:
         scatter = dict(self.remarks.activation_sharding.scatter_dims(type_))
         for axis, _ in placement.partial:
             by_axis[axis] = self.remarks.activation_sharding.reduced_placement(axis, scatter)
-        return Placement.of(len(placement.dims), by_axis, self.mesh)
+        like = [placement, self.remarks.activation_sharding.nesting]
+        return Placement.of(len(placement.dims), by_axis, self.mesh, like)
 
     def _returned(self) -> list[Value]:
         values, last = list(terminator(self.old).operands), terminator(self.old)

@@ -1,4 +1,4 @@
-"""The diagnosis of a failure: from what every rank reports and did last, which rank differs and what it did.
+"""The words of a failure among rank processes: which rank is dead, failed, late or differs, and what it did last.
 
 It names no rank as "this one": the rank that makes it writes it to the store, and all ranks raise the same.
 """

@@ -1,4 +1,4 @@
-"""Launch of rank processes on this machine by torch's elastic launcher, and the error that names the process that died.
+"""Launch of rank processes on this machine by torch's elastic launcher, and the launcher's error where one died.
 
 Every process is a fresh interpreter that imports the entry by name, so the caller's script does not run twice. Their
 output goes to files: that of rank 0 is printed to standard error at the end, a dead rank's last lines with its error.

@@ -24,6 +24,7 @@ from ..program.mesh import RankMesh
 from ..program.program import Program
 from ..program.records import Shard as ProgramShard
 from ..rank.shards import local_shape, local_tensor, valid_part
+from .device_meshes import Nests, Stage, mesh_dims
 from .dtensor import DistributedTensor
 from .world import World
 
@@ -38,15 +39,15 @@ class Layout:
         shape: Sequence[int],
         shards: Sequence[ProgramShard],
         dtype: torch.dtype,
-        stage: tuple[str, int] | None = None,
+        stage: Stage | None = None,
     ) -> None:
-        """`stage` is (axis, coordinate) of the only ranks that have the tensor; other ranks have an empty part."""
+        """`stage` is that of the only ranks that have the tensor; other ranks have an empty part."""
         self.shards = tuple(shards)
         self.has_local_part = stage is None or mesh.coordinates(world.rank)[stage[0]] == stage[1]
-        self.placements = placements_of(shards, mesh, None if stage is None else stage[0])
+        self.placements = placements_of(shards, mesh, stage)
         self._mesh = mesh
         self._rank = world.rank
-        self._device_mesh = world.device_mesh(mesh, stage)
+        self._device_mesh = device_mesh_of(shards, mesh, world, stage)
         self._padded = any(shard.chunk * mesh.size(shard.axes) != shard.extent for shard in shards)
         whole = torch.empty(list(shape), dtype=dtype, device="meta")
         own = torch.empty(
@@ -99,26 +100,33 @@ def placement_text(placements: Sequence[Placement], mesh: DeviceMesh) -> str:
     return text if len(ranks) == dist.get_world_size() else f"{text} on {rank_list(ranks)}"
 
 
-def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh, without: str | None = None) -> tuple[Placement, ...]:
-    """One placement for each axis of the mesh, except `without`. Raises RunError E0355 for shards that DTensor lacks.
+def device_mesh_of(
+    shards: Sequence[ProgramShard], mesh: RankMesh, world: World, stage: Stage | None = None
+) -> DeviceMesh:
+    """The device mesh of a DTensor with these shards."""
+    return world.device_mesh(mesh, stage, _nests(shards, mesh))
+
+
+def placements_of(shards: Sequence[ProgramShard], mesh: RankMesh, stage: Stage | None = None) -> tuple[Placement, ...]:
+    """One placement for each dim of the device mesh of these shards."""
+    dims = mesh_dims(mesh, stage, _nests(shards, mesh))
+    dim_of = {axis: shard.dim for shard in shards for axis in shard.axes}
+    return tuple(Shard(dim_of[axes[0]]) if axes and axes[0] in dim_of else Replicate() for axes in dims)
+
+
+def _nests(shards: Sequence[ProgramShard], mesh: RankMesh) -> Nests:
+    """The axes of each dim that DTensor would shard otherwise, axis by axis; as one dim of a mesh they are right.
 
     DTensor shards a dim by one axis after the other, in the mesh's order. That gives the equal chunks of a program only
     where the axes are in this order and divide the extent.
     """
-    by_axis: dict[str, int] = {}
+    nests = []
     for shard in shards:
         cutting = [axis for axis in shard.axes if mesh.sizes[axis] > 1]
         in_order = [axis for axis, _ in mesh.axes if axis in cutting]
-        if cutting != in_order or (len(cutting) > 1 and shard.extent % mesh.size(cutting)):
-            raise RunError(
-                "E0355",
-                f"dim {shard.dim} of extent {shard.extent} is sharded over {', '.join(shard.axes)}, "
-                "which DTensor placements cannot express",
-                help="shard it over axes in the mesh's order whose sizes divide it, or run the ranks as threads",
-            )
-        by_axis.update(dict.fromkeys(shard.axes, shard.dim))
-    axes = [axis for axis, _ in mesh.axes if axis != without] or ["rank"]
-    return tuple(Shard(by_axis[axis]) if axis in by_axis else Replicate() for axis in axes)
+        if len(cutting) > 1 and (cutting != in_order or shard.extent % mesh.size(cutting)):
+            nests.append(shard.axes)
+    return tuple(nests)
 
 
 def parameter_shards(program: Program) -> dict[str, tuple[ProgramShard, ...]]:
@@ -169,7 +177,7 @@ def distribute_parameter(
     shards: Sequence[ProgramShard],
     world: World,
     mesh: RankMesh,
-    stage: tuple[str, int] | None = None,
+    stage: Stage | None = None,
 ) -> nn.Parameter:
     """The full `parameter` as a DTensor of which this process has its part; uninitialized for a meta tensor.
 

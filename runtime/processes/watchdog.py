@@ -1,4 +1,4 @@
-"""The watchdog of a process: detects peers that died, failed or are late, and makes the error that names them.
+"""The watchdog of a process: detects peers that died, failed or are late, and raises the error of `diagnosis.py`.
 
 Every process writes heartbeats to the store, with its last calls, and, when it stops, a report with its instruction and
 reason. A process that waits in a collective checks every quarter of a second whether another one has stopped. So when

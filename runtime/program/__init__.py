@@ -1,6 +1,7 @@
 """The program format: what every rank runs, as data, and whether it is valid.
 
-Lives here: reading and writing the folder, the records of `program.json`, the table of ops that a program may call,
-named sizes, the single-device reference. Not here: anything that runs a program. Start reading at `program.py`, then
-`records.py`. `validate.py` says what a valid program satisfies, `ops.py` which ops it may call.
+Lives here: reading and writing the folder, the records of `program.json`, Stretto's own ops and the refusal of any
+other name (`ops.py`), named sizes, the single-device reference. Not here: the table of torch's ops (`stretto/ops`),
+anything that runs a program. Start reading at `program.py`, then `records.py`. `validate.py` says what a valid program
+satisfies.
 """

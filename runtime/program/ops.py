@@ -1,6 +1,6 @@
-"""The ops that a program may call: Stretto's own, and torch's by the table in `stretto/ops`.
+"""The ops that a program may call: Stretto's own, listed here, and torch's by the table in `stretto/ops`.
 
-A name that is in neither is refused, so that a program is data, never code.
+A name that is in neither is refused at load (E0305), so that a program is data, never code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Schedules by search: zero bubble under a memory cap, on a V, with controllable memory, and by list scheduling."""
+"""Schedules by search: zb-auto, zb-v, the memory caps of v-half and v-min, and list scheduling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""V-shaped schedules, ZB-V and DualPipeV: rank r holds stages r and 2 p - 1 - r."""
+"""Patterns on a V, DualPipeV and the ZB-V that `heuristics.py` starts from: rank r holds stages r and 2 p - 1 - r."""
 
 from __future__ import annotations
 

@@ -120,11 +120,3 @@ def test_a_store_statement_that_later_ones_override_is_warned_about() -> None:
     assert "later statements decide for everything that it matches" in warning.message
     assert warning.span is not None and warning.span.line == 2
     assert warnings_of('mesh (dp=2)\nstore "*" dim 0 over dp\nstore "up" dim 0 over dp') == []
-
-
-def test_a_stored_axis_outside_of_a_computed_one_is_warned_about_and_one_inside_is_not() -> None:
-    store = 'store "up", "down" dim 0 over dp'
-    [warning] = warnings_of(f"mesh (dp=2, tp=2)\n{COLUMNS}{ROWS}{store}")
-    assert '"up.weight", "up.bias" gathers over "dp" and "tp"' in warning.message
-    assert 'name "tp" before "dp" in the mesh' in warning.message
-    assert warnings_of(f"mesh (tp=2, dp=2)\n{COLUMNS}{ROWS}{store}") == []

@@ -262,7 +262,7 @@ IN_PASSES = (
         lambda mean: lambda site, elements: mean(site, elements + 1), "split-means",
     ),
     SourceFault(
-        "ignored targets are counted", "passes.normalize.split_counts:_count",
+        "ignored targets are counted", "passes.normalize.split_counts:count_of",
         lambda count: lambda emitter, labels, ignored, weight, type_: count(emitter, labels, -1, weight, type_),
         "split-counts", case="pipeline",
     ),
