@@ -17,6 +17,7 @@ from ...frontend.captured import CaptureError, Mode, OutputTree
 from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
 from ...passes.base import Remark, RemarkKind
 from ...runtime.processes.session import ProcessRank
+from ...runtime.processes.world import join
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ...runtime.rank.autograd import Accumulation, run
@@ -205,7 +206,9 @@ def make_variant(
     """
     options = Options(mode=key.mode, keep_weights=False, padded_inputs=padded, delay_reductions=key.delayed)
     with global_shapes(model, call) as plain:
-        compiled = _compiled(CompileRequest(model, plain, plan, options, sizes, cache=ProgramStore.of_user()))
+        sharing = join().sharing if processes() > 1 else None
+        request = CompileRequest(model, plain, plan, options, sizes, cache=ProgramStore.of_user(), sharing=sharing)
+        compiled = _compiled(request)
     program, found = compiled.program, compiled.sizes
     _warn(program)
     program = replace(program, remarks=[*_listed(program.remarks), *_compilation_remarks(found, origin.again)])
