@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import traceback as fx_traceback
+
+_OF_BACKWARD = ("partitioner_tag", "in_grad_fn", "grad_fn_seq_nr")
+"""What torch notes of the backward that it traces: with it, nodes are known as those of this function's backward."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,14 @@ class CustomFunction(nn.Module):
         return outputs, saved
 
     def gradients(self, saved: Sequence[Any], tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of the inputs. An interpreter gives traced nodes the places of the function's own lines."""
+        """The gradients of the inputs. Traced nodes get the lines of the function's own backward."""
         present = tuple(tangent is not None for tangent in tangents)
         graph = next((backward.graph for backward in self.backwards if backward.present == present), None)
         if graph is None:
             return [None] * self.signature.inputs
+        running = fx_traceback.get_current_meta()
+        for node in graph.graph.nodes:
+            node.meta.update({key: running[key] for key in _OF_BACKWARD if key in running})
         given = (tangent for tangent in tangents if tangent is not None)
         gradients: list[Tensor | None] = fx.Interpreter(graph).run(*saved, *given)
         return gradients

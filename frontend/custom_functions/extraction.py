@@ -24,6 +24,7 @@ from ..captured import CaptureError
 from ..graph.regions import has_effect
 from ..metadata import source_span
 from .custom_function import Backward, CustomFunction, Signature
+from .linearity import is_linear
 from .markers import CALL, VALUE
 
 _PREFIX = "custom_function_"
@@ -45,6 +46,12 @@ def extract_custom_functions(module: fx.GraphModule) -> None:
         _extract(module, call, f"{_PREFIX}{index}")
     if calls:
         module.recompile()
+
+
+def nonlinear_functions(module: fx.GraphModule) -> tuple[str, ...]:
+    """The names of a forward's custom functions whose backward is not linear in the gradient that it gets."""
+    functions = [each for each in module.children() if isinstance(each, CustomFunction)]
+    return tuple(dict.fromkeys(f.signature.name for f in functions if not all(map(is_linear, f.backwards))))
 
 
 @dataclass(frozen=True)

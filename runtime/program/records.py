@@ -185,10 +185,14 @@ class Pipeline:
 
     The reference then computes one microbatch.
     """
+    nonlinear: tuple[str, ...] = ()
+    """Custom autograd functions whose backward is not linear in its gradient: the step's tangent is the forward's."""
 
     def to_json(self) -> dict[str, Json]:
-        separate: dict[str, Json] = {"alone": True} if self.separate_microbatches else {}
-        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **separate}
+        more: dict[str, Json] = {"alone": True} if self.separate_microbatches else {}
+        if self.nonlinear:
+            more["nonlinear"] = list(self.nonlinear)
+        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **more}
 
     @staticmethod
     def from_json(value: object, path: str = "program.json.pipeline") -> Pipeline:
@@ -198,6 +202,7 @@ class Pipeline:
             fields.strings("entries"),
             fields.integer("microbatches"),
             fields.boolean_or("alone", False),
+            fields.list_of_or("nonlinear", lambda name, _path: str(name), ()),
         )
 
 

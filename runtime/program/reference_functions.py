@@ -38,21 +38,20 @@ class _Applied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[object, ...]:
         function: CustomFunction = ctx.function
+        others: tuple[None, ...] = (None,) * ctx.others
         tangents = [gradients[index] for index in function.differentiable]
         present = [tangent is not None for tangent in tangents]
         matching = (each for each in function.backwards if [slot is not None for slot in each.tangents] == present)
         backward = next(matching, None)
         if backward is None:
-            nothing: tuple[object, ...] = (None,) * (2 + function.inputs + ctx.others)
-            return nothing
+            return (None, None, *(None,) * function.inputs, *others)
         frame = list(ctx.frame)
         for slot, tangent in zip(backward.tangents, tangents, strict=True):
             if slot is not None:
                 frame[slot] = tangent
         ctx.run(backward.code, frame)
-        results: tuple[object, ...] = tuple(None if slot is None else frame[slot] for slot in backward.gradients)
-        others: int = ctx.others
-        return (None, None, *results, *(None,) * others)
+        results = (None if slot is None else frame[slot] for slot in backward.gradients)
+        return (None, None, *results, *others)
 
 
 def _separate(results: Sequence[object], operands: Sequence[object]) -> tuple[Tensor, ...]:
