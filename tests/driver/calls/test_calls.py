@@ -177,7 +177,7 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
         UnreducedGradients, "add", lambda _: last_gradient_alone, "layers", CONTEXT, {"no_sync"},
     ),
     "the statistics of large logits overflow": (
-        vocabulary._Vocabulary, "all_reduced", minimum_for_maximum, "words", VOCAB, {"own weights"},
+        vocabulary.Vocabulary, "all_reduced", minimum_for_maximum, "words", VOCAB, {"own weights"},
     ),
 }  # fmt: skip
 """By meaning: a function, how it is replaced, what is compiled under which plan, and calls in which it shows."""

@@ -14,7 +14,7 @@ from .faults import SourceFault
 
 PARTITION = "partition-tensors"
 RESHARD = "passes.partition.reshard:Resharder"
-VOCABULARY = "passes.partition.vocabulary:_Vocabulary"
+VOCABULARY = "passes.partition.vocabulary:Vocabulary"
 EXPANSIONS = "passes.normalize.idioms.expansions:EXPANSIONS"
 
 
