@@ -34,6 +34,8 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.int8: "i8",
     torch.uint8: "ui8",
     torch.bool: "i1",
+    torch.complex64: "complex<f32>",
+    torch.complex128: "complex<f64>",
 }
 _FROM_TEXT = {text: dtype for dtype, text in _DTYPES.items()}
 _PLACEMENT = re.compile(rf"shard\((?P<dim>[0-9]+)(, (?P<level>[0-9]+))?\)|partial\((?P<reduce>{'|'.join(Reduce)})\)")
