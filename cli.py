@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from . import __version__
 from .diagnostics import StrettoError
-from .driver.commands import bisect, diff, doctor, explain, opt, passes, reduce, run, schedule, verify
+from .driver.commands import bisect, cache, diff, doctor, explain, opt, passes, reduce, run, schedule, verify
 from .driver.commands import compile as compile_
 from .driver.commands.outcome import Command
 from .driver.commands.parser import CommandParser, unknown
@@ -43,6 +43,7 @@ _COMMANDS: dict[str, Command] = {
     "diff": diff,
     "schedule": schedule,
     "doctor": doctor,
+    "cache": cache,
 }
 
 
@@ -106,8 +107,9 @@ def _still_at_work(command: str) -> Iterator[None]:
         while not end.wait(_SILENCE_S):
             from .driver.text.console import present_work
 
-            what = f": {present_work()}" if present_work() else ""
-            print(f"stretto {command}: at work for {time.monotonic() - start:.0f} s{what}", file=sys.stderr, flush=True)
+            what = present_work() or "imports and input"
+            line = f"stretto {command}: at work for {time.monotonic() - start:.0f} s: {what}"
+            print(line, file=sys.stderr, flush=True)
 
     teller = threading.Thread(target=tell, name="stretto-still-at-work", daemon=True)
     if not sys.stderr.isatty():

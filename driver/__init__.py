@@ -5,7 +5,7 @@ only those above it here (a test asserts that there is no circle):
 
 - `text/` (output), `state/` (weights on disk)
 - `ir_files/` (modules from files and in dumps)
-- `report/` (what a program does)
+- `report/` (what a program does), `cache/` (programs of earlier compiles)
 - `compile/` (a model and a plan to a program)
 - `model/` (`stretto.compile`), `check/`, `doctor/`
 - `checkpoints/`, `debug/`

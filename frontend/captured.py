@@ -118,6 +118,16 @@ class TensorLeaf:
 
 
 @dataclass(frozen=True)
+class ForwardResult:
+    """What a forward returned around its tensors, and the attributes that it read."""
+
+    output_tree: OutputTree
+    constant: tuple[int, ...] = ()
+    """Indices of the outputs that depend on no trainable parameter: in eager mode they require no gradient."""
+    reads: Reads = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Capture:
     """A model as a functional aten graph, with the metadata to call it.
 
@@ -133,14 +143,13 @@ class Capture:
     """Values of the inputs of kind "constant", by name."""
     reference: dict[str, Any]
     """The forward before autograd as JSON (the program's `reference.json`)."""
-    output_tree: OutputTree
+    result: ForwardResult
     unused_parameters: tuple[str, ...] = ()
     """Trainable parameters, and inputs that require a gradient, on which no differentiable output depends."""
     differentiable: tuple[int, ...] = field(default=())
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
-    constant: tuple[int, ...] = ()
-    """Indices of the outputs that depend on no trainable parameter: in eager mode they require no gradient."""
-    reads: Reads = field(default_factory=dict)
+    nonlinear: tuple[str, ...] = ()
+    """Custom autograd functions whose backward is not linear in the gradient that it gets."""
 
 
 def origin_of(node: fx.Node) -> Origin:

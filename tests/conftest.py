@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; workers and the processes of tests inherit it
+os.environ["STRETTO_CACHE"] = "0"  # no test leaves a program behind, or takes one of an earlier run
 
 settings.register_profile("stretto", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stretto")  # a busy machine fails no test

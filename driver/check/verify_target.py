@@ -50,7 +50,7 @@ def verify_target(job: TargetJob) -> PassesReport:
         options = replace(job.options, ranges={**_stated_ranges(compiled.program, module), **job.options.ranges})
         bar.show("capture", 1)
         captured = CapturedModule(
-            module, compiled.capture, plan, job.target, compiling.request, request.options.loss_only
+            module, compiled.own_capture, plan, job.target, compiling.request, request.options.loss_only
         )
         first = check_capture(captured, options)
     steps = default_pipeline(pipeline_config(plan, request.options))

@@ -2,11 +2,12 @@
 
 `stretto compile`, `stretto.compile` and torch's backend all call `compile_program`. Read it from top to bottom:
 
-1. `captures.py` captures the call, with symbolic sizes where some are named;
-2. `frontend/to_ir.py` converts the capture to IR at level `aten`;
-3. the manager runs the passes that `passes/default_pipeline.py` derives from the plan;
-4. `new_program.py` lowers the module to a program, and adds what checks need;
-5. `dynamic_sizes.py` compiles for a few other sizes, and finds the expressions of the named ones.
+1. `traced_call.py` traces the forward, with symbolic sizes where some are named;
+2. `cached_programs.py` looks for the program of an equal call; where there is none, the backward is traced;
+3. `frontend/to_ir.py` converts the capture to IR at level `aten`;
+4. the manager runs the passes that `passes/default_pipeline.py` derives from the plan;
+5. `new_program.py` lowers the module to a program, and adds what checks need;
+6. `dynamic_sizes.py` compiles for a few other sizes, and finds the expressions of the named ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ...dsl.plan import Plan
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import effect_of_casts
 from ...frontend.captured import Capture
+from ...frontend.dynamic_sizes.size_guards import NotSymbolic
 from ...frontend.targets.load_target import seen_ranges
 from ...frontend.to_ir import Floats, to_module
 from ...ir.equivalence.integer_ranges import IntegerRange
@@ -31,11 +33,12 @@ from ...passes.default_pipeline import PipelineConfig, default_pipeline
 from ...passes.layers.fold_layers import FoldLayers
 from ...passes.manager import PassManager
 from ...passes.plan_effects import void_statements
-from .captures import Captures, captures_of, sizes_refused
+from .cached_programs import CachedPrograms
 from .dynamic_sizes import find_sizes
-from .new_program import new_program
+from .new_program import completed, new_program
 from .pipeline_requirements import check_loss
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
+from .traced_call import Captures, TracedCall, sizes_refused, static_call, traced_call
 
 
 def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -> Compiled:
@@ -46,15 +49,33 @@ def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -
     """
     observer.stage("capture")
     request = replace(request, options=_with_seen_ranges(request))
-    captures = captures_of(request)
-    first = compile_capture(captures.own, request.model, request.plan, request.options, observer)
-    if not request.sizes:
-        return first
-    observer.stage("sizes")
-    found = _named_sizes(captures, first, request)
-    if found.symbolic is None and request.if_static is IfStatic.REFUSE:
-        raise sizes_refused(found.why_not)
-    return replace(first, program=replace(first.program, symbolic=found.symbolic), sizes=found)
+    traced = traced_call(request)
+    try:
+        return _compiled(request, traced, observer)
+    except NotSymbolic as error:
+        why = str(error)
+    return _compiled(request, static_call(request, why), observer)
+
+
+def _compiled(request: CompileRequest, traced: TracedCall, observer: Observer) -> Compiled:
+    """Raises NotSymbolic where a call that was traced with symbols has no program for more than its own sizes."""
+    if request.cache is not None:
+        observer.stage("cache")
+    cached = CachedPrograms(request, traced)
+    found = cached.find()
+    if found is not None:
+        return found
+    with cached.shared.failures_told():
+        observer.stage("backward")
+        captures = traced.captures()
+        first = compile_capture(captures.own, request.model, request.plan, request.options, observer)
+        if request.sizes:
+            observer.stage("sizes")
+            sizes = _named_sizes(captures, first, request)
+            if sizes.symbolic is None and request.if_static is IfStatic.REFUSE:
+                raise sizes_refused(sizes.why_not)
+            first = replace(first, program=replace(first.program, symbolic=sizes.symbolic), sizes=sizes)
+    return cached.keep(first)
 
 
 def compile_capture(
@@ -76,8 +97,9 @@ def compile_capture(
         effects = [(run.name, run.report.effects) for run in manager.runs]
         remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
         observer.stage("lower")
-        program = new_program(captured, model, plan, options, module, remarks, ranges)
-    return Compiled(program, captured, tuple(manager.runs))
+        program = new_program(captured, plan, options, module, remarks)
+        program = completed(program, ranges, model, captured.constants, options)
+    return Compiled(program, captured.result, ranges, captured, tuple(manager.runs))
 
 
 def pipeline_config(plan: Plan, options: Options) -> PipelineConfig:

@@ -23,19 +23,20 @@ from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.folder import refuse_unwritable
 from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
+from ..cache.store import ProgramStore
 from ..ir_files.dump_ir import IrDump, ir_of_failures
 from ..report.advice import advice
 from ..report.explain import explain
 from ..report.remarks import is_warning, remarks_of, warning_text
 from ..report.show_explanation import mesh_text, parameters_text, sizes_text, totals_text
 from ..text.console import note, progress, say
-from .captures import sizes_refused
 from .compile_program import compile_program, pipeline_config
 from .model_source import source_record
 from .request import CompileRequest, IfStatic, Observer, Options
+from .traced_call import sizes_refused
 
 _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
-_STAGES = ("plan", "target", "capture", "convert", "passes", "lower", "sizes", "check", "save")
+_STAGES = ("plan", "target", "capture", "cache", "backward", "convert", "passes", "lower", "sizes", "check", "save")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program
         request = request_of(job, plan)
         if dump is not None:
             dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
-        program = compile_program(request, Observer(begin, after)).program
+        cache = ProgramStore.of_user() if dump is None else None
+        program = compile_program(replace(request, cache=cache), Observer(begin, after)).program
         if check is not None:
             begin("check")
             program = replace(program, manifest=replace(program.manifest, checked=check(program, job)))

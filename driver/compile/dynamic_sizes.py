@@ -213,10 +213,10 @@ def _equal_names(sizes: Mapping[str, CalledSize], conditions: Sequence[str]) -> 
 
 def _refuse_other_values(compiled: Compiled, other: Compiled) -> None:
     """Raise Differs where what a capture fixed, beside its graph, follows from the sizes."""
-    tree, other_tree = compiled.capture.output_tree, other.capture.output_tree
+    tree, other_tree = compiled.result.output_tree, other.result.output_tree
     if tree.leaves != other_tree.leaves or tree.spec != other_tree.spec:
         raise Differs("what the forward returns beside tensors follows from the sizes")
-    first, second = compiled.capture.constants, other.capture.constants
+    first, second = compiled.own_capture.constants, other.own_capture.constants
     differing = [name for name in first if name not in second or not torch.equal(first[name], second[name])]
     if differing or len(first) != len(second):
         raise Differs(f"the tensor {next(iter(differing), 'constant')} that the forward makes follows from the sizes")

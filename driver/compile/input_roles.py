@@ -15,7 +15,8 @@ from ...dsl.plan import Plan
 from ...dsl.resolve_values import batch_inputs, states_role
 from ...dsl.spelling import listed
 from ...frontend.capture.call import BoundCall
-from ...frontend.captured import Capture, CaptureError
+from ...frontend.capture.capture import CapturedForward
+from ...frontend.captured import CaptureError
 from ...passes.sharding.check_batch import unclear_role
 from .pipeline_requirements import is_alone
 
@@ -46,8 +47,8 @@ def one_microbatch(call: BoundCall, plan: Plan) -> BoundCall:
     return _with_rows(call, _microbatch_rows(call, plan)) if is_alone(plan) else call
 
 
-def capture_microbatch(call: BoundCall, plan: Plan, capture: Callable[[BoundCall], Capture]) -> Capture:
-    """The capture of one microbatch of the call, where the plan says that each is computed alone; else of the call.
+def capture_microbatch(call: BoundCall, plan: Plan, capture: Callable[[BoundCall], CapturedForward]) -> CapturedForward:
+    """The forward of one microbatch of the call, where the plan says that each is computed alone; else of the call.
 
     Raises StrettoError E0402 where the batch cannot be cut evenly, E0405 where the forward of a part fails because an
     input was cut that the plan does not name, and what `capture` raises.
@@ -65,7 +66,7 @@ def capture_microbatch(call: BoundCall, plan: Plan, capture: Callable[[BoundCall
         raise
 
 
-def _succeeds(capture: Callable[[BoundCall], Capture], call: BoundCall, rows: Mapping[str, int]) -> bool:
+def _succeeds(capture: Callable[[BoundCall], CapturedForward], call: BoundCall, rows: Mapping[str, int]) -> bool:
     """Whether a call is captured with these rows of its inputs."""
     with suppress(CaptureError):
         capture(_with_rows(call, rows))

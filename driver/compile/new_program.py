@@ -28,28 +28,23 @@ from .request import Options
 _SPAN = ("file", "line", "column", "length", "text")
 
 
-def new_program(
-    captured: Capture,
-    model: nn.Module,
-    plan: Plan,
-    options: Options,
-    module: Module,
-    remarks: Sequence[Remark],
-    ranges: Mapping[str, IntegerRange],
-) -> Program:
-    """Lower a module; `ranges` are those that its graph gives the integers among the inputs."""
+Ranges = Mapping[str, IntegerRange]
+"""By integer input, the range that its graph gives it."""
+
+
+def new_program(captured: Capture, plan: Plan, options: Options, module: Module, remarks: Sequence[Remark]) -> Program:
+    """Lower a module. What follows from the values of this call and model is left to `completed`."""
     lowered = lower_program(module)
     pipeline = lowered.pipeline
-    if pipeline is not None and is_alone(plan):
-        pipeline = replace(pipeline, separate_microbatches=True)
+    if pipeline is not None:
+        pipeline = replace(pipeline, separate_microbatches=is_alone(plan), nonlinear=captured.nonlinear)
     manifest = Manifest(
         mode=str(captured.mode),
         dtype=dtype_name(_judged(captured, plan, options.floats)),
         mesh=lowered.mesh,
         stretto=__version__,
         torch=torch.__version__,
-        arguments=_told(options.arguments, ranges) | _reduce(captured, plan, options),
-        source=options.source,
+        arguments=_reduce(captured, plan, options),
     )
     return Program(
         manifest,
@@ -60,9 +55,30 @@ def new_program(
         ir=module.text(),
         remarks=[remark_json(r) for r in remarks],
         reference={**captured.reference, "checks": _stated(captured, manifest).to_json()},
-        initial=_initial(captured, model, options),
+        initial={},
         pipeline=pipeline,
     ).validated
+
+
+def completed(
+    program: Program, ranges: Ranges, model: nn.Module, constants: Mapping[str, Tensor], options: Options
+) -> Program:
+    """A program of `new_program`, fresh or from the cache, with what is of this call alone: values, ranges, source."""
+    arguments = {**_told(options.arguments, ranges), **_kept(program.manifest.arguments)}
+    reference = program.reference
+    assert isinstance(reference, Mapping), "a compiled program has a reference"
+    checks = reference["checks"]
+    assert isinstance(checks, Mapping), "a reference says what is checked"
+    return replace(
+        program,
+        manifest=replace(program.manifest, arguments=arguments, source=options.source),
+        reference={**reference, "checks": {**checks, "ranges": arguments["inputs"]}},
+        initial=_initial(program, model, constants, options),
+    )
+
+
+def _kept(arguments: Mapping[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in arguments.items() if key == REDUCE}
 
 
 def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> dict[str, Json]:
@@ -104,7 +120,6 @@ def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
 
 def _stated(captured: Capture, manifest: Manifest) -> Stated:
     """What checks compare, from the capture alone."""
-    ranges = manifest.arguments.get("inputs")
     trained = [tensor for tensor in captured.inputs if tensor.requires_grad]
     return Stated(
         manifest.mode,
@@ -112,16 +127,17 @@ def _stated(captured: Capture, manifest: Manifest) -> Stated:
         tuple(tensor.name for tensor in trained if tensor.kind is InputKind.PARAMETER),
         tuple(tensor.name for tensor in trained if tensor.kind is InputKind.INPUT),
         tuple(tensor.index for tensor in captured.inputs if tensor.kind is InputKind.TANGENT),
-        ranges if isinstance(ranges, Mapping) else {},
     )
 
 
-def _initial(captured: Capture, model: nn.Module, options: Options) -> dict[str, Tensor]:
+def _initial(
+    program: Program, model: nn.Module, constants: Mapping[str, Tensor], options: Options
+) -> dict[str, Tensor]:
     """Values by name: the graph's own constants always, the model's parameters and buffers when they are kept."""
-    values: dict[str, Tensor] = dict(captured.constants)
+    values: dict[str, Tensor] = dict(constants)
     if options.keep_weights:
         held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        wanted = (t.name for t in captured.inputs if t.kind in (InputKind.PARAMETER, InputKind.BUFFER))
+        wanted = (t.name for t in program.inputs if t.kind in ("parameter", "buffer"))
         values |= {name: held[name].detach() for name in wanted}
     return {name: v.to(options.floats.of(v.dtype)) for name, v in values.items()}
 

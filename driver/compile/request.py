@@ -11,14 +11,17 @@ from torch import nn
 
 from ...dsl.plan import Plan
 from ...frontend.capture.call import BoundCall, bind_call
-from ...frontend.captured import Capture, Mode
+from ...frontend.captured import Capture, ForwardResult, Mode
 from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
 from ...frontend.to_ir import Floats
+from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.manager import PassRun
+from ...runtime.processes.sharing import Sharing
 from ...runtime.program.arguments import Json
 from ...runtime.program.named_sizes import Symbolic
 from ...runtime.program.program import Program
+from ..cache.store import ProgramStore
 
 CAPTURED = "captured"
 """The name that `Observer.module` gets before the first pass, in place of a pass's."""
@@ -63,6 +66,10 @@ class CompileRequest:
     """The call's sizes that become named sizes of the program."""
     if_static: IfStatic = IfStatic.COMPILE
     """Of use with `sizes` only."""
+    cache: ProgramStore | None = None
+    """Where programs of earlier runs are looked up and this one is kept; None: compile in any case."""
+    sharing: Sharing | None = None
+    """The other processes of the run, for which one compiles; None: this process compiles for itself."""
 
     @staticmethod
     def of(
@@ -81,7 +88,7 @@ class Observer:
     """Callbacks of a running compile."""
 
     stage: Callable[[str], None] = _ignore
-    """The name of each stage as it begins: capture, convert, passes, lower, sizes."""
+    """The name of each stage as it begins: capture, cache, backward, convert, passes, lower, sizes."""
     module: Callable[[str, Module], None] | None = None
     """The module as captured (`CAPTURED`), and as each pass leaves it, with the pass's name."""
 
@@ -103,7 +110,19 @@ class Compiled:
     """A program and how it came to be."""
 
     program: Program
-    capture: Capture
+    result: ForwardResult
+    ranges: Mapping[str, IntegerRange]
+    """By integer input, the range that the graph gives it."""
+    capture: Capture | None
+    """None where the program was in the cache, as `runs` is empty then."""
     runs: tuple[PassRun, ...]
     sizes: Found | None = None
     """None where no named sizes were asked for."""
+    is_cached: bool = False
+    """Whether the program was in the cache."""
+
+    @property
+    def own_capture(self) -> Capture:
+        """The capture of a program that was compiled now."""
+        assert self.capture is not None, "the program was compiled, as no cache was asked"
+        return self.capture

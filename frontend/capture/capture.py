@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..captured import Capture, CapturedOutput, CaptureError, InputKind, Mode, OutputKind
+from ..captured import Capture, CapturedOutput, CaptureError, ForwardResult, InputKind, Mode, OutputKind
+from ..custom_functions.extraction import nonlinear_functions
 from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
+from ..graph.complex_pairs import write_complex_as_pairs
 from ..graph.strided_views import refuse_strided_views, write_as_reshapes, write_symbolic_zeros
 from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
 from .assemble import Assembled, assemble, model_names
 from .call import BoundCall, bind_call
-from .function_transforms import transforms_named
-from .joint import TracedGraphs, trace
+from .function_transforms import Transforms, transforms_named
+from .joint import TracedForward, TracedGraphs, trace_forward, trace_joint
 from .own_gradients import refuse_backward_hooks
 from .precision import move_casts_to_users
 from .reference_graph import reference_graph
@@ -47,9 +49,51 @@ def capture_call(
     model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
 ) -> Capture:
     """`capture` for a bound call."""
-    with quiet_torch(), transforms_named(), user_errors(model):
+    return capture_forward(model, call, mode=mode, loss_only=loss_only, compute=compute).finished()
+
+
+@dataclass(frozen=True)
+class CapturedForward:
+    """The forward of a call, before autograd: a capture half made."""
+
+    model: nn.Module
+    call: BoundCall
+    module: TracedModel
+    traced: TracedForward
+    transforms: Transforms
+
+    @property
+    def result(self) -> ForwardResult:
+        """What the call returns around its tensors."""
+        return self.module.forward_result
+
+    @property
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Values of the graph's own constants, by name."""
+        return named_constants(self.traced)
+
+    def finished(self) -> Capture:
+        """The capture, with the backward. It changes the traced forward, so that it is called once."""
+        with quiet_torch(), transforms_named(self.transforms), user_errors(self.model):
+            graphs = trace_joint(self.module, self.traced, self.module.mode)
+            return finish_capture(self.model, self.call, self.module, graphs)
+
+
+def named_constants(traced: TracedForward) -> dict[str, torch.Tensor]:
+    """The constants of a traced forward; they keep the model's name if they have one."""
+    return {name.removeprefix(f"{MODEL_ATTRIBUTE}."): value for name, value in traced.constants.items()}
+
+
+def capture_forward(
+    model: nn.Module, call: BoundCall, *, mode: Mode, loss_only: bool = False, compute: torch.dtype | None = None
+) -> CapturedForward:
+    """The first half of `capture_call`."""
+    transforms: Transforms = {}
+    with quiet_torch(), transforms_named(transforms), user_errors(model):
         module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
-        return finish_capture(model, call, module, trace(module, call.tensors, mode))
+        traced = trace_forward(module, call.tensors, mode)
+        refuse_no_gradient(module)
+        return CapturedForward(model, call, module, traced, transforms)
 
 
 def traced_model(
@@ -62,19 +106,29 @@ def traced_model(
     return TracedModel(model, call, mode, loss_only=loss_only, compute=compute)
 
 
-def finish_capture(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
-    """Turn the traced graphs of a call, which are changed, into its capture."""
+def refuse_no_gradient(module: TracedModel) -> None:
+    """Raise CaptureError E0215 where training is captured and no output has a gradient."""
     if module.mode is Mode.TRAIN and not module.result.differentiable:
         raise CaptureError(
             "E0215",
             "no output of the forward depends on a trainable parameter",
             help="return the loss without .detach() or .item(), or capture for inference",
         )
+
+
+def finish_capture(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
+    """Turn the traced graphs of a call, which are changed, into its capture."""
+    refuse_no_gradient(module)
     captured = _assembled(model, call, module, graphs)
-    for place in graphs.value_reads:
+    warn_of_effects(module, graphs.value_reads)
+    return captured
+
+
+def warn_of_effects(module: TracedModel, value_reads: Collection[str]) -> None:
+    """Warn about side effects that a compiled model does not have; at `value_reads` the program has the value."""
+    for place in value_reads:
         module.result.effects.value_reads.pop(place, None)
     module.result.effects.warn()
-    return captured
 
 
 def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
@@ -85,6 +139,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         names = replace(names, differentiable=frozenset(name for name, wants in inputs if wants))
     refuse_strided_views(graphs.forward.graph)
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+    write_complex_as_pairs(graphs.joint.graph)
     write_as_reshapes(graphs.joint.graph)
     write_symbolic_zeros(graphs.joint.graph)
     assembled = assemble(graphs.joint, model, names)
@@ -104,11 +159,10 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         outputs=outputs,
         constants={names.constants[name]: value for name, value in graphs.constants.items()},
         reference=reference,
-        output_tree=module.result.tree,
+        result=module.forward_result,
         unused_parameters=assembled.unused_parameters,
         differentiable=module.result.differentiable,
-        constant=module.result.constant,
-        reads={path: tuple(names) for path, names in module.result.effects.reads.items()},
+        nonlinear=nonlinear_functions(graphs.forward),
     )
 
 

@@ -28,10 +28,16 @@ _VAGUE = ("E0216", "E0220", "E0227", "E0228")
 """Errors that a transform may be the cause of, and that do not say so."""
 
 
+Transforms = dict[str, Span | None]
+"""The transforms that a forward has called, with the user's lines."""
+
+
 @contextmanager
-def transforms_named() -> Iterator[None]:
-    """Inside, an error of capture that a transform in a user's line may have caused names it, with that line."""
-    calls: dict[str, Span | None] = {}
+def transforms_named(calls: Transforms) -> Iterator[None]:
+    """Inside, an error of capture that a transform in a user's line may have caused names it, with that line.
+
+    `calls` has those of the forward where the context is for its backward; calls inside are added.
+    """
     originals = [(module, name, getattr(module, name)) for module, name, _ in _TRANSFORMS if hasattr(module, name)]
     shown = {name: public for _, name, public in _TRANSFORMS}
     try:
@@ -54,7 +60,7 @@ def transforms_named() -> Iterator[None]:
             setattr(module, name, original)
 
 
-def _recording(function: Callable[..., Any], name: str, calls: dict[str, Span | None]) -> Callable[..., Any]:
+def _recording(function: Callable[..., Any], name: str, calls: Transforms) -> Callable[..., Any]:
     """The function, whose calls from a user's file are noted."""
 
     @wraps(function)

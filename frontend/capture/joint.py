@@ -25,8 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
+from torch.utils._traceback import CapturedTraceback
 
 from ..captured import Mode
+from ..custom_functions.extraction import extract_custom_functions
 from ..graph.autocast import note_callers_region, switched_off
 from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
@@ -35,6 +37,28 @@ from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
 from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
 from . import traced
+
+
+@dataclass(frozen=True)
+class TracedForward:
+    """The forward before autograd: what the joint graph is made of, and what a program depends on of the model."""
+
+    graph: fx.GraphModule
+    """Parameters, buffers and constants are `get_attr` nodes or attributes by their full names."""
+    constants: dict[str, torch.Tensor]
+    """Its tensors that are neither parameters nor buffers, by full name."""
+    value_reads: frozenset[str]
+    """See `TracedGraphs.value_reads`."""
+    inputs: tuple[torch.Tensor, ...]
+    """What the joint graph is traced with."""
+    fakes: list[torch.Tensor]
+    """The fake tensors of its placeholders; with symbolic shapes where sizes were marked."""
+
+    @property
+    def env(self) -> ShapeEnv | None:
+        """Torch's knowledge of the symbols, guards and ranges; None for a trace without symbols."""
+        envs = {fake.fake_mode.shape_env for fake in self.fakes if isinstance(fake, FakeTensor)}
+        return next(iter(envs), None)
 
 
 @dataclass(frozen=True)
@@ -51,11 +75,6 @@ class TracedGraphs:
     """Lines ("file:line") at which the forward reads a tensor's value into Python and passes it to an op."""
 
 
-def trace(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedGraphs:
-    """Trace `module` called with `tensors`; no kernel runs and no parameter is copied."""
-    return _trace(module, _unaliased(module, tensors, mode), mode, None)[0]
-
-
 @dataclass(frozen=True)
 class SymbolicGraphs:
     """The graphs of a trace with symbolic sizes."""
@@ -67,10 +86,15 @@ class SymbolicGraphs:
     """Torch's knowledge of the symbols: guards and ranges."""
 
 
-def trace_symbolically(
+def trace_forward(module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode) -> TracedForward:
+    """Trace the forward of `module` called with `tensors`; no kernel runs and no parameter is copied."""
+    return _forward(module, _unaliased(module, tensors, mode), mode, None)
+
+
+def trace_forward_symbolically(
     module: nn.Module, tensors: Sequence[torch.Tensor], mode: Mode, marked: Collection[tuple[int, int]]
-) -> SymbolicGraphs:
-    """`trace` with symbols for the dims `marked`, pairs of (input, dim).
+) -> TracedForward:
+    """`trace_forward` with symbols for the dims `marked`, pairs of (input, dim).
 
     Raises torch's errors if it cannot: kinds of RuntimeError, ValueError, TypeError.
     """
@@ -80,10 +104,7 @@ def trace_symbolically(
     )
     with _real_memory_for_fakes(module):
         inputs = tuple(_unwritten_tensor(tensor, tensor.requires_grad and mode is Mode.TRAIN) for tensor in tensors)
-        graphs, fakes = _trace(module, inputs, mode, (dims,))
-    [env] = {fake.fake_mode.shape_env for fake in fakes if isinstance(fake, FakeTensor)}
-    assert env is not None
-    return SymbolicGraphs(graphs, fakes, env)
+        return _forward(module, inputs, mode, (dims,))
 
 
 @contextlib.contextmanager
@@ -128,18 +149,8 @@ def _unwritten_tensor(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=requires_grad)
 
 
-def _trace(
-    module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, dims: Any
-) -> tuple[TracedGraphs, list[torch.Tensor]]:
-    """The graphs, and the fake inputs of the trace."""
-    # Lazy graph modules generate Python code when they are first called, and most of these never are.
-    with (
-        _torch_warnings_ignored(),
-        _users_frames(),
-        _use_lazy_graph_module(True),
-        torch.set_grad_enabled(mode is Mode.TRAIN),
-        _kernels_for_all(module),
-    ):
+def _forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, dims: Any) -> TracedForward:
+    with _tracing(module, mode):
         with _without_partial_graph(), regions_in_line():
             exported = torch.export.export(module, inputs, strict=False, dynamic_shapes=dims)
         forward = exported.module(check_guards=False)
@@ -151,18 +162,42 @@ def _trace(
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
         make_determinants_row_major(forward.graph)
+        extract_custom_functions(forward)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         note_callers_region(forward)
-        with contextlib.ExitStack() as stack, switched_off(), missing_derivatives_named(forward.graph):
-            joint = aot_export_joint_with_descriptors(
-                stack,
-                forward,
-                inputs if dims is None else tuple(fakes),
-                {},
-                _record_nn_module_stack=True,
-                _disable_torch_fn_metadata_mode=True,
-            )
-    return TracedGraphs(forward, joint.graph_module, constants, value_reads), fakes
+    return TracedForward(forward, constants, value_reads, inputs if dims is None else tuple(fakes), fakes)
+
+
+def trace_joint(module: nn.Module, traced: TracedForward, mode: Mode) -> TracedGraphs:
+    """The joint graph of a forward that `module` was traced to, under the same state of torch."""
+    with (
+        _tracing(module, mode),
+        contextlib.ExitStack() as stack,
+        switched_off(),
+        missing_derivatives_named(traced.graph.graph),
+    ):
+        joint = aot_export_joint_with_descriptors(
+            stack,
+            traced.graph,
+            traced.inputs,
+            {},
+            _record_nn_module_stack=True,
+            _disable_torch_fn_metadata_mode=True,
+        )
+    return TracedGraphs(traced.graph, joint.graph_module, traced.constants, traced.value_reads)
+
+
+@contextlib.contextmanager
+def _tracing(module: nn.Module, mode: Mode) -> Iterator[None]:
+    # Lazy graph modules generate Python code when they are first called, and most of these never are.
+    with (
+        _torch_warnings_ignored(),
+        _users_frames(),
+        _use_lazy_graph_module(True),
+        torch.set_grad_enabled(mode is Mode.TRAIN),
+        _kernels_for_all(module),
+    ):
+        yield
 
 
 def fake_mode_of(module: nn.Module) -> FakeTensorMode | None:
@@ -212,21 +247,39 @@ def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[
 @contextlib.contextmanager
 def _users_frames() -> Iterator[None]:
     """Inside, each op records the innermost line of the user's source; torch keeps only frames named "forward"."""
-    original = TracerBase._filter_traceback_frames
-    TracerBase._filter_traceback_frames = _innermost_users_frame  # type: ignore[method-assign, assignment]
+    proxies: Any = fx.proxy
+    original = TracerBase._filter_traceback_frames, proxies.CapturedTraceback
+    tracer: Any = TracerBase
+    tracer._filter_traceback_frames = lambda _tracer, summary: summary
+    proxies.CapturedTraceback = _InnermostUsersFrame
     try:
         yield
     finally:
-        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
+        tracer._filter_traceback_frames, proxies.CapturedTraceback = original
 
 
-def _innermost_users_frame(_tracer: TracerBase, summary: traceback.StackSummary) -> traceback.StackSummary:
-    for frame in reversed(summary):
-        if frame.filename == traced.__file__:
-            break
-        if is_users_file(frame.filename):
-            return traceback.StackSummary.from_list([frame])
-    return traceback.StackSummary.from_list([])
+class _InnermostUsersFrame:
+    """Stands for torch's captured traceback; it reads the source line of one frame, and not of the 70 around it."""
+
+    @staticmethod
+    def extract() -> _InnermostUsersFrame:
+        """See torch."""
+        captured: Any = CapturedTraceback
+        return _InnermostUsersFrame(captured.extract().tb)
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+
+    def summary(self) -> traceback.StackSummary:
+        """The frame alone; empty where no frame is of the user's source."""
+        frames: list[dict[str, Any]] = torch._C._profiler.symbolize_tracebacks([self._frames])[0]  # innermost first
+        for frame in frames:
+            if frame["filename"] == traced.__file__:
+                break
+            if is_users_file(frame["filename"]):
+                found = traceback.FrameSummary(frame["filename"], frame["line"], frame["name"])
+                return traceback.StackSummary.from_list([found])
+        return traceback.StackSummary.from_list([])
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..captured import CaptureError, Mode, OutputTree, TensorLeaf
+from ..captured import CaptureError, ForwardResult, Mode, OutputTree, TensorLeaf
 from .call import PLAIN_TYPES, BoundCall
 from .cumulative_norms import cumulative_norms_traced
 from .inference_mode import inference_mode_as_no_grad
-from .own_gradients import derived_gradients_only
+from .own_gradients import own_gradients_kept
 from .precision import cast_inputs, casts_of_parameters, parameters_replaced_by_casts
 from .python_randomness import python_randomness_recorded
 from .side_effects import RecordValueReads, SideEffects, side_effects_recorded
@@ -57,13 +57,19 @@ class TracedModel(nn.Module):
         self.compute = compute
         self.result = Result()
 
+    @property
+    def forward_result(self) -> ForwardResult:
+        """What the traced forward returned around its tensors, and what it read."""
+        reads = {path: tuple(names) for path, names in self.result.effects.reads.items()}
+        return ForwardResult(self.result.tree, self.result.constant, reads)
+
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.call.arguments(cast_inputs(tensors, self.compute))
         model = getattr(self, MODEL_ATTRIBUTE)
         casts = casts_of_parameters(model, self.compute)
         self.result.effects = SideEffects()
         with (
-            derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
+            own_gradients_kept() if self.mode is Mode.TRAIN else nullcontext(),
             parameters_replaced_by_casts(casts),
             cumulative_norms_traced(model),
             without_value_checks(),

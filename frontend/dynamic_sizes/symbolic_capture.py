@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..capture.call import BoundCall
-from ..capture.capture import finish_capture, traced_model
-from ..capture.joint import SymbolicGraphs, trace_symbolically
+from ..capture.capture import finish_capture, named_constants, traced_model
+from ..capture.joint import SymbolicGraphs, TracedForward, trace_forward_symbolically, trace_joint
 from ..capture.traced import TracedModel
-from ..captured import Capture, CaptureError, Mode
+from ..captured import Capture, CaptureError, ForwardResult, Mode
 from ..trace_errors import RAISED_BY_USER_CODE, quiet_torch, user_errors
 from .dynamic_dims import CalledSize
 from .graphs_at import drop_whole_slices, graphs_at
@@ -37,6 +38,56 @@ class SymbolicCapture:
             return finish_capture(self._model, self._call, self._module, graphs_at(self._graphs, self._sizes, values))
 
 
+@dataclass(frozen=True)
+class SymbolicForward:
+    """The forward of a call with named sizes, before autograd: a symbolic capture half made."""
+
+    model: nn.Module
+    call: BoundCall
+    sizes: Mapping[str, CalledSize]
+    module: TracedModel
+    traced: TracedForward
+
+    @property
+    def result(self) -> ForwardResult:
+        """What the call returns around its tensors."""
+        return self.module.forward_result
+
+    @property
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Values of the graph's own constants, by name."""
+        return named_constants(self.traced)
+
+    def finished(self) -> SymbolicCapture:
+        """The capture, with the backward; called once. Raises NotSymbolic if that is not possible."""
+        with quiet_torch(), _not_symbolic():
+            graphs = trace_joint(self.module, self.traced, self.module.mode)
+        env = self.traced.env
+        assert env is not None, "torch has an environment for symbols"
+        symbolic = SymbolicGraphs(graphs, self.traced.fakes, env)
+        for graph in (graphs.forward, graphs.joint):
+            drop_whole_slices(graph)
+        guards = size_guards(symbolic, self.sizes)
+        return SymbolicCapture(guards, self.model, self.call, self.sizes, self.module, symbolic)
+
+
+def forward_symbolically(
+    model: nn.Module,
+    call: BoundCall,
+    sizes: Mapping[str, CalledSize],
+    *,
+    mode: Mode,
+    compute: torch.dtype | None = None,
+    loss_only: bool = False,
+) -> SymbolicForward:
+    """Trace a call symbolically in its named sizes. Raises NotSymbolic if that is not possible."""
+    marked = {place for size in sizes.values() for place in size.places}
+    with quiet_torch(), _not_symbolic():
+        module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
+        traced = trace_forward_symbolically(module, call.tensors, mode, marked)
+    return SymbolicForward(model, call, sizes, module, traced)
+
+
 def capture_symbolically(
     model: nn.Module,
     call: BoundCall,
@@ -47,15 +98,13 @@ def capture_symbolically(
     loss_only: bool = False,
 ) -> SymbolicCapture:
     """Capture a call symbolically in its named sizes. Raises NotSymbolic if that is not possible."""
-    marked = {place for size in sizes.values() for place in size.places}
-    with quiet_torch():
-        try:
-            module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
-            traced = trace_symbolically(module, call.tensors, mode, marked)
-        except (CaptureError, *RAISED_BY_USER_CODE) as error:
-            raise NotSymbolic(
-                f"torch does not trace the model with symbols: {' '.join(str(error).split()):.200}"
-            ) from None
-    for graph in (traced.graphs.forward, traced.graphs.joint):
-        drop_whole_slices(graph)
-    return SymbolicCapture(size_guards(traced, sizes), model, call, sizes, module, traced)
+    return forward_symbolically(model, call, sizes, mode=mode, compute=compute, loss_only=loss_only).finished()
+
+
+@contextmanager
+def _not_symbolic() -> Iterator[None]:
+    """Inside, what torch raises for symbols becomes NotSymbolic."""
+    try:
+        yield
+    except (CaptureError, *RAISED_BY_USER_CODE) as error:
+        raise NotSymbolic(f"torch does not trace the model with symbols: {' '.join(str(error).split()):.200}") from None

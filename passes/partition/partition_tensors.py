@@ -49,14 +49,14 @@ from ..counted_remarks import CountedRemarks
 from ..rewriting import producer
 from ..sharding.rules import Strategy
 from ..sharding.rules.ir_calls import blocks_in, call_strategies, metas
-from . import batch_norm, class_losses, vocabulary
+from . import attention, batch_norm, class_losses, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
 from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
 from .reshard import Resharder
 
-_LOWERINGS = {**vocabulary.LOWERINGS, **class_losses.LOWERINGS, **batch_norm.LOWERINGS}
+_LOWERINGS = {**attention.LOWERINGS, **batch_norm.LOWERINGS, **class_losses.LOWERINGS, **vocabulary.LOWERINGS}
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Program:
         folder = Path(folder)
         files, manifest, digest = read_files(folder, FORMAT)
         try:
-            program = _from_json(Manifest.from_json(manifest), files)
+            program = program_of_files(Manifest.from_json(manifest), files)
         except Malformed as error:
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
         program = replace(program, folder=folder, loaded_hash=digest, weights_hash=weights_hash(manifest))
@@ -111,14 +111,14 @@ class Program:
 
     def save(self, folder: str | Path) -> None:
         """Write the folder atomically. Replaces an older program there; raises ProgramError E0307 for anything else."""
-        write_folder(Path(folder), self.manifest.to_json(), self._texts(), self.weights)
+        write_folder(Path(folder), self.manifest.to_json(), self.texts(), self.weights)
 
     @cached_property
     def hash(self) -> str:
         """What ranks compare: the manifest's hash if loaded, else SHA-256 over mesh and `program.json`."""
         if self.loaded_hash:
             return self.loaded_hash
-        hashed = {"mesh": self.manifest.to_json()["mesh"], "program": self._texts()["program.json"]}
+        hashed = {"mesh": self.manifest.to_json()["mesh"], "program": self.texts()["program.json"]}
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -234,7 +234,8 @@ class Program:
             **pipeline,
         }
 
-    def _texts(self) -> dict[str, str]:
+    def texts(self) -> dict[str, str]:
+        """The contents of the folder's files by name, without manifest and weights."""
         texts = {
             "program.json": json.dumps(self.to_json(), allow_nan=False, separators=(",", ":")),
             "ir.mlir": self.ir,
@@ -246,7 +247,8 @@ class Program:
         return texts
 
 
-def _from_json(manifest: Manifest, files: Mapping[str, object]) -> Program:
+def program_of_files(manifest: Manifest, files: Mapping[str, object]) -> Program:
+    """The program of decoded files, not validated. Raises Malformed."""
     fields = Fields(files["program.json"], "program.json")
     return Program(
         manifest=manifest,

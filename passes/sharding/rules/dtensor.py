@@ -67,6 +67,20 @@ def dtensor_strategies(call: Call) -> list[Strategy] | None:
     return usable if torch.Tag.pointwise in op.tags else [_with_safe_indices(call, strategy) for strategy in usable]
 
 
+def strategies_of_the_caller() -> list[str]:
+    """The ops of torch whose strategy the caller registered with DTensor, in place of torch's own or beside them."""
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    single_dim = propagator.op_single_dim_strategy_funcs.items()
+    functions = [*propagator.op_strategy_funcs.items(), *((op, info.func) for op, info in single_dim)]
+    of_torch = ("aten", "prims", "prim")
+    return sorted({str(op) for op, function in functions if op.namespace in of_torch and not _is_torchs(function)})
+
+
+def _is_torchs(strategy_func: Any) -> bool:
+    """Whether a strategy is of torch's tables; `register_sharding` wraps the caller's in a function of its own."""
+    return str(getattr(strategy_func, "__module__", "")).startswith("torch.distributed.tensor._ops")
+
+
 def _single_dim(op: torch._ops.OpOverload, call: Call) -> list[Strategy] | None:
     info = DTensor._op_dispatcher.sharding_propagator.op_single_dim_strategy_funcs[op]
     args, kwargs = _arguments(op, call, _dtensor_meta)

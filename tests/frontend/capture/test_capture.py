@@ -147,7 +147,7 @@ def test_no_node_is_left_that_only_checks(trained: Trained) -> None:
 def test_results_are_rebuilt_in_the_models_own_type(trained: Trained) -> None:
     _, model, inputs, captured = trained
     actual = run_graph(captured, model, list(inputs.values()))
-    rebuilt = captured.output_tree.rebuild([actual[OutputKind.OUTPUT, 0], actual[OutputKind.OUTPUT, 1]])
+    rebuilt = captured.result.output_tree.rebuild([actual[OutputKind.OUTPUT, 0], actual[OutputKind.OUTPUT, 1]])
     assert type(rebuilt) is type(model(**inputs))
     assert rebuilt[0] is actual[OutputKind.OUTPUT, 0]
 

@@ -180,7 +180,7 @@ def test_arguments_are_bound_by_name_and_plain_values_become_constants() -> None
     actual = run_graph(captured, model, [x, a, b, bias], {0: torch.randn(2, 3), 1: torch.randn(2, 1)})
     expected = model(x, [a, {"deep": b}], flag=True, bias=bias, scale=3.0)
     outputs = [actual[OutputKind.OUTPUT, index] for index in range(3)]
-    rebuilt = captured.output_tree.rebuild(outputs)
+    rebuilt = captured.result.output_tree.rebuild(outputs)
     assert rebuilt["note"] == "text" and rebuilt["again"] is rebuilt["hidden"]
     assert torch.equal(rebuilt["parts"][0], expected["parts"][0]) and torch.equal(rebuilt["parts"][1], x)
     assert [item.name for item in captured.outputs[:3]] == ["hidden", "parts[0]", "parts[1]"]

@@ -1,4 +1,4 @@
-"""The captures of one call: for its own sizes, and with symbols where some of them are named."""
+"""A call whose forward is traced, with symbols where sizes are named; and the captures that follow from it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from ...diagnostics import StrettoError
 from ...frontend.capture.call import BoundCall
-from ...frontend.capture.capture import capture_call
+from ...frontend.capture.capture import CapturedForward, capture_forward
 from ...frontend.capture.precision import check_parameters, compute_dtype
 from ...frontend.captured import Capture
 from ...frontend.dynamic_sizes.size_guards import NotSymbolic
-from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
+from ...frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, SymbolicForward, forward_symbolically
 from ...frontend.to_ir import Floats
 from ...passes.pipelining.scheduled_pipeline import check_schedule
 from .input_roles import capture_microbatch, check_input_names
@@ -31,33 +31,50 @@ class Captures:
     """Why there is none with symbols, though sizes are named."""
 
 
-def captures_of(request: CompileRequest) -> Captures:
-    """Capture a call. Errors: CaptureError, PlanError E0114 and E0123, StrettoError E0402, E0405 and E0422."""
+@dataclass(frozen=True)
+class TracedCall:
+    """The forward of a call."""
+
+    forward: CapturedForward | SymbolicForward
+    why_not: str = ""
+    """Why it has no symbols, though sizes are named."""
+
+    def captures(self) -> Captures:
+        """The captures, with the backward. Raises NotSymbolic where the graph holds for the call's sizes alone."""
+        if isinstance(self.forward, CapturedForward):
+            return Captures(self.forward.finished(), why_not=self.why_not)
+        symbolic = self.forward.finished()
+        return Captures(symbolic.at({name: each.size for name, each in self.forward.sizes.items()}), symbolic)
+
+
+def traced_call(request: CompileRequest) -> TracedCall:
+    """Trace a call's forward. Errors: CaptureError, PlanError E0114 and E0123, StrettoError E0402, E0405, E0422."""
     check_input_names(request.plan, request.call)
     check_schedule(request.plan)
+    _check_formats(request)
     if not request.sizes:
-        return Captures(_own(request))
+        return TracedCall(_own(request))
     if is_alone(request.plan):
-        return _static(request, EACH_SIZE)
+        return static_call(request, EACH_SIZE)
     try:
-        return _with_symbols(request)
+        return TracedCall(_with_symbols(request))
     except NotSymbolic as error:
         why = str(error)
-    return _static(request, why)
+    return static_call(request, why)
 
 
-def _static(request: CompileRequest, why: str) -> Captures:
+def static_call(request: CompileRequest, why: str) -> TracedCall:
+    """Trace a call for its own sizes, though some are named. Raises StrettoError E0422 where the request refuses it."""
     if request.if_static is IfStatic.REFUSE:
         raise sizes_refused(why)
-    return Captures(_own(request), why_not=why)
+    return TracedCall(_own(request), why)
 
 
-def _own(request: CompileRequest) -> Capture:
+def _own(request: CompileRequest) -> CapturedForward:
     """The call, or one microbatch of it where the plan has each computed alone."""
-    _check_formats(request)
 
-    def capture(call: BoundCall) -> Capture:
-        return capture_call(
+    def capture(call: BoundCall) -> CapturedForward:
+        return capture_forward(
             request.model,
             call,
             mode=request.options.mode,
@@ -68,10 +85,9 @@ def _own(request: CompileRequest) -> Capture:
     return capture_microbatch(request.call, request.plan, capture)
 
 
-def _with_symbols(request: CompileRequest) -> Captures:
+def _with_symbols(request: CompileRequest) -> SymbolicForward:
     """Raises NotSymbolic where the graph holds for the call's sizes alone."""
-    _check_formats(request)
-    symbolic = capture_symbolically(
+    return forward_symbolically(
         request.model,
         request.call,
         request.sizes,
@@ -79,7 +95,6 @@ def _with_symbols(request: CompileRequest) -> Captures:
         loss_only=request.options.loss_only,
         compute=compute_dtype(request.plan),
     )
-    return Captures(symbolic.at({name: each.size for name, each in request.sizes.items()}), symbolic)
 
 
 def _check_formats(request: CompileRequest) -> None:

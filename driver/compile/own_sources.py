@@ -1,0 +1,45 @@
+"""The state of Stretto and of the packages that it compiles with: a program of another state is another program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ...diagnostics.version import LOADED_AT, __version__
+from ...frontend.forward_facts import NotKeyed
+
+_ROOT = Path(__file__).parents[2]
+_SUFFIXES = (".py", ".lark", ".txt")
+_COMPILED_WITH = ("torch-mlir", "lark", "networkx", "numpy", "scipy", "ortools", "sympy")
+
+
+@cache
+def own_state() -> str:
+    """Version, hash of the sources, and versions of packages.
+
+    Raises NotKeyed where a source is newer than this process, which may have loaded it as it was before.
+    """
+    digest = sha256()
+    for path in sorted(_source_files()):
+        if path.stat().st_mtime >= LOADED_AT:
+            raise NotKeyed(f"'{path}' was changed after this process had started")
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return f"{__version__} {digest.hexdigest()} with {', '.join(map(_package, _COMPILED_WITH))}"
+
+
+def _source_files() -> Iterator[Path]:
+    """Every file of the package, but for tests and examples."""
+    yield from _ROOT.glob("*.py")
+    for folder in _ROOT.iterdir():
+        if (folder / "__init__.py").is_file():
+            yield from (path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"no {name}"
