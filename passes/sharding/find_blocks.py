@@ -15,6 +15,7 @@ Cost: none; a gather of the projection's output less.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -39,6 +40,9 @@ _REACH = 64
 """How many dims of values a parameter is followed through; projections are taken apart near by."""
 _MOST = 64
 """The most blocks of a dim."""
+_NUMBER = re.compile(r"[0-9]+")
+"""The number of a layer in a name. Layers are taken to be alike, so that time goes by distinct layer; where one is not,
+its blocks are cut otherwise than it needs, at the cost of a gather."""
 _VIEWS = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 
 
@@ -53,9 +57,13 @@ class FindBlocks(Pass):
         main = module.functions()["main"]
         remarks = CountedRemarks(self.name)
         known: dict[Blocks, None] = {}
+        by_layer: dict[tuple[str, tuple[int, ...], int], Blocks] = {}
         for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
             for d, axes in _followed_dims(argument, record, module.mesh):
-                blocks = _blocks(argument, d)
+                layer = _NUMBER.sub("*", str(record.get("name"))), from_mlir(argument.type).shape, d
+                if layer not in by_layer:
+                    by_layer[layer] = _blocks(argument, d)
+                blocks = by_layer[layer]
                 if len(blocks) < 2:
                     continue
                 origin = from_location(users(argument)[0].location)
