@@ -65,15 +65,16 @@ def _compiled(request: CompileRequest, traced: TracedCall, observer: Observer) -
     found = cached.find()
     if found is not None:
         return found
-    observer.stage("backward")
-    captures = traced.captures()
-    first = compile_capture(captures.own, request.model, request.plan, request.options, observer)
-    if request.sizes:
-        observer.stage("sizes")
-        sizes = _named_sizes(captures, first, request)
-        if sizes.symbolic is None and request.if_static is IfStatic.REFUSE:
-            raise sizes_refused(sizes.why_not)
-        first = replace(first, program=replace(first.program, symbolic=sizes.symbolic), sizes=sizes)
+    with cached.shared.failures_told():
+        observer.stage("backward")
+        captures = traced.captures()
+        first = compile_capture(captures.own, request.model, request.plan, request.options, observer)
+        if request.sizes:
+            observer.stage("sizes")
+            sizes = _named_sizes(captures, first, request)
+            if sizes.symbolic is None and request.if_static is IfStatic.REFUSE:
+                raise sizes_refused(sizes.why_not)
+            first = replace(first, program=replace(first.program, symbolic=sizes.symbolic), sizes=sizes)
     return cached.keep(first)
 
 

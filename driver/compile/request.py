@@ -17,6 +17,7 @@ from ...frontend.to_ir import Floats
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.manager import PassRun
+from ...runtime.processes.sharing import Sharing
 from ...runtime.program.arguments import Json
 from ...runtime.program.named_sizes import Symbolic
 from ...runtime.program.program import Program
@@ -67,6 +68,8 @@ class CompileRequest:
     """Of use with `sizes` only."""
     cache: ProgramStore | None = None
     """Where programs of earlier runs are looked up and this one is kept; None: compile in any case."""
+    sharing: Sharing | None = None
+    """The other processes of the run, for which one compiles; None: this process compiles for itself."""
 
     @staticmethod
     def of(

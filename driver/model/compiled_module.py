@@ -27,9 +27,10 @@ from ...runtime.program.program import Program
 from ...runtime.rank import nan_watch
 from ...runtime.rank.autograd import Accumulation
 from ...runtime.rank.unreduced_gradients import UnreducedGradients
-from ..compile.request import Found
+from ..compile.request import Found, Observer
+from ..text.phases import Display, phases_shown
 from .call_details import CallDetails
-from .distribution import check_same_inputs, processes
+from .distribution import check_same_inputs, is_first_process, processes
 from .local_parts import with_parts
 from .module_tensors import ModuleTensors, TensorCollector
 from .optimizer_guards import note_unreduced
@@ -176,7 +177,9 @@ class CompiledModule:
                 inside = {name: size for name, size in sizes.items() if tries and size.range.holds(size.size)}
                 origin = Origin("" if self.last is None else why, None if self.last is None else self.last.session)
                 padded = call.names if self._pads else tuple(self._dims.dims)
-                made = make_variant(model, tensors, call, key, self._plan, inside, padded, origin)
+                with phases_shown(type(model).__name__, None if is_first_process() else Display.NONE) as begin:
+                    observer = Observer(begin)
+                    made = make_variant(model, tensors, call, key, self._plan, inside, padded, origin, observer)
             variant, found = made.variant, made.sizes
             what = "compiled" if found is None else f"compiled {found.compilations} times"
             what = "taken from the cache" if made.is_cached else what

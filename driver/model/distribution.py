@@ -44,6 +44,11 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for all: it is alone, or rank 0."""
+    return processes() == 1 or dist.get_rank() == 0
+
+
 def place_parameters(model: nn.Module, plan: Plan, weights: str | Path | None = None) -> None:
     """Check the plan against the model's parameters; where ranks are processes, keep only this process's part.
 

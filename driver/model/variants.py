@@ -17,6 +17,7 @@ from ...frontend.captured import CaptureError, Mode, OutputTree
 from ...frontend.dynamic_sizes.dynamic_dims import CalledSize
 from ...passes.base import Remark, RemarkKind
 from ...runtime.processes.session import ProcessRank
+from ...runtime.processes.world import join
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ...runtime.rank.autograd import Accumulation, run
@@ -25,10 +26,10 @@ from ...runtime.threads.session import RankThreads
 from ..cache.store import ProgramStore
 from ..compile.compile_program import compile_program
 from ..compile.new_program import remark_json
-from ..compile.request import Compiled, CompileRequest, Found, Options
+from ..compile.request import NO_OBSERVER, Compiled, CompileRequest, Found, Observer, Options
 from ..report.remarks import is_warning, remarks_of, warning_text
 from .attribute_guards import ReadAttributes
-from .distribution import check_same_inputs, global_shapes, move_to_stages, processes
+from .distribution import check_same_inputs, global_shapes, is_first_process, move_to_stages, processes
 from .module_tensors import ModuleTensors
 
 TensorKind = tuple[torch.Size, torch.dtype]
@@ -196,6 +197,7 @@ def make_variant(
     sizes: Mapping[str, CalledSize],
     padded: tuple[str, ...],
     origin: Origin = Origin(),
+    observer: Observer = NO_OBSERVER,
 ) -> Made:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
@@ -205,30 +207,33 @@ def make_variant(
     """
     options = Options(mode=key.mode, keep_weights=False, padded_inputs=padded, delay_reductions=key.delayed)
     with global_shapes(model, call) as plain:
-        compiled = _compiled(CompileRequest(model, plain, plan, options, sizes, cache=ProgramStore.of_user()))
+        sharing = join().sharing if processes() > 1 else None
+        request = CompileRequest(model, plain, plan, options, sizes, cache=ProgramStore.of_user(), sharing=sharing)
+        compiled = _compiled(request, observer)
     program, found = compiled.program, compiled.sizes
     _warn(program)
     program = replace(program, remarks=[*_listed(program.remarks), *_compilation_remarks(found, origin.again)])
     result = compiled.result
     read = ReadAttributes(model, held.modules, result.reads)
+    observer.stage("start")
     session = _session(program, held, call, origin.beside)
     return Made(Variant(session, result.output_tree, read, frozenset(result.constant)), found, compiled.is_cached)
 
 
-def _compiled(request: CompileRequest) -> Compiled:
+def _compiled(request: CompileRequest, observer: Observer) -> Compiled:
     """The program; as in eager mode, a result without a gradient is no error before somebody asks for one."""
     try:
-        return compile_program(request)
+        return compile_program(request, observer)
     except CaptureError as error:
         if error.code != "E0215":
             raise
     options = replace(request.options, mode=Mode.INFER, delay_reductions=False)
-    return compile_program(replace(request, options=options))
+    return compile_program(replace(request, options=options), observer)
 
 
 def _warn(program: Program) -> None:
     """Say once, whatever the number of processes, what in the plan has no effect."""
-    if processes() == 1 or torch.distributed.get_rank() == 0:
+    if is_first_process():
         for remark in filter(is_warning, remarks_of(program)):
             warnings.warn(warning_text(remark), PlanWarning, stacklevel=2)
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from ...diagnostics import StrettoError
 from ..errors import CollectiveError, PeerFailed
 from .calls import CallLog, LogRecord
 from .diagnosis import Diagnosis, Evidence, Report, StopReason, diagnose
@@ -30,6 +31,7 @@ JOIN_S = 30.0
 """Seconds that a process which ends waits for its last heartbeat to be written. An interpreter that ends while a thread
 is in a store's C++ code is aborted ("terminate called without an active exception"); a busy machine may be slow."""
 _POLL = timedelta(seconds=0.25)
+_KEY_POLL_S = 0.1
 _STOPPED = "stretto/stopped"
 _RAISED = "stretto/raised"
 _DIAGNOSIS = "stretto/diagnosis"
@@ -123,6 +125,29 @@ class Watchdog:
                 raise self.stop(StopReason.TIMEOUT, where, members)
         if message.error is not None:
             raise self.stop(StopReason.LOST, where, members, str(message.error))
+
+    def wait_for_key(self, key: str, worker: int, where: str) -> bytes:
+        """Wait for a value that the process `worker` writes to the store once its work is done.
+
+        The work may take longer than `timeout_s`, but not without a heartbeat. Raises CollectiveError where the process
+        has stopped without the value, or has no heartbeat for so long.
+        """
+        beat, deadline = b"", time.monotonic() + self.timeout_s
+        try:
+            while not self._store.check([key]):
+                # It may have written the value, and stopped after that.
+                if self._peer_stopped() and not self._store.check([key]):
+                    raise self.stop(StopReason.PEER_STOPPED, where, [worker])
+                if (latest := self._last_heartbeat(worker)) != beat:
+                    beat, deadline = latest, time.monotonic() + self.timeout_s
+                elif time.monotonic() >= deadline:
+                    raise self.stop(StopReason.TIMEOUT, where, [worker])
+                time.sleep(_KEY_POLL_S)
+            return self._store.get(key)
+        except RuntimeError as error:
+            if isinstance(error, StrettoError):
+                raise
+            raise self.stop(StopReason.LOST, where, [worker], str(error)) from error
 
     def failed(self, error: str) -> None:
         """Report to the other processes that this one stops with an error of its own."""

@@ -23,6 +23,7 @@ from .device_meshes import Nests, Stage, make_device_mesh
 from .diagnosis import StopReason
 from .joining import GRACE_S, connect
 from .messages import Messages
+from .sharing import Sharing
 from .watchdog import Store, Watchdog
 
 TIMEOUT_S = 60.0
@@ -165,6 +166,11 @@ class World:
             if self.device.type == "cuda":
                 groups.append(dist.new_group(ranks, timeout=self._limit, backend=self._backend))
         return Messages(self.rank, self.device, self.watchdog, (groups[0], groups[-1]))
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        """What one process does for all."""
+        return Sharing(self.rank, self._store, self.watchdog, self.all_gather_bytes, self.calls)
 
     def close_messages(self) -> None:
         """Close the messages of this process, if it has any."""

@@ -120,3 +120,10 @@ def test_a_store_statement_that_later_ones_override_is_warned_about() -> None:
     assert "later statements decide for everything that it matches" in warning.message
     assert warning.span is not None and warning.span.line == 2
     assert warnings_of('mesh (dp=2)\nstore "*" dim 0 over dp\nstore "up" dim 0 over dp') == []
+
+
+def test_a_name_of_axes_that_no_statement_uses_is_warned_about() -> None:
+    [warning] = warnings_of(f"mesh (dp=2, tp=2)\naxes all = dp, tp\n{COLUMNS}{ROWS}")
+    assert warning.message == "this statement has no effect: no statement uses the name"
+    assert warnings_of('mesh (dp=2, tp=2)\naxes all = dp, tp\nstore "*" dim 0 over all') == []
+    assert warnings_of(f"mesh (a=2, b=2, tp=2)\naxes dp = a, b\n{COLUMNS}{ROWS}") == []

@@ -264,6 +264,16 @@ def test_a_strategy_that_the_caller_registers_is_not_keyed() -> None:
         strategies.update(before)
 
 
+def test_an_op_of_torch_with_a_gradient_of_the_caller_is_not_keyed() -> None:
+    request = request_of()
+    traced = traced_call(request)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("gelu", lambda x, approximate="none": x, "AutogradCPU")
+        with pytest.raises(NotKeyed, match=r'"aten\.gelu"'):
+            cache_key(request, traced)
+    assert cache_key(request, traced)
+
+
 def test_a_parameter_of_a_class_of_its_own_is_not_keyed() -> None:
     class Special(nn.Parameter):
         pass

@@ -21,6 +21,8 @@ PLANS = {
     "inputs, three axes": f"mesh (a=2, b=2, c=2)\nshard inputs batch over c, a\n{SHARDS.format(axes='b, a')}",
     "microbatches": f"mesh (pp=2, a=2, b=2)\nshard inputs batch over b\n{SHARDS.format(axes='b, a')}\n"
     "pipeline over pp { microbatches 2 }",
+    "a name in eight axes": "mesh (a=1, b=2, c=1, d=1, e=2, f=1, g=1, h=1)\naxes dp = e, b\n"
+    f"{SHARDS.format(axes='dp')}",
 }
 
 
@@ -30,7 +32,7 @@ def expected() -> list[float]:
     return losses_of(Perceptron(), clip_by_torch)
 
 
-@pytest.mark.parametrize("plan", only(["tp then dp", "stored inside", "microbatches"], PLANS))
+@pytest.mark.parametrize("plan", only(["tp then dp", "stored inside", "microbatches", "a name in eight axes"], PLANS))
 def test_threads_train_as_plain_pytorch_does(plan: str, expected: list[float]) -> None:
     compiled = stretto.compile(Perceptron(), plan=PLANS[plan])
     assert losses_of(compiled, clip_by_torch) == pytest.approx(expected, rel=1e-12)

@@ -199,7 +199,18 @@ def _row_weights(labels: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
     return counted if weight is None else counted * weight[labels.where(labels != ignored, 0)]
 
 
+def _attention(locals_: Locals) -> list[Results]:
+    """Each rank's queries count from its offset; they are the dim before the last of the query."""
+    results: list[Results] = []
+    for rank, (op, args, _) in enumerate(locals_):
+        query = args[0] if op == "nn.attention" else args[1]
+        results.append(run(op, (*args, torch.tensor(rank * query.shape[2])), {}))
+    return results
+
+
 LOWERINGS: dict[tuple[str, Lowering], Callable[[Locals], list[Results]]] = {
+    ("nn.attention", Lowering.OFFSET): _attention,
+    ("nn.attention_backward", Lowering.OFFSET): _attention,
     ("aten.embedding.default", Lowering.OFFSET): _embedding,
     ("aten.embedding_dense_backward.default", Lowering.OFFSET): _embedding_backward,
     ("nn.cross_entropy", Lowering.SOFTMAX): _cross_entropy,
