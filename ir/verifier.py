@@ -21,7 +21,7 @@ from .module import Level, Module, entry, operations
 from .operations import Call, read
 from .pipeline_verifier import pipeline_problems
 from .placement import Mesh, Shard, axes_size, chunk_size
-from .types import from_mlir, is_tensor
+from .types import TensorType, from_mlir, is_tensor
 
 _DUMP = "see current operation: "
 """The marker before an operation's text in MLIR's errors, which is left out."""
