@@ -12,7 +12,7 @@ from ..diagnostics import Span
 from .error import PlanCode, PlanError
 from .source import Places, Source, tokens
 
-MAX_AXES = 4
+MAX_AXES = 8
 MAX_RANKS = 1 << 17
 """The most ranks of a mesh: a program of more is refused when it is loaded."""
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Mesh:
     """The axes with their sizes, in declared order; ranks are numbered row-major.
 
-    Raises PlanError for fewer than 1 or more than 4 axes, too few or too many ranks (E0108), an axis named twice
+    Raises PlanError for fewer than 1 or more than 8 axes, too few or too many ranks (E0108), an axis named twice
     (E0109).
 
     >>> Mesh((("dp", 2), ("tp", 4))).size
@@ -37,7 +37,11 @@ class Mesh:
         if not 1 <= len(self.axes) <= MAX_AXES:
             message = f"the mesh has {len(self.axes)} axes"
             raise PlanError(
-                PlanCode.BAD_MESH, message, span=self.places.axis(MAX_AXES), expected=f"expected 1 to {MAX_AXES} axes"
+                PlanCode.BAD_MESH,
+                message,
+                span=self.places.axis(MAX_AXES),
+                expected=f"expected 1 to {MAX_AXES} axes",
+                help="make one axis of those that shard the same dims" if self.axes else "",
             )
         for index, (name, size) in enumerate(self.axes):
             self._check_axis(index, name, size)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
+from .axes import NamedAxes, read_axes
 from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
@@ -17,11 +18,21 @@ from .shard import ShardActivations, ShardInputs, ShardParameters, StoreParamete
 from .source import Source
 from .syntax import unexpected_character, unexpected_token
 
-Statement = ShardParameters | StoreParameters | ShardActivations | ShardInputs | Precision | Pipeline | WrittenSchedule
+Statement = (
+    NamedAxes
+    | ShardParameters
+    | StoreParameters
+    | ShardActivations
+    | ShardInputs
+    | Precision
+    | Pipeline
+    | WrittenSchedule
+)
 """Any statement but `mesh`."""
 
 READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "mesh": read_mesh,
+    "axes": read_axes,
     "shard": read_shard,
     "store": read_store,
     "precision": read_precision,

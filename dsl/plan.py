@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..diagnostics import Span
 from ..diagnostics.bounded_files import read_file
+from .axes import NamedAxes, check_names, with_axes_of_mesh
 from .error import PlanCode, PlanError
 from .mesh import Mesh
 from .parser import Statement, parse_statements
@@ -18,10 +19,15 @@ from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardPara
 from .source import Places, Source
 from .spelling import did_you_mean, listed, similar_path
 
+_DATA = "dp"
+"""The name of axes that shard the batch of the inputs unless a statement says otherwise."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """A plan file. Two plans are equal if their statements are; source spans do not count.
+
+    In `shard` and `store`, names of several axes are replaced by these axes.
 
     Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), for a second
     precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0127), and for another use of the
@@ -36,10 +42,18 @@ class Plan:
     """All statements but the mesh, in order."""
     file: str = field(default="<plan>", compare=False)
     text: str = field(default="", compare=False, repr=False)
+    used_names: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """The names of several axes that statements were written with."""
 
     def __post_init__(self) -> None:
+        check_names(self.named_axes, self.mesh)
+        axes_by_name = {statement.name: statement.axes for statement in self.named_axes}
+        used = {axis for s in self.statements if isinstance(s, Sharding) for axis in s.axes if axis in axes_by_name}
+        object.__setattr__(self, "used_names", self.used_names | used)
+        replaced = (with_axes_of_mesh(s, axes_by_name) if isinstance(s, Sharding) else s for s in self.statements)
+        object.__setattr__(self, "statements", tuple(replaced))
         for statement in self.statements:
-            if not isinstance(statement, Precision | WrittenSchedule):
+            if isinstance(statement, Sharding | Pipeline):
                 self._check_axes_exist(statement)
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
@@ -78,6 +92,11 @@ class Plan:
         return "\n".join(str(line) for line in (self.mesh, *self.statements))
 
     @property
+    def named_axes(self) -> tuple[NamedAxes, ...]:
+        """The statements that give several axes a name, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, NamedAxes))
+
+    @property
     def parameters(self) -> tuple[ShardParameters, ...]:
         """The statements that shard parameters, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, ShardParameters))
@@ -94,11 +113,19 @@ class Plan:
 
     @property
     def inputs(self) -> tuple[ShardInputs, ...]:
-        """The statements that shard inputs, in order, and the implied one for an axis named `dp` that none mentions."""
+        """The statements that shard inputs, in order; first the implied one."""
         written = tuple(statement for statement in self.statements if isinstance(statement, ShardInputs))
-        if "dp" not in self.mesh.names or any("dp" in statement.axes for statement in written):
-            return written
-        return (*written, ShardInputs(Role.BATCH, ("dp",), Places(self.mesh.span_of("dp"))))
+        return written if self.implied is None else (self.implied, *written)
+
+    @property
+    def implied(self) -> ShardInputs | None:
+        """`shard inputs batch over dp`, where there are axes of this name and no statement shards inputs over them."""
+        axes: tuple[str, ...] = (_DATA,) if _DATA in self.mesh.names else ()
+        span = self.mesh.span_of(_DATA) if axes else None
+        for named in self.named_axes:
+            axes, span = (named.axes, named.places.layout) if named.name == _DATA else (axes, span)
+        written = (axis for s in self.statements if isinstance(s, ShardInputs) for axis in s.axes)
+        return ShardInputs(Role.BATCH, axes, Places(span)) if axes and {*axes}.isdisjoint(written) else None
 
     @property
     def data_axes(self) -> tuple[str, ...]:
@@ -122,15 +149,18 @@ class Plan:
         return tuple(statement for statement in self.statements if isinstance(statement, WrittenSchedule))
 
     def _check_axes_exist(self, statement: Sharding | Pipeline) -> None:
+        named = {each.name: each.axes for each in self.named_axes}
         for index, axis in enumerate(statement.axes):
             if axis not in self.mesh.names:
+                several = f': "{axis}" names {", ".join(named[axis])}' if axis in named else ""
+                known = self.mesh.names if isinstance(statement, Pipeline) else (*self.mesh.names, *named)
                 raise PlanError(
                     PlanCode.UNKNOWN_AXIS,
-                    f'the mesh has no axis "{axis}"',
+                    f'the mesh has no axis "{axis}"{several}',
                     span=statement.places.axis(index),
-                    expected=f"expected {listed(self.mesh.names)}",
+                    expected=f"expected {listed(known)}",
                     notes=(("the mesh is declared here", self.mesh.span),),
-                    help=did_you_mean(axis, self.mesh.names),
+                    help=did_you_mean(axis, known),
                 )
 
     def _check_activations_beside_inputs(self) -> None:
@@ -161,7 +191,7 @@ class Plan:
             if axis in statement.axes and statement.layout is not Role.VOCAB:
                 other_use = f"{statement.subject} are sharded over it"
                 if statement not in self.statements:
-                    other_use = f'an axis named "{axis}" shards the batch of the inputs'
+                    other_use = f'an axis named "{_DATA}" shards the batch of the inputs'
                 raise PlanError(
                     PlanCode.PIPELINE_AXIS,
                     f'the axis "{axis}" is the pipeline axis, but {other_use}',
@@ -175,7 +205,7 @@ class Plan:
         for statement in self.statements:
             if isinstance(statement, ShardInputs) and axis in statement.axes:
                 return "it shards the batch of the inputs here", statement.places.axis(statement.axes.index(axis))
-        return f'an axis named "{axis}" shards the batch of the inputs', self.mesh.span_of(axis)
+        return f'an axis named "{_DATA}" shards the batch of the inputs', self.mesh.span_of(axis)
 
 
 def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:

@@ -43,11 +43,11 @@ class ParameterInfo:
 
 @dataclass(frozen=True)
 class ParameterSharding:
-    """The dim of a parameter that each axis shards, in mesh order; other axes replicate it."""
+    """The dim of a parameter that each axis shards; other axes replicate it."""
 
     name: str
     dims: Mapping[str, int]
-    """The dim (not negative) by axis."""
+    """The dim (not negative) by axis. Axes that shard the same dim nest in this order, the outermost first."""
     span: Span | None = None
     """The statement that decided; None if none matched, or if it was built in Python."""
     decided_by: tuple[ShardParameters, ...] = field(default=(), compare=False, repr=False)
@@ -95,6 +95,7 @@ def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple
 def resolve_stored_placements(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
     """The stored placement of each parameter, by `shard` and by `store`: the dim that each axis shards.
 
+    Axes that shard the same dim nest in this order; those of `store` nest inside of those of `shard`.
     Raises the errors of `resolve_parameters` and `resolve_store_statements`.
     """
     computed = resolve_parameters(plan, parameters)
@@ -132,7 +133,7 @@ def _stored(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) -
                     notes=(("it is sharded here", computed.span),),
                     help="store it over an axis that no shard statement of it names",
                 )
-        return {axis: dim for axis in plan.mesh.names if axis in statement.axes}
+        return dict.fromkeys(statement.axes, dim)
     return {}
 
 
@@ -167,11 +168,11 @@ def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
     for name in parameter.names:
         statement = _last_match(plan, name)
         if statement is not None:
-            decided.append((name, statement, _dims(plan, statement, name, parameter)))
+            decided.append((name, statement, _dims(statement, name, parameter)))
     if not decided:
         return ParameterSharding(parameter.name, {}, names=parameter.names)
     for other in decided[1:]:
-        if other[2] != decided[0][2]:
+        if [*other[2].items()] != [*decided[0][2].items()]:
             raise _disagreement(decided[0], other)
     _, statement, dims = decided[0]
     statements = tuple(statement for _, statement, _ in decided)
@@ -190,7 +191,7 @@ def matches(statement: ShardParameters | StoreParameters, name: str) -> bool:
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 
 
-def _dims(plan: Plan, statement: ShardParameters, name: str, parameter: ParameterInfo) -> dict[str, int]:
+def _dims(statement: ShardParameters, name: str, parameter: ParameterInfo) -> dict[str, int]:
     """By axis, the dim that the statement shards of a parameter it matched by `name`."""
     layout = statement.layout
     dim = (
@@ -200,7 +201,7 @@ def _dims(plan: Plan, statement: ShardParameters, name: str, parameter: Paramete
     )
     if dim is None:
         return {}
-    return {axis: dim for axis in plan.mesh.names if axis in statement.axes}
+    return dict.fromkeys(statement.axes, dim)
 
 
 def _numbered(layout: Dim, statement: ShardParameters | StoreParameters, name: str, shape: tuple[int, ...]) -> int:

@@ -41,8 +41,9 @@ def states_role(plan: Plan, name: str) -> bool:
 def resolve_inputs(
     plan: Plan, shapes: Mapping[str, tuple[int, ...]], batch: Collection[str]
 ) -> dict[str, dict[str, int]]:
-    """By input name, the dim that each axis shards, axes in mesh order; `batch` are the inputs that are the batch.
+    """By input name, the dim that each axis shards; `batch` are the inputs that are the batch.
 
+    Axes that shard the same dim nest in the order of the statements, the outermost first.
     A statement without names is about the batch. An input with too few dims for a statement is replicated on its axes.
     Raises PlanError E0115 for a statement that fits none of its inputs.
     """
@@ -53,8 +54,10 @@ def resolve_inputs(
         if subjects and statement.axes and all(dim is None for dim in sharded_dims.values()):
             raise _fits_no_input(statement, subjects)
         for name, dim in sharded_dims.items():
-            dims[name] |= {} if dim is None else dict.fromkeys(statement.axes, dim)
-    return {name: _in_mesh_order(plan, by_axis) for name, by_axis in dims.items()}
+            if dim is not None:
+                others = {axis: other for axis, other in dims[name].items() if axis not in statement.axes}
+                dims[name] = {**others, **dict.fromkeys(statement.axes, dim)}
+    return dims
 
 
 def _is_about(statement: ShardInputs, name: str, batch: Collection[str]) -> bool:
@@ -66,6 +69,7 @@ def _is_about(statement: ShardInputs, name: str, batch: Collection[str]) -> bool
 def resolve_activations(plan: Plan, rank: int) -> dict[str, int]:
     """The dim of a residual stream of `rank` dims that each axis shards. Raises PlanError E0115 for a dim it lacks.
 
+    Axes that shard the same dim nest in the order of the statements.
     Batch axes are not included: the residual stream takes those from the inputs.
     """
     dims: dict[str, int] = {}
@@ -74,11 +78,7 @@ def resolve_activations(plan: Plan, rank: int) -> dict[str, int]:
         if dim is None:
             raise _no_such_dim(statement, f"the activations have {rank} dims", range_text(rank))
         dims |= dict.fromkeys(statement.axes, dim)
-    return _in_mesh_order(plan, dims)
-
-
-def _in_mesh_order(plan: Plan, by_axis: Mapping[str, int]) -> dict[str, int]:
-    return {axis: by_axis[axis] for axis in plan.mesh.names if axis in by_axis}
+    return dims
 
 
 def _fits_no_input(statement: ShardInputs, shapes: Mapping[str, tuple[int, ...]]) -> PlanError:

@@ -13,8 +13,8 @@ from .source import Source
 from .spelling import did_you_mean, listed, shortened
 
 STATEMENTS = {
-    "MESH": "mesh", "SHARD": "shard", "STORE": "store", "PRECISION": "precision", "PIPELINE": "pipeline",
-    "SCHEDULE": "schedule",
+    "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "PRECISION": "precision",
+    "PIPELINE": "pipeline", "SCHEDULE": "schedule",
 }  # fmt: skip
 """The first keyword of each kind of statement, by terminal."""
 

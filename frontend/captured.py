@@ -148,6 +148,8 @@ class Capture:
     """Trainable parameters, and inputs that require a gradient, on which no differentiable output depends."""
     differentiable: tuple[int, ...] = field(default=())
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
+    nonlinear: tuple[str, ...] = ()
+    """Custom autograd functions whose backward is not linear in the gradient that it gets."""
 
 
 def origin_of(node: fx.Node) -> Origin:

@@ -24,6 +24,7 @@ from ..ops.table import op_table
 from .capture.capture import CapturedForward
 from .capture.joint import TracedForward
 from .capture.model_parameters import parameter_infos
+from .custom_functions.custom_function import CustomFunction
 from .dynamic_sizes.symbolic_capture import SymbolicForward
 from .graph import autocast
 from .graph.integer_values import integer_bounds
@@ -97,13 +98,7 @@ def _model_facts(model: nn.Module) -> Iterator[str]:
 
 
 def _graph_facts(traced: TracedForward) -> Iterator[str]:
-    numbers: dict[fx.Node, int] = {}
-    for node in traced.graph.graph.nodes:
-        numbers[node] = len(numbers)
-        operands = f"{_text(node.args, numbers)} {_text(node.kwargs, numbers)}"
-        modules = [(str(path), _class_name(cls)) for path, cls in (node.meta.get("nn_module_stack") or {}).values()]
-        yield f"%{numbers[node]} {node.name} {node.op} {_target(node)} {operands}"
-        yield f"gives {_text(node.meta.get('val'), numbers)} in {modules!r} at {node.meta.get('stack_trace')!r}"
+    yield from _node_facts(traced.graph)
     for name, value in traced.constants.items():
         yield f"constant {name!r} {_tensor(value, name)} {_contents(value, name)}"
     yield f"values read at {sorted(traced.value_reads)!r}"
@@ -114,9 +109,33 @@ def _graph_facts(traced: TracedForward) -> Iterator[str]:
         yield f"equal {sorted((str(symbol), str(other)) for symbol, other in env.replacements.items())!r}"
 
 
+def _node_facts(module: fx.GraphModule) -> Iterator[str]:
+    numbers: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        numbers[node] = len(numbers)
+        operands = f"{_text(node.args, numbers)} {_text(node.kwargs, numbers)}"
+        modules = [(str(path), _class_name(cls)) for path, cls in (node.meta.get("nn_module_stack") or {}).values()]
+        yield f"%{numbers[node]} {node.name} {node.op} {_target(node)} {operands}"
+        yield f"gives {_text(node.meta.get('val'), numbers)} in {modules!r} at {node.meta.get('stack_trace')!r}"
+        if node.op == "call_module":
+            yield from _function_facts(module.get_submodule(str(node.target)))
+
+
+def _function_facts(function: nn.Module) -> Iterator[str]:
+    """Of a custom autograd function: its forward, and each of its backwards."""
+    if not isinstance(function, CustomFunction):
+        raise NotKeyed(f"the forward calls a module of type {type(function).__name__}")
+    yield f"function {function.signature!r}"
+    yield from _node_facts(function.forward_graph)
+    for backward in function.backwards:
+        yield f"backward {backward.present}"
+        yield from _node_facts(backward.graph)
+    yield "end of function"
+
+
 def _target(node: fx.Node) -> str:
     target = node.target
-    if node.op in ("placeholder", "get_attr", "output"):
+    if node.op in ("placeholder", "get_attr", "output", "call_module"):
         return str(target)
     if isinstance(target, torch._ops.OpOverload):
         return _op_name(target)

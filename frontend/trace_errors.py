@@ -115,7 +115,8 @@ def user_errors(model: nn.Module) -> Iterator[None]:
             raise _placed(model, shared_memory()) from None
         if span is None and not isinstance(error, _DATA_DEPENDENT):
             raise
-        raise _explained(model, error, span or forward_span(model)) from None
+        name = f"{type(model).__name__}.forward"
+        raise _explained("the forward", name, error, span or forward_span(model)) from None
 
 
 def _placed(model: nn.Module, error: CaptureError) -> CaptureError:
@@ -126,11 +127,18 @@ def _placed(model: nn.Module, error: CaptureError) -> CaptureError:
     )
 
 
-def _explained(model: nn.Module, error: BaseException, span: Span | None) -> CaptureError:
+def error_in_backward(function: str, error: BaseException) -> CaptureError:
+    """The error for an exception in the backward of a custom autograd function, at its line: E0220, E0221, .."""
+    backward = f'the backward of "{function}"'
+    return _explained(backward, backward, error, _users_line(error))
+
+
+def _explained(part: str, name: str, error: BaseException, span: Span | None) -> CaptureError:
+    """The error for an exception in a part of the model, such as "the forward", with its name."""
     if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
         return CaptureError(
             "E0220",
-            f"the forward branches on, or reads, the value of a tensor{_calls_in(span)}",
+            f"{part} branches on, or reads, the value of a tensor{_calls_in(span)}",
             span=span,
             expected="the same ops for every input",
             help="select results with torch.where, or branch on shapes or on plain arguments",
@@ -146,9 +154,9 @@ def _explained(model: nn.Module, error: BaseException, span: Span | None) -> Cap
         return _without_kernel(str(error.func), span)
     return CaptureError(
         "E0224",
-        f"{type(model).__name__}.forward raises {type(error).__name__}: {_first_line(error)}",
+        f"{name} raises {type(error).__name__}: {_first_line(error)}",
         span=span,
-        help="the forward must run on these inputs; call the model once without Stretto",
+        help=f"{part} must run on these inputs; call the model once without Stretto",
     )
 
 

@@ -121,8 +121,7 @@ def read(op: Operation) -> Call | None:
                 kwargs[argument.name] = value
         else:
             args.append(value)
-    positional = [argument for argument in definition.arguments if not argument.keyword]
-    while args and args[-1] is None and positional[len(args) - 1].has_default:
+    while args and args[-1] is None and definition.positional[len(args) - 1].has_default:
         args.pop()
     return Call(definition.name, tuple(args), kwargs)
 

@@ -3,12 +3,19 @@
 `tensor<12565x64xf32, {extents = array<i64: 50257, 64>, tp = "shard(0)"}>` is what every rank holds of a (50257, 64)
 tensor whose first dim is sharded over "tp". At level `aten`, shapes are global and there is no `extents`. At level
 `comm`, shapes are local and padded, and `extents` has the global shape if padding makes it differ.
+
+A dim may be cut inside each of its blocks: `{comm.blocks = [array<i64: 1, 64, 16, 16>], tp = "shard(1)"}` gives a
+rank a chunk of each of the blocks of 64, 16 and 16 elements of dim 1, one after the other.
+
+Axes that shard the same dim nest in the mesh's order. Where they do not, each says its level, 0 for the outermost:
+`{dp = "shard(0, 1)", tp = "shard(0, 0)"}` is cut by tp first, and each part by dp.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
@@ -31,8 +38,10 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.uint8: "ui8",
     torch.bool: "i1",
 }
+_BLOCKS = "comm.blocks"
+"""The entry of an encoding for blocks; no axis has a dot in its name."""
 _FROM_TEXT = {text: dtype for dtype, text in _DTYPES.items()}
-_PLACEMENT = re.compile(rf"shard\((?P<dim>[0-9]+)\)|partial\((?P<reduce>{'|'.join(Reduce)})\)")
+_PLACEMENT = re.compile(rf"shard\((?P<dim>[0-9]+)(, (?P<level>[0-9]+))?\)|partial\((?P<reduce>{'|'.join(Reduce)})\)")
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,38 @@ class TensorType:
     placement: tuple[tuple[str, AxisPlacement], ...] = ()
     """(axis, placement) of every axis that does not replicate, sorted by axis name."""
     extents: tuple[int, ...] | None = None
+    nests: tuple[tuple[str, ...], ...] = ()
+    """For each dim whose axes do not nest in the mesh's order, in order of dims: its axes, outermost first."""
+    blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(dim, extents of its blocks) of the dims that are cut inside each block, by dim; `placement` does not say so."""
 
     def placed(self, placement: Placement, mesh: Mesh) -> TensorType:
         """The same tensor with another placement."""
         pairs = ((axis, placement.on(axis)) for axis, _ in sorted(mesh))
-        not_replicated = tuple((axis, p) for axis, p in pairs if not isinstance(p, Replicate))
-        return TensorType(self.dtype, self.shape, not_replicated, self.extents)
+        not_replicated = tuple((axis, _unblocked(p)) for axis, p in pairs if not isinstance(p, Replicate))
+        nested = (axes for axes in placement.dims if len(axes) > 1)
+        nests = tuple(axes for axes in nested if axes != tuple(axis for axis, _ in mesh if axis in axes))
+        return TensorType(self.dtype, self.shape, not_replicated, self.extents, nests, placement.blocks)
 
     def placement_on(self, mesh: Mesh) -> Placement:
-        """The placement, with nested axes in mesh order."""
-        return Placement.of(len(self.shape), dict(self.placement), mesh)
+        """The placement; axes that shard the same dim nest as the type says, else in mesh order."""
+        like = [Placement((axes,)) for axes in self.nests]
+        return replace(Placement.of(len(self.shape), dict(self.placement), mesh, like), blocks=self.blocks)
+
+    def with_axis(self, axis: str, placement: AxisPlacement) -> TensorType:
+        """The type with a placement on one more axis, the innermost of its dim and the last of the mesh."""
+        pairs = tuple(sorted((*self.placement, (axis, placement)), key=lambda pair: pair[0]))
+        on_dim = {other for other, p in self.placement if p == placement}
+        nests = tuple((*axes, axis) if on_dim & {*axes} else axes for axes in self.nests)
+        return replace(self, placement=pairs, nests=nests)
+
+    def without_axis(self, axis: str) -> TensorType:
+        """The type without a placement on `axis`, of the same local shape."""
+        pairs = tuple(pair for pair in self.placement if pair[0] != axis)
+        nests = (tuple(a for a in axes if a != axis) for axes in self.nests)
+        cut = {p.dim for _, p in pairs if isinstance(p, Shard)}
+        blocks = tuple(pair for pair in self.blocks if pair[0] in cut)
+        return replace(self, placement=pairs, nests=tuple(axes for axes in nests if len(axes) > 1), blocks=blocks)
 
     def global_shape(self, mesh: Mesh) -> tuple[int, ...]:
         """The global shape, of a type at level `comm`."""
@@ -61,6 +92,10 @@ class TensorType:
             return self.extents
         dims = self.placement_on(mesh).dims
         return tuple(n * axes_size(mesh, axes) for n, axes in zip(self.shape, dims, strict=True))
+
+
+def _unblocked(placement: AxisPlacement) -> AxisPlacement:
+    return Shard(placement.dim) if isinstance(placement, Shard) else placement
 
 
 def dtype_text(dtype: torch.dtype) -> str:
@@ -80,22 +115,47 @@ def dtype_from_text(text: str) -> torch.dtype:
     return _FROM_TEXT[text]
 
 
-def axis_text(placement: AxisPlacement) -> str:
-    """A placement on one axis as types spell it: "shard(0)"."""
+def axis_text(placement: AxisPlacement, level: int | None = None) -> str:
+    """A placement on one axis as types spell it: "shard(0)", or "shard(0, 1)" with its level among nested axes."""
     match placement:
         case Shard(dim):
-            return f"shard({dim})"
+            return f"shard({dim})" if level is None else f"shard({dim}, {level})"
         case Partial(reduce):
             return f"partial({reduce})"
         case Replicate():
             return "replicate"
 
 
-def _axis_from_text(text: str) -> AxisPlacement:
+def _axis_from_text(text: str) -> tuple[AxisPlacement, int | None]:
+    """A placement and its level among nested axes, if the text has one."""
     match = _PLACEMENT.fullmatch(text)
     if match is None:
-        raise StrettoError("E0503", f'"{text}" is not a placement', expected='"shard(dim)" or "partial(sum|max|min)"')
-    return Shard(int(match["dim"])) if match["dim"] else Partial(Reduce(match["reduce"]))
+        expected = '"shard(dim)", "shard(dim, level)" or "partial(sum|max|min)"'
+        raise StrettoError("E0503", f'"{text}" is not a placement', expected=expected)
+    if not match["dim"]:
+        return Partial(Reduce(match["reduce"])), None
+    return Shard(int(match["dim"])), int(match["level"]) if match["level"] else None
+
+
+def _nests(
+    placement: Sequence[tuple[str, AxisPlacement]], levels: Mapping[str, int | None]
+) -> tuple[tuple[str, ...], ...]:
+    """`TensorType.nests` from the levels of axes. Raises StrettoError E0503 for levels that give no order."""
+    nests = []
+    for dim in sorted({p.dim for _, p in placement if isinstance(p, Shard)}):
+        on_dim = {axis: levels[axis] for axis, p in placement if p == Shard(dim)}
+        stated = [level for level in on_dim.values() if level is not None]
+        if not stated:
+            continue
+        if sorted(stated) != [*range(len(on_dim))]:
+            found = ", ".join(f'{axis} = "{axis_text(Shard(dim), level)}"' for axis, level in on_dim.items())
+            raise StrettoError(
+                "E0503",
+                f"the axes of dim {dim} have no order: {found}",
+                expected=f"each of the levels 0 to {len(on_dim) - 1} once, or no levels for the mesh's order",
+            )
+        nests.append(tuple(axis for _, axis in sorted(zip(stated, on_dim, strict=True))))
+    return tuple(nests)
 
 
 @lru_cache(maxsize=65536)
@@ -103,7 +163,11 @@ def to_mlir(tensor: TensorType) -> Type:
     """The MLIR type."""
     ctx = context()
     element = mlir.Type.parse(dtype_text(tensor.dtype), ctx)
-    entries = [f'{axis} = "{axis_text(p)}"' for axis, p in tensor.placement]
+    levels = {axis: level for axes in tensor.nests for level, axis in enumerate(axes)}
+    entries = [f'{axis} = "{axis_text(p, levels.get(axis))}"' for axis, p in tensor.placement]
+    if tensor.blocks:
+        blocks = (f"array<i64: {', '.join(map(str, (dim, *extents)))}>" for dim, extents in tensor.blocks)
+        entries.insert(0, f"{_BLOCKS} = [{', '.join(blocks)}]")
     if tensor.extents is not None:
         entries.insert(0, f"extents = array<i64: {', '.join(map(str, tensor.extents))}>")
     encoding = mlir.Attribute.parse(f"{{{', '.join(entries)}}}", ctx) if entries else None
@@ -119,14 +183,21 @@ def from_mlir(type_: Type) -> TensorType:
         type_ = mlir.Type.parse(text[len("!async.value<") : -1], context())
     tensor = mlir.RankedTensorType(type_)
     placement: list[tuple[str, AxisPlacement]] = []
+    levels: dict[str, int | None] = {}
     extents: tuple[int, ...] | None = None
+    blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
     if tensor.encoding is not None:
         for entry in mlir.DictAttr(tensor.encoding):
             if entry.name == "extents":
                 extents = tuple(mlir.DenseI64ArrayAttr(entry.attr))
+            elif entry.name == _BLOCKS:
+                listed = [tuple(mlir.DenseI64ArrayAttr(each)) for each in mlir.ArrayAttr(entry.attr)]
+                blocks = tuple((dim, tuple(rest)) for dim, *rest in listed)
             else:
-                placement.append((entry.name, _axis_from_text(mlir.StringAttr(entry.attr).value)))
-    return TensorType(_FROM_TEXT[str(tensor.element_type)], tuple(tensor.shape), tuple(sorted(placement)), extents)
+                on_axis, levels[entry.name] = _axis_from_text(mlir.StringAttr(entry.attr).value)
+                placement.append((entry.name, on_axis))
+    dtype, by_name = _FROM_TEXT[str(tensor.element_type)], tuple(sorted(placement, key=lambda pair: pair[0]))
+    return TensorType(dtype, tuple(tensor.shape), by_name, extents, _nests(by_name, levels), blocks)
 
 
 def absent() -> Type:

@@ -1,20 +1,21 @@
 """Verify modules beyond MLIR's own rules: placements, constants, shapes of collectives, futures.
 
 Of every type: its axes are on the mesh, and shard dims that it has. Of every operation: its constants are present and
-of the schema's type. Of collectives (level `comm`): operand and result shapes fit the size of the group, and a future
-is waited on exactly once, in its own function. `pipeline_verifier.py` checks pipelined modules.
+of the schema's type. At level `comm`, of every other operation: axes that shard one dim nest in one order in all its
+values; of collectives: operand and result shapes fit the size of the group, and a future is waited on exactly once, in
+its own function. `pipeline_verifier.py` checks pipelined modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import combinations, takewhile
 
 from ..diagnostics import Span, StrettoError
-from .bindings import Operation, Value, mlir
+from .bindings import Attribute, Operation, Type, Value, mlir
 from .collectives import SEND, STARTS, TRANSFERS, collective
-from .dialects.schemas import Argument, Kind, by_mlir_name
+from .dialects.schemas import Argument, by_mlir_name
 from .locations import from_location
 from .module import Level, Module, entry, operations
 from .operations import Call, read
@@ -76,7 +77,7 @@ class _Checker:
     def __init__(self, mesh: Mesh, level: Level) -> None:
         self.mesh = mesh
         self.level = level
-        self.sound: set[TensorType] = set()
+        self.sound: set[Type] = set()
 
     def op_problems(self, op: Operation) -> Iterator[Problem]:
         for result in op.results:
@@ -84,7 +85,10 @@ class _Checker:
         definition = by_mlir_name().get(op.operation.name)
         if definition is None:
             return
-        broken = [message for a in definition.arguments for message in _constant_problem(a, op)]
+        if self.level is Level.COMM and not definition.name.startswith("comm."):
+            yield from self._nest_problems(op)
+        attributes = op.attributes
+        broken = [message for a in definition.constants for message in _constant_problem(a, attributes)]
         yield from (Problem(message, op) for message in broken)
         if definition.name.startswith("comm.") and not broken:
             call = read(op)
@@ -92,20 +96,43 @@ class _Checker:
                 yield from self.comm_problems(op, call)
 
     def type_problems(self, value: Value, op: Operation) -> Iterator[Problem]:
-        if not is_tensor(value.type):
+        mlir_type = value.type
+        if mlir_type in self.sound or not is_tensor(mlir_type):
             return
-        type_ = from_mlir(value.type)
-        if type_ in self.sound:
-            return
+        type_ = from_mlir(mlir_type)
         known = {axis for axis, _ in self.mesh}
         for axis, placement in type_.placement:
             if axis not in known:
-                yield Problem(f'the mesh has no axis "{axis}", which type {value.type} names', op)
+                yield Problem(f'the mesh has no axis "{axis}", which type {mlir_type} names', op)
             elif isinstance(placement, Shard) and not 0 <= placement.dim < len(type_.shape):
-                yield Problem(f"type {value.type} shards dim {placement.dim}, which it does not have", op)
+                yield Problem(f"type {mlir_type} shards dim {placement.dim}, which it does not have", op)
+        yield from (Problem(f"type {mlir_type} {message}", op) for message in self._block_problems(type_))
         if type_.extents is not None and len(type_.extents) != len(type_.shape):
-            yield Problem(f"type {value.type} has {len(type_.shape)} dims and {len(type_.extents)} extents", op)
-        self.sound.add(type_)
+            yield Problem(f"type {mlir_type} has {len(type_.shape)} dims and {len(type_.extents)} extents", op)
+        self.sound.add(mlir_type)
+
+    def _block_problems(self, type_: TensorType) -> Iterator[str]:
+        """Violations of blocks: a dim that is not cut, or ranks that do not divide every block."""
+        for dim, blocks in type_.blocks:
+            axes = type_.placement_on(self.mesh).dims[dim] if dim < len(type_.shape) else ()
+            ranks = axes_size(self.mesh, tuple(axis for axis in axes if axis in dict(self.mesh)))
+            extent = type_.shape[dim] * (ranks if self.level is Level.COMM else 1) if axes else 0
+            if not axes or sum(blocks) != extent or any(block % ranks for block in blocks):
+                yield f"has blocks {list(blocks)} in dim {dim}, which {ranks} ranks do not cut evenly"
+
+    def _nest_problems(self, op: Operation) -> Iterator[Problem]:
+        """Two axes that nest in different orders in values of one operation: its ranks' parts do not match."""
+        tensors = [from_mlir(v.type) for v in (*op.operands, *op.results) if is_tensor(v.type)]
+        if not any(tensor.nests for tensor in tensors):
+            return
+        outside: set[tuple[str, str]] = set()
+        for tensor in tensors:
+            for axes in tensor.placement_on(self.mesh).dims:
+                for pair in combinations(axes, 2):
+                    if pair[::-1] in outside:
+                        yield Problem(f'its values nest "{pair[0]}" and "{pair[1]}" in different orders', op)
+                        return
+                    outside.add(pair)
 
     def comm_problems(self, op: Operation, call: Call) -> Iterator[Problem]:
         if call.name == "comm.reshard":
@@ -199,15 +226,12 @@ def _future_problems(op: Operation) -> Iterator[Problem]:
         yield Problem(f"its future must be waited on exactly once, not {len(waits)} times", op)
 
 
-def _constant_problem(argument: Argument, op: Operation) -> Iterator[str]:
+def _constant_problem(argument: Argument, attributes: Mapping[str, Attribute]) -> Iterator[str]:
     """The violation of one constant: missing, or of another type than the schema's."""
-    if argument.kind is not Kind.CONSTANT:
-        return
-    there = argument.name in op.attributes
-    if not there:
+    if argument.name not in attributes:
         if argument.required:
             yield f'the constant "{argument.name}" of type {argument.type} is missing'
         return
     wanted = _PLAIN.get(argument.type)
-    if wanted is not None and not isinstance(op.attributes[argument.name], wanted):
-        yield f'the constant "{argument.name}" must be of type {argument.type}, not {op.attributes[argument.name]}'
+    if wanted is not None and not isinstance(attributes[argument.name], wanted):
+        yield f'the constant "{argument.name}" must be of type {argument.type}, not {attributes[argument.name]}'

@@ -44,6 +44,11 @@ class ActivationSharding:
         if self.pipeline_axis:
             module.operation.attributes["comm.stages"] = to_attribute(self.pipeline_axis)
 
+    @property
+    def nesting(self) -> Placement:
+        """The order in which the axes of one dim nest, as the placement of an activation."""
+        return Placement.of_shards(1 + max((dim for _, dim in self.shards), default=0), dict(self.shards))
+
     def scatter_dims(self, type_: TensorType) -> tuple[tuple[str, int], ...]:
         """(axis, dim) where a partial value of this type is reduce-scattered; empty if it is no activation."""
         is_activation = (
@@ -64,4 +69,4 @@ class ActivationSharding:
         by_axis = {
             axis: placement.on(axis) if isinstance(placement.on(axis), Shard) else Replicate() for axis, _ in mesh
         }
-        return Placement.of(len(type_.shape), by_axis, mesh)
+        return Placement.of(len(type_.shape), by_axis, mesh, [placement])

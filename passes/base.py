@@ -14,13 +14,15 @@ from ..ir.module import Level, Module
 
 
 class RemarkKind(StrEnum):
-    """Whether a remark reports a rewrite, a missed rewrite, a fact, or a statement without effect."""
+    """Whether a remark reports a rewrite, a missed rewrite, a fact, or something about a statement of the plan."""
 
     APPLIED = "applied"
     MISSED = "missed"
     NOTE = "note"
     WARNING = "warning"
     """A request of the user has no effect."""
+    IMPLIED = "implied"
+    """The message is a statement that the plan does not write out."""
 
 
 @dataclass(frozen=True)

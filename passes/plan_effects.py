@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..dsl.axes import NamedAxes
 from ..dsl.parser import Statement
 from ..dsl.pipeline import MICROBATCH_AXIS, Pipeline
 from ..dsl.plan import Plan
@@ -34,6 +35,7 @@ class Decisions:
     def effects(self) -> dict[str, str]:
         """By key of a statement: why it has no effect, empty if it has one; of activations only trivial axes."""
         effects: dict[str, str] = {}
+        implied_axes = () if self.plan.implied is None else self.plan.implied.axes
         for index, statement in enumerate(self.plan.statements):
             if isinstance(statement, ShardParameters):
                 effects[key_of(index)] = self._why_no_parameter(index, statement)
@@ -41,6 +43,9 @@ class Decisions:
                 pipeline = self.plan.pipeline
                 used = pipeline is not None and pipeline.schedule == statement.name
                 effects[key_of(index)] = "" if used else "no pipeline names this schedule"
+            elif isinstance(statement, NamedAxes):
+                unused = statement.name not in self.plan.used_names and statement.axes != implied_axes
+                effects[key_of(index)] = "no statement uses the name" if unused else ""
             elif isinstance(statement, Precision | Pipeline) or not statement.axes:
                 continue
             elif self._is_trivial(statement.axes):
@@ -55,7 +60,8 @@ class Decisions:
 
     def remarks(self) -> list[Remark]:
         """Remarks of what each statement shards, and of the inputs that stay whole."""
-        remarks = []
+        implied = self.plan.implied
+        remarks = [] if implied is None else [Remark(_PASS, RemarkKind.IMPLIED, str(implied), span=implied.span)]
         for statement in self.plan.statements:
             if isinstance(statement, ShardParameters):
                 count, kind = len(self._cut(statement)), "parameters"
@@ -81,26 +87,6 @@ class Decisions:
             message = f"inputs without the batch's dim stay whole {where}: {_listed(self.replicated_inputs)}"
             remarks.append(Remark(_PASS, RemarkKind.MISSED, message))
         return remarks
-
-    def costly_nesting(self) -> list[Remark]:
-        """A warning for each pair of a stored and a computed axis on one dim where the stored one is outside."""
-        order = self.plan.mesh.names
-        pairs: dict[tuple[str, str], list[str]] = {}
-        for sharding in self.parameters:
-            for axis, dim in self.stored.get(sharding.name, {}).items():
-                for other in (a for a, d in sharding.dims.items() if d == dim and order.index(axis) < order.index(a)):
-                    pairs.setdefault((axis, other), []).append(sharding.name)
-        return [
-            Remark(
-                _PASS,
-                RemarkKind.WARNING,
-                f'each use of {_listed(tuple(names))} gathers over "{axis}" and "{other}", and shards the result again '
-                f'over "{other}": name "{other}" before "{axis}" in the mesh',
-                span=self.plan.mesh.span_of(axis),
-            )
-            for (axis, other), names in pairs.items()
-            if self._size(axis) > 1 and self._size(other) > 1
-        ]
 
     def idle_axes(self) -> list[Remark]:
         """A warning for every axis of more than one rank that shards no argument and no activation."""

@@ -114,8 +114,11 @@ def sites(module: Module, names: Container[str]) -> Iterator[Site]:
     """The operations with one of `names`, in order, function by function."""
     for function in module.functions().values():
         for op in operations(function):
+            definition = by_mlir_name().get(op.operation.name)
+            if definition is None or definition.name not in names:
+                continue
             call = read(op)
-            if call is not None and call.name in names:
+            if call is not None:
                 yield Site(op, call, from_location(op.location))
 
 

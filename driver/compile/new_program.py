@@ -36,8 +36,8 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
     """Lower a module. What follows from the values of this call and model is left to `completed`."""
     lowered = lower_program(module)
     pipeline = lowered.pipeline
-    if pipeline is not None and is_alone(plan):
-        pipeline = replace(pipeline, separate_microbatches=True)
+    if pipeline is not None:
+        pipeline = replace(pipeline, separate_microbatches=is_alone(plan), nonlinear=captured.nonlinear)
     manifest = Manifest(
         mode=str(captured.mode),
         dtype=dtype_name(_judged(captured, plan, options.floats)),

@@ -27,7 +27,7 @@ from ..check.pass_check import CheckOptions
 from .fault_localisation import Status, Statuses, Suspects, idle_before, suspects
 from .known_values import Values
 from .op_places import Place, Places
-from .traced_module import TracedModule
+from .traced_module import TracedModule, same_origin
 
 _MOST_CANDIDATES = 16
 """The most other candidates that are reported."""
@@ -188,10 +188,16 @@ def _trace_back(
 def _changed(
     before: TracedModule, after: TracedModule, pairs: Sequence[tuple[int, int]], tolerance: float
 ) -> Iterator[Node]:
-    """Of pairs of values, before and after: the makers of those that differ though the same operation made both."""
+    """Of pairs of values, before and after: the makers of those that differ though one operation stands for both.
+
+    The same operation made both, or the new one is of what the pass wrote in place of the old one.
+    """
     for old, new in pairs:
         old_maker, new_maker = before.maker(old), after.maker(new)
-        if old_maker is None or new_maker is None or before.counterpart(after, new_maker) is not old_maker:
+        if old_maker is None or new_maker is None:
+            continue
+        is_rewritten = same_origin(old_maker, new_maker) and not before.has_like(new_maker)
+        if before.counterpart(after, new_maker) is not old_maker and not is_rewritten:
             continue
         if old not in before.trace.fingerprints:
             old, new = before.results_through_wait(old_maker)[0], after.results_through_wait(new_maker)[0]

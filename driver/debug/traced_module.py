@@ -15,6 +15,7 @@ from ...ir.equivalence.trace import Trace
 from ...ir.interpreter.code import decode
 from ...ir.interpreter.observing import Path
 from ...ir.interpreter.ranks import grid_of
+from ...ir.locations import Origin
 from ...ir.module import Module
 from ...ir.types import to_mlir
 from ..text.layer_names import family
@@ -70,8 +71,16 @@ class TracedModule:
     def counterpart(self, other: TracedModule, node: Node) -> Node | None:
         """The operation here that corresponds to one of another module: same name, same origin, same position."""
         index, key = other._positions[node.path]
-        candidates = self._by_key[key, node.microbatch] or self._by_key[key, None]
+        candidates = self._by_key.get((key, node.microbatch)) or self._by_key.get((key, None), [])
         return candidates[index] if index < len(candidates) else None
+
+    def has_like(self, node: Node) -> bool:
+        """Whether an operation here has the name and the origin of one of another module."""
+        return _key(node) in self._keys
+
+    @cached_property
+    def _keys(self) -> set[Key]:
+        return {key for key, _ in self._by_key}
 
     @cached_property
     def _waited(self) -> dict[Path, Sequence[int]]:
@@ -85,7 +94,7 @@ class TracedModule:
         nodes: dict[tuple[Key, int | None], list[Node]] = defaultdict(list)
         for node in self.trace.flow.nodes:
             nodes[_key(node), node.microbatch].append(node)
-        return nodes
+        return dict(nodes)
 
     @cached_property
     def _positions(self) -> dict[Path, tuple[int, Key]]:
@@ -96,7 +105,16 @@ class TracedModule:
         return tuple(self.type_text(number) for number in node.results)
 
 
+def same_origin(node: Node, other: Node) -> bool:
+    """Whether two operations come from the same line of the same module, or of equal layers."""
+    return _origin(node) == _origin(other)
+
+
 def _key(node: Node) -> Key:
-    """What passes keep of an operation: name and origin, without layer numbers, which folding removes."""
-    origin = node.step.origin
-    return synchronous(node.step.name), replace(origin, module_path=family(origin.module_path))
+    """What passes keep of an operation: name and origin."""
+    return synchronous(node.step.name), _origin(node)
+
+
+def _origin(node: Node) -> Origin:
+    """Where an operation comes from, without layer numbers, which folding removes."""
+    return replace(node.step.origin, module_path=family(node.step.origin.module_path))

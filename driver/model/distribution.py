@@ -27,8 +27,8 @@ from ...dsl.resolve import resolve_stored_placements
 from ...frontend.capture.call import BoundCall
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import check_parameters
-from ...ir.placement import axes_size, chunk_size
-from ...runtime.processes.parameters import distribute_parameters, move_to
+from ...ir.placement import Placement, axes_size, chunk_size
+from ...runtime.processes.parameters import device_mesh_of, distribute_parameters, move_to
 from ...runtime.processes.world import World, is_launched, join
 from ...runtime.program.mesh import RankMesh
 from ...runtime.program.program import Program
@@ -76,8 +76,8 @@ def parameter_shards(model: nn.Module, plan: Plan) -> dict[str, tuple[Shard, ...
     infos = parameter_infos(model)
     shards = {}
     for info, dims in zip(infos, resolve_stored_placements(plan, infos), strict=True):
-        axes = {dim: tuple(a for a in plan.mesh.names if dims.get(a) == dim) for dim in range(len(info.shape))}
-        shards[info.name] = tuple(_shard(plan, dim, over, info.shape[dim]) for dim, over in axes.items() if over)
+        axes = enumerate(Placement.of_shards(len(info.shape), dims).dims)
+        shards[info.name] = tuple(_shard(plan, dim, over, info.shape[dim]) for dim, over in axes if over)
     return shards
 
 
@@ -94,8 +94,8 @@ def move_to_stages(program: Program, parameters: Mapping[str, Tensor]) -> None:
     for parameter in program.of_kind("parameter"):
         home, tensor = program.owning_stage(parameter), parameters[parameter.name]
         if home is not None and isinstance(tensor, DTensor):
-            mesh = join().device_mesh(program.mesh, home)
-            if tensor.device_mesh == join().device_mesh(program.mesh):
+            mesh = device_mesh_of(parameter.shards, program.mesh, join(), home)
+            if tensor.device_mesh == device_mesh_of(parameter.shards, program.mesh, join()):
                 move_to(tensor, mesh)
                 moved.append(tensor)
     note_moved(moved)

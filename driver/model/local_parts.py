@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 from ...dsl.plan import Plan
 from ...dsl.resolve_values import resolve_inputs, stated_role
 from ...dsl.shard import Role
 from ...frontend.capture.call import BoundCall
+from ...ir.placement import Placement
+from ...runtime.processes.parameters import device_mesh_of, placements_of
 from ...runtime.processes.world import join
 from ...runtime.program.mesh import RankMesh
+from ...runtime.program.records import Shard
 
 T = TypeVar("T")
 
@@ -56,17 +58,16 @@ def _global(name: str, tensor: Tensor, plan: Plan, processes: int) -> Tensor:
     world, mesh = join(), RankMesh(plan.mesh.axes)
     batch = () if stated_role(plan, name) is Role.WHOLE else (name,)
     dims = resolve_inputs(plan, {name: tuple(part.shape)}, batch)[name]
-    placements: list[Placement] = [Shard(dims[axis]) if axis in dims else Replicate() for axis, _ in mesh.axes]
-    shape = [
-        extent * prod(mesh.sizes[axis] for axis, sharded_dim in dims.items() if sharded_dim == dim)
-        for dim, extent in enumerate(part.shape)
-    ]
+    by_dim = enumerate(zip(Placement.of_shards(part.dim(), dims).dims, part.shape, strict=True))
+    shards = [Shard(dim, axes, extent, extent * mesh.size(axes)) for dim, (axes, extent) in by_dim if axes]
+    shape = list(part.shape)
+    for shard in shards:
+        shape[shard.dim] = shard.extent
     stride = torch.empty(shape, device="meta").stride()
-    device_mesh = world.device_mesh(mesh)
     return DTensor.from_local(
         part.contiguous(),
-        device_mesh,
-        placements or [Replicate()],
+        device_mesh_of(shards, mesh, world),
+        placements_of(shards, mesh),
         run_check=False,
         shape=torch.Size(shape),
         stride=stride,

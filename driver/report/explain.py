@@ -14,7 +14,7 @@ from ...runtime.program.program import Program
 from ...runtime.program.records import Input, Shard
 from ...runtime.rank.shards import local_shape
 from ..text.layer_names import family, folded
-from .remarks import RemarkJson, is_warning, remarks_of
+from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
 from .traffic import Site, Traffic, gradients_from, place_of, traffic_of
 
@@ -146,7 +146,16 @@ class Explanation:
     @property
     def other_remarks(self) -> list[RemarkJson]:
         """All other remarks."""
-        return [remark for remark in remarks_of(self.program) if not _misses_rule(remark) and not is_warning(remark)]
+        return [
+            remark
+            for remark in remarks_of(self.program)
+            if not (_misses_rule(remark) or is_warning(remark) or is_implied(remark))
+        ]
+
+    @property
+    def implied(self) -> list[str]:
+        """The statements that the plan does not write out."""
+        return [str(remark.get("message")) for remark in remarks_of(self.program) if is_implied(remark)]
 
     def to_json(self) -> dict[str, Json]:
         """One JSON object; sizes are in bytes."""
@@ -156,6 +165,7 @@ class Explanation:
             **{key: about[key] for key in ("mode", "dtype", "target", "stretto", "torch", "source")},
             "hash": self.program.hash,
             "mesh": dict(manifest.mesh),
+            "implied": [*self.implied],
             "ranks": self.program.mesh.ranks,
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
             "pipeline": None if self.program.pipeline is None else self.program.pipeline.to_json(),
@@ -224,6 +234,8 @@ def _group(members: Sequence[Input]) -> PlacedTensors:
 def _shard_text(shard: Shard) -> str:
     """The sharding of one dim; "(uneven)" where the last chunks are padded."""
     text = f"dim {shard.dim} over {', '.join(shard.axes)}"
+    if shard.blocks:
+        return f"{text}, in {len(shard.blocks)} blocks"
     return text if shard.extent % shard.chunk == 0 else f"{text} (uneven)"
 
 

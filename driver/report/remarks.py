@@ -11,7 +11,7 @@ from ...runtime.program.program import Program
 from ..text.console import place_text
 
 RemarkJson = Mapping[str, Json]
-"""A remark: pass, kind (applied, missed, note, warning), message, module, file, line, backward, plan (its place)."""
+"""A remark: pass, kind (`RemarkKind`), message, module, file, line, backward, plan (its place)."""
 
 KINDS = ("applied", "missed", "note")
 
@@ -25,6 +25,11 @@ def remarks_of(program: Program) -> list[RemarkJson]:
 def is_warning(remark: RemarkJson) -> bool:
     """Whether it says that a statement of the plan has no effect."""
     return remark.get("kind") == "warning"
+
+
+def is_implied(remark: RemarkJson) -> bool:
+    """Whether its message is a statement that the plan does not write out."""
+    return remark.get("kind") == "implied"
 
 
 def warning_text(remark: RemarkJson) -> str:

@@ -29,6 +29,8 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}")
     say(f"from     {source_text(manifest)}; stretto {manifest.stretto}, torch {manifest.torch}")
     say(f"mesh     {mesh_text(manifest)}")
+    for statement in explanation.implied:
+        say(f"implied  {statement}")
     if program.symbolic is not None:
         say(f"sizes    {sizes_text(program.symbolic)}")
     _stages(explanation)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..captured import Capture, CapturedOutput, CaptureError, ForwardResult, InputKind, Mode, OutputKind
+from ..custom_functions.extraction import nonlinear_functions
 from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
 from ..graph.strided_views import refuse_strided_views, write_as_reshapes, write_symbolic_zeros
 from ..metadata import annotate
@@ -159,6 +160,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         result=module.forward_result,
         unused_parameters=assembled.unused_parameters,
         differentiable=module.result.differentiable,
+        nonlinear=nonlinear_functions(graphs.forward),
     )
 
 

@@ -28,6 +28,7 @@ from torch.fx.proxy import TracerBase
 from torch.utils._traceback import CapturedTraceback
 
 from ..captured import Mode
+from ..custom_functions.extraction import extract_custom_functions
 from ..graph.autocast import note_callers_region, switched_off
 from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
@@ -161,6 +162,7 @@ def _forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, di
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
         make_determinants_row_major(forward.graph)
+        extract_custom_functions(forward)
         fakes = [node.meta["val"] for node in forward.graph.find_nodes(op="placeholder")]
         note_callers_region(forward)
     return TracedForward(forward, constants, value_reads, inputs if dims is None else tuple(fakes), fakes)

@@ -1,4 +1,4 @@
-"""Refuse custom gradients (autograd functions, backward hooks): export would silently drop them.
+"""Keep the backward of custom autograd functions, and refuse backward hooks: export would silently drop both.
 
 The reference comes from the same export, so no later check would see the difference.
 """
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from ..captured import CaptureError
+from ..custom_functions.recording import is_recording, record_call
 
 _HELP = "write the forward so that torch's own derivatives are right, for example with x.detach()"
 
@@ -31,8 +32,8 @@ def refuse_backward_hooks(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def derived_gradients_only() -> Iterator[None]:
-    """Inside, custom autograd functions and hooks on tensors raise E0227 where they are used.
+def own_gradients_kept() -> Iterator[None]:
+    """Inside, custom autograd functions are recorded with their backward, and hooks on tensors raise E0227.
 
     Torch's own functions are allowed, as they do not change gradients. A reentrant checkpoint is traced as its body:
     what a backward recomputes is the plan's choice.
@@ -40,18 +41,20 @@ def derived_gradients_only() -> Iterator[None]:
     apply = torch.autograd.Function.__dict__["apply"]
     register_hook = torch.Tensor.register_hook
 
-    def refuse_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    def record_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         if cls is CheckpointFunction:
             function, _preserves_rng_state, *inputs = args
             return _checkpointed(function, inputs)
-        if cls.__module__.partition(".")[0] == "torch":
+        inside = is_recording()
+        differentiates = torch.is_grad_enabled() and _any_requires_grad((*args, *kwargs.values()))
+        if inside or not differentiates or _is_torchs(cls):
             return apply.__get__(None, cls)(*args, **kwargs)
-        raise CaptureError("E0227", f'"{cls.__qualname__}" is a custom autograd function', help=_HELP)
+        return record_call(cls, args, kwargs)
 
     def refuse_hook(tensor: torch.Tensor, hook: Any) -> NoReturn:
         raise CaptureError("E0227", "the forward puts a hook on the gradient of a tensor", help=_HELP)
 
-    torch.autograd.Function.apply = classmethod(refuse_apply)  # type: ignore[method-assign, assignment]
+    torch.autograd.Function.apply = classmethod(record_apply)  # type: ignore[method-assign, assignment]
     torch.Tensor.register_hook = refuse_hook  # type: ignore[method-assign]
     try:
         yield
@@ -71,6 +74,11 @@ def _checkpointed(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
             help="call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
         )
     return result
+
+
+def _is_torchs(cls: type[torch.autograd.Function]) -> bool:
+    """Whether a function is torch's own; dynamo wraps those of the model in `ApplyTemplate`."""
+    return cls.__module__.partition(".")[0] == "torch" and cls.__name__ != "ApplyTemplate"
 
 
 def _any_requires_grad(values: Sequence[Any]) -> bool:

@@ -15,7 +15,7 @@ from ..captured import CaptureError, ForwardResult, Mode, OutputTree, TensorLeaf
 from .call import PLAIN_TYPES, BoundCall
 from .cumulative_norms import cumulative_norms_traced
 from .inference_mode import inference_mode_as_no_grad
-from .own_gradients import derived_gradients_only
+from .own_gradients import own_gradients_kept
 from .precision import cast_inputs, casts_of_parameters, parameters_replaced_by_casts
 from .python_randomness import python_randomness_recorded
 from .side_effects import RecordValueReads, SideEffects, side_effects_recorded
@@ -69,7 +69,7 @@ class TracedModel(nn.Module):
         casts = casts_of_parameters(model, self.compute)
         self.result.effects = SideEffects()
         with (
-            derived_gradients_only() if self.mode is Mode.TRAIN else nullcontext(),
+            own_gradients_kept() if self.mode is Mode.TRAIN else nullcontext(),
             parameters_replaced_by_casts(casts),
             cumulative_norms_traced(model),
             without_value_checks(),

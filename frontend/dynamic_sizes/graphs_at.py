@@ -7,7 +7,7 @@ for which its guards hold; it costs as much as four or five plain traces.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import sympy  # type: ignore[import-untyped]
 import torch
@@ -17,6 +17,7 @@ from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_modu
 from torch.utils import _pytree as pytree
 
 from ..capture.joint import SymbolicGraphs, TracedGraphs
+from ..custom_functions.custom_function import Backward, CustomFunction
 from .dynamic_dims import CalledSize
 from .size_guards import NotSymbolic
 
@@ -105,7 +106,7 @@ def _shape(node: Any) -> list[Any]:
 
 
 def _copied(module: fx.GraphModule, numbers: _Substitution) -> fx.GraphModule:
-    """A copy of the graph; parameters, buffers and constants are shared."""
+    """A copy of the graph; parameters, buffers and constants are shared, custom functions are copied."""
     graph = fx.Graph()
     graph.set_codegen(module.graph._codegen)
     copies: dict[fx.Node, Any] = {}
@@ -118,5 +119,27 @@ def _copied(module: fx.GraphModule, numbers: _Substitution) -> fx.GraphModule:
         copy.args, copy.kwargs = fx.node.map_aggregate((copy.args, copy.kwargs), numbers.leaf)
         if value is not None:
             copy.meta["val"] = numbers.of(value)
+        if node.op == "call_module":
+            copy.args = _values(copy.args)
         copies[node] = copy
-    return _make_graph_module(module, graph)
+    copied = _make_graph_module(module, graph)
+    for node in graph.find_nodes(op="call_module"):
+        function = module.get_submodule(str(node.target))
+        assert isinstance(function, CustomFunction), "no other module is called"
+        copied.add_submodule(str(node.target), _function_at(function, numbers))
+    return copied
+
+
+def _function_at(function: CustomFunction, numbers: _Substitution) -> CustomFunction:
+    """A custom function at these sizes. Its graphs take and save no sizes, as those are numbers in them."""
+    forward = _copied(function.forward_graph, numbers)
+    output = forward.graph.output_node()
+    results, saved = cast(tuple[Any, Any], output.args[0])
+    output.args = ((results, list(_values(saved))),)
+    backwards = [Backward(each.present, _copied(each.graph, numbers)) for each in function.backwards]
+    return CustomFunction(function.signature, forward, backwards)
+
+
+def _values(arguments: Any) -> tuple[fx.Node, ...]:
+    """The arguments that are values."""
+    return tuple(argument for argument in arguments if isinstance(argument, fx.Node))

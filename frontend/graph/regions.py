@@ -78,7 +78,7 @@ def write_out_regions(module: fx.GraphModule) -> None:
     _replace_autocast(module.graph, boundaries)
     for node in reversed(boundaries):
         module.graph.erase_node(node)
-    module.graph.eliminate_dead_code(is_impure_node=_has_effect)
+    module.graph.eliminate_dead_code(is_impure_node=has_effect)
     module.recompile()
 
 
@@ -197,7 +197,7 @@ def _is_boundary(node: fx.Node) -> bool:
     return node.target in (_SET_GRAD, _ENTER_AUTOCAST, _EXIT_AUTOCAST)
 
 
-def _has_effect(node: fx.Node) -> bool:
+def has_effect(node: fx.Node) -> bool:
     """Whether a node must stay without users: an in-place op or an autocast call."""
     if node.op in ("placeholder", "output") or autocast.is_boundary(node):
         return True

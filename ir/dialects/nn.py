@@ -8,16 +8,19 @@ from __future__ import annotations
 
 NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
     # query (B, H, S, D), key and value (B, G, T, D) with G dividing H, mask broadcastable to (B, H, S, T);
-    # query head i reads key and value head i // (H / G)
+    # query head i reads key and value head i // (H / G); causal: a query sees keys of its position and before, where
+    # positions are indices plus `q_offset` and `k_offset` (0-d integers; 0 where not given); a query that sees no key
+    # has out 0 and logsumexp -inf
     # -> out (B, H, S, D), logsumexp (B, H, S)
     (
-        "nn::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float? scale)"
-        " -> (Tensor out, Tensor logsumexp)",
+        "nn::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float? scale,"
+        " Tensor? q_offset, Tensor? k_offset) -> (Tensor out, Tensor logsumexp)",
         True,
     ),
     (
         "nn::attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp,"
-        " Tensor? mask, bool causal, float? scale) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+        " Tensor? mask, bool causal, float? scale, Tensor? q_offset, Tensor? k_offset)"
+        " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
         True,
     ),
     # y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2, -1) + eps); x (..., C), weight (C), rstd (..., 1)

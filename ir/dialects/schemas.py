@@ -68,6 +68,16 @@ class OpDef:
         return tuple(a for a in self.arguments if a.kind not in (Kind.CONSTANT, Kind.IGNORED))
 
     @cached_property
+    def constants(self) -> tuple[Argument, ...]:
+        """The arguments that are attributes."""
+        return tuple(a for a in self.arguments if a.kind is Kind.CONSTANT)
+
+    @cached_property
+    def positional(self) -> tuple[Argument, ...]:
+        """The arguments that calls give without their names."""
+        return tuple(a for a in self.arguments if not a.keyword)
+
+    @cached_property
     def has_segments(self) -> bool:
         """Whether MLIR needs `operandSegmentSizes`, as an operand is optional."""
         return any(a.kind is Kind.OPTIONAL_TENSOR for a in self.operands)

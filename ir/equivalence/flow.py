@@ -160,9 +160,7 @@ def stage_type(code: Code, type_: TensorType | None) -> TensorType | None:
     """The type of one microbatch on the ranks of a stage; unchanged for a module without a pipeline axis."""
     if type_ is None or code.axis is None:
         return type_
-    return one_microbatch_type(
-        replace(type_, placement=tuple(p for p in type_.placement if p[0] != code.axis)), code.mesh
-    )
+    return one_microbatch_type(type_.without_axis(code.axis), code.mesh)
 
 
 def one_microbatch_type(type_: TensorType, mesh: Mesh) -> TensorType:
@@ -170,10 +168,9 @@ def one_microbatch_type(type_: TensorType, mesh: Mesh) -> TensorType:
     sharded_dims = {
         placement.dim for axis, placement in type_.placement if axis == MICROBATCH and isinstance(placement, Shard)
     }
-    placement = tuple(axis_placement for axis_placement in type_.placement if axis_placement[0] != MICROBATCH)
     count = microbatches(mesh)
     extents = type_.extents and tuple(n // count if dim in sharded_dims else n for dim, n in enumerate(type_.extents))
-    return replace(type_, placement=placement, extents=extents)
+    return replace(type_.without_axis(MICROBATCH), extents=extents)
 
 
 def _new_values(flow: Flow, types: Sequence[TensorType | None]) -> Iterator[int]:

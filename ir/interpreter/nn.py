@@ -16,9 +16,19 @@ from torch import Tensor
 Results = tuple[Tensor | None, ...]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Results:
-    """out = softmax(q k^T scale + mask) v, and each row's log of the sum of exponentials."""
-    weights, logsumexp = _weights(q, k, mask, causal, scale)
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    q_offset: Tensor | None,
+    k_offset: Tensor | None,
+) -> Results:
+    """out = softmax(q k^T scale + mask) v, and each row's log of the sum of exponentials; 0 and -inf without a key."""
+    scores = _scores(q, k, mask, scale)
+    weights, logsumexp = _weights(_causal(scores, q_offset, k_offset) if causal else scores)
     return torch.einsum("bhst,bhtd->bhsd", weights, _of_each_query(v, q)).to(v.dtype), logsumexp
 
 
@@ -32,13 +42,17 @@ def attention_backward(
     mask: Tensor | None,
     causal: bool,
     scale: float | None,
+    q_offset: Tensor | None,
+    k_offset: Tensor | None,
 ) -> Results:
     """With P = exp(scores - logsumexp), dS = P (g V^T - sum(g out)): dV = P^T g, dQ = dS K scale, dK = dS^T Q scale.
 
     Where heads are grouped, dK and dV are sums over the query heads that share them.
     """
     wide, factor = _at_least_float32(grad), _factor(q, scale)
-    p = (_scores(q, k, mask, causal, scale) - logsumexp[..., None]).exp()
+    scores = _scores(q, k, mask, scale)
+    scores = _causal(scores, q_offset, k_offset) if causal else scores
+    p = torch.where(logsumexp.isneginf()[..., None], 0.0, (scores - logsumexp[..., None]).exp())
     ds = p * (
         torch.einsum("bhsd,bhtd->bhst", wide, _of_each_query(v, q)) - (wide * _at_least_float32(out)).sum(-1)[..., None]
     )
@@ -145,8 +159,8 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Results:
 
 
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
-    "nn.attention": (attention, 6),
-    "nn.attention_backward": (attention_backward, 9),
+    "nn.attention": (attention, 8),
+    "nn.attention_backward": (attention_backward, 11),
     "nn.rms_norm": (rms_norm, 3),
     "nn.rms_norm_backward": (rms_norm_backward, 4),
     "nn.layer_norm": (layer_norm, 5),
@@ -181,14 +195,17 @@ def _factor(q: Tensor, scale: float | None) -> float:
     return 1.0 / float(q.shape[-1]) ** 0.5 if scale is None else scale
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     scores = torch.einsum("bhsd,bhtd->bhst", _at_least_float32(q), _of_each_query(k, q)) * _factor(q, scale)
-    if mask is not None:
-        scores = scores + mask
-    if causal:
-        later = torch.arange(k.shape[2])[None, :] > torch.arange(q.shape[2])[:, None]
-        scores = torch.where(later, float("-inf"), scores)
-    return scores
+    return scores if mask is None else scores + mask
+
+
+def _causal(scores: Tensor, q_offset: Tensor | None, k_offset: Tensor | None) -> Tensor:
+    """Scores (b, h, s, t) that are -inf where the key comes after the query."""
+    queries, keys = torch.arange(scores.shape[2]), torch.arange(scores.shape[3])
+    queries = queries if q_offset is None else queries + q_offset
+    keys = keys if k_offset is None else keys + k_offset
+    return torch.where(keys[None, :] > queries[:, None], float("-inf"), scores)
 
 
 def _of_each_query(shared: Tensor, q: Tensor) -> Tensor:
@@ -204,13 +221,12 @@ def _summed_by_group(gradient: Tensor, shared: Tensor) -> Tensor:
     return gradient.reshape(batch, shared.shape[1], -1, *rest).sum(2)
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
+def _weights(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The softmax of the scores and their logsumexp, computed from scores minus their maximum."""
-    scores = _scores(q, k, mask, causal, scale)
     highest = scores.amax(-1, keepdim=True)
-    shifted = (scores - highest).exp()
+    shifted = torch.where(highest.isneginf(), 0.0, (scores - highest).exp())
     total = shifted.sum(-1, keepdim=True)
-    return shifted / total, (total.log() + highest).squeeze(-1)
+    return torch.where(total == 0, 0.0, shifted / total), (total.log() + highest).squeeze(-1)
 
 
 def _last(shape: Sequence[int]) -> list[int]:

@@ -4,8 +4,8 @@ Before (over tp=2)                               After
   %1 = comm.all_reduce %0 over ["tp"] : t<4x6>     %s = comm.reduce_scatter %0 over ["tp"], dim 0 : t<2x6>
                                                    %1 = comm.all_gather %s over ["tp"], dim 0 : t<4x6>
 
-The dim is the first that the group's size divides and whose nested shards a type can express: no axis shards it, or
-only axes that come before the group's, evenly. Other sums are left, with a remark, as are maxima and minima.
+The dim is the first that the group's size divides and that no axis shards, or only axes that divide it evenly; the
+group nests inside of these. Other sums are left, with a remark, as are maxima and minima.
 
 Needs: level `comm`, before `start-collectives`.   Keeps: values: every element is the same sum.
 Cost: none in bytes on the wires of a ring; one more operation's latency, and a copy where the dim is not the first.
@@ -16,14 +16,14 @@ is a reduce-scatter and an all-gather, each of (n - 1)/n of the bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Annotated, ClassVar
 
 from ...ir.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from ...ir.module import Level, Module
-from ...ir.placement import AxisPlacement, Mesh, Reduce, Shard, axes_size
+from ...ir.placement import Mesh, Reduce, axes_size
 from ...ir.types import TensorType
 from ..base import Pass, Report
 from ..collective_text import collective_text
@@ -67,13 +67,11 @@ class SplitAllReduce(Pass):
 
 
 def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> bool:
-    """Whether the group can shard a dim, and a type express it: types nest axes in the mesh's order."""
-    mesh_order = [axis for axis, _ in mesh]
+    """Whether the group can shard a dim: inside of the axes that shard it already."""
     size = axes_size(mesh, tuple(axes))
     extent, sharding_axes = type_.shape[dim], type_.placement_on(mesh).dims[dim]
-    nested = [*sharding_axes, *axes]
     is_whole = type_.global_shape(mesh)[dim] == extent * axes_size(mesh, sharding_axes)
-    return extent > 0 and extent % size == 0 and is_whole and nested == sorted(nested, key=mesh_order.index)
+    return extent > 0 and extent % size == 0 and is_whole
 
 
 def _split(site: Site, dim: int, mesh: Mesh) -> None:
@@ -89,5 +87,6 @@ def _scattered_type(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh
     """The local type between the two."""
     shape = list(type_.shape)
     shape[dim] //= axes_size(mesh, tuple(axes))
-    placements: dict[str, AxisPlacement] = {**dict(type_.placement), **{axis: Shard(dim) for axis in axes}}
-    return TensorType(type_.dtype, tuple(shape), tuple(sorted(placements.items())), type_.extents)
+    placement = type_.placement_on(mesh)
+    dims = tuple((*present, *axes) if index == dim else present for index, present in enumerate(placement.dims))
+    return replace(type_, shape=tuple(shape)).placed(replace(placement, dims=dims), mesh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir.bindings import Location, Value
 from ...ir.placement import Mesh, Placement, axes_size, chunk_size, is_even, local_shape
@@ -15,7 +15,7 @@ def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
     placement = tensor.placement_on(mesh)
     shape = local_shape(tensor.shape, placement, mesh)
     even = all(is_even(n, axes, mesh) for n, axes in zip(tensor.shape, placement.dims, strict=True))
-    return TensorType(tensor.dtype, shape, tensor.placement, None if even else tensor.shape)
+    return replace(tensor, shape=shape, extents=None if even else tensor.shape)
 
 
 class LocalEmitter(Emitter):

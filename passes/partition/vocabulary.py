@@ -18,7 +18,7 @@ import torch
 from ...ir.bindings import Value
 from ...ir.collectives import ALL_REDUCE
 from ...ir.operations import Call
-from ...ir.placement import Shard
+from ...ir.placement import Placement
 from ...ir.types import TensorType, from_mlir
 from .emitter import LocalEmitter, Shards, Types
 
@@ -33,7 +33,9 @@ class _OwnIndices:
     local: Value
 
 
-class _Vocabulary:
+class Vocabulary:
+    """Builds what a rank computes with its chunk of the classes."""
+
     def __init__(self, emitter: LocalEmitter, shards: Shards) -> None:
         self.emitter = emitter
         self.shards = shards
@@ -75,7 +77,7 @@ class _Vocabulary:
     def column(self, value: Value) -> Value:
         """(N,) as (N, 1)."""
         type_ = from_mlir(value.type)
-        return self.emitter.op("aten.unsqueeze.default", value, 1, type=_bare(type_, (*type_.shape, 1)))
+        return self.emitter.op("aten.unsqueeze.default", value, 1, type=bare(type_, (*type_.shape, 1)))
 
     def rows(self, logits: Value) -> Value:
         """(..., V) as (N, V)."""
@@ -83,9 +85,9 @@ class _Vocabulary:
         if len(type_.shape) == 2:
             return logits
         shape = (prod(type_.shape[:-1]), type_.shape[-1])
-        classes = tuple((axis, Shard(1)) for axis in sorted(self.shards.axes))
-        extents = (shape[0], self.shards.extent)
-        return self.emitter.op(_RESHAPE, logits, list(shape), type=TensorType(type_.dtype, shape, classes, extents))
+        bare = TensorType(type_.dtype, shape, extents=(shape[0], self.shards.extent))
+        placed = bare.placed(Placement(((), self.shards.axes)), self.emitter.mesh)
+        return self.emitter.op(_RESHAPE, logits, list(shape), type=placed)
 
     def flat(self, value: Value) -> Value:
         """(...) as (N,)."""
@@ -93,25 +95,26 @@ class _Vocabulary:
         if len(type_.shape) == 1:
             return value
         count = prod(type_.shape)
-        return self.emitter.op(_RESHAPE, value, [count], type=_bare(type_, (count,)))
+        return self.emitter.op(_RESHAPE, value, [count], type=bare(type_, (count,)))
 
 
-def _bare(type_: TensorType, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> TensorType:
+def bare(type_: TensorType, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> TensorType:
+    """A type of this shape without placements, of the dtype of `type_` where none is given."""
     return TensorType(dtype or type_.dtype, shape)
 
 
-def _embedding(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+def _embedding(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
     """(chunk, hidden), (...) -> (..., hidden), zero where another rank holds the index."""
     e = vocabulary.emitter
     weight, indices = call.args[:2]
     own = vocabulary.own_checked(indices)
-    looked_up = e.op("aten.embedding.default", weight, own.local, *call.args[2:], type=_bare(types[0], types[0].shape))
+    looked_up = e.op("aten.embedding.default", weight, own.local, *call.args[2:], type=bare(types[0], types[0].shape))
     shape = (*from_mlir(indices.type).shape, 1)
     inside = e.op("aten.unsqueeze.default", own.inside, -1, type=TensorType(torch.bool, shape))
     return [e.op("aten.where.ScalarOther", inside, looked_up, 0.0, type=types[0])]
 
 
-def _embedding_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+def _embedding_backward(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
     """(..., hidden), (...) -> (chunk, hidden): other ranks' and padding indices go to an extra row, sliced off."""
     e, chunk = vocabulary.emitter, vocabulary.shards.chunk
     grad, indices, _, padding, by_frequency = call.args
@@ -127,21 +130,21 @@ def _embedding_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorT
     padded = e.op(
         "aten.embedding_dense_backward.default",
         grad, target, chunk + 1, chunk, False,
-        type=_bare(types[0], (chunk + 1, *hidden)),
+        type=bare(types[0], (chunk + 1, *hidden)),
     )  # fmt: skip
     return [e.op("aten.slice.Tensor", padded, 0, 0, chunk, type=types[0])]
 
 
-def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+def _cross_entropy(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
     """logits (..., chunk), labels (...) -> (total, count, logsumexp (...)), the same on all ranks."""
     e = vocabulary.emitter
     logits, labels, ignore = call.args
     logits, labels = vocabulary.rows(logits), vocabulary.flat(labels)
     total_type, count_type, final_type = types
-    lse_type = final_type if len(final_type.shape) == 1 else _bare(final_type, (prod(final_type.shape),))
-    logits = _cast(e, logits, lse_type.dtype)
-    row_type, column = _bare(lse_type, lse_type.shape), _bare(lse_type, (*lse_type.shape, 1))
-    logits_type = _bare(lse_type, from_mlir(logits.type).shape)
+    lse_type = final_type if len(final_type.shape) == 1 else bare(final_type, (prod(final_type.shape),))
+    logits = cast(e, logits, lse_type.dtype)
+    row_type, column = bare(lse_type, lse_type.shape), bare(lse_type, (*lse_type.shape, 1))
+    logits_type = bare(lse_type, from_mlir(logits.type).shape)
     maximum = vocabulary.all_reduced(e.op("aten.amax.default", logits, [1], True, type=column), "max")
     shifted = e.op("aten.sub.Tensor", logits, maximum, type=logits_type)
     exponentials = e.op("aten.exp.default", shifted, type=logits_type)
@@ -166,31 +169,31 @@ def _cross_entropy(vocabulary: _Vocabulary, call: Call, types: list[TensorType])
     return [total, count, lse]
 
 
-def _cross_entropy_backward(vocabulary: _Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+def _cross_entropy_backward(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
     """scale, logits (..., chunk), labels, logsumexp (...) -> (softmax - onehot) * scale, zero in ignored rows."""
     e = vocabulary.emitter
     scale, logits, labels, lse, ignore = call.args
     logits, labels, lse = vocabulary.rows(logits), vocabulary.flat(labels), vocabulary.flat(lse)
     final_type, rows_shape = types[0], from_mlir(logits.type).shape
-    rows_type = final_type if final_type.shape == rows_shape else _bare(final_type, rows_shape)
+    rows_type = final_type if final_type.shape == rows_shape else bare(final_type, rows_shape)
     type_ = replace(rows_type, dtype=from_mlir(lse.type).dtype)
-    logits = _cast(e, logits, type_.dtype)
-    bare = _bare(type_, type_.shape)
-    column = _bare(type_, (type_.shape[0], 1))
+    logits = cast(e, logits, type_.dtype)
+    plain = bare(type_, type_.shape)
+    column = bare(type_, (type_.shape[0], 1))
     own = vocabulary.own(labels)
-    softmax = e.op("aten.exp.default", e.op("aten.sub.Tensor", logits, vocabulary.column(lse), type=bare), type=bare)
-    onehot_label = e.op("aten._to_copy.default", own.inside, type=_bare(type_, type_.shape[:1]), dtype=type_.dtype)
+    softmax = e.op("aten.exp.default", e.op("aten.sub.Tensor", logits, vocabulary.column(lse), type=plain), type=plain)
+    onehot_label = e.op("aten._to_copy.default", own.inside, type=bare(type_, type_.shape[:1]), dtype=type_.dtype)
     minus_one = e.like("aten.neg.default", vocabulary.column(onehot_label))
-    difference = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus_one, type=bare)
+    difference = e.op("aten.scatter_add.default", softmax, 1, vocabulary.column(own.local), minus_one, type=plain)
     valid = e.op("aten.ne.Scalar", labels, ignore, type=TensorType(torch.bool, type_.shape[:1]))
     weight = e.op("aten.where.ScalarOther", vocabulary.column(valid), scale, 0.0, type=column)
-    gradient = _cast(e, e.op("aten.mul.Tensor", difference, weight, type=type_), final_type.dtype)
+    gradient = cast(e, e.op("aten.mul.Tensor", difference, weight, type=type_), final_type.dtype)
     if rows_type != final_type:
         gradient = e.op(_RESHAPE, gradient, list(final_type.shape), type=final_type)
     return [gradient]
 
 
-def _cast(e: LocalEmitter, value: Value, dtype: torch.dtype) -> Value:
+def cast(e: LocalEmitter, value: Value, dtype: torch.dtype) -> Value:
     """The value in `dtype`: sums over a vocabulary are taken in float32 where logits have 16 bits."""
     type_ = from_mlir(value.type)
     return (
@@ -200,22 +203,23 @@ def _cast(e: LocalEmitter, value: Value, dtype: torch.dtype) -> Value:
     )
 
 
-Lowering = Callable[[_Vocabulary, Call, list[TensorType]], list[Value]]
+Lowering = Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]
+"""Builds what a rank computes in place of an op, of local types, and returns its results."""
 
 
-def _lowering(made: Lowering) -> Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]:
-    """The lowering in the form of the table: none of its results may be absent."""
+def in_table(made: Callable[[Vocabulary, Call, list[TensorType]], list[Value]]) -> Lowering:
+    """A lowering in the form of the table: none of its results may be absent."""
 
     def lowered(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
-        return [*made(_Vocabulary(emitter, shards), call, [t for t in types if t is not None])]
+        return [*made(Vocabulary(emitter, shards), call, [t for t in types if t is not None])]
 
     return lowered
 
 
-LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]] = {
-    "aten.embedding.default": _lowering(_embedding),
-    "aten.embedding_dense_backward.default": _lowering(_embedding_backward),
-    "nn.cross_entropy": _lowering(_cross_entropy),
-    "nn.cross_entropy_backward": _lowering(_cross_entropy_backward),
+LOWERINGS: dict[str, Lowering] = {
+    "aten.embedding.default": in_table(_embedding),
+    "aten.embedding_dense_backward.default": in_table(_embedding_backward),
+    "nn.cross_entropy": in_table(_cross_entropy),
+    "nn.cross_entropy_backward": in_table(_cross_entropy_backward),
 }
 """What a rank computes in place of each op over a sharded vocabulary."""

@@ -255,6 +255,7 @@ class _Average:
             (ranks, tensor.shape[0] // ranks, *tensor.shape[1:]),
             tuple((axis, _shifted_dim(placement)) for axis, placement in tensor.placement),
             tensor.extents and (ranks, tensor.extents[0] // ranks, *tensor.extents[1:]),
+            tensor.nests,
         )
         split = emitter.op("aten.view.default", value, list(by_rank.shape), type=by_rank)
         joined = self._joined(emitter, self._part_of_rows(emitter, split, 1), by_rank, 1)

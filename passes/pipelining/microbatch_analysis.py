@@ -197,14 +197,12 @@ def _coordinate_readers(module: Module) -> set[str]:
 
 def without_microbatch_axis(type_: Type) -> Type:
     """The type without the microbatch axis in its placement, of the same local shape."""
-    tensor = from_mlir(type_)
-    placement = tuple((axis, p) for axis, p in tensor.placement if axis != MICROBATCH)
-    return to_mlir(TensorType(tensor.dtype, tensor.shape, placement, tensor.extents))
+    return to_mlir(from_mlir(type_).without_axis(MICROBATCH))
 
 
 def with_microbatch_axis(tensor: TensorType, placement: AxisPlacement) -> TensorType:
     """The type with this placement on the microbatch axis, of the same local shape."""
-    return replace(tensor, placement=tuple(sorted((*tensor.placement, (MICROBATCH, placement)), key=lambda p: p[0])))
+    return tensor.with_axis(MICROBATCH, placement)
 
 
 def is_over_microbatches(value: Value) -> bool:
@@ -230,4 +228,4 @@ def concatenated(type_: Type, dim: int, count: int) -> Type:
     """The type of `count` values of a type, concatenated along a dim."""
     tensor = from_mlir(type_)
     shape = tuple(n * count if index == dim else n for index, n in enumerate(tensor.shape))
-    return to_mlir(TensorType(tensor.dtype, shape, tensor.placement, tensor.extents))
+    return to_mlir(replace(tensor, shape=shape))

@@ -81,10 +81,13 @@ def choose(
     op_strategies: OpStrategies,
     outputs: Sequence[Output | None],
     mesh: Mesh,
+    nesting: Placement | None = None,
 ) -> Choice:
     """The cheapest legal strategy on each axis, decided axis by axis; ties go to the earlier strategy.
 
-    The microbatch axis comes first, as it allows the fewest reshards, then the others in mesh order.
+    The microbatch axis comes first, as it allows the fewest reshards, then the others in mesh order. Axes that shard
+    the same dim nest alike in all operands and outputs: as in the largest operand that nests them, then as in
+    `nesting`.
     """
     chosen: list[tuple[str, Strategy]] = []
     for axis, size in sorted(mesh, key=lambda axis_size: axis_size[0] != MICROBATCH):
@@ -120,12 +123,14 @@ def choose(
             strategies = _after_all_microbatches(operands, strategies)
         chosen.append((axis, _cheapest(strategies, cost)))
     ranks = [len(o.placements[0].dims) for o in operands]
+    largest_first = sorted(operands, key=lambda o: -o.nbytes)
+    like = [*(p for o in largest_first for p in o.placements), *([] if nesting is None else [nesting])]
     inputs = tuple(
-        Placement.of(rank, {axis: strategy.inputs[i] for axis, strategy in chosen}, mesh)
+        Placement.of(rank, {axis: strategy.inputs[i] for axis, strategy in chosen}, mesh, like)
         for i, rank in enumerate(ranks)
     )
     output_placements = tuple(
-        None if out is None else Placement.of(out.rank, _output_placements(chosen, i), mesh)
+        None if out is None else Placement.of(out.rank, _output_placements(chosen, i), mesh, like)
         for i, out in enumerate(outputs)
     )
     return Choice(inputs, output_placements, tuple(chosen))
@@ -187,12 +192,23 @@ def _legal(strategy: Strategy, axis: str, chosen: Sequence[tuple[str, Strategy]]
     sizes = dict(mesh)
     if strategy.lowering is not None and any(_clashes(strategy, other) for _, other in chosen):
         return False
+    if any(_mixes_blocks(strategy, other) for _, other in chosen):
+        return False
     parts = {sizes[axis]}
     for i, placement in enumerate(strategy.inputs):
         if isinstance(placement, Shard):
             same_dim_axes = [a for a, other in chosen if other.inputs[i] == placement]
             parts.add(prod(sizes[a] for a in same_dim_axes) * sizes[axis])
     return all(strategy.legal(n) for n in parts)
+
+
+def _mixes_blocks(strategy: Strategy, other: Strategy) -> bool:
+    """Whether the strategies on two axes cut a dim inside different blocks, or one of them as a whole."""
+    own, others = (*strategy.inputs, *strategy.outputs), (*other.inputs, *other.outputs)
+    return any(
+        isinstance(a, Shard) and isinstance(b, Shard) and a.dim == b.dim and a.blocks != b.blocks
+        for a, b in zip(own, others, strict=True)
+    )
 
 
 def _clashes(strategy: Strategy, other: Strategy) -> bool:

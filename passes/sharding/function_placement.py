@@ -28,7 +28,7 @@ from .choice import Choice, Output, choose
 from .gradient_targets import NO_TARGETS, GradientTargets
 from .microbatch_axis import Crossing, has_microbatch_axis, refusal
 from .propagation_remarks import PropagationRemarks
-from .rules.ir_calls import call_strategies
+from .rules.ir_calls import blocks_in, call_strategies
 from .rules.views import TABLE as VIEWS
 from .tracked_values import Tracked, TrackedValues
 
@@ -68,7 +68,7 @@ class FunctionPlacement:
         specialise: Callable[[Signature], Specialised],
     ) -> None:
         self.old, self.name, self.remarks, self.specialise = old, name, remarks, specialise
-        self.mesh = module.mesh
+        self.mesh, self.blocks = module.mesh, blocks_in(module)
         self.is_main = name == "main"
         types = [
             to_mlir(from_mlir(a.type).placed(p, self.mesh)) if p is not None else a.type
@@ -134,7 +134,7 @@ class FunctionPlacement:
     def _choice(self, call: Call, op: Operation, flat: Sequence[Value], types: Sequence[TensorType | None]) -> Choice:
         """The cheapest legal strategy of an operation on every axis."""
         values = call.values()
-        strategies = call_strategies(call, types)
+        strategies = call_strategies(call, types, self.blocks)
         if not strategies.known:
             self._remark_unknown(call, op, values)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
@@ -143,7 +143,7 @@ class FunctionPlacement:
             None if t is None else Output(len(t.shape), element_bytes(t), self.targets.with_sources.get(r))
             for r, t in zip(flat, types, strict=True)
         ]
-        return choose(operands, strategies, outputs, self.mesh)
+        return choose(operands, strategies, outputs, self.mesh, self.remarks.activation_sharding.nesting)
 
     def _microbatch_state(
         self, op: Operation, values: Sequence[Value], choice: Choice
@@ -208,7 +208,8 @@ class FunctionPlacement:
         scatter = dict(self.remarks.activation_sharding.scatter_dims(type_))
         for axis, _ in placement.partial:
             by_axis[axis] = self.remarks.activation_sharding.reduced_placement(axis, scatter)
-        return Placement.of(len(placement.dims), by_axis, self.mesh)
+        like = [placement, self.remarks.activation_sharding.nesting]
+        return Placement.of(len(placement.dims), by_axis, self.mesh, like)
 
     def _returned(self) -> list[Value]:
         values, last = list(terminator(self.old).operands), terminator(self.old)

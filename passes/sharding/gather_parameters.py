@@ -28,7 +28,6 @@ from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, argument_records, callee, entry, operations, refresh_type
 from ...ir.operations import Call, build, set_use
-from ...ir.placement import Placement
 from ...ir.types import from_mlir, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
@@ -51,9 +50,8 @@ class GatherParameters(Pass):
         for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
             if not record.get("stored"):
                 continue
-            stored, type_ = set(record["stored"]), from_mlir(argument.type)
-            kept = {axis: placement for axis, placement in type_.placement if axis not in stored}
-            computed = Placement.of(len(type_.shape), kept, module.mesh)
+            placement = from_mlir(argument.type).placement_on(module.mesh)
+            computed = placement.without(record["stored"])
             for value in _with_casts(argument):
                 gathered_type = to_mlir(from_mlir(value.type).placed(computed, module.mesh))
                 for use in _uses(main, value):

@@ -39,7 +39,7 @@ class GradientTargets:
         by_axis = {axis: target.on(axis) for axis, _ in mesh}
         partial = [axis for axis, reduce in present.partial if reduce is Reduce.SUM and axis != MICROBATCH]
         by_axis.update(dict.fromkeys(partial, Partial()))
-        return Placement.of(len(target.dims), by_axis, mesh)
+        return Placement.of(len(target.dims), by_axis, mesh, [target])
 
 
 NO_TARGETS = GradientTargets({}, {}, frozenset(), frozenset())
@@ -61,7 +61,7 @@ def gradient_targets(
         if owners:
             owner = next(owner for owner in owners if owner in placed)
             targets[value] = placed[owner]
-            computed[value] = _without(placed[owner], stored[owner])
+            computed[value] = placed[owner].without(stored[owner])
         if "reduce" in record:
             # A delayed gradient accumulates, and is reduced later, in its final dtype.
             reduced = value if delay_reductions else _reduced_in(value, str(record["reduce"]))
@@ -71,12 +71,6 @@ def gradient_targets(
     gradients = (v for v, record in results if record.get("kind") == "gradient" and record.get("name") in parameters)
     delayed = frozenset(gradients if delay_reductions else ())
     return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed)
-
-
-def _without(placement: Placement, axes: Sequence[str]) -> Placement:
-    """The placement with the dims whole over some axes."""
-    dims = tuple(tuple(axis for axis in cutting if axis not in axes) for cutting in placement.dims)
-    return Placement(dims, placement.partial)
 
 
 def _reduced_in(value: Value, dtype: str) -> Value:

@@ -26,7 +26,7 @@ from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inp
 from ...dsl.shard import Role
 from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type, set_argument_records
 from ...ir.pipelined_module import MICROBATCH
-from ...ir.placement import Mesh, Placement, Shard
+from ...ir.placement import Mesh, Placement
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
@@ -55,8 +55,7 @@ class PlaceArguments(Pass):
         stored = _stored(self.plan, records, types, shardings)
         dims = {**parameters, **inputs, **{i: {**parameters[i], **by_axis} for i, by_axis in stored.items()}}
         for i, argument in enumerate(entry(main).arguments):
-            by_axis = {axis: Shard(dim) for axis, dim in dims.get(i, {}).items()}
-            placement = Placement.of(len(types[i].shape), dict(by_axis), module.mesh)
+            placement = Placement.of_shards(len(types[i].shape), dims.get(i, {}))
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
         set_argument_records(main, [{**r, "stored": [*stored[i]]} if i in stored else r for i, r in enumerate(records)])
@@ -75,7 +74,7 @@ class PlaceArguments(Pass):
             {records[i]["name"]: by_axis for i, by_axis in stored.items()},
             tuple(replicated_inputs),
         )
-        remarks = (*decisions.remarks(), *decisions.idle_axes(), *decisions.costly_nesting())
+        remarks = (*decisions.remarks(), *decisions.idle_axes())
         return Report(len(dims), remarks, decisions.effects())
 
 

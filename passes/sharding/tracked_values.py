@@ -125,7 +125,8 @@ class TrackedValues:
         placement = self[value].placement
         if isinstance(placement.on(MICROBATCH), Shard) and target.on(MICROBATCH) == Replicate():
             by_axis = {axis: placement.on(axis) for axis, _ in self.mesh if axis != MICROBATCH}
-            self.move(value, Placement.of(len(placement.dims), by_axis, self.mesh), last, is_last=True)
+            one_microbatch = Placement.of(len(placement.dims), by_axis, self.mesh, [placement])
+            self.move(value, one_microbatch, last, is_last=True)
         return self.move(value, target, last, is_last=True)
 
     def commit(self, value: Value, moved: Value) -> None:

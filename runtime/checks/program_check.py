@@ -149,12 +149,17 @@ class _OneDevice:
 
 
 def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generator) -> dict[int, Tensor]:
-    """By position among the outputs, a random tangent each, never 1: a backward that loses it gives other gradients."""
+    """By position among the outputs, a random tangent each, never 1: a backward that loses it gives other gradients.
+
+    A pipeline with a backward that is not linear takes no other than 1.
+    """
     indices = {argument.index for argument in program.of_kind("tangent")}
+    is_fixed = program.pipeline is not None and bool(program.pipeline.nonlinear)
     tangents = {}
     for index, output in enumerate(program.results_of_kind("output")):
         if output.index in indices:
-            tangents[index] = random_values.tangent(outputs[index].shape, random)
+            drawn = random_values.tangent(outputs[index].shape, random)
+            tangents[index] = torch.ones_like(drawn) if is_fixed else drawn
     return tangents
 
 

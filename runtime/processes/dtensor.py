@@ -15,14 +15,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.nn.utils import clip_grad
+from torch.utils import _pytree as pytree
 
 from ..errors import RunError
 from .world import call, lost, watched
 
 _ABOUT_PLACEMENTS = ("unevenly sharded", "placement", "sharding strategy", "redistribute", "mixed torch.Tensor")
 """What the RuntimeErrors of DTensor have in them that are about how a tensor lies on ranks."""
+_SEVERAL_MESHES = ("must have the same mesh", "with different meshes")
+"""What DTensor's errors about operands on several meshes have in them."""
 _GRADIENT: Any = Tensor.grad
 _READ_BY_CLIPPING = (torch.linalg.vector_norm, torch._foreach_norm, _GRADIENT.__get__)
 """What `torch.nn.utils` calls first: norms of gradients, and before that, also on a stage that has none, `.grad`."""
@@ -47,7 +51,7 @@ class DistributedTensor(DTensor):
             _refuse_norm_of_one_stage(args[0])
         with torch._C.DisableTorchFunctionSubclass():
             try:
-                result = function(*args, **(kwargs or {}))
+                result = _called(function, args, kwargs or {})
             except RuntimeError as error:
                 raise _in_words(function, error) from None
             if isinstance(result, DTensor):
@@ -93,6 +97,38 @@ class DistributedTensor(DTensor):
                 result = torch.empty(self.shape, dtype=self.dtype, device=self._local_tensor.device)
             dist.broadcast(result, int(mesh.mesh.flatten()[0]))
             return result
+
+
+def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a torch function. Operands that every rank has whole may be on another mesh of the same ranks."""
+    try:
+        return function(*args, **kwargs)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _SEVERAL_MESHES):
+            raise
+        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, DTensor)]
+        cut = [each.device_mesh for each in operands if not _is_whole(each)]
+        mesh = cut[0] if cut else operands[0].device_mesh
+        others = [each.device_mesh for each in operands if _is_whole(each)]
+        if any(each != mesh for each in cut) or any(_ranks_of(each) != _ranks_of(mesh) for each in others):
+            raise
+        moved_args, moved_kwargs = pytree.tree_map_only(DTensor, lambda each: _whole_on(each, mesh), (args, kwargs))
+        return function(*moved_args, **moved_kwargs)
+
+
+def _is_whole(tensor: DTensor) -> bool:
+    return all(placement.is_replicate() for placement in tensor.placements)
+
+
+def _ranks_of(mesh: DeviceMesh) -> list[int]:
+    return sorted(mesh.mesh.flatten().tolist())
+
+
+def _whole_on(tensor: DTensor, mesh: DeviceMesh) -> DTensor:
+    """A tensor that is whole on every rank as one of `mesh`; itself where it is on that mesh."""
+    if tensor.device_mesh == mesh:
+        return tensor
+    return DTensor.from_local(tensor.to_local(), mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _refuse_norm_of_one_stage(gradients: Tensor | Sequence[Tensor]) -> None:

@@ -168,7 +168,7 @@ def _read_arguments(arguments: Json) -> tuple[Program, int, int]:
 
 def _allowed_here(program: Program) -> list[str]:
     """The program's ops of libraries, which this process allows: its processes get the word of the same caller."""
-    references = program.single_device.code if program.single_device is not None else ()
+    references = tuple(program.single_device.all_code()) if program.single_device is not None else ()
     codes = [*(function.code for function in program.functions.values()), references]
     names = {instruction.op for code in codes for instruction in code if instruction.op not in OWN_OPS}
     foreign = sorted(name.rpartition(".")[0] for name in names if not name.startswith(("aten.", "stretto.")))

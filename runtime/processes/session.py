@@ -18,7 +18,7 @@ from ..program.program import Program
 from ..program.records import Input, Output
 from ..rank.executor import Executor, Frame
 from ..rank.replicas import compare_replicas
-from ..rank.shards import local_tensor, sharding_axes, valid_part
+from ..rank.shards import in_order, local_tensor, sharding_axes, valid_part
 from ..rank.unreduced_gradients import UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
@@ -206,8 +206,6 @@ class ProcessRank:
         if not isinstance(tensor, DTensor):
             return local_tensor(tensor.detach(), argument.shards, self._mesh, self._world.rank).to(self._world.device)
         layout = self._layouts[_key(argument)]
-        if layout is None:
-            return self._part(argument, tensor.full_tensor())
         if argument.kind == "parameter" and not layout.matches(tensor):
             raise RunError(
                 "E0356",
@@ -219,17 +217,17 @@ class ProcessRank:
 
     def _output(self, output: Output, local: Tensor) -> Tensor:
         layout = self._layouts[_key(output)]
-        if layout is None or not output.shards:
+        if not output.shards:
             return self._gathered(output, local).clone()
         return layout.dtensor(local.clone())
 
     def _deliver(
-        self, gradients: dict[str, Tensor], output: Output, local: Tensor | None, layout: Layout | None, saved: _Saved
+        self, gradients: dict[str, Tensor], output: Output, local: Tensor | None, layout: Layout, saved: _Saved
     ) -> None:
         """Add the caller's form of one gradient to `gradients`; nothing for a DTensor parameter of another stage."""
         if output.name in saved.other_stages:
             gradient = self._stages.return_gradient(output, local, saved.other_stages[output.name])
-        elif output.name not in saved.distributed or layout is None:
+        elif output.name not in saved.distributed:
             gradient = self._gathered(output, self._stages.broadcast(output, local))
         elif output.name in self._owners:
             gradient = None if local is None else layout.dtensor(local)
@@ -268,7 +266,7 @@ class ProcessRank:
         for shard in output.shards:
             where = f"gathering {output.kind} '{output.name or output.index}'"
             local = self._communicator.all_gather_start(local, shard.axes, shard.dim, where).wait()
-            local = local.narrow(shard.dim, 0, shard.extent)
+            local = in_order(local, shard, self._mesh.size(shard.axes))
         return local
 
     def _check_replicas(self, outputs: Sequence[Output], results: Sequence[Tensor]) -> None:
@@ -283,14 +281,10 @@ class ProcessRank:
             for rank, copy in zip(self._mesh.group(self._world.rank, others), copies, strict=True):
                 compare_replicas(output, copies[0], copy, rank)
 
-    def _layout(self, record: Input | Output) -> Layout | None:
-        """None where DTensor placements cannot express the shards; callers then pass and get the global tensor."""
+    def _layout(self, record: Input | Output) -> Layout:
         is_parameter = record.kind != "input" and record.name in self._owners
         stage = self._program.owning_stage(record) if is_parameter else None
-        try:
-            return Layout(self._world, self._mesh, record.shape, record.shards, DTYPES[record.dtype], stage)
-        except RunError:
-            return None
+        return Layout(self._world, self._mesh, record.shape, record.shards, DTYPES[record.dtype], stage)
 
     @contextmanager
     def _in_step(self, what: str, phase: Phase = Phase.FORWARD) -> Iterator[None]:

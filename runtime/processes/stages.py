@@ -14,7 +14,8 @@ from ..program.program import Program
 from ..program.records import Input, Output
 from ..rank.shards import local_shape
 from .communicator import DistributedCommunicator
-from .parameters import Layout
+from .device_meshes import Stage
+from .parameters import Layout, device_mesh_of
 from .world import World
 
 
@@ -48,11 +49,11 @@ class Stages:
     def other_stage(self, argument: Input, tensor: Tensor) -> int | None:
         """The stage that stores a parameter, if the program uses it on another one."""
         home = self._program.owning_stage(argument)
-        if home is None or not isinstance(tensor, DTensor) or self._stands_on(tensor, home):
+        if home is None or not isinstance(tensor, DTensor) or self._is_on(argument, tensor, home):
             return None
         axis, used = home
         others = (stage for stage in range(self._program.mesh.sizes[axis]) if stage != used)
-        return next((stage for stage in others if self._stands_on(tensor, (axis, stage))), None)
+        return next((stage for stage in others if self._is_on(argument, tensor, (axis, stage))), None)
 
     def fetch(self, argument: Input, tensor: DTensor, stage: int) -> Tensor | None:
         """This process's part of a parameter that `stage` stores; None where this process does not use it."""
@@ -68,8 +69,8 @@ class Stages:
         received = self._transfer(output, local, home[1], stage)
         return None if received is None else self._layout(output, stage).dtensor(received)
 
-    def _stands_on(self, tensor: DTensor, stage: tuple[str, int]) -> bool:
-        mesh = self._world.device_mesh(self._program.mesh, stage)
+    def _is_on(self, argument: Input, tensor: DTensor, stage: Stage) -> bool:
+        mesh = device_mesh_of(argument.shards, self._program.mesh, self._world, stage)
         return tensor.device_mesh is mesh or tensor.device_mesh == mesh
 
     def _layout(self, record: Input | Output, stage: int) -> Layout:

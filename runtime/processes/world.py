@@ -12,13 +12,14 @@ from hashlib import sha256
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from ...diagnostics import StrettoError
 from ..errors import CollectiveError, RunError, rank_list
 from ..program.mesh import RankMesh
 from ..program.program import Program
 from .calls import CallLog, Describe, no_details
+from .device_meshes import Nests, Stage, make_device_mesh
 from .diagnosis import StopReason
 from .joining import GRACE_S, connect
 from .messages import Messages
@@ -58,7 +59,7 @@ class World:
         self._groups: dict[tuple[int, tuple[tuple[int, ...], ...]], dist.ProcessGroup] = {}
         self._programs = 0
         self._comparisons = self._own_group()
-        self._device_meshes: dict[tuple[RankMesh, tuple[str, int] | None], DeviceMesh] = {}
+        self._device_meshes: dict[tuple[RankMesh, Stage | None, Nests], DeviceMesh] = {}
 
     @contextmanager
     def call(self, what: str, describe: Describe = no_details) -> Iterator[None]:
@@ -176,27 +177,26 @@ class World:
         if "messages" in vars(self):
             self.messages.close()
 
-    def device_mesh(self, mesh: RankMesh, stage: tuple[str, int] | None = None) -> DeviceMesh:
+    def device_mesh(self, mesh: RankMesh, stage: Stage | None = None, nests: Nests = ()) -> DeviceMesh:
         """The device mesh of DTensors; a mesh without axes becomes one with an axis of size 1.
 
-        With `stage`, (axis, coordinate), the mesh of the ranks at this coordinate, over all other axes. All processes
-        must ask for the same meshes in the same order, including those that are not in them.
+        With `stage`, the mesh of the ranks at this coordinate, over all other axes. The axes of each of `nests` become
+        one dim of the mesh, row-major in the listed order. All processes must ask for the same meshes in the same
+        order, including those that are not in them.
         """
-        key = (mesh, stage)
+        key = (mesh, stage, nests)
         if key not in self._device_meshes:
             with self.watched("connecting a device mesh"):
-                self._device_meshes[key] = self._make_device_mesh(mesh, stage)
+                self._device_meshes[key] = make_device_mesh(mesh, stage, nests, self._new_group, self.device.type)
             self._limit_waits(self._device_meshes[key])
         return self._device_meshes[key]
 
-    def _make_device_mesh(self, mesh: RankMesh, stage: tuple[str, int] | None) -> DeviceMesh:
-        axes = tuple((axis, size) for axis, size in mesh.axes if stage is None or axis != stage[0])
-        sizes = tuple(size for _, size in axes) or (1,)
-        names = tuple(axis for axis, _ in axes) or ("rank",)
-        if stage is None:
-            return init_device_mesh(self.device.type, sizes, mesh_dim_names=names)
-        ranks = [rank for rank in range(mesh.ranks) if mesh.coordinates(rank)[stage[0]] == stage[1]]
-        return DeviceMesh(self.device.type, torch.tensor(ranks).reshape(sizes), mesh_dim_names=names)
+    def _new_group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
+        """A group whose members are numbered as listed, for those that are not sorted."""
+        group: dist.ProcessGroup = dist.new_group(
+            list(ranks), timeout=self._limit, backend=self._backend, sort_ranks=False
+        )
+        return group
 
     def _limit_waits(self, mesh: DeviceMesh) -> None:
         """Give the groups of a device mesh our limit: torch makes them with its default of half an hour."""

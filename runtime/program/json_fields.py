@@ -64,6 +64,10 @@ class Fields:
         values = self._typed(key, list, "a list")
         return tuple(read(value, f"{self.path}.{key}[{index}]") for index, value in enumerate(values))
 
+    def list_of_or(self, key: str, read: Callable[[object, str], T], default: tuple[T, ...]) -> tuple[T, ...]:
+        """As `list_of`, or `default` where the key is missing."""
+        return self.list_of(key, read) if key in self._values else default
+
     def optional(self, key: str, read: Callable[[object, str], T]) -> T | None:
         """The result of `read(value, path)`; None where the value is null or missing."""
         value = self._values.get(key)

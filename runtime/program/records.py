@@ -6,7 +6,7 @@ key. Arguments of instructions are decoded (`Slot`, dtypes, floats), see `argume
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .arguments import Json, Value, decode, encode, slots_in
@@ -15,20 +15,32 @@ from .json_fields import Fields, Malformed
 
 @dataclass(frozen=True)
 class Shard:
-    """Dim `dim` of `extent` elements is sharded over `axes` (outermost first) into chunks of `chunk` elements."""
+    """Dim `dim` of `extent` elements is sharded over `axes` (outermost first) into chunks of `chunk` elements.
+
+    With `blocks`, the extents of consecutive parts of the dim, a rank has its chunk of each block, one after the other;
+    the ranks divide every block.
+    """
 
     dim: int
     axes: tuple[str, ...]
     chunk: int
     extent: int
+    blocks: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        return {"dim": self.dim, "axes": list(self.axes), "chunk": self.chunk, "extent": self.extent}
+        blocks: dict[str, Json] = {"blocks": list(self.blocks)} if self.blocks else {}
+        return {"dim": self.dim, "axes": list(self.axes), "chunk": self.chunk, "extent": self.extent, **blocks}
 
     @staticmethod
     def from_json(value: object, path: str) -> Shard:
         fields = Fields(value, path)
-        return Shard(fields.integer("dim"), fields.strings("axes"), fields.integer("chunk"), fields.integer("extent"))
+        return Shard(
+            fields.integer("dim"),
+            fields.strings("axes"),
+            fields.integer("chunk"),
+            fields.integer("extent"),
+            fields.optional_integers("blocks") or (),
+        )
 
 
 @dataclass(frozen=True)
@@ -185,10 +197,14 @@ class Pipeline:
 
     The reference then computes one microbatch.
     """
+    nonlinear: tuple[str, ...] = ()
+    """Custom autograd functions whose backward is not linear in its gradient: the step's tangent is the forward's."""
 
     def to_json(self) -> dict[str, Json]:
-        separate: dict[str, Json] = {"alone": True} if self.separate_microbatches else {}
-        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **separate}
+        more: dict[str, Json] = {"alone": True} if self.separate_microbatches else {}
+        if self.nonlinear:
+            more["nonlinear"] = list(self.nonlinear)
+        return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **more}
 
     @staticmethod
     def from_json(value: object, path: str = "program.json.pipeline") -> Pipeline:
@@ -198,6 +214,7 @@ class Pipeline:
             fields.strings("entries"),
             fields.integer("microbatches"),
             fields.boolean_or("alone", False),
+            fields.list_of_or("nonlinear", lambda name, _path: str(name), ()),
         )
 
 
@@ -286,6 +303,51 @@ class Stated:
 
 
 @dataclass(frozen=True)
+class FunctionBackward:
+    """A backward of a custom autograd function, for the case that some outputs have a gradient."""
+
+    tangents: tuple[int | None, ...]
+    """The slot of the gradient of each differentiable output; None where that has none."""
+    code: tuple[Instruction, ...]
+    gradients: tuple[int | None, ...]
+    """The slot of the gradient of each input; None where it gets none."""
+
+    @staticmethod
+    def from_json(value: object, path: str) -> FunctionBackward:
+        fields = Fields(value, path)
+        return FunctionBackward(
+            fields.integers_or_nulls("tangents"),
+            fields.list_of("code", Instruction.from_json),
+            fields.integers_or_nulls("gradients"),
+        )
+
+
+@dataclass(frozen=True)
+class CustomFunction:
+    """A custom autograd function of the reference: forward and backwards over one frame, which begins with operands."""
+
+    name: str
+    slots: int
+    operands: int
+    inputs: int
+    """The first so many operands get gradients."""
+    code: tuple[Instruction, ...]
+    outputs: tuple[int, ...]
+    differentiable: tuple[int, ...]
+    """Indices of the outputs that have a gradient."""
+    backwards: tuple[FunctionBackward, ...]
+
+    @staticmethod
+    def from_json(value: object, path: str) -> CustomFunction:
+        fields = Fields(value, path)
+        return CustomFunction(
+            fields.string("name"), fields.integer("slots"), fields.integer("operands"), fields.integer("inputs"),
+            fields.list_of("code", Instruction.from_json), fields.integers("outputs"),
+            fields.integers("differentiable"), fields.list_of("backwards", FunctionBackward.from_json),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Reference:
     """The exported single-device forward, which the program must equal."""
 
@@ -295,6 +357,16 @@ class Reference:
     code: tuple[Instruction, ...]
     stated: Stated | None = None
     """None in a reference of an older version: a check then believes the program."""
+    functions: tuple[CustomFunction, ...] = ()
+    """The custom autograd functions that the code calls."""
+
+    def all_code(self) -> Iterator[Instruction]:
+        """The instructions, with those of the functions."""
+        yield from self.code
+        for function in self.functions:
+            yield from function.code
+            for backward in function.backwards:
+                yield from backward.code
 
     @staticmethod
     def from_json(value: object, path: str = "reference.json") -> Reference:
@@ -304,6 +376,7 @@ class Reference:
             outputs=fields.list_of("outputs", ReferenceOutput.from_json),
             slots=fields.integer("slots"), code=fields.list_of("code", Instruction.from_json),
             stated=fields.optional("checks", Stated.from_json),
+            functions=fields.list_of_or("functions", CustomFunction.from_json, ()),
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -14,6 +15,7 @@ from ..philox import Part, draw
 from .arguments import fill_in
 from .ops import Op, torch_op
 from .records import Instruction, Reference
+from .reference_functions import CUSTOM_FUNCTION, call_custom_function
 
 _RAISED = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64}
 _RAISED_COMPLEX = {torch.complex64: torch.complex128}
@@ -73,8 +75,7 @@ def run_reference(
         tensor = _raised(value) if promote is Promote.FLOAT64 else value
         frame[slot] = tensor.clone() if argument.kind == "buffer" else tensor
     given = _storages(frame[slot] for slot, argument in enumerate(reference.inputs) if argument.kind != "buffer")
-    with _default_dtype(torch.float64 if promote is Promote.FLOAT64 else torch.get_default_dtype()):
-        _run(reference.code, frame, promote, given, draw_whole)
+    _Runner(reference, promote, given, draw_whole).run(reference.code, frame)
     outputs = [output for output in reference.outputs if output.kind == "output"]
     buffers = [output for output in reference.outputs if output.kind == "buffer"]
     return (
@@ -83,22 +84,45 @@ def run_reference(
     )
 
 
-def _run(code: Sequence[Instruction], frame: list[object], promote: Promote, given: Set[int], draw_whole: Draw) -> None:
-    with ExitStack() as stack:
-        regions: list[ExitStack] = []
-        for instruction in code:
-            if instruction.op == AUTOCAST_BEGIN:
-                dtype, enabled = instruction.args
-                regions.append(stack.enter_context(ExitStack()))
-                regions[-1].enter_context(_autocast(dtype, bool(enabled)))
-            elif instruction.op == AUTOCAST_END:
-                regions.pop().close()
-            elif instruction.op == RANDOM:
-                args = [fill_in(value, frame.__getitem__) for value in instruction.args]
-                frame[instruction.writes()[0]] = _random_numbers(draw_whole, *args)
-                _free(instruction, frame)
-            else:
-                _step(instruction, frame, promote, given)
+@dataclass(frozen=True)
+class _Runner:
+    """Runs instructions of a reference."""
+
+    reference: Reference
+    promote: Promote
+    given: Set[int]
+    """The memory of the caller's tensors."""
+    draw_whole: Draw
+
+    def run(self, code: Sequence[Instruction], frame: list[object]) -> None:
+        """Run them on a frame."""
+        dtype = torch.float64 if self.promote is Promote.FLOAT64 else torch.get_default_dtype()
+        with _default_dtype(dtype), ExitStack() as stack:
+            regions: list[ExitStack] = []
+            for instruction in code:
+                if instruction.op == AUTOCAST_BEGIN:
+                    region_dtype, enabled = instruction.args
+                    regions.append(stack.enter_context(ExitStack()))
+                    regions[-1].enter_context(_autocast(region_dtype, bool(enabled)))
+                elif instruction.op == AUTOCAST_END:
+                    regions.pop().close()
+                elif instruction.op == RANDOM:
+                    args = [fill_in(value, frame.__getitem__) for value in instruction.args]
+                    frame[instruction.writes()[0]] = _random_numbers(self.draw_whole, *args)
+                    _free(instruction, frame)
+                elif instruction.op == CUSTOM_FUNCTION:
+                    self._call(instruction, frame)
+                else:
+                    _step(instruction, frame, self.promote, self.given)
+
+    def _call(self, instruction: Instruction, frame: list[object]) -> None:
+        index, *operands = [fill_in(value, frame.__getitem__) for value in instruction.args]
+        assert isinstance(index, int), "a function has an index"
+        outputs = call_custom_function(self.reference.functions[index], operands, self.run)
+        for slot, value in zip(instruction.out, outputs, strict=True):
+            if slot is not None:
+                frame[slot] = value
+        _free(instruction, frame)
 
 
 def _autocast(dtype: object, enabled: bool) -> torch.autocast:

@@ -6,13 +6,16 @@ and values that it computed; that they reach nothing else is checked as they run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .arguments import DTYPES, Slot
 from .limits import MOST_SLOTS
 from .ops import torch_op
-from .records import Instruction, Reference, Stated
+from .records import CustomFunction, FunctionBackward, Instruction, Reference, Stated
 from .reference import AUTOCAST_BEGIN, AUTOCAST_END, RANDOM
+from .reference_functions import CUSTOM_FUNCTION
 from .validate_calls import check_call, check_slots, require
 
 _INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random"})
@@ -31,13 +34,10 @@ def validate_reference(reference: Reference) -> None:
         require(all(extent >= 0 for extent in argument.shape), f"{path}.shape: a negative extent")
     if reference.stated is not None:
         _stated(reference.stated, reference)
-    live, open_regions = set(range(len(reference.inputs))), 0
-    for index, instruction in enumerate(reference.code):
-        path = f"reference.json.code[{index}]"
-        check_slots(instruction, live, count, path)
-        open_regions += {AUTOCAST_BEGIN: 1, AUTOCAST_END: -1}.get(instruction.op, 0)
-        require(open_regions >= 0, f"{path}: an autocast region ends that did not begin")
-        _op(instruction, path)
+    for index, function in enumerate(reference.functions):
+        _function(function, f"reference.json.functions[{index}]")
+    live = set(range(len(reference.inputs)))
+    _code(reference.code, live, count, "reference.json.code", reference.functions)
     for index, output in enumerate(reference.outputs):
         path = f"reference.json.outputs[{index}]"
         require(output.kind in _OUTPUT_KINDS, f"{path}.kind: '{output.kind}' is no kind of output")
@@ -55,8 +55,60 @@ def _stated(stated: Stated, reference: Reference) -> None:
     require(inputs.issuperset(stated.inputs_with_gradients), f"{path}.inputs_with_gradients: there is no such input")
 
 
-def _op(instruction: Instruction, path: str) -> None:
+def _code(
+    code: Sequence[Instruction], live: set[int], count: int, path: str, functions: Sequence[CustomFunction]
+) -> None:
+    """Check instructions that may call `functions`; updates the slots that are `live`."""
+    open_regions = 0
+    for index, instruction in enumerate(code):
+        at = f"{path}[{index}]"
+        check_slots(instruction, live, count, at)
+        open_regions += {AUTOCAST_BEGIN: 1, AUTOCAST_END: -1}.get(instruction.op, 0)
+        require(open_regions >= 0, f"{at}: an autocast region ends that did not begin")
+        _op(instruction, at, functions)
+
+
+def _function(function: CustomFunction, path: str) -> None:
+    """Check a custom autograd function. It calls no other."""
+    count, outputs = function.slots, len(function.outputs)
+    require(count <= MOST_SLOTS, f"{path}.slots: {count:.3e}, expected at most {MOST_SLOTS}")
+    require(0 <= function.inputs <= function.operands <= count, f"{path}.inputs: not among the operands and slots")
+    live = set(range(function.operands))
+    _code(function.code, live, count, f"{path}.code", ())
+    require(live.issuperset(function.outputs), f"{path}.outputs: a slot is not set at the end of the forward")
+    require(all(0 <= index < outputs for index in function.differentiable), f"{path}.differentiable: no such output")
+    for index, backward in enumerate(function.backwards):
+        _backward(function, backward, live, f"{path}.backwards[{index}]")
+
+
+def _backward(function: CustomFunction, backward: FunctionBackward, after_forward: set[int], path: str) -> None:
+    given = [slot for slot in backward.tangents if slot is not None]
+    require(len(backward.tangents) == len(function.differentiable), f"{path}.tangents: not one for each output")
+    fresh = all(0 <= slot < function.slots and slot not in after_forward for slot in given)
+    require(fresh and len(set(given)) == len(given), f"{path}.tangents: no such slot, or one that is set already")
+    live = after_forward | set(given)
+    _code(backward.code, live, function.slots, f"{path}.code", ())
+    require(len(backward.gradients) == function.inputs, f"{path}.gradients: not one for each input")
+    gradients = {slot for slot in backward.gradients if slot is not None}
+    require(live.issuperset(gradients), f"{path}.gradients: a slot is not set at the end of the backward")
+
+
+def _call(instruction: Instruction, path: str, functions: Sequence[CustomFunction]) -> None:
+    """Check the call of a custom autograd function."""
+    index, operands = (instruction.args[0], instruction.args[1:]) if instruction.args else (None, ())
+    known = type(index) is int and 0 <= index < len(functions)
+    require(known, f"{path}.args: {index!r:.60} is no custom function that may be called here")
+    assert isinstance(index, int)
+    function = functions[index]
+    slots = all(isinstance(operand, Slot) for operand in operands) and not instruction.kwargs
+    require(slots and len(operands) == function.operands, f"{path}.args: {function.operands} values are its operands")
+    require(len(instruction.out) == len(function.outputs), f"{path}.out: it returns {len(function.outputs)} values")
+
+
+def _op(instruction: Instruction, path: str, functions: Sequence[CustomFunction]) -> None:
     match instruction.op:
+        case op if op == CUSTOM_FUNCTION:
+            _call(instruction, path, functions)
         case op if op == RANDOM:
             _random(instruction, path)
         case op if op == AUTOCAST_BEGIN:

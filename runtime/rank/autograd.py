@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RunError
+from ..program.program import Program
 from ..program.records import Input
 from ..session import Session, State
 from .unreduced_gradients import UnreducedGradients
@@ -101,6 +102,7 @@ class _Call:
             elif grad is not None:
                 raise _not_differentiable(output.index, output.name, list(tangents))
         assert self.state is not None, "forward has run"
+        _check_tangents(self.session.program, tangent_of_output.values())
         ordered = [tangent_of_output.get(index) for index in tangents]
         if self.accumulation is None:
             return self.session.backward(self.state, ordered)
@@ -151,6 +153,19 @@ def _check_unchanged(named: Sequence[Input], versions: Sequence[tuple[Tensor, in
                 expected="the values that the forward used",
                 help="call backward() before optimizer.step() or any other in-place change, or run the forward again",
             )
+
+
+def _check_tangents(program: Program, tangents: Iterable[Tensor | None]) -> None:
+    """Raise RunError E0337 where gradients that a pipeline has computed cannot be multiplied by the caller's."""
+    nonlinear = program.pipeline.nonlinear if program.pipeline is not None else ()
+    if nonlinear and any(tangent is not None and bool((tangent != 1).any()) for tangent in tangents):
+        raise RunError(
+            "E0337",
+            f"the backward of '{nonlinear[0]}' is not linear in the gradient that it gets, and a pipeline, which runs "
+            "backwards inside of the forward, has run it for a loss that is not scaled",
+            expected="loss.backward() on the loss itself",
+            help="call model.step(..., scale=s) in place of (s * loss).backward()",
+        )
 
 
 def _version(tensor: Tensor) -> int:

@@ -166,3 +166,8 @@ def test_the_command_itself_imports_neither_torch_nor_a_compiler() -> None:
 def test_a_folder_that_is_no_program_is_refused(command: list[str], stretto: Command, tmp_path: Path) -> None:
     done = stretto(*command, tmp_path)
     assert (done.code, done.out) == (1, "") and "error[E0301]" in done.err
+
+
+def test_the_statement_that_the_name_of_an_axis_implies_is_printed(stretto: Command, program: Path) -> None:
+    assert "implied  shard inputs batch over dp\n" in stretto("explain", program).out
+    assert json.loads(stretto("explain", program, "--json").out)["implied"] == ["shard inputs batch over dp"]

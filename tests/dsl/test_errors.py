@@ -46,10 +46,10 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2)\nprecision {«}»", "expected params, compute or reduce"),
         ("mesh (dp=2)\nprecision { compute «}»", "expected a format such as bf16"),
         ("mesh (dp=2)\nprecision { compute bf16«»", 'expected "}", params, compute or reduce'),
-        ("mesh (dp=2)\n«=» 3", "expected a statement (mesh, shard, store, precision, pipeline or schedule)"),
+        ("mesh (dp=2)\n«=» 3", "expected a statement (mesh, axes, shard, store, precision, pipeline or schedule)"),
         (
             'mesh (dp=2)\n«"a"» columns over dp',
-            "expected a statement (mesh, shard, store, precision, pipeline or schedule)",
+            "expected a statement (mesh, axes, shard, store, precision, pipeline or schedule)",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
     error = refused_at("mesh (dp=2)\n«zero» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
-    assert error.expected == "expected mesh, shard, store, precision, pipeline or schedule"
+    assert error.expected == "expected mesh, axes, shard, store, precision, pipeline or schedule"
 
 
 def test_an_unknown_thing_to_shard_offers_the_nearest() -> None:
@@ -151,7 +151,7 @@ def test_an_unknown_axis_names_the_mesh_and_the_nearest() -> None:
         "mesh (tp=2, «dp=-1»)",
         "mesh («dp=1000001»)",
         f"mesh («dp={'9' * 5000}»)",
-        "mesh (a=1, b=1, c=1, d=1, «e=1», f=1)",
+        "mesh (a=1, b=1, c=1, d=1, e=1, f=1, g=1, h=1, «i=1», j=1)",
     ],
 )
 def test_a_mesh_with_bad_sizes_or_too_many_axes_is_refused(marked: str) -> None:

@@ -83,7 +83,7 @@ def plans(draw: st.DrawFn) -> Plan:
         raise
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(plans())
 def test_print_then_parse_gives_an_equal_plan(plan: Plan) -> None:
     assert Plan.parse(str(plan)) == plan

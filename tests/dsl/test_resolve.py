@@ -82,8 +82,16 @@ def test_the_last_matching_statement_decides_alone() -> None:
     assert resolved(*reversed(statements))["h.0.up.weight"] == {"tp": 0}
 
 
-def test_several_axes_cut_one_dim_in_mesh_order() -> None:
-    assert list(resolved('shard "*.up.weight" columns over tp, dp')["h.0.up.weight"].items()) == [("dp", 0), ("tp", 0)]
+def test_several_axes_cut_one_dim_in_the_order_of_the_statement() -> None:
+    for axes in (["tp", "dp"], ["dp", "tp"]):
+        statement = f'shard "*.up.weight" columns over {", ".join(axes)}'
+        assert list(resolved(statement)["h.0.up.weight"].items()) == [(axis, 0) for axis in axes]
+
+
+def test_a_tied_parameter_cut_over_the_same_axes_in_two_orders_is_refused() -> None:
+    error = refused('shard "embed" vocab over tp, dp', 'shard "head" vocab over dp, tp')
+    assert error.code == PlanCode.ALIASES_DISAGREE
+    assert "dim 0 over dp, tp and the second sharded on dim 0 over tp, dp" in error.message
 
 
 def test_the_result_bears_the_statement_that_decided() -> None:
@@ -164,7 +172,7 @@ def test_statements_that_disagree_on_a_tied_parameter_name_both_places() -> None
     assert error.code == PlanCode.ALIASES_DISAGREE
     assert str(error.span) == "<plan>:3:1"
     assert [str(place) for _, place in error.notes] == ["<plan>:2:1"]
-    assert "dim 1 over dp, tp" in error.message
+    assert "dim 1 over tp, dp" in error.message
     assert "dim 0 over tp" in error.message
 
 

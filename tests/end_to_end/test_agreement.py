@@ -44,7 +44,7 @@ def agree(spec: Spec, plan: str) -> bool:
     return True
 
 
-@settings(COMMON, max_examples=6)
+@settings(COMMON, max_examples=4)
 @given(st.data(), specs)
 def test_all_that_run_a_model_agree(data: st.DataObject, spec: Spec) -> None:
     assume(agree(spec, data.draw(plans(build(spec)[0]))))
@@ -93,7 +93,7 @@ def staged(draw: st.DrawFn, spec: Spec) -> str:
     return "\n".join(lines)
 
 
-@settings(COMMON, max_examples=3)
+@settings(COMMON, max_examples=2)
 @given(st.data(), specs)
 def test_all_that_run_a_model_in_stages_agree(data: st.DataObject, spec: Spec) -> None:
     assume(agree(spec, data.draw(staged(spec))))

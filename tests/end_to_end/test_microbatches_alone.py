@@ -23,7 +23,7 @@ from stretto.frontend.captured import Mode
 from stretto.frontend.to_ir import Floats
 from stretto.ir.module import Module
 from stretto.passes.default_pipeline import PipelineConfig, default_pipeline
-from stretto.passes.pipeline_text import parse_pipeline, print_pipeline
+from stretto.passes.pipeline_text import print_pipeline
 from stretto.passes.pipelining.average_microbatches import AverageMicrobatches, _Average
 from stretto.passes.rewriting import Emitter
 from stretto.runtime.checks.program_check import check
@@ -32,7 +32,7 @@ from stretto.runtime.program.program import Program
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..subsets import only
+from ..subsets import only, some
 
 ROWS, WIDTH, CLASSES, MICROBATCHES = 16, 6, 5, 4
 SCHEDULES = ["1f1b", "zb-h1"]
@@ -307,7 +307,6 @@ def test_verify_compares_the_mean_over_microbatches_with_the_module_for_one(
     report = verify_passes(PassesJob(Source(texts[CAPTURED], "step.mlir", text)))
     assert report.passed
     assert all(verdict.equal and not verdict.changes for verdict in report.verdicts)
-    assert bisect(Module.parse(texts[CAPTURED]), parse_pipeline(text)).broken is None
     rows = report.to_json()["passes"]
     assert {"pass": "average-microbatches", "verdict": "equal"}.items() <= next(
         row for row in rows if row["pass"] == "average-microbatches"
@@ -349,7 +348,7 @@ def before_averaging() -> str:
     return before
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", some(*FAULTS))
 def test_a_fault_in_averaging_microbatches_differs(
     fault: str, before_averaging: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

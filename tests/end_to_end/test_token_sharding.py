@@ -12,6 +12,7 @@ from stretto.ir.module import Module, callee, operations
 from stretto.ir.operations import read
 from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .checking import assert_report, compiled, compiled_model
 from .models import MODELS, Case, Size
@@ -115,3 +116,37 @@ def test_layers_of_torch_move_nothing_over_a_data_axis(layer: str, batch_first: 
     program = compiled_model(model, {"x": x}, text, loss_only=True)
     assert {m.kind for m in messages(program)} == {"all_reduce"}
     assert_report(check(program.program))
+
+
+class GroupedAttention(nn.Module):
+    """Causal attention whose keys and values have fewer heads, and a loss."""
+
+    def __init__(self, heads: int, key_heads: int) -> None:
+        super().__init__()
+        self.heads, self.key_heads = heads, key_heads
+        self.q, self.o = nn.Linear(16, heads * 4, bias=False), nn.Linear(heads * 4, 16, bias=False)
+        self.k, self.v = (nn.Linear(16, key_heads * 4, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (count, 4)).transpose(1, 2)
+            for layer, count in ((self.q, self.heads), (self.k, self.key_heads), (self.v, self.key_heads))
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        loss: Tensor = (x + self.o(y.transpose(1, 2).flatten(2))).square().mean()
+        return loss
+
+
+HEADS_OVER_TP = 'shard "q", "k", "v" columns over tp\nshard "o" rows over tp'
+
+
+@pytest.mark.parametrize(
+    ("heads", "mesh"), [((8, 2), "(cp=2)"), ((6, 1), "(cp=4)"), ((4, 2), "(cp=2, tp=2)"), ((4, 2), "(tp=2, cp=2)")]
+)
+def test_few_key_heads_are_gathered_and_queries_stay(heads: tuple[int, int], mesh: str) -> None:
+    plan = f"mesh {mesh}\nshard inputs dim 1 over cp\n{HEADS_OVER_TP if 'tp' in mesh else ''}"
+    program = compiled_model(GroupedAttention(*heads), {"x": torch.zeros(3, 8, 16)}, plan, loss_only=True)
+    torch.manual_seed(0)
+    assert_report(check(program.program))
+    key_heads = heads[1] // (2 if "tp" in mesh else 1)
+    assert {(m.kind, m.result_shape) for m in _moved(program)} == {("all_gather", (3, key_heads, 8, 4))}

@@ -11,7 +11,7 @@ from stretto import Plan
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SMALL = ("--steps", "4", "--compare", "4", "--batch", "4", "--seq", "32", "--hidden", "32", "--layers", "2")
-PLANS = ("dp", "tp", "dp_tp", "tp_sequence")
+PLANS = ("dp", "tp", "dp_tp", "tp_sequence", "fsdp")
 
 
 def train(script: str, plan: str, *options: str, processes: int = 0) -> list[str]:

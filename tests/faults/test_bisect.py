@@ -50,8 +50,8 @@ def bisected(case: Case, name: str, kind: str) -> tuple[Bisection, Planting]:
     made = compiled(case)
     steps = list(single(default_pipeline(PipelineConfig(made.plan))))
     index = [step_name(step) for step in steps].index(name)
-    harmed, planting = with_fault(steps, index, kind, 0)
     ranges = infer_ranges(made.module(CAPTURED))
+    harmed, planting = with_fault(steps, index, kind, ranges)
     result = bisect(made.module(CAPTURED), harmed, CheckOptions(ranges=ranges))
     assert len(planting.planted) == 1
     assert (result.pass_name, result.index) == (name, index)

@@ -38,7 +38,9 @@ def _types(draw: st.DrawFn) -> TensorType:
         st.integers(0, len(shape) - 1).map(Shard),
         st.sampled_from(list(Reduce)).map(Partial),
     )
-    placement = Placement.of(len(shape), {axis: draw(on_axis) for axis, _ in MESH}, MESH)
+    by_axis = {axis: draw(on_axis) for axis, _ in MESH}
+    order = Placement((tuple(draw(st.permutations([axis for axis, _ in MESH]))),))
+    placement = Placement.of(len(shape), by_axis, MESH, [order])
     extents = draw(st.one_of(st.none(), st.just(tuple(n + 1 for n in shape))))
     return TensorType(draw(st.sampled_from(DTYPES)), shape, (), extents).placed(placement, MESH)
 
@@ -47,6 +49,7 @@ def _types(draw: st.DrawFn) -> TensorType:
 @given(_types())
 def test_a_type_is_read_back_as_it_was_written(type_: TensorType) -> None:
     assert from_mlir(to_mlir(type_)) == type_
+    assert type_.placed(type_.placement_on(MESH), MESH) == type_
     assert from_mlir(mlir.Type.parse(str(to_mlir(type_)), context())) == type_
 
 
@@ -92,6 +95,15 @@ def test_a_dtype_that_no_kernel_here_knows_is_refused() -> None:
 def test_a_text_that_is_no_placement_is_refused() -> None:
     with pytest.raises(StrettoError, match="columns") as caught:
         from_mlir(mlir.Type.parse('tensor<4xf32, {tp = "columns"}>', context()))
+    assert caught.value.code == "E0503"
+
+
+@pytest.mark.parametrize(
+    "levels", ['dp = "shard(0, 1)"', 'dp = "shard(0, 0)", tp = "shard(0, 0)"', 'dp = "shard(0, 0)", tp = "shard(0)"']
+)
+def test_levels_that_give_no_order_are_refused(levels: str) -> None:
+    with pytest.raises(StrettoError, match=r"the axes of dim 0 have no order: dp = ") as caught:
+        from_mlir(mlir.Type.parse(f"tensor<4xf32, {{{levels}}}>", context()))
     assert caught.value.code == "E0503"
 
 

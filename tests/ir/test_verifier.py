@@ -8,6 +8,8 @@ from stretto.ir.module import Module
 from stretto.ir.verifier import verify
 
 _HEAD = 'module attributes {comm.level = "comm", comm.mesh = [["dp", 2], ["tp", 4]]} {\n'
+_IN_ORDER = '{dp = "shard(0)", tp = "shard(0)"}'
+_NESTED = '{dp = "shard(0, 1)", tp = "shard(0, 0)"}'
 _SUM = 'axes = ["tp"], reduce = "sum"'
 
 
@@ -56,6 +58,23 @@ def test_a_sound_module_passes() -> None:
             '%z = "comm.wait"(%f) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>',
             "waited on exactly once, not 2 times",
         ),
+        (
+            f"%x: tensor<4xf32, {_NESTED}>, %y: tensor<4xf32, {_IN_ORDER}>",
+            f'%z = "aten.mul_tensor"(%x, %y) : (tensor<4xf32, {_NESTED}>, tensor<4xf32, {_IN_ORDER}>)'
+            f" -> tensor<4xf32, {_NESTED}>",
+            'nest "dp" and "tp" in different orders',
+        ),
+        (
+            '%x: tensor<4xf32, {comm.blocks = [array<i64: 0, 10, 6>], tp = "shard(0)"}>',
+            "",
+            r"has blocks \[10, 6\] in dim 0, which 4 ranks do not cut evenly",
+        ),
+        (
+            '%x: tensor<4xf32, {comm.blocks = [array<i64: 0, 4, 4>], tp = "shard(0)"}>',
+            "",
+            r"has blocks \[4, 4\] in dim 0",
+        ),
+        ("%x: tensor<4xf32, {comm.blocks = [array<i64: 0, 2, 2>]}>", "", r"has blocks \[2, 2\] in dim 0"),
         ("%x: tensor<4xf32>", '%y = "comm.reshard"(%x) : (tensor<4xf32>) -> tensor<4xf32>', "must be a collective"),
         (
             "%x: tensor<4xf32>",

@@ -122,9 +122,8 @@ def test_a_store_statement_that_later_ones_override_is_warned_about() -> None:
     assert warnings_of('mesh (dp=2)\nstore "*" dim 0 over dp\nstore "up" dim 0 over dp') == []
 
 
-def test_a_stored_axis_outside_of_a_computed_one_is_warned_about_and_one_inside_is_not() -> None:
-    store = 'store "up", "down" dim 0 over dp'
-    [warning] = warnings_of(f"mesh (dp=2, tp=2)\n{COLUMNS}{ROWS}{store}")
-    assert '"up.weight", "up.bias" gathers over "dp" and "tp"' in warning.message
-    assert 'name "tp" before "dp" in the mesh' in warning.message
-    assert warnings_of(f"mesh (tp=2, dp=2)\n{COLUMNS}{ROWS}{store}") == []
+def test_a_name_of_axes_that_no_statement_uses_is_warned_about() -> None:
+    [warning] = warnings_of(f"mesh (dp=2, tp=2)\naxes all = dp, tp\n{COLUMNS}{ROWS}")
+    assert warning.message == "this statement has no effect: no statement uses the name"
+    assert warnings_of('mesh (dp=2, tp=2)\naxes all = dp, tp\nstore "*" dim 0 over all') == []
+    assert warnings_of(f"mesh (a=2, b=2, tp=2)\naxes dp = a, b\n{COLUMNS}{ROWS}") == []

@@ -15,17 +15,24 @@ from torch import Tensor
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    q_offset: Tensor | None = None,
+    k_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(query @ key^T * scale + mask) @ value, and the logsumexp of each row of scores.
 
     query (B, H, S, D); key and value (B, H, T, D); mask, added to the scores, broadcasts to (B, H, S, T); `causal`
-    hides key j from query i < j; scale is 1 / sqrt(D) where it is None. Returns (B, H, S, D) and (B, H, S).
+    hides key j from query i where i + q_offset < j + k_offset (0-d); scale is 1 / sqrt(D) where it is None. Returns
+    (B, H, S, D) and (B, H, S): 0 and -inf for a query that sees no key.
     """
-    scores = _scores(query, key, mask, causal, scale)
+    scores = _scores(query, key, causal_mask(query, key, mask, q_offset, k_offset) if causal else mask, scale)
     logsumexp = torch.logsumexp(scores, -1)
-    weights = torch.exp(scores - logsumexp.unsqueeze(-1))
-    return (weights @ _wide(value)).to(value.dtype), logsumexp
+    return (_shares(scores, logsumexp) @ _wide(value)).to(value.dtype), logsumexp
 
 
 def attention_backward(
@@ -38,9 +45,12 @@ def attention_backward(
     mask: Tensor | None,
     causal: bool,
     scale: float | None,
+    q_offset: Tensor | None = None,
+    k_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, from the weights exp(scores - logsumexp)."""
-    weights = torch.exp(_scores(query, key, mask, causal, scale) - logsumexp.unsqueeze(-1))
+    hidden = causal_mask(query, key, mask, q_offset, k_offset) if causal else mask
+    weights = _shares(_scores(query, key, hidden, scale), logsumexp)
     wide = _wide(grad)
     grad_value = weights.transpose(-1, -2) @ wide
     grad_weights = wide @ _wide(value).transpose(-1, -2)
@@ -176,15 +186,27 @@ def _scale(query: Tensor, scale: float | None) -> float:
     return float(query.shape[-1]) ** -0.5 if scale is None else scale
 
 
-def _scores(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def causal_mask(
+    query: Tensor, key: Tensor, mask: Tensor | None, q_offset: Tensor | None, k_offset: Tensor | None
+) -> Tensor:
+    """(S, T), or the shape of `mask`, which is added: -inf where a key's position comes after the query's."""
+    queries = torch.arange(query.shape[-2], device=query.device)
+    keys = torch.arange(key.shape[-2], device=query.device)
+    queries = queries if q_offset is None else queries + q_offset
+    keys = keys if k_offset is None else keys + k_offset
+    visible = torch.zeros((), dtype=query.dtype, device=query.device) if mask is None else mask
+    return torch.where(keys > queries.unsqueeze(-1), float("-inf"), visible)
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     scores = _wide(query) @ _wide(key).transpose(-1, -2) * _scale(query, scale)
-    if mask is not None:
-        scores = scores + mask
-    if causal:
-        rows, columns = scores.shape[-2:]
-        hidden = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
-    return scores
+    return scores if mask is None else scores + mask
+
+
+def _shares(scores: Tensor, logsumexp: Tensor) -> Tensor:
+    """exp(scores - logsumexp), 0 where a query sees no key."""
+    rows = logsumexp.unsqueeze(-1)
+    return torch.where(rows == float("-inf"), 0.0, torch.exp(scores - rows))
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

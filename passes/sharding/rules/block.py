@@ -40,21 +40,54 @@ def _attention_strategies(call: Call, mask: str, *, backward: bool) -> list[Stra
     ties = () if q == kv or kv == 1 else (Tie(q, 1, kv, q // kv),)
     is_multi_query = kv == 1 and q > 1
     key = None if is_multi_query else 1
+    offsets = _offsets(call)
     if not backward:
-        return [strategy([0, 0], [0, 0, 0, *batch]), strategy([1, 1], [1, key, key, *heads], ties=ties)]
+        by_batch = strategy([0, 0], [0, 0, 0, *batch, *offsets])
+        return [by_batch, strategy([1, 1], [1, key, key, *heads, *offsets], ties=ties)]
     grad_key = P if is_multi_query else 1
-    by_heads = strategy([1, grad_key, grad_key], [1, 1, key, key, 1, 1, *heads], ties=ties)
-    return [strategy([0, 0, 0], [*[0] * 6, *batch]), by_heads]
+    by_heads = strategy([1, grad_key, grad_key], [1, 1, key, key, 1, 1, *heads, *offsets], ties=ties)
+    return [strategy([0, 0, 0], [*[0] * 6, *batch, *offsets]), by_heads]
+
+
+def _offsets(call: Call) -> list[None]:
+    """The placements of the offsets of positions that the call has."""
+    return [None for name in ("q_offset", "k_offset") if call.maybe(name)]
+
+
+def _by_queries(call: Call, *, backward: bool) -> list[Strategy]:
+    """By queries, each rank with all keys and values; where it is causal, its queries count from its offset."""
+    mask, tokens = call.maybe("mask"), call.meta("q").shape[-2]
+    if len(call.meta("q").shape) != 4:
+        return []
+    in_mask = (
+        [] if mask is None else [len(mask.shape) - 2 if len(mask.shape) > 1 and mask.shape[-2] == tokens else None]
+    )
+    lowering = Lowering.OFFSET if call.flag("causal") else None
+    rest = [*in_mask, *_offsets(call)]
+    if not backward:
+        return [strategy([2, 2], [2, None, None, *rest], lowering=lowering)]
+    fills = (0.0, 0.0, None, None, 0.0, 0.0, *(0.0 if d is not None else None for d in in_mask))
+    return [strategy([2, P, P], [2, 2, None, None, 2, 2, *rest], fills=fills, lowering=lowering)]
+
+
+def _queries_in_mask(call: Call) -> list[int | None]:
+    """The dim of the queries in the mask (..., S, T); None where it broadcasts over them, empty without a mask."""
+    mask, queries = call.maybe("mask"), call.meta("q").shape[2]
+    if mask is None:
+        return []
+    return [len(mask.shape) - 2 if len(mask.shape) > 1 and mask.shape[-2] == queries else None]
 
 
 def attention(call: Call) -> list[Strategy]:
-    """nn.attention(q, k, v, mask?) -> (out, lse)."""
-    return _attention_strategies(call, "mask", backward=False)
+    """nn.attention(q, k, v, mask?, offsets?) -> (out, lse): by batch, by heads, by queries."""
+    others = _attention_strategies(call, "mask", backward=False)
+    return [*others, *_by_queries(call, backward=False)] if others else []
 
 
 def attention_backward(call: Call) -> list[Strategy]:
-    """nn.attention_backward(grad_out, q, k, v, out, lse, mask?) -> (dq, dk, dv)."""
-    return _attention_strategies(call, "mask", backward=True)
+    """nn.attention_backward(grad_out, q, k, v, out, lse, mask?, offsets?) -> (dq, dk, dv)."""
+    others = _attention_strategies(call, "mask", backward=True)
+    return [*others, *_by_queries(call, backward=True)] if others else []
 
 
 def cpu_attention(call: Call) -> list[Strategy]:

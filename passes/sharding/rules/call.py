@@ -13,10 +13,10 @@ import torch
 
 from .strategy import TensorMeta
 
-_ATTENTION_BACKWARD = ("grad_out", "q", "k", "v", "out", "lse", "mask")
+_ATTENTION = ("mask", "causal", "scale", "q_offset", "k_offset")
 NN_OPERANDS: dict[str, tuple[str, ...]] = {
-    "nn.attention": ("q", "k", "v", "mask"),
-    "nn.attention_backward": _ATTENTION_BACKWARD,
+    "nn.attention": ("q", "k", "v", *_ATTENTION),
+    "nn.attention_backward": ("grad_out", "q", "k", "v", "out", "lse", *_ATTENTION),
     "nn.rms_norm": ("x", "weight"),
     "nn.rms_norm_backward": ("dy", "x", "rstd", "weight"),
     "nn.layer_norm": ("x", "weight", "bias", "normalized_shape"),

@@ -6,10 +6,12 @@ mean is rewritten to a sum and a count before placements are chosen.
 
 from __future__ import annotations
 
+from math import inf
+
 from ....ir.placement import AxisPlacement, Partial, Reduce
 from .builders import P, Rule, dim, linear, strategy, uniform
 from .call import Call
-from .strategy import Strategy
+from .strategy import Lowering, Strategy
 
 
 def acted_dims(call: Call) -> tuple[int, ...]:
@@ -63,8 +65,21 @@ def smallest(call: Call) -> list[Strategy]:
 
 
 def softmax(call: Call) -> list[Strategy]:
-    """softmax and log_softmax: every dim but the normalised one."""
+    """softmax: every dim but the normalised one."""
     return _other_dims(call)
+
+
+def log_softmax(call: Call) -> list[Strategy]:
+    """log_softmax: every dim; over the normalised one, the classes, statistics of the rows are reduced inside."""
+    by_class = [strategy([d], [d], fills=(-inf,), lowering=Lowering.SOFTMAX) for d in acted_dims(call)]
+    return [*_other_dims(call), *by_class]
+
+
+def log_softmax_backward(call: Call) -> list[Strategy]:
+    """Backward of log_softmax: as forward, and linear in the gradient."""
+    fills = (0.0, -inf)
+    by_class = [strategy([d], [d, d], fills=fills, lowering=Lowering.SOFTMAX) for d in acted_dims(call)]
+    return [*_other_dims(call), *by_class, linear(call, "grad_output")]
 
 
 def softmax_backward(call: Call) -> list[Strategy]:
@@ -75,25 +90,34 @@ def softmax_backward(call: Call) -> list[Strategy]:
 def nll_loss(call: Call) -> list[Strategy]:
     """nll_loss_forward: by batch a summed loss is a partial sum; a mean is left out, as its count is not linear.
 
-    Without a reduction each row has its own loss, and the count is zero.
+    Without a reduction each row has its own loss, and the count is zero. By class each rank has its labels' terms.
     """
     if len(call.inputs[0].shape) == 1 or call.integer("reduction") not in (0, 2):
         return []
     loss = 0 if call.integer("reduction") == 0 else P
     weight = [None] if call.maybe("weight") else []
     fills = (0.0, float(call.integer("ignore_index")), *weight)
-    return [strategy([loss, P], [0, 0, *weight], fills=fills)]
+    by_class = strategy([P, None], [1, None, *weight], lowering=Lowering.OFFSET)
+    return [strategy([loss, P], [0, 0, *weight], fills=fills), *_of_rows(call, "self", by_class)]
 
 
 def nll_loss_backward(call: Call) -> list[Strategy]:
-    """nll_loss_backward: by batch; the total weight is the global batch's."""
+    """nll_loss_backward: by batch; the total weight is the global batch's. By class but for a mean: see `nll_loss`."""
     if len(call.meta("self").shape) == 1:
         return []
     per_row = 0 if call.meta("grad_output").shape else None
     weight = [None] if call.maybe("weight") else []
     fill = float(call.integer("ignore_index"))
     fills = (None, None, fill, *weight, None)
-    return [strategy([0], [per_row, 0, 0, *weight, None], fills=fills), linear(call, "grad_output")]
+    by_row = strategy([0], [per_row, 0, 0, *weight, None], fills=fills)
+    by_class = strategy([1], [None, 1, None, *weight, None], lowering=Lowering.OFFSET)
+    has_class = call.integer("reduction") in (0, 2)
+    return [by_row, *(_of_rows(call, "self", by_class) if has_class else []), linear(call, "grad_output")]
+
+
+def _of_rows(call: Call, scores: str, by_class: Strategy) -> list[Strategy]:
+    """The strategy by class where the scores are rows of classes; images have none."""
+    return [by_class] if len(call.meta(scores).shape) == 2 else []
 
 
 _OTHER_DIMS = (
@@ -114,9 +138,10 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("aten.mean.default", "aten.mean.dim", "aten.cumsum.default"), linear_other_dims),
     **dict.fromkeys(("aten.amax.default", "aten.max.default"), largest),
     **dict.fromkeys(("aten.amin.default", "aten.min.default"), smallest),
-    **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default", "aten._safe_softmax.default"), softmax),
+    **dict.fromkeys(("aten._softmax.default", "aten._safe_softmax.default"), softmax),
+    "aten._log_softmax.default": log_softmax,
     "aten._softmax_backward_data.default": softmax_backward,
-    "aten._log_softmax_backward_data.default": softmax_backward,
+    "aten._log_softmax_backward_data.default": log_softmax_backward,
     **dict.fromkeys(("aten.nll_loss_forward.default", "aten.nll_loss2d_forward.default"), nll_loss),
     **dict.fromkeys(("aten.nll_loss_backward.default", "aten.nll_loss2d_backward.default"), nll_loss_backward),
 }

@@ -294,6 +294,33 @@ def test_a_value_without_a_text_is_not_keyed() -> None:
 _opened: list[str] | None = None
 
 
+class Steep(torch.autograd.Function):
+    """Its forward does not say what its backward computes."""
+
+    factor = 2.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.factor = Steep.factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.factor
+
+
+def test_the_backward_of_a_custom_autograd_function_is_told_by_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steeper(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            loss: Tensor = Steep.apply(self.up(x)).sum()  # type: ignore[no-untyped-call]
+            return {"loss": loss}
+
+    before = key_of(request_of(Steeper()))
+    assert key_of(request_of(Steeper())) == before
+    monkeypatch.setattr(Steep, "factor", 3.0)
+    assert key_of(request_of(Steeper())) != before
+
+
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     if _opened is not None and event == "open":
         _opened.append(str(args[0]))

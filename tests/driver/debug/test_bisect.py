@@ -157,6 +157,34 @@ def test_the_operation_that_breaks_values_is_named_with_its_line_and_what_shows_
     assert f'"{name}"' in place.text or name == "func.return"
 
 
+TOTAL = """module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<2xf32, {tp = "shard(0)"}>) -> tensor<f32> {
+  %0 = "comm.all_gather"(%x) {axes = ["tp"], dim = 0 : i64}
+    : (tensor<2xf32, {tp = "shard(0)"}>) -> tensor<4xf32> loc(fused["head", "model.py":7:0])
+  %1 = "aten.sum_default"(%0) : (tensor<4xf32>) -> tensor<f32> loc(fused["head", "model.py":7:0])
+  %2 = "aten.exp_default"(%1) : (tensor<f32>) -> tensor<f32> loc(fused["head", "model.py":8:0])
+  return %2 : tensor<f32>
+}
+}
+"""
+
+
+def own_total(module: Module) -> None:
+    total = named(module, "aten.sum_default")
+    [chunk] = entry(module.functions()["main"]).arguments
+    attributes = {"dim": to_attribute([0]), "keepdim": to_attribute(False)}
+    with context(), total.location, mlir.InsertionPoint(total):
+        own = mlir.Operation.create("aten.sum_dim_intlist", [total.result.type], [chunk], attributes)
+    total.result.replace_all_uses_with(own.result)
+    total.erase()
+
+
+def test_of_an_operation_written_in_anothers_place_the_one_that_leaves_out_a_reduction_is_named() -> None:
+    op = bisect(Module.parse(TOTAL), ["cse", Harm(own_total)]).op
+    assert op is not None and (op.place.op, op.place.origin.line) == ("aten.sum_dim_intlist", 7)
+    assert "ranks hold the same values of the result, but they differ" in " ".join(op.why)
+
+
 def test_the_line_of_the_module_and_the_operands_are_reported() -> None:
     module = Module.parse(TWO)
     op = bisect(module, [Harm(unreduced)]).op

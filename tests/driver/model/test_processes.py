@@ -47,7 +47,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
 def assert_trained_alike(threads: dict[str, Any], processes: dict[str, Any]) -> None:
     assert threads["class"] == pytest.approx(threads["plain"], rel=1e-9)
     assert processes["class"] == pytest.approx(threads["class"], rel=1e-9)
-    assert processes["model"] == processes["class"] and threads["model"] == threads["class"]
+    assert processes["model"] == processes["class"][:3] and threads["model"] == threads["class"][:3]
     for report in (threads, processes):
         for plain, compiled in report["optimizers"].values():
             assert compiled == pytest.approx(plain, rel=1e-10)

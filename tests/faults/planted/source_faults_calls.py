@@ -61,7 +61,7 @@ CALL_FAULTS = {
     ),
     "the maximum of a sharded vocabulary is a minimum": fault(
         "passes/partition/vocabulary: all_reduced",
-        around(vocabulary._Vocabulary, "all_reduced", minimum_for_maximum),
+        around(vocabulary.Vocabulary, "all_reduced", minimum_for_maximum),
         STEEP,
     ),
     "padding below a maximum is filled with zero": fault(

@@ -133,8 +133,8 @@ CAPTURE_FAULTS = {
         "capture/call: arguments", around(call.BoundCall, "arguments", same_shapes_reversed)
     ),
     "a custom gradient is dropped": fault(
-        "capture/own_gradients: derived_gradients_only",
-        value(traced, "derived_gradients_only", nullcontext),
+        "capture/own_gradients: own_gradients_kept",
+        value(traced, "own_gradients_kept", nullcontext),
         Case("straight_through", "dp"),
     ),
     "a backward hook of a module is dropped": fault(

@@ -1,6 +1,6 @@
 """Faults planted in the source and in saved folders, by someone who has not read the checkers, are found by a command.
 
-The default run has a sample of them; `pytest -m slow -s` plants all and prints who found each.
+The default run has a sample of them; `pytest -m slow -s` plants the others too and prints who found each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .finding import Finder, compile_case, find_in_folder, table
+from ...subsets import only
+from .finding import Finder, compile_case, find_in_folder
 from .program_folder_faults import GPT_FAULTS, FolderFault
 from .reference_faults import REFERENCE_FAULTS
 from .stage_folder_faults import OTHER_FAULTS, PIPELINE_FAULTS
@@ -77,17 +78,12 @@ def is_due(fault: FolderFault, finder: Finder | None) -> bool:
     return finder is not None and ORDER.index(finder) <= ORDER.index(fault.found_by)
 
 
-@pytest.mark.parametrize("what", SAMPLE)
-def test_a_fault_of_a_saved_folder_is_found(what: str, folders: Folders) -> None:
-    assert is_due(FOLDER_FAULTS[what], outcome(FOLDER_FAULTS[what], folders))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_fault_of_a_saved_folder_is_found_or_explained(folders: Folders) -> None:
-    finders = {what: outcome(fault, folders) for what, fault in FOLDER_FAULTS.items()}
-    print(table([(what, verdict(FOLDER_FAULTS[what], finder)) for what, finder in finders.items()]))
-    assert not [what for what, finder in finders.items() if not is_due(FOLDER_FAULTS[what], finder)]
+@pytest.mark.parametrize("what", only(SAMPLE, FOLDER_FAULTS))
+def test_a_fault_of_a_saved_folder_is_found_or_explained(what: str, folders: Folders) -> None:
+    fault = FOLDER_FAULTS[what]
+    finder = outcome(fault, folders)
+    print(f"{what:88.88}  {verdict(fault, finder)}")
+    assert is_due(fault, finder)
 
 
 def verdict(fault: FolderFault, finder: Finder | None) -> str:

@@ -14,7 +14,7 @@ from .faults import SourceFault
 
 PARTITION = "partition-tensors"
 RESHARD = "passes.partition.reshard:Resharder"
-VOCABULARY = "passes.partition.vocabulary:_Vocabulary"
+VOCABULARY = "passes.partition.vocabulary:Vocabulary"
 EXPANSIONS = "passes.normalize.idioms.expansions:EXPANSIONS"
 
 
@@ -262,7 +262,7 @@ IN_PASSES = (
         lambda mean: lambda site, elements: mean(site, elements + 1), "split-means",
     ),
     SourceFault(
-        "ignored targets are counted", "passes.normalize.split_counts:_count",
+        "ignored targets are counted", "passes.normalize.split_counts:count_of",
         lambda count: lambda emitter, labels, ignored, weight, type_: count(emitter, labels, -1, weight, type_),
         "split-counts", case="pipeline",
     ),
@@ -285,15 +285,15 @@ IN_PASSES = (
     ),
     SourceFault(
         "attention is not causal", f"{EXPANSIONS}/nn.attention",
-        lambda attention: lambda query, key, value, mask, causal, scale: attention(
-            query, key, value, mask, False, scale
+        lambda attention: lambda query, key, value, mask, causal, *rest: attention(
+            query, key, value, mask, False, *rest
         ),
         "lower-idioms",
     ),
     SourceFault(
         "attention's gradient has another scale", f"{EXPANSIONS}/nn.attention_backward",
-        lambda attention: lambda grad, query, key, value, out, logsumexp, mask, causal, scale: attention(
-            grad, query, key, value, out, logsumexp, mask, causal, 1.0
+        lambda attention: lambda grad, query, key, value, out, logsumexp, mask, causal, scale, *offsets: attention(
+            grad, query, key, value, out, logsumexp, mask, causal, 1.0, *offsets
         ),
         "lower-idioms",
     ),

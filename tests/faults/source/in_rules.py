@@ -35,8 +35,9 @@ def _complete(rule: Any) -> Any:
     return faulty
 
 
-def _fault(what: str, op: str, make: Any, case: str = "tensor") -> SourceFault:
-    namespace, name, *overload = op.split(".")
+def _fault(what: str, op: str, make: Any, case: str = "tensor", named: str = "") -> SourceFault:
+    """A fault of an op's rule; `bisect` names the op, or `named` where partitioning writes other ops in its place."""
+    namespace, name, *overload = (named or op).split(".")
     mlir_name = ".".join([namespace, "_".join([re.sub("^_", "u_", name), *map(str.lower, overload)])])
     return SourceFault(what, f"{TABLE}/{op}", make, FIRST, LAST, case, mlir_name)
 
@@ -44,7 +45,7 @@ def _fault(what: str, op: str, make: Any, case: str = "tensor") -> SourceFault:
 IN_RULES = (
     _fault("a sum over shards is complete", "aten.sum.dim_IntList", _complete),
     _fault("a total over shards is complete", "aten.sum.default", _complete),
-    _fault("a loss over rows is complete", "nn.cross_entropy", _complete),
+    _fault("a loss over rows is complete", "nn.cross_entropy", _complete, named="aten.sum.default"),
     _fault("an embedding's gradient is complete", "aten.embedding_dense_backward.default", _complete),
     _fault("a norm's parameter gradients are complete", "nn.layer_norm_backward", _complete),
     _fault("a root mean square's gradients are complete", "nn.rms_norm_backward", _complete),

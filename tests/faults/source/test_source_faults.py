@@ -36,6 +36,12 @@ def test_there_are_at_least_40_faults_and_few_are_not_located() -> None:
     assert {*QUICK, *INEXACT} <= {fault.what for fault in FAULTS}
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_what_a_fault_replaces_is_where_it_says(fault: SourceFault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a change of names shows in the default run, which tries few of them."""
+    fault.plant(monkeypatch)
+
+
 def check(fault: SourceFault) -> None:
     result = found(fault)
     assert result.is_found

@@ -159,28 +159,6 @@ def test_an_argument_that_json_cannot_say_is_refused_at_its_line() -> None:
     assert_at(error, body, "2j")
 
 
-class Tripled(torch.autograd.Function):
-    """The identity with a gradient of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * 3
-
-
-def test_a_custom_autograd_function_is_refused_at_its_line_and_is_fine_for_inference() -> None:
-    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
-        return Tripled.apply(model.linear(x)).sum()
-
-    error = refused(body)
-    assert error.code == "E0227" and '"Tripled"' in error.message
-    assert_at(error, body, "Tripled.apply")
-    capture(Written(body), (torch.randn(4, 4),), {}, mode=Mode.INFER)
-
-
 def test_a_hook_on_a_tensors_gradient_is_refused_at_its_line() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         hidden = model.linear(x)

@@ -115,3 +115,34 @@ def test_a_forward_without_a_gradient_is_refused_as_in_any_capture() -> None:
     with pytest.raises(CaptureError) as error:
         actual.at(sizes(4, 6))
     assert error.value.code == "E0215"
+
+
+class Averaged(torch.autograd.Function):
+    """A mean over tokens whose backward is told their number, and doubles the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, labels: Tensor) -> Tensor:
+        ctx.tokens, ctx.labels = x.shape[1], labels
+        return x.sum(1) / ctx.tokens
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return 2 * gradient.unsqueeze(1).expand(-1, ctx.tokens, -1) / ctx.tokens + ctx.labels.unsqueeze(-1), None
+
+
+def test_a_custom_autograd_function_is_traced_with_symbols_too() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            result: Tensor = Averaged.apply(self.linear(x), y)  # type: ignore[no-untyped-call]
+            return result.sin().mean()
+
+    model = Model()
+    actual = symbolic(model, call(model, 4, 6), Mode.TRAIN)
+    for at in ((4, 6), (3, 10)):
+        expected, capture = capture_call(model, call(model, *at), mode=Mode.TRAIN), actual.at(sizes(*at))
+        assert told(capture) == told(expected)
+        assert capture.reference["functions"] == expected.reference["functions"]

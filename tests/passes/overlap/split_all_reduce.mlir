@@ -15,10 +15,10 @@ func.func @main(%x: tensor<3x4xf32, {tp = "partial(sum)"}>) -> tensor<3x4xf32> {
 
 // -----
 
-// A dim that an outer axis cuts is cut further; one that an inner axis cuts is not, since no type could say so.
+// A dim that another axis cuts is cut further, inside of it; the type says so where this is not the mesh's order.
 
 // CHECK: "comm.reduce_scatter"(%arg0) {axes = ["tp"], dim = 0 : i64, reduce = "sum"} : {{.*}} -> tensor<2x4xf32, {dp = "shard(0)", tp = "shard(0)"}>
-// CHECK: "comm.reduce_scatter"(%arg1) {axes = ["dp"], dim = 1 : i64, reduce = "sum"} : {{.*}} -> tensor<4x2xf32, {dp = "shard(1)", tp = "shard(0)"}>
+// CHECK: "comm.reduce_scatter"(%arg1) {axes = ["dp"], dim = 0 : i64, reduce = "sum"} : {{.*}} -> tensor<2x4xf32, {dp = "shard(0, 1)", tp = "shard(0, 0)"}>
 module attributes {comm.level = "comm", comm.mesh = [["dp", 2], ["tp", 2]]} {
 func.func @main(%x: tensor<4x4xf32, {dp = "shard(0)", tp = "partial(sum)"}>, %y: tensor<4x4xf32, {dp = "partial(sum)", tp = "shard(0)"}>) -> (tensor<4x4xf32, {dp = "shard(0)"}>, tensor<4x4xf32, {tp = "shard(0)"}>) {
   %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<4x4xf32, {dp = "shard(0)", tp = "partial(sum)"}>) -> tensor<4x4xf32, {dp = "shard(0)"}>

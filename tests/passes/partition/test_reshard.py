@@ -24,8 +24,7 @@ def reshard(shape: tuple[int, ...], source: ByAxis, target: ByAxis, mesh: Mesh) 
     """A module of one `comm.reshard`, partitioned."""
     module = Module.empty(mesh=mesh)
     types = [
-        to_mlir(TensorType(torch.float64, shape).placed(Placement.of(len(shape), p, mesh), mesh))
-        for p in (source, target)
+        to_mlir(TensorType(torch.float64, shape).placed(placement(len(shape), p, mesh), mesh)) for p in (source, target)
     ]
     main = build_function(module, "main", types[:1])
     with context(), mlir.Location.unknown() as loc, mlir.InsertionPoint(entry(main)):
@@ -35,12 +34,19 @@ def reshard(shape: tuple[int, ...], source: ByAxis, target: ByAxis, mesh: Mesh) 
     return module
 
 
+def placement(rank: int, by_axis: ByAxis, mesh: Mesh) -> Placement:
+    """The placement in which axes of one dim nest in the order of the mapping."""
+    order = Placement.of_shards(rank, {axis: p.dim for axis, p in by_axis.items() if isinstance(p, Shard)})
+    return Placement.of(rank, by_axis, mesh, [order])
+
+
 def placements(rank: int, mesh: Mesh, reduce: Reduce | None) -> st.SearchStrategy[ByAxis]:
-    """A placement on each axis; partial ones all of one kind, none where `reduce` is None."""
+    """A placement on each axis, in any order; partial ones all of one kind, none where `reduce` is None."""
     choices: list[AxisPlacement] = [Replicate(), *(Shard(d) for d in range(rank))]
     if reduce is not None:
         choices.append(Partial(reduce))
-    return st.fixed_dictionaries({axis: st.sampled_from(choices) for axis, _ in mesh})
+    in_order = st.fixed_dictionaries({axis: st.sampled_from(choices) for axis, _ in mesh})
+    return in_order.flatmap(lambda by_axis: st.permutations([*by_axis.items()]).map(dict))
 
 
 @st.composite
@@ -68,12 +74,41 @@ def test_a_tensor_is_the_same_wherever_it_is_moved(move: tuple[tuple[int, ...], 
     assert torch.allclose(found, x, rtol=0, atol=1e-12), f"{shape} {source} -> {target}\n{module}"
 
 
-@pytest.mark.parametrize("target", [{"a": Shard(0), "b": Shard(0)}, {"a": Shard(0)}, {"b": Shard(0)}, {}])
-@pytest.mark.parametrize("source", [{"a": Shard(0), "b": Shard(0)}, {"a": Shard(0)}, {"b": Shard(0)}, {}])
+NESTS: list[ByAxis] = [
+    {"a": Shard(0), "b": Shard(0)}, {"b": Shard(0), "a": Shard(0)}, {"a": Shard(0)}, {"b": Shard(0)}, {}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", NESTS)
+@pytest.mark.parametrize("source", NESTS)
 def test_chunks_that_do_not_nest_are_gathered_whole(source: ByAxis, target: ByAxis) -> None:
     module = reshard((7,), source, target, MESHES[1])
     x = torch.arange(7, dtype=torch.float64)
     assert torch.equal(run(module, [x])[0], x)
+
+
+BLOCKS: list[ByAxis] = [
+    {"a": Shard(0, (6, 2, 4))}, {"a": Shard(0, (4, 8)), "b": Shard(0, (4, 8))}, {"b": Shard(0, (4, 8))},
+    {"b": Shard(0, (4, 8)), "a": Shard(0, (4, 8))}, {"a": Shard(1), "b": Shard(0, (6, 2, 4))},
+    {"a": Shard(0)}, {"b": Shard(0), "a": Shard(0)}, {"a": Shard(1), "b": Shard(0)}, {"b": Partial()}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", BLOCKS)
+@pytest.mark.parametrize("source", BLOCKS)
+def test_blocks_are_put_in_order_and_taken_apart(source: ByAxis, target: ByAxis) -> None:
+    module = reshard((12, 2), source, target, MESHES[0])
+    x = torch.randn(12, 2, dtype=torch.float64)
+    assert torch.equal(run(module, [x])[0], x), str(module)
+
+
+def test_sums_over_two_axes_are_scattered_in_the_order_in_which_the_target_nests() -> None:
+    module = reshard((8,), {"a": Partial(), "b": Partial()}, {"b": Shard(0), "a": Shard(0)}, MESHES[0])
+    calls = [call for op in operations(module.functions()["main"]) if (call := read(op)) is not None]
+    assert [(call.name, call.args[1]) for call in calls] == [
+        ("comm.reduce_scatter", ["b"]),
+        ("comm.reduce_scatter", ["a"]),
+    ]
 
 
 def test_what_is_in_place_already_needs_nothing() -> None:

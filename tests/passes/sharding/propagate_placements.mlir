@@ -138,3 +138,18 @@ module attributes {comm.level = "aten", comm.mesh = [["dp", 2]], comm.activation
     return %1 : tensor<8xf32>
   }
 }
+
+// -----
+
+// Axes nest on a dim as in the largest operand that nests them: the bias is brought to the order of the product.
+
+// CHECK: %[[Y:.+]] = "aten.mm_default"(%arg0, %arg1) : {{.*}} -> tensor<4x8xf32, {dp = "shard(1, 1)", tp = "shard(1, 0)"}>
+// CHECK-NEXT: %[[B:.+]] = "comm.reshard"(%arg2) : {{.*}} -> tensor<8xf32, {dp = "shard(0, 1)", tp = "shard(0, 0)"}>
+// CHECK-NEXT: "aten.add_tensor"(%[[Y]], %[[B]]) {{.*}} -> tensor<4x8xf32, {dp = "shard(1, 1)", tp = "shard(1, 0)"}>
+module attributes {comm.mesh = [["dp", 2], ["tp", 2]]} {
+func.func @main(%x: tensor<4x6xf32>, %w: tensor<6x8xf32, {dp = "shard(1, 1)", tp = "shard(1, 0)"}>, %b: tensor<8xf32, {dp = "shard(0)", tp = "shard(0)"}>) -> tensor<4x8xf32> {
+  %0 = "aten.mm_default"(%x, %w) : (tensor<4x6xf32>, tensor<6x8xf32, {dp = "shard(1, 1)", tp = "shard(1, 0)"}>) -> tensor<4x8xf32>
+  %1 = "aten.add_tensor"(%0, %b) {alpha = 1 : i64} : (tensor<4x8xf32>, tensor<8xf32, {dp = "shard(0)", tp = "shard(0)"}>) -> tensor<4x8xf32>
+  return %1 : tensor<4x8xf32>
+}
+}

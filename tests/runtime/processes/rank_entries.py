@@ -244,18 +244,15 @@ def unequal_seeds(program: Program) -> str:
 
 
 def nested_shards() -> dict[str, Any]:
-    """A dim cut over both axes: where they divide it, and where not."""
-    even: Any = nn.Module()
-    odd: Any = nn.Module()
-    even.w = nn.Parameter(torch.arange(8.0).reshape(8, 1))
-    odd.w = nn.Parameter(torch.arange(6.0))
-    distribute_parameters(even, {"w": (Shard(0, ("dp", "tp"), 2, 8),)}, join(), MESH)
-    return {
-        "even": even.w.to_local().flatten().tolist(),
-        "whole": whole(even.w).flatten().tolist(),
-        "odd": said(lambda: distribute_parameters(odd, {"w": (Shard(0, ("dp", "tp"), 2, 6),)}, join(), MESH)),
-        "swapped": said(lambda: distribute_parameters(odd, {"w": (Shard(0, ("tp", "dp"), 2, 8),)}, join(), MESH)),
-    }
+    """By axes and extent of a dim cut over both axes: this rank's part, and the whole tensor after a square root."""
+    found = {}
+    for axes, extent in ((("dp", "tp"), 8), (("dp", "tp"), 6), (("tp", "dp"), 8), (("tp", "dp"), 5)):
+        module: Any = nn.Module()
+        module.w = nn.Parameter(torch.arange(float(extent)) ** 2)
+        chunk = -(-extent // 4)
+        distribute_parameters(module, {"w": (Shard(0, axes, chunk, extent),)}, join(), MESH)
+        found[f"{','.join(axes)} {extent}"] = module.w.to_local().sqrt().tolist(), whole(module.w.sqrt()).tolist()
+    return found
 
 
 def training(arguments: Any) -> Any:

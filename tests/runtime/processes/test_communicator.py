@@ -94,12 +94,18 @@ def test_processes_with_unequal_values_name_the_first_parameter_that_differs(
         assert "set the same seed in all processes" in report["seeds"]
 
 
-def test_two_axes_may_shard_a_dim_only_as_dtensor_placements_can_express(ranks: list[dict[str, Any]]) -> None:
-    for report in ranks:
-        assert report["nested"]["even"] == [2.0 * report["rank"], 2.0 * report["rank"] + 1]
-        assert report["nested"]["whole"] == list(range(8))
-        assert "error[E0355]" in report["nested"]["odd"]
-        assert "error[E0355]" in report["nested"]["swapped"]
+def test_two_axes_shard_a_dim_in_any_order_and_unevenly(ranks: list[dict[str, Any]]) -> None:
+    parts = {
+        "dp,tp 8": ([0, 1], [2, 3], [4, 5], [6, 7]),
+        "dp,tp 6": ([0, 1], [2, 3], [4, 5], []),
+        "tp,dp 8": ([0, 1], [4, 5], [2, 3], [6, 7]),
+        "tp,dp 5": ([0, 1], [4], [2, 3], []),
+    }
+    for name, by_rank in parts.items():
+        for report in ranks:
+            own, whole = report["nested"][name]
+            assert own == by_rank[report["rank"]]
+            assert whole == [*range(int(name.split()[1]))]
 
 
 def test_a_check_on_processes_compares_everything_with_one_device(ranks: list[dict[str, Any]]) -> None:

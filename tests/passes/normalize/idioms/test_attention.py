@@ -1,7 +1,10 @@
 """Fused attention becomes nn.attention with its mask, its causal flag and its scale."""
 
+from typing import Any
+
 import pytest
 import torch
+from stretto.ir.interpreter.nn import evaluate
 from stretto.passes.normalize.idioms.expansions import EXPANSIONS
 from stretto.passes.normalize.idioms.reference import REFERENCE
 from torch import Tensor
@@ -55,3 +58,34 @@ def test_the_kernel_computes_what_the_reference_says(mask: Tensor | None, is_cau
     torch.testing.assert_close(
         EXPANSIONS["nn.attention_backward"](*backward), REFERENCE["nn.attention_backward"](*backward)
     )
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+@pytest.mark.parametrize(("q_offset", "k_offset"), [(3, None), (None, 2), (7, 9)])
+def test_positions_count_from_offsets_and_a_query_that_sees_no_key_is_0(
+    mask: Tensor | None, q_offset: int | None, k_offset: int | None
+) -> None:
+    offsets = tuple(None if offset is None else torch.tensor(offset) for offset in (q_offset, k_offset))
+    args = (QUERY, KEY, VALUE, mask, True, 0.3, *offsets)
+    out, logsumexp = REFERENCE["nn.attention"](*args)
+    _agree((out, logsumexp), EXPANSIONS["nn.attention"](*args), evaluate("nn.attention", args))
+    blind = (k_offset or 0) - (q_offset or 0)
+    first = max(0, blind)
+    assert (out[:, :, :first] == 0).all() and (logsumexp[:, :, :first] == float("-inf")).all()
+    assert (out[:, :, first:] != 0).all()
+    backward = (GRAD, QUERY, KEY, VALUE, out, logsumexp, *args[3:])
+    name = "nn.attention_backward"
+    grads = REFERENCE[name](*backward)
+    _agree(grads, EXPANSIONS[name](*backward), evaluate(name, backward))
+    leaves = [tensor.clone().requires_grad_() for tensor in (QUERY, KEY, VALUE)]
+    queries, keys = (torch.arange(5) + (offset or 0) for offset in (q_offset, k_offset))
+    hidden = torch.zeros(5, 5, dtype=torch.float64).masked_fill(keys > queries[:, None], float("-inf"))
+    scores = leaves[0] @ leaves[1].mT * 0.3 + (hidden if mask is None else hidden + mask)
+    (scores[:, :, first:].softmax(-1) @ leaves[2]).backward(GRAD[:, :, first:])
+    _agree(grads, tuple(leaf.grad for leaf in leaves))
+
+
+def _agree(*results: Any) -> None:
+    for others in zip(*results, strict=True):
+        for other in others[1:]:
+            torch.testing.assert_close(other, others[0])

@@ -356,6 +356,18 @@ _MORE: dict[str, Callable[[], CallParts]] = {
     ),
     "softmax backward": lambda: _softmax_backward("aten._softmax_backward_data.default"),
     "log_softmax backward": lambda: _softmax_backward("aten._log_softmax_backward_data.default"),
+    "nll_loss with weights": lambda: (
+        "aten.nll_loss_forward.default", (f(7, 5), _labels(7, 5), f(5).abs(), 2, -100), {}
+    ),
+    "nll_loss of each row": lambda: (
+        "aten.nll_loss_forward.default", (f(7, 5), _labels(7, 5), f(5).abs(), 0, -100), {}
+    ),
+    "nll_loss backward with weights": lambda: (
+        "aten.nll_loss_backward.default", (f(1)[0], f(7, 5), _labels(7, 5), f(5).abs(), 2, -100, f(1)[0].abs() + 6), {}
+    ),
+    "nll_loss backward of each row": lambda: (
+        "aten.nll_loss_backward.default", (f(7), f(7, 5), _labels(7, 5), f(5).abs(), 0, -100, f(1)[0].abs() + 6), {}
+    ),
     "layer norm without weight": lambda: ("nn.layer_norm", (f(3, 5, 4), None, None, [4], EPS), {}),
     "layer norm backward without weight": lambda: ("nn.layer_norm_backward", _layer_backward(None, None), {}),
     "layer norm backward of x alone": lambda: (

@@ -159,9 +159,64 @@ def _cross_entropy_backward(locals_: Locals) -> list[Results]:
     return results
 
 
+def _log_softmax(locals_: Locals) -> list[Results]:
+    lse = torch.stack([logits.logsumexp(dim, True) for _, (logits, dim, _), _ in locals_]).logsumexp(0)
+    return [(logits - lse,) for _, (logits, *_), _ in locals_]
+
+
+def _log_softmax_backward(locals_: Locals) -> list[Results]:
+    total = torch.stack([grad.sum(dim, True) for _, (grad, _, dim, _), _ in locals_]).sum(0)
+    return [(grad - scores.exp() * total,) for _, (grad, scores, *_), _ in locals_]
+
+
+def _nll_loss(locals_: Locals) -> list[Results]:
+    results: list[Results] = []
+    for rank, (_, (scores, labels, weight, reduction, ignored), _) in enumerate(locals_):
+        losses = -(_hot(scores, labels, rank) * scores.nan_to_num(0, 0, 0)).sum(1) * _row_weights(
+            labels, weight, ignored
+        )
+        count = _row_weights(labels, weight, ignored).sum()
+        results.append((losses.sum(), count) if reduction else (losses, torch.zeros_like(count)))
+    return results
+
+
+def _nll_loss_backward(locals_: Locals) -> list[Results]:
+    return [
+        (-_hot(scores, labels, rank) * (grad * _row_weights(labels, weight, ignored))[:, None],)
+        for rank, (_, (grad, scores, labels, weight, _, ignored, _), _) in enumerate(locals_)
+    ]
+
+
+def _hot(scores: Tensor, labels: Tensor, rank: int) -> Tensor:
+    """(N, chunk): 1 where a row's label is a class of this rank."""
+    own = torch.arange(scores.shape[1]) + rank * scores.shape[1]
+    return (own == labels[:, None]).to(scores.dtype)
+
+
+def _row_weights(labels: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
+    """(N,): the weight of each row's class, 0 where its label is ignored."""
+    counted = (labels != ignored).double()
+    return counted if weight is None else counted * weight[labels.where(labels != ignored, 0)]
+
+
+def _attention(locals_: Locals) -> list[Results]:
+    """Each rank's queries count from its offset; they are the dim before the last of the query."""
+    results: list[Results] = []
+    for rank, (op, args, _) in enumerate(locals_):
+        query = args[0] if op == "nn.attention" else args[1]
+        results.append(run(op, (*args, torch.tensor(rank * query.shape[2])), {}))
+    return results
+
+
 LOWERINGS: dict[tuple[str, Lowering], Callable[[Locals], list[Results]]] = {
+    ("nn.attention", Lowering.OFFSET): _attention,
+    ("nn.attention_backward", Lowering.OFFSET): _attention,
     ("aten.embedding.default", Lowering.OFFSET): _embedding,
     ("aten.embedding_dense_backward.default", Lowering.OFFSET): _embedding_backward,
     ("nn.cross_entropy", Lowering.SOFTMAX): _cross_entropy,
     ("nn.cross_entropy_backward", Lowering.OFFSET): _cross_entropy_backward,
+    ("aten._log_softmax.default", Lowering.SOFTMAX): _log_softmax,
+    ("aten._log_softmax_backward_data.default", Lowering.SOFTMAX): _log_softmax_backward,
+    ("aten.nll_loss_forward.default", Lowering.OFFSET): _nll_loss,
+    ("aten.nll_loss_backward.default", Lowering.OFFSET): _nll_loss_backward,
 }
