@@ -298,6 +298,7 @@ class Steep(torch.autograd.Function):
     """Its forward does not say what its backward computes."""
 
     factor = 2.0
+    table = torch.tensor(1.0)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -306,7 +307,7 @@ class Steep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * ctx.factor
+        return gradient * ctx.factor * Steep.table
 
 
 def test_the_backward_of_a_custom_autograd_function_is_told_by_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +318,10 @@ def test_the_backward_of_a_custom_autograd_function_is_told_by_the_key(monkeypat
 
     before = key_of(request_of(Steeper()))
     assert key_of(request_of(Steeper())) == before
-    monkeypatch.setattr(Steep, "factor", 3.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steep, "factor", 3.0)
+        assert key_of(request_of(Steeper())) != before
+    monkeypatch.setattr(Steep, "table", torch.tensor(2.0))
     assert key_of(request_of(Steeper())) != before
 
 
