@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -186,6 +187,12 @@ def test_a_state_of_torch_gives_another_key(state: str) -> None:
     with STATES[state]():
         assert key_of(request_of(model, x)) != before
     assert key_of(request_of(model, x)) == before
+
+
+def test_the_key_tells_every_field_of_a_request_but_those_that_say_where_programs_are_kept() -> None:
+    """A new field of `CompileRequest` belongs into `cache_key`; new fields of `Options` and of plans are there."""
+    told = {"model", "call", "plan", "options", "sizes", "if_static"}
+    assert {field.name for field in fields(CompileRequest)} == told | {"cache", "sharing"}
 
 
 def test_other_sources_give_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
