@@ -37,6 +37,8 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.int8: "i8",
     torch.uint8: "ui8",
     torch.bool: "i1",
+    torch.complex64: "complex<f32>",
+    torch.complex128: "complex<f64>",
 }
 _BLOCKS = "comm.blocks"
 """The entry of an encoding for blocks; no axis has a dot in its name."""

@@ -20,6 +20,7 @@ DIFFERENCES = [
     ("known eval", "dp=2", "E0360", r"rank 1 differs in call 9 \(forward of Net\): mode eval\(\); .* mode train\(\)"),
     ("save", "tp=2", "E0360", r"rank 1 differs in call 6: save_checkpoint; on rank 0: forward of Net"),
     ("end", "tp=2", "E0350", r"rank 1 has ended after its call 5 \(backward\); rank 0 waited for it in its call 6"),
+    ("late", "tp=2", "E0322", r"rank 0 waited 2 s in instruction .* for rank 1"),
 ]
 SLOW = [
     ("clip", "tp=2", "E0360", r"rank 1 differs in call 6: clip_grad_norm_; on rank 0: forward of Net"),
@@ -28,7 +29,6 @@ SLOW = [
     ("no_sync", "dp=2", "E0360", r"rank 1 differs in call 6 \(forward of Net\): no_sync inside; .*: no_sync outside"),
     ("frozen", "dp=2", "E0360", r"rank 1 differs in call 6 \(forward of Net\): frozen parameters 1; .* parameters 0"),
     ("full_tensor", "tp=2", "E0360", r"rank 1 differs in call 6: full_tensor of .*; on rank 0: forward of Net"),
-    ("late", "tp=2", "E0322", r"rank 0 waited 2 s in instruction .* for rank 1"),
     ("kill", "tp=2", "E0350", r"rank 1 is gone .*; rank 0 waited for it in instruction"),
     (
         "raise",

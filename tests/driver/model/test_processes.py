@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).with_name("train_script.py")
 DROPOUT = SCRIPT.with_name("dropout_script.py")
@@ -35,13 +39,25 @@ def reports(*command: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in completed.stdout.splitlines()]
 
 
+def here(command: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The lines that a script prints in this process, which has imported the compiler."""
+    printed, dtype = io.StringIO(), torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", list(command))
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        finally:
+            torch.set_default_dtype(dtype)
+    return [json.loads(line) for line in printed.getvalue().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What both scripts print on two ranks, one after another: a launch takes longer than what they do."""
     runner = tmp_path_factory.mktemp("scripts") / "one_after_another.py"
     runner.write_text(ONE_AFTER_ANOTHER)
     command = (str(runner), "tp=2", str(SCRIPT), str(DROPOUT))
-    return {"threads": reports(*command), "processes": reports(*TORCHRUN, "2", *command)}
+    return {"threads": here(command), "processes": reports(*TORCHRUN, "2", *command)}
 
 
 def assert_trained_alike(threads: dict[str, Any], processes: dict[str, Any]) -> None:

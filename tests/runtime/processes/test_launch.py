@@ -84,11 +84,12 @@ def test_a_function_that_cannot_be_imported_is_named(entry: str) -> None:
     assert caught.value.code == "E0358"
 
 
+@pytest.mark.slow  # in the default run: test_first_failure.py, and driver/model/test_no_rank_left_alone.py by forks
 @pytest.mark.parametrize(
     ("end", "size", "code", "said"),
     [
-        pytest.param("kill", 4, "E0357", "rank 1 died: killed by SIGKILL", marks=pytest.mark.slow),
-        pytest.param("exit", 2, "E0357", "rank 1 died: it exited with code 7", marks=pytest.mark.slow),
+        ("kill", 4, "E0357", "rank 1 died: killed by SIGKILL"),
+        ("exit", 2, "E0357", "rank 1 died: it exited with code 7"),
         ("sleep", 2, "E0322", "rank 0 waited 2 s in instruction"),
     ],
 )
