@@ -107,8 +107,9 @@ def _still_at_work(command: str) -> Iterator[None]:
         while not end.wait(_SILENCE_S):
             from .driver.text.console import present_work
 
-            what = f": {present_work()}" if present_work() else ""
-            print(f"stretto {command}: at work for {time.monotonic() - start:.0f} s{what}", file=sys.stderr, flush=True)
+            what = present_work() or "imports and input"
+            line = f"stretto {command}: at work for {time.monotonic() - start:.0f} s: {what}"
+            print(line, file=sys.stderr, flush=True)
 
     teller = threading.Thread(target=tell, name="stretto-still-at-work", daemon=True)
     if not sys.stderr.isatty():

@@ -60,6 +60,8 @@ def _torch_state() -> Iterator[str]:
         raise NotKeyed("a mode of the caller's sees every op of the forward")
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         raise NotKeyed("hooks of the caller's see every tensor that is saved for the backward")
+    if overridden := _ops_of_the_caller():
+        raise NotKeyed(f'the op "{overridden[0]}" of torch runs code that the caller registered')
     yield f"torch {torch.__version__} {torch.version.git_version} python {sys.version}"
     yield f"machine {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
     yield f"default dtype {torch.get_default_dtype()} precision {torch.get_float32_matmul_precision()}"
@@ -70,6 +72,13 @@ def _torch_state() -> Iterator[str]:
     attention = torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled()
     yield f"attention {attention} {torch._C._get_math_sdp_enabled()}"
     yield f"functorch {functorch_config.get_hash().hex()}"
+
+
+def _ops_of_the_caller() -> list[str]:
+    """The ops of torch with a kernel or a gradient in Python, where torch itself has only shape functions."""
+    entries = [entry.split("/") for entry in torch.library._impls if entry.startswith("aten/")]
+    keys = ("Autograd", "Composite", "CPU", "Python")
+    return sorted(f"{entry[0]}.{entry[1]}" for entry in entries if any(key in entry[-1] for key in keys))
 
 
 def _model_facts(model: nn.Module) -> Iterator[str]:
@@ -121,6 +130,9 @@ def _function_facts(function: nn.Module) -> Iterator[str]:
     for backward in function.backwards:
         yield f"backward {backward.present}"
         yield from _node_facts(backward.graph)
+    for graph in (function.forward_graph, *(backward.graph for backward in function.backwards)):
+        if graph.graph.find_nodes(op="get_attr"):  # what it reads from outside is an operand
+            raise NotKeyed(f'the custom function "{function.signature.name}" holds a tensor')
     yield "end of function"
 
 

@@ -65,7 +65,9 @@ class Floats(Enum):
 
     def of(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype used in place of `dtype`."""
-        return torch.float64 if self is Floats.FLOAT64 and dtype.is_floating_point else dtype
+        if self is not Floats.FLOAT64:
+            return dtype
+        return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype
 
 
 def to_module(
@@ -229,10 +231,9 @@ class _Converter:
 
 
 def _is_float(value: Any) -> bool:
-    """Whether a result, or one of several, is floating."""
-    return any(
-        tensor is not None and tensor.is_floating_point() for tensor in (value if not _is_single(value) else (value,))
-    )
+    """Whether a result, or one of several, is floating or complex."""
+    tensors = value if not _is_single(value) else (value,)
+    return any(tensor is not None and (tensor.is_floating_point() or tensor.is_complex()) for tensor in tensors)
 
 
 def _is_value(argument: Any) -> bool:

@@ -28,9 +28,11 @@ class Reduce(StrEnum):
 
 @dataclass(frozen=True)
 class Shard:
-    """Along one mesh axis: each rank holds a chunk of dim `dim`."""
+    """Along one mesh axis: each rank holds a chunk of dim `dim`, or of each of its blocks, one after the other."""
 
     dim: int
+    blocks: tuple[int, ...] = ()
+    """The extents of the blocks, each of which the axis divides evenly; empty: the dim is cut as a whole."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Placement:
     """For each dim, the mesh axes that shard it, outermost first."""
     partial: tuple[tuple[str, Reduce], ...] = ()
     """The axes over which the tensor is partial, in mesh order."""
+    blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(dim, extents of its blocks) of the dims that are cut inside each block, by dim."""
 
     @staticmethod
     def replicated(rank: int) -> Placement:
@@ -67,10 +71,12 @@ class Placement:
         """Build from one placement per axis. Axes that shard the same dim nest as in `like`, else in mesh order."""
         dims: list[tuple[str, ...]] = [()] * rank
         partial: list[tuple[str, Reduce]] = []
+        blocks: dict[int, tuple[int, ...]] = {}
         for axis, _ in mesh:
             match by_axis.get(axis, Replicate()):
-                case Shard(dim):
+                case Shard(dim, extents):
                     dims[dim] = (*dims[dim], axis)
+                    blocks |= {dim: extents} if extents else {}
                 case Partial(reduce):
                     partial.append((axis, reduce))
                 case Replicate():
@@ -78,7 +84,7 @@ class Placement:
         order = nest_order(mesh, like)
         if order is not None:
             dims = [tuple(sorted(axes, key=order.index)) for axes in dims]
-        return Placement(tuple(dims), tuple(partial))
+        return Placement(tuple(dims), tuple(partial), tuple(sorted(blocks.items())))
 
     @staticmethod
     def of_shards(rank: int, dims: Mapping[str, int]) -> Placement:
@@ -93,15 +99,25 @@ class Placement:
         """The placement on one axis."""
         for dim, axes in enumerate(self.dims):
             if axis in axes:
-                return Shard(dim)
+                return Shard(dim, self.blocks_of(dim))
         for name, reduce in self.partial:
             if name == axis:
                 return Partial(reduce)
         return Replicate()
 
+    def blocks_of(self, dim: int) -> tuple[int, ...]:
+        """The extents of the blocks inside which a dim is cut; empty where it is cut as a whole, or not at all."""
+        return dict(self.blocks).get(dim, ())
+
     def without(self, axes: Sequence[str]) -> Placement:
         """The placement with the dims whole over some axes."""
-        return Placement(tuple(tuple(a for a in nested if a not in axes) for nested in self.dims), self.partial)
+        dims = tuple(tuple(a for a in nested if a not in axes) for nested in self.dims)
+        return Placement(dims, self.partial, tuple(pair for pair in self.blocks if dims[pair[0]]))
+
+    def with_blocks(self, dim: int, blocks: tuple[int, ...]) -> Placement:
+        """The placement with a sharded dim cut inside each block; as a whole for no blocks."""
+        others = {other: extents for other, extents in self.blocks if other != dim}
+        return Placement(self.dims, self.partial, tuple(sorted((others | ({dim: blocks} if blocks else {})).items())))
 
     @property
     def is_replicated(self) -> bool:

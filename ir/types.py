@@ -4,6 +4,9 @@
 tensor whose first dim is sharded over "tp". At level `aten`, shapes are global and there is no `extents`. At level
 `comm`, shapes are local and padded, and `extents` has the global shape if padding makes it differ.
 
+A dim may be cut inside each of its blocks: `{comm.blocks = [array<i64: 1, 64, 16, 16>], tp = "shard(1)"}` gives a
+rank a chunk of each of the blocks of 64, 16 and 16 elements of dim 1, one after the other.
+
 Axes that shard the same dim nest in the mesh's order. Where they do not, each says its level, 0 for the outermost:
 `{dp = "shard(0, 1)", tp = "shard(0, 0)"}` is cut by tp first, and each part by dp.
 """
@@ -34,7 +37,11 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.int8: "i8",
     torch.uint8: "ui8",
     torch.bool: "i1",
+    torch.complex64: "complex<f32>",
+    torch.complex128: "complex<f64>",
 }
+_BLOCKS = "comm.blocks"
+"""The entry of an encoding for blocks; no axis has a dot in its name."""
 _FROM_TEXT = {text: dtype for dtype, text in _DTYPES.items()}
 _PLACEMENT = re.compile(rf"shard\((?P<dim>[0-9]+)(, (?P<level>[0-9]+))?\)|partial\((?P<reduce>{'|'.join(Reduce)})\)")
 
@@ -50,19 +57,21 @@ class TensorType:
     extents: tuple[int, ...] | None = None
     nests: tuple[tuple[str, ...], ...] = ()
     """For each dim whose axes do not nest in the mesh's order, in order of dims: its axes, outermost first."""
+    blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(dim, extents of its blocks) of the dims that are cut inside each block, by dim; `placement` does not say so."""
 
     def placed(self, placement: Placement, mesh: Mesh) -> TensorType:
         """The same tensor with another placement."""
         pairs = ((axis, placement.on(axis)) for axis, _ in sorted(mesh))
-        not_replicated = tuple((axis, p) for axis, p in pairs if not isinstance(p, Replicate))
+        not_replicated = tuple((axis, _unblocked(p)) for axis, p in pairs if not isinstance(p, Replicate))
         nested = (axes for axes in placement.dims if len(axes) > 1)
         nests = tuple(axes for axes in nested if axes != tuple(axis for axis, _ in mesh if axis in axes))
-        return TensorType(self.dtype, self.shape, not_replicated, self.extents, nests)
+        return TensorType(self.dtype, self.shape, not_replicated, self.extents, nests, placement.blocks)
 
     def placement_on(self, mesh: Mesh) -> Placement:
         """The placement; axes that shard the same dim nest as the type says, else in mesh order."""
         like = [Placement((axes,)) for axes in self.nests]
-        return Placement.of(len(self.shape), dict(self.placement), mesh, like)
+        return replace(Placement.of(len(self.shape), dict(self.placement), mesh, like), blocks=self.blocks)
 
     def with_axis(self, axis: str, placement: AxisPlacement) -> TensorType:
         """The type with a placement on one more axis, the innermost of its dim and the last of the mesh."""
@@ -75,7 +84,9 @@ class TensorType:
         """The type without a placement on `axis`, of the same local shape."""
         pairs = tuple(pair for pair in self.placement if pair[0] != axis)
         nests = (tuple(a for a in axes if a != axis) for axes in self.nests)
-        return replace(self, placement=pairs, nests=tuple(axes for axes in nests if len(axes) > 1))
+        cut = {p.dim for _, p in pairs if isinstance(p, Shard)}
+        blocks = tuple(pair for pair in self.blocks if pair[0] in cut)
+        return replace(self, placement=pairs, nests=tuple(axes for axes in nests if len(axes) > 1), blocks=blocks)
 
     def global_shape(self, mesh: Mesh) -> tuple[int, ...]:
         """The global shape, of a type at level `comm`."""
@@ -83,6 +94,10 @@ class TensorType:
             return self.extents
         dims = self.placement_on(mesh).dims
         return tuple(n * axes_size(mesh, axes) for n, axes in zip(self.shape, dims, strict=True))
+
+
+def _unblocked(placement: AxisPlacement) -> AxisPlacement:
+    return Shard(placement.dim) if isinstance(placement, Shard) else placement
 
 
 def dtype_text(dtype: torch.dtype) -> str:
@@ -152,6 +167,9 @@ def to_mlir(tensor: TensorType) -> Type:
     element = mlir.Type.parse(dtype_text(tensor.dtype), ctx)
     levels = {axis: level for axes in tensor.nests for level, axis in enumerate(axes)}
     entries = [f'{axis} = "{axis_text(p, levels.get(axis))}"' for axis, p in tensor.placement]
+    if tensor.blocks:
+        blocks = (f"array<i64: {', '.join(map(str, (dim, *extents)))}>" for dim, extents in tensor.blocks)
+        entries.insert(0, f"{_BLOCKS} = [{', '.join(blocks)}]")
     if tensor.extents is not None:
         entries.insert(0, f"extents = array<i64: {', '.join(map(str, tensor.extents))}>")
     encoding = mlir.Attribute.parse(f"{{{', '.join(entries)}}}", ctx) if entries else None
@@ -169,15 +187,19 @@ def from_mlir(type_: Type) -> TensorType:
     placement: list[tuple[str, AxisPlacement]] = []
     levels: dict[str, int | None] = {}
     extents: tuple[int, ...] | None = None
+    blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
     if tensor.encoding is not None:
         for entry in mlir.DictAttr(tensor.encoding):
             if entry.name == "extents":
                 extents = tuple(mlir.DenseI64ArrayAttr(entry.attr))
+            elif entry.name == _BLOCKS:
+                listed = [tuple(mlir.DenseI64ArrayAttr(each)) for each in mlir.ArrayAttr(entry.attr)]
+                blocks = tuple((dim, tuple(rest)) for dim, *rest in listed)
             else:
                 on_axis, levels[entry.name] = _axis_from_text(mlir.StringAttr(entry.attr).value)
                 placement.append((entry.name, on_axis))
     dtype, by_name = _FROM_TEXT[str(tensor.element_type)], tuple(sorted(placement, key=lambda pair: pair[0]))
-    return TensorType(dtype, tuple(tensor.shape), by_name, extents, _nests(by_name, levels))
+    return TensorType(dtype, tuple(tensor.shape), by_name, extents, _nests(by_name, levels), blocks)
 
 
 def absent() -> Type:

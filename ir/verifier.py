@@ -21,7 +21,7 @@ from .module import Level, Module, entry, operations
 from .operations import Call, read
 from .pipeline_verifier import pipeline_problems
 from .placement import Mesh, Shard, axes_size, chunk_size
-from .types import from_mlir, is_tensor
+from .types import TensorType, from_mlir, is_tensor
 
 _DUMP = "see current operation: "
 """The marker before an operation's text in MLIR's errors, which is left out."""
@@ -106,9 +106,19 @@ class _Checker:
                 yield Problem(f'the mesh has no axis "{axis}", which type {mlir_type} names', op)
             elif isinstance(placement, Shard) and not 0 <= placement.dim < len(type_.shape):
                 yield Problem(f"type {mlir_type} shards dim {placement.dim}, which it does not have", op)
+        yield from (Problem(f"type {mlir_type} {message}", op) for message in self._block_problems(type_))
         if type_.extents is not None and len(type_.extents) != len(type_.shape):
             yield Problem(f"type {mlir_type} has {len(type_.shape)} dims and {len(type_.extents)} extents", op)
         self.sound.add(mlir_type)
+
+    def _block_problems(self, type_: TensorType) -> Iterator[str]:
+        """Violations of blocks: a dim that is not cut, or ranks that do not divide every block."""
+        for dim, blocks in type_.blocks:
+            axes = type_.placement_on(self.mesh).dims[dim] if dim < len(type_.shape) else ()
+            ranks = axes_size(self.mesh, tuple(axis for axis in axes if axis in dict(self.mesh)))
+            extent = type_.shape[dim] * (ranks if self.level is Level.COMM else 1) if axes else 0
+            if not axes or sum(blocks) != extent or any(block % ranks for block in blocks):
+                yield f"has blocks {list(blocks)} in dim {dim}, which {ranks} ranks do not cut evenly"
 
     def _nest_problems(self, op: Operation) -> Iterator[Problem]:
         """Two axes that nest in different orders in values of one operation: its ranks' parts do not match."""

@@ -34,6 +34,7 @@ from .pipelining.cut_stages import CutStages
 from .pipelining.order_tasks import OrderTasks
 from .pipelining.split_segments import SplitSegments
 from .sharding.check_batch import CheckBatch
+from .sharding.find_blocks import FindBlocks
 from .sharding.gather_parameters import GatherParameters
 from .sharding.place_arguments import PlaceArguments
 from .sharding.propagate_placements import PropagatePlacements
@@ -82,6 +83,10 @@ def _stores(config: PipelineConfig) -> bool:
     return bool(config.plan.stored)
 
 
+def _shards_parameters(config: PipelineConfig) -> bool:
+    return bool(config.plan.parameters)
+
+
 def _per_microbatch(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
 
@@ -124,6 +129,8 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(SimplifyViews()),
         Entry("canonicalize"),
     ),
+    # With every layer written out still: a parameter's blocks are those of all its uses.
+    "blocks": (Entry(FindBlocks(), _shards_parameters),),
     # After normalisation, which makes layers equal; before placement, so that later passes cost per distinct layer.
     "fold": (Entry(FoldLayers()),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.

@@ -20,6 +20,7 @@ TABLE: dict[str, str] = {
     "check-batch": "sharding.check_batch:CheckBatch",
     "cut-stages": "pipelining.cut_stages:CutStages",
     "expand-losses": "normalize.expand_losses:ExpandLosses",
+    "find-blocks": "sharding.find_blocks:FindBlocks",
     "fold-layers": "layers.fold_layers:FoldLayers",
     "hoist-collectives": "overlap.hoist_collectives:HoistCollectives",
     "lower-idioms": "normalize.lower_idioms:LowerIdioms",

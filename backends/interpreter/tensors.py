@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ...ir.interpreter.blocks import chunks_of_blocks, put_chunks
 from ...ir.interpreter.cutting import check_agree
 from ...ir.interpreter.errors import INPUTS, REPLICAS, WRONG_TYPE, InterpreterError
 from ...ir.interpreter.grid import Grid
@@ -35,7 +36,10 @@ def local_input(record: Input, value: Tensor, rank: int, grid: Grid) -> Tensor:
             INPUTS, f'input "{port_name(record)}" is {found}, but the program takes {dtype} {record.shape}'
         )
     for shard in record.shards:
-        coordinate = grid.coordinate(rank, list(shard.axes))
+        coordinate, axes = grid.coordinate(rank, list(shard.axes)), list(shard.axes)
+        if shard.blocks:
+            raised = chunks_of_blocks(raised, shard.dim, shard.blocks, coordinate, grid.size(axes))
+            continue
         raised = chunk_of(raised, shard.dim, coordinate, shard.chunk, Padding.NAN)
     return raised
 
@@ -64,6 +68,19 @@ def joined(record: Output, by_rank: Mapping[int, Tensor], grid: Grid) -> Tensor:
             check_agree(first, other, f"ranks {first_rank} and {rank}", port_name(record))
         _window_of_whole(whole, record.shards, position).copy_(first)
     _check_covered(record, len(windows), grid)
+    for shard in record.shards:
+        whole = _in_order(whole, shard, grid.size(list(shard.axes)))
+    return whole
+
+
+def _in_order(chunks: Tensor, shard: Shard, parts: int) -> Tensor:
+    """The global tensor, where parts have chunks of blocks; else as it is."""
+    if not shard.blocks:
+        return chunks
+    whole = torch.empty_like(chunks)
+    for coordinate in range(parts):
+        own = chunks.narrow(shard.dim, coordinate * shard.chunk, shard.chunk)
+        put_chunks(whole, shard.dim, shard.blocks, coordinate, parts, own)
     return whole
 
 

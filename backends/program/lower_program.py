@@ -271,10 +271,10 @@ def _with_frees(code: list[Instruction], arguments: Sequence[int], results: Sequ
 
 def _shards(type_: TensorType, mesh: Mesh) -> tuple[Shard, ...]:
     shape = type_.global_shape(mesh)
-    dims = type_.placement_on(mesh).dims
+    placement = type_.placement_on(mesh)
     return tuple(
-        Shard(dim, axes, chunk_size(shape[dim], axes_size(mesh, axes)), shape[dim])
-        for dim, axes in enumerate(dims)
+        Shard(dim, axes, chunk_size(shape[dim], axes_size(mesh, axes)), shape[dim], placement.blocks_of(dim))
+        for dim, axes in enumerate(placement.dims)
         if axes
     )
 

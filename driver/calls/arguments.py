@@ -26,13 +26,18 @@ def two_constants(model: nn.Module, arguments: Arguments) -> list[dict[str, Any]
     for name, value in values.items():
         if isinstance(value, bool | int) and name in signature.parameters and name != "use_cache":
             other = not value if isinstance(value, bool) else value + 1
-            if _runs(model, {**arguments, name: other}):
+            if runs(model, {**arguments, name: other}):
                 return [{name: other}, {name: value}]
     return []
 
 
-def _runs(model: nn.Module, arguments: Arguments) -> bool:
-    probe = copy.deepcopy(model)
+def runs(model: nn.Module, arguments: Arguments) -> bool:
+    """Whether a copy of the model takes the arguments in eager mode."""
+    return takes(copy.deepcopy(model), arguments)
+
+
+def takes(probe: nn.Module, arguments: Arguments) -> bool:
+    """Whether the model, whose buffers may change, takes the arguments in eager mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             UsersCall(fresh(arguments), False).results(probe, {}, lambda tensor: tensor)

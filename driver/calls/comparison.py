@@ -27,6 +27,7 @@ from ...runtime.program.program import Program
 from ..model.compiled_module import program_of
 from ..model.decorator import compile
 from .arguments import two_constants
+from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
 from .roles import Roles, roles_by_size
 from .sides import CallFacts, CompiledSide, EagerSide
@@ -62,7 +63,8 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
         except StrettoError as error:
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
         eager = _Eager(loaded.model, loop, program_of(side.model), side.facts, compute_dtype(plan), roles)
-        return Calls(tuple(eager.rows(found)), roles)
+        rows = eager.rows(found)
+        return Calls((*rows, *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs)), roles)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from dataclasses import replace
 from tempfile import TemporaryDirectory
 
 from ...dsl.plan import Plan
+from ...frontend.targets.load_target import load_target
 from ...runtime.checks.program_check import check
-from ...runtime.checks.report import CALLS, WEIGHTS, CheckReport, Verdict
+from ...runtime.checks.report import CALLS, PLACEMENT, WEIGHTS, CheckReport, Verdict
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ..check.live_model import eager_expected
+from ..check.placements import placement_rows
 from ..compile.compile_target import CompileJob
 from ..text.console import count_text, say
 from .comparison import compare_calls
@@ -29,8 +31,10 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         program.save(f"{folder}/program")
         written = Program.load(f"{folder}/program")
         report = check(written, expected=eager_expected(written, job.target))
-    calls = compare_calls(job.target, job.request, Plan.load(job.plan))
-    report = replace(report, rows=(*report.rows, *calls.rows))
+    plan = Plan.load(job.plan)
+    calls = compare_calls(job.target, job.request, plan)
+    placed = placement_rows(written, plan, load_target(job.target, job.request).model)
+    report = replace(report, rows=(*report.rows, *calls.rows, *placed))
     counts = Counter(row.verdict for row in report.computed)
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
@@ -41,7 +45,8 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
         "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
-        "differ": [f"{row.kind} {row.name}" for row in report.rows if row.verdict is Verdict.DIFFERS][:_SHOWN],
+        "differ": [f"{row.kind} {row.name}" for row in report.rows if row.differs and row.kind != PLACEMENT][:_SHOWN],
+        "misplaced": [f"{row.name}: {row.note}" for row in placed][:_SHOWN],
     }  # fmt: skip
 
 
@@ -53,9 +58,14 @@ def show_checked(program: Program) -> None:
             text = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
         case {"result": "failed", "differ": [_, *_] as names}:
             text = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
+        case {"result": "failed", "misplaced": [_, *_] as parameters}:
+            text = f"failed: {count_text(len(parameters), 'parameter')} or more not placed as the plan says"
         case _:
             text = f"{record.get('result')}: nothing could be compared with eager PyTorch"
     say(f"check          {text}")
+    misplaced = record.get("misplaced")
+    for parameter in misplaced if isinstance(misplaced, list | tuple) else ():
+        say(f"               {parameter}")
     weights = record.get("weights")
     count = weights.get(str(Verdict.NOT_CHECKED)) if isinstance(weights, Mapping) else None
     if isinstance(count, int):

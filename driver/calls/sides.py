@@ -24,6 +24,8 @@ from .arguments import Arguments
 
 SCALE = 3.0
 """The scale of `model.step`: a fault that applies it twice, or not at all, differs."""
+_SEED = 0x5EED
+"""Torch's other seed: a model that goes on with the random numbers of the first differs."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class CallFacts:
 class Side(ABC):
     """One side of the loop: a model, called as its user does. `facts` are those of its calls so far, in order."""
 
+    waits_with_backwards = False
+    """Whether forwards come before the first backward. Eager mode may refuse that, and gives the same."""
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.facts: list[CallFacts] = []
@@ -57,9 +62,15 @@ class Side(ABC):
         """Around calls whose gradients wait."""
         return nullcontext()
 
+    def seed(self) -> None:
+        """Give torch another seed."""
+        torch.manual_seed(_SEED)
+
 
 class CompiledSide(Side):
     """The compiled model."""
+
+    waits_with_backwards = True
 
     def call(self, arguments: Arguments) -> list[Tensor]:
         """See `Side.call`."""
@@ -131,6 +142,11 @@ class EagerSide(Side):
             for each in self._reference.inputs
         ]  # fmt: skip
         return replace(self._reference, inputs=tuple(inputs))
+
+    def seed(self) -> None:
+        """See `Side.seed`; the next forward that draws is the seed's first."""
+        super().seed()
+        self._seed, self._forwards = torch.initial_seed(), 0
 
     def step(self, arguments: Arguments) -> None:
         """See `Side.step`."""

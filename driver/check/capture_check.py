@@ -107,7 +107,22 @@ def _eager_results(
     if tangents:
         backward(outputs, tangents)
     gradients = eager.gradients() | _input_gradients(ports, user_inputs)
+    _refuse_lost_gradients(gradients, eager.undeclared_gradients(), results)
     return [_result(port, outputs, gradients, eager.changed, values_by_key) for port in results]
+
+
+def _refuse_lost_gradients(
+    gradients: Mapping[str, Tensor], of_other_inputs: Sequence[str], results: Sequence[Port]
+) -> None:
+    """Raise StrettoError E0660 for a gradient that eager PyTorch gives and the captured module does not."""
+    given = {str(port.record.get("name")) for port in results if port.record.get("kind") == "gradient"}
+    lost = [*of_other_inputs, *(name for name, value in gradients.items() if name not in given and bool(value.any()))]
+    if lost:
+        raise StrettoError(
+            "E0660",
+            f'the captured module gives no gradient of "{lost[0]}", and eager PyTorch does',
+            help="this is a fault of the capture: please report it with the model",
+        )
 
 
 def _key(port: Port, index: int) -> Key:

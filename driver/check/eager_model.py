@@ -5,6 +5,7 @@ For a check in float64 every floating dtype inside the model is raised, so that 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import Key, OneDevice
-from ...runtime.checks.report import CheckRow
+from ...runtime.checks.report import CheckRow, Verdict
 from ...runtime.philox import RngState
 from ...runtime.program.reference import raised_dtype
 from .float64_kernels import InFloat64
@@ -56,6 +57,7 @@ class EagerModel(OneDevice):
         self._step = 0
         self._state_of = state_of
         self._buffers = buffers
+        self._undeclared: dict[str, Tensor] = {}
         self._model = model.double() if raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
@@ -71,6 +73,7 @@ class EagerModel(OneDevice):
         from .eager_random_ops import ProgramDraws  # with the interpreter, which a base install cannot import
 
         inputs_by_name = {name: inputs[index] for index, name in self._names.items() if index in inputs}
+        inputs_by_name |= self._not_differentiated(inputs_by_name)
         before = {name: value.detach().clone() for name, value in self._model.named_buffers()}
         state = self._state_of(self._step)
         self._step += 1
@@ -93,7 +96,24 @@ class EagerModel(OneDevice):
 
     def findings(self) -> Sequence[CheckRow]:
         """See `OneDevice.findings`: with the lines that compute in other dtypes, unless all of them are raised."""
-        return [*self._found, *([] if self._raised or not self._ir else dtype_rows(self._dtypes.found, self._ir))]
+        dtypes = [] if self._raised or not self._ir else dtype_rows(self._dtypes.found, self._ir)
+        note = "eager mode gives this input a gradient, and the program none"
+        lost = [CheckRow("gradient", name, math.inf, Verdict.DIFFERS, note) for name in self.undeclared_gradients()]
+        return [*self._found, *dtypes, *lost]
+
+    def undeclared_gradients(self) -> list[str]:
+        """The inputs of the last forward for which its backward gave a gradient that the program does not have."""
+        return [name for name, value in self._undeclared.items() if value.grad is not None and bool(value.grad.any())]
+
+    def _not_differentiated(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leaves for the inputs that require a gradient in the target's call, and that the program gives none."""
+        own = self._call.tensors
+        self._undeclared = {
+            name: value.detach().clone().requires_grad_()
+            for name, value in inputs.items()
+            if own[name].requires_grad and not value.requires_grad
+        }
+        return self._undeclared
 
     def _refuse_other_changes(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         """Raise StrettoError E0665 for a buffer that this forward changed, and that is not one of those compared."""

@@ -86,6 +86,7 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     from ...frontend.targets.target import Request
     from .first_weights import weight_rows
     from .second_load import load_again, refuse_other_modes
+    from .weight_files import rows_of_files
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
     asked = source.get("request")
@@ -102,7 +103,7 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     again = load_again(target_name, request)
     refuse_other_modes(target_name, target, request, again)
     changed = f"the target's {_CHANGED}" if _is_changed(program, target_name) else ""
-    found = weight_rows(program, target.model, again, changed)
+    found = [*weight_rows(program, target.model, again, changed), *rows_of_files(target_name, target.model)]
     call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:

@@ -13,7 +13,7 @@ from typing import Protocol
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ...runtime.prover import Verdict, prove
-from ..text.console import say
+from ..text.console import progress, say
 
 
 class Values(Protocol):
@@ -78,11 +78,15 @@ def verify_program(folder: str, memory_cap_bytes: int | None, judge: Callable[[P
 
     Errors: ProgramError E0301 to E0306, E0714.
     """
-    program = Program.load(folder)
-    start = time.perf_counter()
-    verdict = prove(program, memory_cap_bytes=memory_cap_bytes)
-    seconds = time.perf_counter() - start
-    return ProgramVerdict(verdict, judge(program) if verdict.safe else None, program.mesh.ranks, seconds)
+    with progress(3) as bar:
+        bar.show("load", 0)
+        program = Program.load(folder)
+        bar.show("order", 1)
+        start = time.perf_counter()
+        verdict = prove(program, memory_cap_bytes=memory_cap_bytes)
+        seconds = time.perf_counter() - start
+        bar.show("values", 2)
+        return ProgramVerdict(verdict, judge(program) if verdict.safe else None, program.mesh.ranks, seconds)
 
 
 def show_verdict(proved: ProgramVerdict) -> None:

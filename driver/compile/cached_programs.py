@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 from ...diagnostics.version import __version__
 from ...frontend.capture.capture import warn_of_effects
@@ -58,10 +59,10 @@ class CachedPrograms:
                 return None
             taken = self._taken(entry)
         except CacheFault as fault:
-            _log.warning("%s", fault)
+            _say(str(fault))
             return None
         except Malformed as error:
-            _log.warning("an entry of the compile cache was unusable and is compiled again: %s", error)
+            _say(f"an entry of the compile cache was unusable and is compiled again: {error}")
             return None
         self.shared.tell(entry.program, _notes(taken))
         return taken
@@ -80,7 +81,7 @@ class CachedPrograms:
         try:
             self._store.keep(self._key, bare, _notes(compiled))
         except CacheFault as fault:
-            _log.warning("%s", fault)
+            _say(str(fault))
         return compiled
 
     def _taken(self, entry: CacheEntry) -> Compiled:
@@ -96,6 +97,12 @@ class CachedPrograms:
             sizes = Found(program.symbolic, fields.string(_WHY_NOT), fields.integer(_COMPILATIONS))
         warn_of_effects(forward.module, forward.traced.value_reads)
         return Compiled(program, forward.result, ranges, None, (), sizes, is_cached=True)
+
+
+@cache
+def _say(fault: str) -> None:
+    """One line, once in a process: a read-only folder is the same for every program."""
+    _log.warning("%s", fault)
 
 
 def _notes(compiled: Compiled) -> Mapping[str, Json]:

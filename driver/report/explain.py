@@ -234,6 +234,8 @@ def _group(members: Sequence[Input]) -> PlacedTensors:
 def _shard_text(shard: Shard) -> str:
     """The sharding of one dim; "(uneven)" where the last chunks are padded."""
     text = f"dim {shard.dim} over {', '.join(shard.axes)}"
+    if shard.blocks:
+        return f"{text}, in {len(shard.blocks)} blocks"
     return text if shard.extent % shard.chunk == 0 else f"{text} (uneven)"
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ...diagnostics import StrettoError
 from ...diagnostics.bounded_files import read_file, read_stream
-from ...dsl.spelling import similar_path
 
 STDIN = "-"
 """The name that stands for standard input."""
@@ -22,6 +21,8 @@ def read_text(file: str) -> tuple[str, str]:
         data = read_stream(sys.stdin.buffer) if file == STDIN else read_file(file)
         return data.decode("utf-8"), name
     except OSError as error:
+        from ...dsl.spelling import similar_path  # with it comes the plan language, which takes a while
+
         similar = "" if file == STDIN else similar_path(file)
         raise StrettoError("E0507", f"'{name}' cannot be read: {error.strerror}", help=similar) from None
     except UnicodeDecodeError as error:

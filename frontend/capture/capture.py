@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..captured import Capture, CapturedOutput, CaptureError, ForwardResult, InputKind, Mode, OutputKind
 from ..custom_functions.extraction import nonlinear_functions
 from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
+from ..graph.complex_pairs import write_complex_as_pairs
 from ..graph.strided_views import refuse_strided_views, write_as_reshapes, write_symbolic_zeros
 from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
@@ -138,6 +139,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         names = replace(names, differentiable=frozenset(name for name, wants in inputs if wants))
     refuse_strided_views(graphs.forward.graph)
     annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+    write_complex_as_pairs(graphs.joint.graph)
     write_as_reshapes(graphs.joint.graph)
     write_symbolic_zeros(graphs.joint.graph)
     assembled = assemble(graphs.joint, model, names)

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
+from torch.utils._traceback import CapturedTraceback
 
 from ..captured import Mode
 from ..custom_functions.extraction import extract_custom_functions
@@ -246,21 +247,39 @@ def _hold_constants(forward: fx.GraphModule, constants: dict[str, Any]) -> dict[
 @contextlib.contextmanager
 def _users_frames() -> Iterator[None]:
     """Inside, each op records the innermost line of the user's source; torch keeps only frames named "forward"."""
-    original = TracerBase._filter_traceback_frames
-    TracerBase._filter_traceback_frames = _innermost_users_frame  # type: ignore[method-assign, assignment]
+    proxies: Any = fx.proxy
+    original = TracerBase._filter_traceback_frames, proxies.CapturedTraceback
+    tracer: Any = TracerBase
+    tracer._filter_traceback_frames = lambda _tracer, summary: summary
+    proxies.CapturedTraceback = _InnermostUsersFrame
     try:
         yield
     finally:
-        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
+        tracer._filter_traceback_frames, proxies.CapturedTraceback = original
 
 
-def _innermost_users_frame(_tracer: TracerBase, summary: traceback.StackSummary) -> traceback.StackSummary:
-    for frame in reversed(summary):
-        if frame.filename == traced.__file__:
-            break
-        if is_users_file(frame.filename):
-            return traceback.StackSummary.from_list([frame])
-    return traceback.StackSummary.from_list([])
+class _InnermostUsersFrame:
+    """Stands for torch's captured traceback; it reads the source line of one frame, and not of the 70 around it."""
+
+    @staticmethod
+    def extract() -> _InnermostUsersFrame:
+        """See torch."""
+        captured: Any = CapturedTraceback
+        return _InnermostUsersFrame(captured.extract().tb)
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+
+    def summary(self) -> traceback.StackSummary:
+        """The frame alone; empty where no frame is of the user's source."""
+        frames: list[dict[str, Any]] = torch._C._profiler.symbolize_tracebacks([self._frames])[0]  # innermost first
+        for frame in frames:
+            if frame["filename"] == traced.__file__:
+                break
+            if is_users_file(frame["filename"]):
+                found = traceback.FrameSummary(frame["filename"], frame["line"], frame["name"])
+                return traceback.StackSummary.from_list([found])
+        return traceback.StackSummary.from_list([])
 
 
 @contextlib.contextmanager

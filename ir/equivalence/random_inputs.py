@@ -78,6 +78,8 @@ def inputs_of(
         elif type_.dtype.is_floating_point:
             drawn = regime.applied(str(record.get("kind", "")), name, _floating(record, shape, random))
             inputs.append(drawn.to(type_.dtype))
+        elif type_.dtype.is_complex:
+            inputs.append(torch.randn(shape, generator=random, dtype=torch.complex128).to(type_.dtype))
         elif type_.dtype is torch.bool:
             inputs.append(torch.rand(shape, generator=random) < 0.75)
         else:
@@ -91,7 +93,7 @@ def argument_name(record: Record, index: int) -> str:
 
 
 def _is_integer(dtype: torch.dtype) -> bool:
-    return not dtype.is_floating_point and dtype is not torch.bool
+    return not dtype.is_floating_point and not dtype.is_complex and dtype is not torch.bool
 
 
 def _floating(record: Record, shape: tuple[int, ...], random: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..placement import Placement, Reduce
 from ..types import TensorType
+from .blocks import chunks_of_blocks, put_chunks
 from .collectives import reduce_tensors
 from .errors import REPLICAS, InterpreterError
 from .grid import Grid
@@ -22,7 +23,9 @@ def cut(tensor: Tensor, type_: TensorType, rank: int, grid: Grid, padding: Paddi
     """A rank's local tensor. With a partial placement, ranks get different contributions, not the value."""
     placement = type_.placement_on(grid.mesh)
     for dim, axes in enumerate(placement.dims):
-        if axes:
+        if blocks := placement.blocks_of(dim):
+            tensor = chunks_of_blocks(tensor, dim, blocks, grid.coordinate(rank, axes), grid.size(axes))
+        elif axes:
             tensor = chunk_of(tensor, dim, grid.coordinate(rank, axes), type_.shape[dim], padding)
     for axis, reduce in reversed(placement.partial):
         if grid.size([axis]) > 1:
@@ -92,6 +95,16 @@ def join(local_values: Sequence[Tensor], type_: TensorType, grid: Grid, name: st
         else:
             replicas[coordinates] = (rank, valid)
             _window(whole, starts, sizes).copy_(valid)
+    for dim, blocks in placement.blocks:
+        whole = _in_order(whole, dim, blocks, grid.size(placement.dims[dim]))
+    return whole
+
+
+def _in_order(chunks: Tensor, dim: int, blocks: Sequence[int], parts: int) -> Tensor:
+    """The global tensor from the members' chunks of its blocks, member by member."""
+    whole, own = torch.empty_like(chunks), chunks.shape[dim] // parts
+    for coordinate in range(parts):
+        put_chunks(whole, dim, blocks, coordinate, parts, chunks.narrow(dim, coordinate * own, own))
     return whole
 
 

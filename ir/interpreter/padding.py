@@ -24,7 +24,7 @@ def fill_value(dtype: torch.dtype, padding: Padding) -> float | int | bool:
     """The value of a padded element."""
     if padding is Padding.ZERO:
         return 0
-    if dtype.is_floating_point:
+    if dtype.is_floating_point or dtype.is_complex:
         return float("nan")
     return True if dtype is torch.bool else _POISON[dtype]
 

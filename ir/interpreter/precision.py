@@ -18,7 +18,9 @@ class Floats(StrEnum):
 
     def of(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype used in place of `dtype`."""
-        return torch.float64 if self is Floats.FLOAT64 and dtype.is_floating_point else dtype
+        if self is Floats.AS_IS:
+            return dtype
+        return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype
 
     def raised(self, argument: Any) -> Any:
         """A constant argument with its dtypes replaced, also in lists."""

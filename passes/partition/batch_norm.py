@@ -9,10 +9,13 @@ unbiased variance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from math import prod
 from typing import Any
+
+import torch
 
 from ...ir.bindings import Value
 from ...ir.collectives import ALL_REDUCE
@@ -79,7 +82,8 @@ def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) ->
     arguments = _arguments(call)
     image, statistic = types[0], types[1]
     assert image is not None and statistic is not None
-    images = _Images(emitter, shards, image, statistic)
+    kept = [arguments[name] for name in ("weight", "bias", "running_mean") if arguments.get(name) is not None]
+    images = _Images(emitter, shards, image, _wide(statistic, [from_mlir(value.type) for value in kept]))
     x = images.cast(arguments["input"], images.image.dtype)
     mean = images.mean(x)
     centred = images.per_element("aten.sub.Tensor", x, images.broadcastable(mean))
@@ -95,12 +99,21 @@ def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) ->
         y = images.per_element(
             "aten.add.Tensor", y, images.broadcastable(images.cast(arguments["bias"], images.image.dtype))
         )
-    results: list[Value | None] = [images.cast(y, image.dtype), mean, deviation]
+    saved = [None if t is None else images.cast(v, t.dtype) for v, t in zip((mean, deviation), types[1:3], strict=True)]
+    results: list[Value | None] = [images.cast(y, image.dtype), *saved]
     if len(types) > 3:
         unbiased = images.per_channel("aten.mul.Scalar", variance, images.count / max(1, images.count - 1))
         results.append(_updated(images, arguments["running_mean"], mean, arguments["momentum"]))
         results.append(_updated(images, arguments["running_var"], unbiased, arguments["momentum"]))
     return results
+
+
+def _wide(statistic: TensorType, kept: Sequence[TensorType]) -> TensorType:
+    """A statistic in the widest dtype of the parameters and running statistics, in which torch computes it.
+
+    The type that torch saves it in may be that of short images. Sums over ranks must not have that.
+    """
+    return replace(statistic, dtype=reduce(torch.promote_types, (t.dtype for t in kept), statistic.dtype))
 
 
 def _updated(images: _Images, old: Value, new: Value, momentum: float) -> Value:
@@ -120,9 +133,10 @@ def _scaled_by_weight(images: _Images, value: Value, weight: Value | None) -> Va
 
 def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
     arguments = _arguments(call)
-    mean, deviation, weight = arguments["save_mean"], arguments["save_invstd"], arguments["weight"]
-    image = from_mlir(arguments["input"].type)
-    images = _Images(emitter, shards, image, from_mlir(mean.type))
+    weight, image = arguments["weight"], from_mlir(arguments["input"].type)
+    statistic = _wide(from_mlir(arguments["save_mean"].type), [t for t in types[1:] if t is not None])
+    images = _Images(emitter, shards, image, statistic)
+    mean, deviation = (images.cast(arguments[name], statistic.dtype) for name in ("save_mean", "save_invstd"))
     dy, x = images.cast(arguments["grad_out"], images.image.dtype), images.cast(arguments["input"], images.image.dtype)
     normal = images.per_element(
         "aten.mul.Tensor",

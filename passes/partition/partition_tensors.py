@@ -48,8 +48,9 @@ from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..rewriting import producer
 from ..sharding.rules import Strategy
-from ..sharding.rules.ir_calls import call_strategies, metas
+from ..sharding.rules.ir_calls import blocks_in, call_strategies, metas
 from . import attention, batch_norm, class_losses, vocabulary
+from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
 from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
@@ -95,6 +96,7 @@ class _Partitioner:
 
     def __init__(self, function: Operation, module: Module) -> None:
         self.mesh: Mesh = module.mesh
+        self.blocks = blocks_in(module)
         self.old = function
         name = name_of(function)
         types = [self._local(a.type) for a in entry(function).arguments]
@@ -133,7 +135,12 @@ class _Partitioner:
         random = producer(value)
         if random is not None and random.name == RANDOM:
             operands = [self.values[v] for v in random.values()]
-            return draw(random, operands, source, target.placement_on(self.mesh), emitter)
+            placement = target.placement_on(self.mesh)
+            if not placement.blocks:
+                return draw(random, operands, source, placement, emitter)
+            whole = placement.without([axis for d, _ in placement.blocks for axis in placement.dims[d]])
+            drawn = draw(random, operands, source, whole, emitter)
+            return Resharder(emitter, drawn, source.shape, whole, use).to(placement)
         resharder = Resharder(emitter, self.values[value], source.shape, source.placement_on(self.mesh), use)
         return resharder.to(target.placement_on(self.mesh))
 
@@ -152,13 +159,9 @@ class _Partitioner:
         if lowered:
             shards = self._shards(lowered[0][1], old_values, types)
             return _LOWERINGS[call.name](emitter, local, shards, local_types)
-        name, args, kwargs = with_local_sizes(
-            local.name,
-            local.args,
-            local.kwargs,
-            metas(types),
-            [None if t is None else t.shape for t in local_types],
-        )
+        shapes = [None if t is None else t.shape for t in local_types]
+        localized = with_local_blocks if any(has_blocks(strategy) for _, strategy in chosen) else with_local_sizes
+        name, args, kwargs = localized(local.name, local.args, local.kwargs, metas(types), shapes)
         flat = [r.type if t is None else to_mlir(t) for r, t in zip(flatten(results), local_types, strict=True)]
         return flatten(build(Call(name, tuple(args), dict(kwargs)), regroup(results, flat), op.location))
 
@@ -166,7 +169,7 @@ class _Partitioner:
         self, call: Call, values: Sequence[Value], types: Sequence[TensorType | None]
     ) -> list[tuple[str, Strategy]]:
         """The sharding strategy that the operation's placements follow, on each axis."""
-        op_strategies = call_strategies(call, types)
+        op_strategies = call_strategies(call, types, self.blocks)
         inputs = [from_mlir(v.type).placement_on(self.mesh) for v in values]
         outputs = [None if t is None else t.placement_on(self.mesh) for t in types]
         return [(axis, _matching(op_strategies.strategies, axis, inputs, outputs, call)) for axis, _ in self.mesh]

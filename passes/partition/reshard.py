@@ -21,6 +21,7 @@ from ...ir.operations import set_use
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Reduce, Shard
 from ...ir.types import TensorType, from_mlir
+from .blocks import from_blocks, to_blocks
 from .emitter import LocalEmitter
 
 Axes = tuple[str, ...]
@@ -48,7 +49,30 @@ class Resharder:
         self.use = use
 
     def to(self, target: Placement) -> Value:
-        """Emit the operations that reshard the value to `target`."""
+        """Emit the operations that reshard the value to `target`.
+
+        A dim that is cut inside blocks becomes whole in between, unless it stays as it is.
+        """
+        source, plain = self.placement, target
+        changed = [d for d in range(len(self.shape)) if self._changes_blocks(d, target)]
+        for d in changed:
+            plain = plain.without(target.dims[d]) if target.blocks_of(d) else plain
+            if source.blocks_of(d):
+                self.value, self.placement = from_blocks(
+                    self.emitter, self.value, self.shape, self.placement, d, self.use
+                )
+        self._to(plain)
+        for d in changed:
+            if target.blocks_of(d):
+                self.value, self.placement = to_blocks(self.emitter, self.value, self.shape, self.placement, d, target)
+        return self.value
+
+    def _changes_blocks(self, d: int, target: Placement) -> bool:
+        """Whether a dim is cut inside blocks before or after, and not in the same way before and after."""
+        before, after = self.placement.blocks_of(d), target.blocks_of(d)
+        return bool(before or after) and (before, self.placement.dims[d]) != (after, target.dims[d])
+
+    def _to(self, target: Placement) -> None:
         self._reduce(target)
         self._exchange(target)
         for dim, axes in enumerate(target.dims):
@@ -59,7 +83,6 @@ class Resharder:
         for axis, reduce in target.partial:
             if (axis, reduce) not in self.placement.partial:
                 self._to_partial(axis, reduce)
-        return self.value
 
     def _reduce(self, target: Placement) -> None:
         all_reduced: dict[Reduce, list[str]] = {}
@@ -93,7 +116,7 @@ class Resharder:
         if not present:
             self._pad(dim, self.emitter.chunk(self.shape[dim], (axis,)) * self.emitter.size((axis,)))
         partial = tuple(p for p in self.placement.partial if p[0] != axis)
-        after = Placement(_with(self.placement.dims, dim, (*present, axis)), partial)
+        after = replace(self.placement, dims=_with(self.placement.dims, dim, (*present, axis)), partial=partial)
         self._emit(REDUCE_SCATTER, after, [axis], dim, str(reduce))
 
     def _exchange(self, target: Placement) -> None:

@@ -192,12 +192,23 @@ def _legal(strategy: Strategy, axis: str, chosen: Sequence[tuple[str, Strategy]]
     sizes = dict(mesh)
     if strategy.lowering is not None and any(_clashes(strategy, other) for _, other in chosen):
         return False
+    if any(_mixes_blocks(strategy, other) for _, other in chosen):
+        return False
     parts = {sizes[axis]}
     for i, placement in enumerate(strategy.inputs):
         if isinstance(placement, Shard):
             same_dim_axes = [a for a, other in chosen if other.inputs[i] == placement]
             parts.add(prod(sizes[a] for a in same_dim_axes) * sizes[axis])
     return all(strategy.legal(n) for n in parts)
+
+
+def _mixes_blocks(strategy: Strategy, other: Strategy) -> bool:
+    """Whether the strategies on two axes cut a dim inside different blocks, or one of them as a whole."""
+    own, others = (*strategy.inputs, *strategy.outputs), (*other.inputs, *other.outputs)
+    return any(
+        isinstance(a, Shard) and isinstance(b, Shard) and a.dim == b.dim and a.blocks != b.blocks
+        for a, b in zip(own, others, strict=True)
+    )
 
 
 def _clashes(strategy: Strategy, other: Strategy) -> bool:

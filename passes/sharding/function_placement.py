@@ -28,7 +28,7 @@ from .choice import Choice, Output, choose
 from .gradient_targets import NO_TARGETS, GradientTargets
 from .microbatch_axis import Crossing, has_microbatch_axis, refusal
 from .propagation_remarks import PropagationRemarks
-from .rules.ir_calls import call_strategies
+from .rules.ir_calls import blocks_in, call_strategies
 from .rules.views import TABLE as VIEWS
 from .tracked_values import Tracked, TrackedValues
 
@@ -68,7 +68,7 @@ class FunctionPlacement:
         specialise: Callable[[Signature], Specialised],
     ) -> None:
         self.old, self.name, self.remarks, self.specialise = old, name, remarks, specialise
-        self.mesh = module.mesh
+        self.mesh, self.blocks = module.mesh, blocks_in(module)
         self.is_main = name == "main"
         types = [
             to_mlir(from_mlir(a.type).placed(p, self.mesh)) if p is not None else a.type
@@ -134,7 +134,7 @@ class FunctionPlacement:
     def _choice(self, call: Call, op: Operation, flat: Sequence[Value], types: Sequence[TensorType | None]) -> Choice:
         """The cheapest legal strategy of an operation on every axis."""
         values = call.values()
-        strategies = call_strategies(call, types)
+        strategies = call_strategies(call, types, self.blocks)
         if not strategies.known:
             self._remark_unknown(call, op, values)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)

@@ -50,6 +50,8 @@ def buffer(shape: Sequence[int], dtype: str, random: torch.Generator) -> Tensor:
     kind = DTYPES[dtype]
     if kind.is_floating_point:
         return near_one(shape, random).to(kind)
+    if kind.is_complex:
+        return torch.polar(near_one(shape, random), near_one(shape, random)).to(kind)
     return torch.ones(list(shape), dtype=kind) if kind is torch.bool else torch.zeros(list(shape), dtype=kind)
 
 
@@ -61,6 +63,8 @@ def user_input(shape: Sequence[int], dtype: str, options: Mapping[str, Json], ra
     kind = DTYPES[dtype]
     if kind.is_floating_point:
         return torch.randn(list(shape), generator=random, dtype=torch.float64).to(kind)
+    if kind.is_complex:
+        return torch.randn(list(shape), generator=random, dtype=torch.complex128).to(kind)
     if kind is torch.bool:
         return torch.rand(list(shape), generator=random) >= _MASKED_SHARE
     value = torch.randint(

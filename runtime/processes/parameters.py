@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,14 +24,18 @@ from ..errors import RunError, rank_list
 from ..program.mesh import RankMesh
 from ..program.program import Program
 from ..program.records import Shard as ProgramShard
-from ..rank.shards import local_shape, local_tensor, valid_part
+from ..rank.shards import in_order, local_shape, local_tensor, valid_part
 from .device_meshes import Nests, Stage, mesh_dims
 from .dtensor import DistributedTensor
 from .world import World
 
 
 class Layout:
-    """The layout of one program tensor on the mesh: converts between DTensors and padded local tensors."""
+    """The layout of one program tensor on the mesh: converts between DTensors and padded local tensors.
+
+    A DTensor is cut as a whole where the program cuts inside blocks; conversions then exchange the blocks' chunks over
+    the axes of that dim, so that all ranks of the tensor must call them.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,8 @@ class Layout:
     ) -> None:
         """`stage` is that of the only ranks that have the tensor; other ranks have an empty part."""
         self.shards = tuple(shards)
+        self._blocked = [shard for shard in shards if shard.blocks]
+        self._world = world
         self.has_local_part = stage is None or mesh.coordinates(world.rank)[stage[0]] == stage[1]
         self.placements = placements_of(shards, mesh, stage)
         self._mesh = mesh
@@ -50,8 +57,9 @@ class Layout:
         self._device_mesh = device_mesh_of(shards, mesh, world, stage)
         self._padded = any(shard.chunk * mesh.size(shard.axes) != shard.extent for shard in shards)
         whole = torch.empty(list(shape), dtype=dtype, device="meta")
+        plain = without_blocks(shards)
         own = torch.empty(
-            valid_part(local_tensor(whole, shards, mesh, world.rank), shards, mesh, world.rank).shape, dtype=dtype
+            valid_part(local_tensor(whole, plain, mesh, world.rank), plain, mesh, world.rank).shape, dtype=dtype
         )
         example = DTensor.from_local(
             own.to(world.device), self._device_mesh, self.placements, shape=whole.shape, stride=whole.stride()
@@ -62,18 +70,39 @@ class Layout:
         """The global tensor of which `padded` is this rank's part; shares its memory where that is contiguous."""
         local = valid_part(padded, self.shards, self._mesh, self._rank) if self._padded else padded
         local = local if self.has_local_part else local.new_empty(0)
+        local = self._joined(local) if self._blocked and self.has_local_part else local
         make: Any = DistributedTensor
         dtensor: DTensor = make(local.contiguous(), self._spec, requires_grad=False)
         return dtensor
 
     def padded(self, tensor: DTensor) -> Tensor:
         """The program's local tensor for a DTensor of these placements: its local part, copied only to pad it."""
-        local = tensor.to_local()
+        local = self._in_blocks(tensor) if self._blocked else tensor.to_local()
         if not self._padded:
             return local
         padded = local.new_zeros(local_shape(tensor.shape, self.shards))
         valid_part(padded, self.shards, self._mesh, self._rank).copy_(local)
         return padded
+
+    def _in_blocks(self, tensor: DTensor) -> Tensor:
+        """This rank's chunk of each block, and its part along other dims."""
+        local = self._whole_along_blocks(tensor)
+        return local_tensor(local, self._blocked, self._mesh, self._rank).contiguous()
+
+    def _joined(self, chunks: Tensor) -> Tensor:
+        """The inverse of `_in_blocks`: this rank's part where dims are cut as a whole."""
+        make: Any = DistributedTensor
+        local = self._whole_along_blocks(make(chunks.contiguous(), self._spec, requires_grad=False))
+        for shard in self._blocked:
+            local = in_order(local, shard, self._mesh.size(shard.axes))
+        return local_tensor(local, without_blocks(self._blocked), self._mesh, self._rank)
+
+    def _whole_along_blocks(self, tensor: DTensor) -> Tensor:
+        """The ranks' parts along dims with blocks one after the other."""
+        dims = {shard.dim for shard in self._blocked}
+        kept = [Replicate() if isinstance(p, Shard) and p.dim in dims else p for p in self.placements]
+        with torch.no_grad(), self._world.watched("exchanging the blocks of a parameter"):
+            return tensor.redistribute(self._device_mesh, kept).to_local()
 
     def redistributed(self, tensor: DTensor) -> DTensor:
         """`tensor` in these placements; communicates where its own differ."""
@@ -98,6 +127,11 @@ def placement_text(placements: Sequence[Placement], mesh: DeviceMesh) -> str:
     text = ", ".join(str(placement) for placement in placements)
     ranks = mesh.mesh.flatten().tolist()
     return text if len(ranks) == dist.get_world_size() else f"{text} on {rank_list(ranks)}"
+
+
+def without_blocks(shards: Sequence[ProgramShard]) -> tuple[ProgramShard, ...]:
+    """The shards with every dim cut as a whole, as DTensors are."""
+    return tuple(replace(shard, blocks=()) for shard in shards)
 
 
 def device_mesh_of(
@@ -184,6 +218,7 @@ def distribute_parameter(
     `stage`: see `Layout`.
     """
     with torch.no_grad():
+        shards = without_blocks(shards)
         layout = Layout(world, mesh, parameter.shape, shards, parameter.dtype, stage)
         own = local_tensor(parameter.detach(), shards, mesh, world.rank)
         own = torch.empty_like(own, device=world.device) if own.is_meta else own.to(world.device, copy=True)

@@ -18,7 +18,7 @@ from ..program.program import Program
 from ..program.records import Input, Output
 from ..rank.executor import Executor, Frame
 from ..rank.replicas import compare_replicas
-from ..rank.shards import local_tensor, sharding_axes, valid_part
+from ..rank.shards import in_order, local_tensor, sharding_axes, valid_part
 from ..rank.unreduced_gradients import UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
@@ -266,7 +266,7 @@ class ProcessRank:
         for shard in output.shards:
             where = f"gathering {output.kind} '{output.name or output.index}'"
             local = self._communicator.all_gather_start(local, shard.axes, shard.dim, where).wait()
-            local = local.narrow(shard.dim, 0, shard.extent)
+            local = in_order(local, shard, self._mesh.size(shard.axes))
         return local
 
     def _check_replicas(self, outputs: Sequence[Output], results: Sequence[Tensor]) -> None:

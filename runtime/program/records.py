@@ -15,20 +15,32 @@ from .json_fields import Fields, Malformed
 
 @dataclass(frozen=True)
 class Shard:
-    """Dim `dim` of `extent` elements is sharded over `axes` (outermost first) into chunks of `chunk` elements."""
+    """Dim `dim` of `extent` elements is sharded over `axes` (outermost first) into chunks of `chunk` elements.
+
+    With `blocks`, the extents of consecutive parts of the dim, a rank has its chunk of each block, one after the other;
+    the ranks divide every block.
+    """
 
     dim: int
     axes: tuple[str, ...]
     chunk: int
     extent: int
+    blocks: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        return {"dim": self.dim, "axes": list(self.axes), "chunk": self.chunk, "extent": self.extent}
+        blocks: dict[str, Json] = {"blocks": list(self.blocks)} if self.blocks else {}
+        return {"dim": self.dim, "axes": list(self.axes), "chunk": self.chunk, "extent": self.extent, **blocks}
 
     @staticmethod
     def from_json(value: object, path: str) -> Shard:
         fields = Fields(value, path)
-        return Shard(fields.integer("dim"), fields.strings("axes"), fields.integer("chunk"), fields.integer("extent"))
+        return Shard(
+            fields.integer("dim"),
+            fields.strings("axes"),
+            fields.integer("chunk"),
+            fields.integer("extent"),
+            fields.optional_integers("blocks") or (),
+        )
 
 
 @dataclass(frozen=True)

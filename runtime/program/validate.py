@@ -94,6 +94,11 @@ def _shard(shard: Shard, shape: tuple[int, ...], mesh: RankMesh, path: str) -> N
     require(shard.extent == shape[shard.dim], f"{path}.extent: {shard.extent}, but the shape is {list(shape)}")
     chunk = -(-shard.extent // mesh.size(shard.axes))
     require(shard.chunk == chunk, f"{path}.chunk: {shard.chunk}, expected {chunk}")
+    ranks = mesh.size(shard.axes)
+    if shard.blocks:
+        fits = sum(shard.blocks) == shard.extent and all(block > 0 and not block % ranks for block in shard.blocks)
+        message = f"{list(shard.blocks)} are no parts of {shard.extent} elements that {ranks} ranks divide"
+        require(fits, f"{path}.blocks: {message}")
 
 
 def _check_pipeline(pipeline: Pipeline, mesh: RankMesh) -> None:

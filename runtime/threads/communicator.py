@@ -34,6 +34,8 @@ class RankGroup:
         self._messages: dict[tuple[int, int, int], Message] = {}
         """By source, destination and number: messages that were sent and not yet received, or the other way round."""
         self._last_started: dict[int, str] = {}
+        self._ended: set[int] = set()
+        """The ranks that have ended their part of the step under way."""
         self._communicators = [InProcessCommunicator(self, rank) for rank in range(mesh.ranks)]
 
     def communicator(self, rank: int) -> InProcessCommunicator:
@@ -47,6 +49,18 @@ class RankGroup:
         """
         with self._lock:
             self._fail(rank, error)
+
+    def begin(self) -> None:
+        """Note that a step begins on all ranks."""
+        self._ended.clear()
+
+    def end(self, rank: int) -> None:
+        """Note that a rank has ended its part of the step: those that wait for it raise E0322 at once."""
+        with self._lock:
+            self._ended.add(rank)
+            for waited_for in list[Rendezvous | Message]([*self._rendezvous.values(), *self._messages.values()]):
+                if rank in waited_for.missing():
+                    waited_for.wake()
 
     def reset(self) -> None:
         """Clear the failure and all collectives and messages under way; no rank may be running."""
@@ -129,7 +143,10 @@ class RankGroup:
         )
 
     def wait(self, rank: int, rendezvous: Rendezvous | Message) -> None:
-        """Block until the rendezvous or message is complete. Raises CollectiveError E0322 after `timeout_s`."""
+        """Block until the rendezvous or message is complete.
+
+        Raises CollectiveError E0322 after `timeout_s`, and at once where a rank has ended that it waits for.
+        """
         if rendezvous.complete:
             return
         deadline = time.monotonic() + self.timeout_s
@@ -140,6 +157,10 @@ class RankGroup:
                 if rendezvous.complete:
                     return
                 self._raise_if_failed(rank, rendezvous)
+                if not self._ended.isdisjoint(rendezvous.missing()):
+                    rendezvous.error = self._missing(rank, rendezvous)
+                    self._fail(rank, rendezvous.error)
+                    raise rendezvous.error
                 rendezvous.sleepers.append(sleep)
             woken = sleep.acquire(timeout=max(0.0, deadline - time.monotonic()))
             if not woken and rendezvous.missing():
@@ -171,9 +192,16 @@ class RankGroup:
         missing = rendezvous.missing()
         where = rendezvous.calls[rank].where or rendezvous.calls[rank].op
         notes = [f"rank {other} last started {self._last_started.get(other, 'no collective')}" for other in missing]
+        ended = [other for other in missing if other in self._ended]
+        verb = "has" if len(ended) == 1 else "have"
+        said = (
+            f"waits in {where} for {rank_list(ended)}, which {verb} ended the step without it"
+            if ended
+            else f"waited {self.timeout_s:g} s in {where} for {rank_list(missing)}"
+        )
         return CollectiveError(
             "E0322",
-            f"rank {rank} waited {self.timeout_s:g} s in {where} for {rank_list(missing)}",
+            f"rank {rank} {said}",
             notes=tuple((note, None) for note in notes),
         )
 

@@ -67,6 +67,7 @@ class RankPool:
                 stuck = f" and left stuck: {rank_list(self._stuck)}" if self._stuck else ""
                 raise RunError("E0325", f"the rank threads were stopped{stuck}", help="make a new session")
             step = _Step[T]()
+            self._group.begin()
             try:
                 for rank, jobs in enumerate(self._jobs):
                     jobs.put(_job(job, rank, self._group, step))
@@ -135,7 +136,9 @@ def _serve(jobs: queue.SimpleQueue[Job | None]) -> None:
 def _job(job: Callable[[int], T], rank: int, group: RankGroup, step: _Step[T]) -> Job:
     def run() -> None:
         try:
-            step.ended[rank] = (job(rank),)
+            result = (job(rank),)
+            group.end(rank)
+            step.ended[rank] = result
         except BaseException as error:  # carried to the caller's thread, which raises it
             group.abort(rank, error)
             step.ended[rank] = ()

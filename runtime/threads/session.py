@@ -1,7 +1,7 @@
 """The session whose ranks are threads of this process: callers pass and get global tensors.
 
-Parameters are the caller's own. A rank gets a view of its shard or, where padding forbids a view, a copy at the start
-of every step. Ranks write gradients into views of one global tensor per parameter.
+Parameters are the caller's own. A rank gets a view of its shard or, where padding or blocks forbid a view, a copy at
+the start of every step. Ranks write gradients into views of one global tensor per parameter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..program.records import Input, Output
 from ..rank.executor import Executor, Frame
 from ..rank.nan_watch import NanFound
 from ..rank.replicas import compare_replicas
-from ..rank.shards import local_tensor, sharding_axes, valid_part, window
+from ..rank.shards import local_tensor, sharding_axes, valid_part, windows
 from ..rank.unreduced_gradients import UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from .communicator import RankGroup
@@ -142,8 +142,8 @@ class RankThreads:
             axes = (*sharding_axes(output.shards), *output.unreduced_over)
             for rank, local in by_rank.items():
                 if self._mesh.is_primary(rank, axes, self._program.primary_coordinates(output)):
-                    own = window(total, output.shards, self._mesh, rank)
-                    own += valid_part(local, output.shards, self._mesh, rank)
+                    for window, own in windows(total, local, output.shards, self._mesh, rank):
+                        window += own
             gradients[output.name] = total
         return gradients
 
@@ -210,8 +210,8 @@ class _Gathered:
         for output, local in zip(outputs, results, strict=True):
             index = self._index_of[output.kind, output.name, output.index]
             if self._mesh.is_primary(rank, self._axes[index], self._primaries[index]):
-                own = window(self._tensors[index], output.shards, self._mesh, rank)
-                own.copy_(valid_part(local, output.shards, self._mesh, rank))
+                for window, own in windows(self._tensors[index], local, output.shards, self._mesh, rank):
+                    window.copy_(own)
             elif self._replicas is Replicas.CHECK:
                 self._others[index].append((rank, local))
 
@@ -219,7 +219,8 @@ class _Gathered:
         """The global tensors of one kind, after all ranks have ended. Compares replicas if `Replicas.CHECK`."""
         for output, tensor, others in zip(self._outputs, self._tensors, self._others, strict=True):
             for rank, local in sorted(others, key=lambda other: other[0]):
-                expected = window(tensor, output.shards, self._mesh, rank)
+                whole = local_tensor(tensor, output.shards, self._mesh, rank)
+                expected = valid_part(whole, output.shards, self._mesh, rank)
                 compare_replicas(output, expected, valid_part(local, output.shards, self._mesh, rank), rank)
             others.clear()
         return [tensor for output, tensor in zip(self._outputs, self._tensors, strict=True) if output.kind == kind]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stretto import cli
 from stretto.driver.commands import verify
 from stretto.passes.manager import PassFailure
 from stretto.runtime.program.program import Program
@@ -52,6 +53,14 @@ def test_a_compiled_program_is_safe_and_its_figures_are_printed(stretto: Command
     assert (
         report["verdict"] == "safe" and report["ranks"] == 4 and report["peak_bytes"] > 0 and report["collectives"] > 10
     )
+
+
+def test_a_proof_that_takes_long_says_what_it_does(
+    stretto: Command, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_SILENCE_S", 0.002)
+    done = stretto("verify", program)
+    assert re.search(r"stretto verify: at work for \d+ s: (order|values)\n", done.err)
 
 
 def test_the_values_of_a_program_are_those_of_its_module(stretto: Command, program: Path) -> None:

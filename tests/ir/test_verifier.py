@@ -64,6 +64,17 @@ def test_a_sound_module_passes() -> None:
             f" -> tensor<4xf32, {_NESTED}>",
             'nest "dp" and "tp" in different orders',
         ),
+        (
+            '%x: tensor<4xf32, {comm.blocks = [array<i64: 0, 10, 6>], tp = "shard(0)"}>',
+            "",
+            r"has blocks \[10, 6\] in dim 0, which 4 ranks do not cut evenly",
+        ),
+        (
+            '%x: tensor<4xf32, {comm.blocks = [array<i64: 0, 4, 4>], tp = "shard(0)"}>',
+            "",
+            r"has blocks \[4, 4\] in dim 0",
+        ),
+        ("%x: tensor<4xf32, {comm.blocks = [array<i64: 0, 2, 2>]}>", "", r"has blocks \[2, 2\] in dim 0"),
         ("%x: tensor<4xf32>", '%y = "comm.reshard"(%x) : (tensor<4xf32>) -> tensor<4xf32>', "must be a collective"),
         (
             "%x: tensor<4xf32>",

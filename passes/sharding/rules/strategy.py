@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import torch
 
-from ....ir.placement import AxisPlacement, chunk_size
+from ....ir.placement import AxisPlacement, Shard, chunk_size
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Strategy:
 
         Where several axes shard one dim, `parts` is the product of their sizes.
         """
-        return all(tie.holds(parts) for tie in self.ties)
+        shards = [p for p in (*self.inputs, *self.outputs) if isinstance(p, Shard)]
+        return all(tie.holds(parts) for tie in self.ties) and not any(b % parts for p in shards for b in p.blocks)
 
     def fill(self, index: int) -> float | None:
         """The value that the padding of input `index` must hold; None: any."""

@@ -15,6 +15,7 @@ from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.driver.model import compiled_module, variants
 from stretto.driver.model.rng_state import ModelRngState
 from stretto.dsl.plan import Plan
+from stretto.frontend.capture import capture
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.target import Request
 from stretto.passes.partition import vocabulary
@@ -23,8 +24,11 @@ from stretto.runtime.checks.report import CheckRow, Verdict
 from stretto.runtime.philox import RngState
 from stretto.runtime.rank import translate
 from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
+from stretto.runtime.threads.session import RankThreads
 
 from ...faults.planted.source_faults_calls import any_sum_of_a_sum, last_gradient_alone
+from ...faults.planted.source_faults_training import seed_of_the_first_call
+from ...faults.planted.source_faults_unseen import first_gradient_alone, of_the_last_forward
 
 SOURCE = """
 import torch
@@ -91,6 +95,11 @@ def layers():
     return Layers(), {"x": torch.randn(8, 6), "y": torch.randn(8, 6)}
 
 
+def differentiated():
+    x, y = (torch.randn(8, 6, requires_grad=True) for _ in range(2))
+    return Layers(), {"x": x, "y": y}
+
+
 def words():
     return Words(), {"tokens": torch.arange(32).reshape(8, 4) % 8}
 
@@ -128,6 +137,7 @@ def differing(found: list[CheckRow]) -> set[str]:
         pytest.param("everything", DATA, Mode.TRAIN, "float64", marks=pytest.mark.slow),
         ("layers", DATA + "\nprecision { params fp32  compute bf16  reduce fp32 }", Mode.TRAIN, None),
         ("layers", ALONE, Mode.TRAIN, None),
+        ("differentiated", DATA, Mode.TRAIN, None),
         ("words", VOCAB, Mode.TRAIN, None),
     ],
 )
@@ -139,7 +149,8 @@ def test_the_calls_of_a_right_model_are_equal(
     calls = {row.name.partition(" (")[2].removesuffix(")") for row in found if row.verdict is Verdict.EQUAL}
     trained = {"no_sync", "step(scale=3)"} if mode is Mode.TRAIN else set()
     constants = {"sharp=True", "sharp=False"} if target == "everything" else set()
-    assert calls == {"own weights", "second call", *trained, *constants}
+    seeds = {"another seed"} if target == "everything" and mode is Mode.TRAIN else set()
+    assert calls == {"own weights", "second call", *trained, *constants, *seeds}
 
 
 def no_new_numbers(state: Any, session: Any) -> None:
@@ -176,6 +187,15 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
     "of gradients that wait the last one stays": (
         UnreducedGradients, "add", lambda _: last_gradient_alone, "layers", CONTEXT, {"no_sync"},
     ),
+    "of two inputs the first gets a gradient": (
+        capture, "replace", first_gradient_alone, "differentiated", DATA, {"own weights", "second call", "no_sync"},
+    ),
+    "a backward reads what the last forward saved": (
+        RankThreads, "forward", of_the_last_forward, "layers", DATA, {"no_sync"},
+    ),
+    "another seed is not seen": (
+        ModelRngState, "state", seed_of_the_first_call, "everything", DATA, {"another seed"},
+    ),
     "the statistics of large logits overflow": (
         vocabulary.Vocabulary, "all_reduced", minimum_for_maximum, "words", VOCAB, {"own weights"},
     ),
@@ -188,6 +208,16 @@ def test_a_fault_shows_in_a_call(fault: str, model: str, monkeypatch: pytest.Mon
     owner, name, make, target, plan, calls = FAULTS[fault]
     monkeypatch.setattr(owner, name, make(getattr(owner, name)))
     assert calls <= differing(rows(model, target, plan))
+
+
+def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken_for_valid(vocabulary_: Any, indices: Any) -> Any:
+        return vocabulary_.own(indices)
+
+    assert not [row for row in rows(model, "words", VOCAB) if row.differs]
+    monkeypatch.setattr(vocabulary._Vocabulary, "own_checked", taken_for_valid)
+    [row] = [row for row in rows(model, "words", VOCAB) if row.differs]
+    assert row.name == "of tokens with the index 8" and "eager mode refuses this index" in row.note
 
 
 def test_an_input_that_is_cut_for_its_size_alone_differs_from_the_whole_one(

@@ -80,3 +80,22 @@ def test_a_buffer_that_gets_another_shape_is_a_change() -> None:
     )
     with pytest.raises(StrettoError, match=r'E0665.*"calls"'):
         eager_model.forward({0: torch.ones(2)})
+
+
+def test_a_gradient_that_eager_gives_an_input_and_the_program_does_not_is_found() -> None:
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (x * y).sum() + (0 * x).sum()
+
+    def findings(of_program: Tensor) -> list[str]:
+        call = UsersCall({"x": x, "y": y}, loss_only=False)
+        model = EagerModel(
+            Product(), call, {0: "x", 1: "y"}, {}, set(), raised=False, state_of=lambda step: RngState(0, step)
+        )
+        model.forward({0: x.detach().requires_grad_(), 1: of_program})[0].backward()
+        return [f"{row.kind} {row.name}" for row in model.findings()]
+
+    assert findings(torch.ones(2)) == ["gradient y"]
+    assert findings(torch.ones(2, requires_grad=True)) == []

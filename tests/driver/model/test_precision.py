@@ -45,6 +45,27 @@ def test_losses_and_gradients_are_those_of_torch_on_casts_to_rounding(plan: str,
     assert largest_error(gradients(model), expected) <= roundings * BF16
 
 
+class Normed(nn.Module):
+    """A batch norm over the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.up(x))).square().mean()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("", "f32"), ("params fp32  compute bf16  reduce fp32", "f32")])
+def test_statistics_of_a_batch_norm_are_reduced_in_the_dtype_of_its_parameters(precision: str, dtype: str) -> None:
+    said = f"precision {{ {precision} }}\n" if precision else ""
+    model = stretto.compile(Normed(), plan=f"mesh (dp=2)\n{said}")
+    model(torch.randn(8, 6)).backward()
+    reduced = reductions(model)
+    assert set(reduced) <= {("dp", dtype), ("dp", "bf16")} and reduced["dp", dtype] >= 4
+    assert check(stretto.program_of(model), steps=1).passed
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("", "f32"), ("reduce fp32", "f32"), ("reduce bf16", "bf16"), ("reduce fp64", "f64")]
 )

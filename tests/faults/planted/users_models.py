@@ -206,6 +206,22 @@ def calls():
     return Calls(), {"x": torch.randn(8, 8)}
 
 
+class Differentiated(nn.Module):
+    """Two inputs that require gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(6, 6)
+
+    def forward(self, x, y):
+        return (torch.tanh(self.up(x)) * y).square().mean()
+
+
+def differentiated():
+    x, y = (torch.randn(8, 6, requires_grad=True) for _ in range(2))
+    return Differentiated(), {"x": x, "y": y}
+
+
 class Peak(nn.Module):
     """A maximum of what is never below 0."""
 
@@ -243,6 +259,10 @@ PLANS = {
 shard "*.{q,k,v}_proj" columns over tp
 shard "*.o_proj" rows over tp
 shard "embed" vocab over tp
+""",
+    "over": """mesh (tp=2)
+shard "layers.*.{q,k,v}_proj" rows over tp
+shard "*.q_proj" columns over tp
 """,
     "pp": """mesh (pp=2, dp=2)
 pipeline over pp { schedule 1f1b  microbatches 2 }

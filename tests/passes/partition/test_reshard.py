@@ -87,6 +87,21 @@ def test_chunks_that_do_not_nest_are_gathered_whole(source: ByAxis, target: ByAx
     assert torch.equal(run(module, [x])[0], x)
 
 
+BLOCKS: list[ByAxis] = [
+    {"a": Shard(0, (6, 2, 4))}, {"a": Shard(0, (4, 8)), "b": Shard(0, (4, 8))}, {"b": Shard(0, (4, 8))},
+    {"b": Shard(0, (4, 8)), "a": Shard(0, (4, 8))}, {"a": Shard(1), "b": Shard(0, (6, 2, 4))},
+    {"a": Shard(0)}, {"b": Shard(0), "a": Shard(0)}, {"a": Shard(1), "b": Shard(0)}, {"b": Partial()}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", BLOCKS)
+@pytest.mark.parametrize("source", BLOCKS)
+def test_blocks_are_put_in_order_and_taken_apart(source: ByAxis, target: ByAxis) -> None:
+    module = reshard((12, 2), source, target, MESHES[0])
+    x = torch.randn(12, 2, dtype=torch.float64)
+    assert torch.equal(run(module, [x])[0], x), str(module)
+
+
 def test_sums_over_two_axes_are_scattered_in_the_order_in_which_the_target_nests() -> None:
     module = reshard((8,), {"a": Partial(), "b": Partial()}, {"b": Shard(0), "a": Shard(0)}, MESHES[0])
     calls = [call for op in operations(module.functions()["main"]) if (call := read(op)) is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stretto.runtime.communicator import Communicator
@@ -9,7 +11,7 @@ from stretto.runtime.philox import Part, RngState, draw
 from stretto.runtime.program.mesh import RankMesh
 from stretto.runtime.program.rank_ops import RankOps
 from stretto.runtime.program.records import Shard
-from stretto.runtime.rank.shards import local_shape, local_tensor, valid_part, window
+from stretto.runtime.rank.shards import in_order, local_shape, local_tensor, valid_part, windows
 from torch import Tensor
 
 from ..tiny_programs import numbers, on_ranks
@@ -79,13 +81,26 @@ def test_a_negative_dim_counts_from_the_end() -> None:
 
 def test_windows_of_all_ranks_put_a_tensor_together_again() -> None:
     mesh = RankMesh((("a", 2), ("b", 3), ("c", 2)))
-    shards = (Shard(0, ("b",), 2, 5), Shard(2, ("c", "a"), 2, 6))
-    whole, again = torch.randn(5, 2, 6), torch.empty(5, 2, 6)
-    for rank in range(12):
-        local = local_tensor(whole, shards, mesh, rank)
-        assert tuple(local.shape) == local_shape(whole.shape, shards)
-        window(again, shards, mesh, rank).copy_(valid_part(local, shards, mesh, rank))
-    assert torch.equal(whole, again)
+    last = Shard(2, ("c", "a"), 4, 16)
+    for of_last in (last, replace(last, blocks=(8, 4, 4)), Shard(2, ("c", "a"), 4, 13)):
+        shards = (Shard(0, ("b",), 2, 5), of_last)
+        whole, again = torch.randn(5, 2, of_last.extent), torch.empty(5, 2, of_last.extent)
+        for rank in range(12):
+            local = local_tensor(whole, shards, mesh, rank)
+            assert tuple(local.shape) == local_shape(whole.shape, shards)
+            assert sum(own.numel() for _, own in windows(whole, local, shards, mesh, rank)) == (
+                valid_part(local, shards, mesh, rank).numel()
+            )
+            for window, own in windows(again, local, shards, mesh, rank):
+                window.copy_(own)
+        assert torch.equal(whole, again)
+
+
+def test_a_rank_has_its_chunk_of_each_block_and_all_ranks_parts_are_put_in_order() -> None:
+    mesh, shard = RankMesh((("tp", 2),)), Shard(0, ("tp",), 4, 8, (4, 2, 2))
+    parts = [local_tensor(torch.arange(8), (shard,), mesh, rank) for rank in range(2)]
+    assert [part.tolist() for part in parts] == [[0, 1, 4, 6], [2, 3, 5, 7]]
+    assert in_order(torch.cat(parts), shard, 2).tolist() == [*range(8)]
 
 
 def test_an_even_cut_is_a_view_and_an_uneven_one_is_not() -> None:

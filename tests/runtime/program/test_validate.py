@@ -78,6 +78,8 @@ def test_unsound_instructions_are_refused(program: Program, message: str) -> Non
         ({"shards": (Shard(0, ("tp",), 3, 4),)}, "3, expected 2"),
         ({"shards": (Shard(0, ("tp",), 2, 5),)}, "5, but the shape is [4, 3]"),
         ({"shards": (Shard(2, ("tp",), 2, 4),)}, "2 is not a dim"),
+        ({"shards": (Shard(0, ("tp",), 2, 4, (3, 1)),)}, "[3, 1] are no parts of 4 elements that 2 ranks divide"),
+        ({"shards": (Shard(0, ("tp",), 2, 4, (2, 4)),)}, "[2, 4] are no parts of 4 elements"),
         ({"shards": (Shard(0, ("tp",), 2, 4), Shard(1, ("tp",), 2, 3))}, "an axis shards 'w' twice"),
         ({"kind": "weight"}, "'weight' is not one of"),
         ({"dtype": "float31"}, "'float31' is not a dtype"),

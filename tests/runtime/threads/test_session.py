@@ -13,6 +13,7 @@ import pytest
 import torch
 from stretto.runtime import Program, RankThreads, Replicas, RunError
 from stretto.runtime.program.records import Instruction
+from stretto.runtime.rank.executor import Frame
 from torch import Tensor
 
 from ...rank_threads import begun_and_left, rank_threads
@@ -187,6 +188,17 @@ def test_a_rank_that_never_stops_does_not_hold_the_caller() -> None:
             session.forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
         assert again.value.code == "E0325"
         release.set()
+
+
+def test_ranks_that_wait_for_one_that_has_ended_stop_at_once() -> None:
+    with RankThreads(linear(), timeout_s=60.0) as session:
+        session._executors[0].forward = lambda inputs: ([], Frame([]))  # type: ignore[method-assign]
+        session._executors[0].entry = replace(session._executors[0].entry, outputs=())
+        started = time.monotonic()
+        with pytest.raises(RunError) as caught:
+            session.forward([torch.ones(4, 3)], [], [torch.ones(5, 4)])
+        assert caught.value.code == "E0322" and time.monotonic() - started < 30
+        assert "for rank 0, which has ended the step without it" in caught.value.message
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -1,0 +1,62 @@
+"""An index that eager mode refuses is refused by the compiled model, too: of each integer input, one above the largest.
+
+A rank that holds a part of a vocabulary, padded to whole chunks, could take it for one of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ...diagnostics import StrettoError
+from ...runtime.checks.report import CheckRow, Verdict
+from ..check.users_call import UsersCall
+from .arguments import Arguments, fresh, takes
+
+_INDICES = (torch.int64, torch.int32)
+
+
+def rows_of_invalid_indices(compiled: nn.Module, model: nn.Module, arguments: Arguments) -> list[CheckRow]:
+    """A row for each integer input with which the compiled model computes, and the `model` in eager mode does not."""
+    rows = []
+    for name, limit, invalid in _invalid(model, arguments):
+        try:
+            compiled(**fresh(invalid))
+        except StrettoError:
+            continue
+        note = "eager mode refuses this index, and the program computes with it"
+        rows.append(CheckRow("output", f"of {name} with the index {limit}", math.inf, Verdict.DIFFERS, note))
+    return rows
+
+
+def _invalid(model: nn.Module, arguments: Arguments) -> Iterator[tuple[str, int, Arguments]]:
+    """For each integer input: its name, the least index that eager mode refuses, and the arguments with it.
+
+    Only sizes of the model's tables are tried; an input for which none of them is the limit is left out.
+    """
+    sizes, probe = _table_sizes(model), copy.deepcopy(model)
+    for name, tensor in UsersCall(arguments, False).tensors.items():
+        if name not in arguments or tensor.dtype not in _INDICES or not tensor.numel():
+            continue
+        for size in (size for size in sizes if size > int(tensor.max())):
+            inside, outside = ({**arguments, name: _with_last(tensor, index)} for index in (size - 1, size))
+            if not takes(probe, outside) and takes(probe, inside):
+                yield name, size, outside
+                break
+
+
+def _table_sizes(model: nn.Module) -> list[int]:
+    """The extents that an index may have to stay below: those of embeddings, and the outputs of the last layer."""
+    modules = list(model.modules())
+    embeddings = {module.num_embeddings for module in modules if isinstance(module, nn.Embedding)}
+    return sorted(embeddings | {module.out_features for module in modules[-1:] if isinstance(module, nn.Linear)})
+
+
+def _with_last(tensor: Tensor, index: int) -> Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[-1] = index
+    return changed

@@ -1,0 +1,116 @@
+"""Compare where a program has its parameters with what the plan says, statement by statement.
+
+Values do not show a statement that is read wrongly: any placement computes the same. So this module shares no code with
+`dsl/resolve.py` and `dsl/globs.py`; it takes from `dsl/` the statements, as parsed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import nn
+
+from ...dsl.plan import Plan
+from ...dsl.shard import Dim, Role, ShardParameters, StoreParameters
+from ...runtime.checks.report import PLACEMENT, CheckRow, Verdict
+from ...runtime.program.program import Program
+from ...runtime.program.records import Input
+
+Cuts = Mapping[int, tuple[str, ...]]
+"""By dim: the axes that shard it, outermost first; axes of one rank are left out."""
+_TRANSPOSED = "Conv1D"
+"""The class of the linear layers whose weight is (in, out), as in GPT-2."""
+
+
+def placement_rows(program: Program, plan: Plan, model: nn.Module) -> list[CheckRow]:
+    """A row for each parameter of the program that is sharded otherwise than the plan says."""
+    rows = []
+    for parameter in program.of_kind("parameter"):
+        found, expected = _cuts_of(program, parameter), _cuts_said(plan, model, parameter)
+        if found != expected:
+            note = f"the program has it {_text(found)}; the plan says {_text(expected)}"
+            rows.append(CheckRow(PLACEMENT, parameter.name, math.inf, Verdict.DIFFERS, note))
+    return rows
+
+
+def _cuts_of(program: Program, parameter: Input) -> Cuts:
+    sizes = program.mesh.sizes
+    cuts = {shard.dim: tuple(axis for axis in shard.axes if sizes[axis] > 1) for shard in parameter.shards}
+    return {dim: axes for dim, axes in cuts.items() if axes}
+
+
+def _cuts_said(plan: Plan, model: nn.Module, parameter: Input) -> Cuts:
+    """The last `shard` statement that matches decides, and the last `store` statement adds its axes inside of those."""
+    sizes = dict(plan.mesh.axes)
+    axes_of_dim: dict[int, tuple[str, ...]] = {}
+    for kind in (ShardParameters, StoreParameters):
+        decided = _decided([s for s in plan.statements if isinstance(s, kind)], model, parameter)
+        for axis in (axis for axis in plan.mesh.names if axis in decided and sizes[axis] > 1):
+            axes_of_dim[decided[axis]] = (*axes_of_dim.get(decided[axis], ()), axis)
+    return axes_of_dim
+
+
+def _decided(
+    statements: Sequence[ShardParameters | StoreParameters], model: nn.Module, parameter: Input
+) -> Mapping[str, int]:
+    """By axis, the dim that the last statement shards that matches one of the parameter's names."""
+    for statement in reversed(statements):
+        for name in (parameter.name, *parameter.aliases):
+            if parameter.shape and any(_covers(pattern, name) for pattern in statement.patterns):
+                dim = _dim(statement, model, name, len(parameter.shape))
+                return {} if dim is None else dict.fromkeys(statement.axes, dim)
+    return {}
+
+
+def _covers(pattern: str, name: str) -> bool:
+    """Whether a glob is of a parameter's name, or of that of the module that has it."""
+    names = (name, name[: name.rindex(".")] if "." in name else "")
+    return any(re.fullmatch(_expression(pattern), each) is not None for each in names)
+
+
+def _expression(pattern: str) -> str:
+    return "".join(_expressions(pattern))
+
+
+def _expressions(pattern: str) -> Iterator[str]:
+    """A glob as a regular expression, piece by piece; braces may be nested."""
+    depth = position = 0
+    while position < len(pattern):
+        character = pattern[position]
+        end = pattern.find("]", position + 2) if character == "[" else -1
+        if end > 0:
+            inside = pattern[position + 1 : end].replace("\\", "\\\\")
+            yield f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+            position = end
+        elif character in "{}":
+            depth += 1 if character == "{" else -1
+            yield "(?:" if character == "{" else ")"
+        elif character == "," and depth:
+            yield "|"
+        else:
+            yield {"*": ".*", "?": "."}.get(character, re.escape(character))
+        position += 1
+
+
+def _dim(statement: ShardParameters | StoreParameters, model: nn.Module, name: str, rank: int) -> int | None:
+    """The dim that a statement shards of a parameter; none of the bias of a layer sharded by its rows."""
+    match statement.layout:
+        case Dim(number):
+            return number + rank if number < 0 else number
+        case Role.ROWS:
+            return None if rank == 1 else 1 - _outputs(model, name)
+        case _:
+            return 0 if rank == 1 else _outputs(model, name)
+
+
+def _outputs(model: nn.Module, name: str) -> int:
+    """The dim of a weight that has a layer's outputs; of an embedding that of its words."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return int(any(kind.__name__ == _TRANSPOSED for kind in type(owner).__mro__))
+
+
+def _text(cuts: Cuts) -> str:
+    parts = [f"dim {dim} over {', '.join(axes)}" for dim, axes in sorted(cuts.items())]
+    return " and ".join(parts) or "whole on every rank"
