@@ -134,7 +134,7 @@ def differing(found: list[CheckRow]) -> set[str]:
     [
         ("everything", DATA, Mode.TRAIN, None),
         ("everything", DATA, Mode.INFER, None),
-        ("everything", DATA, Mode.TRAIN, "float64"),
+        pytest.param("everything", DATA, Mode.TRAIN, "float64", marks=pytest.mark.slow),
         ("layers", DATA + "\nprecision { params fp32  compute bf16  reduce fp32 }", Mode.TRAIN, None),
         ("layers", ALONE, Mode.TRAIN, None),
         ("differentiated", DATA, Mode.TRAIN, None),
