@@ -78,6 +78,12 @@ def of_ranks(number: int, layers: int, folder: Path) -> float:
     return sum(result(process)[1] for process in processes)
 
 
+def report(kind: str, seconds: tuple[float, float]) -> None:
+    """One line of a measurement, at once."""
+    wall, processor = seconds
+    print(f"{kind:30} {wall:6.2f} s, processor {processor:6.2f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -92,18 +98,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         cold = result(measured("torch.compile cached", options.layers, folder))
-        print(f"torch.compile without its cache {cold[0]:6.2f} s, once")
+        report("torch.compile without a cache", cold)
         result(measured("stretto cached", options.layers, folder))
         found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
         together: list[float] = []
         for _ in range(options.rounds):
             for kind in KINDS:
                 found[kind].append(result(measured(kind, options.layers, folder)))
+                report(kind, found[kind][-1])
             if options.ranks:
                 together.append(of_ranks(options.ranks, options.layers, folder))
         for kind, times in found.items():
             wall, processor = (statistics.median(each) for each in zip(*times, strict=True))
-            print(f"{kind:22} {wall:6.2f} s, processor {processor:6.2f} s")
+            report(f"median: {kind}", (wall, processor))
         base = statistics.median(wall for wall, _ in found["torch.compile cached"])
         for kind in KINDS[:2]:
             ratio = statistics.median(wall for wall, _ in found[kind]) / base

@@ -130,6 +130,9 @@ def _function_facts(function: nn.Module) -> Iterator[str]:
     for backward in function.backwards:
         yield f"backward {backward.present}"
         yield from _node_facts(backward.graph)
+    for graph in (function.forward_graph, *(backward.graph for backward in function.backwards)):
+        if graph.graph.find_nodes(op="get_attr"):  # what it reads from outside is an operand
+            raise NotKeyed(f'the custom function "{function.signature.name}" holds a tensor')
     yield "end of function"
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -188,6 +189,12 @@ def test_a_state_of_torch_gives_another_key(state: str) -> None:
     assert key_of(request_of(model, x)) == before
 
 
+def test_the_key_tells_every_field_of_a_request_but_those_that_say_where_programs_are_kept() -> None:
+    """A new field of `CompileRequest` belongs into `cache_key`; new fields of `Options` and of plans are there."""
+    told = {"model", "call", "plan", "options", "sizes", "if_static"}
+    assert {field.name for field in fields(CompileRequest)} == told | {"cache", "sharing"}
+
+
 def test_other_sources_give_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of(request_of())
     monkeypatch.setattr(cache_key_module, "own_state", lambda: "0.1.0 of other sources")
@@ -298,6 +305,7 @@ class Steep(torch.autograd.Function):
     """Its forward does not say what its backward computes."""
 
     factor = 2.0
+    table = torch.tensor(1.0)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -306,7 +314,7 @@ class Steep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * ctx.factor
+        return gradient * ctx.factor * Steep.table
 
 
 def test_the_backward_of_a_custom_autograd_function_is_told_by_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +325,10 @@ def test_the_backward_of_a_custom_autograd_function_is_told_by_the_key(monkeypat
 
     before = key_of(request_of(Steeper()))
     assert key_of(request_of(Steeper())) == before
-    monkeypatch.setattr(Steep, "factor", 3.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steep, "factor", 3.0)
+        assert key_of(request_of(Steeper())) != before
+    monkeypatch.setattr(Steep, "table", torch.tensor(2.0))
     assert key_of(request_of(Steeper())) != before
 
 
