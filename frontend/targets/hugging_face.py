@@ -15,7 +15,7 @@ from ...diagnostics.bounded_files import read_file
 from ...dsl.spelling import did_you_mean
 from ..captured import Mode
 from .fake_parameters import fake_parameters
-from .model_inputs import TOKENS, ModelInput, NoInputs, main_input, model_inputs
+from .model_inputs import IMAGES, PAIR_LOSS, ModelInput, NoInputs, compares_pairs, main_input, model_inputs
 from .target import DTYPES, Request, Target, TargetError, default_dtype
 
 LARGEST_RANDOM_BYTES = 2_000_000_000
@@ -28,7 +28,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_hugging_face(path: str, request: Request) -> Target:
-    """Load the model of a config (a folder or a JSON file), with random tokens or images as inputs.
+    """Load the model of a config (a folder or a JSON file), with random inputs of its class: tokens, images, sound.
 
     Errors: E0206 to E0209.
     """
@@ -36,7 +36,7 @@ def load_hugging_face(path: str, request: Request) -> Target:
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
     config = _config(transformers, file, _read(path, file))
     model_class = _model_class(transformers, config, file)
-    seq = _sequence(config, request, file) if main_input(model_class) == TOKENS else 0
+    seq = _sequence(config, request, file) if main_input(model_class) != IMAGES else 0
     inputs = _inputs(transformers, model_class, config, request, seq, file)
     model, real = _build(model_class, config, os.path.dirname(file), request)
     model.train(request.mode is Mode.TRAIN)
@@ -44,7 +44,9 @@ def load_hugging_face(path: str, request: Request) -> Target:
     source = {"kind": "hf", "path": path, "architecture": model_class.__name__, **shape}
     dtype = DTYPES[request.dtype] if request.dtype else torch.float32
     generator = torch.Generator().manual_seed(request.seed)
-    samples = {name: model_input.sample(dtype, generator) for name, model_input in inputs.items()}
+    samples: dict[str, Any] = {name: each.sample(dtype, generator) for name, each in inputs.items()}
+    if compares_pairs(model_class) and request.mode is Mode.TRAIN:
+        samples[PAIR_LOSS] = True
     ranges = {name: model_input.range for name, model_input in inputs.items() if model_input.range}
     return Target(model, samples, real, source, ranges)
 
@@ -144,7 +146,8 @@ def _inputs(
 
 def _sequence(config: Any, request: Request, file: str) -> int:
     """Tokens per example: the requested number, if the model has as many positions."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    longest = getattr(text, "max_target_positions", None) or getattr(text, "max_position_embeddings", None)
     if not isinstance(longest, int):
         return request.seq or DEFAULT_SEQUENCE
     if request.seq is not None and request.seq > longest:
@@ -161,7 +164,7 @@ def _build(model_class: type[nn.Module], config: Any, folder: str, request: Requ
     """The model, and whether it has values: the folder's weights, random ones up to 2 GB, else fake parameters."""
     dtype = DTYPES[request.dtype] if request.dtype else torch.float32
     if any(os.path.isfile(os.path.join(folder, name)) for name in _WEIGHTS):
-        return _with_weights(model_class, config, folder, dtype), True
+        return _in_float64(_with_weights(model_class, config, folder, dtype), dtype), True
     with fake_parameters(), default_dtype(dtype), _no_initial_values():
         model = model_class(config)
     if sum(p.numel() * p.element_size() for p in model.parameters()) > LARGEST_RANDOM_BYTES:
@@ -174,11 +177,11 @@ def _build(model_class: type[nn.Module], config: Any, folder: str, request: Requ
 
 
 def _in_float64(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model, whose parameters are all float64 if that is asked for: some models make single ones in float32."""
+    """The model, all of whose floating tensors are float64 if that is asked for: some make single ones in float32."""
     if dtype is torch.float64:
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
     return model
 
 

@@ -71,3 +71,64 @@ def test_in_float64_all_parameters_are_float64(tmp_path: Path) -> None:
     file.write_text(json.dumps(config), encoding="utf-8")
     target = load_target(f"hf:{file}", Request(dtype="float64", batch=2, seq=6))
     assert {parameter.dtype for parameter in target.model.parameters()} == {torch.float64}
+
+
+_TEXT = {"vocab_size": 64, "d_model": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_LAYERS = {
+    "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 2,
+}  # fmt: skip
+_SOUND = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [8, 8],
+    "conv_kernel": [6, 3], "conv_stride": [4, 2], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2, "vocab_size": 32, "classifier_proj_size": 8, "apply_spec_augment": False,
+}  # fmt: skip
+_PART = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+CLASSES: dict[str, dict[str, object]] = {
+    "BartForConditionalGeneration": {"model_type": "bart", "max_position_embeddings": 32, **_TEXT, **_LAYERS},
+    "WhisperForConditionalGeneration": {
+        "model_type": "whisper", "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 12, **_TEXT,
+        **_LAYERS,
+    },
+    "Wav2Vec2ForCTC": {"model_type": "wav2vec2", **_SOUND},
+    "Wav2Vec2ForSequenceClassification": {"model_type": "wav2vec2", **_SOUND},
+    "ASTForAudioClassification": {
+        "model_type": "audio-spectrogram-transformer", "patch_size": 4, "frequency_stride": 4, "time_stride": 4,
+        "max_length": 16, "num_mel_bins": 8, **_PART,
+    },
+    "CLIPModel": {
+        "model_type": "clip", "projection_dim": 8,
+        "text_config": {"vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 2, **_PART},
+        "vision_config": {"image_size": 8, "patch_size": 4, **_PART},
+    },
+}  # fmt: skip
+TRAINED = {
+    "BartForConditionalGeneration": {"input_ids": (2, 6), "labels": (2, 6)},
+    "WhisperForConditionalGeneration": {"input_features": (2, 8, 32), "labels": (2, 6)},
+    "Wav2Vec2ForCTC": {"input_values": (2, 54), "labels": (2, 3)},
+    "Wav2Vec2ForSequenceClassification": {"input_values": (2, 54), "labels": (2,)},
+    "ASTForAudioClassification": {"input_values": (2, 16, 8), "labels": (2,)},
+    "CLIPModel": {"input_ids": (2, 6), "pixel_values": (2, 3, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_a_class_gets_the_inputs_that_it_takes_and_runs_on_them_in_float64(
+    tmp_path: Path, architecture: str, mode: Mode
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architectures": [architecture], **CLASSES[architecture]}), encoding="utf-8")
+    target = load_target(f"hf:{file}", Request(mode=mode, batch=2, seq=6, dtype="float64"))
+    expected = dict(TRAINED[architecture])
+    if mode is Mode.INFER and expected.pop("labels", None) and architecture.endswith("ConditionalGeneration"):
+        expected["decoder_input_ids"] = (2, 6)
+    tensors = {name: value for name, value in target.inputs.items() if isinstance(value, torch.Tensor)}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected
+    floats = [*target.model.parameters(), *target.model.buffers(), *tensors.values()]
+    assert {tensor.dtype for tensor in floats if tensor.is_floating_point()} == {torch.float64}
+    results = target.model(**target.inputs)
+    if mode is Mode.TRAIN:
+        assert results.loss.dim() == 0 and results.loss.requires_grad
+    else:
+        assert results[0].dtype is torch.float64
