@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -42,26 +42,26 @@ def _cuts_of(program: Program, parameter: Input) -> Cuts:
 
 
 def _cuts_said(plan: Plan, model: nn.Module, parameter: Input) -> Cuts:
-    """The last `shard` statement that matches decides, and the last `store` statement adds its axes."""
-    names = (parameter.name, *parameter.aliases)
-    dim_of_axis: dict[str, int] = {}
-    for kind in (ShardParameters, StoreParameters):
-        decided: dict[str, int] = {}
-        for statement in plan.statements:
-            if not isinstance(statement, kind) or not parameter.shape:
-                continue
-            for name in names:
-                if any(_covers(pattern, name) for pattern in statement.patterns):
-                    dim = _dim(statement, model, name, len(parameter.shape))
-                    decided = {} if dim is None else dict.fromkeys(statement.axes, dim)
-                    break
-        dim_of_axis |= decided
+    """The last `shard` statement that matches decides, and the last `store` statement adds its axes inside of those."""
     sizes = dict(plan.mesh.axes)
     axes_of_dim: dict[int, tuple[str, ...]] = {}
-    for axis in plan.mesh.names:
-        if axis in dim_of_axis and sizes[axis] > 1:
-            axes_of_dim[dim_of_axis[axis]] = (*axes_of_dim.get(dim_of_axis[axis], ()), axis)
+    for kind in (ShardParameters, StoreParameters):
+        decided = _decided([s for s in plan.statements if isinstance(s, kind)], model, parameter)
+        for axis in (axis for axis in plan.mesh.names if axis in decided and sizes[axis] > 1):
+            axes_of_dim[decided[axis]] = (*axes_of_dim.get(decided[axis], ()), axis)
     return axes_of_dim
+
+
+def _decided(
+    statements: Sequence[ShardParameters | StoreParameters], model: nn.Module, parameter: Input
+) -> Mapping[str, int]:
+    """By axis, the dim that the last statement shards that matches one of the parameter's names."""
+    for statement in reversed(statements):
+        for name in (parameter.name, *parameter.aliases):
+            if parameter.shape and any(_covers(pattern, name) for pattern in statement.patterns):
+                dim = _dim(statement, model, name, len(parameter.shape))
+                return {} if dim is None else dict.fromkeys(statement.axes, dim)
+    return {}
 
 
 def _covers(pattern: str, name: str) -> bool:

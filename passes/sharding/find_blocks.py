@@ -15,7 +15,8 @@ Cost: none; a gather of the projection's output less.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import ClassVar
@@ -39,6 +40,9 @@ _REACH = 64
 """How many dims of values a parameter is followed through; projections are taken apart near by."""
 _MOST = 64
 """The most blocks of a dim."""
+_NUMBER = re.compile(r"[0-9]+")
+"""The number of a layer in a name. Layers are taken to be alike, so that time goes by distinct layer; where one is not,
+its blocks are cut otherwise than it needs, at the cost of a gather."""
 _VIEWS = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 
 
@@ -53,9 +57,13 @@ class FindBlocks(Pass):
         main = module.functions()["main"]
         remarks = CountedRemarks(self.name)
         known: dict[Blocks, None] = {}
+        by_layer: dict[tuple[str, tuple[int, ...], int], Blocks] = {}
         for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
             for d, axes in _followed_dims(argument, record, module.mesh):
-                blocks = _blocks(argument, d)
+                layer = _NUMBER.sub("*", str(record.get("name"))), from_mlir(argument.type).shape, d
+                if layer not in by_layer:
+                    by_layer[layer] = _blocks(argument, d)
+                blocks = by_layer[layer]
                 if len(blocks) < 2:
                     continue
                 origin = from_location(users(argument)[0].location)
@@ -104,7 +112,7 @@ def _blocks(parameter: Value, d: int) -> Blocks:
             call = None if is_packing(op) else read(op)
             if call is None:
                 continue
-            results = [r for r in flatten(results_of(op)) if is_tensor(r.type)]
+            results = flatten(results_of(op))
             ends.update(end * followed.unit for end in _ends(call, results, followed))
             for reached in _reached(call, results, followed):
                 if (reached.value, reached.dim) not in seen:
@@ -116,7 +124,7 @@ def _blocks(parameter: Value, d: int) -> Blocks:
 
 def _ends(call: Call, results: list[Value], followed: _Followed) -> Iterator[int]:
     """Where an operation cuts the followed dim, in its indices."""
-    bound = bound_call(call, [from_mlir(r.type) for r in results])
+    bound = bound_call(call, _types(results))
     if bound is None or not isinstance(bound.operands.get("dim"), int):
         return
     shape = from_mlir(followed.value.type).shape
@@ -147,10 +155,16 @@ def _reached(call: Call, results: list[Value], followed: _Followed) -> Iterator[
             if before_dims == (followed.dim,):
                 yield _Followed(results[0], after_dims[0], followed.unit * extent // after[after_dims[0]])
         return
-    types: list[TensorType | None] = [from_mlir(r.type) for r in results]
     positions = [i for i, value in enumerate(call.values()) if value == followed.value]
-    for candidate in call_strategies(call, types).strategies:
+    for candidate in call_strategies(call, _types(results)).strategies:
         if candidate.lowering is None and any(candidate.inputs[i] == Shard(followed.dim) for i in positions):
             for result, placement in zip(results, candidate.outputs, strict=False):
-                if isinstance(placement, Shard) and from_mlir(result.type).shape[placement.dim] == extent:
+                if not is_tensor(result.type) or not isinstance(placement, Shard):
+                    continue
+                if from_mlir(result.type).shape[placement.dim] == extent:
                     yield _Followed(result, placement.dim, followed.unit)
+
+
+def _types(results: Sequence[Value]) -> list[TensorType | None]:
+    """Of the results of an operation; none of one that it leaves out."""
+    return [from_mlir(result.type) if is_tensor(result.type) else None for result in results]

@@ -145,7 +145,17 @@ class _OneDevice:
         return self._recorded(program, self.expected(program, self.reference, values), step_inputs)
 
     def _recorded(self, program: Program, model: OneDevice, step_inputs: StepInputs) -> Recording:
-        return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), step_inputs)
+        """What the model computes. Raises RunError E0345 where torch cannot run or differentiate it."""
+        try:
+            return record(program, model, lambda inputs: forward(program, self.reference, model, inputs), step_inputs)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                "E0345",
+                f"the model fails on one device, so there is nothing to compare with: {reason}",
+                expected="a forward and a backward that torch can run",
+                help="call the model, and backward() of its loss, without Stretto",
+            ) from error
 
 
 def _tangents(program: Program, outputs: Sequence[Tensor], random: torch.Generator) -> dict[int, Tensor]:

@@ -84,17 +84,18 @@ def _defaults(processes: int) -> dict[str, str]:
 
 
 def _first_failure(folder: Path, failures: Mapping[int, ProcessFailure], processes: int) -> RunError:
-    """The error of the rank that failed first; the errors of the others are its notes.
+    """The error of the rank that failed first; the errors of the others are its notes, each once.
 
     `failures` are the processes that the launcher saw fail. Others ended afterwards, and may have left a report, too.
     """
     reports = {rank: _error_report(folder, rank) for rank in range(processes)}
     own_failures = {rank: failure for rank, failure in failures.items() if failure.exitcode not in _TERMINATED}
     first = min(own_failures or failures, key=lambda rank: _blame_order(reports[rank], failures[rank], rank))
-    notes: list[tuple[str, Span | None]] = []
+    others: list[str] = []
     for rank, report in sorted(reports.items()):
         if rank != first and report and report["message"] != reports[first].get("message"):
-            notes.append((report["message"] if report["code"] else f"rank {rank} failed: {report['message']}", None))
+            others.append(report["message"] if report["code"] else f"rank {rank} failed: {report['message']}")
+    notes: list[tuple[str, Span | None]] = [(message, None) for message in dict.fromkeys(others)]
     report = reports[first]
     if report and report["code"]:
         own_notes = tuple((f"{message}: {place}" if place else message, None) for message, place in report["notes"])

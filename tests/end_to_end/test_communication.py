@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from ..subsets import only, some
+from ..subsets import only
 from .checking import compiled
 from .models import MODELS, Case, Size, plan
 from .traffic import Message, kinds, messages
@@ -20,8 +20,8 @@ SIZE = Size(vocab=44, width=16, heads=4, head=4, inner=24, layers=LAYERS)
 TOKENS = "shard activations tokens over tp"
 VOCABULARY = {44, 22}
 EACH_MODEL = pytest.mark.parametrize("model", only(["llama", "gpt2"], MODELS))
-UNFUSED = pytest.mark.parametrize("model", some("llama", "gpt"))
-"""Models whose queries, keys and values are projections of their own."""
+LAYERED = pytest.mark.parametrize("model", only(["llama", "gpt2"], ["llama", "gpt", "gpt2"]))
+"""Decoders; GPT-2's queries, keys and values are blocks of one projection."""
 
 
 @cache
@@ -38,20 +38,13 @@ def _layers(sent: tuple[Message, ...], *, backward: bool) -> list[Message]:
     return [m for m in sent if m.function != "main" and m.backward == backward]
 
 
-@UNFUSED
+@LAYERED
 def test_tensor_parallel_layers_reduce_twice_forward_and_twice_backward(model: str) -> None:
     sent = _sent(model, "tp=2")
     for backward in (False, True):
         layers = _layers(sent, backward=backward)
         assert kinds(layers) == {"all_reduce": 2 * LAYERS}
         assert {m.operand_shape for m in layers} == {(SIZE.batch, SIZE.seq, SIZE.width)}
-
-
-def test_a_fused_projection_is_gathered_where_it_is_split() -> None:
-    """GPT-2's c_attn holds queries, keys and values side by side: contiguous columns are not whole heads of each."""
-    layers = _layers(_sent("gpt2", "tp=2"), backward=False)
-    assert kinds(layers) == {"all_gather": LAYERS, "all_reduce": 2 * LAYERS}
-    assert {m.result_shape for m in layers if m.kind == "all_gather"} == {(SIZE.batch, SIZE.seq, 3 * SIZE.width)}
 
 
 @EACH_MODEL
@@ -63,7 +56,7 @@ def test_outside_the_layers_only_embedding_head_and_loss_communicate(model: str)
     assert [m.operand_shape for m in main if m.backward] == [activation]
 
 
-@UNFUSED
+@LAYERED
 def test_sequence_parallel_layers_gather_and_scatter_twice_each_way(model: str) -> None:
     sent = _sent(model, "tp=2", TOKENS)
     for backward in (False, True):

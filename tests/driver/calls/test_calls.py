@@ -134,7 +134,7 @@ def differing(found: list[CheckRow]) -> set[str]:
     [
         ("everything", DATA, Mode.TRAIN, None),
         ("everything", DATA, Mode.INFER, None),
-        ("everything", DATA, Mode.TRAIN, "float64"),
+        pytest.param("everything", DATA, Mode.TRAIN, "float64", marks=pytest.mark.slow),
         ("layers", DATA + "\nprecision { params fp32  compute bf16  reduce fp32 }", Mode.TRAIN, None),
         ("layers", ALONE, Mode.TRAIN, None),
         ("differentiated", DATA, Mode.TRAIN, None),
@@ -215,7 +215,7 @@ def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: py
         return vocabulary_.own(indices)
 
     assert not [row for row in rows(model, "words", VOCAB) if row.differs]
-    monkeypatch.setattr(vocabulary._Vocabulary, "own_checked", taken_for_valid)
+    monkeypatch.setattr(vocabulary.Vocabulary, "own_checked", taken_for_valid)
     [row] = [row for row in rows(model, "words", VOCAB) if row.differs]
     assert row.name == "of tokens with the index 8" and "eager mode refuses this index" in row.note
 

@@ -50,6 +50,7 @@ PLANS = (
     'mesh (tp=2)\nshard "*.up" columns over tp\nshard "*.down" rows over tp\nshard "{embed,head}" vocab over tp',
     'mesh (dp=2, tp=2)\nshard "*" dim 0 over tp\nshard "layers.[!1].{up,down}.weight" dim -1 over dp, tp',
     'mesh (tp=2, dp=2)\nshard "*.up" columns over tp\nstore "*" dim 0 over dp\nstore "*.?.down.bias" dim -1 over dp',
+    'mesh (dp=2, tp=2)\nshard "*.up" columns over tp\nstore "*" dim 0 over dp',
     'mesh (dp=2, one=1)\nshard "*" dim 0 over one\nstore "*" dim 0 over dp',
 )
 

@@ -226,8 +226,7 @@ THREAD_FAULTS = {
     ),
     "every replica is taken for the primary one": fault(
         "program/mesh: is_primary",
-        around(mesh.RankMesh, "is_primary", every_rank_is_primary),
-        equivalent="replicas are equal, so that it does not matter whose is kept",
+        around(mesh.RankMesh, "is_primary", every_rank_is_primary),  # gradients under no_sync are added twice
     ),
     "the stage that has a result is forgotten": fault(
         "program/mesh: is_primary", around(mesh.RankMesh, "is_primary", primary_forgotten), PIPELINE

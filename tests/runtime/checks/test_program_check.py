@@ -11,7 +11,7 @@ import pytest
 import torch
 from stretto.runtime import Program, RunError, Session, Verdict, check
 from stretto.runtime.checks.comparing import compare, compare_short
-from stretto.runtime.checks.model_and_program import AllRanks
+from stretto.runtime.checks.model_and_program import AllRanks, SingleDevice
 from stretto.runtime.checks.optimizer_drift import Drift
 from stretto.runtime.checks.random_values import parameter, user_input
 from stretto.runtime.checks.recording import Recording
@@ -382,3 +382,12 @@ def test_a_program_beyond_this_machine_is_refused_before_memory_is_taken(
     with pytest.raises(RunError) as caught:
         run_steps(one, steps=1)
     assert caught.value.code == "E0344" and message in caught.value.message
+
+
+def test_a_model_that_fails_on_one_device_leaves_nothing_to_compare_with() -> None:
+    class Failing(SingleDevice):
+        def forward(self, inputs: Mapping[int | None, Tensor]) -> list[Tensor]:
+            raise RuntimeError("modified by an inplace operation\nHint: none")
+
+    with pytest.raises(RunError, match=r"E0345.*on one device.*modified by an inplace operation"):
+        check(linear(), expected=Failing)

@@ -7,10 +7,11 @@ from functools import cache
 
 import pytest
 import torch
-from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import CompileRequest, Options
+from stretto.driver.compile.compile_program import compile_capture
+from stretto.driver.compile.request import Options
 from stretto.dsl import Plan
-from stretto.frontend.captured import Mode
+from stretto.frontend.capture.capture import capture
+from stretto.frontend.captured import Capture, Mode
 from stretto.runtime.program.program import Program
 from stretto.runtime.program.records import Instruction
 from stretto.runtime.prover import RankClass, prove, prove_ranks
@@ -70,10 +71,16 @@ class GPT(nn.Module):
 
 @cache
 def compiled(plan: str) -> Program:
-    """The training program of the GPT under a plan."""
+    """The training program of the GPT, whose embedding is tied to its head, under a plan; one capture serves all."""
+    model, captured = _captured()
+    return compile_capture(captured, model, Plan.parse(plan), Options(mode=Mode.TRAIN, loss_only=True)).program
+
+
+@cache
+def _captured() -> tuple[GPT, Capture]:
+    model = GPT()
     batch = {name: torch.zeros(4, 8, dtype=torch.int64) for name in ("tokens", "targets")}
-    options = Options(mode=Mode.TRAIN, loss_only=True)
-    return compile_program(CompileRequest.of(GPT(), (), batch, Plan.parse(plan), options)).program
+    return model, capture(model, (), batch, mode=Mode.TRAIN, loss_only=True)
 
 
 def altered(program: Program, name: str, code: tuple[Instruction, ...]) -> Program:

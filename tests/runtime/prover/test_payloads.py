@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import combinations
 
 import pytest
-import torch
-from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import CompileRequest, Options
-from stretto.dsl import Plan
-from stretto.frontend.captured import Mode
 from stretto.runtime.program.program import Program
 from stretto.runtime.program.records import Instruction
 from stretto.runtime.prover import prove
 from stretto.runtime.prover.payloads import check_payloads
 from stretto.runtime.prover.values import Refuted
 
-from .test_compiled import GPT
+from .test_compiled import compiled
 
 PLANS = {
     "1f1b": "mesh (pp=2)\npipeline over pp { schedule 1f1b  microbatches 2 }",
@@ -29,14 +23,6 @@ PLANS = {
     "shared vocabulary": 'mesh (pp=2)\nshard "wte" vocab over pp\npipeline over pp { schedule 1f1b  microbatches 2 }',
 }
 Sides = list[tuple[str, int, Instruction]]
-
-
-@cache
-def compiled(plan: str) -> Program:
-    """The training program of the GPT, whose embedding is tied to its head, under a plan with a pipeline."""
-    batch = {name: torch.zeros(4, 8, dtype=torch.int64) for name in ("tokens", "targets")}
-    options = Options(mode=Mode.TRAIN, loss_only=True)
-    return compile_program(CompileRequest.of(GPT(), (), batch, Plan.parse(PLANS[plan]), options)).program
 
 
 def changed(program: Program, changes: dict[tuple[str, int], Instruction]) -> Program:
@@ -62,7 +48,7 @@ def code_of(program: Program) -> str:
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_what_the_compiler_sends_is_safe_and_named_at_both_ends(plan: str) -> None:
-    program = compiled(plan)
+    program = compiled(PLANS[plan])
     assert code_of(program) == "safe"
     sends, receives = (
         [one for side in sides(program, op) for one in side] for op in ("comm.send", "comm.receive_start")
@@ -77,7 +63,7 @@ def test_what_the_compiler_sends_is_safe_and_named_at_both_ends(plan: str) -> No
 @pytest.mark.parametrize("plan", PLANS)
 def test_two_sends_whose_payloads_are_exchanged_are_refused(plan: str) -> None:
     """All pairs of sends of a stage, of whatever shapes: this check comes before shapes are looked at."""
-    program, tried = compiled(plan), 0
+    program, tried = compiled(PLANS[plan]), 0
     for side in sides(program, "comm.send"):
         for (name, i, a), (_, j, b) in combinations(side, 2):
             exchanged = {(name, i): replace(a, args=b.args), (name, j): replace(b, args=a.args)}
@@ -99,7 +85,7 @@ def is_refused(program: Program) -> bool:
 
 def test_a_proof_names_the_send_whose_payload_is_exchanged() -> None:
     """The last two sends of the first stage, with all that they send kept to the end."""
-    program = compiled("1f1b")
+    program = compiled(PLANS["1f1b"])
     (name, _, a), (_, j, b) = next(sides(program, "comm.send"))[-2:]
     kept = {slot for one in (a, b) for slot in one.reads()}
     code = [replace(one, free=tuple(set(one.free) - kept)) for one in program.functions[name].code]
@@ -114,7 +100,7 @@ def test_a_proof_names_the_send_whose_payload_is_exchanged() -> None:
 @pytest.mark.parametrize("op", ["comm.send", "comm.receive_start"])
 def test_two_messages_of_one_shape_in_another_order_are_refused(op: str) -> None:
     """Names move with the instructions, so that shapes fit where the names do not."""
-    program = compiled("1f1b")
+    program = compiled(PLANS["1f1b"])
     (name, i, a), (_, j, b) = next(
         (one, other)
         for side in sides(program, op)
@@ -131,7 +117,7 @@ def exchanged(one: Instruction, other: Instruction) -> Instruction:
 
 
 def test_a_message_that_a_stage_sends_to_itself_is_refused() -> None:
-    program = compiled("1f1b")
+    program = compiled(PLANS["1f1b"])
     for op in ("comm.send", "comm.receive_start"):
         name, index, one = next(sides(program, op))[0]
         verdict = prove(changed(program, {(name, index): replace(one, kwargs={**one.kwargs, "peer": 0})}))
@@ -140,7 +126,7 @@ def test_a_message_that_a_stage_sends_to_itself_is_refused() -> None:
 
 
 def test_a_message_that_only_one_end_names_is_refused() -> None:
-    program = compiled("1f1b")
+    program = compiled(PLANS["1f1b"])
     name, index, one = next(sides(program, "comm.receive_start"))[0]
     unnamed = replace(one, kwargs={key: value for key, value in one.kwargs.items() if key != "carries"})
     verdict = prove(changed(program, {(name, index): unnamed}))
@@ -149,7 +135,7 @@ def test_a_message_that_only_one_end_names_is_refused() -> None:
 
 
 def test_a_program_from_before_messages_had_names_is_proved_by_shapes() -> None:
-    program = compiled("1f1b")
+    program = compiled(PLANS["1f1b"])
     names = ("carries", "made_by")
     changes = {
         (name, index): replace(one, kwargs={key: value for key, value in one.kwargs.items() if key not in names})
