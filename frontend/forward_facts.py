@@ -200,7 +200,7 @@ def _contents(tensor: Tensor, name: str) -> str:
     """The values of a constant: they are those of the program."""
     if isinstance(tensor, FakeTensor) or tensor.is_meta:
         raise NotKeyed(f'the constant "{name}" has no values')
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
     return sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
