@@ -215,7 +215,7 @@ def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: py
         return vocabulary_.own(indices)
 
     assert not [row for row in rows(model, "words", VOCAB) if row.differs]
-    monkeypatch.setattr(vocabulary._Vocabulary, "own_checked", taken_for_valid)
+    monkeypatch.setattr(vocabulary.Vocabulary, "own_checked", taken_for_valid)
     [row] = [row for row in rows(model, "words", VOCAB) if row.differs]
     assert row.name == "of tokens with the index 8" and "eager mode refuses this index" in row.note
 
