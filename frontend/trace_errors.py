@@ -53,6 +53,8 @@ _SHARED = "aot_autograd() does not yet handle non-differentiable view input muta
 _CALLED = re.compile(r"torch\.[\w.]+(?=\()")
 _WITHOUT_DERIVATIVE = re.compile(r"derivative for (?P<op>\w+::\w+) is not implemented")
 """Torch's message for an op that it cannot differentiate."""
+_OVERWRITTEN = re.compile(r"modified by an inplace operation: .* which is output \d+ of (?P<op>\w+)")
+"""Torch's message for an op that changes what a backward needs."""
 
 
 @contextmanager
@@ -75,10 +77,15 @@ def quiet_torch() -> Iterator[None]:
 
 @contextmanager
 def missing_derivatives_named(graph: fx.Graph) -> Iterator[None]:
-    """Inside, a graph before autograd is differentiated. Errors: E0224 at the line of an op without a derivative."""
+    """Inside, a graph before autograd is differentiated.
+
+    Errors: E0224 at the line of an op without a derivative, or of the op that changes what the backward needs.
+    """
     try:
         yield
     except RuntimeError as error:
+        if overwritten := _OVERWRITTEN.search(str(error)):
+            raise _overwritten(graph, overwritten["op"]) from None
         found = _WITHOUT_DERIVATIVE.search(str(error))
         if found is None:
             raise
@@ -90,6 +97,18 @@ def missing_derivatives_named(graph: fx.Graph) -> Iterator[None]:
             expected="ops that torch can differentiate",
             help="detach what it takes, .detach(), or write it with ops that have a derivative",
         ) from None
+
+
+def _overwritten(graph: fx.Graph, op: str) -> CaptureError:
+    """The error of an in-place op; it has a line where the graph has only one."""
+    in_place = [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable]
+    return CaptureError(
+        "E0224",
+        f'an in-place op changes what the backward of "{op}" needs; torch cannot differentiate it on one device either',
+        span=source_span(in_place[0]) if len(in_place) == 1 else None,
+        expected="values that the backward needs to stay as they are",
+        help="write the op out of place, such as y = y * 2, or change a .clone()",
+    )
 
 
 def _is_named(node: fx.Node, op: str) -> bool:

@@ -97,6 +97,14 @@ COUNTS: dict[str, Op] = {
     "one_hot": lambda t: F.one_hot(t.argmax(1), 3).double(),
     "cumsum of a comparison": lambda t: (t > 0).cumsum(1).double(),
 }
+
+
+def _doubled_in_place(t: Tensor) -> Tensor:
+    with torch.no_grad():
+        t.mul_(2.0)
+    return t
+
+
 CONSTANTS: dict[str, Op] = {
     "detach": lambda t: t.detach(),
     "fill_": lambda t: t.clone().fill_(2.0),
@@ -115,6 +123,7 @@ REFUSED: dict[str, tuple[Op, str]] = {
     "bincount": (lambda t: torch.bincount(t.long().abs().flatten()).double(), "E0221"),
     "floor_divide": (lambda t: t // 0.3, "E0224"),
     "heaviside": (lambda t: torch.heaviside(t, t.detach()), "E0224"),
+    "mul_ of what tanh needs": (lambda t: _doubled_in_place(t.tanh()), "E0224"),
     "histogram": (lambda t: torch.histogram(t, 4, range=(-1.0, 1.0)).hist, "E0224"),
 }
 """Ops that cannot be compiled, or that eager mode cannot differentiate either, and the code that says so."""
