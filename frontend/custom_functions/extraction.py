@@ -30,11 +30,6 @@ from .markers import CALL, VALUE
 _PREFIX = "custom_function_"
 
 
-def has_custom_functions(graph: fx.Graph) -> bool:
-    """Whether custom functions are marked in a traced forward."""
-    return bool(graph.find_nodes(op="call_function", target=CALL))
-
-
 def extract_custom_functions(module: fx.GraphModule) -> None:
     """Replace each marked function of a forward before autograd by a call of a module.
 
