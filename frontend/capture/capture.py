@@ -53,14 +53,13 @@ def capture_call(
 
 
 @dataclass(frozen=True)
-class CapturedForward:
-    """The forward of a call, before autograd: a capture half made."""
+class ForwardOfCall:
+    """The forward of a call, before autograd."""
 
     model: nn.Module
     call: BoundCall
     module: TracedModel
     traced: TracedForward
-    transforms: Transforms
 
     @property
     def result(self) -> ForwardResult:
@@ -71,6 +70,13 @@ class CapturedForward:
     def constants(self) -> dict[str, torch.Tensor]:
         """Values of the graph's own constants, by name."""
         return named_constants(self.traced)
+
+
+@dataclass(frozen=True)
+class CapturedForward(ForwardOfCall):
+    """A capture half made."""
+
+    transforms: Transforms
 
     def finished(self) -> Capture:
         """The capture, with the backward. It changes the traced forward, so that it is called once."""

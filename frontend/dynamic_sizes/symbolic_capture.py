@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ..capture.call import BoundCall
-from ..capture.capture import finish_capture, named_constants, traced_model
-from ..capture.joint import SymbolicGraphs, TracedForward, trace_forward_symbolically, trace_joint
+from ..capture.capture import ForwardOfCall, finish_capture, traced_model
+from ..capture.joint import SymbolicGraphs, trace_forward_symbolically, trace_joint
 from ..capture.traced import TracedModel
-from ..captured import Capture, CaptureError, ForwardResult, Mode
+from ..captured import Capture, CaptureError, Mode
 from ..trace_errors import RAISED_BY_USER_CODE, quiet_torch, user_errors
 from .dynamic_dims import CalledSize
 from .graphs_at import drop_whole_slices, graphs_at
@@ -39,24 +39,10 @@ class SymbolicCapture:
 
 
 @dataclass(frozen=True)
-class SymbolicForward:
-    """The forward of a call with named sizes, before autograd: a symbolic capture half made."""
+class SymbolicForward(ForwardOfCall):
+    """A symbolic capture half made, of a call with named sizes."""
 
-    model: nn.Module
-    call: BoundCall
     sizes: Mapping[str, CalledSize]
-    module: TracedModel
-    traced: TracedForward
-
-    @property
-    def result(self) -> ForwardResult:
-        """What the call returns around its tensors."""
-        return self.module.forward_result
-
-    @property
-    def constants(self) -> dict[str, torch.Tensor]:
-        """Values of the graph's own constants, by name."""
-        return named_constants(self.traced)
 
     def finished(self) -> SymbolicCapture:
         """The capture, with the backward; called once. Raises NotSymbolic if that is not possible."""
@@ -85,7 +71,7 @@ def forward_symbolically(
     with quiet_torch(), _not_symbolic():
         module = traced_model(model, call, mode=mode, loss_only=loss_only, compute=compute)
         traced = trace_forward_symbolically(module, call.tensors, mode, marked)
-    return SymbolicForward(model, call, sizes, module, traced)
+    return SymbolicForward(model, call, module, traced, sizes)
 
 
 def capture_symbolically(

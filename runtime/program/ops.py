@@ -1,6 +1,8 @@
 """The ops that a program may call: Stretto's own, listed here, and torch's by the table in `stretto/ops`.
 
-A name that is in neither is refused at load (E0305), so that a program is data, never code.
+A name that is in neither is refused at load (E0305), so that a program is data, never code. An op that the table marks
+`reference` is refused outside of the reference by `validate_functions.py`, a call that would draw by
+`validate_calls.py`.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 WHOLE = {
-    "cast-gradients", "check-batch", "fold-layers", "gather-parameters", "keep-dims-apart", "partition-tensors",
-    "place-arguments", "propagate-placements", "put-batch-first", "raise-idioms", "raise-matmuls", "split-counts",
-    "split-means",
+    "cast-gradients", "check-batch", "find-blocks", "fold-layers", "gather-parameters", "keep-dims-apart",
+    "partition-tensors", "place-arguments", "propagate-placements", "put-batch-first", "raise-idioms", "raise-matmuls",
+    "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
     "average-microbatches", "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,12 +187,30 @@ def test_a_message_that_nobody_receives_is_no_silent_one() -> None:
 
 
 def test_a_receive_that_nobody_sends_to_ends_after_the_timeout() -> None:
+    is_over = threading.Event()
+
+    def job(rank: Communicator) -> None:
+        if rank.rank == 0:
+            is_over.wait(20.0)  # at work on something else
+            return
+        try:
+            rank.receive_start("pp", 0, [3], torch.float32, "the receive").wait()
+        finally:
+            is_over.set()
+
+    with pytest.raises(CollectiveError, match=r"rank 1 waited 0\.2 s in the receive for rank 0"):
+        exchanged(job, 0.2)
+
+
+def test_a_receive_from_a_rank_that_has_ended_its_step_ends_at_once() -> None:
     def job(rank: Communicator) -> None:
         if rank.rank == 1:
             rank.receive_start("pp", 0, [3], torch.float32, "the receive").wait()
 
-    with pytest.raises(CollectiveError, match=r"rank 1 waited 0\.2 s in the receive for rank 0"):
-        exchanged(job, 0.2)
+    start = time.monotonic()
+    with pytest.raises(CollectiveError, match="rank 1 waits in the receive for rank 0, which has ended the step"):
+        exchanged(job, 30.0)
+    assert time.monotonic() - start < 5
 
 
 def test_a_rank_that_fails_wakes_those_that_wait_for_its_message() -> None:

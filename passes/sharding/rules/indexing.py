@@ -162,7 +162,26 @@ def index_select(call: Call) -> list[Strategy]:
     return [*strategies, strategy([along], [None, 0], fills=(None, 0.0)), linear(call, "self")]
 
 
+def index_add(call: Call) -> list[Strategy]:
+    """index_add: every dim but the indexed one; linear in the tensor and the source together."""
+    rank = len(call.meta("self").shape)
+    along = dim(call.integer("dim"), rank) if rank else 0
+    strategies = [strategy([d], [d, None, d]) for d in range(rank) if d != along]
+    return [*strategies, linear(call, "self", "source")]
+
+
+def scatter_reduce(call: Call) -> list[Strategy]:
+    """scatter_reduce: every dim but the scattered one, where the operands have the same extents."""
+    shape = call.meta("self").shape
+    along = dim(call.integer("dim"), len(shape)) if shape else 0
+    shapes = [call.meta(name).shape for name in ("self", "index", "src")]
+    shared_dims = [d for d in range(len(shape)) if d != along and len({other[d] for other in shapes}) == 1]
+    return [strategy([d], [d, d, d], fills=(None, 0.0, None)) for d in shared_dims]
+
+
 TABLE: dict[str, Rule] = {
+    "aten.index_add.default": index_add,
+    "aten.scatter_reduce.two": scatter_reduce,
     "aten.embedding.default": embedding,
     "aten.embedding_dense_backward.default": embedding_backward,
     **dict.fromkeys(("aten.index.Tensor", "aten._unsafe_index.Tensor"), index),

@@ -1,4 +1,4 @@
-"""Sharding rules of pointwise ops that DTensor does not list, of scatters and of windows; pooling is in `images.py`."""
+"""Rules of pointwise ops that DTensor does not list, and of ops that fit no other file, such as windows and `cross`."""
 
 from __future__ import annotations
 
@@ -53,14 +53,6 @@ def weight_norm(call: Call) -> list[Strategy]:
     return [uniform(call, call.integer("dim"), call.integer("dim"))]
 
 
-def index_add(call: Call) -> list[Strategy]:
-    """index_add: every dim but the indexed one; linear in the tensor and the source together."""
-    rank = len(call.meta("self").shape)
-    along = dim(call.integer("dim"), rank) if rank else 0
-    strategies = [strategy([d], [d, None, d]) for d in range(rank) if d != along]
-    return [*strategies, linear(call, "self", "source")]
-
-
 _POINTWISE = (
     "floor_divide.default", "floor_divide.Scalar", "fill.Scalar", "fill.Tensor", "copy.default", "masked_fill.Tensor",
     "rsub.Tensor", "isin.Tensor_Scalar", "hardswish.default", "log_sigmoid_forward.default", "_prelu_kernel.default",
@@ -70,15 +62,6 @@ _POINTWISE = (
     "mish_backward.default",
     "_prelu_kernel_backward.default", "_masked_scale.default",
 )  # fmt: skip
-
-
-def scatter_reduce(call: Call) -> list[Strategy]:
-    """scatter_reduce: every dim but the scattered one, where the operands have the same extents."""
-    shape = call.meta("self").shape
-    along = dim(call.integer("dim"), len(shape)) if shape else 0
-    shapes = [call.meta(name).shape for name in ("self", "index", "src")]
-    shared_dims = [d for d in range(len(shape)) if d != along and len({other[d] for other in shapes}) == 1]
-    return [strategy([d], [d, d, d], fills=(None, 0.0, None)) for d in shared_dims]
 
 
 def cross(call: Call) -> list[Strategy]:
@@ -101,7 +84,6 @@ def searchsorted(call: Call) -> list[Strategy]:
 
 
 TABLE: dict[str, Rule] = {
-    "aten.scatter_reduce.two": scatter_reduce,
     "aten.linalg_cross.default": cross,
     "aten.mv.default": matrix_vector,
     "aten.searchsorted.Tensor": searchsorted,
@@ -114,5 +96,4 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(
         ("aten._weight_norm_interface.default", "aten._weight_norm_interface_backward.default"), weight_norm
     ),
-    "aten.index_add.default": index_add,
 }

@@ -1,11 +1,11 @@
 """Stretto's own sharding rules, by op: for ops that DTensor does not cover, or covers for another purpose.
 
-Pointwise ops and matrix products are DTensor's; `extra_strategies` adds the partial-sum strategies that DTensor omits.
+Most pointwise ops and matrix products are DTensor's; `extra_strategies` adds the partial-sum strategies that it omits.
 """
 
 from __future__ import annotations
 
-from . import block, factories, images, indexing, pointwise, reductions, statistics, views
+from . import factories, images, indexing, pointwise, reductions, statistics, transformer, views
 from .builders import Rule, linear
 from .call import Call
 from .strategy import Strategy
@@ -15,7 +15,7 @@ TABLE: dict[str, Rule] = {
     **factories.TABLE,
     **reductions.TABLE,
     **indexing.TABLE,
-    **block.TABLE,
+    **transformer.TABLE,
     **pointwise.TABLE,
     **images.TABLE,
     **statistics.TABLE,
