@@ -203,8 +203,9 @@ def _exponential(write: _Writer, x: Pair) -> Pair:
     return _polar(write, write(aten.exp.default, x[0]), x[1])
 
 
-def _conjugate(write: _Writer, x: Pair) -> Pair:
-    return x[0], write(aten.neg.default, x[1])
+def _conjugate(write: _Writer, x: Any) -> Pair:
+    real, imaginary = _parts(x)
+    return real, write(aten.neg.default, imaginary) if isinstance(imaginary, fx.Node) else -imaginary
 
 
 def _polar(write: _Writer, length: fx.Node, angle: fx.Node) -> Pair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from stretto.ir.bindings import mlir
+from stretto.ir.placement import Shard
 from stretto.ir.types import from_mlir, is_tensor
 
 from .editing import Changed, Fault, Site, plain
@@ -170,7 +171,7 @@ def first_rows_for_all(site: Site) -> Changed | None:
         if not isinstance(value.owner, mlir.Block) or not is_tensor(value.type):
             continue
         type_ = from_mlir(value.type)
-        axes = [axis for axis, placement in type_.placement if str(placement) == "Shard(dim=0)"]
+        axes = [axis for axis, placement in type_.placement if placement == Shard(0)]
         if type_.dtype.is_floating_point or not axes or prod(type_.shape) == 0:
             continue
         whole = [type_.shape[0] * _sizes(site)[axes[0]], *type_.shape[1:]]
