@@ -156,7 +156,7 @@ class EagerBlock(Block):
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
-@pytest.mark.parametrize("kind", [DroppingBlock, EagerBlock])
+@pytest.mark.parametrize("kind", some(DroppingBlock, EagerBlock))
 def test_attention_in_products_keeps_its_heads_apart_and_gathers_nothing(kind: type[Block]) -> None:
     torch.manual_seed(0)
     program = compiled(of_blocks(kind, EVEN), plan("gpt", "dp=2, tp=2")).program

@@ -14,13 +14,14 @@ from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..subsets import only
 from .checking import assert_report, compiled, compiled_model
 from .models import MODELS, Case, Size
 from .traffic import Message, messages
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "layers": 2, "seq": 8}
 TOKENS = "mesh (cp=2)\nshard inputs dim 1 over cp"
-EACH_BATCH = pytest.mark.parametrize("batch", [1, 4])
+EACH_BATCH = pytest.mark.parametrize("batch", only([1], [1, 4]))
 
 
 @cache
@@ -141,7 +142,11 @@ HEADS_OVER_TP = 'shard "q", "k", "v" columns over tp\nshard "o" rows over tp'
 
 
 @pytest.mark.parametrize(
-    ("heads", "mesh"), [((8, 2), "(cp=2)"), ((6, 1), "(cp=4)"), ((4, 2), "(cp=2, tp=2)"), ((4, 2), "(tp=2, cp=2)")]
+    ("heads", "mesh"),
+    only(
+        [((6, 1), "(cp=4)"), ((4, 2), "(cp=2, tp=2)")],
+        [((8, 2), "(cp=2)"), ((6, 1), "(cp=4)"), ((4, 2), "(cp=2, tp=2)"), ((4, 2), "(tp=2, cp=2)")],
+    ),
 )
 def test_few_key_heads_are_gathered_and_queries_stay(heads: tuple[int, int], mesh: str) -> None:
     plan = f"mesh {mesh}\nshard inputs dim 1 over cp\n{HEADS_OVER_TP if 'tp' in mesh else ''}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ...forked_ranks import run_ranks, values_of_ranks
+from ...subsets import some
 from . import sharing_ranks
 
 
@@ -18,6 +19,7 @@ def test_one_process_compiles_for_all_and_the_next_run_for_none(tmp_path: Path) 
     assert values_of_ranks(sharing_ranks.trains, 2, str(tmp_path)) == [(0, first[1])] * 2
 
 
+@pytest.mark.slow
 def test_a_compile_may_take_longer_than_a_collective_waits() -> None:
     first, second = run_ranks(sharing_ranks.trains, 2, "off", 4.0, timeout_s=2.0)
     assert first.value[0] == 2, first
@@ -35,7 +37,9 @@ def test_an_error_of_the_compile_is_the_same_in_all_and_can_be_caught_by_all() -
     assert first == second == ("error[E0402]: no such batch\nhelp: pass another", True)
 
 
-@pytest.mark.parametrize(("how", "code", "words"), [("a bug", "E0323", "rank 0 failed"), ("dies", "E0350", "rank 0")])
+@pytest.mark.parametrize(
+    ("how", "code", "words"), some(("a bug", "E0323", "rank 0 failed"), ("dies", "E0350", "rank 0"))
+)
 def test_a_process_that_fails_while_it_compiles_ends_all(how: str, code: str, words: str) -> None:
     _first, second = run_ranks(sharing_ranks.fails, 2, how, timeout_s=2.0)
     assert second.code == code, second
