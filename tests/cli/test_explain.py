@@ -148,6 +148,7 @@ assert cli.main(["compile", "m.py:f", "--plan", "x", "-o", "p"]) == 1
 """
 
 
+@pytest.mark.slow
 def test_a_base_install_runs_checks_and_explains(program: Path) -> None:
     script = BASE.format(blocked=("torch_mlir", "lark", "networkx", "transformers"), folder=str(program))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

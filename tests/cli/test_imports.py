@@ -45,6 +45,7 @@ def test_a_command_about_no_model_needs_neither_torch_nor_mlir(command: str) -> 
     assert loaded(command.split(), TORCH) == "[]"
 
 
+@pytest.mark.slow
 def test_explain_of_a_program_needs_neither_the_compiler_nor_dynamo(program: Path) -> None:
     assert loaded(["explain", str(program)], ("torch_mlir", "lark", *HEAVY)) == "[]"
 

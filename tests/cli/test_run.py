@@ -159,6 +159,7 @@ def test_a_program_of_a_newer_format_is_refused(stretto: Command, program: Path,
     assert (done.code, done.out) == (1, "") and "error[E0304]" in done.err and "99" in done.err
 
 
+@pytest.mark.slow
 def test_ranks_as_processes_pass_the_check_against_the_live_model(
     stretto: Command, forward: Path, sources: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_pass_that_raises_keeps_its_traceback_and_says_how_to_make_it_small(st
     assert "stretto reduce" in notes and "The IR at that point is in" in notes
 
 
+@pytest.mark.slow
 def test_every_pass_of_a_compile_keeps_the_values(
     stretto: Command, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

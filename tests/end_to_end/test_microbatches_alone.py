@@ -297,6 +297,7 @@ def test_a_program_records_that_its_microbatches_are_separate() -> None:
     assert "alone" not in type(compiled.pipeline)("pp", ("a",), 1).to_json()
 
 
+@pytest.mark.slow
 def test_verify_compares_the_mean_over_microbatches_with_the_module_for_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

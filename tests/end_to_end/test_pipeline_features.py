@@ -219,6 +219,7 @@ def test_losses_count_the_tokens_of_the_whole_batch(text: str) -> None:
     trains(Weighted(), text)
 
 
+@pytest.mark.slow
 def test_floats_that_cross_may_be_cast() -> None:
     trains(Net(), plan("1f1b", more="transfer bf16"), plan("zb-v", more="transfer fp16", mesh=", tp=2"))
 

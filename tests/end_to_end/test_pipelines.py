@@ -58,7 +58,7 @@ def runs(
 
 
 DEFAULT = [
-    ("translating", "zb-h1", 4, 7), ("skipping", "zb-v", 2, 4),
+    ("translating", "zb-h1", 2, 4), ("skipping", "zb-v", 2, 4),
     ("skipping", "gpipe", 2, 2), ("skipping", "1f1b", 4, 8), ("skipping", "interleaved", 2, 7),
     ("skipping", "breadth-first", 4, 4), ("skipping", "v-half", 4, 4), ("skipping", "dualpipe-v", 4, 8),
     ("translating", "zb-h2", 4, 4), ("skipping", "zb-auto", 4, 7), ("skipping", "v-min", 2, 8),

@@ -91,6 +91,7 @@ def test_folded_layers_draw_each_their_own_masks() -> None:
     assert [c.args[0] for c in indices if c.kwargs["dtype"] is torch.int64] == list(range(8))
 
 
+@pytest.mark.slow
 def test_the_interpreter_agrees_with_itself_before_and_after_partitioning() -> None:
     modules: dict[str, Module] = {}
 

@@ -96,6 +96,7 @@ def test_a_rank_holds_a_part_of_all_parameters_and_few_whole_ones() -> None:
     assert stored < whole
 
 
+@pytest.mark.slow
 def test_gradients_of_a_tied_weight_are_reduced_in_the_dtype_that_the_plan_says() -> None:
     """Its two gradients are added before they are reduced: over a stored axis neither is scattered for itself."""
     case, text = _case("gpt2", 1), plan("gpt2", "dp=2", STORE, "precision { params fp32  compute bf16  reduce fp32 }")

@@ -98,6 +98,7 @@ def test_compile_checks_the_weights_as_they_are_written(files: Path, monkeypatch
     assert checked["result"] == "failed" and checked["differ"] == [f"weights {UP}", f"weights {DOWN}"]
 
 
+@pytest.mark.slow
 def test_weights_of_a_target_that_draws_others_at_each_load_are_not_compared(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

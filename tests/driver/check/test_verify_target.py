@@ -163,6 +163,7 @@ def test_a_fault_of_lowering_is_in_the_last_row(job: TargetJob, monkeypatch: pyt
     assert differing(verify_target(job)) == ["lower to program"]
 
 
+@pytest.mark.slow
 def test_a_target_without_weights_leaves_capture_unchecked(
     job: TargetJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

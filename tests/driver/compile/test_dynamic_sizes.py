@@ -144,6 +144,7 @@ def test_marks_of_torch_make_dims_dynamic(caplog: pytest.LogCaptureFixture) -> N
     assert logged(caplog) == ["compiled", "bound", "bound"]
 
 
+@pytest.mark.slow
 def test_where_programs_differ_every_size_is_compiled_and_the_log_says_why(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

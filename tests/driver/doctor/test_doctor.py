@@ -121,6 +121,7 @@ def test_the_size_of_a_vocabulary_makes_no_head_and_globs_match_what_is_meant(sc
     assert {finding.name: finding.role for finding in diagnosis.findings}["steps.2.weight"] == ""
 
 
+@pytest.mark.slow
 def test_the_mesh_shares_the_batch_evenly(script: Path) -> None:
     odd = diagnose(DoctorJob(f"{script}:odd"))
     assert "mesh (tp=2)" in odd.plan.text and "dp=1 instead of 2" in odd.note

@@ -16,6 +16,7 @@ from .fused_entries import NAME, model, stepped
 PLAN = plan_of("mesh (dp=2, tp=2)", NAME)
 
 
+@pytest.mark.slow
 def test_training_in_threads_and_processes_is_that_of_plain_pytorch_and_goes_on_anywhere(tmp_path: Path) -> None:
     plain = model()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2)

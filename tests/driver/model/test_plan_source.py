@@ -76,6 +76,7 @@ def test_patterns_are_judged_when_the_outermost_class_is_built() -> None:
     assert GPT().embed.weight.shape == (50, 16)
 
 
+@pytest.mark.slow
 def test_importing_stretto_imports_no_compiler() -> None:
     code = (
         "import sys, stretto\n"

@@ -51,6 +51,7 @@ def small() -> tuple[nn.Module, Tensor]:
     return stretto.compile(Small(), plan="mesh (dp=2)"), torch.randn(8, 4)
 
 
+@pytest.mark.slow
 def test_training_with_dropout_gives_the_same_losses_under_every_plan() -> None:
     torch.manual_seed(0)
     model = Dropping().double()

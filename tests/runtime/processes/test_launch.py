@@ -69,6 +69,7 @@ def test_results_come_by_rank_also_when_the_terminal_closes_and_nothing_is_left(
     assert capfd.readouterr() == ("", "rank 0 was here\n")
 
 
+@pytest.mark.slow
 def test_an_error_of_the_entry_is_shown_with_its_traceback() -> None:
     with pytest.raises(RunError) as caught:
         run_processes(f"{ENTRIES}:failing", "of its own", 1)

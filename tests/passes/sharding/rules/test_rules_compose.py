@@ -123,7 +123,8 @@ def check_all(call: Recorded) -> int:
     return len(pairs)
 
 
-@pytest.mark.parametrize("model", [pytest.param(n, marks=pytest.mark.slow if n != "llama" else []) for n in MODELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 def test_two_strategies_of_a_call_of_a_model_are_valid_together_on_two_axes(model: str) -> None:
     torch.manual_seed(4)
     assert sum(check_all(tamed(call)) for call in calls(model)) > 1000
