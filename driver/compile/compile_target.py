@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import fill
 
 from ...dsl.plan import Plan
 from ...dsl.resolve import resolve_stored_placements
@@ -129,7 +130,8 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
     missing = len(explanation.without_rule)
     if missing:
         say(f"no rule        {missing} ops are computed by every rank; `stretto explain {job.output}` names them")
-    say(f"seconds        {', '.join(f'{stage} {took:.1f}' for stage, took in seconds.items())}")
+    by_stage = ", ".join(f"{stage} {took:.1f}" for stage, took in seconds.items())
+    say(fill(by_stage, 80, initial_indent="seconds        ", subsequent_indent=" " * 15))
     say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
 
 
