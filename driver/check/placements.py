@@ -47,15 +47,16 @@ def _cuts_said(plan: Plan, model: nn.Module, parameter: Input) -> Cuts:
     axes_of_dim: dict[int, tuple[str, ...]] = {}
     for kind in (ShardParameters, StoreParameters):
         decided = _decided([s for s in plan.statements if isinstance(s, kind)], model, parameter)
-        for axis in (axis for axis in plan.mesh.names if axis in decided and sizes[axis] > 1):
-            axes_of_dim[decided[axis]] = (*axes_of_dim.get(decided[axis], ()), axis)
+        for axis, dim in decided.items():
+            if sizes[axis] > 1:
+                axes_of_dim[dim] = (*axes_of_dim.get(dim, ()), axis)
     return axes_of_dim
 
 
 def _decided(
     statements: Sequence[ShardParameters | StoreParameters], model: nn.Module, parameter: Input
 ) -> Mapping[str, int]:
-    """By axis, the dim that the last statement shards that matches one of the parameter's names."""
+    """By axis, in the statement's order, the dim that the last statement shards that matches one of the names."""
     for statement in reversed(statements):
         for name in (parameter.name, *parameter.aliases):
             if parameter.shape and any(_covers(pattern, name) for pattern in statement.patterns):

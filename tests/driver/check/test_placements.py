@@ -52,6 +52,8 @@ PLANS = (
     'mesh (tp=2, dp=2)\nshard "*.up" columns over tp\nstore "*" dim 0 over dp\nstore "*.?.down.bias" dim -1 over dp',
     'mesh (dp=2, tp=2)\nshard "*.up" columns over tp\nstore "*" dim 0 over dp',
     'mesh (dp=2, one=1)\nshard "*" dim 0 over one\nstore "*" dim 0 over dp',
+    'mesh (a=2, b=2)\nshard "*.up" columns over b, a\nshard "*.down" rows over b, a',
+    'mesh (a=2, b=2, c=2)\naxes all = c, a\nshard "*.up" columns over b\nstore "*" dim -1 over all',
 )
 
 
@@ -76,6 +78,7 @@ def first_match(plan: Plan, name: str) -> Any:
     return next((statement for statement in plan.parameters if resolve.matches(statement, name)), None)
 
 
+DIMS = resolve._dims
 FAULTS: dict[str, tuple[object, str, Any, str, str]] = {
     "the first statement wins": (
         resolve, "_last_match", first_match, PLANS[2],
@@ -88,6 +91,10 @@ FAULTS: dict[str, tuple[object, str, Any, str, str]] = {
     "a set that excludes includes": (
         globs, "translate", lambda glob: globs.re.escape(glob).replace(r"\*", ".*").replace(r"\[!1\]", "1"), PLANS[2],
         "layers.1.up.weight: the program has it dim 1 over dp, tp; the plan says dim 0 over tp",
+    ),
+    "axes nest in the mesh's order": (
+        resolve, "_dims", lambda *args: dict(sorted(DIMS(*args).items())), PLANS[6],
+        "layers.0.up.weight: the program has it dim 1 over a, b; the plan says dim 1 over b, a",
     ),
     "store changes nothing": (
         resolve, "_stored", lambda *_: {}, PLANS[3],
