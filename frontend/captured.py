@@ -152,6 +152,12 @@ class Capture:
     """Custom autograd functions whose backward is not linear in the gradient that it gets."""
 
 
+def module_text(node: fx.Node) -> str:
+    """In messages, after the name of a node's op: the module that calls it; empty where it is the model itself."""
+    path = origin_of(node).module_path
+    return f' in module "{path}"' if path else ""
+
+
 def origin_of(node: fx.Node) -> Origin:
     """The node's origin; an empty one for nodes that capture did not make."""
     origin = node.meta.get(META_KEY)

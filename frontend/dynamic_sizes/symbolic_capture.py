@@ -74,19 +74,6 @@ def forward_symbolically(
     return SymbolicForward(model, call, module, traced, sizes)
 
 
-def capture_symbolically(
-    model: nn.Module,
-    call: BoundCall,
-    sizes: Mapping[str, CalledSize],
-    *,
-    mode: Mode,
-    compute: torch.dtype | None = None,
-    loss_only: bool = False,
-) -> SymbolicCapture:
-    """Capture a call symbolically in its named sizes. Raises NotSymbolic if that is not possible."""
-    return forward_symbolically(model, call, sizes, mode=mode, compute=compute, loss_only=loss_only).finished()
-
-
 @contextmanager
 def _not_symbolic() -> Iterator[None]:
     """Inside, what torch raises for symbols becomes NotSymbolic."""

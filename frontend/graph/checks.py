@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ..captured import CaptureError, origin_of
+from ..captured import CaptureError, module_text, origin_of
 from ..metadata import source_span
 
 _PRODUCTS = frozenset(
@@ -20,11 +20,9 @@ def refuse_random_ops(graph: fx.Graph) -> None:
     """Refuse random ops that `expand_random_ops` does not rewrite. Errors: E0217."""
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _is_random(node):
-            path = origin_of(node).module_path
-            where = f' in module "{path}"' if path else ""
             raise CaptureError(
                 "E0217",
-                f'"{node.target}"{where} draws random numbers in a way that cannot be the same under every plan',
+                f'"{node.target}"{module_text(node)} draws random numbers in a way that differs between plans',
                 span=source_span(node),
                 expected="a dropout, or rand, randn, randint, bernoulli and their like, without a generator",
                 help="write it with torch.rand, pass the noise in as an input, or switch it off with model.eval()",
@@ -56,12 +54,10 @@ def refuse_mixed_products(graph: fx.Graph) -> None:
         values = [operand.meta.get("val") for operand in node.all_input_nodes]
         dtypes = {operand.dtype for operand in values if isinstance(operand, torch.Tensor)}
         if len(dtypes) > 1:
-            path = origin_of(node).module_path
-            where = f' in module "{path}"' if path else ""
             names = " by ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise CaptureError(
                 "E0224",
-                f"forward multiplies {names}{where}",
+                f"forward multiplies {names}{module_text(node)}",
                 span=source_span(node),
                 expected="one dtype on both sides of a matrix product",
                 help="convert the input, such as x.to(weight.dtype), or the model, such as model.double()",

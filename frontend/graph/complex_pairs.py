@@ -21,7 +21,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from ..captured import CaptureError, origin_of
+from ..captured import CaptureError, module_text
 from ..metadata import source_span
 
 aten = torch.ops.aten
@@ -264,11 +264,9 @@ def _refuse_results(output: fx.Node) -> None:
 
 
 def _refused(node: fx.Node) -> CaptureError:
-    path = origin_of(node).module_path
-    where = f' in module "{path}"' if path else ""
     return CaptureError(
         "E0502",
-        f'"{node.target}"{where} computes with complex numbers',
+        f'"{node.target}"{module_text(node)} computes with complex numbers',
         span=source_span(node),
         expected="products, quotients, sums, conjugates and views of complex numbers, polar, exp and abs",
         help="write it with real and imaginary parts",

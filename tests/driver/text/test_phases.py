@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -95,6 +96,8 @@ def test_a_closed_stderr_fails_no_call(errors: io.StringIO) -> None:
         begin("capture")
         errors.close()
         time.sleep(0.05)
+        assert "stretto-phases" in {thread.name for thread in threading.enumerate()}, "it goes on"
+    assert "stretto-phases" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.usefixtures("soon")

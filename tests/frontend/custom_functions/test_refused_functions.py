@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stretto.frontend.capture.capture import capture
-from stretto.frontend.captured import CaptureError, Mode
+from stretto.frontend.captured import CaptureError, Mode, OutputKind
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -160,4 +160,5 @@ def test_a_gradient_through_a_function_inside_of_the_forward_is_refused() -> Non
 
 
 def test_inference_needs_no_backward() -> None:
-    capture(Model(Branches), (torch.randn(5, 4),), {}, mode=Mode.INFER)
+    captured = capture(Model(Branches), (torch.randn(5, 4),), {}, mode=Mode.INFER)
+    assert {output.kind for output in captured.outputs} == {OutputKind.OUTPUT}

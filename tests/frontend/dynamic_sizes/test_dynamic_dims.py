@@ -10,7 +10,7 @@ from stretto.frontend.capture.call import BoundCall, bind_call
 from stretto.frontend.captured import CaptureError, Mode
 from stretto.frontend.dynamic_sizes.dynamic_dims import DynamicDims, SizeRange, resized
 from stretto.frontend.dynamic_sizes.size_guards import NotSymbolic, SizeGuards
-from stretto.frontend.dynamic_sizes.symbolic_capture import capture_symbolically
+from stretto.frontend.dynamic_sizes.symbolic_capture import forward_symbolically
 from stretto.frontend.targets.fake_parameters import fake_parameters
 from stretto.runtime.program.sizes import holds
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def call(x: Tensor | None = None, y: Tensor | None = None) -> BoundCall:
 
 def guards(body: Any, mode: Mode = Mode.INFER) -> SizeGuards:
     given = call(torch.ones(4, 6), torch.ones(4))
-    return capture_symbolically(Model(body), given, DynamicDims.of(NAMED).in_call(given), mode=mode).guards
+    return forward_symbolically(Model(body), given, DynamicDims.of(NAMED).in_call(given), mode=mode).finished().guards
 
 
 def test_sizes_of_a_call_have_all_their_places() -> None:
@@ -141,7 +141,7 @@ def test_a_slice_of_a_table_bounds_the_size() -> None:
     model = Model()
     given = call()
     model.body = lambda x, y: x + model.table[: x.shape[1]]
-    actual = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
+    actual = forward_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).finished().guards
     assert actual.ranges["seq"] == (2, 32)
 
 
@@ -158,7 +158,7 @@ def test_a_size_that_the_model_fixes_is_a_guard() -> None:
 def test_dims_of_two_names_that_must_be_equal_are_so_by_a_condition() -> None:
     given = call(torch.ones(4, 6), torch.ones(4))
     sizes = DynamicDims.of({"x": {0: "a"}, "y": {0: "b"}}).in_call(given)
-    actual = capture_symbolically(Model(lambda x, y: x * y[:, None]), given, sizes, mode=Mode.INFER).guards
+    actual = forward_symbolically(Model(lambda x, y: x * y[:, None]), given, sizes, mode=Mode.INFER).finished().guards
     assert any(condition in ("a == b", "b == a") for condition in actual.conditions)
 
 
@@ -171,6 +171,6 @@ def test_fake_parameters_are_as_good_as_real_ones() -> None:
     with fake_parameters():
         model = Model(lambda x, y: x * 2 if x.shape[0] % 2 == 0 else x)
     given = call()
-    actual = capture_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).guards
+    actual = forward_symbolically(model, given, DynamicDims.of(NAMED).in_call(given), mode=Mode.TRAIN).finished().guards
     assert actual.conditions == ("(batch % 2) == 0",)
     assert isinstance(model.table, FakeTensor)

@@ -14,7 +14,7 @@ from stretto.frontend.capture.capture import capture_call
 from stretto.frontend.captured import Capture, CaptureError, Mode, Origin
 from stretto.frontend.dynamic_sizes.dynamic_dims import DynamicDims
 from stretto.frontend.dynamic_sizes.size_guards import NotSymbolic
-from stretto.frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, capture_symbolically
+from stretto.frontend.dynamic_sizes.symbolic_capture import SymbolicCapture, forward_symbolically
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -51,7 +51,7 @@ def sizes(batch: int, seq: int) -> dict[str, int]:
 
 
 def symbolic(model: nn.Module, given: BoundCall, mode: Mode) -> SymbolicCapture:
-    return capture_symbolically(model, given, DynamicDims.of(DIMS).in_call(given), mode=mode)
+    return forward_symbolically(model, given, DynamicDims.of(DIMS).in_call(given), mode=mode).finished()
 
 
 def told(capture: Capture) -> list[Any]:
