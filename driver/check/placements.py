@@ -20,8 +20,8 @@ from ...runtime.program.records import Input
 
 Cuts = Mapping[int, tuple[str, ...]]
 """By dim: the axes that shard it, outermost first; axes of one rank are left out."""
-_TRANSPOSED = "Conv1D"
-"""The class of the linear layers whose weight is (in, out), as in GPT-2."""
+_TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+"""The class of the linear layers whose weight is (in, out), as in GPT-2; another class of this name is none."""
 
 
 def placement_rows(program: Program, plan: Plan, model: nn.Module) -> list[CheckRow]:
@@ -109,7 +109,7 @@ def _dim(statement: ShardParameters | StoreParameters, model: nn.Module, name: s
 def _outputs(model: nn.Module, name: str) -> int:
     """The dim of a weight that has a layer's outputs; of an embedding that of its words."""
     owner = model.get_submodule(name.rpartition(".")[0])
-    return int(any(kind.__name__ == _TRANSPOSED for kind in type(owner).__mro__))
+    return int(any(f"{kind.__module__}.{kind.__qualname__}" == _TRANSPOSED for kind in type(owner).__mro__))
 
 
 def _text(cuts: Cuts) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from stretto.driver.check import placements
 from stretto.driver.check.placements import placement_rows
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Options
@@ -59,7 +60,9 @@ PLANS = (
 
 @pytest.fixture(autouse=True)
 def transposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_parameters, "_TRANSPOSED", {f"{Conv1D.__module__}.{Conv1D.__qualname__}"})
+    name = f"{Conv1D.__module__}.{Conv1D.__qualname__}"
+    monkeypatch.setattr(model_parameters, "_TRANSPOSED", {name})
+    monkeypatch.setattr(placements, "_TRANSPOSED", name)
 
 
 def rows(plan: str) -> list[str]:
@@ -72,6 +75,11 @@ def rows(plan: str) -> list[str]:
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_program_that_is_placed_as_the_plan_says_has_no_row(plan: str) -> None:
     assert rows(plan) == []
+
+
+def test_another_class_of_that_name_stores_its_weight_as_a_linear_layer_does() -> None:
+    model = nn.ModuleDict({"up": type("Conv1D", (nn.Linear,), {"__module__": "elsewhere"})(6, 8)})
+    assert placements._outputs(model, "up.weight") == 0
 
 
 def first_match(plan: Plan, name: str) -> Any:
