@@ -6,7 +6,7 @@ The runtime and its prover have a table of their own, so that they check what th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
@@ -17,6 +17,9 @@ ALL_GATHER = "comm.all_gather"
 REDUCE_SCATTER = "comm.reduce_scatter"
 ALL_TO_ALL = "comm.all_to_all"
 PERMUTE = "comm.permute"
+ALL_REDUCE_COALESCED = "comm.all_reduce_coalesced"
+ALL_GATHER_COALESCED = "comm.all_gather_coalesced"
+REDUCE_SCATTER_COALESCED = "comm.reduce_scatter_coalesced"
 SEND = "comm.send"
 RECEIVE = "comm.receive"
 RECEIVE_START = "comm.receive_start"
@@ -38,6 +41,8 @@ class Collective:
     """How often a ring passes the tensor on: an all-reduce is a reduce-scatter and an all-gather."""
     is_one_message: bool = False
     """Whether each member sends its whole tensor to one other, and receives one."""
+    coalesces: str = ""
+    """The collective that it does for each of a list of tensors, in one call; "" for one that takes one tensor."""
 
     @property
     def start(self) -> str:
@@ -56,7 +61,16 @@ class Collective:
 
     def schema(self, name: str) -> str:
         """The schema of one of its two forms."""
-        return f"{name.replace('.', '::')}(Tensor x, {self.constants}) -> Tensor"
+        tensor = "Tensor[]" if self.coalesces else "Tensor"
+        return f"{name.replace('.', '::')}({tensor} x, {self.constants}) -> {tensor}"
+
+    def result_shapes(self, shapes: Sequence[Shape], constants: Sequence[object], ranks: int) -> Iterator[Shape | None]:
+        """The shape of each result, by operand; like `result_shape`."""
+        for index, shape in enumerate(shapes):
+            if self.coalesces:
+                yield COLLECTIVES[self.coalesces].result_shape(shape, constants_of_part(constants, index), ranks)
+            else:
+                yield self.result_shape(shape, constants, ranks)
 
     def result_shape(self, shape: Shape, constants: Sequence[object], ranks: int) -> Shape | None:
         """What a rank gets, of an operand of this shape on each of `ranks`; None where they do not divide the dim.
@@ -82,9 +96,24 @@ COLLECTIVES = {
         Collective(REDUCE_SCATTER, "str[] axes, int dim, str reduce", split="dim"),
         Collective(ALL_TO_ALL, "str[] axes, int split_dim, int concat_dim", split="split_dim", joined="concat_dim"),
         Collective(PERMUTE, "str[] axes, int shift", is_one_message=True),
+        Collective(ALL_REDUCE_COALESCED, "str[] axes, str reduce", rounds=2, coalesces=ALL_REDUCE),
+        Collective(ALL_GATHER_COALESCED, "str[] axes, int[] dims", joined="dims", coalesces=ALL_GATHER),
+        Collective(
+            REDUCE_SCATTER_COALESCED, "str[] axes, int[] dims, str reduce", split="dims", coalesces=REDUCE_SCATTER
+        ),
     )
 }
 """By the name of the synchronous form."""
+
+COALESCED = {each.coalesces: each for each in COLLECTIVES.values() if each.coalesces}
+"""By the name of a collective of one tensor: the one that does it for a list of tensors, a bucket."""
+
+
+def constants_of_part(constants: Sequence[object], index: int) -> list[object]:
+    """The constants of a coalesced collective for its tensor `index`: `dims` has a dim for each."""
+    axes, *rest = constants
+    return [axes, *(each[index] if isinstance(each, list | tuple) else each for each in rest)]
+
 
 TRANSFERS = (SEND, RECEIVE, RECEIVE_START)
 """What hands a tensor from one rank to another."""

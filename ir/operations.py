@@ -185,5 +185,11 @@ def regroup(results: Sequence[Any], items: Sequence[Any]) -> list[Any]:
     return [[next(remaining) for _ in r] if isinstance(r, list) else next(remaining) for r in results]
 
 
+def tuple_types(type_: Type) -> list[Type]:
+    """The types of the values of a list."""
+    listed = mlir.TupleType(type_)
+    return [listed.get_type(index) for index in range(listed.num_types)]
+
+
 def _tuple_type(types: Sequence[Type]) -> Type:
     return mlir.TupleType.get_tuple(list(types), context())

@@ -14,11 +14,11 @@ from itertools import combinations, takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Attribute, Operation, Type, Value, mlir
-from .collectives import SEND, STARTS, TRANSFERS, collective
+from .collectives import SEND, STARTS, TRANSFERS, Collective, collective
 from .dialects.schemas import Argument, by_mlir_name
 from .locations import from_location
 from .module import Level, Module, entry, operations
-from .operations import Call, read
+from .operations import Call, flatten, read, results_of, tuple_types
 from .pipeline_verifier import pipeline_problems
 from .placement import Mesh, Shard, axes_size, chunk_size
 from .types import TensorType, from_mlir, is_tensor
@@ -147,13 +147,17 @@ class _Checker:
             if call.name in STARTS:
                 yield from _future_problems(op)
             return
-        axes = next((a for a in call.args if isinstance(a, list)), [])
+        known = collective(call.name)
+        axes = next((a for a in call.args[1 if known else 0 :] if isinstance(a, list)), [])
         unknown = [axis for axis in axes if axis not in dict(self.mesh)]
         if unknown:
             yield Problem(f'the mesh has no axis "{unknown[0]}"', op)
             return
         if call.name in STARTS:
             yield from _future_problems(op)
+        if known is not None and known.coalesces:
+            yield from (Problem(message, op) for message in self._bucket_problems(op, call, known, axes))
+            return
         try:
             wanted = self._wanted_shape(call, axes)
         except IndexError:
@@ -162,6 +166,33 @@ class _Checker:
         found = from_mlir(op.results[0].type).shape
         if wanted is not None and wanted != found:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
+
+    def _bucket_problems(self, op: Operation, call: Call, known: Collective, axes: list[str]) -> Iterator[str]:
+        """Violations of a collective of several tensors."""
+        operands = [from_mlir(value.type) for value in call.args[0]]
+        dtypes = dict.fromkeys(operand.dtype for operand in operands)
+        if len(dtypes) != 1:
+            yield f"a bucket takes tensors of one dtype, not of {', '.join(map(str, dtypes)) or 'none'}"
+            return
+        for constant in (each for each in call.args[2:] if isinstance(each, list)):
+            if len(constant) != len(operands):
+                yield f"it takes {len(operands)} tensors, but {len(constant)} dims"
+                return
+        results = [from_mlir(type_) for type_ in tuple_types(op.results[0].type)]
+        shapes = [operand.shape for operand in operands]
+        try:
+            wanted = list(known.result_shapes(shapes, call.args[1:], axes_size(self.mesh, tuple(axes))))
+        except IndexError:
+            yield f"a dim of {list(call.args[2])} is none of its operand"
+            return
+        if len(results) != len(operands):
+            yield f"it takes {len(operands)} tensors, but gives {len(results)}"
+            return
+        for index, (shape, result, operand) in enumerate(zip(wanted, results, operands, strict=True)):
+            if (shape, operand.dtype) != (result.shape, result.dtype):
+                found = f"{result.dtype} {list(result.shape)}"
+                expected = "a shape that the ranks divide" if shape is None else f"{operand.dtype} {list(shape)}"
+                yield f"its result {index} must be {expected}, not {found}"
 
     def _transfer_problems(self, op: Operation, call: Call) -> Iterator[str]:
         """Violations of a send or a receive."""
@@ -221,9 +252,13 @@ def _with_extent(shape: tuple[int, ...], dim: int, extent: int) -> tuple[int, ..
 
 
 def _future_problems(op: Operation) -> Iterator[Problem]:
-    waits = [use.owner for use in op.results[0].uses]
-    if len(waits) != 1 or waits[0].operation.name != "comm.wait":
-        yield Problem(f"its future must be waited on exactly once, not {len(waits)} times", op)
+    futures = flatten(results_of(op))
+    if not futures:
+        yield Problem("its futures must be waited on exactly once each, but nothing takes them", op)
+    for future in futures:
+        waits = [use.owner for use in future.uses]
+        if len(waits) != 1 or waits[0].operation.name != "comm.wait":
+            yield Problem(f"its future must be waited on exactly once, not {len(waits)} times", op)
 
 
 def _constant_problem(argument: Argument, attributes: Mapping[str, Attribute]) -> Iterator[str]:

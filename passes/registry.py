@@ -16,6 +16,7 @@ ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
     "average-microbatches": "pipelining.average_microbatches:AverageMicrobatches",
+    "bucket-collectives": "overlap.bucket_collectives:BucketCollectives",
     "cast-gradients": "normalize.cast_gradients:CastGradients",
     "check-batch": "sharding.check_batch:CheckBatch",
     "cut-stages": "pipelining.cut_stages:CutStages",

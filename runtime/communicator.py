@@ -62,6 +62,24 @@ class Communicator(Protocol):
         """The tensor of the member at this rank's coordinate minus `shift`, modulo the group's size."""
         ...
 
+    def all_reduce_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], reduce: str, where: str = ""
+    ) -> Sequence[Handle]:
+        """`all_reduce_start` for a bucket of tensors of one dtype, in one call; a handle for each."""
+        ...
+
+    def all_gather_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], dims: Sequence[int], where: str = ""
+    ) -> Sequence[Handle]:
+        """`all_gather_start` for a bucket, each tensor along its own dim."""
+        ...
+
+    def reduce_scatter_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], dims: Sequence[int], reduce: str, where: str = ""
+    ) -> Sequence[Handle]:
+        """`reduce_scatter_start` for a bucket, each tensor along its own dim."""
+        ...
+
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """Send `tensor` to the rank at coordinate `peer` on `axis` whose other coordinates are this rank's.
 

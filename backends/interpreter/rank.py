@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...ir.collectives import COLLECTIVES, RECEIVE_START, SEND, STARTS, WAIT
+from ...ir.collectives import COLLECTIVES, RECEIVE_START, SEND, STARTS, WAIT, synchronous
 from ...ir.interpreter.code import Step
 from ...ir.interpreter.errors import FAILED, FUTURE, NO_MEANING, SLOT, WRONG_TYPE, InterpreterError, Stuck
 from ...ir.interpreter.evaluate import Evaluator, ExecutionPoint
@@ -124,9 +124,9 @@ class Rank:
             self.transfers.send(self.rank, step, args[0], kwargs["axis"], kwargs["peer"])
             return []
         if op in STARTS:
-            handle = self._started(op, args, kwargs)
-            self._open[id(handle)] = handle
-            return [handle]
+            handles = self._started(op, args, kwargs)
+            self._open.update({id(handle): handle for handle in handles})
+            return [*handles]
         single = None if isinstance(microbatch, tuple) else microbatch
         try:
             if op.startswith("rank."):
@@ -137,14 +137,15 @@ class Rank:
             raise InterpreterError(FAILED, f"rank {self.rank}: {step} fails: {error}") from None
         return list(result) if isinstance(result, list | tuple) else [] if result is None else [result]
 
-    def _started(self, op: str, args: list[Any], kwargs: dict[str, Any]) -> Handle:
+    def _started(self, op: str, args: list[Any], kwargs: dict[str, Any]) -> Sequence[Handle]:
         if op == RECEIVE_START:
             size, dtype = tuple(kwargs["size"]), FLOATS.of(kwargs["dtype"])
-            return self.transfers.receive(self.rank, self._current, kwargs["axis"], kwargs["peer"], size, dtype)
-        expected = {name for each in COLLECTIVES.values() if each.start == op for name in each.arguments}
-        if kwargs.keys() != expected or len(args) != 1:
-            raise InterpreterError(NO_MEANING, f"{self._current} takes one tensor and {', '.join(sorted(expected))}")
-        return self.exchange.start(self.rank, self._current, args[0], kwargs)
+            return [self.transfers.receive(self.rank, self._current, kwargs["axis"], kwargs["peer"], size, dtype)]
+        known = COLLECTIVES[synchronous(op)]
+        if kwargs.keys() != {*known.arguments} or len(args) != 1 or isinstance(args[0], list) != bool(known.coalesces):
+            what = "a list of tensors" if known.coalesces else "one tensor"
+            raise InterpreterError(NO_MEANING, f"{self._current} takes {what} and {', '.join(sorted(known.arguments))}")
+        return self.exchange.start(self.rank, self._current, args[0] if known.coalesces else args, kwargs)
 
     def _call(
         self,

@@ -42,9 +42,16 @@ def module_summary(source: Source) -> Summary:
 
 def _add_collective(summary: Summary, code: Code, body: Body, step: Step, known: Collective, times: int) -> None:
     axes = tuple(step.args[1])
-    size = max(_bytes(body.types[slot]) for slot in (*used(step), *step.out))
+    ranks = axes_size(code.mesh, axes)
+    operands = [type_ for slot in used(step) if (type_ := body.types[slot]) is not None]
+    shapes = known.result_shapes([type_.shape for type_ in operands], step.args[1:], ranks)
+    taken = sum(_bytes(type_) for type_ in operands)
+    given = sum(
+        prod(shape) * type_.dtype.itemsize for type_, shape in zip(operands, shapes, strict=True) if shape is not None
+    )
+    size = max(taken, given)
     link = summary.communication.setdefault((known.kind, axes), Communication())
-    link.add(times, size, ring_bytes(known.kind, size, axes_size(code.mesh, axes)))
+    link.add(times, size, ring_bytes(known.kind, size, ranks))
 
 
 def _bytes(type_: TensorType | None) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...costs.communication import ring_bytes
 from ...ir.collectives import COLLECTIVES, collective, synchronous
 from ...runtime.errors import ProgramError
-from ...runtime.program.arguments import DTYPES, Slot, fill_in
+from ...runtime.program.arguments import DTYPES, fill_in
 from ...runtime.program.entries import Entry
 from ...runtime.program.ops import torch_op
 from ...runtime.program.program import Program
@@ -194,9 +194,9 @@ class _Tracer:
             traffic[_send(instruction, args[0], *position)] += 1
             return []
         if collective(instruction.op) is not None:
-            result, site = self._collective(instruction, args[0], *position)
+            results, site = self._collective(instruction, args[0], *position)
             traffic[site] += 1
-            return [result]
+            return results
         return self._local(instruction, args, frame)
 
     def _local(self, instruction: Instruction, args: list[object], frame: Mapping[int, object]) -> Sequence[object]:
@@ -210,18 +210,24 @@ class _Tracer:
             result = op.overload(*args, **kwargs)
         return list(result) if op.gives_list else [result]
 
-    def _collective(self, instruction: Instruction, operand: object, name: str, index: int) -> tuple[Tensor, Site]:
-        assert isinstance(operand, Tensor) and isinstance(instruction.args[0], Slot), "validated"
+    def _collective(
+        self, instruction: Instruction, operand: object, name: str, index: int
+    ) -> tuple[list[Tensor], Site]:
+        operands: list[Tensor] = operand if isinstance(operand, list) else [operand]  # type: ignore[list-item]  # validated
         axes: tuple[str, ...] = tuple(instruction.kwargs["axes"])  # type: ignore[arg-type]  # validated
         known = COLLECTIVES[synchronous(instruction.op)]
         ranks = self._mesh.size(axes)
-        shape = known.result_shape(tuple(operand.shape), [instruction.kwargs[word] for word in known.arguments], ranks)
-        if shape is None:
-            raise ValueError(f"{ranks} ranks do not divide the dim of {list(operand.shape)} that they share")
-        result = operand.new_empty(shape)
-        tensor_bytes = max(operand.nbytes, result.nbytes)
+        constants = [instruction.kwargs[word] for word in known.arguments]
+        results = []
+        for each, shape in zip(
+            operands, known.result_shapes([tuple(each.shape) for each in operands], constants, ranks), strict=True
+        ):
+            if shape is None:
+                raise ValueError(f"{ranks} ranks do not divide the dim of {list(each.shape)} that they share")
+            results.append(each.new_empty(shape))
+        tensor_bytes = max(sum(each.nbytes for each in tensors) for tensors in (operands, results))
         sent = ring_bytes(known.kind, tensor_bytes, ranks)
-        return result, Site(name, index, False, known.kind, axes, tensor_bytes, sent)
+        return results, Site(name, index, False, known.kind, axes, tensor_bytes, sent)
 
 
 def _send(instruction: Instruction, operand: object, name: str, index: int) -> Site:

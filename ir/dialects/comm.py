@@ -5,6 +5,8 @@ Axes are names of mesh axes, outermost first; a group is the ranks that differ o
 The collectives see equal (padded) shapes on all ranks of a group. A `_start` returns a future
 (`!async.value<tensor>`) that `wait` must take exactly once; the starts and waits are not pure, so nothing moves them.
 `permute` gives member i of a group of n the tensor of member (i - shift) mod n.
+A `_coalesced` collective does the same for a list of tensors of one dtype, a bucket, in one call. Its `_start` gives a
+future for each.
 """
 
 from __future__ import annotations

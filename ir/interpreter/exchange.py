@@ -6,12 +6,12 @@ A collective completes when every member of its group has started it. A start re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..collectives import COLLECTIVES, synchronous
+from ..collectives import COLLECTIVES, Collective, synchronous
 from .code import Step
 from .collectives import Option, Options, run_collective
 from .errors import FAILED, MISMATCH, NO_MEANING, DeadlockError, InterpreterError, Stuck
@@ -22,13 +22,22 @@ GroupKey = tuple[frozenset[str], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Contribution:
-    """One rank's operand and options of a collective."""
+    """One rank's operands and options of a collective."""
 
     rank: int
     step: Step
-    kind: str
-    tensor: Tensor
+    collective: Collective
+    tensors: tuple[Tensor, ...]
+    """One, or those of a bucket."""
     options: Options
+
+    def part(self, index: int) -> Options:
+        """The options for one of the tensors: of the dims of a bucket, its own."""
+        if not self.collective.coalesces:
+            return self.options
+        options = {key: value for key, value in self.options.items() if key != "dims"}
+        dims = self.options.get("dims")
+        return options | ({"dim": dims[index]} if isinstance(dims, list) else {})
 
 
 @dataclass
@@ -37,7 +46,8 @@ class Rendezvous:
 
     members: tuple[int, ...]
     contributions: dict[int, Contribution] = field(default_factory=dict)
-    results: dict[int, Tensor] = field(default_factory=dict)
+    results: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """By member and number of the tensor in its bucket."""
     is_done: bool = False
 
     @property
@@ -48,12 +58,14 @@ class Rendezvous:
 
 @dataclass(eq=False)
 class Future:
-    """One rank's result of a collective, taken once."""
+    """One rank's result of a collective, taken once; of a bucket, the result for one of its tensors."""
 
     rendezvous: Rendezvous
     rank: int
     step: Step
     """The operation that started it."""
+    index: int = 0
+    """The number of the tensor in its bucket."""
     is_taken: bool = False
 
     @property
@@ -68,7 +80,7 @@ class Future:
     def take(self) -> Tensor:
         """The result; called once."""
         self.is_taken = True
-        return self.rendezvous.results.pop(self.rank)
+        return self.rendezvous.results.pop((self.rank, self.index))
 
 
 class Exchange:
@@ -79,9 +91,11 @@ class Exchange:
         self._started: Counter[tuple[GroupKey, int]] = Counter()
         self._open: dict[tuple[GroupKey, int], Rendezvous] = {}
 
-    def start(self, rank: int, step: Step, tensor: Tensor, options: Mapping[str, Option]) -> Future:
-        """Start the group's next collective; the last member completes it. Errors: E0656 for a mismatch."""
-        kind = COLLECTIVES[synchronous(step.name)].kind
+    def start(self, rank: int, step: Step, tensors: Sequence[Tensor], options: Mapping[str, Option]) -> list[Future]:
+        """Start the group's next collective; the last member completes it. A future for each of its tensors.
+
+        Errors: E0656 for a mismatch.
+        """
         axes = options["axes"]
         if not isinstance(axes, list) or not self._grid.has(axes):
             known = ", ".join(axis for axis, _ in self._grid.mesh) or "no axes"
@@ -91,13 +105,13 @@ class Exchange:
         number = self._started[key, rank]
         self._started[key, rank] += 1
         rendezvous = self._open.setdefault((key, number), Rendezvous(members))
-        contribution = Contribution(rank, step, kind, tensor, dict(options))
+        contribution = Contribution(rank, step, COLLECTIVES[synchronous(step.name)], tuple(tensors), dict(options))
         _check(rendezvous, contribution)
         rendezvous.contributions[rank] = contribution
         if len(rendezvous.contributions) == len(members):
             del self._open[key, number]
             _complete(rendezvous)
-        return Future(rendezvous, rank, step)
+        return [Future(rendezvous, rank, step, index) for index in range(len(tensors))]
 
 
 def _check(rendezvous: Rendezvous, contribution: Contribution) -> None:
@@ -112,23 +126,32 @@ def _check(rendezvous: Rendezvous, contribution: Contribution) -> None:
 
 
 def _differences(first: Contribution, second: Contribution) -> list[str]:
-    pairs: list[tuple[str, object, object]] = [("kind", first.kind, second.kind)]
-    if first.kind == second.kind:
+    pairs: list[tuple[str, object, object]] = [("kind", first.collective.kind, second.collective.kind)]
+    if first.collective == second.collective:
         names = sorted(set(first.options) | set(second.options))
         pairs += [(name, first.options.get(name), second.options.get(name)) for name in names]
-    pairs.append(("shape", tuple(first.tensor.shape), tuple(second.tensor.shape)))
-    pairs.append(("dtype", first.tensor.dtype, second.tensor.dtype))
+    pairs.append(("number of tensors", len(first.tensors), len(second.tensors)))
+    for mine, theirs in zip(first.tensors, second.tensors, strict=False):
+        pairs.append(("shape", tuple(mine.shape), tuple(theirs.shape)))
+        pairs.append(("dtype", mine.dtype, theirs.dtype))
     return [f"{name} {a} on rank {first.rank}, {b} on rank {second.rank}" for name, a, b in pairs if a != b]
 
 
 def _complete(rendezvous: Rendezvous) -> None:
     contributions = [rendezvous.contributions[r] for r in rendezvous.members]
+    first = contributions[0]
+    kind = (first.collective.coalesces or first.collective.name).removeprefix("comm.")
     try:
-        results = run_collective(contributions[0].kind, [o.tensor for o in contributions], contributions[0].options)
+        results = [
+            run_collective(kind, [o.tensors[index] for o in contributions], first.part(index))
+            for index in range(len(first.tensors))
+        ]
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
-        raise InterpreterError(
-            FAILED, f"{contributions[0].step} fails on ranks {rendezvous.members}: {error}"
-        ) from None
-    rendezvous.results = dict(zip(rendezvous.members, results, strict=True))
+        raise InterpreterError(FAILED, f"{first.step} fails on ranks {rendezvous.members}: {error}") from None
+    rendezvous.results = {
+        (rank, index): part[position]
+        for index, part in enumerate(results)
+        for position, rank in enumerate(rendezvous.members)
+    }
     rendezvous.contributions.clear()
     rendezvous.is_done = True

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..collectives import BLOCKING, COLLECTIVES, RECEIVE, STARTS, synchronous
+from ..collectives import BLOCKING, COLLECTIVES, RECEIVE, STARTS, collective, synchronous
 from ..dialects.schemas import definitions
 from ..module import Level
 from ..pipelined_module import Microbatch, select_microbatch
@@ -53,6 +53,8 @@ class Machine:
     """Set when the rank is done."""
     waiting: Promise | None = None
     """The started collective or receive that the next step waits for."""
+    _started: list[Promise] = field(default_factory=list)
+    """What the next step has started that does not return before it is done: all of a bucket."""
     _untaken: dict[int, Promise] = field(default_factory=dict)
 
     def begin(self, inputs: list[Any]) -> None:
@@ -91,15 +93,15 @@ class Machine:
             return True
         is_cut = self.code.level is Level.COMM
         if is_cut and name in BLOCKING:
-            self.waiting = self.waiting or self._start(frame, step)
+            self._started = self._started or self._start(frame, step)
             return self._await(frame, step)
         if name == "comm.wait":
-            self.waiting = self.waiting or self._future(_fill(step.args[0], frame.values), step)
+            self._started = self._started or [self._future(_fill(step.args[0], frame.values), step)]
             return self._await(frame, step)
         if is_cut and name in STARTS:
-            future = self._start(frame, step)
-            self._untaken[id(future)] = future
-            frame.values[step.out[0]] = future
+            futures = self._start(frame, step)
+            self._untaken.update({id(future): future for future in futures})
+            frame.values[step.out[0]] = futures if _is_bucket(step) else futures[0]
         elif is_cut and name == "comm.send":
             self.transfers.send(self.rank, step, self._tensor(step.args[0], frame, step), *step.args[1:3])
         else:
@@ -137,14 +139,15 @@ class Machine:
             raise InterpreterError(FUTURE, f"rank {self.rank} never waits for {future.step}")
         self.results = values
 
-    def _start(self, frame: Frame, step: Step) -> Promise:
+    def _start(self, frame: Frame, step: Step) -> list[Promise]:
         name = synchronous(step.name)
         if name == RECEIVE:
             axis, peer, size, dtype = step.args[:4]
-            return self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))
-        tensor = self._tensor(step.args[0], frame, step)
+            return [self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))]
+        operands = step.args[0] if _is_bucket(step) else step.args[:1]
+        tensors = [self._tensor(operand, frame, step) for operand in operands]
         options = dict(zip(COLLECTIVES[name].arguments, step.args[1:], strict=True))
-        return self.exchange.start(self.rank, step, tensor, options)
+        return [*self.exchange.start(self.rank, step, tensors, options)]
 
     def _tensor(self, argument: Any, frame: Frame, step: Step) -> Tensor:
         tensor = _fill(argument, frame.values)
@@ -160,19 +163,25 @@ class Machine:
         return value
 
     def _await(self, frame: Frame, step: Step) -> bool:
-        future = self.waiting
-        if future is None or not future.is_ready:
+        self.waiting = next((future for future in self._started if not future.is_ready), None)
+        if self.waiting is not None:
             return False
-        self.waiting = None
-        self._untaken.pop(id(future), None)
-        self._put(frame, step, [future.take()])
+        taken = [future.take() for future in self._started]
+        for future in self._started:
+            self._untaken.pop(id(future), None)
+        self._started = []
+        self._put(frame, step, [taken] if _is_bucket(step) else taken)
         self._move_on(frame, step)
         return True
 
     def _compute(self, frame: Frame, step: Step) -> None:
         args = [_fill(a, frame.values) for a in step.args]
         if step.name == UNPACK:
-            self._put(frame, step, args[0])
+            if any(isinstance(value, Promise) for value in args[0]):
+                for slot, future in zip(step.out, args[0], strict=True):
+                    frame.values[slot] = future
+            else:
+                self._put(frame, step, args[0])
             return
         kwargs = {key: _fill(a, frame.values) for key, a in step.kwargs.items()}
         try:
@@ -214,6 +223,12 @@ def _frame(body: Body, inputs: list[Any], microbatch: Microbatch | None = None) 
     for slot, value in zip(body.arguments, inputs, strict=True):
         values[slot] = value
     return Frame(body, values, microbatch)
+
+
+def _is_bucket(step: Step) -> bool:
+    """Whether a step is a collective of a list of tensors."""
+    known = collective(step.name)
+    return known is not None and bool(known.coalesces)
 
 
 def _fill(argument: Any, values: list[Any]) -> Any:

@@ -25,7 +25,7 @@ from ...ir.collectives import BLOCKING, RECEIVE_START, STARTS, WAIT, start_of
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
-from ...ir.operations import Call, build, read
+from ...ir.operations import Call, build, flatten, is_packing, read, results_of
 from ...ir.types import future_of
 from ..base import Pass, Report
 from ..collective_text import collective_text
@@ -63,18 +63,22 @@ class StartCollectives(Pass):
 def _split(op: Operation, call: Call, ops: list[Operation], index: int, is_barrier: IsBarrier) -> None:
     """Replace one collective by a start and a wait; its users are in the same block.
 
-    `ops` are the function's operations, of which it is number `index`.
+    `ops` are the function's operations, of which it is number `index`. Of a bucket, each result has a wait of its own.
     """
-    [result] = op.results
     barrier = next((later for later in ops[index + 1 :] if is_barrier(later)), None)
-    users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
-    first = _first_of([*users, *([barrier] if barrier is not None else [])])
+    results = results_of(op)
+    start = Call(start_of(call.name), call.args, call.kwargs)
+    types = [[future_of(part.type) for part in r] if isinstance(r, list) else future_of(r.type) for r in results]
     with context():
         with mlir.InsertionPoint(op):
-            [future] = build(Call(start_of(call.name), call.args, call.kwargs), [future_of(result.type)], op.location)
-        with mlir.InsertionPoint(first):
-            [value] = build(Call(WAIT, (future,)), [result.type], op.location)
-    result.replace_all_uses_with(value)
+            futures = build(start, types, op.location)
+        for result, future in zip(flatten(results), flatten(futures), strict=True):
+            users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
+            with mlir.InsertionPoint(_first_of([*users, *([barrier] if barrier is not None else [])])):
+                [value] = build(Call(WAIT, (future,)), [result.type], op.location)
+            result.replace_all_uses_with(value)
+    for unpacking in [use.owner for use in op.results[0].uses]:
+        unpacking.operation.erase()
     op.operation.erase()
 
 
@@ -129,17 +133,28 @@ def _first_of(users: list[Operation]) -> Operation:
 
 def _remark(function: Operation, remarks: CountedRemarks) -> None:
     """Remark which collectives run beside other work, and which stay exposed."""
-    hidden: dict[Value, bool] = {}
+    hidden: dict[Operation, bool] = {}
+    """By start whose first wait is to come: whether other work stands behind it."""
     for op in operations(function):
         call = read(op)
         if call is not None and call.name == WAIT:
-            start = call.args[0].owner
-            if hidden.get(call.args[0]):
+            start = _start_of(call.args[0])
+            if start not in hidden:
+                continue
+            if hidden.pop(start):
                 remarks.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
             else:
                 message = f"{collective_text(start)} stays exposed: no work stands between it and its first use"
                 remarks.missed(message, from_location(start.location))
         elif call is not None and call.name in STARTS:
-            hidden[op.results[0]] = False
+            hidden[op] = False
+        elif is_packing(op):
+            continue
         elif call is None or not (call.name.startswith("comm.") or call.name in VIEWS):
             hidden = dict.fromkeys(hidden, True)
+
+
+def _start_of(future: Value) -> Operation:
+    """The operation that gives a future, itself or in a list."""
+    maker = future.owner
+    return maker.operands[0].owner if is_packing(maker) else maker

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..program.arguments import Slot
 from ..program.entries import Entry
+from ..program.ops import COALESCED
 from ..program.program import Program
 from ..program.records import Function, Instruction, Output
 from ..prover.analysis import Analysis
@@ -23,7 +23,8 @@ from .report import CheckRow, Verdict
 REDUCE = "reduce"
 """The key of the manifest's arguments."""
 OWN = "own"
-_REDUCTIONS = ("comm.all_reduce_start", "comm.reduce_scatter_start")
+_ONE_TENSOR = ("comm.all_reduce_start", "comm.reduce_scatter_start")
+_REDUCTIONS = (*_ONE_TENSOR, *(name for name, one in COALESCED.items() if one in _ONE_TENSOR))
 _PASSING = frozenset(
     {
         "_to_copy", "add", "view", "reshape", "_unsafe_view", "t", "transpose", "permute", "alias", "slice", "clone",
@@ -121,7 +122,8 @@ class _Walk:
         if instruction.op in _REDUCTIONS and self._is_of_batch(instruction):
             yield name, index
         if _passes_on(instruction):
-            for operand in instruction.reads():
+            operands = instruction.reads()
+            for operand in (operands[instruction.out.index(slot)],) if instruction.op in COALESCED else operands:
                 yield from self._value(name, operand, calls)
 
     def _is_of_batch(self, instruction: Instruction) -> bool:
@@ -132,5 +134,5 @@ class _Walk:
 
 def _passes_on(instruction: Instruction) -> bool:
     if instruction.op == "comm.wait" or (instruction.op.startswith("comm.") and instruction.op.endswith("_start")):
-        return any(isinstance(argument, Slot) for argument in instruction.args)
+        return bool(instruction.reads())
     return instruction.op.startswith(("rank.shard", "rank.mask")) or instruction.op.split(".")[1] in _PASSING

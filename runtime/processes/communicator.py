@@ -15,6 +15,7 @@ from ..communicator import Handle
 from ..errors import RunError
 from ..program.mesh import RankMesh
 from ..program.program import Program
+from .buckets import Bucket, flat, windows
 from .messages import Messages
 from .torch_collectives import Finish, GroupCollectives, collectives_for
 from .world import World
@@ -140,6 +141,49 @@ class DistributedCommunicator:
             return Completed(tensor)
         to, source = group.partners(self.rank, shift)
         return self._start(group, where, group.collectives.permute, tensor.contiguous(), to, source)
+
+    def all_reduce_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], reduce: str, where: str = ""
+    ) -> Sequence[Handle]:
+        """See `Communicator.all_reduce_coalesced_start`. The results are windows of one tensor."""
+        group = self._group(axes)
+        if group is None:
+            return [Completed(tensor) for tensor in tensors]
+        shapes = [tensor.shape for tensor in tensors]
+        handle = self._start(group, where, group.collectives.all_reduce, flat(tensors), reduce)
+        return Bucket(handle, lambda total: windows(total, shapes)).handles(len(tensors))
+
+    def all_gather_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], dims: Sequence[int], where: str = ""
+    ) -> Sequence[Handle]:
+        """See `Communicator.all_gather_coalesced_start`."""
+        group = self._group(axes)
+        if group is None:
+            return [Completed(tensor) for tensor in tensors]
+        shapes = [tensor.shape for tensor in tensors]
+        handle = self._start(group, where, group.collectives.all_gather, flat(tensors))
+
+        def joined(gathered: Tensor) -> list[Tensor]:
+            parts = windows(group.to_coordinate_order(gathered), shapes)
+            return [_concatenated(part, dim % len(shape)) for part, dim, shape in zip(parts, dims, shapes, strict=True)]
+
+        return Bucket(handle, joined).handles(len(shapes))
+
+    def reduce_scatter_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], dims: Sequence[int], reduce: str, where: str = ""
+    ) -> Sequence[Handle]:
+        """See `Communicator.reduce_scatter_coalesced_start`. The results are windows of one tensor."""
+        group = self._group(axes)
+        if group is None:
+            return [Completed(tensor) for tensor in tensors]
+        parts = [
+            self._parts(group, tensor, dim, where or "reduce_scatter")
+            for tensor, dim in zip(tensors, dims, strict=True)
+        ]
+        shapes = [part.shape[1:] for part in parts]
+        joined = torch.cat([part.flatten(1) for part in parts], 1)
+        handle = self._start(group, where, group.collectives.reduce_scatter, joined, reduce)
+        return Bucket(handle, lambda total: windows(total, shapes)).handles(len(shapes))
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""

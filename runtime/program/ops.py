@@ -24,8 +24,21 @@ COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.reduce_scatter_start": frozenset({"axes", "dim", "reduce"}),
     "comm.all_to_all_start": frozenset({"axes", "split_dim", "concat_dim"}),
     "comm.permute_start": frozenset({"axes", "shift"}),
+    "comm.all_reduce_coalesced_start": frozenset({"axes", "reduce"}),
+    "comm.all_gather_coalesced_start": frozenset({"axes", "dims"}),
+    "comm.reduce_scatter_coalesced_start": frozenset({"axes", "dims", "reduce"}),
 }
 """Collectives and their keywords. Each returns a handle, from which `comm.wait` gets the tensor."""
+
+COALESCED: dict[str, str] = {
+    "comm.all_reduce_coalesced_start": "comm.all_reduce_start",
+    "comm.all_gather_coalesced_start": "comm.all_gather_start",
+    "comm.reduce_scatter_coalesced_start": "comm.reduce_scatter_start",
+}
+"""The collectives of a bucket: a list of tensors of one dtype, with a handle for each; what each does for one tensor.
+
+`dims` has a dim for each tensor.
+"""
 
 MESSAGES: dict[str, frozenset[str]] = {
     "comm.send": frozenset({"axis", "peer"}),

@@ -16,7 +16,7 @@ from .entries import (
 )
 from .json_fields import Malformed
 from .mesh import RankMesh
-from .ops import COLLECTIVES, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
+from .ops import COALESCED, COLLECTIVES, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
 from .records import Function, Instruction, Pipeline
 from .validate_calls import check_call, check_slots, require
@@ -188,12 +188,14 @@ def _own_op(instruction: Instruction, mesh: RankMesh, path: str) -> None:
     expected = {**COLLECTIVES, **RANK_OPS}.get(instruction.op, frozenset())
     keywords = instruction.kwargs.keys() - ({MICROBATCH_INDEX} if depends_on_microbatch(instruction) else set())
     require(keywords == expected, f"{path}.kwargs: {instruction.op} takes {', '.join(sorted(expected)) or 'none'}")
-    arguments = {"rank.offset": 0, "rank.random": 2}.get(instruction.op, 1)
-    slots_only = all(isinstance(value, Slot) for value in instruction.args)
-    require(
-        len(instruction.args) == arguments and slots_only, f"{path}.args: {instruction.op} takes {arguments} slot(s)"
-    )
-    require(len(instruction.out) == 1, f"{path}.out: {instruction.op} returns one value")
+    if instruction.op in COALESCED:
+        _bucket(instruction, path)
+    else:
+        arguments = {"rank.offset": 0, "rank.random": 2}.get(instruction.op, 1)
+        slots_only = all(isinstance(value, Slot) for value in instruction.args)
+        is_valid = len(instruction.args) == arguments and slots_only
+        require(is_valid, f"{path}.args: {instruction.op} takes {arguments} slot(s)")
+        require(len(instruction.out) == 1, f"{path}.out: {instruction.op} returns one value")
     if instruction.op == "rank.random":
         _random_op(instruction, mesh, f"{path}.kwargs")
         return
@@ -204,8 +206,25 @@ def _own_op(instruction: Instruction, mesh: RankMesh, path: str) -> None:
             require(value in _REDUCES, f"{path}.kwargs.reduce: {value!r} is not one of {', '.join(sorted(_REDUCES))}")
         elif key == "shift":
             require(type(value) is int, f"{path}.kwargs.shift: {value!r} is not a whole number")
-        elif key not in ("fill", MICROBATCH_INDEX):
+        elif key not in ("fill", "dims", MICROBATCH_INDEX):
             require(isinstance(value, int) and value >= 0, f"{path}.kwargs.{key}: {value!r} is not a size or a dim")
+
+
+def _bucket(instruction: Instruction, path: str) -> None:
+    """Check the operands, results and dims of a collective of several tensors."""
+    match instruction.args:
+        case ((list() | tuple()) as refs,) if refs and all(isinstance(ref, Slot) for ref in refs):
+            count = len(refs)
+        case _:
+            raise Malformed(f"{path}.args: {instruction.op} takes a list of slots, found {instruction.args!r:.60}")
+    outs = len(instruction.out)
+    require(outs == count, f"{path}.out: {instruction.op} of {count} tensors returns as many, found {outs} slots")
+    if "dims" in instruction.kwargs:
+        dims = instruction.kwargs["dims"]
+        is_valid = isinstance(dims, list | tuple) and all(type(dim) is int and dim >= 0 for dim in dims)
+        require(is_valid, f"{path}.kwargs.dims: {dims!r:.60} is not a list of dims")
+        given = len(dims) if isinstance(dims, list | tuple) else 0
+        require(given == count, f"{path}.kwargs.dims: expected a dim for each of {count} tensors, found {given}")
 
 
 def _random_op(instruction: Instruction, mesh: RankMesh, path: str) -> None:

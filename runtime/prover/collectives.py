@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..program.arguments import dtype_name
 from ..program.mesh import RankMesh
+from ..program.ops import COALESCED
 from ..program.records import Instruction
 from .values import Meta
 
@@ -19,7 +21,8 @@ class Collective:
     op: str
     axes: tuple[str, ...]
     """The axes of its group, without those of size 1."""
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of its operand, or of each tensor of a bucket."""
     dtype: str
     options: tuple[tuple[str, object], ...]
     """The reduction and the dims."""
@@ -31,20 +34,36 @@ class Collective:
         return f"its {name} is {own_value} here and {theirs.get(name, 'not given')} there"
 
     def _fields(self) -> dict[str, object]:
-        return {"op": self.op, "shape": list(self.shape), "dtype": self.dtype, **dict(self.options)}
+        shape = ", ".join(str(list(shape)) for shape in self.shapes)
+        return {"op": self.op, "shape": shape, "dtype": self.dtype, **dict(self.options)}
 
 
-def collective_of(instruction: Instruction, operand: Meta, mesh: RankMesh) -> Collective:
-    """The collective that an instruction starts on `operand`."""
+def collective_of(instruction: Instruction, operands: Sequence[Meta], mesh: RankMesh) -> Collective:
+    """The collective that an instruction starts on its operands. Raises ValueError for a bucket of several dtypes."""
     axes = tuple(axis for axis in axes_of(instruction) if mesh.sizes[axis] > 1)
-    options = tuple((key, instruction.kwargs[key]) for key in sorted(instruction.kwargs) if key != "axes")
-    return Collective(instruction.op.removesuffix("_start"), axes, operand.shape, dtype_name(operand.dtype), options)
+    given = {key: instruction.kwargs[key] for key in sorted(instruction.kwargs) if key != "axes"}
+    options = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in given.items())
+    dtypes = list(dict.fromkeys(dtype_name(operand.dtype) for operand in operands))
+    if len(dtypes) != 1:
+        raise ValueError(f"a bucket takes tensors of one dtype, found {', '.join(dtypes)}")
+    shapes = tuple(operand.shape for operand in operands)
+    return Collective(instruction.op.removesuffix("_start"), axes, shapes, dtypes[0], options)
 
 
 def axes_of(instruction: Instruction) -> tuple[str, ...]:
     """The axes that an instruction names; empty where it names none."""
     axes = instruction.kwargs.get("axes")
     return tuple(str(axis) for axis in axes) if isinstance(axes, list | tuple) else ()
+
+
+def part_of(instruction: Instruction, index: int) -> Instruction:
+    """The collective that a bucket's does for its tensor `index`; the instruction itself where it takes one tensor."""
+    if instruction.op not in COALESCED:
+        return instruction
+    dims = instruction.kwargs.get("dims")
+    own = {"dim": dims[index]} if isinstance(dims, list | tuple) else {}
+    kwargs = {key: value for key, value in instruction.kwargs.items() if key != "dims"}
+    return replace(instruction, op=COALESCED[instruction.op], kwargs=kwargs | own)
 
 
 def result_of(instruction: Instruction, operand: Meta, mesh: RankMesh) -> Meta:

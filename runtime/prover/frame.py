@@ -16,9 +16,9 @@ import torch
 
 from ..program.arguments import Slot, fill_in
 from ..program.mesh import RankMesh
-from ..program.ops import COLLECTIVES, RANK_OPS
+from ..program.ops import COALESCED, COLLECTIVES, RANK_OPS
 from ..program.records import Function, Instruction
-from .collectives import collective_of, random_result_of, rank_result_of, result_of
+from .collectives import collective_of, part_of, random_result_of, rank_result_of, result_of
 from .events import Event, receive_of, send_of
 from .pieces import Calls, Own, Piece, Pieces, Waits
 from .shapes import ShapeUnknown, results_of
@@ -119,7 +119,7 @@ class Frame:
     def _results(self, instruction: Instruction, path: Path) -> list[Value]:
         try:
             if instruction.op in COLLECTIVES:
-                return [self._start(instruction, self._value(instruction), path)]
+                return self._start(instruction, path)
             if instruction.op == "comm.send":
                 meta = self._tensor(self._value(instruction), instruction.op, path).meta
                 self._pieces.append(Own(path[0][1], self._number(send_of(instruction, meta))))
@@ -165,20 +165,29 @@ class Frame:
             results.append(TensorValue(result.meta, storage))
         return results
 
-    def _start(self, instruction: Instruction, value: Value, path: Path) -> Future:
-        operand = self._tensor(value, instruction.op, path)
-        collective = collective_of(instruction, operand.meta, self._mesh)
-        result = _fresh(result_of(instruction, operand.meta, self._mesh), path)
-        future = Future(path, operand, result, has_event=bool(collective.axes))
-        if future.has_event:
-            self._pieces.append(Own(path[0][1], self._number(collective), future))
-        self._reading.setdefault(operand, []).append(future)
-        return future
+    def _start(self, instruction: Instruction, path: Path) -> list[Value]:
+        """The futures of a collective, one for each of its tensors."""
+        operands = [self._tensor(self.slots[slot], instruction.op, path) for slot in instruction.reads()]
+        collective = collective_of(instruction, [operand.meta for operand in operands], self._mesh)
+        metas = [
+            result_of(part_of(instruction, index), operand.meta, self._mesh) for index, operand in enumerate(operands)
+        ]
+        storages = _storages_of_results(instruction, metas, path)
+        bucket = (*(each.storage for each in operands), *storages) if len(operands) > 1 else ()
+        futures = [
+            Future(path, operand, TensorValue(meta, storage), has_event=bool(collective.axes), bucket=bucket)
+            for operand, meta, storage in zip(operands, metas, storages, strict=True)
+        ]
+        if collective.axes:
+            self._pieces.append(Own(path[0][1], self._number(collective), tuple(futures)))
+        for future in futures:
+            self._reading.setdefault(future.operand, []).append(future)
+        return [*futures]
 
     def _receive(self, instruction: Instruction, path: Path) -> Future:
         message, meta = receive_of(instruction)
         future = Future(path, _fresh(Meta.contiguous((0,), meta.dtype), path), _fresh(meta, path))
-        self._pieces.append(Own(path[0][1], self._number(message), future))
+        self._pieces.append(Own(path[0][1], self._number(message), (future,)))
         return future
 
     def _wait(self, value: Value, path: Path) -> TensorValue:
@@ -292,6 +301,13 @@ class Frame:
 
 def _fresh(meta: Meta, path: Path) -> TensorValue:
     return TensorValue(meta, Storage(meta.bytes, path))
+
+
+def _storages_of_results(instruction: Instruction, metas: Sequence[Meta], path: Path) -> list[Storage]:
+    """The memory of a collective's results: that of a bucket's sums is one, of which each is a window."""
+    if instruction.op in COALESCED and "reduce" in instruction.kwargs:
+        return [Storage(sum(meta.bytes for meta in metas), path)] * len(metas)
+    return [Storage(meta.bytes, path) for meta in metas]
 
 
 def _futures(pairs: Iterable[tuple[Value, Value]]) -> tuple[tuple[Future, Future], ...]:

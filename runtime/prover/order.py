@@ -48,11 +48,12 @@ class EventSequence:
 
     @cached_property
     def waits(self) -> dict[int, int]:
-        """By position of a collective or receive: the position of its wait; its own where the wait is unknown."""
+        """By position of a collective or receive: the position of its first wait; its own where the wait is unknown."""
         wait_of = {position: position for position, event in enumerate(self.events) if not isinstance(event, WaitEvent)}
         for position, event in enumerate(self.events):
             if isinstance(event, WaitEvent):
-                wait_of[position - event.distance] = position
+                start = position - event.distance
+                wait_of[start] = position if wait_of[start] == start else wait_of[start]
         return wait_of
 
     def numbers_over(self, axes: tuple[str, ...]) -> tuple[int, ...]:

@@ -19,12 +19,12 @@ MOST_EVENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Own:
-    """An event of the function itself: number `number` in the table; `future` is what it starts, if anything."""
+    """An event of the function itself: number `number` in the table; `futures` are what it starts, if anything."""
 
     index: int
     """The instruction."""
     number: int
-    future: Future | None = None
+    futures: tuple[Future, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def _append(
     for piece in function.pieces:
         match piece:
             case Own():
-                if piece.future is not None:
-                    known[piece.future] = len(numbers)
+                known.update(dict.fromkeys(piece.futures, len(numbers)))
                 numbers.append(piece.number)
             case Waits():
                 numbers.append(number(WaitEvent(len(numbers) - known[piece.future])))

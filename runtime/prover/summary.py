@@ -67,8 +67,10 @@ def callee_arguments(values: Sequence[Value], retained: set[Storage]) -> CalleeA
             case Future(start, operand, result, has_event, waited):
                 reads = TensorValue(operand.meta, storage(operand.storage))
                 fills = TensorValue(result.meta, storage(result.storage))
-                inside.values.append(Future(start, reads, fills, has_event, waited, is_argument=True))
+                bucket = tuple(storage(outer) for outer in value.bucket)
+                inside.values.append(Future(start, reads, fills, has_event, waited, True, bucket))
                 inside.signature.append((*described(operand), *described(result), has_event, waited))
+                inside.signature += [(numbers[outer], outer.bytes, outer in retained) for outer in value.bucket]
             case Opaque():
                 inside.values.append(value)
                 inside.signature.append((repr(value.value),))
@@ -96,7 +98,10 @@ def caller_results(summary: Summary, operands: Sequence[Value], call: tuple[str,
                     values[inner] = tensor(inner)
                 case Future(start, operand, result, has_event, waited):
                     place = (call, *waited) if waited else ()
-                    values[inner] = Future((call, *start), tensor(operand), tensor(result), has_event, place)
+                    bucket = tuple(storage(each) for each in inner.bucket)
+                    values[inner] = Future(
+                        (call, *start), tensor(operand), tensor(result), has_event, place, bucket=bucket
+                    )
                 case Opaque():
                     return inner
         return values[inner]

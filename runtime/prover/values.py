@@ -75,11 +75,13 @@ class Future:
     waited: Path = ()
     is_argument: bool = False
     """Whether it is an argument of the function, so that the caller must wait on it."""
+    bucket: tuple[Storage, ...] = ()
+    """Of a collective of several tensors: the memory of all, which each of its futures keeps."""
 
     @property
     def storages(self) -> tuple[Storage, ...]:
         """The memory of operand and result; the result's counts from the start."""
-        return (self.operand.storage, self.result.storage)
+        return (self.operand.storage, self.result.storage, *self.bucket)
 
 
 @dataclass(eq=False)

@@ -34,7 +34,7 @@ from ..program.entries import (
     microbatch_functions,
     reachable,
 )
-from ..program.ops import COLLECTIVES, MESSAGES, RANK_OPS, torch_op
+from ..program.ops import COALESCED, COLLECTIVES, MESSAGES, RANK_OPS, torch_op
 from ..program.records import Function, Instruction, Location
 from .in_place_sums import in_place_adds
 
@@ -169,10 +169,8 @@ class _Writer:
                 arguments.append(self._constant(self._where(instruction, index, function)))
             elif depends_on_microbatch(instruction):
                 arguments.append(_microbatch(instruction))
-            return (
-                self._store(instruction, f"{self._op(instruction.op)}({', '.join(arguments)})", gives_list=False)
-                + after
-            )
+            call = f"{self._op(instruction.op)}({', '.join(arguments)})"
+            return self._store(instruction, call, gives_list=instruction.op in COALESCED) + after
         op = torch_op(instruction.op)
         arguments += [
             f"{key}={self._value(value)}" for key, value in instruction.kwargs.items() if not keyword.iskeyword(key)
@@ -262,6 +260,9 @@ _PARAMETERS = {
     "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
     "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
     "comm.permute_start": ("axes", "shift"),
+    "comm.all_reduce_coalesced_start": ("axes", "reduce"),
+    "comm.all_gather_coalesced_start": ("axes", "dims"),
+    "comm.reduce_scatter_coalesced_start": ("axes", "dims", "reduce"),
     "comm.send": ("axis", "peer"),
     "comm.receive_start": ("axis", "peer", "size", "dtype"),
     "rank.shard": ("axes", "dim", "chunk"),

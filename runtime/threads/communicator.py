@@ -79,7 +79,9 @@ class RankGroup:
         self._lock = threading.Lock()
         self.reset()
 
-    def join(self, rank: int, members: tuple[int, ...], number: int, call: Call, tensor: Tensor) -> Rendezvous:
+    def join(
+        self, rank: int, members: tuple[int, ...], number: int, call: Call, tensors: Sequence[Tensor]
+    ) -> Rendezvous:
         """Join the rendezvous of a collective; the last member to join computes the shared result."""
         with self._lock:
             rendezvous = self._rendezvous.get((members, number))
@@ -92,11 +94,13 @@ class RankGroup:
                     self._fail(rank, rendezvous.error)
                     raise rendezvous.error
             rendezvous.calls[rank] = call
-            rendezvous.tensors[rank] = tensor
+            rendezvous.tensors[rank] = tensors
             self._last_started[rank] = call.where
             if len(rendezvous.tensors) < len(members):
                 return rendezvous
-        rendezvous.shared = shared_result(call, rendezvous.tensors_in_order())
+        rendezvous.shared = [
+            shared_result(call, rendezvous.tensors_in_order(index), index) for index in range(len(tensors))
+        ]
         with self._lock:
             del self._rendezvous[members, number]
             rendezvous.complete = True
@@ -230,36 +234,60 @@ class InProcessCommunicator:
 
     def all_reduce_start(self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = "") -> _Handle:
         """See `Communicator.all_reduce_start`."""
-        return self._start("all_reduce", tensor, axes, (("reduce", reduce),), where)
+        return self._start("all_reduce", (tensor,), axes, (("reduce", reduce),), where)[0]
 
     def all_gather_start(self, tensor: Tensor, axes: Sequence[str], dim: int, where: str = "") -> _Handle:
         """See `Communicator.all_gather_start`."""
-        return self._start("all_gather", tensor, axes, (("dim", dim),), where)
+        return self._start("all_gather", (tensor,), axes, (("dim", dim),), where)[0]
 
     def reduce_scatter_start(
         self, tensor: Tensor, axes: Sequence[str], dim: int, reduce: str, where: str = ""
     ) -> _Handle:
         """See `Communicator.reduce_scatter_start`."""
         self._check_divisible(tensor, axes, dim, "reduce_scatter", where)
-        return self._start("reduce_scatter", tensor, axes, (("dim", dim), ("reduce", reduce)), where)
+        return self._start("reduce_scatter", (tensor,), axes, (("dim", dim), ("reduce", reduce)), where)[0]
 
     def all_to_all_start(
         self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
     ) -> _Handle:
         """See `Communicator.all_to_all_start`."""
         self._check_divisible(tensor, axes, split_dim, "all_to_all", where)
-        return self._start("all_to_all", tensor, axes, (("split_dim", split_dim), ("concat_dim", concat_dim)), where)
+        options = (("split_dim", split_dim), ("concat_dim", concat_dim))
+        return self._start("all_to_all", (tensor,), axes, options, where)[0]
 
     def permute_start(self, tensor: Tensor, axes: Sequence[str], shift: int, where: str = "") -> _Handle:
         """See `Communicator.permute_start`."""
-        return self._start("permute", tensor, axes, (("shift", shift),), where)
+        return self._start("permute", (tensor,), axes, (("shift", shift),), where)[0]
+
+    def all_reduce_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], reduce: str, where: str = ""
+    ) -> list[_Handle]:
+        """See `Communicator.all_reduce_coalesced_start`."""
+        return self._start("all_reduce_coalesced", tensors, axes, (("reduce", reduce),), where)
+
+    def all_gather_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], dims: Sequence[int], where: str = ""
+    ) -> list[_Handle]:
+        """See `Communicator.all_gather_coalesced_start`."""
+        return self._start("all_gather_coalesced", tensors, axes, (("dims", tuple(dims)),), where)
+
+    def reduce_scatter_coalesced_start(
+        self, tensors: Sequence[Tensor], axes: Sequence[str], dims: Sequence[int], reduce: str, where: str = ""
+    ) -> list[_Handle]:
+        """See `Communicator.reduce_scatter_coalesced_start`."""
+        for tensor, dim in zip(tensors, dims, strict=True):
+            self._check_divisible(tensor, axes, dim, "reduce_scatter_coalesced", where)
+        options = (("dims", tuple(dims)), ("reduce", reduce))
+        return self._start("reduce_scatter_coalesced", tensors, axes, options, where)
 
     def send(self, tensor: Tensor, axis: str, peer: int, where: str = "") -> None:
         """See `Communicator.send`."""
         to = self._group.mesh.peer(self.rank, axis, peer)
         number = self.sent_counts.get(to, 0)
         self.sent_counts[to] = number + 1
-        self._group.post(self.rank, to, number, Call("message", tuple(tensor.shape), tensor.dtype, (), where), tensor)
+        self._group.post(
+            self.rank, to, number, Call("message", (tuple(tensor.shape),), tensor.dtype, (), where), tensor
+        )
 
     def receive_start(
         self, axis: str, peer: int, size: Sequence[int], dtype: torch.dtype, where: str = ""
@@ -268,23 +296,29 @@ class InProcessCommunicator:
         source = self._group.mesh.peer(self.rank, axis, peer)
         number = self.received_counts.get(source, 0)
         self.received_counts[source] = number + 1
-        call = Call("message", tuple(size), dtype, (), where)
+        call = Call("message", (tuple(size),), dtype, (), where)
         return _ReceiveHandle(self._group, self._group.post(source, self.rank, number, call, None))
 
     def close(self) -> None:
         """Do nothing: the group owns all resources."""
 
     def _start(
-        self, op: str, tensor: Tensor, axes: Sequence[str], options: tuple[tuple[str, object], ...], where: str
-    ) -> _Handle:
+        self,
+        op: str,
+        tensors: Sequence[Tensor],
+        axes: Sequence[str],
+        options: tuple[tuple[str, object], ...],
+        where: str,
+    ) -> list[_Handle]:
         key = tuple(axes)
         members = self._members.get(key)
         if members is None:
             members = self._members[key] = self._group.mesh.group(self.rank, key)
         number = self.collective_counts.get(members, 0)
         self.collective_counts[members] = number + 1
-        call = Call(op, tuple(tensor.shape), tensor.dtype, options, where)
-        return _Handle(self._group, self._group.join(self.rank, members, number, call, tensor), self.rank)
+        call = Call(op, tuple(tuple(tensor.shape) for tensor in tensors), tensors[0].dtype, options, where)
+        rendezvous = self._group.join(self.rank, members, number, call, tensors)
+        return [_Handle(self._group, rendezvous, self.rank, index) for index in range(len(tensors))]
 
     def _check_divisible(self, tensor: Tensor, axes: Sequence[str], dim: int, op: str, where: str) -> None:
         if tensor.shape[dim] % self.size(axes):
@@ -297,22 +331,23 @@ class InProcessCommunicator:
 
 
 class _Handle:
-    """The handle of one rank for a collective."""
+    """The handle of one rank for a collective; of a bucket, for tensor `index`."""
 
-    def __init__(self, group: RankGroup, rendezvous: Rendezvous, rank: int) -> None:
+    def __init__(self, group: RankGroup, rendezvous: Rendezvous, rank: int, index: int) -> None:
         self._group = group
         self._rendezvous = rendezvous
         self._rank = rank
+        self._index = index
 
     def wait(self) -> Tensor:
         """This rank's result."""
-        rendezvous = self._rendezvous
+        rendezvous, index = self._rendezvous, self._index
         self._group.wait(self._rank, rendezvous)
-        if rendezvous.shared is not None:
-            return rendezvous.shared
-        return own_result(
-            rendezvous.calls[self._rank], rendezvous.tensors_in_order(), rendezvous.members.index(self._rank)
-        )
+        shared = rendezvous.shared[index]
+        if shared is not None:
+            return shared
+        position = rendezvous.members.index(self._rank)
+        return own_result(rendezvous.calls[self._rank], rendezvous.tensors_in_order(index), position, index)
 
 
 class _ReceiveHandle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,8 @@ class Call:
     """One rank's call of a collective or message; all ranks must agree on all fields but `where`."""
 
     op: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of its tensor, or of the tensors of a bucket."""
     dtype: torch.dtype
     options: tuple[tuple[str, object], ...]
     where: str = field(compare=False)
@@ -28,13 +29,24 @@ class Call:
         """The first field that differs, with both values: "the shape: [2], [3]"."""
         if self.op != other.op:
             return f"the op: {self.op}, {other.op}"
-        if self.shape != other.shape:
-            return f"the shape: {list(self.shape)}, {list(other.shape)}"
+        if self.shapes != other.shapes:
+            return f"the shape: {self.shape_text}, {other.shape_text}"
         if self.dtype != other.dtype:
             return f"the dtype: {self.dtype}, {other.dtype}"
         pairs = zip(self.options, other.options, strict=True)
         name, mine, theirs = next((a[0], a[1], b[1]) for a, b in pairs if a != b)
         return f"{name}: {mine}, {theirs}"
+
+    @property
+    def shape_text(self) -> str:
+        """The shape, or those of a bucket."""
+        return ", ".join(str(list(shape)) for shape in self.shapes)
+
+    def part(self, index: int) -> dict[str, object]:
+        """The options for tensor `index`: of the dims of a bucket, its own."""
+        options = dict(self.options)
+        dims = options.pop("dims", None)
+        return options | ({"dim": dims[index]} if isinstance(dims, tuple) else {})
 
 
 class Rendezvous:
@@ -43,8 +55,9 @@ class Rendezvous:
     def __init__(self, members: tuple[int, ...]) -> None:
         self.members = members
         self.calls: dict[int, Call] = {}
-        self.tensors: dict[int, Tensor] = {}
-        self.shared: Tensor | None = None
+        self.tensors: dict[int, Sequence[Tensor]] = {}
+        """By member: its tensor, or those of its bucket."""
+        self.shared: list[Tensor | None] = []
         self.complete = False
         self.error: CollectiveError | None = None
         """Why it cannot complete; every member raises it."""
@@ -54,9 +67,9 @@ class Rendezvous:
         """The members that have not joined."""
         return [rank for rank in self.members if rank not in self.tensors]
 
-    def tensors_in_order(self) -> list[Tensor]:
-        """The members' tensors in coordinate order."""
-        return [self.tensors[rank] for rank in self.members]
+    def tensors_in_order(self, index: int = 0) -> list[Tensor]:
+        """The members' tensors (number `index` of a bucket) in coordinate order."""
+        return [self.tensors[rank][index] for rank in self.members]
 
     def wake(self) -> None:
         """Wake all waiting members, which then check the state again; the group's lock is held."""
@@ -88,27 +101,31 @@ class Message:
         self.sleepers.clear()
 
 
-def shared_result(call: Call, tensors: list[Tensor]) -> Tensor | None:
-    """The result that all members share, or None where each gets its own."""
-    options = dict(call.options)
+COALESCED = "_coalesced"
+"""The ending of a collective that does for each tensor of a bucket what the one without it does for one tensor."""
+
+
+def shared_result(call: Call, tensors: list[Tensor], index: int = 0) -> Tensor | None:
+    """The result that all members share, or None where each gets its own; `index` is the tensor's in a bucket."""
+    options, op = call.part(index), call.op.removesuffix(COALESCED)
     with torch.no_grad():
-        if call.op == "all_reduce":
+        if op == "all_reduce":
             return _reduced(tensors, str(options["reduce"]))
-        if call.op == "all_gather":
+        if op == "all_gather":
             return torch.cat(tensors, dim=_integer(options["dim"]))
     return None
 
 
-def own_result(call: Call, tensors: list[Tensor], position: int) -> Tensor:
-    """The result of the member at `position`."""
-    options = dict(call.options)
-    if call.op == "permute":
+def own_result(call: Call, tensors: list[Tensor], position: int, index: int = 0) -> Tensor:
+    """The result of the member at `position`; `index` is the tensor's in a bucket."""
+    options, op = call.part(index), call.op.removesuffix(COALESCED)
+    if op == "permute":
         return tensors[(position - _integer(options["shift"])) % len(tensors)]
-    along = _integer(options["dim"] if call.op == "reduce_scatter" else options["split_dim"])
-    chunk = call.shape[along] // len(tensors)
+    along = _integer(options["dim"] if op == "reduce_scatter" else options["split_dim"])
+    chunk = tensors[position].shape[along] // len(tensors)
     with torch.no_grad():
         chunks = [tensor.narrow(along, position * chunk, chunk) for tensor in tensors]
-        if call.op == "reduce_scatter":
+        if op == "reduce_scatter":
             return _reduced(chunks, str(options["reduce"]))
         return torch.cat(chunks, dim=_integer(options["concat_dim"]))
 
@@ -152,4 +169,4 @@ def message_mismatch(message: Message) -> CollectiveError:
 
 
 def _tensor_text(call: Call) -> str:
-    return f"{list(call.shape)} of {str(call.dtype).removeprefix('torch.')}"
+    return f"{call.shape_text} of {str(call.dtype).removeprefix('torch.')}"

@@ -13,6 +13,17 @@ _NESTED = '{dp = "shard(0, 1)", tp = "shard(0, 0)"}'
 _SUM = 'axes = ["tp"], reduce = "sum"'
 
 
+_TWO = "tensor<4xf32>, tensor<8xf32>"
+_FUTURES = "!async.value<tensor<4xf32>>, !async.value<tensor<8xf32>>"
+
+
+def _bucket(operands: str, taken: str, given: str, dims: str) -> str:
+    """A gather of several tensors over tp."""
+    return f"""%t = builtin.unrealized_conversion_cast {operands} : {taken} to tuple<{taken}>
+        %s = "comm.all_gather_coalesced"(%t) {{axes = ["tp"], dims = array<i64: {dims}>}}
+            : (tuple<{taken}>) -> tuple<{given}>"""
+
+
 def _module(arguments: str, body: str, level: str = "comm") -> Module:
     head = _HEAD.replace('level = "comm"', f'level = "{level}"')
     return Module.parse(f"{head}func.func @main({arguments}) {{\n{body}\nreturn }} }}")
@@ -49,6 +60,24 @@ def test_a_sound_module_passes() -> None:
         (
             "%x: tensor<4xf32>",
             f'%f = "comm.all_reduce_start"(%x) {{{_SUM}}} : (tensor<4xf32>) -> !async.value<tensor<4xf32>>',
+            "waited on exactly once, not 0 times",
+        ),
+        *(
+            ("%x: tensor<4xf32>, %y: tensor<8xf32>, %h: tensor<4xf16>", _bucket(*case), says)
+            for case, says in (
+                (("%x, %h", "tensor<4xf32>, tensor<4xf16>", "tensor<16xf32>, tensor<16xf16>", "0, 0"), "of one dtype"),
+                (("%x, %y", "tensor<4xf32>, tensor<8xf32>", "tensor<16xf32>, tensor<32xf32>", "0"), "but 1 dims"),
+                (("%x, %y", "tensor<4xf32>, tensor<8xf32>", "tensor<16xf32>, tensor<8xf32>", "0, 0"), r"result 1 must"),
+                (("%x, %y", "tensor<4xf32>, tensor<8xf32>", "tensor<16xf32>", "0, 0"), "2 tensors, but gives 1"),
+                (("%x, %y", "tensor<4xf32>, tensor<8xf32>", "tensor<16xf32>, tensor<8xf32>", "0, 2"), "none of its"),
+            )
+        ),
+        (
+            "%x: tensor<4xf32>, %y: tensor<8xf32>",
+            f"""%t = builtin.unrealized_conversion_cast %x, %y : tensor<4xf32>, tensor<8xf32> to tuple<{_TWO}>
+            %s = "comm.all_reduce_coalesced_start"(%t) {{{_SUM}}} : (tuple<{_TWO}>) -> tuple<{_FUTURES}>
+            %f:2 = builtin.unrealized_conversion_cast %s : tuple<{_FUTURES}> to {_FUTURES}
+            %a = "comm.wait"(%f#0) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>""",
             "waited on exactly once, not 0 times",
         ),
         (

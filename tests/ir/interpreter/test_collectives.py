@@ -129,3 +129,40 @@ def test_a_dim_that_a_group_does_not_divide_cannot_be_scattered() -> None:
       return %0 : tensor<2xf32>"""
     with pytest.raises(InterpreterError, match=r"(?s)E0653.*4 elements, which 3 ranks do not divide"):
         run(module("%a: tensor<4xf32>", "tensor<2xf32>", body), [torch.ones(4)])
+
+
+PLACED = '{dp = "shard(0)", tp = "shard(0)"}'
+BUCKETS = {
+    "all_reduce": ('reduce = "max"', 'reduce = "max"', "1x2x3xf64", "1x3x2xf64"),
+    "all_gather": ("dim = {} : i64", "dims = array<i64: 2, 1>", "1x2x9xf64", "1x9x2xf64"),
+    "reduce_scatter": (
+        'dim = {} : i64, reduce = "sum"',
+        'dims = array<i64: 2, 1>, reduce = "sum"',
+        "1x2x1xf64",
+        "1x1x2xf64",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BUCKETS)
+@pytest.mark.parametrize("is_started", [False, True], ids=["at once", "started"])
+def test_a_bucket_gives_each_tensor_what_its_own_collective_gives(kind: str, is_started: bool) -> None:
+    alone, together, *shapes = BUCKETS[kind]
+    taken = [f"tensor<1x2x3xf64, {PLACED}>", f"tensor<1x3x2xf64, {PLACED}>"]
+    given = [f"tensor<{shape}, {PLACED}>" for shape in shapes]
+    futures = [f"!async.value<{type_}>" for type_ in given]
+    listed, name = (futures, f"{kind}_coalesced_start") if is_started else (given, f"{kind}_coalesced")
+    waits = [f'%w{i} = "comm.wait"(%f#{i}) : ({futures[i]}) -> {given[i]}' for i in (1, 0)] if is_started else []
+    made = ["%w0", "%w1"] if is_started else ["%f#0", "%f#1"]
+    body = f"""
+      %0 = "comm.{kind}"(%a) {{axes = ["tp"], {alone.format(2)}}} : ({taken[0]}) -> {given[0]}
+      %1 = "comm.{kind}"(%b) {{axes = ["tp"], {alone.format(1)}}} : ({taken[1]}) -> {given[1]}
+      %t = builtin.unrealized_conversion_cast %a, %b : {", ".join(taken)} to tuple<{", ".join(taken)}>
+      %s = "comm.{name}"(%t) {{axes = ["tp"], {together}}} : (tuple<{", ".join(taken)}>) -> tuple<{", ".join(listed)}>
+      %f:2 = builtin.unrealized_conversion_cast %s : tuple<{", ".join(listed)}> to {", ".join(listed)}
+      {chr(10).join(waits)}
+      return %0, %1, {", ".join(made)} : {", ".join(given)}, {", ".join(given)}"""
+    results = ", ".join([*given, *given])
+    first, second = held(2, 3), held(3, 2)
+    one, other, *bucket = run(module(f"%a: {taken[0]}, %b: {taken[1]}", results, body), [first, second])
+    assert torch.equal(bucket[0], one) and torch.equal(bucket[1], other)

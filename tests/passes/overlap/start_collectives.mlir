@@ -100,3 +100,23 @@ module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
     return %0 : tensor<4xf32>
   }
 }
+
+// -----
+
+// Of a bucket, each result is waited for before its own first use.
+
+// CHECK: %[[F:.+]] = "comm.all_reduce_coalesced_start"
+// CHECK-NEXT: %[[FS:.+]]:2 = builtin.unrealized_conversion_cast %[[F]]
+// CHECK-NEXT: %[[B:.+]] = "comm.wait"(%[[FS]]#1)
+// CHECK-NEXT: %[[N:.+]] = "aten.neg_default"(%[[B]])
+// CHECK-NEXT: %[[A:.+]] = "comm.wait"(%[[FS]]#0)
+// CHECK-NEXT: return %[[A]], %[[N]]
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>, %y: tensor<2xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>, tensor<2xf32>) {
+  %t = builtin.unrealized_conversion_cast %x, %y : tensor<4xf32, {tp = "partial(sum)"}>, tensor<2xf32, {tp = "partial(sum)"}> to tuple<tensor<4xf32, {tp = "partial(sum)"}>, tensor<2xf32, {tp = "partial(sum)"}>>
+  %s = "comm.all_reduce_coalesced"(%t) {axes = ["tp"], reduce = "sum"} : (tuple<tensor<4xf32, {tp = "partial(sum)"}>, tensor<2xf32, {tp = "partial(sum)"}>>) -> tuple<tensor<4xf32>, tensor<2xf32>>
+  %r:2 = builtin.unrealized_conversion_cast %s : tuple<tensor<4xf32>, tensor<2xf32>> to tensor<4xf32>, tensor<2xf32>
+  %n = "aten.neg_default"(%r#1) : (tensor<2xf32>) -> tensor<2xf32>
+  return %r#0, %n : tensor<4xf32>, tensor<2xf32>
+}
+}

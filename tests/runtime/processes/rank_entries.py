@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ def cases() -> list[tuple[str, Callable[[Communicator], Handle]]]:
                 all_cases.append((f"all_gather {dim} {label}", gathering(axes, dtype, dim)))
             for split, concat in ((0, 0), (0, 1), (2, 0), (1, 2), (-1, 0)):
                 all_cases.append((f"all_to_all {split} {concat} {label}", exchanging(axes, dtype, split, concat)))
+            for wait_first in (0, 1):
+                all_cases.append((f"buckets {wait_first} {label}", bucketing(axes, dtype, wait_first)))
             for shift in (1, -1, 2, 0, 7):
                 all_cases.append((f"permute {shift} {label}", permuting(axes, dtype, shift)))
     for axes in AXES:
@@ -103,6 +105,39 @@ def exchanging(axes: tuple[str, ...], dtype: torch.dtype, split: int, concat: in
 
 def permuting(axes: tuple[str, ...], dtype: torch.dtype, shift: int) -> Callable[[Communicator], Handle]:
     return lambda c: c.permute_start(contribution(c, dtype).transpose(0, 1), axes, shift)
+
+
+class Joined:
+    """The results of several handles in one tensor."""
+
+    def __init__(self, handles: Sequence[Handle], wait_first: int) -> None:
+        self._handles = handles
+        self._wait_first = wait_first
+
+    def wait(self) -> Tensor:
+        """Wait for one first, then for the others."""
+        order = sorted(range(len(self._handles)), key=lambda index: index != self._wait_first)
+        results = {index: self._handles[index].wait() for index in order}
+        shapes = torch.tensor([extent for index in sorted(results) for extent in results[index].shape])
+        return torch.cat([shapes, *(results[index].flatten().double() for index in sorted(results))])
+
+
+def bucketing(axes: tuple[str, ...], dtype: torch.dtype, wait_first: int) -> Callable[[Communicator], Handle]:
+    """All three collectives of several tensors, each of three of unequal shapes, one of them not contiguous."""
+
+    def start(communicator: Communicator) -> Handle:
+        one = contribution(communicator, dtype)
+        bucket = [one, one.transpose(0, 1).contiguous().transpose(0, 1)[:, :4], one[:, 0]]
+        return Joined(
+            [
+                *communicator.all_reduce_coalesced_start(bucket, axes, "max"),
+                *communicator.all_gather_coalesced_start(bucket, axes, (0, 2, 1)),
+                *communicator.reduce_scatter_coalesced_start(bucket, axes, (1, 0, 1), "sum"),
+            ],
+            wait_first,
+        )
+
+    return start
 
 
 def gathering_much(axes: tuple[str, ...]) -> Callable[[Communicator], Handle]:

@@ -31,6 +31,10 @@ def drawn(**constants: Value) -> Instruction:
     return step("rank.random", S(0), S(0), **constants, below=None, out=[1])
 
 
+def _bucket(slots: Value, out: Sequence[int], **constants: Value) -> Instruction:
+    return step("comm.all_gather_coalesced_start", slots, axes=["tp"], **constants, out=out)
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -55,6 +59,14 @@ def drawn(**constants: Value) -> Instruction:
         (of(step("comm.permute_start", S(0), axes=["tp"], shift="1", out=[1])), "'1' is not a whole number"),
         (of(step("comm.permute_start", S(0), axes=["tp"], shift=True, out=[1])), "True is not a whole number"),
         (of(step("comm.permute_start", S(0), axes=["tp"], out=[1])), "takes axes, shift"),
+        (of(_bucket(S(0), dims=[0], out=[1])), "takes a list of slots"),
+        (of(_bucket([], dims=[], out=[])), "takes a list of slots"),
+        (of(_bucket([S(0), 3], dims=[0, 0], out=[1, 2])), "takes a list of slots"),
+        (of(_bucket([S(0), S(0)], dims=[0, 0], out=[1])), "of 2 tensors returns as many, found 1 slots"),
+        (of(_bucket([S(0), S(0)], dims=[0], out=[1, 2])), "expected a dim for each of 2 tensors, found 1"),
+        (of(_bucket([S(0)], dims=[-1], out=[1])), "[-1] is not a list of dims"),
+        (of(_bucket([S(0)], dims=0, out=[1])), "0 is not a list of dims"),
+        (of(_bucket([S(0)], dim=0, out=[1])), "takes axes, dims"),
         (of(step("comm.wait", 3, out=[1])), "takes 1 slot"),
         (of(step("comm.wait", S(0), out=[])), "returns one value"),
         (of(step("rank.shard", S(0), axes=["tp"], dim=0, chunk="1", out=[1])), "not a size or a dim"),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 from stretto.runtime.program.program import Program
 from stretto.runtime.program.records import Function, Instruction
-from stretto.runtime.prover import Verdict, prove
+from stretto.runtime.prover import RankClass, Verdict, prove, prove_ranks
 
 from .programs import S, layered, program, reduce, relu, step, wait
 
@@ -137,3 +138,57 @@ def test_a_counterexample_is_rendered_with_sources_and_as_json() -> None:
     report = verdict.to_json()
     assert report["verdict"] == "counterexample"
     assert report["counterexample"]["places"][0]["location"] == ["model.py", 31, "model.layers.*.mlp"]  # type: ignore[index,call-overload]
+
+
+def bucket(slots: Sequence[int], out: Sequence[int | None], free: Sequence[int] = ()) -> Instruction:
+    """Sums of several tensors, by one collective."""
+    operands = [S(slot) for slot in slots]
+    return step("comm.all_reduce_coalesced_start", operands, axes=["tp"], reduce="sum", out=out, free=free, loc=1)
+
+
+def test_a_bucket_is_one_collective_whose_futures_are_waited_on_in_any_order() -> None:
+    verdict = prove(program(relu(0, 1), bucket([0, 1], [2, 3]), wait(3, 4), relu(4, 5), wait(2, 6), result=6))
+    assert verdict.safe and verdict.collectives == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "result", "said", "places"),
+    [
+        ((bucket([0, 1], [2, 3]), wait(2, 4)), 4, "E0706", main(1, 2)),
+        ((bucket([0, 1], [2, None]), wait(2, 4)), 4, "E0705", main(1, 1)),
+        ((bucket([0, 1], [2, 3]), wait(2, 4, free=[]), wait(2, 5), wait(3, 6)), 6, "E0707", main(3, 2)),
+        ((bucket([0, 1], [2, 3]), relu(0, 1), wait(2, 4), wait(3, 5)), 5, "E0709", main(2, 1)),
+        ((bucket([0, 1], [2, 3]), relu(0, 4, free=[1]), wait(2, 5), wait(3, 6)), 6, "E0709", main(2, 1)),
+        ((bucket([0, 1], [2, 3]), relu(3, 4), wait(2, 5), wait(3, 6)), 6, "E0708", main(2, 1)),
+    ],
+    ids=["one is not waited on", "one has no slot", "twice", "overwritten", "freed", "not waited on"],
+)
+def test_a_fault_of_one_tensor_of_a_bucket_is_found(
+    code: Sequence[Instruction], result: int, said: str, places: list[Spot]
+) -> None:
+    assert found(prove(program(relu(0, 1), *code, result=result))) == (said, places)
+
+
+def test_all_of_a_bucket_counts_until_each_of_its_futures_is_waited_on() -> None:
+    """A tensor has 64 bytes: two operands (one is the input), a flat result of 128 bytes, and the op's own 64."""
+    one_by_one = (bucket([0, 1], [2, 3], free=[1]), wait(2, 4, free=[2, 4]), relu(0, 5), wait(3, 6, free=[3, 5]))
+    assert prove(program(relu(0, 1), *one_by_one, result=6)).peak_bytes == 64 + 64 + 128 + 64
+    kept = (bucket([0, 1], [2, 3], free=[1]), wait(2, 4, free=[2, 4]), wait(3, 6), relu(0, 5, free=[5]))
+    assert prove(program(relu(0, 1), *kept, result=6)).peak_bytes == 64 + 128 + 64
+
+
+def test_buckets_of_other_tensors_or_of_two_dtypes_are_refused() -> None:
+    wide = program(bucket([0, 0], [2, 3]), wait(2, 4), wait(3, 5), result=5)
+    narrow = program(bucket([0], [2]), wait(2, 5), result=5)
+    verdict = prove_ranks([RankClass(wide, (0,)), RankClass(narrow, (1,))])
+    assert found(verdict)[0] == "E0710" and "its shape is [4, 4], [4, 4] here" in verdict.render()
+    cast = step("aten._to_copy.default", S(0), out=[1], dtype=torch.float64)
+    mixed = prove(program(cast, bucket([0, 1], [2, 3]), wait(2, 4), wait(3, 5), result=4))
+    assert found(mixed)[0] == "E0714" and "of one dtype, found float32, float64" in mixed.render()
+
+
+def test_a_wait_in_a_bucket_is_the_first_of_its_waits_for_the_order_of_ranks() -> None:
+    """Rank 0 waits for a bucket's second tensor after the other collective is started; that is no deadlock."""
+    other = reduce(0, 5, "dp")
+    code = (bucket([0, 0], [2, 3]), wait(2, 4), other, wait(3, 6), wait(5, 7))
+    assert prove(program(*code, result=7, mesh=(("dp", 2), ("tp", 2)))).safe
