@@ -22,7 +22,7 @@ from .rank_ops import RankOps
 from .tensors import FLOATS
 
 CALL = "call"
-TURN = "turn"
+TURN = "microbatch_index"
 """The keyword of an instruction for its microbatch's position among those of its function's call."""
 
 Handle = Future | PendingReceive

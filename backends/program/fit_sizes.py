@@ -17,7 +17,7 @@ from itertools import combinations, product
 
 from ...runtime.program.arguments import Json
 from ...runtime.program.named_sizes import ExpressionTree
-from ...runtime.program.sizes import Sizes, value_of
+from ...runtime.reading.sizes import Sizes, value_of
 
 Values = tuple[int, ...]
 """The values of one number, one per sample."""

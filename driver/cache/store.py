@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ...diagnostics import StrettoError
 from ...runtime.program.arguments import Json
-from ...runtime.program.folder_files import MOST_BYTES
 from ...runtime.program.packed import pack, unpack
 from ...runtime.program.program import Program
+from ...runtime.reading.folder_files import MOST_BYTES
 from .location import cache_folder
 
 LARGEST_BYTES = 1 << 30

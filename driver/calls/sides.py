@@ -16,7 +16,7 @@ from ...runtime.checks.model_and_program import backward
 from ...runtime.checks.separate_microbatches import forward as forward_of_microbatches
 from ...runtime.philox import RngState
 from ...runtime.program.program import Program
-from ...runtime.program.records import Reference
+from ...runtime.program.reference_records import Reference
 from ..check.eager_model import EagerModel
 from ..check.users_call import UsersCall
 from ..model.compiled_module import compiled_module, program_of

@@ -20,9 +20,9 @@ from ...runtime.checks.model_and_program import Key, SingleDevice, rng_state_on_
 from ...runtime.checks.program_check import Expected
 from ...runtime.processes.jobs import check_process
 from ...runtime.program.arguments import DTYPES, Json
-from ...runtime.program.json_fields import Fields
 from ...runtime.program.program import Program
-from ...runtime.program.records import Reference
+from ...runtime.program.reference_records import Reference
+from ...runtime.reading.json_fields import Fields
 from ..compile.model_source import file_hash, source_file
 from .eager_model import EagerModel
 from .users_call import UsersCall

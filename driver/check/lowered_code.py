@@ -22,7 +22,7 @@ _PROGRAM_NAMES = {
     CALL: "call",
 }  # fmt: skip
 """By the name of an operation: that of its instruction."""
-_OF_PROGRAM = ("turn", "made_by")
+_OF_PROGRAM = ("microbatch_index", "made_by")
 """Keywords that a program adds."""
 
 

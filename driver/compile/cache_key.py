@@ -18,7 +18,7 @@ from typing import Any
 from ...frontend.forward_facts import NotKeyed, forward_facts
 from ...ops.allowed import allowed_ops
 from ...passes.sharding.rules.dtensor import strategies_of_the_caller
-from ...runtime.program.program import FORMAT
+from ...runtime.program.versions import FORMAT
 from .own_sources import own_state
 from .request import CompileRequest
 from .traced_call import TracedCall

@@ -16,7 +16,7 @@ from ...frontend.forward_facts import NotKeyed
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...passes.base import Remark, RemarkKind
 from ...runtime.program.arguments import Json
-from ...runtime.program.json_fields import Fields, Malformed
+from ...runtime.reading.json_fields import Fields, Malformed
 from ..cache.store import CacheEntry, CacheFault
 from .cache_key import cache_key
 from .new_program import completed, remark_json

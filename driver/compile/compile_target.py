@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -145,7 +146,10 @@ def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
         loss_only=mode is Mode.TRAIN,
         floats=Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED,
         arguments={"inputs": target.input_ranges},
-        source=source_record({**target.source, **_compute(plan)}, {"dtype": job.dtype, **job.wanted_sizes}),
+        source=source_record(
+            {**target.source, "plan": os.path.abspath(job.plan), **_compute(plan)},
+            {"dtype": job.dtype, **job.wanted_sizes},
+        ),
         keep_weights=target.weights_are_real,
     )
     request = CompileRequest.of(target.model, (), target.inputs, plan, options)

@@ -27,7 +27,7 @@ from ...frontend.dynamic_sizes.size_guards import NotSymbolic, SizeGuards
 from ...runtime.program.arguments import Json, Slot
 from ...runtime.program.named_sizes import NamedSize, Symbolic
 from ...runtime.program.program import Program
-from ...runtime.program.sizes import holds
+from ...runtime.reading.sizes import holds
 from .request import Compiled, Found
 
 Sizes = Mapping[str, int]
@@ -268,10 +268,10 @@ def _sliced_into_microbatches(program: Program) -> set[tuple[str, int]]:
 
 def _without_ranges(reference: Json) -> Json:
     """A reference without the ranges of inputs, which come from the values of the call and not from its sizes."""
-    checks = reference.get("checks") if isinstance(reference, Mapping) else None
+    checks = reference.get("stated") if isinstance(reference, Mapping) else None
     if not isinstance(reference, Mapping) or not isinstance(checks, Mapping):
         return reference
-    return {**reference, "checks": {key: value for key, value in checks.items() if key != "ranges"}}
+    return {**reference, "stated": {key: value for key, value in checks.items() if key != "ranges"}}
 
 
 def _divisibility(sizes: Sizes, part_counts: Mapping[str, Sequence[int]]) -> tuple[str, ...]:

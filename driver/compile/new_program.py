@@ -21,7 +21,7 @@ from ...passes.base import Remark
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Manifest, Program
-from ...runtime.program.records import Stated
+from ...runtime.program.reference_records import Stated
 from .pipeline_requirements import is_alone
 from .request import Options
 
@@ -54,7 +54,7 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
         lowered.locations,
         ir=module.text(),
         remarks=[remark_json(r) for r in remarks],
-        reference={**captured.reference, "checks": _stated(captured, manifest).to_json()},
+        reference={**captured.reference, "stated": _stated(captured, manifest).to_json()},
         initial={},
         pipeline=pipeline,
     ).validated
@@ -67,12 +67,12 @@ def completed(
     arguments = {**_told(options.arguments, ranges), **_kept(program.manifest.arguments)}
     reference = program.reference
     assert isinstance(reference, Mapping), "a compiled program has a reference"
-    checks = reference["checks"]
+    checks = reference["stated"]
     assert isinstance(checks, Mapping), "a reference says what is checked"
     return replace(
         program,
         manifest=replace(program.manifest, arguments=arguments, source=options.source),
-        reference={**reference, "checks": {**checks, "ranges": arguments["inputs"]}},
+        reference={**reference, "stated": {**checks, "ranges": arguments["inputs"]}},
         initial=_initial(program, model, constants, options),
     )
 

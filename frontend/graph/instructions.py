@@ -69,7 +69,7 @@ class Instructions:
 
 def instruction(op: str, args: list[Any], out: list[int | None], kwargs: Mapping[str, Any] | None = None) -> Json:
     """An instruction that frees nothing yet."""
-    return {"op": op, "args": args, "kwargs": dict(kwargs or {}), "out": out, "free": [], "loc": None}
+    return {"op": op, "args": args, "kwargs": dict(kwargs or {}), "out": out, "free": []}
 
 
 def _boundary(node: fx.Node) -> Json:

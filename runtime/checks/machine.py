@@ -9,7 +9,8 @@ from math import prod
 from ..errors import RunError
 from ..program.arguments import DTYPES
 from ..program.program import Program
-from ..program.records import Input, ReferenceInput
+from ..program.records import Input
+from ..program.reference_records import ReferenceInput
 
 MOST_RANKS = 4096
 """The most ranks that one machine runs, as threads or as processes."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..philox import RngState
 from ..program.program import Program
-from ..program.records import Input, Reference
+from ..program.records import Input
 from ..program.reference import Promote, run_reference
+from ..program.reference_records import Reference
 from ..rank.autograd import run
 from ..session import Session
 from .reference_draws import reference_draw

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..errors import RunError
 from ..program.arguments import Json
 from ..program.program import Program
-from ..program.records import Input, Reference, ReferenceInput
+from ..program.records import Input
+from ..program.reference_records import Reference, ReferenceInput
 from ..session import Session
 from ..threads.session import RankThreads, Replicas
 from . import random_values

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..program.program import Program
-from ..program.records import Reference
+from ..program.reference_records import Reference
 from .model_and_program import OneDevice
 
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 from ..errors import RunError
 from ..program.arguments import Json
 from ..program.program import Program
-from ..program.records import Input, Reference, Stated
+from ..program.records import Input
+from ..program.reference_records import Reference, Stated
 from .report import CheckRow, Verdict
 
 Ranges = Mapping[str, tuple[int, int]]

@@ -19,11 +19,11 @@ from ..checks.report import CheckReport, CheckRow, Verdict
 from ..checks.stated import Ranges
 from ..checks.steps import StepsReport, run_steps
 from ..program.arguments import Json
-from ..program.json_fields import Fields
 from ..program.ops import OWN_OPS
 from ..program.program import Program
 from ..program.records import Input
 from ..rank.nan_watch import detect_anomaly
+from ..reading.json_fields import Fields
 from ..session import Session
 from ..threads.session import Replicas
 from .launch import run_processes

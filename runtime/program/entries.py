@@ -14,7 +14,7 @@ MAIN = "main"
 """The entry of all ranks in a program without a pipeline."""
 MICROBATCH = "microbatch"
 """The microbatch axis, which `rank.*` instructions may name; also the keyword of a call that gives its microbatch."""
-MICROBATCH_INDEX = "turn"
+MICROBATCH_INDEX = "microbatch_index"
 """The keyword of an instruction in a function called for several microbatches: the position of its own among them."""
 
 Record = TypeVar("Record", Input, Output)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ProgramError
+from ..reading.folder_files import altered, json_of, read_file, sha256_of, text_of, unreadable
+from ..reading.json_fields import Fields, Malformed
 from .arguments import Json
-from .folder_files import altered, json_of, read_file, sha256_of, text_of, unreadable
-from .json_fields import Fields, Malformed
+from .versions import refuse_other_format
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -28,21 +29,13 @@ SIZES = "sizes.json"
 """Exists only for a program with named sizes."""
 
 
-def read_files(folder: Path, newest: int) -> tuple[dict[str, object], dict[str, object], str]:
+def read_files(folder: Path) -> tuple[dict[str, object], dict[str, object], str]:
     """The files' contents by name (JSON decoded), the manifest, and the program's hash. Checks all hashes.
 
-    Raises ProgramError E0301 to E0306; `newest` is the newest format number that the caller reads.
+    Raises ProgramError E0301 to E0306.
     """
     manifest = _manifest(folder)
-    version = manifest.get("format")
-    if not isinstance(version, int):
-        raise ProgramError("E0301", f"'{folder}' is not a program folder: its '{MANIFEST}' has no format number")
-    if version > newest:
-        raise ProgramError(
-            "E0304",
-            f"the program in '{folder}' has format {version}, but this version reads formats up to {newest}",
-            help="install a newer stretto, or compile the program again with this one",
-        )
+    refuse_other_format(manifest, folder)
     try:
         fields = Fields(manifest, MANIFEST)
         sums = {name: str(value) for name, value in fields.mapping("files").items()}

@@ -1,6 +1,6 @@
 """Limits of a program: a folder may come from anyone, and what it states must not exhaust memory or time.
 
-They are far above what a compile gives. Files are limited in `folder_files.py`, expressions of sizes in `sizes.py`, and
+They are far above what a compile gives. Files and expressions of sizes are limited in `reading/`, and
 what a proof may walk in `prover/analysis.py`.
 """
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ..reading.json_fields import Fields, Malformed
+from ..reading.sizes import BadExpression, holds, parse, value_of
 from .arguments import Json
-from .json_fields import Fields, Malformed
 from .records import Function, Input, Instruction, Output
-from .sizes import BadExpression, holds, parse, value_of
 
 T = TypeVar("T", Input, Output, Instruction)
 ExpressionTree = Mapping[str, "ExpressionTree | str"]

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ProgramError
+from ..reading.folder_files import MOST_BYTES, json_of
+from ..reading.json_fields import Fields, Malformed
 from .arguments import Json
 from .folder import JSON_FILES, SIZES, TEXT_FILES
-from .folder_files import MOST_BYTES, json_of
-from .json_fields import Fields, Malformed
-from .program import FORMAT, Manifest, Program, program_of_files
+from .program import Manifest, Program, program_of_files
+from .versions import FORMAT
 
 _DIGEST = hashlib.sha256().digest_size
 

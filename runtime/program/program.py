@@ -19,21 +19,18 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import ProgramError
+from ..reading.json_fields import Fields, Malformed
 from .arguments import Json
 from .entries import Entry, entries
 from .folder import read_files, read_weights, weights_hash, write_folder
-from .json_fields import Fields, Malformed
 from .mesh import RankMesh
 from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_outputs
-from .records import Function, Input, Location, Output, Pipeline, Reference
+from .records import Function, Input, Location, Output, Pipeline
+from .reference_records import Reference
 from .validate import validate
 from .validate_reference import validate_reference
+from .versions import FORMAT
 
-FORMAT = 2
-"""The newest program format that this version reads, and the one it writes.
-
-Since format 2, messages name what they carry (`ops.MESSAGE_NAMES`). Programs of format 1 are read and run as before.
-"""
 NOT_CHECKED: Mapping[str, Json] = {"result": "not checked"}
 """What the manifest says of a program that nobody compared with eager PyTorch."""
 
@@ -99,9 +96,9 @@ class Program:
 
     @staticmethod
     def load(folder: str | Path) -> Program:
-        """Read a program folder. Raises ProgramError for one that is truncated, altered or of a newer format."""
+        """Read a program folder. Raises ProgramError for one that is truncated, altered or of another format."""
         folder = Path(folder)
-        files, manifest, digest = read_files(folder, FORMAT)
+        files, manifest, digest = read_files(folder)
         try:
             program = program_of_files(Manifest.from_json(manifest), files)
         except Malformed as error:

@@ -6,11 +6,11 @@ key. Arguments of instructions are decoded (`Slot`, dtypes, floats), see `argume
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..reading.json_fields import Fields, Malformed
 from .arguments import Json, Value, decode, encode, slots_in
-from .json_fields import Fields, Malformed
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Output:
     shards: tuple[Shard, ...] = ()
     index: int | None = None
     unreduced_over: tuple[str, ...] = ()
-    """The axes over which a gradient is still to be summed by whoever takes it (key "addends")."""
+    """The axes over which a gradient is still to be summed by whoever takes it."""
     stages: tuple[int, ...] | None = None
     """In a pipeline: the stages that return it (None: all)."""
 
@@ -104,7 +104,7 @@ class Output:
         return {
             "kind": self.kind, "name": self.name, "index": self.index, "shape": list(self.shape), "dtype": self.dtype,
             "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
-            "addends": list(self.unreduced_over), **_stages(self.stages),
+            "unreduced_over": list(self.unreduced_over), **_stages(self.stages),
         }  # fmt: skip
 
     @staticmethod
@@ -113,7 +113,7 @@ class Output:
         return Output(
             name=fields.string("name"), kind=fields.string("kind"), shape=fields.integers("shape"),
             dtype=fields.string("dtype"), slot=fields.integer("slot"), shards=fields.list_of("shards", Shard.from_json),
-            index=fields.integer_or_null("index"), unreduced_over=fields.strings("addends"),
+            index=fields.integer_or_null("index"), unreduced_over=fields.strings("unreduced_over"),
             stages=fields.optional_integers("stages"),
         )  # fmt: skip
 
@@ -139,19 +139,21 @@ class Instruction:
         return tuple(slot for slot in self.out if slot is not None)
 
     def to_json(self) -> dict[str, Json]:
-        kwargs = {key: encode(value) for key, value in self.kwargs.items()}
-        return {
-            "op": self.op, "args": encode(self.args), "kwargs": kwargs,
-            "out": list(self.out), "free": list(self.free), "loc": self.loc,
+        kwargs: Json = {key: encode(value) for key, value in self.kwargs.items()}
+        fields: dict[str, Json] = {
+            "args": encode(self.args), "kwargs": kwargs, "out": list(self.out), "free": list(self.free),
+            "location": self.loc,
         }  # fmt: skip
+        return {"op": self.op, **{key: value for key, value in fields.items() if value not in ([], {}, None)}}
 
     @staticmethod
     def from_json(value: object, path: str) -> Instruction:
         fields = Fields(value, path)
         return Instruction(
-            op=fields.string("op"), args=fields.list_of("args", _argument),
-            kwargs={key: _argument(value, f"{path}.kwargs.{key}") for key, value in fields.mapping("kwargs").items()},
-            out=fields.integers_or_nulls("out"), free=fields.integers("free"), loc=fields.integer_or_null("loc"),
+            op=fields.string("op"), args=fields.list_of_or("args", _argument, ()),
+            kwargs={key: _argument(v, f"{path}.kwargs.{key}") for key, v in fields.mapping_or("kwargs", {}).items()},
+            out=fields.integers_or_nulls_or("out", ()), free=fields.integers_or("free", ()),
+            loc=fields.optional_integer("location"),
         )  # fmt: skip
 
 
@@ -193,7 +195,7 @@ class Pipeline:
     entries: tuple[str, ...]
     microbatches: int
     separate_microbatches: bool = False
-    """Whether the step is the mean over microbatches, each computed as a batch of its own (key "alone").
+    """Whether the step is the mean over microbatches, each computed as a batch of its own.
 
     The reference then computes one microbatch.
     """
@@ -201,7 +203,7 @@ class Pipeline:
     """Custom autograd functions whose backward is not linear in its gradient: the step's tangent is the forward's."""
 
     def to_json(self) -> dict[str, Json]:
-        more: dict[str, Json] = {"alone": True} if self.separate_microbatches else {}
+        more: dict[str, Json] = {"separate_microbatches": True} if self.separate_microbatches else {}
         if self.nonlinear:
             more["nonlinear"] = list(self.nonlinear)
         return {"axis": self.axis, "entries": list(self.entries), "microbatches": self.microbatches, **more}
@@ -213,7 +215,7 @@ class Pipeline:
             fields.string("axis"),
             fields.strings("entries"),
             fields.integer("microbatches"),
-            fields.boolean_or("alone", False),
+            fields.boolean_or("separate_microbatches", False),
             fields.list_of_or("nonlinear", lambda name, _path: str(name), ()),
         )
 
@@ -232,152 +234,6 @@ class Location:
             case [str(file), int(line), str(module)]:
                 return Location(file, line, module)
         raise Malformed(f"{path}: expected [file, line, module path], found {value!r:.60}")
-
-
-@dataclass(frozen=True)
-class ReferenceInput:
-    """A tensor that the reference takes; its slot is its position in the list of inputs."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    aliases: tuple[str, ...] = ()
-    index: int | None = None
-
-    @staticmethod
-    def from_json(value: object, path: str) -> ReferenceInput:
-        fields = Fields(value, path)
-        return ReferenceInput(
-            fields.string("name"), fields.string("kind"), fields.integers("shape"), fields.string("dtype"),
-            fields.strings("aliases"), fields.integer_or_null("index"),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ReferenceOutput:
-    """A result of the reference: output `index` of the model, or (kind "buffer") the new value of a buffer."""
-
-    kind: str
-    name: str
-    index: int
-    slot: int
-
-    @staticmethod
-    def from_json(value: object, path: str) -> ReferenceOutput:
-        fields = Fields(value, path)
-        kind, name = fields.string_or("kind", "output"), fields.string_or("name", "")
-        return ReferenceOutput(kind, name, fields.integer("index"), fields.integer("slot"))
-
-
-@dataclass(frozen=True)
-class Stated:
-    """What a check compares, as captured: no pass has touched it (key "checks" of the reference)."""
-
-    mode: str
-    dtype: str
-    """The dtype that results are judged in."""
-    trained: tuple[str, ...]
-    """The parameters that require a gradient."""
-    inputs_with_gradients: tuple[str, ...]
-    differentiated: tuple[int, ...]
-    """Indices of the outputs that have a tangent."""
-    ranges: Mapping[str, Json] = field(default_factory=dict)
-    """By integer input: {"low": 0, "high": 40, "ignore_index": -100}."""
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "mode": self.mode, "dtype": self.dtype, "trained": list(self.trained),
-            "inputs_with_gradients": list(self.inputs_with_gradients), "differentiated": list(self.differentiated),
-            "ranges": dict(self.ranges),
-        }  # fmt: skip
-
-    @staticmethod
-    def from_json(value: object, path: str = "reference.json.checks") -> Stated:
-        fields = Fields(value, path)
-        return Stated(
-            fields.string("mode"), fields.string("dtype"), fields.strings("trained"),
-            fields.strings("inputs_with_gradients"), fields.integers("differentiated"),
-            fields.mapping("ranges"),  # type: ignore[arg-type]
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FunctionBackward:
-    """A backward of a custom autograd function, for the case that some outputs have a gradient."""
-
-    tangents: tuple[int | None, ...]
-    """The slot of the gradient of each differentiable output; None where that has none."""
-    code: tuple[Instruction, ...]
-    gradients: tuple[int | None, ...]
-    """The slot of the gradient of each input; None where it gets none."""
-
-    @staticmethod
-    def from_json(value: object, path: str) -> FunctionBackward:
-        fields = Fields(value, path)
-        return FunctionBackward(
-            fields.integers_or_nulls("tangents"),
-            fields.list_of("code", Instruction.from_json),
-            fields.integers_or_nulls("gradients"),
-        )
-
-
-@dataclass(frozen=True)
-class CustomFunction:
-    """A custom autograd function of the reference: forward and backwards over one frame, which begins with operands."""
-
-    name: str
-    slots: int
-    operands: int
-    inputs: int
-    """The first so many operands get gradients."""
-    code: tuple[Instruction, ...]
-    outputs: tuple[int, ...]
-    differentiable: tuple[int, ...]
-    """Indices of the outputs that have a gradient."""
-    backwards: tuple[FunctionBackward, ...]
-
-    @staticmethod
-    def from_json(value: object, path: str) -> CustomFunction:
-        fields = Fields(value, path)
-        return CustomFunction(
-            fields.string("name"), fields.integer("slots"), fields.integer("operands"), fields.integer("inputs"),
-            fields.list_of("code", Instruction.from_json), fields.integers("outputs"),
-            fields.integers("differentiable"), fields.list_of("backwards", FunctionBackward.from_json),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The exported single-device forward, which the program must equal."""
-
-    inputs: tuple[ReferenceInput, ...]
-    outputs: tuple[ReferenceOutput, ...]
-    slots: int
-    code: tuple[Instruction, ...]
-    stated: Stated | None = None
-    """None in a reference of an older version: a check then believes the program."""
-    functions: tuple[CustomFunction, ...] = ()
-    """The custom autograd functions that the code calls."""
-
-    def all_code(self) -> Iterator[Instruction]:
-        """The instructions, with those of the functions."""
-        yield from self.code
-        for function in self.functions:
-            yield from function.code
-            for backward in function.backwards:
-                yield from backward.code
-
-    @staticmethod
-    def from_json(value: object, path: str = "reference.json") -> Reference:
-        fields = Fields(value, path)
-        return Reference(
-            inputs=fields.list_of("inputs", ReferenceInput.from_json),
-            outputs=fields.list_of("outputs", ReferenceOutput.from_json),
-            slots=fields.integer("slots"), code=fields.list_of("code", Instruction.from_json),
-            stated=fields.optional("checks", Stated.from_json),
-            functions=fields.list_of_or("functions", CustomFunction.from_json, ()),
-        )  # fmt: skip
 
 
 def _stages(stages: tuple[int, ...] | None) -> dict[str, Json]:

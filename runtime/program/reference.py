@@ -14,8 +14,9 @@ from ..errors import RunError
 from ..philox import Part, draw
 from .arguments import fill_in
 from .ops import Op, torch_op
-from .records import Instruction, Reference
+from .records import Instruction
 from .reference_functions import CUSTOM_FUNCTION, call_custom_function
+from .reference_records import Reference
 
 _RAISED = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64}
 _RAISED_COMPLEX = {torch.complex64: torch.complex128}

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .records import CustomFunction, Instruction
+from .records import Instruction
+from .reference_records import CustomFunction
 
 CUSTOM_FUNCTION = "stretto.custom_function"
 """The op that calls one. Arguments: its index among the reference's functions, then its operands."""

@@ -1,7 +1,7 @@
 """Validation of a program: its mesh, inputs, outputs and pipeline here, its functions in `validate_functions.py`.
 
 The executor runs a valid program without further checks. Hashes are checked in `folder.py`, the types of JSON fields in
-`json_fields.py`.
+`reading/json_fields.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from ..reading.json_fields import Malformed
 from .arguments import DTYPES
 from .entries import (
     MAIN,
@@ -17,7 +18,6 @@ from .entries import (
     entries,
     records_of_stage,
 )
-from .json_fields import Malformed
 from .limits import check_limits
 from .mesh import RankMesh
 from .records import Function, Input, Output, Pipeline, Shard
@@ -50,7 +50,7 @@ def validate(
         _stages(argument, pipeline, f"program.json.inputs[{index}].stages")
     for index, result in enumerate(outputs):
         _tensor(result, OUTPUT_KINDS, mesh, f"program.json.outputs[{index}]")
-        _unreduced(result, mesh, f"program.json.outputs[{index}].addends")
+        _unreduced(result, mesh, f"program.json.outputs[{index}].unreduced_over")
         _stages(result, pipeline, f"program.json.outputs[{index}].stages")
     FunctionValidator(functions, names, mesh, locations, pipeline).check()
     named = {(argument.kind, argument.name) for argument in inputs}

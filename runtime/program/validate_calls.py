@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import ProgramError
-from .json_fields import Malformed
+from ..reading.json_fields import Malformed
 from .ops import Op
 from .records import Instruction
 

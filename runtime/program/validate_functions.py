@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import ProgramError
+from ..reading.json_fields import Malformed
 from .arguments import DTYPES, Slot
 from .entries import (
     MAIN,
@@ -14,7 +15,6 @@ from .entries import (
     microbatch_functions,
     microbatches_per_call,
 )
-from .json_fields import Malformed
 from .mesh import RankMesh
 from .ops import COALESCED, COLLECTIVES, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim

@@ -13,9 +13,10 @@ import torch
 from .arguments import DTYPES, Slot
 from .limits import MOST_SLOTS
 from .ops import torch_op
-from .records import CustomFunction, FunctionBackward, Instruction, Reference, Stated
+from .records import Instruction
 from .reference import AUTOCAST_BEGIN, AUTOCAST_END, RANDOM
 from .reference_functions import CUSTOM_FUNCTION
+from .reference_records import CustomFunction, FunctionBackward, Reference, Stated
 from .validate_calls import check_call, check_slots, require
 
 _INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random"})
@@ -45,7 +46,7 @@ def validate_reference(reference: Reference) -> None:
 
 
 def _stated(stated: Stated, reference: Reference) -> None:
-    path = "reference.json.checks"
+    path = "reference.json.stated"
     require(stated.mode in ("train", "infer"), f"{path}.mode: '{stated.mode}' is neither train nor infer")
     require(stated.dtype in DTYPES, f"{path}.dtype: '{stated.dtype}' is not a dtype")
     require(DTYPES[stated.dtype].is_floating_point, f"{path}.dtype: '{stated.dtype}' is not a floating dtype")

@@ -294,7 +294,7 @@ def test_a_program_records_that_its_microbatches_are_separate() -> None:
     assert compiled.pipeline is not None
     assert compiled.pipeline.separate_microbatches
     assert type(compiled.pipeline).from_json(compiled.pipeline.to_json()) == compiled.pipeline
-    assert "alone" not in type(compiled.pipeline)("pp", ("a",), 1).to_json()
+    assert "separate_microbatches" not in type(compiled.pipeline)("pp", ("a",), 1).to_json()
 
 
 @pytest.mark.slow

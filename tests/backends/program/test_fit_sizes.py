@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stretto.backends.program.fit_sizes import Differs, distinguishes, fit
-from stretto.runtime.program.sizes import value_of
+from stretto.runtime.reading.sizes import value_of
 
 SAMPLES = [{"batch": 4, "seq": 16}, {"batch": 10, "seq": 35}, {"batch": 14, "seq": 50}]
 PARTS = (2, 4)
@@ -47,7 +47,7 @@ def test_chunks_are_told_from_products_for_odd_samples() -> None:
 
 
 def test_places_say_only_what_differs() -> None:
-    trees = [{"op": "view", "args": [{"%": 3}, [item["batch"], 7]], "loc": None} for item in SAMPLES]
+    trees = [{"op": "view", "args": [{"%": 3}, [item["batch"], 7]], "location": None} for item in SAMPLES]
     assert fit(trees, SAMPLES, PARTS, "program").places == {"args": {"1": {"0": "batch"}}}
 
 

@@ -174,7 +174,7 @@ def test_a_constant_that_the_module_does_not_have_is_named_whatever_it_computes(
     for name, index in places:
         instruction = program.functions[name].code[index]
         for key, value in instruction.kwargs.items():
-            if type(value) in (int, float) and (instruction.op, key) not in seen and key != "turn":
+            if type(value) in (int, float) and (instruction.op, key) not in seen and key != "microbatch_index":
                 seen.add((instruction.op, key))
                 other = replace(instruction, kwargs={**instruction.kwargs, key: value + 1})
                 function = program.functions[name]

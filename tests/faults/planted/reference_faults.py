@@ -40,17 +40,17 @@ def stated(key: str, value: object) -> Plant:
     """Something else in what the reference says of the check."""
 
     def in_place(reference: Any) -> None:
-        reference["checks"][key] = value
+        reference["stated"][key] = value
 
     return in_json(REFERENCE, in_place)
 
 
 def parameter_not_stated(reference: Any) -> None:
-    reference["checks"]["trained"].remove(Q)
+    reference["stated"]["trained"].remove(Q)
 
 
 def nothing_stated(reference: Any) -> None:
-    del reference["checks"]
+    del reference["stated"]
 
 
 def no_outputs(reference: Any) -> None:

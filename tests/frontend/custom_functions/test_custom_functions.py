@@ -10,8 +10,8 @@ import torch
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode, OutputKind, origin_of
 from stretto.runtime.checks.program_check import check
-from stretto.runtime.program.records import Reference
 from stretto.runtime.program.reference import run_reference
+from stretto.runtime.program.reference_records import Reference
 from stretto.runtime.program.validate_reference import validate_reference
 from torch import Tensor
 

@@ -12,7 +12,7 @@ from stretto.frontend.dynamic_sizes.dynamic_dims import DynamicDims, SizeRange, 
 from stretto.frontend.dynamic_sizes.size_guards import NotSymbolic, SizeGuards
 from stretto.frontend.dynamic_sizes.symbolic_capture import forward_symbolically
 from stretto.frontend.targets.fake_parameters import fake_parameters
-from stretto.runtime.program.sizes import holds
+from stretto.runtime.reading.sizes import holds
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 

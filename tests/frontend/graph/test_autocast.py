@@ -9,8 +9,8 @@ import pytest
 import torch
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Mode
-from stretto.runtime.program.records import Reference
 from stretto.runtime.program.reference import Promote, run_reference
+from stretto.runtime.program.reference_records import Reference
 from torch import Tensor, nn
 
 

@@ -15,8 +15,8 @@ from stretto.frontend.captured import CaptureError, InputKind, Mode
 from stretto.frontend.graph.random_op import RANDOM
 from stretto.runtime.philox import Part, RngState, draw
 from stretto.runtime.program import reference as runtime_reference
-from stretto.runtime.program.records import Reference
 from stretto.runtime.program.reference import Draw, draw_of_program, run_reference
+from stretto.runtime.program.reference_records import Reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -18,8 +18,9 @@ from stretto.runtime.checks.recording import Recording
 from stretto.runtime.checks.report import CheckReport, CheckRow
 from stretto.runtime.checks.steps import run_steps
 from stretto.runtime.program.arguments import Json
-from stretto.runtime.program.records import Instruction, Reference
+from stretto.runtime.program.records import Instruction
 from stretto.runtime.program.reference import Promote, run_reference
+from stretto.runtime.program.reference_records import Reference
 from stretto.runtime.threads.session import RankThreads
 from torch import Tensor
 
@@ -318,7 +319,7 @@ def stated(program: Program, **changes: Json) -> Program:
         "ranges": {}, **changes,
     }  # fmt: skip
     assert isinstance(program.reference, dict)
-    return replace(program, reference={**program.reference, "checks": checks})
+    return replace(program, reference={**program.reference, "stated": checks})
 
 
 def test_a_reference_that_states_what_is_checked_passes_a_right_program() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from stretto.runtime.errors import ProgramError
-from stretto.runtime.program.json_fields import Malformed
 from stretto.runtime.program.named_sizes import NamedSize, Symbolic
 from stretto.runtime.program.program import Program
+from stretto.runtime.reading.json_fields import Malformed
 from stretto.runtime.threads.session import RankThreads
 
 from ..tiny_programs import linear

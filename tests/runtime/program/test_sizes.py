@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stretto.runtime.program.sizes import BadExpression, holds, parse, value_of
+from stretto.runtime.reading.sizes import BadExpression, holds, parse, value_of
 
 SIZES = {"batch": 5, "seq": 12}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.runtime.errors import RunError
-from stretto.runtime.program.records import Reference
 from stretto.runtime.program.reference import run_reference
+from stretto.runtime.program.reference_records import Reference
 from stretto.runtime.program.validate_reference import validate_reference
 
 Json = dict[str, Any]
@@ -18,7 +18,7 @@ SLOT = {"%": 0}
 
 
 def call(op: str, args: list[Any], out: list[int | None], kwargs: Mapping[str, Any] = {}) -> Json:
-    return {"op": op, "args": args, "kwargs": dict(kwargs), "out": out, "free": [], "loc": None}
+    return {"op": op, "args": args, "kwargs": dict(kwargs), "out": out, "free": []}
 
 
 def reference(*code: Json, slots: int = 4, output: int = 1, kind: str = "parameter") -> Reference:

@@ -85,6 +85,18 @@ class Fields:
         """A list of integers, or None where it is null or missing."""
         return None if self._values.get(key) is None else self.integers(key)
 
+    def integers_or(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """A list of integers, or `default` where the key is missing."""
+        return self.list_of_or(key, _integer, default)
+
+    def optional_integer(self, key: str) -> int | None:
+        """An integer; None where it is null or missing."""
+        return None if self._values.get(key) is None else self.integer(key)
+
+    def integers_or_nulls_or(self, key: str, default: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """As `integers_or_nulls`, or `default` where the key is missing."""
+        return self.integers_or_nulls(key) if key in self._values else default
+
     def integers_or_nulls(self, key: str) -> tuple[int | None, ...]:
         """A list of integers and nulls."""
         return self.list_of(key, lambda value, path: None if value is None else _integer(value, path))
