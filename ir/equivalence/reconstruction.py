@@ -5,8 +5,9 @@ Over each axis on which ranks differ, their tensors may be shards of a dim or te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -29,33 +30,55 @@ _MOST = 64
 
 def candidates(local_values: Sequence[Tensor], grid: Grid) -> Iterator[tuple[Tensor, Part]]:
     """Global tensors whose legal placement the ranks' tensors may be, and what each rank then has of them."""
-    values = dict(enumerate(local_values))
-    for number, whole in enumerate(_joined(values, [axis for axis, _ in grid.mesh], grid)):
-        if number >= _MOST:
-            return
-        yield whole
+    axes = [axis for axis, _ in grid.mesh]
+    yield from islice(_joined(dict(enumerate(local_values)), axes, grid), _MOST)
+
+
+def _groups(values: Mapping[int, Tensor], axis: str, grid: Grid) -> dict[int, list[Tensor]]:
+    """By the first rank of each group along an axis: the tensors of its ranks."""
+    firsts = [rank for rank in values if grid.coordinate(rank, [axis]) == 0]
+    return {rank: [values[member] for member in grid.group(rank, [axis])] for rank in firsts}
 
 
 def _joined(
-    values: dict[int, Tensor], axes: Sequence[str], grid: Grid, part: Part = Part.CHUNK
+    values: dict[int, Tensor],
+    axes: Sequence[str],
+    grid: Grid,
+    part: Part = Part.CHUNK,
+    inner: tuple[str, int | None] | None = None,
 ) -> Iterator[tuple[Tensor, Part]]:
+    """Join the tensors over the axes, the innermost first.
+
+    The order of two axes matters only where they cut the same dim, so that the mesh's order stands for the others:
+    after `inner`, the axis that was joined last and the dim that it cuts, an axis behind it in the mesh joins only that
+    dim.
+    """
+    for axis in axes:
+        groups = _groups(values, axis, grid)
+        if all(agree(group[0], other) for group in groups.values() for other in group[1:]):
+            one_of_each = {rank: group[0] for rank, group in groups.items()}
+            yield from _joined(one_of_each, [other for other in axes if other != axis], grid, part, inner)
+            return
     if not axes:
         yield from ((value, part) for value in values.values())
-        return
-    *outer, axis = axes
-    firsts = [rank for rank in values if grid.coordinate(rank, [axis]) == 0]
-    groups = {rank: [values[member] for member in grid.group(rank, [axis])] for rank in firsts}
-    if all(agree(group[0], other) for group in groups.values() for other in group[1:]):
-        yield from _joined({rank: group[0] for rank, group in groups.items()}, outer, grid, part)
-        return
-    for reduced in (torch.sum, torch.amax, torch.amin):
-        totals = {rank: reduced(torch.stack(group), 0) for rank, group in groups.items()}
-        yield from _joined(totals, outer, grid, Part.TERM)
-    for dim in range(next(iter(groups.values()))[0].dim()):
-        joined = {rank: torch.cat(group, dim) for rank, group in groups.items()}
-        yield from _joined(joined, outer, grid, part)
-        for extent in _valid_extents(joined, dim, len(groups[firsts[0]])):
-            yield from _joined({rank: each.narrow(dim, 0, extent) for rank, each in joined.items()}, outer, grid, part)
+    declared = [axis for axis, _ in grid.mesh]
+    for axis in reversed(axes):
+        others = [other for other in axes if other != axis]
+        groups = _groups(values, axis, grid)
+        ranks, sample = len(next(iter(groups.values()))), next(iter(values.values()))
+        dims = range(sample.dim())
+        if inner is None or declared.index(axis) < declared.index(inner[0]):
+            for reduced in (torch.sum, torch.amax, torch.amin):
+                totals = {rank: reduced(torch.stack(group), 0) for rank, group in groups.items()}
+                yield from _joined(totals, others, grid, Part.TERM, (axis, None))
+        else:
+            dims = range(0) if inner[1] is None else range(inner[1], inner[1] + 1)
+        for dim in dims:
+            joined = {rank: torch.cat(group, dim) for rank, group in groups.items()}
+            yield from _joined(joined, others, grid, part, (axis, dim))
+            for extent in _valid_extents(joined, dim, ranks):
+                valid = {rank: each.narrow(dim, 0, extent) for rank, each in joined.items()}
+                yield from _joined(valid, others, grid, part, (axis, dim))
 
 
 def _valid_extents(joined: dict[int, Tensor], dim: int, count: int) -> Iterator[int]:
