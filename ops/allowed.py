@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 import torch
 
 from ..diagnostics import StrettoError
-from .libraries import register
 
 _OF_TORCH = frozenset({"aten", "prim", "prims", "stretto"})
 """Namespaces that the table decides on alone."""
@@ -72,10 +71,6 @@ def _allow(pattern: str) -> None:
             f"'{pattern}' names no op of a library",
             expected='"NAMESPACE::NAME" or "NAMESPACE::*", of a namespace that is not torch\'s own',
         )
-    try:
-        register(namespace)
-    except ImportError as error:
-        raise StrettoError("E0314", f"the ops of '{namespace}' cannot be registered: {error}") from None
     found = _registered(pattern)
     refusals = {name: why_not_allowed(op) for name, op in found.items()}
     allowed = {name: op for name, op in found.items() if not refusals[name]}

@@ -32,6 +32,7 @@ from ..custom_functions.extraction import extract_custom_functions
 from ..graph.autocast import note_callers_region, switched_off
 from ..graph.checks import refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
+from ..graph.grouped_products import write_grouped_products
 from ..graph.regions import drop_assertions, regions_in_line, write_out_regions
 from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
@@ -159,6 +160,7 @@ def _forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, di
         write_out_regions(forward)
         value_reads = _value_reads(forward.graph)
         drop_assertions(forward.graph)
+        write_grouped_products(forward.graph)
         refuse_unknown_operators(forward.graph)
         expand_random_ops(forward.graph)
         make_determinants_row_major(forward.graph)

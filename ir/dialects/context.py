@@ -15,7 +15,7 @@ from typing import Any
 from ..bindings import ext, irdl, mlir
 from .schemas import Kind, OpDef, custom_definitions, definitions
 
-_DIALECTS = ("aten", "nn", "comm", "transformers")
+_DIALECTS = ("aten", "nn", "comm", "stretto")
 
 
 def _operation(definition: OpDef) -> str:

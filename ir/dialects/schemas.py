@@ -16,8 +16,8 @@ from functools import cache, cached_property
 import torch
 
 from ...ops.allowed import allowed_ops
+from ...ops.grouped_mm import SCHEMAS as GROUPED_MM_SCHEMAS
 from .comm import COMM_SCHEMAS
-from .library import LIBRARY_SCHEMAS
 from .nn import NN_SCHEMAS
 
 
@@ -148,7 +148,7 @@ def _aten_definitions() -> dict[str, OpDef]:
 
 
 def definitions() -> dict[str, OpDef]:
-    """Every operation by its Stretto name: about 1600 from torch, a few dozen of ours, a few of other libraries.
+    """Every operation by its Stretto name: about 1600 from torch, a few dozen of ours.
 
     Custom ops are among them as soon as the caller allows them.
     """
@@ -177,10 +177,10 @@ def _definitions(custom_ops: int) -> dict[str, OpDef]:
             schema = torch._C.parse_schema(text)
             name = schema.name.replace("::", ".")
             table[name] = _define(schema, name, pure)
-    for text, pure in LIBRARY_SCHEMAS:
-        schema = torch._C.parse_schema(text)
+    for text in GROUPED_MM_SCHEMAS:
+        schema = torch._C.parse_schema(f"stretto::{text}")
         name = f"{schema.name.replace('::', '.')}.default"
-        table[name] = _define(schema, name, pure)
+        table[name] = _define(schema, name, pure=True)
     return table
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.libraries import register_if_imported
 from ...ops.table import find_op
 from ..module import Level
 from . import nn, random
@@ -148,7 +147,6 @@ def operator(name: str) -> Any:
             help='for a custom op of your own, call stretto.allow_ops("NAMESPACE::NAME") first',
         )
     namespace, base, overload = (*name.split("."), "", "")[:3]
-    register_if_imported(namespace)
     op = getattr(getattr(getattr(torch.ops, namespace), base, None), overload, None)
     if op is None:
         raise InterpreterError(NO_MEANING, f'torch has no operator "{name}"')

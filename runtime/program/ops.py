@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ...ops.libraries import missing_import, register_if_imported
 from ...ops.table import Layout, find_op, in_layout
 from ..errors import ProgramError
 
@@ -157,10 +156,9 @@ def _found(name: str, place: str) -> Op:
     if entry is None:
         raise _unknown(name, place)
     namespace, base, overload_name = name.split(".")
-    register_if_imported(namespace)
     overload = getattr(getattr(getattr(torch.ops, namespace), base, None), overload_name, None)
     if not isinstance(overload, torch._ops.OpOverload):
-        raise _unregistered(name, namespace, place)
+        raise _unregistered(name, place)
     schema = overload._schema
     returns = schema.returns
     gives_list = len(returns) > 1 or (len(returns) == 1 and str(returns[0].type).startswith("List["))
@@ -192,9 +190,9 @@ def _unknown(name: str, place: str) -> ProgramError:
     )
 
 
-def _unregistered(name: str, namespace: str, place: str) -> ProgramError:
+def _unregistered(name: str, place: str) -> ProgramError:
     return ProgramError(
         "E0305",
         f"{place}the program calls '{name}', which is not registered with torch {torch.__version__} in this process",
-        help=missing_import(namespace) or "install the torch version that the program's manifest names",
+        help="install the torch version that the program's manifest names",
     )

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from stretto.ops.libraries import register
 from stretto.ops.table import Layout, op_table
 
 from .arguments import Source, sources
@@ -23,7 +22,6 @@ SAMPLED = 16
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    register("transformers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -246,6 +246,6 @@ TABLE: dict[str, Rule] = {
     "nn.rotary_backward": rotary,
     "nn.cross_entropy": cross_entropy,
     "nn.cross_entropy_backward": cross_entropy_backward,
-    "transformers.grouped_mm_fallback.default": grouped_mm,
-    "transformers.grouped_mm_fallback_backward.default": grouped_mm_backward,
+    "stretto.grouped_mm.default": grouped_mm,
+    "stretto.grouped_mm_backward.default": grouped_mm_backward,
 }

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stretto.ops.libraries import register
 from torch import Tensor
 
 from .nn_reference import OPS
 
 EPS = 1e-5
 GROUPS = torch.tensor([2, 3, 7])
-register("transformers")
 CallParts = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -345,9 +343,9 @@ _MORE: dict[str, Callable[[], CallParts]] = {
     ),
     "pool of one dim": lambda: ("aten._adaptive_avg_pool3d.default", (f(3, 2, 4, 4, 4), [2, 2, 2]), {}),
     "reflection": lambda: ("aten.reflection_pad2d.default", (f(3, 5, 4, 4), [1, 1, 1, 1]), {}),
-    "grouped product": lambda: ("transformers.grouped_mm_fallback.default", (f(7, 5), f(3, 5, 4), GROUPS), {}),
+    "grouped product": lambda: ("stretto.grouped_mm.default", (f(7, 5), f(3, 5, 4), GROUPS), {}),
     "grouped product backward": lambda: (
-        "transformers.grouped_mm_fallback_backward.default", (f(7, 5), f(3, 5, 4), GROUPS, f(7, 4)), {}
+        "stretto.grouped_mm_backward.default", (f(7, 5), f(3, 5, 4), GROUPS, f(7, 4)), {}
     ),
     "unsafe index": lambda: ("aten._unsafe_index.Tensor", (f(3, 5, 4, 7), [None, None, ints(4, 6, 1), ints(7, 5)]), {}),
     "unsafe index_put": lambda: (
