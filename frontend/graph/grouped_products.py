@@ -10,6 +10,8 @@ but torch. Other forms of torch's product (groups of the inner dim, a bias) stay
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from ...ops.grouped_mm import GROUPED_MM
@@ -32,7 +34,8 @@ def write_grouped_products(graph: fx.Graph) -> None:
 
 def _has_rows_in_groups(node: fx.Node) -> bool:
     """Whether torch's product is of rows in groups times one matrix for each, without a bias or another dtype."""
-    rows, matrices, offs, bias, dtype = (*node.args, *(None,) * 5)[:5]
+    operands: list[Any] = [*node.args, *(None,) * 5]
+    rows, matrices, offs, bias, dtype = operands[:5]
     if offs is None or bias is not None or dtype is not None or node.kwargs:
         return False
-    return rows.meta["val"].dim() == 2 and matrices.meta["val"].dim() == 3
+    return bool(rows.meta["val"].dim() == 2 and matrices.meta["val"].dim() == 3)
