@@ -26,7 +26,7 @@ def test_readme_shows_the_plan_that_its_command_uses() -> None:
     assert plan == (ROOT / "examples" / "plans" / "dp_tp.plan").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("plan", sorted(ROOT.glob("examples/plans/**/*.plan")), ids=lambda plan: plan.stem)
+@pytest.mark.parametrize("plan", sorted(ROOT.glob("examples/**/*.plan")), ids=lambda plan: plan.stem)
 def test_every_plan_of_the_examples_is_one(plan: Path) -> None:
     assert Plan.parse(str(Plan.load(plan))) == Plan.load(plan)
 
