@@ -30,7 +30,7 @@ from torch.utils._traceback import CapturedTraceback
 from ..captured import Mode
 from ..custom_functions.extraction import extract_custom_functions
 from ..graph.autocast import note_callers_region, switched_off
-from ..graph.checks import refuse_unknown_operators
+from ..graph.checks import refuse_sparse_values, refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
 from ..graph.grouped_products import write_grouped_products
 from ..graph.regions import drop_assertions, regions_in_line, write_out_regions
@@ -162,6 +162,7 @@ def _forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, di
         drop_assertions(forward.graph)
         write_grouped_products(forward.graph)
         refuse_unknown_operators(forward.graph)
+        refuse_sparse_values(forward.graph)
         expand_random_ops(forward.graph)
         make_determinants_row_major(forward.graph)
         extract_custom_functions(forward)

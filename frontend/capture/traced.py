@@ -18,6 +18,7 @@ from .inference_mode import inference_mode_as_no_grad
 from .own_gradients import own_gradients_kept
 from .precision import cast_inputs, casts_of_parameters, parameters_replaced_by_casts
 from .python_randomness import python_randomness_recorded
+from .seeding import seeding_refused
 from .side_effects import RecordValueReads, SideEffects, side_effects_recorded
 from .value_checks import without_value_checks
 
@@ -77,6 +78,7 @@ class TracedModel(nn.Module):
             side_effects_recorded(model, self.result.effects),
             RecordValueReads(self.result.effects),
             python_randomness_recorded(model, self.result.effects.python_draws),
+            seeding_refused(model),
         ):
             result = model(*args, **kwargs)
         if self.loss_only:

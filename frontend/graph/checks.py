@@ -29,11 +29,23 @@ def refuse_random_ops(graph: fx.Graph) -> None:
             )
 
 
+def refuse_sparse_values(forward: fx.Graph) -> None:
+    """Refuse sparse tensors of a forward, before its gradients are traced. Errors: E0230."""
+    for node in forward.nodes:
+        if _is_sparse(node):
+            raise CaptureError(
+                "E0230",
+                f'"{node.target}"{module_text(node)} gives a sparse tensor',
+                span=source_span(node),
+                expected="dense tensors",
+                help="write this part of the model with dense tensors",
+            )
+
+
 def refuse_sparse_gradients(graph: fx.Graph) -> None:
     """Refuse sparse tensors, such as the gradients of `nn.Embedding(..., sparse=True)`. Errors: E0230."""
     for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+        if _is_sparse(node):
             path = origin_of(node).module_path
             where = f'module "{path}"' if path else "an embedding"
             raise CaptureError(
@@ -75,6 +87,11 @@ def refuse_unknown_operators(graph: fx.Graph) -> None:
                 expected="tensor ops only",
                 help="write it with plain tensor ops: torch.where for torch.cond, a Python loop for while_loop",
             )
+
+
+def _is_sparse(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.layout is not torch.strided
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -120,6 +120,16 @@ def test_a_random_op_that_is_not_a_function_of_the_place_is_refused_with_its_mod
     assert_at(error, Leaky, "self.leak(x)")
 
 
+def test_a_sparse_tensor_in_the_forward_is_refused_at_its_line() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        hidden = model.linear(x)
+        return hidden.to_sparse()
+
+    error = refused(body)
+    assert error.code == "E0230" and "dense" in error.help
+    assert_at(error, body, "to_sparse")
+
+
 def test_integers_from_a_range_wider_than_a_word_are_refused() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         return (model.linear(x) * torch.randint(0, 1 << 40, (4, 4))).sum()
