@@ -212,6 +212,12 @@ def is_tensor(type_: Type) -> bool:
     return isinstance(type_, mlir.RankedTensorType)
 
 
+@lru_cache(maxsize=65536)
+def is_future(type_: Type) -> bool:
+    """Whether a type is a future of a tensor."""
+    return str(type_).startswith("!async.value<tensor")
+
+
 def element_bytes(tensor: TensorType) -> int:
     """Bytes of the tensor in the shape of the type."""
     return prod(tensor.shape) * tensor.dtype.itemsize

@@ -2,8 +2,9 @@
 
 Of every type: its axes are on the mesh, and shard dims that it has. Of every operation: its constants are present and
 of the schema's type. At level `comm`, of every other operation: axes that shard one dim nest in one order in all its
-values; of collectives: operand and result shapes fit the size of the group, and a future is waited on exactly once, in
-its own function. `pipeline_verifier.py` checks pipelined modules.
+values; of collectives: operand and result shapes fit the size of the group. Each future is used exactly once: by a
+wait, or by a call or a return, which pass it on to another function. So it is waited on exactly once along each path.
+Entry functions take and give no futures. `pipeline_verifier.py` checks pipelined modules.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from itertools import combinations, takewhile
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Attribute, Operation, Type, Value, mlir
-from .collectives import SEND, STARTS, TRANSFERS, Collective, collective
+from .collectives import SEND, STARTS, TRANSFERS, WAIT, Collective, collective
 from .dialects.schemas import Argument, by_mlir_name
 from .locations import from_location
-from .module import Level, Module, entry, operations
+from .module import Level, Module, entry, operations, terminator
 from .operations import Call, flatten, read, results_of, tuple_types
 from .pipeline_verifier import pipeline_problems
+from .pipelined_module import entry_names
 from .placement import Mesh, Shard, axes_size, chunk_size
-from .types import TensorType, from_mlir, is_tensor
+from .types import TensorType, from_mlir, is_future, is_tensor
 
 _DUMP = "see current operation: "
 """The marker before an operation's text in MLIR's errors, which is left out."""
+_PASSING_ON = ("func.call", "func.return")
+"""What hands a future to another function."""
 _PLAIN = {
     "int": (mlir.IntegerAttr, mlir.TypeAttr),
     "float": (mlir.FloatAttr, mlir.IntegerAttr),
@@ -57,10 +61,13 @@ def problems(module: Module) -> Iterator[Problem]:
     """Every violation of Stretto's own rules."""
     checker = _Checker(module.mesh, module.level)
     for function in module.functions().values():
-        for argument in entry(function).arguments:
+        for index, argument in enumerate(entry(function).arguments):
             yield from checker.type_problems(argument, function)
+            if is_future(argument.type):
+                yield from _future_problems(argument, f"argument {index}, a future,", function)
         for op in operations(function):
             yield from checker.op_problems(op)
+    yield from _entry_problems(module)
     yield from (Problem(message, op) for message, op in pipeline_problems(module))
 
 
@@ -82,6 +89,8 @@ class _Checker:
     def op_problems(self, op: Operation) -> Iterator[Problem]:
         for result in op.results:
             yield from self.type_problems(result, op)
+            if is_future(result.type):
+                yield from _future_problems(result, "its future", op)
         definition = by_mlir_name().get(op.operation.name)
         if definition is None:
             return
@@ -97,7 +106,7 @@ class _Checker:
 
     def type_problems(self, value: Value, op: Operation) -> Iterator[Problem]:
         mlir_type = value.type
-        if mlir_type in self.sound or not is_tensor(mlir_type):
+        if mlir_type in self.sound or not (is_tensor(mlir_type) or is_future(mlir_type)):
             return
         type_ = from_mlir(mlir_type)
         known = {axis for axis, _ in self.mesh}
@@ -139,13 +148,14 @@ class _Checker:
             if self.level is Level.COMM:
                 yield Problem("at level comm, a change of placement must be a collective", op)
             return
+        if call.name == WAIT and not is_future(call.args[0].type):
+            yield Problem(f"it waits on {call.args[0].type}, which is not a future", op)
+            return
         if call.name == "comm.random":
             yield from (Problem(message, op) for message in self._random_problems(op, call))
             return
         if call.name in TRANSFERS:
             yield from (Problem(message, op) for message in self._transfer_problems(op, call))
-            if call.name in STARTS:
-                yield from _future_problems(op)
             return
         known = collective(call.name)
         axes = next((a for a in call.args[1 if known else 0 :] if isinstance(a, list)), [])
@@ -153,8 +163,8 @@ class _Checker:
         if unknown:
             yield Problem(f'the mesh has no axis "{unknown[0]}"', op)
             return
-        if call.name in STARTS:
-            yield from _future_problems(op)
+        if call.name in STARTS and not flatten(results_of(op)):
+            yield Problem("its futures must be waited on exactly once each, but nothing takes them", op)
         if known is not None and known.coalesces:
             yield from (Problem(message, op) for message in self._bucket_problems(op, call, known, axes))
             return
@@ -251,14 +261,26 @@ def _with_extent(shape: tuple[int, ...], dim: int, extent: int) -> tuple[int, ..
     return tuple(extents)
 
 
-def _future_problems(op: Operation) -> Iterator[Problem]:
-    futures = flatten(results_of(op))
-    if not futures:
-        yield Problem("its futures must be waited on exactly once each, but nothing takes them", op)
-    for future in futures:
-        waits = [use.owner for use in future.uses]
-        if len(waits) != 1 or waits[0].operation.name != "comm.wait":
-            yield Problem(f"its future must be waited on exactly once, not {len(waits)} times", op)
+def _future_problems(value: Value, what: str, op: Operation) -> Iterator[Problem]:
+    """Violations of a future, the result of an operation or an argument of a function."""
+    users = [use.owner for use in value.uses]
+    if len(users) != 1:
+        yield Problem(f"{what} must be waited on exactly once, not {len(users)} times", op)
+    for user in users:
+        name = user.operation.name
+        if name != WAIT and name not in _PASSING_ON:
+            yield Problem(f'{what} goes to "{name}", which takes tensors: wait for it before', op)
+
+
+def _entry_problems(module: Module) -> Iterator[Problem]:
+    """Futures that an entry function takes or gives: nobody outside can start or wait for them."""
+    for name in entry_names(module):
+        function = module.functions().get(name)
+        if function is None or not len(function.regions[0].blocks):
+            continue
+        for side, values in (("takes", entry(function).arguments), ("gives", terminator(function).operands)):
+            if any(is_future(value.type) for value in values):
+                yield Problem(f'the entry function "{name}" {side} a future: it must be waited on inside', function)
 
 
 def _constant_problem(argument: Argument, attributes: Mapping[str, Attribute]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from ..module import Level, Module, Record, argument_records, callee, entry, ope
 from ..operations import is_packing, read
 from ..pipelined_module import Microbatch, entry_names, microbatch_of, pipeline_axis, turn_of
 from ..placement import Mesh
-from ..types import TensorType, from_mlir, is_tensor
+from ..types import TensorType, from_mlir, is_future, is_tensor
 from .errors import NO_MEANING, InterpreterError
 
 CALL = "func.call"
@@ -233,7 +233,7 @@ def _is_unpacking(op: Operation) -> bool:
 
 
 def _tensor_type(type_: Type) -> TensorType | None:
-    if is_tensor(type_) or str(type_).startswith("!async.value<tensor"):
+    if is_tensor(type_) or is_future(type_):
         return from_mlir(type_)
     return None
 
