@@ -94,14 +94,14 @@ def _advance_receives(function: Operation, tasks_ahead: int, is_barrier: IsBarri
     ops = list(operations(function))
     positions = {op: index for index, op in enumerate(ops)}
     tasks: list[int] = []
+    receives = {op.results[0]: op for op in ops if op.operation.name == RECEIVE_START}
     earliest_start: dict[Operation, int] = {}
     for index, op in enumerate(ops):
-        if callee(op) is not None:
-            tasks.append(_with_waits(ops, index))
-        elif op.operation.name == WAIT and op.operands[0].owner.operation.name == RECEIVE_START:
-            start = op.operands[0].owner
+        for start in (receives[operand] for operand in op.operands if operand in receives):
             before = tasks[-tasks_ahead:]
             earliest_start[start] = before[0] if before else positions[start]
+        if callee(op) is not None:
+            tasks.append(_with_waits(ops, index))
     last_of_source: dict[tuple[str, int], int] = {}
     after_barrier = 0
     for index, op in enumerate(ops):
@@ -139,7 +139,7 @@ def _remark(function: Operation, remarks: CountedRemarks) -> None:
         call = read(op)
         if call is not None and call.name == WAIT:
             start = _start_of(call.args[0])
-            if start not in hidden:
+            if start is None or start not in hidden:
                 continue
             if hidden.pop(start):
                 remarks.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
@@ -154,7 +154,9 @@ def _remark(function: Operation, remarks: CountedRemarks) -> None:
             hidden = dict.fromkeys(hidden, True)
 
 
-def _start_of(future: Value) -> Operation:
-    """The operation that gives a future, itself or in a list."""
+def _start_of(future: Value) -> Operation | None:
+    """The operation that gives a future, itself or in a list; None for an argument of the function."""
     maker = future.owner
+    if isinstance(maker, mlir.Block):
+        return None
     return maker.operands[0].owner if is_packing(maker) else maker

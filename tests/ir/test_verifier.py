@@ -135,3 +135,56 @@ def test_what_mlir_refuses_is_refused() -> None:
     with pytest.raises(StrettoError) as caught:
         verify(module)
     assert caught.value.code == "E0506"
+
+
+_F = "!async.value<tensor<4xf32>>"
+
+
+@pytest.mark.parametrize(
+    ("functions", "says"),
+    [
+        (f"func.func @f(%f: {_F}) {{ return }}", "argument 0, a future, must be waited on exactly once, not 0 times"),
+        (
+            f"""func.func @f(%f: {_F}) -> (tensor<4xf32>, {_F}) {{
+                %x = "comm.wait"(%f) : ({_F}) -> tensor<4xf32>
+                return %x, %f : tensor<4xf32>, {_F} }}""",
+            "argument 0, a future, must be waited on exactly once, not 2 times",
+        ),
+        (
+            f"""func.func @f(%f: {_F}) -> {_F} {{
+                %g = func.call @h(%f) : ({_F}) -> {_F}
+                return %f : {_F} }}
+            func.func @h(%f: {_F}) -> {_F} {{ return %f : {_F} }}""",
+            "not 2 times",
+        ),
+        (
+            f"""func.func @f(%f: {_F}) {{
+                %g = func.call @h(%f) : ({_F}) -> {_F}
+                return }}
+            func.func @h(%f: {_F}) -> {_F} {{ return %f : {_F} }}""",
+            "its future must be waited on exactly once, not 0 times",
+        ),
+        (
+            f"""func.func @f(%f: {_F}) -> tensor<4xf32> {{
+                %x = "aten.neg_default"(%f) : ({_F}) -> tensor<4xf32>
+                return %x : tensor<4xf32> }}""",
+            'a future, goes to "aten.neg_default", which takes tensors: wait for it before',
+        ),
+        (
+            """func.func @f(%x: tensor<4xf32>) -> tensor<4xf32> {
+                %y = "comm.wait"(%x) : (tensor<4xf32>) -> tensor<4xf32>
+                return %y : tensor<4xf32> }""",
+            "which is not a future",
+        ),
+        (f"func.func @main(%f: {_F}) -> {_F} {{ return %f : {_F} }}", 'the entry function "main" takes a future'),
+        (
+            f"""func.func @main(%x: tensor<4xf32>) -> {_F} {{
+                %f = "comm.all_reduce_start"(%x) {{{_SUM}}} : (tensor<4xf32>) -> {_F}
+                return %f : {_F} }}""",
+            'the entry function "main" gives a future',
+        ),
+    ],
+)
+def test_a_future_goes_through_calls_and_returns_once_to_its_wait(functions: str, says: str) -> None:
+    with pytest.raises(StrettoError, match=says):
+        verify(Module.parse(_HEAD + functions + "}"))

@@ -120,3 +120,64 @@ func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>, %y: tensor<2xf32, {tp 
   return %r#0, %n : tensor<4xf32>, tensor<2xf32>
 }
 }
+
+// -----
+// RUN: stretto opt -p "canonicalize,cse,hoist-collectives,start-collectives" %s | filecheck %s
+
+// A rotated body keeps what it starts for the next one and waits for what the last one started; its own collective is
+// split beside them. Two equal calls stay two.
+
+// CHECK: %[[F:.+]] = "comm.all_gather_start"(%arg0)
+// CHECK-NEXT: %[[A:.+]]:2 = call @body(%[[F]], {{.+}})
+// CHECK-NEXT: %[[B:.+]]:2 = call @body(%[[A]]#1, {{.+}})
+// CHECK-NEXT: %[[W:.+]] = "comm.wait"(%[[B]]#1)
+// CHECK-LABEL: func.func private @body
+// CHECK-NEXT: %[[X:.+]] = "comm.wait"(%arg0)
+// CHECK-NEXT: %[[S:.+]] = "comm.all_reduce_start"(%[[X]])
+// CHECK-NEXT: %[[G:.+]] = "comm.all_gather_start"(%arg1)
+// CHECK-NEXT: %[[Y:.+]] = "comm.wait"(%[[S]])
+// CHECK-NEXT: return %[[Y]], %[[G]]
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<2xf32, {tp = "shard(0)"}>) -> (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>) {
+  %f = "comm.all_gather_start"(%x) {axes = ["tp"], dim = 0 : i64} : (tensor<2xf32, {tp = "shard(0)"}>) -> !async.value<tensor<4xf32>>
+  %0:2 = func.call @body(%f, %x) : (!async.value<tensor<4xf32>>, tensor<2xf32, {tp = "shard(0)"}>) -> (tensor<4xf32>, !async.value<tensor<4xf32>>)
+  %1:2 = func.call @body(%0#1, %x) : (!async.value<tensor<4xf32>>, tensor<2xf32, {tp = "shard(0)"}>) -> (tensor<4xf32>, !async.value<tensor<4xf32>>)
+  %2 = "comm.wait"(%1#1) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>
+  return %0#0, %1#0, %2 : tensor<4xf32>, tensor<4xf32>, tensor<4xf32>
+}
+func.func private @body(%f: !async.value<tensor<4xf32>>, %next: tensor<2xf32, {tp = "shard(0)"}>) -> (tensor<4xf32>, !async.value<tensor<4xf32>>) {
+  %x = "comm.wait"(%f) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>
+  %y = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "max"} : (tensor<4xf32>) -> tensor<4xf32>
+  %g = "comm.all_gather_start"(%next) {axes = ["tp"], dim = 0 : i64} : (tensor<2xf32, {tp = "shard(0)"}>) -> !async.value<tensor<4xf32>>
+  return %y, %g : tensor<4xf32>, !async.value<tensor<4xf32>>
+}
+}
+
+// -----
+// RUN: stretto opt -p "start-collectives" %s | filecheck %s
+
+// A receive whose task waits for it inside starts before the task in front of that one, too.
+
+// CHECK-LABEL: func.func @main_1
+// CHECK: %[[F:.+]] = "comm.receive_start"()
+// CHECK-NEXT: call @f(%arg0) {microbatch = 1 : i64}
+// CHECK-NEXT: call @g(%[[F]]) {microbatch = 0 : i64}
+module attributes {comm.level = "comm", comm.mesh = [["pp", 2], ["microbatch", 2]], comm.pipeline = "pp"} {
+func.func @main_0(%x: tensor<4xf32> {aten.argument = {order = 0 : i64}}) {
+  "comm.send"(%x) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
+  return
+}
+func.func @main_1(%x: tensor<4xf32> {aten.argument = {order = 0 : i64}}) -> (tensor<4xf32> {aten.argument = {order = 0 : i64}}, tensor<4xf32> {aten.argument = {order = 1 : i64}}) {
+  %0 = func.call @f(%x) {microbatch = 1 : i64} : (tensor<4xf32>) -> tensor<4xf32>
+  %a = "comm.receive_start"() {axis = "pp", peer = 0 : i64, size = array<i64: 4>, dtype = f32} : () -> !async.value<tensor<4xf32>>
+  %1 = func.call @g(%a) {microbatch = 0 : i64} : (!async.value<tensor<4xf32>>) -> tensor<4xf32>
+  return %0, %1 : tensor<4xf32>, tensor<4xf32>
+}
+func.func private @f(%x: tensor<4xf32>) -> tensor<4xf32> {
+  return %x : tensor<4xf32>
+}
+func.func private @g(%f: !async.value<tensor<4xf32>>) -> tensor<4xf32> {
+  %0 = "comm.wait"(%f) : (!async.value<tensor<4xf32>>) -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+}

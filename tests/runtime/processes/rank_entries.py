@@ -25,6 +25,8 @@ from stretto.runtime.rank.autograd import run
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .. import rotated_module
+
 MESH = RankMesh((("dp", 2), ("tp", 2)))
 AXES = [("dp",), ("tp",), ("dp", "tp"), ("tp", "dp"), ()]
 
@@ -42,6 +44,7 @@ def everything(_rank: int, folder: Path) -> Any:
         "plain": plain_parameters(program),
         "seeds": unequal_seeds(program),
         "nested": nested_shards(),
+        "rotated": rotated_layers(),
         "check": check_entry({"folder": str(folder / "double"), "steps": 3, "seed": 1}),
         "wrong": check_entry({"folder": str(folder / "wrong"), "steps": 1, "seed": 1}),
         "steps": steps_entry({"folder": str(folder / "grid"), "steps": 4, "seed": 1}),
@@ -288,6 +291,13 @@ def nested_shards() -> dict[str, Any]:
         distribute_parameters(module, {"w": (Shard(0, axes, chunk, extent),)}, join(), MESH)
         found[f"{','.join(axes)} {extent}"] = module.w.to_local().sqrt().tolist(), whole(module.w.sqrt()).tolist()
     return found
+
+
+def rotated_layers() -> float:
+    """How far layers that wait for what the layers before them started are from one device."""
+    given = rotated_module.tensors(4)
+    (found,), _ = ProcessRank(rotated_module.rotated(4)).forward(given[1:], [], given[:1])
+    return float((whole(found) - rotated_module.expected(given)).abs().max())
 
 
 def training(arguments: Any) -> Any:

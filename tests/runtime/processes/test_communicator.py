@@ -35,6 +35,10 @@ def test_every_collective_gives_what_rank_threads_give_to_the_bit(ranks: list[di
         assert {name: far for name, far in report["differences"].items() if far != 0} == {}
 
 
+def test_a_future_goes_through_calls_in_processes_too(ranks: list[dict[str, Any]]) -> None:
+    assert [report["rotated"] < 1e-12 for report in ranks] == [True] * 4
+
+
 def test_different_programs_are_refused_on_all_ranks_naming_who_holds_which(ranks: list[dict[str, Any]]) -> None:
     for report in ranks:
         shared, other = report["refusals"]["hashes"].split()
