@@ -17,6 +17,7 @@ ALL_GATHER = "comm.all_gather"
 REDUCE_SCATTER = "comm.reduce_scatter"
 ALL_TO_ALL = "comm.all_to_all"
 PERMUTE = "comm.permute"
+ALL_TO_ALL_ROWS = "comm.all_to_all_rows"
 ALL_REDUCE_COALESCED = "comm.all_reduce_coalesced"
 ALL_GATHER_COALESCED = "comm.all_gather_coalesced"
 REDUCE_SCATTER_COALESCED = "comm.reduce_scatter_coalesced"
@@ -41,6 +42,8 @@ class Collective:
     """How often a ring passes the tensor on: an all-reduce is a reduce-scatter and an all-gather."""
     is_one_message: bool = False
     """Whether each member sends its whole tensor to one other, and receives one."""
+    bound: str = ""
+    """The constant that is the extent of dim 0 of its result; "" for none."""
     coalesces: str = ""
     """The collective that it does for each of a list of tensors, in one call; "" for one that takes one tensor."""
 
@@ -56,8 +59,13 @@ class Collective:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The names of its constants, in order."""
+        """The names of what it takes behind its tensor, in order."""
         return tuple(part.split()[-1] for part in self.constants.split(", "))
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The names of the tensors among them: numbers of rows."""
+        return tuple(part.split()[-1] for part in self.constants.split(", ") if part.startswith("Tensor "))
 
     def schema(self, name: str) -> str:
         """The schema of one of its two forms."""
@@ -85,6 +93,9 @@ class Collective:
             extents[split] //= ranks
         if isinstance(joined, int):
             extents[joined] *= ranks
+        bound = given.get(self.bound)
+        if isinstance(bound, int):
+            extents[0] = bound
         return tuple(extents)
 
 
@@ -96,6 +107,7 @@ COLLECTIVES = {
         Collective(REDUCE_SCATTER, "str[] axes, int dim, str reduce", split="dim"),
         Collective(ALL_TO_ALL, "str[] axes, int split_dim, int concat_dim", split="split_dim", joined="concat_dim"),
         Collective(PERMUTE, "str[] axes, int shift", is_one_message=True),
+        Collective(ALL_TO_ALL_ROWS, "str[] axes, int bound, Tensor send_counts, Tensor receive_counts", bound="bound"),
         Collective(ALL_REDUCE_COALESCED, "str[] axes, str reduce", rounds=2, coalesces=ALL_REDUCE),
         Collective(ALL_GATHER_COALESCED, "str[] axes, int[] dims", joined="dims", coalesces=ALL_GATHER),
         Collective(

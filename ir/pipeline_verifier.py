@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from .attributes import from_attribute
 from .bindings import Operation, Value, mlir
-from .collectives import PERMUTE, TRANSFERS, synchronous
+from .collectives import ALL_TO_ALL_ROWS, PERMUTE, TRANSFERS, synchronous
 from .module import Module, Record, argument_records, callee, entry, name_of, operations, result_records, terminator
 from .pipelined_module import MICROBATCH, entry_names, microbatch_of, microbatches, pipeline_axis, rank_axes
 from .types import from_mlir
@@ -86,8 +86,9 @@ def _op_problems(
             yield f'tensors may be sent along the pipeline axis "{axis}", not along "{along}"', op
         elif from_attribute(op.attributes["peer"]) == stage:
             yield f"stage {stage} sends to or receives from itself", op
-    elif synchronous(name) == PERMUTE and axis in _axes(op):
-        yield f'stages on "{axis}" exchange messages; a permute may not cross them', op
+    elif synchronous(name) in (PERMUTE, ALL_TO_ALL_ROWS) and axis in _axes(op):
+        kind = synchronous(name).removeprefix("comm.")
+        yield f'stages on "{axis}" exchange messages; a collective "{kind}" may not cross them', op
     elif name.startswith("comm.") and MICROBATCH in _axes(op):
         if name not in _RANK_LOCAL:
             yield "no collective may be over the microbatch axis once stages have entry functions", op

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, takewhile
 
+import torch
+
 from ..diagnostics import Span, StrettoError
 from .bindings import Attribute, Operation, Type, Value, mlir
 from .collectives import SEND, STARTS, TRANSFERS, WAIT, Collective, collective
@@ -176,6 +178,20 @@ class _Checker:
         found = from_mlir(op.results[0].type).shape
         if wanted is not None and wanted != found:
             yield Problem(f"its result must have shape {list(wanted)}, not {list(found)}", op)
+        if known is not None and known.counts:
+            yield from (Problem(message, op) for message in self._count_problems(call, known, axes))
+
+    def _count_problems(self, call: Call, known: Collective, axes: list[str]) -> Iterator[str]:
+        """Violations of an exchange of rows: counts that are no number for each rank, or a bound below 0."""
+        given = dict(zip(known.arguments, call.args[1:], strict=True))
+        if given[known.bound] < 0:
+            yield f"its bound is {given[known.bound]}"
+        wanted = [axes_size(self.mesh, tuple(axes))]
+        for name in known.counts:
+            type_ = from_mlir(given[name].type)
+            if (type_.dtype, [*type_.shape]) != (torch.int64, wanted):
+                found = f"{type_.dtype} {list(type_.shape)}"
+                yield f"its {name} must be {torch.int64} {wanted}, one for each rank of the group, not {found}"
 
     def _bucket_problems(self, op: Operation, call: Call, known: Collective, axes: list[str]) -> Iterator[str]:
         """Violations of a collective of several tensors."""

@@ -62,6 +62,22 @@ class Communicator(Protocol):
         """The tensor of the member at this rank's coordinate minus `shift`, modulo the group's size."""
         ...
 
+    def all_to_all_rows_start(
+        self,
+        tensor: Tensor,
+        axes: Sequence[str],
+        bound: int,
+        send_counts: Tensor,
+        receive_counts: Tensor,
+        where: str = "",
+    ) -> Handle:
+        """Send the first rows of `tensor`, `send_counts[i]` to member i; the result holds the rows that come, in order.
+
+        `receive_counts[i]` rows come from member i. The result has `bound` rows; those past the counts are undefined.
+        Raises RunError E0338 for counts that exceed the rows or the bound.
+        """
+        ...
+
     def all_reduce_coalesced_start(
         self, tensors: Sequence[Tensor], axes: Sequence[str], reduce: str, where: str = ""
     ) -> Sequence[Handle]:

@@ -145,7 +145,12 @@ class Rank:
         if kwargs.keys() != {*known.arguments} or len(args) != 1 or isinstance(args[0], list) != bool(known.coalesces):
             what = "a list of tensors" if known.coalesces else "one tensor"
             raise InterpreterError(NO_MEANING, f"{self._current} takes {what} and {', '.join(sorted(known.arguments))}")
-        return self.exchange.start(self.rank, self._current, args[0] if known.coalesces else args, kwargs)
+        counts = [kwargs[name] for name in known.counts]
+        if not all(isinstance(each, Tensor) for each in counts):
+            raise InterpreterError(NO_MEANING, f"{self._current} takes tensors as {', '.join(known.counts)}")
+        tensors = args[0] if known.coalesces else [*args, *counts]
+        options = {name: value for name, value in kwargs.items() if name not in known.counts}
+        return self.exchange.start(self.rank, self._current, tensors, options)
 
     def _call(
         self,

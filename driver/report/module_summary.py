@@ -43,7 +43,8 @@ def module_summary(source: Source) -> Summary:
 def _add_collective(summary: Summary, code: Code, body: Body, step: Step, known: Collective, times: int) -> None:
     axes = tuple(step.args[1])
     ranks = axes_size(code.mesh, axes)
-    operands = [type_ for slot in used(step) if (type_ := body.types[slot]) is not None]
+    slots = used(step)[:1] if known.counts else used(step)
+    operands = [type_ for slot in slots if (type_ := body.types[slot]) is not None]
     shapes = known.result_shapes([type_.shape for type_ in operands], step.args[1:], ranks)
     taken = sum(_bytes(type_) for type_ in operands)
     given = sum(

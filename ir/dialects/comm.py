@@ -5,6 +5,9 @@ Axes are names of mesh axes, outermost first; a group is the ranks that differ o
 The collectives see equal (padded) shapes on all ranks of a group. A `_start` returns a future
 (`!async.value<tensor>`) that `wait` must take exactly once; the starts and waits are not pure, so nothing moves them.
 `permute` gives member i of a group of n the tensor of member (i - shift) mod n.
+`all_to_all_rows` sends the first rows of a tensor to the members of a group: `send_counts[0]` to the first, the next
+`send_counts[1]` to the second, and so on. It gives `bound` rows, of which the first hold what came, in the order of the
+members, `receive_counts[i]` from member i. Counts are int64 values; what stands in rows past them is not defined.
 A `_coalesced` collective does the same for a list of tensors of one dtype, a bucket, in one call. Its `_start` gives a
 future for each.
 """

@@ -50,6 +50,40 @@ def permute(tensors: Sequence[Tensor], shift: int) -> list[Tensor]:
     return [tensors[(i - shift) % len(tensors)].clone() for i in range(len(tensors))]
 
 
+def all_to_all_rows(
+    tensors: Sequence[Tensor], send_counts: Sequence[Tensor], receive_counts: Sequence[Tensor], bound: int
+) -> list[Tensor]:
+    """Member i gets, from each member in turn, the rows that this sends it. Rows past them are NaN, or the lowest.
+
+    Raises ValueError for counts that are negative, exceed the rows that there are or the bound, or do not fit together.
+    """
+    results = []
+    sent = [counts.tolist() for counts in send_counts]
+    for i, received in enumerate(counts.tolist() for counts in receive_counts):
+        if min(*sent[i], *received) < 0:
+            raise ValueError(f"member {i} has a negative count")
+        if sum(sent[i]) > tensors[i].shape[0]:
+            raise ValueError(f"member {i} sends {sum(sent[i])} rows and has {tensors[i].shape[0]}")
+        if sum(received) > bound:
+            raise ValueError(f"member {i} receives {sum(received)} rows, its bound is {bound}")
+        came = []
+        for j, count in enumerate(received):
+            if sent[j][i] != count:
+                raise ValueError(f"member {j} sends {sent[j][i]} rows to member {i}, which receives {count}")
+            came.append(tensors[j].narrow(0, sum(sent[j][:i]), count))
+        result = tensors[i].new_full((bound, *tensors[i].shape[1:]), _nothing(tensors[i].dtype))
+        result[: sum(received)] = torch.cat(came)
+        results.append(result)
+    return results
+
+
+def _nothing(dtype: torch.dtype) -> float | int:
+    """What stands where no value is: NaN; for integers the lowest, for booleans False."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return float("nan")
+    return 0 if dtype is torch.bool else torch.iinfo(dtype).min
+
+
 def run_collective(kind: str, tensors: Sequence[Tensor], options: Options) -> list[Tensor]:
     """The results of the collective "comm.<kind>" in group order; ValueError if a dim cannot be split."""
     if kind == "all_reduce":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..collectives import COLLECTIVES, Collective, synchronous
 from .code import Step
-from .collectives import Option, Options, run_collective
+from .collectives import Option, Options, all_to_all_rows, run_collective
 from .errors import FAILED, MISMATCH, NO_MEANING, DeadlockError, InterpreterError, Stuck
 from .grid import Grid
 
@@ -28,7 +28,7 @@ class Contribution:
     step: Step
     collective: Collective
     tensors: tuple[Tensor, ...]
-    """One, or those of a bucket."""
+    """One, or those of a bucket, or one and the counts of its rows."""
     options: Options
 
     def part(self, index: int) -> Options:
@@ -111,7 +111,8 @@ class Exchange:
         if len(rendezvous.contributions) == len(members):
             del self._open[key, number]
             _complete(rendezvous)
-        return [Future(rendezvous, rank, step, index) for index in range(len(tensors))]
+        results = 1 if contribution.collective.counts else len(tensors)
+        return [Future(rendezvous, rank, step, index) for index in range(results)]
 
 
 def _check(rendezvous: Rendezvous, contribution: Contribution) -> None:
@@ -142,10 +143,14 @@ def _complete(rendezvous: Rendezvous) -> None:
     first = contributions[0]
     kind = (first.collective.coalesces or first.collective.name).removeprefix("comm.")
     try:
-        results = [
-            run_collective(kind, [o.tensors[index] for o in contributions], first.part(index))
-            for index in range(len(first.tensors))
-        ]
+        if first.collective.counts:
+            tensors, sent, received = ([o.tensors[index] for o in contributions] for index in range(3))
+            results = [all_to_all_rows(tensors, sent, received, _integer(first.options["bound"]))]
+        else:
+            results = [
+                run_collective(kind, [o.tensors[index] for o in contributions], first.part(index))
+                for index in range(len(first.tensors))
+            ]
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
         raise InterpreterError(FAILED, f"{first.step} fails on ranks {rendezvous.members}: {error}") from None
     rendezvous.results = {
@@ -155,3 +160,9 @@ def _complete(rendezvous: Rendezvous) -> None:
     }
     rendezvous.contributions.clear()
     rendezvous.is_done = True
+
+
+def _integer(value: Option) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value

@@ -144,9 +144,10 @@ class Machine:
         if name == RECEIVE:
             axis, peer, size, dtype = step.args[:4]
             return [self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))]
-        operands = step.args[0] if _is_bucket(step) else step.args[:1]
+        known = COLLECTIVES[name]
+        options = dict(zip(known.arguments, step.args[1:], strict=True))
+        operands = step.args[0] if _is_bucket(step) else [step.args[0], *(options.pop(name) for name in known.counts)]
         tensors = [self._tensor(operand, frame, step) for operand in operands]
-        options = dict(zip(COLLECTIVES[name].arguments, step.args[1:], strict=True))
         return [*self.exchange.start(self.rank, step, tensors, options)]
 
     def _tensor(self, argument: Any, frame: Frame, step: Step) -> Tensor:

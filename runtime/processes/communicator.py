@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..communicator import Handle
+from ..counted_rows import checked_counts
 from ..errors import RunError
 from ..program.mesh import RankMesh
 from ..program.program import Program
@@ -142,6 +143,37 @@ class DistributedCommunicator:
         to, source = group.partners(self.rank, shift)
         return self._start(group, where, group.collectives.permute, tensor.contiguous(), to, source)
 
+    def all_to_all_rows_start(
+        self,
+        tensor: Tensor,
+        axes: Sequence[str],
+        bound: int,
+        send_counts: Tensor,
+        receive_counts: Tensor,
+        where: str = "",
+    ) -> Completed | _Handle:
+        """See `Communicator.all_to_all_rows_start`."""
+        sent, received = checked_counts(tensor, bound, send_counts, receive_counts, self.rank, where)
+        result = tensor.new_zeros(bound, *tensor.shape[1:])
+        rows = tensor[: sum(sent)]
+        group = self._group(axes)
+        if group is None:
+            result[: len(rows)] = rows
+            return Completed(result)
+        positions = group.torch_positions or range(len(sent))
+        if group.torch_positions is not None:
+            rows = torch.cat(
+                [
+                    each
+                    for _, each in sorted(zip(positions, torch.split_with_sizes(rows, sent), strict=True), key=_first)
+                ]
+            )
+        in_order = [[count for _, count in sorted(zip(positions, counts, strict=True))] for counts in (sent, received)]
+        handle = self._start(group, where, group.collectives.all_to_all_rows, rows.contiguous(), result, *in_order)
+        if group.torch_positions is None:
+            return handle
+        return handle.then(lambda came: _in_coordinate_order(came, received, positions))
+
     def all_reduce_coalesced_start(
         self, tensors: Sequence[Tensor], axes: Sequence[str], reduce: str, where: str = ""
     ) -> Sequence[Handle]:
@@ -248,6 +280,17 @@ class DistributedCommunicator:
         with torch.no_grad(), self._world.watched(where, group.members):
             work, finish = collective(*arguments)
         return _Handle(self._world, group.members, where, work, finish)
+
+
+def _first(pair: tuple[int, Tensor]) -> int:
+    return pair[0]
+
+
+def _in_coordinate_order(came: Tensor, received: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """Rows that came in the order of torch's group, in coordinate order: `received[i]` from the member at i."""
+    by_position = dict(sorted(zip(positions, received, strict=True)))
+    parts = dict(zip(by_position, torch.split_with_sizes(came[: sum(received)], [*by_position.values()]), strict=True))
+    return torch.cat([*(parts[position] for position in positions), came[sum(received) :]])
 
 
 class Completed:

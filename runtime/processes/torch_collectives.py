@@ -49,6 +49,10 @@ class GroupCollectives(Protocol):
         """The tensor of the member at position `source`, of equal shape; this one's goes to that at `destination`."""
         ...
 
+    def all_to_all_rows(self, rows: Tensor, result: Tensor, sent: list[int], received: list[int]) -> Started:
+        """`result`, with the rows that come in its first rows; `sent` and `received` are counts by position."""
+        ...
+
 
 def collectives_for(group: dist.ProcessGroup, order: Sequence[int], device: torch.device) -> GroupCollectives:
     """The collectives of `group` for tensors on `device`; local sums add members in `order`."""
@@ -90,6 +94,12 @@ class BackendCollectives:
         received, sent = ([tensor.numel() * (i == p) for i in range(self._size)] for p in (source, destination))
         flat = result.flatten(), tensor.flatten()
         work = dist.all_to_all_single(*flat, received, sent, group=self._group, async_op=True)
+        return _work(work), lambda: result
+
+    def all_to_all_rows(self, rows: Tensor, result: Tensor, sent: list[int], received: list[int]) -> Started:
+        """See `GroupCollectives.all_to_all_rows`."""
+        came = result[: sum(received)]
+        work = dist.all_to_all_single(came, rows, received, sent, group=self._group, async_op=True)
         return _work(work), lambda: result
 
 

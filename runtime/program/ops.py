@@ -23,11 +23,15 @@ COLLECTIVES: dict[str, frozenset[str]] = {
     "comm.reduce_scatter_start": frozenset({"axes", "dim", "reduce"}),
     "comm.all_to_all_start": frozenset({"axes", "split_dim", "concat_dim"}),
     "comm.permute_start": frozenset({"axes", "shift"}),
+    "comm.all_to_all_rows_start": frozenset({"axes", "bound", "send_counts", "receive_counts"}),
     "comm.all_reduce_coalesced_start": frozenset({"axes", "reduce"}),
     "comm.all_gather_coalesced_start": frozenset({"axes", "dims"}),
     "comm.reduce_scatter_coalesced_start": frozenset({"axes", "dims", "reduce"}),
 }
 """Collectives and their keywords. Each returns a handle, from which `comm.wait` gets the tensor."""
+
+COUNTS = ("send_counts", "receive_counts")
+"""Keywords whose values are slots: by member of the group, the rows that this rank sends it and gets from it."""
 
 COALESCED: dict[str, str] = {
     "comm.all_reduce_coalesced_start": "comm.all_reduce_start",

@@ -16,7 +16,7 @@ from .entries import (
     microbatches_per_call,
 )
 from .mesh import RankMesh
-from .ops import COALESCED, COLLECTIVES, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
+from .ops import COALESCED, COLLECTIVES, COUNTS, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
 from .records import Function, Instruction, Pipeline
 from .validate_calls import check_call, check_slots, require
@@ -94,8 +94,8 @@ class FunctionValidator:
         elif instruction.op in OWN_OPS:
             mesh = self._mesh_with_microbatches if depends_on_microbatch(instruction) else self._mesh
             _own_op(instruction, mesh, path)
-            if instruction.op == "comm.permute_start":
-                self._permute(instruction, path)
+            if instruction.op in ("comm.permute_start", "comm.all_to_all_rows_start"):
+                self._stays_in_its_stage(instruction, path)
         else:
             op = torch_op(instruction.op, path)
             if op.only_in_references:
@@ -148,11 +148,12 @@ class FunctionValidator:
         missing = index is None and needs_microbatch and count is not None
         require(not missing, f"{path}: it is missing, but the function is called for {count} microbatches")
 
-    def _permute(self, instruction: Instruction, path: str) -> None:
+    def _stays_in_its_stage(self, instruction: Instruction, path: str) -> None:
         axes, stages = instruction.kwargs["axes"], self._pipeline and self._pipeline.axis
         crosses = isinstance(axes, list | tuple) and stages in axes
         require(
-            not crosses, f"{path}.kwargs.axes: a permute may not cross stages, which exchange messages on '{stages}'"
+            not crosses,
+            f"{path}.kwargs.axes: {instruction.op} may not cross stages, which exchange messages on '{stages}'",
         )
 
     def _message(self, instruction: Instruction, path: str) -> None:
@@ -206,6 +207,8 @@ def _own_op(instruction: Instruction, mesh: RankMesh, path: str) -> None:
             require(value in _REDUCES, f"{path}.kwargs.reduce: {value!r} is not one of {', '.join(sorted(_REDUCES))}")
         elif key == "shift":
             require(type(value) is int, f"{path}.kwargs.shift: {value!r} is not a whole number")
+        elif key in COUNTS:
+            require(isinstance(value, Slot), f"{path}.kwargs.{key}: {value!r:.60} is not a slot")
         elif key not in ("fill", "dims", MICROBATCH_INDEX):
             require(isinstance(value, int) and value >= 0, f"{path}.kwargs.{key}: {value!r} is not a size or a dim")
 

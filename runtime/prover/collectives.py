@@ -9,7 +9,7 @@ import torch
 
 from ..program.arguments import dtype_name
 from ..program.mesh import RankMesh
-from ..program.ops import COALESCED
+from ..program.ops import COALESCED, COUNTS
 from ..program.records import Instruction
 from .values import Meta
 
@@ -41,13 +41,19 @@ class Collective:
 def collective_of(instruction: Instruction, operands: Sequence[Meta], mesh: RankMesh) -> Collective:
     """The collective that an instruction starts on its operands. Raises ValueError for a bucket of several dtypes."""
     axes = tuple(axis for axis in axes_of(instruction) if mesh.sizes[axis] > 1)
-    given = {key: instruction.kwargs[key] for key in sorted(instruction.kwargs) if key != "axes"}
+    given = {key: instruction.kwargs[key] for key in sorted(instruction.kwargs) if key not in ("axes", *COUNTS)}
     options = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in given.items())
-    dtypes = list(dict.fromkeys(dtype_name(operand.dtype) for operand in operands))
+    moved = operands[:1] if has_counts(instruction) else operands
+    dtypes = list(dict.fromkeys(dtype_name(operand.dtype) for operand in moved))
     if len(dtypes) != 1:
         raise ValueError(f"a bucket takes tensors of one dtype, found {', '.join(dtypes)}")
     shapes = tuple(operand.shape for operand in operands)
     return Collective(instruction.op.removesuffix("_start"), axes, shapes, dtypes[0], options)
+
+
+def has_counts(instruction: Instruction) -> bool:
+    """Whether a collective takes counts of rows behind its tensor."""
+    return any(key in COUNTS for key in instruction.kwargs)
 
 
 def axes_of(instruction: Instruction) -> tuple[str, ...]:
@@ -75,6 +81,10 @@ def result_of(instruction: Instruction, operand: Meta, mesh: RankMesh) -> Meta:
             shape[_dim(instruction, "dim", shape)] *= size
         case "comm.reduce_scatter_start":
             _split(shape, _dim(instruction, "dim", shape), size)
+        case "comm.all_to_all_rows_start":
+            if not shape:
+                raise ValueError("a tensor without dims has no rows")
+            shape[0] = _integer(instruction, "bound")
         case "comm.all_to_all_start":
             _split(shape, _dim(instruction, "split_dim", shape), size)
             shape[_dim(instruction, "concat_dim", shape)] *= size

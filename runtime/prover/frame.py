@@ -18,7 +18,7 @@ from ..program.arguments import Slot, fill_in
 from ..program.mesh import RankMesh
 from ..program.ops import COALESCED, COLLECTIVES, RANK_OPS
 from ..program.records import Function, Instruction
-from .collectives import collective_of, part_of, random_result_of, rank_result_of, result_of
+from .collectives import collective_of, has_counts, part_of, random_result_of, rank_result_of, result_of
 from .events import Event, receive_of, send_of
 from .pieces import Calls, Own, Piece, Pieces, Waits
 from .shapes import ShapeUnknown, results_of
@@ -169,14 +169,15 @@ class Frame:
         """The futures of a collective, one for each of its tensors."""
         operands = [self._tensor(self.slots[slot], instruction.op, path) for slot in instruction.reads()]
         collective = collective_of(instruction, [operand.meta for operand in operands], self._mesh)
+        moved = operands[:1] if has_counts(instruction) else operands
         metas = [
-            result_of(part_of(instruction, index), operand.meta, self._mesh) for index, operand in enumerate(operands)
+            result_of(part_of(instruction, index), operand.meta, self._mesh) for index, operand in enumerate(moved)
         ]
         storages = _storages_of_results(instruction, metas, path)
         bucket = (*(each.storage for each in operands), *storages) if len(operands) > 1 else ()
         futures = [
             Future(path, operand, TensorValue(meta, storage), has_event=bool(collective.axes), bucket=bucket)
-            for operand, meta, storage in zip(operands, metas, storages, strict=True)
+            for operand, meta, storage in zip(moved, metas, storages, strict=True)
         ]
         if collective.axes:
             self._pieces.append(Own(path[0][1], self._number(collective), tuple(futures)))

@@ -132,6 +132,7 @@ class Executor:
             "comm.reduce_scatter_start": communicator.reduce_scatter_start,
             "comm.all_to_all_start": communicator.all_to_all_start,
             "comm.permute_start": communicator.permute_start,
+            "comm.all_to_all_rows_start": communicator.all_to_all_rows_start,
             "comm.all_reduce_coalesced_start": communicator.all_reduce_coalesced_start,
             "comm.all_gather_coalesced_start": communicator.all_gather_coalesced_start,
             "comm.reduce_scatter_coalesced_start": communicator.reduce_scatter_coalesced_start,

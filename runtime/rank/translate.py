@@ -260,6 +260,7 @@ _PARAMETERS = {
     "comm.reduce_scatter_start": ("axes", "dim", "reduce"),
     "comm.all_to_all_start": ("axes", "split_dim", "concat_dim"),
     "comm.permute_start": ("axes", "shift"),
+    "comm.all_to_all_rows_start": ("axes", "bound", "send_counts", "receive_counts"),
     "comm.all_reduce_coalesced_start": ("axes", "reduce"),
     "comm.all_gather_coalesced_start": ("axes", "dims"),
     "comm.reduce_scatter_coalesced_start": ("axes", "dims", "reduce"),

@@ -16,9 +16,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ..counted_rows import checked_counts
 from ..errors import CollectiveError, PeerFailed, RunError, rank_list
 from ..program.mesh import RankMesh
-from .rendezvous import Call, Message, Rendezvous, message_mismatch, mismatch, own_result, shared_result
+from .rendezvous import Call, Message, Rendezvous, message_mismatch, mismatch, own_result, own_rows, shared_result
 
 
 class RankGroup:
@@ -259,6 +260,21 @@ class InProcessCommunicator:
         """See `Communicator.permute_start`."""
         return self._start("permute", (tensor,), axes, (("shift", shift),), where)[0]
 
+    def all_to_all_rows_start(
+        self,
+        tensor: Tensor,
+        axes: Sequence[str],
+        bound: int,
+        send_counts: Tensor,
+        receive_counts: Tensor,
+        where: str = "",
+    ) -> _Handle:
+        """See `Communicator.all_to_all_rows_start`."""
+        checked_counts(tensor, bound, send_counts, receive_counts, self.rank, where)
+        return self._start("all_to_all_rows", (tensor, send_counts, receive_counts), axes, (("bound", bound),), where)[
+            0
+        ]
+
     def all_reduce_coalesced_start(
         self, tensors: Sequence[Tensor], axes: Sequence[str], reduce: str, where: str = ""
     ) -> list[_Handle]:
@@ -347,6 +363,8 @@ class _Handle:
         if shared is not None:
             return shared
         position = rendezvous.members.index(self._rank)
+        if rendezvous.calls[self._rank].op == "all_to_all_rows":
+            return own_rows(rendezvous.calls[self._rank], [rendezvous.tensors[r] for r in rendezvous.members], position)
         return own_result(rendezvous.calls[self._rank], rendezvous.tensors_in_order(index), position, index)
 
 

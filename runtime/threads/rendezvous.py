@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import CollectiveError
+from ..errors import CollectiveError, RunError
 
 _COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
 
@@ -128,6 +128,26 @@ def own_result(call: Call, tensors: list[Tensor], position: int, index: int = 0)
         if op == "reduce_scatter":
             return _reduced(chunks, str(options["reduce"]))
         return torch.cat(chunks, dim=_integer(options["concat_dim"]))
+
+
+def own_rows(call: Call, members: Sequence[Sequence[Tensor]], position: int) -> Tensor:
+    """The rows that come to the member at `position`; each member gives a tensor, and the counts of its rows."""
+    rows, _, receive_counts = members[position]
+    bound = _integer(dict(call.options)["bound"])
+    came = []
+    for (tensor, send_counts, _), count in zip(members, receive_counts.tolist(), strict=True):
+        sent = send_counts.tolist()
+        if sent[position] != count:
+            raise RunError(
+                "E0338",
+                f"{call.where or call.op}: a rank sends {sent[position]} rows to one that expects {count}",
+                help="this is an error in the program: the counts must be exchanged before the rows are",
+            )
+        came.append(tensor.narrow(0, sum(sent[:position]), count))
+    result = rows.new_zeros(bound, *rows.shape[1:])
+    with torch.no_grad():
+        result[: sum(len(part) for part in came)] = torch.cat(came)
+    return result
 
 
 def _reduced(tensors: list[Tensor], reduce: str) -> Tensor:

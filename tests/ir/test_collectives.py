@@ -26,7 +26,7 @@ CONSTANTS: dict[str, list[object]] = {
     "comm.all_gather_coalesced": [["tp"], [1, 0]],
     "comm.reduce_scatter_coalesced": [["tp"], [0, 0], "sum"],
 }
-ONE_TENSOR = [each for each in COLLECTIVES.values() if not each.coalesces]
+ONE_TENSOR = [each for each in COLLECTIVES.values() if not each.coalesces and not each.counts]
 
 
 @pytest.mark.parametrize("each", COLLECTIVES.values(), ids=lambda each: each.kind)
@@ -53,6 +53,12 @@ def test_a_bucket_has_the_shapes_that_its_collective_gives_each_tensor(each: Col
     wanted = [one.result_shape(shape, constants_of_part(constants, i), 4) for i, shape in enumerate(shapes)]
     assert list(each.result_shapes(shapes, constants, 4)) == wanted
     assert list(one.result_shapes(shapes[:1], CONSTANTS[one.name], 4)) == wanted[:1]
+
+
+def test_an_exchange_of_rows_has_the_shape_of_its_bound() -> None:
+    rows = COLLECTIVES["comm.all_to_all_rows"]
+    assert rows.counts == ("send_counts", "receive_counts")
+    assert rows.result_shape((8, 3), [["tp"], 20, None, None], 4) == (20, 3)
 
 
 def test_a_dim_that_ranks_do_not_divide_has_no_shape_and_one_that_is_not_there_is_an_error() -> None:

@@ -63,7 +63,7 @@ def test_a_violation_in_a_module_in_order_is_named(old: str, new: str, says: str
 def test_no_permute_is_between_stages(axes: str) -> None:
     text = in_order().text().replace('"comm.all_reduce"', '"comm.permute"')
     module = Module.parse(text.replace('{axes = ["dp"], reduce = "sum"}', f"{{axes = {axes}, shift = 1 : i64}}"))
-    assert 'stages on "pp" exchange messages; a permute may not cross them' in refused(module)
+    assert 'stages on "pp" exchange messages; a collective "permute" may not cross them' in refused(module)
 
 
 def test_what_depends_on_a_microbatch_is_in_a_call_for_one() -> None:

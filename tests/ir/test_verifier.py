@@ -42,6 +42,30 @@ def test_a_sound_module_passes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "bound", "says"),
+    [
+        ("2xi64", 9, r"send_counts must be torch.int64 \[4\], one for each rank of the group, not torch.int64 \[2\]"),
+        ("4xi32", 9, r"must be torch.int64 \[4\].*not torch.int32 \[4\]"),
+        ("4xi64", 8, r"must have shape \[8, 3\], not \[9, 3\]"),
+        ("4xi64", 9, ""),
+    ],
+)
+def test_an_exchange_of_rows_takes_a_count_for_each_rank_and_gives_its_bound(
+    counts: str, bound: int, says: str
+) -> None:
+    made = _module(
+        f"%x: tensor<8x3xf32>, %s: tensor<{counts}>, %r: tensor<{counts}>",
+        f'%y = "comm.all_to_all_rows"(%x, %s, %r) {{axes = ["tp"], bound = {bound} : i64}} : '
+        f"(tensor<8x3xf32>, tensor<{counts}>, tensor<{counts}>) -> tensor<9x3xf32>",
+    )
+    if not says:
+        verify(made)
+        return
+    with pytest.raises(StrettoError, match=says):
+        verify(made)
+
+
+@pytest.mark.parametrize(
     ("arguments", "body", "says"),
     [
         ('%x: tensor<4xf32, {pp = "shard(0)"}>', "", 'the mesh has no axis "pp"'),

@@ -80,6 +80,7 @@ def cases() -> list[tuple[str, Callable[[Communicator], Handle]]]:
                 all_cases.append((f"all_to_all {split} {concat} {label}", exchanging(axes, dtype, split, concat)))
             for wait_first in (0, 1):
                 all_cases.append((f"buckets {wait_first} {label}", bucketing(axes, dtype, wait_first)))
+            all_cases.append((f"rows {label}", sending_rows(axes, dtype)))
             for shift in (1, -1, 2, 0, 7):
                 all_cases.append((f"permute {shift} {label}", permuting(axes, dtype, shift)))
     for axes in AXES:
@@ -104,6 +105,19 @@ def gathering(axes: tuple[str, ...], dtype: torch.dtype, dim: int) -> Callable[[
 
 def exchanging(axes: tuple[str, ...], dtype: torch.dtype, split: int, concat: int) -> Callable[[Communicator], Handle]:
     return lambda c: c.all_to_all_start(contribution(c, dtype), axes, split, concat)
+
+
+def sending_rows(axes: tuple[str, ...], dtype: torch.dtype) -> Callable[[Communicator], Handle]:
+    """The member at i sends (i + 2 j) % 3 rows to the one at j."""
+
+    def start(c: Communicator) -> Handle:
+        mine, size = c.coordinate(axes), c.size(axes)
+        sent = torch.tensor([(mine + 2 * other) % 3 for other in range(size)])
+        received = torch.tensor([(other + 2 * mine) % 3 for other in range(size)])
+        rows = contribution(c, dtype)
+        return c.all_to_all_rows_start(torch.cat([rows, rows.flip(0)] * 4), axes, 2 * size, sent, received)
+
+    return start
 
 
 def permuting(axes: tuple[str, ...], dtype: torch.dtype, shift: int) -> Callable[[Communicator], Handle]:

@@ -31,6 +31,11 @@ def drawn(**constants: Value) -> Instruction:
     return step("rank.random", S(0), S(0), **constants, below=None, out=[1])
 
 
+def _rows(**given: Any) -> Instruction:
+    kwargs = {"axes": ["tp"], "bound": 4, "send_counts": S(0), "receive_counts": S(0)} | given
+    return step("comm.all_to_all_rows_start", S(0), **kwargs, out=[1])
+
+
 def _bucket(slots: Value, out: Sequence[int], **constants: Value) -> Instruction:
     return step("comm.all_gather_coalesced_start", slots, axes=["tp"], **constants, out=out)
 
@@ -59,6 +64,9 @@ def _bucket(slots: Value, out: Sequence[int], **constants: Value) -> Instruction
         (of(step("comm.permute_start", S(0), axes=["tp"], shift="1", out=[1])), "'1' is not a whole number"),
         (of(step("comm.permute_start", S(0), axes=["tp"], shift=True, out=[1])), "True is not a whole number"),
         (of(step("comm.permute_start", S(0), axes=["tp"], out=[1])), "takes axes, shift"),
+        (of(_rows(send_counts=3)), "send_counts: 3 is not a slot"),
+        (of(_rows(bound=-1)), "bound: -1 is not a size"),
+        (of(_rows(receive_counts=S(4))), "slot 4 is read, but is not set"),
         (of(_bucket(S(0), dims=[0], out=[1])), "takes a list of slots"),
         (of(_bucket([], dims=[], out=[])), "takes a list of slots"),
         (of(_bucket([S(0), 3], dims=[0, 0], out=[1, 2])), "takes a list of slots"),

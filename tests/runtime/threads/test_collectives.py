@@ -76,6 +76,37 @@ def test_sums_have_the_same_bits_on_all_ranks_whoever_comes_last() -> None:
         assert on_ranks((("tp", 4),), job) == [in_order] * 4
 
 
+@pytest.mark.parametrize("axes", [("dp",), ("tp", "dp")])
+def test_rows_go_to_the_members_that_the_counts_say(axes: tuple[str, ...]) -> None:
+    topology = RankMesh(MESHES[0])
+
+    def job(communicator: Communicator) -> None:
+        mine, size = communicator.coordinate(axes), communicator.size(axes)
+        counts = [[(i + 2 * j) % 3 for j in range(size)] for i in range(size)]
+        sent, received = torch.tensor(counts[mine]), torch.tensor([row[mine] for row in counts])
+        handle = communicator.all_to_all_rows_start(contribution(communicator.rank), axes, 9, sent, received)
+        members = topology.group(communicator.rank, axes)
+        parts = [contribution(r).split([*row, 8 - sum(row)])[mine] for r, row in zip(members, counts, strict=True)]
+        assert torch.equal(handle.wait()[: int(received.sum())], torch.cat(parts))
+        back = communicator.all_to_all_rows_start(handle.wait(), axes, 8, received, sent).wait()
+        assert torch.equal(back[: int(sent.sum())], contribution(communicator.rank)[: int(sent.sum())])
+
+    on_ranks(MESHES[0], job)
+
+
+def test_more_rows_than_the_bound_stop_all_ranks_and_the_error_names_the_one_that_gets_them() -> None:
+    def job(communicator: Communicator) -> None:
+        sent, received = torch.tensor([[3, 1], [2, 1]])[communicator.rank], torch.tensor([[3, 2], [1, 1]])
+        communicator.all_to_all_rows_start(
+            torch.ones(4, 2), ("tp",), 4, sent, received[communicator.rank], "experts of layers.3"
+        ).wait()
+
+    first, second = outcomes(2, job, 5.0)
+    assert isinstance(first, RunError) and first.code == "E0338"
+    assert "rank 0: experts of layers.3: 5 rows come, and the bound is 4" in str(first)
+    assert second is not None
+
+
 def test_a_start_does_not_wait() -> None:
     group = RankGroup(RankMesh((("tp", 2),)), 5.0)
     first = group.communicator(0).all_reduce_start(torch.ones(1), ("tp",), "sum")
