@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from ...ir.bindings import Operation, Value, mlir
+from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import COLLECTIVES, RECEIVE_START, SEND
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
@@ -28,10 +28,10 @@ from ...ir.module import (
 from ...ir.operations import Call, flatten, is_packing, read, results_of
 from ...ir.pipelined_module import MICROBATCH, entries, microbatch_of, microbatches, pipeline_axis, rank_axes, turn_of
 from ...ir.placement import Mesh, axes_size, chunk_size
-from ...ir.types import TensorType, from_mlir
+from ...ir.types import TensorType, from_mlir, is_tensor
 from ...runtime.program.arguments import Slot, dtype_name
 from ...runtime.program.entries import MICROBATCH_INDEX, depends_on_microbatch
-from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard
+from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard, SlotType
 from .message_sources import argument_sources, result_sources
 
 _RENAMED = {
@@ -59,14 +59,15 @@ class Lowered:
     mesh: Mesh
     """The rank axes, without the microbatch axis."""
     pipeline: Pipeline | None
+    types: tuple[SlotType, ...]
 
 
 def lower_program(module: Module) -> Lowered:
     """Lower a module in which every collective and receive is a start and a wait."""
-    locations = _Locations()
+    locations, types = _Locations(), _Types()
     functions: dict[str, Function] = {}
     for name, function in module.functions().items():
-        functions[name] = _Body(function, locations).lowered(is_main=name == "main")
+        functions[name] = _Body(function, locations, types).lowered(is_main=name == "main")
     mesh = rank_axes(module.mesh)
     inputs, outputs = _Ports[Input](), _Ports[Output]()
     for stage, function in enumerate(entries(module)):
@@ -78,7 +79,9 @@ def lower_program(module: Module) -> Lowered:
         functions[name_of(function)] = replace(lists, arguments=arguments, results=results)
     pipeline = _pipeline(module)
     count = None if pipeline is None else len(pipeline.entries)
-    return Lowered(inputs.all(count), outputs.all(count), functions, tuple(locations.table), mesh, pipeline)
+    return Lowered(
+        inputs.all(count), outputs.all(count), functions, tuple(locations.table), mesh, pipeline, tuple(types.table)
+    )
 
 
 def _pipeline(module: Module) -> Pipeline | None:
@@ -130,12 +133,28 @@ class _Locations:
         return self.table.setdefault(Location(origin.file, origin.line, origin.module_path), len(self.table))
 
 
+@dataclass
+class _Types:
+    """The table of distinct types of slots."""
+
+    table: dict[SlotType, int] = field(default_factory=dict)
+
+    def index(self, type_: Type) -> int | None:
+        """The index of a value's type; None for a value that is no tensor."""
+        is_future = isinstance(type_, mlir.Type) and str(type_).startswith("!async.value<")
+        if not is_future and not is_tensor(type_):
+            return None
+        tensor = from_mlir(type_)
+        return self.table.setdefault(SlotType(dtype_name(tensor.dtype), tensor.shape, is_future), len(self.table))
+
+
 class _Body:
     """The instructions of one function; every value has its own slot."""
 
-    def __init__(self, function: Operation, locations: _Locations) -> None:
+    def __init__(self, function: Operation, locations: _Locations, types: _Types) -> None:
         self.function = function
         self.locations = locations
+        self.types = types
         self.slots: dict[Value, int] = {}
         self.arguments = tuple(self._slot(a) for a in entry(function).arguments)
         self.sources = argument_sources(entry(function).arguments, argument_records(function))
@@ -150,7 +169,8 @@ class _Body:
         code = [self._instruction(op) for op in body]
         results = tuple(self.slots[v] for v in terminator(self.function).operands)
         code = _with_frees(code, self.arguments, results)
-        return Function(len(self.slots), self.arguments, results, tuple(code), backward_at)
+        types = tuple(self.types.index(value.type) for value in self.slots)
+        return Function(len(self.slots), self.arguments, results, tuple(code), backward_at, types)
 
     def _forward_first(self, body: list[Operation]) -> tuple[list[Operation], int | None]:
         """Move what the forward's results need to the front, in stable order; also returns where the rest begins."""
@@ -183,7 +203,7 @@ class _Body:
         call = read(op)
         if call is None:
             raise RuntimeError(f"cannot lower {op}")
-        out = tuple(self._slot(r) if list(r.uses) else None for r in flatten(results_of(op)))
+        out = tuple(self._slot(r) if list(r.uses) or is_tensor(r.type) else None for r in flatten(results_of(op)))
         self.sources.update(result_sources(op, self.sources))
         args, kwargs = self._arguments(call)
         name = _RENAMED.get(call.name, call.name)

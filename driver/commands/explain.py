@@ -22,12 +22,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     from ...ops.allowed import allow_ops
     from ...runtime.program.program import Program
-    from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
     from ..report.explain import explain
     from ..report.show_explanation import Detail, show_explanation
 
     allow_ops(*arguments.allow_ops)
-    with meta_kernels_without_dynamo():
-        explanation = explain(Program.load(arguments.folder))
+    explanation = explain(Program.load(arguments.folder))
     detail = Detail.ALL if arguments.remarks else Detail.SUMMARY
     return Outcome(0, lambda: show_explanation(explanation, detail), explanation.to_json)

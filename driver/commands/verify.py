@@ -66,8 +66,8 @@ def _program(arguments: argparse.Namespace) -> Outcome:
         arguments.usage_error("a module is verified pass by pass; name the passes with -p PIPELINE")
     if is_target(arguments.path) and not os.path.isdir(arguments.path):
         arguments.usage_error("a target is verified under a plan; name its file with --plan FILE")
+    from ...runtime.dynamo_imports import meta_kernels_without_dynamo
     from ...runtime.program.program import Program
-    from ...runtime.prover.dynamo_imports import meta_kernels_without_dynamo
     from ..check.verify_program import NoCompiler, Values, show_verdict, verify_program
 
     def judge(program: Program) -> Values:

@@ -74,7 +74,8 @@ def _compiled(request: CompileRequest, traced: TracedCall, observer: Observer) -
             sizes = _named_sizes(captures, first, request)
             if sizes.symbolic is None and request.if_static is IfStatic.REFUSE:
                 raise sizes_refused(sizes.why_not)
-            first = replace(first, program=replace(first.program, symbolic=sizes.symbolic), sizes=sizes)
+            program = sizes.program or first.program
+            first = replace(first, program=replace(program, symbolic=sizes.symbolic), sizes=sizes)
     return cached.keep(first)
 
 

@@ -29,6 +29,7 @@ from ...runtime.program.named_sizes import NamedSize, Symbolic
 from ...runtime.program.program import Program
 from ...runtime.reading.sizes import holds
 from .request import Compiled, Found
+from .shared_types import with_shared_types
 
 Sizes = Mapping[str, int]
 Multiples = tuple[float, ...]
@@ -87,11 +88,11 @@ class _Search:
         ]
         for divisibility, self._multiples in attempts:
             try:
-                symbolic = self._symbolic((*self._guards.conditions, *divisibility()))
+                program = self._symbolic((*self._guards.conditions, *divisibility()))
             except (Differs, _NoSample) as error:
                 first_reason = first_reason or str(error)
             else:
-                return Found(symbolic, "", len(self._samples))
+                return Found(program.symbolic, "", len(self._samples), program)
         return Found(None, first_reason, len(self._samples))
 
     def _needed(self, of_inputs: tuple[str, ...], of_all: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ class _Search:
                     needed = (*needed, condition)
         return needed
 
-    def _symbolic(self, conditions: tuple[str, ...]) -> Symbolic:
+    def _symbolic(self, conditions: tuple[str, ...]) -> Program:
         """Fit three programs, one of sizes whose divisibility is least like that of the call; confirm on a fourth."""
         loose = self._sample(conditions, lambda sizes: -_likeness(self._free, sizes, self._parts))
         strict = self._sample(conditions, lambda sizes: _likeness(self._free, sizes, self._parts), loose)
@@ -118,7 +119,8 @@ class _Search:
             programs.append(self._program(sizes))
             _refuse_other_values(programs[0], programs[-1])
             _refuse_other_ops(programs[0].program, programs[-1].program, sizes)
-        body = fit([compiled.program.to_json() for compiled in programs], samples, self._parts, "program")
+        shared = with_shared_types([compiled.program for compiled in programs])
+        body = fit([program.to_json() for program in shared], samples, self._parts, "program")
         references = [_without_ranges(compiled.program.reference) for compiled in programs]
         reference = fit(references, samples, (), "reference")
         symbolic = Symbolic(
@@ -127,17 +129,17 @@ class _Search:
             body.places,
             reference.places,
         )
+        whole = replace(shared[0], symbolic=symbolic)
         if body.has_offsets or reference.has_offsets or self._multiples is _CLOSE:
-            self._confirm(symbolic, self._sample(conditions, lambda sizes: 0, loose, strict))
-        return symbolic
+            self._confirm(whole, self._sample(conditions, lambda sizes: 0, loose, strict))
+        return whole
 
-    def _confirm(self, symbolic: Symbolic, sizes: Sizes) -> None:
+    def _confirm(self, whole: Program, sizes: Sizes) -> None:
         """Bind to sizes that no expression was fitted to, and compare with what they compile to."""
-        whole = replace(self._samples[0][1].program, symbolic=symbolic)
         compiled = self._program(sizes)
         _refuse_other_values(self._samples[0][1], compiled)
         bound, expected = whole.bind(self._all(sizes)), compiled.program
-        fit([expected.to_json(), bound.to_json()], [sizes, sizes], (), "program")
+        fit([each.to_json() for each in with_shared_types([expected, bound])], [sizes, sizes], (), "program")
         references = [_without_ranges(expected.reference), _without_ranges(bound.reference)]
         fit(references, [sizes, sizes], (), "reference")
 

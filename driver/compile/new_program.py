@@ -19,9 +19,12 @@ from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.base import Remark
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE
+from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Manifest, Program
 from ...runtime.program.reference_records import Stated
+from ...runtime.prover import with_derived_types
+from ...runtime.prover.values import Refuted
 from .pipeline_requirements import is_alone
 from .request import Options
 
@@ -46,7 +49,7 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
         torch=torch.__version__,
         arguments=_reduce(captured, plan, options),
     )
-    return Program(
+    program = Program(
         manifest,
         lowered.inputs,
         lowered.outputs,
@@ -57,7 +60,12 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
         reference={**captured.reference, "stated": _stated(captured, manifest).to_json()},
         initial={},
         pipeline=pipeline,
+        types=lowered.types,
     ).validated
+    try:
+        return with_derived_types(program).validated
+    except (Refuted, ProgramError):
+        return program  # what is wrong with it is for `verify` to say; each result then counts as memory of its own
 
 
 def completed(

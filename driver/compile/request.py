@@ -103,6 +103,8 @@ class Found:
     symbolic: Symbolic | None
     why_not: str = ""
     compilations: int = 1
+    program: Program | None = None
+    """The program whose numbers `symbolic` gives, with a table of types that holds for all sizes."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ...runtime.program.program import Program
 from ...runtime.program.records import Function
-from ...runtime.prover import prove
-from .traffic import traffic_of
+from ...runtime.prover import Types, prove
+from .traffic import stating_types, traffic_of
 
 Place = tuple[str, int, str]
 """File, line and module path."""
@@ -68,7 +68,7 @@ def program_summary(folder: str) -> Summary:
     for site, count in traffic_of(program).items():
         link = summary.communication.setdefault((site.kind, site.axes), Communication())
         link.add(count, site.tensor_bytes, site.sent_bytes)
-    verdict = prove(program)
+    verdict = prove(stating_types(program), types=Types.STATED)
     summary.peak_bytes = verdict.peak_bytes if verdict.safe else None
     return summary
 

@@ -8,15 +8,15 @@ which has nothing else. Binding evaluates them and writes the numbers into a cop
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ..reading.json_fields import Fields, Malformed
 from ..reading.sizes import BadExpression, holds, parse, value_of
 from .arguments import Json
-from .records import Function, Input, Instruction, Output
+from .records import Function, Input, Instruction, Output, SlotType
 
-T = TypeVar("T", Input, Output, Instruction)
+T = TypeVar("T", Input, Output, Instruction, SlotType)
 ExpressionTree = Mapping[str, "ExpressionTree | str"]
 """Expressions in the shape of a JSON document: by key, or by list index as text, an expression or a subtree."""
 
@@ -129,8 +129,15 @@ def bound_functions(
             raise Malformed(f"sizes.json: {path}: expected expressions in its code only")
         function = functions[name]
         code = _bound_records(function.code, _subtree(subtree, "code"), sizes, Instruction.from_json, f"{path}.code")
-        bound_by_name[name] = Function(function.slots, function.arguments, function.results, code, function.backward_at)
+        bound_by_name[name] = replace(function, code=code)
     return bound_by_name
+
+
+def bound_types(
+    types: tuple[SlotType, ...], expressions: ExpressionTree, sizes: Mapping[str, int]
+) -> tuple[SlotType, ...]:
+    """The types of slots for other sizes."""
+    return _bound_records(types, _subtree(expressions, "types"), sizes, SlotType.from_json, "program.json.types")
 
 
 def _bound_records(

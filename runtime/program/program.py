@@ -24,11 +24,12 @@ from .arguments import Json
 from .entries import Entry, entries
 from .folder import read_files, read_weights, weights_hash, write_folder
 from .mesh import RankMesh
-from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_outputs
-from .records import Function, Input, Location, Output, Pipeline
+from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_outputs, bound_types
+from .records import Function, Input, Location, Output, Pipeline, SlotType
 from .reference_records import Reference
 from .validate import validate
 from .validate_reference import validate_reference
+from .validate_types import validate_types
 from .versions import FORMAT
 
 NOT_CHECKED: Mapping[str, Json] = {"result": "not checked"}
@@ -79,6 +80,8 @@ class Program:
     outputs: tuple[Output, ...]
     functions: Mapping[str, Function]
     locations: tuple[Location, ...] = ()
+    types: tuple[SlotType, ...] = ()
+    """The distinct types of slots, which functions name by index."""
     ir: str = ""
     remarks: Json = ()
     reference: Json = None
@@ -152,6 +155,7 @@ class Program:
         """This program, after validation (`validate.py`). Raises ProgramError where it is not valid."""
         try:
             validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations), self.pipeline)
+            validate_types(self.types, self.functions)
             if self.single_device is not None:
                 validate_reference(self.single_device)
         except Malformed as error:
@@ -184,6 +188,7 @@ class Program:
                 inputs=bound_inputs(self.inputs, symbolic.program, sizes),
                 outputs=bound_outputs(self.outputs, symbolic.program, sizes),
                 functions=bound_functions(self.functions, symbolic.program, sizes),
+                types=bound_types(self.types, symbolic.program, sizes),
                 reference=bound(self.reference, symbolic.reference, sizes, "reference.json"),
                 symbolic=None,
                 loaded_hash="",
@@ -212,6 +217,16 @@ class Program:
             return self.initial
         return read_weights(self.folder, self.weights_hash) if self.folder else {}
 
+    @property
+    def states_types(self) -> bool:
+        """Whether its functions say the types of their slots."""
+        return all(function.types for function in self.functions.values())
+
+    def type_of(self, function: str, slot: int) -> SlotType | None:
+        """What a function says of a slot; None where it holds no tensor. The program must state types."""
+        index = self.functions[function].types[slot]
+        return None if index is None else self.types[index]
+
     def of_kind(self, kind: str) -> tuple[Input, ...]:
         """The inputs of one kind, in the program's order."""
         return tuple(argument for argument in self.inputs if argument.kind == kind)
@@ -228,6 +243,7 @@ class Program:
             "outputs": [output.to_json() for output in self.outputs],
             "functions": {name: function.to_json() for name, function in self.functions.items()},
             "locations": [[location.file, location.line, location.module] for location in self.locations],
+            **({"types": [each.to_json() for each in self.types]} if self.types else {}),
             **pipeline,
         }
 
@@ -256,6 +272,7 @@ def program_of_files(manifest: Manifest, files: Mapping[str, object]) -> Program
             for name, function in fields.mapping("functions").items()
         },
         locations=fields.list_of("locations", Location.from_json),
+        types=fields.list_of_or("types", SlotType.from_json, ()),
         ir=str(files["ir.mlir"]),
         remarks=files["remarks.json"],  # type: ignore[arg-type]
         reference=files["reference.json"],  # type: ignore[arg-type]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from ..reading.json_fields import Fields, Malformed
-from .arguments import Json, Value, decode, encode, slots_in
+from .arguments import DTYPES, Json, Value, decode, encode, slots_in
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,33 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class SlotType:
+    """The tensor in a slot of one rank, or (`is_future`) the one that the future in it gives: local, with padding."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    is_future: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of its elements."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        return f"{'a future of ' if self.is_future else ''}{self.dtype} {list(self.shape)}"
+
+    def to_json(self) -> list[Json]:
+        return [self.dtype, list(self.shape), *(["future"] if self.is_future else [])]
+
+    @staticmethod
+    def from_json(value: object, path: str) -> SlotType:
+        match value:
+            case [str(dtype), [*shape], *rest] if rest in ([], ["future"]) and all(type(n) is int for n in shape):
+                return SlotType(dtype, tuple(n for n in shape if isinstance(n, int)), bool(rest))
+        raise Malformed(f'{path}: expected [dtype, shape] or [dtype, shape, "future"], found {value!r:.60}')
+
+
+@dataclass(frozen=True)
 class Function:
     """A list of instructions over `slots` slots. In "main" a backward may begin, at the index `backward_at`."""
 
@@ -166,10 +194,20 @@ class Function:
     results: tuple[int, ...]
     code: tuple[Instruction, ...]
     backward_at: int | None = None
+    types: tuple[int | None, ...] = ()
+    """For each slot, the index of its type among the program's types; None where it holds no tensor. Empty: not said.
+
+    Types and views are claims: `stretto verify` derives them again from the ops.
+    """
+    views: tuple[tuple[int, int], ...] = ()
+    """(slot, operand) of each torch op whose result in `slot` lies in the memory of its operand."""
 
     def to_json(self) -> dict[str, Json]:
+        claims: dict[str, Json] = {"types": list(self.types)} if self.types else {}
+        if self.views:
+            claims["views"] = [list(pair) for pair in self.views]
         return {
-            "slots": self.slots, "arguments": list(self.arguments), "results": list(self.results),
+            "slots": self.slots, "arguments": list(self.arguments), "results": list(self.results), **claims,
             "code": [instruction.to_json() for instruction in self.code], "backward_at": self.backward_at,
         }  # fmt: skip
 
@@ -179,6 +217,7 @@ class Function:
         return Function(
             slots=fields.integer("slots"), arguments=fields.integers("arguments"), results=fields.integers("results"),
             code=fields.list_of("code", Instruction.from_json), backward_at=fields.integer_or_null("backward_at"),
+            types=fields.integers_or_nulls_or("types", ()), views=fields.list_of_or("views", _pair, ()),
         )  # fmt: skip
 
 
@@ -238,6 +277,13 @@ class Location:
 
 def _stages(stages: tuple[int, ...] | None) -> dict[str, Json]:
     return {} if stages is None else {"stages": list(stages)}
+
+
+def _pair(value: object, path: str) -> tuple[int, int]:
+    match value:
+        case [int(first), int(second)]:
+            return first, second
+    raise Malformed(f"{path}: expected two slots, found {value!r:.60}")
 
 
 def _argument(value: object, path: str) -> Value:

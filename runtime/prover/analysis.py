@@ -16,9 +16,10 @@ from ..program.program import Program
 from ..program.records import Output
 from ..rank.shards import local_shape
 from .events import Event
-from .frame import Frame
+from .frame import Frame, Walk
 from .pieces import events_of
 from .summary import Signature, Summary, callee_arguments
+from .types import FoundTypes, FunctionTypes, Types, with_types
 from .values import Meta, Refuted, Storage, TensorValue, Value
 
 _CONTEXTS = 8
@@ -29,8 +30,11 @@ _LEAST_ALLOWED = 5_000
 class Analysis:
     """The analysis of all programs of one mesh: their summaries, and the table of their distinct events."""
 
-    def __init__(self, mesh: RankMesh) -> None:
+    def __init__(self, mesh: RankMesh, types: Types = Types.DERIVED, *, keeps_types: bool = False) -> None:
         self.mesh = mesh
+        self.types = types
+        self.found: dict[str, FoundTypes] | None = {} if keeps_types else None
+        """By function: the types that walks found, where they are kept."""
         self.events: list[Event] = []
         self._numbers: dict[Event, int] = {}
         self._summaries: dict[tuple[str, Signature], Summary] = {}
@@ -106,6 +110,18 @@ class Analysis:
         return summary
 
 
+def with_derived_types(program: Program) -> Program:
+    """The program with the types of its slots from meta kernels; those that it states stay. Views are found anew.
+
+    Raises Refuted where the walk finds a fault, and ProgramError as `prove` does. The program must be valid.
+    """
+    analysis = Analysis(program.mesh, keeps_types=True)
+    for entry in program.entries:
+        analysis.program(program, entry)
+    assert analysis.found is not None, "they are kept"
+    return with_types(program, analysis.found)
+
+
 class _ProgramFunctions:
     """The functions of one program, by name and by content."""
 
@@ -117,7 +133,9 @@ class _ProgramFunctions:
     def frame(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Frame:
         """A frame at the beginning of a function."""
         function = self._program.functions[name]
-        return Frame(name, function, values, retained, self._analysis.mesh, self.summary, self._analysis.number)
+        found = None if self._analysis.found is None else self._analysis.found.setdefault(name, FoundTypes())
+        walk = Walk(FunctionTypes.of(self._program, name), self._analysis.types, found)
+        return Frame(name, function, values, retained, self._analysis.mesh, self.summary, self._analysis.number, walk)
 
     def summary(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Summary:
         """The summary of a function for these arguments; raises Refuted."""
@@ -140,6 +158,7 @@ class _ProgramFunctions:
             parts = [
                 name,
                 json.dumps(function.to_json(), sort_keys=True),
+                repr(FunctionTypes.of(self._program, name)),
                 *(self._digest(callee) for callee in callees),
             ]
             self._digests[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()

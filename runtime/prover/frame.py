@@ -3,6 +3,8 @@
 Two rules protect the operand of a collective from its start to its wait. No instruction writes to its slot, and only an
 instruction that uses the slot may free it; the collective then keeps the tensor, and its memory counts until the wait.
 
+Types of results come from meta kernels, or from what the program states (`types.py`).
+
 Assumptions: ops are functional (the table of ops refuses others); meta kernels return views where the device does;
 workspace inside an op is not counted.
 """
@@ -11,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ..program.arguments import Slot, fill_in
+from ..program.arguments import DTYPES, Slot, fill_in
 from ..program.mesh import RankMesh
 from ..program.ops import COALESCED, COLLECTIVES, RANK_OPS
 from ..program.records import Function, Instruction
@@ -24,10 +27,25 @@ from .pieces import Calls, Own, Piece, Pieces, Waits
 from .shapes import ShapeUnknown, results_of
 from .slots import WAIT
 from .summary import Summary, caller_results
+from .types import FoundTypes, FunctionTypes, Types
 from .values import Future, Meta, Opaque, Path, Refuted, Storage, TensorValue, Value
 
 Callee = Callable[[str, Sequence[Value], set[Storage]], Summary]
 """The summary of a function by name and arguments, of which the caller retains some storages during the call."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How a function is walked: what its program states, where types come from, and where what is found is kept."""
+
+    stated: FunctionTypes | None = None
+    source: Types = Types.DERIVED
+    found: FoundTypes | None = None
+
+    @property
+    def reads(self) -> FunctionTypes | None:
+        """What is read in place of running meta kernels; None where they run."""
+        return self.stated if self.source is Types.STATED else None
 
 
 class Frame:
@@ -35,7 +53,7 @@ class Frame:
 
     def __init__(
         self, name: str, function: Function, arguments: Sequence[Value], retained: set[Storage], mesh: RankMesh,
-        callee: Callee, number: Callable[[Event], int],
+        callee: Callee, number: Callable[[Event], int], walk: Walk,
     ) -> None:  # fmt: skip
         self.name = name
         self.function = function
@@ -48,6 +66,7 @@ class Frame:
         self._mesh = mesh
         self._callee = callee
         self._number = number
+        self._walk = walk
         self._live_bytes = 0
         self._holders: Counter[Storage] = Counter(retained)
         self._last: dict[int, Value] = {}
@@ -58,7 +77,8 @@ class Frame:
         self._pieces: list[Piece] = []
         for storage in (storage for value in arguments for storage in value.storages):
             self.counted[storage] = None
-        for slot, value in zip(function.arguments, arguments, strict=True):
+        for index, (slot, value) in enumerate(zip(function.arguments, arguments, strict=True)):
+            self._compare(slot, value, f'argument {index} of "{name}"', ((name, 0),))
             self._acquire(value)
             self.slots[slot] = self._last[slot] = value
 
@@ -143,7 +163,50 @@ class Frame:
                 "E0714", f"the shapes of the results of {instruction.op} are unknown: {error}", path
             ) from None
 
+    def _compare(self, slot: int, value: Value, what: str, path: Path) -> None:
+        """Record a value's type. Raises Refuted where the program says another one of its slot."""
+        if self._walk.found is not None:
+            self._walk.found.add_type(slot, value)
+        elif self._walk.stated is not None and (difference := self._walk.stated.difference(slot, value)):
+            raise Refuted("E0728", f"{what} is {difference}", path, help="compile the program again")
+
+    def _stated(self, instruction: Instruction, stated: FunctionTypes, path: Path) -> list[Value]:
+        """The results of a torch op, as the program states them."""
+        operands = {slot: self.slots[slot] for slot in instruction.reads()}
+        for value in operands.values():
+            if not isinstance(value, Opaque):
+                self._tensor(value, instruction.op, path)
+        results: list[Value] = []
+        for slot in instruction.out:
+            said = None if slot is None else stated.types[slot]
+            if slot is None or said is None or said.is_future:
+                results.append(Opaque())
+                continue
+            meta = Meta.contiguous(said.shape, DTYPES[said.dtype])
+            if slot in stated.views:
+                viewed = self._tensor(operands[stated.views[slot]], instruction.op, path)
+                results.append(TensorValue(meta, viewed.storage))
+            else:
+                results.append(_fresh(meta, path))
+        return results
+
+    def _compare_views(self, instruction: Instruction, results: Sequence[Value], path: Path) -> None:
+        """Record in whose memory results lie. Raises Refuted where one is said to be a view, but is not."""
+        operands = {slot: self.slots[slot] for slot in instruction.reads()}
+        for slot, result in zip(instruction.out, results, strict=False):
+            if slot is None or not isinstance(result, TensorValue):
+                continue
+            shared = {each for each, value in operands.items() if result.storage in value.storages}
+            if self._walk.found is not None:
+                self._walk.found.add_view(slot, shared)
+            elif self._walk.stated is not None and self._walk.stated.views.get(slot, slot) not in {slot, *shared}:
+                viewed = self._walk.stated.views[slot]
+                message = f"slot {slot} is said to lie in the memory of slot {viewed}, but {instruction.op} copies"
+                raise Refuted("E0728", message, path, help="compile the program again")
+
     def _torch(self, instruction: Instruction, path: Path) -> list[Value]:
+        if self._walk.reads is not None:
+            return self._stated(instruction, self._walk.reads, path)
         tensors: list[TensorValue] = []
 
         def meta(slot: int) -> object:
@@ -163,6 +226,7 @@ class Frame:
                 continue
             storage = storages.setdefault(result.storage, Storage(result.bytes, path))
             results.append(TensorValue(result.meta, storage))
+        self._compare_views(instruction, results, path)
         return results
 
     def _start(self, instruction: Instruction, path: Path) -> list[Value]:
@@ -249,6 +313,7 @@ class Frame:
     def _write(self, slot: int, value: Value, path: Path) -> None:
         for reader in self._readers(self._last.get(slot)):
             raise Refuted("E0709", f"slot {slot} is overwritten while a collective reads it", path, reader.start)
+        self._compare(slot, value, f"slot {slot}", path)
         old = self.slots.pop(slot, None)
         self.slots[slot] = self._last[slot] = value
         if old is not None:

@@ -7,7 +7,8 @@ Proved, in this order:
 - Each receive has its send, of the same value, shape and dtype (`messages.py`); a send sends what it says
   (`payloads.py`).
 - Happens-before over all ranks has no cycle (`deadlock.py`).
-- Results have the shapes that the program declares (`analysis.py`). Memory stays under the cap (`frame.py`).
+- Slots have the types that the program states (`types.py`), results those that it declares (`analysis.py`).
+- Memory stays under the cap (`frame.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .origins import Origins
 from .payloads import check_payloads
 from .slots import check_slots
 from .summary import Summary
+from .types import Types
 from .values import Path, Refuted
 from .verdict import Counterexample, PeakMemory, Place, Verdict, place_of
 
@@ -60,13 +62,18 @@ class RankClass:
         return [RankClass(self.program, tuple(ranks), stage) for stage, ranks in sorted(stages.items())]
 
 
-def prove(program: Program, *, memory_cap_bytes: int | None = None) -> Verdict:
-    """Prove a program that all ranks of its mesh run. Raises ProgramError for one that is malformed."""
+def prove(program: Program, *, memory_cap_bytes: int | None = None, types: Types = Types.DERIVED) -> Verdict:
+    """Prove a program that all ranks of its mesh run. Raises ProgramError for one that is malformed.
+
+    With stated types no meta kernel runs: for programs that were verified, or whose peak is only reported.
+    """
     all_ranks = RankClass(program, tuple(range(program.mesh.ranks)))
-    return prove_ranks([all_ranks], memory_cap_bytes=memory_cap_bytes)
+    return prove_ranks([all_ranks], memory_cap_bytes=memory_cap_bytes, types=types)
 
 
-def prove_ranks(classes: Sequence[RankClass], *, memory_cap_bytes: int | None = None) -> Verdict:
+def prove_ranks(
+    classes: Sequence[RankClass], *, memory_cap_bytes: int | None = None, types: Types = Types.DERIVED
+) -> Verdict:
     """Prove a mesh whose ranks may run different programs, one for each class of ranks.
 
     `memory_cap_bytes` is the cap of each rank. Raises ProgramError E0715 unless each rank of one mesh is in exactly one
@@ -74,7 +81,7 @@ def prove_ranks(classes: Sequence[RankClass], *, memory_cap_bytes: int | None = 
     """
     _class_of(classes)
     mesh = classes[0].program.mesh
-    analysis = Analysis(mesh)
+    analysis = Analysis(mesh, types)
     parts: list[RankClass] = []
     summaries: list[Summary] = []
     bad_results: list[Counterexample] = []

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import stretto.runtime
-from stretto.runtime.prover import dynamo_imports
+from stretto.runtime import dynamo_imports
 
 HEAVY = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "networkx", "transformers", "rich")
 TORCH = ("torch", "torch_mlir", "numpy", "networkx", "transformers")

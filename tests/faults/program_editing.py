@@ -10,6 +10,8 @@ from stretto.runtime.program.arguments import Slot, fill_in
 from stretto.runtime.program.program import Program
 from stretto.runtime.program.records import Function, Instruction
 
+from ..runtime.tiny_programs import without_types
+
 
 @dataclass(frozen=True)
 class Place:
@@ -44,7 +46,8 @@ class Place:
 
     def with_function(self, function: Function) -> Program:
         """The program with another function of this name."""
-        return replace(self.program, functions={**self.program.functions, self.name: function}, ir="")
+        edited = replace(self.program, functions={**self.program.functions, self.name: function}, ir="")
+        return without_types(edited)
 
     def replaced(self, index: int, *instead: Instruction, slots: int = 0) -> Program:
         """The program with other instructions in place of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -149,6 +150,12 @@ def infer(
     outputs = tuple(Output(f"y{index}", "output", (), F32, slot, index=index) for index, slot in enumerate(results))
     main = Function(slots, tuple(range(len(shapes))), tuple(results), tuple(code))
     return Program(Manifest("infer", F32, mesh), inputs, outputs, {"main": main, **(functions or {})})
+
+
+def without_types(program: Program) -> Program:
+    """The program as if written by hand: it says nothing of its slots, so that its instructions may be edited."""
+    functions = {name: replace(function, types=(), views=()) for name, function in program.functions.items()}
+    return replace(program, functions=functions)
 
 
 def run_alone(program: Program, *inputs: Tensor) -> list[Tensor]:

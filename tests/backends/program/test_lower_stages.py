@@ -34,7 +34,7 @@ def lowered() -> Lowered:
 def program_of(lowered: Lowered) -> Program:
     manifest = Manifest(mode="train", dtype="float64", mesh=lowered.mesh)
     parts = (lowered.inputs, lowered.outputs, lowered.functions, lowered.locations)
-    return Program(manifest, *parts, pipeline=lowered.pipeline).validated
+    return Program(manifest, *parts, pipeline=lowered.pipeline, types=lowered.types).validated
 
 
 def test_the_mesh_of_a_program_has_axes_of_ranks_alone(lowered: Lowered) -> None:

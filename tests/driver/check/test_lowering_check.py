@@ -135,7 +135,7 @@ def test_a_gradient_that_loses_the_tangent_is_seen() -> None:
     assert at is not None
     rest = [replace(c, args=_instead(c.args, tangent, main.slots)) for c in main.code[at:]]
     code = (*main.code[:at], ones, *rest)
-    lost = with_function(program, "main", replace(main, code=code, slots=main.slots + 1))
+    lost = with_function(program, "main", replace(main, code=code, slots=main.slots + 1, types=(), views=()))
     differing = [r.name for r in comparison(records_of_program(lost), text).results if str(r.verdict) == "different"]
     assert len(differing) == 4
 

@@ -29,7 +29,7 @@ def program() -> Program:
     lowered = lower_program(module)
     parts = (lowered.inputs, lowered.outputs, lowered.functions, lowered.locations)
     manifest = Manifest(mode="train", dtype="float32", mesh=lowered.mesh)
-    return Program(manifest, *parts, pipeline=lowered.pipeline).validated
+    return Program(manifest, *parts, pipeline=lowered.pipeline, types=lowered.types).validated
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from stretto.runtime.prover import RankClass, prove, prove_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tiny_programs import data_parallel, linear
+from ..tiny_programs import data_parallel, linear, without_types
 
 SHARDS = """
 shard "*.{q,k,v}_proj", "*.up" columns over tp
@@ -89,7 +89,8 @@ def altered(program: Program, name: str, code: tuple[Instruction, ...]) -> Progr
     begins, gone = function.backward_at, len(function.code) - len(code)
     if begins is not None and code[begins - gone :] == function.code[begins:]:
         begins -= gone
-    return replace(program, functions={**program.functions, name: replace(function, code=code, backward_at=begins)})
+    edited = replace(function, code=code, backward_at=begins)
+    return without_types(replace(program, functions={**program.functions, name: edited}))
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

@@ -1,0 +1,58 @@
+"""Validation of what functions say of their slots. Its form alone: that it is true is for the prover to show.
+
+Types and views are claims of whoever wrote the program. The prover derives them again from the ops (`prover/types.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from .arguments import DTYPES
+from .limits import MOST_BYTES, MOST_SLOTS
+from .ops import OWN_OPS
+from .records import Function, SlotType
+from .validate_calls import require
+
+MOST_DIMS = 64
+"""Of one tensor, as torch has it."""
+
+
+def validate_types(types: Sequence[SlotType], functions: Mapping[str, Function]) -> None:
+    """Raise Malformed for the first type, or the first claim of a function, that has no meaning."""
+    require(len(types) <= MOST_SLOTS, f"program.json.types: {len(types)}, expected at most {MOST_SLOTS}")
+    for index, each in enumerate(types):
+        path = f"program.json.types[{index}]"
+        require(each.dtype in DTYPES, f"{path}: '{each.dtype}' is not a dtype")
+        require(len(each.shape) <= MOST_DIMS, f"{path}: {len(each.shape)} dims, expected at most {MOST_DIMS}")
+        require(all(extent >= 0 for extent in each.shape), f"{path}: {list(each.shape)} has a negative extent")
+        size = prod(max(extent, 1) for extent in each.shape) * DTYPES[each.dtype].itemsize
+        require(size <= MOST_BYTES, f"{path}: a tensor of more than 2^60 bytes")
+    for name, function in functions.items():
+        _function(function, len(types), f"program.json.functions.{name}")
+
+
+def _function(function: Function, types: int, path: str) -> None:
+    if not function.types:
+        require(not function.views, f"{path}.views: there are no types")
+        return
+    count = len(function.types)
+    require(count == function.slots, f"{path}.types: expected {function.slots}, one for each slot, found {count}")
+    known = all(index is None or 0 <= index < types for index in function.types)
+    require(known, f"{path}.types: there is no such type")
+    operands = _operands_by_result(function)
+    for index, (slot, operand) in enumerate(function.views):
+        valid = slot in operands and operand in operands[slot]
+        require(valid, f"{path}.views[{index}]: slot {slot} is no result of a torch op on slot {operand}")
+    slots = {slot for slot, _ in function.views}
+    require(len(slots) == len(function.views), f"{path}.views: a slot is listed twice")
+
+
+def _operands_by_result(function: Function) -> dict[int, set[int]]:
+    """By slot that torch ops write: the slots that all of them read."""
+    operands: dict[int, set[int]] = {}
+    for instruction in function.code:
+        reads = set() if instruction.op in OWN_OPS else set(instruction.reads())
+        for slot in instruction.writes():
+            operands[slot] = operands[slot] & reads if slot in operands else reads
+    return operands
