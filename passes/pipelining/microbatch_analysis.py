@@ -1,7 +1,7 @@
 """Classify the operations of `main`: run once a step, for each microbatch, or over all microbatches.
 
-An operation *varies* over microbatches if an operand does, or if it reads its coordinate on the microbatch axis. A
-varying operation is
+An operation *varies* over microbatches if an operand does, if it reads its coordinate on the microbatch axis, or if its
+result is one microbatch's part, such as zeros for a microbatch's rows. A varying operation is
 
 - *forward* or *backward* work of a stage, if it needs a parameter (backward: the tangent of the loss too),
 - *light* otherwise: it needs inputs only, and is recomputed wherever its result is used; so are operations of the
@@ -100,7 +100,8 @@ class MicrobatchAnalysis:
         for node in self.graph.nodes:
             if self.joins_microbatches(node):
                 continue
-            if any(v in changing for v in node.operands) or self._reads_coordinate(node):
+            is_part = any(is_over_microbatches(v) for v in node.values)
+            if is_part or any(v in changing for v in node.operands) or self._reads_coordinate(node):
                 self.varying.add(node)
                 changing.update(node.values)
 

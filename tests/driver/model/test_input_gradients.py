@@ -49,6 +49,31 @@ def test_a_compiled_part_passes_gradients_on(plan: str, frozen: bool) -> None:
     assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(*gradients, strict=True))
 
 
+class Signs(nn.Module):
+    """A loss of which one input's gradient is zero, whatever the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return (self.down(self.up(x.sgn()).tanh()) * gate).square().mean()
+
+
+def test_a_gradient_that_is_zero_for_every_microbatch_comes_out_of_a_pipeline() -> None:
+    torch.manual_seed(0)
+    plain = Signs().double()
+    compiled = stretto.compile(copy.deepcopy(plain), plan="mesh (pp=2)\npipeline over pp { microbatches 2 }")
+    gradients = []
+    for module in (compiled, plain):
+        torch.manual_seed(1)
+        x, gate = (torch.randn(4, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        (3 * module(x, gate)).backward()
+        gradients.append([x.grad, gate.grad])
+    assert torch.equal(gradients[0][0], torch.zeros(4, 8, dtype=torch.float64)) and gradients[1][1].any()
+    assert torch.allclose(gradients[0][1], gradients[1][1], rtol=0, atol=1e-12)
+
+
 def test_a_gradient_of_an_input_does_not_wait_in_no_sync() -> None:
     compiled = stretto.compile(Middle(), plan=PLANS["dp"])
     x = torch.randn(4, 8, requires_grad=True)
