@@ -1,73 +1,33 @@
-"""Convert a captured graph to a module of level `aten`.
-
-IR values have no strides and no aliases: views become reshapes, and copies that change nothing disappear. A Python
-scalar in the position of a tensor selects the op's scalar overload, or becomes a 0-d constant.
-"""
+"""Convert a captured graph to a module of level `aten`: `main`, and a function for each distinct repeated layer."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from enum import Enum
-from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..diagnostics import StrettoError
-from ..ir.bindings import Type, Value, mlir
+from ..ir.bindings import Type, mlir
 from ..ir.dialects.context import context
-from ..ir.dialects.schemas import Kind, definitions
+from ..ir.layers import numbered_names, unnumbered
 from ..ir.locations import Origin, to_location
-from ..ir.module import Module, Record, build_function, entry, finish_function
-from ..ir.operations import Call, build
-from ..ir.types import TensorType, absent, from_mlir, to_mlir
-from ..ops.table import find_op
-from .captured import Capture, CapturedOutput, CapturedTensor, CaptureError, InputKind, Mode, OutputKind, origin_of
+from ..ir.module import Module, Record, build_call, build_function, entry, finish_function
+from ..ir.types import TensorType, to_mlir
+from .captured import Capture, CapturedOutput, CapturedTensor, InputKind, Mode, OutputKind
+from .converter import Converter, unsupported
+from .converter import Floats as Floats
 from .graph.integer_values import integer_bounds
-from .graph.random_op import RANDOM
-from .graph.unknown_ops import unknown_op
-from .metadata import source_span
-
-_RENAMED = {
-    "aten.view.default": "aten.reshape.default",
-    "aten._unsafe_view.default": "aten.reshape.default",
-}
-_STRIDELESS = {
-    "aten.new_empty_strided.default": ("aten.new_empty.default", 2),
-    "aten.empty_strided.default": ("aten.empty.memory_format", 1),
-}
-"""Ops that equal another op but for strides: its name, and the number of shared arguments."""
-_RESHAPES = frozenset({"aten.reshape.default"})
-"""Ops whose sizes may have a -1, which is resolved here."""
-_IDENTITIES = frozenset(
-    {
-        "aten.clone.default",
-        "aten.detach.default",
-        "aten.alias.default",
-        "aten.contiguous.default",
-        "aten.lift_fresh_copy.default",
-    }
-)
-"""Ops that return their operand's value, and matter only for storage."""
-_EPSILON = torch.finfo(torch.float32).eps
-"""The default epsilon of ops such as rms_norm, which depends on the dtype of the trace."""
-_STRIDED = frozenset({"aten.as_strided.default", "aten.as_strided_scatter.default", "aten.set_.source_Tensor"})
+from .repeated_layers import Part, RepeatedLayers
 
 
-class Floats(Enum):
-    """The treatment of a graph's floating dtypes."""
+class Layers(Enum):
+    """The form of layers that are equal, forward and backward."""
 
-    AS_CAPTURED = "as captured"
-    FLOAT64 = "float64"
-    """All are raised to float64, those of casts and constants included, to compare results."""
-
-    def of(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype used in place of `dtype`."""
-        if self is not Floats.FLOAT64:
-            return dtype
-        return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype
+    WRITTEN_OUT = "written out"
+    FOLDED = "folded"
+    """One function for the forward of all, and one for the backward; `passes/layers/joint_layers.py` joins them."""
 
 
 def to_module(
@@ -76,6 +36,7 @@ def to_module(
     *,
     floats: Floats = Floats.AS_CAPTURED,
     buffers: Mapping[str, torch.Tensor] | None = None,
+    layers: Layers = Layers.WRITTEN_OUT,
 ) -> Module:
     """The captured graph as function `main`; arguments and results in the order of `capture.inputs` and `.outputs`.
 
@@ -87,210 +48,65 @@ def to_module(
     bounds = integer_bounds({**(buffers or {}), **capture.constants})
     records = [_argument_record(t, owners or {}, bounds) for t in capture.inputs]
     main = build_function(module, "main", types, records=records)
-    converter = _Converter(floats)
+    converter = Converter(floats)
+    nodes = list(capture.graph.graph.nodes)
+    order: Sequence[fx.Node | Part] = [node for node in nodes if node.op != "placeholder"]
+    functions: dict[Part, str] = {}
+    if layers is Layers.FOLDED:
+        converter.find_aliases(nodes)
+        repeated = RepeatedLayers(nodes, converter.aliases).find()
+        order = (*repeated.order, nodes[-1])
+        functions = _functions(module, repeated.groups, converter)
+    placeholders = (node for node in nodes if node.op == "placeholder")
+    converter.values.update(zip(placeholders, entry(main).arguments, strict=True))
+    results: list[Any] = []
     with context(), mlir.InsertionPoint(entry(main)):
-        arguments = iter(entry(main).arguments)
-        results: list[Any] = []
-        for node in capture.graph.graph.nodes:
-            match node.op:
-                case "placeholder":
-                    converter.values[node] = next(arguments)
-                case "call_function":
-                    converter.convert(node)
-                case "output":
-                    results = converter.returned(node)
-                case _:
-                    raise _unsupported(node, f'a graph node of kind "{node.op}"')
+        for item in order:
+            if isinstance(item, Part):
+                _call(functions[item], item, converter)
+            elif item.op == "call_function":
+                converter.convert(item)
+            elif item.op == "output":
+                results = converter.returned(item)
+            else:
+                raise unsupported(item, f'a graph node of kind "{item.op}"')
     finish_function(main, results, [_result_record(o, capture) for o in capture.outputs])
     return module
 
 
-class _Converter:
-    """Converts nodes in order; `values` has the IR values of converted nodes."""
-
-    def __init__(self, floats: Floats) -> None:
-        self.floats = floats
-        self.values: dict[fx.Node, Any] = {}
-
-    def convert(self, node: fx.Node) -> None:
-        """Add the operation of one node."""
-        inputs: Sequence[Any] = node.args
-        if node.target is operator.getitem:
-            source, index = inputs
-            self.values[node] = self.values[source][index]
-            return
-        if node.target is RANDOM:
-            self.values[node] = self._random(node)
-            return
-        name = _name(node)
-        if name in _IDENTITIES or self._is_noop_cast(name, node):
-            self.values[node] = self.values[inputs[0]]
-            return
-        loc = to_location(_origin(node))
-        try:
-            result_types = self._result_types(node)
-        except StrettoError as error:
-            raise _placed(node, error) from None
-        name, args = self._scalars(name, [self._argument(a) for a in inputs], loc)
-        if name in _STRIDELESS:
-            name, shared = _STRIDELESS[name]
-            args = args[:shared]
-        if name in _RESHAPES:
-            args[1] = list(node.meta["val"].shape)
-        kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
-        self._fix_default_dtype(name, node, args, kwargs, loc)
-        results = build(Call(name, tuple(args), kwargs), result_types, loc)
-        self.values[node] = results[0] if _is_single(node.meta["val"]) else _as_fx(node.meta["val"], results)
-
-    def _fix_default_dtype(self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], loc: Any) -> None:
-        """Make a result's dtype independent of torch's default dtype: state it, or cast integer operands.
-
-        Torch gives its default dtype to floats that it makes of Python numbers, and of integers with them.
-        """
-        value = node.meta["val"]
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or kwargs.get("dtype") is not None:
-            return
-        expected = self.floats.of(value.dtype)
-        operands = [operand.meta["val"] for operand in node.all_input_nodes]
-        if not operands and any(argument.name == "dtype" for argument in definitions()[name].arguments):
-            kwargs["dtype"] = expected
-        elif (
-            expected != torch.float32 and operands and not any(_is_float(v) for v in operands) and ".where" not in name
-        ):
-            type_ = {
-                index: TensorType(expected, from_mlir(a.type).shape) for index, a in enumerate(args) if _is_value(a)
-            }
-            for index, cast in type_.items():
-                [args[index]] = build(
-                    Call("aten._to_copy.default", (args[index],), {"dtype": expected}), [to_mlir(cast)], loc
-                )
-
-    def _random(self, node: fx.Node) -> Any:
-        """Convert a random op. Its number is a value outside of any layer, so that equal layers can be folded."""
-        state, like, _size, number, below = node.args
-        type_ = to_mlir(TensorType(torch.int64, ()))
-        call = Call("aten.scalar_tensor.default", (number,), {"dtype": torch.int64})
-        [numbered] = build(call, [type_], to_location(Origin()))
-        args = (self._argument(state), numbered, self._argument(like), list(node.meta["val"].shape), below)
-        [drawn] = build(Call("nn.random", args), [self._type(node.meta["val"])], to_location(_origin(node)))
-        return drawn
-
-    def returned(self, node: fx.Node) -> list[Any]:
-        """The values that the graph's output node returns."""
-        [outputs] = node.args
-        return [self.values[v] for v in outputs]  # type: ignore[union-attr, index]
-
-    def _is_noop_cast(self, name: str, node: fx.Node) -> bool:
-        if name != "aten._to_copy.default":
-            return False
-        inputs: Sequence[Any] = node.args
-        source: torch.dtype = inputs[0].meta["val"].dtype
-        target: Any = node.kwargs.get("dtype") or source
-        return self.floats.of(target) == self.floats.of(source)
-
-    def _argument(self, argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return self.values[argument]
-        if isinstance(argument, (list, tuple)):
-            return [self._argument(a) for a in argument]
-        if isinstance(argument, float) and self.floats is Floats.FLOAT64 and argument == _EPSILON:
-            return torch.finfo(torch.float64).eps
-        return self.floats.of(argument) if isinstance(argument, torch.dtype) else argument
-
-    def _scalars(self, name: str, args: list[Any], loc: Any) -> tuple[str, list[Any]]:
-        """Replace Python scalars in positions of tensors: by the scalar overload, or by 0-d tensors."""
-        arguments = definitions()[name].arguments
-        places = [
-            i
-            for i, value in enumerate(args)
-            if isinstance(value, (bool, int, float)) and arguments[i].kind is Kind.TENSOR
-        ]
-        if not places:
-            return name, args
-        scalar = name.replace(".Tensor", ".Scalar")
-        if places == [1] and scalar in definitions() and definitions()[scalar].arguments[1].kind is Kind.CONSTANT:
-            return scalar, args
-        for i in places:
-            dtype = self.floats.of(torch.tensor(args[i]).dtype)
-            [args[i]] = build(
-                Call("aten.scalar_tensor.default", (args[i],), {"dtype": dtype}), [to_mlir(TensorType(dtype, ()))], loc
-            )
-        return name, args
-
-    def _result_types(self, node: fx.Node) -> list[Any]:
-        value = node.meta["val"]
-        results = definitions()[_name(node)].results
-        if results == ("Tensor[]",):
-            return [[self._type(v) for v in value]]
-        return [self._type(v) for v in (value if isinstance(value, (tuple, list)) else (value,))]
-
-    def _type(self, value: torch.Tensor | None) -> Type:
-        if value is None:
-            return absent()
-        return to_mlir(TensorType(self.floats.of(value.dtype), tuple(value.shape)))
+def _functions(module: Module, groups: Sequence[Sequence[Part]], converter: Converter) -> dict[Part, str]:
+    """Convert the first part of each group to a function; the names of the functions by part."""
+    names: dict[Part, str] = {}
+    for name, group in zip(numbered_names([g[0].layer.function_name for g in groups]), groups, strict=True):
+        _function(module, name, group[0], converter)
+        names.update(dict.fromkeys(group, name))
+    return names
 
 
-def _is_float(value: Any) -> bool:
-    """Whether a result, or one of several, is floating or complex."""
-    tensors = value if not _is_single(value) else (value,)
-    return any(tensor is not None and (tensor.is_floating_point() or tensor.is_complex()) for tensor in tensors)
+def _function(module: Module, name: str, part: Part, outside: Converter) -> None:
+    inside = Converter(outside.floats, unnumbered)
+    inside.aliases = outside.aliases
+    own = set(part.nodes)
+    function = build_function(module, name, [_input_type(node, own, inside) for node in part.inputs])
+    for node, argument in zip(part.inputs, entry(function).arguments, strict=True):
+        (inside.numbers if node in own else inside.values)[node] = argument
+    with context(), mlir.InsertionPoint(entry(function)):
+        for node in part.nodes:
+            inside.convert(node)
+    finish_function(function, [inside.values[node] for node in part.exports])
 
 
-def _is_value(argument: Any) -> bool:
-    return isinstance(argument, mlir.Value)
+def _input_type(node: fx.Node, own: Container[fx.Node], converter: Converter) -> Type:
+    return to_mlir(TensorType(torch.int64, ())) if node in own else converter.type_of(node)
 
 
-def _is_single(value: Any) -> bool:
-    return not isinstance(value, (tuple, list))
-
-
-def _as_fx(value: Sequence[Any], results: list[Any]) -> list[Value]:
-    """The results as `getitem` indexes them: the elements of a single list, or one value per result."""
-    return results[0] if len(results) == 1 and isinstance(results[0], list) else results
-
-
-@cache
-def _overload_name(target: torch._ops.OpOverload) -> str:
-    name = str(target)
-    return _RENAMED.get(name, name)
-
-
-def _name(node: fx.Node) -> str:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        raise _unsupported(node, f'"{node.target}", which is not a torch operator')
-    name = _overload_name(node.target)
-    if name in _STRIDED:
-        raise _unsupported(node, f'"{name}", whose result depends on the memory layout of its operand')
-    entry = find_op(_STRIDELESS.get(name, (name, 0))[0])
-    if name not in definitions() or entry is None or entry.only_in_references:
-        raise unknown_op(node, name)
-    return name
-
-
-def _unsupported(node: fx.Node, item: str) -> CaptureError:
-    origin = _origin(node)
-    return CaptureError(
-        "E0230",
-        f"the graph holds {item}, which Stretto does not compile: {origin}",
-        span=source_span(node),
-        help="write this part of the model with other torch functions",
-    )
-
-
-def _placed(node: fx.Node, error: StrettoError) -> CaptureError:
-    """An error about the type of a node's result, with the node's source span."""
-    return CaptureError(
-        error.code,
-        error.message,
-        span=source_span(node),
-        expected=error.expected,
-        help="write complex products with real and imaginary parts, or compute in another dtype",
-    )
-
-
-def _origin(node: fx.Node) -> Origin:
-    captured = origin_of(node)
-    return Origin(captured.module_path, captured.file, captured.line, captured.backward)
+def _call(name: str, part: Part, converter: Converter) -> None:
+    """Call the function of a part in `main`; random ops of equal layers differ by their number."""
+    own = set(part.nodes)
+    operands = [converter.random_number(node) if node in own else converter.values[node] for node in part.inputs]
+    loc = to_location(Origin(part.layer.path, backward=part.layer.backward))
+    results = build_call(name, operands, [converter.type_of(node) for node in part.exports], loc)
+    converter.values.update(zip(part.exports, results, strict=True))
 
 
 def _argument_record(tensor: CapturedTensor, owners: Mapping[str, str], bounds: Mapping[str, Sequence[int]]) -> Record:

@@ -7,6 +7,7 @@ Module attributes: `comm.level` ("aten" or "comm") and `comm.mesh` (axes in decl
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -168,6 +169,13 @@ def callee(op: Operation) -> str | None:
     if op.operation.name != "func.call":
         return None
     return str(mlir.FlatSymbolRefAttr(op.attributes["callee"]).value)
+
+
+def call_counts(module: Module) -> dict[str, int]:
+    """By function, how many times `main` calls it; 1 for `main` itself, and for one that main does not call."""
+    functions = module.functions()
+    called = Counter(callee(op) for op in operations(functions["main"])) if "main" in functions else Counter()
+    return {name: called[name] or 1 for name in functions}
 
 
 def build_function(

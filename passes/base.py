@@ -67,6 +67,9 @@ class Pass(ABC):
     """Whether the module after the pass computes the mean over microbatches of the module before it, as
     `ir/equivalence/microbatch_mean.py` defines it."""
 
+    joins_layers: ClassVar[bool] = False
+    """Whether the pass is to see forward and backward of a folded layer as one function, at level `aten`."""
+
     @abstractmethod
     def run(self, module: Module) -> Report:
         """Rewrite the module; the manager verifies before and after."""

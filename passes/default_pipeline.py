@@ -115,8 +115,8 @@ def _order_tasks(config: PipelineConfig) -> Pass:
 PHASES: Mapping[str, tuple[Entry, ...]] = {
     # First, because `put-batch-first` reads the batch's extent from the module.
     "annotate": (Entry(_place_arguments),),
-    # On global tensors, with every layer written out: equal computations get equal ops, more of which can be sharded.
-    # Idioms come first, because the passes after them rewrite the ops that idioms are recognised by.
+    # On global tensors, forward and backward of a layer as one function: equal computations get equal ops, more of
+    # which can be sharded. Idioms come first, because the passes after them rewrite the ops they are recognised by.
     "normalize": (
         Entry(RaiseIdioms()),
         Entry(ExpandLosses()),
@@ -129,7 +129,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(SimplifyViews()),
         Entry("canonicalize"),
     ),
-    # With every layer written out still: a parameter's blocks are those of all its uses.
+    # Before layers are folded for good: a parameter's blocks are those of all its uses.
     "blocks": (Entry(FindBlocks(), _shards_parameters),),
     # After normalisation, which makes layers equal; before placement, so that later passes cost per distinct layer.
     "fold": (Entry(FoldLayers()),),

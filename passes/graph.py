@@ -85,6 +85,11 @@ class Graph:
         """The function's results with their records."""
         return list(zip(terminator(self.function).operands, result_records(self.function), strict=True))
 
+    @property
+    def calls(self) -> list[Node]:
+        """The calls of functions, in order."""
+        return [node for node in self.nodes if node.call is None]
+
     def dependents(self, values: Iterable[Value]) -> set[Node]:
         """The nodes that depend on one of the values."""
         tainted, dependents = set(values), set[Node]()

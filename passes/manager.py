@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -11,6 +12,7 @@ from ..diagnostics import StrettoError
 from ..ir.module import Level, Module
 from ..ir.verifier import verify
 from .base import Pass, Remark, Report
+from .layers.joint_layers import joined_layers
 from .option_values import closing_brace
 
 Step = Pass | str
@@ -108,7 +110,8 @@ def _run(step: Step, module: Module) -> Report:
             module.run_upstream(step)
             return Report()
         _check_level(step, module.level)
-        return step.run(module)
+        with joined_layers(module) if step.joins_layers else nullcontext():
+            return step.run(module)
     except (StrettoError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it goes on as the cause

@@ -24,7 +24,7 @@ from ..ir.bindings import Location, Operation, Value, mlir
 from ..ir.dialects.context import context
 from ..ir.dialects.schemas import by_mlir_name
 from ..ir.locations import Origin, from_location
-from ..ir.module import Module, operations
+from ..ir.module import Level, Module, call_counts, operations
 from ..ir.operations import Call, build, is_packing, read
 from ..ir.types import TensorType, from_mlir, to_mlir
 from .base import Report
@@ -72,6 +72,7 @@ class Site:
     op: Operation
     call: Call
     origin: Origin
+    function: str
 
     @property
     def emitter(self) -> Emitter:
@@ -97,29 +98,38 @@ Pattern = Callable[[Site], Outcome]
 
 def rewrite(module: Module, pass_name: str, patterns: Mapping[str, Pattern]) -> Report:
     """Apply each operation's pattern once, in order; inserted operations are not rewritten again."""
-    count, remarks = 0, CountedRemarks(pass_name)
+    count, remarks, weights = 0, CountedRemarks(pass_name), site_weights(module)
     for site in sites(module, patterns):
         with context(), mlir.InsertionPoint(site.op):
             outcome = patterns[site.call.name](site)
         match outcome:
             case Applied(message):
-                count += 1
-                remarks.applied(message, site.origin)
+                count += weights[site.function]
+                remarks.applied(message, site.origin, weights[site.function])
             case Declined(message):
-                remarks.missed(message, site.origin)
+                remarks.missed(message, site.origin, weights[site.function])
     return Report(count, remarks.remarks())
+
+
+def site_weights(module: Module) -> dict[str, int]:
+    """By function, how many operations of the model one of its operations stands for, in remarks.
+
+    At level `aten` a folded layer counts as often as it is called; later, as one.
+    """
+    return call_counts(module) if module.level is Level.ATEN else dict.fromkeys(module.functions(), 1)
 
 
 def sites(module: Module, names: Container[str]) -> Iterator[Site]:
     """The operations with one of `names`, in order, function by function."""
-    for function in module.functions().values():
+    definitions = by_mlir_name()
+    for name, function in module.functions().items():
         for op in operations(function):
-            definition = by_mlir_name().get(op.operation.name)
+            definition = definitions.get(op.operation.name)
             if definition is None or definition.name not in names:
                 continue
             call = read(op)
             if call is not None:
-                yield Site(op, call, from_location(op.location))
+                yield Site(op, call, from_location(op.location), name)
 
 
 def producer(value: Value) -> Call | None:

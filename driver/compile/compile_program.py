@@ -25,7 +25,7 @@ from ...frontend.capture.precision import effect_of_casts
 from ...frontend.captured import Capture
 from ...frontend.dynamic_sizes.size_guards import NotSymbolic
 from ...frontend.targets.load_target import seen_ranges
-from ...frontend.to_ir import Floats, to_module
+from ...frontend.to_ir import Floats, Layers, to_module
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges
 from ...ir.module import Module
@@ -88,7 +88,7 @@ def compile_capture(
         observer.stage("convert")
         owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
         buffers = dict(model.named_buffers(remove_duplicate=False))
-        module = to_module(captured, owners, floats=options.floats, buffers=buffers)
+        module = to_module(captured, owners, floats=options.floats, buffers=buffers, layers=Layers.FOLDED)
         observer.stage("passes")
         ranges: dict[str, IntegerRange] = {}
         manager = PassManager(default_pipeline(pipeline_config(plan, options)), _after_each_pass(observer, ranges))

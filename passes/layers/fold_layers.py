@@ -16,13 +16,14 @@ Needs: level `aten`.   Keeps: values.   Source: the repeated-subgraph folding of
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
+from ...ir.layers import call_order, numbered_names, unnumbered
 from ...ir.locations import Origin, to_location
 from ...ir.module import (
     Level,
@@ -37,10 +38,13 @@ from ...ir.module import (
 )
 from ...ir.operations import is_packing
 from ..base import Pass, Report
-from ..graph import Graph, copy_node
-from .call_order import Item, call_order
+from ..graph import Graph, Node, copy_node
 from .fold_remarks import folded, refusals, unlike
-from .instances import Instance, equal_instances, unnumbered
+from .instances import Body, Instance, called_layer, equal_instances
+from .unfold_layers import inline
+
+Item = Node | Instance
+"""A single operation of main, or a folded instance."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,17 @@ class FoldLayers(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
 
     def run(self, module: Module) -> Report:
+        bodies = _write_out_others(module)
         main = module.functions()["main"]
         nodes = Graph.of(main).nodes
-        if any(node.call is None for node in nodes):
-            raise RuntimeError("fold-layers met a call: layers are folded once")
-        groups, alone = equal_instances(nodes)
-        order, refused = call_order(nodes, groups)
-        if refused:
+        groups, alone = equal_instances(nodes, bodies)
+        order, cyclic = _order(nodes, groups)
+        refused: list[Instance] = []
+        while cyclic:
+            refused += cyclic
             groups = [[i for i in g if i not in refused] for g in groups]
             groups = [g for g in groups if len(g) > 1]
-            order, _ = call_order(nodes, groups)
+            order, cyclic = _order(nodes, groups)
         declined = (*refusals(refused), *unlike(alone, groups))
         if not groups:
             return Report(remarks=declined)
@@ -68,6 +73,41 @@ class FoldLayers(Pass):
         _Rebuild(main, new_module, groups).run(order)
         module.become(new_module)
         return Report(sum(len(g) for g in groups), (*folded(groups), *declined))
+
+
+def _write_out_others(module: Module) -> dict[str, Body]:
+    """Inline the functions that are called once, or compute no layers; returns what the others compute."""
+    bodies: dict[str, Body] = {}
+    while True:
+        functions = module.functions()
+        calls = Graph.of(functions["main"]).calls
+        counts = Counter(call.callee for call in calls)
+        several = {name: count for name, count in counts.items() if name is not None and count > 1}
+        bodies = {name: body for name in several if (body := bodies.get(name) or Body.of(functions[name])) is not None}
+        others = [call for call in calls if call.callee not in bodies or called_layer(call) is None]
+        if not others:
+            return bodies
+        for call in others:
+            inline(call.op, functions[str(call.callee)])
+
+
+def _order(nodes: Sequence[Node], groups: Sequence[Sequence[Instance]]) -> tuple[list[Item], list[Instance]]:
+    """The order of main when each instance is one call; and those that cannot run as one call."""
+    owner = {node: instance for group in groups for instance in group for node in instance.own_nodes}
+    positions: dict[Item, int] = {}
+    maker: dict[Value, Item] = {}
+    for position, node in enumerate(nodes):
+        item = owner.get(node, node)
+        positions[item] = position
+        maker.update(dict.fromkeys(node.values, item))
+    needs = {
+        (maker[value], owner.get(node, node)): None
+        for node in nodes
+        for value in node.operands
+        if value in maker and maker[value] is not owner.get(node, node)
+    }
+    items, cyclic = call_order(positions, needs)
+    return items, [i for i in positions if i in cyclic and isinstance(i, Instance) and i.call is None]
 
 
 class _Rebuild:
@@ -78,6 +118,7 @@ class _Rebuild:
         self.new_module = new_module
         self.values: dict[Value, Value] = {}
         returned = set(terminator(main).operands)
+        self.functions: dict[str, Operation] = {}
         self.exported: dict[Instance, list[int]] = {}
         for group in groups:
             self.exported.update(dict.fromkeys(group, _exported(group, returned)))
@@ -101,28 +142,31 @@ class _Rebuild:
 
     def _function(self, instance: Instance) -> None:
         new = build_function(self.new_module, self.names[instance], [v.type for v in instance.inputs])
-        values = dict(zip(instance.inputs, entry(new).arguments, strict=True))
+        values = dict(zip(_inputs(instance), entry(new).arguments, strict=True))
         with context(), mlir.InsertionPoint(entry(new)):
             for node in instance.nodes:
                 copy_node(node, values, to_location(unnumbered(node.origin)))
-        finish_function(new, [values[instance.values[k]] for k in self.exported[instance]])
+        self.functions[self.names[instance]] = new
+        made = [values[v] for node in instance.nodes for v in node.values]
+        finish_function(new, [made[k] for k in self.exported[instance]])
 
     def _call(self, instance: Instance) -> None:
         exported = [instance.values[k] for k in self.exported[instance]]
+        name = self.names[instance]
         origin = Origin(instance.layer.path, backward=instance.layer.backward)
         operands = [self.values[v] for v in instance.inputs]
-        types = [v.type for v in exported]
-        results = build_call(self.names[instance], operands, types, to_location(origin))
-        self.values.update(zip(exported, results, strict=True))
+        types = [v.type for v in terminator(self.functions[name]).operands]
+        results = build_call(name, operands, types, to_location(origin))
+        self.values.update((old, new) for old, new in zip(exported, results, strict=True) if old is not None)
 
 
 def _exported(group: Sequence[Instance], returned: set[Value]) -> list[int]:
     """The indices of inner values that have users outside in any instance of the group."""
     indices: set[int] = set()
     for instance in group:
-        inside = {node.op.operation for node in instance.nodes}
+        inside = set() if instance.call else {node.op.operation for node in instance.nodes}
         for number, value in enumerate(instance.values):
-            if number not in indices and (value in returned or not _used_only(value, inside)):
+            if value is not None and number not in indices and (value in returned or not _used_only(value, inside)):
                 indices.add(number)
     return sorted(indices)
 
@@ -139,14 +183,13 @@ def _used_only(value: Value, inside: set[Operation]) -> bool:
     return True
 
 
+def _inputs(instance: Instance) -> list[Value]:
+    """The values from outside as the instance's nodes use them: arguments, for those of a function."""
+    inside = {value for node in instance.nodes for value in node.values}
+    return list(dict.fromkeys(v for node in instance.nodes for v in node.operands if v not in inside))
+
+
 def _names(groups: Sequence[Sequence[Instance]]) -> dict[Instance, str]:
     """A unique name for each group's function, from its container and direction."""
-    counts: dict[str, int] = {}
-    names: dict[Instance, str] = {}
-    for group in groups:
-        layer = group[0].layer
-        base = f"{re.sub('[^A-Za-z0-9_]', '_', layer.container)}_{layer.direction}"
-        number = counts.get(base, 0)
-        counts[base] = number + 1
-        names.update(dict.fromkeys(group, f"{base}_{number}" if number else base))
-    return names
+    names = numbered_names([group[0].layer.function_name for group in groups])
+    return {instance: name for name, group in zip(names, groups, strict=True) for instance in group}

@@ -44,7 +44,7 @@ def unfold(module: Module) -> int:
     main = functions["main"]
     while calls := [op for op in operations(main) if callee(op) is not None]:
         for call in calls:
-            _inline(call, functions[str(callee(call))])
+            inline(call, functions[str(callee(call))])
         count += len(calls)
     for name, function in functions.items():
         if name != "main":
@@ -52,7 +52,8 @@ def unfold(module: Module) -> int:
     return count
 
 
-def _inline(call: Operation, function: Operation) -> None:
+def inline(call: Operation, function: Operation) -> None:
+    """Replace a call by the operations of the function; these get the places of the layer that is called."""
     layer = from_location(call.location)
     values: dict[Value, Value] = dict(zip(entry(function).arguments, call.operands, strict=True))
     with context(), mlir.InsertionPoint(call):

@@ -10,7 +10,7 @@ option a gradient is reduced in its own dtype, as data-parallel training does. O
 are replaced. The new casts belong to no layer, so that a folded layer returns what it computes, and the reduction goes
 between them.
 
-Needs: level `aten`, layers not folded.   Keeps: values, up to the rounding of a shorter `reduce`.
+Needs: level `aten`.   Keeps: values, up to the rounding of a shorter `reduce`.
 Source: the reduce dtype of mixed-precision policies, as in PyTorch's FSDP.
 """
 
@@ -26,16 +26,26 @@ from ...ir.attributes import dtype_of, format_name
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
 from ...ir.locations import Origin, from_location, to_location
-from ...ir.module import Level, Module, argument_records, entry, result_records, set_result_records, terminator
+from ...ir.module import (
+    Level,
+    Module,
+    argument_records,
+    callee,
+    entry,
+    operations,
+    result_records,
+    set_result_records,
+    terminator,
+)
 from ...ir.operations import Call, build
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
+from ..graph import made_at
+from ..layers.late_casts import CAST, return_before_casts
 from ..plan_effects import PRECISION_KEY
 from ..rewriting import producer
 
-CAST = "aten._to_copy.default"
-"""The op that changes a dtype."""
 _REDUCED_IN = {
     FloatFormat.FP64: "float64", FloatFormat.FP32: "float32", FloatFormat.BF16: "bfloat16", FloatFormat.FP16: "float16"
 }  # fmt: skip
@@ -52,6 +62,7 @@ class CastGradients(Pass):
     """The format in which gradients are reduced; none: each in its own."""
 
     def run(self, module: Module) -> Report:
+        return_before_casts(module, _gradient_results(module), _computed)
         main = module.functions()["main"]
         end = terminator(main)
         records, remarks, recast, rounded = result_records(main), CountedRemarks(self.name), 0, False
@@ -60,8 +71,8 @@ class CastGradients(Pass):
             value = end.operands[index]
             dtype = from_mlir(value.type).dtype
             reduce_dtype = dtype_of(self.reduce) or dtype
-            origin = _origin(value)
-            if _recast(main, end, index, reduce_dtype):
+            origin = _origin(value, module)
+            if _recast(main, end, index, reduce_dtype, origin):
                 recast += 1
                 remarks.applied(f"gradient reduced in {format_name(reduce_dtype)}", origin)
             rounded = rounded or reduce_dtype != dtype
@@ -104,7 +115,27 @@ def _parameter_gradients(main: Operation) -> list[int]:
     ]
 
 
-def _recast(main: Operation, end: Operation, index: int, reduce_dtype: torch.dtype) -> bool:
+def _gradient_results(module: Module) -> dict[str, list[int]]:
+    """By function, the results that are nothing but gradients of parameters in each of its calls."""
+    main = module.functions()["main"]
+    end = terminator(main)
+    indices = set(_parameter_gradients(main))
+    returned = list(end.operands)
+    gradients = {returned[i] for i in indices} - {v for i, v in enumerate(returned) if i not in indices}
+    found: dict[str, list[int]] = {}
+    for op in operations(main):
+        name = callee(op)
+        if name is not None:
+            kept = found.get(name, range(len(op.results)))
+            found[name] = [i for i in kept if _only_returned(op.results[i], end) and op.results[i] in gradients]
+    return found
+
+
+def _only_returned(value: Value, end: Operation) -> bool:
+    return all(use.owner.operation == end.operation for use in value.uses)
+
+
+def _recast(main: Operation, end: Operation, index: int, reduce_dtype: torch.dtype, origin: Origin) -> bool:
     """Let `end`, the return, take a gradient through a cast to `reduce_dtype`; returns whether a cast was needed."""
     old = end.operands[index]
     computed = _computed(old)
@@ -112,7 +143,7 @@ def _recast(main: Operation, end: Operation, index: int, reduce_dtype: torch.dty
     if computed == old and reduce_dtype == own:
         return False
     with context(), _after(main, computed):
-        new = _cast(_cast(computed, reduce_dtype, old), own, old)
+        new = _cast(_cast(computed, reduce_dtype, origin), own, origin)
     end.operands[index] = new
     _drop_casts(old, computed)
     return True
@@ -130,7 +161,10 @@ def _computed(value: Value) -> Value:
     return value
 
 
-def _origin(value: Value) -> Origin:
+def _origin(value: Value, module: Module | None = None) -> Origin:
+    """The place of what makes a value; with a module also inside the functions that it calls."""
+    if module is not None and (loc := made_at(module, value)) is not None:
+        return from_location(loc)
     return from_location(value.owner.location) if producer(value) is not None else Origin()
 
 
@@ -141,12 +175,12 @@ def _after(main: Operation, value: Value) -> mlir.InsertionPoint:
     return mlir.InsertionPoint.after(value.owner)
 
 
-def _cast(value: Value, dtype: torch.dtype, like: Value) -> Value:
-    """`value` cast to a dtype, with the location of `like`, but in no layer."""
+def _cast(value: Value, dtype: torch.dtype, origin: Origin) -> Value:
+    """`value` cast to a dtype, at a place in no layer."""
     type_ = from_mlir(value.type)
     if type_.dtype == dtype:
         return value
-    loc = to_location(replace(_origin(like), module_path=""))
+    loc = to_location(replace(origin, module_path=""))
     [cast] = build(Call(CAST, (value,), {"dtype": dtype}), [to_mlir(TensorType(dtype, type_.shape))], loc)
     return cast
 

@@ -48,6 +48,7 @@ class ExpandLosses(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "expand-losses"
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         return rewrite(module, self.name, dict.fromkeys(LOSSES, partial(_expand, traces={})))

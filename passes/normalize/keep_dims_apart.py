@@ -41,6 +41,7 @@ class KeepDimsApart(Pass):
 
     name: ClassVar[str] = "keep-dims-apart"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         report = rewrite(module, self.name, _PATTERNS)

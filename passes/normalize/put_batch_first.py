@@ -39,6 +39,7 @@ class PutBatchFirst(Pass):
 
     name: ClassVar[str] = "put-batch-first"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         leading = ActivationSharding.of(module).leading

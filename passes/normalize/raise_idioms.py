@@ -24,7 +24,7 @@ from ...ir.module import Level, Module, operations
 from ...ir.operations import read
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
-from ..rewriting import erase_unused
+from ..rewriting import erase_unused, site_weights
 from .idioms.attention import raise_attention
 from .idioms.cross_entropy import raise_cross_entropy
 from .idioms.derive import Derivations
@@ -41,30 +41,36 @@ class RaiseIdioms(Pass):
 
     name: ClassVar[str] = "raise-idioms"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         """Search every function for every idiom."""
-        findings, derivations = Findings(), Derivations()
-        before = _idioms(module)
-        for function in module.functions().values():
-            graph = FunctionDataflow(function)
+        derivations, weights = Derivations(), site_weights(module)
+        before, count, remarks = _idioms(module), 0, CountedRemarks(self.name)
+        missed: list[tuple[str, Origin, int]] = []
+        for name, function in module.functions().items():
+            graph, findings = FunctionDataflow(function), Findings()
             raise_attention(graph, findings)
             raise_layer_norm(graph, findings)
             raise_cross_entropy(graph, findings)
             raise_rms_norm(graph, findings, derivations)
             raise_rotary(graph, findings, derivations)
             erase_unused(function)
-        remarks = CountedRemarks(self.name)
-        for (name, origin), count in (_idioms(module) - before).items():
-            remarks.applied(name, origin, count)
-        for message, origin in findings.missed:
-            remarks.missed(message, origin)
-        return Report(findings.raised.total(), remarks.remarks())
+            count += findings.raised.total() * weights[name]
+            missed += [(message, origin, weights[name]) for message, origin in findings.missed]
+        for (idiom, origin), raised in (_idioms(module) - before).items():
+            remarks.applied(idiom, origin, raised)
+        for message, origin, times in missed:
+            remarks.missed(message, origin, times)
+        return Report(count, remarks.remarks())
 
 
 def _idioms(module: Module) -> Counter[tuple[str, Origin]]:
     """The nn operations of all functions, by name and place."""
-    calls = [(read(op), op) for function in module.functions().values() for op in operations(function)]
-    return Counter(
-        (c.name, from_location(op.location)) for c, op in calls if c is not None and c.name.startswith("nn.")
-    )
+    found: Counter[tuple[str, Origin]] = Counter()
+    weights = site_weights(module)
+    for name, function in module.functions().items():
+        for op in operations(function):
+            if op.operation.name.startswith("nn.") and (call := read(op)) is not None:
+                found[call.name, from_location(op.location)] += weights[name]
+    return found

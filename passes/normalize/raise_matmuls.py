@@ -36,6 +36,7 @@ class RaiseMatmuls(Pass):
 
     name: ClassVar[str] = "raise-matmuls"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         return rewrite(module, self.name, {_BMM: _raise})

@@ -21,7 +21,7 @@ from ...ir.bindings import Value, mlir
 from ...ir.dialects.context import context
 from ...ir.module import Module
 from ..base import Pass, Remark, RemarkKind, Report
-from ..rewriting import Site, producer, sites
+from ..rewriting import Site, producer, site_weights, sites
 
 _RESHAPE = "aten.reshape.default"
 _INVOLUTIONS = frozenset({"aten.t.default", "aten.transpose.int"})
@@ -33,14 +33,16 @@ class SimplifyViews(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "simplify-views"
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         counts: Counter[str] = Counter()
+        weights = site_weights(module)
         for site in sites(module, {_RESHAPE, *_INVOLUTIONS}):
             replacement = _earlier(site)
             if replacement is not None:
                 site.replace(replacement)
-                counts[site.call.name] += 1
+                counts[site.call.name] += weights[site.function]
         remarks = [
             Remark(self.name, RemarkKind.APPLIED, f"{count} x {name} dropped or merged with the view before it")
             for name, count in counts.items()

@@ -32,6 +32,7 @@ class SplitCounts(Pass):
 
     name: ClassVar[str] = "split-counts"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         return rewrite(module, self.name, {CROSS_ENTROPY: _split})

@@ -41,6 +41,7 @@ class SplitMeans(Pass):
 
     name: ClassVar[str] = "split-means"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
+    joins_layers: ClassVar[bool] = True
 
     def run(self, module: Module) -> Report:
         return rewrite(module, self.name, {**dict.fromkeys(_SUMS, _split), **_LOSSES})

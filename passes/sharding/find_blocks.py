@@ -9,28 +9,29 @@ the dim. Where a split, slices, or a view whose first part is taken apart cut it
 query, key and value of an attention, the gate and the input of an MLP. A rank then gets a chunk of each block. The
 ranks must divide every block; else the dim is cut as a whole, and what splits it gathers.
 
-Needs: level `aten`, placements on main's arguments, before layers are folded.   Keeps: values.
+Needs: level `aten`, placements on main's arguments.   Keeps: values.
 Cost: none; a gather of the projection's output less.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import ClassVar
 
 from ...ir.attributes import to_attribute
-from ...ir.bindings import Value
+from ...ir.bindings import Operation, Value
 from ...ir.dim_groups import dim_groups
-from ...ir.locations import from_location
-from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type
+from ...ir.locations import Origin, from_location
+from ...ir.module import Level, Module, Record, argument_records, callee, entry, refresh_type
 from ...ir.operations import Call, flatten, is_packing, read, results_of
 from ...ir.placement import Mesh, Shard, axes_size
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
+from ..layers.argument_types import pass_types_on
 from ..rewriting import users
 from .rules.blocks import Blocks, slice_bounds
 from .rules.builders import dim
@@ -62,11 +63,11 @@ class FindBlocks(Pass):
             for d, axes in _followed_dims(argument, record, module.mesh):
                 layer = _NUMBER.sub("*", str(record.get("name"))), from_mlir(argument.type).shape, d
                 if layer not in by_layer:
-                    by_layer[layer] = _blocks(argument, d)
+                    by_layer[layer] = _blocks(module, argument, d)
                 blocks = by_layer[layer]
                 if len(blocks) < 2:
                     continue
-                origin = from_location(users(argument)[0].location)
+                origin = _place_of_use(module, argument)
                 ranks, extents = axes_size(module.mesh, axes), ", ".join(map(str, blocks))
                 if any(block % ranks for block in blocks):
                     over = ", ".join(axes)
@@ -79,6 +80,7 @@ class FindBlocks(Pass):
                 known[blocks] = None
         if known:
             refresh_type(main)
+            pass_types_on(module)
             module.operation.attributes[BLOCKS] = to_attribute([list(blocks) for blocks in known])
         return Report(len(known), remarks.remarks())
 
@@ -92,6 +94,16 @@ def _followed_dims(argument: Value, record: Record, mesh: Mesh) -> Iterator[tupl
             yield d, axes
 
 
+def _place_of_use(module: Module, value: Value) -> Origin:
+    """The place of an operation that uses a value, inside the functions that are called with it."""
+    user = users(value)[0]
+    name = callee(user)
+    if name is None:
+        return from_location(user.location)
+    position = list(user.operands).index(value)
+    return _place_of_use(module, entry(module.functions()[name]).arguments[position])
+
+
 @dataclass(frozen=True)
 class _Followed:
     """A dim of a value, of which each index stands for `unit` elements of the parameter's dim, in order."""
@@ -99,27 +111,43 @@ class _Followed:
     value: Value
     dim: int
     unit: int
+    call: Operation | None = None
+    """The call of a layer inside whose function the value is."""
 
 
-def _blocks(parameter: Value, d: int) -> Blocks:
+def _blocks(module: Module, parameter: Value, d: int) -> Blocks:
     """The extents of the blocks of a parameter's dim; one where nothing takes it apart, none where too much does."""
     start = _Followed(parameter, d, 1)
     waiting, seen = [start], {(parameter, d)}
+    functions = module.functions()
     ends = {0, from_mlir(parameter.type).shape[d]}
     while waiting and len(seen) < _REACH:
         followed = waiting.pop(0)
         for op in users(followed.value):
             call = None if is_packing(op) else read(op)
-            if call is None:
-                continue
-            results = flatten(results_of(op))
-            ends.update(end * followed.unit for end in _ends(call, results, followed))
-            for reached in _reached(call, results, followed):
+            if call is not None:
+                results = flatten(results_of(op))
+                ends.update(end * followed.unit for end in _ends(call, results, followed))
+                further = _reached(call, results, followed)
+            else:
+                further = _across(op, followed, functions)
+            for reached in further:
                 if (reached.value, reached.dim) not in seen:
                     seen.add((reached.value, reached.dim))
                     waiting.append(reached)
     blocks = tuple(end - begin for begin, end in pairwise(sorted(ends)))
     return blocks if len(blocks) <= _MOST else ()
+
+
+def _across(op: Operation, followed: _Followed, functions: Mapping[str, Operation]) -> Iterator[_Followed]:
+    """The same dim inside the function that an operation calls, or behind the call whose function it ends."""
+    name = callee(op)
+    inner, outer, call = (entry(functions[name]).arguments, op.operands, op) if name else ((), (), None)
+    if op.operation.name == "func.return" and followed.call is not None:
+        inner, outer = followed.call.results, op.operands
+    for position, value in enumerate(outer):
+        if value == followed.value:
+            yield replace(followed, value=inner[position], call=call)
 
 
 def _ends(call: Call, results: list[Value], followed: _Followed) -> Iterator[int]:
@@ -153,7 +181,8 @@ def _reached(call: Call, results: list[Value], followed: _Followed) -> Iterator[
         after = from_mlir(results[0].type).shape
         for before_dims, after_dims in dim_groups(shape, after) if 0 not in shape else ():
             if before_dims == (followed.dim,):
-                yield _Followed(results[0], after_dims[0], followed.unit * extent // after[after_dims[0]])
+                unit = followed.unit * extent // after[after_dims[0]]
+                yield replace(followed, value=results[0], dim=after_dims[0], unit=unit)
         return
     positions = [i for i, value in enumerate(call.values()) if value == followed.value]
     for candidate in call_strategies(call, _types(results)).strategies:
@@ -162,7 +191,7 @@ def _reached(call: Call, results: list[Value], followed: _Followed) -> Iterator[
                 if not is_tensor(result.type) or not isinstance(placement, Shard):
                     continue
                 if from_mlir(result.type).shape[placement.dim] == extent:
-                    yield _Followed(result, placement.dim, followed.unit)
+                    yield replace(followed, value=result, dim=placement.dim)
 
 
 def _types(results: Sequence[Value]) -> list[TensorType | None]:

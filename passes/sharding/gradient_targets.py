@@ -10,7 +10,8 @@ from ...ir.module import Record, result_records, terminator
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Partial, Placement, Reduce
 from ...ir.types import from_mlir
-from ..normalize.cast_gradients import CAST, dtype_name
+from ..layers.late_casts import CAST
+from ..normalize.cast_gradients import dtype_name
 from ..rewriting import producer
 
 _OWNERS = {"gradient": ("parameter", "input"), "buffer": ("buffer",)}

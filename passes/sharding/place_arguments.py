@@ -30,6 +30,7 @@ from ...ir.placement import Mesh, Placement
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
+from ..layers.argument_types import pass_types_on
 from ..plan_effects import Decisions
 
 
@@ -58,6 +59,7 @@ class PlaceArguments(Pass):
             placement = Placement.of_shards(len(types[i].shape), dims.get(i, {}))
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
+        pass_types_on(module)
         set_argument_records(main, [{**r, "stored": [*stored[i]]} if i in stored else r for i, r in enumerate(records)])
         _activation_sharding(self.plan, records, types).store(module)
         per_microbatch = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch

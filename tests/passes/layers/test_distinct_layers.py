@@ -1,0 +1,211 @@
+"""What is repeated is converted, searched and rewritten once, and gives the module that it gives written out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import stretto.passes.normalize.idioms.pattern as pattern
+import stretto.passes.rewriting as rewriting
+import torch
+import torch.nn.functional as F
+from stretto import Plan
+from stretto.frontend.capture.capture import capture
+from stretto.frontend.captured import Capture, Mode
+from stretto.frontend.converter import Converter
+from stretto.frontend.to_ir import Layers, to_module
+from stretto.ir.layers import layer_of, unnumbered_path
+from stretto.ir.locations import from_location
+from stretto.ir.module import Module, operations
+from stretto.passes.default_pipeline import PipelineConfig, phases
+from stretto.passes.layers.fold_layers import FoldLayers
+from stretto.passes.layers.unfold_layers import UnfoldLayers
+from stretto.passes.manager import PassManager
+from stretto.passes.normalize.idioms.function_dataflow import FunctionDataflow
+from torch import Tensor, nn
+
+from ...subsets import only
+from ..models import Block, captured
+
+UNTIL_FOLDED = ("annotate", "normalize", "blocks", "fold")
+PLAN = """
+mesh (dp=2, tp=2)
+shard "*.mix.weight", "*.up.weight" dim 0 over tp
+shard "*.out.weight", "*.down.weight" dim 1 over tp
+"""
+
+
+class Norm(nn.Module):
+    """Root-mean-square normalization in plain ops, which `raise-idioms` finds with its backward."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Layer(nn.Module):
+    """A block between a norm and dropout; `scale` is a parameter that all layers share, if given."""
+
+    def __init__(self, size: int, drop: float, scale: nn.Parameter | None) -> None:
+        super().__init__()
+        self.norm, self.block, self.drop, self.scale = Norm(size), Block(size, 2), drop, scale
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        x = F.dropout(self.block(self.norm(x)), self.drop, self.training) + memory
+        return x if self.scale is None else x * self.scale
+
+
+class SmallLayer(nn.Module):
+    """A norm and two linear layers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = Norm(size), nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu()) * memory
+
+
+class Stack(nn.Module):
+    """Layers that all add one `memory`, whose gradient is a sum over the layers."""
+
+    def __init__(self, layers: int, *, size: int = 8, drop: float = 0.0, shares: bool = False) -> None:
+        super().__init__()
+        self.enter = nn.Linear(size, size)
+        scale = nn.Parameter(torch.ones(size)) if shares else None
+        self.layers = nn.ModuleList(Layer(size, drop, scale) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.enter(x)
+        for layer in self.layers:
+            x = layer(x, memory)
+        return x.square().mean()
+
+
+def stacked(model: nn.Module, **options: Any) -> Capture:
+    return capture(model, (torch.zeros(4, 3, 8),), {}, mode=Mode.TRAIN, loss_only=True, **options)
+
+
+def unlike(layers: int) -> nn.Module:
+    """Layers of which one has another activation's width, and one is frozen."""
+    model = Stack(layers)
+    model.layers[1].block.up, model.layers[1].block.down = nn.Linear(8, 16), nn.Linear(16, 8)
+    model.layers[2].requires_grad_(False)
+    return model
+
+
+CAPTURES: dict[str, Callable[[], Capture]] = {
+    "gpt": lambda: captured("gpt"),
+    "llama": lambda: captured("llama"),
+    "gpt2": lambda: captured("gpt2"),
+    "dropout": lambda: stacked(Stack(3, drop=0.5)),
+    "a parameter of all layers": lambda: stacked(Stack(3, shares=True)),
+    "16 bits": lambda: stacked(Stack(3), compute=torch.bfloat16),
+    "unlike layers": lambda: stacked(unlike(6)),
+    "no repeated layer": lambda: stacked(Stack(1)),
+}
+
+
+IN_DEFAULT_RUN = ("gpt2", "dropout", "unlike layers")
+
+
+def folded(step: Capture, layers: Layers, plan: str = "mesh (dp=2)") -> Module:
+    """The module of a capture, run through the passes up to `fold-layers`."""
+    owners = {tensor.name: "linear" for tensor in step.inputs if ".up." in tensor.name}
+    module = to_module(step, owners, layers=layers)
+    config = PipelineConfig(Plan.parse(plan))
+    PassManager([pass_ for phase in UNTIL_FOLDED for pass_ in phases(config)[phase]]).run(module)
+    return module
+
+
+@pytest.mark.parametrize("name", only(IN_DEFAULT_RUN, CAPTURES))
+def test_layers_that_are_folded_first_end_as_those_that_are_folded_last(name: str) -> None:
+    step = CAPTURES[name]()
+    early, late = (folded(step, layers) for layers in (Layers.FOLDED, Layers.WRITTEN_OUT))
+    assert str(early) == str(late)
+    assert places(early) == places(late)
+
+
+def places(module: Module) -> list[list[str]]:
+    """The places of all operations, without the numbers of layers."""
+    return [
+        [unnumbered_path(from_location(op.location).module_path) for op in operations(function)]
+        for function in module.functions().values()
+    ]
+
+
+@pytest.mark.parametrize("name", only(IN_DEFAULT_RUN, CAPTURES))
+def test_a_folded_capture_written_out_is_the_whole_capture(name: str) -> None:
+    step = CAPTURES[name]()
+    whole, early = (to_module(step, layers=layers) for layers in (Layers.WRITTEN_OUT, Layers.FOLDED))
+    UnfoldLayers().run(early)
+    for module in (whole, early):
+        FoldLayers().run(module)
+        UnfoldLayers().run(module)
+    assert str(early) == str(whole)
+
+
+def test_a_parameter_that_the_plan_cuts_in_one_layer_alone_gives_that_layer_a_function_of_its_own() -> None:
+    plan = f'{PLAN}\nshard "layers.1.block.up.weight" dim 0 over dp, tp'
+    step = stacked(Stack(5))
+    early, late = (folded(step, layers, plan) for layers in (Layers.FOLDED, Layers.WRITTEN_OUT))
+    assert str(early) == str(late)
+    written_out = {from_location(op.location).module_path for op in operations(early.functions()["main"])}
+    assert "layers.1.block.up" in written_out and "layers.2.block.up" not in written_out
+
+
+@pytest.mark.parametrize("reduce", ["fp32", "bf16"])
+def test_gradients_are_reduced_before_the_casts_at_the_end_of_a_layer(reduce: str) -> None:
+    plan = f"{PLAN}\nprecision {{ params fp32  compute bf16  reduce {reduce} }}"
+    step = stacked(Stack(3), compute=torch.bfloat16)
+    early, late = (folded(step, layers, plan) for layers in (Layers.FOLDED, Layers.WRITTEN_OUT))
+    assert str(early) == str(late)
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts, inside, the nodes converted, the operations that passes look at, and the attempts to match a pattern."""
+    counts: Counter[str] = Counter()
+
+    def count(owner: Any, name: str, what: str) -> None:
+        original = getattr(owner, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counts[what] += 1
+            return original(*args, **kwargs)
+
+        patched.setattr(owner, name, counting)
+
+    with monkeypatch.context() as patched:
+        count(Converter, "convert", "nodes converted")
+        count(rewriting.Site, "__init__", "operations that may be rewritten")
+        count(FunctionDataflow, "_read", "operations searched")
+        count(pattern._Search, "_unify", "attempts to match")
+        yield counts
+
+
+def test_the_work_after_capture_goes_by_distinct_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, sizes = {}, {}
+    for layers in (4, 8, 16):
+        model = Stack(0)
+        model.layers.extend(SmallLayer(8) for _ in range(layers))
+        step = stacked(model)
+        with counted(monkeypatch) as counts[layers]:
+            module = folded(step, Layers.FOLDED, 'mesh (tp=2)\nshard "*.up" columns over tp')
+        counts[layers]["operations searched"] -= 2 * layers  # main's calls
+        sizes[layers] = Counter({name: len(list(operations(f))) for name, f in module.functions().items()})
+    assert counts[4] == counts[8] == counts[16] and min(counts[4].values()) > 20
+    assert sizes[16]["layers_forward"] == sizes[4]["layers_forward"] > 8
+    assert (sizes[16] - sizes[8])["main"] == 2 * (sizes[8] - sizes[4])["main"] == 16, "two calls a layer"
+
+
+def test_numbers_of_layers_are_found_in_module_paths() -> None:
+    layer = layer_of("model.layers.12.mlp", backward=True)
+    assert layer is not None and (layer.path, layer.function_name) == ("model.layers.12", "model_layers_backward")
+    assert layer_of("model.norm", backward=False) is None
