@@ -36,6 +36,11 @@ def runs(model: nn.Module, arguments: Arguments) -> bool:
     return takes(copy.deepcopy(model), arguments)
 
 
+def runs_in_eval_mode(model: nn.Module, arguments: Arguments) -> bool:
+    """Whether a copy of the model in eval mode takes the arguments in eager mode."""
+    return takes(copy.deepcopy(model).eval(), arguments)
+
+
 def takes(probe: nn.Module, arguments: Arguments) -> bool:
     """Whether the model, whose buffers may change, takes the arguments in eager mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,13 +24,12 @@ from ...runtime.checks.recording import Recording
 from ...runtime.checks.report import CALLS, TOLERANCES, CheckRow, Verdict
 from ...runtime.checks.rounding import Changes, changes, largest_changes, perturbation
 from ...runtime.program.program import Program
-from ..model.compiled_module import program_of
 from ..model.decorator import compile
-from .arguments import two_constants
+from .arguments import Arguments, runs_in_eval_mode, two_constants
 from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
 from .roles import Roles, roles_by_size
-from .sides import CallFacts, CompiledSide, EagerSide
+from .sides import CompiledSide, EagerSide, Side
 
 _PERTURBATIONS = 2
 _STEPS = 1
@@ -54,7 +53,8 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
         return _unjudged(f"the model cannot be copied: {error}")
     roles = roles_by_size(loaded.model, loaded.inputs, plan)
     trains = request.mode is Mode.TRAIN
-    loop = Loop(loaded.inputs, trains, two_constants(loaded.model, loaded.inputs))
+    evaluates = trains and runs_in_eval_mode(loaded.model, loaded.inputs)
+    loop = Loop(loaded.inputs, trains, two_constants(loaded.model, loaded.inputs), evaluates)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the plan says to no effect was said when the program was compiled
         try:
@@ -62,9 +62,10 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
             found = loop.record(side)
         except StrettoError as error:
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
-        eager = _Eager(loaded.model, loop, program_of(side.model), side.facts, compute_dtype(plan), roles)
-        rows = eager.rows(found)
-        return Calls((*rows, *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs)), roles)
+        eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
+        rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs)]
+        refused = _unjudged(f"it refuses those from {side.refused}").rows if side.refused else ()
+        return Calls((*rows, *refused), roles)
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,22 @@ class _Eager:
 
     model: nn.Module
     loop: Loop
-    program: Program
-    facts: list[CallFacts]
+    compiled: Side
+    """After its calls."""
     compute: torch.dtype | None
     roles: Roles
 
     def rows(self, found: Recording) -> list[CheckRow]:
         """The rows of what the compiled model computed."""
-        dtype, own = self.program.manifest.dtype, self._record(_itself)
+        side = self._side(_itself)
+        return [*self._rows_of_values(found, self._record(side)), *_rows_of_differentiated(self.compiled, side)]
+
+    def _rows_of_values(self, found: Recording, own: Recording) -> list[CheckRow]:
+        dtype = self._program.manifest.dtype
         found, own = _without_common_infinities(found, own)
         if dtype not in TOLERANCES:
-            return WithinEagerError(self._record(_itself, raised=True), own, dtype, _STEPS).rows(found)
+            raised = self._record(self._side(_itself, raised=True))
+            return WithinEagerError(raised, own, dtype, _STEPS).rows(found)
         judge = WithinTolerance(own, dtype, TOLERANCES[dtype], _STEPS, {})
         rows = judge.rows(found)
         if all(row.verdict is not Verdict.DIFFERS for row in rows):
@@ -92,29 +98,50 @@ class _Eager:
 
     def _changes(self, own: Recording) -> Changes:
         """The largest change of each tensor over some perturbations of parameters and inputs."""
-        moves = (perturbation(self.program, seed) for seed in range(_PERTURBATIONS))
-        return largest_changes(changes(own, self._record(moved)) for moved in moves)
+        moves = (perturbation(self._program, seed) for seed in range(_PERTURBATIONS))
+        return largest_changes(
+            changes(own, self._record(self._side(moved), _altered(self.loop.arguments, moved))) for moved in moves
+        )
 
-    def _record(self, moved: Callable[[Tensor], Tensor], *, raised: bool = False) -> Recording:
-        model, arguments = copy.deepcopy(self.model), _altered(self.loop.arguments, moved)
+    @property
+    def _program(self) -> Program:
+        return self.compiled.facts[0].program
+
+    def _side(self, moved: Callable[[Tensor], Tensor], *, raised: bool = False) -> EagerSide:
+        """A side of its own, with moved parameters."""
+        model = copy.deepcopy(self.model)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.copy_(moved(parameter))
-        side = EagerSide(model, self.program, self.facts, self.compute, raised=raised, whole=self.roles.whole)
-        return replace(self.loop, arguments=arguments).record(side)
+        return EagerSide(model, self.compiled, self.compute, raised=raised, whole=self.roles.whole)
+
+    def _record(self, side: EagerSide, arguments: Arguments | None = None) -> Recording:
+        return replace(self.loop, arguments=arguments or self.loop.arguments).record(side)
+
+
+def _rows_of_differentiated(compiled: Side, eager: EagerSide) -> list[CheckRow]:
+    """A row for each output that may be differentiated on one side alone."""
+    notes: dict[str, str] = {}
+    for facts, differentiable in zip(compiled.facts, eager.differentiable, strict=True):
+        for position in sorted({*facts.differentiated} ^ {*differentiable}):
+            sides = ("the program", "eager mode") if position in facts.differentiated else ("eager mode", "the program")
+            notes.setdefault(facts.names[position], "{} differentiates this output, and {} does not".format(*sides))
+    return [
+        CheckRow("output", f"{name} (differentiated)", math.inf, Verdict.DIFFERS, note) for name, note in notes.items()
+    ]
 
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _altered(arguments: Mapping[str, Any], moved: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+def _altered(arguments: Arguments, moved: Callable[[Tensor], Tensor]) -> Arguments:
     def alter(leaf: Any) -> Any:
         is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return moved(leaf).requires_grad_(leaf.requires_grad) if is_floating and moved is not _itself else leaf
+        return moved(leaf).requires_grad_(leaf.requires_grad) if is_floating else leaf
 
-    altered: dict[str, Any] = pytree.tree_map(alter, dict(arguments))
+    altered: Arguments = pytree.tree_map(alter, dict(arguments))
     return altered
 
 

@@ -2,26 +2,35 @@
 
 - Two plain calls: all outputs, gradients of parameters and of inputs, new buffers, other random numbers in each.
 - Two calls under `no_sync`, both before the first backward, and one after it: the gradients add up.
+- A call under `no_sync`, `model.zero_grad()`, and one call: the gradients of the first are gone.
 - `model.step` with a scale, where there is one scalar loss.
-- A call after torch got another seed, where the forward draws random numbers.
 - Calls with two constants, where the forward takes a bool or an integer.
+- A call after torch got another seed, where the forward draws random numbers.
+- Calls under `no_grad` in train mode, where the forward draws or writes buffers: two, and one after another seed.
+- A call in eval mode under `no_grad`, where eager mode takes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import backward
 from ...runtime.checks.random_values import tangent
 from ...runtime.checks.recording import Recording
 from ..check.users_call import UsersCall
 from .arguments import Arguments, fresh, halved
-from .sides import SCALE, Side
+from .sides import SCALE, SEEDS, Side
+
+_NO_GRAD, _EVAL = "no_grad", "eval"
+_WITHOUT_GRADIENTS = (_NO_GRAD, _EVAL)
+"""Phases that begin with a program of their own, which may be refused where that for training is not."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,9 @@ class Loop:
     arguments: Arguments
     trains: bool
     constants: Sequence[Arguments] = ()
-    """What each of the last calls has in place of the target's arguments."""
+    """What some calls have in place of the target's arguments."""
+    evaluates: bool = False
+    """Whether the model is called in eval mode, too."""
 
     def record(self, side: Side) -> Recording:
         """What a side computes in each call. The sides get the same tangents."""
@@ -55,8 +66,16 @@ class Loop:
         with torch.random.fork_rng(devices=[]):
             for phase, calls in self._phases(side, random):
                 side.model.zero_grad()
-                with torch.set_grad_enabled(self.trains):
-                    made = calls()
+                if phase in _WITHOUT_GRADIENTS and side.refused.startswith(f"{phase}: "):
+                    break
+                try:
+                    with torch.set_grad_enabled(self.trains):
+                        made = calls()
+                except StrettoError as error:
+                    if phase not in _WITHOUT_GRADIENTS:
+                        raise
+                    side.refused = f"{phase}: {error.code}, {error.message}"
+                    break
                 own = {name: p.grad for name, p in side.model.named_parameters() if p.grad is not None}
                 tensors = (found.outputs, made.outputs), (found.gradients, own | made.gradients)
                 for kept, named in (*tensors, (found.buffers, dict(side.model.named_buffers()))):
@@ -68,7 +87,8 @@ class Loop:
             given = fresh(arguments)
             outputs = side.call(given)
             facts = side.facts[-1]
-            tangents = {i: tangent(outputs[i].shape, random) for i in facts.differentiated if self.trains}
+            trained = facts.differentiated if torch.is_grad_enabled() else ()
+            tangents = {i: tangent(outputs[i].shape, random) for i in trained}
             backwards = partial(backward, outputs, tangents) if tangents else _nothing
             return _Made(dict(zip(facts.names, outputs, strict=True)), UsersCall(given, False).tensors, backwards)
 
@@ -88,25 +108,60 @@ class Loop:
                         once(arguments)
             return once(self.arguments)
 
+        def dropped() -> _Made:
+            with side.no_sync():
+                once(self.arguments)
+            side.model.zero_grad()
+            return once(self.arguments)
+
         def scaled() -> _Made:
             side.step(fresh(self.arguments))
             return _Made({}, {}, _nothing)
 
-        def seeded() -> _Made:
-            side.seed()
+        def seeded(seed: int) -> _Made:
+            side.seed(seed)
             return once(self.arguments)
+
+        def without_gradients(calls: Callable[[], _Made]) -> _Made:
+            with torch.no_grad():
+                return calls()
+
+        def evaluated() -> _Made:
+            with torch.no_grad(), _in_eval_mode(side.model):
+                return once(self.arguments)
 
         yield "own weights", partial(once, self.arguments)
         yield "second call", partial(once, halved(self.arguments))
         if self.trains and side.facts[0].differentiated:
             yield "no_sync", accumulated
+            yield "no_sync, zero_grad", dropped
         if self.trains and len(side.facts[0].differentiated) == 1:
             yield f"step(scale={SCALE:g})", scaled
         for constants in self.constants:
             text = ", ".join(f"{name}={value}" for name, value in constants.items())
             yield text, partial(once, {**self.arguments, **constants})
-        if side.facts[0].draws:
-            yield "another seed", seeded
+        draws = side.facts[0].draws
+        if draws:
+            yield "another seed", partial(seeded, SEEDS[0])
+        if self.trains and (draws or side.facts[0].writes_buffers):
+            yield _NO_GRAD, partial(without_gradients, partial(once, self.arguments))
+            yield "no_grad, second call", partial(without_gradients, partial(once, halved(self.arguments)))
+            if draws:
+                yield "no_grad, another seed", partial(without_gradients, partial(seeded, SEEDS[1]))
+        if self.evaluates:
+            yield _EVAL, evaluated
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode; afterwards, each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _nothing() -> None:

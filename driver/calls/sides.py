@@ -24,8 +24,8 @@ from .arguments import Arguments
 
 SCALE = 3.0
 """The scale of `model.step`: a fault that applies it twice, or not at all, differs."""
-_SEED = 0x5EED
-"""Torch's other seed: a model that goes on with the random numbers of the first differs."""
+SEEDS = (0x5EED, 0x5EEE)
+"""Torch's other seeds: a model that goes on with the random numbers of an earlier one differs."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,17 @@ class CallFacts:
     """Of the outputs."""
     differentiated: tuple[int, ...]
     """Positions of the outputs that may be differentiated."""
-    draws: bool
-    """Whether it draws random numbers."""
+    program: Program
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return bool(self.program.of_kind("random"))
+
+    @property
+    def writes_buffers(self) -> bool:
+        """Whether it gives buffers new values."""
+        return bool(self.program.results_of_kind("buffer"))
 
 
 class Side(ABC):
@@ -49,6 +58,8 @@ class Side(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.facts: list[CallFacts] = []
+        self.refused = ""
+        """The first call without gradients that the compiled model refuses, and why; no later one is made."""
 
     @abstractmethod
     def call(self, arguments: Arguments) -> list[Tensor]:
@@ -62,9 +73,9 @@ class Side(ABC):
         """Around calls whose gradients wait."""
         return nullcontext()
 
-    def seed(self) -> None:
+    def seed(self, seed: int) -> None:
         """Give torch another seed."""
-        torch.manual_seed(_SEED)
+        torch.manual_seed(seed)
 
 
 class CompiledSide(Side):
@@ -91,11 +102,11 @@ class CompiledSide(Side):
         program, variant = program_of(self.model), compiled_module(self.model).last
         names = tuple(output.name or str(output.index) for output in program.results_of_kind("output"))
         losses = () if variant is None else variant.losses
-        self.facts.append(CallFacts(names, losses, bool(program.of_kind("random"))))
+        self.facts.append(CallFacts(names, losses, program))
 
 
 class EagerSide(Side):
-    """The model in eager PyTorch, which makes the calls of `facts`; its n-th forward that draws has the n-th state.
+    """The model in eager PyTorch. It makes the calls of `compiled`; its n-th forward that draws has the n-th state.
 
     Inputs in `whole` are not cut into microbatches (`roles.py`).
     """
@@ -103,49 +114,51 @@ class EagerSide(Side):
     def __init__(
         self,
         model: nn.Module,
-        program: Program,
-        facts: Sequence[CallFacts],
+        compiled: Side,
         compute: torch.dtype | None,
         *,
         raised: bool,
         whole: Collection[str] = (),
     ) -> None:
         super().__init__(model)
-        self._program, self._compute, self._raised = program, compute, raised
-        self._to_come = list(facts)
+        self._compute, self._raised, self._whole = compute, raised, whole
+        self._to_come, self.refused = list(compiled.facts), compiled.refused
         self._seed, self._forwards = torch.initial_seed(), 0
-        reference = program.single_device
-        assert reference is not None, "a program that was just compiled has one"
-        self._reference, self._whole = reference, whole
-        self._names = {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"}
+        self.differentiable: list[tuple[int, ...]] = []
+        """By call, the positions of the outputs that eager mode lets one differentiate."""
 
     def call(self, arguments: Arguments) -> list[Tensor]:
         """See `Side.call`."""
         facts = self._to_come.pop(0)
+        reference = facts.program.single_device
+        assert reference is not None, "a program that was just compiled has one"
+        names = {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"}
         call = UsersCall(arguments, False, self._compute)
         buffers = {name for name, _ in self.model.named_buffers()}
         eager = EagerModel(
-            self.model, call, self._names, {}, buffers, raised=self._raised,
+            self.model, call, names, {}, buffers, raised=self._raised,
             state_of=lambda nth: RngState(self._seed, self._forwards + nth),
         )  # fmt: skip
-        inputs = {index: call.tensors[name] for index, name in self._names.items()}
-        outputs = forward_of_microbatches(self._program, self._with_whole_inputs(inputs), eager, inputs)
+        inputs = {index: call.tensors[name] for index, name in names.items()}
+        reference = self._with_whole_inputs(reference, inputs)
+        outputs = forward_of_microbatches(facts.program, reference, eager, inputs)
         self._forwards += eager.forwards if facts.draws else 0
         self.facts.append(facts)
+        self.differentiable.append(_differentiable(outputs))
         return outputs
 
-    def _with_whole_inputs(self, tensors: Mapping[int | None, Tensor]) -> Reference:
+    def _with_whole_inputs(self, reference: Reference, tensors: Mapping[int | None, Tensor]) -> Reference:
         """The reference, which cuts the inputs whose shape in it is that of a microbatch, but for those in `whole`."""
         inputs = [
             replace(each, shape=tuple(tensors[each.index].shape))
             if each.kind == "input" and each.name in self._whole else each
-            for each in self._reference.inputs
+            for each in reference.inputs
         ]  # fmt: skip
-        return replace(self._reference, inputs=tuple(inputs))
+        return replace(reference, inputs=tuple(inputs))
 
-    def seed(self) -> None:
+    def seed(self, seed: int) -> None:
         """See `Side.seed`; the next forward that draws is the seed's first."""
-        super().seed()
+        super().seed(seed)
         self._seed, self._forwards = torch.initial_seed(), 0
 
     def step(self, arguments: Arguments) -> None:
@@ -153,6 +166,13 @@ class EagerSide(Side):
         [position] = self._to_come[0].differentiated
         loss = self.call(arguments)[position]
         backward([loss], {0: torch.full_like(loss, SCALE)})
+
+
+def _differentiable(outputs: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of what eager mode returned, the outputs that may be differentiated: scalar losses, else all."""
+    required = [position for position, output in enumerate(outputs) if output.requires_grad]
+    floating = [position for position in required if outputs[position].is_floating_point()]
+    return tuple([position for position in floating if not outputs[position].dim()] or floating)
 
 
 def _tensors_of(result: Any) -> list[Tensor]:

@@ -15,20 +15,22 @@ from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.driver.model import compiled_module, variants
 from stretto.driver.model.rng_state import ModelRngState
 from stretto.dsl.plan import Plan
-from stretto.frontend.capture import capture
+from stretto.frontend.capture import capture, traced
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.target import Request
 from stretto.passes.partition import vocabulary
 from stretto.passes.sharding import check_batch
-from stretto.runtime.checks.report import CheckRow, Verdict
+from stretto.runtime.checks.report import CALLS, CheckRow, Verdict
 from stretto.runtime.philox import RngState
 from stretto.runtime.rank import translate
 from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
 from stretto.runtime.threads.session import RankThreads
 
+from ...faults.planted.source_faults_alone import first_loss_alone, no_buffers_without_grad, no_step_without_grad
 from ...faults.planted.source_faults_calls import any_sum_of_a_sum, last_gradient_alone
 from ...faults.planted.source_faults_training import seed_of_the_first_call
 from ...faults.planted.source_faults_unseen import first_gradient_alone, of_the_last_forward
+from ...subsets import only
 
 SOURCE = """
 import torch
@@ -83,6 +85,15 @@ class Table(Layers):
         return (x @ table.t()).logsumexp(-1).mean()
 
 
+class Pair(Layers):
+    def forward(self, x, y):
+        return {"loss": super().forward(x, y), "size": self.layers[0](x).square().sum(), "x": self.layers[1](x)}
+
+
+def pair():
+    return Pair(), layers()[1]
+
+
 def table():
     return Table(), {"x": torch.randn(8, 6), "table": torch.randn(8, 6)}
 
@@ -102,6 +113,16 @@ def differentiated():
 
 def words():
     return Words(), {"tokens": torch.arange(32).reshape(8, 4) % 8}
+
+
+class Branches(Layers):
+    def forward(self, x, y):
+        loss = super().forward(x, y)
+        return loss if self.training or loss > 0 else -loss
+
+
+def branches():
+    return Branches(), layers()[1]
 
 
 def refused():
@@ -138,6 +159,7 @@ def differing(found: list[CheckRow]) -> set[str]:
         ("layers", DATA + "\nprecision { params fp32  compute bf16  reduce fp32 }", Mode.TRAIN, None),
         ("layers", ALONE, Mode.TRAIN, None),
         ("differentiated", DATA, Mode.TRAIN, None),
+        pytest.param("pair", DATA, Mode.TRAIN, None, marks=pytest.mark.slow),
         ("words", VOCAB, Mode.TRAIN, None),
     ],
 )
@@ -147,10 +169,12 @@ def test_the_calls_of_a_right_model_are_equal(
     found = rows(model, target, plan, mode, dtype)
     assert differing(found) == set()
     calls = {row.name.partition(" (")[2].removesuffix(")") for row in found if row.verdict is Verdict.EQUAL}
-    trained = {"no_sync", "step(scale=3)"} if mode is Mode.TRAIN else set()
+    trained = {"no_sync", "no_sync, zero_grad", "eval"} if mode is Mode.TRAIN else set()
+    scaled = {"step(scale=3)"} if mode is Mode.TRAIN and target != "pair" else set()
     constants = {"sharp=True", "sharp=False"} if target == "everything" else set()
-    seeds = {"another seed"} if target == "everything" and mode is Mode.TRAIN else set()
-    assert calls == {"own weights", "second call", *trained, *constants, *seeds}
+    seeds = {"another seed", "no_grad", "no_grad, second call", "no_grad, another seed"}
+    seeds = seeds if target == "everything" and mode is Mode.TRAIN else set()
+    assert calls == {"own weights", "second call", *trained, *scaled, *constants, *seeds}
 
 
 def no_new_numbers(state: Any, session: Any) -> None:
@@ -164,6 +188,10 @@ def without_constants(right: Callable[..., Any]) -> Callable[..., Any]:
         return replace(key, structure=(key.structure[0], ""))
 
     return wrong
+
+
+def without_modes(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: replace(right(*args, **kwargs), training=())
 
 
 def minimum_for_maximum(right: Callable[..., Any]) -> Callable[..., Any]:
@@ -196,6 +224,23 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
     "another seed is not seen": (
         ModelRngState, "state", seed_of_the_first_call, "everything", DATA, {"another seed"},
     ),
+    "zero_grad keeps gradients that wait": (
+        compiled_module.CompiledModule, "discard", lambda _: lambda module: None, "layers", DATA,
+        {"no_sync, zero_grad"},
+    ),
+    "every call without gradients draws the same": (
+        ModelRngState, "advance", no_step_without_grad, "everything", DATA,
+        {"no_grad", "no_grad, second call", "no_grad, another seed"},
+    ),
+    "calls without gradients write no buffers": (
+        variants, "run", no_buffers_without_grad, "everything", DATA, {"no_grad", "no_grad, second call"},
+    ),
+    "a call in eval mode runs the program of train mode": (
+        compiled_module, "key_of", without_modes, "everything", DATA, {"eval"},
+    ),
+    "of two losses the first may be differentiated": (
+        traced, "_differentiable", first_loss_alone, "pair", DATA, {"differentiated"},
+    ),
     "the statistics of large logits overflow": (
         vocabulary.Vocabulary, "all_reduced", minimum_for_maximum, "words", VOCAB, {"own weights"},
     ),
@@ -203,7 +248,13 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
 """By meaning: a function, how it is replaced, what is compiled under which plan, and calls in which it shows."""
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+SLOW = (
+    "calls without gradients write no buffers", "a call in eval mode runs the program of train mode",
+    "every call draws the same",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", only([fault for fault in FAULTS if fault not in SLOW], FAULTS))
 def test_a_fault_shows_in_a_call(fault: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, make, target, plan, calls = FAULTS[fault]
     monkeypatch.setattr(owner, name, make(getattr(owner, name)))
@@ -256,3 +307,10 @@ def test_calls_that_stretto_compile_refuses_are_not_compared(model: str, capsys:
     show_checked(program)
     assert program.manifest.checked["result"] == "passed"
     assert "the calls of stretto.compile were not compared: it refuses a call: E04" in capsys.readouterr().out
+
+
+def test_calls_in_eval_mode_that_are_refused_leave_the_others_compared(model: str) -> None:
+    found = rows(model, "branches", DATA)
+    [refused] = [row for row in found if row.kind == CALLS]
+    assert refused.note.startswith("it refuses those from eval: E02")
+    assert differing(found) == set() and any(row.name.endswith("(step(scale=3))") for row in found)

@@ -24,6 +24,7 @@ from ...subsets import only
 from .finding import CRASHES, Finder, command, compile_case, find_in_compile, table
 from .process_faults import PROCESS_FAULTS
 from .source_faults import SourceFault
+from .source_faults_alone import ALONE_FAULTS
 from .source_faults_calls import CALL_FAULTS
 from .source_faults_capture import CAPTURE_FAULTS
 from .source_faults_lowering import LOWERING_FAULTS, SCHEDULE_FAULTS
@@ -36,7 +37,7 @@ from .users_models import Case, write_models
 
 COMPILED_FAULTS: dict[str, SourceFault] = {
     **CALL_FAULTS, **RANDOM_FAULTS, **CAPTURE_FAULTS, **RUNTIME_FAULTS, **LOWERING_FAULTS, **SCHEDULE_FAULTS,
-    **UNSEEN_FAULTS,
+    **UNSEEN_FAULTS, **ALONE_FAULTS,
 }  # fmt: skip
 SOURCE_FAULTS = {**COMPILED_FAULTS, **TRAINING_FAULTS}
 COMMANDS = (Finder.COMPILE_CHECK, Finder.VERIFY_TARGET)
