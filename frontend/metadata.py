@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
 import os
@@ -19,6 +20,8 @@ from .captured import META_KEY, Origin
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _REPEATED_CALL = re.compile(r"@\d+")
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_CONTEXTS = contextlib.__file__
+"""Frames of context managers that pass an error on."""
 _OURS = tuple(
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), folder) + os.sep
     for folder in ("frontend", "driver")
@@ -27,7 +30,7 @@ _OURS = tuple(
 
 def is_users_file(file: str) -> bool:
     """Whether a file belongs to the model's source: not to torch, to Stretto's tracing, or to generated code."""
-    return not file.startswith((_TORCH, *_OURS)) and not file.startswith("<")
+    return not file.startswith((_TORCH, _CONTEXTS, *_OURS)) and not file.startswith("<")
 
 
 def annotate(graph: fx.Graph, model_attribute: str) -> None:

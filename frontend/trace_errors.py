@@ -53,8 +53,8 @@ _SHARED = "aot_autograd() does not yet handle non-differentiable view input muta
 _CALLED = re.compile(r"torch\.[\w.]+(?=\()")
 _WITHOUT_DERIVATIVE = re.compile(r"derivative for (?P<op>\w+::\w+) is not implemented")
 """Torch's message for an op that it cannot differentiate."""
-_OVERWRITTEN = re.compile(r"modified by an inplace operation: .* which is output \d+ of (?P<op>\w+)")
-"""Torch's message for an op that changes what a backward needs."""
+_OVERWRITTEN = re.compile(r"modified by an inplace operation:(.* which is output \d+ of (?P<op>\w+))?")
+"""Torch's message for an op that changes what a backward needs: the result of an op, or a tensor of the model."""
 
 
 @contextmanager
@@ -99,12 +99,15 @@ def missing_derivatives_named(graph: fx.Graph) -> Iterator[None]:
         ) from None
 
 
-def _overwritten(graph: fx.Graph, op: str) -> CaptureError:
-    """The error of an in-place op; it has a line where the graph has only one."""
+def _overwritten(graph: fx.Graph, op: str | None) -> CaptureError:
+    """The error of an in-place op: at its line where there is one, or where it changes a tensor of the model."""
+    needed = "a tensor that the backward needs" if op is None else f'what the backward of "{op}" needs'
     in_place = [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable]
+    if op is None:
+        in_place = [n for n in in_place if isinstance(n.args[0], fx.Node) and n.args[0].op != "call_function"][:1]
     return CaptureError(
         "E0224",
-        f'an in-place op changes what the backward of "{op}" needs; torch cannot differentiate it on one device either',
+        f"an in-place op changes {needed}; torch cannot differentiate it on one device either",
         span=source_span(in_place[0]) if len(in_place) == 1 else None,
         expected="values that the backward needs to stay as they are",
         help="write the op out of place, such as y = y * 2, or change a .clone()",

@@ -34,6 +34,7 @@ from ..graph.checks import refuse_sparse_values, refuse_unknown_operators
 from ..graph.expand_random_ops import expand_random_ops
 from ..graph.grouped_products import write_grouped_products
 from ..graph.regions import drop_assertions, regions_in_line, write_out_regions
+from ..graph.replaced_buffers import read_old_values
 from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
 from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
@@ -158,6 +159,7 @@ def _forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, di
         assert isinstance(forward, fx.GraphModule)
         constants = _hold_constants(forward, exported.constants)
         write_out_regions(forward)
+        read_old_values(forward.graph, module.replaced_buffers if isinstance(module, traced.TracedModel) else ())
         value_reads = _value_reads(forward.graph)
         drop_assertions(forward.graph)
         write_grouped_products(forward.graph)

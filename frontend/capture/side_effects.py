@@ -42,6 +42,8 @@ class SideEffects:
     value_reads: dict[str, None] = field(default_factory=dict)
     """Lines ("file:line") at which a tensor's value is read into Python."""
 
+    replaced_buffers: list[str] = field(default_factory=list)
+    """Paths of buffers that the forward replaces by another tensor."""
     python_draws: dict[str, None] = field(default_factory=dict)
     """Lines ("file:line") at which Python draws random numbers."""
 
@@ -127,6 +129,7 @@ def side_effects_recorded(model: nn.Module, seen: SideEffects) -> Iterator[None]
             for name, old in buffers[path].items():
                 if module._buffers.get(name) is not old:
                     _write_back(model, dotted(path, name), old, module._buffers.get(name))
+                    seen.replaced_buffers.append(dotted(path, name))
     finally:
         for path, module in modules.items():
             for name in [name for name in module._buffers if name not in buffers[path]]:

@@ -64,6 +64,11 @@ class TracedModel(nn.Module):
         reads = {path: tuple(names) for path, names in self.result.effects.reads.items()}
         return ForwardResult(self.result.tree, self.result.constant, reads)
 
+    @property
+    def replaced_buffers(self) -> tuple[str, ...]:
+        """The names of the buffers that the traced forward replaced."""
+        return tuple(f"{MODEL_ATTRIBUTE}.{path}" for path in self.result.effects.replaced_buffers)
+
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.call.arguments(cast_inputs(tensors, self.compute))
         model = getattr(self, MODEL_ATTRIBUTE)

@@ -98,6 +98,13 @@ def a_buffer_replaced(m: Any, x: Tensor) -> Any:
 
 
 @_works
+def a_buffer_replaced_whose_old_value_the_backward_needs(m: Any, x: Tensor) -> Any:
+    y = m.lin(x) * m.mean
+    m.mean = 0.9 * m.mean + y.detach().sum(0)
+    return y * m.mean
+
+
+@_works
 def views_changed_in_place(m: Any, x: Tensor) -> Any:
     y = m.lin(x).clone()
     y[:, 1:3].mul_(2)

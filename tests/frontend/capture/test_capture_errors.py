@@ -120,6 +120,17 @@ def test_a_random_op_that_is_not_a_function_of_the_place_is_refused_with_its_mod
     assert_at(error, Leaky, "self.leak(x)")
 
 
+def test_a_buffer_that_is_changed_in_place_while_the_backward_needs_it_is_refused_at_its_line() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        hidden = model.linear(x) * model.steps
+        model.steps.add_(1)
+        return hidden.sum()
+
+    error = refused(body)
+    assert error.code == "E0224" and "a tensor that the backward needs" in error.message
+    assert_at(error, body, "add_(1)")
+
+
 def test_a_sparse_tensor_in_the_forward_is_refused_at_its_line() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         hidden = model.linear(x)
