@@ -13,6 +13,7 @@ from .attributes import from_attribute, to_attribute
 from .bindings import Location, Operation, Type, Value, mlir
 from .dialects.context import context
 from .dialects.schemas import Kind, by_mlir_name, definitions
+from .lanes import set_lane
 
 PACK = "builtin.unrealized_conversion_cast"
 
@@ -50,10 +51,10 @@ class Call:
         return Call(self.name, args, {k: swap(v) for k, v in self.kwargs.items()})
 
 
-def build(call: Call, results: Sequence[Type], loc: Location) -> list[Any]:
+def build(call: Call, results: Sequence[Type], loc: Location, lane: str = "") -> list[Any]:
     """Insert the operation at the current insertion point; returns its results (a list for each `Tensor[]`).
 
-    `results` has one type per result, and a list of types for a `Tensor[]` result.
+    `results` has one type per result, and a list of types for a `Tensor[]` result. `lane` is the lane that it names.
     """
     definition = definitions()[call.name]
     positional = [*call.args, *([None] * (len(definition.arguments) - len(call.args)))]
@@ -83,6 +84,7 @@ def build(call: Call, results: Sequence[Type], loc: Location) -> list[Any]:
         attributes["operandSegmentSizes"] = mlir.DenseI32ArrayAttr.get(sizes, context())
     types = [_tuple_type(t) if isinstance(t, (list, tuple)) else t for t in results]
     op = mlir.Operation.create(definition.mlir_name, results=types, operands=operands, attributes=attributes, loc=loc)
+    set_lane(op, lane)
     built = list(op.results)
     return [
         unpack(value, types, loc) if isinstance(types, (list, tuple)) else value

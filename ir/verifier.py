@@ -19,6 +19,7 @@ from ..diagnostics import Span, StrettoError
 from .bindings import Attribute, Operation, Type, Value, mlir
 from .collectives import SEND, STARTS, TRANSFERS, WAIT, Collective, collective
 from .dialects.schemas import Argument, by_mlir_name
+from .lanes import LANE, lane_problem
 from .locations import from_location
 from .module import Level, Module, entry, operations, terminator
 from .operations import Call, flatten, read, results_of, tuple_types
@@ -93,6 +94,8 @@ class _Checker:
             yield from self.type_problems(result, op)
             if is_future(result.type):
                 yield from _future_problems(result, "its future", op)
+        if LANE in op.attributes:
+            yield from (Problem(message, op) for message in (lane_problem(op),) if message)
         definition = by_mlir_name().get(op.operation.name)
         if definition is None:
             return

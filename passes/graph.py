@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..ir.bindings import Location, Operation, Type, Value, mlir
+from ..ir.lanes import lane_of
 from ..ir.locations import Origin, from_location
 from ..ir.module import (
     Module,
@@ -124,7 +125,7 @@ def build_like(node: Node, operands: Sequence[Value], types: Sequence[Any], loc:
     """The node's operation with other operands and result types, at the insertion point."""
     if node.call is None:
         return list(build_call(str(node.callee), operands, list[Type](types), loc))
-    return build(node.call.replace_values(operands), types, loc)
+    return build(node.call.replace_values(operands), types, loc, lane_of(node.op))
 
 
 def made_at(module: Module, value: Value) -> Location | None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import COLLECTIVES, RECEIVE_START, SEND
+from ...ir.lanes import lane_of
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
     Module,
@@ -31,7 +32,9 @@ from ...ir.placement import Mesh, axes_size, chunk_size
 from ...ir.types import TensorType, from_mlir, is_tensor
 from ...runtime.program.arguments import Slot, dtype_name
 from ...runtime.program.entries import MICROBATCH_INDEX, depends_on_microbatch
+from ...runtime.program.mesh import RankMesh
 from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard, SlotType
+from .frees import with_frees
 from .message_sources import argument_sources, result_sources
 
 _RENAMED = {
@@ -66,9 +69,9 @@ def lower_program(module: Module) -> Lowered:
     """Lower a module in which every collective and receive is a start and a wait."""
     locations, types = _Locations(), _Types()
     functions: dict[str, Function] = {}
-    for name, function in module.functions().items():
-        functions[name] = _Body(function, locations, types).lowered(is_main=name == "main")
     mesh = rank_axes(module.mesh)
+    for name, function in module.functions().items():
+        functions[name] = _Body(function, locations, types, RankMesh(mesh)).lowered(is_main=name == "main")
     inputs, outputs = _Ports[Input](), _Ports[Output]()
     for stage, function in enumerate(entries(module)):
         lists = functions[name_of(function)]
@@ -151,10 +154,11 @@ class _Types:
 class _Body:
     """The instructions of one function; every value has its own slot."""
 
-    def __init__(self, function: Operation, locations: _Locations, types: _Types) -> None:
+    def __init__(self, function: Operation, locations: _Locations, types: _Types, mesh: RankMesh) -> None:
         self.function = function
         self.locations = locations
         self.types = types
+        self.mesh = mesh
         self.slots: dict[Value, int] = {}
         self.arguments = tuple(self._slot(a) for a in entry(function).arguments)
         self.sources = argument_sources(entry(function).arguments, argument_records(function))
@@ -168,7 +172,7 @@ class _Body:
             body, backward_at = self._forward_first(body)
         code = [self._instruction(op) for op in body]
         results = tuple(self.slots[v] for v in terminator(self.function).operands)
-        code = _with_frees(code, self.arguments, results)
+        code = with_frees(code, self.arguments, results, self.mesh)
         types = tuple(self.types.index(value.type) for value in self.slots)
         return Function(len(self.slots), self.arguments, results, tuple(code), backward_at, types)
 
@@ -208,7 +212,7 @@ class _Body:
         args, kwargs = self._arguments(call)
         name = _RENAMED.get(call.name, call.name)
         timed = depends_on_microbatch(Instruction(name, args, kwargs))
-        return Instruction(name, args, kwargs | _turn(op) if timed else kwargs, out, (), loc)
+        return Instruction(name, args, kwargs | _turn(op) if timed else kwargs, out, (), loc, lane_of(op))
 
     def _arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = tuple(self._argument(a) for a in call.args)
@@ -268,25 +272,6 @@ def _operands(op: Operation) -> list[Value]:
     """The operands of an operation, with lists flattened."""
     call = read(op)
     return list(op.operands) if call is None else call.values()
-
-
-def _with_frees(code: list[Instruction], arguments: Sequence[int], results: Sequence[int]) -> list[Instruction]:
-    """The instructions with the slots that each uses last."""
-    last_use: dict[int, int] = dict.fromkeys(arguments, -1)
-    for index, instruction in enumerate(code):
-        for slot in (*instruction.reads(), *instruction.writes()):
-            last_use[slot] = index
-    returned = set(results)
-    frees: list[list[int]] = [[] for _ in code]
-    for slot, index in last_use.items():
-        if index >= 0 and slot not in returned:
-            frees[index].append(slot)
-    return [
-        Instruction(
-            instruction.op, instruction.args, instruction.kwargs, instruction.out, tuple(sorted(free)), instruction.loc
-        )
-        for instruction, free in zip(code, frees, strict=True)
-    ]
 
 
 def _shards(type_: TensorType, mesh: Mesh) -> tuple[Shard, ...]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
-from ...runtime.prover import Verdict, prove
+from ...runtime.prover import Backend, Verdict, prove
 from ..text.console import progress, say
 
 
@@ -73,7 +73,9 @@ class ProgramVerdict:
         return {**self.verdict.to_json(), **values, "ranks": self.ranks, "seconds": self.seconds}
 
 
-def verify_program(folder: str, memory_cap_bytes: int | None, judge: Callable[[Program], Values]) -> ProgramVerdict:
+def verify_program(
+    folder: str, memory_cap_bytes: int | None, judge: Callable[[Program], Values], backend: Backend = Backend.NCCL
+) -> ProgramVerdict:
     """Prove the program in a folder, then judge its values; the memory cap is per rank of the program.
 
     Errors: ProgramError E0301 to E0306, E0714.
@@ -83,7 +85,7 @@ def verify_program(folder: str, memory_cap_bytes: int | None, judge: Callable[[P
         program = Program.load(folder)
         bar.show("order", 1)
         start = time.perf_counter()
-        verdict = prove(program, memory_cap_bytes=memory_cap_bytes)
+        verdict = prove(program, memory_cap_bytes=memory_cap_bytes, backend=backend)
         seconds = time.perf_counter() - start
         bar.show("values", 2)
         return ProgramVerdict(verdict, judge(program) if verdict.safe else None, program.mesh.ranks, seconds)

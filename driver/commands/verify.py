@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--values-cap", type=size, metavar="SIZE",
         help="memory that judging the values of a program folder may take, all ranks together; default: 512MiB",
     )  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=("nccl", "gloo"),
+        help="what carries the collectives of a program folder: nccl, one launch order over all groups (default), or "
+        "gloo, an order in each group",
+    )  # fmt: skip
     add_allow_ops(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -68,6 +73,7 @@ def _program(arguments: argparse.Namespace) -> Outcome:
         arguments.usage_error("a target is verified under a plan; name its file with --plan FILE")
     from ...runtime.dynamo_imports import meta_kernels_without_dynamo
     from ...runtime.program.program import Program
+    from ...runtime.prover.queues import Backend
     from ..check.verify_program import NoCompiler, Values, show_verdict, verify_program
 
     def judge(program: Program) -> Values:
@@ -79,7 +85,7 @@ def _program(arguments: argparse.Namespace) -> Outcome:
         return judge_values(program, check_options(arguments.seed, arguments.values_cap, arguments.ranges))
 
     with meta_kernels_without_dynamo():
-        proved = verify_program(arguments.path, arguments.memory_cap, judge)
+        proved = verify_program(arguments.path, arguments.memory_cap, judge, Backend(arguments.backend or "nccl"))
     code = 0 if proved.passed else 1
     if arguments.values and not proved.is_judged and not arguments.allow_unjudged:
         code = UNJUDGED

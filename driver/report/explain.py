@@ -5,18 +5,21 @@ It reads the program folder only and needs no compiler.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ...runtime.lanes.names import named_lanes
 from ...runtime.program.arguments import DTYPES, Json
 from ...runtime.program.program import Program
 from ...runtime.program.records import Input, Shard
+from ...runtime.prover import Backend, Types, prove
 from ...runtime.rank.shards import local_shape
 from ..text.layer_names import family, folded
 from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
-from .traffic import Site, Traffic, gradients_from, place_of, traffic_of
+from .traffic import Site, Traffic, gradients_from, place_of, stating_types, traffic_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,15 @@ class Explanation:
     communication: tuple[Communication, ...]
     stages: tuple[Stage, ...] = ()
     """The stages of a pipeline; empty without one."""
+    order: str = ""
+    """Of a program that names lanes: whether their order is proved, as a proof by stated types says."""
+
+    @property
+    def lanes(self) -> dict[str, int]:
+        """By lane that instructions name: how many do."""
+        functions = self.program.functions.values()
+        counts = Counter(step.lane for function in functions for step in function.code if step.lane)
+        return dict(sorted(counts.items()))
 
     @property
     def parameter_bytes(self) -> int:
@@ -170,6 +182,8 @@ class Explanation:
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
             "pipeline": None if self.program.pipeline is None else self.program.pipeline.to_json(),
             "stages": [entry.to_json() for entry in self.stages],
+            "lanes": {**self.lanes},
+            "order": self.order,
             "parameters": [entry.to_json() for entry in self.parameters],
             "parameters_sharded": self.count(sharded=True),
             "parameters_replicated": self.count(sharded=False),
@@ -197,7 +211,18 @@ def explain(program: Program) -> Explanation:
         _placed([tensor for kind in kinds for tensor in program.of_kind(kind)]),
         _communication(program, traffic),
         stages_of(program, traffic),
+        _order(program),
     )
+
+
+def _order(program: Program) -> str:
+    """What a proof says of a program that names lanes; nothing of others, whose proof is left to `verify`."""
+    if not named_lanes(program.functions.values()):
+        return ""
+    verdict = prove(stating_types(program), types=Types.STATED, backend=Backend.GLOO)
+    if verdict.counterexample is not None:
+        return f"refuted, {verdict.counterexample.code}: see stretto verify"
+    return "safe under gloo only" if verdict.only_under_gloo else "safe"
 
 
 def _misses_rule(remark: RemarkJson) -> bool:

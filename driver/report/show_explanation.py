@@ -33,6 +33,9 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
         say(f"implied  {statement}")
     if program.symbolic is not None:
         say(f"sizes    {sizes_text(program.symbolic)}")
+    if explanation.lanes:
+        counts = ", ".join(f"{lane} {count}" for lane, count in explanation.lanes.items())
+        say(f"lanes    {counts} (instructions that name one); {explanation.order}")
     _stages(explanation)
     _parameters(explanation)
     _others(explanation)

@@ -76,7 +76,7 @@ def program_summary(folder: str) -> Summary:
 def _instructions(function: Function) -> object:
     """A function without source locations."""
     code = [
-        (instruction.op, instruction.args, instruction.kwargs, instruction.out, instruction.free)
+        (instruction.op, instruction.args, instruction.kwargs, instruction.out, instruction.free, instruction.lane)
         for instruction in function.code
     ]
     return (function.slots, function.arguments, function.results, code, function.backward_at)

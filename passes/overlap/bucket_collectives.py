@@ -4,9 +4,9 @@ Before (gradients of two parameters)              After
   %0 = comm.all_reduce %a over ["dp"]               %0, %1 = comm.all_reduce_coalesced %a, %b over ["dp"]
   %1 = comm.all_reduce %b over ["dp"]
 
-A bucket takes collectives of one kind, group, reduction and dtype. It stands where its last one stood, and ends before
-an operation that uses one of its results, before a custom op, and where the next tensor would make it too large. So
-reductions whose results only leave the function, as those of gradients, are combined, and a sum that the next
+A bucket takes collectives of one kind, group, reduction, dtype and lane. It stands where its last one stood, and ends
+before an operation that uses one of its results, before a custom op, and where the next tensor would make it too large.
+So reductions whose results only leave the function, as those of gradients, are combined, and a sum that the next
 operation needs is not. In `main`, what depends on a tangent and what does not are in different buckets, because forward
 and backward run apart. A collective over the pipeline axis stays alone.
 
@@ -29,6 +29,7 @@ from typing import Annotated, ClassVar
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import COALESCED, COLLECTIVES
 from ...ir.dialects.context import context
+from ...ir.lanes import lane_of
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, argument_records, entry, operations
 from ...ir.operations import Call, build, is_packing, read, set_use, use_of
@@ -103,7 +104,7 @@ class BucketCollectives(Pass):
         reduction = call.args[-1] if isinstance(call.args[-1], str) else ""
         phase = (op in late, from_location(op.location).backward)
         size = max(prod(type_.shape) for type_ in (operand, result)) * operand.dtype.itemsize
-        return (call.name, axes, reduction, operand.dtype, phase), size
+        return (call.name, axes, reduction, operand.dtype, phase, lane_of(op)), size
 
 
 @dataclass
@@ -144,7 +145,9 @@ def _combine(bucket: _Bucket) -> None:
     types = [op.results[0].type for op in bucket.members]
     name = COALESCED[first.name].name
     with context(), mlir.InsertionPoint(last):
-        [results] = build(Call(name, (operands, *constants)), [types], bucket.members[0].location)
+        [results] = build(
+            Call(name, (operands, *constants)), [types], bucket.members[0].location, lane_of(bucket.members[0])
+        )
     set_use(results[0].owner.operands[0].owner, use_of(bucket.members[0]))
     for op, result in zip(bucket.members, results, strict=True):
         op.results[0].replace_all_uses_with(result)

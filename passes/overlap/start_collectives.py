@@ -23,6 +23,7 @@ from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import BLOCKING, RECEIVE_START, STARTS, WAIT, start_of
 from ...ir.dialects.context import context
+from ...ir.lanes import lane_of
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
 from ...ir.operations import Call, build, flatten, is_packing, read, results_of
@@ -71,7 +72,7 @@ def _split(op: Operation, call: Call, ops: list[Operation], index: int, is_barri
     types = [[future_of(part.type) for part in r] if isinstance(r, list) else future_of(r.type) for r in results]
     with context():
         with mlir.InsertionPoint(op):
-            futures = build(start, types, op.location)
+            futures = build(start, types, op.location, lane_of(op))
         for result, future in zip(flatten(results), flatten(futures), strict=True):
             users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
             with mlir.InsertionPoint(_first_of([*users, *([barrier] if barrier is not None else [])])):

@@ -6,6 +6,7 @@ what a proof may walk in `prover/analysis.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from math import prod
@@ -22,6 +23,8 @@ MOST_LEVELS = 64
 MOST_SLOTS = 1 << 22
 MOST_BYTES = 1 << 60
 """Of one tensor, on all ranks together: sizes of tensors and of their sums stay within 64 bits."""
+LANE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,30}")
+MOST_LANES = 16
 MOST_PORTS = 10_000_000
 """Inputs and outputs of all stages of a pipeline together."""
 

@@ -130,6 +130,8 @@ class Instruction:
     free: tuple[int, ...] = ()
     loc: int | None = None
     """Index into the program's locations."""
+    lane: str = ""
+    """The lane that runs it; empty for that of its op (`runtime/lanes/names.py`)."""
 
     def reads(self) -> tuple[int, ...]:
         """The slots whose values it reads."""
@@ -143,7 +145,7 @@ class Instruction:
         kwargs: Json = {key: encode(value) for key, value in self.kwargs.items()}
         fields: dict[str, Json] = {
             "args": encode(self.args), "kwargs": kwargs, "out": list(self.out), "free": list(self.free),
-            "location": self.loc,
+            "location": self.loc, "lane": self.lane or None,
         }  # fmt: skip
         return {"op": self.op, **{key: value for key, value in fields.items() if value not in ([], {}, None)}}
 
@@ -154,7 +156,7 @@ class Instruction:
             op=fields.string("op"), args=fields.list_of_or("args", _argument, ()),
             kwargs={key: _argument(v, f"{path}.kwargs.{key}") for key, v in fields.mapping_or("kwargs", {}).items()},
             out=fields.integers_or_nulls_or("out", ()), free=fields.integers_or("free", ()),
-            loc=fields.optional_integer("location"),
+            loc=fields.optional_integer("location"), lane=fields.string_or("lane", ""),
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from .entries import (
     microbatch_functions,
     microbatches_per_call,
 )
+from .limits import LANE_NAME, MOST_LANES
 from .mesh import RankMesh
 from .ops import COALESCED, COLLECTIVES, COUNTS, MESSAGE_NAMES, MESSAGES, OWN_OPS, RANK_OPS, torch_op
 from .rank_ops import axes_of_dim
@@ -53,6 +54,7 @@ class FunctionValidator:
             self._mesh_with_microbatches = RankMesh((*mesh.axes, (MICROBATCH, pipeline.microbatches)))
         self._microbatch_functions = microbatch_functions(functions)
         self._microbatches_per_call = microbatches_per_call(functions)
+        self._lanes: set[str] = set()
 
     def check(self) -> None:
         """Raise for the first thing that is wrong."""
@@ -80,10 +82,19 @@ class FunctionValidator:
             check_slots(instruction, live, function.slots, code_path)
             location = instruction.loc
             require(location is None or 0 <= location < self._locations, f"{code_path}.loc: no location {location}")
+            if instruction.lane:
+                self._lane(instruction, code_path)
             self._microbatch_index(instruction, self._microbatches_per_call.get(name), code_path)
             self._op(instruction, code_path)
         has_results = name != MAIN or self._pipeline is not None
         require(not has_results or live.issuperset(function.results), f"{path}.results: a slot is not set at the end")
+
+    def _lane(self, instruction: Instruction, path: str) -> None:
+        """Check the lane that an instruction names."""
+        named = LANE_NAME.fullmatch(instruction.lane) is not None and instruction.op != "call"
+        require(named, f"{path}.lane: {instruction.lane!r:.40} is not a lane, or a call names one")
+        self._lanes.add(instruction.lane)
+        require(len(self._lanes) <= MOST_LANES, f"{path}.lane: more than {MOST_LANES} lanes")
 
     def _op(self, instruction: Instruction, path: str) -> None:
         require(all(key.isidentifier() for key in instruction.kwargs), f"{path}.kwargs: a name is not an identifier")

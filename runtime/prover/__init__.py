@@ -9,10 +9,12 @@ running a program, and checking its numbers (`checks/`).
 
 from .analysis import with_derived_types
 from .prove import RankClass, prove, prove_ranks
+from .queues import Backend
 from .types import Types
 from .verdict import Counterexample, PeakMemory, Place, Verdict
 
 __all__ = [
+    "Backend",
     "Counterexample",
     "PeakMemory",
     "Place",

@@ -1,8 +1,8 @@
 """Deadlock detection: happens-before over all groups and messages has no cycle.
 
-The model: a rank has one thread and one communication lane. Its collectives run on the lane in the order of their
-starts, each when the lanes of all members have reached it. The thread continues until it waits for one. A send does
-not block; the wait of a receive blocks until its send.
+The model: a rank has one thread, and one queue of collectives under NCCL, one for each communicator under gloo. The
+collectives of a queue run in the order of their starts, each when the queues of all members have reached it. The thread
+continues until it waits for one. A send does not block; the wait of a receive blocks until its send.
 
 The simulation first runs one rank of each profile (class, and kinds of its groups), because a cycle among ranks is a
 cycle among profiles. Only where it finds one, it runs all ranks.
@@ -18,8 +18,8 @@ import numpy as np
 from ..program.mesh import RankMesh
 from .chains import Chain, Chains, CollectiveId, MessageId, StepKind
 from .groups import GroupSet, Ranks, profiles
-from .lanes import LaneSimulation
 from .order import EventSequence
+from .queues import Backend, QueueSimulation
 
 _MAKES = (StepKind.START, StepKind.START_AND_WAIT, StepKind.SEND)
 
@@ -33,29 +33,38 @@ class BlockedRank:
     needed_position: int
 
 
-def find_cycle(
-    mesh: RankMesh, class_of: Ranks, groups: Sequence[GroupSet], sequences: Sequence[EventSequence]
-) -> list[BlockedRank]:
-    """The ranks of one cycle, each blocked before the event that the previous one waits for; empty without a deadlock.
+@dataclass(frozen=True)
+class Deadlock:
+    """A deadlock of a step."""
 
-    Every receive must have its send.
-    """
+    cycle: list[BlockedRank]
+    """The ranks of one cycle, each blocked before the event that the previous one waits for."""
+    is_safe_under_gloo: bool
+    """Whether there is none where each communicator has a queue of its own."""
+
+
+def find_deadlock(
+    mesh: RankMesh, class_of: Ranks, groups: Sequence[GroupSet], sequences: Sequence[EventSequence]
+) -> Deadlock | None:
+    """The deadlock under NCCL's rule, which is the stricter one; None without one. Every receive must have its send."""
     kinds = {group_set.axes: group_set.kind[group_set.group_of_rank] for group_set in groups}
     representatives, representative = profiles(class_of, groups)
     profile_chains = Chains(mesh, class_of, kinds, sequences, representative)
-    if profile_chains.is_consistent and not LaneSimulation(profile_chains.steps_of(representatives)).blocked:
-        return []
+    if profile_chains.is_consistent and not QueueSimulation(profile_chains.steps_of(representatives)).blocked:
+        return None
     group_numbers = {group_set.axes: group_set.group_of_rank for group_set in groups}
     all_ranks = np.arange(len(class_of))
     chains = Chains(mesh, class_of, group_numbers, sequences, all_ranks).steps_of(range(len(class_of)))
-    run = LaneSimulation(chains)
-    return _Walk(chains, run).cycle() if run.blocked else []
+    run = QueueSimulation(chains)
+    if not run.blocked:
+        return None
+    return Deadlock(_Walk(chains, run).cycle(), not QueueSimulation(chains, Backend.GLOO).blocked)
 
 
 class _Walk:
-    """A walk from a blocked rank to the rank that it waits for. A node is a rank's thread or its lane."""
+    """A walk from a blocked rank to the rank that it waits for. A node is a rank's thread or its queue."""
 
-    def __init__(self, chains: Mapping[int, Chain], run: LaneSimulation) -> None:
+    def __init__(self, chains: Mapping[int, Chain], run: QueueSimulation) -> None:
         self._chains = chains
         self._run = run
         self._position_of: dict[int, dict[CollectiveId | MessageId, int]] = {
@@ -74,11 +83,11 @@ class _Walk:
         node = (False, self._run.blocked[0])
         while node not in seen:
             seen[node] = len(steps)
-            in_lane, rank = node
-            if not in_lane and not isinstance(self._waits_for(rank), MessageId):
+            in_queue, rank = node
+            if not in_queue and not isinstance(self._waits_for(rank), MessageId):
                 node = (True, rank)
                 continue
-            node, step = self._missing_member(rank) if in_lane else self._missing_sender(rank)
+            node, step = self._missing_member(rank) if in_queue else self._missing_sender(rank)
             steps.append(step)
         return steps[seen[node] :]
 
@@ -95,11 +104,11 @@ class _Walk:
         return (False, source), BlockedRank(source, self._blocked_position(source), self._position_of[source][message])
 
     def _missing_member(self, rank: int) -> tuple[tuple[bool, int], BlockedRank]:
-        """A member that has not reached the collective at which a lane waits.
+        """A member that has not reached the collective at which a queue waits.
 
-        Its own lane waits at another collective, or its thread has not started this one.
+        Its own queue waits at another collective, or its thread has not started this one.
         """
-        collective = self._run.lanes[rank][0]
+        collective = self._run.queues[rank, ()][0]
         arrived = self._run.arrived[collective]
         other = next(
             member
@@ -107,12 +116,12 @@ class _Walk:
             if member not in arrived and collective in positions
         )
         needed = self._position_of[other][collective]
-        if collective in self._run.lanes[other]:
-            return (True, other), BlockedRank(other, self._position_of[other][self._run.lanes[other][0]], needed)
+        if collective in self._run.queues[other, ()]:
+            return (True, other), BlockedRank(other, self._position_of[other][self._run.queues[other, ()][0]], needed)
         return (False, other), BlockedRank(other, self._blocked_position(other), needed)
 
     def _blocked_position(self, rank: int) -> int:
-        """The event at which a thread is blocked: its wait for a message, or the start of its lane's collective."""
+        """The event at which a thread is blocked: its wait for a message, or the start of its queue's collective."""
         if isinstance(self._waits_for(rank), MessageId):
             return self._run.position[rank]
-        return self._position_of[rank][self._run.lanes[rank][0]]
+        return self._position_of[rank][self._run.queues[rank, ()][0]]

@@ -6,6 +6,7 @@ Proved, in this order:
 - All ranks of a group start the same collectives in the same order (`order.py`), on the same values (`origins.py`).
 - Each receive has its send, of the same value, shape and dtype (`messages.py`); a send sends what it says
   (`payloads.py`).
+- Nothing is freed or overwritten on one lane while another uses it (`lanes/order.py`).
 - Happens-before over all ranks has no cycle (`deadlock.py`).
 - Slots have the types that the program states (`types.py`), results those that it declares (`analysis.py`).
 - Memory stays under the cap (`frame.py`).
@@ -20,17 +21,20 @@ from functools import partial
 import numpy as np
 
 from ..errors import ProgramError
+from ..lanes.names import named_lanes
+from ..lanes.order import LaneFault, check_lanes
 from ..program.entries import Entry
 from ..program.program import Program
 from .analysis import Analysis
 from .collectives import Collective
-from .deadlock import find_cycle
+from .deadlock import Deadlock, find_deadlock
 from .events import Event, Message
 from .groups import GroupSet, Ranks, groups_over
 from .messages import first_message_mismatch
 from .order import EventSequence, first_difference, first_swap
 from .origins import Origins
 from .payloads import check_payloads
+from .queues import Backend
 from .slots import check_slots
 from .summary import Summary
 from .types import Types
@@ -62,22 +66,33 @@ class RankClass:
         return [RankClass(self.program, tuple(ranks), stage) for stage, ranks in sorted(stages.items())]
 
 
-def prove(program: Program, *, memory_cap_bytes: int | None = None, types: Types = Types.DERIVED) -> Verdict:
+def prove(
+    program: Program,
+    *,
+    memory_cap_bytes: int | None = None,
+    types: Types = Types.DERIVED,
+    backend: Backend = Backend.NCCL,
+) -> Verdict:
     """Prove a program that all ranks of its mesh run. Raises ProgramError for one that is malformed.
 
     With stated types no meta kernel runs: for programs that were verified, or whose peak is only reported.
     """
     all_ranks = RankClass(program, tuple(range(program.mesh.ranks)))
-    return prove_ranks([all_ranks], memory_cap_bytes=memory_cap_bytes, types=types)
+    return prove_ranks([all_ranks], memory_cap_bytes=memory_cap_bytes, types=types, backend=backend)
 
 
 def prove_ranks(
-    classes: Sequence[RankClass], *, memory_cap_bytes: int | None = None, types: Types = Types.DERIVED
+    classes: Sequence[RankClass],
+    *,
+    memory_cap_bytes: int | None = None,
+    types: Types = Types.DERIVED,
+    backend: Backend = Backend.NCCL,
 ) -> Verdict:
     """Prove a mesh whose ranks may run different programs, one for each class of ranks.
 
-    `memory_cap_bytes` is the cap of each rank. Raises ProgramError E0715 unless each rank of one mesh is in exactly one
-    class, and ProgramError for a program that is malformed in a way that no counterexample shows.
+    `memory_cap_bytes` is the cap of each rank. What is safe under NCCL is safe under gloo, too. Raises ProgramError
+    E0715 unless each rank of one mesh is in exactly one class, and ProgramError for a program that is malformed in a
+    way that no counterexample shows.
     """
     _class_of(classes)
     mesh = classes[0].program.mesh
@@ -96,16 +111,26 @@ def prove_ranks(
                 parts.append(stage_class)
                 summaries.append(summary)
                 bad_results += [_counterexample(result, stage_class)] if result else []
+                check_lanes(stage_class.program, stage_class.entry)
         except Refuted as refuted:
             return Verdict(_counterexample(refuted, current))
+        except LaneFault as fault:
+            return Verdict(_counterexample(Refuted(fault.code, fault.message, *fault.paths, help=fault.help), current))
     classes = parts
     proof = _Proof(classes, _class_of(classes), analysis, summaries)
-    counterexample = proof.order() or proof.messages() or proof.cycle() or next(iter(bad_results), None)
+    counterexample = proof.order() or proof.messages()
+    deadlock = proof.deadlock() if counterexample is None else None
+    is_accepted = deadlock is not None and deadlock.is_safe_under_gloo and backend is Backend.GLOO
+    if deadlock is not None and not is_accepted:
+        counterexample = proof.cycle(deadlock)
+    counterexample = counterexample or next(iter(bad_results), None)
     peaks = tuple(proof.peak(number) for number in range(len(classes)))
     if counterexample is None and memory_cap_bytes is not None:
         counterexample = proof.over_cap(peaks, memory_cap_bytes)
     busiest = max(sequence.collectives for sequence in proof.sequences)
-    return Verdict(counterexample, peaks, busiest, max(len(sequence.messages("send")) for sequence in proof.sequences))
+    messages = max(len(sequence.messages("send")) for sequence in proof.sequences)
+    lanes = {lane for each in classes for lane in named_lanes(each.program.functions.values())}
+    return Verdict(counterexample, peaks, busiest, messages, tuple(sorted(lanes)), is_accepted)
 
 
 class _Proof:
@@ -169,11 +194,13 @@ class _Proof:
     def _message_positions(self, rank: int, op: str) -> list[int]:
         return [position for position, _ in self.sequences[int(self.class_of[rank])].messages(op)]
 
-    def cycle(self) -> Counterexample | None:
+    def deadlock(self) -> Deadlock | None:
+        """The deadlock under the stricter rule, if any."""
+        return find_deadlock(self.analysis.mesh, self.class_of, self.groups, self.sequences)
+
+    def cycle(self, deadlock: Deadlock) -> Counterexample:
         """A cycle of ranks, each of which waits for the next."""
-        cycle = find_cycle(self.analysis.mesh, self.class_of, self.groups, self.sequences)
-        if not cycle:
-            return None
+        cycle = deadlock.cycle
         first, second = cycle[0], cycle[1 % len(cycle)]
         places = (self._place(first.rank, first.position), self._place(second.rank, second.position))
         notes = tuple(
@@ -182,6 +209,10 @@ class _Proof:
             f"{self._place(blocked.rank, blocked.needed_position)}"
             for blocked in cycle
         )
+        if deadlock.is_safe_under_gloo:
+            notes += (
+                "safe under gloo only, where each communicator has a queue of its own: --backend gloo accepts it",
+            )
         if all(isinstance(self._event(blocked.rank, blocked.position), Collective) for blocked in cycle):
             what = f"{len(cycle)} ranks start collectives of different groups in orders that do not agree"
             return Counterexample("E0712", f"deadlock: {what}", places, notes, "start them in one order on all ranks")

@@ -104,6 +104,10 @@ class Verdict:
     """The number of collectives of the rank that starts most."""
     messages: int = 0
     """The number of messages of the rank that sends most."""
+    lanes: tuple[str, ...] = ()
+    """The lanes that instructions name."""
+    only_under_gloo: bool = False
+    """Whether it is safe where each communicator has a queue of its own, and would deadlock under one launch order."""
 
     @property
     def safe(self) -> bool:
@@ -121,7 +125,10 @@ class Verdict:
             return self.counterexample.render()
         ranks = sum(len(peak.ranks) for peak in self.peaks)
         sent = f", {self.messages} messages" if self.messages else ""
-        lines = [f"safe: {ranks} ranks ({len(self.peaks)} distinct), {self.collectives} collectives{sent} on a rank"]
+        safe = "safe under gloo only" if self.only_under_gloo else "safe"
+        lines = [f"{safe}: {ranks} ranks ({len(self.peaks)} distinct), {self.collectives} collectives{sent} on a rank"]
+        if self.lanes:
+            lines.append(f"  lanes {', '.join(self.lanes)} are ordered wherever they share memory or a group")
         lines += [f"  peak {peak.bytes:,} bytes, {peak.place or _ranks(peak.ranks)}" for peak in self.peaks]
         return "\n".join(lines)
 
@@ -131,7 +138,8 @@ class Verdict:
             "verdict": "safe" if self.safe else "counterexample",
             "counterexample": None if counterexample is None else counterexample.to_json(),
             "peak_bytes": self.peak_bytes, "peaks": [peak.to_json() for peak in self.peaks],
-            "collectives": self.collectives, "messages": self.messages,
+            "collectives": self.collectives, "messages": self.messages, "lanes": list(self.lanes),
+            "only_under_gloo": self.only_under_gloo,
         }  # fmt: skip
 
 

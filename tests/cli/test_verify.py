@@ -13,8 +13,8 @@ from stretto.driver.commands import verify
 from stretto.passes.manager import PassFailure
 from stretto.runtime.program.program import Program
 
+from ..runtime.prover.programs import crossed, reduce, relu, wait
 from ..runtime.prover.programs import program as program_of
-from ..runtime.prover.programs import reduce, relu, wait
 from .conftest import Command
 from .faulty import MODULE, register
 
@@ -128,6 +128,18 @@ def test_a_program_that_drops_a_future_is_refuted_with_its_place(stretto: Comman
     assert done.code == 1 and "error[E0706]" in done.out and "model.py:31" in done.out
     report = json.loads(stretto("verify", tmp_path / "bad", "--json").out)
     assert report["verdict"] == "counterexample" and report["counterexample"]["code"] == "E0706"
+
+
+def test_a_program_that_is_safe_under_gloo_only_says_so(stretto: Command, tmp_path: Path) -> None:
+    crossed().save(str(tmp_path / "crossed"))
+    done = stretto("verify", tmp_path / "crossed")
+    assert done.code == 1 and "error[E0712]" in done.out and "safe under gloo only" in done.out
+    done = stretto("verify", tmp_path / "crossed", "--backend", "gloo")
+    assert done.code == 0 and "safe under gloo only: 4 ranks" in done.out
+    assert json.loads(stretto("verify", tmp_path / "crossed", "--backend", "gloo", "--json").out)["only_under_gloo"]
+    crossed(waits_first=True).save(str(tmp_path / "waits"))
+    done = stretto("verify", tmp_path / "waits", "--backend", "gloo")
+    assert done.code == 1 and "error[E0712]" in done.out and "gloo only" not in done.out
 
 
 def test_a_folder_that_is_no_program_is_refused(stretto: Command, tmp_path: Path) -> None:

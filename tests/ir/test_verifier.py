@@ -212,3 +212,17 @@ _F = "!async.value<tensor<4xf32>>"
 def test_a_future_goes_through_calls_and_returns_once_to_its_wait(functions: str, says: str) -> None:
     with pytest.raises(StrettoError, match=says):
         verify(Module.parse(_HEAD + functions + "}"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('%y = "aten.neg_default"(%x) {lane = "Aux 1"} : (tensor<4xf32>) -> tensor<4xf32>', "'Aux 1' is not a lane"),
+        ('%y = "aten.neg_default"(%x) {lane = 1 : i64} : (tensor<4xf32>) -> tensor<4xf32>', "1 is not a lane"),
+        ('%y = func.call @f(%x) {lane = "aux"} : (tensor<4xf32>) -> tensor<4xf32>', "a call has no lane"),
+    ],
+)
+def test_a_lane_has_a_name_and_a_call_has_none(body: str, says: str) -> None:
+    head = _HEAD + "func.func private @f(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }\n"
+    with pytest.raises(StrettoError, match=says):
+        verify(Module.parse(f"{head}func.func @main(%x: tensor<4xf32>) {{\n{body}\nreturn }} }}"))

@@ -92,6 +92,7 @@ def lowered(module: Module) -> Program:
         parts.functions,
         parts.locations,
         pipeline=parts.pipeline,
+        types=parts.types,
     )
 
 

@@ -44,3 +44,22 @@ func.func private @layers_forward(%f: !async.value<tensor<4xf32>>) -> !async.val
   return %1 : !async.value<tensor<4xf32>>
 }
 }
+
+// -----
+// RUN: stretto opt -p "unfold-layers,canonicalize,cse" %s | filecheck %s
+
+// Lanes stay: two equal operations on two lanes are two.
+
+// CHECK: @main
+// CHECK-NEXT: "aten.neg_default"(%arg0) {lane = "aux"}
+// CHECK-NEXT: "aten.neg_default"(%arg0)
+// CHECK-NEXT: return
+func.func @main(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0:2 = func.call @layers_forward(%x) : (tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>)
+  return %0#0, %0#1 : tensor<4xf32>, tensor<4xf32>
+}
+func.func private @layers_forward(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0 = "aten.neg_default"(%x) {lane = "aux"} : (tensor<4xf32>) -> tensor<4xf32>
+  %1 = "aten.neg_default"(%x) : (tensor<4xf32>) -> tensor<4xf32>
+  return %0, %1 : tensor<4xf32>, tensor<4xf32>
+}

@@ -53,6 +53,19 @@ func.func @main(%a: tensor<4xf32, {dp = "partial(sum)"}> {aten.argument = {kind 
 }
 
 // -----
+
+// Must not fire: the two are on different lanes.
+
+// CHECK-NOT: coalesced
+module attributes {comm.level = "comm", comm.mesh = [["dp", 2]]} {
+func.func @main(%a: tensor<4xf32, {dp = "partial(sum)"}>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%a) {axes = ["dp"], reduce = "sum"} : (tensor<4xf32, {dp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = "comm.all_reduce"(%a) {axes = ["dp"], reduce = "sum", lane = "comm.dp"} : (tensor<4xf32, {dp = "partial(sum)"}>) -> tensor<4xf32>
+  return %0, %1 : tensor<4xf32>, tensor<4xf32>
+}
+}
+
+// -----
 // RUN: stretto opt -p "bucket-collectives{max-bytes=32 kinds=all_gather}" %s | filecheck %s
 
 // A bucket has at most so many bytes: of four gathers to 16 bytes each, two and two. The first use is kept.

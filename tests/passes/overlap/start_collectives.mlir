@@ -181,3 +181,16 @@ func.func private @g(%f: !async.value<tensor<4xf32>>) -> tensor<4xf32> {
   return %0 : tensor<4xf32>
 }
 }
+
+// -----
+
+// The start is on the lane that the collective names; the wait is on the default one.
+
+// CHECK: "comm.all_reduce_start"(%arg0) {axes = ["tp"], lane = "comm.tp", reduce = "sum"}
+// CHECK-NEXT: "comm.wait"(%{{.+}}) :
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32> {
+  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "sum", lane = "comm.tp"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+}

@@ -25,7 +25,7 @@ from stretto.runtime.rank.autograd import run
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .. import rotated_module
+from .. import lane_module, rotated_module
 
 MESH = RankMesh((("dp", 2), ("tp", 2)))
 AXES = [("dp",), ("tp",), ("dp", "tp"), ("tp", "dp"), ()]
@@ -45,6 +45,7 @@ def everything(_rank: int, folder: Path) -> Any:
         "seeds": unequal_seeds(program),
         "nested": nested_shards(),
         "rotated": rotated_layers(),
+        "lanes": named_lanes(),
         "check": check_entry({"folder": str(folder / "double"), "steps": 3, "seed": 1}),
         "wrong": check_entry({"folder": str(folder / "wrong"), "steps": 1, "seed": 1}),
         "steps": steps_entry({"folder": str(folder / "grid"), "steps": 4, "seed": 1}),
@@ -312,6 +313,14 @@ def rotated_layers() -> float:
     given = rotated_module.tensors(4)
     (found,), _ = ProcessRank(rotated_module.rotated(4)).forward(given[1:], [], given[:1])
     return float((whole(found) - rotated_module.expected(given)).abs().max())
+
+
+def named_lanes() -> float:
+    """How far a program that names lanes is from one device."""
+    given = lane_module.tensors()
+    program = rotated_module.lowered(lane_module.module())
+    (found,), _ = ProcessRank(program).forward(given[1:], [], given[:1])
+    return float((whole(found) - lane_module.expected(given)).abs().max())
 
 
 def training(arguments: Any) -> Any:

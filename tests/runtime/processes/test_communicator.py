@@ -37,6 +37,7 @@ def test_every_collective_gives_what_rank_threads_give_to_the_bit(ranks: list[di
 
 def test_a_future_goes_through_calls_in_processes_too(ranks: list[dict[str, Any]]) -> None:
     assert [report["rotated"] < 1e-12 for report in ranks] == [True] * 4
+    assert [report["lanes"] < 1e-12 for report in ranks] == [True] * 4
 
 
 def test_different_programs_are_refused_on_all_ranks_naming_who_holds_which(ranks: list[dict[str, Any]]) -> None:

@@ -75,6 +75,15 @@ def _bucket(slots: Value, out: Sequence[int], **constants: Value) -> Instruction
         (of(_bucket([S(0)], dims=[-1], out=[1])), "[-1] is not a list of dims"),
         (of(_bucket([S(0)], dims=0, out=[1])), "0 is not a list of dims"),
         (of(_bucket([S(0)], dim=0, out=[1])), "takes axes, dims"),
+        (of(replace(step("aten.neg.default", S(0), out=[1]), lane="no lane")), "'no lane' is not a lane"),
+        (
+            of(replace(step("call", "f", [S(0)], out=[1]), lane="a"), f=Function(1, (0,), (0,), ())),
+            "or a call names one",
+        ),
+        (
+            of(*(replace(step("aten.neg.default", S(0), out=[1]), lane=f"a{i}") for i in range(17))),
+            "more than 16 lanes",
+        ),
         (of(step("comm.wait", 3, out=[1])), "takes 1 slot"),
         (of(step("comm.wait", S(0), out=[])), "returns one value"),
         (of(step("rank.shard", S(0), axes=["tp"], dim=0, chunk="1", out=[1])), "not a size or a dim"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from stretto.runtime.program.arguments import Slot, Value
 from stretto.runtime.program.program import Manifest, Program
-from stretto.runtime.program.records import Function, Input, Instruction, Location, Output
+from stretto.runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline
 
 S = Slot
 PAIR = (("tp", 2),)
@@ -97,3 +97,23 @@ def layered(layers: int, rank: int = 0, mesh: tuple[tuple[str, int], ...] = PAIR
         base,
         functions={**base.functions, "main": replace(base.functions["main"], slots=2 * layers + 3)},
     )
+
+
+def crossed(*, waits_first: bool = False) -> Program:
+    """Two stages of two ranks that start sums of two groups in opposite orders, each over both stages.
+
+    One launch order over all groups deadlocks; one for each group does not, unless the first wait comes before the
+    second start.
+    """
+    entries = {}
+    for name, axes in (("main_0", ("pp", "pp dp")), ("main_1", ("pp dp", "pp"))):
+        starts = [reduce(0, 1 + i, each) for i, each in enumerate(axes)]
+        waits = [wait(1, 3), wait(2, 4)]
+        code = [starts[0], waits[0], starts[1], waits[1]] if waits_first else [*starts, *waits]
+        total = step("aten.add.Tensor", S(3), S(4), out=[5], loc=0)
+        entries[name] = Function(6, (0,), (5,), (*code, total))
+    inputs = (Input("x", "input", (4, 4), "float32", 0, index=0),)
+    outputs = (Output("y", "output", (4, 4), "float32", 0, index=0),)
+    mesh = (("pp", 2), ("dp", 2))
+    pipeline = Pipeline("pp", tuple(entries), 1)
+    return Program(Manifest("infer", "float32", mesh), inputs, outputs, entries, PLACES, pipeline=pipeline)

@@ -1,27 +1,42 @@
-"""Simulation of the ranks' chains: each rank has a thread that starts, sends and waits, and a lane of collectives.
+"""Simulation of the ranks' chains: each rank has a thread that starts, sends and waits, and queues of collectives.
 
-A lane runs collectives in the order of their starts. A collective is done when the lanes of all members have reached
-it.
+A queue runs collectives in the order of their starts. A collective is done when the queues of all members have reached
+it. Which collectives share a queue is the target's word: all of a rank, or those of one communicator.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
+from enum import StrEnum
 
 from .chains import Chain, CollectiveId, MessageId, StepKind
 
 
-class LaneSimulation:
+class Backend(StrEnum):
+    """What carries collectives between ranks: it says which of them wait for each other."""
+
+    NCCL = "nccl"
+    """One launch order over all communicators: a rank's collectives share a queue."""
+    GLOO = "gloo"
+    """The collectives of one communicator share a queue."""
+
+
+Queue = tuple[int, tuple[str, ...]]
+"""A rank, and the axes of a communicator (none where all share a queue)."""
+
+
+class QueueSimulation:
     """Runs all chains until every rank has ended or is blocked."""
 
-    def __init__(self, chains: Mapping[int, Chain]) -> None:
+    def __init__(self, chains: Mapping[int, Chain], backend: Backend = Backend.NCCL) -> None:
         self.position = dict.fromkeys(chains, 0)
         """By rank: the index of the step of its thread."""
-        self.lanes: dict[int, deque[CollectiveId]] = {rank: deque() for rank in chains}
+        self.queues: defaultdict[Queue, deque[CollectiveId]] = defaultdict(deque)
         self.arrived: dict[CollectiveId, list[int]] = {}
-        """By collective that is not done: the ranks whose lanes have reached it."""
+        """By collective that is not done: the ranks whose queues have reached it."""
         self._chains = chains
+        self._backend = backend
         steps = [step for chain in chains.values() for step in chain if step is not None]
         self._members = Counter(
             step.subject for step in steps if step.kind in (StepKind.START, StepKind.START_AND_WAIT)
@@ -31,7 +46,7 @@ class LaneSimulation:
         self._waiting_for_collective: dict[CollectiveId, list[int]] = {}
         self._waiting_for_message: dict[MessageId, int] = {}
         self._entered: dict[int, int] = {}
-        """By rank: the index of the last step that put a collective into its lane."""
+        """By rank: the index of the last step that put a collective into its queue."""
         moving = list(chains)
         while moving:
             moving += self._advance(moving.pop())
@@ -70,20 +85,26 @@ class LaneSimulation:
             self.position[rank] += 1
         return free
 
+    def queue(self, rank: int, collective: CollectiveId) -> Queue:
+        """The queue of a rank that a collective is in."""
+        return rank, collective.axes if self._backend is Backend.GLOO else ()
+
     def _enter(self, rank: int, collective: CollectiveId) -> list[int]:
-        """Put a collective into a rank's lane; returns the ranks that this unblocks."""
-        self.lanes[rank].append(collective)
+        """Put a collective into a rank's queue; returns the ranks that this unblocks."""
+        own = self.queue(rank, collective)
+        self.queues[own].append(collective)
         free: list[int] = []
-        ready = [rank] if len(self.lanes[rank]) == 1 else []
+        ready = [own] if len(self.queues[own]) == 1 else []
         while ready:
-            lane_rank = ready.pop()
-            collective = self.lanes[lane_rank][0]
+            reached = ready.pop()
+            collective = self.queues[reached][0]
             arrived = self.arrived.setdefault(collective, [])
-            arrived.append(lane_rank)
+            arrived.append(reached[0])
             if len(arrived) == self._members[collective]:
                 self._done.add(collective)
                 free += self._waiting_for_collective.pop(collective, [])
                 for member in self.arrived.pop(collective):
-                    self.lanes[member].popleft()
-                    ready += [member] if self.lanes[member] else []
+                    queue = self.queue(member, collective)
+                    self.queues[queue].popleft()
+                    ready += [queue] if self.queues[queue] else []
         return free

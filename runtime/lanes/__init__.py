@@ -1,0 +1,5 @@
+"""Lanes: the sequences of work that run beside each other on a rank, and the order that holds between them.
+
+Start at `order.py`, the proof that no lane frees, overwrites or reorders what another one uses. Not here: deadlocks
+between ranks (`prover/deadlock.py`). On a CPU all lanes run in program order.
+"""
