@@ -15,7 +15,7 @@ from .precision import FloatFormat, Precision
 from .resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
 from .resolve_values import batch_inputs, resolve_activations, resolve_inputs
 from .schedule import WrittenSchedule
-from .shard import Dim, Layout, Role, ShardActivations, ShardInputs, ShardParameters
+from .shard import Dim, Layout, Role, ShardActivations, ShardBuffers, ShardInputs, ShardParameters
 
 __all__ = [
     "Balance",
@@ -33,6 +33,7 @@ __all__ = [
     "Precision",
     "Role",
     "ShardActivations",
+    "ShardBuffers",
     "ShardInputs",
     "ShardParameters",
     "Statement",

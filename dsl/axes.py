@@ -14,11 +14,11 @@ from lark import Token, Tree
 from ..diagnostics import Span
 from .error import PlanCode, PlanError
 from .mesh import Mesh
-from .shard import ShardActivations, ShardInputs, ShardParameters, StoreParameters
+from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed
 
-_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs
+_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers
 
 
 @dataclass(frozen=True)

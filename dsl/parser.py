@@ -14,7 +14,7 @@ from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
 from .schedule import WrittenSchedule, read_schedule
-from .shard import ShardActivations, ShardInputs, ShardParameters, StoreParameters, read_shard, read_store
+from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters, read_shard, read_store
 from .source import Source
 from .syntax import unexpected_character, unexpected_token
 
@@ -24,6 +24,7 @@ Statement = (
     | StoreParameters
     | ShardActivations
     | ShardInputs
+    | ShardBuffers
     | Precision
     | Pipeline
     | WrittenSchedule

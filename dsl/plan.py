@@ -15,7 +15,7 @@ from .parser import Statement, parse_statements
 from .pipeline import MICROBATCH_AXIS, Pipeline
 from .precision import Precision
 from .schedule import WrittenSchedule
-from .shard import Dim, Role, ShardActivations, Sharding, ShardInputs, ShardParameters, StoreParameters
+from .shard import Dim, Role, ShardActivations, ShardBuffers, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, similar_path
 
@@ -112,6 +112,11 @@ class Plan:
         return tuple(statement for statement in self.statements if isinstance(statement, ShardActivations))
 
     @property
+    def buffers(self) -> tuple[ShardBuffers, ...]:
+        """The statements about buffers."""
+        return tuple(statement for statement in self.statements if isinstance(statement, ShardBuffers))
+
+    @property
     def inputs(self) -> tuple[ShardInputs, ...]:
         """The statements that shard inputs, in order; first the implied one."""
         written = tuple(statement for statement in self.statements if isinstance(statement, ShardInputs))
@@ -187,7 +192,7 @@ class Plan:
                 help="give the axis another name",
             )
         axis = pipeline.axis
-        for statement in (*self.parameters, *self.stored, *self.activations, *self.inputs):
+        for statement in (*self.parameters, *self.stored, *self.activations, *self.inputs, *self.buffers):
             if axis in statement.axes and statement.layout is not Role.VOCAB:
                 other_use = f"{statement.subject} are sharded over it"
                 if statement not in self.statements:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ..diagnostics import Span
+from . import globs
 from .error import PlanCode, PlanError
 from .plan import Plan
-from .shard import Role, ShardActivations, ShardInputs, layout_dim
-from .spelling import range_text, shape_text
+from .shard import Role, ShardActivations, ShardBuffers, ShardInputs, layout_dim
+from .spelling import listed, range_text, shape_text
 
 
 def batch_inputs(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -81,12 +83,38 @@ def resolve_activations(plan: Plan, rank: int) -> dict[str, int]:
     return dims
 
 
+def resolve_buffers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
+    """By buffer that a statement names, the dim that each axis shards; the last statement that names it decides.
+
+    Raises PlanError E0114 for a pattern that names no buffer, E0115 for a dim that a buffer lacks.
+    """
+    dims: dict[str, dict[str, int]] = {}
+    for statement in plan.buffers:
+        for index, pattern in enumerate(statement.patterns):
+            if not any(globs.matches(pattern, name) for name in shapes):
+                raise _names_no_buffer(pattern, statement.places.pattern(index), tuple(shapes))
+        for name, shape in shapes.items():
+            if statement.covers(name):
+                dim = layout_dim(statement.layout, len(shape))
+                if dim is None:
+                    raise _no_such_dim(statement, f'"{name}" is {shape_text(shape)}', range_text(len(shape)))
+                dims[name] = dict.fromkeys(statement.axes, dim)
+    return dims
+
+
+def _names_no_buffer(pattern: str, span: Span | None, known: tuple[str, ...]) -> PlanError:
+    near = [f'"{text}"' for text in globs.nearest_patterns(pattern, known)]
+    named = f'buffers of this model look like "{max(known, key=len)}"' if known else "the model has no buffers"
+    message = f'"{pattern}" matches no buffer'
+    return PlanError(PlanCode.NO_MATCH, message, span=span, help=f"did you mean {listed(near)}?" if near else named)
+
+
 def _fits_no_input(statement: ShardInputs, shapes: Mapping[str, tuple[int, ...]]) -> PlanError:
     name, shape = max(shapes.items(), key=lambda item: len(item[1]))
     return _no_such_dim(statement, f'even "{name}" is {shape_text(shape)}', range_text(len(shape)))
 
 
-def _no_such_dim(statement: ShardInputs | ShardActivations, why: str, expected: str) -> PlanError:
+def _no_such_dim(statement: ShardInputs | ShardActivations | ShardBuffers, why: str, expected: str) -> PlanError:
     return PlanError(
         PlanCode.DIM_OUT_OF_RANGE,
         f"the {statement.subject} have no {statement.layout}: {why}",

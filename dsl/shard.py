@@ -6,6 +6,7 @@ shard activations tokens over tp                 the residual stream between blo
 shard inputs batch over dp                       the user's inputs
 shard inputs "x", "y" batch over dp              the inputs that are the batch, by glob
 shard inputs "table" whole                       an input that is no part of the batch
+shard buffers "*.keys" dim 1 over tp             buffers, by glob
 """
 
 from __future__ import annotations
@@ -145,6 +146,26 @@ class StoreParameters(_ParameterStatement):
 
 
 @dataclass(frozen=True)
+class ShardBuffers(_ParameterStatement):
+    """Shard the buffers that a pattern matches, such as a cache. Raises PlanError as `ShardParameters` does.
+
+    >>> print(ShardBuffers(("*.keys",), Dim(1), ("tp",)))
+    shard buffers "*.keys" dim 1 over tp
+    """
+
+    keyword: ClassVar[str] = "shard"
+    subject: ClassVar[str] = "buffers"
+    roles: ClassVar[tuple[Role, ...]] = ()
+
+    def covers(self, name: str) -> bool:
+        """Whether a pattern names the buffer."""
+        return any(globs.matches(pattern, name) for pattern in self.patterns)
+
+    def __str__(self) -> str:
+        return f"shard {self.subject} {_quoted(self.patterns)} {self.layout} over {', '.join(self.axes)}"
+
+
+@dataclass(frozen=True)
 class ShardActivations(Sharding):
     """Shard the residual stream between blocks. Raises PlanError E0106, E0112."""
 
@@ -243,7 +264,7 @@ def read_store(tree: Tree[Token], source: Source) -> StoreParameters:
     return StoreParameters(tuple(str(p[1:-1]) for p in named), dim, tuple(str(axis) for axis in axes), places)
 
 
-def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActivations | ShardInputs:
+def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActivations | ShardInputs | ShardBuffers:
     """The value of a `shard` statement. Raises PlanError for an unknown subject (E0105), and as the values do."""
     keyword, *subjects = tokens(tree, "SHARD", "SUBJECT", "PATTERN")
     layout, axes = tokens(tree, "ROLE", "DIM", "NUMBER"), tokens(tree, "AXIS")
@@ -252,6 +273,8 @@ def read_shard(tree: Tree[Token], source: Source) -> ShardParameters | ShardActi
     names, patterns = tuple(str(axis) for axis in axes), tuple(str(pattern[1:-1]) for pattern in named)
     if subjects[0].type == "PATTERN":
         return ShardParameters(patterns, _read_layout(layout, ShardParameters, places), names, places)
+    if subjects[0] == ShardBuffers.subject:
+        return ShardBuffers(patterns, _read_layout(layout, ShardBuffers, places), names, places)
     if subjects[0] == ShardInputs.subject:
         return ShardInputs(_read_layout(layout, ShardInputs, places), names, places, patterns)
     if subjects[0] != ShardActivations.subject:
@@ -281,7 +304,7 @@ def _read_layout(words: list[Token], statement: type[Sharding], places: Places) 
 
 
 def _unknown_subject(word: str, span: Span) -> PlanError:
-    subjects = (ShardActivations.subject, ShardInputs.subject)
+    subjects = (ShardActivations.subject, ShardInputs.subject, ShardBuffers.subject)
     return PlanError(
         PlanCode.UNKNOWN_SUBJECT,
         f'cannot shard "{shortened(word)}"',

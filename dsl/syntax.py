@@ -26,7 +26,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "EQUAL": ('"="',),
     "COMMA": ('","',),
     "OVER": ('"over"',),
-    "SUBJECT": ("activations", "inputs"),
+    "SUBJECT": ("activations", "inputs", "buffers"),
     "PATTERN": ("a pattern in quotes",),
     "AXIS": ("a mesh axis",),
     "NUMBER": ("a number",),

@@ -44,9 +44,12 @@ class Session(Protocol):
         buffers: Sequence[Tensor],
         inputs: Sequence[Tensor],
         *,
+        states: Sequence[Tensor] = (),
         scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
         """The outputs of kind "output" in the program's order. Arguments are in the order of `program.of_kind(...)`.
+
+        States get their new values in place.
 
         A pipeline runs backwards before its forward ends: `scale` is their tangent, and the state has the gradients
         times it. Other programs ignore `scale`.

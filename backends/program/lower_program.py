@@ -284,10 +284,15 @@ def _shards(type_: TensorType, mesh: Mesh) -> tuple[Shard, ...]:
     )
 
 
+def _kind(record: Record) -> str:
+    """The kind of an input or output: of a buffer that is a state, that."""
+    return "state" if record.get("state") else str(record["kind"])
+
+
 def _input(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Input:
     return Input(
         name=record["name"],
-        kind=record["kind"],
+        kind=_kind(record),
         shape=type_.global_shape(mesh),
         dtype=dtype_name(type_.dtype),
         slot=slot,
@@ -301,7 +306,7 @@ def _input(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Input:
 def _output(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Output:
     return Output(
         name=record["name"],
-        kind=record["kind"],
+        kind=_kind(record),
         shape=type_.global_shape(mesh),
         dtype=dtype_name(type_.dtype),
         slot=slot,

@@ -25,7 +25,7 @@ def weight_rows(program: Program, model: nn.Module, again: nn.Module | None, cha
     weights at each load. `changed` says that the target's file is another one than at the compile; empty if it is not.
     """
     own, other = _tensors(model), {} if again is None else _tensors(again)
-    names = [argument.name for kind in ("parameter", "buffer") for argument in program.of_kind(kind)]
+    names = [argument.name for kind in ("parameter", "buffer", "state") for argument in program.of_kind(kind)]
     if not any(name in program.weights for name in names):
         return []
     return [

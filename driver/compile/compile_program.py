@@ -38,6 +38,7 @@ from .dynamic_sizes import find_sizes
 from .new_program import completed, new_program
 from .pipeline_requirements import check_loss
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
+from .states import mark_states
 from .traced_call import Captures, TracedCall, sizes_refused, static_call, traced_call
 
 
@@ -89,6 +90,7 @@ def compile_capture(
         owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
         buffers = dict(model.named_buffers(remove_duplicate=False))
         module = to_module(captured, owners, floats=options.floats, buffers=buffers, layers=Layers.FOLDED)
+        mark_states(module, options.states)
         observer.stage("passes")
         ranges: dict[str, IntegerRange] = {}
         manager = PassManager(default_pipeline(pipeline_config(plan, options)), _after_each_pass(observer, ranges))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...backends.program.lower_program import lower_program
+from ...backends.program.write_into_states import write_into_states
 from ...diagnostics.version import __version__
 from ...dsl.plan import Plan
 from ...frontend.captured import Capture, InputKind, Mode
@@ -63,7 +64,7 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
         types=lowered.types,
     ).validated
     try:
-        return with_derived_types(program).validated
+        return write_into_states(with_derived_types(program)).validated
     except (Refuted, ProgramError):
         return program  # what is wrong with it is for `verify` to say; each result then counts as memory of its own
 
@@ -145,7 +146,7 @@ def _initial(
     values: dict[str, Tensor] = dict(constants)
     if options.keep_weights:
         held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        wanted = (t.name for t in program.inputs if t.kind in ("parameter", "buffer"))
+        wanted = (t.name for t in program.inputs if t.kind in ("parameter", "buffer", "state"))
         values |= {name: held[name].detach() for name in wanted}
     return {name: v.to(options.floats.of(v.dtype)) for name, v in values.items()}
 

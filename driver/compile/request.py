@@ -43,6 +43,8 @@ class Options:
     """Store the model's present parameters and buffers in the program."""
     padded_inputs: tuple[str, ...] = ()
     """Inputs that need not divide by their ranks: those with dynamic dims."""
+    states: tuple[str, ...] = ()
+    """Globs over the buffers that are states: they stay with the ranks and change in place."""
     delay_reductions: bool = False
     """Leave the parameters' gradients unreduced, for steps that accumulate before they reduce."""
 

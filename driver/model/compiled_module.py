@@ -42,6 +42,8 @@ PLAN_ATTRIBUTE = "__stretto_plan__"
 """The attribute of a compiled class that holds its plan."""
 DYNAMIC_ATTRIBUTE = "__stretto_dynamic__"
 """The attribute that holds which dims of its inputs are dynamic."""
+STATES_ATTRIBUTE = "__stretto_states__"
+"""The attribute that holds globs over the buffers that are states."""
 MAX_FAMILIES = 32
 """Keys, named sizes left out, for which programs with named sizes are kept."""
 MAX_TRIES = 2
@@ -57,9 +59,12 @@ class CompiledModule:
     Inputs with dynamic dims need not divide by their ranks; with `pads` no input needs to.
     """
 
-    def __init__(self, plan: Plan, dynamic: DynamicSpec | None = None, *, pads: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, dynamic: DynamicSpec | None = None, *, pads: bool = False, states: tuple[str, ...] = ()
+    ) -> None:
         self._plan = plan
         self._pads = pads
+        self._states = states
         self._dims = DynamicDims.of(dynamic)
         self._collector = TensorCollector()
         self._programs = ProgramCache()
@@ -179,7 +184,9 @@ class CompiledModule:
                 padded = call.names if self._pads else tuple(self._dims.dims)
                 with phases_shown(type(model).__name__, None if is_first_process() else Display.NONE) as begin:
                     observer = Observer(begin)
-                    made = make_variant(model, tensors, call, key, self._plan, inside, padded, origin, observer)
+                    made = make_variant(
+                        model, tensors, call, key, self._plan, inside, padded, origin, observer, self._states
+                    )
             variant, found = made.variant, made.sizes
             what = "compiled" if found is None else f"compiled {found.compilations} times"
             what = "taken from the cache" if made.is_cached else what
@@ -223,7 +230,9 @@ def compiled_module(model: nn.Module) -> CompiledModule:
     module = _compiled.get(model)
     if module is None:
         module = _compiled[model] = CompiledModule(
-            getattr(type(model), PLAN_ATTRIBUTE), getattr(type(model), DYNAMIC_ATTRIBUTE, None)
+            getattr(type(model), PLAN_ATTRIBUTE),
+            getattr(type(model), DYNAMIC_ATTRIBUTE, None),
+            states=getattr(type(model), STATES_ATTRIBUTE, ()),
         )
     return module
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
 from ...frontend.dynamic_sizes.dynamic_dims import DynamicDims, DynamicSpec
-from .compiled_module import DYNAMIC_ATTRIBUTE, PLAN_ATTRIBUTE, compiled_module, is_tracing
+from .compiled_module import DYNAMIC_ATTRIBUTE, PLAN_ATTRIBUTE, STATES_ATTRIBUTE, compiled_module, is_tracing
 from .distribution import place_parameters
 from .plan_source import PlanSource, find_plan
 
@@ -29,24 +29,34 @@ Weights = str | Path | None
 """A safetensors file or folder to fill the model from; None: the model has its values."""
 Dynamic = DynamicSpec | None
 """Which dims of the inputs differ between calls."""
+States = Sequence[str]
+"""Globs over the model's buffers."""
 _WEIGHTS = "__stretto_weights__"
 _PLACES = "__stretto_places__"
 """Marks an `__init__` that places the parameters when it is the outermost one."""
 
 
 @overload
-def compile(*, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> Callable[[type[M]], type[M]]: ...
+def compile(
+    *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None, states: States = ()
+) -> Callable[[type[M]], type[M]]: ...
 
 
 @overload
-def compile(target: type[M], /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> type[M]: ...
+def compile(
+    target: type[M], /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None, states: States = ()
+) -> type[M]: ...
 
 
 @overload
-def compile(target: M, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> M: ...
+def compile(
+    target: M, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None, states: States = ()
+) -> M: ...
 
 
-def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> Any:
+def compile(
+    target: Any = None, /, *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None, states: States = ()
+) -> Any:
     """Run a model under a plan: `@stretto.compile(plan=...)` on its class, or `stretto.compile(model, plan=...)`.
 
     Ranks are threads of this process, or the processes that torchrun started. With processes the parameters become
@@ -63,6 +73,10 @@ def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None,
     differ only in named sizes share a program, and the batch need not divide by its ranks (docs/dynamic-sizes.md).
     `torch._dynamo.mark_dynamic` marks dims too.
 
+    `states` names buffers that the forward changes, by glob, such as the keys and values of a cache. They stay with the
+    ranks, and a step writes into their memory where nothing reads the old value after it. `shard buffers` in the plan
+    places them.
+
     Raises PlanError, StrettoError E0601 for a target that is no model, CaptureError E0240 for a wrong `dynamic`; calls
     raise the errors of capture and passes.
 
@@ -71,15 +85,17 @@ def compile(target: Any = None, /, *, plan: PlanSource, weights: Weights = None,
     (True, ['weight', 'bias'])
     """
     if target is None:
-        return functools.partial(_compile_class, plan=plan, weights=weights, dynamic=dynamic)
+        return functools.partial(_compile_class, plan=plan, weights=weights, dynamic=dynamic, states=states)
     if isinstance(target, type):
-        return _compile_class(target, plan=plan, weights=weights, dynamic=dynamic)
+        return _compile_class(target, plan=plan, weights=weights, dynamic=dynamic, states=states)
     if isinstance(target, nn.Module):
-        return _compile_model(target, find_plan(plan), weights, dynamic)
+        return _compile_model(target, find_plan(plan), weights, dynamic, tuple(states))
     raise _no_model(target)
 
 
-def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None) -> type[M]:
+def _compile_class(
+    cls: type[M], *, plan: PlanSource, weights: Weights = None, dynamic: Dynamic = None, states: States = ()
+) -> type[M]:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise _no_model(cls)
     resolved = find_plan(plan, _folder_of(cls))
@@ -87,6 +103,7 @@ def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None, d
     DynamicDims.of(dynamic)
     type.__setattr__(cls, PLAN_ATTRIBUTE, resolved)
     type.__setattr__(cls, DYNAMIC_ATTRIBUTE, dynamic)
+    type.__setattr__(cls, STATES_ATTRIBUTE, tuple(states))
     for name, member in _additions(cls).items():
         type.__setattr__(cls, name, member)
     type.__setattr__(cls, _WEIGHTS, weights)
@@ -95,13 +112,13 @@ def _compile_class(cls: type[M], *, plan: PlanSource, weights: Weights = None, d
     return cls
 
 
-def _compile_model(model: M, plan: Plan, weights: Weights, dynamic: Dynamic) -> M:
+def _compile_model(model: M, plan: Plan, weights: Weights, dynamic: Dynamic, states: tuple[str, ...]) -> M:
     DynamicDims.of(dynamic)
     place_parameters(model, plan, weights)
-    return _compiled_view(model, plan, dynamic)
+    return _compiled_view(model, plan, dynamic, states)
 
 
-def _compiled_view(model: M, plan: Plan, dynamic: Dynamic) -> M:
+def _compiled_view(model: M, plan: Plan, dynamic: Dynamic, states: tuple[str, ...] = ()) -> M:
     """A view of `model`, with the same attribute dict, whose calls are compiled."""
     base = type(model)
     members = {
@@ -113,6 +130,7 @@ def _compiled_view(model: M, plan: Plan, dynamic: Dynamic) -> M:
         "__reduce_ex__": functools.partialmethod(_reduce_view, base),
         PLAN_ATTRIBUTE: plan,
         DYNAMIC_ATTRIBUTE: dynamic,
+        STATES_ATTRIBUTE: states,
     }
     view = types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(members))
     return cast(M, _sharing_attributes(view, model))
@@ -131,6 +149,7 @@ def _reduce_view(view: nn.Module, base: type[nn.Module], protocol: Any) -> Any:
         _sharing_attributes(base, view),
         getattr(view, PLAN_ATTRIBUTE),
         getattr(view, DYNAMIC_ATTRIBUTE),
+        getattr(view, STATES_ATTRIBUTE),
     )
 
 

@@ -147,11 +147,12 @@ class Variant:
             held.buffers[buffer.name].clone() if buffer.name in changing else held.buffers[buffer.name]
             for buffer in program.of_kind("buffer")
         ]
+        states = [held.buffers[state.name] for state in program.of_kind("state")]
         inputs = [tensors[argument.index] for argument in program.of_kind("input") if argument.index is not None]
         # Inference mode is known to the caller's thread alone, and other ranks may not write to tensors made in it.
         grad_mode = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
-            outputs, changed = run(self.session, parameters, buffers, inputs, accumulation, scale=scale)
+            outputs, changed = run(self.session, parameters, buffers, inputs, accumulation, states=states, scale=scale)
         with torch.no_grad():
             for name, value in changed.items():
                 held.buffers[name].copy_(value)
@@ -198,6 +199,7 @@ def make_variant(
     padded: tuple[str, ...],
     origin: Origin = Origin(),
     observer: Observer = NO_OBSERVER,
+    states: tuple[str, ...] = (),
 ) -> Made:
     """Compile one call of the model for the ranks that are there: the processes of this run, else threads.
 
@@ -205,7 +207,9 @@ def make_variant(
     ranks. Raises what capture and passes raise, and RunError E0352, E0353 or StrettoError E0603 where processes
     disagree.
     """
-    options = Options(mode=key.mode, keep_weights=False, padded_inputs=padded, delay_reductions=key.delayed)
+    options = Options(
+        mode=key.mode, keep_weights=False, padded_inputs=padded, states=states, delay_reductions=key.delayed
+    )
     with global_shapes(model, call) as plain:
         sharing = join().sharing if processes() > 1 else None
         request = CompileRequest(model, plain, plan, options, sizes, cache=ProgramStore.of_user(), sharing=sharing)

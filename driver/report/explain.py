@@ -203,7 +203,7 @@ class Explanation:
 
 def explain(program: Program) -> Explanation:
     """The explanation of a program, without running it."""
-    kinds = ("buffer", "constant", "input")
+    kinds = ("buffer", "state", "constant", "input")
     traffic = traffic_of(program)
     return Explanation(
         program,

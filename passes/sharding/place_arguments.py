@@ -4,9 +4,9 @@ Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", 
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
 A parameter gets the placement of the last `shard` statement that matches, else it is replicated; a `store` statement
-adds its axes, which `gather-parameters` takes away again for each use. Inputs are sharded
-over the axes of the batch: those that the plan names as the batch, else all with as many rows as the first. With a
-pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
+adds its axes, which `gather-parameters` takes away again for each use. Buffers are sharded as `shard buffers` says.
+Inputs are sharded over the axes of the batch: those that the plan names as the batch, else all with as many rows as the
+first. With a pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
 With `per microbatch` the captured step is that of one microbatch, and `average-microbatches` adds the axis.
 Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
@@ -22,7 +22,7 @@ from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters, resolve_store_statements
-from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_inputs, stated_role
+from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_buffers, resolve_inputs, stated_role
 from ...dsl.shard import Role
 from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type, set_argument_records
 from ...ir.pipelined_module import MICROBATCH
@@ -54,7 +54,8 @@ class PlaceArguments(Pass):
         parameters: dict[int, Mapping[str, int]] = {i: sharding.dims for i, sharding in shardings.items()}
         inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
         stored = _stored(self.plan, records, types, shardings)
-        dims = {**parameters, **inputs, **{i: {**parameters[i], **by_axis} for i, by_axis in stored.items()}}
+        buffers = _buffers(self.plan, records, types)
+        dims = {**parameters, **buffers, **inputs, **{i: {**parameters[i], **by_axis} for i, by_axis in stored.items()}}
         for i, argument in enumerate(entry(main).arguments):
             placement = Placement.of_shards(len(types[i].shape), dims.get(i, {}))
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
@@ -72,7 +73,7 @@ class PlaceArguments(Pass):
         decisions = Decisions(
             self.plan,
             tuple(shardings.values()),
-            tuple(inputs.values()),
+            (*inputs.values(), *buffers.values()),
             {records[i]["name"]: by_axis for i, by_axis in stored.items()},
             tuple(replicated_inputs),
         )
@@ -108,6 +109,15 @@ def _stored(
     infos = [_info(records[i], types[i]) for i in shardings]
     resolved = resolve_store_statements(plan, infos, list(shardings.values()))
     return {i: by_axis for i, by_axis in zip(shardings, resolved, strict=True) if by_axis}
+
+
+def _buffers(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:
+    """The sharded dims of buffers that statements name, by index among the arguments."""
+    indices = {records[i]["name"]: i for i, record in enumerate(records) if record.get("kind") == "buffer"}
+    if not plan.buffers:
+        return {}
+    resolved = resolve_buffers(plan, {name: types[i].shape for name, i in indices.items()})
+    return {indices[name]: by_axis for name, by_axis in resolved.items()}
 
 
 _Dims = Mapping[int, Mapping[str, int]]

@@ -134,8 +134,11 @@ class AllRanks(Side):
         self.program = program = session.program
         self._inputs = program.of_kind("input")
         self.buffers = {
-            argument.name: values["buffer", argument.name].clone() for argument in program.of_kind("buffer")
+            argument.name: values["buffer", argument.name].clone()
+            for argument in program.inputs
+            if argument.kind in ("buffer", "state")
         }
+        """Also states, which a step changes in place."""
         parameters = program.of_kind("parameter")
         super().__init__(
             {argument.name: self.parameter(argument, values["parameter", argument.name]) for argument in parameters}
@@ -150,8 +153,11 @@ class AllRanks(Side):
         user_inputs = [inputs[argument.index] for argument in self._inputs]
         self._session.rng_state = rng_state(self._forwards)
         self._forwards += 1
-        outputs, buffers = run(self._session, list(self.parameters.values()), list(self.buffers.values()), user_inputs)
-        self.buffers.update(buffers)
+        buffers, states = (
+            [self.buffers[argument.name] for argument in self.program.of_kind(kind)] for kind in ("buffer", "state")
+        )
+        outputs, changed = run(self._session, list(self.parameters.values()), buffers, user_inputs, states=states)
+        self.buffers.update(changed)
         return outputs
 
 

@@ -183,14 +183,14 @@ def initial_values(program: Program, reference: Reference | None, random: torch.
     values: dict[Key, Tensor] = {}
     arguments: list[Input | ReferenceInput] = [*program.inputs, *(reference.inputs if reference else ())]
     for argument in arguments:
-        key = (argument.kind, argument.name)
+        key = ("buffer" if argument.kind == "state" else argument.kind, argument.name)
         if key in values or argument.kind in ("input", "random", "tangent"):
             continue
         if argument.kind == "parameter":
             values[key] = random_values.parameter(argument.name, argument.shape, argument.dtype, random)
         elif argument.name in program.weights:
             values[key] = program.weights[argument.name]
-        elif argument.kind == "buffer":
+        elif argument.kind in ("buffer", "state"):
             values[key] = random_values.buffer(argument.shape, argument.dtype, random)
         else:
             raise RunError(

@@ -64,7 +64,7 @@ def _trained(argument: Input, stated: Stated) -> Input:
 def left_out(program: Program, reference: Reference) -> list[CheckRow]:
     """A row for each tensor of the reference that the program neither takes nor returns: nothing can be run then."""
     returned = {("output", str(output.index)) for output in program.results_of_kind("output")}
-    returned |= {("buffer", output.name) for output in program.results_of_kind("buffer")}
+    returned |= {("buffer", output.name) for output in program.outputs if output.kind in ("buffer", "state")}
     wanted = [(o.kind, o.name if o.kind == "buffer" else str(o.index)) for o in reference.outputs]
     rows = [
         _missing(kind, name, "the program does not return it") for kind, name in wanted if (kind, name) not in returned

@@ -100,10 +100,11 @@ class ProcessRank:
         buffers: Sequence[Tensor],
         inputs: Sequence[Tensor],
         *,
+        states: Sequence[Tensor] = (),
         scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
         """See `Session.forward`."""
-        tensors_by_kind = {"parameter": parameters, "buffer": buffers, "input": inputs}
+        tensors_by_kind = {"parameter": parameters, "buffer": buffers, "state": states, "input": inputs}
         for kind, tensors in tensors_by_kind.items():
             check_arguments(kind, self._program.of_kind(kind), tensors, self._mesh)
         tensors_by_kind["random"] = [self.rng_state.tensor() for _ in self._program.of_kind("random")]
@@ -122,7 +123,8 @@ class ProcessRank:
             local = []
             for argument in entry.forward_inputs:
                 key = argument.kind, argument.name
-                local.append(known[key] if key in known else self._part(argument, values[key]))
+                part = known[key] if key in known else self._part(argument, values[key])
+                local.append(part.clone() if argument.kind == "state" else part)
             results, frame = self._executor.forward(local)
             self._check_replicas(entry.forward_outputs, results)
             own = {_key(output): result for output, result in zip(entry.forward_outputs, results, strict=True)}
@@ -130,7 +132,7 @@ class ProcessRank:
             for output in self._program.outputs:
                 if output.kind == "output":
                     outputs.append(self._output(output, self._stages.broadcast(output, own.get(_key(output)))))
-                elif output.kind == "buffer":
+                elif output.kind in ("buffer", "state"):
                     buffer = self._stages.broadcast(output, own.get(_key(output)))
                     new_buffers[output.name] = self._gathered(output, buffer).clone()
         self._distributed = frozenset(name for (_, name), tensor in values.items() if isinstance(tensor, DTensor))

@@ -46,9 +46,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor that the program takes: `kind` is parameter, buffer, constant, input, random (the RNG state) or tangent.
+    """A tensor that the program takes.
 
-    `shape` is global.
+    `kind` is parameter, buffer, state, constant, input, random (the RNG state) or tangent.
+    A state stays with the ranks: a step changes it in place. `shape` is global.
     """
 
     name: str
@@ -84,7 +85,9 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor that the program returns: `kind` is output, gradient or buffer (its new value); `shape` is global.
+    """A tensor that the program returns: `kind` is output, gradient, buffer or state (its new value).
+
+    `shape` is global.
 
     A gradient has the name of its parameter or input.
     """
@@ -132,6 +135,8 @@ class Instruction:
     """Index into the program's locations."""
     lane: str = ""
     """The lane that runs it; empty for that of its op (`runtime/lanes/names.py`)."""
+    into: int | None = None
+    """The slot of a state's value, in whose memory the result is written: nothing reads the old value after it."""
 
     def reads(self) -> tuple[int, ...]:
         """The slots whose values it reads."""
@@ -145,7 +150,7 @@ class Instruction:
         kwargs: Json = {key: encode(value) for key, value in self.kwargs.items()}
         fields: dict[str, Json] = {
             "args": encode(self.args), "kwargs": kwargs, "out": list(self.out), "free": list(self.free),
-            "location": self.loc, "lane": self.lane or None,
+            "location": self.loc, "lane": self.lane or None, "into": self.into,
         }  # fmt: skip
         return {"op": self.op, **{key: value for key, value in fields.items() if value not in ([], {}, None)}}
 
@@ -157,6 +162,7 @@ class Instruction:
             kwargs={key: _argument(v, f"{path}.kwargs.{key}") for key, v in fields.mapping_or("kwargs", {}).items()},
             out=fields.integers_or_nulls_or("out", ()), free=fields.integers_or("free", ()),
             loc=fields.optional_integer("location"), lane=fields.string_or("lane", ""),
+            into=fields.optional_integer("into"),
         )  # fmt: skip
 
 

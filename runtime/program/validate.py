@@ -23,10 +23,11 @@ from .mesh import RankMesh
 from .records import Function, Input, Output, Pipeline, Shard
 from .validate_calls import require
 from .validate_functions import FunctionValidator, require_axes
+from .validate_types import check_state_memory
 
 ENTRY = MAIN
-INPUT_KINDS = frozenset({"parameter", "buffer", "constant", "input", "random", "tangent"})
-OUTPUT_KINDS = frozenset({"output", "gradient", "buffer"})
+INPUT_KINDS = frozenset({"parameter", "buffer", "state", "constant", "input", "random", "tangent"})
+OUTPUT_KINDS = frozenset({"output", "gradient", "buffer", "state"})
 
 
 def validate(
@@ -52,7 +53,9 @@ def validate(
         _tensor(result, OUTPUT_KINDS, mesh, f"program.json.outputs[{index}]")
         _unreduced(result, mesh, f"program.json.outputs[{index}].unreduced_over")
         _stages(result, pipeline, f"program.json.outputs[{index}].stages")
+    _states(inputs, outputs, pipeline)
     FunctionValidator(functions, names, mesh, locations, pipeline).check()
+    check_state_memory(names, inputs, outputs, functions)
     named = {(argument.kind, argument.name) for argument in inputs}
     require(len(named) == len(inputs), "program.json.inputs: two inputs of one kind have the same name")
     if pipeline is None:
@@ -64,6 +67,18 @@ def validate(
         )
     for entry in entries(inputs, outputs, functions, pipeline):
         _tangents(entry, f"program.json.functions.{entry.name}")
+
+
+def _states(inputs: Sequence[Input], outputs: Sequence[Output], pipeline: Pipeline | None) -> None:
+    states = {argument.name: argument for argument in inputs if argument.kind == "state"}
+    require(not states or pipeline is None, "program.json.inputs: a pipeline has no states")
+    for index, output in enumerate(outputs):
+        if output.kind == "state":
+            path, state = f"program.json.outputs[{index}]", states.get(output.name)
+            require(state is not None, f"{path}: there is no state '{output.name}'")
+            assert state is not None
+            same = (state.shape, state.dtype, state.shards) == (output.shape, output.dtype, output.shards)
+            require(same, f"{path}: the new value of state '{output.name}' has another shape, dtype or placement")
 
 
 def _tensor(tensor: Input | Output, kinds: frozenset[str], mesh: RankMesh, path: str) -> None:

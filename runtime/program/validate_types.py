@@ -1,6 +1,9 @@
 """Validation of what functions say of their slots. Its form alone: that it is true is for the prover to show.
 
 Types and views are claims of whoever wrote the program. The prover derives them again from the ops (`prover/types.py`).
+
+Here too: which instructions may write into the memory of a state (`into`). A function may write into an argument where
+each of its calls passes what lies in a state's memory. The order of reads and writes is for the prover to show.
 """
 
 from __future__ import annotations
@@ -8,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from .arguments import DTYPES
+from .arguments import DTYPES, Slot
 from .limits import MOST_BYTES, MOST_SLOTS
 from .ops import OWN_OPS
-from .records import Function, SlotType
+from .records import Function, Input, Output, SlotType
 from .validate_calls import require
 
 MOST_DIMS = 64
@@ -56,3 +59,53 @@ def _operands_by_result(function: Function) -> dict[int, set[int]]:
         for slot in instruction.writes():
             operands[slot] = operands[slot] & reads if slot in operands else reads
     return operands
+
+
+def check_state_memory(
+    entries: Sequence[str], inputs: Sequence[Input], outputs: Sequence[Output], functions: Mapping[str, Function]
+) -> None:
+    """Raise Malformed where an instruction writes into what is no state's memory. Calls must be valid."""
+    if not any(instruction.into is not None for function in functions.values() for instruction in function.code):
+        return
+    returned = {output.name for output in outputs if output.kind == "state"}
+    given = {each.slot for each in inputs if each.kind == "state" and each.name in returned}
+    slots = _slots_of_states(entries, given, functions)
+    for name, function in functions.items():
+        owned = set(slots[name])
+        for index, instruction in enumerate(function.code):
+            path = f"program.json.functions.{name}.code[{index}]"
+            if instruction.into is None:
+                continue
+            single = instruction.op not in OWN_OPS and len(instruction.writes()) == len(instruction.out) == 1
+            require(single, f"{path}.into: {instruction.op} has no single result to write there")
+            require(instruction.into in instruction.reads(), f"{path}.into: slot {instruction.into} is no operand")
+            require(instruction.into in owned, f"{path}.into: slot {instruction.into} is not in the memory of a state")
+            owned.update(instruction.writes())
+
+
+def _slots_of_states(
+    entries: Sequence[str], given: set[int], functions: Mapping[str, Function]
+) -> dict[str, frozenset[int]]:
+    """By function: the arguments that lie in a state's memory in each of its calls.
+
+    `given` are the slots of the states that the entry returns anew.
+    """
+    slots = {name: set(given if name in entries else function.arguments) for name, function in functions.items()}
+    called: set[str] = set()
+    changed = True
+    while changed:
+        changed = False
+        for name, function in functions.items():
+            owned = set(slots[name])
+            for instruction in function.code:
+                if instruction.into is not None and instruction.into in owned:
+                    owned.update(instruction.writes())
+                if instruction.op != "call":
+                    continue
+                callee = str(instruction.args[0])
+                called.add(callee)
+                passed = [ref.index for ref in instruction.args[1] if isinstance(ref, Slot)]  # type: ignore[attr-defined]
+                others = {a for a, slot in zip(functions[callee].arguments, passed, strict=True) if slot not in owned}
+                changed |= bool(others & slots[callee])
+                slots[callee] -= others
+    return {name: frozenset(found if name in entries or name in called else ()) for name, found in slots.items()}

@@ -16,10 +16,10 @@ from ..program.program import Program
 from ..program.records import Output
 from ..rank.shards import local_shape
 from .events import Event
-from .frame import Frame, Walk
+from .frame import Frame
 from .pieces import events_of
 from .summary import Signature, Summary, callee_arguments
-from .types import FoundTypes, FunctionTypes, Types, with_types
+from .types import FoundTypes, FunctionTypes, Types, Walk, with_types
 from .values import Meta, Refuted, Storage, TensorValue, Value
 
 _CONTEXTS = 8
@@ -129,12 +129,13 @@ class _ProgramFunctions:
         self._analysis = analysis
         self._program = program
         self._digests: dict[str, str] = {}
+        self._has_states = any(each.into is not None for f in program.functions.values() for each in f.code)
 
     def frame(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Frame:
         """A frame at the beginning of a function."""
         function = self._program.functions[name]
         found = None if self._analysis.found is None else self._analysis.found.setdefault(name, FoundTypes())
-        walk = Walk(FunctionTypes.of(self._program, name), self._analysis.types, found)
+        walk = Walk(FunctionTypes.of(self._program, name), self._analysis.types, found, self._has_states)
         return Frame(name, function, values, retained, self._analysis.mesh, self.summary, self._analysis.number, walk)
 
     def summary(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Summary:

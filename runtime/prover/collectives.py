@@ -11,7 +11,7 @@ from ..program.arguments import dtype_name
 from ..program.mesh import RankMesh
 from ..program.ops import COALESCED, COUNTS
 from ..program.records import Instruction
-from .values import Meta
+from .values import Meta, Path, Storage
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,10 @@ def _integer(instruction: Instruction, key: str) -> int:
     if not isinstance(value, int):
         raise ValueError(f"{key} is {value!r}, which is not a number")
     return value
+
+
+def storages_of_results(instruction: Instruction, metas: Sequence[Meta], path: Path) -> list[Storage]:
+    """The memory of a collective's results: that of a bucket's sums is one, of which each is a window."""
+    if instruction.op in COALESCED and "reduce" in instruction.kwargs:
+        return [Storage(sum(meta.bytes for meta in metas), path)] * len(metas)
+    return [Storage(meta.bytes, path) for meta in metas]

@@ -13,39 +13,45 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from ..program.arguments import DTYPES, Slot, fill_in
 from ..program.mesh import RankMesh
-from ..program.ops import COALESCED, COLLECTIVES, RANK_OPS
+from ..program.ops import COLLECTIVES, OWN_OPS, RANK_OPS
 from ..program.records import Function, Instruction
-from .collectives import collective_of, has_counts, part_of, random_result_of, rank_result_of, result_of
+from .collectives import (
+    collective_of,
+    has_counts,
+    part_of,
+    random_result_of,
+    rank_result_of,
+    result_of,
+    storages_of_results,
+)
 from .events import Event, receive_of, send_of
 from .pieces import Calls, Own, Piece, Pieces, Waits
 from .shapes import ShapeUnknown, results_of
 from .slots import WAIT
-from .summary import Summary, caller_results
-from .types import FoundTypes, FunctionTypes, Types
-from .values import Future, Meta, Opaque, Path, Refuted, Storage, TensorValue, Value
+from .summary import Summary, caller_results, storage_outside
+from .types import FunctionTypes, Walk
+from .values import (
+    Future,
+    Meta,
+    OldValues,
+    Opaque,
+    Path,
+    Refuted,
+    Storage,
+    TensorValue,
+    Value,
+    creators,
+    fresh,
+    futures_of,
+)
 
 Callee = Callable[[str, Sequence[Value], set[Storage]], Summary]
 """The summary of a function by name and arguments, of which the caller retains some storages during the call."""
-
-
-@dataclass(frozen=True)
-class Walk:
-    """How a function is walked: what its program states, where types come from, and where what is found is kept."""
-
-    stated: FunctionTypes | None = None
-    source: Types = Types.DERIVED
-    found: FoundTypes | None = None
-
-    @property
-    def reads(self) -> FunctionTypes | None:
-        """What is read in place of running meta kernels; None where they run."""
-        return self.stated if self.source is Types.STATED else None
 
 
 class Frame:
@@ -73,6 +79,7 @@ class Frame:
         self._futures: dict[Future, int] = {}
         """By future: the number of slots that hold it."""
         self._reading: dict[Value, list[Future]] = {}
+        self._old = OldValues()
         self._waited: list[tuple[Future, Path]] = []
         self._pieces: list[Piece] = []
         for storage in (storage for value in arguments for storage in value.storages):
@@ -91,6 +98,7 @@ class Frame:
         """Keep the values of these slots live to the end, as results of the program. Raises Refuted for a future."""
         for slot in slots:
             value = self.slots[slot]
+            self._old.refuse_all({slot: value}, self._end)
             if isinstance(value, Future):
                 raise Refuted("E0708", "a result of the program is a future that was not waited on", value.start)
             self._acquire(value)
@@ -98,24 +106,35 @@ class Frame:
     def summary(self, results: Sequence[int]) -> Summary:
         """The summary after the walk. Raises Refuted for a future that is neither waited on nor returned."""
         values = tuple(self.slots[slot] for slot in results)
+        self._old.refuse_all(dict(zip(results, values, strict=True)), self._end)
         for future in self._futures:
             if not future.is_argument and not future.waited and future not in values:
-                end = ((self.name, len(self.function.code) - 1),)
                 raise Refuted(
-                    "E0706", f'a future is still not waited on when "{self.name}" ends', future.start, end,
+                    "E0706", f'a future is still not waited on when "{self.name}" ends', future.start, self._end,
                     help="wait for it, or return it to the caller",
                 )  # fmt: skip
         events = Pieces.of(self.name, self._pieces)
-        return Summary(self.arguments, values, self.peak_bytes, self.peak_at, events, tuple(self._waited))
+        waited, overwritten = tuple(self._waited), self._old.in_memory_of(self.arguments)
+        return Summary(self.arguments, values, self.peak_bytes, self.peak_at, events, waited, overwritten)
+
+    @property
+    def _end(self) -> Path:
+        return ((self.name, len(self.function.code) - 1),)
 
     def _step(self, instruction: Instruction, path: Path) -> None:
         early: list[Storage] = []
+        operands = {slot: self.slots[slot] for slot in instruction.reads()}
+        self._old.refuse_all(operands, path)
         if instruction.op == "call":
             values, early = self._call(instruction, path)
         elif instruction.op == WAIT:
             values = [self._wait(self._value(instruction), path)]
         else:
             values = self._results(instruction, path)
+        if self._walk.has_states and instruction.op in OWN_OPS:
+            self._old.may_lie_in(values, operands.values())
+        if instruction.into is not None:
+            values = [self._written_into(instruction.into, values[0], path)]
         if any(slot is not None for slot in instruction.out[len(values) :]):
             count = len(instruction.out)
             raise Refuted(
@@ -147,12 +166,12 @@ class Frame:
             if instruction.op == "comm.receive_start":
                 return [self._receive(instruction, path)]
             if instruction.op == "rank.offset":
-                return [_fresh(Meta((), (), torch.int64), path)]
+                return [fresh(Meta((), (), torch.int64), path)]
             if instruction.op == "rank.random":
-                return [_fresh(random_result_of(instruction), path)]
+                return [fresh(random_result_of(instruction), path)]
             if instruction.op in RANK_OPS:
                 return [
-                    _fresh(
+                    fresh(
                         rank_result_of(instruction, self._tensor(self._value(instruction), instruction.op, path).meta),
                         path,
                     )
@@ -187,7 +206,7 @@ class Frame:
                 viewed = self._tensor(operands[stated.views[slot]], instruction.op, path)
                 results.append(TensorValue(meta, viewed.storage))
             else:
-                results.append(_fresh(meta, path))
+                results.append(fresh(meta, path))
         return results
 
     def _compare_views(self, instruction: Instruction, results: Sequence[Value], path: Path) -> None:
@@ -237,7 +256,7 @@ class Frame:
         metas = [
             result_of(part_of(instruction, index), operand.meta, self._mesh) for index, operand in enumerate(moved)
         ]
-        storages = _storages_of_results(instruction, metas, path)
+        storages = storages_of_results(instruction, metas, path)
         bucket = (*(each.storage for each in operands), *storages) if len(operands) > 1 else ()
         futures = [
             Future(path, operand, TensorValue(meta, storage), has_event=bool(collective.axes), bucket=bucket)
@@ -251,13 +270,13 @@ class Frame:
 
     def _receive(self, instruction: Instruction, path: Path) -> Future:
         message, meta = receive_of(instruction)
-        future = Future(path, _fresh(Meta.contiguous((0,), meta.dtype), path), _fresh(meta, path))
+        future = Future(path, fresh(Meta.contiguous((0,), meta.dtype), path), fresh(meta, path))
         self._pieces.append(Own(path[0][1], self._number(message), (future,)))
         return future
 
     def _wait(self, value: Value, path: Path) -> TensorValue:
         if not isinstance(value, Future):
-            raise Refuted("E0708", "what is waited on is a tensor, not a future", path, *_creators(value))
+            raise Refuted("E0708", "what is waited on is a tensor, not a future", path, *creators(value))
         self._mark_waited(value, path)
         if value.has_event:
             self._pieces.append(Waits(path[0][1], value))
@@ -287,9 +306,11 @@ class Frame:
         for future, place in summary.waited:
             self._mark_waited(own[future], path + place)
         results = caller_results(summary, operands, path[0])
+        for inner, place in summary.overwritten:
+            self._overwrite(storage_outside(summary, operands, inner), path + place)
         if summary.events.count:
             own_results = [pair for pair in zip(summary.results, results, strict=True) if pair[0] not in own]
-            self._pieces.append(Calls(path[0][1], summary.events, _futures(own.items()), _futures(own_results)))
+            self._pieces.append(Calls(path[0][1], summary.events, futures_of(own.items()), futures_of(own_results)))
         for result in results:
             if isinstance(result, Future):
                 self._reading.setdefault(result.operand, []).append(result)
@@ -297,6 +318,19 @@ class Frame:
             if value not in results:
                 self._refuse_lost(value, path, "passed to a call")
         return results, early
+
+    def _written_into(self, slot: int, result: Value, path: Path) -> Value:
+        """The result of an instruction in the memory of an operand, whose old value nothing reads from here on."""
+        old = self._tensor(self.slots[slot], "into", path)
+        if not isinstance(result, TensorValue) or (result.meta.shape, result.meta.dtype) != (
+            old.meta.shape, old.meta.dtype,
+        ):  # fmt: skip
+            raise Refuted("E0731", f"the result does not fit into the memory of slot {slot}", path)
+        self._overwrite(old.storage, path)
+        return TensorValue(old.meta, old.storage)
+
+    def _overwrite(self, storage: Storage, path: Path) -> None:
+        self._old.add(storage, (*self.slots.values(), *self._last.values()), self._reading, path)
 
     def _value(self, instruction: Instruction) -> Value:
         [ref] = instruction.reads()
@@ -363,24 +397,3 @@ class Frame:
         if live_bytes > self.peak_bytes:
             self.peak_bytes = live_bytes
             self.peak_at = path
-
-
-def _fresh(meta: Meta, path: Path) -> TensorValue:
-    return TensorValue(meta, Storage(meta.bytes, path))
-
-
-def _storages_of_results(instruction: Instruction, metas: Sequence[Meta], path: Path) -> list[Storage]:
-    """The memory of a collective's results: that of a bucket's sums is one, of which each is a window."""
-    if instruction.op in COALESCED and "reduce" in instruction.kwargs:
-        return [Storage(sum(meta.bytes for meta in metas), path)] * len(metas)
-    return [Storage(meta.bytes, path) for meta in metas]
-
-
-def _futures(pairs: Iterable[tuple[Value, Value]]) -> tuple[tuple[Future, Future], ...]:
-    """The pairs of futures in which other ranks take part."""
-    futures = ((a, b) for a, b in pairs if isinstance(a, Future) and isinstance(b, Future))
-    return tuple((a, b) for a, b in futures if a.has_event)
-
-
-def _creators(value: Value) -> tuple[Path, ...]:
-    return tuple(storage.creator for storage in value.storages[:1])

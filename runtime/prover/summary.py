@@ -24,6 +24,8 @@ class Summary:
     events: Pieces
     waited: tuple[tuple[Future, Path], ...] = ()
     """The futures among its arguments that it waits on, and the path of each wait."""
+    overwritten: tuple[tuple[Storage, Path], ...] = ()
+    """The memory of its arguments that takes a new value, and the path of the instruction that writes it."""
 
     @property
     def name(self) -> str:
@@ -75,6 +77,15 @@ def callee_arguments(values: Sequence[Value], retained: set[Storage]) -> CalleeA
                 inside.values.append(value)
                 inside.signature.append((repr(value.value),))
     return inside
+
+
+def storage_outside(summary: Summary, operands: Sequence[Value], inner: Storage) -> Storage:
+    """The caller's storage that a function knows as `inner`, one of its arguments'."""
+    pairs = zip(summary.arguments, operands, strict=True)
+    return next(
+        outer for argument, operand in pairs
+        for own, outer in zip(argument.storages, operand.storages, strict=True) if own is inner
+    )  # fmt: skip
 
 
 def caller_results(summary: Summary, operands: Sequence[Value], call: tuple[str, int]) -> list[Value]:

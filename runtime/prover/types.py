@@ -69,6 +69,22 @@ class FoundTypes:
         self.views[slot] = self.views[slot] & operands if slot in self.views else operands
 
 
+@dataclass(frozen=True)
+class Walk:
+    """How a function is walked: what its program states, where types come from, and where what is found is kept."""
+
+    stated: FunctionTypes | None = None
+    source: Types = Types.DERIVED
+    found: FoundTypes | None = None
+    has_states: bool = False
+    """Whether an instruction of the program writes into the memory of a state."""
+
+    @property
+    def reads(self) -> FunctionTypes | None:
+        """What is read in place of running meta kernels; None where they run."""
+        return self.stated if self.source is Types.STATED else None
+
+
 def type_of(value: Value) -> SlotType | None:
     """The type of a value; None for one that is no tensor."""
     match value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -95,6 +96,22 @@ class Opaque:
 Value = TensorValue | Future | Opaque
 
 
+def futures_of(pairs: Iterable[tuple[Value, Value]]) -> tuple[tuple[Future, Future], ...]:
+    """The pairs of futures in which other ranks take part."""
+    futures = ((a, b) for a, b in pairs if isinstance(a, Future) and isinstance(b, Future))
+    return tuple((a, b) for a, b in futures if a.has_event)
+
+
+def fresh(meta: Meta, path: Path) -> TensorValue:
+    """A tensor in memory of its own, which the instruction at `path` makes."""
+    return TensorValue(meta, Storage(meta.bytes, path))
+
+
+def creators(value: Value) -> tuple[Path, ...]:
+    """The instruction that made a value's memory."""
+    return tuple(storage.creator for storage in value.storages[:1])
+
+
 class Refuted(Exception):
     """A failed proof: what is wrong, and the instructions that show it, the faulty one first."""
 
@@ -104,3 +121,49 @@ class Refuted(Exception):
         self.message = message
         self.paths = tuple(path for path in paths if path)
         self.help = help
+
+
+class OldValues:
+    """Values of states whose memory took a new value (`into`): nothing may read them."""
+
+    def __init__(self) -> None:
+        self._written: dict[Storage, Path] = {}
+        self._old: dict[Value, Path] = {}
+        self._inside: dict[Storage, frozenset[Storage]] = {}
+        """By memory: what it may be a part of."""
+
+    def add(
+        self, storage: Storage, values: Iterable[Value], reading: Mapping[Value, Sequence[Future]], path: Path
+    ) -> None:
+        """The instruction at `path` writes into a memory: all `values` in it are old.
+
+        Raises Refuted where a collective of `reading`, by its operand, has not ended.
+        """
+        self._written[storage] = path
+        for operand, futures in reading.items():
+            pending = [future for future in futures if not future.waited]
+            if pending and storage in operand.storages:
+                raise Refuted("E0709", "a state is overwritten while a collective reads it", path, pending[0].start)
+        old = (
+            each for each in values for own in each.storages if own is storage or storage in self._inside.get(own, ())
+        )
+        self._old.update(dict.fromkeys(old, path))
+
+    def refuse_all(self, values: Mapping[int, Value], path: Path) -> None:
+        """Raise Refuted where a value, by its slot, is an old one."""
+        for slot, value in values.items():
+            if value in self._old:
+                message = f"slot {slot} is read after its memory took a new value of the state"
+                raise Refuted("E0731", message, path, self._old[value], help="read it before, or leave `into` out")
+
+    def may_lie_in(self, results: Iterable[Value], operands: Iterable[Value]) -> None:
+        """Results of own ops and of calls may be views of operands, though they count as memory of their own."""
+        memory = {storage for value in operands for storage in value.storages}
+        inside = frozenset(memory.union(*(self._inside.get(storage, ()) for storage in memory)))
+        for storage in (storage for value in results for storage in value.storages):
+            self._inside[storage] = self._inside.get(storage, frozenset()) | inside - {storage}
+
+    def in_memory_of(self, arguments: Iterable[Value]) -> tuple[tuple[Storage, Path], ...]:
+        """The memory of these that took a new value, and where."""
+        given = {storage for value in arguments for storage in value.storages}
+        return tuple(pair for pair in self._written.items() if pair[0] in given)

@@ -33,6 +33,7 @@ def run(
     inputs: Sequence[Tensor],
     accumulation: Accumulation | None = None,
     *,
+    states: Sequence[Tensor] = (),
     scale: float = 1.0,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs, and new values of buffers by name, which the caller writes back once.
@@ -51,10 +52,10 @@ def run(
         for argument, tensor in zip(named, tensors, strict=False)
     )
     if not (torch.is_grad_enabled() and needs_gradient):
-        outputs, state = session.forward(parameters, buffers, inputs, scale=scale)
+        outputs, state = session.forward(parameters, buffers, inputs, states=states, scale=scale)
         return outputs, dict(state.buffers)
     elsewhere = {argument.name for argument, p in zip(named, parameters, strict=False) if not session.holds(p)}
-    call = _Call(session, named, len(parameters), buffers, accumulation, scale, elsewhere)
+    call = _Call(session, named, len(parameters), buffers, states, accumulation, scale, elsewhere)
     tensors = [t.detach() if a.name in elsewhere else t for a, t in zip(named, tensors, strict=True)]
     root = torch.zeros((), requires_grad=True)
     results = _Step.apply(call, root, *tensors)  # type: ignore[no-untyped-call]
@@ -71,6 +72,7 @@ class _Call:
         named: Sequence[Input],
         parameters: int,
         buffers: Sequence[Tensor],
+        states: Sequence[Tensor],
         accumulation: Accumulation | None,
         scale: float,
         elsewhere: Container[str],
@@ -79,6 +81,7 @@ class _Call:
         self.named = named
         self.parameters = parameters
         self.buffers = buffers
+        self.states = states
         self.accumulation = accumulation
         self.scale = scale
         self.elsewhere = elsewhere
@@ -89,7 +92,9 @@ class _Call:
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The global outputs; keeps the state for the backward."""
         split = self.parameters
-        outputs, self.state = self.session.forward(tensors[:split], self.buffers, tensors[split:], scale=self.scale)
+        outputs, self.state = self.session.forward(
+            tensors[:split], self.buffers, tensors[split:], states=self.states, scale=self.scale
+        )
         return tuple(outputs)
 
     def backward(self, grads: Sequence[Tensor | None], names: Container[str]) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ from ..program.records import Input, Output
 from .in_place_sums import add_in_place
 from .nan_watch import NanFound, NanWatch, first_with_nan, is_detecting
 from .shards import valid_part
-from .translate import FILENAME, Translation, translate
+from .state_writes import writing_into
+from .translate import FILENAME, INTO, Translation, translate
 
 _OP_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """The exceptions that a torch op raises for arguments that it cannot take."""
@@ -145,7 +146,10 @@ class Executor:
         }
         names: dict[str, Any] = {**translation.constants, "device": self.device, "watch": watch, "add": add_in_place}
         for name, op in translation.ops.items():
-            names[name] = own[op] if op in own else torch_op(op).call
+            if op.startswith(INTO):
+                names[name] = writing_into(op.removeprefix(INTO))
+            else:
+                names[name] = own[op] if op in own else torch_op(op).call
         exec(translation.code, names)
         return names
 

@@ -55,6 +55,10 @@ class Translation:
     text: str = ""
 
 
+INTO = "into "
+"""Before the name of an op whose result is written into the memory of a state, given first."""
+
+
 def translate(
     entry: Entry, functions: Mapping[str, Function], locations: Sequence[Location], *, watched: bool = False
 ) -> Translation:
@@ -172,6 +176,10 @@ class _Writer:
             call = f"{self._op(instruction.op)}({', '.join(arguments)})"
             return self._store(instruction, call, gives_list=instruction.op in COALESCED) + after
         op = torch_op(instruction.op)
+        function_name = self._op(instruction.op)
+        if instruction.into is not None:
+            function_name = self._op(INTO + instruction.op)
+            arguments.insert(0, f"v{instruction.into}")
         arguments += [
             f"{key}={self._value(value)}" for key, value in instruction.kwargs.items() if not keyword.iskeyword(key)
         ]
@@ -179,10 +187,7 @@ class _Writer:
         arguments += [f"**{{{self._constant(key)}: {self._value(value)}}}" for key, value in reserved.items()]
         if op.is_factory:
             arguments.append("device=device")
-        return (
-            self._store(instruction, f"{self._op(instruction.op)}({', '.join(arguments)})", gives_list=op.gives_list)
-            + after
-        )
+        return self._store(instruction, f"{function_name}({', '.join(arguments)})", gives_list=op.gives_list) + after
 
     def _sum(self, instruction: Instruction, index: int, function: str) -> str:
         """An add in the memory of its first operand."""

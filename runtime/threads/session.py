@@ -26,6 +26,7 @@ from ..rank.unreduced_gradients import UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from .communicator import RankGroup
 from .rank_pool import RankPool
+from .resident_states import ResidentStates
 
 T = TypeVar("T")
 
@@ -60,9 +61,15 @@ class RankThreads:
         self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
         self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
         self._constants = constants_of(program)
+        self._residents = ResidentStates(program)
         self._tangents = program.of_kind("tangent")
         self.rng_state = RngState()
         self._pool: RankPool = beside._pool if beside and shared else RankPool(self._group)
+
+    @property
+    def copied_state_bytes(self) -> int:
+        """The bytes of states that were copied, not written in place, since the session began."""
+        return self._residents.copied_bytes
 
     @property
     def program(self) -> Program:
@@ -75,10 +82,13 @@ class RankThreads:
         buffers: Sequence[Tensor],
         inputs: Sequence[Tensor],
         *,
+        states: Sequence[Tensor] = (),
         scale: float = 1.0,
     ) -> tuple[list[Tensor], State]:
         """See `Session.forward`. Outputs are fresh tensors."""
-        tensors_by_kind = {"parameter": parameters, "buffer": buffers, "input": inputs, "constant": self._constants}
+        tensors_by_kind = {
+            "parameter": parameters, "buffer": buffers, "state": states, "input": inputs, "constant": self._constants,
+        }  # fmt: skip
         for kind, tensors in tensors_by_kind.items():
             check_arguments(kind, self._program.of_kind(kind), tensors, self._mesh)
         tensors_by_kind["random"] = [self.rng_state.tensor() for _ in self._program.of_kind("random")]
@@ -87,7 +97,8 @@ class RankThreads:
         ]
         remaining = {kind: iter(tensors) for kind, tensors in tensors_by_kind.items()}
         values = {(argument.kind, argument.name): next(remaining[argument.kind]) for argument in self._program.inputs}
-        outputs_and_buffers = [output for output in self._program.outputs if output.kind != "gradient"]
+        outputs_and_buffers = [o for o in self._program.outputs if o.kind not in ("gradient", "state")]
+        self._residents.begin([*zip(self._program.of_kind("state"), states, strict=True)])
         gathered = _Gathered(self._program, outputs_and_buffers, self._replicas)
 
         def step(rank: int) -> Frame:
@@ -97,10 +108,14 @@ class RankThreads:
                 for argument in executor.entry.forward_inputs
             ]
             results, frame = executor.forward(local)
-            gathered.put(rank, executor.entry.forward_outputs, results)
+            pairs = list(zip(executor.entry.forward_outputs, results, strict=True))
+            others = [pair for pair in pairs if pair[0].kind != "state"]
+            gathered.put(rank, [output for output, _ in others], [result for _, result in others])
+            self._residents.store([pair for pair in pairs if pair[0].kind == "state"], rank)
             return frame
 
         frames = self._run(step)
+        self._residents.end()
         names = [output.name for output in outputs_and_buffers if output.kind == "buffer"]
         new_buffers = dict(zip(names, gathered.by_kind("buffer"), strict=True))
         return gathered.by_kind("output"), State(new_buffers, frames)
@@ -180,6 +195,8 @@ class RankThreads:
 
     def _local(self, argument: Input, tensor: Tensor, rank: int) -> Tensor:
         """The local tensor of a rank. Views of parameters are cached while the parameter's memory stays the same."""
+        if argument.kind == "state":
+            return self._residents.local(argument, rank)
         if argument.kind != "parameter":
             return local_tensor(tensor.detach(), argument.shards, self._mesh, rank)
         layout = (tensor.data_ptr(), tensor.stride())

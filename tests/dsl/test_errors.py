@@ -36,7 +36,7 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2«»", 'expected ")"'),
         ("mesh (dp=2,«»\n\n", "expected a mesh axis"),
         ('mesh (dp=2) «shard» "a" dim 0 over dp', "expected the end of the line"),
-        ("mesh (dp=2)\nshard«»", "expected activations, inputs or a pattern in quotes"),
+        ("mesh (dp=2)\nshard«»", "expected activations, inputs, buffers or a pattern in quotes"),
         ('mesh (dp=2)\nshard "a" columns over«»  # dp', "expected a mesh axis"),
         ('mesh (dp=2)\nshard "a#b",«» # more\n # end\n\n', "expected a pattern in quotes"),
         ('mesh (dp=2)\nshard "a" «over» dp', 'expected ",", a role such as columns or dim N'),

@@ -163,7 +163,7 @@ def index_select(call: Call) -> list[Strategy]:
 
 
 def index_add(call: Call) -> list[Strategy]:
-    """index_add: every dim but the indexed one; linear in the tensor and the source together."""
+    """index_add, index_copy: every dim but the indexed one; linear in the tensor and the source together."""
     rank = len(call.meta("self").shape)
     along = dim(call.integer("dim"), rank) if rank else 0
     strategies = [strategy([d], [d, None, d]) for d in range(rank) if d != along]
@@ -180,7 +180,7 @@ def scatter_reduce(call: Call) -> list[Strategy]:
 
 
 TABLE: dict[str, Rule] = {
-    "aten.index_add.default": index_add,
+    **dict.fromkeys(("aten.index_add.default", "aten.index_copy.default"), index_add),
     "aten.scatter_reduce.two": scatter_reduce,
     "aten.embedding.default": embedding,
     "aten.embedding_dense_backward.default": embedding_backward,

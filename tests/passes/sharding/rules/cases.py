@@ -281,6 +281,7 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "aten.unfold_backward.default": lambda: (f(3, 4, 7, 2), [3, 5, 7], 1, 2, 1),
     "aten._weight_norm_interface.default": lambda: (f(3, 5), f(3, 1), 0),
     "aten.index_add.default": lambda: (f(3, 5, 7), 1, ints(5, 4), f(3, 4, 7)),
+    "aten.index_copy.default": lambda: (f(3, 5, 7), 1, torch.tensor([4, 0, 2]), f(3, 3, 7)),
     "aten.std_mean.correction": lambda: (f(3, 5, 7), [1]),
     "aten.mish_backward.default": lambda: (f(3, 5), f(3, 5)),
     "aten.scatter_reduce.two": lambda: (f(3, 5, 7), 1, ints(5, 3, 2, 7), f(3, 2, 7), "sum"),
