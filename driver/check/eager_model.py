@@ -58,6 +58,8 @@ class EagerModel(OneDevice):
         self._state_of = state_of
         self._buffers = buffers
         self._undeclared: dict[str, Tensor] = {}
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        self._own_dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
         self._model = model.double() if raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
@@ -82,7 +84,7 @@ class EagerModel(OneDevice):
                 with ProgramDraws(state), self._dtypes:
                     outputs = self._call.results(self._model, inputs_by_name, _itself)
             else:
-                with _float64(), ProgramDraws(state, raised_dtype):
+                with _float64(self._own_dtype), ProgramDraws(state, raised_dtype):
                     outputs = self._call.results(self._model, inputs_by_name, _raise_tensor)
         buffers = dict(self._model.named_buffers())
         self._refuse_other_changes(before, buffers)
@@ -152,11 +154,11 @@ def _python_randomness(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _float64() -> Iterator[None]:
+def _float64(own: torch.dtype | None) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with InFloat64(), _Raise():  # type: ignore[no-untyped-call]  # torch leaves them untyped
+        with InFloat64(own), _Raise():  # type: ignore[no-untyped-call]  # torch leaves it untyped
             yield
     finally:
         torch.set_default_dtype(before)

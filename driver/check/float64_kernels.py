@@ -13,7 +13,15 @@ from ...diagnostics import StrettoError
 
 
 class InFloat64(TorchFunctionMode):
-    """Inside, such a function calls its formula where the first operand is float64; gradients are the formula's."""
+    """Inside, such a function calls its formula where the first operand is float64; gradients are the formula's.
+
+    A conversion of a float64 tensor to `own`, the dtype that the model has outside, gives the tensor itself: without
+    the mode it would be in that dtype already.
+    """
+
+    def __init__(self, own: torch.dtype | None = None) -> None:
+        super().__init__()
+        self._own = own
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -21,7 +29,16 @@ class InFloat64(TorchFunctionMode):
         formula = _FORMULAS.get(func)
         if formula is not None and args and args[0].dtype == torch.float64:
             return formula(*args, **(kwargs or {}))
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64 and self._own is not None:
+            if _NAMED.get(func) is self._own:
+                return args[0]
+            if func in (Tensor.to, Tensor.type):
+                args = [self._raised(each) for each in args]
+                kwargs = {key: self._raised(each) for key, each in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
+
+    def _raised(self, argument: Any) -> Any:
+        return torch.float64 if argument is self._own else argument
 
 
 def _grouped_mm(
@@ -45,6 +62,9 @@ def _grouped_mm(
     products = [mat_a[start:end] @ mat_b[group] for group, (start, end) in enumerate(zip(starts, ends, strict=True))]
     return torch.cat([*products, mat_a.new_zeros(len(mat_a) - ends[-1], mat_b.shape[2])])
 
+
+_NAMED = {Tensor.float: torch.float32, Tensor.half: torch.float16, Tensor.bfloat16: torch.bfloat16}
+"""Functions that convert to the dtype of their name."""
 
 _FORMULAS: dict[Any, Callable[..., Tensor]] = {
     torch.nn.functional.grouped_mm: _grouped_mm,

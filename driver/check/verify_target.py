@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
+from ...frontend.to_ir import Floats
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import integer_arguments
 from ...ir.module import Module
@@ -42,10 +43,12 @@ class TargetJob:
 def verify_target(job: TargetJob) -> PassesReport:
     """Check capture, every pass and lowering. Errors: those of compiling, and of `verify_passes`."""
     plan = Plan.load(job.plan)
-    compiling = CompileJob(job.target, job.plan, "", job.mode, "float64", job.batch, job.seq)
+    compiling = CompileJob(job.target, job.plan, "", job.mode, None, job.batch, job.seq)
     with progress(2) as bar:
         bar.show("compiling")
-        request, compiled, text = _compiled(request_of(compiling, plan))
+        in_own_dtypes = request_of(compiling, plan)
+        raised = replace(in_own_dtypes.options, floats=Floats.FLOAT64)
+        request, compiled, text = _compiled(replace(in_own_dtypes, options=raised))
         module = Module.parse(text)
         options = replace(job.options, ranges={**_stated_ranges(compiled.program, module), **job.options.ranges})
         bar.show("capture", 1)

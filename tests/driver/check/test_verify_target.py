@@ -45,6 +45,19 @@ class Mixed(Net):
         return F.mse_loss(self.down(hidden), y), hidden.flip(0)
 
 
+class Cast(Net):
+    def forward(self, tokens, y):
+        hidden = self.up(self.embed(tokens).float()).to(torch.float32)
+        with torch.no_grad():
+            same = hidden.float()
+            rounded = hidden.to(torch.bfloat16).float()
+        return F.mse_loss(self.down(torch.tanh(same) * rounded.sigmoid()), y)
+
+
+def cast():
+    return Cast(), make()[1]
+
+
 def mixed():
     return Mixed(), make()[1]
 
@@ -115,6 +128,10 @@ def test_outputs_that_a_plan_refuses_leave_the_loss_compared(
     job = replace(job, target=job.target.replace(":make", ":mixed"))
     assert verify_target(job).passed
     assert "outputs beside the loss are not compared: E0" in capsys.readouterr().err
+
+
+def test_a_model_that_converts_to_its_own_dtype_is_compared_as_it_is(job: TargetJob) -> None:
+    assert verify_target(replace(job, target=job.target.replace(":make", ":cast"))).passed
 
 
 def not_scaled(write: Any, x: Any, p: float, mask: Any) -> Any:
