@@ -10,6 +10,9 @@ Operations between the two run beside the collective. No custom op is among them
 A receive has no operands and takes memory from its start on, so it starts a few tasks (calls) before the task that uses
 it.
 
+From its start to its wait a collective keeps its operands and results. With `max-in-flight` the oldest is waited for
+before one starts with which those under way would have more bytes. No wait moves before a send.
+
 Needs: level `comm`.   Keeps: values, and the order of collectives, which all ranks share; of receives, that of those
 from one rank.
 """
@@ -34,6 +37,7 @@ from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
+from .in_flight import bound_in_flight
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class StartCollectives(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     tasks_ahead: Annotated[int, Range(0, unit="tasks")] = 1
     """A receive starts this many tasks before its first use; 0: it is not moved."""
+    max_in_flight: Annotated[int | None, Range(0, unit="bytes")] = None
+    """The most bytes of operands and results of the collectives under way in a function; none: no bound."""
 
     def run(self, module: Module) -> Report:
         count, remarks = 0, CountedRemarks(self.name)
@@ -57,6 +63,11 @@ class StartCollectives(Pass):
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead, is_barrier)
+            for wait in bound_in_flight(function, self.max_in_flight) if self.max_in_flight is not None else ():
+                start = _start_of(wait.operands[0])
+                if start is not None:
+                    message = f"{collective_text(start)} is waited for before the next starts, to bound memory"
+                    remarks.applied(message, from_location(wait.location))
             _remark(function, remarks)
         return Report(count, remarks.remarks())
 

@@ -235,18 +235,18 @@ class InProcessCommunicator:
 
     def all_reduce_start(self, tensor: Tensor, axes: Sequence[str], reduce: str, where: str = "") -> _Handle:
         """See `Communicator.all_reduce_start`."""
-        return self._start("all_reduce", (tensor,), axes, (("reduce", reduce),), where)[0]
+        return self._start_one("all_reduce", tensor, axes, (("reduce", reduce),), where)
 
     def all_gather_start(self, tensor: Tensor, axes: Sequence[str], dim: int, where: str = "") -> _Handle:
         """See `Communicator.all_gather_start`."""
-        return self._start("all_gather", (tensor,), axes, (("dim", dim),), where)[0]
+        return self._start_one("all_gather", tensor, axes, (("dim", dim),), where)
 
     def reduce_scatter_start(
         self, tensor: Tensor, axes: Sequence[str], dim: int, reduce: str, where: str = ""
     ) -> _Handle:
         """See `Communicator.reduce_scatter_start`."""
         self._check_divisible(tensor, axes, dim, "reduce_scatter", where)
-        return self._start("reduce_scatter", (tensor,), axes, (("dim", dim), ("reduce", reduce)), where)[0]
+        return self._start_one("reduce_scatter", tensor, axes, (("dim", dim), ("reduce", reduce)), where)
 
     def all_to_all_start(
         self, tensor: Tensor, axes: Sequence[str], split_dim: int, concat_dim: int, where: str = ""
@@ -254,11 +254,11 @@ class InProcessCommunicator:
         """See `Communicator.all_to_all_start`."""
         self._check_divisible(tensor, axes, split_dim, "all_to_all", where)
         options = (("split_dim", split_dim), ("concat_dim", concat_dim))
-        return self._start("all_to_all", (tensor,), axes, options, where)[0]
+        return self._start_one("all_to_all", tensor, axes, options, where)
 
     def permute_start(self, tensor: Tensor, axes: Sequence[str], shift: int, where: str = "") -> _Handle:
         """See `Communicator.permute_start`."""
-        return self._start("permute", (tensor,), axes, (("shift", shift),), where)[0]
+        return self._start_one("permute", tensor, axes, (("shift", shift),), where)
 
     def all_to_all_rows_start(
         self,
@@ -318,6 +318,12 @@ class InProcessCommunicator:
     def close(self) -> None:
         """Do nothing: the group owns all resources."""
 
+    def _start_one(
+        self, op: str, tensor: Tensor, axes: Sequence[str], options: tuple[tuple[str, object], ...], where: str
+    ) -> _Handle:
+        call = Call(op, (tensor.shape,), tensor.dtype, options, where)
+        return _Handle(self._group, self._joined(axes, call, (tensor,)), self.rank, 0)
+
     def _start(
         self,
         op: str,
@@ -326,15 +332,19 @@ class InProcessCommunicator:
         options: tuple[tuple[str, object], ...],
         where: str,
     ) -> list[_Handle]:
+        call = Call(op, tuple(tensor.shape for tensor in tensors), tensors[0].dtype, options, where)
+        rendezvous = self._joined(axes, call, tensors)
+        return [_Handle(self._group, rendezvous, self.rank, index) for index in range(len(tensors))]
+
+    def _joined(self, axes: Sequence[str], call: Call, tensors: Sequence[Tensor]) -> Rendezvous:
+        """The next rendezvous of this rank's group over some axes."""
         key = tuple(axes)
         members = self._members.get(key)
         if members is None:
             members = self._members[key] = self._group.mesh.group(self.rank, key)
         number = self.collective_counts.get(members, 0)
         self.collective_counts[members] = number + 1
-        call = Call(op, tuple(tuple(tensor.shape) for tensor in tensors), tensors[0].dtype, options, where)
-        rendezvous = self._group.join(self.rank, members, number, call, tensors)
-        return [_Handle(self._group, rendezvous, self.rank, index) for index in range(len(tensors))]
+        return self._group.join(self.rank, members, number, call, tensors)
 
     def _check_divisible(self, tensor: Tensor, axes: Sequence[str], dim: int, op: str, where: str) -> None:
         if tensor.shape[dim] % self.size(axes):

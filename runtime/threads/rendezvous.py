@@ -45,8 +45,8 @@ class Call:
     def part(self, index: int) -> dict[str, object]:
         """The options for tensor `index`: of the dims of a bucket, its own."""
         options = dict(self.options)
-        dims = options.pop("dims", None)
-        return options | ({"dim": dims[index]} if isinstance(dims, tuple) else {})
+        dims = options.get("dims")
+        return {**options, "dim": dims[index]} if isinstance(dims, tuple) else options
 
 
 class Rendezvous:
@@ -107,13 +107,14 @@ COALESCED = "_coalesced"
 
 def shared_result(call: Call, tensors: list[Tensor], index: int = 0) -> Tensor | None:
     """The result that all members share, or None where each gets its own; `index` is the tensor's in a bucket."""
-    options, op = call.part(index), call.op.removesuffix(COALESCED)
+    op = call.op.removesuffix(COALESCED)
+    if op not in ("all_reduce", "all_gather"):
+        return None
+    options = call.part(index)
     with torch.no_grad():
         if op == "all_reduce":
             return _reduced(tensors, str(options["reduce"]))
-        if op == "all_gather":
-            return torch.cat(tensors, dim=_integer(options["dim"]))
-    return None
+        return torch.cat(tensors, dim=_integer(options["dim"]))
 
 
 def own_result(call: Call, tensors: list[Tensor], position: int, index: int = 0) -> Tensor:

@@ -194,3 +194,53 @@ func.func @main(%x: tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32> {
   return %0 : tensor<4xf32>
 }
 }
+
+// -----
+// RUN: stretto opt -p "start-collectives{max-in-flight=64}" %s | filecheck %s
+
+// Two sums of 16 bytes have 64 bytes under way, with operands and results. The third starts behind the wait for the
+// first, the fourth behind that for the second.
+
+// CHECK: %[[A:.+]] = "comm.all_reduce_start"(%arg0)
+// CHECK-NEXT: %[[B:.+]] = "comm.all_reduce_start"(%arg1)
+// CHECK-NEXT: "comm.wait"(%[[A]])
+// CHECK-NEXT: %[[C:.+]] = "comm.all_reduce_start"(%arg2)
+// CHECK-NEXT: "comm.wait"(%[[B]])
+// CHECK-NEXT: %[[D:.+]] = "comm.all_reduce_start"(%arg3)
+// CHECK-NEXT: "comm.wait"(%[[C]])
+// CHECK-NEXT: "comm.wait"(%[[D]])
+// CHECK-NEXT: return
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%a: tensor<4xf32, {tp = "partial(sum)"}>, %b: tensor<4xf32, {tp = "partial(sum)"}>, %c: tensor<4xf32, {tp = "partial(sum)"}>, %d: tensor<4xf32, {tp = "partial(sum)"}>) -> (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%a) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = "comm.all_reduce"(%b) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %2 = "comm.all_reduce"(%c) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %3 = "comm.all_reduce"(%d) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  return %0, %1, %2, %3 : tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>
+}
+}
+
+// -----
+// RUN: stretto opt -p "start-collectives{max-in-flight=0}" %s | filecheck %s
+
+// A wait stays behind a send, which another rank may need before it starts the same sum.
+
+// CHECK-LABEL: func.func @main_0
+// CHECK: %[[A:.+]] = "comm.all_reduce_start"(%arg0)
+// CHECK-NEXT: %[[B:.+]] = "comm.all_reduce_start"(%arg0)
+// CHECK-NEXT: "comm.send"
+// CHECK-NEXT: "comm.wait"(%[[A]])
+// CHECK-NEXT: "comm.wait"(%[[B]])
+// CHECK-LABEL: func.func @main_1
+module attributes {comm.level = "comm", comm.mesh = [["pp", 2], ["tp", 2], ["microbatch", 1]], comm.pipeline = "pp"} {
+func.func @main_0(%x: tensor<4xf32> {aten.argument = {order = 0 : i64}}) -> (tensor<4xf32> {aten.argument = {order = 0 : i64}}, tensor<4xf32> {aten.argument = {order = 1 : i64}}) {
+  %0 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "max"} : (tensor<4xf32>) -> tensor<4xf32>
+  %1 = "comm.all_reduce"(%x) {axes = ["tp"], reduce = "min"} : (tensor<4xf32>) -> tensor<4xf32>
+  "comm.send"(%x) {axis = "pp", peer = 1 : i64} : (tensor<4xf32>) -> ()
+  return %0, %1 : tensor<4xf32>, tensor<4xf32>
+}
+func.func @main_1() {
+  %a = "comm.receive"() {axis = "pp", peer = 0 : i64, size = array<i64: 4>, dtype = f32} : () -> tensor<4xf32>
+  return
+}
+}
