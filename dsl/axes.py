@@ -17,8 +17,9 @@ from .mesh import Mesh
 from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed
+from .zero import Zero
 
-_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers
+_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers | Zero
 
 
 @dataclass(frozen=True)

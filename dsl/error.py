@@ -37,6 +37,7 @@ class PlanCode(StrEnum):
     DUPLICATE_PIPELINE = "E0125"
     PIPELINE_AXIS = "E0126"
     DUPLICATE_SCHEDULE = "E0127"
+    BAD_ZERO = "E0128"
 
 
 class WrittenCode(StrEnum):

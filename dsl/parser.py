@@ -17,11 +17,13 @@ from .schedule import WrittenSchedule, read_schedule
 from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters, read_shard, read_store
 from .source import Source
 from .syntax import unexpected_character, unexpected_token
+from .zero import Zero, read_zero
 
 Statement = (
     NamedAxes
     | ShardParameters
     | StoreParameters
+    | Zero
     | ShardActivations
     | ShardInputs
     | ShardBuffers
@@ -36,6 +38,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "axes": read_axes,
     "shard": read_shard,
     "store": read_store,
+    "zero": read_zero,
     "precision": read_precision,
     "pipeline": read_pipeline,
     "schedule": read_schedule,

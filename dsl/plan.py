@@ -18,6 +18,7 @@ from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, ShardBuffers, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, similar_path
+from .zero import Zero
 
 _DATA = "dp"
 """The name of axes that shard the batch of the inputs unless a statement says otherwise."""
@@ -48,16 +49,19 @@ class Plan:
     def __post_init__(self) -> None:
         check_names(self.named_axes, self.mesh)
         axes_by_name = {statement.name: statement.axes for statement in self.named_axes}
-        used = {axis for s in self.statements if isinstance(s, Sharding) for axis in s.axes if axis in axes_by_name}
+        used = {a for s in self.statements if isinstance(s, Sharding | Zero) for a in s.axes if a in axes_by_name}
         object.__setattr__(self, "used_names", self.used_names | used)
-        replaced = (with_axes_of_mesh(s, axes_by_name) if isinstance(s, Sharding) else s for s in self.statements)
+        replaced = (
+            with_axes_of_mesh(s, axes_by_name) if isinstance(s, Sharding | Zero) else s for s in self.statements
+        )
         object.__setattr__(self, "statements", tuple(replaced))
         for statement in self.statements:
-            if isinstance(statement, Sharding | Pipeline):
+            if isinstance(statement, Sharding | Zero | Pipeline):
                 self._check_axes_exist(statement)
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
         self._check_activations_beside_inputs()
+        self._check_zero_axes()
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
@@ -102,9 +106,9 @@ class Plan:
         return tuple(statement for statement in self.statements if isinstance(statement, ShardParameters))
 
     @property
-    def stored(self) -> tuple[StoreParameters, ...]:
+    def stored(self) -> tuple[StoreParameters | Zero, ...]:
         """The statements that shard the stored placement of parameters, in order."""
-        return tuple(statement for statement in self.statements if isinstance(statement, StoreParameters))
+        return tuple(statement for statement in self.statements if isinstance(statement, StoreParameters | Zero))
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:
@@ -153,7 +157,7 @@ class Plan:
         """The written schedules, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, WrittenSchedule))
 
-    def _check_axes_exist(self, statement: Sharding | Pipeline) -> None:
+    def _check_axes_exist(self, statement: Sharding | Zero | Pipeline) -> None:
         named = {each.name: each.axes for each in self.named_axes}
         for index, axis in enumerate(statement.axes):
             if axis not in self.mesh.names:
@@ -181,6 +185,20 @@ class Plan:
                         help="shard the activations over another axis",
                     )
 
+    def _check_zero_axes(self) -> None:
+        """What ranks of an axis hold in common can be cut over it: they share a model, and have different inputs."""
+        cut = {axis for statement in self.inputs for axis in statement.axes}
+        for statement in (s for s in self.statements if isinstance(s, Zero)):
+            for index, axis in enumerate(statement.axes):
+                if axis not in cut and (self.pipeline is None or axis != self.pipeline.axis):
+                    raise PlanError(
+                        PlanCode.BAD_ZERO,
+                        f'no input is cut over "{axis}", so its ranks have no gradients of their own to scatter',
+                        span=statement.places.axis(index),
+                        expected=f"expected {listed([a for a in self.mesh.names if a in cut] or ['a data axis'])}",
+                        help=f"add shard inputs batch over {axis}, or store parameters over it with store",
+                    )
+
     def _check_pipeline_axis(self, pipeline: Pipeline) -> None:
         """The pipeline axis may shard only vocabularies, and no mesh axis may be called as the microbatch axis."""
         if MICROBATCH_AXIS in self.mesh.names:
@@ -193,7 +211,8 @@ class Plan:
             )
         axis = pipeline.axis
         for statement in (*self.parameters, *self.stored, *self.activations, *self.inputs, *self.buffers):
-            if axis in statement.axes and statement.layout is not Role.VOCAB:
+            is_vocab = not isinstance(statement, Zero) and statement.layout is Role.VOCAB
+            if axis in statement.axes and not is_vocab:
                 other_use = f"{statement.subject} are sharded over it"
                 if statement not in self.statements:
                     other_use = f'an axis named "{_DATA}" shards the batch of the inputs'

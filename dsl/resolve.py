@@ -1,4 +1,7 @@
-"""Resolve the globs of a plan's `shard` and `store` statements: which dim of each parameter each axis shards."""
+"""Resolve the globs of a plan's `shard` statements: which dim of each parameter each axis shards.
+
+`resolve_stored.py` adds what `store` and `zero` say.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from .error import PlanCode, PlanError
 from .plan import Plan
 from .shard import Dim, Role, ShardParameters, StoreParameters, layout_dim
 from .spelling import listed, range_text, shape_text
+from .zero import Zero
 
 
 class OwnerKind(StrEnum):
@@ -92,51 +96,6 @@ def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple
     return tuple(_resolve(plan, parameter) for parameter in parameters)
 
 
-def resolve_stored_placements(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
-    """The stored placement of each parameter, by `shard` and by `store`: the dim that each axis shards.
-
-    Axes that shard the same dim nest in this order; those of `store` nest inside of those of `shard`.
-    Raises the errors of `resolve_parameters` and `resolve_store_statements`.
-    """
-    computed = resolve_parameters(plan, parameters)
-    stored = resolve_store_statements(plan, parameters, computed)
-    return tuple({**sharding.dims, **by_axis} for sharding, by_axis in zip(computed, stored, strict=True))
-
-
-def resolve_store_statements(
-    plan: Plan, parameters: Sequence[ParameterInfo], computed: Sequence[ParameterSharding]
-) -> tuple[Mapping[str, int], ...]:
-    """What `store` adds to the `computed` placement of each parameter: the dim that each further axis shards.
-
-    The last `store` statement that matches decides. Raises PlanError for a dim that a parameter does not have (E0115)
-    and for an axis that shards the parameter already (E0112).
-    """
-    return tuple(_stored(plan, each, sharding) for each, sharding in zip(parameters, computed, strict=True))
-
-
-def _stored(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) -> Mapping[str, int]:
-    if not parameter.shape:
-        return {}  # a number has no dim to cut
-    for statement in reversed(plan.stored):
-        name = next((name for name in parameter.names if matches(statement, name)), None)
-        if name is None:
-            continue
-        assert isinstance(statement.layout, Dim), "the grammar takes no role"
-        dim = _numbered(statement.layout, statement, name, parameter.shape)
-        for index, axis in enumerate(statement.axes):
-            if axis in computed.dims:
-                raise PlanError(
-                    PlanCode.AXIS_USED_TWICE,
-                    f'the axis "{axis}" shards "{name}" already: a parameter is stored over other axes than it is '
-                    "computed with",
-                    span=statement.places.axis(index),
-                    notes=(("it is sharded here", computed.span),),
-                    help="store it over an axis that no shard statement of it names",
-                )
-        return dict.fromkeys(statement.axes, dim)
-    return {}
-
-
 def _owner(name: str) -> str:
     """The name of the module that owns the parameter; empty for the model itself."""
     return name.rpartition(".")[0]
@@ -145,9 +104,8 @@ def _owner(name: str) -> str:
 def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
     names = dict.fromkeys(name for parameter in parameters for name in parameter.names)
     known = dict.fromkeys(text for name in names for text in (name, _owner(name)) if text)
-    statements: tuple[ShardParameters | StoreParameters, ...] = (*plan.parameters, *plan.stored)
-    for statement in statements:
-        for index, pattern in enumerate(statement.patterns):
+    for statement in (*plan.parameters, *plan.stored):
+        for index, pattern in enumerate(statement.only if isinstance(statement, Zero) else statement.patterns):
             if not any(globs.matches(pattern, text) for text in known):
                 raise _no_match(pattern, statement.places.pattern(index), tuple(known))
 
@@ -186,7 +144,7 @@ def _last_match(plan: Plan, name: str) -> ShardParameters | None:
     return None
 
 
-def matches(statement: ShardParameters | StoreParameters, name: str) -> bool:
+def matches(statement: ShardParameters | StoreParameters | Zero, name: str) -> bool:
     """Whether a pattern of the statement matches a parameter's name or its owner's."""
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 
@@ -195,7 +153,7 @@ def _dims(statement: ShardParameters, name: str, parameter: ParameterInfo) -> di
     """By axis, the dim that the statement shards of a parameter it matched by `name`."""
     layout = statement.layout
     dim = (
-        _numbered(layout, statement, name, parameter.shape)
+        numbered_dim(layout, statement, name, parameter.shape)
         if isinstance(layout, Dim)
         else _by_role(layout, statement, name, parameter)
     )
@@ -204,7 +162,8 @@ def _dims(statement: ShardParameters, name: str, parameter: ParameterInfo) -> di
     return dict.fromkeys(statement.axes, dim)
 
 
-def _numbered(layout: Dim, statement: ShardParameters | StoreParameters, name: str, shape: tuple[int, ...]) -> int:
+def numbered_dim(layout: Dim, statement: ShardParameters | StoreParameters, name: str, shape: tuple[int, ...]) -> int:
+    """A dim by its number. Raises PlanError E0115 where a parameter that the statement matches by `name` lacks it."""
     dim = layout_dim(layout, len(shape))
     if dim is not None:
         return dim

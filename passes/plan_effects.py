@@ -11,8 +11,10 @@ from ..dsl.pipeline import MICROBATCH_AXIS, Pipeline
 from ..dsl.plan import Plan
 from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
+from ..dsl.resolve_stored import Storage
 from ..dsl.schedule import WrittenSchedule
 from ..dsl.shard import ShardActivations, ShardInputs, ShardParameters, StoreParameters
+from ..dsl.zero import Zero
 from .base import Remark, RemarkKind
 
 _PASS = "place-arguments"
@@ -27,8 +29,8 @@ class Decisions:
     parameters: tuple[ParameterSharding, ...]
     inputs: tuple[Mapping[str, int], ...]
     """The dim that each axis shards, for each input that is the batch or that a statement names."""
-    stored: Mapping[str, Mapping[str, int]]
-    """For each parameter that `store` decides, by name: the dim that each axis shards in the stored placement alone."""
+    stored: Mapping[str, Storage]
+    """For each parameter, by name: what `store` or `zero` adds to its placement."""
     replicated_inputs: tuple[str, ...]
     """The names of inputs that are replicated."""
 
@@ -50,9 +52,8 @@ class Decisions:
                 continue
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)
-            elif isinstance(statement, StoreParameters):
-                stores = self._stored_by(statement)
-                effects[key_of(index)] = "" if stores else "later statements decide for everything that it matches"
+            elif isinstance(statement, StoreParameters | Zero):
+                effects[key_of(index)] = "" if self._stored_by(statement) else self._why_not_stored(statement)
             elif isinstance(statement, ShardInputs):
                 cut = any(set(statement.axes) & dims.keys() for dims in self.inputs)
                 effects[key_of(index)] = "" if cut else "no input has the dim that it cuts"
@@ -65,7 +66,8 @@ class Decisions:
         for statement in self.plan.statements:
             if isinstance(statement, ShardParameters):
                 count, kind = len(self._cut(statement)), "parameters"
-            elif isinstance(statement, StoreParameters):
+            elif isinstance(statement, StoreParameters | Zero):
+                remarks += self._left_whole(statement)
                 count, kind = len(self._stored_by(statement)), "stored parameters"
             elif isinstance(statement, ShardInputs):
                 count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
@@ -131,13 +133,34 @@ class Decisions:
             if parameter.dims and any(s is statement for s in parameter.decided_by)
         ]
 
-    def _stored_by(self, statement: StoreParameters) -> list[str]:
-        """The parameters whose stored placement a statement decides: the last that matches."""
+    def _stored_by(self, statement: StoreParameters | Zero) -> list[str]:
+        """The parameters that a statement stores in parts."""
+        return [name for name, storage in self.stored.items() if storage.statement is statement and storage.dims]
+
+    def _whole(self, statement: StoreParameters | Zero) -> list[str]:
+        """The parameters that a statement decides about and stores as they are computed with."""
+        return [name for name, storage in self.stored.items() if storage.statement is statement and not storage.dims]
+
+    def _why_not_stored(self, statement: StoreParameters | Zero) -> str:
+        """Why a statement stores no parameter in parts."""
+        if self._whole(statement):
+            return "what it matches is cut over its axes already, or too small for it"
+        return "later statements decide for everything that it matches"
+
+    def _left_whole(self, statement: StoreParameters | Zero) -> list[Remark]:
+        """Remarks on parameters that a `zero` statement leaves as they are, for their size or for being cut already."""
+        if not isinstance(statement, Zero):
+            return []
+        dims = {parameter.name: parameter.dims for parameter in self.parameters}
+        whole = self._whole(statement)
+        cut = tuple(name for name in whole if {*statement.axes} <= dims[name].keys())
+        small = tuple(name for name in whole if name not in cut)
+        axes = ", ".join(statement.axes)
+        reasons = {f"cut over {axes} already": cut, f"smaller than {statement.least_bytes} bytes in fp32": small}
         return [
-            parameter.name
-            for parameter in self.parameters
-            if parameter.name in self.stored
-            and next(s for s in reversed(self.plan.stored) if any(matches(s, n) for n in parameter.names)) is statement
+            Remark(_PASS, RemarkKind.MISSED, f"not cut over {axes}: {_listed(names)} ({why})", span=statement.span)
+            for why, names in reasons.items()
+            if names
         ]
 
     def _is_trivial(self, axes: tuple[str, ...]) -> bool:

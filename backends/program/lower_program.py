@@ -300,6 +300,7 @@ def _input(record: Record, type_: TensorType, slot: int, mesh: Mesh) -> Input:
         aliases=tuple(record.get("aliases", ())),
         requires_grad=bool(record.get("requires_grad", False)),
         index=record["index"] if record["index"] >= 0 else None,
+        stored_over=tuple(record.get("stored", ())),
     )
 
 

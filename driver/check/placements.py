@@ -14,6 +14,7 @@ from torch import nn
 
 from ...dsl.plan import Plan
 from ...dsl.shard import Dim, Role, ShardParameters, StoreParameters
+from ...dsl.zero import Zero
 from ...runtime.checks.report import PLACEMENT, CheckRow, Verdict
 from ...runtime.program.program import Program
 from ...runtime.program.records import Input
@@ -42,11 +43,12 @@ def _cuts_of(program: Program, parameter: Input) -> Cuts:
 
 
 def _cuts_said(plan: Plan, model: nn.Module, parameter: Input) -> Cuts:
-    """The last `shard` statement that matches decides, and the last `store` statement adds its axes inside of those."""
+    """The last `shard` statement that matches decides; the last `store` or `zero` adds its axes inside of those."""
     sizes = dict(plan.mesh.axes)
     axes_of_dim: dict[int, tuple[str, ...]] = {}
-    for kind in (ShardParameters, StoreParameters):
-        decided = _decided([s for s in plan.statements if isinstance(s, kind)], model, parameter)
+    for kinds in (ShardParameters, StoreParameters | Zero):
+        statements = [s for s in plan.statements if isinstance(s, kinds)]
+        decided = _decided(statements, model, parameter, axes_of_dim, sizes)
         for axis, dim in decided.items():
             if sizes[axis] > 1:
                 axes_of_dim[dim] = (*axes_of_dim.get(dim, ()), axis)
@@ -54,15 +56,35 @@ def _cuts_said(plan: Plan, model: nn.Module, parameter: Input) -> Cuts:
 
 
 def _decided(
-    statements: Sequence[ShardParameters | StoreParameters], model: nn.Module, parameter: Input
+    statements: Sequence[ShardParameters | StoreParameters | Zero],
+    model: nn.Module,
+    parameter: Input,
+    computed: Cuts,
+    sizes: Mapping[str, int],
 ) -> Mapping[str, int]:
     """By axis, in the statement's order, the dim that the last statement shards that matches one of the names."""
     for statement in reversed(statements):
         for name in (parameter.name, *parameter.aliases):
             if parameter.shape and any(_covers(pattern, name) for pattern in statement.patterns):
+                if isinstance(statement, Zero):
+                    return _cut_by_zero(statement, parameter, computed, sizes)
                 dim = _dim(statement, model, name, len(parameter.shape))
                 return {} if dim is None else dict.fromkeys(statement.axes, dim)
     return {}
+
+
+def _cut_by_zero(statement: Zero, parameter: Input, computed: Cuts, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """The longest dim that all ranks divide, rather one that nothing else cuts; else dim 0."""
+    held = {axis for axes in computed.values() for axis in axes}
+    left = [axis for axis in statement.axes if axis not in held]
+    shape = parameter.shape
+    if 4 * math.prod(shape) < statement.least_bytes:
+        return {}
+    ranks = {d: math.prod(sizes[axis] for axis in (*left, *computed.get(d, ()))) for d in range(len(shape))}
+    dividing = [d for d in ranks if not shape[d] % ranks[d]]
+    candidates = [d for d in dividing if not computed.get(d)] or dividing or [0]
+    longest = max(shape[d] for d in candidates)
+    return dict.fromkeys(left, next(d for d in candidates if shape[d] == longest))
 
 
 def _covers(pattern: str, name: str) -> bool:

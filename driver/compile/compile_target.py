@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import fill
 
 from ...dsl.plan import Plan
-from ...dsl.resolve import resolve_stored_placements
+from ...dsl.resolve_stored import resolve_stored_placements
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import compute_dtype
 from ...frontend.captured import Mode

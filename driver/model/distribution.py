@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan, check_world
-from ...dsl.resolve import resolve_stored_placements
+from ...dsl.resolve_stored import resolve_stored_placements
 from ...frontend.capture.call import BoundCall
 from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import check_parameters

@@ -19,10 +19,11 @@ from torch.fx import traceback as fx_traceback
 from torch.nn import functional as F
 
 from ...diagnostics import StrettoError
+from ...dsl import globs
 from ...dsl.parser import Statement
 from ...dsl.plan import Plan
-from ...dsl.resolve import matches
 from ...dsl.shard import ShardParameters, StoreParameters
+from ...dsl.zero import Zero
 from ...frontend.capture.traced import MODEL_ATTRIBUTE
 from .compiled_module import CompiledModule
 from .plan_source import find_plan
@@ -246,17 +247,33 @@ def _path_in_model(path: str) -> str:
 def _restricted(plan: Plan, module: nn.Module) -> Plan:
     """The plan without the patterns that match nothing here: their parameters are in another graph of the model."""
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    texts = dict.fromkeys(text for name in names for text in (name, name.rpartition(".")[0]))
     statements: list[Statement] = []
     for statement in plan.statements:
-        if not isinstance(statement, ShardParameters | StoreParameters):
+        patterns = _patterns(statement)
+        if not patterns:
             statements.append(statement)
             continue
-        kept = tuple(p for p in statement.patterns if any(matches(replace(statement, patterns=(p,)), n) for n in names))
-        for pattern in statement.patterns:
+        kept = tuple(p for p in patterns if any(globs.matches(p, text) for text in texts))
+        for pattern in patterns:
             if pattern not in kept:
                 _log.info('pattern "%s" of the plan matches nothing in this graph', pattern)
         if kept:
-            statements.append(statement if kept == statement.patterns else replace(statement, patterns=kept))
+            statements.append(statement if kept == patterns else _with_patterns(statement, kept))
     if names and plan.parameters and not any(isinstance(statement, ShardParameters) for statement in statements):
         _log.warning("no pattern of the plan matches a parameter of this graph: %s", ", ".join(names[:_SHOWN]))
     return replace(plan, statements=tuple(statements))
+
+
+def _patterns(statement: Statement) -> tuple[str, ...]:
+    """The patterns of a statement that must match a parameter."""
+    if isinstance(statement, Zero):
+        return statement.only
+    return statement.patterns if isinstance(statement, ShardParameters | StoreParameters) else ()
+
+
+def _with_patterns(statement: Statement, patterns: tuple[str, ...]) -> Statement:
+    if isinstance(statement, Zero):
+        return replace(statement, only=patterns)
+    assert isinstance(statement, ShardParameters | StoreParameters), "other statements have no such patterns"
+    return replace(statement, patterns=patterns)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ...runtime.lanes.names import named_lanes
@@ -42,11 +42,21 @@ class PlacedTensors:
     """Further names of a tied parameter."""
     stages: tuple[int, ...] | None = None
     """In a pipeline: the stages that hold it; None for all."""
+    stored_over: tuple[str, ...] = ()
+    """The axes that shard it where it is stored alone."""
 
     @property
     def placement(self) -> str:
         """The sharding: "dim 0 over tp", or "replicated"."""
         return "; ".join(_shard_text(shard) for shard in self.shards) or "replicated"
+
+    @property
+    def computed(self) -> str:
+        """The sharding of what is computed with: the placement without the axes over which a use gathers."""
+        kept = [replace(s, axes=tuple(a for a in s.axes if a not in self.stored_over)) for s in self.shards]
+        return (
+            "; ".join(f"dim {shard.dim} over {', '.join(shard.axes)}" for shard in kept if shard.axes) or "replicated"
+        )
 
     @property
     def global_bytes(self) -> int:
@@ -58,6 +68,7 @@ class PlacedTensors:
             "name": self.name, "count": len(self.names), "names": list(self.names), "aliases": list(self.aliases),
             "kind": self.kind, "shape": list(self.shape), "local_shape": list(self.local_shape), "dtype": self.dtype,
             "placement": self.placement, "shards": [shard.to_json() for shard in self.shards],
+            "computed": self.computed if self.stored_over else self.placement,
             "bytes_per_rank": self.bytes_per_rank, "stages": None if self.stages is None else list(self.stages),
         }  # fmt: skip
 
@@ -239,6 +250,7 @@ def _placed(tensors: Sequence[Input]) -> tuple[PlacedTensors, ...]:
             tensor.dtype,
             tensor.shards,
             tensor.stages,
+            tensor.stored_over,
             len(tensor.aliases),
         )
         groups.setdefault(key, []).append(tensor)
@@ -252,7 +264,7 @@ def _group(members: Sequence[Input]) -> PlacedTensors:
     aliases = tuple(name for tensor in members for name in tensor.aliases if name != tensor.name)
     return PlacedTensors(
         folded(names), tuple(names), first.kind, first.shape, on_rank, first.dtype, first.shards, bytes_per_rank,
-        aliases, first.stages,
+        aliases, first.stages, first.stored_over,
     )  # fmt: skip
 
 

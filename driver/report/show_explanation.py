@@ -129,16 +129,20 @@ def _others(explanation: Explanation) -> None:
 def _placed(tensors: tuple[PlacedTensors, ...], explanation: Explanation) -> None:
     rows: list[tuple[str, ...]] = []
     stage = ("stage",) if explanation.stages else ()
+    stored = any(entry.stored_over for entry in tensors)
     for entry in tensors:
+        placements = (entry.placement, entry.computed if entry.stored_over else entry.placement)
         tied = f" = {', '.join(entry.aliases[:_NAMES_SHOWN])}" if entry.aliases and len(entry.names) == 1 else ""
         times = f"{len(entry.names)} x" if len(entry.names) > 1 else ""
         rows.append(
             (
-                entry.name + tied, times, shape_text(entry.shape), entry.placement, shape_text(entry.local_shape),
-                size_text(entry.bytes_per_rank), *(_stages_text(entry.stages) for _ in stage),
+                entry.name + tied, times, shape_text(entry.shape), *placements[: 1 + stored],
+                shape_text(entry.local_shape), size_text(entry.bytes_per_rank),
+                *(_stages_text(entry.stages) for _ in stage),
             )
         )  # fmt: skip
-    table(("name", "", "shape", "placement", "local shape", "bytes", *stage), rows, right=("", "bytes"))
+    columns = ("stored", "computed") if stored else ("placement",)
+    table(("name", "", "shape", *columns, "local shape", "bytes", *stage), rows, right=("", "bytes"))
 
 
 def _stages_text(stages: tuple[int, ...] | None) -> str:

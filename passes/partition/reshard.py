@@ -3,7 +3,8 @@
 In this order: partial sums are reduce-scattered where the target shards them, else all-reduced; shards that the target
 does not have are gathered, or moved to another dim by an all-to-all; dims that the target shards are sliced; a
 replicated value that the target has partial is zeroed on all ranks but the first.
-A sum over microbatches is reduced before any reduce-scatter over ranks, so that ranks reduce once.
+A sum over microbatches that the target does not keep is reduced before any reduce-scatter over ranks, so that ranks
+reduce once.
 Nested shards (two axes on one dim) are gathered and sliced innermost first where chunks nest evenly; otherwise the dim
 is gathered whole and sliced again.
 """
@@ -87,9 +88,8 @@ class Resharder:
     def _reduce(self, target: Placement) -> None:
         all_reduced: dict[Reduce, list[str]] = {}
         over_microbatches = self.placement.on(MICROBATCH)
-        if isinstance(over_microbatches, Partial) and any(
-            isinstance(target.on(axis), Shard) for axis, _ in self.placement.partial
-        ):
+        scatters = any(isinstance(target.on(axis), Shard) for axis, _ in self.placement.partial)
+        if isinstance(over_microbatches, Partial) and target.on(MICROBATCH) != over_microbatches and scatters:
             remaining = tuple(p for p in self.placement.partial if p[0] != MICROBATCH)
             self._emit(
                 ALL_REDUCE, replace(self.placement, partial=remaining), [MICROBATCH], str(over_microbatches.reduce)

@@ -135,9 +135,16 @@ class MicrobatchAnalysis:
                 raise coupled_microbatches(node, anchored)
         late = [v for node in self.late for v in node.values]
         self.after = graph.dependents(late) - set(self.late)
+        scattered = self._scattered_each()
         for node in self.late:
-            if node.name == ALL_REDUCE:
+            if node.name == ALL_REDUCE and node not in scattered:
                 self._sink(node.operands[0])
+
+    def _scattered_each(self) -> set[Node]:
+        """The sums over microbatches that make gradients which ranks reduce for each microbatch (`zero` 2 and 3)."""
+        each = {record["name"] for _, record in self.graph.arguments if record.get("scatter") == "each"}
+        gradients = [v for v, r in self.graph.results if r.get("kind") == "gradient" and r["name"] in each]
+        return self.graph.cone(gradients, within={*self.after, *self.late})
 
     def _sink(self, value: Value) -> None:
         """Move nodes behind the sum over microbatches that commute with it and have no other use."""

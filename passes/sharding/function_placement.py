@@ -104,7 +104,8 @@ class FunctionPlacement:
             self._rewrite_operation(op)
         for result in flatten(results_of(op)):
             if result in self.targets.placements and result in self.values:
-                self.values.commit(result, self.values.move(result, self._target(result), op, is_last=True))
+                for target in self.targets.steps(result, self.values[result].placement, self.mesh):
+                    self.values.commit(result, self.values.move(result, target, op, is_last=True))
 
     def _rewrite_operation(self, op: Operation) -> None:
         call = read(op)

@@ -12,6 +12,9 @@ the dtype that is computed in. Each use has a number, `use`. Without it `cse`
 would merge the gathers of the forward and the backward, and keep the whole parameter in between. Gradients end in the
 stored placement (`propagate-placements`), so their sums are reduce-scattered.
 
+Where the argument's record says `gather = "once"` (levels 1 and 2 of `zero`, and `keep forward`), the first gather
+serves all uses, and the whole parameter lives from the forward to the backward.
+
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.
 Source: ZeRO, stage 3 (arXiv:1910.02054), and PyTorch's FSDP (arXiv:2304.11277).
 """
@@ -54,7 +57,8 @@ class GatherParameters(Pass):
             computed = placement.without(record["stored"])
             for value in _with_casts(argument):
                 gathered_type = to_mlir(from_mlir(value.type).placed(computed, module.mesh))
-                for use in _uses(main, value):
+                once = record.get("gather") == "once"
+                for use in _uses(main, value, once=once):
                     with context(), mlir.InsertionPoint(use[0]):
                         [gathered] = build(Call(RESHARD, (value,)), [gathered_type], use[0].location)
                     set_use(gathered.owner, count)
@@ -88,13 +92,13 @@ def _retype_arguments(function: Operation, call: Operation, gathered: Value) -> 
     refresh_type(function)
 
 
-def _uses(main: Operation, argument: Value) -> Sequence[Sequence[Operation]]:
-    """The operations that use a parameter, in order; each group shares a gather."""
+def _uses(main: Operation, argument: Value, *, once: bool) -> Sequence[Sequence[Operation]]:
+    """The operations that use a parameter, in order; each group shares a gather, and with `once` there is one."""
     reading = set(users(argument))
     groups: dict[_Use, list[Operation]] = {}
     for op in operations(main):
         if op in reading and op.operation.name != "func.return" and not _is_cast(op):
             origin = from_location(op.location)
             key: _Use = (op,) if callee(op) is not None else (origin.module_path, origin.backward)
-            groups.setdefault(key, []).append(op)
+            groups.setdefault(() if once else key, []).append(op)
     return list(groups.values())

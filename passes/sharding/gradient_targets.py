@@ -31,6 +31,17 @@ class GradientTargets:
     """Casts of gradients before their reduction: they leave the gradient partial."""
     delayed: frozenset[Value]
     """Gradients of parameters that stay unreduced; the caller sums them."""
+    scattered: frozenset[Value] = frozenset()
+    """Gradients that are reduced over ranks for each microbatch, before they are summed over microbatches."""
+
+    def steps(self, value: Value, present: Placement, mesh: Mesh) -> list[Placement]:
+        """The placements by which a value comes to the required one, in order."""
+        target = self.placement(value, present, mesh)
+        if value not in self.scattered or not isinstance(present.on(MICROBATCH), Partial):
+            return [target]
+        by_axis = {axis: target.on(axis) for axis, _ in mesh}
+        each = Placement.of(len(target.dims), {**by_axis, MICROBATCH: Partial()}, mesh, [target])
+        return [each, target]
 
     def placement(self, value: Value, present: Placement, mesh: Mesh) -> Placement:
         """The required placement of a value that now has the placement `present`."""
@@ -69,9 +80,11 @@ def gradient_targets(
             targets[reduced], computed[reduced] = targets[value], computed[value]
             partial_casts.update(v for v in _with_sources({reduced: targets[value]}) if _is_cast(v))
     parameters = {record.get("name") for record, _ in arguments if record.get("kind") == "parameter"}
-    gradients = (v for v, record in results if record.get("kind") == "gradient" and record.get("name") in parameters)
-    delayed = frozenset(gradients if delay_reductions else ())
-    return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed)
+    each = {record.get("name") for record, _ in arguments if record.get("scatter") == "each"} & parameters
+    gradients = [(v, record.get("name")) for v, record in results if record.get("kind") == "gradient"]
+    delayed = frozenset(v for v, name in gradients if delay_reductions and name in parameters - each)
+    scattered = frozenset(v for v, name in gradients if name in each)
+    return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed, scattered)
 
 
 def _reduced_in(value: Value, dtype: str) -> Value:

@@ -3,11 +3,11 @@
 Before   func @main(%w: tensor<64x32xf32> {aten.argument = {name = "up.weight", owner = "linear"}})
 After    func @main(%w: tensor<64x32xf32, {tp = "shard(0)"}> ..)    with  comm.mesh = [["dp", 2], ["tp", 2]]
 
-A parameter gets the placement of the last `shard` statement that matches, else it is replicated; a `store` statement
-adds its axes, which `gather-parameters` takes away again for each use. Buffers are sharded as `shard buffers` says.
-Inputs are sharded over the axes of the batch: those that the plan names as the batch, else all with as many rows as the
-first. With a pipeline the mesh also gets the microbatch axis, last, which cuts the batch too.
-With `per microbatch` the captured step is that of one microbatch, and `average-microbatches` adds the axis.
+A parameter gets the placement of the last `shard` statement that matches, else it is replicated; a `store` or `zero`
+statement adds its axes, which `gather-parameters` takes away again for each use. Buffers are sharded as `shard buffers`
+says. Inputs are sharded over the axes of the batch: those that the plan names as the batch, else all with as many rows
+as the first. With a pipeline the mesh also gets the microbatch axis, last, which cuts the batch too. With
+`per microbatch` the captured step is that of one microbatch, and `average-microbatches` adds the axis.
 Needs: level `aten`, names in `aten.argument`.   Keeps: values.
 """
 
@@ -21,9 +21,11 @@ from typing import ClassVar
 from ...diagnostics import Span, StrettoError
 from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
-from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters, resolve_store_statements
+from ...dsl.resolve import OwnerKind, ParameterInfo, ParameterSharding, resolve_parameters
+from ...dsl.resolve_stored import Storage, resolve_storage
 from ...dsl.resolve_values import batch_inputs, resolve_activations, resolve_buffers, resolve_inputs, stated_role
 from ...dsl.shard import Role
+from ...dsl.zero import Zero
 from ...ir.module import Level, Module, Record, argument_records, entry, refresh_type, set_argument_records
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Placement
@@ -55,13 +57,14 @@ class PlaceArguments(Pass):
         inputs = _input_dims(self.plan, records, types, self.padded_inputs.split(","))
         stored = _stored(self.plan, records, types, shardings)
         buffers = _buffers(self.plan, records, types)
-        dims = {**parameters, **buffers, **inputs, **{i: {**parameters[i], **by_axis} for i, by_axis in stored.items()}}
+        stored_dims = {i: {**parameters[i], **storage.dims} for i, storage in stored.items()}
+        dims = {**parameters, **buffers, **inputs, **stored_dims}
         for i, argument in enumerate(entry(main).arguments):
             placement = Placement.of_shards(len(types[i].shape), dims.get(i, {}))
             argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
         refresh_type(main)
         pass_types_on(module)
-        set_argument_records(main, [{**r, "stored": [*stored[i]]} if i in stored else r for i, r in enumerate(records)])
+        set_argument_records(main, [{**r, **_storage_record(stored.get(i))} for i, r in enumerate(records)])
         _activation_sharding(self.plan, records, types).store(module)
         per_microbatch = self.plan.pipeline is not None and self.plan.pipeline.per_microbatch
         replicated_inputs = [
@@ -74,7 +77,7 @@ class PlaceArguments(Pass):
             self.plan,
             tuple(shardings.values()),
             (*inputs.values(), *buffers.values()),
-            {records[i]["name"]: by_axis for i, by_axis in stored.items()},
+            {records[i]["name"]: storage for i, storage in stored.items()},
             tuple(replicated_inputs),
         )
         remarks = (*decisions.remarks(), *decisions.idle_axes())
@@ -102,13 +105,20 @@ def _info(record: Record, type_: TensorType) -> ParameterInfo:
 
 def _stored(
     plan: Plan, records: list[Record], types: list[TensorType], shardings: Mapping[int, ParameterSharding]
-) -> dict[int, Mapping[str, int]]:
-    """What `store` adds: the dim of a parameter that each further axis shards, by its index among the arguments."""
-    if not plan.stored:
-        return {}
+) -> dict[int, Storage]:
+    """What `store` and `zero` add to the placement of each parameter, by its index among the arguments."""
     infos = [_info(records[i], types[i]) for i in shardings]
-    resolved = resolve_store_statements(plan, infos, list(shardings.values()))
-    return {i: by_axis for i, by_axis in zip(shardings, resolved, strict=True) if by_axis}
+    return dict(zip(shardings, resolve_storage(plan, infos, list(shardings.values())), strict=True))
+
+
+def _storage_record(storage: Storage | None) -> Record:
+    """What an argument's record says of its storage: the axes, one gather a step, a scatter each microbatch."""
+    if storage is None or not storage.dims:
+        return {}
+    zero = storage.statement if isinstance(storage.statement, Zero) else None
+    gather = {"gather": "once"} if zero is not None and zero.gathers_once else {}
+    scatter = {"scatter": "each"} if zero is not None and zero.scatters_each else {}
+    return {"stored": [*storage.dims], **gather, **scatter}
 
 
 def _buffers(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:

@@ -64,12 +64,15 @@ class Input:
     """Position among the flattened user inputs, or the index of the output that a tangent belongs to."""
     stages: tuple[int, ...] | None = None
     """In a pipeline: the stages that take it (None: all)."""
+    stored_over: tuple[str, ...] = ()
+    """Of a parameter: the axes that shard it where it is stored alone; it is gathered over them to be computed with."""
 
     def to_json(self) -> dict[str, Json]:
         return {
             "name": self.name, "kind": self.kind, "aliases": list(self.aliases), "shape": list(self.shape),
             "dtype": self.dtype, "shards": [shard.to_json() for shard in self.shards], "slot": self.slot,
             "requires_grad": self.requires_grad, "index": self.index, **_stages(self.stages),
+            **({"stored_over": list(self.stored_over)} if self.stored_over else {}),
         }  # fmt: skip
 
     @staticmethod
@@ -80,6 +83,7 @@ class Input:
             dtype=fields.string("dtype"), slot=fields.integer("slot"), shards=fields.list_of("shards", Shard.from_json),
             aliases=fields.strings("aliases"), requires_grad=fields.boolean("requires_grad"),
             index=fields.integer_or_null("index"), stages=fields.optional_integers("stages"),
+            stored_over=fields.strings_or("stored_over", ()),
         )  # fmt: skip
 
 

@@ -92,6 +92,10 @@ def _tensor(tensor: Input | Output, kinds: frozenset[str], mesh: RankMesh, path:
     if tensor.kind == "random":
         require((tensor.shape, tensor.dtype) == ((2,), "int64"), f"{path}: an RNG state is two int64 numbers")
         require(not tensor.shards, f"{path}.shards: an RNG state is replicated, not sharded")
+    stored_over = tensor.stored_over if isinstance(tensor, Input) else ()
+    unsharded = sorted({*stored_over} - {*axes})
+    require(not unsharded, f"{path}.stored_over: no dim of '{tensor.name}' is sharded over '{', '.join(unsharded)}'")
+    require(len({*stored_over}) == len(stored_over), f"{path}.stored_over: an axis is listed twice")
     for index, shard in enumerate(tensor.shards):
         _shard(shard, tensor.shape, mesh, f"{path}.shards[{index}]")
 

@@ -77,6 +77,10 @@ class Fields:
         """A list of strings."""
         return self.list_of(key, _string)
 
+    def strings_or(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        """A list of strings, or `default` where the key is missing."""
+        return self.list_of_or(key, _string, default)
+
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of integers."""
         return self.list_of(key, _integer)

@@ -46,10 +46,13 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2)\nprecision {«}»", "expected params, compute or reduce"),
         ("mesh (dp=2)\nprecision { compute «}»", "expected a format such as bf16"),
         ("mesh (dp=2)\nprecision { compute bf16«»", 'expected "}", params, compute or reduce'),
-        ("mesh (dp=2)\n«=» 3", "expected a statement (mesh, axes, shard, store, precision, pipeline or schedule)"),
+        (
+            "mesh (dp=2)\n«=» 3",
+            "expected a statement (mesh, axes, shard, store, zero, precision, pipeline or schedule)",
+        ),
         (
             'mesh (dp=2)\n«"a"» columns over dp',
-            "expected a statement (mesh, axes, shard, store, precision, pipeline or schedule)",
+            "expected a statement (mesh, axes, shard, store, zero, precision, pipeline or schedule)",
         ),
     ],
 )
@@ -88,9 +91,9 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 
 
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
-    error = refused_at("mesh (dp=2)\n«zero» 1 over dp")
+    error = refused_at("mesh (dp=2)\n«recompute» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
-    assert error.expected == "expected mesh, axes, shard, store, precision, pipeline or schedule"
+    assert error.expected == "expected mesh, axes, shard, store, zero, precision, pipeline or schedule"
 
 
 def test_an_unknown_thing_to_shard_offers_the_nearest() -> None:

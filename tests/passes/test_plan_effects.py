@@ -115,6 +115,14 @@ def test_a_schedule_that_no_pipeline_names_is_warned_about_and_the_stages_axis_i
     assert str(warning.span) == "a.plan:3:1"
 
 
+def test_a_zero_statement_that_cuts_nothing_is_warned_about() -> None:
+    [small] = warnings_of("mesh (dp=2)\nzero 3 over dp { from 1MB }")
+    assert "what it matches is cut over its axes already, or too small for it" in small.message
+    [override] = warnings_of('mesh (dp=2)\nzero 3 over dp { only "up" }\nzero 1 over dp')
+    assert "later statements decide for everything that it matches" in override.message
+    assert warnings_of("mesh (dp=2)\nzero 3 over dp") == []
+
+
 def test_a_store_statement_that_later_ones_override_is_warned_about() -> None:
     [warning] = warnings_of('mesh (dp=2)\nstore "up" dim 0 over dp\nstore "*" dim 0 over dp')
     assert "later statements decide for everything that it matches" in warning.message

@@ -10,10 +10,12 @@ from stretto.driver.check import placements
 from stretto.driver.check.placements import placement_rows
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Options
-from stretto.dsl import globs, resolve
+from stretto.dsl import globs, resolve, resolve_stored
 from stretto.dsl.plan import Plan
 from stretto.dsl.resolve import OwnerKind
+from stretto.dsl.resolve_stored import Storage
 from stretto.dsl.shard import Role
+from stretto.dsl.zero import Zero
 from stretto.frontend.capture import model_parameters
 from stretto.frontend.capture.call import bind_call
 from stretto.frontend.captured import Mode
@@ -54,6 +56,8 @@ PLANS = (
     'mesh (dp=2, tp=2)\nshard "*.up" columns over tp\nstore "*" dim 0 over dp',
     'mesh (dp=2, one=1)\nshard "*" dim 0 over one\nstore "*" dim 0 over dp',
     'mesh (a=2, b=2)\nshard "*.up" columns over b, a\nshard "*.down" rows over b, a',
+    'mesh (dp=2, tp=2)\nshard "*.up" columns over tp\nshard "embed" dim 1 over dp\nzero 3 over dp { from 33B }',
+    'mesh (dp=4, tp=2)\nshard "*.down" rows over tp\nzero 1 over dp\nzero 3 over dp { only "*.up"  from 1KB }',
     'mesh (a=2, b=2, c=2)\naxes all = c, a\nshard "*.up" columns over b\nstore "*" dim -1 over all',
 )
 
@@ -105,8 +109,16 @@ FAULTS: dict[str, tuple[object, str, Any, str, str]] = {
         "layers.0.up.weight: the program has it dim 1 over a, b; the plan says dim 1 over b, a",
     ),
     "store changes nothing": (
-        resolve, "_stored", lambda *_: {}, PLANS[3],
+        resolve_stored, "_storage", lambda *_: Storage(), PLANS[3],
         "layers.0.up.bias: the program has it dim 0 over tp; the plan says dim 0 over tp, dp",
+    ),
+    "zero cuts dim 0": (
+        Zero, "cuts", lambda self, shape, *_: dict.fromkeys(self.axes, 0), PLANS[7],
+        "layers.0.down.weight: the program has it dim 0 over dp; the plan says dim 1 over dp",
+    ),
+    "zero knows no size": (
+        Zero, "is_too_small", lambda *_: False, PLANS[7],
+        "layers.0.down.bias: the program has it dim 0 over dp; the plan says whole on every rank",
     ),
 }  # fmt: skip
 

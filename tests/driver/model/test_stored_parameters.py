@@ -21,6 +21,9 @@ PLANS = {
     "beside tp": f"{TP.replace('tp=2', 'tp=2, dp=2')}{STORE}",
     "over two axes": 'mesh (dp=2, cp=2)\nshard inputs dim 1 over cp\nstore "*" dim 0 over dp, cp',
     "of some": 'mesh (dp=2)\nstore "*.weight" dim 1 over dp\nstore "*norm*", "embed*" dim 0 over dp',
+    "zero 1": "mesh (dp=2)\nzero 1 over dp",
+    "zero 2": f"{TP.replace('tp=2', 'tp=2, dp=2')}zero 2 over dp",
+    "zero 3": "mesh (dp=2)\nzero 3 over dp { keep forward  from 50B }",
     "in stages": f"mesh (dp=2, pp=2)\n{STORE}\npipeline over pp {{ microbatches 2 }}",
 }
 
@@ -31,14 +34,17 @@ def expected() -> list[float]:
     return losses_of(twins(torch.float64)[1], range(3))
 
 
-@pytest.mark.parametrize("plan", some("dp", "beside tp", "over two axes", "of some"))
+@pytest.mark.parametrize("plan", some("zero 2", "dp", "beside tp", "over two axes", "of some", "zero 1", "zero 3"))
 def test_threads_train_as_plain_pytorch_does_with_accumulation_and_clipping(plan: str, expected: list[float]) -> None:
     compiled = stretto.compile(twins(torch.float64)[0], plan=PLANS[plan])
     assert losses_of(compiled, range(3)) == pytest.approx(expected, rel=1e-10)
 
 
-def test_processes_hold_their_share_train_alike_and_go_on_without_a_plan(tmp_path: Path, expected: list[float]) -> None:
-    ranks = values_of_ranks(stored_entries.trained, 2, PLANS["dp"], tmp_path)
+@pytest.mark.parametrize("plan", some("zero 1", "dp", "zero 3"))
+def test_processes_hold_their_share_train_alike_and_go_on_without_a_plan(
+    plan: str, tmp_path: Path, expected: list[float]
+) -> None:
+    ranks = values_of_ranks(stored_entries.trained, 2, PLANS[plan], tmp_path)
     for rank in ranks:
         assert rank["losses"] == pytest.approx(expected, rel=1e-10)
         assert rank["held"] < 0.55 * rank["whole"]  # parameters and one state of the optimizer

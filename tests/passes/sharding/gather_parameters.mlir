@@ -36,3 +36,25 @@ module attributes {comm.level = "aten", comm.mesh = [["dp", 2], ["tp", 2]], comm
     return %1, %2 : tensor<4x8xf32>, tensor<4x8xf32>
   }
 }
+
+// -----
+
+// With one gather a step, all uses take the first: the whole parameter lives in between.
+
+// RUN: stretto opt -p "gather-parameters" %s | filecheck %s
+
+// CHECK: %[[A:.+]] = "comm.reshard"(%arg1) {use = 0 : i64}
+// CHECK-NEXT: %[[H:.+]] = call @layers_forward(%arg0, %[[A]])
+// CHECK-NEXT: %{{.+}} = call @layers_forward(%[[H]], %[[A]])
+// CHECK-NOT: comm.reshard
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]]} {
+  func.func @main(%x: tensor<4x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)"}> {aten.argument = {gather = "once", kind = "parameter", name = "w", stored = ["dp"]}}) -> tensor<4x8xf32> {
+    %0 = func.call @layers_forward(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32>
+    %1 = func.call @layers_forward(%0, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32>
+    return %1 : tensor<4x8xf32>
+  }
+  func.func private @layers_forward(%x: tensor<4x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32> {
+    %0 = "aten.mm_default"(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<4x8xf32>
+    return %0 : tensor<4x8xf32>
+  }
+}

@@ -109,6 +109,8 @@ def test_unsound_instructions_are_refused(program: Program, message: str) -> Non
         ({"shards": (Shard(2, ("tp",), 2, 4),)}, "2 is not a dim"),
         ({"shards": (Shard(0, ("tp",), 2, 4, (3, 1)),)}, "[3, 1] are no parts of 4 elements that 2 ranks divide"),
         ({"shards": (Shard(0, ("tp",), 2, 4, (2, 4)),)}, "[2, 4] are no parts of 4 elements"),
+        ({"stored_over": ("pp",)}, "no dim of 'w' is sharded over 'pp'"),
+        ({"shards": (Shard(0, ("tp",), 2, 4),), "stored_over": ("tp", "tp")}, "an axis is listed twice"),
         ({"shards": (Shard(0, ("tp",), 2, 4), Shard(1, ("tp",), 2, 3))}, "an axis shards 'w' twice"),
         ({"kind": "weight"}, "'weight' is not one of"),
         ({"dtype": "float31"}, "'float31' is not a dtype"),

@@ -1,0 +1,225 @@
+"""`zero 3 over dp { from 4KB }`: parameters, gradients and optimizer states are stored in parts (ZeRO, FSDP).
+
+The stored placement is the same at every level: each parameter is cut over the axes, and so are its gradient and the
+optimizer's states. The level says when a program gathers the parameter and when it reduce-scatters the gradient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import ClassVar
+
+from lark import Token, Tree
+
+from ..diagnostics import Span
+from . import globs
+from .error import PlanCode, PlanError, item_set_twice
+from .mesh import read_number
+from .source import Places, Source, tokens
+from .spelling import did_you_mean, listed, shortened
+
+LEVELS = (1, 2, 3)
+ELEMENT_BYTES = 4
+"""What `from` counts an element as, whatever its format, so that a check in float64 cuts the same parameters."""
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_LATER = {
+    "prefetch": "a parameter is gathered one layer ahead",
+    "bucket": "the pass bucket-collectives makes buckets",
+    "within": "name the axes of one node in over, and let the others replicate",
+    "reduce": "precision { reduce FORMAT } sets the format of reductions",
+}
+"""Items of the language that are not built, with what there is."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """A `zero` statement.
+
+    Raises PlanError for a level or an item that does not exist (E0128), a bad pattern (E0113), and an axis named twice
+    (E0112).
+
+    >>> print(Zero(3, ("dp",), least_bytes=4000))
+    zero 3 over dp { from 4KB }
+    """
+
+    subject: ClassVar[str] = "parameters"
+    level: int
+    axes: tuple[str, ...]
+    only: tuple[str, ...] = ()
+    """Globs of the parameters that the statement is about, or of modules that own them; empty: all."""
+    least_bytes: int = 0
+    """Smaller parameters stay whole, counted as in fp32."""
+    keeps_forward: bool = False
+    """At level 3: whether what the forward gathered is kept until the backward."""
+    places: Places = field(default=Places(), compare=False, repr=False)
+    """Source spans of the statement, its axes and patterns; `layout` is that of the level."""
+    spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
+    """Source spans of the items, by keyword."""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise PlanError(
+                PlanCode.BAD_ZERO,
+                f"there is no ZeRO level {self.level}",
+                span=self.places.layout,
+                expected=f"expected {listed([str(level) for level in LEVELS])}",
+            )
+        for index, axis in enumerate(self.axes):
+            if axis in self.axes[:index]:
+                message = f'the axis "{axis}" is used twice on one tensor'
+                raise PlanError(
+                    PlanCode.AXIS_USED_TWICE, message, span=self.places.axis(index), help=f'name "{axis}" once'
+                )
+        for index, pattern in enumerate(self.only):
+            if flaw := globs.flaw(pattern):
+                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
+                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        if self.keeps_forward and self.level < 3:
+            raise PlanError(
+                PlanCode.BAD_ZERO,
+                f'"keep" is for level 3: at level {self.level} a step gathers each parameter once',
+                span=self.spans.get("keep", self.span),
+                help='leave "keep" out, or write zero 3',
+            )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Globs of what the statement is about."""
+        return self.only or ("*",)
+
+    @property
+    def span(self) -> Span | None:
+        """The whole statement's place."""
+        return self.places.statement
+
+    @property
+    def gathers_once(self) -> bool:
+        """Whether one gather serves the forward and the backward."""
+        return self.level < 3 or self.keeps_forward
+
+    @property
+    def scatters_each(self) -> bool:
+        """Whether each microbatch's gradients are reduce-scattered; else their sum is, once a step."""
+        return self.level > 1
+
+    def is_too_small(self, shape: Sequence[int]) -> bool:
+        """Whether a parameter stays whole for its size."""
+        return prod(shape) * ELEMENT_BYTES < self.least_bytes
+
+    def cuts(self, shape: Sequence[int], computed: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
+        """The dim of a parameter that each axis shards, beside the dims of its `computed` placement.
+
+        The largest dim that the ranks divide, of those that no other axis shards if one of them will do; else dim 0,
+        padded. An axis that shards the parameter already does not shard it again.
+
+        >>> Zero(3, ("dp",)).cuts((6, 8), {"tp": 1}, {"dp": 2, "tp": 2})
+        {'dp': 0}
+        """
+        axes = [axis for axis in self.axes if axis not in computed]
+        if not axes or not shape or self.is_too_small(shape):
+            return {}
+        ranks = prod(sizes[axis] for axis in axes)
+        parts = [ranks * prod(sizes[a] for a, dim in computed.items() if dim == d) for d in range(len(shape))]
+        fitting = [d for d, extent in enumerate(shape) if extent % parts[d] == 0]
+        best = max(fitting, key=lambda d: (parts[d] == ranks, shape[d], -d), default=0)
+        return dict.fromkeys(axes, best)
+
+    def __str__(self) -> str:
+        items = ["keep forward"] if self.keeps_forward else []
+        items += ["only " + ", ".join(f'"{pattern}"' for pattern in self.only)] if self.only else []
+        items += [f"from {_bytes_text(self.least_bytes)}"] if self.least_bytes else []
+        block = f" {{ {'  '.join(items)} }}" if items else ""
+        return f"zero {self.level} over {', '.join(self.axes)}{block}"
+
+
+def _bytes_text(size: int) -> str:
+    """The size with the largest unit that divides it.
+
+    >>> _bytes_text(25_000_000), _bytes_text(1500)
+    ('25MB', '1500B')
+    """
+    unit = max((unit for unit in _UNITS if size % _UNITS[unit] == 0), key=_UNITS.__getitem__)
+    return f"{size // _UNITS[unit]}{unit}"
+
+
+def read_zero(tree: Tree[Token], source: Source) -> Zero:
+    """The value of a `zero` statement. Raises PlanError for items and values that do not exist (E0128)."""
+    keyword, level, *ends = tokens(tree, "ZERO", "NUMBER", "RBRACE")
+    axes = tokens(tree, "AXIS")
+    fields: dict[str, object] = {}
+    spans: dict[str, Span] = {}
+    patterns: tuple[Span, ...] = ()
+    for clause in tree.find_data("zero_clause"):
+        item, *values = tokens(clause, "ZERO_CLAUSE", "WORD", "PATTERN")
+        name = str(item)
+        if name in _LATER:
+            message = f'zero cannot set "{name}" yet'
+            raise PlanError(PlanCode.BAD_ZERO, message, span=source.span_of(item), help=_LATER[name])
+        if name not in _READERS:
+            raise _refused(f'zero has no item "{shortened(item)}"', item, tuple(_READERS), source)
+        if name in spans:
+            raise item_set_twice(PlanCode.BAD_ZERO, "zero", name, source.span_of(item), spans[name])
+        spans[name] = source.span_of(item, values[-1])
+        attribute, read = _READERS[name]
+        fields[attribute] = read(item, values, source)
+        if name == "only":
+            patterns = tuple(source.span_of(value) for value in values)
+    places = Places(
+        source.span_of(keyword, (ends or axes)[-1]),
+        source.span_of(level),
+        tuple(source.span_of(axis) for axis in axes),
+        patterns,
+    )
+    names = tuple(str(axis) for axis in axes)
+    return Zero(read_number(level), names, places=places, spans=spans, **fields)  # type: ignore[arg-type]  # by `_READERS`
+
+
+def _read_keep(item: Token, values: Sequence[Token], source: Source) -> bool:
+    value = _only(item, values, source)
+    if value not in ("forward", "none"):
+        raise _refused(f'"keep" cannot be "{shortened(value)}"', value, ("forward", "none"), source)
+    return str(value) == "forward"
+
+
+def _read_patterns(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
+    for value in values:
+        if value.type != "PATTERN":
+            raise _refused(f'"only" cannot be "{shortened(value)}"', value, ("a pattern in quotes",), source)
+    return tuple(str(value[1:-1]) for value in values)
+
+
+def _read_bytes(item: Token, values: Sequence[Token], source: Source) -> int:
+    value = _only(item, values, source)
+    found = re.fullmatch(r"(?P<number>[0-9]{1,12})(?P<unit>[KMG]?B)", value)
+    if found is None:
+        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("bytes with a unit, such as 4KB",), source)
+    return int(found["number"]) * _UNITS[found["unit"]]
+
+
+def _only(item: Token, values: Sequence[Token], source: Source) -> Token:
+    """The only value of an item."""
+    if len(values) > 1:
+        raise _refused(f'"{item}" cannot be "{shortened(values[1])}"', values[1], ("one value",), source)
+    return values[0]
+
+
+_READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object]]] = {
+    "keep": ("keeps_forward", _read_keep),
+    "only": ("only", _read_patterns),
+    "from": ("least_bytes", _read_bytes),
+}
+"""By item, its field and the function that reads its value."""
+
+
+def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
+    return PlanError(
+        PlanCode.BAD_ZERO,
+        message,
+        span=source.span_of(word),
+        expected=f"expected {listed(expected)}",
+        help=did_you_mean(word, expected),
+    )

@@ -1,0 +1,163 @@
+"""`zero`: the values are those of one device, and a step moves the bytes of the published formulas.
+
+Symbols: P elements that are cut, R those that the backward reads, n ranks, b bytes of an element, M microbatches. By
+ring algorithms a rank sends (n-1)/n of a whole tensor to gather it, and as many to reduce-scatter it (ZeRO,
+arXiv:1910.02054, section 7: 2P of data parallelism at levels 1 and 2, and 3P at level 3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import stretto
+import torch
+from stretto.driver.report.explain import explain
+from stretto.driver.report.show_explanation import show_explanation
+from stretto.runtime.prover import prove
+from stretto.runtime.threads.communicator import InProcessCommunicator
+from torch import Tensor, nn
+
+from ..subsets import some
+from .checking import assert_equal, compiled
+from .models import MODELS, Case, Size, plan
+from .traffic import kinds, messages
+
+SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
+RANKS, MICROBATCHES, BYTES = 2, 2, 8
+PIPELINES = ("microbatches 2", "microbatches 2  schedule zb-v", "microbatches 2  schedule interleaved")
+
+
+@cache
+def _case(model: str = "gpt", layers: int = 2) -> Case:
+    return MODELS[model](Size(batch=4, layers=layers, **SIZE))
+
+
+class Layers(nn.Module):
+    """Linear layers without biases: the backward reads all weights but the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x.square().mean()
+
+
+P, R = 4 * 16, 3 * 16
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """By kind, the bytes that rank 0 sends by ring algorithms for tensors with elements to cut, as it starts them."""
+    counts: Counter[str] = Counter()
+    start = InProcessCommunicator._start
+
+    def counted(self: InProcessCommunicator, op: str, tensors: Sequence[Tensor], *rest: Any) -> Any:
+        if self.rank == 0 and tensors[0].dim():
+            parts = {"all_gather": RANKS - 1, "reduce_scatter": (RANKS - 1) / RANKS, "all_reduce": RANKS - 1}
+            counts[op] += int(parts[op] * sum(tensor.nbytes for tensor in tensors))
+        return start(self, op, tensors, *rest)
+
+    monkeypatch.setattr(InProcessCommunicator, "_start", counted)
+    return counts
+
+
+def step(text: str, *, microbatches: int = 1) -> None:
+    """A step of a training loop, of several calls of which all but the last are inside `no_sync`."""
+    model = stretto.compile(Layers().double(), plan=f"mesh (pp=1, dp={RANKS})\n{text}")
+    x = torch.randn(8, 4, dtype=torch.float64)
+    for _ in range(microbatches - 1):
+        with model.no_sync():
+            model(x).backward()
+    model(x).backward()
+
+
+def formula(gathered: int, scattered: int) -> dict[str, int]:
+    """The bytes of a rank that gathers and scatters so many elements."""
+    return {"all_gather": gathered * BYTES * (RANKS - 1) // RANKS,
+            "reduce_scatter": scattered * BYTES * (RANKS - 1) // RANKS}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "gathered"),
+    [("zero 1 over dp", P), ("zero 2 over dp", P), ("zero 3 over dp { keep forward }", P), ("zero 3 over dp", P + R)],
+)
+def test_a_step_of_one_call_gathers_once_or_in_each_direction_and_scatters_once(
+    line: str, gathered: int, sent: Counter[str]
+) -> None:
+    step(line)
+    assert sent == formula(gathered, P)
+
+
+@pytest.mark.parametrize(
+    ("level", "gathered", "scattered"), [(1, P, P), (2, P, MICROBATCHES * P), (3, P + R, MICROBATCHES * P)]
+)
+def test_under_a_pipeline_level_1_scatters_once_a_step_and_2_and_3_for_each_microbatch(
+    level: int, gathered: int, scattered: int, sent: Counter[str]
+) -> None:
+    step(f"zero {level} over dp\npipeline over pp {{ microbatches {MICROBATCHES} }}")
+    assert sent == formula(gathered, scattered)
+
+
+@pytest.mark.parametrize(("level", "scattered"), [(1, 0), (2, 3 * P), (3, 3 * P)])
+def test_inside_no_sync_level_1_waits_with_the_reduction_and_2_and_3_do_not(
+    level: int, scattered: int, sent: Counter[str]
+) -> None:
+    """Of threads, the process adds up what waits, without a collective; so level 1 starts none."""
+    step(f"zero {level} over dp", microbatches=3)
+    assert sent["reduce_scatter"] == formula(0, scattered)["reduce_scatter"]
+
+
+def test_beside_tensor_parallelism_parameters_are_gathered_over_the_data_axis_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program = compiled(_case(), plan("gpt", "dp=2, tp=2", "zero 3 over dp"))
+    over = {m.axes for m in messages(program) if m.kind in ("all_gather", "reduce_scatter")}
+    assert over == {("dp",)}
+    parameters = len(program.program.of_kind("parameter"))
+    assert kinds(messages(program))["reduce_scatter"] == parameters
+    assert {p.stored_over for p in program.program.of_kind("parameter")} == {("dp",)}
+    explanation = explain(program.program)
+    placed = {tensors.name: (tensors.placement, tensors.computed) for tensors in explanation.parameters}
+    assert placed["blocks.*.up.weight"] == ("dim 0 over tp; dim 1 over dp", "dim 0 over tp")
+    assert placed["norm.weight"] == ("dim 0 over dp", "replicated")
+    show_explanation(explanation)
+    assert re.search(r"name +shape +stored +computed +local shape", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "lines"),
+    some(
+        ("gpt", "dp=2, tp=2", "zero 3 over dp { from 200B }"),
+        ("gpt", "dp=2", "zero 1 over dp"),
+        ("gpt", "dp=3", "zero 2 over dp"),
+        ("llama", "tp=2, dp=2", "zero 3 over dp { keep forward }"),
+        ("gpt2", "dp=2", "zero 3 over dp\nprecision { params fp32  compute bf16  reduce fp32 }"),
+        ("gpt2", "dp=2, tp=2", "zero 3 over dp"),
+        ("gpt", "dp=2, cp=2", "shard inputs dim 1 over cp\nzero 3 over dp, cp"),
+        *((model, "pp=2, dp=2", f"pipeline over pp {{ {pipeline} }}\nzero {level} over dp")
+          for model in ("gpt", "llama") for pipeline in PIPELINES for level in (1, 2, 3)),
+        ("gpt", "pp=2, dp=2, tp=2", f"pipeline over pp {{ {PIPELINES[1]} }}\nzero 2 over dp"),
+    ),
+)  # fmt: skip
+def test_a_model_trains_as_on_one_device(model: str, mesh: str, lines: str) -> None:
+    size = {**SIZE, "vocab": 41} if mesh == "dp=3" else SIZE
+    case = MODELS[model](Size(batch=6, layers=2, **size)) if mesh == "dp=3" else _case(model)
+    text = plan(model, mesh, *lines.split("\n"))
+    assert_equal(case, text)
+    assert prove(compiled(case, text).program).safe
+
+
+def test_a_rank_stores_its_share_and_levels_differ_in_the_whole_parameters_that_it_holds() -> None:
+    kept, gathered = (
+        prove(compiled(_case(layers=6), plan("gpt", "dp=2", f"zero {level} over dp")).program).peak_bytes
+        for level in (1, 3)
+    )
+    assert gathered < kept
