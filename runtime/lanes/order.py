@@ -8,6 +8,7 @@ Proved, where instructions name lanes:
 - Memory is given back only after all that use it: its last reference (a slot, a view's slot, or the future of a
   collective that reads it) goes at an instruction that all its uses happen before. This covers frees, slots that are
   written again, and what is left at the end of a function.
+- So is the memory of a state that takes a new value.
 - The collectives of one group are started in one order: each happens before the next.
 
 The whole entry is walked, with all calls, because what precedes a call decides what is ordered inside. A value has a
@@ -138,6 +139,9 @@ class _Walk:
         else:
             event = self._issue(instruction, slots, path)
             results = self._results(instruction, slots, event)
+            if instruction.into is not None:
+                for storage in slots[instruction.into].storages:
+                    _refuse_early(storage, event, "given a new value of a state")
             for value in results:
                 _hold(value)
         for index, value in enumerate(results):
@@ -206,7 +210,8 @@ class _Walk:
         if instruction.op == "comm.wait":
             [future] = reads
             return [_Value(future.result or future.storages, event.clock)]
-        shared = tuple(s for slot in aliased_slots(instruction, self._mesh) for s in slots[slot].storages)
+        aliased = aliased_slots(instruction, self._mesh) if instruction.into is None else (instruction.into,)
+        shared = tuple(s for slot in aliased for s in slots[slot].storages)
         storages = [shared or (_Storage(uses={event.lane: use}),) for _ in instruction.out]
         if instruction.op in COLLECTIVES or instruction.op == "comm.receive_start":
             if instruction.op in COALESCED and "reduce" in instruction.kwargs:
@@ -220,16 +225,20 @@ class _Walk:
         """Drop one reference; refuse to give memory back before all its uses. `how` says what becomes of it."""
         for storage in value.storages:
             storage.holders -= 1
-            if storage.holders:
-                continue
-            for lane, (number, path) in storage.uses.items():
-                if number > event.clock.get(lane, 0):
-                    raise LaneFault(
-                        "E0729",
-                        f'memory is {how} on lane "{event.lane}" while lane "{lane}" may still use it',
-                        event.path, path,
-                        help=f'free it behind an instruction that reads a result of lane "{lane}" made since then',
-                    )  # fmt: skip
+            if not storage.holders:
+                _refuse_early(storage, event, how)
+
+
+def _refuse_early(storage: _Storage, event: _Event, how: str) -> None:
+    """Raise LaneFault where a use of a memory does not happen before an event that takes it."""
+    for lane, (number, path) in storage.uses.items():
+        if number > event.clock.get(lane, 0):
+            raise LaneFault(
+                "E0729",
+                f'memory is {how} on lane "{event.lane}" while lane "{lane}" may still use it',
+                event.path, path,
+                help=f'put it behind an instruction that reads a result of lane "{lane}" made since then',
+            )  # fmt: skip
 
 
 def _hold(value: _Value) -> None:
