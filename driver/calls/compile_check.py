@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from ...dsl.plan import Plan
 from ...frontend.targets.load_target import load_target
 from ...runtime.checks.program_check import check
-from ...runtime.checks.report import CALLS, PLACEMENT, WEIGHTS, CheckReport, Verdict
+from ...runtime.checks.report import CALLS, PLAN, WEIGHTS, CheckReport, Verdict
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ..check.live_model import eager_expected
-from ..check.placements import placement_rows
 from ..compile.compile_target import CompileJob
+from ..readings.plan_rows import rows_of_plan
 from ..text.console import count_text, say
 from .comparison import compare_calls
 
@@ -33,8 +33,8 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         report = check(written, expected=eager_expected(written, job.target))
     plan = Plan.load(job.plan)
     calls = compare_calls(job.target, job.request, plan)
-    placed = placement_rows(written, plan, load_target(job.target, job.request).model)
-    report = replace(report, rows=(*report.rows, *calls.rows, *placed))
+    planned = rows_of_plan(written, plan.text, load_target(job.target, job.request).model)
+    report = replace(report, rows=(*report.rows, *calls.rows, *planned))
     counts = Counter(row.verdict for row in report.computed)
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
@@ -45,8 +45,8 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
         "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
-        "differ": [f"{row.kind} {row.name}" for row in report.rows if row.differs and row.kind != PLACEMENT][:_SHOWN],
-        "misplaced": [f"{row.name}: {row.note}" for row in placed][:_SHOWN],
+        "differ": [f"{row.kind} {row.name}" for row in report.rows if row.differs and row.kind != PLAN][:_SHOWN],
+        "otherwise_planned": [f"{row.name}: {row.note}" for row in planned][:_SHOWN],
     }  # fmt: skip
 
 
@@ -58,14 +58,14 @@ def show_checked(program: Program) -> None:
             text = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
         case {"result": "failed", "differ": [_, *_] as names}:
             text = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
-        case {"result": "failed", "misplaced": [_, *_] as parameters}:
-            text = f"failed: {count_text(len(parameters), 'parameter')} or more not placed as the plan says"
+        case {"result": "failed", "otherwise_planned": [_, *_]}:
+            text = "failed: the program is not what the plan says"
         case _:
             text = f"{record.get('result')}: nothing could be compared with eager PyTorch"
     say(f"check          {text}")
-    misplaced = record.get("misplaced")
-    for parameter in misplaced if isinstance(misplaced, list | tuple) else ():
-        say(f"               {parameter}")
+    planned = record.get("otherwise_planned")
+    for fact in planned if isinstance(planned, list | tuple) else ():
+        say(f"               {fact}")
     weights = record.get("weights")
     count = weights.get(str(Verdict.NOT_CHECKED)) if isinstance(weights, Mapping) else None
     if isinstance(count, int):

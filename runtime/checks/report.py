@@ -15,10 +15,10 @@ EAGER_FACTOR = 4
 """In other dtypes: the accepted error against float64, as a multiple of that of eager mode in the same dtype."""
 
 
-WEIGHTS, OP_DTYPES, CALLS, PLACEMENT = "weights", "dtype", "calls", "placement"
+WEIGHTS, OP_DTYPES, CALLS, PLAN = "weights", "dtype", "calls", "plan"
 """The kinds of rows for which nothing is computed: on a program's first values, on lines of the model that compute in
-other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, and on parameters that are
-sharded otherwise than the plan says."""
+other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, and on what a program has
+otherwise than the plan says."""
 
 
 class Verdict(StrEnum):
@@ -107,7 +107,7 @@ class CheckReport:
     @property
     def computed(self) -> tuple[CheckRow, ...]:
         """The rows of what the program computes."""
-        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES, CALLS, PLACEMENT))
+        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES, CALLS, PLAN))
 
     @property
     def failures(self) -> str:

@@ -1,16 +1,21 @@
-"""Faults that no command saw, of a fourth set: calls without gradients, dropped gradients, several losses."""
+"""Faults that no command saw, of a fourth set: plans, calls without gradients, dropped gradients, several losses."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from stretto.driver.model import compiled_module, variants
 from stretto.driver.model.rng_state import ModelRngState
+from stretto.dsl import parser, resolve_values
+from stretto.dsl.plan import Plan
+from stretto.dsl.precision import Precision
+from stretto.dsl.shard import Role
 from stretto.frontend.capture import traced
 
 from .finding import Finder
-from .source_faults import Plant, SourceFault, Wrong, around, value
+from .source_faults import Plant, SourceFault, Wrong, around, entry, value
 from .users_models import Case
 
 CALLS, DROPS, NORMS = Case("calls", "dp", ()), Case("draws", "dp", ()), Case("norms", "dp", ())
@@ -38,7 +43,30 @@ def first_loss_alone(right: Wrong) -> Wrong:
     return lambda outputs: right(outputs)[:1]
 
 
+def first_role(plan: Plan, name: str) -> Role | None:
+    """The role of an input by the first statement that names it."""
+    return next((s.layout for s in plan.inputs if isinstance(s.layout, Role) and s.covers(name)), None)
+
+
+def reduced_as_computed(right: Wrong) -> Wrong:
+    """The statement as read, with `compute` where `reduce` is left out."""
+
+    def wrong(*args: Any) -> Precision:
+        stated: Precision = right(*args)
+        return replace(stated, reduce=stated.reduce or stated.compute)
+
+    return wrong
+
+
 ALONE_FAULTS = {
+    "the first statement that names an input says whether it is the batch": fault(
+        "dsl/resolve_values: stated_role", value(resolve_values, "stated_role", first_role), Case("table", "whole", ())
+    ),
+    "gradients are reduced in the dtype of compute where reduce is left out": fault(
+        "dsl/precision: read_precision",
+        entry(parser.READERS, "precision", reduced_as_computed(parser.READERS["precision"])),
+        Case("calls", "short", ()),
+    ),
     "model.zero_grad keeps the gradients that wait for a reduction": fault(
         "driver/model/decorator: zero_grad",
         value(compiled_module.CompiledModule, "discard", lambda module: None),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from stretto.frontend import to_ir
+from stretto.frontend import converter
 from stretto.frontend.capture import assemble, call, capture, cumulative_norms, joint, traced
 from stretto.frontend.graph import autocast, regions
 from stretto.frontend.targets import load_target
@@ -125,7 +125,7 @@ CAPTURE_FAULTS = {
         giving(joint, "_hold_constants", lambda held: {name: torch.zeros_like(v) for name, v in held.items()}),
         found_by=Finder.COMPILE_CHECK,
     ),
-    "an addition loses its factor": fault("to_ir: convert", around(to_ir, "build", without_alpha)),
+    "an addition loses its factor": fault("converter: convert", around(converter, "build", without_alpha)),
     "a running average counts a batch too many": fault(
         "capture/cumulative_norms: _normalized", around(cumulative_norms, "_normalized", counted_before)
     ),

@@ -222,6 +222,23 @@ def differentiated():
     return Differentiated(), {"x": x, "y": y}
 
 
+class Table(nn.Module):
+    """A table of as many rows as the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x, y, table):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return ((x @ table.t()).logsumexp(-1) - y).square().mean()
+
+
+def table():
+    return Table(), {"x": torch.randn(8, 6), "y": torch.randn(8), "table": torch.randn(8, 6)}
+
+
 class Peak(nn.Module):
     """A maximum of what is never below 0."""
 
@@ -284,6 +301,12 @@ schedule mine(stages p, microbatches m) {
 }
 """,
     "dp": "mesh (dp=2)\n",
+    "short": "mesh (dp=2)\nprecision { params fp32  compute bf16 }\n",
+    "whole": """mesh (pp=2)
+shard inputs "*" batch
+shard inputs "table" whole
+pipeline over pp { microbatches 2  per microbatch }
+""",
     "dp4": "mesh (dp=4)\n",
     "both": """mesh (dp=2, tp=2)
 shard "up" columns over tp

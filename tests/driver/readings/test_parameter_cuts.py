@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from stretto.driver.check import placements
-from stretto.driver.check.placements import placement_rows
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Options
+from stretto.driver.readings import parameter_cuts
+from stretto.driver.readings.plan_rows import rows_of_plan
 from stretto.dsl import globs, resolve, resolve_stored
 from stretto.dsl.plan import Plan
 from stretto.dsl.resolve import OwnerKind
@@ -66,14 +66,14 @@ PLANS = (
 def transposed(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"{Conv1D.__module__}.{Conv1D.__qualname__}"
     monkeypatch.setattr(model_parameters, "_TRANSPOSED", {name})
-    monkeypatch.setattr(placements, "_TRANSPOSED", name)
+    monkeypatch.setattr(parameter_cuts, "_TRANSPOSED", name)
 
 
 def rows(plan: str) -> list[str]:
     model, parsed = Net(), Plan.parse(plan)
     call = bind_call(model, (torch.arange(4) % 12,), {})
     program = compile_program(CompileRequest(model, call, parsed, Options(mode=Mode.TRAIN))).program
-    return [f"{row.name}: {row.note}" for row in placement_rows(program, parsed, model)]
+    return [f"{row.name}: {row.note}" for row in rows_of_plan(program, plan, model)]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -83,7 +83,7 @@ def test_a_program_that_is_placed_as_the_plan_says_has_no_row(plan: str) -> None
 
 def test_another_class_of_that_name_stores_its_weight_as_a_linear_layer_does() -> None:
     model = nn.ModuleDict({"up": type("Conv1D", (nn.Linear,), {"__module__": "elsewhere"})(6, 8)})
-    assert placements._outputs(model, "up.weight") == 0
+    assert parameter_cuts._outputs(model, "up.weight") == 0
 
 
 def first_match(plan: Plan, name: str) -> Any:

@@ -1,0 +1,93 @@
+"""Compare what a program says of itself with what the text of its plan says, statement by statement.
+
+What no row is about: `shard activations`, the level and `keep` of `zero`, and of pipelines all items but the axis, `microbatches` and `per microbatch`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from ...runtime.checks.reduction_dtypes import OWN, REDUCE
+from ...runtime.checks.report import PLAN, CheckRow, Verdict
+from ...runtime.program.program import Program
+from .input_cuts import batch_of, cuts_of_inputs
+from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
+from .plan_text import PlanText
+from .stated_cuts import cuts_text, stated_cuts
+
+_DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow]:
+    """A row for each fact that a program, compiled of `model`, has otherwise than the plan of this text says."""
+    plan = PlanText.of(text)
+    rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan)]
+    return [CheckRow(PLAN, name, math.inf, Verdict.DIFFERS, note) for name, note in rows]
+
+
+def _parameters(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Of parameters and buffers."""
+    expected = [(each, cuts_of_parameter(plan, model, each)) for each in program.of_kind("parameter")]
+    expected += [(each, cuts_of_buffer(plan, each)) for each in program.of_kind("buffer")]
+    for tensor, cuts in expected:
+        if (found := stated_cuts(program, tensor)) != cuts:
+            yield tensor.name, f"the program has it {cuts_text(found)}; the plan says {cuts_text(cuts)}"
+
+
+def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
+    inputs = {each.name: each for each in sorted(program.of_kind("input"), key=lambda each: each.index or 0)}
+    shapes = {name: each.shape for name, each in inputs.items()}
+    batch = batch_of(plan, shapes)
+    for name, expected in cuts_of_inputs(plan, shapes, batch).items():
+        found = stated_cuts(program, inputs[name])
+        if found != expected:
+            yield name, f"the program has it {cuts_text(found)}; the plan says {cuts_text(expected)}"
+    pipeline, reference = program.pipeline, program.single_device
+    if pipeline is None or not pipeline.separate_microbatches or pipeline.microbatches == 1 or reference is None:
+        return
+    for each in reference.inputs:
+        if each.kind == "input" and (each.shape != shapes[each.name]) != (each.name in batch):
+            what = ("cuts it into microbatches", "is whole in each")
+            first, second = what if each.name not in batch else reversed(what)
+            yield each.name, f"the program {first}; by the plan it {second}"
+
+
+def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
+    """Of the mesh, the precision and the pipeline."""
+    for name, found, expected in (
+        ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
+        *_precision(program, plan.precision),
+        *_pipeline(program, plan),
+    ):
+        if found != expected:
+            yield name, f"the program has {found}; the plan says {expected}"
+
+
+def _precision(program: Program, formats: Mapping[str, str]) -> Iterator[tuple[str, object, object]]:
+    stated = {item: _DTYPES[format] for item, format in formats.items()}
+    request = program.manifest.source.get("request")
+    if isinstance(request, Mapping) and request.get("dtype") == "float64":
+        return  # it raises every format
+    yield "precision compute", program.manifest.source.get("compute"), stated.get("compute")
+    if program.manifest.mode == "train":
+        yield "precision reduce", program.manifest.arguments.get(REDUCE), stated.get("reduce", OWN)
+    if "params" in stated:
+        floats = {each.dtype for each in program.of_kind("parameter")} & {*_DTYPES.values()}
+        yield "precision params", ", ".join(sorted(floats - {stated["params"]})) or stated["params"], stated["params"]
+
+
+def _pipeline(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
+    stated, found = plan.pipeline, program.pipeline
+    if stated and dict(plan.mesh)[stated["over"][0]] == 1:
+        return  # one rank may need no pipeline
+    yield "pipeline axis", found and found.axis, stated["over"][0] if stated else None
+    if found is not None and stated:
+        yield "pipeline microbatches", found.microbatches, int(stated["microbatches"][0])
+        yield "pipeline per microbatch", found.separate_microbatches, "per" in stated
+
+
+def _mesh_text(mesh: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in mesh)
