@@ -84,6 +84,7 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     from ...frontend.captured import Mode
     from ...frontend.targets.load_target import load_target
     from ...frontend.targets.target import Request
+    from ..readings.hugging_face_config import rows_of_config
     from .first_weights import weight_rows
     from .second_load import load_again, refuse_other_modes
     from .weight_files import rows_of_files
@@ -103,7 +104,10 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     again = load_again(target_name, request)
     refuse_other_modes(target_name, target, request, again)
     changed = f"the target's {_CHANGED}" if _is_changed(program, target_name) else ""
-    found = [*weight_rows(program, target.model, again, changed), *rows_of_files(target_name, target.model)]
+    found = [
+        *weight_rows(program, target.model, again, changed), *rows_of_files(target_name, target.model),
+        *rows_of_config(target_name, target.model, str(options.get("dtype") or "")),
+    ]  # fmt: skip
     call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:

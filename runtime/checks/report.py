@@ -15,10 +15,10 @@ EAGER_FACTOR = 4
 """In other dtypes: the accepted error against float64, as a multiple of that of eager mode in the same dtype."""
 
 
-WEIGHTS, OP_DTYPES, CALLS, PLAN = "weights", "dtype", "calls", "plan"
+WEIGHTS, OP_DTYPES, CALLS, PLAN, CONFIG = "weights", "dtype", "calls", "plan", "config"
 """The kinds of rows for which nothing is computed: on a program's first values, on lines of the model that compute in
-other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, and on what a program has
-otherwise than the plan says."""
+other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, on what a program has
+otherwise than the plan says, and on what a model has otherwise than its config file says."""
 
 
 class Verdict(StrEnum):
@@ -107,15 +107,18 @@ class CheckReport:
     @property
     def computed(self) -> tuple[CheckRow, ...]:
         """The rows of what the program computes."""
-        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES, CALLS, PLAN))
+        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES, CALLS, PLAN, CONFIG))
 
     @property
     def failures(self) -> str:
         """What differs, as a sentence without its end; empty where nothing does."""
-        differing = Counter(row.kind if row.kind in (WEIGHTS, OP_DTYPES) else "" for row in self.rows if row.differs)
+        differing = Counter(
+            row.kind if row.kind in (WEIGHTS, OP_DTYPES, CONFIG) else "" for row in self.rows if row.differs
+        )
         parts = (
             ("", f"tensors are not {self.criterion}"),
             (WEIGHTS, "of the first weights are not the target's"),
+            (CONFIG, "values of the config file are not the model's"),
             (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
         )
         return ", and ".join(f"{differing[kind]} {text}" for kind, text in parts if differing[kind])

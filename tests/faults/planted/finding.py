@@ -66,9 +66,15 @@ def command(*arguments: object) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+def target_of(case: Case, sources: Path) -> str:
+    """What the user calls a model: a function of the file, or a config."""
+    scheme, _, config = case.model.partition(":")
+    return f"hf:{sources / config}.json" if scheme == "hf" else f"{sources / 'models.py'}:{case.model}"
+
+
 def compile_case(case: Case, sources: Path, folder: Path, *options: str) -> Done:
     """Compile a model of the user's under a plan."""
-    target = f"{sources / 'models.py'}:{case.model}"
+    target = target_of(case, sources)
     plan = sources / f"{case.plan}.plan"
     return command("compile", target, "--plan", plan, "-o", folder, *case.options, *options)
 
@@ -89,7 +95,7 @@ def find_in_folder(folder: Path, target: str) -> Finder | None:
 
 def find_in_compile(case: Case, sources: Path, folder: Path, order: Sequence[Finder]) -> Finder | None:
     """The first command that finds fault with the compiler or the runtime, in this order."""
-    target, plan = f"{sources / 'models.py'}:{case.model}", sources / f"{case.plan}.plan"
+    target, plan = target_of(case, sources), sources / f"{case.plan}.plan"
     for finder in order:
         shutil.rmtree(folder, ignore_errors=True)
         if finder is Finder.VERIFY_TARGET:

@@ -13,6 +13,7 @@ from stretto.dsl.plan import Plan
 from stretto.dsl.precision import Precision
 from stretto.dsl.shard import Role
 from stretto.frontend.capture import traced
+from stretto.frontend.targets import hugging_face
 
 from .finding import Finder
 from .source_faults import Plant, SourceFault, Wrong, around, entry, value
@@ -58,7 +59,17 @@ def reduced_as_computed(right: Wrong) -> Wrong:
     return wrong
 
 
+def without_falsy(right: Wrong) -> Wrong:
+    """The config without its values that are false, zero or empty."""
+    return lambda library, file, data: right(library, file, {key: value for key, value in data.items() if value})
+
+
 ALONE_FAULTS = {
+    "values of a config that are zero are its class's defaults": fault(
+        "frontend/targets/hugging_face: _config",
+        around(hugging_face, "_config", without_falsy),
+        Case("hf:gpt2", "inner", ()),
+    ),
     "the first statement that names an input says whether it is the batch": fault(
         "dsl/resolve_values: stated_role", value(resolve_values, "stated_role", first_role), Case("table", "whole", ())
     ),

@@ -21,7 +21,7 @@ from stretto.runtime.threads import session
 from stretto.runtime.threads.communicator import RankGroup
 
 from ...subsets import only
-from .finding import CRASHES, Finder, command, compile_case, find_in_compile, table
+from .finding import CRASHES, Finder, command, compile_case, find_in_compile, table, target_of
 from .process_faults import PROCESS_FAULTS
 from .source_faults import SourceFault
 from .source_faults_alone import ALONE_FAULTS
@@ -169,9 +169,7 @@ def test_commands_pass_where_nothing_is_planted(case: Case, sources: Path, tmp_p
     if case.model == "skips_layers":
         assert done.code == 1  # `verify` calls the model once, and may draw what capture drew
         return
-    judged = partial(
-        command, "verify", f"{sources / 'models.py'}:{case.model}", "--plan", sources / f"{case.plan}.plan"
-    )
+    judged = partial(command, "verify", target_of(case, sources), "--plan", sources / f"{case.plan}.plan")
     mode = [option for option in case.options if option in ("--mode", "infer")]
     assert (done.code, judged(*mode).code) == (0, 0), done.out + done.err
 

@@ -312,6 +312,7 @@ pipeline over pp { microbatches 2  per microbatch }
 shard "up" columns over tp
 shard "down" rows over tp
 """,
+    "inner": 'mesh (tp=2)\nshard "*.mlp.c_fc" columns over tp\n',
     "up": 'mesh (tp=2)\nshard "up" columns over tp\n',
     "words": 'mesh (tp=2)\nshard "embed", "head" vocab over tp\n',
     "sequence": """mesh (tp=2)
@@ -325,9 +326,16 @@ shard "embed" vocab over a, b
 }
 
 
+CONFIGS = {
+    "gpt2": """{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1,
+"n_positions": 16, "vocab_size": 20, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
+"""
+}
+
+
 @dataclass(frozen=True)
 class Case:
-    """A model of the file under a plan."""
+    """A model of the file, or "hf:" and a config, under a plan."""
 
     model: str
     plan: str
@@ -339,7 +347,9 @@ class Case:
 
 
 def write_models(folder: Path) -> None:
-    """The file of models, and a file for each plan."""
+    """The file of models, and a file for each plan and config."""
     (folder / "models.py").write_text(MODELS)
+    for name, text in CONFIGS.items():
+        (folder / f"{name}.json").write_text(text)
     for name, text in PLANS.items():
         (folder / f"{name}.plan").write_text(text)
