@@ -1,6 +1,7 @@
 """Compare what a program says of itself with what the text of its plan says, statement by statement.
 
-What no row is about: `shard activations`, the level and `keep` of `zero`, and of pipelines all items but the axis, `microbatches` and `per microbatch`.
+What no row is about: `shard activations`, the level of `zero` and what it keeps, and of pipelines all items but the
+axis, `microbatches` and `per microbatch`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Faults that no command saw, of a fourth set: plans, calls without gradients, dropped gradients, several losses."""
+"""Faults that no command saw, of a fourth set: configs, plans, steps, calls without gradients, losses."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from stretto.dsl.precision import Precision
 from stretto.dsl.shard import Role
 from stretto.frontend.capture import traced
 from stretto.frontend.targets import hugging_face
+from stretto.passes.pipelining import average_microbatches
 
 from .finding import Finder
 from .source_faults import Plant, SourceFault, Wrong, around, entry, value
@@ -22,8 +24,8 @@ from .users_models import Case
 CALLS, DROPS, NORMS = Case("calls", "dp", ()), Case("draws", "dp", ()), Case("norms", "dp", ())
 
 
-def fault(where: str, plant: Plant, case: Case) -> SourceFault:
-    return SourceFault(where, plant, Finder.COMPILE_CHECK, case)
+def fault(where: str, plant: Plant, case: Case, found_by: Finder = Finder.COMPILE_CHECK) -> SourceFault:
+    return SourceFault(where, plant, found_by, case)
 
 
 def no_step_without_grad(right: Wrong) -> Wrong:
@@ -59,12 +61,24 @@ def reduced_as_computed(right: Wrong) -> Wrong:
     return wrong
 
 
+def steps_follow_each_other(right: Wrong) -> Wrong:
+    """Microbatch m of step s draws as forward s + m, and so what microbatch m - 1 of the next step draws."""
+    pipeline = SimpleNamespace(pipeline=SimpleNamespace(microbatches=1))
+    return lambda average, emitter, state: right(pipeline, emitter, state)
+
+
 def without_falsy(right: Wrong) -> Wrong:
     """The config without its values that are false, zero or empty."""
     return lambda library, file, data: right(library, file, {key: value for key, value in data.items() if value})
 
 
 ALONE_FAULTS = {
+    "microbatches of neighbouring steps draw the same random numbers": fault(
+        "passes/pipelining/average_microbatches: _own_rng_state",
+        around(average_microbatches._Average, "_own_rng_state", steps_follow_each_other),
+        Case("gpt", "alone", ()),
+        Finder.VERIFY_TARGET,
+    ),
     "values of a config that are zero are its class's defaults": fault(
         "frontend/targets/hugging_face: _config",
         around(hugging_face, "_config", without_falsy),

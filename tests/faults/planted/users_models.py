@@ -302,6 +302,9 @@ schedule mine(stages p, microbatches m) {
 """,
     "dp": "mesh (dp=2)\n",
     "short": "mesh (dp=2)\nprecision { params fp32  compute bf16 }\n",
+    "alone": """mesh (pp=2)
+pipeline over pp { microbatches 2  per microbatch }
+""",
     "whole": """mesh (pp=2)
 shard inputs "*" batch
 shard inputs "table" whole
