@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import TopologicalSorter
 
+from ...runtime.lanes.names import named_lanes
 from ...runtime.program.arguments import Slot
 from ...runtime.program.entries import MAIN
 from ...runtime.program.ops import COLLECTIVES, OWN_OPS, RANK_OPS
@@ -23,11 +24,12 @@ def write_into_states(program: Program) -> Program:
     """The program with `into` where it is allowed. It must state types and views.
 
     A function writes a result into an argument only where each call of it passes the memory of a state, reads no old
-    value of it later, and takes the result as the new value of the same state.
+    value of it later, and takes the result as the new value of the same state. A program that names lanes is left:
+    another lane may still read the old value.
     """
     returned = {output.name: output.slot for output in program.results_of_kind("state")}
     pairs = {returned[each.name]: each.slot for each in program.of_kind("state") if each.name in returned}
-    if not pairs or program.pipeline is not None:
+    if not pairs or program.pipeline is not None or named_lanes(program.functions.values()):
         return program
     functions = dict(program.functions)
     states: dict[str, dict[int, int]] = {MAIN: pairs}
