@@ -18,6 +18,7 @@ from stretto.driver.cache.store import CacheFault, ProgramStore
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest
 from stretto.runtime.program.program import Program
+from stretto.runtime.program.versions import FORMAT
 from torch import nn
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -76,7 +77,10 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "not in the table of ops",
     ),
     "another key's": (lambda data: _sealed(data[32:].decode().replace(KEY, OTHER)), "of another key"),
-    "of another format": (lambda data: _sealed(data[32:].decode().replace('"format":2', '"format":1')), "format 1"),
+    "of another format": (
+        lambda data: _sealed(data[32:].decode().replace(f'"format":{FORMAT}', '"format":1')),
+        "format 1",
+    ),
     "too deep": (lambda data: _sealed("[" * 100_000), "levels deep|recursion"),
 }
 
