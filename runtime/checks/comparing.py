@@ -29,7 +29,7 @@ def compare(
     if row is not None:
         return row
     scale, difference = magnitude(reference), largest_difference(value, reference)
-    is_rounding = change > tolerance * scale and difference <= MARGIN * change
+    is_rounding = change > 0 and difference <= MARGIN * change
     if scale == 0:
         verdict = Verdict.NOT_CHECKED if is_rounding or difference <= floor else Verdict.DIFFERS
         return CheckRow(kind, name, difference, verdict, f"the reference is zero; {_ABSOLUTE}")

@@ -219,6 +219,12 @@ def test_a_tensor_is_rounding_only_if_its_own_inputs_move_it_as_much() -> None:
     assert compare("gradient", "k.bias", reference, near, 1e-4, change=1e-14).verdict is Verdict.DIFFERS
 
 
+def test_an_error_just_above_the_tolerance_is_rounding_where_inputs_move_the_tensor_nearly_as_much() -> None:
+    reference, value = torch.tensor([3.5e-3]), torch.tensor([3.5e-3 + 6.6e-7])  # a bias before a batch norm, measured
+    assert compare("gradient", "b", reference, value, 1e-4, change=1.8e-7).verdict is Verdict.NOT_CHECKED
+    assert compare("gradient", "b", reference, value, 1e-4, change=1e-8).verdict is Verdict.DIFFERS
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_that_are_not_finite_fail_on_either_side(value: float) -> None:
     good, bad = torch.ones(2), torch.tensor([1.0, value])
