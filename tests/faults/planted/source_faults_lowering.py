@@ -30,8 +30,8 @@ def schedule(where: str, plant: Plant, case: Case, equivalent: str = "") -> Sour
 
 
 def freed_at_the_first_read(right: Wrong) -> Wrong:
-    def wrong(code: Any, arguments: Any, results: Any) -> Any:
-        kept = [replace(c, free=()) for c in right(code, arguments, results)]
+    def wrong(code: Any, arguments: Any, results: Any, *rest: Any) -> Any:
+        kept = [replace(c, free=()) for c in right(code, arguments, results, *rest)]
         freed: set[int] = set(results)
         for index, instruction in enumerate(kept):
             free = tuple(sorted(set(instruction.reads()) - freed))
@@ -95,7 +95,7 @@ def last_turn(right: Wrong) -> Wrong:
 
 LOWERING_FAULTS = {
     "slots are freed at their first read": lowering(
-        "_with_frees", around(lower_program, "_with_frees", freed_at_the_first_read)
+        "with_frees", around(lower_program, "with_frees", freed_at_the_first_read)
     ),
     "a chunk is rounded down": lowering("_shards", around(lower_program, "chunk_size", chunk_rounded_down)),
     "a shard over two axes is said to be over one": lowering(

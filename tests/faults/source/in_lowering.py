@@ -34,8 +34,8 @@ def _swapped(made: Any) -> Any:
 
 
 def _frees_early(with_frees: Any) -> Any:
-    def faulty(code: Any, arguments: Any, results: Any) -> Any:
-        made = with_frees(code, arguments, results)
+    def faulty(code: Any, *rest: Any) -> Any:
+        made = with_frees(code, *rest)
         for index, (one, two) in enumerate(pairwise(made)):
             early = [slot for slot in two.free if slot in one.reads()]
             if early:
@@ -85,7 +85,7 @@ IN_LOWERING = (
     _of("a chunk begins one later", "rank.offset", "comm.offset", _other_keyword("chunk", lambda chunk: chunk + 1)),
     _of("a mask is wider", "rank.mask", "comm.mask", _other_keyword("extent", lambda extent: extent + 1)),
     _of("a mask fills with ones", "rank.mask", "comm.mask", _other_keyword("fill", lambda fill: 1.0)),
-    SourceFault("a slot is freed before its last use", f"{LOWER}:_with_frees", _frees_early, LOWERING),
+    SourceFault("a slot is freed before its last use", f"{LOWER}:with_frees", _frees_early, LOWERING),
     SourceFault("named arguments are lost", f"{BODY}/_arguments", _positional_alone, LOWERING),
     _of("two results are exchanged", "aten.native_layer_norm.default", "",
         lambda made: replace(made, out=(made.out[0], made.out[2], made.out[1]))),
