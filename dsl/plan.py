@@ -62,6 +62,7 @@ class Plan:
         _check_axes_once(self.activations)
         self._check_activations_beside_inputs()
         self._check_zero_axes()
+        _check_one_prefetch([s for s in self.statements if isinstance(s, Zero)])
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
@@ -109,6 +110,11 @@ class Plan:
     def stored(self) -> tuple[StoreParameters | Zero, ...]:
         """The statements that shard the stored placement of parameters, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, StoreParameters | Zero))
+
+    @property
+    def prefetch(self) -> int:
+        """How many layers ahead a stored parameter is gathered: as `zero` says, else 1."""
+        return next((statement.prefetch for statement in self.stored if isinstance(statement, Zero)), 1)
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:
@@ -252,6 +258,19 @@ def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> No
                     help="keep one of the two statements, or name another axis",
                 )
             places[axis] = span
+
+
+def _check_one_prefetch(statements: Sequence[Zero]) -> None:
+    """A program gathers all stored parameters equally far ahead."""
+    for statement in statements:
+        if statement.prefetch != statements[0].prefetch:
+            raise PlanError(
+                PlanCode.BAD_ZERO,
+                f"this statement gathers {statement.prefetch} layers ahead, and another {statements[0].prefetch}",
+                span=statement.spans.get("prefetch", statement.span),
+                notes=(("the other is here", statements[0].span),),
+                help='give both the same "prefetch"',
+            )
 
 
 def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:

@@ -32,7 +32,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "NUMBER": ("a number",),
     "ITEM": ("params", "compute", "reduce"),
     "FORMAT": ("a format such as bf16",),
-    "ZERO_CLAUSE": ("keep", "only", "from"),
+    "ZERO_CLAUSE": ("prefetch", "keep", "only", "from"),
     "CLAUSE": (
         "schedule",
         "chunks",

@@ -22,12 +22,13 @@ from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed, shortened
 
 LEVELS = (1, 2, 3)
+MAX_PREFETCH = 1000
+"""The most layers ahead."""
 ELEMENT_BYTES = 4
 """What `from` counts an element as, whatever its format, so that a check in float64 cuts the same parameters."""
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _LATER = {
-    "prefetch": "a parameter is gathered one layer ahead",
     "bucket": "the pass bucket-collectives makes buckets",
     "within": "name the axes of one node in over, and let the others replicate",
     "reduce": "precision { reduce FORMAT } sets the format of reductions",
@@ -53,6 +54,8 @@ class Zero:
     """Globs of the parameters that the statement is about, or of modules that own them; empty: all."""
     least_bytes: int = 0
     """Smaller parameters stay whole, counted as in fp32."""
+    prefetch: int = 1
+    """At level 3: how many layers ahead parameters are gathered."""
     keeps_forward: bool = False
     """At level 3: whether what the forward gathered is kept until the backward."""
     places: Places = field(default=Places(), compare=False, repr=False)
@@ -78,13 +81,21 @@ class Zero:
             if flaw := globs.flaw(pattern):
                 message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
                 raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
-        if self.keeps_forward and self.level < 3:
+        if not 0 <= self.prefetch <= MAX_PREFETCH:
             raise PlanError(
                 PlanCode.BAD_ZERO,
-                f'"keep" is for level 3: at level {self.level} a step gathers each parameter once',
-                span=self.spans.get("keep", self.span),
-                help='leave "keep" out, or write zero 3',
+                f"parameters cannot be gathered {self.prefetch} layers ahead",
+                span=self.spans.get("prefetch", self.span),
+                expected=f"expected 0 to {MAX_PREFETCH}",
             )
+        for item, is_set in (("keep", self.keeps_forward), ("prefetch", self.prefetch != 1)):
+            if is_set and self.level < 3:
+                raise PlanError(
+                    PlanCode.BAD_ZERO,
+                    f'"{item}" is for level 3: at level {self.level} a call gathers each parameter once',
+                    span=self.spans.get(item, self.span),
+                    help=f'leave "{item}" out, or write zero 3',
+                )
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -129,7 +140,8 @@ class Zero:
         return dict.fromkeys(axes, best)
 
     def __str__(self) -> str:
-        items = ["keep forward"] if self.keeps_forward else []
+        items = [f"prefetch {self.prefetch}"] if self.prefetch != 1 else []
+        items += ["keep forward"] if self.keeps_forward else []
         items += ["only " + ", ".join(f'"{pattern}"' for pattern in self.only)] if self.only else []
         items += [f"from {_bytes_text(self.least_bytes)}"] if self.least_bytes else []
         block = f" {{ {'  '.join(items)} }}" if items else ""
@@ -185,6 +197,13 @@ def _read_keep(item: Token, values: Sequence[Token], source: Source) -> bool:
     return str(value) == "forward"
 
 
+def _read_count(item: Token, values: Sequence[Token], source: Source) -> int:
+    value = _only(item, values, source)
+    if not re.fullmatch(r"-?[0-9]+", value):
+        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("a whole number",), source)
+    return read_number(value)
+
+
 def _read_patterns(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
     for value in values:
         if value.type != "PATTERN":
@@ -208,6 +227,7 @@ def _only(item: Token, values: Sequence[Token], source: Source) -> Token:
 
 
 _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object]]] = {
+    "prefetch": ("prefetch", _read_count),
     "keep": ("keeps_forward", _read_keep),
     "only": ("only", _read_patterns),
     "from": ("least_bytes", _read_bytes),

@@ -154,7 +154,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     ),
     # Last, when all communication is there and tasks have their order.
     "overlap": (
-        Entry(HoistCollectives()),
+        Entry(lambda config: HoistCollectives(config.plan.prefetch)),
         Entry(StartCollectives()),
     ),
 }

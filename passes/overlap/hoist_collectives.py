@@ -20,7 +20,7 @@ all-reduce with its weight gradient (arXiv:2205.05198, appendix).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value
@@ -32,6 +32,7 @@ from ...ir.pipelined_module import entries, pipeline_axis
 from ..base import Pass, Report
 from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
+from ..option_values import Range
 from .custom_ops import IsBarrier, communication_barriers
 
 
@@ -41,6 +42,9 @@ class HoistCollectives(Pass):
 
     name: ClassVar[str] = "hoist-collectives"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
+    prefetch: Annotated[int, Range(0, unit="layers")] = 1
+    """How many calls of layers the gather of a stored parameter is moved ahead of; each may hold a layer's parameters
+    whole."""
 
     def run(self, module: Module) -> Report:
         moved, remarks = 0, CountedRemarks(self.name)
@@ -53,7 +57,7 @@ class HoistCollectives(Pass):
             for op in list(operations(function))[:-1]:
                 if _is_collective(op):
                     stays = is_entry and axis in from_attribute(op.attributes["axes"])
-                    independent = [] if stays else _independent(op, pending, is_barrier, is_entry=is_entry)
+                    independent = [] if stays else self._independent(op, pending, is_barrier, is_entry=is_entry)
                     _move_after(op, independent)
                     moved += len(independent)
                     if independent:
@@ -66,35 +70,34 @@ class HoistCollectives(Pass):
                     pending.append(op)
         return Report(moved, remarks.remarks())
 
+    def _independent(
+        self, collective: Operation, pending: list[Operation], is_barrier: IsBarrier, *, is_entry: bool
+    ) -> list[Operation]:
+        """The operations since the last collective on which this one does not depend, in order.
+
+        In an entry, those since the last task (or receive) that it depends on. Never those before a custom op.
+        """
+        needed: set[Value] = set(collective.operands)
+        independent = []
+        calls = 0
+        for op in reversed(pending):
+            if is_barrier(op):
+                break
+            calls += callee(op) is not None
+            if calls > self.prefetch and use_of(collective) is not None:
+                break  # earlier, whole parameters would pile up
+            if any(result in needed for result in op.results):
+                if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
+                    break
+                needed.update(op.operands)
+            else:
+                independent.append(op)
+        return independent[::-1]
+
 
 def _is_collective(op: Operation) -> bool:
     call = read(op) if op.operation.name.startswith("comm.") else None
     return call is not None and call.name in COLLECTIVES
-
-
-def _independent(
-    collective: Operation, pending: list[Operation], is_barrier: IsBarrier, *, is_entry: bool
-) -> list[Operation]:
-    """The operations since the last collective on which this one does not depend, in order.
-
-    In an entry, those since the last task (or receive) that it depends on. Never those before a custom op.
-    """
-    needed: set[Value] = set(collective.operands)
-    independent = []
-    calls = 0
-    for op in reversed(pending):
-        if is_barrier(op):
-            break
-        calls += callee(op) is not None
-        if calls > 1 and use_of(collective) is not None:
-            break  # a stored parameter is gathered one layer ahead: earlier, whole parameters would pile up
-        if any(result in needed for result in op.results):
-            if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
-                break
-            needed.update(op.operands)
-        else:
-            independent.append(op)
-    return independent[::-1]
 
 
 def _move_after(collective: Operation, independent: list[Operation]) -> None:

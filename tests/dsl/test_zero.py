@@ -27,6 +27,7 @@ def stored(lines: str, *parameters: ParameterInfo) -> list[dict[str, int]]:
         "zero 1 over dp",
         'zero 3 over dp, ep { keep forward  only "*.weight", "embed"  from 25MB }',
         "zero 2 over ep { from 1500B }",
+        "zero 3 over dp { prefetch 0 }",
     ],
 )
 def test_a_statement_prints_as_it_is_written(line: str) -> None:
@@ -119,7 +120,9 @@ def refused(line: str) -> PlanError:
         ("zero 3 over dp { from 1KB  from 2KB }", PlanCode.BAD_ZERO, 'sets "from" twice', "keep one"),
         ("zero 3 over dp { only weight }", PlanCode.BAD_ZERO, '"only" cannot be "weight"', ""),
         ('zero 3 over dp { only "{a" }', PlanCode.BAD_PATTERN, "cannot be read", ""),
-        ("zero 3 over dp { prefetch 2 }", PlanCode.BAD_ZERO, 'cannot set "prefetch" yet', "one layer ahead"),
+        ("zero 3 over dp { prefetch -1 }", PlanCode.BAD_ZERO, "gathered -1 layers ahead", ""),
+        ("zero 3 over dp { prefetch two }", PlanCode.BAD_ZERO, '"prefetch" cannot be "two"', ""),
+        ("zero 1 over dp { prefetch 2 }", PlanCode.BAD_ZERO, '"prefetch" is for level 3', "write zero 3"),
         ("zero 3 over dp { bucket 25MB }", PlanCode.BAD_ZERO, 'cannot set "bucket" yet', "bucket-collectives"),
         ("zero 3 over dp { within ep }", PlanCode.BAD_ZERO, 'cannot set "within" yet', "replicate"),
         ("zero 3 over dp { reduce bf16 }", PlanCode.BAD_ZERO, 'cannot set "reduce" yet', "precision"),
@@ -131,6 +134,14 @@ def test_what_the_statement_cannot_say_is_refused(line: str, code: PlanCode, say
     error = refused(line)
     assert error.code == code and says in error.message and helps in error.help
     assert error.span is not None and error.span.line == 3
+
+
+def test_statements_gather_equally_far_ahead() -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(f'{MESH}zero 3 over dp {{ prefetch 2 }}\nzero 3 over dp {{ only "a" }}')
+    error = caught.value
+    assert error.code == PlanCode.BAD_ZERO and "gathers 1 layers ahead, and another 2" in error.message
+    assert Plan.parse(f"{MESH}zero 3 over dp {{ prefetch 0 }}").prefetch == 0 and Plan.parse(MESH).prefetch == 1
 
 
 def test_the_pipeline_axis_cuts_no_parameters() -> None:

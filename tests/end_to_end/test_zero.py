@@ -18,6 +18,8 @@ import stretto
 import torch
 from stretto.driver.report.explain import explain
 from stretto.driver.report.show_explanation import show_explanation
+from stretto.ir.bindings import Value
+from stretto.ir.module import Module, callee, operations
 from stretto.runtime.prover import prove
 from stretto.runtime.threads.communicator import InProcessCommunicator
 from torch import Tensor, nn
@@ -141,6 +143,8 @@ def test_beside_tensor_parallelism_parameters_are_gathered_over_the_data_axis_al
         ("llama", "tp=2, dp=2", "zero 3 over dp { keep forward }"),
         ("gpt2", "dp=2", "zero 3 over dp\nprecision { params fp32  compute bf16  reduce fp32 }"),
         ("gpt2", "dp=2, tp=2", "zero 3 over dp"),
+        ("gpt", "dp=2", "zero 3 over dp { prefetch 3 }"),
+        ("gpt", "dp=2", "zero 3 over dp { prefetch 0 }"),
         ("gpt", "dp=2, cp=2", "shard inputs dim 1 over cp\nzero 3 over dp, cp"),
         *((model, "pp=2, dp=2", f"pipeline over pp {{ {pipeline} }}\nzero {level} over dp")
           for model in ("gpt", "llama") for pipeline in PIPELINES for level in (1, 2, 3)),
@@ -153,6 +157,28 @@ def test_a_model_trains_as_on_one_device(model: str, mesh: str, lines: str) -> N
     text = plan(model, mesh, *lines.split("\n"))
     assert_equal(case, text)
     assert prove(compiled(case, text).program).safe
+
+
+def _layers_ahead(prefetch: int) -> int:
+    """The most calls of layers that start between a gather and the call that takes it, in the forward of six layers."""
+    line = f"zero 3 over dp {{ prefetch {prefetch} }}"
+    module = Module.parse(compiled(_case(layers=6), plan("gpt", "dp=2", line)).program.ir)
+    calls, most = 0, 0
+    started: dict[Value, int] = {}
+    for op in operations(module.functions()["main"]):
+        if op.operation.name == "comm.all_gather_start":
+            started.update(dict.fromkeys(op.results, calls))
+        elif op.operation.name == "comm.wait" and op.operands[0] in started:
+            started[op.results[0]] = started[op.operands[0]]
+        elif callee(op) is not None:
+            most = max(most, *(calls - started[v] for v in op.operands if v in started), 0)
+            calls += 1
+    return most
+
+
+@pytest.mark.parametrize("prefetch", some(2, 0, 1))
+def test_a_layer_is_gathered_as_far_ahead_as_the_plan_says(prefetch: int) -> None:
+    assert _layers_ahead(prefetch) == prefetch
 
 
 def test_a_rank_stores_its_share_and_levels_differ_in_the_whole_parameters_that_it_holds() -> None:
