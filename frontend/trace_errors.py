@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, PendingUnbackedSymbolNotFound
 
 from ..diagnostics import Span
 from .captured import CaptureError
@@ -40,6 +40,7 @@ _DATA_DEPENDENT = (
     DataDependentOutputException,
     DynamicOutputShapeException,
     GuardOnDataDependentSymNode,
+    PendingUnbackedSymbolNotFound,
     UnsupportedOperatorException,
 )
 """Exceptions that are always the forward's fault, even without a user's line."""
@@ -169,6 +170,13 @@ def _explained(part: str, name: str, error: BaseException, span: Span | None) ->
         return CaptureError(
             "E0221",
             f'the shape of the result of "{error.func}" depends on the values of a tensor',
+            span=span,
+            help="keep the full shape and mask (torch.where, or a multiplication by a mask)",
+        )
+    if isinstance(error, PendingUnbackedSymbolNotFound):
+        return CaptureError(
+            "E0221",
+            f"a shape depends on the values of a tensor{_calls_in(span)}",
             span=span,
             help="keep the full shape and mask (torch.where, or a multiplication by a mask)",
         )

@@ -84,6 +84,16 @@ def test_a_shape_that_depends_on_data_is_refused() -> None:
     assert_at(error, body, "x[x > 0]")
 
 
+def test_a_slice_that_starts_where_a_tensor_says_is_refused_as_a_shape_that_depends_on_data() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        start = x[0].argmax()
+        return model.linear(x).sum() + torch.combinations(x[0]).sum() + torch.narrow(x, 0, start, 2).sum()
+
+    error = refused(body)
+    assert error.code == "E0221" and "mask" in error.help and "u0" not in error.message
+    assert_at(error, body, "torch.narrow")
+
+
 @pytest.fixture
 def kernelless() -> Iterator[None]:
     with torch.library._scoped_library("stretto_test", "FRAGMENT") as library:
