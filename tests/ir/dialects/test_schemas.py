@@ -15,7 +15,7 @@ from stretto.ir.operations import Call, build, read, results_of
 from stretto.ir.types import TensorType, absent, to_mlir
 
 X = to_mlir(TensorType(torch.float32, (4, 6)))
-MLIR_NAME = re.compile(r"(aten|nn|comm|transformers)\.[a-z0-9]+(_[a-z0-9]+)*|custom_[a-z0-9_]+\.call")
+MLIR_NAME = re.compile(r"(aten|nn|comm|transformers|stretto)\.[a-z0-9]+(_[a-z0-9]+)*|custom_[a-z0-9_]+\.call")
 
 
 def test_every_name_is_one_that_mlir_takes() -> None:
