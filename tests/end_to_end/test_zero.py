@@ -21,7 +21,8 @@ from stretto.driver.report.show_explanation import show_explanation
 from stretto.ir.bindings import Value
 from stretto.ir.module import Module, callee, operations
 from stretto.runtime.prover import prove
-from stretto.runtime.threads.communicator import InProcessCommunicator
+from stretto.runtime.threads.communicator import RankGroup
+from stretto.runtime.threads.rendezvous import Call
 from torch import Tensor, nn
 
 from ..subsets import some
@@ -59,15 +60,15 @@ P, R = 4 * 16, 3 * 16
 def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """By kind, the bytes that rank 0 sends by ring algorithms for tensors with elements to cut, as it starts them."""
     counts: Counter[str] = Counter()
-    start = InProcessCommunicator._start
+    join = RankGroup.join
 
-    def counted(self: InProcessCommunicator, op: str, tensors: Sequence[Tensor], *rest: Any) -> Any:
-        if self.rank == 0 and tensors[0].dim():
+    def counted(self: RankGroup, rank: int, members: Any, number: int, call: Call, tensors: Sequence[Tensor]) -> Any:
+        if rank == 0 and tensors[0].dim():
             parts = {"all_gather": RANKS - 1, "reduce_scatter": (RANKS - 1) / RANKS, "all_reduce": RANKS - 1}
-            counts[op] += int(parts[op] * sum(tensor.nbytes for tensor in tensors))
-        return start(self, op, tensors, *rest)
+            counts[call.op] += int(parts[call.op] * sum(tensor.nbytes for tensor in tensors))
+        return join(self, rank, members, number, call, tensors)
 
-    monkeypatch.setattr(InProcessCommunicator, "_start", counted)
+    monkeypatch.setattr(RankGroup, "join", counted)
     return counts
 
 
@@ -160,9 +161,9 @@ def test_a_model_trains_as_on_one_device(model: str, mesh: str, lines: str) -> N
 
 
 def _layers_ahead(prefetch: int) -> int:
-    """The most calls of layers that start between a gather and the call that takes it, in the forward of six layers."""
+    """The most calls of layers between a gather and the call that takes it, in a GPT of four layers."""
     line = f"zero 3 over dp {{ prefetch {prefetch} }}"
-    module = Module.parse(compiled(_case(layers=6), plan("gpt", "dp=2", line)).program.ir)
+    module = Module.parse(compiled(_case(layers=4), plan("gpt", "dp=2", line)).program.ir)
     calls, most = 0, 0
     started: dict[Value, int] = {}
     for op in operations(module.functions()["main"]):
@@ -183,7 +184,7 @@ def test_a_layer_is_gathered_as_far_ahead_as_the_plan_says(prefetch: int) -> Non
 
 def test_a_rank_stores_its_share_and_levels_differ_in_the_whole_parameters_that_it_holds() -> None:
     kept, gathered = (
-        prove(compiled(_case(layers=6), plan("gpt", "dp=2", f"zero {level} over dp")).program).peak_bytes
+        prove(compiled(_case(layers=4), plan("gpt", "dp=2", f"zero {level} over dp")).program).peak_bytes
         for level in (1, 3)
     )
     assert gathered < kept
