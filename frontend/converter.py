@@ -23,7 +23,7 @@ from ..ir.operations import Call, build
 from ..ir.types import TensorType, absent, from_mlir, to_mlir
 from ..ops.table import find_op
 from .captured import CaptureError, origin_of
-from .graph.random_op import RANDOM
+from .graph.random_op import NUMBER, RANDOM
 from .graph.unknown_ops import unknown_op
 from .metadata import source_span
 
@@ -157,7 +157,7 @@ class Converter:
 
     def random_number(self, node: fx.Node) -> Value:
         """The number of a random op: a value outside of any layer, so that equal layers can be folded."""
-        call = Call("aten.scalar_tensor.default", (node.args[3],), {"dtype": torch.int64})
+        call = Call("aten.scalar_tensor.default", (node.args[NUMBER],), {"dtype": torch.int64})
         [number] = build(call, [to_mlir(TensorType(torch.int64, ()))], to_location(Origin()))
         return number
 

@@ -99,6 +99,11 @@ def source_line(stack_trace: str) -> tuple[str, int]:
     return "", 0
 
 
+def forward_path(node: fx.Node, model_attribute: str) -> str:
+    """The module path of a node of a forward."""
+    return _module_path(node.meta.get("nn_module_stack"), model_attribute)
+
+
 def source_span(node: fx.Node) -> Span | None:
     """The source span of a node, for errors."""
     origin = node.meta.get(META_KEY)

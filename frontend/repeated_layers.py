@@ -17,10 +17,7 @@ from torch import fx
 
 from ..ir.layers import Layer, call_order, layer_of
 from .captured import origin_of
-from .graph.random_op import RANDOM
-
-_NUMBER = 3
-"""The argument of a random op that is its number."""
+from .graph.random_op import NUMBER, RANDOM
 
 
 @dataclass(eq=False)
@@ -126,7 +123,7 @@ class RepeatedLayers:
                 args: tuple[Any, ...] = node.args
                 if node.target is RANDOM:
                     inputs[node] = None
-                    args = (*args[:_NUMBER], *args[_NUMBER + 1 :])
+                    args = (*args[:NUMBER], *args[NUMBER + 1 :])
                 yield node.target, self._key(args, numbers), self._key(node.kwargs, numbers), _types(node)
                 numbers[node] = len(layer.values)
                 layer.values.append(node)

@@ -14,12 +14,12 @@ from ..custom_functions.extraction import nonlinear_functions
 from ..graph.checks import refuse_mixed_products, refuse_random_ops, refuse_sparse_gradients
 from ..graph.complex_pairs import write_complex_as_pairs
 from ..graph.strided_views import refuse_strided_views, write_as_reshapes, write_symbolic_zeros
-from ..metadata import annotate
 from ..trace_errors import quiet_torch, user_errors
 from .assemble import Assembled, assemble, model_names
 from .call import BoundCall, bind_call
+from .distinct_layers import joint_of_distinct_layers
 from .function_transforms import Transforms, transforms_named
-from .joint import TracedForward, TracedGraphs, trace_forward, trace_joint
+from .joint import TracedForward, TracedGraphs, trace_forward
 from .own_gradients import refuse_backward_hooks
 from .precision import move_casts_to_users
 from .reference_graph import reference_graph
@@ -81,7 +81,7 @@ class CapturedForward(ForwardOfCall):
     def finished(self) -> Capture:
         """The capture, with the backward. It changes the traced forward, so that it is called once."""
         with quiet_torch(), transforms_named(self.transforms), user_errors(self.model):
-            graphs = trace_joint(self.module, self.traced, self.module.mode)
+            graphs = joint_of_distinct_layers(self.module, self.traced, self.module.mode)
             return finish_capture(self.model, self.call, self.module, graphs)
 
 
@@ -123,7 +123,7 @@ def refuse_no_gradient(module: TracedModel) -> None:
 
 
 def finish_capture(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
-    """Turn the traced graphs of a call, which are changed, into its capture."""
+    """Turn the traced graphs of a call, which are changed, into its capture; nodes have their origins."""
     refuse_no_gradient(module)
     captured = _assembled(model, call, module, graphs)
     warn_of_effects(module, graphs.value_reads)
@@ -144,7 +144,6 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         inputs = zip(call.names, call.differentiable, strict=True)
         names = replace(names, differentiable=frozenset(name for name, wants in inputs if wants))
     refuse_strided_views(graphs.forward.graph)
-    annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
     write_complex_as_pairs(graphs.joint.graph)
     write_as_reshapes(graphs.joint.graph)
     write_symbolic_zeros(graphs.joint.graph)

@@ -12,8 +12,9 @@ from torch import nn
 from ..capture.call import BoundCall
 from ..capture.capture import ForwardOfCall, finish_capture, traced_model
 from ..capture.joint import SymbolicGraphs, trace_forward_symbolically, trace_joint
-from ..capture.traced import TracedModel
+from ..capture.traced import MODEL_ATTRIBUTE, TracedModel
 from ..captured import Capture, CaptureError, Mode
+from ..metadata import annotate
 from ..trace_errors import RAISED_BY_USER_CODE, quiet_torch, user_errors
 from .dynamic_dims import CalledSize
 from .graphs_at import drop_whole_slices, graphs_at
@@ -35,7 +36,9 @@ class SymbolicCapture:
     def at(self, values: Mapping[str, int]) -> Capture:
         """The capture at sizes for which the guards hold, as from `capture_call`. Raises NotSymbolic."""
         with quiet_torch(), user_errors(self._model):
-            return finish_capture(self._model, self._call, self._module, graphs_at(self._graphs, self._sizes, values))
+            graphs = graphs_at(self._graphs, self._sizes, values)
+            annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+            return finish_capture(self._model, self._call, self._module, graphs)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def _shaped(
 
 torch.library.register_fake("stretto::random", _shaped, lib=_LIBRARY)
 
+NUMBER = 3
+"""The index of the argument `number`."""
 RANDOM: torch._ops.OpOverload = torch.ops.stretto.random.default
 """Uniform words in [0, 2^32), int64, or with `below` whether each is below it; shaped as `like`, else as `size` says.
 

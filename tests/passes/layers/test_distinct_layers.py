@@ -11,7 +11,6 @@ import pytest
 import stretto.passes.normalize.idioms.pattern as pattern
 import stretto.passes.rewriting as rewriting
 import torch
-import torch.nn.functional as F
 from stretto import Plan
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
@@ -25,10 +24,11 @@ from stretto.passes.layers.fold_layers import FoldLayers
 from stretto.passes.layers.unfold_layers import UnfoldLayers
 from stretto.passes.manager import PassManager
 from stretto.passes.normalize.idioms.function_dataflow import FunctionDataflow
-from torch import Tensor, nn
+from torch import nn
 
 from ...subsets import only
-from ..models import Block, captured
+from ..models import captured
+from .stacks import SmallLayer, Stack
 
 UNTIL_FOLDED = ("annotate", "normalize", "blocks", "fold")
 PLAN = """
@@ -36,56 +36,6 @@ mesh (dp=2, tp=2)
 shard "*.mix.weight", "*.up.weight" dim 0 over tp
 shard "*.out.weight", "*.down.weight" dim 1 over tp
 """
-
-
-class Norm(nn.Module):
-    """Root-mean-square normalization in plain ops, which `raise-idioms` finds with its backward."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
-
-
-class Layer(nn.Module):
-    """A block between a norm and dropout; `scale` is a parameter that all layers share, if given."""
-
-    def __init__(self, size: int, drop: float, scale: nn.Parameter | None) -> None:
-        super().__init__()
-        self.norm, self.block, self.drop, self.scale = Norm(size), Block(size, 2), drop, scale
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        x = F.dropout(self.block(self.norm(x)), self.drop, self.training) + memory
-        return x if self.scale is None else x * self.scale
-
-
-class SmallLayer(nn.Module):
-    """A norm and two linear layers."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = Norm(size), nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        return x + self.down(self.up(self.norm(x)).relu()) * memory
-
-
-class Stack(nn.Module):
-    """Layers that all add one `memory`, whose gradient is a sum over the layers."""
-
-    def __init__(self, layers: int, *, size: int = 8, drop: float = 0.0, shares: bool = False) -> None:
-        super().__init__()
-        self.enter = nn.Linear(size, size)
-        scale = nn.Parameter(torch.ones(size)) if shares else None
-        self.layers = nn.ModuleList(Layer(size, drop, scale) for _ in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        memory = self.enter(x)
-        for layer in self.layers:
-            x = layer(x, memory)
-        return x.square().mean()
 
 
 def stacked(model: nn.Module, **options: Any) -> Capture:
