@@ -16,8 +16,8 @@ WHOLE = {
     "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
-    "average-microbatches", "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce", "split-segments",
-    "start-collectives", "use-local-statistics",
+    "average-microbatches", "bucket-collectives", "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce",
+    "split-segments", "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
     "average-microbatches", "check-batch", "cut-stages", "order-tasks", "place-arguments", "split-segments",

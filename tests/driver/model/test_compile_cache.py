@@ -14,7 +14,7 @@ from stretto.driver.cache.store import ProgramStore
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest
 from stretto.driver.model.compiled_module import program_of
-from stretto.frontend.capture import capture as capture_module
+from stretto.frontend.capture import distinct_layers
 from stretto.frontend.dynamic_sizes import symbolic_capture
 from torch import Tensor, nn
 
@@ -44,13 +44,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def joint_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Grows by one for each backward that is traced."""
     traces: list[str] = []
-    plain = capture_module.trace_joint
+    plain = distinct_layers.trace_joint
 
     def counted(*args: Any) -> Any:
         traces.append("joint")
         return plain(*args)
 
-    for module in (capture_module, symbolic_capture):
+    for module in (distinct_layers, symbolic_capture):
         monkeypatch.setattr(module, "trace_joint", counted)
     yield traces
 

@@ -302,8 +302,8 @@ IN_PASSES = (
     SourceFault("every layer is called with the first's parameters", "passes.layers.fold_layers:_Rebuild/_call",
                 _first_layers_inputs, "fold-layers"),
     SourceFault(
-        "a collective moves before its operand", "passes.overlap.hoist_collectives:_independent",
-        lambda independent: lambda collective, pending, is_barrier, is_entry: list(pending), "hoist-collectives",
+        "a collective moves before its operand", "passes.overlap.hoist_collectives:HoistCollectives/_independent",
+        lambda independent: lambda self, collective, pending, is_barrier, is_entry: list(pending), "hoist-collectives",
     ),
     SourceFault(
         "a wait stands behind its first use", "passes.overlap.start_collectives:_first_of",

@@ -25,8 +25,6 @@ from stretto.runtime.rank.autograd import run
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .. import lane_module, rotated_module
-
 MESH = RankMesh((("dp", 2), ("tp", 2)))
 AXES = [("dp",), ("tp",), ("dp", "tp"), ("tp", "dp"), ()]
 
@@ -310,6 +308,8 @@ def nested_shards() -> dict[str, Any]:
 
 def rotated_layers() -> float:
     """How far layers that wait for what the layers before them started are from one device."""
+    from .. import rotated_module  # a launcher loads this file by its path, and has no package
+
     given = rotated_module.tensors(4)
     (found,), _ = ProcessRank(rotated_module.rotated(4)).forward(given[1:], [], given[:1])
     return float((whole(found) - rotated_module.expected(given)).abs().max())
@@ -317,6 +317,8 @@ def rotated_layers() -> float:
 
 def named_lanes() -> float:
     """How far a program that names lanes is from one device."""
+    from .. import lane_module, rotated_module
+
     given = lane_module.tensors()
     program = rotated_module.lowered(lane_module.module())
     (found,), _ = ProcessRank(program).forward(given[1:], [], given[:1])
