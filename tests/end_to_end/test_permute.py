@@ -24,6 +24,7 @@ from stretto.passes.rewriting import Emitter
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.prover import prove
 
+from ..subsets import some
 from .checking import assert_report, compiled
 from .models import Size, gpt, plan
 from .traffic import kinds, messages
@@ -67,7 +68,7 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ring")
-@pytest.mark.parametrize("mesh", ["dp=2, tp=2", "tp=4"])
+@pytest.mark.parametrize("mesh", some("dp=2, tp=2", "tp=4"))
 def test_a_gpt_whose_sums_go_round_a_ring_trains_as_on_one_device(mesh: str) -> None:
     texts: dict[str, str] = {}
     made = compiled(

@@ -90,6 +90,7 @@ def _peak(layers: int, *lines: str) -> int:
     return prove(compiled(_case("gpt", layers), plan("gpt", "dp=2", *lines)).program).peak_bytes
 
 
+@pytest.mark.slow
 def test_a_rank_holds_a_part_of_all_parameters_and_few_whole_ones() -> None:
     """Each further layer adds half of what it adds where parameters are whole, and not more."""
     whole, stored = (_peak(6, *lines) - _peak(3, *lines) for lines in ((), (STORE,)))

@@ -38,6 +38,7 @@ def test_threads_train_as_plain_pytorch_does(plan: str, expected: list[float]) -
     assert losses_of(compiled, clip_by_torch) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_processes_hold_the_parts_that_the_plan_says_and_go_on_under_another(
     tmp_path: Path, expected: list[float]
 ) -> None:

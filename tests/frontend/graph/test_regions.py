@@ -93,10 +93,12 @@ def _equal(expected: Tensor | None, actual: Tensor | None) -> bool:
     return bool((expected - actual).abs().max() <= 1e-4 * expected.abs().max())
 
 
-@pytest.mark.parametrize("decorated", some(False, True))
-def test_regions_inside_each_other_give_the_gradients_of_eager_mode(decorated: bool) -> None:
+@pytest.mark.parametrize(("nests", "decorated"), some((DEEPER, False), (PAIRS, False), ([*PAIRS, *DEEPER], True)))
+def test_regions_inside_each_other_give_the_gradients_of_eager_mode(
+    nests: Sequence[Sequence[str]], decorated: bool
+) -> None:
     torch.manual_seed(0)
-    model = Sums([Nested(regions, decorated=decorated) for regions in (*PAIRS, *DEEPER)])
+    model = Sums([Nested(regions, decorated=decorated) for regions in nests])
     assert wrong_gradients(model, differentiable_input=True) == []
 
 
