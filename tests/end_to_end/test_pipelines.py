@@ -83,6 +83,7 @@ def test_forwards_run_alone(model: str, schedule: str) -> None:
     runs(model, schedule, 2, 7, Mode.INFER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "schedule", "mesh"), some(("translating", "zb-h1", ", dp=2, tp=2"), ("llama", "dualpipe-v", ", tp=2"))
 )

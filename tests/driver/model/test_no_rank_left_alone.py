@@ -20,9 +20,9 @@ DIFFERENCES = [
     ("known eval", "dp=2", "E0360", r"rank 1 differs in call 9 \(forward of Net\): mode eval\(\); .* mode train\(\)"),
     ("save", "tp=2", "E0360", r"rank 1 differs in call 6: save_checkpoint; on rank 0: forward of Net"),
     ("end", "tp=2", "E0350", r"rank 1 has ended after its call 5 \(backward\); rank 0 waited for it in its call 6"),
-    ("late", "tp=2", "E0322", r"rank 0 waited 2 s in instruction .* for rank 1"),
 ]
 SLOW = [
+    ("late", "tp=2", "E0322", r"rank 0 waited 2 s in instruction .* for rank 1"),
     ("clip", "tp=2", "E0360", r"rank 1 differs in call 6: clip_grad_norm_; on rank 0: forward of Net"),
     ("eval", "dp=2", "E0360", r"rank 1 differs in call 6 \(forward of Net\): mode eval\(\); on rank 0: mode train\(\)"),
     ("eval", "dp=2, tp=2", "E0360", r"rank 1 differs in call 6 .*: mode eval\(\); on ranks 0, 2, 3: mode train\(\)"),
