@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from lark import Token, Tree
 
 from ..diagnostics import Span
+from .attention import Attention
 from .error import PlanCode, PlanError
 from .mesh import Mesh
 from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters
@@ -19,7 +20,7 @@ from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed
 from .zero import Zero
 
-_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers | Zero
+_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers | Zero | Attention
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class PlanCode(StrEnum):
     PIPELINE_AXIS = "E0126"
     DUPLICATE_SCHEDULE = "E0127"
     BAD_ZERO = "E0128"
+    BAD_ATTENTION = "E0129"
 
 
 class WrittenCode(StrEnum):

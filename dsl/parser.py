@@ -9,6 +9,7 @@ from importlib.resources import files
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
+from .attention import Attention, read_attention
 from .axes import NamedAxes, read_axes
 from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
@@ -24,6 +25,7 @@ Statement = (
     | ShardParameters
     | StoreParameters
     | Zero
+    | Attention
     | ShardActivations
     | ShardInputs
     | ShardBuffers
@@ -39,6 +41,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "shard": read_shard,
     "store": read_store,
     "zero": read_zero,
+    "attention": read_attention,
     "precision": read_precision,
     "pipeline": read_pipeline,
     "schedule": read_schedule,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..diagnostics import Span
 from ..diagnostics.bounded_files import read_file
+from .attention import Attention, check_attention
 from .axes import NamedAxes, check_names, with_axes_of_mesh
 from .error import PlanCode, PlanError
 from .mesh import Mesh
@@ -28,7 +29,7 @@ _DATA = "dp"
 class Plan:
     """A plan file. Two plans are equal if their statements are; source spans do not count.
 
-    In `shard` and `store`, names of several axes are replaced by these axes.
+    In `shard`, `store`, `zero` and `attention`, names of several axes are replaced by these axes.
 
     Raises PlanError for an axis that the mesh lacks (E0107) and for one used twice on one tensor (E0112), for a second
     precision (E0122), a second pipeline (E0125) and a second schedule of one name (E0127), and for another use of the
@@ -49,19 +50,22 @@ class Plan:
     def __post_init__(self) -> None:
         check_names(self.named_axes, self.mesh)
         axes_by_name = {statement.name: statement.axes for statement in self.named_axes}
-        used = {a for s in self.statements if isinstance(s, Sharding | Zero) for a in s.axes if a in axes_by_name}
+        named = [s for s in self.statements if isinstance(s, Sharding | Zero | Attention)]
+        used = {axis for statement in named for axis in statement.axes if axis in axes_by_name}
         object.__setattr__(self, "used_names", self.used_names | used)
         replaced = (
-            with_axes_of_mesh(s, axes_by_name) if isinstance(s, Sharding | Zero) else s for s in self.statements
+            with_axes_of_mesh(s, axes_by_name) if isinstance(s, Sharding | Zero | Attention) else s
+            for s in self.statements
         )
         object.__setattr__(self, "statements", tuple(replaced))
         for statement in self.statements:
-            if isinstance(statement, Sharding | Zero | Pipeline):
+            if isinstance(statement, Sharding | Zero | Attention | Pipeline):
                 self._check_axes_exist(statement)
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
         self._check_activations_beside_inputs()
         self._check_zero_axes()
+        check_attention(self.attention, self.inputs, self.mesh.names)
         _check_one_prefetch([s for s in self.statements if isinstance(s, Zero)])
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
@@ -117,6 +121,11 @@ class Plan:
         return next((statement.prefetch for statement in self.stored if isinstance(statement, Zero)), 1)
 
     @property
+    def attention(self) -> tuple[Attention, ...]:
+        """The statements about attention over cut tokens, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, Attention))
+
+    @property
     def activations(self) -> tuple[ShardActivations, ...]:
         """The statements that shard the residual stream, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, ShardActivations))
@@ -163,7 +172,7 @@ class Plan:
         """The written schedules, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, WrittenSchedule))
 
-    def _check_axes_exist(self, statement: Sharding | Zero | Pipeline) -> None:
+    def _check_axes_exist(self, statement: Sharding | Zero | Attention | Pipeline) -> None:
         named = {each.name: each.axes for each in self.named_axes}
         for index, axis in enumerate(statement.axes):
             if axis not in self.mesh.names:

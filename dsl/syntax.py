@@ -13,8 +13,8 @@ from .source import Source
 from .spelling import did_you_mean, listed, shortened
 
 STATEMENTS = {
-    "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "ZERO": "zero", "PRECISION": "precision",
-    "PIPELINE": "pipeline", "SCHEDULE": "schedule",
+    "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "ZERO": "zero", "ATTENTION": "attention",
+    "PRECISION": "precision", "PIPELINE": "pipeline", "SCHEDULE": "schedule",
 }  # fmt: skip
 """The first keyword of each kind of statement, by terminal."""
 
@@ -32,6 +32,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "NUMBER": ("a number",),
     "ITEM": ("params", "compute", "reduce"),
     "FORMAT": ("a format such as bf16",),
+    "ATTENTION_ITEM": ("method",),
     "ZERO_CLAUSE": ("prefetch", "keep", "only", "from"),
     "CLAUSE": (
         "schedule",

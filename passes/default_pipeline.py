@@ -34,6 +34,7 @@ from .pipelining.cut_stages import CutStages
 from .pipelining.order_tasks import OrderTasks
 from .pipelining.split_segments import SplitSegments
 from .sharding.check_batch import CheckBatch
+from .sharding.choose_attention import ChooseAttention
 from .sharding.find_blocks import FindBlocks
 from .sharding.gather_parameters import GatherParameters
 from .sharding.place_arguments import PlaceArguments
@@ -91,6 +92,10 @@ def _per_microbatch(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
 
 
+def _cuts_attention(config: PipelineConfig) -> bool:
+    return bool(config.plan.attention)
+
+
 def _place_arguments(config: PipelineConfig) -> Pass:
     return PlaceArguments(config.plan, ",".join(config.padded_inputs))
 
@@ -135,7 +140,12 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "fold": (Entry(FoldLayers()),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
     # The check follows normalisation, after which more dims are seen to go together.
-    "place": (Entry(_check_batch), Entry(GatherParameters(), _stores), Entry(_propagate_placements)),
+    "place": (
+        Entry(_check_batch),
+        Entry(lambda config: ChooseAttention(config.plan), _cuts_attention),
+        Entry(GatherParameters(), _stores),
+        Entry(_propagate_placements),
+    ),
     # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
     "partition": (
         Entry(PartitionTensors()),

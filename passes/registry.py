@@ -19,6 +19,7 @@ TABLE: dict[str, str] = {
     "bucket-collectives": "overlap.bucket_collectives:BucketCollectives",
     "cast-gradients": "normalize.cast_gradients:CastGradients",
     "check-batch": "sharding.check_batch:CheckBatch",
+    "choose-attention": "sharding.choose_attention:ChooseAttention",
     "cut-stages": "pipelining.cut_stages:CutStages",
     "expand-losses": "normalize.expand_losses:ExpandLosses",
     "find-blocks": "sharding.find_blocks:FindBlocks",

@@ -14,6 +14,7 @@ from torch import nn
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE
 from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.program.program import Program
+from .attention_rows import attention_facts
 from .input_cuts import batch_of, cuts_of_inputs
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
@@ -57,11 +58,12 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
 
 
 def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
-    """Of the mesh, the precision and the pipeline."""
+    """Of the mesh, the precision, the pipeline and attention."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision),
         *_pipeline(program, plan),
+        *attention_facts(program, plan),
     ):
         if found != expected:
             yield name, f"the program has {found}; the plan says {expected}"

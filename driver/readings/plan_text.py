@@ -64,6 +64,15 @@ class PlanText:
         """The values of each item, the axis as "over"; empty without a pipeline."""
         return _items(next(self._of("pipeline"), []))
 
+    @property
+    def attention(self) -> Mapping[str, str]:
+        """The method of attention on each axis that a statement names."""
+        methods: dict[str, str] = {}
+        for words in self._of("attention"):
+            items = _items(words)
+            methods |= {axis: items["method"][0] for name in items["over"] for axis in self._axes_of(name)}
+        return methods
+
     def shardings(self, subject: str) -> list[Sharding]:
         """The statements about one subject in their order; of inputs, first the implied one."""
         written = [each for words in self.statements if (each := self._sharding(words)) and each.subject == subject]

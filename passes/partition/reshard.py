@@ -120,22 +120,19 @@ class Resharder:
         self._emit(REDUCE_SCATTER, after, [axis], dim, str(reduce))
 
     def _exchange(self, target: Placement) -> None:
-        """An all-to-all where an axis only changes which dim it shards, both evenly."""
+        """An all-to-all where the innermost axes of a dim only change which dim they shard, both evenly."""
         for source in range(len(self.shape)):
             for goal in range(len(self.shape)):
                 present, goal_axes = self.placement.dims[source], target.dims[goal]
-                if (
-                    source == goal
-                    or not present
-                    or self.placement.dims[goal] != goal_axes[:-1]
-                    or present[-1:] != goal_axes[-1:]
-                ):
+                remaining = target.dims[source]
+                moved = present[len(remaining) :]
+                if source == goal or not moved or (*remaining, *moved) != present:
                     continue
-                remaining = present[:-1]
                 even = self.shape[source] % self.emitter.size(present) == 0
-                if even and self.shape[goal] % self.emitter.size(goal_axes) == 0 and target.dims[source] == remaining:
+                nests = (*self.placement.dims[goal], *moved) == goal_axes
+                if even and nests and self.shape[goal] % self.emitter.size(goal_axes) == 0:
                     dims = _with(_with(self.placement.dims, source, remaining), goal, goal_axes)
-                    self._emit(ALL_TO_ALL, replace(self.placement, dims=dims), [present[-1]], goal, source)
+                    self._emit(ALL_TO_ALL, replace(self.placement, dims=dims), list(moved), goal, source)
 
     def _kept(self, dim: int, target: Axes) -> Axes:
         """The axes of the dim's present sharding that the target keeps, as far as chunks nest evenly."""

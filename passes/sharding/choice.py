@@ -5,7 +5,7 @@ Costs are bytes per rank; what the numbers prefer is said where they stand (`cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 
@@ -13,6 +13,7 @@ from ...costs.communication import sent_bytes
 from ...costs.placements import DEFERRED, MIXES_MICROBATCHES, microbatch_move_cost, move_cost
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
+from .attention_methods import fitting, nested_inside
 from .microbatch_axis import changes_microbatches, repeat_factor
 from .rules.strategy import OpStrategies, Strategy
 
@@ -58,6 +59,10 @@ class Output:
     target: Placement | None = None
 
 
+class Unfit(Exception):
+    """No strategy of the method that a plan names for an axis fits the op; the message is the axis."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """How an op runs: the placement of each operand and output, and the strategy chosen on each axis."""
@@ -82,13 +87,15 @@ def choose(
     outputs: Sequence[Output | None],
     mesh: Mesh,
     nesting: Placement | None = None,
+    methods: Mapping[str, str] | None = None,
 ) -> Choice:
     """The cheapest legal strategy on each axis, decided axis by axis; ties go to the earlier strategy.
 
     The microbatch axis comes first, as it allows the fewest reshards, then the others in mesh order. Axes that shard
     the same dim nest alike in all operands and outputs: as in the largest operand that nests them, then as in
-    `nesting`.
+    `nesting`. `methods` says which strategies attention may take on an axis; raises `Unfit` where none of them fits.
     """
+    methods = methods or {}
     chosen: list[tuple[str, Strategy]] = []
     for axis, size in sorted(mesh, key=lambda axis_size: axis_size[0] != MICROBATCH):
         microbatch_strategy = chosen[0][1] if chosen and chosen[0][0] == MICROBATCH else None
@@ -118,13 +125,18 @@ def choose(
                 moved_bytes += MIXES_MICROBATCHES / 2  # the best choice of those refused: its error says the most
             return moved_bytes + _deferred(outputs, strategy, axis, size)
 
-        strategies: Sequence[Strategy] = op_strategies.strategies
+        strategies = fitting(op_strategies.strategies, methods.get(axis))
         if axis == MICROBATCH:
             strategies = _after_all_microbatches(operands, strategies)
-        chosen.append((axis, _cheapest(strategies, cost)))
+        cheapest = _cheapest(strategies, cost)
+        if axis in methods and cost(cheapest) == inf:
+            raise Unfit(axis)
+        chosen.append((axis, cheapest))
     ranks = [len(o.placements[0].dims) for o in operands]
     largest_first = sorted(operands, key=lambda o: -o.nbytes)
-    like = [*(p for o in largest_first for p in o.placements), *([] if nesting is None else [nesting])]
+    like = [p for o in largest_first for p in o.placements]
+    like += nested_inside(methods, mesh)
+    like += [] if nesting is None else [nesting]
     inputs = tuple(
         Placement.of(rank, {axis: strategy.inputs[i] for axis, strategy in chosen}, mesh, like)
         for i, rank in enumerate(ranks)

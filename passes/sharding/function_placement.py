@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...ir.attention_methods import ATTENTION, methods_of
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import RESHARD
 from ...ir.dialects.context import context
@@ -24,7 +25,8 @@ from ...ir.operations import Call, build, flatten, is_packing, read, regroup, re
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Replicate, Shard
 from ...ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
-from .choice import Choice, Output, choose
+from .attention_methods import returned, unfit
+from .choice import Choice, Output, Unfit, choose
 from .gradient_targets import NO_TARGETS, GradientTargets
 from .microbatch_axis import Crossing, has_microbatch_axis, refusal
 from .propagation_remarks import PropagationRemarks
@@ -131,6 +133,8 @@ class FunctionPlacement:
         weight = len(values) == 1 and self.values[values[0]].is_weight and _follows_weight(call.name)
         for old, new in zip(flat, flatten(new_results), strict=True):
             self.values.track(old, new, is_weight=weight, is_early=early, late_cause=late_cause)
+        for old, target in returned(call.name, flat, choice.outputs, methods_of(op), self.mesh):
+            self.values.return_to(old, target, op, keep=call.name == ATTENTION[0])
 
     def _choice(self, call: Call, op: Operation, flat: Sequence[Value], types: Sequence[TensorType | None]) -> Choice:
         """The cheapest legal strategy of an operation on every axis."""
@@ -139,12 +143,17 @@ class FunctionPlacement:
         if not strategies.known:
             self._remark_unknown(call, op, values)
         output_bytes = max((element_bytes(t) for t in types if t is not None), default=0)
-        operands = [self.values.operand(v, output_bytes, is_viewed=call.name in VIEWS) for v in values]
+        is_viewed, methods = call.name in VIEWS, methods_of(op)
+        operands = [self.values.operand(v, output_bytes, is_viewed=is_viewed, with_kept=bool(methods)) for v in values]
         outputs = [
             None if t is None else Output(len(t.shape), element_bytes(t), self.targets.with_sources.get(r))
             for r, t in zip(flat, types, strict=True)
         ]
-        return choose(operands, strategies, outputs, self.mesh, self.remarks.activation_sharding.nesting)
+        nesting = self.remarks.activation_sharding.nesting
+        try:
+            return choose(operands, strategies, outputs, self.mesh, nesting, methods)
+        except Unfit as error:
+            raise unfit(op, str(error), methods, self.mesh) from None
 
     def _microbatch_state(
         self, op: Operation, values: Sequence[Value], choice: Choice

@@ -15,7 +15,7 @@ from ...ir.placement import Shard
 from ...ir.types import from_mlir, is_tensor
 from .rules.ir_calls import call_strategies
 
-_Dim = tuple[Value, int]
+Dim = tuple[Value, int]
 
 
 class TiedDims:
@@ -27,7 +27,7 @@ class TiedDims:
     """
 
     def __init__(self, module: Module, *, through_mixing: bool = False) -> None:
-        self._parents: dict[_Dim, _Dim] = {}
+        self._parents: dict[Dim, Dim] = {}
         self._through_mixing = through_mixing
         functions = module.functions()
         for function in functions.values():
@@ -40,7 +40,11 @@ class TiedDims:
 
     def are_tied(self, one: Value, other: Value, dim: int = 0) -> bool:
         """Whether the same dim of two values is tied."""
-        return self._root((one, dim)) == self._root((other, dim))
+        return self.dims_are_tied((one, dim), (other, dim))
+
+    def dims_are_tied(self, one: Dim, other: Dim) -> bool:
+        """Whether a dim of one value is tied to a dim of another."""
+        return self._root(one) == self._root(other)
 
     def _tie_operation(self, op: Operation) -> None:
         call = read(op)
@@ -57,7 +61,7 @@ class TiedDims:
             self._tie((value, placement.dim) for value, placement in placed if isinstance(placement, Shard))
 
     def _tie_rows(self, values: Iterable[Value]) -> None:
-        by_extent: dict[int, list[_Dim]] = {}
+        by_extent: dict[int, list[Dim]] = {}
         for value in values:
             shape = from_mlir(value.type).shape if is_tensor(value.type) else ()
             if shape:
@@ -72,13 +76,13 @@ class TiedDims:
                 for dim in range(len(from_mlir(outer.type).shape)):
                     self._tie([(outer, dim), (inner, dim)])
 
-    def _tie(self, dims: Iterable[_Dim]) -> None:
+    def _tie(self, dims: Iterable[Dim]) -> None:
         roots = [self._root(dim) for dim in dims]
         self._parents.update(dict.fromkeys(roots[1:], roots[0]) if roots else {})
         if roots:
             self._parents[roots[0]] = roots[0]
 
-    def _root(self, dim: _Dim) -> _Dim:
+    def _root(self, dim: Dim) -> Dim:
         while (parent := self._parents.get(dim, dim)) != dim:
             self._parents[dim] = self._parents.get(parent, parent)
             dim = parent

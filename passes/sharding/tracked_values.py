@@ -29,6 +29,8 @@ class Tracked:
     """Whether it depends on no parameter, so that it can be computed before any microbatch runs."""
     late_cause: Operation | None = None
     """The first operation that needed a sum over all microbatches on which this value depends; None: there is none."""
+    kept: tuple[Placement, Value] | None = None
+    """A copy for the backward alone: in the placement in which attention made it, whose other users need another."""
 
     @property
     def placement(self) -> Placement:
@@ -42,8 +44,8 @@ class Tracked:
 
     @property
     def last_copy(self) -> Value:
-        """The copy made last: a backward reads the placement that the forward's last user needed."""
-        return next(reversed(self.copies.values()))
+        """The copy for the backward, else that made last: a backward reads what the forward's last user needed."""
+        return self.kept[1] if self.kept is not None else next(reversed(self.copies.values()))
 
 
 @dataclass
@@ -79,12 +81,15 @@ class TrackedValues:
             bare = TensorType(type_.dtype, type_.shape)
             self._tracked[old] = Tracked(bare, {type_.placement_on(self.mesh): new}, is_weight, is_early, late_cause)
 
-    def operand(self, value: Value, output_bytes: int = 0, *, is_viewed: bool = False) -> Operand:
-        """A value as the choice of a strategy sees it."""
+    def operand(
+        self, value: Value, output_bytes: int = 0, *, is_viewed: bool = False, with_kept: bool = False
+    ) -> Operand:
+        """A value as the choice of a strategy sees it; `with_kept` for the backward of the op that made it."""
         tracked = self[value]
+        kept = tracked.kept
         nbytes = element_bytes(tracked.type)
         return Operand(
-            placements=tuple(tracked.copies),
+            placements=(*([kept[0]] if with_kept and kept is not None else []), *tracked.copies),
             nbytes=nbytes,
             is_weight=tracked.is_weight,
             is_broadcast=nbytes < output_bytes,
@@ -105,6 +110,8 @@ class TrackedValues:
         tracked = self[value]
         if target in tracked.copies:
             return tracked.copies[target]
+        if tracked.kept is not None and tracked.kept[0] == target:
+            return tracked.kept[1]
         source = list(tracked.copies)[cheapest_source(self.operand(value), target, self.mesh)]
         type_ = to_mlir(tracked.type.placed(target, self.mesh))
         copy = tracked.copies[source]
@@ -119,6 +126,13 @@ class TrackedValues:
             # Random values can be drawn in any placement: they are drawn as their user needs them, and not copied.
             tracked.copies = {target: moved} if _is_drawn(copy) else {**tracked.copies, target: moved}
         return moved
+
+    def return_to(self, value: Value, target: Placement, op: Operation, *, keep: bool) -> None:
+        """Bring a value that `op` has just made to `target`; with `keep`, its backward reads it as it was made."""
+        tracked = self[value]
+        made = tracked.placement, tracked.value
+        moved = self.move(value, target, op)
+        tracked.copies, tracked.kept = {target: moved}, made if keep else None
 
     def move_to_result(self, value: Value, target: Placement, last: Operation) -> Value:
         """A result of main in its required placement; its microbatches are gathered first, in a separate reshard."""

@@ -11,6 +11,7 @@ from stretto.passes.base import Remark, RemarkKind
 from stretto.passes.manager import PassManager
 from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.plan_effects import void_statements
+from stretto.passes.sharding.choose_attention import ChooseAttention
 from stretto.passes.sharding.place_arguments import PlaceArguments
 
 MODEL = """
@@ -36,7 +37,8 @@ func.func @main(
 def warnings_of(plan: str) -> list[Remark]:
     """The warnings for a plan, of its statements and of its mesh."""
     parsed = Plan.parse(plan, "a.plan")
-    manager = PassManager([PlaceArguments(parsed), *parse_pipeline("propagate-placements")])
+    steps = [PlaceArguments(parsed), ChooseAttention(parsed), *parse_pipeline("propagate-placements")]
+    manager = PassManager(steps)
     remarks = manager.run(Module.parse(MODEL))
     remarks += void_statements(parsed, [(run.name, run.report.effects) for run in manager.runs])
     return [remark for remark in remarks if remark.kind is RemarkKind.WARNING]
@@ -121,6 +123,12 @@ def test_a_zero_statement_that_cuts_nothing_is_warned_about() -> None:
     [override] = warnings_of('mesh (dp=2)\nzero 3 over dp { only "up" }\nzero 1 over dp')
     assert "later statements decide for everything that it matches" in override.message
     assert warnings_of("mesh (dp=2)\nzero 3 over dp") == []
+
+
+def test_a_method_that_no_attention_obeys_is_warned_about() -> None:
+    [warning] = warnings_of("mesh (cp=2)\nshard inputs dim 1 over cp\nattention over cp { method gather }")
+    assert warning.message == "this statement has no effect: it cuts the tokens of no attention"
+    assert warning.span is not None and warning.span.line == 3
 
 
 def test_a_store_statement_that_later_ones_override_is_warned_about() -> None:

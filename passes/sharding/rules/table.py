@@ -5,7 +5,7 @@ Most pointwise ops and matrix products are DTensor's; `extra_strategies` adds th
 
 from __future__ import annotations
 
-from . import factories, images, indexing, pointwise, reductions, statistics, transformer, views
+from . import attention, factories, images, indexing, pointwise, reductions, statistics, transformer, views
 from .builders import Rule, linear
 from .call import Call
 from .strategy import Strategy
@@ -16,6 +16,7 @@ TABLE: dict[str, Rule] = {
     **reductions.TABLE,
     **indexing.TABLE,
     **transformer.TABLE,
+    **attention.TABLE,
     **pointwise.TABLE,
     **images.TABLE,
     **statistics.TABLE,

@@ -12,6 +12,7 @@ from stretto.driver.compile import compile_target
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Options
 from stretto.driver.readings import plan_rows
+from stretto.driver.readings.attention_rows import attention_facts
 from stretto.driver.readings.plan_text import INPUTS, PlanText
 from stretto.dsl import resolve_values
 from stretto.dsl.plan import Plan
@@ -21,6 +22,8 @@ from stretto.frontend.capture.call import bind_call
 from stretto.frontend.captured import Mode
 from torch import Tensor, nn
 
+from ...end_to_end.checking import compiled_model
+from ...end_to_end.test_token_sharding import GroupedAttention
 from ...subsets import only
 
 
@@ -137,3 +140,13 @@ def test_a_written_schedule_is_passed_over() -> None:
     text = "schedule a(stages p, microbatches m) {\n  stage s {\n steady m { F B }\n }\n}\nmesh (dp=2)"
     plan = PlanText.of(text)
     assert plan.mesh == (("dp", 2),) and [each.axes for each in plan.shardings(INPUTS)] == [("dp",)]
+
+
+def test_methods_of_attention_are_read_and_compared() -> None:
+    plan = PlanText.of("mesh (a=2, b=2)\naxes cp = b, a\nattention over cp {\n method gather }")
+    assert plan.attention == {"b": "gather", "a": "gather"}
+    text = "mesh (cp=2)\nshard inputs dim 1 over cp\nattention over cp { method all_to_all }"
+    program = compiled_model(GroupedAttention(4, 2), {"x": torch.zeros(2, 8, 16)}, text, loss_only=True).program
+    assert [*attention_facts(program, PlanText.of(text))] == [("attention over cp", "all_to_all", "all_to_all")]
+    other = PlanText.of(text.replace("all_to_all", "gather"))
+    assert [*attention_facts(program, other)] == [("attention over cp", "no all_gather", "all_gather")]

@@ -1,0 +1,34 @@
+"""Compare the collectives of a program with the methods of attention that the text of its plan names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...runtime.program.program import Program
+from .plan_text import PlanText
+
+_KINDS = {"all_to_all": "all_to_all", "gather": "all_gather"}
+"""By method, the collective that moves heads of queries, keys or values over its axes."""
+_ATTENTION = "scaled_dot_product"
+"""What the names of torch's attentions have in common."""
+
+
+def attention_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
+    """For each axis of more than one rank with a method: name of the fact, what the program has, what the plan says."""
+    instructions = [each for function in program.functions.values() for each in function.code]
+    if not any(_ATTENTION in each.op for each in instructions):
+        return
+    moved = {
+        (each.op.removeprefix("comm.").removesuffix("_start"), axis)
+        for each in instructions
+        for axis in _axes(each.kwargs.get("axes"))
+    }
+    sizes = dict(plan.mesh)
+    for axis, method in plan.attention.items():
+        if sizes[axis] > 1:
+            kind = _KINDS[method]
+            yield f"attention over {axis}", kind if (kind, axis) in moved else f"no {kind}", kind
+
+
+def _axes(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()

@@ -1,0 +1,151 @@
+"""`attention over`: by each method the values are those of one device, and a step moves the published volume.
+
+Symbols: N tokens, h and g heads of queries and of keys, P ranks; volumes are elements of heads that a rank sends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import stretto
+import torch
+from stretto.diagnostics import StrettoError
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.prover import prove
+from stretto.runtime.threads.communicator import RankGroup
+from stretto.runtime.threads.rendezvous import Call
+from torch import Tensor
+
+from ..subsets import only, some
+from .checking import assert_equal, assert_report, compiled, compiled_model
+from .models import MODELS, Case, Size, plan
+from .test_token_sharding import HEADS_OVER_TP, GroupedAttention
+
+SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
+BATCH, N, HEAD = 3, 8, 4
+METHODS = ("all_to_all", "gather")
+
+
+@cache
+def _case(model: str) -> Case:
+    return MODELS[model](Size(batch=4, layers=2, **SIZE))
+
+
+def _plan(mesh: str, method: str, *lines: str, tokens: str = "dim 1 over cp", over: str = "cp") -> str:
+    cut, attention = f"shard inputs {tokens}", f"attention over {over} {{ method {method} }}"
+    return "\n".join([f"mesh ({mesh})", cut, attention, *lines])
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """By kind, the elements that rank 0 sends for tensors of four dims: those of heads."""
+    counts: Counter[str] = Counter()
+    join = RankGroup.join
+
+    def counted(
+        self: RankGroup, rank: int, members: Sequence[int], number: int, call: Call, tensors: Sequence[Tensor]
+    ) -> Any:
+        ranks = len(members)
+        parts = {"all_to_all": (ranks - 1) / ranks, "all_gather": ranks - 1, "reduce_scatter": (ranks - 1) / ranks}
+        if rank == 0 and tensors[0].dim() == 4:
+            counts[call.op] += round(parts.get(call.op, 1) * sum(tensor.numel() for tensor in tensors))
+        return join(self, rank, tuple(members), number, call, tensors)
+
+    monkeypatch.setattr(RankGroup, "join", counted)
+    return counts
+
+
+def _step(heads: tuple[int, int], text: str) -> None:
+    model = stretto.compile(GroupedAttention(*heads).double(), plan=text)
+    model(torch.randn(BATCH, N, 16, dtype=torch.float64)).backward()
+
+
+@pytest.mark.parametrize(("heads", "ranks"), only([((8, 4), 4)], [((8, 4), 2), ((8, 4), 4), ((8, 8), 4)]))
+def test_all_to_all_exchanges_the_volume_of_ulysses_forward_and_backward(
+    heads: tuple[int, int], ranks: int, sent: Counter[str]
+) -> None:
+    """(2 h + 2 g) N (P-1) / P^2 each way (DeepSpeed-Ulysses, arXiv:2309.14509, section 3.2; P divides g)."""
+    _step(heads, _plan(f"cp={ranks}", "all_to_all"))
+    one_way = 2 * sum(heads) * N * HEAD * BATCH * (ranks - 1) // ranks**2
+    assert sent == {"all_to_all": 2 * one_way}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gather_gathers_keys_and_values_and_scatters_the_sums_of_their_gradients(
+    ranks: int, sent: Counter[str]
+) -> None:
+    """2 g N (P-1) / P each way (Llama 3, arXiv:2407.21783, section 3.3.2)."""
+    _step((8, 2), _plan(f"cp={ranks}", "gather"))
+    one_way = 2 * 2 * N * HEAD * BATCH * (ranks - 1) // ranks
+    assert sent == {"all_gather": one_way, "reduce_scatter": one_way}
+
+
+@pytest.mark.parametrize(
+    ("heads", "mesh", "method"),
+    only(
+        [((8, 2), "cp=4", "all_to_all")],
+        [
+            *(((8, 2), mesh, method) for mesh in ("cp=4", "tp=2, cp=2", "cp=2, tp=2") for method in METHODS),
+            ((6, 1), "cp=2", "all_to_all"),
+            ((12, 2), "cp=3, tp=2", "all_to_all"),
+        ],
+    ),
+)
+def test_attention_with_fewer_heads_of_keys_than_ranks_is_that_of_one_device(
+    heads: tuple[int, int], mesh: str, method: str
+) -> None:
+    text = _plan(mesh, method, *([HEADS_OVER_TP] if "tp" in mesh else []))
+    x = torch.zeros(BATCH, 12 if "3" in mesh else N, 16)
+    program = compiled_model(GroupedAttention(*heads), {"x": x}, text, loss_only=True)
+    torch.manual_seed(0)
+    assert_report(check(program.program))
+    assert prove(program.program).safe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+@pytest.mark.parametrize(
+    ("mesh", "lines"),
+    [
+        ("cp=2", ()),
+        ("cp=4", ()),
+        ("cp=2, tp=2", ()),
+        ("tp=2, cp=2", ()),
+        ("dp=2, cp=2", ("zero 3 over dp, cp",)),
+        ("pp=2, cp=2", ("pipeline over pp { microbatches 2 }",)),
+    ],
+)
+def test_a_language_model_trains_as_on_one_device(model: str, method: str, mesh: str, lines: Sequence[str]) -> None:
+    text = plan(model, mesh, *_plan(mesh, method, *lines).split("\n")[1:])
+    assert_equal(_case(model), text)
+    assert prove(compiled(_case(model), text).program).safe
+
+
+@pytest.mark.parametrize("tokens", some("dim 1 over cp, a", "dim 1 over a, cp"))
+def test_tokens_may_be_cut_over_two_axes_in_any_order(tokens: str) -> None:
+    text = _plan("a=2, cp=2", "all_to_all", tokens=tokens, over="a, cp")
+    assert_equal(_case("gpt"), text)
+
+
+def _refused(mesh: str, method: str, *lines: str) -> StrettoError:
+    with pytest.raises(StrettoError) as caught:
+        compiled_model(GroupedAttention(4, 2), {"x": torch.zeros(BATCH, N, 16)}, _plan(mesh, method, *lines))
+    return caught.value
+
+
+def test_more_ranks_than_heads_are_refused_at_the_line_of_the_attention() -> None:
+    error = _refused("cp=8", "all_to_all")
+    assert (error.code, "4 heads, which 8 ranks over cp cannot share evenly" in error.message) == ("E0406", True)
+    assert error.span is not None and error.span.file.endswith("test_token_sharding.py")
+    assert error.help == "make cp smaller, or write method gather"
+
+
+def test_ranks_that_heads_are_cut_over_already_count() -> None:
+    error = _refused("cp=4, tp=2", "all_to_all", HEADS_OVER_TP)
+    assert "4 heads, which 8 ranks over tp, cp cannot share evenly" in error.message

@@ -1,0 +1,52 @@
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/all_to_all.plan}" %s | filecheck %s
+
+// The tokens of the queries are cut over cp. Four ranks cannot share two heads of keys, so each is there twice; the
+// gradient of a head is the sum of those of its copies.
+
+// CHECK: %[[K1:.+]] = "aten.unsqueeze_default"(%arg1) {dim = 2 : i64}
+// CHECK-NEXT: %[[K2:.+]] = "aten.expand_default"(%[[K1]]) {{.*}} -> tensor<3x2x2x8x4xf32>
+// CHECK-NEXT: %[[K:.+]] = "aten.reshape_default"(%[[K2]]) {{.*}} -> tensor<3x4x8x4xf32>
+// CHECK: %[[V:.+]] = "aten.reshape_default"({{.*}} -> tensor<3x4x8x4xf32>
+// CHECK-NEXT: %[[O:.+]]:2 = "nn.attention"(%arg0, %[[K]], %[[V]]) {{.*}}over = {{\[\[}}"cp", "all_to_all"{{\]\]}}
+// CHECK: %[[G:.+]]:3 = "nn.attention_backward"(%arg3, %arg0, %{{.+}}, %{{.+}}, %[[O]]#0, %[[O]]#1) {{.*}}over = {{\[\[}}"cp", "all_to_all"{{\]\]}}
+// CHECK-NEXT: %[[DK:.+]] = "aten.reshape_default"(%[[G]]#1) {{.*}} -> tensor<3x2x2x8x4xf32>
+// CHECK-NEXT: %[[SK:.+]] = "aten.sum_dim_intlist"(%[[DK]]) {dim = array<i64: 2>
+// CHECK: return %[[O]]#0, %[[SK]]
+module attributes {comm.level = "aten", comm.mesh = [["cp", 4]]} {
+  func.func @main(%q: tensor<3x8x8x4xf32, {cp = "shard(2)"}>, %k: tensor<3x2x8x4xf32, {cp = "shard(2)"}>, %v: tensor<3x2x8x4xf32, {cp = "shard(2)"}>, %g: tensor<3x8x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x8x8x4xf32>, tensor<3x2x8x4xf32>) {
+    %0:2 = "nn.attention"(%q, %k, %v) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x8x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x8x8x4xf32>, tensor<3x8x8xf32>)
+    %1:3 = "nn.attention_backward"(%g, %q, %k, %v, %0#0, %0#1) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0>} : (tensor<3x8x8x4xf32, {cp = "shard(2)"}>, tensor<3x8x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x8x4xf32, {cp = "shard(2)"}>, tensor<3x8x8x4xf32>, tensor<3x8x8xf32>) -> (tensor<3x8x8x4xf32>, tensor<3x2x8x4xf32>, tensor<3x2x8x4xf32>)
+    return %0#0, %1#1 : tensor<3x8x8x4xf32>, tensor<3x2x8x4xf32>
+  }
+}
+
+// -----
+
+// Attention over the heads of the batch's images, or any other whose tokens no axis cuts, stays as it is.
+
+// CHECK-NOT: over =
+// CHECK: return
+module attributes {comm.level = "aten", comm.mesh = [["cp", 4]]} {
+  func.func @main(%q: tensor<4x8x8x4xf32, {cp = "shard(0)"}>, %k: tensor<4x2x8x4xf32, {cp = "shard(0)"}>) -> tensor<4x8x8x4xf32> {
+    %0:2 = "nn.attention"(%q, %k, %k) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<4x8x8x4xf32, {cp = "shard(0)"}>, tensor<4x2x8x4xf32, {cp = "shard(0)"}>, tensor<4x2x8x4xf32, {cp = "shard(0)"}>) -> (tensor<4x8x8x4xf32>, tensor<4x8x8xf32>)
+    return %0#0 : tensor<4x8x8x4xf32>
+  }
+}
+
+// -----
+
+// Behind propagation and partition: queries, keys and values are exchanged for heads, and the result for tokens.
+
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/all_to_all.plan},propagate-placements,partition-tensors" %s | filecheck %s
+
+// CHECK: %[[Q:.+]] = "comm.all_to_all"(%arg0) {axes = ["cp"], {{.*}} -> tensor<3x1x8x4xf32
+// CHECK-NEXT: %[[K:.+]] = "comm.all_to_all"(%arg1) {axes = ["cp"]
+// CHECK-NEXT: %[[V:.+]] = "comm.all_to_all"(%arg2) {axes = ["cp"]
+// CHECK-NEXT: %[[O:.+]]:2 = "nn.attention"(%[[Q]], %[[K]], %[[V]])
+// CHECK-NEXT: %[[R:.+]] = "comm.all_to_all"(%[[O]]#0) {axes = ["cp"], {{.*}} -> tensor<3x4x2x4xf32
+module attributes {comm.level = "aten", comm.mesh = [["cp", 4]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %k: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %v: tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0:2 = "nn.attention"(%q, %k, %v) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    return %0#0 : tensor<3x4x8x4xf32>
+  }
+}
