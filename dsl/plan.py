@@ -66,7 +66,7 @@ class Plan:
         self._check_activations_beside_inputs()
         self._check_zero_axes()
         check_attention(self.attention, self.inputs, self.mesh.names)
-        _check_one_prefetch([s for s in self.statements if isinstance(s, Zero)])
+        _check_common_items([s for s in self.statements if isinstance(s, Zero)])
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
@@ -124,6 +124,11 @@ class Plan:
     def attention(self) -> tuple[Attention, ...]:
         """The statements about attention over cut tokens, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, Attention))
+
+    @property
+    def bucket(self) -> int:
+        """How many bytes of stored parameters, or of their gradients, one collective moves at most; 0: one tensor."""
+        return next((statement.bucket for statement in self.stored if isinstance(statement, Zero)), 0)
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:
@@ -269,17 +274,22 @@ def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> No
             places[axis] = span
 
 
-def _check_one_prefetch(statements: Sequence[Zero]) -> None:
-    """A program gathers all stored parameters equally far ahead."""
+def _check_common_items(statements: Sequence[Zero]) -> None:
+    """A program gathers all stored parameters equally far ahead, in buckets of one size."""
     for statement in statements:
-        if statement.prefetch != statements[0].prefetch:
-            raise PlanError(
-                PlanCode.BAD_ZERO,
-                f"this statement gathers {statement.prefetch} layers ahead, and another {statements[0].prefetch}",
-                span=statement.spans.get("prefetch", statement.span),
-                notes=(("the other is here", statements[0].span),),
-                help='give both the same "prefetch"',
-            )
+        first = statements[0]
+        for item, own, other in (
+            ("prefetch", f"gathers {statement.prefetch} layers ahead", str(first.prefetch)),
+            ("bucket", f"makes buckets of {statement.bucket} bytes", str(first.bucket)),
+        ):
+            if getattr(statement, item) != getattr(first, item):
+                raise PlanError(
+                    PlanCode.BAD_ZERO,
+                    f"this statement {own}, and another {other}",
+                    span=statement.spans.get(item, statement.span),
+                    notes=(("the other is here", first.span),),
+                    help=f'give both the same "{item}"',
+                )
 
 
 def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:

@@ -33,7 +33,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "ITEM": ("params", "compute", "reduce"),
     "FORMAT": ("a format such as bf16",),
     "ATTENTION_ITEM": ("method",),
-    "ZERO_CLAUSE": ("prefetch", "keep", "only", "from"),
+    "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
     "CLAUSE": (
         "schedule",
         "chunks",

@@ -24,12 +24,13 @@ from .spelling import did_you_mean, listed, shortened
 LEVELS = (1, 2, 3)
 MAX_PREFETCH = 1000
 """The most layers ahead."""
+MAX_BUCKET = 10**12
+"""The most bytes of a bucket."""
 ELEMENT_BYTES = 4
 """What `from` counts an element as, whatever its format, so that a check in float64 cuts the same parameters."""
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _LATER = {
-    "bucket": "the pass bucket-collectives makes buckets",
     "within": "name the axes of one node in over, and let the others replicate",
     "reduce": "precision { reduce FORMAT } sets the format of reductions",
 }
@@ -58,6 +59,8 @@ class Zero:
     """At level 3: how many layers ahead parameters are gathered."""
     keeps_forward: bool = False
     """At level 3: whether what the forward gathered is kept until the backward."""
+    bucket: int = 0
+    """How many bytes of parameters, or of gradients, one collective moves at most; 0: each tensor by itself."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, its axes and patterns; `layout` is that of the level."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -87,6 +90,13 @@ class Zero:
                 f"parameters cannot be gathered {self.prefetch} layers ahead",
                 span=self.spans.get("prefetch", self.span),
                 expected=f"expected 0 to {MAX_PREFETCH}",
+            )
+        if not 0 <= self.bucket <= MAX_BUCKET:
+            raise PlanError(
+                PlanCode.BAD_ZERO,
+                f"a bucket cannot have {_bytes_text(self.bucket)}",
+                span=self.spans.get("bucket", self.span),
+                expected=f"expected at most {_bytes_text(MAX_BUCKET)}",
             )
         for item, is_set in (("keep", self.keeps_forward), ("prefetch", self.prefetch != 1)):
             if is_set and self.level < 3:
@@ -141,6 +151,7 @@ class Zero:
 
     def __str__(self) -> str:
         items = [f"prefetch {self.prefetch}"] if self.prefetch != 1 else []
+        items += [f"bucket {_bytes_text(self.bucket)}"] if self.bucket else []
         items += ["keep forward"] if self.keeps_forward else []
         items += ["only " + ", ".join(f'"{pattern}"' for pattern in self.only)] if self.only else []
         items += [f"from {_bytes_text(self.least_bytes)}"] if self.least_bytes else []
@@ -228,6 +239,7 @@ def _only(item: Token, values: Sequence[Token], source: Source) -> Token:
 
 _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object]]] = {
     "prefetch": ("prefetch", _read_count),
+    "bucket": ("bucket", _read_bytes),
     "keep": ("keeps_forward", _read_keep),
     "only": ("only", _read_patterns),
     "from": ("least_bytes", _read_bytes),

@@ -25,6 +25,7 @@ from .normalize.raise_matmuls import RaiseMatmuls
 from .normalize.simplify_views import SimplifyViews
 from .normalize.split_counts import SplitCounts
 from .normalize.split_means import SplitMeans
+from .overlap.bucket_collectives import BucketCollectives
 from .overlap.hoist_collectives import HoistCollectives
 from .overlap.start_collectives import StartCollectives
 from .overlap.use_local_statistics import UseLocalStatistics
@@ -82,6 +83,10 @@ def _pipelined(config: PipelineConfig) -> bool:
 
 def _stores(config: PipelineConfig) -> bool:
     return bool(config.plan.stored)
+
+
+def _buckets(config: PipelineConfig) -> bool:
+    return config.plan.bucket > 0
 
 
 def _shards_parameters(config: PipelineConfig) -> bool:
@@ -165,6 +170,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     # Last, when all communication is there and tasks have their order.
     "overlap": (
         Entry(lambda config: HoistCollectives(config.plan.prefetch)),
+        Entry(lambda config: BucketCollectives(config.plan.bucket, "all_gather,reduce_scatter,all_reduce"), _buckets),
         Entry(StartCollectives()),
     ),
 }

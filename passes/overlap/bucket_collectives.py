@@ -15,7 +15,7 @@ collectives on all ranks.
 Cost: as many bytes in fewer messages, so less latency; on examples/gpt under dp.plan 3 collectives instead of 38. A
 bucket starts when its last tensor is there, so less work hides it; tensors that wait for it live longer. Between
 processes a bucket is copied into a flat tensor, and its sums are windows of one, which lives as long as any of them. So
-it is not part of a compile: `max-bytes` weighs latency against overlap, and needs the costs of the links.
+it is part of a compile only where `zero` says `bucket`: `max-bytes` weighs latency against overlap.
 Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (VLDB 2020), section 3.2.3.
 """
 

@@ -27,7 +27,7 @@ def stored(lines: str, *parameters: ParameterInfo) -> list[dict[str, int]]:
         "zero 1 over dp",
         'zero 3 over dp, ep { keep forward  only "*.weight", "embed"  from 25MB }',
         "zero 2 over ep { from 1500B }",
-        "zero 3 over dp { prefetch 0 }",
+        "zero 3 over dp { prefetch 0  bucket 25MB }",
     ],
 )
 def test_a_statement_prints_as_it_is_written(line: str) -> None:
@@ -123,7 +123,8 @@ def refused(line: str) -> PlanError:
         ("zero 3 over dp { prefetch -1 }", PlanCode.BAD_ZERO, "gathered -1 layers ahead", ""),
         ("zero 3 over dp { prefetch two }", PlanCode.BAD_ZERO, '"prefetch" cannot be "two"', ""),
         ("zero 1 over dp { prefetch 2 }", PlanCode.BAD_ZERO, '"prefetch" is for level 3', "write zero 3"),
-        ("zero 3 over dp { bucket 25MB }", PlanCode.BAD_ZERO, 'cannot set "bucket" yet', "bucket-collectives"),
+        ("zero 3 over dp { bucket 25 }", PlanCode.BAD_ZERO, '"bucket" cannot be "25"', ""),
+        ("zero 3 over dp { bucket 2000GB }", PlanCode.BAD_ZERO, "a bucket cannot have 2000GB", ""),
         ("zero 3 over dp { within ep }", PlanCode.BAD_ZERO, 'cannot set "within" yet', "replicate"),
         ("zero 3 over dp { reduce bf16 }", PlanCode.BAD_ZERO, 'cannot set "reduce" yet', "precision"),
         ("zero 3 over dp {}", PlanCode.SYNTAX, 'unexpected "}"', ""),
@@ -141,6 +142,8 @@ def test_statements_gather_equally_far_ahead() -> None:
         Plan.parse(f'{MESH}zero 3 over dp {{ prefetch 2 }}\nzero 3 over dp {{ only "a" }}')
     error = caught.value
     assert error.code == PlanCode.BAD_ZERO and "gathers 1 layers ahead, and another 2" in error.message
+    with pytest.raises(PlanError, match="makes buckets of 0 bytes, and another 4000"):
+        Plan.parse(f'{MESH}zero 3 over dp {{ bucket 4KB }}\nzero 3 over dp {{ only "a" }}')
     assert Plan.parse(f"{MESH}zero 3 over dp {{ prefetch 0 }}").prefetch == 0 and Plan.parse(MESH).prefetch == 1
 
 
