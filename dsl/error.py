@@ -39,6 +39,7 @@ class PlanCode(StrEnum):
     DUPLICATE_SCHEDULE = "E0127"
     BAD_ZERO = "E0128"
     BAD_ATTENTION = "E0129"
+    BAD_RECOMPUTE = "E0135"
 
 
 class WrittenCode(StrEnum):

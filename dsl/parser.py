@@ -11,6 +11,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from .attention import Attention, read_attention
 from .axes import NamedAxes, read_axes
+from .memory.recompute import Recompute, read_recompute
 from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
@@ -26,6 +27,7 @@ Statement = (
     | StoreParameters
     | Zero
     | Attention
+    | Recompute
     | ShardActivations
     | ShardInputs
     | ShardBuffers
@@ -42,6 +44,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "store": read_store,
     "zero": read_zero,
     "attention": read_attention,
+    "recompute": read_recompute,
     "precision": read_precision,
     "pipeline": read_pipeline,
     "schedule": read_schedule,

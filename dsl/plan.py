@@ -11,6 +11,7 @@ from ..diagnostics.bounded_files import read_file
 from .attention import Attention, check_attention
 from .axes import NamedAxes, check_names, with_axes_of_mesh
 from .error import PlanCode, PlanError
+from .memory.recompute import Recompute
 from .mesh import Mesh
 from .parser import Statement, parse_statements
 from .pipeline import MICROBATCH_AXIS, Pipeline
@@ -129,6 +130,11 @@ class Plan:
     def bucket(self) -> int:
         """How many bytes of stored parameters, or of their gradients, one collective moves at most; 0: one tensor."""
         return next((statement.bucket for statement in self.stored if isinstance(statement, Zero)), 0)
+
+    @property
+    def recomputed(self) -> tuple[Recompute, ...]:
+        """The statements about what the backward computes again, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, Recompute))
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:

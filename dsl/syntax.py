@@ -14,7 +14,7 @@ from .spelling import did_you_mean, listed, shortened
 
 STATEMENTS = {
     "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "ZERO": "zero", "ATTENTION": "attention",
-    "PRECISION": "precision", "PIPELINE": "pipeline", "SCHEDULE": "schedule",
+    "RECOMPUTE": "recompute", "PRECISION": "precision", "PIPELINE": "pipeline", "SCHEDULE": "schedule",
 }  # fmt: skip
 """The first keyword of each kind of statement, by terminal."""
 
@@ -34,6 +34,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "FORMAT": ("a format such as bf16",),
     "ATTENTION_ITEM": ("method",),
     "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
+    "KIND": ("a kind of operation such as attention",),
+    "RECOMPUTE_CLAUSE": ("except", "collectives"),
     "CLAUSE": (
         "schedule",
         "chunks",

@@ -1,15 +1,19 @@
 """The origin of an operation as an MLIR location: module path, the user's file and line, forward or backward.
 
-Text: `loc(fused<{backward = true}>["model.layers.3.mlp", "model.py":12:0])`.
+Text: `loc(fused<{backward = true}>["model.layers.3.mlp", "model.py":12:0])`. Operations that an idiom was written out
+to name it beside `backward`, as in `idiom = "attention"`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .bindings import Location, mlir
+from .bindings import Location, Operation, mlir
 from .dialects.context import context
+
+_IDIOM = re.compile(r'idiom = "(?P<name>[a-z_]+)"')
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,14 @@ class Origin:
 
 
 @lru_cache(maxsize=65536)
-def to_location(origin: Origin) -> Location:
-    """The MLIR location of an origin."""
+def to_location(origin: Origin, idiom: str = "") -> Location:
+    """The MLIR location of an origin, and of the idiom that was written out."""
     ctx = context()
     parts = [mlir.Location.name(origin.module_path, context=ctx)]
     if origin.file:
         parts.append(mlir.Location.file(origin.file, origin.line, 0, context=ctx))
-    metadata = mlir.Attribute.parse(f"{{backward = {'true' if origin.backward else 'false'}}}", ctx)
+    items = [f"backward = {'true' if origin.backward else 'false'}", *([f'idiom = "{idiom}"'] if idiom else [])]
+    metadata = mlir.Attribute.parse(f"{{{', '.join(items)}}}", ctx)
     return mlir.Location.fused(parts, metadata, context=ctx)
 
 
@@ -49,3 +54,19 @@ def from_location(location: Location) -> Origin:
         elif isinstance(part, mlir.FileLineColLoc):
             file, line = str(part.filename).strip('"'), part.start_line
     return Origin(path, file, line, backward)
+
+
+def idiom_of(location: Location) -> str:
+    """The idiom that an operation was written out from, such as "attention"; empty for another operation."""
+    if not isinstance(location, mlir.FusedLoc) or location.metadata is None:
+        return ""
+    found = _IDIOM.search(str(location.metadata))
+    return found["name"] if found else ""
+
+
+def of_idiom(op: Operation) -> Location:
+    """The location for what an operation is written out to, which names the idiom if it is one."""
+    dialect, _, name = op.operation.name.partition(".")
+    if dialect != "nn" or idiom_of(op.location):
+        return op.location
+    return to_location(from_location(op.location), name.removesuffix("_backward"))

@@ -143,6 +143,28 @@ def set_use(op: Operation, use: int | None) -> None:
         op.attributes[_USE] = to_attribute(use)
 
 
+_RECOMPUTED = "recomputed"
+"""The attribute of an operation of the backward that computes again what the forward did: `cse` must not merge both."""
+
+
+def is_recomputed(op: Operation) -> bool:
+    """Whether the operation computes again, in the backward, what the forward did."""
+    return _RECOMPUTED in op.attributes
+
+
+def mark_recomputed(op: Operation) -> None:
+    """Say that the operation computes again what the forward did."""
+    op.attributes[_RECOMPUTED] = to_attribute(True)
+
+
+def copy_attributes(source: Operation, target: Operation) -> None:
+    """Give an operation what its copy is to have beside its schema's arguments: the number of its use, the mark of
+    what is computed again."""
+    set_use(target, use_of(source))
+    if is_recomputed(source):
+        mark_recomputed(target)
+
+
 def pack(values: Sequence[Value], loc: Location) -> Value:
     """Insert a packing cast; returns the tuple value that stands for a list of values."""
     type_ = _tuple_type([v.type for v in values])
@@ -162,6 +184,11 @@ def packed(value: Value) -> list[Value]:
 def is_packing(op: Operation) -> bool:
     """Whether the operation is a packing or unpacking cast."""
     return bool(op.operation.name == PACK)
+
+
+def made_by(value: Value) -> Operation:
+    """The operation that makes a value, also as one of a list."""
+    return value.owner.operands[0].owner if is_packing(value.owner) else value.owner
 
 
 def results_of(op: Operation) -> list[Any]:

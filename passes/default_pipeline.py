@@ -15,6 +15,7 @@ from ..dsl.plan import Plan
 from .base import Pass
 from .layers.fold_layers import FoldLayers
 from .manager import Step
+from .memory.recompute import Recompute
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
 from .normalize.keep_dims_apart import KeepDimsApart
@@ -93,6 +94,10 @@ def _shards_parameters(config: PipelineConfig) -> bool:
     return bool(config.plan.parameters)
 
 
+def _recomputes(config: PipelineConfig) -> bool:
+    return bool(config.plan.recomputed)
+
+
 def _per_microbatch(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
 
@@ -158,6 +163,8 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),
     ),
+    # Behind `cse`, when it is known what is kept; before segments are cut, which then hold what runs again.
+    "memory": (Entry(lambda config: Recompute(config.plan), _recomputes),),
     # On local tensors, so that stages are balanced by what a rank computes. Tasks need segments, segments need stages.
     "pipeline": (
         Entry(lambda config: AverageMicrobatches(config.plan), _per_microbatch),

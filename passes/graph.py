@@ -21,7 +21,7 @@ from ..ir.module import (
     result_records,
     terminator,
 )
-from ..ir.operations import Call, build, flatten, is_packing, read, regroup, results_of
+from ..ir.operations import Call, build, copy_attributes, flatten, is_packing, made_by, read, regroup, results_of
 
 
 @dataclass(eq=False)
@@ -125,7 +125,10 @@ def build_like(node: Node, operands: Sequence[Value], types: Sequence[Any], loc:
     """The node's operation with other operands and result types, at the insertion point."""
     if node.call is None:
         return list(build_call(str(node.callee), operands, list[Type](types), loc))
-    return build(node.call.replace_values(operands), types, loc, lane_of(node.op))
+    results = build(node.call.replace_values(operands), types, loc, lane_of(node.op))
+    for made in flatten(results)[:1]:
+        copy_attributes(node.op, made_by(made))
+    return results
 
 
 def made_at(module: Module, value: Value) -> Location | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dsl.axes import NamedAxes
+from ..dsl.memory.recompute import Recompute
 from ..dsl.parser import Statement
 from ..dsl.pipeline import MICROBATCH_AXIS, Pipeline
 from ..dsl.plan import Plan
@@ -48,7 +49,7 @@ class Decisions:
             elif isinstance(statement, NamedAxes):
                 unused = statement.name not in self.plan.used_names and statement.axes != implied_axes
                 effects[key_of(index)] = "no statement uses the name" if unused else ""
-            elif isinstance(statement, Precision | Pipeline) or not statement.axes:
+            elif isinstance(statement, Precision | Pipeline | Recompute) or not statement.axes:
                 continue
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)

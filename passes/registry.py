@@ -32,6 +32,7 @@ TABLE: dict[str, str] = {
     "gather-parameters": "sharding.gather_parameters:GatherParameters",
     "propagate-placements": "sharding.propagate_placements:PropagatePlacements",
     "put-batch-first": "normalize.put_batch_first:PutBatchFirst",
+    "recompute": "memory.recompute:Recompute",
     "raise-idioms": "normalize.raise_idioms:RaiseIdioms",
     "raise-matmuls": "normalize.raise_matmuls:RaiseMatmuls",
     "keep-dims-apart": "normalize.keep_dims_apart:KeepDimsApart",

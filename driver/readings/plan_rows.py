@@ -1,7 +1,7 @@
 """Compare what a program says of itself with what the text of its plan says, statement by statement.
 
 What no row is about: `shard activations`, the level of `zero` and what it keeps, and of pipelines all items but the
-axis, `microbatches` and `per microbatch`.
+axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they are under a pipeline.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .attention_rows import attention_facts
 from .input_cuts import batch_of, cuts_of_inputs
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
+from .recomputed import kept_against_plan
 from .stated_cuts import cuts_text, stated_cuts
 
 _DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -27,6 +28,7 @@ def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow
     """A row for each fact that a program, compiled of `model`, has otherwise than the plan of this text says."""
     plan = PlanText.of(text)
     rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan)]
+    rows += dict.fromkeys(kept_against_plan(program, plan))
     return [CheckRow(PLAN, name, math.inf, Verdict.DIFFERS, note) for name, note in rows]
 
 

@@ -73,6 +73,12 @@ class PlanText:
             methods |= {axis: items["method"][0] for name in items["over"] for axis in self._axes_of(name)}
         return methods
 
+    @property
+    def recomputed(self) -> list[tuple[str, ...]]:
+        """The globs of each `recompute` statement that computes all of a module's inside again."""
+        found = [tuple(word[1:-1] for word in words if word.startswith('"')) for words in self._of("recompute")]
+        return [patterns for patterns, words in zip(found, self._of("recompute"), strict=True) if "except" not in words]
+
     def shardings(self, subject: str) -> list[Sharding]:
         """The statements about one subject in their order; of inputs, first the implied one."""
         written = [each for words in self.statements if (each := self._sharding(words)) and each.subject == subject]

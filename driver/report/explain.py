@@ -6,7 +6,7 @@ It reads the program folder only and needs no compiler.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -167,6 +167,13 @@ class Explanation:
         return [remark for remark in remarks_of(self.program) if is_warning(remark)]
 
     @property
+    def recomputed(self) -> list[tuple[str, str]]:
+        """Each statement about what the backward computes again, and what came of it."""
+        found = [r for r in remarks_of(self.program) if r.get("pass") == "recompute" and r.get("kind") == "applied"]
+        plans = [(r.get("plan"), str(r.get("message"))) for r in found]
+        return [(str(plan["text"]) if isinstance(plan, Mapping) else "", message) for plan, message in plans]
+
+    @property
     def other_remarks(self) -> list[RemarkJson]:
         """All other remarks."""
         return [
@@ -206,6 +213,7 @@ class Explanation:
                 {"kind": kind, "axes": list(axes), "count": count, "sent_bytes": sent}
                 for kind, axes, count, sent in self.totals
             ],
+            "recomputed": [{"statement": text, "message": message} for text, message in self.recomputed],
             "warnings": [dict(entry) for entry in self.warnings],
             "without_rule": [dict(entry) for entry in self.without_rule],
             "remarks": [dict(entry) for entry in self.other_remarks],

@@ -40,6 +40,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     _parameters(explanation)
     _others(explanation)
     _communication(explanation)
+    _recomputed(explanation)
     _warnings(explanation)
     _remarks(explanation, detail)
 
@@ -184,6 +185,13 @@ def _cause(entry: Communication) -> str:
 
 def _source(entry: Communication) -> str:
     return count_text(len(entry.gradients), "parameter") if entry.gradients else place_text(entry.file, entry.line)
+
+
+def _recomputed(explanation: Explanation) -> None:
+    if explanation.recomputed:
+        heading("Computed again in the backward")
+    for statement, message in explanation.recomputed:
+        say(f"  {statement}\n    {message}")
 
 
 def _warnings(explanation: Explanation) -> None:

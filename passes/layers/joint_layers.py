@@ -61,11 +61,26 @@ class _Joint:
 
 @contextmanager
 def joined_layers(module: Module) -> Iterator[None]:
-    """Inside, functions that are the forward and the backward of the same layers are one."""
-    joints = [] if module.level is not Level.ATEN else [_join(pair, module) for pair in _pairs(module)]
+    """Inside, at level `aten`, functions that are the forward and the backward of the same layers are one."""
+    if module.level is not Level.ATEN:
+        yield
+        return
+    with joined(module):
+        yield
+
+
+@contextmanager
+def joined(module: Module) -> Iterator[None]:
+    """Inside, functions that are the forward and the backward of the same layers are one, at either level."""
+    joints = [_join(pair, module) for pair in _pairs(module)]
     yield
     for joint in joints:
         _part(joint, module)
+
+
+def paired(module: Module) -> dict[str, str]:
+    """By the name of a forward that `joined` joins to its backward: that of the backward."""
+    return {str(callee(sites[0].forward)): str(callee(sites[0].backward)) for sites in _pairs(module)}
 
 
 def _pairs(module: Module) -> list[list[_Site]]:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
-from ...ir.locations import Origin, from_location, to_location
+from ...ir.locations import Origin, from_location, idiom_of, to_location
 from ...ir.module import Module, callee, entry, operations, terminator
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
@@ -58,7 +58,7 @@ def inline(call: Operation, function: Operation) -> None:
     values: dict[Value, Value] = dict(zip(entry(function).arguments, call.operands, strict=True))
     with context(), mlir.InsertionPoint(call):
         for node in Graph.of(function).nodes:
-            copy_node(node, values, to_location(numbered(node.origin, layer)))
+            copy_node(node, values, to_location(numbered(node.origin, layer), idiom_of(node.op.location)))
     for old, inner in zip(call.results, terminator(function).operands, strict=True):
         old.replace_all_uses_with(values[inner])
     call.operation.erase()

@@ -24,6 +24,7 @@ import torch
 
 from ...ir.bindings import Location, Operation, Type, Value
 from ...ir.dialects.schemas import definitions
+from ...ir.locations import of_idiom
 from ...ir.module import Module
 from ...ir.operations import Call, build
 from ...ir.types import TensorType, absent, from_mlir, is_tensor, to_mlir
@@ -88,9 +89,10 @@ def _emit(trace: Trace, operands: Sequence[Value], op: Operation, is_needed: Seq
         if needed.intersection(step.results):
             needed.update(_numbers(step))
     values = dict(enumerate(operands))
+    loc = of_idiom(op)
     for step in trace.steps:
         if needed.intersection(step.results):
-            _build(step, values, final, op.location)
+            _build(step, values, final, loc)
     return [None if n is None else values.get(n) for n in trace.outputs]
 
 

@@ -24,7 +24,7 @@ from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import COLLECTIVES, RESHARD
 from ...ir.dialects.context import context
-from ...ir.locations import from_location
+from ...ir.locations import from_location, of_idiom
 from ...ir.module import (
     Level,
     Module,
@@ -125,7 +125,7 @@ class _Partitioner:
         call = read(op)
         if call is None:
             raise RuntimeError(f"partition-tensors met an operation it does not know: {op}")
-        emitter = LocalEmitter(self.mesh, op.location)
+        emitter = LocalEmitter(self.mesh, of_idiom(op))
         if call.name == RESHARD:
             return [self._reshard(call.args[0], from_mlir(op.results[0].type), emitter, use_of(op))]
         return self._partition(op, call, emitter)
@@ -163,7 +163,7 @@ class _Partitioner:
         localized = with_local_blocks if any(has_blocks(strategy) for _, strategy in chosen) else with_local_sizes
         name, args, kwargs = localized(local.name, local.args, local.kwargs, metas(types), shapes)
         flat = [r.type if t is None else to_mlir(t) for r, t in zip(flatten(results), local_types, strict=True)]
-        return flatten(build(Call(name, tuple(args), dict(kwargs)), regroup(results, flat), op.location))
+        return flatten(build(Call(name, tuple(args), dict(kwargs)), regroup(results, flat), emitter.loc))
 
     def _strategies(
         self, call: Call, values: Sequence[Value], types: Sequence[TensorType | None]

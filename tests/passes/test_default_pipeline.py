@@ -18,7 +18,17 @@ def _names(text: str) -> list[str]:
 
 
 def test_phases_stand_in_the_order_in_which_they_run() -> None:
-    assert list(PHASES) == ["annotate", "normalize", "blocks", "fold", "place", "partition", "pipeline", "overlap"]
+    assert list(PHASES) == [
+        "annotate",
+        "normalize",
+        "blocks",
+        "fold",
+        "place",
+        "partition",
+        "memory",
+        "pipeline",
+        "overlap",
+    ]
     config = PipelineConfig(Plan.parse(_PIPELINE))
     assert default_pipeline(config) == [step for steps in phases(config).values() for step in steps]
 

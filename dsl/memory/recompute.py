@@ -1,0 +1,119 @@
+"""`recompute "*.mlp", attention`: what the backward computes again, so that it is not kept from the forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lark import Token, Tree
+
+from ...diagnostics import Span
+from .. import globs
+from ..error import PlanCode, PlanError, item_set_twice
+from ..source import Places, Source, tokens
+from ..spelling import did_you_mean, listed, shortened
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """A `recompute` statement.
+
+    Raises PlanError for a bad pattern (E0113).
+
+    >>> print(Recompute(("*.mlp",), ("attention",), recomputes_collectives=True))
+    recompute "*.mlp", attention { collectives again }
+    """
+
+    patterns: tuple[str, ...]
+    """Globs of modules: the backward computes again, from a module's inputs, what it reads of the module's inside."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of operations, such as `attention` or `gelu`, of which no result is kept."""
+    exceptions: tuple[str, ...] = ()
+    """Kinds of operations that are not computed again."""
+    recomputes_collectives: bool = False
+    """Whether collectives run again; else their results are kept."""
+    places: Places = field(default=Places(), compare=False, repr=False)
+    """Source spans of the statement, and of its globs and kinds in this order."""
+    spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
+    """Source spans of the items, by keyword."""
+
+    def __post_init__(self) -> None:
+        for index, pattern in enumerate(self.patterns):
+            if flaw := globs.flaw(pattern):
+                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
+                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+
+    @property
+    def span(self) -> Span | None:
+        """The whole statement's place."""
+        return self.places.statement
+
+    def kind_span(self, kind: str) -> Span | None:
+        """The place of a kind that the statement names."""
+        if kind in self.kinds:
+            return self.places.pattern(len(self.patterns) + self.kinds.index(kind))
+        return self.spans.get("except", self.span)
+
+    def __str__(self) -> str:
+        items = [f"except {', '.join(self.exceptions)}"] if self.exceptions else []
+        items += ["collectives again"] if self.recomputes_collectives else []
+        block = f" {{ {'  '.join(items)} }}" if items else ""
+        subjects = [*(f'"{pattern}"' for pattern in self.patterns), *self.kinds]
+        return f"recompute {', '.join(subjects)}{block}"
+
+
+def read_recompute(tree: Tree[Token], source: Source) -> Recompute:
+    """The value of a `recompute` statement. Raises PlanError for items and values that do not exist (E0135)."""
+    keyword, *ends = tokens(tree, "RECOMPUTE", "RBRACE")
+    subjects = [token for each in tree.find_data("recomputed") for token in tokens(each, "PATTERN", "KIND")]
+    subjects.sort(key=lambda token: token.type == "KIND")
+    fields: dict[str, object] = {}
+    spans: dict[str, Span] = {}
+    for clause in tree.find_data("recompute_clause"):
+        item, *values = tokens(clause, "RECOMPUTE_CLAUSE", "WORD")
+        name = str(item)
+        if name not in _READERS:
+            raise _refused(f'recompute has no item "{shortened(item)}"', item, tuple(_READERS), source)
+        if name in spans:
+            raise item_set_twice(PlanCode.BAD_RECOMPUTE, "recompute", name, source.span_of(item), spans[name])
+        spans[name] = source.span_of(item, values[-1])
+        attribute, read = _READERS[name]
+        fields[attribute] = read(item, values, source)
+    last = ends[0] if ends else max(subjects, key=lambda token: token.start_pos or 0)
+    places = Places(source.span_of(keyword, last), patterns=tuple(source.span_of(subject) for subject in subjects))
+    return Recompute(
+        tuple(str(subject[1:-1]) for subject in subjects if subject.type == "PATTERN"),
+        tuple(str(subject) for subject in subjects if subject.type == "KIND"),
+        places=places,
+        spans=spans,
+        **fields,  # type: ignore[arg-type]  # by `_READERS`
+    )
+
+
+def _read_kinds(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
+
+def _read_collectives(item: Token, values: Sequence[Token], source: Source) -> bool:
+    choices = ("again", "kept")
+    if len(values) > 1 or values[0] not in choices:
+        wrong = values[-1]
+        raise _refused(f'"{item}" cannot be "{shortened(wrong)}"', wrong, choices, source)
+    return str(values[0]) == "again"
+
+
+_READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object]]] = {
+    "except": ("exceptions", _read_kinds),
+    "collectives": ("recomputes_collectives", _read_collectives),
+}
+"""By item, its field and the function that reads its value."""
+
+
+def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
+    return PlanError(
+        PlanCode.BAD_RECOMPUTE,
+        message,
+        span=source.span_of(word),
+        expected=f"expected {listed(expected)}",
+        help=did_you_mean(word, expected),
+    )
