@@ -17,14 +17,14 @@ def kept_against_plan(program: Program, plan: PlanText) -> Iterator[tuple[str, s
 
     Of pipelines it says nothing: their tasks are in no one order.
     """
-    main = program.functions["main"]
-    if main.backward_at is None or program.pipeline is not None:
+    if program.pipeline is not None or program.functions["main"].backward_at is None:
         return
+    main = program.functions["main"]
     walk = _Walk(program, main)
     places = {location.module for location in program.locations}
     containers = {found[1] for place in places if (found := re.match(r"([^*\d]*)\.(?:\d+|\*)\.", place))}
     for patterns in plan.recomputed:
-        for slot, readers in walk.crossing(main.backward_at).items():
+        for slot, readers in walk.crossing().items():
             made_in = walk.maker(slot)
             module = None if made_in is None else _module(made_in, patterns, containers)
             if module is not None and all(_module(r, patterns, containers) == module for r in readers):
@@ -36,8 +36,9 @@ class _Walk:
     program: Program
     main: Function
 
-    def crossing(self, backward_at: int) -> dict[int, list[str]]:
+    def crossing(self) -> dict[int, list[str]]:
         """By slot that the forward writes and the backward reads: the modules whose operations read it."""
+        backward_at = self.main.backward_at
         made = {slot for step in self.main.code[:backward_at] for slot in step.writes()}
         readers: dict[int, list[str]] = {}
         for step in self.main.code[backward_at:]:

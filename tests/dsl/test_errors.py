@@ -48,11 +48,11 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2)\nprecision { compute bf16«»", 'expected "}", params, compute or reduce'),
         (
             "mesh (dp=2)\n«=» 3",
-            "expected a statement (mesh, axes, shard, store, zero, attention, precision, pipeline or schedule)",
+            "expected a statement (mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule)",
         ),
         (
             'mesh (dp=2)\n«"a"» columns over dp',
-            "expected a statement (mesh, axes, shard, store, zero, attention, precision, pipeline or schedule)",
+            "expected a statement (mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule)",
         ),
     ],
 )
@@ -93,7 +93,10 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
     error = refused_at("mesh (dp=2)\n«recompute» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
-    assert error.expected == "expected mesh, axes, shard, store, zero, attention, precision, pipeline or schedule"
+    assert (
+        error.expected
+        == "expected mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule"
+    )
 
 
 def test_an_unknown_thing_to_shard_offers_the_nearest() -> None:
