@@ -39,7 +39,6 @@ class PlanCode(StrEnum):
     DUPLICATE_SCHEDULE = "E0127"
     BAD_ZERO = "E0128"
     BAD_ATTENTION = "E0129"
-    BAD_RECOMPUTE = "E0135"
 
 
 class WrittenCode(StrEnum):
@@ -52,11 +51,17 @@ class WrittenCode(StrEnum):
     NO_SUCH_CHUNK = "E0134"
 
 
+class MemoryCode(StrEnum):
+    """The error codes of statements about memory; `docs/errors.md` has a line for each."""
+
+    BAD_RECOMPUTE = "E0135"
+
+
 class PlanError(StrettoError):
-    """A mistake in a plan or a written schedule; `code` is one of `PlanCode` or `WrittenCode`."""
+    """A mistake in a plan or a written schedule; `code` is one of `PlanCode`, `WrittenCode` or `MemoryCode`."""
 
 
-def item_set_twice(code: PlanCode, statement: str, item: str, span: Span, first: Span) -> PlanError:
+def item_set_twice(code: PlanCode | MemoryCode, statement: str, item: str, span: Span, first: Span) -> PlanError:
     """The error for an item in braces that a statement, such as "the pipeline", sets again."""
     return PlanError(
         code, f'{statement} sets "{item}" twice', span=span, notes=(("first set here", first),), help="keep one of them"

@@ -9,7 +9,7 @@ from lark import Token, Tree
 
 from ...diagnostics import Span
 from .. import globs
-from ..error import PlanCode, PlanError, item_set_twice
+from ..error import MemoryCode, PlanCode, PlanError, item_set_twice
 from ..source import Places, Source, tokens
 from ..spelling import did_you_mean, listed, shortened
 
@@ -75,7 +75,7 @@ def read_recompute(tree: Tree[Token], source: Source) -> Recompute:
         if name not in _READERS:
             raise _refused(f'recompute has no item "{shortened(item)}"', item, tuple(_READERS), source)
         if name in spans:
-            raise item_set_twice(PlanCode.BAD_RECOMPUTE, "recompute", name, source.span_of(item), spans[name])
+            raise item_set_twice(MemoryCode.BAD_RECOMPUTE, "recompute", name, source.span_of(item), spans[name])
         spans[name] = source.span_of(item, values[-1])
         attribute, read = _READERS[name]
         fields[attribute] = read(item, values, source)
@@ -111,7 +111,7 @@ _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object
 
 def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
     return PlanError(
-        PlanCode.BAD_RECOMPUTE,
+        MemoryCode.BAD_RECOMPUTE,
         message,
         span=source.span_of(word),
         expected=f"expected {listed(expected)}",

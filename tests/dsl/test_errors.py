@@ -6,6 +6,9 @@ from stretto.dsl.parser import READERS, grammar
 from stretto.dsl.syntax import KEYWORDS, STATEMENTS, WORDS
 
 
+STATEMENTS = "mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule"
+
+
 def refused(text: str) -> PlanError:
     """The error that a plan of this text raises."""
     with pytest.raises(PlanError) as caught:
@@ -48,11 +51,11 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2)\nprecision { compute bf16«»", 'expected "}", params, compute or reduce'),
         (
             "mesh (dp=2)\n«=» 3",
-            "expected a statement (mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule)",
+            f"expected a statement ({STATEMENTS})",
         ),
         (
             'mesh (dp=2)\n«"a"» columns over dp',
-            "expected a statement (mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule)",
+            f"expected a statement ({STATEMENTS})",
         ),
     ],
 )
@@ -93,10 +96,7 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
     error = refused_at("mesh (dp=2)\n«recompute» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
-    assert (
-        error.expected
-        == "expected mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule"
-    )
+    assert error.expected == f"expected {STATEMENTS}"
 
 
 def test_an_unknown_thing_to_shard_offers_the_nearest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stretto.dsl import Plan, PlanCode, PlanError
+from stretto.dsl.error import MemoryCode
 from stretto.dsl.memory.recompute import Recompute
 
 MESH = "mesh (dp=2)\n"
@@ -33,16 +34,16 @@ def test_globs_and_kinds_may_stand_in_any_order_and_on_lines_of_their_own() -> N
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ('recompute "*.mlp" { keep gelu }', PlanCode.BAD_RECOMPUTE, 'recompute has no item "keep"'),
-        ("recompute gelu { collectives twice }", PlanCode.BAD_RECOMPUTE, '"collectives" cannot be "twice"'),
-        ("recompute gelu { collectives kept, again }", PlanCode.BAD_RECOMPUTE, '"collectives" cannot be "again"'),
-        ("recompute gelu { except a  except b }", PlanCode.BAD_RECOMPUTE, 'recompute sets "except" twice'),
+        ('recompute "*.mlp" { keep gelu }', MemoryCode.BAD_RECOMPUTE, 'recompute has no item "keep"'),
+        ("recompute gelu { collectives twice }", MemoryCode.BAD_RECOMPUTE, '"collectives" cannot be "twice"'),
+        ("recompute gelu { collectives kept, again }", MemoryCode.BAD_RECOMPUTE, '"collectives" cannot be "again"'),
+        ("recompute gelu { except a  except b }", MemoryCode.BAD_RECOMPUTE, 'recompute sets "except" twice'),
         ('recompute "a{"', PlanCode.BAD_PATTERN, 'the pattern "a{" cannot be read: a brace is unbalanced'),
         ("recompute 3", PlanCode.SYNTAX, 'unexpected "3"'),
         ("recompute", PlanCode.SYNTAX, "the line ends too early"),
     ],
 )
-def test_what_does_not_exist_is_refused_at_its_place(line: str, code: PlanCode, message: str) -> None:
+def test_what_does_not_exist_is_refused_at_its_place(line: str, code: PlanCode | MemoryCode, message: str) -> None:
     with pytest.raises(PlanError) as refused:
         Plan.parse(MESH + line)
     assert refused.value.code == code and message in refused.value.message
