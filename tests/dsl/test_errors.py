@@ -5,8 +5,7 @@ from stretto.dsl import Plan, PlanCode, PlanError
 from stretto.dsl.parser import READERS, grammar
 from stretto.dsl.syntax import KEYWORDS, STATEMENTS, WORDS
 
-
-STATEMENTS = "mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule"
+LISTED = "mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule"
 
 
 def refused(text: str) -> PlanError:
@@ -51,11 +50,11 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2)\nprecision { compute bf16«»", 'expected "}", params, compute or reduce'),
         (
             "mesh (dp=2)\n«=» 3",
-            f"expected a statement ({STATEMENTS})",
+            f"expected a statement ({LISTED})",
         ),
         (
             'mesh (dp=2)\n«"a"» columns over dp',
-            f"expected a statement ({STATEMENTS})",
+            f"expected a statement ({LISTED})",
         ),
     ],
 )
@@ -96,7 +95,7 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
     error = refused_at("mesh (dp=2)\n«recompute» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
-    assert error.expected == f"expected {STATEMENTS}"
+    assert error.expected == f"expected {LISTED}"
 
 
 def test_an_unknown_thing_to_shard_offers_the_nearest() -> None:
