@@ -93,7 +93,7 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 
 
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
-    error = refused_at("mesh (dp=2)\n«recompute» 1 over dp")
+    error = refused_at("mesh (dp=2)\n«offload» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
     assert error.expected == f"expected {LISTED}"
 

@@ -16,12 +16,12 @@ WHOLE = {
     "raise-idioms", "raise-matmuls", "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
-    "average-microbatches", "bucket-collectives", "cut-stages", "hoist-collectives", "order-tasks", "split-all-reduce",
-    "split-segments", "start-collectives", "use-local-statistics",
+    "average-microbatches", "bucket-collectives", "cut-stages", "hoist-collectives", "order-tasks", "recompute",
+    "split-all-reduce", "split-segments", "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
     "average-microbatches", "check-batch", "choose-attention", "cut-stages", "order-tasks", "place-arguments",
-    "split-segments", "use-local-statistics",
+    "recompute", "split-segments", "use-local-statistics",
 }  # fmt: skip
 
 
