@@ -20,13 +20,15 @@ class Method(StrEnum):
 
     ALL_TO_ALL = "all_to_all"
     """For the time of attention the axis shards heads instead of tokens (Ulysses)."""
+    RING = "ring"
+    """Keys and values go from rank to rank."""
     GATHER = "gather"
     """Keys and values are gathered (Llama 3)."""
 
 
 _LATER = {
-    "method": ("ring", "bidirectional", "ring_all_to_all", "state"),
-    "layout": ("contiguous", "zigzag", "balanced"),
+    "method": ("bidirectional", "ring_all_to_all", "state"),
+    "layout": ("zigzag", "balanced"),
 }
 """By item, words of the language that are not built."""
 

@@ -129,16 +129,19 @@ def read(op: Operation) -> Call | None:
 
 
 _USE = "use"
-"""The attribute that numbers the gathers of stored parameters, one number a use, so that `cse` merges none of them."""
+"""The attribute that numbers equal collectives, one number a use, so that `cse` merges none of them.
+
+So it numbers the gathers of a stored parameter, and the hops of a ring in the backward.
+"""
 
 
 def use_of(op: Operation) -> int | None:
-    """The number of the use that an operation gathers a stored parameter for; None for other operations."""
+    """The number of the use that an operation brings something for; None for other operations."""
     return int(from_attribute(op.attributes[_USE])) if _USE in op.attributes else None
 
 
 def set_use(op: Operation, use: int | None) -> None:
-    """Number the use that an operation gathers a stored parameter for; None leaves the operation as it is."""
+    """Number the use that an operation brings something for; None leaves the operation as it is."""
     if use is not None:
         op.attributes[_USE] = to_attribute(use)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ...runtime.program.program import Program
 from .plan_text import PlanText
 
-_KINDS = {"all_to_all": "all_to_all", "gather": "all_gather"}
+_KINDS = {"all_to_all": "all_to_all", "ring": "permute", "gather": "all_gather"}
 """By method, the collective that moves heads of queries, keys or values over its axes."""
 _ATTENTION = "scaled_dot_product"
 """What the names of torch's attentions have in common."""

@@ -23,6 +23,14 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
         " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
         True,
     ),
+    # attention over keys that come in parts: total = sum over the parts of out * exp(logsumexp - highest), weight = sum
+    # of exp(logsumexp - highest), highest = the largest logsumexp; to those of the parts so far this adds one part;
+    # a row that has seen no key has 0, 0 and -inf; total, out (B, H, S, D), the others (B, H, S)
+    (
+        "nn::merge_attention(Tensor total, Tensor weight, Tensor highest, Tensor out, Tensor logsumexp)"
+        " -> (Tensor merged_total, Tensor merged_weight, Tensor merged_highest)",
+        True,
+    ),
     # y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2, -1) + eps); x (..., C), weight (C), rstd (..., 1)
     ("nn::rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)", True),
     (

@@ -62,6 +62,19 @@ def attention_backward(
     return dq.to(q.dtype), _summed_by_group(dk, k).to(k.dtype), _summed_by_group(dv, v).to(v.dtype)
 
 
+def merge_attention(total: Tensor, weight: Tensor, highest: Tensor, out: Tensor, logsumexp: Tensor) -> Results:
+    """Both parts brought to the larger of the two logarithms, and added; what has weight 0 stays 0."""
+    larger = torch.where(logsumexp > highest, logsumexp, highest)
+    old, new = (
+        torch.where(each.isneginf(), torch.zeros_like(each), torch.exp(each - larger)) for each in (highest, logsumexp)
+    )
+    return (
+        torch.einsum("bhs,bhsd->bhsd", old, total) + torch.einsum("bhs,bhsd->bhsd", new, _at_least_float32(out)),
+        (old * weight + new),
+        larger,
+    )
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Results:
     """rstd = (mean of squares + eps)^(-1/2); y = (x rstd, rounded to x's dtype) weight."""
     wide = _at_least_float32(x)
@@ -161,6 +174,7 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Results:
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.attention": (attention, 8),
     "nn.attention_backward": (attention_backward, 11),
+    "nn.merge_attention": (merge_attention, 5),
     "nn.rms_norm": (rms_norm, 3),
     "nn.rms_norm_backward": (rms_norm_backward, 4),
     "nn.layer_norm": (layer_norm, 5),

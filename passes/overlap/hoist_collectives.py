@@ -10,6 +10,9 @@ When `start-collectives` separates start and wait, the work that follows hides t
 reduction of input gradients. Collectives keep their order, which all ranks share. Operands of the moved work stay alive
 a little longer. Nothing moves across a custom op: these are ordered against all communication.
 
+Where a tensor goes round a ring, each hop stays behind the work on what the hop before it sent. So hops hide one by one
+behind the work on what they send, and of all that passes a rank two blocks are alive.
+
 In the entry of a stage, tasks, sends and receives keep their order: a collective, with the operations between it and
 the last task that it needs, moves right behind that task. A collective over the pipeline axis stays.
 
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from ...ir.attributes import from_attribute
-from ...ir.bindings import Operation, Value
+from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import COLLECTIVES, TRANSFERS
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
@@ -78,6 +81,7 @@ class HoistCollectives(Pass):
         In an entry, those since the last task (or receive) that it depends on. Never those before a custom op.
         """
         needed: set[Value] = set(collective.operands)
+        sent_before = _sent_before(collective)
         independent = []
         calls = 0
         for op in reversed(pending):
@@ -86,13 +90,19 @@ class HoistCollectives(Pass):
             calls += callee(op) is not None
             if calls > self.prefetch and use_of(collective) is not None:
                 break  # earlier, whole parameters would pile up
-            if any(result in needed for result in op.results):
+            if any(result in needed for result in op.results) or any(value in sent_before for value in op.operands):
                 if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
                     break
                 needed.update(op.operands)
             else:
                 independent.append(op)
         return independent[::-1]
+
+
+def _sent_before(collective: Operation) -> set[Value]:
+    """What the hop before this one sent, where a tensor goes on that has just come."""
+    makers = [value.owner for value in collective.operands if isinstance(value.owner, mlir.OpView | mlir.Operation)]
+    return {value for maker in makers if maker.operation.name == collective.operation.name for value in maker.operands}
 
 
 def _is_collective(op: Operation) -> bool:

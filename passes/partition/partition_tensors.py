@@ -47,9 +47,9 @@ from ..base import Pass, Remark, RemarkKind, Report
 from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..rewriting import producer
-from ..sharding.rules import Strategy
+from ..sharding.rules import Lowering, Strategy
 from ..sharding.rules.ir_calls import blocks_in, call_strategies, metas
-from . import attention, batch_norm, class_losses, vocabulary
+from . import attention, batch_norm, class_losses, ring_attention, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
 from .localize import with_local_sizes
@@ -158,7 +158,9 @@ class _Partitioner:
         lowered = [(axis, strategy) for axis, strategy in chosen if strategy.lowering is not None]
         if lowered:
             shards = self._shards(lowered[0][1], old_values, types)
-            return _LOWERINGS[call.name](emitter, local, shards, local_types)
+            ring = lowered[0][1].lowering is Lowering.RING
+            lowering = (ring_attention.LOWERINGS if ring else _LOWERINGS)[call.name]
+            return lowering(emitter, local, shards, local_types)
         shapes = [None if t is None else t.shape for t in local_types]
         localized = with_local_blocks if any(has_blocks(strategy) for _, strategy in chosen) else with_local_sizes
         name, args, kwargs = localized(local.name, local.args, local.kwargs, metas(types), shapes)

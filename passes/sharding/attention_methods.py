@@ -10,20 +10,20 @@ from ...ir.attention_methods import ATTENTION
 from ...ir.bindings import Operation, Value
 from ...ir.locations import from_location
 from ...ir.placement import Mesh, Placement, Shard
-from .rules.strategy import Strategy
+from .rules.strategy import Lowering, Strategy
 
 HEADS, TOKENS = 1, 2
 """The dims of queries, keys and values."""
 
-_DIMS = {Method.ALL_TO_ALL: HEADS, Method.GATHER: TOKENS}
+_DIMS = {Method.ALL_TO_ALL: HEADS, Method.GATHER: TOKENS, Method.RING: TOKENS}
 """By method, the dim of attention's result that the axis shards."""
 
 
 def fitting(strategies: Sequence[Strategy], method: str | None) -> Sequence[Strategy]:
-    """Those of the method; all without one."""
-    if method is None:
-        return strategies
-    return [each for each in strategies if each.outputs[0] == Shard(_DIMS[Method(method)])]
+    """Those of the method; without one, all that need not be asked for."""
+    is_ring = method == Method.RING
+    asked = [each for each in strategies if (each.lowering is Lowering.RING) == is_ring]
+    return asked if method is None else [each for each in asked if each.outputs[0] == Shard(_DIMS[Method(method)])]
 
 
 def nested_inside(methods: Mapping[str, str], mesh: Mesh) -> list[Placement]:

@@ -93,9 +93,8 @@ def choose(
 
     The microbatch axis comes first, as it allows the fewest reshards, then the others in mesh order. Axes that shard
     the same dim nest alike in all operands and outputs: as in the largest operand that nests them, then as in
-    `nesting`. `methods` says which strategies attention may take on an axis; raises `Unfit` where none of them fits.
+    `nesting`. `methods` says which strategies an attention takes on an axis; raises `Unfit` where none of them fits.
     """
-    methods = methods or {}
     chosen: list[tuple[str, Strategy]] = []
     for axis, size in sorted(mesh, key=lambda axis_size: axis_size[0] != MICROBATCH):
         microbatch_strategy = chosen[0][1] if chosen and chosen[0][0] == MICROBATCH else None
@@ -125,17 +124,19 @@ def choose(
                 moved_bytes += MIXES_MICROBATCHES / 2  # the best choice of those refused: its error says the most
             return moved_bytes + _deferred(outputs, strategy, axis, size)
 
-        strategies = fitting(op_strategies.strategies, methods.get(axis))
+        strategies: Sequence[Strategy] = op_strategies.strategies
+        if methods is not None:
+            strategies = fitting(strategies, methods.get(axis))
         if axis == MICROBATCH:
             strategies = _after_all_microbatches(operands, strategies)
         cheapest = _cheapest(strategies, cost)
-        if axis in methods and cost(cheapest) == inf:
+        if methods and axis in methods and cost(cheapest) == inf:
             raise Unfit(axis)
         chosen.append((axis, cheapest))
     ranks = [len(o.placements[0].dims) for o in operands]
     largest_first = sorted(operands, key=lambda o: -o.nbytes)
     like = [p for o in largest_first for p in o.placements]
-    like += nested_inside(methods, mesh)
+    like += nested_inside(methods or {}, mesh)
     like += [] if nesting is None else [nesting]
     inputs = tuple(
         Placement.of(rank, {axis: strategy.inputs[i] for axis, strategy in chosen}, mesh, like)

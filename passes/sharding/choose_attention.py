@@ -11,8 +11,10 @@ For `all_to_all`, ranks share heads. Where heads of keys are fewer than ranks, e
 divide, if there is more than one; its gradient is the sum of those of its copies. Heads of queries that ranks cannot
 share are refused (E0406).
 
-Source: DeepSpeed-Ulysses (arXiv:2309.14509) for all_to_all; the Llama 3 report (arXiv:2407.21783), section 3.3.2, for
-gather.
+Tokens that a ring cannot divide are refused (E0406) too.
+
+Source: DeepSpeed-Ulysses (arXiv:2309.14509) for all_to_all, Ring Attention (arXiv:2310.01889) for ring, the Llama 3
+report (arXiv:2407.21783), section 3.3.2, for gather.
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.
 """
 
@@ -120,6 +122,7 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
     sizes, tokens = dict(plan.mesh.axes), cut.axes(query, TOKENS)
     chosen = [(axis, each) for each in plan.attention for axis in each.axes if axis in tokens and sizes[axis] > 1]
     methods = {axis: str(statement.method) for axis, statement in chosen}
+    _check_tokens(site, methods, sizes)
     moved = [axis for axis, statement in chosen if statement.method is Method.ALL_TO_ALL]
     if not moved:
         return _Choice(methods)
@@ -133,6 +136,21 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
             f"make {moved[-1]} smaller, or write method gather",
         )
     return _Choice(methods, 1 if groups == 1 else lcm(groups, ranks) // groups)
+
+
+def _check_tokens(site: Site, methods: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+    """Raises E0406 for tokens of queries or keys that the ranks of a ring do not divide."""
+    ring = [axis for axis, method in methods.items() if method == Method.RING]
+    ranks = prod(sizes[axis] for axis in ring)
+    for what, value in zip(("queries", "keys"), _operands(site.call), strict=False):
+        tokens = from_mlir(value.type).shape[TOKENS]
+        if tokens % ranks:
+            raise refused(
+                site.op,
+                f"has {what} of {tokens} tokens, which the ring of {ranks} ranks over {', '.join(ring)} cannot divide",
+                f"expected a multiple of {ranks}",
+                "pad the sequence, make the ring smaller, or write method gather",
+            )
 
 
 def _with_copies(site: Site, copies: int) -> Operation:

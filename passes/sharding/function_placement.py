@@ -151,7 +151,8 @@ class FunctionPlacement:
         ]
         nesting = self.remarks.activation_sharding.nesting
         try:
-            return choose(operands, strategies, outputs, self.mesh, nesting, methods)
+            of_attention = methods if call.name in ATTENTION else None
+            return choose(operands, strategies, outputs, self.mesh, nesting, of_attention)
         except Unfit as error:
             raise unfit(op, str(error), methods, self.mesh) from None
 

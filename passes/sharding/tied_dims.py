@@ -1,6 +1,7 @@
 """Tied dims: dims of values that ops require to be sharded together, over a whole module.
 
-In `loss = cross_entropy(x @ w, y)` dim 0 of x, of the product and of y are tied. An input that only happens to have as
+In `loss = cross_entropy(x @ w, y)` dim 0 of x, of the product and of y are tied. What a strategy joins
+that is taken only on demand is not tied (`Lowering.RING`). An input that only happens to have as
 many rows as the batch is tied to something else, or to nothing.
 """
 
@@ -14,6 +15,7 @@ from ...ir.operations import flatten, is_packing, read, results_of
 from ...ir.placement import Shard
 from ...ir.types import from_mlir, is_tensor
 from .rules.ir_calls import call_strategies
+from .rules.strategy import Lowering
 
 Dim = tuple[Value, int]
 
@@ -52,7 +54,8 @@ class TiedDims:
             return
         values, results = call.values(), flatten(results_of(op))
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in results]
-        strategies = call_strategies(call, types).strategies
+        found = call_strategies(call, types).strategies
+        strategies = [each for each in found if each.lowering is not Lowering.RING]
         shards = any(isinstance(p, Shard) for strategy in strategies for p in strategy.inputs)
         if self._through_mixing and (not shards or len(values) == 1):
             self._tie_rows((*values, *results))

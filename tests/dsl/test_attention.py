@@ -30,9 +30,9 @@ def test_a_name_of_several_axes_stands_for_them() -> None:
         ("attention over cp { method gahter }", '"method" cannot be "gahter"', 'did you mean "gather"?'),
         ("attention over cp { method gather method gather }", 'attention sets "method" twice', "keep one of them"),
         (
-            "attention over cp { method ring }",
-            'attention cannot have the method "ring" yet',
-            "write method all_to_all or method gather",
+            "attention over cp { method state }",
+            'attention cannot have the method "state" yet',
+            "write method all_to_all, method ring or method gather",
         ),
         (
             "attention over cp { method gather }\nattention over cp { method all_to_all }",

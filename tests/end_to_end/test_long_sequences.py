@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 import stretto
 import torch
 from stretto.diagnostics import StrettoError
+from stretto.dsl.plan import Plan
+from stretto.ir.module import Module
+from stretto.passes.sharding.choose_attention import ChooseAttention
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.prover import prove
 from stretto.runtime.threads.communicator import RankGroup
 from stretto.runtime.threads.rendezvous import Call
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..subsets import only, some
 from .checking import assert_equal, assert_report, compiled, compiled_model
@@ -27,7 +32,7 @@ from .test_token_sharding import HEADS_OVER_TP, GroupedAttention
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
 BATCH, N, HEAD = 3, 8, 4
-METHODS = ("all_to_all", "gather")
+METHODS = ("all_to_all", "ring", "gather")
 
 
 @cache
@@ -85,6 +90,75 @@ def test_gather_gathers_keys_and_values_and_scatters_the_sums_of_their_gradients
     assert sent == {"all_gather": one_way, "reduce_scatter": one_way}
 
 
+@pytest.mark.parametrize(("heads", "ranks"), only([((4, 2), 2)], [((4, 2), 2), ((8, 2), 4), ((8, 8), 4)]))
+def test_a_ring_passes_keys_and_values_once_round_and_in_the_backward_their_gradients_too(
+    heads: tuple[int, int], ranks: int, sent: Counter[str]
+) -> None:
+    """Forward 2 g N (P-1) / P, backward twice as much: the own block comes last (arXiv:2310.01889, section 3).
+
+    With the own block first, as in the paper, gradients would pass P times.
+    """
+    _step(heads, _plan(f"cp={ranks}", "ring"))
+    once = 2 * heads[1] * N * HEAD * BATCH * (ranks - 1) // ranks
+    assert sent == {"permute": 3 * once}
+
+
+@pytest.mark.slow
+def test_a_ring_holds_two_blocks_of_keys_where_a_gather_holds_all() -> None:
+    x = {"x": torch.zeros(1, 512, 16)}
+    peaks = {
+        (method, ranks): prove(
+            compiled_model(GroupedAttention(4, 4), x, _plan(f"cp={ranks}", method), loss_only=True).program
+        ).peak_bytes
+        for method in METHODS
+        for ranks in (2, 4)
+    }
+    assert all(peaks["ring", ranks] < peaks["gather", ranks] / 2 for ranks in (2, 4))
+    assert all(peaks[method, 4] < 0.7 * peaks[method, 2] for method in METHODS)
+
+
+class Masked(nn.Module):
+    """Attention with a mask made of how many tokens of each row are padding, on the left; two heads of keys of four."""
+
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        self.mask = mask
+        self.q, self.kv, self.o = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (4, 4)).transpose(1, 2)
+        k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.kv(x).chunk(2, -1))
+        positions = torch.arange(x.shape[1])
+        real = (positions >= padding[:, None])[:, None, None]
+        seen = real & (positions[:, None] >= positions)
+        masks = {
+            "of keys": real,
+            "of all": seen,
+            "of the lowest number": torch.where(seen, 0.0, torch.finfo(x.dtype).min).to(x.dtype),
+            "of distances": (positions[:, None] - positions).abs().to(x.dtype) * -0.1,
+        }
+        y = F.scaled_dot_product_attention(q, k, v, masks[self.mask], enable_gqa=True)
+        loss: Tensor = (x + self.o(y.transpose(1, 2).flatten(2))).square().mean()
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("mask", "ranks", "method"),
+    only(
+        [("of all", 2, "ring")],
+        product(["of keys", "of all", "of the lowest number", "of distances"], [2, 4], METHODS),
+    ),
+)
+def test_masks_go_with_their_keys_and_rows_of_padding_alone_stay_what_they_are(
+    mask: str, ranks: int, method: str
+) -> None:
+    text = _plan(f"cp={ranks}", method, 'shard inputs "padding" whole', tokens='"x" dim 1 over cp')
+    inputs = {"x": torch.zeros(BATCH, N, 16), "padding": torch.zeros(BATCH, dtype=torch.int64)}
+    program = compiled_model(Masked(mask), inputs, text, about={"padding": {"high": 6}}, loss_only=True)
+    torch.manual_seed(0)
+    assert_report(check(program.program))
+
+
 @pytest.mark.parametrize(
     ("heads", "mesh", "method"),
     only(
@@ -137,6 +211,23 @@ def _refused(mesh: str, method: str, *lines: str) -> StrettoError:
     with pytest.raises(StrettoError) as caught:
         compiled_model(GroupedAttention(4, 2), {"x": torch.zeros(BATCH, N, 16)}, _plan(mesh, method, *lines))
     return caught.value
+
+
+def test_tokens_that_a_ring_cannot_divide_are_refused_where_they_meet_it() -> None:
+    """Inputs are refused before (E0401), but for those whose dims are dynamic."""
+    placed = 'tensor<2x4x9x4xf32, {cp = "shard(2)"}>'
+    operands = f"{placed}, {placed}, {placed}"
+    text = f"""module attributes {{comm.level = "aten", comm.mesh = [["cp", 2]]}} {{
+      func.func @main(%q: {placed}) -> tensor<2x4x9x4xf32> {{
+        %0:2 = "nn.attention"(%q, %q, %q) {{causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>}}
+          : ({operands}) -> (tensor<2x4x9x4xf32>, tensor<2x4x9xf32>) loc(fused["mix", "model.py":7:0])
+        return %0#0 : tensor<2x4x9x4xf32>
+      }}
+    }}"""
+    with pytest.raises(StrettoError) as caught:
+        ChooseAttention(Plan.parse(_plan("cp=2", "ring"))).run(Module.parse(text))
+    assert caught.value.code == "E0406" and str(caught.value.span) == "model.py:7:1"
+    assert "queries of 9 tokens, which the ring of 2 ranks over cp cannot divide" in caught.value.message
 
 
 def test_more_ranks_than_heads_are_refused_at_the_line_of_the_attention() -> None:

@@ -60,6 +60,21 @@ def attention_backward(
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
+def merge_attention(
+    total: Tensor, weight: Tensor, highest: Tensor, out: Tensor, logsumexp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add `out`, the softmax of a further part of the keys: total * exp(highest - h) + out * exp(logsumexp - h).
+
+    h is the larger of `highest` and `logsumexp`; so for the weights, of which the new part's is 1. total, out
+    (B, H, S, D), the others (B, H, S). The total is not divided by its weight here, so that rows in which each
+    logsumexp is the same huge number, as a finite mask makes them, still get the mean of their parts.
+    """
+    merged = torch.maximum(highest, logsumexp)
+    before, added = (torch.where(part == float("-inf"), 0.0, torch.exp(part - merged)) for part in (highest, logsumexp))
+    outs = total * before.unsqueeze(-1) + _wide(out) * added.unsqueeze(-1)
+    return outs, weight * before + added, merged
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2, -1) + eps).
 
@@ -163,6 +178,7 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Tensor:
 REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.attention": attention,
     "nn.attention_backward": attention_backward,
+    "nn.merge_attention": merge_attention,
     "nn.rms_norm": rms_norm,
     "nn.rms_norm_backward": rms_norm_backward,
     "nn.layer_norm": layer_norm,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .builders import P, Rule, strategy
 from .call import Call
 from .strategy import Lowering, Strategy, Tie
@@ -64,16 +66,37 @@ def _by_queries(call: Call, *, backward: bool) -> list[Strategy]:
     return [strategy([2, P, P], [2, 2, None, None, 2, 2, *rest], fills=fills, lowering=lowering)]
 
 
+def _by_ring(call: Call, *, backward: bool) -> list[Strategy]:
+    """By tokens, queries and keys alike: blocks of keys and values go from rank to rank inside the op."""
+    first = 1 if backward else 0
+    query, key = (call.inputs[first + i].shape for i in (0, 1))
+    if len(query) != 4:
+        return []
+    mask = call.maybe("mask")
+    in_mask = [] if mask is None else [len(mask.shape) - 2 if mask.shape[-2:-1] == query[2:3] else None]
+    rest = [*in_mask, *_offsets(call)]
+    count = 6 if backward else 3
+    by_tokens = strategy([2] * len(call.outputs), [*[2] * count, *rest], lowering=Lowering.RING)
+    return [replace(by_tokens, divided=(query[2], key[2]))]
+
+
 def attention(call: Call) -> list[Strategy]:
-    """nn.attention(q, k, v, mask?, offsets?) -> (out, lse): by batch, by heads, by queries."""
+    """nn.attention(q, k, v, mask?, offsets?) -> (out, lse): by batch, by heads, by queries, by queries and keys."""
     others = _attention_strategies(call, "mask", backward=False)
-    return [*others, *_by_queries(call, backward=False)] if others else []
+    by_tokens = [*_by_queries(call, backward=False), *_by_ring(call, backward=False)]
+    return [*others, *by_tokens] if others else []
 
 
 def attention_backward(call: Call) -> list[Strategy]:
     """nn.attention_backward(grad_out, q, k, v, out, lse, mask?, offsets?) -> (dq, dk, dv)."""
     others = _attention_strategies(call, "mask", backward=True)
-    return [*others, *_by_queries(call, backward=True)] if others else []
+    by_tokens = [*_by_queries(call, backward=True), *_by_ring(call, backward=True)]
+    return [*others, *by_tokens] if others else []
+
+
+def merge_attention(call: Call) -> list[Strategy]:
+    """nn.merge_attention(total, weight, highest, out, lse) -> (total, weight, highest): by batch, heads, queries."""
+    return [strategy([d] * 3, [d] * 5) for d in range(3)]
 
 
 def cpu_attention(call: Call) -> list[Strategy]:
@@ -89,6 +112,7 @@ def cpu_attention_backward(call: Call) -> list[Strategy]:
 TABLE: dict[str, Rule] = {
     "nn.attention": attention,
     "nn.attention_backward": attention_backward,
+    "nn.merge_attention": merge_attention,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": cpu_attention,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": cpu_attention_backward,
 }

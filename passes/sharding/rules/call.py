@@ -17,6 +17,7 @@ _ATTENTION = ("mask", "causal", "scale", "q_offset", "k_offset")
 NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.attention": ("q", "k", "v", *_ATTENTION),
     "nn.attention_backward": ("grad_out", "q", "k", "v", "out", "lse", *_ATTENTION),
+    "nn.merge_attention": ("total", "weight", "highest", "out", "lse"),
     "nn.rms_norm": ("x", "weight"),
     "nn.rms_norm_backward": ("dy", "x", "rstd", "weight"),
     "nn.layer_norm": ("x", "weight", "bias", "normalized_shape"),

@@ -32,6 +32,8 @@ class Lowering(StrEnum):
     """The normalisation over the sharded dim (and the label's logit) is reduced over the axis inside the op."""
     STATISTICS = "statistics"
     """Sums over the sharded dim, which the results need, are reduced over the axis inside the op."""
+    RING = "ring"
+    """Chunks of the sharded dim go from rank to rank inside the op. Taken only where a plan asks for it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Strategy:
     fills: tuple[float | None, ...] = ()
     """Per input: the value its padding must hold when its shard is uneven; None: any, NaN included. Empty: all None."""
     lowering: Lowering | None = None
+    divided: tuple[int, ...] = ()
+    """Extents that the parts must divide, because the op has no use for padding."""
 
     def legal(self, parts: int) -> bool:
         """Whether the strategy is valid when the dims it shards have `parts` parts.
@@ -71,7 +75,8 @@ class Strategy:
         Where several axes shard one dim, `parts` is the product of their sizes.
         """
         shards = [p for p in (*self.inputs, *self.outputs) if isinstance(p, Shard)]
-        return all(tie.holds(parts) for tie in self.ties) and not any(b % parts for p in shards for b in p.blocks)
+        extents = [*self.divided, *(extent for placement in shards for extent in placement.blocks)]
+        return all(tie.holds(parts) for tie in self.ties) and not any(extent % parts for extent in extents)
 
     def fill(self, index: int) -> float | None:
         """The value that the padding of input `index` must hold; None: any."""

@@ -56,6 +56,39 @@ def test_query_heads_in_groups_share_keys_and_values(groups: int, masked: bool) 
         same(call("attention_backward", grad, q, k, v, out, logsumexp, mask, not masked, None), back)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_parts_of_the_keys_are_merged_to_attention_over_all_of_them(masked: bool) -> None:
+    q, k, v = (normal(2, 3, 6, 4, seed=i) for i in range(3))
+    mask = normal(2, 1, 6, 6, seed=3) if masked else None
+    if mask is not None:
+        mask[:, :, 1] = float("-inf")
+        mask[:, :, 2, :4] = float("-inf")
+    total, weight, highest = (
+        torch.zeros(2, 3, 6, 4).double(),
+        torch.zeros(2, 3, 6).double(),
+        normal(2, 3, 6) - torch.inf,
+    )
+    for first in (4, 0, 2):  # the causal rows 0 to 3 see none of the first part
+        part = slice(first, first + 2)
+        columns = None if mask is None else mask[..., part]
+        made = call("attention", q, k[:, :, part], v[:, :, part], columns, True, None, None, torch.tensor(first))
+        total, weight, highest = call("merge_attention", total, weight, highest, *made)
+    out, logsumexp = call("attention", q, k, v, mask, True, None)
+    same([(total / weight[..., None]).nan_to_num(), highest + weight.log()], (out, logsumexp))
+
+
+def test_a_row_whose_scores_are_all_one_huge_number_is_the_mean_of_its_parts() -> None:
+    values, lowest = normal(1, 1, 6, 2), torch.finfo(torch.float64).min
+    mask = torch.full((1, 6), lowest, dtype=torch.float64)
+    total, weight = torch.zeros(1, 1, 1, 2).double(), torch.zeros(1, 1, 1).double()
+    highest = torch.full((1, 1, 1), -torch.inf).double()
+    for first in (0, 2, 4):
+        part = values[:, :, first : first + 2]
+        made = call("attention", normal(1, 1, 1, 2), part, part, mask[:, :2], False, None)
+        total, weight, highest = call("merge_attention", total, weight, highest, *made)
+    same([total / weight[..., None]], (values.mean(2, keepdim=True),))
+
+
 def test_attention_scales_by_the_root_of_the_head_size_where_nothing_is_said() -> None:
     q, k, v = (normal(1, 1, 3, 4, seed=i) for i in range(3))
     same(call("attention", q, k, v, None, False)[:1], (F.scaled_dot_product_attention(q, k, v),))

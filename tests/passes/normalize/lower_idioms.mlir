@@ -34,3 +34,17 @@ func.func @main(%x: tensor<4x8xf32>) -> tensor<4x8xf32> {
   %0 = "aten.relu_default"(%x) : (tensor<4x8xf32>) -> tensor<4x8xf32>
   return %0 : tensor<4x8xf32>
 }
+
+// -----
+
+// A part of attention is added at the larger of the two logarithms; a row that saw no key before adds nothing.
+
+// CHECK: %[[H:.+]] = "aten.maximum_default"(%arg2, %arg4)
+// CHECK: "aten.exp_default"
+// CHECK: "aten.where_{{.+}}"
+// CHECK: %[[T:.+]] = "aten.add_tensor"({{.*}} -> tensor<2x3x4x5xf32>
+// CHECK: return %[[T]], %{{.+}}, %[[H]]
+func.func @main(%t: tensor<2x3x4x5xf32>, %w: tensor<2x3x4xf32>, %h: tensor<2x3x4xf32>, %o: tensor<2x3x4x5xf32>, %l: tensor<2x3x4xf32>) -> (tensor<2x3x4x5xf32>, tensor<2x3x4xf32>, tensor<2x3x4xf32>) {
+  %0:3 = "nn.merge_attention"(%t, %w, %h, %o, %l) : (tensor<2x3x4x5xf32>, tensor<2x3x4xf32>, tensor<2x3x4xf32>, tensor<2x3x4x5xf32>, tensor<2x3x4xf32>) -> (tensor<2x3x4x5xf32>, tensor<2x3x4xf32>, tensor<2x3x4xf32>)
+  return %0#0, %0#1, %0#2 : tensor<2x3x4x5xf32>, tensor<2x3x4xf32>, tensor<2x3x4xf32>
+}

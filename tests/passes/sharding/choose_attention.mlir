@@ -50,3 +50,43 @@ module attributes {comm.level = "aten", comm.mesh = [["cp", 4]], comm.activation
     return %0#0 : tensor<3x4x8x4xf32>
   }
 }
+
+// -----
+
+// A ring of two with fewer keys than queries: the rank's own block, then that of the rank before it, whose keys count
+// from where that one's begin.
+
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/ring.plan},propagate-placements,partition-tensors" %s | filecheck %s
+
+// CHECK: %[[C:.+]] = "comm.offset"() {axes = ["cp"], chunk = 1 : i64}
+// CHECK-NEXT: %[[Q:.+]] = "aten.mul_scalar"(%[[C]]) {other = 4 : i64}
+// CHECK-NEXT: %[[K:.+]] = "aten.mul_scalar"(%[[C]]) {other = 2 : i64}
+// CHECK-NEXT: %[[O:.+]]:2 = "nn.attention"(%arg0, %arg1, %arg2, %[[Q]], %[[K]])
+// CHECK: %[[K1:.+]] = "comm.permute"(%arg1) {axes = ["cp"], shift = 1 : i64}
+// CHECK-NEXT: %[[V1:.+]] = "comm.permute"(%arg2) {axes = ["cp"], shift = 1 : i64}
+// CHECK-NEXT: %[[A:.+]] = "aten.add_scalar"(%[[C]]) {other = 1 : i64}
+// CHECK-NEXT: %[[B:.+]] = "aten.remainder_scalar"(%[[A]]) {other = 2 : i64}
+// CHECK-NEXT: %[[K2:.+]] = "aten.mul_scalar"(%[[B]]) {other = 2 : i64}
+// CHECK-NEXT: %[[P:.+]]:2 = "nn.attention"(%arg0, %[[K1]], %[[V1]], %[[Q]], %[[K2]])
+// CHECK-NEXT: %{{.+}}:3 = "nn.merge_attention"(%[[O]]#0, %{{.+}}, %[[O]]#1, %[[P]]#0, %[[P]]#1)
+module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %k: tensor<3x2x4x4xf32, {cp = "shard(2)"}>, %v: tensor<3x2x4x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0:2 = "nn.attention"(%q, %k, %v) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x4x4xf32, {cp = "shard(2)"}>, tensor<3x2x4x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    return %0#0 : tensor<3x4x8x4xf32>
+  }
+}
+
+// -----
+
+// With as many keys as queries the own block is causal by itself, and the other one is seen whole or not at all.
+
+// CHECK: %{{.+}}:2 = "nn.attention"(%arg0, %arg0, %arg0) {causal = true
+// CHECK: %[[H:.+]] = "aten.gt_tensor"
+// CHECK-NEXT: %[[M:.+]] = "aten.where_scalarself"(%[[H]], %{{.+}}) {{.*}} -> tensor<1x1xf32>
+// CHECK-NEXT: %{{.+}}:2 = "nn.attention"(%arg0, %{{.+}}, %{{.+}}, %[[M]], {{.*}}) {causal = false
+module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0:2 = "nn.attention"(%q, %q, %q) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    return %0#0 : tensor<3x4x8x4xf32>
+  }
+}

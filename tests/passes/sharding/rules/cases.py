@@ -294,6 +294,7 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "aten.floor.default": lambda: (f(3, 5),),
     "nn.attention": lambda: _attention(5, 5, None, True),
     "nn.attention_backward": lambda: _attention_backward(5, 5, None, True),
+    "nn.merge_attention": lambda: (f(3, 5, 4, 2), f(3, 5, 4), f(3, 5, 4), f(3, 5, 4, 2), f(3, 5, 4)),
     "nn.rms_norm": lambda: (f(3, 5, 4), f(4), EPS),
     "nn.rms_norm_backward": _rms_backward,
     "nn.layer_norm": lambda: (f(3, 5, 4), f(4), f(4), [4], EPS),
