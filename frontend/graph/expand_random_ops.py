@@ -221,6 +221,9 @@ def _attention(write: _Writer, arguments: Arguments) -> Result:
         scores = write(aten.masked_fill.Scalar, scores, masked_keys, torch.finfo(write.dtype).min)
     elif arguments["attn_mask"] is not None:
         scores = write(aten.add.Tensor, scores, arguments["attn_mask"])
+        # A row of -inf is a query that sees no key. Torch gives it weights and gradients of 0; a softmax gives NaN.
+        masked_keys = write(aten.eq.Scalar, write(aten.amax.default, scores, [-1], True), -math.inf)
+        scores = write(aten.masked_fill.Scalar, scores, masked_keys, 0.0)
     weights = write(aten.softmax.int, scores, -1)
     if masked_keys is not None and not arguments["is_causal"]:
         weights = write(aten.masked_fill.Scalar, weights, masked_keys, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,7 +139,7 @@ def _labels(extents: Extents, args: tuple[Any, ...]) -> Use:
 
 def _compared(extents: Extents, args: tuple[Any, ...]) -> Use:
     value = args[1]
-    return args[0], IntegerRange(None, int(value) if value < 0 else None)
+    return args[0], IntegerRange(None, int(value) if -math.inf < value < 0 else None)
 
 
 def _nll(extents: Extents, args: tuple[Any, ...]) -> Use:

@@ -24,7 +24,8 @@ class Model(nn.Module):
     def forward(self, x):
         hidden = self.features(self.drop(F.gelu(self.up(x))))
         y = self.alpha(self.down(hidden))[:, None]
-        y = F.scaled_dot_product_attention(y, y, y, dropout_p=0.4) * {factor}
+        sees_nothing = torch.zeros(3, 3).masked_fill(torch.arange(3)[:, None] == 1, -torch.inf)
+        y = F.scaled_dot_product_attention(y, y, y, attn_mask=sees_nothing, dropout_p=0.4) * {factor}
         return F.dropout(y, 0.1, inplace=True).pow(2).mean()
 
 def target():

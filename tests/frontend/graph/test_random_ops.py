@@ -183,7 +183,9 @@ MASKS = {
     "none": lambda q: {},
     "causal": lambda q: {"is_causal": True},
     "of booleans": lambda q: {"attn_mask": torch.arange(6)[:, None] % 4 > torch.arange(5)},
-    "of floats": lambda q: {"attn_mask": torch.arange(30.0).view(6, 5).sin()},
+    "of floats": lambda q: {
+        "attn_mask": torch.arange(30.0).view(6, 5).sin().masked_fill(torch.arange(6)[:, None] == 2, -torch.inf)
+    },
 }
 
 
