@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..diagnostics import Span, StrettoError
 from .attributes import from_attribute, to_attribute
-from .bindings import Block, Operation, PassManager, Type, Value, mlir
+from .bindings import Attribute, Block, Operation, PassManager, Type, Value, mlir
 from .dialects.context import context
 from .dialects.packing import restore_packing
 from .level import Level as Level
@@ -24,6 +25,7 @@ Record = dict[str, Any]
 
 The range [low, high) is that of the values at capture.
 """
+_RecordKey = tuple[tuple[str, type, Any], ...]
 
 
 _PLACE = re.compile(r'loc\("-":(?P<line>\d+):(?P<column>\d+)\)')
@@ -223,16 +225,28 @@ def refresh_type(function: Operation) -> None:
 def _records(function: Operation, key: str, count: int) -> list[Record]:
     if key not in function.attributes:
         return [{} for _ in range(count)]
-    return [
-        from_attribute(entry["aten.argument"]) if "aten.argument" in entry else {}
-        for entry in mlir.ArrayAttr(function.attributes[key])
-    ]
+    return [dict(_record(each)) for each in mlir.ArrayAttr(function.attributes[key])]
+
+
+@lru_cache(maxsize=65536)
+def _record(attribute: Attribute) -> Record:
+    """The record of an argument or result, decoded once: most passes ask for those of all parameters."""
+    record: Record = from_attribute(attribute["aten.argument"]) if "aten.argument" in attribute else {}
+    return record
 
 
 def _set_records(function: Operation, key: str, records: Sequence[Record]) -> None:
-    ctx = context()
-    entries = [mlir.DictAttr.get({"aten.argument": to_attribute(r)} if r else {}, ctx) for r in records]
-    function.attributes[key] = mlir.ArrayAttr.get(entries, ctx)
+    function.attributes[key] = mlir.ArrayAttr.get([_record_attribute(_hashable(r)) for r in records], context())
+
+
+def _hashable(record: Record) -> _RecordKey:
+    return tuple((key, type(v), tuple(v) if isinstance(v, list) else v) for key, v in record.items())
+
+
+@lru_cache(maxsize=65536)
+def _record_attribute(record: _RecordKey) -> Attribute:
+    fields = {key: list(value) if kind is list else value for key, kind, value in record}
+    return mlir.DictAttr.get({"aten.argument": to_attribute(fields)} if fields else {}, context())
 
 
 def argument_records(function: Operation) -> list[Record]:

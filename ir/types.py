@@ -70,8 +70,7 @@ class TensorType:
 
     def placement_on(self, mesh: Mesh) -> Placement:
         """The placement; axes that shard the same dim nest as the type says, else in mesh order."""
-        like = [Placement((axes,)) for axes in self.nests]
-        return replace(Placement.of(len(self.shape), dict(self.placement), mesh, like), blocks=self.blocks)
+        return _placement_on(self, mesh)
 
     def with_axis(self, axis: str, placement: AxisPlacement) -> TensorType:
         """The type with a placement on one more axis, the innermost of its dim and the last of the mesh."""
@@ -94,6 +93,12 @@ class TensorType:
             return self.extents
         dims = self.placement_on(mesh).dims
         return tuple(n * axes_size(mesh, axes) for n, axes in zip(self.shape, dims, strict=True))
+
+
+@lru_cache(maxsize=65536)
+def _placement_on(type_: TensorType, mesh: Mesh) -> Placement:
+    like = [Placement((axes,)) for axes in type_.nests]
+    return replace(Placement.of(len(type_.shape), dict(type_.placement), mesh, like), blocks=type_.blocks)
 
 
 def _unblocked(placement: AxisPlacement) -> AxisPlacement:
@@ -223,6 +228,7 @@ def element_bytes(tensor: TensorType) -> int:
     return prod(tensor.shape) * tensor.dtype.itemsize
 
 
+@lru_cache(maxsize=65536)
 def future_of(type_: Type) -> Type:
     """The type of the future of a value of this type."""
     return mlir.Type.parse(f"!async.value<{type_}>", context())

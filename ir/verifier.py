@@ -18,10 +18,10 @@ import torch
 from ..diagnostics import Span, StrettoError
 from .bindings import Attribute, Operation, Type, Value, mlir
 from .collectives import SEND, STARTS, TRANSFERS, WAIT, Collective, collective
-from .dialects.schemas import Argument, by_mlir_name
+from .dialects.schemas import Argument, OpDef, by_mlir_name
 from .lanes import LANE, lane_problem
 from .locations import from_location
-from .module import Level, Module, entry, operations, terminator
+from .module import Level, Module, callee, entry, operations, terminator
 from .operations import Call, flatten, read, results_of, tuple_types
 from .pipeline_verifier import pipeline_problems
 from .pipelined_module import entry_names
@@ -32,6 +32,8 @@ _DUMP = "see current operation: "
 """The marker before an operation's text in MLIR's errors, which is left out."""
 _PASSING_ON = ("func.call", "func.return")
 """What hands a future to another function."""
+_LAYOUT = ("operandSegmentSizes",)
+"""The attribute that says which optional operands an operation has."""
 _PLAIN = {
     "int": (mlir.IntegerAttr, mlir.TypeAttr),
     "float": (mlir.FloatAttr, mlir.IntegerAttr),
@@ -47,6 +49,24 @@ class Problem:
 
     message: str
     op: Operation
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the checks of an operation look at: equal operations of many layers are checked once."""
+
+    name: str
+    types: tuple[Type, ...]
+    operands: int
+    constants: tuple[Attribute | None, ...]
+
+
+def _kind(op: Operation, definition: OpDef) -> _Kind:
+    operands = [value.type for value in op.operands]
+    attributes = op.attributes
+    names = [*(argument.name for argument in definition.constants), *_LAYOUT]
+    constants = tuple(attributes.get(name) for name in names)
+    return _Kind(definition.mlir_name, (*operands, *(v.type for v in op.results)), len(operands), constants)
 
 
 def verify(module: Module) -> None:
@@ -65,9 +85,10 @@ def problems(module: Module) -> Iterator[Problem]:
     checker = _Checker(module.mesh, module.level)
     for function in module.functions().values():
         for index, argument in enumerate(entry(function).arguments):
-            yield from checker.type_problems(argument, function)
-            if is_future(argument.type):
-                yield from _future_problems(argument, f"argument {index}, a future,", function)
+            if argument.type not in checker.sound:
+                yield from checker.type_problems(argument, function)
+                if is_future(argument.type):
+                    yield from _future_problems(argument, f"argument {index}, a future,", function)
         for op in operations(function):
             yield from checker.op_problems(op)
     yield from _entry_problems(module)
@@ -82,23 +103,41 @@ def _error(problem: Problem) -> StrettoError:
 
 
 class _Checker:
-    """The checks of one module; types are checked once each."""
+    """The checks of one module; types of tensors are checked once each, and those of a function's results once."""
 
     def __init__(self, mesh: Mesh, level: Level) -> None:
         self.mesh = mesh
         self.level = level
         self.sound: set[Type] = set()
+        """Types of tensors without a problem; a future has to be looked at itself."""
+        self._sound_calls: set[str] = set()
+        """The functions whose results have sound types. MLIR has verified that each call has the same."""
+        self._sound_kinds: set[_Kind] = set()
 
     def op_problems(self, op: Operation) -> Iterator[Problem]:
-        for result in op.results:
-            yield from self.type_problems(result, op)
-            if is_future(result.type):
-                yield from _future_problems(result, "its future", op)
+        name = callee(op)
+        if name is None or name not in self._sound_calls:
+            for result in op.results:
+                if result.type not in self.sound:
+                    yield from self.type_problems(result, op)
+                    if is_future(result.type):
+                        yield from _future_problems(result, "its future", op)
+            if name is not None and all(result.type in self.sound for result in op.results):
+                self._sound_calls.add(name)
         if LANE in op.attributes:
             yield from (Problem(message, op) for message in (lane_problem(op),) if message)
         definition = by_mlir_name().get(op.operation.name)
         if definition is None:
             return
+        kind = _kind(op, definition)
+        if kind not in self._sound_kinds:
+            found = list(self._own_problems(op, definition))
+            yield from found
+            if not found and not any(isinstance(type_, mlir.TupleType) for type_ in kind.types):
+                self._sound_kinds.add(kind)
+
+    def _own_problems(self, op: Operation, definition: OpDef) -> Iterator[Problem]:
+        """Violations of an operation of Stretto's dialects. Without lists of tensors, those of its `_Kind`."""
         if self.level is Level.COMM and not definition.name.startswith("comm."):
             yield from self._nest_problems(op)
         attributes = op.attributes
@@ -111,7 +150,7 @@ class _Checker:
 
     def type_problems(self, value: Value, op: Operation) -> Iterator[Problem]:
         mlir_type = value.type
-        if mlir_type in self.sound or not (is_tensor(mlir_type) or is_future(mlir_type)):
+        if not (is_tensor(mlir_type) or is_future(mlir_type)):
             return
         type_ = from_mlir(mlir_type)
         known = {axis for axis, _ in self.mesh}
@@ -123,7 +162,8 @@ class _Checker:
         yield from (Problem(f"type {mlir_type} {message}", op) for message in self._block_problems(type_))
         if type_.extents is not None and len(type_.extents) != len(type_.shape):
             yield Problem(f"type {mlir_type} has {len(type_.shape)} dims and {len(type_.extents)} extents", op)
-        self.sound.add(mlir_type)
+        if not is_future(mlir_type):
+            self.sound.add(mlir_type)
 
     def _block_problems(self, type_: TensorType) -> Iterator[str]:
         """Violations of blocks: a dim that is not cut, or ranks that do not divide every block."""

@@ -141,9 +141,15 @@ class _Types:
     """The table of distinct types of slots."""
 
     table: dict[SlotType, int] = field(default_factory=dict)
+    _indices: dict[Type, int | None] = field(default_factory=dict)
 
     def index(self, type_: Type) -> int | None:
         """The index of a value's type; None for a value that is no tensor."""
+        if type_ not in self._indices:
+            self._indices[type_] = self._new(type_)
+        return self._indices[type_]
+
+    def _new(self, type_: Type) -> int | None:
         is_future = isinstance(type_, mlir.Type) and str(type_).startswith("!async.value<")
         if not is_future and not is_tensor(type_):
             return None

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ...backends.program.lower_program import lower_program
 from ...backends.program.write_into_states import write_into_states
@@ -118,8 +117,12 @@ def _reduce(captured: Capture, plan: Plan, options: Options) -> dict[str, Json]:
 
 def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
     """The dtype that results are judged in: the coarsest that a value has, or that gradients are reduced in."""
-    nodes = pytree.tree_leaves([node.meta.get("val") for node in captured.graph.graph.nodes])
-    values = [value.dtype for value in nodes if isinstance(value, Tensor) and value.dtype.is_floating_point]
+    values: dict[torch.dtype, None] = {}
+    for node in captured.graph.graph.nodes:
+        value = node.meta.get("val")
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, Tensor) and each.dtype.is_floating_point:
+                values[each.dtype] = None
     reduced = dtype_of(plan.precision.reduce) if plan.precision is not None and captured.mode is Mode.TRAIN else None
     found = dict.fromkeys(
         [*([reduced] if reduced else []), *(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values]

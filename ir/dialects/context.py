@@ -12,6 +12,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from ...ops.allowed import allowed_ops
 from ..bindings import ext, irdl, mlir
 from .schemas import Kind, OpDef, custom_definitions, definitions
 
@@ -55,7 +56,7 @@ def _register_module_stubs(dialects: Sequence[str]) -> None:
 def context() -> Any:
     """The MLIR context with all dialects of Stretto, created once per process, and those of the custom ops so far."""
     context = _context()
-    if custom_definitions():
+    if len(_LOADED) < len(allowed_ops()):
         _load_custom(context)
     return context
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ def integer_ranges(code: Code) -> dict[int, IntegerRange]:
     walker = _Walker(code)
     for number, body in enumerate(code.entries):
         order = {port.places[number]: argument for argument, port in enumerate(code.arguments)}
-        walker.walk(body, [frozenset([order[place]]) for place in range(len(body.arguments))])
+        walker.walk(body, [_tags(order[place], code) for place in range(len(body.arguments))])
     for argument, port in enumerate(code.arguments):
         recorded = _recorded_range(port.record)
         if recorded is not None:
@@ -71,14 +71,21 @@ def _recorded_range(record: Record) -> IntegerRange | None:
 Tags = frozenset[int]
 
 
+def _tags(argument: int, code: Code) -> Tags:
+    """What follows an argument. Parameters are followed by nothing: no op reads them as integers."""
+    return frozenset() if code.arguments[argument].record.get("kind") == "parameter" else frozenset([argument])
+
+
 class _Walker:
     """Follows the values of every argument through steps and calls."""
 
     def __init__(self, code: Code) -> None:
         self._code = code
         self.ranges: dict[int, IntegerRange] = {}
+        self._walked: dict[tuple[str, tuple[Tags, ...]], list[Tags]] = {}
+        """By function and what its operands hold: what its results hold. Another walk would find the same ranges."""
 
-    def walk(self, body: Body, argument_tags: list[Tags]) -> list[Tags]:
+    def walk(self, body: Body, argument_tags: Sequence[Tags]) -> list[Tags]:
         """For each result of a function, the program arguments whose integers it may hold."""
         tags: dict[int, Tags] = dict(zip(body.arguments, argument_tags, strict=True))
         for step in body.steps:
@@ -89,8 +96,11 @@ class _Walker:
 
     def _results(self, step: Step, tags: dict[int, Tags]) -> list[Tags]:
         if step.callee:
-            operand_tags = [tags.get(slot, frozenset()) for slot in refs(step.args)]
-            return self.walk(self._code.bodies[step.callee], operand_tags)
+            operand_tags = tuple(tags.get(slot, frozenset()) for slot in refs(step.args))
+            key = step.callee, operand_tags
+            if key not in self._walked:
+                self._walked[key] = self.walk(self._code.bodies[step.callee], operand_tags)
+            return self._walked[key]
         family = step.name.split(".")[1] if "." in step.name else ""
         passes = family in _PASSING or not step.name.startswith(("aten.", "nn."))
         operands = refs(step.args)

@@ -13,7 +13,7 @@ What a backward keeps of its forward is recognised by how the forward computes i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -108,8 +108,9 @@ def _join(sites: Sequence[_Site], module: Module) -> _Joint:
     kept = _used(sites, [site.forward for site in sites])
     backward_kept = _used(sites, [site.backward for site in sites])
     backward_only = []
+    sources = [_sources(site) for site in sites]
     for index, argument in enumerate(list(entry(backward).arguments)):
-        value = _shared(sites, index, forward)
+        value = _shared(sites, sources, index, forward)
         if value is None:
             value = entry(forward).add_argument(argument.type, mlir.Location.unknown(context()))
             backward_only.append(index)
@@ -134,15 +135,23 @@ def _used(sites: Sequence[_Site], calls: Sequence[Operation]) -> list[int]:
     return sorted(used)
 
 
-def _shared(sites: Sequence[_Site], index: int, forward: Operation) -> Value | None:
+_Sources = Mapping[Value, set[tuple[bool, int]]]
+"""By value: whether it is a result of a forward's call, and at which positions it is a result or an operand of it."""
+
+
+def _sources(site: _Site) -> _Sources:
+    found: dict[Value, set[tuple[bool, int]]] = {}
+    for is_result, values in ((True, site.forward.results), (False, site.forward.operands)):
+        for position, value in enumerate(values):
+            found.setdefault(value, set()).add((is_result, position))
+    return found
+
+
+def _shared(sites: Sequence[_Site], sources: Sequence[_Sources], index: int, forward: Operation) -> Value | None:
     """The value of the forward that an operand of the backward's call is, at every site; None if it is none."""
     common: set[tuple[bool, int]] | None = None
-    for site in sites:
-        operand = site.backward.operands[index]
-        found = set()
-        if not isinstance(operand.owner, mlir.Block) and operand.owner.operation == site.forward.operation:
-            found.add((True, mlir.OpResult(operand).result_number))
-        found.update((False, i) for i, own in enumerate(site.forward.operands) if own == operand)
+    for site, source in zip(sites, sources, strict=True):
+        found = source.get(site.backward.operands[index], set())
         common = found if common is None else common & found
         if not common:
             return None

@@ -19,6 +19,8 @@ from one rank.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -56,10 +58,11 @@ class StartCollectives(Pass):
         is_barrier = communication_barriers(module)
         for function in module.functions().values():
             ops = list(operations(function))
+            barriers = [index for index, op in enumerate(ops) if is_barrier(op)]
             for index, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in BLOCKING:
-                    _split(op, call, ops, index, is_barrier)
+                    _split(op, call, ops, index, barriers)
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead, is_barrier)
@@ -72,12 +75,14 @@ class StartCollectives(Pass):
         return Report(count, remarks.remarks())
 
 
-def _split(op: Operation, call: Call, ops: list[Operation], index: int, is_barrier: IsBarrier) -> None:
+def _split(op: Operation, call: Call, ops: list[Operation], index: int, barriers: Sequence[int]) -> None:
     """Replace one collective by a start and a wait; its users are in the same block.
 
-    `ops` are the function's operations, of which it is number `index`. Of a bucket, each result has a wait of its own.
+    `ops` are the function's operations, of which it is number `index`, and `barriers` the numbers of those that no
+    collective may be under way at. Of a bucket, each result has a wait of its own.
     """
-    barrier = next((later for later in ops[index + 1 :] if is_barrier(later)), None)
+    following = bisect_right(barriers, index)
+    barrier = ops[barriers[following]] if following < len(barriers) else None
     results = results_of(op)
     start = Call(start_of(call.name), call.args, call.kwargs)
     types = [[future_of(part.type) for part in r] if isinstance(r, list) else future_of(r.type) for r in results]

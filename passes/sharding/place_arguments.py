@@ -48,7 +48,7 @@ class PlaceArguments(Pass):
     """Comma-separated inputs that need not divide evenly: their ranks get padded chunks. Others are refused (E0401)."""
 
     def run(self, module: Module) -> Report:
-        module.mesh = _mesh(self.plan)
+        module.mesh = mesh = _mesh(self.plan)
         main = module.functions()["main"]
         records = argument_records(main)
         types = [from_mlir(a.type) for a in entry(main).arguments]
@@ -61,7 +61,7 @@ class PlaceArguments(Pass):
         dims = {**parameters, **buffers, **inputs, **stored_dims}
         for i, argument in enumerate(entry(main).arguments):
             placement = Placement.of_shards(len(types[i].shape), dims.get(i, {}))
-            argument.set_type(to_mlir(types[i].placed(placement, module.mesh)))
+            argument.set_type(to_mlir(types[i].placed(placement, mesh)))
         refresh_type(main)
         pass_types_on(module)
         set_argument_records(main, [{**r, **_storage_record(stored.get(i))} for i, r in enumerate(records)])

@@ -50,10 +50,10 @@ class PropagatePlacements(Pass):
 
 
 def _main_signature(module: Module) -> Signature:
-    main = module.functions()["main"]
-    placements = tuple(from_mlir(a.type).placement_on(module.mesh) for a in entry(main).arguments)
+    main, mesh = module.functions()["main"], module.mesh
+    placements = tuple(from_mlir(a.type).placement_on(mesh) for a in entry(main).arguments)
     weights = tuple(record.get("kind") == "parameter" for record in argument_records(main))
-    early = tuple(has_microbatch_axis(module.mesh) and not is_weight for is_weight in weights)
+    early = tuple(has_microbatch_axis(mesh) and not is_weight for is_weight in weights)
     return Signature("main", placements, weights, early)
 
 
@@ -80,7 +80,8 @@ class _Functions:
             old = self.old.functions()[signature.name]
             function = FunctionPlacement(old, self.new, signature, name, self.remarks, self.specialise)
             if name == "main":
-                placements = (from_mlir(a.type).placement_on(self.new.mesh) for a in entry(function.new).arguments)
+                mesh = self.new.mesh
+                placements = (from_mlir(a.type).placement_on(mesh) for a in entry(function.new).arguments)
                 arguments = list(zip(argument_records(old), placements, strict=True))
                 function.bring_gradients_to(gradient_targets(old, arguments, delay_reductions=self.delay_reductions))
             self.specialised[signature] = function.rewrite()

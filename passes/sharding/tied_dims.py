@@ -31,6 +31,8 @@ class TiedDims:
     def __init__(self, module: Module, *, through_mixing: bool = False) -> None:
         self._parents: dict[Dim, Dim] = {}
         self._through_mixing = through_mixing
+        self._inside: dict[Operation, list[tuple[Value, range]]] = {}
+        """By function: its arguments and results, with their dims."""
         functions = module.functions()
         for function in functions.values():
             for op in operations(function):
@@ -73,11 +75,15 @@ class TiedDims:
             self._tie(dims)
 
     def _tie_call(self, op: Operation, function: Operation) -> None:
-        inside = (*entry(function).arguments, *terminator(function).operands)
-        for outer, inner in zip((*op.operands, *op.results), inside, strict=True):
-            if is_tensor(outer.type):
-                for dim in range(len(from_mlir(outer.type).shape)):
-                    self._tie([(outer, dim), (inner, dim)])
+        inside = self._inside.get(function)
+        if inside is None:
+            values = (*entry(function).arguments, *terminator(function).operands)
+            inside = [(v, range(len(from_mlir(v.type).shape) if is_tensor(v.type) else 0)) for v in values]
+            self._inside[function] = inside
+        for outer, (inner, dims) in zip((*op.operands, *op.results), inside, strict=True):
+            for dim in dims:
+                root, other = self._root((outer, dim)), self._root((inner, dim))
+                self._parents[other] = self._parents[root] = root
 
     def _tie(self, dims: Iterable[Dim]) -> None:
         roots = [self._root(dim) for dim in dims]

@@ -98,11 +98,13 @@ def decode(value: Json) -> Value:
 
 def slots_in(value: Value) -> Iterator[int]:
     """The slots that a decoded argument reads, left to right."""
-    if isinstance(value, Slot):
-        yield value.index
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from slots_in(item)
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Slot):
+            yield value.index
+        elif isinstance(value, list | tuple):
+            waiting += reversed(value)
 
 
 def fill_in(value: Value, lookup: Callable[[int], object]) -> object:

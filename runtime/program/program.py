@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import is_
 from pathlib import Path
 
 from torch import Tensor
@@ -96,6 +97,8 @@ class Program:
     loaded_hash: str = ""
     weights_hash: str = ""
     """The SHA-256 of the weights file in `folder`; empty where there is none."""
+    _valid: list[tuple[object, ...]] = field(default_factory=list, repr=False, compare=False)
+    """What `validated` has looked at, here and in the programs that this one is a `replace` of."""
 
     @staticmethod
     def load(folder: str | Path) -> Program:
@@ -107,6 +110,7 @@ class Program:
         except Malformed as error:
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
         program = replace(program, folder=folder, loaded_hash=digest, weights_hash=weights_hash(manifest))
+        program.single_device  # noqa: B018  # reads and validates it: a folder is refused as a whole
         return program.validated
 
     def save(self, folder: str | Path) -> None:
@@ -152,15 +156,25 @@ class Program:
 
     @cached_property
     def validated(self) -> Program:
-        """This program, after validation (`validate.py`). Raises ProgramError where it is not valid."""
+        """This program, after validation (`validate.py`) of all that ranks run. Raises ProgramError if it is not valid.
+
+        What a program shares with one that was valid is not looked at again, but for what its functions say of slots.
+        """
+        parts = tuple(self._validated_parts())
         try:
-            validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations), self.pipeline)
+            if not any(len(parts) == len(known) and all(map(is_, parts, known)) for known in self._valid):
+                validate(self.mesh, self.inputs, self.outputs, self.functions, len(self.locations), self.pipeline)
+                self._valid.append(parts)
             validate_types(self.types, self.functions)
-            if self.single_device is not None:
-                validate_reference(self.single_device)
         except Malformed as error:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
         return self
+
+    def _validated_parts(self) -> Iterator[object]:
+        """The objects that `validate` looks at. They are compared by identity: for Python, True equals 1."""
+        yield from (self.manifest.mesh, self.inputs, self.outputs, self.locations, self.pipeline)
+        for name, each in self.functions.items():
+            yield from (name, each.slots, each.arguments, each.results, each.code, each.backward_at)
 
     def at(self, sizes: Mapping[str, int]) -> Program:
         """The program for these values of some named sizes, the others as compiled; itself where none is given.
@@ -199,11 +213,13 @@ class Program:
 
     @cached_property
     def single_device(self) -> Reference | None:
-        """The single-device forward, where the program has one."""
+        """The single-device forward, validated, where the program has one. Raises ProgramError if it is not valid."""
         if self.reference is None:
             return None
         try:
-            return Reference.from_json(self.reference)
+            reference = Reference.from_json(self.reference)
+            validate_reference(reference)
+            return reference
         except Malformed as error:
             raise ProgramError("E0306", f"the program is malformed: {error}") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 from ..reading.json_fields import Fields, Malformed
@@ -144,6 +145,10 @@ class Instruction:
 
     def reads(self) -> tuple[int, ...]:
         """The slots whose values it reads."""
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> tuple[int, ...]:
         return tuple(slots_in([*self.args, *self.kwargs.values()]))
 
     def writes(self) -> tuple[int, ...]:

@@ -147,6 +147,13 @@ def test_a_broken_rule_is_named(arguments: str, body: str, says: str) -> None:
     assert caught.value.code == "E0505"
 
 
+def test_an_operation_is_looked_at_though_one_before_it_is_sound() -> None:
+    sound = f'%a = "comm.all_reduce"(%x) {{{_SUM}}} : (tensor<8x4xf32>) -> tensor<8x4xf32>\n'
+    unsound = sound.replace("%a", "%b").replace("tp", "pp")
+    with pytest.raises(StrettoError, match='the mesh has no axis "pp"'):
+        verify(_module("%x: tensor<8x4xf32>", sound + sound.replace("%a", "%c") + unsound))
+
+
 def test_reshard_is_valid_at_level_aten() -> None:
     verify(_module("%x: tensor<4xf32>", '%y = "comm.reshard"(%x) : (tensor<4xf32>) -> tensor<4xf32>', "aten"))
 

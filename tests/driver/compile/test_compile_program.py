@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+
 import pytest
+import stretto.runtime.program.program as program_module
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.driver.compile.compile_program import compile_program
@@ -11,6 +15,7 @@ from stretto.dsl import Plan
 from stretto.ir.equivalence.integer_ranges import IntegerRange
 from stretto.ir.equivalence.random_inputs import infer_ranges
 from stretto.ir.module import Module
+from stretto.runtime.errors import ProgramError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -87,3 +92,19 @@ def test_integers_that_a_model_holds_bound_random_ones_where_the_graph_says_less
             expected_ranges if device == "cpu" else {"kinds": None, "places": IntegerRange(11)}
         )
         assert device == "meta" or IntegerRange(8, low=-5) in ranges.values()
+
+
+def test_a_compile_validates_once_reads_no_reference_and_collects_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated: list[bool] = []
+    read: list[object] = []
+    validate = program_module.validate
+    monkeypatch.setattr(program_module, "validate", lambda *parts: validated.append(gc.isenabled()) or validate(*parts))
+    monkeypatch.setattr(program_module, "validate_reference", read.append)
+    program = _compiled("mesh (dp=2)").program
+    assert validated == [False] and gc.isenabled() and not read
+    assert program.validated is program and replace(program, initial={}).validated and len(validated) == 1
+    altered = {name: replace(function, slots=function.slots + 1) for name, function in program.functions.items()}
+    with pytest.raises(ProgramError):
+        assert replace(program, functions=altered).validated
+    assert len(validated) == 2
+    assert program.single_device is not None and read == [program.single_device]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import stretto.ir.equivalence.integer_ranges as integer_ranges
+import stretto.ir.verifier as verifier
 import stretto.passes.normalize.idioms.pattern as pattern
 import stretto.passes.rewriting as rewriting
 import torch
@@ -16,6 +18,7 @@ from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
 from stretto.frontend.converter import Converter
 from stretto.frontend.to_ir import Layers, to_module
+from stretto.ir.equivalence.random_inputs import infer_ranges
 from stretto.ir.layers import layer_of, unnumbered_path
 from stretto.ir.locations import from_location
 from stretto.ir.module import Module, operations
@@ -31,6 +34,8 @@ from ..models import captured
 from .stacks import SmallLayer, Stack
 
 UNTIL_FOLDED = ("annotate", "normalize", "blocks", "fold")
+AFTERWARDS = ("place", "partition", "overlap")
+FOLLOWED = "functions searched for uses of integers"
 PLAN = """
 mesh (dp=2, tp=2)
 shard "*.mix.weight", "*.up.weight" dim 0 over tp
@@ -69,9 +74,14 @@ def folded(step: Capture, layers: Layers, plan: str = "mesh (dp=2)") -> Module:
     """The module of a capture, run through the passes up to `fold-layers`."""
     owners = {tensor.name: "linear" for tensor in step.inputs if ".up." in tensor.name}
     module = to_module(step, owners, layers=layers)
-    config = PipelineConfig(Plan.parse(plan))
-    PassManager([pass_ for phase in UNTIL_FOLDED for pass_ in phases(config)[phase]]).run(module)
+    run(module, UNTIL_FOLDED, plan)
     return module
+
+
+def run(module: Module, some_phases: Sequence[str], plan: str) -> None:
+    """Run some phases of the default pipeline."""
+    every = phases(PipelineConfig(Plan.parse(plan)))
+    PassManager([pass_ for phase in some_phases for pass_ in every[phase]]).run(module)
 
 
 @pytest.mark.parametrize("name", only(IN_DEFAULT_RUN, CAPTURES))
@@ -120,7 +130,7 @@ def test_gradients_are_reduced_before_the_casts_at_the_end_of_a_layer(reduce: st
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts, inside, the nodes converted, the operations that passes look at, and the attempts to match a pattern."""
+    """Counts, inside, the work on operations and functions that is to go by distinct layer."""
     counts: Counter[str] = Counter()
 
     def count(owner: Any, name: str, what: str) -> None:
@@ -137,20 +147,24 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         count(rewriting.Site, "__init__", "operations that may be rewritten")
         count(FunctionDataflow, "_read", "operations searched")
         count(pattern._Search, "_unify", "attempts to match")
+        count(verifier._Checker, "_own_problems", "operations verified")
+        count(integer_ranges._Walker, "walk", FOLLOWED)
         yield counts
 
 
 def test_the_work_after_capture_goes_by_distinct_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts, sizes = {}, {}
+    counts, sizes, plan = {}, {}, 'mesh (tp=2)\nshard "*.up" columns over tp'
     for layers in (4, 8, 16):
         model = Stack(0)
         model.layers.extend(SmallLayer(8) for _ in range(layers))
         step = stacked(model)
         with counted(monkeypatch) as counts[layers]:
-            module = folded(step, Layers.FOLDED, 'mesh (tp=2)\nshard "*.up" columns over tp')
+            module = folded(step, Layers.FOLDED, plan)
+            sizes[layers] = Counter({name: len(list(operations(f))) for name, f in module.functions().items()})
+            infer_ranges(module)
+            run(module, AFTERWARDS, plan)
         counts[layers]["operations searched"] -= 2 * layers  # main's calls
-        sizes[layers] = Counter({name: len(list(operations(f))) for name, f in module.functions().items()})
-    assert counts[4] == counts[8] == counts[16] and min(counts[4].values()) > 20
+    assert counts[4] == counts[8] == counts[16] and counts[4].pop(FOLLOWED) == 4 and min(counts[4].values()) > 20
     assert sizes[16]["layers_forward"] == sizes[4]["layers_forward"] > 8
     assert (sizes[16] - sizes[8])["main"] == 2 * (sizes[8] - sizes[4])["main"] == 16, "two calls a layer"
 
