@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...diagnostics import Span
 from ..captured import CaptureError
 from ..metadata import forward_span, is_users_file, line_span
 
@@ -25,12 +26,17 @@ _SEEDING = ("manual_seed", "seed", "set_rng_state")
 
 @contextmanager
 def seeding_refused(model: nn.Module) -> Iterator[None]:
-    """Inside, E0228 is raised at the user's line where torch's generator is seeded."""
+    """Inside, E0228 is raised at the user's line where torch's generator is seeded; at the forward, where it is only
+    seen afterwards that a method of the generator did it.
+    """
+    seed = torch.initial_seed()
     replaced = [(holder, name, getattr(holder, name)) for holder in (torch, torch.random) for name in _SEEDING]
     try:
         for holder, name, function in replaced:
             setattr(holder, name, _refusing(name, function, model))
         yield
+        if torch.initial_seed() != seed:
+            raise _refusal("seeds torch's generator", forward_span(model))
     finally:
         for holder, name, function in replaced:
             setattr(holder, name, function)
@@ -44,12 +50,17 @@ def _refusing(name: str, function: Callable[..., Any], model: nn.Module) -> Call
         frame = sys._getframe(1)
         while frame.f_back is not None and not is_users_file(frame.f_code.co_filename):
             frame = frame.f_back
-        raise CaptureError(
-            "E0228",
-            f"forward calls torch.{name}, which a compiled model does not: it draws by the seed and step of its call",
-            span=line_span(frame.f_code.co_filename, frame.f_lineno) or forward_span(model),
-            help="call it before the model; a compiled model draws other numbers at every step, and the same after"
-            " torch.manual_seed",
-        )
+        span = line_span(frame.f_code.co_filename, frame.f_lineno) or forward_span(model)
+        raise _refusal(f"calls torch.{name}", span)
 
     return refuse
+
+
+def _refusal(does: str, span: Span | None) -> CaptureError:
+    return CaptureError(
+        "E0228",
+        f"forward {does}, which a compiled model does not: it draws by the seed and step of its call",
+        span=span,
+        help="do it before the model is called; a compiled model draws other numbers at every step, and the same after"
+        " torch.manual_seed",
+    )

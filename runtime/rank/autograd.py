@@ -156,7 +156,8 @@ def _check_unchanged(named: Sequence[Input], versions: Sequence[tuple[Tensor, in
                 "E0335",
                 f"{argument.kind} '{argument.name}' was changed between this forward and its backward",
                 expected="the values that the forward used",
-                help="call backward() before optimizer.step() or any other in-place change, or run the forward again",
+                help="call backward() before optimizer.step() or any other in-place change, or run the forward again; "
+                "if the loop changes nothing in between, please report the model",
             )
 
 

@@ -65,6 +65,17 @@ def test_a_forward_that_seeds_is_refused_at_its_line(body: Callable[[nn.Module, 
     assert torch.manual_seed is MANUAL_SEED
 
 
+def test_a_forward_that_seeds_through_the_generator_is_refused() -> None:
+    def body(linear: nn.Module, x: Tensor) -> Tensor:
+        torch.default_generator.manual_seed(1234)
+        return F.dropout(linear(x), 0.5)
+
+    with torch.random.fork_rng(), pytest.raises(CaptureError, match="forward seeds torch's generator") as caught:
+        torch.manual_seed(1)
+        capture(Net(body), (torch.randn(2, 4),), {}, mode=Mode.TRAIN)
+    assert caught.value.code == "E0228" and caught.value.span is not None
+
+
 @pytest.mark.parametrize("body", [forked, checkpointed])
 def test_forks_and_checkpoints_are_left_alone(body: Callable[[nn.Module, Tensor], Tensor]) -> None:
     assert capture(Net(body), (torch.randn(2, 4),), {}, mode=Mode.TRAIN)
