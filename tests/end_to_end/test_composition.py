@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import combinations
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
 from stretto.driver.check.eager_model import EagerModel
 from stretto.driver.check.users_call import UsersCall
+from stretto.dsl import Plan
+from stretto.frontend.captured import Mode
+from stretto.frontend.targets.load_target import load_target
+from stretto.frontend.targets.target import Request
 from stretto.runtime.checks.model_and_program import Key
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.philox import RngState
@@ -25,6 +30,8 @@ from stretto.runtime.program.program import Program
 from stretto.runtime.program.reference_records import Reference
 from torch import Tensor
 
+from ..models.zoo import EXAMPLES as FOLDER
+from ..models.zoo import target_of
 from ..subsets import only
 from .checking import assert_report, compiled
 from .models import MODELS, Case, Size, plan
@@ -40,35 +47,65 @@ class Feature:
     lines: tuple[str, ...] = ()
     pipeline: str = ""
     model: str = ""
+    choice: str = ""
+    """What this is a way of: no cell has two features of the same choice."""
     excludes: frozenset[str] = frozenset()
-    """Features that say the same thing otherwise."""
+    """Features that the model does not have, or that are refused for it."""
 
 
-ZEROS = ("zero1", "zero2", "zero3", "buckets")
-SCHEDULES = ("1f1b", "zb-v")
 FEATURES: Mapping[str, Feature] = MappingProxyType(
     {
         "dp": Feature({"dp": 2}),
-        "zero1": Feature({"dp": 2}, ("zero 1 over dp",), excludes=frozenset(ZEROS)),
-        "zero2": Feature({"dp": 2}, ("zero 2 over dp",), excludes=frozenset(ZEROS)),
-        "zero3": Feature({"dp": 2}, ("zero 3 over dp",), excludes=frozenset(ZEROS)),
-        "buckets": Feature({"dp": 2}, ("zero 3 over dp { prefetch 2  bucket 2KB }",), excludes=frozenset(ZEROS)),
+        "zero1": Feature({"dp": 2}, ("zero 1 over dp",), choice="zero"),
+        "zero2": Feature({"dp": 2}, ("zero 2 over dp",), choice="zero"),
+        "zero3": Feature({"dp": 2}, ("zero 3 over dp",), choice="zero"),
+        "buckets": Feature({"dp": 2}, ("zero 3 over dp { prefetch 2  bucket 2KB }",), choice="zero"),
         "tp": Feature({"tp": 2}),
         "sequence": Feature({"tp": 2}, ("shard activations tokens over tp",)),
-        "cp": Feature({"cp": 2}, ("shard inputs dim 1 over cp",)),
-        "1f1b": Feature({"pp": 2}, pipeline="schedule 1f1b", excludes=frozenset(SCHEDULES)),
-        "zb-v": Feature({"pp": 2}, pipeline="schedule zb-v", excludes=frozenset(SCHEDULES)),
+        "cp": Feature({"cp": 2}, ("shard inputs dim 1 over cp",), choice="attention"),
+        "all_to_all": Feature(
+            {"cp": 2},
+            ("shard inputs dim 1 over cp", "attention over cp { method all_to_all }"),
+            choice="attention",
+        ),
+        "ring": Feature(
+            {"cp": 2}, ("shard inputs dim 1 over cp", "attention over cp { method ring }"), choice="attention"
+        ),
+        "recompute": Feature(lines=('recompute "*.mlp", attention',)),
+        "1f1b": Feature({"pp": 2}, pipeline="schedule 1f1b", choice="schedule"),
+        "zb-v": Feature({"pp": 2}, pipeline="schedule zb-v", choice="schedule"),
         "vocabulary": Feature({"pp": 2}),
         "bf16": Feature(lines=("precision { params fp32  compute bf16  reduce fp32 }",)),
-        "fused": Feature(model="gpt2"),
+        "fused": Feature(model="gpt2", choice="model"),
+        "experts": Feature(model="mixtral", choice="model", excludes=frozenset({"1f1b", "zb-v", "vocabulary"})),
+        "images": Feature(
+            model="unet",
+            choice="model",
+            excludes=frozenset({"cp", "all_to_all", "ring", "recompute", "vocabulary"}),
+        ),
     }
 )
+EXAMPLES = {"mixtral": "mixtral/tp.plan", "unet": "unet/channels.plan"}
+"""Models of `examples/`, with the plans that say how `tp` shards them."""
 Cell = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Example(Case):
+    """A model of `examples/`, whose target says what its inputs may be."""
+
+    ranges: Mapping[str, Any]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Case.about`."""
+        return dict(self.ranges)
 
 
 def meant(cell: Cell) -> bool:
     """Whether no two features of a cell say the same thing in two ways."""
-    return not any(other in FEATURES[each].excludes for each, other in combinations(cell, 2))
+    choices = [choice for name in cell if (choice := FEATURES[name].choice)]
+    return len(choices) == len({*choices}) and not any(FEATURES[name].excludes & {*cell} for name in cell)
 
 
 def cells(size: int) -> Iterable[Cell]:
@@ -91,6 +128,9 @@ def text_of(cell: Cell) -> tuple[str, str]:
         names = '"*.wte"' if model == "gpt2" else '"*.embed_tokens", "lm_head"'
         lines.append(f"shard {names} vocab over {'pp, tp' if 'tp' in axes else 'pp'}")
     mesh = ", ".join(f"{axis}={axes[axis]}" for axis in ("pp", "dp", "cp", "tp") if axis in axes) or "dp=1"
+    if model in EXAMPLES:
+        sharded = Plan.load(FOLDER / "plans" / EXAMPLES[model]).statements if "tp" in axes else ()
+        return model, "\n".join([f"mesh ({mesh})", *map(str, sharded), *lines])
     return model, plan(model, mesh, *lines)
 
 
@@ -103,19 +143,24 @@ def _eager(case: Case, _program: Program, reference: Reference, values: Mapping[
 
 @cache
 def _case(model: str) -> Case:
-    return MODELS[model](SIZE)
+    if model not in EXAMPLES:
+        return MODELS[model](SIZE)
+    target = load_target(target_of(model), Request(mode=Mode.TRAIN, batch=SIZE.batch, seq=SIZE.seq))
+    return Example(target.model, target.inputs, "labels", 0, target.input_ranges)
 
 
 DEFAULT: Sequence[Cell] = (
-    ("zero1", "tp", "1f1b", "bf16"),
+    ("zero1", "tp", "recompute", "1f1b", "bf16"),
     ("zero2", "tp", "zb-v", "fused"),
     ("buckets", "sequence", "cp", "bf16"),
     ("zero3", "tp", "zb-v", "vocabulary"),
-    ("dp", "cp", "1f1b", "fused"),
+    ("dp", "all_to_all", "1f1b", "fused"),
+    ("zero3", "tp", "ring", "experts"),
+    ("buckets", "tp", "bf16", "images"),
 )
 """The cells of the default run: each feature, beside as many others as there can be."""
-QUADRUPLES = list(cells(4))[::9]
-ALL: Sequence[Cell] = tuple(dict.fromkeys([*DEFAULT, *cells(2), *cells(3), *QUADRUPLES]))
+SLOW: Sequence[Cell] = (*cells(2), *list(cells(3))[::4], *list(cells(4))[::40])
+ALL: Sequence[Cell] = tuple(dict.fromkeys([*DEFAULT, *SLOW]))
 
 
 @pytest.mark.parametrize("cell", only([(cell,) for cell in DEFAULT], [(cell,) for cell in ALL]), ids="+".join)
