@@ -55,6 +55,7 @@ class MemoryCode(StrEnum):
     """The error codes of statements about memory; `docs/errors.md` has a line for each."""
 
     BAD_RECOMPUTE = "E0135"
+    DOES_NOT_FIT = "E0136"
 
 
 class PlanError(StrettoError):

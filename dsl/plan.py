@@ -10,7 +10,7 @@ from ..diagnostics import Span
 from ..diagnostics.bounded_files import read_file
 from .attention import Attention, check_attention
 from .axes import NamedAxes, check_names, with_axes_of_mesh
-from .error import PlanCode, PlanError
+from .error import MemoryCode, PlanCode, PlanError
 from .memory.recompute import Recompute
 from .mesh import Mesh
 from .parser import Statement, parse_statements
@@ -71,6 +71,7 @@ class Plan:
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
+        self._check_recompute()
         if self.pipeline is not None:
             self._check_pipeline_axis(self.pipeline)
 
@@ -135,6 +136,11 @@ class Plan:
     def recomputed(self) -> tuple[Recompute, ...]:
         """The statements about what the backward computes again, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, Recompute))
+
+    @property
+    def memory(self) -> int | None:
+        """The bytes that a rank may need, as `recompute auto` says; None: not said."""
+        return min((each.memory for each in self.recomputed if each.memory is not None), default=None)
 
     @property
     def activations(self) -> tuple[ShardActivations, ...]:
@@ -248,6 +254,18 @@ class Plan:
                     span=statement.places.axis(statement.axes.index(axis)),
                     notes=(("it is made the pipeline axis here", pipeline.places.axis(0)),),
                     help="shard over another axis; the pipeline axis may shard only vocab",
+                )
+
+    def _check_recompute(self) -> None:
+        """The memory of a pipeline follows from its schedule, which is not known where `auto` chooses."""
+        for statement in self.recomputed:
+            if statement.is_automatic and self.pipeline is not None:
+                raise PlanError(
+                    MemoryCode.BAD_RECOMPUTE,
+                    '"auto" chooses for a step without a pipeline',
+                    span=statement.span,
+                    notes=(("the pipeline is here", self.pipeline.span),),
+                    help="name modules or kinds of operations, such as attention",
                 )
 
     def _batch_note(self, axis: str) -> tuple[str, Span | None]:

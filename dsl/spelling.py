@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -76,3 +77,27 @@ def shortened(text: str, length: int = 60) -> str:
     'abc...'
     """
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_BYTES = re.compile(r"(?P<number>[0-9]{1,12})(?P<unit>[KMG]?B)")
+
+
+def byte_count(text: str) -> int | None:
+    """The bytes that a size with a unit means; None for another text.
+
+    >>> byte_count("25MB"), byte_count("25 MB")
+    (25000000, None)
+    """
+    found = _BYTES.fullmatch(text)
+    return int(found["number"]) * _UNITS[found["unit"]] if found else None
+
+
+def bytes_text(size: int) -> str:
+    """The size with the largest unit that divides it.
+
+    >>> bytes_text(25_000_000), bytes_text(1500)
+    ('25MB', '1500B')
+    """
+    unit = max((unit for unit in _UNITS if size % _UNITS[unit] == 0), key=_UNITS.__getitem__)
+    return f"{size // _UNITS[unit]}{unit}"

@@ -35,7 +35,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "ATTENTION_ITEM": ("method",),
     "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
     "KIND": ("a kind of operation such as attention",),
-    "RECOMPUTE_CLAUSE": ("except", "collectives"),
+    "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),
     "CLAUSE": (
         "schedule",
         "chunks",

@@ -19,7 +19,7 @@ from . import globs
 from .error import PlanCode, PlanError, item_set_twice
 from .mesh import read_number
 from .source import Places, Source, tokens
-from .spelling import did_you_mean, listed, shortened
+from .spelling import byte_count, bytes_text, did_you_mean, listed, shortened
 
 LEVELS = (1, 2, 3)
 MAX_PREFETCH = 1000
@@ -29,7 +29,6 @@ MAX_BUCKET = 10**12
 ELEMENT_BYTES = 4
 """What `from` counts an element as, whatever its format, so that a check in float64 cuts the same parameters."""
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _LATER = {
     "within": "name the axes of one node in over, and let the others replicate",
     "reduce": "precision { reduce FORMAT } sets the format of reductions",
@@ -94,9 +93,9 @@ class Zero:
         if not 0 <= self.bucket <= MAX_BUCKET:
             raise PlanError(
                 PlanCode.BAD_ZERO,
-                f"a bucket cannot have {_bytes_text(self.bucket)}",
+                f"a bucket cannot have {bytes_text(self.bucket)}",
                 span=self.spans.get("bucket", self.span),
-                expected=f"expected at most {_bytes_text(MAX_BUCKET)}",
+                expected=f"expected at most {bytes_text(MAX_BUCKET)}",
             )
         for item, is_set in (("keep", self.keeps_forward), ("prefetch", self.prefetch != 1)):
             if is_set and self.level < 3:
@@ -151,22 +150,12 @@ class Zero:
 
     def __str__(self) -> str:
         items = [f"prefetch {self.prefetch}"] if self.prefetch != 1 else []
-        items += [f"bucket {_bytes_text(self.bucket)}"] if self.bucket else []
+        items += [f"bucket {bytes_text(self.bucket)}"] if self.bucket else []
         items += ["keep forward"] if self.keeps_forward else []
         items += ["only " + ", ".join(f'"{pattern}"' for pattern in self.only)] if self.only else []
-        items += [f"from {_bytes_text(self.least_bytes)}"] if self.least_bytes else []
+        items += [f"from {bytes_text(self.least_bytes)}"] if self.least_bytes else []
         block = f" {{ {'  '.join(items)} }}" if items else ""
         return f"zero {self.level} over {', '.join(self.axes)}{block}"
-
-
-def _bytes_text(size: int) -> str:
-    """The size with the largest unit that divides it.
-
-    >>> _bytes_text(25_000_000), _bytes_text(1500)
-    ('25MB', '1500B')
-    """
-    unit = max((unit for unit in _UNITS if size % _UNITS[unit] == 0), key=_UNITS.__getitem__)
-    return f"{size // _UNITS[unit]}{unit}"
 
 
 def read_zero(tree: Tree[Token], source: Source) -> Zero:
@@ -224,10 +213,10 @@ def _read_patterns(item: Token, values: Sequence[Token], source: Source) -> tupl
 
 def _read_bytes(item: Token, values: Sequence[Token], source: Source) -> int:
     value = _only(item, values, source)
-    found = re.fullmatch(r"(?P<number>[0-9]{1,12})(?P<unit>[KMG]?B)", value)
-    if found is None:
+    size = byte_count(value)
+    if size is None:
         raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("bytes with a unit, such as 4KB",), source)
-    return int(found["number"]) * _UNITS[found["unit"]]
+    return size
 
 
 def _only(item: Token, values: Sequence[Token], source: Source) -> Token:

@@ -54,6 +54,8 @@ class PipelineConfig:
     """Apply the plan's `precision` and `transfer`; not when a check raises all floats to float64."""
     padded_inputs: tuple[str, ...] = ()
     """Inputs that need not divide by their ranks."""
+    memory_margin: int = 0
+    """By how many bytes `recompute auto` is to stay below its memory, which it estimates."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry("canonicalize,cse,symbol-dce"),
     ),
     # Behind `cse`, when it is known what is kept; before segments are cut, which then hold what runs again.
-    "memory": (Entry(lambda config: Recompute(config.plan), _recomputes),),
+    "memory": (Entry(lambda config: Recompute(config.plan, config.memory_margin), _recomputes),),
     # On local tensors, so that stages are balanced by what a rank computes. Tasks need segments, segments need stages.
     "pipeline": (
         Entry(lambda config: AverageMicrobatches(config.plan), _per_microbatch),

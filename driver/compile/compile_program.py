@@ -36,6 +36,7 @@ from ...passes.manager import PassManager
 from ...passes.plan_effects import void_statements
 from .cached_programs import CachedPrograms
 from .dynamic_sizes import find_sizes
+from .fitted import fitted
 from .new_program import completed, new_program
 from .pipeline_requirements import check_loss
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
@@ -100,22 +101,29 @@ def compile_capture(
     """Compile a model that is captured already: one microbatch of the call, where the plan says `per microbatch`."""
     check_loss(captured, plan)
     with _neutral_modes():
-        observer.stage("convert")
-        owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
-        buffers = dict(model.named_buffers(remove_duplicate=False))
-        module = to_module(captured, owners, floats=options.floats, buffers=buffers, layers=Layers.FOLDED)
-        mark_states(module, options.states)
-        observer.stage("passes")
-        ranges: dict[str, IntegerRange] = {}
-        manager = PassManager(default_pipeline(pipeline_config(plan, options)), _after_each_pass(observer, ranges))
-        if observer.module is not None:
-            observer.module(CAPTURED, module)
-        remarks = manager.run(module)
-        effects = [(run.name, run.report.effects) for run in manager.runs]
-        remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
-        observer.stage("lower")
-        program = new_program(captured, plan, options, module, remarks)
-        program = completed(program, ranges, model, captured.constants, options)
+        return fitted(plan, options, lambda margin: _compiled_once(captured, model, plan, options, observer, margin))
+
+
+def _compiled_once(
+    captured: Capture, model: nn.Module, plan: Plan, options: Options, observer: Observer, memory_margin: int
+) -> Compiled:
+    observer.stage("convert")
+    owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    module = to_module(captured, owners, floats=options.floats, buffers=buffers, layers=Layers.FOLDED)
+    mark_states(module, options.states)
+    observer.stage("passes")
+    ranges: dict[str, IntegerRange] = {}
+    config = replace(pipeline_config(plan, options), memory_margin=memory_margin)
+    manager = PassManager(default_pipeline(config), _after_each_pass(observer, ranges))
+    if observer.module is not None:
+        observer.module(CAPTURED, module)
+    remarks = manager.run(module)
+    effects = [(run.name, run.report.effects) for run in manager.runs]
+    remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
+    observer.stage("lower")
+    program = new_program(captured, plan, options, module, remarks)
+    program = completed(program, ranges, model, captured.constants, options)
     return Compiled(program, captured.result, ranges, captured, tuple(manager.runs))
 
 

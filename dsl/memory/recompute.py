@@ -11,14 +11,17 @@ from ...diagnostics import Span
 from .. import globs
 from ..error import MemoryCode, PlanCode, PlanError, item_set_twice
 from ..source import Places, Source, tokens
-from ..spelling import did_you_mean, listed, shortened
+from ..spelling import byte_count, bytes_text, did_you_mean, listed, shortened
+
+AUTO = "auto"
+"""The word that leaves the choice to the pass."""
 
 
 @dataclass(frozen=True)
 class Recompute:
     """A `recompute` statement.
 
-    Raises PlanError for a bad pattern (E0113).
+    Raises PlanError for a bad pattern (E0113), and for `auto` without `memory` or beside others (E0135).
 
     >>> print(Recompute(("*.mlp",), ("attention",), recomputes_collectives=True))
     recompute "*.mlp", attention { collectives again }
@@ -32,6 +35,8 @@ class Recompute:
     """Kinds of operations that are not computed again."""
     recomputes_collectives: bool = False
     """Whether collectives run again; else their results are kept."""
+    memory: int | None = None
+    """With `auto` as its one kind: the bytes that a rank may need; what is computed again is chosen to fit them."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, and of its globs and kinds in this order."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -42,6 +47,22 @@ class Recompute:
             if flaw := globs.flaw(pattern):
                 message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
                 raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        if AUTO in self.kinds and (self.patterns or len(self.kinds) > 1):
+            message = f'"{AUTO}" chooses what is computed again, so it stands alone'
+            help = "write the others in a statement of their own"
+            raise PlanError(MemoryCode.BAD_RECOMPUTE, message, span=self.kind_span(AUTO), help=help)
+        if self.is_automatic is (self.memory is None):
+            message = (
+                f'"{AUTO}" needs the bytes that a rank may need' if self.memory is None else f'"memory" is for "{AUTO}"'
+            )
+            help = "write recompute auto { memory 60GB }"
+            span = self.kind_span(AUTO) if self.memory is None else self.spans.get("memory", self.span)
+            raise PlanError(MemoryCode.BAD_RECOMPUTE, message, span=span, help=help)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether what is computed again is chosen to fit into `memory`."""
+        return self.kinds == (AUTO,)
 
     @property
     def span(self) -> Span | None:
@@ -55,7 +76,8 @@ class Recompute:
         return self.spans.get("except", self.span)
 
     def __str__(self) -> str:
-        items = [f"except {', '.join(self.exceptions)}"] if self.exceptions else []
+        items = [f"memory {bytes_text(self.memory)}"] if self.memory is not None else []
+        items += [f"except {', '.join(self.exceptions)}"] if self.exceptions else []
         items += ["collectives again"] if self.recomputes_collectives else []
         block = f" {{ {'  '.join(items)} }}" if items else ""
         subjects = [*(f'"{pattern}"' for pattern in self.patterns), *self.kinds]
@@ -94,6 +116,15 @@ def _read_kinds(item: Token, values: Sequence[Token], source: Source) -> tuple[s
     return tuple(map(str, values))
 
 
+def _read_memory(item: Token, values: Sequence[Token], source: Source) -> int:
+    size = byte_count(values[0])
+    if size is None or len(values) > 1:
+        wrong = values[-1]
+        expected = ("bytes with a unit, such as 60GB",)
+        raise _refused(f'"{item}" cannot be "{shortened(wrong)}"', wrong, expected, source)
+    return size
+
+
 def _read_collectives(item: Token, values: Sequence[Token], source: Source) -> bool:
     choices = ("again", "kept")
     if len(values) > 1 or values[0] not in choices:
@@ -103,6 +134,7 @@ def _read_collectives(item: Token, values: Sequence[Token], source: Source) -> b
 
 
 _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object]]] = {
+    "memory": ("memory", _read_memory),
     "except": ("exceptions", _read_kinds),
     "collectives": ("recomputes_collectives", _read_collectives),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -30,6 +30,8 @@ class Again:
     regions: Regions
     layer: Origin = Origin()
     """The place of a call of the function, if it computes layers."""
+    chosen: Container[int] | None = None
+    """The numbers, among all values that the function makes, of those that may be dropped; None: all."""
     operations: int = 0
     """How many operations run again."""
     flops: float = 0.0
@@ -44,6 +46,15 @@ class Again:
                 self._replace(node)
         erase_unused(self.graph.function)
         return bool(dropped)
+
+    def costs(self) -> Iterator[tuple[int, Value, list[Node], list[Value]]]:
+        """For each value that may be dropped: its number, what runs again for it alone, and what is kept for that."""
+        for number, value in enumerate(made(self.graph)):
+            unit = self._units.get(self.graph.maker[value])
+            if unit is not None and self._is_read_inside(value, unit):
+                cone = self._cone({value}, {value})
+                needed = [v for node in cone for v in node.operands if not self._runs(node, v, {value})]
+                yield number, value, cone, [v for v in dict.fromkeys(needed) if v not in self._readers]
 
     @cached_property
     def _backward(self) -> set[Node]:
@@ -67,7 +78,13 @@ class Again:
     @cached_property
     def _dropped(self) -> set[Value]:
         """The values that only the backward of their own module reads, or that are of a kind; no copy needs them."""
-        dropped = {v for node, unit in self._units.items() for v in node.values if self._is_read_inside(v, unit)}
+        chosen = None if self.chosen is None else {v for i, v in enumerate(made(self.graph)) if i in self.chosen}
+        dropped = {
+            value
+            for node, unit in self._units.items()
+            for value in node.values
+            if self._is_read_inside(value, unit) and (chosen is None or value in chosen)
+        }
         while True:
             needed = self._kept_for(dropped)
             if needed.isdisjoint(dropped):
@@ -135,6 +152,11 @@ class Again:
         assert node.call is not None
         self.operations += 1
         self.flops += flops(node.call, node.values)
+
+
+def made(graph: Graph) -> Iterator[Value]:
+    """The values that a function makes, in order."""
+    return (value for node in graph.nodes for value in node.values)
 
 
 def is_operation(owner: object) -> bool:

@@ -26,24 +26,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ...dsl.memory.recompute import Recompute as Statement
 from ...dsl.plan import Plan
 from ...ir.attributes import to_attribute
 from ...ir.bindings import Operation, mlir
 from ...ir.dialects.context import context
-from ...ir.locations import Origin, from_location
+from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
 from ..base import Pass, Remark, RemarkKind, Report
 from ..graph import Graph, Node
-from ..layers.joint_layers import joined, paired
+from ..layers.joint_layers import paired
 from ..layers.unfold_layers import inline, numbered
+from ..option_values import Range
 from ..plan_effects import key_of
-from .again import Again
-from .gather_again import gather_again
+from .fitting import fit
 from .kept import behind, kept_bytes
 from .regions import Regions, kind_of
+from .rewriting import rewrite
 
 
 @dataclass(frozen=True)
@@ -54,46 +55,40 @@ class Recompute(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     plan: Plan
     """The plan; its `recompute` statements are used."""
+    margin: Annotated[int, Range(0, unit="bytes")] = 0
+    """By how much the estimated peak is to stay below the memory of `recompute auto`."""
 
     def run(self, module: Module) -> Report:
         main = Graph.of(module.functions()["main"])
         if not any(record.get("kind") == "tangent" for _, record in main.arguments):
             return Report()
-        count, remarks, effects = 0, [], {}
+        count, remarks, effects = 0, list[Remark](), dict[str, str]()
         for index, statement in enumerate(self.plan.statements):
             if isinstance(statement, Statement):
-                operations_again, remark, why_none = _apply(module, statement)
-                count += operations_again
-                remarks += [remark] if operations_again else []
-                effects[key_of(index)] = why_none
+                forward = list(_forward(module))
+                regions = Regions(statement, frozenset(path for _, path in forward))
+                regions.check(kind_of(node) for node, _ in forward)
+                _write_out_unpaired(module)
+                if statement.is_automatic:
+                    count += fit(module, regions, self.margin, remarks)
+                else:
+                    _specialise(module, regions)
+                    count += _recompute(module, regions, remarks, effects, key_of(index))
         return Report(count, tuple(remarks), effects)
 
 
-def _apply(module: Module, statement: Statement) -> tuple[int, Remark, str]:
-    """Rewrite by one statement: how many operations run again, the remark, and why it saves nothing if it does not."""
-    forward = list(_forward(module))
-    regions = Regions(statement, frozenset(path for _, path in forward))
-    regions.check(kind_of(node) for node, _ in forward)
+def _recompute(module: Module, regions: Regions, remarks: list[Remark], effects: dict[str, str], key: str) -> int:
+    """Rewrite by one statement: how many operations run again."""
     before = kept_bytes(module)
-    _write_out_unpaired(module)
-    _specialise(module, regions)
-    count, flops = 0, 0.0
-    with joined(module):
-        layers = _layers(module)
-        for name, function in module.functions().items():
-            places = layers.get(name, [Origin()])
-            again = Again(Graph.of(function), regions, places[0])
-            again.run()
-            count += again.operations * len(places)
-            flops += again.flops * len(places)
-    gather_again(module)
+    count, flops = rewrite(module, regions)
     after = kept_bytes(module)
     message = f"the backward computes {count} operations again ({flops:.3g} FLOPs on a rank) and keeps {after} bytes"
-    remark = Remark(
-        Recompute.name, RemarkKind.APPLIED, f"{message}, {before - after} fewer than without", span=statement.span
-    )
-    why_none = "" if after < before else f"it saves nothing: the backward keeps {after} bytes with it, {before} without"
-    return count, remark, why_none
+    message += f", {before - after} fewer than without"
+    if count:
+        remarks.append(Remark(Recompute.name, RemarkKind.APPLIED, message, span=regions.statement.span))
+    saves = f"it saves nothing: the backward keeps {after} bytes with it, {before} without"
+    effects[key] = "" if after < before else saves
+    return count
 
 
 def _forward(module: Module) -> Iterator[tuple[Node, str]]:
@@ -109,16 +104,6 @@ def _forward(module: Module) -> Iterator[tuple[Node, str]]:
             continue
         for inner in Graph.of(functions[node.callee]).nodes:
             yield inner, numbered(inner.origin, node.origin).module_path
-
-
-def _layers(module: Module) -> dict[str, list[Origin]]:
-    """By function: the places of its calls in main."""
-    layers: dict[str, list[Origin]] = {}
-    for op in operations(module.functions()["main"]):
-        name = callee(op)
-        if name is not None:
-            layers.setdefault(name, []).append(from_location(op.location))
-    return layers
 
 
 def _write_out_unpaired(module: Module) -> None:

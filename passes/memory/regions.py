@@ -30,6 +30,11 @@ _SAME = {"addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul"
 """By torch's name of a product of matrices, the kind of what most models write as that."""
 
 
+def is_view(node: Node) -> bool:
+    """Whether an operation computes nothing."""
+    return node.name in _VIEWS
+
+
 def kind_of(node: Node) -> str:
     """What a plan calls the kind of an operation: the idiom that it was written out from, else torch's own name.
 
@@ -87,6 +92,8 @@ class Regions:
         """The unit of a node of the forward in the module `path`; None for one that is not computed again."""
         if not self._may_run_again(node):
             return None
+        if self.statement.is_automatic:
+            return None if kind_of(node) in self.statement.exceptions else Unit()
         module = self.module_of(path)
         if module is not None:
             return None if kind_of(node) in self.statement.exceptions else Unit(module)
@@ -98,7 +105,7 @@ class Regions:
         of_kinds: set[object] = set()
         for node in nodes:
             unit = self.unit_of(node, path_of(node))
-            if unit is None and node.name in _VIEWS and any(value in of_kinds for value in node.operands):
+            if unit is None and is_view(node) and any(value in of_kinds for value in node.operands):
                 unit = Unit()
             if unit is not None:
                 units[node] = unit
@@ -124,7 +131,8 @@ class Regions:
                     help=f"did you mean {listed(near)}?" if near else 'a glob matches whole names, such as "*.mlp"',
                 )
         names = sorted(set(kinds))
-        for kind in (*self.statement.kinds, *self.statement.exceptions):
+        named = () if self.statement.is_automatic else self.statement.kinds
+        for kind in (*named, *self.statement.exceptions):
             if kind not in names:
                 raise PlanError(
                     PlanCode.NO_MATCH,

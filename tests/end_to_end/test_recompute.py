@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import cache
 
 import pytest
+import stretto
 import torch
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import Compiled, CompileRequest, Options
 from stretto.driver.readings.plan_rows import rows_of_plan
 from stretto.driver.report.explain import explain
 from stretto.driver.report.show_explanation import show_explanation
 from stretto.dsl import Plan, PlanError
+from stretto.frontend.to_ir import Floats
 from stretto.passes.memory.regions import Regions
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.program.program import Program
@@ -23,6 +28,7 @@ from .checking import assert_equal, assert_report, compiled, compiled_model
 from .models import MODELS, Case, Size, plan
 from .traffic import kinds, messages
 
+PIPELINES = ("microbatches 2", "microbatches 2  schedule zb-v", "microbatches 2  schedule zb-h1")
 LINE = 'recompute "layers.*", "head"'
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
 
@@ -41,9 +47,9 @@ def _long() -> Case:
 class Layer(nn.Module):
     """A residual feed-forward with dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, drop: float) -> None:
         super().__init__()
-        self.up, self.down, self.drop = nn.Linear(8, 32), nn.Linear(32, 8), nn.Dropout(0.5)
+        self.up, self.down, self.drop = nn.Linear(8, 32), nn.Linear(32, 8), nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.drop(F.gelu(self.up(x))))
@@ -52,9 +58,9 @@ class Layer(nn.Module):
 class Net(nn.Module):
     """Equal layers, which fold, and a head of another kind; memory peaks behind them."""
 
-    def __init__(self) -> None:
+    def __init__(self, drop: float = 0.5) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer() for _ in range(2))
+        self.layers = nn.ModuleList(Layer(drop) for _ in range(2))
         self.head = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 4))
         self.wide = nn.Linear(4, 400)
 
@@ -68,8 +74,8 @@ NET = Net()
 
 
 @cache
-def _net(line: str) -> Program:
-    return compiled_model(NET, {"x": torch.zeros(64, 8)}, f"mesh (dp=2)\n{line}").program
+def _net(line: str, mesh: str = "dp=2") -> Program:
+    return compiled_model(NET, {"x": torch.zeros(64, 8)}, f"mesh ({mesh})\n{line}").program
 
 
 def saved(program: Program) -> int:
@@ -92,6 +98,11 @@ def saved(program: Program) -> int:
         ("llama", "dp=1", "recompute rms_norm, silu, attention, cross_entropy, rotary"),
         ("llama", "dp=2, tp=2", 'zero 3 over dp\nrecompute "*.layers.*" { except attention }'),
         ("gpt2", "dp=2", 'zero 3 over dp\nrecompute "*.mlp", "*.attn"'),
+        *(("gpt", "pp=2", f'pipeline over pp {{ {pipeline} }}\nrecompute "blocks.*"') for pipeline in PIPELINES),
+        ("gpt", "pp=2, dp=2", f'pipeline over pp {{ {PIPELINES[1]} }}\nzero 3 over dp\nrecompute "*.attention", gelu'),
+        ("gpt", "pp=2, tp=2", f'pipeline over pp {{ {PIPELINES[2]} }}\nrecompute "*" {{ collectives again }}'),
+        ("llama", "pp=2", f'pipeline over pp {{ {PIPELINES[1]} }}\nrecompute "*.layers.*"'),
+        ("llama", "pp=2, dp=2", f'pipeline over pp {{ {PIPELINES[0]} }}\nzero 2 over dp\nrecompute "*.mlp", attention'),
     ],
 )  # fmt: skip
 def test_a_model_trains_as_on_one_device(model: str, mesh: str, lines: str) -> None:
@@ -139,6 +150,67 @@ def test_values_and_draws_are_those_of_one_device(line: str) -> None:
     assert_report(check(_net(line)))
     assert prove(_net(line)).safe and saved(_net(line)) > 0
     assert rows_of_plan(_net(line), f"mesh (dp=2)\n{line}", NET) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_draws_in_a_pipeline_are_those_of_one_device(pipeline: str) -> None:
+    torch.manual_seed(0)
+    program = _net(f"pipeline over pp {{ {pipeline} }}\n{LINE}", "pp=2, dp=2")
+    assert_report(check(program))
+    assert prove(program).safe and saved(program) > 0
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_pipeline_falls_by_all_microbatches_in_flight() -> None:
+    """1F1B holds two microbatches on the first of two stages, each of which has one of two layers."""
+    text = plan("gpt", "pp=2", "pipeline over pp { microbatches 4 }")
+    kept, again = (compiled(_long(), each).program for each in (text, f"{text}\nrecompute gelu"))
+    fall = prove(kept).peak_bytes - prove(again).peak_bytes
+    assert fall == pytest.approx(2 * saved(again) / 2, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_program_of_named_sizes_computes_again_at_every_size() -> None:
+    plain = Net(0.0).double()
+    model = stretto.compile(copy.deepcopy(plain), plan=f"mesh (dp=2)\n{LINE}", dynamic={"x": {0: "batch"}})
+    for rows in (64, 48, 10):
+        x = torch.randn(rows, 8, dtype=torch.float64)
+        plain.zero_grad()
+        model.zero_grad()
+        (3 * plain(x)).backward()
+        (3 * model(x)).backward()
+        for (name, expected), found in zip(plain.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def _fits(memory: int, floats: Floats) -> Compiled:
+    text = f"mesh (dp=2)\nrecompute auto {{ memory {memory}B }}"
+    options = Options(floats=floats, loss_only=False)
+    request = CompileRequest.of(NET, (), {"x": torch.zeros(64, 8)}, Plan.parse(text), options)
+    return compile_program(request)
+
+
+def test_auto_takes_the_least_that_fits_and_refuses_with_the_least_peak() -> None:
+    found = _fits(520_000, Floats.FLOAT64)
+    assert prove(_net("")).peak_bytes > 520_000 >= prove(found.program).peak_bytes
+    [(_, chosen), *_] = explain(found.program).recomputed
+    assert "the estimated peak is" in chosen
+    torch.manual_seed(0)
+    assert_report(check(found.program))
+    with pytest.raises(PlanError) as refused:
+        _fits(1000, Floats.AS_CAPTURED)
+    assert refused.value.code == "E0136" and re.search(r"a rank needs \d+ bytes", refused.value.message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [1500, 1200, 900])
+def test_auto_fits_a_gpt(memory: int) -> None:
+    text = plan("gpt", "dp=2", f"recompute auto {{ memory {memory * 1000}B }}")
+    case = MODELS["gpt"](Size(batch=4, layers=4, **{**SIZE, "vocab": 200, "seq": 64, "inner": 64}))
+    program = compiled(case, text).program
+    assert prove(program).peak_bytes <= memory * 1000
+    assert_equal(case, text)
 
 
 def test_explain_says_what_runs_again_and_a_plan_that_was_not_followed_is_seen(

@@ -15,6 +15,7 @@ MESH = "mesh (dp=2)\n"
     [
         'recompute "*.mlp", "layers.{0,1}"',
         "recompute attention",
+        "recompute auto { memory 60GB  except attention }",
         'recompute "*.mlp", attention { except gelu, matmul  collectives again }',
     ],
 )
@@ -39,6 +40,11 @@ def test_globs_and_kinds_may_stand_in_any_order_and_on_lines_of_their_own() -> N
         ("recompute gelu { collectives kept, again }", MemoryCode.BAD_RECOMPUTE, '"collectives" cannot be "again"'),
         ("recompute gelu { except a  except b }", MemoryCode.BAD_RECOMPUTE, 'recompute sets "except" twice'),
         ('recompute "a{"', PlanCode.BAD_PATTERN, 'the pattern "a{" cannot be read: a brace is unbalanced'),
+        ("recompute auto", MemoryCode.BAD_RECOMPUTE, '"auto" needs the bytes that a rank may need'),
+        ("recompute auto, gelu { memory 1GB }", MemoryCode.BAD_RECOMPUTE, "so it stands alone"),
+        ("recompute gelu { memory 1GB }", MemoryCode.BAD_RECOMPUTE, '"memory" is for "auto"'),
+        ("recompute auto { memory 60 }", MemoryCode.BAD_RECOMPUTE, '"memory" cannot be "60"'),
+        ("recompute auto { memory 1GB }\npipeline over dp { microbatches 2 }", MemoryCode.BAD_RECOMPUTE, "pipeline"),
         ("recompute 3", PlanCode.SYNTAX, 'unexpected "3"'),
         ("recompute", PlanCode.SYNTAX, "the line ends too early"),
     ],
