@@ -15,12 +15,15 @@ from ..diagnostics import Span
 from .attention import Attention
 from .error import PlanCode, PlanError
 from .mesh import Mesh
+from .routing.experts import Experts
 from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed
 from .zero import Zero
 
-_Sharding = ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers | Zero | Attention
+_Sharding = (
+    ShardParameters | StoreParameters | ShardActivations | ShardInputs | ShardBuffers | Zero | Attention | Experts
+)
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,19 @@ class MemoryCode(StrEnum):
     DOES_NOT_FIT = "E0136"
 
 
+class RoutingCode(StrEnum):
+    """The error codes of statements about experts; `docs/errors.md` has a line for each."""
+
+    BAD_EXPERTS = "E0140"
+
+
 class PlanError(StrettoError):
-    """A mistake in a plan or a written schedule; `code` is one of `PlanCode`, `WrittenCode` or `MemoryCode`."""
+    """A mistake in a plan or a written schedule; `code` is one of `PlanCode` and the enums below it."""
 
 
-def item_set_twice(code: PlanCode | MemoryCode, statement: str, item: str, span: Span, first: Span) -> PlanError:
+def item_set_twice(
+    code: PlanCode | MemoryCode | RoutingCode, statement: str, item: str, span: Span, first: Span
+) -> PlanError:
     """The error for an item in braces that a statement, such as "the pipeline", sets again."""
     return PlanError(
         code, f'{statement} sets "{item}" twice', span=span, notes=(("first set here", first),), help="keep one of them"

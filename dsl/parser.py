@@ -15,6 +15,7 @@ from .memory.recompute import Recompute, read_recompute
 from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
+from .routing.experts import Experts, read_experts
 from .schedule import WrittenSchedule, read_schedule
 from .shard import ShardActivations, ShardBuffers, ShardInputs, ShardParameters, StoreParameters, read_shard, read_store
 from .source import Source
@@ -28,6 +29,7 @@ Statement = (
     | Zero
     | Attention
     | Recompute
+    | Experts
     | ShardActivations
     | ShardInputs
     | ShardBuffers
@@ -45,6 +47,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "zero": read_zero,
     "attention": read_attention,
     "recompute": read_recompute,
+    "experts": read_experts,
     "precision": read_precision,
     "pipeline": read_pipeline,
     "schedule": read_schedule,

@@ -16,12 +16,15 @@ from .mesh import Mesh
 from .parser import Statement, parse_statements
 from .pipeline import MICROBATCH_AXIS, Pipeline
 from .precision import Precision
+from .routing.experts import Experts
 from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, ShardBuffers, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, similar_path
 from .zero import Zero
 
+_OVER_AXES = Sharding | Zero | Attention | Experts
+"""Statements that take names of several axes."""
 _DATA = "dp"
 """The name of axes that shard the batch of the inputs unless a statement says otherwise."""
 
@@ -51,16 +54,12 @@ class Plan:
     def __post_init__(self) -> None:
         check_names(self.named_axes, self.mesh)
         axes_by_name = {statement.name: statement.axes for statement in self.named_axes}
-        named = [s for s in self.statements if isinstance(s, Sharding | Zero | Attention)]
-        used = {axis for statement in named for axis in statement.axes if axis in axes_by_name}
+        used = {a for s in self.statements if isinstance(s, _OVER_AXES) for a in s.axes if a in axes_by_name}
         object.__setattr__(self, "used_names", self.used_names | used)
-        replaced = (
-            with_axes_of_mesh(s, axes_by_name) if isinstance(s, Sharding | Zero | Attention) else s
-            for s in self.statements
-        )
+        replaced = (with_axes_of_mesh(s, axes_by_name) if isinstance(s, _OVER_AXES) else s for s in self.statements)
         object.__setattr__(self, "statements", tuple(replaced))
         for statement in self.statements:
-            if isinstance(statement, Sharding | Zero | Attention | Pipeline):
+            if isinstance(statement, _OVER_AXES | Pipeline):
                 self._check_axes_exist(statement)
         _check_axes_once(self.inputs)
         _check_axes_once(self.activations)
@@ -116,6 +115,11 @@ class Plan:
     def stored(self) -> tuple[StoreParameters | Zero, ...]:
         """The statements that shard the stored placement of parameters, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, StoreParameters | Zero))
+
+    @property
+    def experts(self) -> tuple[Experts, ...]:
+        """The statements that cut experts, in order."""
+        return tuple(statement for statement in self.statements if isinstance(statement, Experts))
 
     @property
     def prefetch(self) -> int:
@@ -189,7 +193,7 @@ class Plan:
         """The written schedules, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, WrittenSchedule))
 
-    def _check_axes_exist(self, statement: Sharding | Zero | Attention | Pipeline) -> None:
+    def _check_axes_exist(self, statement: Sharding | Zero | Attention | Experts | Pipeline) -> None:
         named = {each.name: each.axes for each in self.named_axes}
         for index, axis in enumerate(statement.axes):
             if axis not in self.mesh.names:
@@ -242,8 +246,9 @@ class Plan:
                 help="give the axis another name",
             )
         axis = pipeline.axis
-        for statement in (*self.parameters, *self.stored, *self.activations, *self.inputs, *self.buffers):
-            is_vocab = not isinstance(statement, Zero) and statement.layout is Role.VOCAB
+        of_parameters = (*self.parameters, *self.experts, *self.stored)
+        for statement in (*of_parameters, *self.activations, *self.inputs, *self.buffers):
+            is_vocab = isinstance(statement, Sharding) and statement.layout is Role.VOCAB
             if axis in statement.axes and not is_vocab:
                 other_use = f"{statement.subject} are sharded over it"
                 if statement not in self.statements:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ..diagnostics import Span
 from . import globs
 from .error import PlanCode, PlanError
 from .plan import Plan
+from .routing.experts import Experts
 from .shard import Dim, Role, ShardParameters, StoreParameters, layout_dim
 from .spelling import listed, range_text, shape_text
 from .zero import Zero
@@ -58,6 +59,8 @@ class ParameterSharding:
     """The deciding statement of each matched name; all give the same dims."""
     names: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """All names of the parameter."""
+    experts: Experts | None = field(default=None, compare=False, repr=False)
+    """The statement that cuts its experts."""
 
 
 _DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
@@ -93,7 +96,7 @@ def resolve_parameters(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple
     that does not suit a parameter (E0116), and for different shardings of one tied parameter (E0117).
     """
     _check_all_match(plan, parameters)
-    return tuple(_resolve(plan, parameter) for parameter in parameters)
+    return tuple(_with_experts(plan, parameter, _resolve(plan, parameter)) for parameter in parameters)
 
 
 def _owner(name: str) -> str:
@@ -104,7 +107,7 @@ def _owner(name: str) -> str:
 def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
     names = dict.fromkeys(name for parameter in parameters for name in parameter.names)
     known = dict.fromkeys(text for name in names for text in (name, _owner(name)) if text)
-    for statement in (*plan.parameters, *plan.stored):
+    for statement in (*plan.parameters, *plan.experts, *plan.stored):
         for index, pattern in enumerate(statement.only if isinstance(statement, Zero) else statement.patterns):
             if not any(globs.matches(pattern, text) for text in known):
                 raise _no_match(pattern, statement.places.pattern(index), tuple(known))
@@ -137,6 +140,29 @@ def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
     return ParameterSharding(parameter.name, dims, statement.span, statements, parameter.names)
 
 
+def _with_experts(plan: Plan, parameter: ParameterInfo, sharding: ParameterSharding) -> ParameterSharding:
+    """What the last `experts` statement that matches adds to a sharding: its axes cut dim 0, outside of others.
+
+    Raises PlanError E0140 where ranks cannot share the experts, and E0112 for an axis that `shard` gave a dim.
+    """
+    for statement in reversed(plan.experts):
+        name = next((name for name in parameter.names if matches(statement, name)), None)
+        if name is None:
+            continue
+        cut = statement.cuts(name, parameter.shape, dict(plan.mesh.axes))
+        twice = next((index for index, axis in enumerate(statement.axes) if axis in sharding.dims), None)
+        if twice is not None:
+            raise PlanError(
+                PlanCode.AXIS_USED_TWICE,
+                f'the axis "{statement.axes[twice]}" shards "{name}" already',
+                span=statement.places.axis(twice),
+                notes=(("it is sharded here", sharding.span),),
+                help="leave one of the two statements out",
+            )
+        return replace(sharding, dims={**cut, **sharding.dims}, experts=statement)
+    return sharding
+
+
 def _last_match(plan: Plan, name: str) -> ShardParameters | None:
     for statement in reversed(plan.parameters):
         if matches(statement, name):
@@ -144,7 +170,7 @@ def _last_match(plan: Plan, name: str) -> ShardParameters | None:
     return None
 
 
-def matches(statement: ShardParameters | StoreParameters | Zero, name: str) -> bool:
+def matches(statement: ShardParameters | StoreParameters | Zero | Experts, name: str) -> bool:
     """Whether a pattern of the statement matches a parameter's name or its owner's."""
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 

@@ -14,7 +14,8 @@ from .spelling import did_you_mean, listed, shortened
 
 STATEMENTS = {
     "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "ZERO": "zero", "ATTENTION": "attention",
-    "RECOMPUTE": "recompute", "PRECISION": "precision", "PIPELINE": "pipeline", "SCHEDULE": "schedule",
+    "RECOMPUTE": "recompute", "EXPERTS": "experts", "PRECISION": "precision", "PIPELINE": "pipeline",
+    "SCHEDULE": "schedule",
 }  # fmt: skip
 """The first keyword of each kind of statement, by terminal."""
 
@@ -36,6 +37,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
     "KIND": ("a kind of operation such as attention",),
     "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),
+    "EXPERTS_CLAUSE": ("capacity", "bound"),
     "CLAUSE": (
         "schedule",
         "chunks",

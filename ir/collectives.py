@@ -24,6 +24,8 @@ REDUCE_SCATTER_COALESCED = "comm.reduce_scatter_coalesced"
 SEND = "comm.send"
 RECEIVE = "comm.receive"
 RECEIVE_START = "comm.receive_start"
+EXPERT_LINEAR = "comm.expert_linear"
+EXPERT_OUTER_PRODUCTS = "comm.expert_outer_products"
 WAIT = "comm.wait"
 
 
@@ -116,6 +118,15 @@ COLLECTIVES = {
     )
 }
 """By the name of the synchronous form."""
+
+EXPERT_PRODUCTS = {
+    each.name: each
+    for each in (
+        Collective(EXPERT_LINEAR, "Tensor weight, Tensor experts, str[] axes, int bound"),
+        Collective(EXPERT_OUTER_PRODUCTS, "Tensor b, Tensor experts, str[] axes, int count, int bound"),
+    )
+}
+"""Products by expert where experts are cut over ranks: they exchange rows. `route-rows` spells them out in others."""
 
 COALESCED = {each.coalesces: each for each in COLLECTIVES.values() if each.coalesces}
 """By the name of a collective of one tensor: the one that does it for a list of tensors, a bucket."""

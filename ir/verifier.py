@@ -17,7 +17,7 @@ import torch
 
 from ..diagnostics import Span, StrettoError
 from .bindings import Attribute, Operation, Type, Value, mlir
-from .collectives import SEND, STARTS, TRANSFERS, WAIT, Collective, collective
+from .collectives import EXPERT_LINEAR, EXPERT_PRODUCTS, SEND, STARTS, TRANSFERS, WAIT, Collective, collective
 from .dialects.schemas import Argument, OpDef, by_mlir_name
 from .lanes import LANE, lane_problem
 from .locations import from_location
@@ -213,6 +213,9 @@ class _Checker:
         if known is not None and known.coalesces:
             yield from (Problem(message, op) for message in self._bucket_problems(op, call, known, axes))
             return
+        if call.name in EXPERT_PRODUCTS:
+            yield from (Problem(message, op) for message in _expert_problems(op, call))
+            return
         try:
             wanted = self._wanted_shape(call, axes)
         except IndexError:
@@ -312,6 +315,24 @@ class _Checker:
             case ("comm.shard", [int(dim), int(chunk)]):
                 return _with_extent(shape, dim, chunk)
         return shape
+
+
+def _expert_problems(op: Operation, call: Call) -> Iterator[str]:
+    """Violations of a product by expert: an expert for each row, and shapes that fit."""
+    x, other, experts, _, *numbers = call.args
+    rows, partner, chosen, found = (from_mlir(v.type).shape for v in (x, other, experts, op.results[0]))
+    if min(numbers) < 0:
+        yield f"its bound is {min(numbers)}"
+    if rows[:-1] != chosen:
+        yield f"it has rows {list(rows[:-1])}, but experts of rows {list(chosen)}"
+        return
+    if call.name == EXPERT_LINEAR:
+        fits = len(partner) == 3 and rows[-1] == partner[1]
+        wanted = (*rows[:-1], partner[-1])
+    else:
+        fits, wanted = rows[:-1] == partner[:-1], (numbers[0], rows[-1], partner[-1])
+    if not fits or found != wanted:
+        yield f"{list(rows)} and {list(partner)} do not give {list(found)}"
 
 
 def _with_extent(shape: tuple[int, ...], dim: int, extent: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """`stretto::grouped_mm`, the product of rows in groups with one matrix for each group, in every floating dtype.
 
+`stretto::grouped_outer_products` (a (S, M), b (S, N), offs (E)) -> (E, M, N) sums the outer products of each group.
+
 Mixtures of experts call it: the rows of `input` (S, K) are sorted by expert, group e ends before row `offs[e]`, and
 each row is multiplied by its group's matrix in `weight` (E, K, N). Rows behind the last group give zeros. Torch's own
 kernel does not take float64, and other libraries register ops of their own for that; capture writes them all as this
@@ -18,8 +20,9 @@ _LIBRARY = torch.library.Library("stretto", "FRAGMENT")  # type: ignore[no-untyp
 SCHEMAS = (
     "grouped_mm(Tensor input, Tensor weight, Tensor offs) -> Tensor",
     "grouped_mm_backward(Tensor input, Tensor weight, Tensor offs, Tensor grad_output) -> (Tensor, Tensor)",
+    "grouped_outer_products(Tensor a, Tensor b, Tensor offs) -> Tensor",
 )
-"""The second gives the gradients of `input` and of `weight`."""
+"""The second gives the gradients of `input` and of `weight`, the third that of `weight` alone."""
 
 
 def _groups(offs: Tensor) -> Iterator[tuple[int, slice]]:
@@ -46,6 +49,13 @@ def _gradients(input: Tensor, weight: Tensor, offs: Tensor, grad_output: Tensor)
     return grad_input, grad_weight
 
 
+def _outer_products(a: Tensor, b: Tensor, offs: Tensor) -> Tensor:
+    result = a.new_zeros(offs.shape[0], a.shape[1], b.shape[1])
+    for group, rows in _groups(offs):
+        torch.mm(a[rows].T, b[rows], out=result[group])
+    return result
+
+
 def _save_operands(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -58,12 +68,18 @@ for _schema in SCHEMAS:
     _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
 torch.library.impl("stretto::grouped_mm", ("CPU", "CUDA"), _product, lib=_LIBRARY)
 torch.library.impl("stretto::grouped_mm_backward", ("CPU", "CUDA"), _gradients, lib=_LIBRARY)
+torch.library.impl("stretto::grouped_outer_products", ("CPU", "CUDA"), _outer_products, lib=_LIBRARY)
 torch.library.register_fake(
     "stretto::grouped_mm", lambda input, weight, offs: input.new_empty(input.shape[0], weight.shape[2]), lib=_LIBRARY
 )
 torch.library.register_fake(
     "stretto::grouped_mm_backward",
     lambda input, weight, offs, grad_output: (torch.empty_like(input), torch.empty_like(weight)),
+    lib=_LIBRARY,
+)
+torch.library.register_fake(
+    "stretto::grouped_outer_products",
+    lambda a, b, offs: a.new_empty(offs.shape[0], a.shape[1], b.shape[1]),
     lib=_LIBRARY,
 )
 torch.library.register_autograd("stretto::grouped_mm", _derivative, setup_context=_save_operands, lib=_LIBRARY)

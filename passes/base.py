@@ -68,7 +68,8 @@ class Pass(ABC):
     `ir/equivalence/microbatch_mean.py` defines it."""
 
     joins_layers: ClassVar[bool] = False
-    """Whether the pass is to see forward and backward of a folded layer as one function, at level `aten`."""
+    """Whether the pass is to see forward and backward of a folded layer as one function: at level `aten`, or at level
+    `comm` if it takes no other."""
 
     @abstractmethod
     def run(self, module: Module) -> Report:

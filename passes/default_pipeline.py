@@ -16,11 +16,13 @@ from .base import Pass
 from .layers.fold_layers import FoldLayers
 from .manager import Step
 from .memory.recompute import Recompute
+from .normalize.bound_experts import BoundExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
 from .normalize.keep_dims_apart import KeepDimsApart
 from .normalize.lower_idioms import LowerIdioms
 from .normalize.put_batch_first import PutBatchFirst
+from .normalize.raise_experts import RaiseExperts
 from .normalize.raise_idioms import RaiseIdioms
 from .normalize.raise_matmuls import RaiseMatmuls
 from .normalize.simplify_views import SimplifyViews
@@ -31,6 +33,7 @@ from .overlap.hoist_collectives import HoistCollectives
 from .overlap.start_collectives import StartCollectives
 from .overlap.use_local_statistics import UseLocalStatistics
 from .partition.partition_tensors import PartitionTensors
+from .partition.route_rows import RouteRows
 from .pipelining.average_microbatches import AverageMicrobatches
 from .pipelining.cut_stages import CutStages
 from .pipelining.order_tasks import OrderTasks
@@ -93,7 +96,11 @@ def _buckets(config: PipelineConfig) -> bool:
 
 
 def _shards_parameters(config: PipelineConfig) -> bool:
-    return bool(config.plan.parameters)
+    return bool(config.plan.parameters or config.plan.experts)
+
+
+def _cuts_experts(config: PipelineConfig) -> bool:
+    return bool(config.plan.experts)
 
 
 def _recomputes(config: PipelineConfig) -> bool:
@@ -136,6 +143,8 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     # which can be sharded. Idioms come first, because the passes after them rewrite the ops they are recognised by.
     "normalize": (
         Entry(RaiseIdioms()),
+        Entry(RaiseExperts()),
+        Entry(lambda config: BoundExperts(config.plan), _cuts_experts),
         Entry(ExpandLosses()),
         Entry(SplitCounts(), _pipelined),
         Entry(SplitMeans()),
@@ -161,6 +170,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
     "partition": (
         Entry(PartitionTensors()),
+        Entry(RouteRows()),
         Entry(LowerIdioms()),
         Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),

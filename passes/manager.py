@@ -12,7 +12,7 @@ from ..diagnostics import StrettoError
 from ..ir.module import Level, Module
 from ..ir.verifier import verify
 from .base import Pass, Remark, Report
-from .layers.joint_layers import joined_layers
+from .layers.joint_layers import joined
 from .option_values import closing_brace
 
 Step = Pass | str
@@ -110,13 +110,17 @@ def _run(step: Step, module: Module) -> Report:
             module.run_upstream(step)
             return Report()
         _check_level(step, module.level)
-        with joined_layers(module) if step.joins_layers else nullcontext():
+        with joined(module) if _joins_layers(step, module) else nullcontext():
             return step.run(module)
     except (StrettoError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it goes on as the cause
         name = step_name(step)
         raise PassFailure(name, f'pass "{name}" failed: {type(error).__name__}: {error}') from error
+
+
+def _joins_layers(step: Pass, module: Module) -> bool:
+    return step.joins_layers and (module.level is Level.ATEN or Level.ATEN not in step.levels)
 
 
 def _check_level(step: Pass, module_level: Level) -> None:

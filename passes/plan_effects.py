@@ -13,6 +13,7 @@ from ..dsl.plan import Plan
 from ..dsl.precision import Precision
 from ..dsl.resolve import ParameterSharding, matches
 from ..dsl.resolve_stored import Storage
+from ..dsl.routing.experts import Experts
 from ..dsl.schedule import WrittenSchedule
 from ..dsl.shard import ShardActivations, ShardInputs, ShardParameters, StoreParameters
 from ..dsl.zero import Zero
@@ -51,6 +52,8 @@ class Decisions:
                 effects[key_of(index)] = "no statement uses the name" if unused else ""
             elif isinstance(statement, Precision | Pipeline | Recompute) or not statement.axes:
                 continue
+            elif isinstance(statement, Experts):
+                effects[key_of(index)] = self._why_no_experts(statement)
             elif self._is_trivial(statement.axes):
                 effects[key_of(index)] = _one_rank(statement.axes)
             elif isinstance(statement, StoreParameters | Zero):
@@ -70,6 +73,8 @@ class Decisions:
             elif isinstance(statement, StoreParameters | Zero):
                 remarks += self._left_whole(statement)
                 count, kind = len(self._stored_by(statement)), "stored parameters"
+            elif isinstance(statement, Experts):
+                count, kind = sum(p.experts is statement for p in self.parameters), "parameters of experts"
             elif isinstance(statement, ShardInputs):
                 count, kind = sum(bool(set(statement.axes) & dims.keys()) for dims in self.inputs), "inputs"
             elif isinstance(statement, Pipeline):
@@ -82,7 +87,7 @@ class Decisions:
                 continue
             if count:
                 axes = ", ".join(statement.axes)
-                message = f"{count} {kind if count > 1 else kind[:-1]} cut over {axes}"
+                message = f"{count} {kind if count > 1 else _singular(kind)} cut over {axes}"
                 remarks.append(Remark(_PASS, RemarkKind.APPLIED, message, span=statement.span))
         shared = any(self._size(axis) > 1 for axis in self.plan.data_axes)
         if self.replicated_inputs and (shared or self.plan.pipeline is not None):
@@ -125,6 +130,12 @@ class Decisions:
         lines = sorted({s.span.line for parameter in matched for s in parameter.decided_by if s.span})
         places = f" (line {', '.join(map(str, lines))})" if lines else ""
         return f"later statements decide for everything that it matches{places}"
+
+    def _why_no_experts(self, statement: Experts) -> str:
+        """Why a statement cuts no experts; empty if it cuts some."""
+        if not any(parameter.experts is statement for parameter in self.parameters):
+            return "later statements decide for everything that it matches"
+        return _one_rank(statement.axes) if self._is_trivial(statement.axes) else ""
 
     def _cut(self, statement: ShardParameters) -> list[str]:
         """The parameters that a statement decides and shards."""
@@ -170,6 +181,11 @@ class Decisions:
 
     def _size(self, axis: str) -> int:
         return dict(self.plan.mesh.axes)[axis]
+
+
+def _singular(kind: str) -> str:
+    first, *rest = kind.split(" of ")
+    return " of ".join((first.removesuffix("s"), *rest))
 
 
 def _one_rank(axes: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
     "average-microbatches": "pipelining.average_microbatches:AverageMicrobatches",
+    "bound-experts": "normalize.bound_experts:BoundExperts",
     "bucket-collectives": "overlap.bucket_collectives:BucketCollectives",
     "cast-gradients": "normalize.cast_gradients:CastGradients",
     "check-batch": "sharding.check_batch:CheckBatch",
@@ -33,8 +34,10 @@ TABLE: dict[str, str] = {
     "propagate-placements": "sharding.propagate_placements:PropagatePlacements",
     "put-batch-first": "normalize.put_batch_first:PutBatchFirst",
     "recompute": "memory.recompute:Recompute",
+    "raise-experts": "normalize.raise_experts:RaiseExperts",
     "raise-idioms": "normalize.raise_idioms:RaiseIdioms",
     "raise-matmuls": "normalize.raise_matmuls:RaiseMatmuls",
+    "route-rows": "partition.route_rows:RouteRows",
     "keep-dims-apart": "normalize.keep_dims_apart:KeepDimsApart",
     "simplify-views": "normalize.simplify_views:SimplifyViews",
     "split-all-reduce": "overlap.split_all_reduce:SplitAllReduce",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .errors import RunError
+from .errors import RowCountError
 
 
 def checked_counts(
@@ -12,7 +12,7 @@ def checked_counts(
 ) -> tuple[list[int], list[int]]:
     """The rows that a rank sends to each member of its group, and those that it gets from each.
 
-    Raises RunError E0338 for a negative count, more rows to send than there are, or more to receive than the bound.
+    Raises RowCountError E0338 for a negative count, more rows to send than there are, and more to receive than fit.
     """
     sent, received = send_counts.tolist(), receive_counts.tolist()
     problem = ""
@@ -23,9 +23,9 @@ def checked_counts(
     elif sum(received) > bound:
         problem = f"{sum(received)} rows come, and the bound is {bound}: nothing is dropped, so the run stops"
     if problem:
-        raise RunError(
+        raise RowCountError(
             "E0338",
             f"rank {rank}: {where or 'all_to_all_rows'}: {problem}",
-            help="state a larger bound, up to the rows of all ranks of the group together",
+            help="state a larger bound, up to the rows of all ranks of the group; without one there is room for these",
         )
     return sent, received

@@ -15,6 +15,10 @@ class RunError(StrettoError):
     """A program that cannot run on its arguments, or that failed while it ran (E0310 and up)."""
 
 
+class RowCountError(RunError):
+    """Counts of rows that an exchange cannot carry out (E0338)."""
+
+
 class CollectiveError(RunError):
     """A collective or message that cannot complete: ranks differ in it, one is missing, or one has failed."""
 

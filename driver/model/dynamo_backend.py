@@ -22,6 +22,7 @@ from ...diagnostics import StrettoError
 from ...dsl import globs
 from ...dsl.parser import Statement
 from ...dsl.plan import Plan
+from ...dsl.routing.experts import Experts
 from ...dsl.shard import ShardParameters, StoreParameters
 from ...dsl.zero import Zero
 from ...frontend.capture.traced import MODEL_ATTRIBUTE
@@ -269,11 +270,11 @@ def _patterns(statement: Statement) -> tuple[str, ...]:
     """The patterns of a statement that must match a parameter."""
     if isinstance(statement, Zero):
         return statement.only
-    return statement.patterns if isinstance(statement, ShardParameters | StoreParameters) else ()
+    return statement.patterns if isinstance(statement, ShardParameters | StoreParameters | Experts) else ()
 
 
 def _with_patterns(statement: Statement, patterns: tuple[str, ...]) -> Statement:
     if isinstance(statement, Zero):
         return replace(statement, only=patterns)
-    assert isinstance(statement, ShardParameters | StoreParameters), "other statements have no such patterns"
+    assert isinstance(statement, ShardParameters | StoreParameters | Experts), "other statements have no such patterns"
     return replace(statement, patterns=patterns)

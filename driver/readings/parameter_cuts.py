@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ...runtime.program.records import Input
-from .plan_text import BUFFERS, PARAMETERS, STORED, PlanText, Sharding
+from .plan_text import BUFFERS, EXPERTS, PARAMETERS, STORED, PlanText, Sharding
 from .stated_cuts import Cuts
 
 _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
@@ -16,10 +16,10 @@ _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
 
 
 def cuts_of_parameter(plan: PlanText, model: nn.Module, parameter: Input) -> Cuts:
-    """The last `shard` statement that matches decides; the last `store` or `zero` adds its axes inside of those."""
+    """The last `shard` that matches decides; `experts` adds its axes outside of those, `store` or `zero` inside."""
     sizes = dict(plan.mesh)
     axes_of_dim: dict[int, tuple[str, ...]] = {}
-    for subject in (PARAMETERS, STORED):
+    for subject in (EXPERTS, PARAMETERS, STORED):
         decided = _decided(plan.shardings(subject), model, parameter, axes_of_dim, sizes)
         for axis, dim in decided.items():
             if sizes[axis] > 1:

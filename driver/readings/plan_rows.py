@@ -1,7 +1,8 @@
 """Compare what a program says of itself with what the text of its plan says, statement by statement.
 
-What no row is about: `shard activations`, the level of `zero` and what it keeps, and of pipelines all items but the
-axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they are under a pipeline.
+What no row is about: `shard activations`, the level of `zero` and what it keeps, the `bound` of `experts`, and of
+pipelines all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
+are under a pipeline.
 """
 
 from __future__ import annotations

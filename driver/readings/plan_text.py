@@ -9,16 +9,16 @@ from dataclasses import dataclass
 _TOKEN = re.compile(r'"[^"\n]*"|#[^\n]*|\n|[-\w.+]+|[(){},=]')
 _DATA = "dp"
 """Axes of this name shard the batch, unless a statement shards inputs over one of them."""
-PARAMETERS, STORED, INPUTS, BUFFERS = "parameters", "stored", "inputs", "buffers"
+PARAMETERS, STORED, INPUTS, BUFFERS, EXPERTS = "parameters", "stored", "inputs", "buffers", "experts"
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """A `shard`, `store` or `zero` statement."""
+    """A `shard`, `store`, `zero` or `experts` statement."""
 
     subject: str
-    """parameters, stored (of `store` and `zero`), inputs, buffers or activations."""
+    """parameters, stored (of `store` and `zero`), inputs, buffers, activations or experts."""
     patterns: tuple[str, ...]
     role: str
     """columns, rows, vocab, tokens, batch, whole, dim, or zero, which chooses a dim."""
@@ -94,6 +94,12 @@ class PlanText:
             [number, unit] = re.findall(r"[0-9]+|[A-Z]+", items["from"][0]) if "from" in items else ("0", "B")
             patterns = tuple(pattern[1:-1] for pattern in items.get("only", ['"*"']))
             return Sharding(STORED, patterns, "zero", 0, axes, int(number) * _BYTES[unit])
+        if words[0] == "experts":
+            start = words.index("over")
+            end = words.index("{") if "{" in words else len(words)
+            names = (word for word in words[start + 1 : end] if word != ",")
+            patterns = tuple(word[1:-1] for word in words[1:start] if word != ",")
+            return Sharding(EXPERTS, patterns, "dim", 0, tuple(axis for n in names for axis in self._axes_of(n)))
         if words[0] not in ("shard", "store"):
             return None
         patterns = tuple(word[1:-1] for word in words if word.startswith('"'))

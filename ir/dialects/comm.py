@@ -14,12 +14,15 @@ future for each.
 
 from __future__ import annotations
 
-from ..collectives import COLLECTIVES
+from ..collectives import COLLECTIVES, EXPERT_PRODUCTS
 
 COMM_SCHEMAS: tuple[tuple[str, bool], ...] = (
     ("comm::reshard(Tensor x) -> Tensor", True),
     *((each.schema(each.name), True) for each in COLLECTIVES.values()),
     *((each.schema(each.start), False) for each in COLLECTIVES.values()),
+    # nn.expert_linear and nn.expert_outer_products where member i of the group has experts i * E to (i + 1) * E: the
+    # product of a row is computed by the member that has its expert, which takes at most `bound` rows, and comes back
+    *((each.schema(each.name), True) for each in EXPERT_PRODUCTS.values()),
     ("comm::wait(Tensor future) -> Tensor", False),
     # hand a tensor to the rank that stands at `peer` on `axis` and beside this one on all others; never waits, keeps
     # the tensor until it is taken, and what one rank sends another arrives in order; `carries` names the value, and the

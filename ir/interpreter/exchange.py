@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..collectives import COLLECTIVES, Collective, synchronous
+from ..collectives import COLLECTIVES, EXPERT_PRODUCTS, Collective, synchronous
 from .code import Step
 from .collectives import Option, Options, all_to_all_rows, run_collective
 from .errors import FAILED, MISMATCH, NO_MEANING, DeadlockError, InterpreterError, Stuck
+from .expert_products import expert_products
 from .grid import Grid
 
 GroupKey = tuple[frozenset[str], tuple[int, ...]]
@@ -28,7 +29,7 @@ class Contribution:
     step: Step
     collective: Collective
     tensors: tuple[Tensor, ...]
-    """One, or those of a bucket, or one and the counts of its rows."""
+    """One, or those of a bucket, or one and the counts of its rows, or those of a product by expert."""
     options: Options
 
     def part(self, index: int) -> Options:
@@ -105,7 +106,8 @@ class Exchange:
         number = self._started[key, rank]
         self._started[key, rank] += 1
         rendezvous = self._open.setdefault((key, number), Rendezvous(members))
-        contribution = Contribution(rank, step, COLLECTIVES[synchronous(step.name)], tuple(tensors), dict(options))
+        collective = EXPERT_PRODUCTS.get(step.name) or COLLECTIVES[synchronous(step.name)]
+        contribution = Contribution(rank, step, collective, tuple(tensors), dict(options))
         _check(rendezvous, contribution)
         rendezvous.contributions[rank] = contribution
         if len(rendezvous.contributions) == len(members):
@@ -143,7 +145,9 @@ def _complete(rendezvous: Rendezvous) -> None:
     first = contributions[0]
     kind = (first.collective.coalesces or first.collective.name).removeprefix("comm.")
     try:
-        if first.collective.counts:
+        if first.collective.name in EXPERT_PRODUCTS:
+            results = [expert_products(first.collective.name, [o.tensors for o in contributions], first.options)]
+        elif first.collective.counts:
             tensors, sent, received = ([o.tensors[index] for o in contributions] for index in range(3))
             results = [all_to_all_rows(tensors, sent, received, _integer(first.options["bound"]))]
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..collectives import BLOCKING, COLLECTIVES, RECEIVE, STARTS, collective, synchronous
+from ..collectives import BLOCKING, COLLECTIVES, EXPERT_PRODUCTS, RECEIVE, STARTS, collective, synchronous
 from ..dialects.schemas import definitions
 from ..module import Level
 from ..pipelined_module import Microbatch, select_microbatch
@@ -92,7 +92,7 @@ class Machine:
             self._enter(frame, step)
             return True
         is_cut = self.code.level is Level.COMM
-        if is_cut and name in BLOCKING:
+        if is_cut and (name in BLOCKING or name in EXPERT_PRODUCTS):
             self._started = self._started or self._start(frame, step)
             return self._await(frame, step)
         if name == "comm.wait":
@@ -144,7 +144,7 @@ class Machine:
         if name == RECEIVE:
             axis, peer, size, dtype = step.args[:4]
             return [self.transfers.receive(self.rank, step, axis, peer, tuple(size), self.floats.of(dtype))]
-        known = COLLECTIVES[name]
+        known = EXPERT_PRODUCTS.get(name) or COLLECTIVES[name]
         options = dict(zip(known.arguments, step.args[1:], strict=True))
         operands = step.args[0] if _is_bucket(step) else [step.args[0], *(options.pop(name) for name in known.counts)]
         tensors = [self._tensor(operand, frame, step) for operand in operands]

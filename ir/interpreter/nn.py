@@ -171,6 +171,29 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Results:
     return (torch.einsum("rm,rn->mn", *wide).to(a.dtype),)
 
 
+def expert_linear(x: Tensor, weight: Tensor, experts: Tensor, bound: float | None) -> Results:
+    """Each row times the matrix of its expert; NaN for a row whose expert is none."""
+    result = x.new_full((*x.shape[:-1], weight.shape[2]), float("nan"))
+    for expert, matrix in enumerate(weight):
+        chosen = experts == expert
+        result[chosen] = (_at_least_float32(x[chosen]) @ _at_least_float32(matrix)).to(x.dtype)
+    return (result,)
+
+
+def expert_outer_products(a: Tensor, b: Tensor, experts: Tensor, weight: Tensor, bound: float | None) -> Results:
+    """For each expert, the sum over its rows of the outer product of a's and b's row."""
+    return (outer_products_by_expert(a, b, experts, weight.shape[0]),)
+
+
+def outer_products_by_expert(a: Tensor, b: Tensor, experts: Tensor, count: int) -> Tensor:
+    """The sums for experts 0 to `count`, stacked."""
+    sums = [
+        torch.einsum("rm,rn->mn", _at_least_float32(a[chosen]), _at_least_float32(b[chosen])).to(a.dtype)
+        for chosen in (experts == expert for expert in range(count))
+    ]
+    return torch.stack(sums)
+
+
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.attention": (attention, 8),
     "nn.attention_backward": (attention_backward, 11),
@@ -186,6 +209,8 @@ _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.matmul": (matmul, 2),
     "nn.linear": (linear, 3),
     "nn.sum_of_outer_products": (sum_of_outer_products, 2),
+    "nn.expert_linear": (expert_linear, 4),
+    "nn.expert_outer_products": (expert_outer_products, 5),
 }
 """The function of each operation, with its number of arguments."""
 

@@ -7,8 +7,8 @@ Before                                            Between (main's calls are left
 After
   as before, with the values that cross from forward to backward now
 
-What a backward keeps of its forward is recognised by how the forward computes it. Passes of the phase before
-`fold-layers` say by `joins_layers` that they want to see both.
+What a backward keeps of its forward is recognised by how the forward computes it. Passes say by `joins_layers` that
+they want to see both: those of the phase before `fold-layers`, and `route-rows`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import (
-    Level,
     Module,
     build_call,
     build_function,
@@ -57,16 +56,6 @@ class _Joint:
     forward_results: list[int]
     """The forward's results that anything but its own backward uses: the first ones of the function."""
     backward_results: list[int]
-
-
-@contextmanager
-def joined_layers(module: Module) -> Iterator[None]:
-    """Inside, at level `aten`, functions that are the forward and the backward of the same layers are one."""
-    if module.level is not Level.ATEN:
-        yield
-        return
-    with joined(module):
-        yield
 
 
 @contextmanager

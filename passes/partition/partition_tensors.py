@@ -49,7 +49,7 @@ from ..counted_remarks import CountedRemarks
 from ..rewriting import producer
 from ..sharding.rules import Lowering, Strategy
 from ..sharding.rules.ir_calls import blocks_in, call_strategies, metas
-from . import attention, batch_norm, class_losses, ring_attention, vocabulary
+from . import attention, batch_norm, class_losses, experts, ring_attention, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
 from .localize import with_local_sizes
@@ -155,6 +155,11 @@ class _Partitioner:
         operands = [self._masked(i, v, chosen, emitter) for i, v in enumerate(old_values)]
         local = call.replace_values(operands)
         local_types = [None if t is None else local_type(t, self.mesh) for t in types]
+        if call.name in experts.PRODUCTS:
+            by_expert = old_values[1] if call.name == "nn.expert_linear" else flatten(results)[0]
+            axes = from_mlir(by_expert.type).placement_on(self.mesh).dims[0]
+            assert local_types[0] is not None
+            return [experts.local_product(local, axes, local_types[0], emitter)]
         lowered = [(axis, strategy) for axis, strategy in chosen if strategy.lowering is not None]
         if lowered:
             shards = self._shards(lowered[0][1], old_values, types)

@@ -15,7 +15,7 @@ from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Mesh, Partial, Placement, Replicate, Shard
 from .attention_methods import fitting, nested_inside
 from .microbatch_axis import changes_microbatches, repeat_factor
-from .rules.strategy import OpStrategies, Strategy
+from .rules.strategy import Lowering, OpStrategies, Strategy
 
 
 @dataclass(frozen=True)
@@ -225,4 +225,6 @@ def _mixes_blocks(strategy: Strategy, other: Strategy) -> bool:
 
 
 def _clashes(strategy: Strategy, other: Strategy) -> bool:
+    if strategy.lowering is other.lowering is Lowering.EXCHANGE:
+        return False  # axes of one group, whichever dims of the rows they cut
     return other.lowering is not None and other != strategy

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..communicator import Communicator
-from ..errors import RunError, instruction_name, source_span
+from ..errors import RowCountError, RunError, instruction_name, source_span
 from ..program.entries import Entry
 from ..program.ops import COLLECTIVES, torch_op
 from ..program.program import Program
@@ -75,6 +75,8 @@ class Executor:
                     results, saved = self._forward_watched(inputs)
                 else:
                     results, saved = self._forward(list(inputs))
+        except RowCountError as error:
+            raise self._with_layer(error) from None
         except _OP_FAILURES as error:
             raise self._op_failure(error) from error
         return results, Frame(saved)
@@ -89,6 +91,8 @@ class Executor:
         try:
             with torch.no_grad():
                 return self._backward_watched(values) if is_detecting() else self._backward(values)
+        except RowCountError as error:
+            raise self._with_layer(error) from None
         except _OP_FAILURES as error:
             raise self._op_failure(error) from error
 
@@ -194,6 +198,13 @@ class Executor:
             span=place,
             notes=notes,
         )
+
+    def _with_layer(self, error: RowCountError) -> RowCountError:
+        """The error with the layer whose call led to it: the function of a folded layer stands for several."""
+        *calls, _ = list(_steps(self._translation, error.__traceback__)) or [("", 0)]
+        layers = [module for caller, position in calls if (module := self._source(caller, position)[1])]
+        message = f"layer {layers[-1]}: {error.message}" if layers else error.message
+        return RowCountError(error.code, message, help=error.help)
 
     def _source(self, function: str, index: int) -> tuple[Any, str]:
         loc = self.program.functions[function].code[index].loc

@@ -5,7 +5,8 @@ from stretto.dsl import Plan, PlanCode, PlanError
 from stretto.dsl.parser import READERS, grammar
 from stretto.dsl.syntax import KEYWORDS, STATEMENTS, WORDS
 
-LISTED = "mesh, axes, shard, store, zero, attention, recompute, precision, pipeline or schedule"
+KINDS = "mesh, axes, shard, store, zero, attention, recompute, experts, precision, pipeline or schedule"
+"""The kinds of statements, as messages list them."""
 
 
 def refused(text: str) -> PlanError:
@@ -50,11 +51,11 @@ def refused_at(marked: str) -> PlanError:
         ("mesh (dp=2)\nprecision { compute bf16«»", 'expected "}", params, compute or reduce'),
         (
             "mesh (dp=2)\n«=» 3",
-            f"expected a statement ({LISTED})",
+            f"expected a statement ({KINDS})",
         ),
         (
             'mesh (dp=2)\n«"a"» columns over dp',
-            f"expected a statement ({LISTED})",
+            f"expected a statement ({KINDS})",
         ),
     ],
 )
@@ -95,7 +96,7 @@ def test_an_unknown_statement_offers_the_nearest() -> None:
 def test_a_statement_that_is_not_there_yet_is_unknown() -> None:
     error = refused_at("mesh (dp=2)\n«offload» 1 over dp")
     assert error.code == PlanCode.UNKNOWN_STATEMENT
-    assert error.expected == f"expected {LISTED}"
+    assert error.expected == f"expected {KINDS}"
 
 
 def test_an_unknown_thing_to_shard_offers_the_nearest() -> None:

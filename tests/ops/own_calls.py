@@ -81,6 +81,7 @@ _OWN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "aten.scatter.value_reduce": lambda: (_f(4, 4), 0, _i(4, 4, 4), 0.5),
     "aten.view_as_complex_copy.default": lambda: (_f(3, 4, 2),),
     "stretto.grouped_mm.default": lambda: (_f(8, 6), _f(2, 6, 5), torch.tensor([3, 8])),
+    "stretto.grouped_outer_products.default": lambda: (_f(8, 6), _f(8, 5), torch.tensor([3, 8])),
     "stretto.grouped_mm_backward.default": lambda: (
         _f(8, 6), _f(2, 6, 5), torch.tensor([3, 8]), _f(8, 5),
     ),

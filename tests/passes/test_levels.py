@@ -11,17 +11,17 @@ from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 WHOLE = {
-    "cast-gradients", "check-batch", "choose-attention", "find-blocks", "fold-layers", "gather-parameters",
-    "keep-dims-apart", "partition-tensors", "place-arguments", "propagate-placements", "put-batch-first",
-    "raise-idioms", "raise-matmuls", "split-counts", "split-means",
+    "bound-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks", "fold-layers",
+    "gather-parameters", "keep-dims-apart", "partition-tensors", "place-arguments", "propagate-placements",
+    "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-means",
 }  # fmt: skip
 CUT = {
     "average-microbatches", "bucket-collectives", "cut-stages", "hoist-collectives", "order-tasks", "recompute",
-    "split-all-reduce", "split-segments", "start-collectives", "use-local-statistics",
+    "route-rows", "split-all-reduce", "split-segments", "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
-    "average-microbatches", "check-batch", "choose-attention", "cut-stages", "order-tasks", "place-arguments",
-    "recompute", "split-segments", "use-local-statistics",
+    "average-microbatches", "bound-experts", "check-batch", "choose-attention", "cut-stages", "order-tasks",
+    "place-arguments", "recompute", "split-segments", "use-local-statistics",
 }  # fmt: skip
 
 

@@ -175,6 +175,20 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(_rows(a).t(), _rows(b))
 
 
+def expert_linear(x: Tensor, weight: Tensor, experts: Tensor, bound: float | None = None) -> Tensor:
+    """Each row times the matrix of its expert; x (..., K), weight (E, K, N), experts (...)."""
+    order, ends = _by_expert(experts, weight.shape[0])
+    products: Tensor = torch.ops.stretto.grouped_mm.default(_rows(x)[order], weight, ends)
+    return products[torch.argsort(order)].reshape(*x.shape[:-1], weight.shape[2])
+
+
+def expert_outer_products(a: Tensor, b: Tensor, experts: Tensor, weight: Tensor, bound: float | None = None) -> Tensor:
+    """For each expert, the sum over its rows of a's row times b's; a (..., M), b (..., N), weight (E, M, N)."""
+    order, ends = _by_expert(experts, weight.shape[0])
+    sums: Tensor = torch.ops.stretto.grouped_outer_products.default(_rows(a)[order], _rows(b)[order], ends)
+    return sums
+
+
 REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.attention": attention,
     "nn.attention_backward": attention_backward,
@@ -190,6 +204,8 @@ REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.matmul": matmul,
     "nn.linear": linear,
     "nn.sum_of_outer_products": sum_of_outer_products,
+    "nn.expert_linear": expert_linear,
+    "nn.expert_outer_products": expert_outer_products,
 }
 """The function of each nn operation."""
 
@@ -233,6 +249,13 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor as a matrix of its rows."""
     return tensor.reshape(prod(tensor.shape[:-1]), tensor.shape[-1])
+
+
+def _by_expert(experts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The rows in the order of their experts, those of none last, and where each expert's rows end there."""
+    flat = experts.reshape(experts.numel())
+    sorted_experts, order = torch.sort(torch.where(flat < 0, count, flat), stable=True)
+    return order, torch.searchsorted(sorted_experts, torch.arange(count, device=flat.device), right=True)
 
 
 def _valid_and_index(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

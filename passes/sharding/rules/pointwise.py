@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from .builders import P, Rule, dim, linear, strategy, uniform
-from .call import Call
+from .call import Call, overload
 from .strategy import Strategy
 
 
@@ -62,6 +64,12 @@ _POINTWISE = (
     "mish_backward.default",
     "_prelu_kernel_backward.default", "_masked_scale.default",
 )  # fmt: skip
+
+
+def is_pointwise(op: str) -> bool:
+    """Whether each element of an op's result is a function of the same element of its operands, broadcast."""
+    known = overload(op)
+    return op.removeprefix("aten.") in _POINTWISE or (known is not None and torch.Tag.pointwise in known.tags)
 
 
 def cross(call: Call) -> list[Strategy]:

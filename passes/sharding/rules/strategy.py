@@ -34,6 +34,8 @@ class Lowering(StrEnum):
     """Sums over the sharded dim, which the results need, are reduced over the axis inside the op."""
     RING = "ring"
     """Chunks of the sharded dim go from rank to rank inside the op. Taken only where a plan asks for it."""
+    EXCHANGE = "exchange"
+    """Rows go to the ranks that have their experts, and what is computed of them comes back, inside the op."""
 
 
 @dataclass(frozen=True)

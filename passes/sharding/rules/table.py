@@ -5,7 +5,7 @@ Most pointwise ops and matrix products are DTensor's; `extra_strategies` adds th
 
 from __future__ import annotations
 
-from . import attention, factories, images, indexing, pointwise, reductions, statistics, transformer, views
+from . import attention, experts, factories, images, indexing, pointwise, reductions, statistics, transformer, views
 from .builders import Rule, linear
 from .call import Call
 from .strategy import Strategy
@@ -17,6 +17,7 @@ TABLE: dict[str, Rule] = {
     **indexing.TABLE,
     **transformer.TABLE,
     **attention.TABLE,
+    **experts.TABLE,
     **pointwise.TABLE,
     **images.TABLE,
     **statistics.TABLE,

@@ -136,6 +136,12 @@ def test_zero_and_buffers_are_read() -> None:
     assert (buffers.patterns, buffers.number, buffers.axes) == (("k",), 1, ("dp",))
 
 
+def test_experts_are_read() -> None:
+    plan = PlanText.of('mesh (a=2, b=2)\naxes ep = b, a\nexperts "x.*",\n "y" over ep { capacity none\n bound 1.5 }')
+    [experts] = plan.shardings("experts")
+    assert (experts.patterns, experts.role, experts.number, experts.axes) == (("x.*", "y"), "dim", 0, ("b", "a"))
+
+
 def test_a_written_schedule_is_passed_over() -> None:
     text = "schedule a(stages p, microbatches m) {\n  stage s {\n steady m { F B }\n }\n}\nmesh (dp=2)"
     plan = PlanText.of(text)

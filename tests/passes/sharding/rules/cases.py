@@ -346,6 +346,9 @@ _MORE: dict[str, Callable[[], CallParts]] = {
     "pool of one dim": lambda: ("aten._adaptive_avg_pool3d.default", (f(3, 2, 4, 4, 4), [2, 2, 2]), {}),
     "reflection": lambda: ("aten.reflection_pad2d.default", (f(3, 5, 4, 4), [1, 1, 1, 1]), {}),
     "grouped product": lambda: ("stretto.grouped_mm.default", (f(7, 5), f(3, 5, 4), GROUPS), {}),
+    "product by expert": lambda: ("nn.expert_linear", (f(7, 5), f(3, 5, 4), ints(3, 7), None), {}),
+    "product by expert of rows in two dims": lambda: ("nn.expert_linear", (f(5, 3, 6), f(3, 6, 4), ints(3, 5, 3)), {}),
+    "outer products by expert": lambda: ("nn.expert_outer_products", (f(7, 5), f(7, 4), ints(3, 7), f(3, 5, 4)), {}),
     "grouped product backward": lambda: (
         "stretto.grouped_mm_backward.default", (f(7, 5), f(3, 5, 4), GROUPS, f(7, 4)), {}
     ),

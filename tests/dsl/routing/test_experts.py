@@ -1,0 +1,60 @@
+"""`experts`: what the statement says, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from stretto.dsl import OwnerKind, ParameterInfo, Plan, PlanError, resolve_parameters
+
+MESH = "mesh (dp=2, tp=2)\n"
+EXPERTS = ParameterInfo("mlp.experts.up", (), (4, 6, 8), OwnerKind.OTHER)
+
+
+def test_a_statement_prints_as_it_is_read() -> None:
+    text = 'experts "*.experts", "*.more" over dp, tp { bound 1.5 }'
+    [statement] = Plan.parse(MESH + text).experts
+    assert str(statement) == text and (statement.axes, statement.bound) == (("dp", "tp"), 1.5)
+    assert str(Plan.parse(MESH + 'axes ep = dp, tp\nexperts "a" over ep {\n capacity none\n}').experts[0]) == (
+        'experts "a" over dp, tp'
+    )
+
+
+def test_experts_are_cut_outside_of_what_shard_cuts() -> None:
+    plan = Plan.parse(f'{MESH}shard "*.up" dim 1 over tp\nexperts "*.experts" over dp')
+    [sharding] = resolve_parameters(plan, [EXPERTS])
+    assert [*sharding.dims.items()] == [("dp", 0), ("tp", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "help"),
+    [
+        ('experts "a" over dp { bond 2 }', 'experts have no item "bond"', 'did you mean "bound"?'),
+        ('experts "a" over dp { bound x }', '"bound" cannot be "x"', "a number such as 1.5"),
+        ('experts "a" over dp { bound 0.5 }', "no room for 0.5 times the even share", "at least 1"),
+        ('experts "a" over dp { bound 2 bound 3 }', 'experts sets "bound" twice', "keep one of them"),
+        ('experts "a" over dp { capacity 1.25 }', "experts cannot drop rows yet", "state a bound instead"),
+        ('experts "a" over dp { inner tp }', 'experts cannot set "inner" yet', "shard cuts the other dims"),
+        ('experts "a" over dp, dp', 'the axis "dp" is used twice on one tensor', 'name "dp" once'),
+        ('experts "a{" over dp', "cannot be read", ""),
+        ('experts "a" over ep', 'the mesh has no axis "ep"', ""),
+        ('pipeline over tp { microbatches 2 }\nexperts "a" over tp', "experts are sharded over it", ""),
+    ],
+)
+def test_mistakes_are_refused(text: str, message: str, help: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(MESH + text)
+    assert message in str(caught.value) and help in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('experts "*.experts" over dp\nshard "*.up" dim 2 over dp', 'the axis "dp" shards "mlp.experts.up" already'),
+        ('axes ep = dp, tp\nexperts "*.experts" over ep', "6 experts, which 4 ranks over dp, tp cannot share"),
+        ('experts "*.expert" over dp', 'did you mean "*.experts"?'),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(text: str, message: str) -> None:
+    shape = (6, 6, 8) if "6 experts" in message else EXPERTS.shape
+    with pytest.raises(PlanError) as caught:
+        resolve_parameters(Plan.parse(MESH + text), [ParameterInfo(EXPERTS.name, (), shape, EXPERTS.owner_kind)])
+    assert message in str(caught.value)

@@ -1,0 +1,159 @@
+"""`experts`: rows go to the ranks of their experts and come back, and the values are those of one device.
+
+Of the rows of a rank, those are sent whose expert is on another rank: forward there and back, and backward there and
+back (GShard, arXiv:2006.16668, section 3.2: two exchanges a layer in each direction).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stretto
+import torch
+from stretto.diagnostics import StrettoError
+from stretto.driver.compile.compile_program import compile_capture
+from stretto.driver.compile.request import Compiled, Options
+from stretto.driver.readings.plan_rows import rows_of_plan
+from stretto.dsl import Plan
+from stretto.frontend.capture.capture import capture
+from stretto.frontend.captured import Capture, Mode
+from stretto.frontend.to_ir import Floats
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.processes.jobs import check_entry
+from stretto.runtime.prover import prove
+from stretto.runtime.threads.communicator import RankGroup
+from stretto.runtime.threads.rendezvous import Call
+from torch import Tensor
+
+from ..forked_ranks import values_of_ranks
+from ..subsets import only
+from .checking import assert_report
+from .expert_models import CHOICES, COUNT, WIDTH, Experts, GroupedExperts, Mixture
+from .traffic import kinds, messages
+
+BATCH, SEQ = 4, 2
+FOLDED = "mesh (dp=2)\naxes ep = dp\nexperts '*.experts' over ep".replace("'", '"')
+PLANS = (
+    'mesh (ep=2)\nexperts "*.experts" over ep { bound 2 }',
+    'mesh (ep=4)\nexperts "*.experts" over ep',
+    FOLDED,
+    'mesh (dp=2, ep=2)\nexperts "*.experts" over ep\nshard inputs batch over ep',
+    'mesh (dp=2, tp=2)\naxes ep = dp, tp\nexperts "*.experts" over ep\nshard "*.shared" columns over tp',
+    'mesh (ep=2, tp=2)\nexperts "*.experts" over ep\nshard "*.up" dim 1 over tp\nshard "*.down" dim 2 over tp',
+    'mesh (dp=2)\nexperts "*.experts" over dp\nzero 3 over dp',
+    'mesh (dp=2)\nshard "*.shared" dim 0 over dp',
+)
+
+
+@cache
+def _captured(experts: type[Experts], layers: int) -> tuple[Mixture, Capture]:
+    torch.manual_seed(0)
+    model = Mixture(experts, layers=layers)
+    return model, capture(model, (), {"x": torch.randn(BATCH, SEQ, WIDTH)}, mode=Mode.TRAIN)
+
+
+@cache
+def _compiled(plan: str, experts: type[Experts], layers: int) -> Compiled:
+    model, captured = _captured(experts, layers)
+    return compile_capture(captured, model, Plan.parse(plan), Options(mode=Mode.TRAIN, floats=Floats.FLOAT64))
+
+
+CASES = [(plan, experts, layers) for plan in PLANS for experts in (Experts, GroupedExperts) for layers in (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("plan", "experts", "layers"), only([(PLANS[0], GroupedExperts, 1), (FOLDED, Experts, 1)], CASES)
+)
+def test_values_are_those_of_one_device(plan: str, experts: type[Experts], layers: int) -> None:
+    made = _compiled(plan, experts, layers)
+    assert_report(check(made.program))
+    assert prove(made.program).safe
+    assert rows_of_plan(made.program, plan, _captured(experts, layers)[0]) == []
+
+
+def test_a_layer_exchanges_rows_twice_in_each_direction_and_their_counts_once() -> None:
+    sent = kinds(messages(_compiled(FOLDED, Experts, 1)))
+    assert (sent["all_to_all_rows"], sent["all_to_all"]) == (4, 1)
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """By rank, the rows of experts' width that it sends to others."""
+    counts: Counter[int] = Counter()
+    join = RankGroup.join
+
+    def counted(self: RankGroup, rank: int, members: Any, number: int, call: Call, tensors: Sequence[Tensor]) -> Any:
+        if call.op == "all_to_all_rows":
+            assert tensors[0].shape[1] == WIDTH, "what experts compute inside is not sent"
+            counts[rank] += sum(n for member, n in enumerate(tensors[1].tolist()) if member != rank)
+        return join(self, rank, members, number, call, tensors)
+
+    monkeypatch.setattr(RankGroup, "join", counted)
+    return counts
+
+
+def _step(model: Mixture, plan: str, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = stretto.compile(model, plan=plan)(x)
+    (1.7 * loss).backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _model(*favourites: int) -> Mixture:
+    """A model whose router gives every token to the favourites where there are some."""
+    torch.manual_seed(3)
+    model = Mixture().double()
+    with torch.no_grad():
+        for expert in favourites:
+            model.layers[0].router.bias[expert] += 100 - expert
+    return model
+
+
+@pytest.mark.parametrize("favourites", only([((0, 1),)], [((),), ((0,),), ((0, 1),)]))
+def test_rows_whose_expert_is_elsewhere_are_sent_and_no_others(rows: Counter[int], favourites: tuple[int, ...]) -> None:
+    model, x = _model(*favourites), torch.randn(BATCH, SEQ, WIDTH, dtype=torch.float64)
+    (1.7 * (expected := model(x))).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    layer = model.layers[0]
+    chosen = layer.router(layer.norm(x)).topk(CHOICES).indices.reshape(2, -1) // (COUNT // 2)
+    elsewhere = (chosen != torch.arange(2)[:, None]).sum(1)
+    loss, found = _step(_model(*favourites), FOLDED, x)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-9)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-9)
+    both = int(elsewhere.sum())  # there by one, and back by the other
+    assert dict(rows) == {0: 2 * both, 1: 2 * both}
+
+
+def test_a_bound_that_is_exceeded_stops_the_run_with_rank_and_layer() -> None:
+    x = torch.randn(BATCH, SEQ, WIDTH, dtype=torch.float64)
+    with pytest.raises(StrettoError) as caught:
+        _step(_model(0, 1), FOLDED + " { bound 1.5 }", x)
+    text = str(caught.value)
+    assert "E0338" in text and "rank 0" in text and "layers.0" in text
+    assert "16 rows come, and the bound is 12" in text
+
+
+def test_experts_that_ranks_cannot_share_are_refused() -> None:
+    with pytest.raises(StrettoError, match=r"E0140.*has 4 experts, which 3 ranks over ep cannot share evenly"):
+        _compiled('mesh (ep=3)\nexperts "*.experts" over ep', Experts, 1)
+
+
+def test_a_glob_without_experts_is_refused() -> None:
+    with pytest.raises(StrettoError, match=r"E0140.*router.weight.*no row is multiplied by a matrix of it"):
+        _compiled('mesh (ep=2)\nexperts "*.router.weight" over ep', Experts, 1)
+
+
+def checked(_rank: int, folder: Path) -> dict[str, Any]:
+    return check_entry({"folder": str(folder), "steps": 2, "seed": 1})
+
+
+@pytest.mark.slow
+def test_processes_exchange_rows(tmp_path: Path) -> None:
+    _compiled(FOLDED, GroupedExperts, 3).program.save(tmp_path / "program")
+    for report in values_of_ranks(checked, 2, tmp_path / "program"):
+        assert report["rows"] and all(row["verdict"] == "equal" for row in report["rows"])
