@@ -1,8 +1,8 @@
 """`recompute auto`: which values the backward computes again so that a step fits into memory, for the least time.
 
 Each value that crosses has a price: the time of what runs again for it alone, over the bytes that go. The cheapest are
-dropped, as many as the estimated peak asks for: a binary search tries numbers on copies of the module. What the peak
-does not need of these, the dearest first, stays.
+dropped one after the other, each on a copy of the module, until the estimated peak fits; one that raises the peak is
+not. What the peak does not need of these, the dearest first, stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .regions import Regions, is_view, kind_of
 from .rewriting import places_of_calls, rewrite
 
 _PASS = "recompute"
-MAX_TRIALS = 12
+MAX_CANDIDATES = 64
+"""Of these, the most bytes at all calls: each is tried on a copy of the module."""
+MAX_PRUNED = 16
 """How many of the dearest values are tried without: what is not alive at the peak need not be dropped."""
 
 
@@ -60,17 +62,17 @@ def fit(module: Module, regions: Regions, margin: int, remarks: list[Remark]) ->
         rewrite(trial, regions, _chosen(some))
         return peak_bytes(trial)
 
-    chosen = candidates
-    if peak_with(candidates) <= target:
-        low, high = 0, len(candidates)  # the peak is above the target with `low`
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if peak_with(candidates[:middle]) <= target else (middle, high)
-        chosen = candidates[:high]
-        for dear in sorted(chosen, key=lambda each: -each.time * each.calls)[:MAX_TRIALS]:
-            others = [each for each in chosen if each is not dear]
-            if peak_with(others) <= target:
-                chosen = others
+    chosen, present = list[Candidate](), before
+    for each in candidates:
+        peak = peak_with([*chosen, each])
+        if peak <= present:  # else it runs again at the peak, with all that it needs
+            chosen, present = [*chosen, each], peak
+        if present <= target:
+            break
+    for dear in sorted(chosen, key=lambda each: -each.time * each.calls)[:MAX_PRUNED]:
+        others = [each for each in chosen if each is not dear]
+        if peak_with(others) <= max(present, target):
+            chosen = others
     count, flops = rewrite(module, regions, _chosen(chosen))
     after = peak_bytes(module)
     message = f"the backward computes {count} operations again ({flops:.3g} FLOPs on a rank): the estimated peak is"
@@ -122,4 +124,5 @@ def _candidates(module: Module, regions: Regions) -> list[Candidate]:
                     time = max(time for _, time, *_ in members)
                     place, kind = members[0][3:]
                     found.append(Candidate(name, numbers, time, saved, kind, place, len(places)))
-    return sorted(found, key=lambda each: (each.time / each.saved_bytes, each.function, each.numbers))
+    largest = sorted(found, key=lambda each: -each.saved_bytes * each.calls)[:MAX_CANDIDATES]
+    return sorted(largest, key=lambda each: (each.time / each.saved_bytes, each.function, each.numbers))

@@ -163,11 +163,11 @@ def test_draws_in_a_pipeline_are_those_of_one_device(pipeline: str) -> None:
 
 @pytest.mark.slow
 def test_the_peak_of_a_pipeline_falls_by_all_microbatches_in_flight() -> None:
-    """1F1B holds two microbatches on the first of two stages, each of which has one of two layers."""
+    """1F1B holds two on the first of two stages; at the peak one of them runs again. A stage has half the layers."""
     text = plan("gpt", "pp=2", "pipeline over pp { microbatches 4 }")
     kept, again = (compiled(_long(), each).program for each in (text, f"{text}\nrecompute gelu"))
     fall = prove(kept).peak_bytes - prove(again).peak_bytes
-    assert fall == pytest.approx(2 * saved(again) / 2, rel=0.02)
+    assert fall == pytest.approx((2 - 1) * saved(again) / 2, rel=0.02)
 
 
 @pytest.mark.slow
@@ -192,8 +192,8 @@ def _fits(memory: int, floats: Floats) -> Compiled:
 
 
 def test_auto_takes_the_least_that_fits_and_refuses_with_the_least_peak() -> None:
-    found = _fits(520_000, Floats.FLOAT64)
-    assert prove(_net("")).peak_bytes > 520_000 >= prove(found.program).peak_bytes
+    found = _fits(480_000, Floats.FLOAT64)
+    assert prove(_net("")).peak_bytes > 480_000 >= prove(found.program).peak_bytes
     [(_, chosen), *_] = explain(found.program).recomputed
     assert "the estimated peak is" in chosen
     torch.manual_seed(0)
