@@ -22,20 +22,33 @@ class Method(StrEnum):
     """For the time of attention the axis shards heads instead of tokens (Ulysses)."""
     RING = "ring"
     """Keys and values go from rank to rank."""
+    RING_ALL_TO_ALL = "ring_all_to_all"
+    """The first of two axes is a ring, over the second one heads are exchanged (USP)."""
     GATHER = "gather"
     """Keys and values are gathered (Llama 3)."""
 
 
+class Layout(StrEnum):
+    """Which tokens a rank of a ring has."""
+
+    CONTIGUOUS = "contiguous"
+    ZIGZAG = "zigzag"
+    """Of two parts for each rank, one from the start of the sequence and one from its end."""
+
+
+_VALUES: dict[str, type[Method | Layout]] = {"method": Method, "layout": Layout}
+"""By item, what it may be."""
+
 _LATER = {
-    "method": ("bidirectional", "ring_all_to_all", "state"),
-    "layout": ("zigzag", "balanced"),
+    "method": ("bidirectional", "state"),
+    "layout": ("balanced",),
 }
 """By item, words of the language that are not built."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """An `attention` statement. Raises PlanError for an axis named twice (E0112).
+    """An `attention` statement. Raises PlanError for an axis named twice (E0112), and a layout without a ring (E0129).
 
     >>> print(Attention(("cp",), Method.GATHER))
     attention over cp { method gather }
@@ -44,6 +57,7 @@ class Attention:
     axes: tuple[str, ...]
     """Axes that cut the tokens of inputs, outermost first."""
     method: Method
+    layout: Layout = Layout.CONTIGUOUS
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement and its axes."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -56,6 +70,28 @@ class Attention:
                 raise PlanError(
                     PlanCode.AXIS_USED_TWICE, message, span=self.places.axis(index), help=f'name "{axis}" once'
                 )
+        if self.method is Method.RING_ALL_TO_ALL and len(self.axes) != 2:
+            raise PlanError(
+                PlanCode.BAD_ATTENTION,
+                f"{self.method} is over two axes, not {len(self.axes)}",
+                span=self.places.axis(len(self.axes) - 1),
+                expected="expected the axis of the ring, then that over which heads are exchanged",
+                help="name two axes, or write method ring or all_to_all",
+            )
+        if self.layout is not Layout.CONTIGUOUS and self.method is not Method.RING:
+            raise PlanError(
+                PlanCode.BAD_ATTENTION,
+                f"the layout {self.layout} is for rings, whose work it balances: {self.method} has no use for it",
+                span=self.spans.get("layout", self.span),
+                help="leave the layout out, or write method ring",
+            )
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """By axis, the one method that it has."""
+        if self.method is Method.RING_ALL_TO_ALL:
+            return dict(zip(self.axes, (Method.RING, Method.ALL_TO_ALL), strict=True))
+        return dict.fromkeys(self.axes, self.method)
 
     @property
     def span(self) -> Span | None:
@@ -63,7 +99,8 @@ class Attention:
         return self.places.statement
 
     def __str__(self) -> str:
-        return f"attention over {', '.join(self.axes)} {{ method {self.method} }}"
+        layout = "" if self.layout is Layout.CONTIGUOUS else f"  layout {self.layout}"
+        return f"attention over {', '.join(self.axes)} {{ method {self.method}{layout} }}"
 
 
 def check_attention(statements: Sequence[Attention], inputs: Sequence[ShardInputs], mesh: Sequence[str]) -> None:
@@ -104,27 +141,27 @@ def read_attention(tree: Tree[Token], source: Source) -> Attention:
     """The value of an `attention` statement. Raises PlanError for items and values that do not exist (E0129)."""
     keyword, end = tokens(tree, "ATTENTION", "RBRACE")
     axes = tokens(tree, "AXIS")
-    fields: dict[str, Method] = {}
+    fields: dict[str, Method | Layout] = {}
     spans: dict[str, Span] = {}
     for clause in tree.find_data("attention_item"):
         item, value = tokens(clause, "ATTENTION_ITEM", "WORD")
         name = str(item)
-        if name not in ("method", *_LATER):
-            raise _refused(f'attention has no item "{shortened(item)}"', item, ("method",), source)
+        if name not in _VALUES:
+            raise _refused(f'attention has no item "{shortened(item)}"', item, tuple(_VALUES), source)
         if name in spans:
             raise item_set_twice(PlanCode.BAD_ATTENTION, "attention", name, source.span_of(item), spans[name])
         spans[name] = source.span_of(item, value)
         if value in _LATER[name]:
             message = f'attention cannot have the {name} "{value}" yet'
-            help = f"write {listed([f'method {method}' for method in Method])}"
+            help = f"write {listed([f'{name} {each}' for each in _VALUES[name]])}"
             raise PlanError(PlanCode.BAD_ATTENTION, message, span=source.span_of(value), help=help)
-        if name != "method" or value not in [*Method]:
-            raise _refused(f'"{name}" cannot be "{shortened(value)}"', value, tuple(Method), source)
-        fields["method"] = Method(value)
+        if value not in [*_VALUES[name]]:
+            raise _refused(f'"{name}" cannot be "{shortened(value)}"', value, tuple(_VALUES[name]), source)
+        fields[name] = _VALUES[name](value)
     if "method" not in fields:
         raise _refused("attention needs a method", keyword, [f"method {method}" for method in Method], source)
     places = Places(source.span_of(keyword, end), axes=tuple(source.span_of(axis) for axis in axes))
-    return Attention(tuple(str(axis) for axis in axes), places=places, spans=spans, **fields)
+    return Attention(tuple(str(axis) for axis in axes), places=places, spans=spans, **fields)  # type: ignore[arg-type]
 
 
 def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:

@@ -33,7 +33,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "NUMBER": ("a number",),
     "ITEM": ("params", "compute", "reduce"),
     "FORMAT": ("a format such as bf16",),
-    "ATTENTION_ITEM": ("method",),
+    "ATTENTION_ITEM": ("method", "layout"),
     "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
     "KIND": ("a kind of operation such as attention",),
     "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),

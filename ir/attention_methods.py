@@ -14,6 +14,9 @@ from .bindings import Operation
 ATTENTION = ("nn.attention", "nn.attention_backward")
 """The operations that may have methods."""
 
+ZIGZAG = "zigzag"
+"""The method of a ring whose tokens are cut zigzag; other methods have their names of the plan language."""
+
 _OVER = "over"
 
 

@@ -32,7 +32,11 @@ class Shard:
 
     dim: int
     blocks: tuple[int, ...] = ()
-    """The extents of the blocks, each of which the axis divides evenly; empty: the dim is cut as a whole."""
+    """The extents of the blocks, each of which the axis divides evenly; empty: the dim is cut as a whole.
+
+    The chunks of a block whose extent is negative go to the ranks in reverse: with (4, -4) two ranks have the elements
+    0, 1, 6, 7 and 2, 3, 4, 5, the zigzag of causal attention.
+    """
 
 
 @dataclass(frozen=True)

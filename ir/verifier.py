@@ -171,7 +171,7 @@ class _Checker:
             axes = type_.placement_on(self.mesh).dims[dim] if dim < len(type_.shape) else ()
             ranks = axes_size(self.mesh, tuple(axis for axis in axes if axis in dict(self.mesh)))
             extent = type_.shape[dim] * (ranks if self.level is Level.COMM else 1) if axes else 0
-            if not axes or sum(blocks) != extent or any(block % ranks for block in blocks):
+            if not axes or sum(map(abs, blocks)) != extent or any(block % ranks for block in blocks):
                 yield f"has blocks {list(blocks)} in dim {dim}, which {ranks} ranks do not cut evenly"
 
     def _nest_problems(self, op: Operation) -> Iterator[Problem]:

@@ -63,9 +63,11 @@ class ActivationSharding:
         return Shard(scatter[axis]) if axis in scatter else Replicate()
 
     def output_placement(self, record: Record, type_: TensorType, placement: Placement, mesh: Mesh) -> Placement:
-        """The placement of a result of main: replicated for scalars and in inference, else never partial."""
+        """The placement of a result of main: replicated for scalars and in inference, else never partial or zigzag."""
         if not type_.shape or record.get("whole", True):
             return Placement.replicated(len(type_.shape))
+        for dim, blocks in placement.blocks:
+            placement = placement.with_blocks(dim, ()) if min(blocks) < 0 else placement
         by_axis = {
             axis: placement.on(axis) if isinstance(placement.on(axis), Shard) else Replicate() for axis, _ in mesh
         }

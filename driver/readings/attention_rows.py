@@ -9,6 +9,8 @@ from .plan_text import PlanText
 
 _KINDS = {"all_to_all": "all_to_all", "ring": "permute", "gather": "all_gather"}
 """By method, the collective that moves heads of queries, keys or values over its axes."""
+_OF_TWO = {"ring_all_to_all": ("ring", "all_to_all")}
+"""By method of two axes, those of each."""
 _ATTENTION = "scaled_dot_product"
 """What the names of torch's attentions have in common."""
 
@@ -24,10 +26,15 @@ def attention_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, obj
         for axis in _axes(each.kwargs.get("axes"))
     }
     sizes = dict(plan.mesh)
-    for axis, method in plan.attention.items():
+    for axis, method in _methods(plan):
         if sizes[axis] > 1:
             kind = _KINDS[method]
             yield f"attention over {axis}", kind if (kind, axis) in moved else f"no {kind}", kind
+
+
+def _methods(plan: PlanText) -> Iterator[tuple[str, str]]:
+    for axes, method in plan.attention:
+        yield from zip(axes, _OF_TWO.get(method, [method] * len(axes)), strict=True)
 
 
 def _axes(value: object) -> tuple[str, ...]:

@@ -65,13 +65,11 @@ class PlanText:
         return _items(next(self._of("pipeline"), []))
 
     @property
-    def attention(self) -> Mapping[str, str]:
-        """The method of attention on each axis that a statement names."""
-        methods: dict[str, str] = {}
-        for words in self._of("attention"):
-            items = _items(words)
-            methods |= {axis: items["method"][0] for name in items["over"] for axis in self._axes_of(name)}
-        return methods
+    def attention(self) -> Sequence[tuple[tuple[str, ...], str]]:
+        """The axes and the method of each statement about attention."""
+        stated = [_items(words) for words in self._of("attention")]
+        axes = [tuple(axis for name in items["over"] for axis in self._axes_of(name)) for items in stated]
+        return [(each, items["method"][0]) for each, items in zip(axes, stated, strict=True)]
 
     @property
     def recomputed(self) -> list[tuple[str, ...]]:

@@ -11,14 +11,16 @@ from torch import Tensor
 def block_windows(blocks: Sequence[int], coordinate: int, parts: int) -> list[tuple[int, int]]:
     """(start, length) of each chunk of the member at `coordinate` of `parts`.
 
-    >>> block_windows([8, 2, 2], 1, 2)
-    [(4, 4), (9, 1), (11, 1)]
+    The chunks of a negative extent are counted from the last one.
+
+    >>> block_windows([8, 2, 2], 1, 2), block_windows([4, -4], 0, 2)
+    ([(4, 4), (9, 1), (11, 1)], [(0, 2), (6, 2)])
     """
     windows, begin = [], 0
     for extent in blocks:
-        chunk = extent // parts
-        windows.append((begin + coordinate * chunk, chunk))
-        begin += extent
+        chunk = abs(extent) // parts
+        windows.append((begin + (coordinate if extent > 0 else parts - 1 - coordinate) * chunk, chunk))
+        begin += abs(extent)
     return windows
 
 

@@ -75,8 +75,8 @@ def from_blocks(
     gathered = emitter.op(ALL_GATHER, value, list(axes), d, type=TensorType(own.dtype, gathered_shape))
     set_use(gathered.owner, use)
     parts = []
-    for start, end in pairwise(ends_of(blocks)):
-        for rank in range(ranks):
+    for (start, end), extent in zip(pairwise(ends_of(blocks)), blocks, strict=True):
+        for rank in range(ranks) if extent > 0 else reversed(range(ranks)):
             first, chunk = rank * own.shape[d] + start // ranks, (end - start) // ranks
             type_ = TensorType(own.dtype, _with(own.shape, d, chunk))
             parts.append(emitter.op("aten.slice.Tensor", gathered, d, first, first + chunk, type=type_))
@@ -93,11 +93,16 @@ def to_blocks(
     dims = tuple(axes if index == d else present for index, present in enumerate(placement.dims))
     after = replace(placement, dims=dims).with_blocks(d, blocks)
     parts = []
-    for start, end in pairwise(ends_of(blocks)):
+    for (start, end), extent in zip(pairwise(ends_of(blocks)), blocks, strict=True):
         block_type = TensorType(own.dtype, _with(own.shape, d, end - start))
-        block = emitter.op("aten.slice.Tensor", value, d, start, end, type=block_type)
         chunk = (end - start) // ranks
         chunk_type = TensorType(own.dtype, _with(own.shape, d, chunk))
+        if extent > 0:
+            block = emitter.op("aten.slice.Tensor", value, d, start, end, type=block_type)
+        else:
+            firsts = reversed(range(start, end, chunk))
+            chunks = [emitter.op("aten.slice.Tensor", value, d, n, n + chunk, type=chunk_type) for n in firsts]
+            block = emitter.op("aten.cat.default", chunks, d, type=block_type)
         parts.append(emitter.op("comm.shard", block, list(axes), d, chunk, type=chunk_type))
     return emitter.op("aten.cat.default", parts, d, type=emitter.placed(value, shape, after)), after
 

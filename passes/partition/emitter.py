@@ -45,9 +45,10 @@ Types = list[TensorType | None]
 
 @dataclass(frozen=True)
 class Shards:
-    """A sharded dim: its axes, its chunk size on one rank, and its global extent."""
+    """A sharded dim: its axes, its chunk size on one rank, its global extent, and the blocks inside which it is cut."""
 
     dim: int
     axes: tuple[str, ...]
     chunk: int
     extent: int
+    blocks: tuple[int, ...] = ()

@@ -205,9 +205,10 @@ class _Partitioner:
         raise RuntimeError("a strategy with a lowering shards nothing")
 
     def _shards_of(self, type_: TensorType, dim: int) -> Shards:
-        axes = type_.placement_on(self.mesh).dims[dim]
+        placement = type_.placement_on(self.mesh)
+        axes = placement.dims[dim]
         chunk = local_type(type_, self.mesh).shape[dim]
-        return Shards(dim, axes, chunk, type_.shape[dim])
+        return Shards(dim, axes, chunk, type_.shape[dim], placement.blocks_of(dim))
 
     def _local(self, type_: Type) -> Type:
         return to_mlir(local_type(from_mlir(type_), self.mesh)) if is_tensor(type_) else type_

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...diagnostics import Span, StrettoError
 from ...dsl.attention import Method
-from ...ir.attention_methods import ATTENTION
+from ...ir.attention_methods import ATTENTION, ZIGZAG
 from ...ir.bindings import Operation, Value
 from ...ir.locations import from_location
 from ...ir.placement import Mesh, Placement, Shard
@@ -15,15 +15,22 @@ from .rules.strategy import Lowering, Strategy
 HEADS, TOKENS = 1, 2
 """The dims of queries, keys and values."""
 
-_DIMS = {Method.ALL_TO_ALL: HEADS, Method.GATHER: TOKENS, Method.RING: TOKENS}
+_DIMS = {"all_to_all": HEADS, "gather": TOKENS, "ring": TOKENS, ZIGZAG: TOKENS}
 """By method, the dim of attention's result that the axis shards."""
 
 
 def fitting(strategies: Sequence[Strategy], method: str | None) -> Sequence[Strategy]:
     """Those of the method; without one, all that need not be asked for."""
-    is_ring = method == Method.RING
+    is_ring, is_zigzag = method in ("ring", ZIGZAG), method == ZIGZAG
     asked = [each for each in strategies if (each.lowering is Lowering.RING) == is_ring]
-    return asked if method is None else [each for each in asked if each.outputs[0] == Shard(_DIMS[Method(method)])]
+    if method is None:
+        return asked
+    results = [(each, each.outputs[0]) for each in asked]
+    return [
+        each
+        for each, out in results
+        if isinstance(out, Shard) and out.dim == _DIMS[method] and is_zigzag == bool(out.blocks)
+    ]
 
 
 def nested_inside(methods: Mapping[str, str], mesh: Mesh) -> list[Placement]:
@@ -49,7 +56,8 @@ def returned(
     targets = []
     made = list(zip(results, placements, strict=True))
     for value, placement in made[: 1 if name == ATTENTION[0] else None] if methods else []:
-        moved = [] if placement is None else [axis for axis in methods if placement.on(axis) != Shard(TOKENS)]
+        axes = [] if placement is None else placement.dims[TOKENS]
+        moved = [axis for axis in methods if axis not in axes]
         if placement is None or not moved:
             continue
         by_axis = {axis: Shard(TOKENS) if axis in moved else placement.on(axis) for axis, _ in mesh}

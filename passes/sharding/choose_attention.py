@@ -11,7 +11,8 @@ For `all_to_all`, ranks share heads. Where heads of keys are fewer than ranks, e
 divide, if there is more than one; its gradient is the sum of those of its copies. Heads of queries that ranks cannot
 share are refused (E0406).
 
-Tokens that a ring cannot divide are refused (E0406) too.
+Tokens that a ring cannot divide are refused (E0406) too. With `layout zigzag` inputs are brought to it at the start of
+main (`zigzag_inputs.py`), and the op's method is "zigzag".
 
 Source: DeepSpeed-Ulysses (arXiv:2309.14509) for all_to_all, Ring Attention (arXiv:2310.01889) for ring, the Llama 3
 report (arXiv:2407.21783), section 3.3.2, for gather.
@@ -25,14 +26,14 @@ from dataclasses import dataclass
 from math import lcm, prod
 from typing import ClassVar
 
-from ...dsl.attention import Attention, Method
+from ...dsl.attention import Attention, Layout, Method
 from ...dsl.plan import Plan
-from ...ir.attention_methods import ATTENTION, set_methods
+from ...ir.attention_methods import ATTENTION, ZIGZAG, set_methods
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
-from ...ir.module import Level, Module, entry
+from ...ir.module import Level, Module, Record, argument_records, entry
 from ...ir.operations import Call, build
-from ...ir.placement import Mesh
+from ...ir.placement import Mesh, Placement
 from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
@@ -40,6 +41,7 @@ from ..plan_effects import key_of
 from ..rewriting import Emitter, Site, site_weights, sites
 from .attention_methods import HEADS, TOKENS, refused
 from .tied_dims import TiedDims
+from .zigzag_inputs import cut_zigzag
 
 _GROUPS = 2
 """The dim that the copies of a head get."""
@@ -65,6 +67,9 @@ class ChooseAttention(Pass):
             for axis, method in choice.methods.items():
                 remarks.applied(f"{method} over {axis}", site.origin, weights[site.function])
         obeyed = {axis for choice in choices for axis in choice.methods}
+        zigzag = {axis for choice in choices for axis, method in choice.methods.items() if method == ZIGZAG}
+        if zigzag:
+            cut_zigzag(module, zigzag)
         return Report(len(obeyed), remarks.remarks(), self._effects(module.mesh, obeyed))
 
     def _effects(self, mesh: Mesh, obeyed: set[str]) -> dict[str, str]:
@@ -82,12 +87,11 @@ class _CutDims:
 
     def __init__(self, module: Module) -> None:
         self._tied = TiedDims(module)
-        arguments = entry(module.functions()["main"]).arguments
-        placements = [from_mlir(argument.type).placement_on(module.mesh) for argument in arguments]
+        main = module.functions()["main"]
         self._axes = {
             (argument, dim): axes
-            for argument, placement in zip(arguments, placements, strict=True)
-            for dim, axes in enumerate(placement.dims)
+            for argument, record in zip(entry(main).arguments, argument_records(main), strict=True)
+            for dim, axes in enumerate(_computed(argument, record, module.mesh).dims)
             if axes
         }
 
@@ -95,6 +99,11 @@ class _CutDims:
         """The axes that shard an argument's dim to which this one is tied."""
         found = [axes for cut, axes in self._axes.items() if self._tied.dims_are_tied(cut, (value, dim))]
         return {axis for axes in found for axis in axes}
+
+
+def _computed(argument: Value, record: Record, mesh: Mesh) -> Placement:
+    """The placement in which an argument is computed with."""
+    return from_mlir(argument.type).placement_on(mesh).without(record.get("stored", ()))
 
 
 @dataclass(frozen=True)
@@ -120,10 +129,14 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
     if len(shape) != 4:
         return _Choice({})
     sizes, tokens = dict(plan.mesh.axes), cut.axes(query, TOKENS)
-    chosen = [(axis, each) for each in plan.attention for axis in each.axes if axis in tokens and sizes[axis] > 1]
-    methods = {axis: str(statement.method) for axis, statement in chosen}
+    methods = {
+        axis: ZIGZAG if statement.layout is Layout.ZIGZAG else str(method)
+        for statement in plan.attention
+        for axis, method in statement.methods.items()
+        if axis in tokens and sizes[axis] > 1
+    }
     _check_tokens(site, methods, sizes)
-    moved = [axis for axis, statement in chosen if statement.method is Method.ALL_TO_ALL]
+    moved = [axis for axis, method in methods.items() if method == Method.ALL_TO_ALL]
     if not moved:
         return _Choice(methods)
     over = [*sorted(cut.axes(query, HEADS) - {*moved}), *moved]
@@ -140,7 +153,7 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
 
 def _check_tokens(site: Site, methods: Mapping[str, str], sizes: Mapping[str, int]) -> None:
     """Raises E0406 for tokens of queries or keys that the ranks of a ring do not divide."""
-    ring = [axis for axis, method in methods.items() if method == Method.RING]
+    ring = [axis for axis, method in methods.items() if method in (Method.RING, ZIGZAG)]
     ranks = prod(sizes[axis] for axis in ring)
     for what, value in zip(("queries", "keys"), _operands(site.call), strict=False):
         tokens = from_mlir(value.type).shape[TOKENS]

@@ -180,12 +180,12 @@ class FunctionPlacement:
         return early, late_cause
 
     def _gather(self, op: Operation) -> None:
-        """Track a gather as a value of its own, so that no other use takes it for a copy of the parameter."""
+        """Track a gather, or an input cut otherwise, as a value of its own, which no other use takes for a copy."""
         stored, placement = self.values[op.operands[0]], from_mlir(op.results[0].type).placement_on(self.mesh)
         type_ = to_mlir(stored.type.placed(placement, self.mesh))
         [gathered] = build(Call(RESHARD, (stored.value,)), [type_], op.location)
         set_use(gathered.owner, use_of(op))
-        self.values.track(op.results[0], gathered, is_weight=True, is_early=stored.is_early)
+        self.values.track(op.results[0], gathered, is_weight=stored.is_weight, is_early=stored.is_early)
 
     def _cast_partial(self, call: Call, op: Operation) -> None:
         """Cast a gradient before its reduction: it keeps its placement and stays unreduced."""

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import pytest
 from stretto.dsl import Plan, PlanCode, PlanError
-from stretto.dsl.attention import Attention, Method
+from stretto.dsl.attention import Attention, Layout, Method
 
 MESH = "mesh (dp=2, cp=2, tp=2)\nshard inputs dim 1 over cp\n"
 
 
-@pytest.mark.parametrize("method", Method)
+def test_a_layout_is_printed_where_it_is_not_the_usual_one() -> None:
+    text = "attention over cp { method ring  layout zigzag }"
+    assert Plan.parse(MESH + text).attention == (Attention(("cp",), Method.RING, Layout.ZIGZAG),)
+    assert str(Plan.parse(MESH + text)).splitlines()[-1] == text
+    usual = Plan.parse(f"{MESH}attention over cp {{ layout contiguous  method ring }}")
+    assert str(usual).splitlines()[-1] == "attention over cp { method ring }"
+
+
+def test_two_axes_may_have_a_method_each() -> None:
+    text = "mesh (a=2, b=2)\nshard inputs dim 1 over a, b\nattention over a, b { method ring_all_to_all }"
+    [statement] = Plan.parse(text).attention
+    assert str(statement) == text.splitlines()[-1]
+    assert statement.methods == {"a": Method.RING, "b": Method.ALL_TO_ALL}
+
+
+@pytest.mark.parametrize("method", [Method.ALL_TO_ALL, Method.RING, Method.GATHER])
 def test_a_statement_prints_as_it_is_written(method: Method) -> None:
     line = f"attention over cp {{ method {method} }}"
     plan = Plan.parse(MESH + line)
@@ -32,12 +47,27 @@ def test_a_name_of_several_axes_stands_for_them() -> None:
         (
             "attention over cp { method state }",
             'attention cannot have the method "state" yet',
-            "write method all_to_all, method ring or method gather",
+            "write method all_to_all, method ring, method ring_all_to_all or method gather",
         ),
         (
             "attention over cp { method gather }\nattention over cp { method all_to_all }",
             'attention over "cp" has two methods',
             "keep one of the two statements",
+        ),
+        (
+            "attention over cp { method gather  layout zigzag }",
+            "the layout zigzag is for rings, whose work it balances: gather has no use for it",
+            "leave the layout out, or write method ring",
+        ),
+        (
+            "attention over cp { method ring  layout balanced }",
+            'attention cannot have the layout "balanced" yet',
+            "write layout contiguous or layout zigzag",
+        ),
+        (
+            "attention over cp { method ring_all_to_all }",
+            "ring_all_to_all is over two axes, not 1",
+            "name two axes, or write method ring or all_to_all",
         ),
         (
             "attention over tp { method gather }",

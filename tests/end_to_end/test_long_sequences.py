@@ -16,7 +16,10 @@ import stretto
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.dsl.plan import Plan
+from stretto.frontend.captured import Mode
 from stretto.ir.module import Module
+from stretto.ir.types import from_mlir
+from stretto.passes.rewriting import sites
 from stretto.passes.sharding.choose_attention import ChooseAttention
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.prover import prove
@@ -25,14 +28,15 @@ from stretto.runtime.threads.rendezvous import Call
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..subsets import only, some
+from ..subsets import only
 from .checking import assert_equal, assert_report, compiled, compiled_model
 from .models import MODELS, Case, Size, plan
 from .test_token_sharding import HEADS_OVER_TP, GroupedAttention
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
 BATCH, N, HEAD = 3, 8, 4
-METHODS = ("all_to_all", "ring", "gather")
+ZIGZAG = "ring  layout zigzag"
+METHODS = ("all_to_all", "ring", ZIGZAG, "gather")
 
 
 @cache
@@ -90,17 +94,48 @@ def test_gather_gathers_keys_and_values_and_scatters_the_sums_of_their_gradients
     assert sent == {"all_gather": one_way, "reduce_scatter": one_way}
 
 
+@pytest.mark.parametrize("method", only([ZIGZAG], ["ring", ZIGZAG]))
 @pytest.mark.parametrize(("heads", "ranks"), only([((4, 2), 2)], [((4, 2), 2), ((8, 2), 4), ((8, 8), 4)]))
 def test_a_ring_passes_keys_and_values_once_round_and_in_the_backward_their_gradients_too(
-    heads: tuple[int, int], ranks: int, sent: Counter[str]
+    heads: tuple[int, int], ranks: int, method: str, sent: Counter[str]
 ) -> None:
     """Forward 2 g N (P-1) / P, backward twice as much: the own block comes last (arXiv:2310.01889, section 3).
 
     With the own block first, as in the paper, gradients would pass P times.
     """
-    _step(heads, _plan(f"cp={ranks}", "ring"))
+    _step(heads, _plan(f"cp={ranks}", method))
     once = 2 * heads[1] * N * HEAD * BATCH * (ranks - 1) // ranks
     assert sent == {"permute": 3 * once}
+
+
+@pytest.mark.slow
+def test_two_axes_send_as_the_ring_of_the_one_and_the_heads_of_the_other(sent: Counter[str]) -> None:
+    """Over A keys of 1/B of the heads and their gradients go round; over B it is Ulysses on 1/A of the tokens (USP,
+    arXiv:2405.07719, section 3)."""
+    text = _plan("a=2, cp=2", "ring_all_to_all", tokens="dim 1 over a, cp", over="a, cp")
+    _step((8, 4), text)
+    ring = 3 * 2 * 4 * N * HEAD * BATCH // 2 // 2
+    assert sent == {"permute": ring, "all_to_all": 2 * 2 * 12 * (N // 2) * HEAD * BATCH // 4}
+
+
+def _scores(ranks: int, method: str) -> int:
+    """How many scores the attentions of a rank compute for a row and a head, in the forward."""
+    texts: dict[str, str] = {}
+    compiled_model(
+        GroupedAttention(2, 2), {"x": torch.zeros(1, 16, 16)}, _plan(f"cp={ranks}", method), Mode.INFER,
+        after=lambda name, module: texts.update({name: module.text()}),
+    )  # fmt: skip
+    module = Module.parse(texts["partition-tensors"])
+    calls = [site.call for site in sites(module, ["nn.attention"])]
+    return sum(from_mlir(q.type).shape[2] * from_mlir(k.type).shape[2] for q, k, *_ in (call.args for call in calls))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_zigzag_computes_half_a_block_of_scores_at_each_step_on_every_rank(ranks: int) -> None:
+    block = (16 // ranks) ** 2
+    assert _scores(ranks, "ring") == ranks * block
+    assert _scores(ranks, ZIGZAG) == block + (ranks - 1) * block // 2
 
 
 @pytest.mark.slow
@@ -113,8 +148,8 @@ def test_a_ring_holds_two_blocks_of_keys_where_a_gather_holds_all() -> None:
         for method in METHODS
         for ranks in (2, 4)
     }
-    assert all(peaks["ring", ranks] < peaks["gather", ranks] / 2 for ranks in (2, 4))
-    assert all(peaks[method, 4] < 0.7 * peaks[method, 2] for method in METHODS)
+    assert all(peaks[ring, ranks] < peaks["gather", ranks] / 2 for ring in ("ring", ZIGZAG) for ranks in (2, 4))
+    assert all(peaks[method, 4] < 0.8 * peaks[method, 2] for method in METHODS)
 
 
 class Masked(nn.Module):
@@ -162,7 +197,7 @@ def test_masks_go_with_their_keys_and_rows_of_padding_alone_stay_what_they_are(
 @pytest.mark.parametrize(
     ("heads", "mesh", "method"),
     only(
-        [((8, 2), "cp=4", "all_to_all")],
+        [],
         [
             *(((8, 2), mesh, method) for mesh in ("cp=4", "tp=2, cp=2", "cp=2, tp=2") for method in METHODS),
             ((6, 1), "cp=2", "all_to_all"),
@@ -193,6 +228,7 @@ def test_attention_with_fewer_heads_of_keys_than_ranks_is_that_of_one_device(
         ("tp=2, cp=2", ()),
         ("dp=2, cp=2", ("zero 3 over dp, cp",)),
         ("pp=2, cp=2", ("pipeline over pp { microbatches 2 }",)),
+        ("pp=2, cp=2", ("pipeline over pp { microbatches 2  schedule zb-v }",)),
     ],
 )
 def test_a_language_model_trains_as_on_one_device(model: str, method: str, mesh: str, lines: Sequence[str]) -> None:
@@ -201,42 +237,62 @@ def test_a_language_model_trains_as_on_one_device(model: str, method: str, mesh:
     assert prove(compiled(_case(model), text).program).safe
 
 
-@pytest.mark.parametrize("tokens", some("dim 1 over cp, a", "dim 1 over a, cp"))
-def test_tokens_may_be_cut_over_two_axes_in_any_order(tokens: str) -> None:
-    text = _plan("a=2, cp=2", "all_to_all", tokens=tokens, over="a, cp")
-    assert_equal(_case("gpt"), text)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*METHODS, "ring_all_to_all"])
+@pytest.mark.parametrize(("mesh", "tokens"), [("a=2, cp=2", "a, cp"), ("cp=2, a=2", "a, cp"), ("a=2, cp=2", "cp, a")])
+def test_tokens_may_be_cut_over_two_axes_in_any_order(mesh: str, tokens: str, method: str) -> None:
+    assert_equal(_case("gpt"), _plan(mesh, method, tokens=f"dim 1 over {tokens}", over=tokens))
 
 
-def _refused(mesh: str, method: str, *lines: str) -> StrettoError:
+def _refused(plan: str, tokens: int = 8, nest: str = 'cp = "shard(2)"') -> StrettoError:
+    """What is said of attention over four heads of an input that is cut as `nest` says."""
+    whole = f"tensor<2x4x{tokens}x4xf32>"
+    placed = f"{whole[:-1]}, {{{nest}}}>"
+    parsed = Plan.parse(plan)
+    mesh = ", ".join(f'["{axis}", {size}]' for axis, size in parsed.mesh.axes)
+    text = f"""module attributes {{comm.level = "aten", comm.mesh = [{mesh}]}} {{
+      func.func @main(%q: {placed} {{aten.argument = {{index = 0, kind = "input", name = "q"}}}}) -> {whole} {{
+        %0:2 = "nn.attention"(%q, %q, %q) {{causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>}}
+          : ({placed}, {placed}, {placed}) -> ({whole}, tensor<2x4x{tokens}xf32>) loc(fused["mix", "model.py":7:0])
+        return %0#0 : {whole}
+      }}
+    }}"""
     with pytest.raises(StrettoError) as caught:
-        compiled_model(GroupedAttention(4, 2), {"x": torch.zeros(BATCH, N, 16)}, _plan(mesh, method, *lines))
+        ChooseAttention(parsed).run(Module.parse(text))
+    assert caught.value.code == "E0406"
     return caught.value
+
+
+def test_tokens_that_have_no_two_parts_for_each_rank_are_refused_for_zigzag() -> None:
+    error = _refused(_plan("cp=2", ZIGZAG), tokens=6)
+    assert error.message == 'input "q" has 6 tokens, which 2 ranks over cp cannot share zigzag'
+    assert error.expected == "expected a multiple of 4: two parts for each rank"
+
+
+def test_two_layouts_of_the_same_tokens_are_refused() -> None:
+    plan = _plan("a=2, cp=2", ZIGZAG, "attention over a { method ring }", tokens="dim 1 over a, cp")
+    error = _refused(plan, nest='a = "shard(2)", cp = "shard(2)"')
+    assert error.message == 'tokens of input "q" are cut over a, cp, of which a is not zigzag'
+    assert error.help == "name a, cp in one attention statement, or write layout contiguous"
 
 
 def test_tokens_that_a_ring_cannot_divide_are_refused_where_they_meet_it() -> None:
     """Inputs are refused before (E0401), but for those whose dims are dynamic."""
-    placed = 'tensor<2x4x9x4xf32, {cp = "shard(2)"}>'
-    operands = f"{placed}, {placed}, {placed}"
-    text = f"""module attributes {{comm.level = "aten", comm.mesh = [["cp", 2]]}} {{
-      func.func @main(%q: {placed}) -> tensor<2x4x9x4xf32> {{
-        %0:2 = "nn.attention"(%q, %q, %q) {{causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>}}
-          : ({operands}) -> (tensor<2x4x9x4xf32>, tensor<2x4x9xf32>) loc(fused["mix", "model.py":7:0])
-        return %0#0 : tensor<2x4x9x4xf32>
-      }}
-    }}"""
-    with pytest.raises(StrettoError) as caught:
-        ChooseAttention(Plan.parse(_plan("cp=2", "ring"))).run(Module.parse(text))
-    assert caught.value.code == "E0406" and str(caught.value.span) == "model.py:7:1"
-    assert "queries of 9 tokens, which the ring of 2 ranks over cp cannot divide" in caught.value.message
+    error = _refused(_plan("cp=2", "ring"), tokens=9)
+    assert str(error.span) == "model.py:7:1"
+    assert "queries of 9 tokens, which the ring of 2 ranks over cp cannot divide" in error.message
 
 
 def test_more_ranks_than_heads_are_refused_at_the_line_of_the_attention() -> None:
-    error = _refused("cp=8", "all_to_all")
-    assert (error.code, "4 heads, which 8 ranks over cp cannot share evenly" in error.message) == ("E0406", True)
-    assert error.span is not None and error.span.file.endswith("test_token_sharding.py")
+    error = _refused(_plan("cp=8", "all_to_all"))
+    assert error.message == "attention in mix has 4 heads, which 8 ranks over cp cannot share evenly"
+    assert str(error.span) == "model.py:7:1"
     assert error.help == "make cp smaller, or write method gather"
 
 
+@pytest.mark.slow
 def test_ranks_that_heads_are_cut_over_already_count() -> None:
-    error = _refused("cp=4, tp=2", "all_to_all", HEADS_OVER_TP)
-    assert "4 heads, which 8 ranks over tp, cp cannot share evenly" in error.message
+    with pytest.raises(StrettoError) as caught:
+        x = {"x": torch.zeros(BATCH, N, 16)}
+        compiled_model(GroupedAttention(4, 2), x, _plan("cp=4, tp=2", "all_to_all", HEADS_OVER_TP))
+    assert "4 heads, which 8 ranks over tp, cp cannot share evenly" in caught.value.message

@@ -16,7 +16,7 @@ from ....ir.dim_groups import dim_groups
 from ....ir.placement import AxisPlacement, Shard
 from .builders import dim, strategy
 from .call import Call
-from .strategy import Strategy, Tie
+from .strategy import Lowering, Strategy, Tie
 
 Blocks = tuple[int, ...]
 """The extents of a dim's blocks."""
@@ -27,7 +27,7 @@ def block_strategies(call: Call, strategies: Collection[Strategy], known: Collec
     found: list[Strategy] = []
     for blocks in known:
         found += [kept for each in strategies if (kept := _kept(call, each, blocks)) is not None]
-        rule = _RULES.get(call.op)
+        rule = _RULES.get(call.op) if min(blocks) > 0 else None
         found += [] if rule is None else rule(call, blocks)
     return found
 
@@ -35,17 +35,21 @@ def block_strategies(call: Call, strategies: Collection[Strategy], known: Collec
 def ends_of(blocks: Blocks) -> tuple[int, ...]:
     """Where blocks begin and end.
 
-    >>> ends_of((4, 1, 1))
-    (0, 4, 5, 6)
+    >>> ends_of((4, 1, 1)), ends_of((4, -4))
+    ((0, 4, 5, 6), (0, 4, 8))
     """
-    return (0, *accumulate(blocks))
+    return (0, *accumulate(map(abs, blocks)))
 
 
 def _kept(call: Call, candidate: Strategy, blocks: Blocks) -> Strategy | None:
-    """The strategy on blocks, where all that it shards are dims of the blocks' extent; else None."""
+    """The strategy on blocks, where all that it shards are dims of the blocks' extent; else None.
+
+    A ring knows the zigzag of two blocks, of which the second is reversed.
+    """
     sides = [*zip(call.outputs, candidate.outputs, strict=True), *zip(call.inputs, candidate.inputs, strict=True)]
     extents = {m.shape[p.dim] for m, p in sides if m is not None and isinstance(p, Shard)}
-    if extents != {sum(blocks)} or candidate.ties or candidate.lowering is not None:
+    is_known = candidate.lowering is None or (candidate.lowering is Lowering.RING and min(blocks) < 0)
+    if extents != {sum(map(abs, blocks))} or candidate.ties or not is_known:
         return None
     outputs = tuple(None if p is None else _blocked(p, blocks) for p in candidate.outputs)
     return replace(candidate, outputs=outputs, inputs=tuple(_blocked(p, blocks) for p in candidate.inputs))

@@ -150,9 +150,13 @@ def test_a_written_schedule_is_passed_over() -> None:
 
 def test_methods_of_attention_are_read_and_compared() -> None:
     plan = PlanText.of("mesh (a=2, b=2)\naxes cp = b, a\nattention over cp {\n method gather }")
-    assert plan.attention == {"b": "gather", "a": "gather"}
+    assert plan.attention == [(("b", "a"), "gather")]
     text = "mesh (cp=2)\nshard inputs dim 1 over cp\nattention over cp { method all_to_all }"
     program = compiled_model(GroupedAttention(4, 2), {"x": torch.zeros(2, 8, 16)}, text, loss_only=True).program
     assert [*attention_facts(program, PlanText.of(text))] == [("attention over cp", "all_to_all", "all_to_all")]
     other = PlanText.of(text.replace("all_to_all", "gather"))
     assert [*attention_facts(program, other)] == [("attention over cp", "no all_gather", "all_gather")]
+    both = PlanText.of("mesh (a=2, cp=2)\nattention over a, cp { method ring_all_to_all }")
+    assert [*attention_facts(program, both)] == [
+        ("attention over a", "no permute", "permute"), ("attention over cp", "all_to_all", "all_to_all")
+    ]  # fmt: skip

@@ -82,10 +82,32 @@ module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activation
 
 // CHECK: %{{.+}}:2 = "nn.attention"(%arg0, %arg0, %arg0) {causal = true
 // CHECK: %[[H:.+]] = "aten.gt_tensor"
-// CHECK-NEXT: %[[M:.+]] = "aten.where_scalarself"(%[[H]], %{{.+}}) {{.*}} -> tensor<1x1xf32>
+// CHECK: %[[M:.+]] = "aten.where_scalarself"(%[[H]], %{{.+}}) {{.*}} -> tensor<1x1xf32>
 // CHECK-NEXT: %{{.+}}:2 = "nn.attention"(%arg0, %{{.+}}, %{{.+}}, %[[M]], {{.*}}) {causal = false
 module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activations = [], comm.tokens = array<i64>} {
   func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0:2 = "nn.attention"(%q, %q, %q) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    return %0#0 : tensor<3x4x8x4xf32>
+  }
+}
+
+// -----
+
+// Zigzag: an input is brought to it once. Behind propagation and partition, a step is two attentions of half the queries
+// on half the keys; which operands the second one has, the order of the two ranks says.
+
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/zigzag.plan},propagate-placements,partition-tensors" %s | filecheck %s
+
+// CHECK: %[[G:.+]] = "comm.all_gather"(%arg0)
+// CHECK: %[[Z:.+]] = "aten.cat_default"({{.*}} -> tensor<3x4x4x4xf32, {comm.blocks = [array<i64: 2, 4, -4>], cp = "shard(2)"}>
+// CHECK: %[[O:.+]]:2 = "nn.attention"(%[[Z]], %[[Z]], %[[Z]]) {causal = true
+// CHECK: %[[K:.+]] = "comm.permute"(%[[Z]])
+// CHECK: %[[B:.+]] = "aten.lt_tensor"
+// CHECK: "nn.attention"({{.*}}causal = false{{.*}}(tensor<3x4x2x4xf32>, tensor<3x4x2x4xf32>, tensor<3x4x2x4xf32>)
+// CHECK: %[[Q:.+]] = "aten.where_self"(%[[B]], %{{.+}}, %{{.+}}) {{.*}} -> tensor<3x4x2x4xf32>
+// CHECK: "nn.attention"(%[[Q]], %{{.+}}, %{{.+}}) {causal = false
+module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}> {aten.argument = {index = 0, kind = "input", name = "q"}}) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
     %0:2 = "nn.attention"(%q, %q, %q) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
     return %0#0 : tensor<3x4x8x4xf32>
   }
