@@ -1,9 +1,8 @@
-"""The arguments of the loop's calls: copies, another batch, and the values of a constant."""
+"""The arguments of the loop's calls: copies, another batch, and inputs that require gradients."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,31 +18,14 @@ FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, Ar
 """What a model raises that does not take a constant."""
 
 
-def two_constants(model: nn.Module, arguments: Arguments) -> list[dict[str, Any]]:
-    """Two values for the first bool or integer that the forward takes and runs with in eager mode; else none."""
-    signature = inspect.signature(model.forward)
-    values = {name: parameter.default for name, parameter in signature.parameters.items()} | dict(arguments)
-    for name, value in values.items():
-        if isinstance(value, bool | int) and name in signature.parameters and name != "use_cache":
-            other = not value if isinstance(value, bool) else value + 1
-            if runs(model, {**arguments, name: other}):
-                return [{name: other}, {name: value}]
-    return []
-
-
-def runs(model: nn.Module, arguments: Arguments) -> bool:
-    """Whether a copy of the model takes the arguments in eager mode."""
-    return takes(copy.deepcopy(model), arguments)
-
-
 def runs_in_eval_mode(model: nn.Module, arguments: Arguments) -> bool:
     """Whether a copy of the model in eval mode takes the arguments in eager mode."""
     return takes(copy.deepcopy(model).eval(), arguments)
 
 
-def takes(probe: nn.Module, arguments: Arguments) -> bool:
+def takes(probe: nn.Module, arguments: Arguments, *, with_gradients: bool = False) -> bool:
     """Whether the model, whose buffers may change, takes the arguments in eager mode."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(with_gradients):
         try:
             UsersCall(fresh(arguments), False).results(probe, {}, lambda tensor: tensor)
         except FAILURES:
@@ -73,3 +55,16 @@ def halved(arguments: Arguments) -> Arguments:
 
     result: Arguments = pytree.tree_map(half, dict(arguments))
     return result
+
+
+def differentiated(model: nn.Module, arguments: Arguments) -> Arguments | None:
+    """The arguments with gradients wanted for every floating tensor; None if they are, or the model does not run so."""
+
+    def wanted(leaf: Any) -> Any:
+        is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.detach().requires_grad_() if is_floating else leaf
+
+    result: Arguments = pytree.tree_map(wanted, dict(arguments))
+    pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(dict(arguments)), strict=True)
+    is_other = any(a.requires_grad and not b.requires_grad for a, b in pairs if isinstance(a, Tensor))
+    return result if is_other and takes(copy.deepcopy(model), result, with_gradients=True) else None

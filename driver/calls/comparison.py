@@ -25,7 +25,8 @@ from ...runtime.checks.report import CALLS, TOLERANCES, CheckRow, Verdict
 from ...runtime.checks.rounding import Changes, changes, largest_changes, perturbation
 from ...runtime.program.program import Program
 from ..model.decorator import compile
-from .arguments import Arguments, runs_in_eval_mode, two_constants
+from .arguments import Arguments, differentiated, runs_in_eval_mode
+from .constants import varied_constants
 from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
 from .roles import Roles, roles_by_size
@@ -54,7 +55,10 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
     roles = roles_by_size(loaded.model, loaded.inputs, plan)
     trains = request.mode is Mode.TRAIN
     evaluates = trains and runs_in_eval_mode(loaded.model, loaded.inputs)
-    loop = Loop(loaded.inputs, trains, two_constants(loaded.model, loaded.inputs), evaluates)
+    loop = Loop(
+        loaded.inputs, trains, varied_constants(loaded.model, loaded.inputs), evaluates,
+        differentiated(loaded.model, loaded.inputs) if trains else None,
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the plan says to no effect was said when the program was compiled
         try:
@@ -64,7 +68,8 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
         eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
         rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs)]
-        refused = _unjudged(f"it refuses those from {side.refused}").rows if side.refused else ()
+        reasons = "; ".join(f"{phase}: {why}" for phase, why in side.refused.items())
+        refused = _unjudged(f"it refuses those from {reasons}").rows if reasons else ()
         return Calls((*rows, *refused), roles)
 
 
@@ -82,7 +87,8 @@ class _Eager:
     def rows(self, found: Recording) -> list[CheckRow]:
         """The rows of what the compiled model computed."""
         side = self._side(_itself)
-        return [*self._rows_of_values(found, self._record(side)), *_rows_of_differentiated(self.compiled, side)]
+        values = self._rows_of_values(found, self._record(side))
+        return [*values, *_rows_of_differentiated(self.compiled, side), *_rows_of_structures(self.compiled, side)]
 
     def _rows_of_values(self, found: Recording, own: Recording) -> list[CheckRow]:
         dtype = self._program.manifest.dtype
@@ -130,6 +136,16 @@ def _rows_of_differentiated(compiled: Side, eager: EagerSide) -> list[CheckRow]:
     return [
         CheckRow("output", f"{name} (differentiated)", math.inf, Verdict.DIFFERS, note) for name, note in notes.items()
     ]
+
+
+def _rows_of_structures(compiled: Side, eager: EagerSide) -> list[CheckRow]:
+    """A row for each way in which a result is not built as in eager mode, or has other plain values."""
+    pairs = zip(compiled.facts, eager.structures, strict=True)
+    notes = [own.difference(facts.structure) for facts, own in pairs if facts.structure is not None and own is not None]
+    return [
+        CheckRow("output", "result (structure)", math.inf, Verdict.DIFFERS, note)
+        for note in dict.fromkeys(notes) if note
+    ]  # fmt: skip
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -4,10 +4,12 @@
 - Two calls under `no_sync`, both before the first backward, and one after it: the gradients add up.
 - A call under `no_sync`, `model.zero_grad()`, and one call: the gradients of the first are gone.
 - `model.step` with a scale, where there is one scalar loss.
-- Calls with two constants, where the forward takes a bool or an integer.
-- A call after torch got another seed, where the forward draws random numbers.
+- Two calls for each kind of constant that the forward takes: with another value, and with the target's own.
+- Where the forward draws random numbers: a call after torch got another seed, and one after `set_random_state`.
+- A call with inputs that require gradients, where the target's own do not.
 - Calls under `no_grad` in train mode, where the forward draws or writes buffers: two, and one after another seed.
-- A call in eval mode under `no_grad`, where eager mode takes one.
+- A call in eval mode under `no_grad`, and one with gradients, where eager mode takes them.
+- A call after the weights were saved, changed and loaded.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from ...runtime.checks.random_values import tangent
 from ...runtime.checks.recording import Recording
 from ..check.users_call import UsersCall
 from .arguments import Arguments, fresh, halved
-from .sides import SCALE, SEEDS, Side
+from .constants import Constants
+from .sides import SCALE, SEEDS, STATE, Side
 
-_NO_GRAD, _EVAL = "no_grad", "eval"
-_WITHOUT_GRADIENTS = (_NO_GRAD, _EVAL)
-"""Phases that begin with a program of their own, which may be refused where that for training is not."""
+_NO_GRAD, _EVAL, _INPUTS, _SAVED = "no_grad", "eval", "inputs that require gradients", "saved weights"
+_WITH_GRADIENTS = "eval, with gradients"
+_REFUSABLE = (_NO_GRAD, _EVAL, _WITH_GRADIENTS, _INPUTS, _SAVED)
+"""Phases that may be refused where the program for training is not; then those are left out whose name begins so."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Loop:
 
     arguments: Arguments
     trains: bool
-    constants: Sequence[Arguments] = ()
-    """What some calls have in place of the target's arguments."""
+    constants: Sequence[Constants] = ()
+    """Calls with other constants."""
     evaluates: bool = False
     """Whether the model is called in eval mode, too."""
+    differentiated: Arguments | None = None
+    """The arguments with gradients wanted for inputs, if a call has them."""
 
     def record(self, side: Side) -> Recording:
         """What a side computes in each call. The sides get the same tangents."""
@@ -66,16 +72,16 @@ class Loop:
         with torch.random.fork_rng(devices=[]):
             for phase, calls in self._phases(side, random):
                 side.model.zero_grad()
-                if phase in _WITHOUT_GRADIENTS and side.refused.startswith(f"{phase}: "):
-                    break
+                if phase.startswith(tuple(side.refused)):
+                    continue
                 try:
                     with torch.set_grad_enabled(self.trains):
                         made = calls()
                 except StrettoError as error:
-                    if phase not in _WITHOUT_GRADIENTS:
+                    if phase not in (*_REFUSABLE, *(each.text for each in self.constants)):
                         raise
-                    side.refused = f"{phase}: {error.code}, {error.message}"
-                    break
+                    side.refused[phase] = f"{error.code}, {error.message}"
+                    continue
                 own = {name: p.grad for name, p in side.model.named_parameters() if p.grad is not None}
                 tensors = (found.outputs, made.outputs), (found.gradients, own | made.gradients)
                 for kept, named in (*tensors, (found.buffers, dict(side.model.named_buffers()))):
@@ -122,12 +128,20 @@ class Loop:
             side.seed(seed)
             return once(self.arguments)
 
+        def with_state() -> _Made:
+            side.set_random_state(STATE)
+            return once(self.arguments)
+
+        def restored() -> _Made:
+            side.restore_weights()
+            return once(self.arguments)
+
         def without_gradients(calls: Callable[[], _Made]) -> _Made:
             with torch.no_grad():
                 return calls()
 
         def evaluated() -> _Made:
-            with torch.no_grad(), _in_eval_mode(side.model):
+            with _in_eval_mode(side.model):
                 return once(self.arguments)
 
         yield "own weights", partial(once, self.arguments)
@@ -138,18 +152,23 @@ class Loop:
         if self.trains and len(side.facts[0].differentiated) == 1:
             yield f"step(scale={SCALE:g})", scaled
         for constants in self.constants:
-            text = ", ".join(f"{name}={value}" for name, value in constants.items())
-            yield text, partial(once, {**self.arguments, **constants})
+            yield constants.text, partial(once, constants.arguments)
+        if self.differentiated is not None:
+            yield _INPUTS, partial(once, self.differentiated)
         draws = side.facts[0].draws
         if draws:
             yield "another seed", partial(seeded, SEEDS[0])
+            yield "set_random_state", with_state
         if self.trains and (draws or side.facts[0].writes_buffers):
             yield _NO_GRAD, partial(without_gradients, partial(once, self.arguments))
             yield "no_grad, second call", partial(without_gradients, partial(once, halved(self.arguments)))
             if draws:
                 yield "no_grad, another seed", partial(without_gradients, partial(seeded, SEEDS[1]))
         if self.evaluates:
-            yield _EVAL, evaluated
+            yield _EVAL, partial(without_gradients, evaluated)
+            if side.facts[0].program.pipeline is None:  # a pipeline's forward runs the backward in train mode alone
+                yield _WITH_GRADIENTS, evaluated
+        yield _SAVED, restored
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ...runtime.checks.model_and_program import backward
 from ...runtime.checks.separate_microbatches import forward as forward_of_microbatches
@@ -18,12 +18,18 @@ from ...runtime.philox import RngState
 from ...runtime.program.program import Program
 from ...runtime.program.reference_records import Reference
 from ..check.eager_model import EagerModel
-from ..check.users_call import UsersCall
-from ..model.compiled_module import compiled_module, program_of
+from ..check.users_call import UsersCall, tensors_of
+from ..model.compiled_module import compiled_module, program_of, set_random_state
+from ..state.weights import load_weights, save_weights
 from .arguments import Arguments
+from .structures import Structure
 
 SCALE = 3.0
 """The scale of `model.step`: a fault that applies it twice, or not at all, differs."""
+STATE = RngState(seed=0x5EEF, step=7)
+"""An RNG state as a checkpoint has one, with another seed than torch's."""
+_MOVED = 0.75
+"""The factor by which weights change before saved ones are loaded."""
 SEEDS = (0x5EED, 0x5EEE)
 """Torch's other seeds: a model that goes on with the random numbers of an earlier one differs."""
 
@@ -37,6 +43,8 @@ class CallFacts:
     differentiated: tuple[int, ...]
     """Positions of the outputs that may be differentiated."""
     program: Program
+    structure: Structure | None = None
+    """That of the result; None where the call returns the loss alone, as `step` does."""
 
     @property
     def draws(self) -> bool:
@@ -58,8 +66,8 @@ class Side(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.facts: list[CallFacts] = []
-        self.refused = ""
-        """The first call without gradients that the compiled model refuses, and why; no later one is made."""
+        self.refused: dict[str, str] = {}
+        """Calls that the compiled model refuses, and why. Neither side makes them."""
 
     @abstractmethod
     def call(self, arguments: Arguments) -> list[Tensor]:
@@ -77,6 +85,28 @@ class Side(ABC):
         """Give torch another seed."""
         torch.manual_seed(seed)
 
+    @abstractmethod
+    def set_random_state(self, state: RngState) -> None:
+        """Give the next forward that draws this state."""
+
+    def restore_weights(self) -> None:
+        """Save the weights, change all parameters and buffers, and load the weights."""
+        with TemporaryDirectory(prefix="stretto") as folder:
+            self.save_weights(Path(folder) / "weights.safetensors")
+            with torch.no_grad():
+                for tensor in (*self.model.parameters(), *self.model.buffers()):
+                    if tensor.is_floating_point():
+                        tensor.mul_(_MOVED)
+            self.load_weights(Path(folder) / "weights.safetensors")
+
+    @abstractmethod
+    def save_weights(self, path: Path) -> None:
+        """Keep parameters and persistent buffers."""
+
+    @abstractmethod
+    def load_weights(self, path: Path) -> None:
+        """Give parameters and persistent buffers the values that were kept."""
+
 
 class CompiledSide(Side):
     """The compiled model."""
@@ -85,9 +115,9 @@ class CompiledSide(Side):
 
     def call(self, arguments: Arguments) -> list[Tensor]:
         """See `Side.call`."""
-        outputs = _tensors_of(self.model(**arguments))
-        self._note()
-        return outputs
+        result = self.model(**arguments)
+        self._note(Structure.of(result))
+        return tensors_of(result)
 
     def step(self, arguments: Arguments) -> None:
         """See `Side.step`."""
@@ -98,11 +128,23 @@ class CompiledSide(Side):
         """See `Side.no_sync`."""
         return compiled_module(self.model).no_sync()
 
-    def _note(self) -> None:
+    def set_random_state(self, state: RngState) -> None:
+        """See `Side.set_random_state`."""
+        set_random_state(self.model, state)
+
+    def save_weights(self, path: Path) -> None:
+        """See `Side.save_weights`."""
+        save_weights(self.model, path)
+
+    def load_weights(self, path: Path) -> None:
+        """See `Side.load_weights`."""
+        load_weights(self.model, path)
+
+    def _note(self, structure: Structure | None = None) -> None:
         program, variant = program_of(self.model), compiled_module(self.model).last
         names = tuple(output.name or str(output.index) for output in program.results_of_kind("output"))
         losses = () if variant is None else variant.losses
-        self.facts.append(CallFacts(names, losses, program))
+        self.facts.append(CallFacts(names, losses, program, structure))
 
 
 class EagerSide(Side):
@@ -122,10 +164,13 @@ class EagerSide(Side):
     ) -> None:
         super().__init__(model)
         self._compute, self._raised, self._whole = compute, raised, whole
-        self._to_come, self.refused = list(compiled.facts), compiled.refused
+        self._to_come, self.refused = list(compiled.facts), dict(compiled.refused)
         self._seed, self._forwards = torch.initial_seed(), 0
         self.differentiable: list[tuple[int, ...]] = []
         """By call, the positions of the outputs that eager mode lets one differentiate."""
+        self.structures: list[Structure | None] = []
+        """By call, that of the result; None where each microbatch has a result of its own."""
+        self._kept: Mapping[str, Tensor] = {}
 
     def call(self, arguments: Arguments) -> list[Tensor]:
         """See `Side.call`."""
@@ -145,6 +190,7 @@ class EagerSide(Side):
         self._forwards += eager.forwards if facts.draws else 0
         self.facts.append(facts)
         self.differentiable.append(_differentiable(outputs))
+        self.structures.append(Structure.of(eager.result) if eager.forwards == 1 else None)
         return outputs
 
     def _with_whole_inputs(self, reference: Reference, tensors: Mapping[int | None, Tensor]) -> Reference:
@@ -161,6 +207,18 @@ class EagerSide(Side):
         super().seed(seed)
         self._seed, self._forwards = torch.initial_seed(), 0
 
+    def set_random_state(self, state: RngState) -> None:
+        """See `Side.set_random_state`."""
+        self._seed, self._forwards = state.seed, state.step
+
+    def save_weights(self, path: Path) -> None:
+        """See `Side.save_weights`; in memory."""
+        self._kept = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def load_weights(self, path: Path) -> None:
+        """See `Side.load_weights`; from memory."""
+        self.model.load_state_dict(self._kept)
+
     def step(self, arguments: Arguments) -> None:
         """See `Side.step`."""
         [position] = self._to_come[0].differentiated
@@ -173,8 +231,3 @@ def _differentiable(outputs: Sequence[Tensor]) -> tuple[int, ...]:
     required = [position for position, output in enumerate(outputs) if output.requires_grad]
     floating = [position for position in required if outputs[position].is_floating_point()]
     return tuple([position for position in floating if not outputs[position].dim()] or floating)
-
-
-def _tensors_of(result: Any) -> list[Tensor]:
-    """The tensors of what a forward returned, each once, in their order."""
-    return list({id(leaf): leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)}.values())

@@ -24,7 +24,7 @@ from ...runtime.philox import RngState
 from ...runtime.program.reference import raised_dtype
 from .float64_kernels import InFloat64
 from .op_dtypes import OpDtypes, dtype_rows
-from .users_call import UsersCall
+from .users_call import UsersCall, tensors_of
 
 
 class EagerModel(OneDevice):
@@ -58,6 +58,8 @@ class EagerModel(OneDevice):
         self._state_of = state_of
         self._buffers = buffers
         self._undeclared: dict[str, Tensor] = {}
+        self.result: Any = None
+        """What the last forward returned."""
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         self._own_dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
         self._model = model.double() if raised else model
@@ -82,14 +84,14 @@ class EagerModel(OneDevice):
         with _python_randomness(self._step):
             if not self._raised:
                 with ProgramDraws(state), self._dtypes:
-                    outputs = self._call.results(self._model, inputs_by_name, _itself)
+                    self.result = self._call.result(self._model, inputs_by_name, _itself)
             else:
                 with _float64(self._own_dtype), ProgramDraws(state, raised_dtype):
-                    outputs = self._call.results(self._model, inputs_by_name, _raise_tensor)
+                    self.result = self._call.result(self._model, inputs_by_name, _raise_tensor)
         buffers = dict(self._model.named_buffers())
         self._refuse_other_changes(before, buffers)
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
-        return outputs
+        return tensors_of(self.result)
 
     @property
     def forwards(self) -> int:

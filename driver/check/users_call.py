@@ -50,7 +50,11 @@ class UsersCall:
     def results(
         self, model: nn.Module, values: Mapping[str, Tensor], alter: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
-        """The tensors of the result, each once, in their order; of an argument's tensors, those in `values` stand in.
+        """The tensors of the result, each once, in their order. See `result`."""
+        return tensors_of(self.result(model, values, alter))
+
+    def result(self, model: nn.Module, values: Mapping[str, Tensor], alter: Callable[[Tensor], Tensor]) -> Any:
+        """What the model returns; of the arguments' tensors, those in `values` are replaced.
 
         `alter` is applied to every tensor of the arguments.
         """
@@ -65,11 +69,15 @@ class UsersCall:
             result = model(**arguments)
         else:
             result = torch.func.functional_call(model, _casts(model, self.compute), (), arguments)
-        leaves = pytree.tree_leaves(_loss(result) if self.loss_only else result)
-        return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+        return _loss(result) if self.loss_only else result
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.compute) if self.compute is not None and tensor.is_floating_point() else tensor
+
+
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors of what a forward returned, each once, in their order."""
+    return list({id(leaf): leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)}.values())
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.utils._pytree as pytree
 from stretto.diagnostics import StrettoError
 from stretto.driver.calls.comparison import compare_calls
 from stretto.driver.calls.compile_check import checked_record, show_checked
+from stretto.driver.calls.constants import varied_constants
+from stretto.driver.calls.loop import Loop
 from stretto.driver.compile.compile_target import CompileJob, compile_target
 from stretto.driver.model import compiled_module, variants
 from stretto.driver.model.rng_state import ModelRngState
+from stretto.driver.state import state_tensors
 from stretto.dsl.plan import Plan
 from stretto.frontend.capture import capture, traced
-from stretto.frontend.captured import Mode
+from stretto.frontend.capture.call import BoundCall
+from stretto.frontend.captured import Mode, OutputTree, TensorLeaf
+from stretto.frontend.targets.load_target import load_target
 from stretto.frontend.targets.target import Request
 from stretto.passes.partition import vocabulary
 from stretto.passes.sharding import check_batch
@@ -83,6 +90,19 @@ class Table(Layers):
         for layer in self.layers:
             x = torch.tanh(layer(x))
         return (x @ table.t()).logsumexp(-1).mean()
+
+
+class Kinds(Layers):
+    def forward(self, x, scale=1.5, how="sum", limit=None, options=(True, {"power": 2})):
+        hidden = self.layers[0](x) * scale if options[0] else self.layers[1](x)
+        if limit is not None:
+            hidden = hidden.clamp(max=limit)
+        hidden = hidden ** options[1]["power"]
+        return {"loss": hidden.sum() if how == "sum" else hidden.amax(), "scale": scale, "how": [how, None]}
+
+
+def kinds():
+    return Kinds(), {"x": torch.randn(8, 6), "scale": 1.5}
 
 
 class Pair(Layers):
@@ -170,11 +190,13 @@ def test_the_calls_of_a_right_model_are_equal(
     assert differing(found) == set()
     calls = {row.name.partition(" (")[2].removesuffix(")") for row in found if row.verdict is Verdict.EQUAL}
     trained = {"no_sync", "no_sync, zero_grad", "eval"} if mode is Mode.TRAIN else set()
+    trained |= {"eval, with gradients"} if mode is Mode.TRAIN and plan != ALONE else set()
+    trained |= {"inputs that require gradients"} if mode is Mode.TRAIN and target in ("everything", "layers") else set()
     scaled = {"step(scale=3)"} if mode is Mode.TRAIN and target != "pair" else set()
     constants = {"sharp=True", "sharp=False"} if target == "everything" else set()
-    seeds = {"another seed", "no_grad", "no_grad, second call", "no_grad, another seed"}
+    seeds = {"another seed", "set_random_state", "no_grad", "no_grad, second call", "no_grad, another seed"}
     seeds = seeds if target == "everything" and mode is Mode.TRAIN else set()
-    assert calls == {"own weights", "second call", *trained, *scaled, *constants, *seeds}
+    assert calls == {"own weights", "second call", "saved weights", *trained, *scaled, *constants, *seeds}
 
 
 def no_new_numbers(state: Any, session: Any) -> None:
@@ -192,6 +214,31 @@ def without_constants(right: Callable[..., Any]) -> Callable[..., Any]:
 
 def without_modes(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: replace(right(*args, **kwargs), training=())
+
+
+def without_floats(call: Any) -> tuple[str, str]:
+    return str(call.spec), repr([None if isinstance(leaf, float) else leaf for leaf in call.leaves])
+
+
+def tensors_alone(tree: Any, tensors: list[Any]) -> Any:
+    leaves = [tensors[leaf.index] if isinstance(leaf, TensorLeaf) else None for leaf in tree.leaves]
+    return pytree.tree_unflatten(leaves, tree.spec)
+
+
+def for_training_alone(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda held, call, plan: right(held, call, plan) if held.training[0] else Mode.INFER
+
+
+def without_differentiated_inputs(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: replace(right(*args, **kwargs), differentiable=())
+
+
+def parameters_alone(model: Any) -> Any:
+    return iter(model.named_parameters())
+
+
+def seen_is_the_states(state: ModelRngState, given: RngState) -> None:
+    state._state, state._seen = given, given.seed
 
 
 def minimum_for_maximum(right: Callable[..., Any]) -> Callable[..., Any]:
@@ -228,6 +275,25 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
         compiled_module.CompiledModule, "discard", lambda _: lambda module: None, "layers", DATA,
         {"no_sync, zero_grad"},
     ),
+    "floats do not tell calls apart": (
+        BoundCall, "structure", lambda _: property(without_floats), "kinds", DATA, {"scale=0.75"},
+    ),
+    "plain values of the result are lost": (
+        OutputTree, "rebuild", lambda _: tensors_alone, "kinds", DATA, {"structure"},
+    ),
+    "a state that is set does not outlive torch's other seed": (
+        ModelRngState, "state", lambda right: property(right.fget, seen_is_the_states), "everything", DATA,
+        {"set_random_state"},
+    ),
+    "inputs that require a gradient later get none": (
+        compiled_module, "key_of", without_differentiated_inputs, "layers", DATA, {"inputs that require gradients"},
+    ),
+    "in eval mode nothing has a gradient": (
+        compiled_module, "mode_of", for_training_alone, "layers", DATA, {"differentiated"},
+    ),
+    "saved weights have no buffers": (
+        state_tensors, "_named", lambda _: parameters_alone, "everything", DATA, {"saved weights"},
+    ),
     "every call without gradients draws the same": (
         ModelRngState, "advance", no_step_without_grad, "everything", DATA,
         {"no_grad", "no_grad, second call", "no_grad, another seed"},
@@ -254,14 +320,38 @@ SLOW = (
 )  # fmt: skip
 
 
+FIRST_CALLS = ("own weights", "second call", "sharp=True", "eval, with gradients")
+"""Those that some of the others come after."""
+
+
+def make_these_calls(monkeypatch: pytest.MonkeyPatch, calls: Collection[str]) -> None:
+    """Of the loop's calls, as each may compile a program of its own."""
+    right = Loop._phases
+    monkeypatch.setattr(
+        Loop, "_phases", lambda *given: ((phase, call) for phase, call in right(*given) if phase in calls)
+    )
+
+
 @pytest.mark.parametrize("fault", only([fault for fault in FAULTS if fault not in SLOW], FAULTS))
 def test_a_fault_shows_in_a_call(fault: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, make, target, plan, calls = FAULTS[fault]
-    monkeypatch.setattr(owner, name, make(getattr(owner, name)))
+    make_these_calls(monkeypatch, {*FIRST_CALLS, *calls})
+    monkeypatch.setattr(owner, name, make(inspect.getattr_static(owner, name)))
     assert calls <= differing(rows(model, target, plan))
 
 
+def test_each_kind_of_constant_gets_another_value_with_which_eager_mode_returns_something_else(model: str) -> None:
+    loaded = load_target(f"{model}:kinds", Request(Mode.TRAIN))
+    calls = [each.text for each in varied_constants(loaded.model, loaded.inputs)]
+    assert calls == [
+        "options[0]=False", "options[0]=True", "options[1]['power']=3", "options[1]['power']=2", "scale=0.75",
+        "scale=1.5", "how='how'", "how='sum'", "limit=0.5", "limit=None",
+    ]  # fmt: skip
+
+
 def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_these_calls(monkeypatch, {"own weights"})
+
     def taken_for_valid(vocabulary_: Any, indices: Any) -> Any:
         return vocabulary_.own(indices)
 
@@ -274,6 +364,7 @@ def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: py
 def test_an_input_that_is_cut_for_its_size_alone_differs_from_the_whole_one(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    make_these_calls(monkeypatch, {"own weights"})
     plan = Path(model).with_name("my.plan")
     plan.write_text(ALONE)
     job = CompileJob(f"{model}:table", str(plan), str(plan.with_name("program")))
@@ -292,7 +383,7 @@ def test_an_input_that_is_cut_for_its_size_alone_differs_from_the_whole_one(
 def test_the_record_of_a_check_has_the_calls(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Path(model).with_name("my.plan")
     plan.write_text(DATA)
-    job = CompileJob(f"{model}:everything", str(plan), str(plan.with_name("program")))
+    job = CompileJob(f"{model}:layers", str(plan), str(plan.with_name("program")))
     program, _ = compile_target(job, checked_record)
     show_checked(program)
     assert program.manifest.checked["result"] == "passed" and program.manifest.checked["calls"] == "compared"
