@@ -31,6 +31,7 @@ from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
 from .roles import Roles, roles_by_size
 from .sides import CompiledSide, EagerSide, Side
+from .states import StateSteps
 
 _PERTURBATIONS = 2
 _STEPS = 1
@@ -68,9 +69,24 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
         eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
         rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs)]
+        rows += [] if trains else _rows_of_states(loaded.model, loaded.inputs, plan, side, roles)
         reasons = "; ".join(f"{phase}: {why}" for phase, why in side.refused.items())
         refused = _unjudged(f"it refuses those from {reasons}").rows if reasons else ()
         return Calls((*rows, *refused), roles)
+
+
+def _rows_of_states(model: nn.Module, arguments: Arguments, plan: Plan, before: Side, roles: Roles) -> list[CheckRow]:
+    """The rows of steps in which the buffers that the forward writes are states (`states.py`)."""
+    written = tuple(buffer.name for buffer in before.facts[0].program.results_of_kind("buffer"))
+    if not written:
+        return []
+    steps = StateSteps.of(model, arguments, written)
+    try:
+        side = CompiledSide(compile(copy.deepcopy(model), plan=plan, states=written))
+        found = steps.record(side)
+    except StrettoError as error:
+        return list(_unjudged(f"it refuses the steps with states: {error.code}, {error.message}").rows)
+    return _Eager(model, steps, side, compute_dtype(plan), roles).rows(found)
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ class _Eager:
     """The eager side of the loop."""
 
     model: nn.Module
-    loop: Loop
+    loop: Loop | StateSteps
     compiled: Side
     """After its calls."""
     compute: torch.dtype | None
