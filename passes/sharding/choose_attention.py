@@ -7,9 +7,9 @@ Before (tokens over cp=4, keys of two heads)    After, with `attention over cp {
 An attention is found by its operation, and its axes by the inputs: those that shard a dim to which operations tie the
 tokens of its queries (`tied_dims.py`). `propagate-placements` then chooses among the strategies of the method.
 
-For `all_to_all`, ranks share heads. Where heads of keys are fewer than ranks, each is repeated as often as makes them
-divide, if there is more than one; its gradient is the sum of those of its copies. Heads of queries that ranks cannot
-share are refused (E0406).
+Where the model repeats heads of keys for the queries that share them, attention reads the heads themselves. For
+`all_to_all`, ranks share heads; where heads of keys are fewer, each is repeated as often as makes them divide, if there
+is more than one (`shared_heads.py`). Heads of queries that ranks cannot share are refused (E0406).
 
 Tokens that a ring cannot divide are refused (E0406) too. With `layout zigzag` inputs are brought to it at the start of
 main (`zigzag_inputs.py`), and the op's method is "zigzag".
@@ -23,28 +23,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import lcm, prod
+from math import prod
 from typing import ClassVar
 
 from ...dsl.attention import Attention, Layout, Method
 from ...dsl.plan import Plan
 from ...ir.attention_methods import ATTENTION, ZIGZAG, set_methods
-from ...ir.bindings import Operation, Value, mlir
-from ...ir.dialects.context import context
+from ...ir.attributes import from_attribute, to_attribute
+from ...ir.bindings import Value
 from ...ir.module import Level, Module, Record, argument_records, entry
-from ...ir.operations import Call, build
 from ...ir.placement import Mesh, Placement
-from ...ir.types import TensorType, from_mlir
+from ...ir.types import from_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
+from ..layers.joint_layers import joined
 from ..plan_effects import key_of
-from ..rewriting import Emitter, Site, site_weights, sites
+from ..rewriting import Site, erase_unused, site_weights, sites
 from .attention_methods import HEADS, TOKENS, refused
+from .shared_heads import operands_of, share_heads
 from .tied_dims import TiedDims
 from .zigzag_inputs import cut_zigzag
 
-_GROUPS = 2
-"""The dim that the copies of a head get."""
+_RANKS = "ranks"
+"""The attribute of an op for `_Choice.ranks`, while the pass runs."""
+_VIEWS = ("aten.unsqueeze.default", "aten.expand.default", "aten.reshape.default", "aten.clone.default")
+"""What repeats heads, and is of no use where attention reads the heads themselves."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,21 @@ class ChooseAttention(Pass):
         remarks, weights, cut = CountedRemarks(self.name), site_weights(module), _CutDims(module)
         choices = [_choice(site, cut, self.plan) for site in sites(module, ATTENTION)]
         for site, choice in zip(sites(module, ATTENTION), choices, strict=True):
-            op = site.op if choice.copies == 1 else _with_copies(site, choice.copies)
-            set_methods(op, choice.methods)
+            set_methods(site.op, choice.methods)
+            if choice.methods:
+                site.op.attributes[_RANKS] = to_attribute(choice.ranks)
             for axis, method in choice.methods.items():
                 remarks.applied(f"{method} over {axis}", site.origin, weights[site.function])
         obeyed = {axis for choice in choices for axis in choice.methods}
+        with joined(module):
+            for site in sites(module, ATTENTION):
+                if _RANKS in site.op.attributes:
+                    ranks = int(from_attribute(site.op.attributes[_RANKS]))
+                    del site.op.attributes[_RANKS]
+                    if ranks:
+                        share_heads(site, ranks)
+        for function in module.functions().values():
+            erase_unused(function, _VIEWS)
         zigzag = {axis for choice in choices for axis, method in choice.methods.items() if method == ZIGZAG}
         if zigzag:
             cut_zigzag(module, zigzag)
@@ -112,19 +125,13 @@ class _Choice:
 
     methods: Mapping[str, str]
     """By axis, in the plan's order; none where no axis of more than one rank cuts the tokens."""
-    copies: int = 1
-    """How often each head of keys and values is repeated."""
-
-
-def _operands(call: Call) -> list[Value]:
-    """Queries, keys and values of an attention or its backward: (batch, heads, tokens, head size)."""
-    first = ATTENTION.index(call.name)
-    return list(call.args[first : first + 3])
+    ranks: int = 1
+    """How many ranks share its heads; 0 where they do not divide them, and heads stay as they are."""
 
 
 def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
     """The methods of an attention. Raises E0406 for heads that the ranks cannot share."""
-    query, key, _ = _operands(site.call)
+    query, *_ = operands_of(site.call)
     shape = from_mlir(query.type).shape
     if len(shape) != 4:
         return _Choice({})
@@ -137,25 +144,23 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
     }
     _check_tokens(site, methods, sizes)
     moved = [axis for axis, method in methods.items() if method == Method.ALL_TO_ALL]
-    if not moved:
-        return _Choice(methods)
     over = [*sorted(cut.axes(query, HEADS) - {*moved}), *moved]
-    ranks, heads, groups = prod(sizes[axis] for axis in over), shape[HEADS], from_mlir(key.type).shape[HEADS]
-    if heads % ranks:
+    ranks, heads = prod(sizes[axis] for axis in over), shape[HEADS]
+    if heads % ranks and moved:
         raise refused(
             site.op,
             f"has {heads} heads, which {ranks} ranks over {', '.join(over)} cannot share evenly",
             f"expected ranks that divide {heads}",
             f"make {moved[-1]} smaller, or write method gather",
         )
-    return _Choice(methods, 1 if groups == 1 else lcm(groups, ranks) // groups)
+    return _Choice(methods, ranks if heads % ranks == 0 else 0)
 
 
 def _check_tokens(site: Site, methods: Mapping[str, str], sizes: Mapping[str, int]) -> None:
     """Raises E0406 for tokens of queries or keys that the ranks of a ring do not divide."""
     ring = [axis for axis, method in methods.items() if method in (Method.RING, ZIGZAG)]
     ranks = prod(sizes[axis] for axis in ring)
-    for what, value in zip(("queries", "keys"), _operands(site.call), strict=False):
+    for what, value in zip(("queries", "keys"), operands_of(site.call), strict=False):
         tokens = from_mlir(value.type).shape[TOKENS]
         if tokens % ranks:
             raise refused(
@@ -164,43 +169,3 @@ def _check_tokens(site: Site, methods: Mapping[str, str], sizes: Mapping[str, in
                 f"expected a multiple of {ranks}",
                 "pad the sequence, make the ring smaller, or write method gather",
             )
-
-
-def _with_copies(site: Site, copies: int) -> Operation:
-    """The operation on `copies` of each head of keys and values, in place of this one; their gradients are summed."""
-    call, [_, key, value] = site.call, _operands(site.call)
-    types = [result.type for result in site.op.results]
-    with context(), mlir.InsertionPoint(site.op):
-        wide = {each: _copied(site.emitter, each, copies) for each in (key, value)}
-        is_backward = call.name != ATTENTION[0]
-        if is_backward:
-            types[1:] = [wide[key].type, wide[value].type]
-        arguments = [wide.get(each, each) for each in call.values()]
-        results: list[Value] = build(call.replace_values(arguments), types, site.op.location)
-        made: Operation = results[0].owner
-        if is_backward:
-            results[1:] = [_summed(site.emitter, result, copies) for result in results[1:]]
-    site.replace(*results)
-    return made
-
-
-def _copied(emitter: Emitter, value: Value, copies: int) -> Value:
-    """(batch, heads, tokens, size) with each head `copies` times, one after the other."""
-    type_ = from_mlir(value.type)
-    batch, heads, *rest = type_.shape
-    apart, wide = (batch, heads, 1, *rest), (batch, heads, copies, *rest)
-    value = emitter.op("aten.unsqueeze.default", value, _GROUPS, type=TensorType(type_.dtype, apart))
-    value = emitter.op("aten.expand.default", value, list(wide), type=TensorType(type_.dtype, wide))
-    merged = (batch, heads * copies, *rest)
-    return emitter.op("aten.reshape.default", value, list(merged), type=TensorType(type_.dtype, merged))
-
-
-def _summed(emitter: Emitter, value: Value, copies: int) -> Value:
-    """The sum over the copies of each head."""
-    type_ = from_mlir(value.type)
-    batch, heads, *rest = type_.shape
-    apart = (batch, heads // copies, copies, *rest)
-    value = emitter.op("aten.reshape.default", value, list(apart), type=TensorType(type_.dtype, apart))
-    return emitter.op(
-        "aten.sum.dim_IntList", value, [_GROUPS], type=TensorType(type_.dtype, (batch, heads // copies, *rest))
-    )

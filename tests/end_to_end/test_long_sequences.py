@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
+from math import prod
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from ..subsets import only
 from .checking import assert_equal, assert_report, compiled, compiled_model
 from .models import MODELS, Case, Size, plan
 from .test_token_sharding import HEADS_OVER_TP, GroupedAttention
+from .traffic import messages
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
 BATCH, N, HEAD = 3, 8, 4
@@ -116,6 +118,25 @@ def test_two_axes_send_as_the_ring_of_the_one_and_the_heads_of_the_other(sent: C
     _step((8, 4), text)
     ring = 3 * 2 * 4 * N * HEAD * BATCH // 2 // 2
     assert sent == {"permute": ring, "all_to_all": 2 * 2 * 12 * (N // 2) * HEAD * BATCH // 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_heads_of_keys_that_the_model_repeats_itself_are_sent_once(method: str) -> None:
+    """Hugging Face's Llama repeats two heads of keys for four of queries."""
+    moved = [m for m in messages(compiled(_case("llama"), _plan("cp=2", method))) if len(m.operand_shape) == 4]
+    elements = sum(prod(m.operand_shape) for m in moved)
+    one, layers = 2 * HEAD * N // 2 * 4, 2  # two heads of the rank's tokens; the queries have as many twice
+    both_ways = {"all_to_all": 2 * (2 * 2 + 2) * one, "ring": 6 * one, ZIGZAG: 6 * one, "gather": (2 + 2 * 2) * one}
+    assert elements == layers * both_ways[method]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_that_need_the_copies_of_the_model_keep_them(method: str) -> None:
+    text = plan("llama", "tp=4, cp=2", *_plan("tp=4, cp=2", method).split("\n")[1:])
+    case = MODELS["llama"](Size(batch=2, layers=1, **{**SIZE, "heads": 8, "head": 2}))
+    assert_equal(case, text)
 
 
 def _scores(ranks: int, method: str) -> int:

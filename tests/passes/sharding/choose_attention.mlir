@@ -112,3 +112,47 @@ module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activation
     return %0#0 : tensor<3x4x8x4xf32>
   }
 }
+
+// -----
+
+// The model repeats each of two heads for two queries. On a ring attention reads the two, and so do their gradients.
+
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/ring.plan}" %s | filecheck %s
+
+// CHECK: %[[O:.+]]:2 = "nn.attention"(%arg0, %arg1, %arg1)
+// CHECK-NEXT: %[[G:.+]]:3 = "nn.attention_backward"(%arg0, %arg0, %arg1, %arg1, %[[O]]#0, %[[O]]#1)
+// CHECK-NEXT: %[[V:.+]] = "aten.unsqueeze_default"(%[[G]]#2) {dim = 2 : i64}
+// CHECK-NEXT: return %[[O]]#0, %[[G]]#1, %[[V]]
+module attributes {comm.level = "aten", comm.mesh = [["cp", 2]]} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %k: tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x2x8x4xf32>, tensor<3x2x1x8x4xf32>) {
+    %0 = "aten.unsqueeze_default"(%k) {dim = 2 : i64} : (tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> tensor<3x2x1x8x4xf32>
+    %1 = "aten.expand_default"(%0) {size = array<i64: 3, 2, 2, 8, 4>} : (tensor<3x2x1x8x4xf32>) -> tensor<3x2x2x8x4xf32>
+    %2 = "aten.reshape_default"(%1) {shape = array<i64: 3, 4, 8, 4>} : (tensor<3x2x2x8x4xf32>) -> tensor<3x4x8x4xf32>
+    %3:2 = "nn.attention"(%q, %2, %2) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    %4:3 = "nn.attention_backward"(%q, %q, %2, %2, %3#0, %3#1) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>, tensor<3x4x8xf32>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>)
+    %5 = "aten.reshape_default"(%4#1) {shape = array<i64: 3, 2, 2, 8, 4>} : (tensor<3x4x8x4xf32>) -> tensor<3x2x2x8x4xf32>
+    %6 = "aten.sum_dim_intlist"(%5) {dim = array<i64: 2>, keepdim = false} : (tensor<3x2x2x8x4xf32>) -> tensor<3x2x8x4xf32>
+    %7 = "aten.reshape_default"(%4#2) {shape = array<i64: 3, 2, 2, 8, 4>} : (tensor<3x4x8x4xf32>) -> tensor<3x2x2x8x4xf32>
+    %8 = "aten.sum_dim_intlist"(%7) {dim = array<i64: 2>, keepdim = true} : (tensor<3x2x2x8x4xf32>) -> tensor<3x2x1x8x4xf32>
+    return %3#0, %6, %8 : tensor<3x4x8x4xf32>, tensor<3x2x8x4xf32>, tensor<3x2x1x8x4xf32>
+  }
+}
+
+// -----
+
+// Where something else reads the gradient of the copies, the backward keeps them.
+
+// CHECK: %[[W:.+]] = "aten.reshape_default"({{.*}} -> tensor<3x4x8x4xf32>
+// CHECK: "nn.attention"(%arg0, %arg1, %arg1)
+// CHECK: %[[G:.+]]:3 = "nn.attention_backward"(%arg0, %arg0, %[[W]], %[[W]],
+// CHECK-NEXT: return %{{.+}}, %[[G]]#1
+module attributes {comm.level = "aten", comm.mesh = [["cp", 2]]} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %k: tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>) {
+    %0 = "aten.unsqueeze_default"(%k) {dim = 2 : i64} : (tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> tensor<3x2x1x8x4xf32>
+    %1 = "aten.expand_default"(%0) {size = array<i64: 3, 2, 2, 8, 4>} : (tensor<3x2x1x8x4xf32>) -> tensor<3x2x2x8x4xf32>
+    %2 = "aten.reshape_default"(%1) {shape = array<i64: 3, 4, 8, 4>} : (tensor<3x2x2x8x4xf32>) -> tensor<3x4x8x4xf32>
+    %3:2 = "nn.attention"(%q, %2, %2) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    %4:3 = "nn.attention_backward"(%q, %q, %2, %2, %3#0, %3#1) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>, tensor<3x4x8xf32>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>)
+    return %3#0, %4#1 : tensor<3x4x8x4xf32>, tensor<3x4x8x4xf32>
+  }
+}
