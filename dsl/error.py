@@ -56,6 +56,8 @@ class MemoryCode(StrEnum):
 
     BAD_RECOMPUTE = "E0135"
     DOES_NOT_FIT = "E0136"
+    BAD_SPLIT = "E0137"
+    NO_CHUNKS = "E0138"
 
 
 class RoutingCode(StrEnum):

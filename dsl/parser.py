@@ -12,6 +12,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from .attention import Attention, read_attention
 from .axes import NamedAxes, read_axes
 from .memory.recompute import Recompute, read_recompute
+from .memory.split import Split, read_split
 from .mesh import Mesh, read_mesh
 from .pipeline import Pipeline, read_pipeline
 from .precision import Precision, read_precision
@@ -29,6 +30,7 @@ Statement = (
     | Zero
     | Attention
     | Recompute
+    | Split
     | Experts
     | ShardActivations
     | ShardInputs
@@ -47,6 +49,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "zero": read_zero,
     "attention": read_attention,
     "recompute": read_recompute,
+    "split": read_split,
     "experts": read_experts,
     "precision": read_precision,
     "pipeline": read_pipeline,

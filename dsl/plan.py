@@ -10,8 +10,10 @@ from ..diagnostics import Span
 from ..diagnostics.bounded_files import read_file
 from .attention import Attention, check_attention
 from .axes import NamedAxes, check_names, with_axes_of_mesh
-from .error import MemoryCode, PlanCode, PlanError
+from .error import PlanCode, PlanError
+from .memory.checks import check_memory
 from .memory.recompute import Recompute
+from .memory.split import Split
 from .mesh import Mesh
 from .parser import Statement, parse_statements
 from .pipeline import MICROBATCH_AXIS, Pipeline
@@ -70,7 +72,7 @@ class Plan:
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
-        self._check_recompute()
+        check_memory(self.statements, self.pipeline)
         if self.pipeline is not None:
             self._check_pipeline_axis(self.pipeline)
 
@@ -140,6 +142,11 @@ class Plan:
     def recomputed(self) -> tuple[Recompute, ...]:
         """The statements about what the backward computes again, in order."""
         return tuple(statement for statement in self.statements if isinstance(statement, Recompute))
+
+    @property
+    def split(self) -> Split | None:
+        """The statement about the chunks of the loss, if any."""
+        return next((statement for statement in self.statements if isinstance(statement, Split)), None)
 
     @property
     def memory(self) -> int | None:
@@ -259,18 +266,6 @@ class Plan:
                     span=statement.places.axis(statement.axes.index(axis)),
                     notes=(("it is made the pipeline axis here", pipeline.places.axis(0)),),
                     help="shard over another axis; the pipeline axis may shard only vocab",
-                )
-
-    def _check_recompute(self) -> None:
-        """The memory of a pipeline follows from its schedule, which is not known where `auto` chooses."""
-        for statement in self.recomputed:
-            if statement.is_automatic and self.pipeline is not None:
-                raise PlanError(
-                    MemoryCode.BAD_RECOMPUTE,
-                    '"auto" chooses for a step without a pipeline',
-                    span=statement.span,
-                    notes=(("the pipeline is here", self.pipeline.span),),
-                    help="name modules or kinds of operations, such as attention",
                 )
 
     def _batch_note(self, axis: str) -> tuple[str, Span | None]:

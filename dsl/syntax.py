@@ -14,7 +14,7 @@ from .spelling import did_you_mean, listed, shortened
 
 STATEMENTS = {
     "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "ZERO": "zero", "ATTENTION": "attention",
-    "RECOMPUTE": "recompute", "EXPERTS": "experts", "PRECISION": "precision", "PIPELINE": "pipeline",
+    "RECOMPUTE": "recompute", "SPLIT": "split", "EXPERTS": "experts", "PRECISION": "precision", "PIPELINE": "pipeline",
     "SCHEDULE": "schedule",
 }  # fmt: skip
 """The first keyword of each kind of statement, by terminal."""
@@ -35,6 +35,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "FORMAT": ("a format such as bf16",),
     "ATTENTION_ITEM": ("method", "layout"),
     "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
+    "SPLIT_SUBJECT": ("loss",),
+    "INTO": ('"into"',),
     "KIND": ("a kind of operation such as attention",),
     "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),
     "EXPERTS_CLAUSE": ("capacity", "bound"),
@@ -57,7 +59,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 """What messages call each terminal, in the order in which they list them."""
 
-KEYWORDS = {"OVER": "over", "DIM": "dim"}
+KEYWORDS = {"OVER": "over", "DIM": "dim", "INTO": "into"}
 """Keywords inside statements, for spelling hints."""
 
 _CODE = re.compile(r'(?:"[^"]*"|[^"#])*')

@@ -13,6 +13,8 @@ from functools import lru_cache
 from .bindings import Location, Operation, mlir
 from .dialects.context import context
 
+SPLIT_LOSS = "split_loss"
+"""In place of an idiom: the operations that make scores in chunks, which the backward computes again."""
 _IDIOM = re.compile(r'idiom = "(?P<name>[a-z_]+)"')
 
 

@@ -16,6 +16,7 @@ from .base import Pass
 from .layers.fold_layers import FoldLayers
 from .manager import Step
 from .memory.recompute import Recompute
+from .memory.split_loss import SplitLoss
 from .normalize.bound_experts import BoundExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
@@ -104,7 +105,11 @@ def _cuts_experts(config: PipelineConfig) -> bool:
 
 
 def _recomputes(config: PipelineConfig) -> bool:
-    return bool(config.plan.recomputed)
+    return bool(config.plan.recomputed) or config.plan.split is not None
+
+
+def _splits_loss(config: PipelineConfig) -> bool:
+    return config.plan.split is not None
 
 
 def _per_microbatch(config: PipelineConfig) -> bool:
@@ -159,6 +164,8 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "blocks": (Entry(FindBlocks(), _shards_parameters),),
     # After normalisation, which makes layers equal; before placement, so that later passes cost per distinct layer.
     "fold": (Entry(FoldLayers()),),
+    # On global tensors, whose rows are chunks of one dim; behind folding, which leaves the head and the loss in main.
+    "chunk": (Entry(lambda config: SplitLoss(config.plan), _splits_loss),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
     # The check follows normalisation, after which more dims are seen to go together.
     "place": (

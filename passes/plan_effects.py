@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..dsl.axes import NamedAxes
 from ..dsl.memory.recompute import Recompute
+from ..dsl.memory.split import Split
 from ..dsl.parser import Statement
 from ..dsl.pipeline import MICROBATCH_AXIS, Pipeline
 from ..dsl.plan import Plan
@@ -50,7 +51,7 @@ class Decisions:
             elif isinstance(statement, NamedAxes):
                 unused = statement.name not in self.plan.used_names and statement.axes != implied_axes
                 effects[key_of(index)] = "no statement uses the name" if unused else ""
-            elif isinstance(statement, Precision | Pipeline | Recompute) or not statement.axes:
+            elif isinstance(statement, Precision | Pipeline | Recompute | Split) or not statement.axes:
                 continue
             elif isinstance(statement, Experts):
                 effects[key_of(index)] = self._why_no_experts(statement)

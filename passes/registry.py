@@ -42,6 +42,7 @@ TABLE: dict[str, str] = {
     "simplify-views": "normalize.simplify_views:SimplifyViews",
     "split-all-reduce": "overlap.split_all_reduce:SplitAllReduce",
     "split-counts": "normalize.split_counts:SplitCounts",
+    "split-loss": "memory.split_loss:SplitLoss",
     "split-means": "normalize.split_means:SplitMeans",
     "split-segments": "pipelining.split_segments:SplitSegments",
     "start-collectives": "overlap.start_collectives:StartCollectives",

@@ -2,7 +2,7 @@
 
 What no row is about: `shard activations`, the level of `zero` and what it keeps, the `bound` of `experts`, and of
 pipelines all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
-are under a pipeline.
+are under a pipeline; `split`.
 """
 
 from __future__ import annotations

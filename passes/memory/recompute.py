@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from ...dsl.memory.recompute import Recompute as Statement
+from ...dsl.memory.split import Split
 from ...dsl.plan import Plan
 from ...ir.attributes import to_attribute
 from ...ir.bindings import Operation, mlir
 from ...ir.dialects.context import context
-from ...ir.locations import from_location
+from ...ir.locations import SPLIT_LOSS, from_location
 from ...ir.module import Level, Module, callee, operations
 from ..base import Pass, Remark, RemarkKind, Report
 from ..graph import Graph, Node
@@ -64,6 +65,9 @@ class Recompute(Pass):
             return Report()
         count, remarks, effects = 0, list[Remark](), dict[str, str]()
         for index, statement in enumerate(self.plan.statements):
+            if isinstance(statement, Split):
+                again = Statement((), (SPLIT_LOSS,), places=statement.places)
+                count += _recompute(module, Regions(again, frozenset()), remarks, effects, key_of(index))
             if isinstance(statement, Statement):
                 forward = list(_forward(module))
                 regions = Regions(statement, frozenset(path for _, path in forward))

@@ -23,6 +23,7 @@ def test_phases_stand_in_the_order_in_which_they_run() -> None:
         "normalize",
         "blocks",
         "fold",
+        "chunk",
         "place",
         "partition",
         "memory",

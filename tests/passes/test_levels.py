@@ -13,7 +13,7 @@ from stretto.passes.registry import TABLE
 WHOLE = {
     "bound-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks", "fold-layers",
     "gather-parameters", "keep-dims-apart", "partition-tensors", "place-arguments", "propagate-placements",
-    "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-means",
+    "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-loss", "split-means",
 }  # fmt: skip
 CUT = {
     "average-microbatches", "bucket-collectives", "cut-stages", "hoist-collectives", "order-tasks", "recompute",
@@ -21,7 +21,7 @@ CUT = {
 }  # fmt: skip
 NEED_A_PLAN = {
     "average-microbatches", "bound-experts", "check-batch", "choose-attention", "cut-stages", "order-tasks",
-    "place-arguments", "recompute", "split-segments", "use-local-statistics",
+    "place-arguments", "recompute", "split-loss", "split-segments", "use-local-statistics",
 }  # fmt: skip
 
 

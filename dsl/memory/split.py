@@ -1,0 +1,64 @@
+"""`split loss into 8`: the head and the loss are computed in chunks of rows, so that the scores are never whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lark import Token, Tree
+
+from ...diagnostics import Span
+from ..error import MemoryCode, PlanError
+from ..mesh import read_number
+from ..source import Places, Source, tokens
+from ..spelling import did_you_mean, shortened
+
+SUBJECTS = ("loss",)
+MAX_CHUNKS = 4096
+
+
+@dataclass(frozen=True)
+class Split:
+    """A `split` statement.
+
+    Raises PlanError for another subject or number (E0137).
+
+    >>> print(Split("loss", 8))
+    split loss into 8
+    """
+
+    subject: str
+    chunks: int
+    places: Places = field(default=Places(), compare=False, repr=False)
+    """Source spans of the statement; `layout` is that of the number, the one pattern that of the subject."""
+
+    def __post_init__(self) -> None:
+        if self.subject not in SUBJECTS:
+            raise PlanError(
+                MemoryCode.BAD_SPLIT,
+                f'"{shortened(self.subject)}" cannot be split',
+                span=self.places.pattern(0),
+                expected="expected loss",
+                help=did_you_mean(self.subject, SUBJECTS),
+            )
+        if not 2 <= self.chunks <= MAX_CHUNKS:
+            raise PlanError(
+                MemoryCode.BAD_SPLIT,
+                f"a loss cannot be computed in {self.chunks} chunks",
+                span=self.places.layout,
+                expected=f"expected 2 to {MAX_CHUNKS}",
+            )
+
+    @property
+    def span(self) -> Span | None:
+        """The whole statement's place."""
+        return self.places.statement
+
+    def __str__(self) -> str:
+        return f"split {self.subject} into {self.chunks}"
+
+
+def read_split(tree: Tree[Token], source: Source) -> Split:
+    """The value of a `split` statement. Raises PlanError as the value does."""
+    keyword, subject, number = tokens(tree, "SPLIT", "SPLIT_SUBJECT", "NUMBER")
+    spans = source.span_of(keyword, number), source.span_of(number)
+    return Split(str(subject), read_number(number), Places(*spans, patterns=(source.span_of(subject),)))
