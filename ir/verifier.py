@@ -69,20 +69,34 @@ def _kind(op: Operation, definition: OpDef) -> _Kind:
     return _Kind(definition.mlir_name, (*operands, *(v.type for v in op.results)), len(operands), constants)
 
 
-def verify(module: Module) -> None:
-    """Raise StrettoError E0505 for the first violation, E0506 where MLIR's own verification fails."""
+class Verified:
+    """Kinds of operations that had no problem when a module was verified: later versions of it are asked less."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[Mesh, Level], set[_Kind]] = {}
+
+    def kinds(self, mesh: Mesh, level: Level) -> set[_Kind]:
+        """The kinds that are sound on a mesh, at a level. The caller adds to it."""
+        return self._kinds.setdefault((mesh, level), set())
+
+
+def verify(module: Module, verified: Verified | None = None) -> None:
+    """Raise StrettoError E0505 for the first violation, E0506 where MLIR's own verification fails.
+
+    `verified` is what earlier calls have learnt of the module.
+    """
     try:
         module.verify()
     except mlir.MLIRError as error:
         lines = takewhile(lambda line: _DUMP not in line, str(error).splitlines())
         raise StrettoError("E0506", "the module is not valid: " + "\n".join(lines)) from None
-    for problem in problems(module):
+    for problem in problems(module, verified):
         raise _error(problem)
 
 
-def problems(module: Module) -> Iterator[Problem]:
+def problems(module: Module, verified: Verified | None = None) -> Iterator[Problem]:
     """Every violation of Stretto's own rules."""
-    checker = _Checker(module.mesh, module.level)
+    checker = _Checker(module.mesh, module.level, verified or Verified())
     for function in module.functions().values():
         for index, argument in enumerate(entry(function).arguments):
             if argument.type not in checker.sound:
@@ -105,14 +119,14 @@ def _error(problem: Problem) -> StrettoError:
 class _Checker:
     """The checks of one module; types of tensors are checked once each, and those of a function's results once."""
 
-    def __init__(self, mesh: Mesh, level: Level) -> None:
+    def __init__(self, mesh: Mesh, level: Level, verified: Verified) -> None:
         self.mesh = mesh
         self.level = level
         self.sound: set[Type] = set()
         """Types of tensors without a problem; a future has to be looked at itself."""
         self._sound_calls: set[str] = set()
         """The functions whose results have sound types. MLIR has verified that each call has the same."""
-        self._sound_kinds: set[_Kind] = set()
+        self._sound_kinds = verified.kinds(mesh, level)
 
     def op_problems(self, op: Operation) -> Iterator[Problem]:
         name = callee(op)

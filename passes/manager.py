@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from ..diagnostics import StrettoError
 from ..ir.module import Level, Module
-from ..ir.verifier import verify
+from ..ir.verifier import Verified, verify
 from .base import Pass, Remark, Report
 from .layers.joint_layers import joined
 from .option_values import closing_brace
@@ -62,15 +62,16 @@ class PassManager:
         Errors: E0505 and E0506 where the module is invalid to begin with, E0421 before a pass that does not take a
         module of its level, PassFailure, and those with which passes refuse a module.
         """
+        verified = Verified()
         if self.verification is Verification.AFTER_EACH:
-            verify(module)
+            verify(module, verified)
         for step in single(self.steps):
             name = step_name(step)
             start = time.perf_counter()
             report = _run(step, module)
             self.runs.append(PassRun(name, report, time.perf_counter() - start))
             if self.verification is Verification.AFTER_EACH:
-                _verify(module, name)
+                _verify(module, name, verified)
             if self.after is not None:
                 self.after(name, module)
         return [remark for run in self.runs for remark in run.report.remarks]
@@ -139,8 +140,8 @@ def _check_level(step: Pass, module_level: Level) -> None:
     )
 
 
-def _verify(module: Module, name: str) -> None:
+def _verify(module: Module, name: str, verified: Verified) -> None:
     try:
-        verify(module)
+        verify(module, verified)
     except StrettoError as error:
         raise PassFailure(name, f'pass "{name}" left an invalid module: {error}') from error

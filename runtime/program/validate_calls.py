@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import torch
 
 from ..errors import ProgramError
@@ -21,6 +24,28 @@ def require(holds: bool, message: str) -> None:
         raise Malformed(message)
 
 
+@dataclass(frozen=True)
+class _Signature:
+    """What the calls of an op are checked against; torch makes new objects each time that it is asked."""
+
+    positional: tuple[str, ...]
+    defaults: dict[str, object]
+    """By argument: its default value; None where it has none."""
+    required: tuple[str, ...]
+    may_draw: bool
+
+
+@lru_cache(maxsize=4096)
+def _signature(op: torch._ops.OpOverload) -> _Signature:
+    arguments = op._schema.arguments
+    return _Signature(
+        tuple(argument.name for argument in arguments if not argument.kwarg_only),
+        {argument.name: argument.default_value for argument in arguments},
+        tuple(argument.name for argument in arguments if not argument.has_default_value()),
+        torch.Tag.nondeterministic_seeded in op.tags,
+    )
+
+
 def check_slots(instruction: Instruction, live: set[int], count: int, path: str) -> None:
     """Raise Malformed where a slot is not set, does not exist or is written twice; update those that are `live`."""
     for slot in instruction.reads():
@@ -35,25 +60,20 @@ def check_slots(instruction: Instruction, live: set[int], count: int, path: str)
 
 def check_call(op: Op, instruction: Instruction, path: str) -> None:
     """Raise Malformed where arguments or results do not fit the op, ProgramError E0305 where it would draw."""
-    arguments = op.overload._schema.arguments
-    positional = [argument for argument in arguments if not argument.kwarg_only]
-    given = instruction.args
-    most = len(positional)
+    signature, given = _signature(op.overload), instruction.args
+    most = len(signature.positional)
     require(len(given) <= most, f"{path}.args: {op.name} takes at most {most} arguments, found {len(given)}")
-    bound = {argument.name: value for argument, value in zip(positional, given, strict=False)}
-    names = {argument.name for argument in arguments}
+    bound = dict(zip(signature.positional, given, strict=False))
     for key, value in instruction.kwargs.items():
-        require(key in names, f"{path}.kwargs: {op.name} has no argument '{key}'")
+        require(key in signature.defaults, f"{path}.kwargs: {op.name} has no argument '{key}'")
         require(key not in bound, f"{path}.kwargs: {op.name} is given '{key}' twice")
         require(key not in _PLACES, f"{path}.kwargs: '{key}' is not for a program to say")
         bound[key] = value
-    for argument in arguments:
-        has_value = argument.name in bound or argument.has_default_value()
-        is_place = op.is_factory and argument.name in _PLACES
-        require(has_value or is_place, f"{path}.args: {op.name} lacks its argument '{argument.name}'")
-        bound.setdefault(argument.name, argument.default_value)
+    for name in signature.required:
+        is_given = name in bound or (op.is_factory and name in _PLACES)
+        require(is_given, f"{path}.args: {op.name} lacks its argument '{name}'")
     require(op.gives_list or len(instruction.out) <= 1, f"{path}.out: {op.name} returns one value")
-    if torch.Tag.nondeterministic_seeded in op.overload.tags and not _is_switched_off(bound):
+    if signature.may_draw and not _is_switched_off({**signature.defaults, **bound}):
         raise ProgramError("E0305", f"{path}: '{op.name}' would draw from torch's generator, which no program may")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+_ALL_STRINGS, _ALL_INTEGERS = frozenset({str}), frozenset({int})
 
 
 class Malformed(ValueError):
@@ -75,7 +76,7 @@ class Fields:
 
     def strings(self, key: str) -> tuple[str, ...]:
         """A list of strings."""
-        return self.list_of(key, _string)
+        return self._plain(key, _ALL_STRINGS) or self.list_of(key, _string)
 
     def strings_or(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         """A list of strings, or `default` where the key is missing."""
@@ -83,7 +84,7 @@ class Fields:
 
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of integers."""
-        return self.list_of(key, _integer)
+        return self._plain(key, _ALL_INTEGERS) or self.list_of(key, _integer)
 
     def optional_integers(self, key: str) -> tuple[int, ...] | None:
         """A list of integers, or None where it is null or missing."""
@@ -103,13 +104,22 @@ class Fields:
 
     def integers_or_nulls(self, key: str) -> tuple[int | None, ...]:
         """A list of integers and nulls."""
-        return self.list_of(key, lambda value, path: None if value is None else _integer(value, path))
+        return self._plain(key, _ALL_INTEGERS) or self.list_of(key, _integer_or_null)
+
+    def _plain(self, key: str, kinds: frozenset[type]) -> tuple[Any, ...]:
+        """A list whose elements all have one of these types; empty where one has not, which is then to be named."""
+        value = self.raw(key)
+        return tuple(value) if isinstance(value, list) and kinds.issuperset(map(type, value)) else ()
 
     def _typed(self, key: str, kind: type[T], name: str) -> T:
         value = self.raw(key)
         if not isinstance(value, kind):
             raise Malformed(f"{self.path}.{key}: expected {name}, found {value!r:.60}")
         return value
+
+
+def _integer_or_null(value: object, path: str) -> int | None:
+    return None if value is None else _integer(value, path)
 
 
 def _string(value: object, path: str) -> str:
