@@ -150,6 +150,8 @@ class Capture:
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
     nonlinear: tuple[str, ...] = ()
     """Custom autograd functions whose backward is not linear in the gradient that it gets."""
+    traced_whole: str = ""
+    """Why many layers were traced one by one, where one may expect that equal ones are traced once."""
 
 
 def module_text(node: fx.Node) -> str:

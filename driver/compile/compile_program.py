@@ -30,6 +30,7 @@ from ...frontend.to_ir import Floats, Layers, to_module
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import infer_ranges
 from ...ir.module import Module
+from ...passes.base import Remark, RemarkKind
 from ...passes.default_pipeline import PipelineConfig, default_pipeline
 from ...passes.layers.fold_layers import FoldLayers
 from ...passes.manager import PassManager
@@ -118,13 +119,18 @@ def _compiled_once(
     manager = PassManager(default_pipeline(config), _after_each_pass(observer, ranges))
     if observer.module is not None:
         observer.module(CAPTURED, module)
-    remarks = manager.run(module)
+    remarks = [*_of_capture(captured), *manager.run(module)]
     effects = [(run.name, run.report.effects) for run in manager.runs]
     remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
     observer.stage("lower")
     program = new_program(captured, plan, options, module, remarks)
     program = completed(program, ranges, model, captured.constants, options)
     return Compiled(program, captured.result, ranges, captured, tuple(manager.runs))
+
+
+def _of_capture(captured: Capture) -> list[Remark]:
+    """The remark of a capture that took longer than its layers let expect."""
+    return [Remark("capture", RemarkKind.MISSED, captured.traced_whole)] if captured.traced_whole else []
 
 
 def pipeline_config(plan: Plan, options: Options) -> PipelineConfig:

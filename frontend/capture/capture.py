@@ -168,6 +168,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         unused_parameters=assembled.unused_parameters,
         differentiable=module.result.differentiable,
         nonlinear=nonlinear_functions(graphs.forward),
+        traced_whole=graphs.traced_whole,
     )
 
 

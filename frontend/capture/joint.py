@@ -75,6 +75,8 @@ class TracedGraphs:
     """Tensors of the forward that are neither parameters nor buffers, by full name."""
     value_reads: frozenset[str] = frozenset()
     """Lines ("file:line") at which the forward reads a tensor's value into Python and passes it to an op."""
+    traced_whole: str = ""
+    """See `Capture.traced_whole`."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,11 @@ def trace_joint(module: nn.Module, traced: TracedForward, mode: Mode) -> TracedG
 
 @contextlib.contextmanager
 def _tracing(module: nn.Module, mode: Mode) -> Iterator[None]:
-    # Lazy graph modules generate Python code when they are first called, and most of these never are.
     with (
         _torch_warnings_ignored(),
         _users_frames(),
         _use_lazy_graph_module(True),
+        _code_when_called(),
         torch.set_grad_enabled(mode is Mode.TRAIN),
         _kernels_for_all(module),
     ):
@@ -261,6 +263,34 @@ def _users_frames() -> Iterator[None]:
         yield
     finally:
         tracer._filter_traceback_frames, proxies.CapturedTraceback = original
+
+
+@contextlib.contextmanager
+def _code_when_called() -> Iterator[None]:
+    """Inside, graph modules generate Python code when they are first called, and graphs are not checked.
+
+    Export makes several modules of one graph, each with code and a check of its own, and most are never called. Torch's
+    lazy graph modules are a class that export does not use for all of them.
+    """
+    modules: Any = fx.GraphModule
+    graphs: Any = fx.Graph
+    recompile, lint = modules.recompile, graphs.lint
+
+    def recompile_when_called(module: fx.GraphModule) -> None:
+        def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+            recompile(self)
+            return type(self).forward(self, *args, **kwargs)
+
+        type(module).forward = forward  # type: ignore[method-assign]
+        structure = getattr(module.graph._codegen, "pytree_info", None)
+        if structure is not None:
+            module._in_spec, module._out_spec = structure.in_spec, structure.out_spec  # as torch's does
+
+    modules.recompile, graphs.lint = recompile_when_called, lambda _graph: None
+    try:
+        yield
+    finally:
+        modules.recompile, graphs.lint = recompile, lint
 
 
 class _InnermostUsersFrame:

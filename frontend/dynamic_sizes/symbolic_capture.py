@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..capture.call import BoundCall
 from ..capture.capture import ForwardOfCall, finish_capture, traced_model
+from ..capture.distinct_layers import traced_whole
 from ..capture.joint import SymbolicGraphs, trace_forward_symbolically, trace_joint
 from ..capture.traced import MODEL_ATTRIBUTE, TracedModel
 from ..captured import Capture, CaptureError, Mode
@@ -38,6 +39,8 @@ class SymbolicCapture:
         with quiet_torch(), user_errors(self._model):
             graphs = graphs_at(self._graphs, self._sizes, values)
             annotate(graphs.joint.graph, MODEL_ATTRIBUTE)
+            why = "with named sizes no equal layers are searched for"
+            graphs = replace(graphs, traced_whole=traced_whole(graphs.forward, why))
             return finish_capture(self._model, self._call, self._module, graphs)
 
 

@@ -56,13 +56,30 @@ class _Layer:
         self.nodes.append(node)
 
 
-def shortened(forward: fx.GraphModule, model_attribute: str) -> tuple[fx.GraphModule, Run] | None:
-    """A copy of a forward without the middle of its longest run of equal layers; None where that spares nothing."""
+LEAST = 4
+"""Of so many equal layers in a row one is left out: the first and the last two stay."""
+
+
+def most_layers(forward: fx.GraphModule, model_attribute: str) -> tuple[str, int] | None:
+    """The container with the most layers, and how many; None where none has as many as a run needs."""
+    counts = Counter(container for container, _ in _layers(forward, model_attribute))
+    container, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    return (container, count) if count >= LEAST else None
+
+
+def _layers(forward: fx.GraphModule, model_attribute: str) -> dict[tuple[str, int], _Layer]:
+    """The layers of a forward, by container and number."""
     layers: dict[tuple[str, int], _Layer] = {}
     for node in forward.graph.nodes:
         layer = layer_of(forward_path(node, model_attribute), backward=False) if node.op == "call_function" else None
         if layer is not None:
             layers.setdefault((layer.container, layer.index), _Layer()).add(node)
+    return layers
+
+
+def shortened(forward: fx.GraphModule, model_attribute: str) -> tuple[fx.GraphModule, Run] | None:
+    """A copy of a forward without the middle of its longest run of equal layers; None where that spares nothing."""
+    layers = _layers(forward, model_attribute)
     tensors = _Tensors(forward)
     runs: list[Run] = []
     for container, numbers in groupby(sorted(layers), key=lambda key: key[0]):

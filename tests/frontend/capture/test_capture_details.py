@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from stretto.frontend.capture.call import bind_call
-from stretto.frontend.capture.capture import capture
+from stretto.frontend.capture.capture import capture, capture_forward
 from stretto.frontend.captured import Capture, CaptureError, InputKind, Mode, OutputKind, origin_of
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -275,3 +275,19 @@ def test_a_reentrant_checkpoint_whose_parameters_would_get_no_gradient_is_refuse
     model.body.requires_grad_(False)
     model.last = nn.Linear(1, 1)  # not called
     assert capture(model, (torch.randn(4, 3),), {}, mode=Mode.INFER).outputs
+
+
+def test_a_forward_is_traced_without_code_for_graphs_that_nothing_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[fx.Graph] = []
+    generate, recompile, lint = fx.Graph.python_code, fx.GraphModule.recompile, fx.Graph.lint
+
+    def counting(graph: fx.Graph, *args: Any, **options: Any) -> Any:
+        codes.append(graph)
+        return generate(graph, *args, **options)
+
+    monkeypatch.setattr(fx.Graph, "python_code", counting)
+    model, rows = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(2, 3)
+    forward = capture_forward(model, bind_call(model, (rows,), {}), mode=Mode.TRAIN)
+    assert not codes and (fx.GraphModule.recompile, fx.Graph.lint) == (recompile, lint)
+    torch.testing.assert_close(forward.traced.graph(rows)[0], model(rows))
+    assert codes == [forward.traced.graph.graph]

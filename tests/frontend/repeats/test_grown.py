@@ -106,6 +106,11 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "three layers": lambda: Stack(3),
 }
 
+SAYS = dict.fromkeys(
+    ("what all layers give is read", "buffers change", "two layers share a parameter"),
+    f'forward and backward of each of the {LAYERS} layers "layers" are traced: no 4 of them in a row',
+)
+
 
 def captured(model: nn.Module, mode: Mode, **options: Any) -> Capture:
     return capture(model, (torch.zeros(4, 3, 8),), {}, mode=mode, loss_only=mode is Mode.TRAIN, **options)
@@ -140,6 +145,7 @@ def test_a_grown_graph_is_that_of_the_whole_trace(name: str, mode: Mode, monkeyp
     whole = captured(model, mode)
     assert described(grown) == described(whole)
     assert len(counts) == 2 and counts[0] < counts[1], "fewer layers were traced"
+    assert not grown.traced_whole and whole.traced_whole
 
 
 @pytest.mark.parametrize("name", only(["buffers change"], WHOLE))
@@ -147,6 +153,7 @@ def test_layers_that_are_no_run_are_traced_whole(name: str, monkeypatch: pytest.
     model = WHOLE[name]()
     counts = traced_ops(monkeypatch)
     first = captured(model, Mode.TRAIN)
+    assert first.traced_whole.startswith(SAYS[name]) if name in SAYS else not first.traced_whole
     monkeypatch.setattr(distinct_layers, "shortened", lambda forward, attribute: None)
     assert described(first) == described(captured(model, Mode.TRAIN))
     assert counts[0] == counts[1]
@@ -166,5 +173,6 @@ def test_layers_that_are_alike_in_the_forward_alone_are_traced_whole(monkeypatch
     model = of(lambda: SmallLayer(8))()
     monkeypatch.setattr(distinct_layers, "grow", lambda joint, run, attribute: False)
     first = captured(model, Mode.TRAIN)
+    assert first.traced_whole.endswith("they are equal, but their gradients are not")
     monkeypatch.undo()
     assert len(counts) == 2 and described(first) == described(captured(model, Mode.TRAIN))
