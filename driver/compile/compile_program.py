@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,27 +50,14 @@ def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -
     Errors: CaptureError, PlanError, StrettoError E04xx where the plan does not fit the model's inputs, E0616 where a
     pipeline has no scalar loss, and E0422 where the request refuses a static program.
     """
-    with _paused_collection():
-        observer.stage("capture")
-        request = replace(request, options=_with_seen_ranges(request))
-        traced = traced_call(request)
-        try:
-            return _compiled(request, traced, observer)
-        except NotSymbolic as error:
-            why = str(error)
-        return _compiled(request, static_call(request, why), observer)
-
-
-@contextmanager
-def _paused_collection() -> Iterator[None]:
-    """No search for garbage inside: a compile makes many objects and drops few, and each search walks all of them."""
-    was_on = gc.isenabled()
-    gc.disable()
+    observer.stage("capture")
+    request = replace(request, options=_with_seen_ranges(request))
+    traced = traced_call(request)
     try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+        return _compiled(request, traced, observer)
+    except NotSymbolic as error:
+        why = str(error)
+    return _compiled(request, static_call(request, why), observer)
 
 
 def _compiled(request: CompileRequest, traced: TracedCall, observer: Observer) -> Compiled:
