@@ -281,7 +281,7 @@ def _code_when_called() -> Iterator[None]:
             recompile(self)
             return type(self).forward(self, *args, **kwargs)
 
-        type(module).forward = forward  # type: ignore[method-assign]
+        type(module).forward = forward
         structure = getattr(module.graph._codegen, "pytree_info", None)
         if structure is not None:
             module._in_spec, module._out_spec = structure.in_spec, structure.out_spec  # as torch's does
