@@ -44,6 +44,8 @@ _DATA_DEPENDENT = (
     UnsupportedOperatorException,
 )
 """Exceptions that are always the forward's fault, even without a user's line."""
+_SETTER, _WITHOUT_LOOP = "set_experts_implementation", ("grouped_mm", "batched_mm")
+"""How Hugging Face's models are told to compute experts, and the ways without a loop over them."""
 _UNTRACKED = "a fake tensor in the exported program constant's list"
 """Torch's message for a tensor that is created during the trace but not recorded by it."""
 
@@ -139,7 +141,17 @@ def user_errors(model: nn.Module) -> Iterator[None]:
         if span is None and not isinstance(error, _DATA_DEPENDENT):
             raise
         name = f"{type(model).__name__}.forward"
-        raise _explained("the forward", name, error, span or forward_span(model)) from None
+        explained = _explained("the forward", name, error, span or forward_span(model))
+        raise _with_setting(explained, model) from None
+
+
+def _with_setting(error: CaptureError, model: nn.Module) -> CaptureError:
+    """The error of a shape or branch by values, with the setting by which a library's experts need no loop."""
+    loops = error.code in ("E0220", "E0221") and getattr(model, _SETTER, None) is not None
+    if not loops or getattr(getattr(model, "config", None), "_experts_implementation", None) in _WITHOUT_LOOP:
+        return error
+    help = f'{error.help}; for a loop over experts, call model.{_SETTER}("{_WITHOUT_LOOP[0]}") first'
+    return CaptureError(error.code, error.message, span=error.span, expected=error.expected, help=help)
 
 
 def _placed(model: nn.Module, error: CaptureError) -> CaptureError:

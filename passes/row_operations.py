@@ -22,13 +22,20 @@ _DIMS = (
     "aten.split_with_sizes.default",
     "aten.cat.default",
     "aten.slice.Tensor",
+    "aten.slice_backward.default",
     "aten.sum.dim_IntList",
     "aten.unsqueeze.default",
     "aten.squeeze.dim",
     "aten._softmax.default",
 )
 """Operations with an argument "dim", which take each row alone where it is none of the rows' dims."""
-_RESHAPES = {"aten.reshape.default": "shape", "aten.view.default": "size"}
+_RESHAPES = ("aten.reshape.default", "aten.view.default")
+_SIZES = {
+    "aten.reshape.default": "shape",
+    "aten.view.default": "size",
+    "aten.slice_backward.default": "input_sizes",
+}
+"""The constant of each that is the shape of its result."""
 
 
 def has_rows(value: Value, rows: Shape) -> bool:
@@ -65,8 +72,8 @@ def on_rows(node: Node, operands: list[Value], rows: Shape, count: int) -> list[
     if node.name in _DIMS and shift:
         dims = [d - shift for d in _dims(node)]
         call = _with(call, "dim", dims if isinstance(_bound(node)["dim"], (list, tuple)) else dims[0])
-    elif node.name in _RESHAPES:
-        call = _with(call, _RESHAPES[node.name], list(types[0].shape))
+    if node.name in _SIZES:
+        call = _with(call, _SIZES[node.name], list(types[0].shape))
     return flatten(build(call, regroup(node.results, [to_mlir(t) for t in types]), node.op.location))
 
 

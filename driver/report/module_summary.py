@@ -50,7 +50,7 @@ def _add_collective(summary: Summary, code: Code, body: Body, step: Step, known:
     given = sum(
         prod(shape) * type_.dtype.itemsize for type_, shape in zip(operands, shapes, strict=True) if shape is not None
     )
-    size = max(taken, given)
+    size = min(taken, given) if known.counts else max(taken, given)
     link = summary.communication.setdefault((known.kind, axes), Communication())
     link.add(times, size, ring_bytes(known.kind, size, ranks))
 

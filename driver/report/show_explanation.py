@@ -171,6 +171,8 @@ def _communication(explanation: Explanation) -> None:
     for line in totals_text(explanation):
         say(f"  {line}")
     say("  (sent: by each rank in a step, with ring algorithms: 2(n-1)/n of an all_reduce, (n-1)/n of others)")
+    if any(kind == "all_to_all_rows" for kind, *_ in explanation.totals):
+        say("  (all_to_all_rows: if every rank has as many rows to send to each as to every other)")
 
 
 def _phase(entry: Communication) -> str:

@@ -173,8 +173,9 @@ class _Walk:
     def _collective(self, instruction: Instruction, name: str, index: int) -> Site:
         axes: tuple[str, ...] = tuple(instruction.kwargs["axes"])  # type: ignore[arg-type]  # validated
         known = COLLECTIVES[synchronous(instruction.op)]
-        sides = (instruction.reads(), instruction.writes())
-        tensor_bytes = max(sum(self._bytes(name, slot) for slot in slots) for slots in sides)
+        reads = instruction.reads()[:1] if known.counts else instruction.reads()
+        sides = [sum(self._bytes(name, slot) for slot in slots) for slots in (reads, instruction.writes())]
+        tensor_bytes = min(sides) if known.counts else max(sides)  # the smaller one holds the even share of rows
         sent = ring_bytes(known.kind, tensor_bytes, self._mesh.size(axes))
         return Site(name, index, False, known.kind, axes, tensor_bytes, sent)
 

@@ -30,7 +30,7 @@ from ..counted_remarks import CountedRemarks
 from ..rewriting import producer, site_weights
 from .idioms.expert_rows import LINEAR, OUTER
 
-_FOLLOWED = ("aten.transpose.int", "aten.t.default", "aten._to_copy.default", "aten.reshape.default", "comm.reshard")
+_FOLLOWED = ("aten.transpose.int", "aten.t.default", "aten._to_copy.default", "aten.unsqueeze.default", "comm.reshard")
 """Operations through which a weight is still the parameter."""
 
 

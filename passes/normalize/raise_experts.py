@@ -26,9 +26,10 @@ from typing import ClassVar
 
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
+from ...ir.dialects.schemas import by_mlir_name
 from ...ir.locations import from_location
-from ...ir.module import Level, Module
-from ...ir.operations import Call, read
+from ...ir.module import Level, Module, operations
+from ...ir.operations import Call, is_packing, read
 from ...ir.types import TensorType, from_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
@@ -53,6 +54,7 @@ class RaiseExperts(Pass):
         weights, remarks, count = site_weights(module), CountedRemarks(self.name), 0
         for name, function in module.functions().items():
             raised = [*_raise_sorted(function), *_raise_chosen(function)]
+            raised += _raise_biases(function)
             count += len(raised) * weights[name]
             for op in raised:
                 message = "product of rows with their expert's matrix, in the order of tokens"
@@ -71,8 +73,24 @@ def _raise_sorted(function: Operation) -> list[Operation]:
         if count is not None:
             rows = SortedRows(graph, node, count)
             rows.rewrite()
+            live = _live(function)
+            if any(value in live for product in rows.raised for value in product.values):
+                rows.undo()  # something takes sorted rows in a way that is not known: they would be computed twice
             raised += [product.op for product in rows.raised]
     return raised
+
+
+def _live(function: Operation) -> set[Value]:
+    """The values on which results and effects of a function depend."""
+    live: set[Value] = set()
+    *body, end = operations(function)
+    live.update(end.operands)
+    for op in reversed(body):
+        definition = by_mlir_name().get(op.operation.name)
+        is_pure = is_packing(op) or (definition is not None and definition.pure)
+        if not is_pure or any(result in live for result in op.results):
+            live.update(op.operands)
+    return live
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,68 @@ def _raise_chosen(function: Operation) -> list[Operation]:
                 node.values[0].replace_all_uses_with(product)
                 raised.append(node.op)
     return raised
+
+
+def _raise_biases(function: Operation) -> list[Operation]:
+    """Raise rows of a matrix that experts of products choose, such as biases: a product with a column of ones.
+
+    So a bias goes where its expert is, as a weight does.
+    """
+    graph, raised = Graph.of(function), list[Operation]()
+    experts = {node.operands[2]: None for node in graph.nodes if node.name == LINEAR}
+    chosen: dict[tuple[Value, tuple[int, ...]], Value] = {}
+    for node in graph.nodes:
+        if node.name not in (_INDEX, _PUT) or node.call is None:
+            continue
+        source, indices, *rest = node.call.args
+        shape, rows = from_mlir(source.type).shape, indices[0]
+        if len(indices) != 1 or rows not in experts or len(shape) != 2 or expert_count(graph, rows) != shape[0]:
+            continue
+        with context(), mlir.InsertionPoint(node.op):
+            emitter = Emitter(node.op.location)
+            if node.name == _INDEX and from_mlir(source.type).dtype.is_floating_point:
+                chosen[rows, shape] = source
+                value = _bias(source, rows, emitter)
+            elif node.name == _PUT and rest[1:] == [True] and (rows, shape) in chosen and _is_zero(graph, source):
+                value = _bias_sum(chosen[rows, shape], rest[0], rows, emitter)
+            else:
+                continue
+        node.values[0].replace_all_uses_with(value)
+        raised.append(node.op)
+    return raised
+
+
+def _bias(bias: Value, experts: Value, emitter: Emitter) -> Value:
+    """bias (E, N), experts (S) -> (S, N)."""
+    type_, rows = from_mlir(bias.type), from_mlir(experts.type).shape
+    result = TensorType(type_.dtype, (*rows, type_.shape[1]))
+    return emitter.op(LINEAR, _ones(rows, type_, emitter), _as_matrices(bias, emitter), experts, type=result)
+
+
+def _bias_sum(bias: Value, rows: Value, experts: Value, emitter: Emitter) -> Value:
+    """The gradient of a bias (E, N): the sum of each expert's rows (S, N)."""
+    shape = from_mlir(bias.type).shape
+    type_ = TensorType(from_mlir(rows.type).dtype, shape)
+    count, width = shape
+    ones, matrices = _ones(from_mlir(experts.type).shape, type_, emitter), _as_matrices(bias, emitter)
+    summed = emitter.op(OUTER, ones, rows, experts, matrices, type=TensorType(type_.dtype, (count, 1, width)))
+    return emitter.op(_SQUEEZE, summed, 1, type=type_)
+
+
+def _ones(rows: tuple[int, ...], like: TensorType, emitter: Emitter) -> Value:
+    type_ = TensorType(like.dtype, (*rows, 1))
+    return emitter.op("aten.full.default", list(type_.shape), 1.0, type=type_, dtype=like.dtype)
+
+
+def _as_matrices(bias: Value, emitter: Emitter) -> Value:
+    type_ = from_mlir(bias.type)
+    count, width = type_.shape
+    return emitter.op(_UNSQUEEZE, bias, 1, type=TensorType(type_.dtype, (count, 1, width)))
+
+
+def _is_zero(graph: Graph, value: Value) -> bool:
+    made = graph.maker.get(value)
+    return made is not None and made.name in _ZEROS
 
 
 def _choice(graph: Graph, node: Node) -> _Chosen | None:
@@ -147,8 +227,8 @@ def _sum(graph: Graph, node: Node, chosen: dict[Value, _Chosen], emitter: Emitte
     """Outer products (S, M, 1) (S, 1, N), added to zeros (E, M, N) at each row's expert."""
     assert node.call is not None
     base, indices, value, *rest = node.call.args
-    made, product = graph.maker.get(base), graph.maker.get(value)
-    if made is None or made.name not in _ZEROS or product is None or product.name != _BMM or rest != [True]:
+    product = graph.maker.get(value)
+    if not _is_zero(graph, base) or product is None or product.name != _BMM or rest != [True]:
         return None
     weights = [each.weight for each in chosen.values() if [each.experts] == indices]
     weight = next((w for w in weights if from_mlir(w.type).shape == from_mlir(base.type).shape), None)

@@ -40,6 +40,7 @@ from ..graph import Graph, Node
 from ..rewriting import Emitter, erase_unused, producer, site_weights
 from ..row_operations import has_rows, on_rows, takes_rows_alone
 
+_FULL = "aten.full.default"
 _INDEX, _RESHAPE, _SUM = "aten.index.Tensor", "aten.reshape.default", "aten.sum.dim_IntList"
 _LONG = torch.int64
 
@@ -100,11 +101,35 @@ class _Router:
 
     def route(self) -> int:
         """Replace every product by expert; returns how many there were."""
-        products = [node for node in self.graph.nodes if node.name in EXPERT_PRODUCTS]
-        for node in products:
-            with context(), mlir.InsertionPoint(node.op):
-                self._replace(node, Emitter(node.op.location))
-        return len(products)
+        count = 0
+        for node in self.graph.nodes:
+            emitter = Emitter(node.op.location)
+            if node.name in EXPERT_PRODUCTS:
+                count += 1
+                with context(), mlir.InsertionPoint(node.op):
+                    self._replace(node, emitter)
+            elif (route := self._common_route(node)) is not None:
+                with context(), mlir.InsertionPoint(node.op):
+                    self._bring_back_together(route, node, emitter)
+        return count
+
+    def _common_route(self, node: Node) -> _Route | None:
+        """The route of several values from experts that an operation makes one of, each row alone."""
+        for route in self.routes.values():
+            rows = [v for v in dict.fromkeys(node.operands) if has_rows(v, route.rows)]
+            came = len(rows) > 1 and all((id(route), v) in self._routed for v in rows)
+            if came and route.axes and len(node.values) == 1 and takes_rows_alone(node, route.rows):
+                result = _row_bytes(node.values[0], route.rows)
+                return route if result < sum(_row_bytes(v, route.rows) for v in rows) else None
+        return None
+
+    def _bring_back_together(self, route: _Route, node: Node, emitter: Emitter) -> None:
+        """Compute an operation where the experts are, and send its result back in place of its operands."""
+        self._compute_there(route, node, emitter)
+        there = self._routed[id(route), node.values[0]]
+        back = self._back(route, there, from_mlir(node.values[0].type), emitter)
+        self._routed[id(route), back] = there
+        self._replace_value(node, back)
 
     def messages(self) -> Iterator[tuple[str, Operation]]:
         """What was done, each with an operation that says where."""
@@ -191,7 +216,13 @@ class _Router:
         """The rows of a value where their experts are: computed there if that sends less."""
         key = id(route), value
         if key not in self._routed:
-            if self._is_cheaper_there(route, value):
+            number = _same_in_all_rows(value)
+            if number is not None:
+                type_ = from_mlir(value.type)
+                there = TensorType(type_.dtype, (route.bound, *type_.shape[len(route.rows) :]))
+                fill = number.args[1]
+                self._routed[key] = emitter.op(_FULL, list(there.shape), fill, type=there, dtype=there.dtype)
+            elif self._is_cheaper_there(route, value):
                 self._compute_there(route, self.graph.maker[value], emitter)
             else:
                 self._routed[key] = self._there(route, value, emitter)
@@ -202,7 +233,8 @@ class _Router:
 
     def _cost(self, route: _Route, value: Value) -> int:
         """The bytes to send for a row of a value, at the least."""
-        if (id(route), value) in self._routed or not has_rows(value, route.rows):
+        is_there = (id(route), value) in self._routed or not has_rows(value, route.rows)
+        if is_there or _same_in_all_rows(value) is not None:
             return 0
         direct = _row_bytes(value, route.rows)
         node = self.graph.maker.get(value)
@@ -254,6 +286,14 @@ class _Router:
             return emitter.op(_INDEX, product, [route.inverse], type=type_)
         flat = emitter.like(_INDEX, product, [route.inverse])
         return emitter.op(_RESHAPE, flat, list(type_.shape), type=type_)
+
+
+def _same_in_all_rows(value: Value) -> Call | None:
+    """The operation that fills a value with one number; None for another value."""
+    made = producer(value)
+    while made is not None and made.name == "comm.shard":
+        made = producer(made.args[0])
+    return made if made is not None and made.name == _FULL else None
 
 
 def _row_bytes(value: Value, rows: tuple[int, ...]) -> int:

@@ -23,14 +23,21 @@ class Experts(nn.Module):
 
 
 class GroupedExperts(Experts):
-    """The same, on rows that are sorted by expert."""
+    """The same on rows that are sorted by expert, with biases."""
+
+    def __init__(self, count: int = COUNT) -> None:
+        super().__init__(count)
+        self.up_bias = nn.Parameter(torch.randn(count, 2 * INNER))
+        self.down_bias = nn.Parameter(torch.randn(count, WIDTH))
 
     def forward(self, rows: Tensor, experts: Tensor) -> Tensor:
-        _, order = torch.sort(experts)
+        ordered, order = torch.sort(experts)
         ends = (experts.unsqueeze(1) == torch.arange(len(self.up))).sum(0).cumsum(0).to(torch.int32)
         products = torch.ops.stretto.grouped_mm
-        gate, value = products(rows[order], self.up.transpose(1, 2), ends).chunk(2, dim=-1)
-        return products(F.silu(gate) * value, self.down.transpose(1, 2), ends)[torch.argsort(order)]
+        up = products(rows[order], self.up.transpose(1, 2), ends) + self.up_bias[ordered]
+        gate, value = up[:, ::2], up[:, 1::2]
+        down = products(F.silu(gate) * value, self.down.transpose(1, 2), ends) + self.down_bias[ordered]
+        return down[torch.argsort(order)]
 
 
 class Layer(nn.Module):
@@ -55,15 +62,16 @@ class Layer(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Layers of experts; the loss has a balance loss of the whole batch."""
+    """Layers of experts; the loss has a balance loss of the whole batch, times `balance`."""
 
-    def __init__(self, experts: type[Experts] = Experts, *, layers: int = 1, count: int = COUNT) -> None:
+    def __init__(self, experts: type[Experts] = Experts, *, layers: int = 1, balance: float = 0.1) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(experts(count), count) for _ in range(layers))
+        self.balance = balance
+        self.layers = nn.ModuleList(Layer(experts()) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         balance = x.new_zeros(())
         for layer in self.layers:
             x, loss = layer(x)
             balance = balance + loss
-        return x.square().mean() + 0.1 * balance
+        return x.square().mean() + self.balance * balance if self.balance else x.square().mean()

@@ -19,6 +19,7 @@ from stretto.diagnostics import StrettoError
 from stretto.driver.compile.compile_program import compile_capture
 from stretto.driver.compile.request import Compiled, Options
 from stretto.driver.readings.plan_rows import rows_of_plan
+from stretto.driver.report.explain import explain
 from stretto.dsl import Plan
 from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from ..forked_ranks import values_of_ranks
 from ..subsets import only
-from .checking import assert_report
+from .checking import assert_report, compiled_model
 from .expert_models import CHOICES, COUNT, WIDTH, Experts, GroupedExperts, Mixture
 from .traffic import kinds, messages
 
@@ -45,6 +46,7 @@ PLANS = (
     'mesh (dp=2, ep=2)\nexperts "*.experts" over ep\nshard inputs batch over ep',
     'mesh (dp=2, tp=2)\naxes ep = dp, tp\nexperts "*.experts" over ep\nshard "*.shared" columns over tp',
     'mesh (ep=2, tp=2)\nexperts "*.experts" over ep\nshard "*.up" dim 1 over tp\nshard "*.down" dim 2 over tp',
+    'mesh (cp=2)\nexperts "*.experts" over cp\nshard inputs dim 1 over cp',
     'mesh (dp=2)\nexperts "*.experts" over dp\nzero 3 over dp',
     'mesh (dp=2)\nshard "*.shared" dim 0 over dp',
 )
@@ -76,9 +78,26 @@ def test_values_are_those_of_one_device(plan: str, experts: type[Experts], layer
     assert rows_of_plan(made.program, plan, _captured(experts, layers)[0]) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("items", ["microbatches 2", "microbatches 2  schedule zb-v", "microbatches 4"])
+@pytest.mark.parametrize("experts", [Experts, GroupedExperts])
+def test_stages_route_the_rows_of_each_microbatch(items: str, experts: type[Experts]) -> None:
+    plan = f'mesh (pp=2, dp=2)\nexperts "*.experts" over dp\npipeline over pp {{ {items} }}'
+    made = compiled_model(Mixture(experts, layers=4, balance=0), {"x": torch.randn(8, SEQ, WIDTH)}, plan)
+    assert_report(check(made.program))
+    assert prove(made.program).safe
+
+
 def test_a_layer_exchanges_rows_twice_in_each_direction_and_their_counts_once() -> None:
-    sent = kinds(messages(_compiled(FOLDED, Experts, 1)))
-    assert (sent["all_to_all_rows"], sent["all_to_all"]) == (4, 1)
+    for experts in (Experts, GroupedExperts):
+        sent = kinds(messages(_compiled(FOLDED, experts, 1)))
+        assert (sent["all_to_all_rows"], sent["all_to_all"]) == (4, 1)
+
+
+def test_explain_counts_the_even_share_of_rows() -> None:
+    shown = {row["kind"]: row for row in explain(_compiled(FOLDED, Experts, 1).program).to_json()["totals"]}
+    rows = BATCH * SEQ * CHOICES // 2
+    assert shown["all_to_all_rows"]["sent_bytes"] == 4 * rows // 2 * WIDTH * 8
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ..subsets import some
 from .zoo import ZOO, compiled
 
 JOINING = ("resnet", "mixtral", "mixtral_grouped")
-"""Models that join rows of different microbatches: batch norms that train, experts that sort a batch's tokens."""
+"""Models that join rows of different microbatches: batch norms that train, losses that balance experts."""
 STAGED = [name for name in ZOO if name not in JOINING]
 DEFAULT = [("gpt", "pp_dp_tp.plan"), ("unet", "pp.plan")]
 MATRIX = [(name, "pp.plan") for name in STAGED] + [

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....ir.bindings import Value, mlir
+from ....ir.bindings import Operation, Value, mlir
 from ....ir.dialects.context import context
 from ....ir.interpreter.evaluate import operator
 from ....ir.operations import build, flatten, regroup
@@ -72,6 +72,8 @@ class SortedRows:
     _samples: list[dict[Value, Any]] = field(default_factory=list)
     _inverses: set[Value] = field(default_factory=set)
     """Where each row is sorted to: the inverse of the order."""
+    _left: list[tuple[Operation, int, Value]] = field(default_factory=list)
+    """Operands that were replaced: the operation, the operand's number, and what it was."""
     _numbers: dict[Value, Tensor] = field(default_factory=dict)
     """The elements of twins that depend on no input."""
 
@@ -99,6 +101,12 @@ class SortedRows:
             if node.call is not None and any(map(self._is_sorted, node.operands)):
                 with context(), mlir.InsertionPoint(node.op):
                     self._visit(node, Emitter(node.op.location))
+
+    def undo(self) -> None:
+        """Leave everything as it was; the twins are unused then."""
+        for op, position, old in reversed(self._left):
+            op.operands[position] = old
+        self.raised.clear()
 
     def _visit(self, node: Node, emitter: Emitter) -> None:
         match node.name:
@@ -235,6 +243,7 @@ class SortedRows:
 
     def _leave_value(self, old: Value, new: Value) -> None:
         """Replace a value that is not sorted; later nodes were read before, so they get it as their operand here."""
+        self._left += [(use.owner, use.operand_number, old) for use in old.uses]
         old.replace_all_uses_with(new)
         made = self.graph.maker[old]
         self.graph.maker[new] = made

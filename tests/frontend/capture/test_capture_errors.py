@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -355,3 +356,23 @@ def test_a_function_transform_is_named_at_its_line(transform: str) -> None:
     error = refused(body)
     assert error.message == f'the forward calls "{transform}", which torch\'s export does not trace here'
     assert_at(error, body, transform)
+
+
+def test_a_loop_over_experts_names_the_setting_that_has_none() -> None:
+    class Looping(nn.Module):
+        config = types.SimpleNamespace(_experts_implementation="eager")
+
+        def set_experts_implementation(self, name: str) -> None:
+            self.config = types.SimpleNamespace(_experts_implementation=name)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[x > 0].sum()
+
+    model, setting = Looping(), 'set_experts_implementation("grouped_mm")'
+    with pytest.raises(CaptureError, match="E0221") as caught:
+        capture(model, (torch.randn(4),), {}, mode=Mode.INFER)
+    assert setting in caught.value.help and "torch.where" in caught.value.help
+    model.set_experts_implementation("grouped_mm")
+    with pytest.raises(CaptureError, match="E0221") as caught:
+        capture(model, (torch.randn(4),), {}, mode=Mode.INFER)
+    assert setting not in caught.value.help

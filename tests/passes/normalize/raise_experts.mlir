@@ -89,3 +89,48 @@ func.func @main(%x: tensor<8x1x6xf32>, %w: tensor<3x6x5xf32>, %e: tensor<8xi64>)
   %4 = "aten.bmm_default"(%x, %2) : (tensor<8x1x6xf32>, tensor<8x6x5xf32>) -> tensor<8x1x5xf32>
   return %4 : tensor<8x1x5xf32>
 }
+
+// -----
+
+// The sorted products are used as they are too: nothing is raised, else they would be computed twice.
+
+// CHECK: %[[Y:.+]] = "stretto.grouped_mm_default"
+// CHECK-NOT: nn.expert_linear
+// CHECK: %[[BACK:.+]] = "aten.index_tensor"(%[[Y]]
+// CHECK: return %[[BACK]], %[[Y]]
+func.func @main(%x: tensor<8x6xf32>, %w: tensor<3x6x5xf32>, %scores: tensor<8x3xf32>) -> (tensor<8x5xf32>, tensor<8x5xf32>) {
+  %0 = "aten.argmax_default"(%scores) {dim = 1 : i64, keepdim = false} : (tensor<8x3xf32>) -> tensor<8xi64>
+  %2:2 = "aten.sort_default"(%0) {dim = -1 : i64, descending = false} : (tensor<8xi64>) -> (tensor<8xi64>, tensor<8xi64>)
+  %5 = builtin.unrealized_conversion_cast %2#1 : tensor<8xi64> to tuple<tensor<8xi64>>
+  %6 = "aten.index_tensor"(%x, %5) {indices_present = [true]} : (tensor<8x6xf32>, tuple<tensor<8xi64>>) -> tensor<8x6xf32>
+  %7 = "aten.u_to_copy_default"(%2#0) {dtype = f32} : (tensor<8xi64>) -> tensor<8xf32>
+  %8 = "aten.histc_default"(%7) {bins = 3 : i64, max = 2 : i64, min = 0 : i64} : (tensor<8xf32>) -> tensor<3xf32>
+  %9 = "aten.cumsum_default"(%8) {dim = 0 : i64, dtype = i32} : (tensor<3xf32>) -> tensor<3xi32>
+  %10 = "stretto.grouped_mm_default"(%6, %w, %9) : (tensor<8x6xf32>, tensor<3x6x5xf32>, tensor<3xi32>) -> tensor<8x5xf32>
+  %11:2 = "aten.sort_default"(%2#1) {dim = -1 : i64, descending = false} : (tensor<8xi64>) -> (tensor<8xi64>, tensor<8xi64>)
+  %15 = builtin.unrealized_conversion_cast %11#1 : tensor<8xi64> to tuple<tensor<8xi64>>
+  %16 = "aten.index_tensor"(%10, %15) {indices_present = [true]} : (tensor<8x5xf32>, tuple<tensor<8xi64>>) -> tensor<8x5xf32>
+  return %16, %10 : tensor<8x5xf32>, tensor<8x5xf32>
+}
+
+// -----
+
+// A bias chosen for each row is a product with ones.
+
+// CHECK: %[[E:.+]] = "aten.argmax_default"
+// CHECK: %[[Y:.+]] = "nn.expert_linear"(%arg0, %arg1, %[[E]])
+// CHECK: %[[ONES:.+]] = "aten.full_default"() {{.*}} -> tensor<8x1xf32>
+// CHECK: %[[B:.+]] = "aten.unsqueeze_default"(%arg2) {dim = 1 : i64} : (tensor<3x5xf32>) -> tensor<3x1x5xf32>
+// CHECK: %[[R:.+]] = "nn.expert_linear"(%[[ONES]], %[[B]], %[[E]])
+// CHECK: "aten.add_tensor"
+func.func @main(%x: tensor<8x6xf32>, %w: tensor<3x6x5xf32>, %b: tensor<3x5xf32>, %scores: tensor<8x3xf32>) -> tensor<8x5xf32> {
+  %0 = "aten.argmax_default"(%scores) {dim = 1 : i64, keepdim = false} : (tensor<8x3xf32>) -> tensor<8xi64>
+  %1 = builtin.unrealized_conversion_cast %0 : tensor<8xi64> to tuple<tensor<8xi64>>
+  %2 = "aten.index_tensor"(%w, %1) {indices_present = [true]} : (tensor<3x6x5xf32>, tuple<tensor<8xi64>>) -> tensor<8x6x5xf32>
+  %3 = "aten.unsqueeze_default"(%x) {dim = 1 : i64} : (tensor<8x6xf32>) -> tensor<8x1x6xf32>
+  %4 = "aten.bmm_default"(%3, %2) : (tensor<8x1x6xf32>, tensor<8x6x5xf32>) -> tensor<8x1x5xf32>
+  %5 = "aten.squeeze_dim"(%4) {dim = 1 : i64} : (tensor<8x1x5xf32>) -> tensor<8x5xf32>
+  %6 = "aten.index_tensor"(%b, %1) {indices_present = [true]} : (tensor<3x5xf32>, tuple<tensor<8xi64>>) -> tensor<8x5xf32>
+  %7 = "aten.add_tensor"(%5, %6) {alpha = 1 : i64} : (tensor<8x5xf32>, tensor<8x5xf32>) -> tensor<8x5xf32>
+  return %7 : tensor<8x5xf32>
+}

@@ -52,3 +52,26 @@ module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
     return %0 : tensor<2x6x5xf32>
   }
 }
+
+// -----
+
+// A bias is a product with ones, which are not sent; it is added where the experts are, and one sum comes back.
+
+// CHECK: "comm.all_to_all_rows"({{.*}}) {axes = ["ep"], bound = 16 : i64} : {{.*}} -> tensor<16x6xf32>
+// CHECK: %[[ONES:.+]] = "aten.full_default"() {dtype = f32, fill_value = 1.000000e+00 : f64, size = array<i64: 16, 1>}
+// CHECK: "stretto.grouped_mm_default"(%[[ONES]], %arg2
+// CHECK: "aten.add_tensor"({{.*}}) {{.*}} -> tensor<16x5xf32>
+// CHECK: "comm.all_to_all_rows"({{.*}}) {axes = ["ep"], bound = 8 : i64} : {{.*}} -> tensor<8x5xf32>
+// CHECK-NOT: all_to_all_rows
+// CHECK: "aten.mul_tensor"(%{{.*}}, %arg4)
+module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
+  func.func @main(%x: tensor<8x6xf32>, %w: tensor<2x6x5xf32>, %b: tensor<2x1x5xf32>, %e: tensor<8xi64>, %s: tensor<8x1xf32>) -> tensor<8x5xf32> {
+    %0 = "comm.expert_linear"(%x, %w, %e) {axes = ["ep"], bound = 16 : i64} : (tensor<8x6xf32>, tensor<2x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
+    %1 = "aten.full_default"() {size = array<i64: 16, 1>, fill_value = 1.0 : f64, dtype = f32} : () -> tensor<16x1xf32>
+    %2 = "comm.shard"(%1) {axes = ["ep"], dim = 0 : i64, chunk = 8 : i64} : (tensor<16x1xf32>) -> tensor<8x1xf32>
+    %3 = "comm.expert_linear"(%2, %b, %e) {axes = ["ep"], bound = 16 : i64} : (tensor<8x1xf32>, tensor<2x1x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
+    %4 = "aten.add_tensor"(%0, %3) {alpha = 1 : i64} : (tensor<8x5xf32>, tensor<8x5xf32>) -> tensor<8x5xf32>
+    %5 = "aten.mul_tensor"(%4, %s) : (tensor<8x5xf32>, tensor<8x1xf32>) -> tensor<8x5xf32>
+    return %5 : tensor<8x5xf32>
+  }
+}
