@@ -15,7 +15,7 @@ _PASSING = frozenset(
     {
         "reshape", "view", "slice", "constant_pad_nd", "unsqueeze", "squeeze", "expand", "t", "transpose", "permute",
         "clone", "_to_copy", "select", "where", "clamp", "alias", "split", "split_with_sizes", "unbind", "flatten",
-        "sub", "masked_fill", "contiguous",
+        "sub", "masked_fill", "contiguous", "cat",
     }
 )  # fmt: skip
 """Aten operations whose results hold the integers of their operands (shifted into a rank's range, for `sub`)."""

@@ -58,9 +58,9 @@ def share_heads(site: Site, ranks: int) -> None:
         wide = [_copied(site.emitter, source, copies) for source in sources]
         if _is_backward(call):
             types[1:] = [to_mlir(TensorType(t.dtype, t.shape)) for t in (from_mlir(each.type) for each in wide)]
-        replaced = dict(zip((key, value), wide, strict=True))
-        arguments = [replaced.get(each, each) for each in call.values()]
-        results: list[Value] = build(call.replace_values(arguments), types, site.op.location)
+        first, args = ATTENTION.index(call.name) + 1, list(call.args)
+        args[first : first + 2] = wide
+        results: list[Value] = build(Call(call.name, tuple(args)), types, site.op.location)
         set_methods(results[0].owner, methods)
         if _is_backward(call):
             results[1:] = [_summed(site.emitter, result, copies) for result in results[1:]]

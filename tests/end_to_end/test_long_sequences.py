@@ -187,10 +187,14 @@ class Masked(nn.Module):
         positions = torch.arange(x.shape[1])
         real = (positions >= padding[:, None])[:, None, None]
         seen = real & (positions[:, None] >= positions)
+        is_first = positions < padding[:, None]  # packed: the first document is as long as the padding was
+        seen_before = (is_first[:, None] == is_first[:, :, None])[:, None]
         masks = {
             "of keys": real,
             "of all": seen,
             "of the lowest number": torch.where(seen, 0.0, torch.finfo(x.dtype).min).to(x.dtype),
+            "of a window": seen & (positions[:, None] - positions < 3),
+            "of two documents": seen_before & (positions[:, None] >= positions),
             "of distances": (positions[:, None] - positions).abs().to(x.dtype) * -0.1,
         }
         y = F.scaled_dot_product_attention(q, k, v, masks[self.mask], enable_gqa=True)
@@ -202,7 +206,11 @@ class Masked(nn.Module):
     ("mask", "ranks", "method"),
     only(
         [("of all", 2, "ring")],
-        product(["of keys", "of all", "of the lowest number", "of distances"], [2, 4], METHODS),
+        product(
+            ["of keys", "of all", "of the lowest number", "of a window", "of two documents", "of distances"],
+            [2, 4],
+            METHODS,
+        ),
     ),
 )
 def test_masks_go_with_their_keys_and_rows_of_padding_alone_stay_what_they_are(

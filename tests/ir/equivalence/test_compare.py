@@ -115,6 +115,19 @@ def test_an_embedding_implies_the_range_of_its_indices_through_reshapes_and_call
     assert infer_ranges(lookup(called)) == {"ids": IntegerRange(9)}
 
 
+def test_an_embedding_implies_the_range_of_indices_that_were_put_in_another_order() -> None:
+    part = "tensor<2x5xi64>"
+    slices = "\n".join(
+        f'%{name} = "aten.slice_tensor"(%i) {{dim = 0 : i64, end = {start + 2} : i64, start = {start} : i64, '
+        f"step = 1 : i64}} : (tensor<4x5xi64>) -> {part}"
+        for name, start in (("late", 2), ("early", 0))
+    )
+    joined = f"""%t = builtin.unrealized_conversion_cast %late, %early : {part}, {part} to tuple<{part}, {part}>
+      %c = "aten.cat_default"(%t) {{dim = 0 : i64}} : (tuple<{part}, {part}>) -> tensor<4x5xi64>"""
+    built = lookup(f"{slices}\n{joined}\n{FLATTEN.replace('%i', '%c')}\n{EMBED}")
+    assert infer_ranges(built) == {"ids": IntegerRange(9)}
+
+
 def test_a_loss_implies_the_range_of_its_labels_and_some_are_ignored() -> None:
     loss = f"""{FLATTEN}
       %t, %c, %l = "nn.cross_entropy"(%w, %j) {{ignore_index = -100 : i64}}
