@@ -15,6 +15,8 @@ from torch import Tensor
 _LARGE, _TINY = 1e3, 1e-4
 _SATURATING = 8.0
 """Factor of matrices: activations and logits of tens, where sigmoid, tanh and softmax are flat."""
+_SUNKEN = 300.0
+"""Factor of matrices and biases: logits whose exponential is 0 in float64."""
 _STEP = 0.25
 """With ties, parameters are multiples of this."""
 
@@ -34,6 +36,12 @@ class Regime(StrEnum):
     """Inputs -1, 0 or 1, and matrices of few different values: equal elements in maxima, sorts and comparisons."""
     SATURATING = "saturating"
     """Large matrices, and so extreme logits."""
+    TALL_BELOW = "tall matrices below 0"
+    """Large matrices of one sign: below 0 those with more rows than columns, such as embeddings and heads of large
+    vocabularies. Inputs and vectors are positive, biases large, so that whole rows of logits lie far below 0, and
+    others far above."""
+    WIDE_BELOW = "wide matrices below 0"
+    """The same with the other signs, for heads of few classes."""
 
     def applied(self, kind: str, name: str, value: Tensor) -> Tensor:
         """The value of an argument of this kind and name, in this regime. Tangents and integers stay as they are."""
@@ -53,8 +61,16 @@ class Regime(StrEnum):
                 return torch.round(value / _STEP) * _STEP
             case Regime.SATURATING if is_matrix:
                 return value * _SATURATING
+            case Regime.TALL_BELOW | Regime.WIDE_BELOW if is_matrix:
+                is_below = (value.shape[0] > value.shape[1]) is (self is Regime.TALL_BELOW)
+                return value.abs() * (-_SUNKEN if is_below else _SUNKEN)
+            case Regime.TALL_BELOW | Regime.WIDE_BELOW:
+                return value.abs() * (_SUNKEN if name.endswith("bias") else 1.0)
         return value
 
 
 OTHERS = tuple(regime for regime in Regime if regime is not Regime.NORMAL)
 """All regimes but the one in which every pass is compared."""
+FINITE = (Regime.TALL_BELOW, Regime.WIDE_BELOW)
+"""Those in which rounding has no bound, as at the steps of saturated functions: what is judged is that values stay
+finite."""

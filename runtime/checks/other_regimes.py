@@ -20,7 +20,7 @@ from ..program.program import Program
 from .judging import WithinTolerance
 from .model_and_program import Key
 from .recording import Recording, StepInputs
-from .regimes import OTHERS, Regime
+from .regimes import FINITE, OTHERS, Regime
 from .report import TOLERANCES, CheckRow, Verdict
 from .rounding import Changes, changes, largest_changes, perturbation, perturbed
 
@@ -67,7 +67,7 @@ class Sides:
             found = self._rows(regime, self.ranks(own, inputs), expected, own, inputs)
             differing = [row for row in found if row.verdict is Verdict.DIFFERS]
             rows += [replace(row, note=f"with {regime} values{row.note and '; '}{row.note}") for row in differing]
-            is_compared = regime is Regime.OVERFLOWING or any(row.verdict is Verdict.EQUAL for row in found)
+            is_compared = regime in FINITE or any(row.verdict is Verdict.EQUAL for row in found)
             if is_compared and not differing:
                 equal.append(regime)
         return InRegimes(tuple(rows), tuple(equal))
@@ -81,7 +81,7 @@ class Sides:
         inputs: StepInputs,
     ) -> Sequence[CheckRow]:
         dtype = self.program.manifest.dtype
-        if regime is Regime.OVERFLOWING:
+        if regime in FINITE:
             return [_not_finite(kind, name) for kind, name, tensor in found.tensors() if not _finite(tensor)]
         judge = WithinTolerance(expected, dtype, TOLERANCES[dtype], 1, {})
         rows = judge.rows(found)

@@ -1,7 +1,7 @@
-"""The regimes of values in which a check runs a program once more: large, negative, saturating and overflowing.
+"""The regimes of values in which a check runs a program once more: large, negative, saturating and others.
 
 A softmax may subtract any number as long as nothing overflows, and a maximum with zeros of padding is right as long as
-something is positive. One forward and backward each is compared; the program is compiled already.
+something is positive, or nothing far below. One forward and backward each is compared; the program is compiled already.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from .model_and_program import Key
 
 _LARGE = 1e3
 _SATURATING, _OVERFLOWING = 8.0, 1e3
+_SUNKEN = 300.0
+"""Factor of matrices and biases: logits whose exponential is 0 in float64."""
 
 
 class Regime(StrEnum):
@@ -33,6 +35,12 @@ class Regime(StrEnum):
 
     Rounding grows without bound here: what is judged is that values stay finite.
     """
+    TALL_BELOW = "tall matrices below 0"
+    """Large matrices of one sign: below 0 those with more rows than columns, such as embeddings and heads of large
+    vocabularies. Inputs and vectors are positive, biases large, so that whole rows of logits lie far below 0, and
+    others far above."""
+    WIDE_BELOW = "wide matrices below 0"
+    """The same with the other signs, for heads of few classes."""
 
     def values(self, values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         """The initial values of a check in this regime; buffers and constants stay as they are."""
@@ -45,6 +53,8 @@ class Regime(StrEnum):
                 return value * _LARGE
             case Regime.NEGATIVE:
                 return -value.abs()
+            case Regime.TALL_BELOW | Regime.WIDE_BELOW:
+                return value.abs()
         return value
 
     def _parameter(self, kind: str, name: str, value: Tensor) -> Tensor:
@@ -57,8 +67,16 @@ class Regime(StrEnum):
                 return value * _SATURATING
             case Regime.OVERFLOWING if value.dim() >= 2:
                 return value * _OVERFLOWING
+            case Regime.TALL_BELOW | Regime.WIDE_BELOW if value.dim() >= 2:
+                is_below = (value.shape[0] > value.shape[1]) is (self is Regime.TALL_BELOW)
+                return value.abs() * (-_SUNKEN if is_below else _SUNKEN)
+            case Regime.TALL_BELOW | Regime.WIDE_BELOW:
+                return value.abs() * (_SUNKEN if name.endswith("bias") else 1.0)
         return value
 
 
 OTHERS = tuple(regime for regime in Regime if regime is not Regime.NORMAL)
 """All regimes but that of the optimizer's steps."""
+FINITE = (Regime.OVERFLOWING, Regime.TALL_BELOW, Regime.WIDE_BELOW)
+"""Regimes in which rounding has no bound, as at the steps of saturated functions: what is judged is that values stay
+finite."""

@@ -61,6 +61,9 @@ WORDS = 'mesh (dp=2, tp=2)\nshard "embed", "head" vocab over tp\n'
 HIDDEN = 'mesh (dp=2, tp=2)\nshard "up" columns over tp\nshard "down" rows over tp\n'
 
 
+BELOW = ("tall matrices below 0", "wide matrices below 0")
+
+
 @pytest.fixture
 def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     (tmp_path / "model.py").write_text(SOURCE)
@@ -89,12 +92,12 @@ def ran(files: Path) -> CheckReport:
 def test_a_right_program_is_right_in_every_regime(files: Path, dtype: str, mode: str) -> None:
     record = checked(files, "hidden", dtype, mode)
     assert record["result"] == "passed"
-    assert record["regimes"] == ["normal", "large", "negative", "saturating", "overflowing"]
+    assert record["regimes"] == ["normal", "large", "negative", "saturating", "overflowing", *BELOW]
 
 
 def test_a_regime_that_changes_no_value_is_not_run(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checked(files, "words")["regimes"] == ["normal", "negative", "saturating", "overflowing"]
-    assert ran(files).regimes == ("normal", "negative", "saturating", "overflowing")
+    assert checked(files, "words")["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW]
+    assert ran(files).regimes == ("normal", "negative", "saturating", "overflowing", *BELOW)
     assert "values: normal, negative, saturating, overflowing" in capsys.readouterr().out
 
 
@@ -106,7 +109,15 @@ def test_a_maximum_that_is_computed_as_a_minimum_is_seen(
     monkeypatch.setitem(rendezvous._COMBINE, "max", torch.minimum)
     assert checked(files, "words", dtype)["result"] == "failed"
     wrong = [row for row in ran(files).rows if row.verdict is Verdict.DIFFERS]
-    assert wrong and all("with overflowing values" in row.note for row in wrong)
+    assert any("with overflowing values" in row.note for row in wrong)
+
+
+def test_a_maximum_that_is_never_below_0_is_seen(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "my.plan").write_text(WORDS)
+    compile_target(CompileJob(f"{files}/model.py:words", f"{files}/my.plan", f"{files}/program"))
+    monkeypatch.setitem(rendezvous._COMBINE, "max", lambda a, b: torch.maximum(a, b).clamp(min=0))
+    wrong = [row for row in ran(files).rows if row.verdict is Verdict.DIFFERS]
+    assert wrong and all(f"with {BELOW[0]} values" in row.note for row in wrong)
 
 
 def test_sums_that_saturate_are_seen(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +134,7 @@ def test_sums_that_saturate_are_seen(files: Path, monkeypatch: pytest.MonkeyPatc
 def test_values_that_the_model_refuses_are_left_out(files: Path) -> None:
     record = checked(files, "probability")
     assert record["result"] == "passed"
-    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing"]
+    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW]
 
 
 def test_values_at_which_the_model_overflows_are_left_out(files: Path) -> None:

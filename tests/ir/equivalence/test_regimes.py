@@ -36,6 +36,10 @@ def test_each_regime_moves_inputs_and_parameters_as_it_says() -> None:
     assert set(values(Regime.TIES, "input").unique().tolist()) == {-1, 0, 1}
     assert values(Regime.TIES, "parameter").unique().numel() < 64
     assert values(Regime.SATURATING, "parameter").std() > 6
+    for regime, tall in (Regime.TALL_BELOW, -1), (Regime.WIDE_BELOW, 1):
+        signs = {shape: int(values(regime, "parameter", shape).sign().unique()) for shape in ((9, 4), (4, 9))}
+        assert signs == {(9, 4): tall, (4, 9): -tall}
+        assert values(regime, "input").min() >= 0 and values(regime, "parameter", (64,), "bias").mean() > 100
     tangent = torch.randn(3, dtype=torch.float64)
     assert all(torch.equal(regime.applied("tangent", "", tangent), tangent) for regime in Regime)
     assert Regime.NORMAL not in OTHERS
