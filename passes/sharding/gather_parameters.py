@@ -8,7 +8,8 @@ Before (stored over dp)                          After
                                                    %1 = call @layers_backward(%dy, %0, %g1)
 
 A use is a call of a layer, or all operations of one module in one direction. A cast is none: its result is gathered, in
-the dtype that is computed in. Each use has a number, `use`. Without it `cse`
+the dtype that is computed in. Casts inside of folded layers move before the calls for that (`layers/early_casts.py`).
+Each use has a number, `use`. Without it `cse`
 would merge the gathers of the forward and the backward, and keep the whole parameter in between. Gradients end in the
 stored placement (`propagate-placements`), so their sums are reduce-scattered.
 
@@ -34,6 +35,7 @@ from ...ir.operations import Call, build, set_use
 from ...ir.types import from_mlir, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
+from ..layers.early_casts import cast_before_calls
 from ..rewriting import users
 
 _CAST = "aten.u_to_copy_default"
@@ -50,6 +52,8 @@ class GatherParameters(Pass):
     def run(self, module: Module) -> Report:
         main = module.functions()["main"]
         remarks, count = CountedRemarks(self.name), 0
+        pairs = zip(entry(main).arguments, argument_records(main), strict=True)
+        cast_before_calls(module, {argument for argument, record in pairs if record.get("stored")})
         for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
             if not record.get("stored"):
                 continue

@@ -16,8 +16,13 @@ from typing import Any
 import pytest
 import stretto
 import torch
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CompileRequest, Options
 from stretto.driver.report.explain import explain
 from stretto.driver.report.show_explanation import show_explanation
+from stretto.driver.report.traffic import traffic_of
+from stretto.dsl import Plan
+from stretto.frontend.captured import Mode
 from stretto.ir.bindings import Value
 from stretto.ir.module import Module, callee, operations
 from stretto.runtime.prover import prove
@@ -104,6 +109,24 @@ def test_a_step_of_one_call_gathers_once_or_in_each_direction_and_scatters_once(
 ) -> None:
     step(line)
     assert bytes_of(sent) == formula(gathered, P)
+
+
+@pytest.mark.parametrize(("level", "gathers"), [(1, 1), (3, 2)])
+def test_with_a_precision_the_format_that_is_computed_in_is_gathered(level: int, gathers: int) -> None:
+    """Two bytes for each element of a GPT; at level 3 also for those that the backward reads."""
+    case = _case(layers=2)
+    text = f"mesh (dp={RANKS})\nzero {level} over dp\nprecision {{ params fp32  compute bf16  reduce fp32 }}"
+    options = Options(mode=Mode.TRAIN, loss_only=True, arguments={"inputs": case.about})
+    program = compile_program(CompileRequest.of(case.model, (), case.inputs, Plan.parse(text), options)).program
+    sent = sum(site.sent_bytes * count for site, count in traffic_of(program).items() if site.kind == "all_gather")
+    again = sum(p.numel() for name, p in case.model.named_parameters() if not _is_read_once(name))
+    whole = sum(p.numel() for p in case.model.parameters()) + (gathers - 1) * again
+    assert sent == whole * torch.bfloat16.itemsize * (RANKS - 1) // RANKS
+
+
+def _is_read_once(name: str) -> bool:
+    """Whether the backward does not read a parameter: embeddings, and biases but those of norms, which are idioms."""
+    return name.startswith(("wte", "wpe")) or (name.endswith("bias") and "norm" not in name)
 
 
 @pytest.mark.parametrize(("size", "collectives"), [("128B", 8), ("256B", 4), ("1KB", 3)])

@@ -39,6 +39,57 @@ module attributes {comm.level = "aten", comm.mesh = [["dp", 2], ["tp", 2]], comm
 
 // -----
 
+// A rank casts its part, and the forward and the backward of a layer gather what is cast.
+
+// RUN: stretto opt -p "gather-parameters" %s | filecheck %s
+
+// CHECK: %[[C:.+]] = "aten.u_to_copy_default"(%arg1) {dtype = bf16}
+// CHECK: %[[A:.+]] = "comm.reshard"(%[[C]]) {use = 0 : i64}
+// CHECK: %[[H:.+]] = call @layers_forward(%arg0, %[[A]]) : (tensor<4x8xbf16>, tensor<8x8xbf16>) -> tensor<4x8xbf16>
+// CHECK: %[[B:.+]] = "comm.reshard"(%[[C]]) {use = 1 : i64}
+// CHECK: call @layers_backward(%[[H]], %[[B]])
+// CHECK: func private @layers_forward(%arg0: tensor<4x8xbf16>, %arg1: tensor<8x8xbf16>) -> tensor<4x8xbf16>
+// CHECK-NOT: u_to_copy
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]]} {
+  func.func @main(%x: tensor<4x8xbf16>, %w: tensor<8x8xf32, {dp = "shard(0)"}> {aten.argument = {kind = "parameter", name = "w", stored = ["dp"]}}) -> tensor<4x8xbf16> {
+    %0:2 = func.call @layers_forward(%x, %w) : (tensor<4x8xbf16>, tensor<8x8xf32, {dp = "shard(0)"}>) -> (tensor<4x8xbf16>, tensor<8x8xbf16>)
+    %1 = func.call @layers_backward(%0#0, %0#1) : (tensor<4x8xbf16>, tensor<8x8xbf16>) -> tensor<4x8xbf16>
+    return %1 : tensor<4x8xbf16>
+  }
+  func.func private @layers_forward(%x: tensor<4x8xbf16>, %w: tensor<8x8xf32, {dp = "shard(0)"}>) -> (tensor<4x8xbf16>, tensor<8x8xbf16>) {
+    %0 = "aten.u_to_copy_default"(%w) {dtype = bf16} : (tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<8x8xbf16>
+    %1 = "aten.mm_default"(%x, %0) : (tensor<4x8xbf16>, tensor<8x8xbf16>) -> tensor<4x8xbf16>
+    return %1, %0 : tensor<4x8xbf16>, tensor<8x8xbf16>
+  }
+  func.func private @layers_backward(%x: tensor<4x8xbf16>, %w: tensor<8x8xbf16>) -> tensor<4x8xbf16> {
+    %0 = "aten.mm_default"(%x, %w) : (tensor<4x8xbf16>, tensor<8x8xbf16>) -> tensor<4x8xbf16>
+    return %0 : tensor<4x8xbf16>
+  }
+}
+
+// -----
+
+// What a layer uses in its own dtype too is gathered in that.
+
+// RUN: stretto opt -p "gather-parameters" %s | filecheck %s
+
+// CHECK: %[[A:.+]] = "comm.reshard"(%arg1) {use = 0 : i64}
+// CHECK-NEXT: call @layers_forward(%arg0, %[[A]])
+// CHECK: func private @layers_forward(%arg0: tensor<8x8xf32>, %arg1: tensor<8x8xf32>)
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]]} {
+  func.func @main(%x: tensor<8x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)"}> {aten.argument = {kind = "parameter", name = "w", stored = ["dp"]}}) -> tensor<8x8xf32> {
+    %0:2 = func.call @layers_forward(%x, %w) : (tensor<8x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> (tensor<8x8xf32>, tensor<8x8xbf16>)
+    return %0#0 : tensor<8x8xf32>
+  }
+  func.func private @layers_forward(%x: tensor<8x8xf32>, %w: tensor<8x8xf32, {dp = "shard(0)"}>) -> (tensor<8x8xf32>, tensor<8x8xbf16>) {
+    %0 = "aten.u_to_copy_default"(%w) {dtype = bf16} : (tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<8x8xbf16>
+    %1 = "aten.mm_default"(%x, %w) : (tensor<8x8xf32>, tensor<8x8xf32, {dp = "shard(0)"}>) -> tensor<8x8xf32>
+    return %1, %0 : tensor<8x8xf32>, tensor<8x8xbf16>
+  }
+}
+
+// -----
+
 // With one gather a step, all uses take the first: the whole parameter lives in between.
 
 // RUN: stretto opt -p "gather-parameters" %s | filecheck %s
