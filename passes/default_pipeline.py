@@ -137,6 +137,10 @@ def _propagate_placements(config: PipelineConfig) -> Pass:
     return PropagatePlacements(config.delay_reductions)
 
 
+def _start_collectives(config: PipelineConfig) -> Pass:
+    return StartCollectives(max_calls=config.plan.prefetch)
+
+
 def _order_tasks(config: PipelineConfig) -> Pass:
     return OrderTasks(config.plan, config.follow_precision)
 
@@ -197,7 +201,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "overlap": (
         Entry(lambda config: HoistCollectives(config.plan.prefetch)),
         Entry(lambda config: BucketCollectives(config.plan.bucket, "all_gather,reduce_scatter,all_reduce"), _buckets),
-        Entry(StartCollectives()),
+        Entry(_start_collectives),
     ),
 }
 """The phases in their order."""

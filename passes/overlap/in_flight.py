@@ -1,4 +1,4 @@
-"""Bound the memory of collectives under way: wait for the oldest before starting one that would exceed the bound.
+"""Bound the memory of collectives under way: by bytes, or by the calls that run meanwhile.
 
 From its start to its wait a collective keeps its operands and its results. Results that only leave a function are
 waited for at its end, so that without a bound all gradients exist twice there.
@@ -6,11 +6,12 @@ waited for at its end, so that without a bound all gradients exist twice there.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from math import prod
 
 from ...ir.bindings import Operation, Value
 from ...ir.collectives import RECEIVE_START, SEND, STARTS, WAIT
-from ...ir.module import operations
+from ...ir.module import callee, operations
 from ...ir.operations import flatten, read, results_of
 from ...ir.types import from_mlir
 
@@ -48,6 +49,28 @@ def bound_in_flight(function: Operation, max_bytes: int) -> list[Operation]:
                 wait.operation.move_before(op.operation)
                 moved.append(wait)
         under_way[op] = waits
+    return moved
+
+
+def bound_calls(function: Operation, most: int) -> list[Operation]:
+    """Move waits up so that no collective is under way during more than so many calls; returns those.
+
+    A wait stays behind a send, as above.
+    """
+    ops = list(operations(function))
+    positions = {op: index for index, op in enumerate(ops)}
+    stops = [index for index, op in enumerate(ops) if callee(op) is not None]
+    sends = [index for index, op in enumerate(ops) if op.operation.name == SEND]
+    moved: list[Operation] = []
+    for index, op in enumerate(ops):
+        later = bisect_right(stops, index) + most
+        if later >= len(stops):
+            break
+        stop = stops[later]
+        for wait in _waits(op):
+            if positions[wait] > stop and not any(stop <= send < positions[wait] for send in sends):
+                wait.operation.move_before(ops[stop].operation)
+                moved.append(wait)
     return moved
 
 

@@ -11,7 +11,8 @@ A receive has no operands and takes memory from its start on, so it starts a few
 it.
 
 From its start to its wait a collective keeps its operands and results. With `max-in-flight` the oldest is waited for
-before one starts with which those under way would have more bytes. No wait moves before a send.
+before one starts with which those under way would have more bytes. With `max-calls` a collective is waited for before
+the call that follows so many others. No wait moves before a send.
 
 Needs: level `comm`.   Keeps: values, and the order of collectives, which all ranks share; of receives, that of those
 from one rank.
@@ -39,7 +40,7 @@ from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
-from .in_flight import bound_in_flight
+from .in_flight import bound_calls, bound_in_flight
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class StartCollectives(Pass):
     """A receive starts this many tasks before its first use; 0: it is not moved."""
     max_in_flight: Annotated[int | None, Range(0, unit="bytes")] = None
     """The most bytes of operands and results of the collectives under way in a function; none: no bound."""
+    max_calls: Annotated[int | None, Range(0, unit="calls")] = None
+    """During how many calls of layers, or tasks, a collective may be under way; none: no bound. In a compile, the
+    `prefetch` of `zero`, else 1: the gradients of that many layers exist twice."""
 
     def run(self, module: Module) -> Report:
         count, remarks = 0, CountedRemarks(self.name)
@@ -66,10 +70,12 @@ class StartCollectives(Pass):
                     count += 1
             if self.tasks_ahead:
                 _advance_receives(function, self.tasks_ahead, is_barrier)
-            for wait in bound_in_flight(function, self.max_in_flight) if self.max_in_flight is not None else ():
+            bounded = bound_calls(function, self.max_calls) if self.max_calls is not None else []
+            bounded += bound_in_flight(function, self.max_in_flight) if self.max_in_flight is not None else []
+            for wait in bounded:
                 start = _start_of(wait.operands[0])
                 if start is not None:
-                    message = f"{collective_text(start)} is waited for before the next starts, to bound memory"
+                    message = f"{collective_text(start)} is waited for earlier than its result is used, to bound memory"
                     remarks.applied(message, from_location(wait.location))
             _remark(function, remarks)
         return Report(count, remarks.remarks())
