@@ -37,6 +37,7 @@ from .traffic import kinds, messages
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
 RANKS, MICROBATCHES, BYTES = 2, 2, 8
+STORE = 'store "*" dim 0 over dp'
 PIPELINES = ("microbatches 2", "microbatches 2  schedule zb-v", "microbatches 2  schedule interleaved")
 
 
@@ -220,6 +221,35 @@ def _layers_ahead(prefetch: int) -> int:
 @pytest.mark.parametrize("prefetch", some(2, 0, 1))
 def test_a_layer_is_gathered_as_far_ahead_as_the_plan_says(prefetch: int) -> None:
     assert _layers_ahead(prefetch) == prefetch
+
+
+@cache
+def _wide(layers: int) -> Case:
+    """A model whose parameters take most of the memory."""
+    return MODELS["gpt"](Size(vocab=48, width=64, heads=4, head=16, inner=128, layers=layers, batch=2, seq=4))
+
+
+def _layer_bytes() -> int:
+    names = _wide(3).model.named_parameters()
+    return sum(p.numel() for name, p in names if name.startswith("blocks.0.")) * BYTES
+
+
+def _peak(layers: int, line: str) -> int:
+    return prove(compiled(_wide(layers), f"mesh (dp={RANKS})\n{line}").program).peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("line", "copies"),
+    some(("zero 3 over dp", 2 / RANKS), ("", 2), ("zero 3 over dp { prefetch 0 }", 2 / RANKS), (STORE, 2 / RANKS)),
+)
+def test_another_layer_costs_its_parameters_and_gradients_once(line: str, copies: float) -> None:
+    """The parts of both at level 3: whole ones live of as many layers, however many there are."""
+    assert (_peak(5, line) - _peak(3, line)) / 2 == copies * _layer_bytes()
+
+
+def test_a_layer_more_that_is_gathered_ahead_is_a_layer_more_in_memory() -> None:
+    one, two = (_peak(5, f"zero 3 over dp {{ prefetch {count} }}") for count in (1, 2))
+    assert two - one == _layer_bytes()
 
 
 def test_a_rank_stores_its_share_and_levels_differ_in_the_whole_parameters_that_it_holds() -> None:

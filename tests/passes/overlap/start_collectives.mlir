@@ -221,6 +221,31 @@ func.func @main(%a: tensor<4xf32, {tp = "partial(sum)"}>, %b: tensor<4xf32, {tp 
 }
 
 // -----
+// RUN: stretto opt -p "start-collectives{max-calls=1}" %s | filecheck %s
+
+// A collective is under way during one call, and waited for before the next.
+
+// CHECK: %[[A:.+]] = "comm.all_reduce_start"(%arg0)
+// CHECK-NEXT: %[[H:.+]] = call @layer(%arg1)
+// CHECK-NEXT: "comm.wait"(%[[A]])
+// CHECK-NEXT: %[[I:.+]] = call @layer(%[[H]])
+// CHECK-NEXT: %[[J:.+]] = call @layer(%[[I]])
+module attributes {comm.level = "comm", comm.mesh = [["dp", 2]]} {
+func.func @main(%x: tensor<4xf32, {dp = "partial(sum)"}>, %y: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %0 = "comm.all_reduce"(%x) {axes = ["dp"], reduce = "sum"} : (tensor<4xf32, {dp = "partial(sum)"}>) -> tensor<4xf32>
+  %1 = func.call @layer(%y) : (tensor<4xf32>) -> tensor<4xf32>
+  %2 = func.call @layer(%1) : (tensor<4xf32>) -> tensor<4xf32>
+  %3 = func.call @layer(%2) : (tensor<4xf32>) -> tensor<4xf32>
+  return %0, %3 : tensor<4xf32>, tensor<4xf32>
+}
+func.func private @layer(%x: tensor<4xf32>) -> tensor<4xf32> {
+  %0 = "aten.exp_default"(%x) : (tensor<4xf32>) -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+}
+
+// -----
+
 // RUN: stretto opt -p "start-collectives{max-in-flight=0}" %s | filecheck %s
 
 // A wait stays behind a send, which another rank may need before it starts the same sum.
