@@ -15,6 +15,8 @@ from .dialects.context import context
 
 SPLIT_LOSS = "split_loss"
 """In place of an idiom: the operations that make scores in chunks, which the backward computes again."""
+CHUNK = "chunk"
+"""In place of an idiom: the other operations of a chunk. What moves operations leaves them with their chunk."""
 _IDIOM = re.compile(r'idiom = "(?P<name>[a-z_]+)"')
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ...ir.bindings import Location, Value, mlir
 from ...ir.dialects.context import context
-from ...ir.locations import SPLIT_LOSS, to_location
+from ...ir.locations import CHUNK, SPLIT_LOSS, to_location
 from ...ir.module import (
     Module,
     argument_records,
@@ -107,7 +107,7 @@ class Chunked:
         shapes = [None if t is None else t.shape for t in local]
         name, args, kwargs = with_local_sizes(call.name, call.args, call.kwargs, metas(types), shapes)
         makes_scores = any(numel(v) == numel(self.region.head.values[0]) for v in node.values)
-        loc = to_location(node.origin, SPLIT_LOSS if makes_scores and not node.origin.backward else "")
+        loc = to_location(node.origin, SPLIT_LOSS if makes_scores and not node.origin.backward else CHUNK)
         flat = [absent() if t is None else to_mlir(t) for t in local]
         return flatten(build(Call(name, tuple(args), dict(kwargs)), regroup(node.results, flat), loc))
 

@@ -28,7 +28,7 @@ from typing import Annotated, ClassVar
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import COLLECTIVES, TRANSFERS
-from ...ir.locations import from_location
+from ...ir.locations import CHUNK, SPLIT_LOSS, from_location, idiom_of
 from ...ir.module import Level, Module, callee, operations
 from ...ir.operations import read, use_of
 from ...ir.pipelined_module import entries, pipeline_axis
@@ -85,8 +85,8 @@ class HoistCollectives(Pass):
         independent = []
         calls = 0
         for op in reversed(pending):
-            if is_barrier(op):
-                break
+            if is_barrier(op) or idiom_of(op.location) in (CHUNK, SPLIT_LOSS):
+                break  # operations of a chunk stay together, or all chunks would be alive at once
             calls += callee(op) is not None
             if calls > self.prefetch and use_of(collective) is not None:
                 break  # earlier, whole parameters would pile up

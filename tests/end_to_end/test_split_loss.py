@@ -124,8 +124,9 @@ def test_a_model_trains_as_on_one_device(model: str, mesh: str, lines: str) -> N
 @pytest.mark.parametrize(("model", "chunks"), [("gpt", 4), ("gpt", 8), ("llama", 8)])
 def test_the_bytes_of_scores_that_are_alive_fall_by_the_number_of_chunks(model: str, chunks: int) -> None:
     text = plan(model, "dp=2")
-    case = _case(model, 1000, 32)
+    case = _case(model, 1000, 128)
     whole, split = (compiled(case, each).program for each in (text, f"{text}\nsplit loss into {chunks}"))
-    assert largest_scores(whole, 1000) == 2 * 32 * 1000 == chunks * largest_scores(split, 1000)
-    scores = 2 * 32 * 1000 * 8
-    assert prove(whole).peak_bytes - prove(split).peak_bytes >= (1 - 1 / chunks) * scores
+    assert largest_scores(whole, 1000) == 2 * 128 * 1000 == chunks * largest_scores(split, 1000)
+    scores = 2 * 128 * 1000 * 8
+    twice = 2 * (1 - 1 / chunks) * scores  # the scores, and the softmax that becomes their gradient
+    assert prove(whole).peak_bytes - prove(split).peak_bytes >= 0.9 * twice
