@@ -53,6 +53,8 @@ class Feature:
     """Features that the model does not have, or that are refused for it."""
 
 
+STAGES = frozenset({"1f1b", "zb-v", "vocabulary"})
+ROUTED = 'experts "*.experts" over ep'
 FEATURES: Mapping[str, Feature] = MappingProxyType(
     {
         "dp": Feature({"dp": 2}),
@@ -71,17 +73,31 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
         "ring": Feature(
             {"cp": 2}, ("shard inputs dim 1 over cp", "attention over cp { method ring }"), choice="attention"
         ),
+        "zigzag": Feature(
+            {"cp": 2},
+            ("shard inputs dim 1 over cp", "attention over cp { method ring  layout zigzag }"),
+            choice="attention",
+        ),
+        "split_loss": Feature(lines=("split loss into 2",)),
         "recompute": Feature(lines=('recompute "*.mlp", attention',)),
         "1f1b": Feature({"pp": 2}, pipeline="schedule 1f1b", choice="schedule"),
         "zb-v": Feature({"pp": 2}, pipeline="schedule zb-v", choice="schedule"),
         "vocabulary": Feature({"pp": 2}),
         "bf16": Feature(lines=("precision { params fp32  compute bf16  reduce fp32 }",)),
         "fused": Feature(model="gpt2", choice="model"),
-        "experts": Feature(model="mixtral", choice="model", excludes=frozenset({"1f1b", "zb-v", "vocabulary"})),
+        "experts": Feature(model="mixtral", choice="model", excludes=STAGES),
+        "ep": Feature({"dp": 2}, ("axes ep = dp", ROUTED), model="mixtral", choice="model", excludes=STAGES),
+        "ep_folded": Feature(
+            {"dp": 2, "cp": 2},
+            ("shard inputs dim 1 over cp", "axes ep = dp, cp", ROUTED),
+            model="mixtral",
+            choice="model",
+            excludes=STAGES,
+        ),
         "images": Feature(
             model="unet",
             choice="model",
-            excludes=frozenset({"cp", "all_to_all", "ring", "recompute", "vocabulary"}),
+            excludes=frozenset({"split_loss", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"}),
         ),
     }
 )
@@ -120,7 +136,7 @@ def text_of(cell: Cell) -> tuple[str, str]:
     for feature in features:
         axes |= feature.axes
     model = next((feature.model for feature in features if feature.model), "llama")
-    lines = [line for feature in features for line in feature.lines]
+    lines = list(dict.fromkeys(line for feature in features for line in feature.lines))
     if "pp" in axes:
         schedule = next((feature.pipeline for feature in features if feature.pipeline), "")
         lines.append(f"pipeline over pp {{ {schedule}  microbatches 2 }}")
@@ -156,10 +172,13 @@ DEFAULT: Sequence[Cell] = (
     ("zero3", "tp", "zb-v", "vocabulary"),
     ("dp", "all_to_all", "1f1b", "fused"),
     ("zero3", "tp", "ring", "experts"),
+    ("zero1", "tp", "zigzag", "split_loss", "recompute"),
+    ("zero2", "recompute", "bf16", "ep"),
+    ("dp", "tp", "ring", "ep_folded"),
     ("buckets", "tp", "bf16", "images"),
 )
 """The cells of the default run: each feature, beside as many others as there can be."""
-SLOW: Sequence[Cell] = (*cells(2), *list(cells(3))[::4], *list(cells(4))[::40])
+SLOW: Sequence[Cell] = (*cells(2), *list(cells(3))[::6], *list(cells(4))[::80])
 ALL: Sequence[Cell] = tuple(dict.fromkeys([*DEFAULT, *SLOW]))
 
 
