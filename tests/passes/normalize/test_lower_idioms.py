@@ -55,8 +55,9 @@ def test_a_result_that_is_absent_is_not_built() -> None:
     assert "aten.sum.dim_IntList" not in names(module)
 
 
-def test_expanded_operations_keep_the_place_in_the_model() -> None:
+def test_expanded_operations_keep_the_place_in_the_model_and_name_the_idiom() -> None:
     module = norm_backward()
     LowerIdioms().run(module)
     operations = list(entry(module.functions()["main"]).operations)[:-1]
-    assert {str(op.location) for op in operations} == {str(to_location(Origin("norm", "model.py", 3, backward=True)))}
+    place = to_location(Origin("norm", "model.py", 3, backward=True), "rms_norm")
+    assert {str(op.location) for op in operations} == {str(place)}
