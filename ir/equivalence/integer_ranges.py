@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..interpreter.code import Body, Code, Ref, Step, refs
@@ -21,6 +21,8 @@ _PASSING = frozenset(
 """Aten operations whose results hold the integers of their operands (shifted into a rank's range, for `sub`)."""
 _GLOBAL = frozenset({"aten.embedding.default", "aten.gather.default", "aten.ne.Scalar", "aten.eq.Scalar"})
 """Operations that give a range at level `comm`, as their types have global extents; others have the rank's extents."""
+_GUARDS = frozenset({"where", "masked_fill", "clamp"})
+"""Aten operations that may replace an ignored value before it is used as an index."""
 _CONSTANT_COMPARISONS = ("aten.ne.Scalar", "aten.eq.Scalar")
 
 
@@ -31,12 +33,15 @@ class IntegerRange:
     high: int | None = None
     ignored: int | None = None
     low: int = 0
+    is_index: bool = field(default=False, compare=False)
+    """Whether the values are indices as they stand, so that none may be the ignored one."""
 
     def narrowed(self, other: IntegerRange) -> IntegerRange:
         """The intersection of two ranges."""
         highs = [h for h in (self.high, other.high) if h is not None]
         ignored = self.ignored if other.ignored is None else other.ignored
-        return IntegerRange(min(highs, default=None), ignored, max(self.low, other.low))
+        is_index = self.is_index or other.is_index
+        return IntegerRange(min(highs, default=None), None if is_index else ignored, max(self.low, other.low), is_index)
 
 
 def integer_ranges(code: Code) -> dict[int, IntegerRange]:
@@ -68,12 +73,14 @@ def _recorded_range(record: Record) -> IntegerRange | None:
     return None
 
 
-Tags = frozenset[int]
+Tags = frozenset[tuple[int, bool]]
+"""Arguments, and whether something may have replaced their ignored values."""
 
 
 def _tags(argument: int, code: Code) -> Tags:
     """What follows an argument. Parameters are followed by nothing: no op reads them as integers."""
-    return frozenset() if code.arguments[argument].record.get("kind") == "parameter" else frozenset([argument])
+    is_parameter = code.arguments[argument].record.get("kind") == "parameter"
+    return frozenset() if is_parameter else frozenset([(argument, False)])
 
 
 class _Walker:
@@ -106,9 +113,9 @@ class _Walker:
         operands = refs(step.args)
         if family in ("sub",):
             operands = operands[:1]
-        result_tags = (
-            frozenset[int]().union(*(tags.get(slot, frozenset()) for slot in operands)) if passes else frozenset()
-        )
+        result_tags = Tags().union(*(tags.get(slot, frozenset()) for slot in operands)) if passes else frozenset()
+        if family in _GUARDS:
+            result_tags = frozenset((argument, True) for argument, _ in result_tags)
         return [result_tags] * len(step.out)
 
     def _use(self, body: Body, step: Step, tags: dict[int, Tags]) -> None:
@@ -117,8 +124,9 @@ class _Walker:
             return
         indices, range_ = rule(lambda ref: self._extents(body, ref), step.args)
         if isinstance(indices, Ref):
-            for argument in tags.get(indices.slot, frozenset()):
-                self.ranges[argument] = self.ranges.get(argument, IntegerRange()).narrowed(range_)
+            for argument, guarded in tags.get(indices.slot, frozenset()):
+                use = replace(range_, is_index=range_.high is not None and range_.ignored is None and not guarded)
+                self.ranges[argument] = self.ranges.get(argument, IntegerRange()).narrowed(use)
 
     def _extents(self, body: Body, ref: Any) -> tuple[int, ...]:
         """The global shape of an operand; empty if it is not a tensor."""

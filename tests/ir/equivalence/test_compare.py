@@ -9,7 +9,7 @@ from stretto.ir.equivalence.compare import Verdict
 from stretto.ir.equivalence.integer_ranges import IntegerRange
 from stretto.ir.equivalence.random_inputs import infer_ranges
 from stretto.ir.interpreter import InterpreterError
-from stretto.ir.module import Module, set_argument_records
+from stretto.ir.module import Module, entry, set_argument_records
 
 from ..interpreter.texts import module
 
@@ -96,7 +96,8 @@ def test_modules_with_other_arguments_or_results_are_not_compared() -> None:
 def lookup(body: str, arguments: str = "%w: tensor<9x2xf32>, %i: tensor<4x5xi64>") -> Module:
     """A module with an integer input, named "ids"."""
     built = module(arguments, "", f"{body}\nreturn", level="aten")
-    set_argument_records(built.functions()["main"], [{"name": "w"}, {"name": "ids", "kind": "input"}])
+    more = [{"name": "x"}] * (len(list(entry(built.functions()["main"]).arguments)) - 2)
+    set_argument_records(built.functions()["main"], [{"name": "w"}, {"name": "ids", "kind": "input"}, *more])
     return built
 
 
@@ -136,6 +137,22 @@ def test_a_loss_implies_the_range_of_its_labels_and_some_are_ignored() -> None:
     assert infer_ranges(built) == {"ids": IntegerRange(7, -100)}
     labels = random_inputs(built, seed=3)[1]
     assert (labels == -100).any() and (labels >= 0).any() and int(labels.max()) < 7
+
+
+@pytest.mark.parametrize(("guarded", "ignored"), [(False, None), (True, -100)])
+def test_labels_that_are_indices_too_are_ignored_only_where_a_guard_replaces_them(
+    guarded: bool, ignored: int | None
+) -> None:
+    """As in a language model whose labels are its tokens."""
+    index = "%g" if guarded else "%j"
+    clamp = '%g = "aten.clamp_default"(%j) {min = 0 : i64} : (tensor<20xi64>) -> tensor<20xi64>' if guarded else ""
+    body = f"""{FLATTEN}
+      {clamp}
+      {EMBED.replace("%j", index)}
+      %t, %c, %l = "nn.cross_entropy"(%x, %j) {{ignore_index = -100 : i64}}
+        : (tensor<20x9xf32>, tensor<20xi64>) -> (tensor<f32>, tensor<f32>, tensor<20xf32>)"""
+    built = lookup(body, "%w: tensor<9x2xf32>, %i: tensor<4x5xi64>, %x: tensor<20x9xf32>")
+    assert infer_ranges(built) == {"ids": IntegerRange(9, ignored)}
 
 
 def test_an_integer_input_without_a_range_is_an_error_unless_one_is_given() -> None:
