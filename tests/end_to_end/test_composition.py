@@ -167,10 +167,9 @@ def _case(model: str) -> Case:
 
 DEFAULT: Sequence[Cell] = (
     ("zero1", "tp", "recompute", "1f1b", "bf16"),
-    ("zero2", "tp", "zb-v", "fused"),
+    ("zero2", "tp", "all_to_all", "zb-v", "fused"),
     ("buckets", "sequence", "cp", "bf16"),
     ("zero3", "tp", "zb-v", "vocabulary"),
-    ("dp", "all_to_all", "1f1b", "fused"),
     ("zero3", "tp", "ring", "experts"),
     ("zero1", "tp", "zigzag", "split_loss", "recompute"),
     ("zero2", "recompute", "bf16", "ep"),
