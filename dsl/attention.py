@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from .error import PlanCode, PlanError, item_set_twice
+from .error import PlanCode, PlanError, check_axes_differ, item_set_twice, unexpected_word
 from .shard import Dim, Role, ShardInputs
 from .source import Places, Source, tokens
-from .spelling import did_you_mean, listed, shortened
+from .spelling import listed, shortened
+
+_refused = partial(unexpected_word, PlanCode.BAD_ATTENTION)
 
 
 class Method(StrEnum):
@@ -64,12 +67,7 @@ class Attention:
     """Source spans of the items, by keyword."""
 
     def __post_init__(self) -> None:
-        for index, axis in enumerate(self.axes):
-            if axis in self.axes[:index]:
-                message = f'the axis "{axis}" is named twice'
-                raise PlanError(
-                    PlanCode.AXIS_USED_TWICE, message, span=self.places.axis(index), help=f'name "{axis}" once'
-                )
+        check_axes_differ(self.axes, self.places)
         if self.method is Method.RING_ALL_TO_ALL and len(self.axes) != 2:
             raise PlanError(
                 PlanCode.BAD_ATTENTION,
@@ -162,13 +160,3 @@ def read_attention(tree: Tree[Token], source: Source) -> Attention:
         raise _refused("attention needs a method", keyword, [f"method {method}" for method in Method], source)
     places = Places(source.span_of(keyword, end), axes=tuple(source.span_of(axis) for axis in axes))
     return Attention(tuple(str(axis) for axis in axes), places=places, spans=spans, **fields)  # type: ignore[arg-type]
-
-
-def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
-    return PlanError(
-        PlanCode.BAD_ATTENTION,
-        message,
-        span=source.span_of(word),
-        expected=f"expected {listed(expected)}",
-        help=did_you_mean(word, expected),
-    )

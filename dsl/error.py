@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
+from lark import Token
+
 from ..diagnostics import Span, StrettoError
+from . import globs
+from .source import Places, Source
+from .spelling import did_you_mean, listed, shortened
 
 
 class PlanCode(StrEnum):
@@ -77,3 +83,32 @@ def item_set_twice(
     return PlanError(
         code, f'{statement} sets "{item}" twice', span=span, notes=(("first set here", first),), help="keep one of them"
     )
+
+
+def unexpected_word(
+    code: PlanCode | MemoryCode | RoutingCode, message: str, word: Token, expected: Sequence[str], source: Source
+) -> PlanError:
+    """The error for a word in place of one of those `expected`, with the nearest of them."""
+    return PlanError(
+        code,
+        message,
+        span=source.span_of(word),
+        expected=f"expected {listed(expected)}",
+        help=did_you_mean(word, expected),
+    )
+
+
+def check_axes_differ(axes: Sequence[str], places: Places) -> None:
+    """Raise PlanError E0112 for an axis that a statement names twice."""
+    for index, axis in enumerate(axes):
+        if axis in axes[:index]:
+            message = f'the axis "{axis}" is used twice on one tensor'
+            raise PlanError(PlanCode.AXIS_USED_TWICE, message, span=places.axis(index), help=f'name "{axis}" once')
+
+
+def check_patterns(patterns: Sequence[str], places: Places) -> None:
+    """Raise PlanError E0113 for a pattern that cannot be read."""
+    for index, pattern in enumerate(patterns):
+        if flaw := globs.flaw(pattern):
+            message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
+            raise PlanError(PlanCode.BAD_PATTERN, message, span=places.pattern(index))

@@ -10,17 +10,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from math import isfinite
 
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from . import globs
-from .error import PlanCode, PlanError, item_set_twice
+from .error import PlanCode, PlanError, check_patterns, item_set_twice, unexpected_word
 from .mesh import read_number
 from .precision import FloatFormat
 from .source import Places, Source, tokens
-from .spelling import did_you_mean, listed, shortened
+from .spelling import listed, shortened
 
 MAX_COUNT = 1_000_000
 """The most microbatches, and the most chunks."""
@@ -29,6 +29,8 @@ MICROBATCH_AXIS = "microbatch"
 DEFAULT_SCHEDULE = "1f1b"
 
 _WORD = re.compile(r"-?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+_refused = partial(unexpected_word, PlanCode.BAD_PIPELINE)
 
 
 class Balance(StrEnum):
@@ -103,10 +105,7 @@ class Pipeline:
                 notes=(("the other item is here", self.span_of("split")),),
                 help="keep one of the two",
             )
-        for index, pattern in enumerate(self.split):
-            if flaw := globs.flaw(pattern):
-                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
-                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        check_patterns(self.split, self.places)
 
     def _refused(self, item: str, problem: str, expected: str) -> PlanError:
         message = f"a pipeline cannot have {problem}"
@@ -253,13 +252,3 @@ ITEMS = tuple(_READERS)
 
 def _quoted(value: Token) -> str:
     return shortened(value) if value.type == "PATTERN" else f'"{shortened(value)}"'
-
-
-def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
-    return PlanError(
-        PlanCode.BAD_PIPELINE,
-        message,
-        span=source.span_of(word),
-        expected=f"expected {listed(expected)}",
-        help=did_you_mean(word, expected),
-    )

@@ -20,7 +20,7 @@ from lark import Token, Tree
 
 from ..diagnostics import Span
 from . import globs
-from .error import PlanCode, PlanError
+from .error import PlanCode, PlanError, check_axes_differ, check_patterns
 from .mesh import read_number
 from .source import Places, Source, tokens
 from .spelling import did_you_mean, listed, range_text, shortened
@@ -92,10 +92,7 @@ class Sharding:
             raise PlanError(PlanCode.DIM_OUT_OF_RANGE, message, span=places.layout, expected=expected)
         if has_axes and not self.axes:
             raise PlanError(PlanCode.SYNTAX, f"the statement that shards {self.subject} has no axis", span=self.span)
-        for index, axis in enumerate(self.axes):
-            if axis in self.axes[:index]:
-                message = f'the axis "{axis}" is used twice on one tensor'
-                raise PlanError(PlanCode.AXIS_USED_TWICE, message, span=places.axis(index), help=f'name "{axis}" once')
+        check_axes_differ(self.axes, places)
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class _ParameterStatement(Sharding):
     def __post_init__(self) -> None:
         if not self.patterns:
             raise PlanError(PlanCode.BAD_PATTERN, f"the statement that {self.keyword}s parameters has no pattern")
-        _check_patterns(self.patterns, self.places)
+        check_patterns(self.patterns, self.places)
         self._check()
 
     def __str__(self) -> str:
@@ -201,7 +198,7 @@ class ShardInputs(Sharding):
     """Globs of the inputs' names; empty: all inputs that are the batch."""
 
     def __post_init__(self) -> None:
-        _check_patterns(self.patterns, self.places)
+        check_patterns(self.patterns, self.places)
         self._check(has_axes=not (self.patterns and isinstance(self.layout, Role)))
         if self.layout is Role.WHOLE and (not self.patterns or self.axes):
             found = f"over {', '.join(self.axes)}" if self.patterns else "of all inputs"
@@ -221,13 +218,6 @@ class ShardInputs(Sharding):
         names = f" {_quoted(self.patterns)}" if self.patterns else ""
         axes = f" over {', '.join(self.axes)}" if self.axes else ""
         return f"shard {self.subject}{names} {self.layout}{axes}"
-
-
-def _check_patterns(patterns: tuple[str, ...], places: Places) -> None:
-    for index, pattern in enumerate(patterns):
-        if flaw := globs.flaw(pattern):
-            message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
-            raise PlanError(PlanCode.BAD_PATTERN, message, span=places.pattern(index))
 
 
 def _quoted(patterns: tuple[str, ...]) -> str:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import ClassVar
 
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from . import globs
-from .error import PlanCode, PlanError, item_set_twice
+from .error import PlanCode, PlanError, check_axes_differ, check_patterns, item_set_twice, unexpected_word
 from .mesh import read_number
 from .source import Places, Source, tokens
-from .spelling import byte_count, bytes_text, did_you_mean, listed, shortened
+from .spelling import byte_count, bytes_text, listed, shortened
 
 LEVELS = (1, 2, 3)
 MAX_PREFETCH = 1000
@@ -34,6 +34,8 @@ _LATER = {
     "reduce": "precision { reduce FORMAT } sets the format of reductions",
 }
 """Items of the language that are not built, with what there is."""
+
+_refused = partial(unexpected_word, PlanCode.BAD_ZERO)
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,8 @@ class Zero:
                 span=self.places.layout,
                 expected=f"expected {listed([str(level) for level in LEVELS])}",
             )
-        for index, axis in enumerate(self.axes):
-            if axis in self.axes[:index]:
-                message = f'the axis "{axis}" is used twice on one tensor'
-                raise PlanError(
-                    PlanCode.AXIS_USED_TWICE, message, span=self.places.axis(index), help=f'name "{axis}" once'
-                )
-        for index, pattern in enumerate(self.only):
-            if flaw := globs.flaw(pattern):
-                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
-                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        check_axes_differ(self.axes, self.places)
+        check_patterns(self.only, self.places)
         if not 0 <= self.prefetch <= MAX_PREFETCH:
             raise PlanError(
                 PlanCode.BAD_ZERO,
@@ -234,13 +228,3 @@ _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object
     "from": ("least_bytes", _read_bytes),
 }
 """By item, its field and the function that reads its value."""
-
-
-def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
-    return PlanError(
-        PlanCode.BAD_ZERO,
-        message,
-        span=source.span_of(word),
-        expected=f"expected {listed(expected)}",
-        help=did_you_mean(word, expected),
-    )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lark import Token, Tree
 
 from ...diagnostics import Span
-from .. import globs
-from ..error import MemoryCode, PlanCode, PlanError, item_set_twice
+from ..error import MemoryCode, PlanError, check_patterns, item_set_twice, unexpected_word
 from ..source import Places, Source, tokens
-from ..spelling import byte_count, bytes_text, did_you_mean, listed, shortened
+from ..spelling import byte_count, bytes_text, shortened
 
 AUTO = "auto"
 """The word that leaves the choice to the pass."""
+
+_refused = partial(unexpected_word, MemoryCode.BAD_RECOMPUTE)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,7 @@ class Recompute:
     """Source spans of the items, by keyword."""
 
     def __post_init__(self) -> None:
-        for index, pattern in enumerate(self.patterns):
-            if flaw := globs.flaw(pattern):
-                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
-                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        check_patterns(self.patterns, self.places)
         if AUTO in self.kinds and (self.patterns or len(self.kinds) > 1):
             message = f'"{AUTO}" chooses what is computed again, so it stands alone'
             help = "write the others in a statement of their own"
@@ -139,13 +138,3 @@ _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object
     "collectives": ("recomputes_collectives", _read_collectives),
 }
 """By item, its field and the function that reads its value."""
-
-
-def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
-    return PlanError(
-        MemoryCode.BAD_RECOMPUTE,
-        message,
-        span=source.span_of(word),
-        expected=f"expected {listed(expected)}",
-        help=did_you_mean(word, expected),
-    )

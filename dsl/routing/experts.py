@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import ClassVar
 
 from lark import Token, Tree
 
 from ...diagnostics import Span
-from .. import globs
-from ..error import PlanCode, PlanError, RoutingCode, item_set_twice
+from ..error import PlanError, RoutingCode, check_axes_differ, check_patterns, item_set_twice, unexpected_word
 from ..source import Places, Source, tokens
-from ..spelling import did_you_mean, listed, shape_text, shortened
+from ..spelling import shape_text, shortened
 
 _LATER = {
     "move": "tokens are moved to the ranks of their experts",
@@ -24,6 +24,8 @@ _LATER = {
 }
 """Items of the language that are not built, with what there is."""
 _ITEMS = ("capacity", "bound")
+
+_refused = partial(unexpected_word, RoutingCode.BAD_EXPERTS)
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,8 @@ class Experts:
     """Source spans of the items, by keyword."""
 
     def __post_init__(self) -> None:
-        for index, axis in enumerate(self.axes):
-            if axis in self.axes[:index]:
-                message = f'the axis "{axis}" is used twice on one tensor'
-                raise PlanError(
-                    PlanCode.AXIS_USED_TWICE, message, span=self.places.axis(index), help=f'name "{axis}" once'
-                )
-        for index, pattern in enumerate(self.patterns):
-            if flaw := globs.flaw(pattern):
-                message = f'the pattern "{shortened(pattern)}" cannot be read: {flaw}'
-                raise PlanError(PlanCode.BAD_PATTERN, message, span=self.places.pattern(index))
+        check_axes_differ(self.axes, self.places)
+        check_patterns(self.patterns, self.places)
         if self.bound is not None and self.bound < 1:
             raise PlanError(
                 RoutingCode.BAD_EXPERTS,
@@ -133,13 +127,3 @@ def _number(item: Token, value: Token, source: Source) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
         raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("a number such as 1.5",), source)
     return float(value)
-
-
-def _refused(message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
-    return PlanError(
-        RoutingCode.BAD_EXPERTS,
-        message,
-        span=source.span_of(word),
-        expected=f"expected {listed(expected)}",
-        help=did_you_mean(word, expected),
-    )
