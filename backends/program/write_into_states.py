@@ -89,7 +89,10 @@ class _Walk:
         for index in reversed(range(len(code))):
             instruction = code[index]
             if instruction.op == "call":
-                self.passed.append((str(instruction.args[0]), self._positions(index, instruction, becomes)))
+                positions = self._positions(index, instruction, becomes)
+                self.passed.append((str(instruction.args[0]), positions))
+                operands = instruction.reads()
+                becomes.update({operands[argument]: self._owner[operands[argument]] for argument in positions.values()})
             if instruction.into is None:
                 continue
             owner = self._owner[instruction.into]

@@ -68,7 +68,7 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
         except StrettoError as error:
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
         eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
-        rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs)]
+        rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs, trains=trains)]
         rows += [] if trains else _rows_of_states(loaded.model, loaded.inputs, plan, side, roles)
         reasons = "; ".join(f"{phase}: {why}" for phase, why in side.refused.items())
         refused = _unjudged(f"it refuses those from {reasons}").rows if reasons else ()

@@ -20,12 +20,15 @@ from .arguments import Arguments, fresh, takes
 _INDICES = (torch.int64, torch.int32)
 
 
-def rows_of_invalid_indices(compiled: nn.Module, model: nn.Module, arguments: Arguments) -> list[CheckRow]:
+def rows_of_invalid_indices(
+    compiled: nn.Module, model: nn.Module, arguments: Arguments, *, trains: bool
+) -> list[CheckRow]:
     """A row for each integer input with which the compiled model computes, and the `model` in eager mode does not."""
     rows = []
     for name, limit, invalid in _invalid(model, arguments):
         try:
-            compiled(**fresh(invalid))
+            with torch.set_grad_enabled(trains):
+                compiled(**fresh(invalid))
         except StrettoError:
             continue
         note = "eager mode refuses this index, and the program computes with it"

@@ -62,7 +62,7 @@ class EagerModel(OneDevice):
         """What the last forward returned."""
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         self._own_dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
-        self._model = model.double() if raised else model
+        self._model = _raised(model) if raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
         tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
@@ -129,6 +129,13 @@ class EagerModel(OneDevice):
                     f'in eager mode the forward changes buffer "{name}", and the captured module leaves it as it is',
                     help="this is a fault of the capture: please report it with the model",
                 )
+
+
+def _raised(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with float64 in its floating parameters and buffers, which stay the objects that others may hold."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.to(raised_dtype(tensor.dtype))
+    return model
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def assemble(joint: fx.GraphModule, model: nn.Module, names: Names) -> Assembled
 
     Inputs: parameters, buffers (both in the model's order), constants, inputs, the RNG state if there are random ops,
     tangents (by output). Outputs: results, gradients (of parameters, then of inputs), buffers. Errors: E0216 if the
-    forward changes an input or a parameter.
+    forward changes an input or a parameter, or writes a value with a gradient into a buffer.
     """
     graph = joint.graph
     drop_assertions(graph)
@@ -180,6 +180,13 @@ def _describe_input(description: Any, names: Names) -> tuple[InputKind, str, int
             return InputKind.INPUT, names.inputs[index], index
         case TangentAOTInput(output=PlainAOTOutput(idx=index)):
             return InputKind.TANGENT, names.outputs[index], index
+        case TangentAOTInput(output=InputMutationAOTOutput(mutated_input=BufferAOTInput(target=target))):
+            raise CaptureError(
+                "E0216",
+                f'forward writes a value that requires a gradient into its buffer "{names.own(target)[1]}"',
+                expected="a value without a gradient, as a buffer outlives the step",
+                help="write value.detach(), or call the model under torch.no_grad() where it is not trained",
+            )
         case _:
             raise AssertionError(f"unknown input of a joint graph: {description}")
 

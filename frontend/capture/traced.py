@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..captured import CaptureError, ForwardResult, Mode, OutputTree, TensorLeaf
+from ..held_tensors.aliases import AliasesResolved, ModelTensors
 from .call import PLAIN_TYPES, BoundCall
 from .cumulative_norms import cumulative_norms_traced
 from .inference_mode import inference_mode_as_no_grad
@@ -57,6 +58,7 @@ class TracedModel(nn.Module):
         self.loss_only = loss_only
         self.compute = compute
         self.result = Result()
+        self._model_tensors = ModelTensors(model)
 
     @property
     def forward_result(self) -> ForwardResult:
@@ -84,8 +86,9 @@ class TracedModel(nn.Module):
             RecordValueReads(self.result.effects),
             python_randomness_recorded(model, self.result.effects.python_draws),
             seeding_refused(model),
+            AliasesResolved(self._model_tensors.replacements()) as aliases,
         ):
-            result = model(*args, **kwargs)
+            result = pytree.tree_map(aliases.resolve, model(*args, **kwargs))
         if self.loss_only:
             result = loss_of(result)
         return self._flatten(result, tensors)

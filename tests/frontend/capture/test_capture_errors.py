@@ -262,6 +262,16 @@ def test_a_changed_tensor_that_is_no_buffer_is_refused_by_its_name() -> None:
     assert error.code == "E0216" and '"cache"' in error.message and "register_buffer" in error.help
 
 
+def test_a_value_with_a_gradient_that_is_written_into_a_buffer_is_refused_by_the_buffers_name() -> None:
+    def body(model: Written, x: torch.Tensor) -> torch.Tensor:
+        y = model.linear(x)
+        model.steps.copy_(y[0])
+        return y.sum()
+
+    error = refused(body)
+    assert error.code == "E0216" and '"steps"' in error.message and "no_grad" in error.help
+
+
 def test_a_changed_parameter_is_refused_by_its_name() -> None:
     def body(model: Written, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
