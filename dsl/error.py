@@ -72,22 +72,27 @@ class RoutingCode(StrEnum):
     BAD_EXPERTS = "E0140"
 
 
+class OverlapCode(StrEnum):
+    """The error codes of the statement about overlap; `docs/errors.md` has a line for each."""
+
+    BAD_OVERLAP = "E0142"
+
+
+Code = PlanCode | MemoryCode | RoutingCode | OverlapCode
+
+
 class PlanError(StrettoError):
     """A mistake in a plan or a written schedule; `code` is one of `PlanCode` and the enums below it."""
 
 
-def item_set_twice(
-    code: PlanCode | MemoryCode | RoutingCode, statement: str, item: str, span: Span, first: Span
-) -> PlanError:
+def item_set_twice(code: Code, statement: str, item: str, span: Span, first: Span) -> PlanError:
     """The error for an item in braces that a statement, such as "the pipeline", sets again."""
     return PlanError(
         code, f'{statement} sets "{item}" twice', span=span, notes=(("first set here", first),), help="keep one of them"
     )
 
 
-def unexpected_word(
-    code: PlanCode | MemoryCode | RoutingCode, message: str, word: Token, expected: Sequence[str], source: Source
-) -> PlanError:
+def unexpected_word(code: Code, message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:
     """The error for a word in place of one of those `expected`, with the nearest of them."""
     return PlanError(
         code,

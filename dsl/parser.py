@@ -11,6 +11,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from .attention import Attention, read_attention
 from .axes import NamedAxes, read_axes
+from .communication.overlap import Overlap, read_overlap
 from .memory.recompute import Recompute, read_recompute
 from .memory.split import Split, read_split
 from .mesh import Mesh, read_mesh
@@ -32,6 +33,7 @@ Statement = (
     | Recompute
     | Split
     | Experts
+    | Overlap
     | ShardActivations
     | ShardInputs
     | ShardBuffers
@@ -51,6 +53,7 @@ READERS: dict[str, Callable[[Tree[Token], Source], Mesh | Statement]] = {
     "recompute": read_recompute,
     "split": read_split,
     "experts": read_experts,
+    "overlap": read_overlap,
     "precision": read_precision,
     "pipeline": read_pipeline,
     "schedule": read_schedule,

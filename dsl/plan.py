@@ -10,6 +10,7 @@ from ..diagnostics import Span
 from ..diagnostics.bounded_files import read_file
 from .attention import Attention, check_attention
 from .axes import NamedAxes, check_names, with_axes_of_mesh
+from .communication.overlap import Overlap, check_overlap
 from .error import PlanCode, PlanError
 from .memory.checks import check_memory
 from .memory.recompute import Recompute
@@ -73,6 +74,7 @@ class Plan:
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
         check_memory(self.statements, self.pipeline)
+        check_overlap(self.statements, self.mesh.names)
         if self.pipeline is not None:
             self._check_pipeline_axis(self.pipeline)
 
@@ -147,6 +149,11 @@ class Plan:
     def split(self) -> Split | None:
         """The statement about the chunks of the loss, if any."""
         return next((statement for statement in self.statements if isinstance(statement, Split)), None)
+
+    @property
+    def overlap(self) -> Overlap:
+        """The statement about communication beside other work; without one, level 1."""
+        return next((statement for statement in self.statements if isinstance(statement, Overlap)), Overlap())
 
     @property
     def memory(self) -> int | None:

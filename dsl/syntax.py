@@ -14,8 +14,8 @@ from .spelling import did_you_mean, listed, shortened
 
 STATEMENTS = {
     "MESH": "mesh", "AXES": "axes", "SHARD": "shard", "STORE": "store", "ZERO": "zero", "ATTENTION": "attention",
-    "RECOMPUTE": "recompute", "SPLIT": "split", "EXPERTS": "experts", "PRECISION": "precision", "PIPELINE": "pipeline",
-    "SCHEDULE": "schedule",
+    "RECOMPUTE": "recompute", "SPLIT": "split", "EXPERTS": "experts", "OVERLAP": "overlap", "PRECISION": "precision",
+    "PIPELINE": "pipeline", "SCHEDULE": "schedule",
 }  # fmt: skip
 """The first keyword of each kind of statement, by terminal."""
 
@@ -40,6 +40,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "KIND": ("a kind of operation such as attention",),
     "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),
     "EXPERTS_CLAUSE": ("capacity", "bound"),
+    "OVERLAP_CLAUSE": ("level", "hide", "lanes"),
+    "OVERLAP_WORD": ("a word", "a number"),
     "CLAUSE": (
         "schedule",
         "chunks",

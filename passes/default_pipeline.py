@@ -29,6 +29,7 @@ from .normalize.raise_matmuls import RaiseMatmuls
 from .normalize.simplify_views import SimplifyViews
 from .normalize.split_counts import SplitCounts
 from .normalize.split_means import SplitMeans
+from .overlap.assign_lanes import AssignLanes
 from .overlap.bucket_collectives import BucketCollectives
 from .overlap.hoist_collectives import HoistCollectives
 from .overlap.start_collectives import StartCollectives
@@ -137,8 +138,24 @@ def _propagate_placements(config: PipelineConfig) -> Pass:
     return PropagatePlacements(config.delay_reductions)
 
 
+def _moves(config: PipelineConfig) -> bool:
+    return bool(config.plan.overlap.moved)
+
+
+def _names_lanes(config: PipelineConfig) -> bool:
+    return bool(config.plan.overlap.own_lanes)
+
+
+def _kinds(config: PipelineConfig) -> str:
+    return ",".join(config.plan.overlap.moved) or "none"
+
+
+def _hoist_collectives(config: PipelineConfig) -> Pass:
+    return HoistCollectives(config.plan.prefetch, _kinds(config))
+
+
 def _start_collectives(config: PipelineConfig) -> Pass:
-    return StartCollectives(max_calls=config.plan.prefetch)
+    return StartCollectives(max_calls=config.plan.prefetch, kinds=_kinds(config))
 
 
 def _order_tasks(config: PipelineConfig) -> Pass:
@@ -199,8 +216,9 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     ),
     # Last, when all communication is there and tasks have their order.
     "overlap": (
-        Entry(lambda config: HoistCollectives(config.plan.prefetch)),
+        Entry(_hoist_collectives, _moves),
         Entry(lambda config: BucketCollectives(config.plan.bucket, "all_gather,reduce_scatter,all_reduce"), _buckets),
+        Entry(lambda config: AssignLanes(",".join(config.plan.overlap.own_lanes)), _names_lanes),
         Entry(_start_collectives),
     ),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dsl.axes import NamedAxes
+from ..dsl.communication.overlap import Overlap
 from ..dsl.memory.recompute import Recompute
 from ..dsl.memory.split import Split
 from ..dsl.parser import Statement
@@ -51,7 +52,7 @@ class Decisions:
             elif isinstance(statement, NamedAxes):
                 unused = statement.name not in self.plan.used_names and statement.axes != implied_axes
                 effects[key_of(index)] = "no statement uses the name" if unused else ""
-            elif isinstance(statement, Precision | Pipeline | Recompute | Split) or not statement.axes:
+            elif isinstance(statement, Precision | Pipeline | Recompute | Split | Overlap) or not statement.axes:
                 continue
             elif isinstance(statement, Experts):
                 effects[key_of(index)] = self._why_no_experts(statement)
@@ -212,6 +213,9 @@ def activations_key(axis: str) -> str:
 PRECISION_KEY = "precision"
 """The key of the statement about precision."""
 
+OVERLAP_KEY = "overlap"
+"""The key of the statement about overlap."""
+
 
 def void_statements(plan: Plan, effects: Sequence[tuple[str, Mapping[str, str]]]) -> list[Remark]:
     """A warning for every statement whose effect passes report, if none reports one.
@@ -235,4 +239,6 @@ def _keys(index: int, statement: Statement) -> tuple[str, ...]:
         return (key_of(index), *(activations_key(axis) for axis in statement.axes))
     if isinstance(statement, Precision):
         return (key_of(index), PRECISION_KEY)
+    if isinstance(statement, Overlap):
+        return (key_of(index), OVERLAP_KEY)
     return (key_of(index),)

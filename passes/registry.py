@@ -15,6 +15,7 @@ from ..diagnostics import StrettoError
 ENTRY_POINTS = "stretto.passes"
 
 TABLE: dict[str, str] = {
+    "assign-lanes": "overlap.assign_lanes:AssignLanes",
     "average-microbatches": "pipelining.average_microbatches:AverageMicrobatches",
     "bound-experts": "normalize.bound_experts:BoundExperts",
     "bucket-collectives": "overlap.bucket_collectives:BucketCollectives",

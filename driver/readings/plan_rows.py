@@ -17,6 +17,7 @@ from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.program.program import Program
 from .attention_rows import attention_facts
 from .input_cuts import batch_of, cuts_of_inputs
+from .overlap_rows import overlap_facts
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
 from .recomputed import kept_against_plan
@@ -61,12 +62,13 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
 
 
 def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
-    """Of the mesh, the precision, the pipeline and attention."""
+    """Of the mesh, the precision, the pipeline, attention and overlap."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision),
         *_pipeline(program, plan),
         *attention_facts(program, plan),
+        *dict.fromkeys(overlap_facts(program, plan)),
     ):
         if found != expected:
             yield name, f"the program has {found}; the plan says {expected}"

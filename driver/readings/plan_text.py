@@ -72,6 +72,11 @@ class PlanText:
         return [(each, items["method"][0]) for each, items in zip(axes, stated, strict=True)]
 
     @property
+    def overlap(self) -> Mapping[str, Sequence[str]]:
+        """The values of each item of `overlap`; empty without the statement."""
+        return _items(next(self._of("overlap"), []))
+
+    @property
     def recomputed(self) -> list[tuple[str, ...]]:
         """The globs of each `recompute` statement that computes all of a module's inside again."""
         found = [tuple(word[1:-1] for word in words if word.startswith('"')) for words in self._of("recompute")]

@@ -37,6 +37,7 @@ from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from .custom_ops import IsBarrier, communication_barriers
+from .kinds import ALL, kind_of, kinds_in
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ class HoistCollectives(Pass):
     prefetch: Annotated[int, Range(0, unit="layers")] = 1
     """How many calls of layers the gather of a stored parameter is moved ahead of; each may hold a layer's parameters
     whole."""
+    kinds: str = ALL
+    """Which kinds of communication move, separated by commas; none: no kind."""
 
     def run(self, module: Module) -> Report:
-        moved, remarks = 0, CountedRemarks(self.name)
+        moved, remarks, kinds = 0, CountedRemarks(self.name), kinds_in(self.kinds)
         axis = pipeline_axis(module)
         is_barrier = communication_barriers(module)
         stages = entries(module) if axis is not None else ()
@@ -59,7 +62,7 @@ class HoistCollectives(Pass):
             pending: list[Operation] = []
             for op in list(operations(function))[:-1]:
                 if _is_collective(op):
-                    stays = is_entry and axis in from_attribute(op.attributes["axes"])
+                    stays = kind_of(op) not in kinds or (is_entry and axis in from_attribute(op.attributes["axes"]))
                     independent = [] if stays else self._independent(op, pending, is_barrier, is_entry=is_entry)
                     _move_after(op, independent)
                     moved += len(independent)

@@ -21,7 +21,7 @@ from one rank.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -34,13 +34,15 @@ from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
 from ...ir.operations import Call, build, flatten, is_packing, read, results_of
 from ...ir.types import future_of
-from ..base import Pass, Report
+from ..base import Pass, RemarkKind, Report
 from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..option_values import Range
+from ..plan_effects import OVERLAP_KEY
 from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
 from .in_flight import bound_calls, bound_in_flight
+from .kinds import ALL, kind_of, kinds_in
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,12 @@ class StartCollectives(Pass):
     max_calls: Annotated[int | None, Range(0, unit="calls")] = None
     """During how many calls of layers, or tasks, a collective may be under way; none: no bound. In a compile, the
     `prefetch` of `zero`, else 1: the gradients of that many layers exist twice."""
+    kinds: str = ALL
+    """Which kinds of communication run beside other work, separated by commas; the others are waited for where they
+    start. In a compile, as `overlap` says."""
 
     def run(self, module: Module) -> Report:
-        count, remarks = 0, CountedRemarks(self.name)
+        count, remarks, kinds = 0, CountedRemarks(self.name), kinds_in(self.kinds)
         is_barrier = communication_barriers(module)
         for function in module.functions().values():
             ops = list(operations(function))
@@ -66,9 +71,9 @@ class StartCollectives(Pass):
             for index, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in BLOCKING:
-                    _split(op, call, ops, index, barriers)
+                    _split(op, call, ops, index, barriers, stays=kind_of(op) not in kinds)
                     count += 1
-            if self.tasks_ahead:
+            if self.tasks_ahead and "send" in kinds:
                 _advance_receives(function, self.tasks_ahead, is_barrier)
             bounded = bound_calls(function, self.max_calls) if self.max_calls is not None else []
             bounded += bound_in_flight(function, self.max_in_flight) if self.max_in_flight is not None else []
@@ -77,12 +82,14 @@ class StartCollectives(Pass):
                 if start is not None:
                     message = f"{collective_text(start)} is waited for earlier than its result is used, to bound memory"
                     remarks.applied(message, from_location(wait.location))
-            _remark(function, remarks)
-        return Report(count, remarks.remarks())
+            _remark(function, remarks, kinds)
+        return Report(count, remarks.remarks(), {OVERLAP_KEY: "" if count else "nothing is sent"})
 
 
-def _split(op: Operation, call: Call, ops: list[Operation], index: int, barriers: Sequence[int]) -> None:
-    """Replace one collective by a start and a wait; its users are in the same block.
+def _split(
+    op: Operation, call: Call, ops: list[Operation], index: int, barriers: Sequence[int], *, stays: bool
+) -> None:
+    """Replace one collective by a start and a wait, right behind it if it `stays`; its users are in the same block.
 
     `ops` are the function's operations, of which it is number `index`, and `barriers` the numbers of those that no
     collective may be under way at. Of a bucket, each result has a wait of its own.
@@ -97,7 +104,8 @@ def _split(op: Operation, call: Call, ops: list[Operation], index: int, barriers
             futures = build(start, types, op.location, lane_of(op))
         for result, future in zip(flatten(results), flatten(futures), strict=True):
             users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
-            with mlir.InsertionPoint(_first_of([*users, *([barrier] if barrier is not None else [])])):
+            place = op if stays else _first_of([*users, *([barrier] if barrier is not None else [])])
+            with mlir.InsertionPoint(place):
                 [value] = build(Call(WAIT, (future,)), [result.type], op.location)
             result.replace_all_uses_with(value)
     for unpacking in [use.owner for use in op.results[0].uses]:
@@ -154,7 +162,7 @@ def _first_of(users: list[Operation]) -> Operation:
     return first
 
 
-def _remark(function: Operation, remarks: CountedRemarks) -> None:
+def _remark(function: Operation, remarks: CountedRemarks, kinds: Container[str]) -> None:
     """Remark which collectives run beside other work, and which stay exposed."""
     hidden: dict[Operation, bool] = {}
     """By start whose first wait is to come: whether other work stands behind it."""
@@ -166,6 +174,9 @@ def _remark(function: Operation, remarks: CountedRemarks) -> None:
                 continue
             if hidden.pop(start):
                 remarks.applied(f"{collective_text(start)} runs beside other work", from_location(start.location))
+            elif kind_of(start) not in kinds:
+                message = f"{collective_text(start)} is waited for where it starts, as the plan says"
+                remarks.add(RemarkKind.NOTE, message, from_location(start.location))
             else:
                 message = f"{collective_text(start)} stays exposed: no work stands between it and its first use"
                 remarks.missed(message, from_location(start.location))

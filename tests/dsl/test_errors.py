@@ -5,7 +5,7 @@ from stretto.dsl import Plan, PlanCode, PlanError
 from stretto.dsl.parser import READERS, grammar
 from stretto.dsl.syntax import KEYWORDS, STATEMENTS, WORDS
 
-KINDS = "mesh, axes, shard, store, zero, attention, recompute, split, experts, precision, pipeline or schedule"
+KINDS = "mesh, axes, shard, store, zero, attention, recompute, split, experts, overlap, precision, pipeline or schedule"
 """The kinds of statements, as messages list them."""
 
 

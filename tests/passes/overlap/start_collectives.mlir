@@ -269,3 +269,24 @@ func.func @main_1() {
   return
 }
 }
+
+// -----
+
+// RUN: stretto opt -p "start-collectives{kinds=all_gather}" %s | filecheck %s
+
+// A kind that is not named is waited for where it starts.
+
+// CHECK: %[[A:.+]] = "comm.all_gather_start"(%arg0)
+// CHECK-NEXT: %[[B:.+]] = "comm.all_reduce_start"(%arg1)
+// CHECK-NEXT: %[[V:.+]] = "comm.wait"(%[[B]])
+// CHECK-NEXT: "aten.exp_default"(%arg2)
+// CHECK-NEXT: %[[G:.+]] = "comm.wait"(%[[A]])
+// CHECK-NEXT: return %[[G]], %[[V]]
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<2xf32, {tp = "shard(0)"}>, %y: tensor<4xf32, {tp = "partial(sum)"}>, %z: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>) {
+  %0 = "comm.all_gather"(%x) {axes = ["tp"], dim = 0 : i64} : (tensor<2xf32, {tp = "shard(0)"}>) -> tensor<4xf32>
+  %1 = "comm.all_reduce"(%y) {axes = ["tp"], reduce = "sum"} : (tensor<4xf32, {tp = "partial(sum)"}>) -> tensor<4xf32>
+  %2 = "aten.exp_default"(%z) : (tensor<4xf32>) -> tensor<4xf32>
+  return %0, %1, %2 : tensor<4xf32>, tensor<4xf32>, tensor<4xf32>
+}
+}

@@ -1,0 +1,1 @@
+"""The statement about communication beside other work: `overlap`."""

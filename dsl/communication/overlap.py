@@ -1,0 +1,177 @@
+"""`overlap { level 1 }`: which communication runs beside other work, and on which lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from lark import Token, Tree
+
+from ...diagnostics import Span
+from ..error import OverlapCode, PlanError, item_set_twice, unexpected_word
+from ..source import Places, Source, tokens
+from ..spelling import did_you_mean, listed, shortened
+
+KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute", "send")
+"""What may be hidden: collectives by kind, and the messages between the stages of a pipeline."""
+LEVELS = ("0", "1")
+COMPUTE, COMM = "compute", "comm"
+"""The lanes that every program has."""
+
+_BY_COST = ("2", "auto")
+_LATER = {
+    "fuse": 'leave it out: "hide" names the kinds of communication that run beside other work',
+    "memory": "write zero { prefetch N } to bound how many layers are gathered ahead",
+    "share": "name a lane: all lanes share a device alike",
+}
+"""Items of the language that are not built, with what there is."""
+
+_refused = partial(unexpected_word, OverlapCode.BAD_OVERLAP)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """An `overlap` statement.
+
+    Raises PlanError for a level beside `hide` (E0142).
+
+    >>> print(Overlap(hide=("all_gather",), lanes=("compute", "tp")))
+    overlap { hide all_gather  lanes compute, tp }
+    """
+
+    level: int | None = None
+    """0: communication starts and is waited for in place; 1: beside what does not need it; None: as `hide` says."""
+    hide: tuple[str, ...] = ()
+    """The kinds of communication that are moved, in place of a level; the others stay in place."""
+    lanes: tuple[str, ...] = ()
+    """Lanes: `compute`, `comm`, and axes whose collectives have a lane of their own; empty: those two."""
+    places: Places = field(default=Places(), compare=False, repr=False)
+    """Source spans of the statement, and of its lanes as axes."""
+    spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
+    """Source spans of the items, by keyword."""
+
+    def __post_init__(self) -> None:
+        if self.level is not None and self.hide:
+            raise PlanError(
+                OverlapCode.BAD_OVERLAP,
+                f'"level {self.level}" and "hide" exclude each other: a level says what is hidden',
+                span=self.spans.get("hide", self.span),
+                notes=(("the level is here", self.spans.get("level")),),
+                help="keep one of them",
+            )
+        if self.level is None and not self.hide:
+            object.__setattr__(self, "level", 1)
+
+    @property
+    def span(self) -> Span | None:
+        """The whole statement's place."""
+        return self.places.statement
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """The kinds of communication that are moved."""
+        return () if self.level == 0 else self.hide or KINDS
+
+    @property
+    def own_lanes(self) -> tuple[str, ...]:
+        """The axes whose collectives have a lane of their own."""
+        return tuple(lane for lane in self.lanes if lane not in (COMPUTE, COMM))
+
+    def __str__(self) -> str:
+        items = [f"hide {', '.join(self.hide)}"] if self.hide else [f"level {self.level}"]
+        items += [f"lanes {', '.join(self.lanes)}"] if self.lanes else []
+        return f"overlap {{ {'  '.join(items)} }}"
+
+
+def read_overlap(tree: Tree[Token], source: Source) -> Overlap:
+    """The value of an `overlap` statement. Raises PlanError for items and values that do not exist (E0142)."""
+    keyword, end = tokens(tree, "OVERLAP", "RBRACE")
+    fields: dict[str, object] = {}
+    spans: dict[str, Span] = {}
+    lanes: tuple[Span, ...] = ()
+    for clause in tree.find_data("overlap_clause"):
+        item, *values = tokens(clause, "OVERLAP_CLAUSE", "OVERLAP_WORD")
+        name = str(item)
+        if name in _LATER:
+            message = f'overlap cannot set "{name}" yet'
+            raise PlanError(OverlapCode.BAD_OVERLAP, message, span=source.span_of(item), help=_LATER[name])
+        if name not in _READERS:
+            raise _refused(f'overlap has no item "{shortened(item)}"', item, tuple(_READERS), source)
+        if name in spans:
+            raise item_set_twice(OverlapCode.BAD_OVERLAP, "overlap", name, source.span_of(item), spans[name])
+        spans[name] = source.span_of(item, values[-1])
+        fields[name] = _READERS[name](item, values, source)
+        if name == "lanes":
+            lanes = tuple(source.span_of(value) for value in values)
+    places = Places(source.span_of(keyword, end), axes=lanes)
+    return Overlap(places=places, spans=spans, **fields)  # type: ignore[arg-type]  # by `_READERS`
+
+
+def _read_level(item: Token, values: Sequence[Token], source: Source) -> int:
+    if len(values) > 1:
+        raise _refused(f'"level" cannot be "{shortened(values[1])}"', values[1], ("one value",), source)
+    [value] = values
+    if value in _BY_COST:
+        raise PlanError(
+            OverlapCode.BAD_OVERLAP,
+            f'"level {value}" chooses by cost, and there is no cost model yet',
+            span=source.span_of(value),
+            expected=f"expected {listed(LEVELS)}",
+            help='write the items by hand: "hide" names the kinds of communication, "lanes" the lanes',
+        )
+    if value not in LEVELS:
+        raise _refused(f'there is no level "{shortened(value)}"', value, LEVELS, source)
+    return int(value)
+
+
+def _read_kinds(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if value not in KINDS:
+            raise _refused(f'"hide" has no kind "{shortened(value)}"', value, KINDS, source)
+        _check_once("kind", value, values[:index], source)
+    return tuple(map(str, values))
+
+
+def _read_lanes(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        _check_once("lane", value, values[:index], source)
+    return tuple(map(str, values))
+
+
+def _check_once(what: str, value: Token, before: Sequence[Token], source: Source) -> None:
+    if value in before:
+        message = f'the {what} "{shortened(value)}" is named twice'
+        raise PlanError(OverlapCode.BAD_OVERLAP, message, span=source.span_of(value), help="keep one of them")
+
+
+_READERS: dict[str, Callable[[Token, Sequence[Token], Source], object]] = {
+    "level": _read_level,
+    "hide": _read_kinds,
+    "lanes": _read_lanes,
+}
+"""By item, the function that reads its values; the field has the item's name."""
+
+
+def check_overlap(statements: Sequence[object], axes: Sequence[str]) -> None:
+    """Raises PlanError E0142 for a second `overlap`, and for a lane that is neither built in nor an axis."""
+    found = [statement for statement in statements if isinstance(statement, Overlap)]
+    if len(found) > 1:
+        raise PlanError(
+            OverlapCode.BAD_OVERLAP,
+            'the plan has a second "overlap"',
+            span=found[1].span,
+            notes=(("the first is here", found[0].span),),
+            help="merge the two statements",
+        )
+    lanes = (COMPUTE, COMM, *axes)
+    for statement in found:
+        for index, lane in enumerate(statement.lanes):
+            if lane not in lanes:
+                raise PlanError(
+                    OverlapCode.BAD_OVERLAP,
+                    f'no operation is on a lane "{lane}"',
+                    span=statement.places.axis(index),
+                    expected=f"expected {listed(lanes)}",
+                    help=did_you_mean(lane, lanes) or "an axis names the lane of the collectives over it alone",
+                )

@@ -1,0 +1,68 @@
+"""`overlap`: values do not depend on it, and what it leaves in place is in place."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from stretto.runtime.checks.program_check import check
+from stretto.runtime.program.program import Program
+from stretto.runtime.prover import Backend, prove
+
+from ..subsets import some
+from .checking import assert_report, compiled
+from .models import Size, gpt, plan
+
+TOKENS = "shard activations tokens over tp"
+
+
+@cache
+def _program(mesh: str, *lines: str) -> Program:
+    return compiled(gpt(Size(layers=2)), plan("gpt", mesh, *lines)).program
+
+
+def _between(program: Program) -> int:
+    """How many operations stand between a start and the wait for it."""
+    count = 0
+    for function in program.functions.values():
+        under_way: set[int] = set()
+        for step in function.code:
+            if step.op == "comm.wait":
+                under_way -= {*step.reads()}
+            elif step.op.endswith("_start"):
+                under_way |= {*step.writes()}
+            else:
+                count += bool(under_way)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("mesh", "lines"),
+    some(
+        ("tp=2", (TOKENS,)),
+        ("dp=2, tp=2", (TOKENS, "zero 3 over dp")),
+        ("pp=2", ("pipeline over pp { microbatches 4  schedule 1f1b }",)),
+        ("pp=2, dp=2", ("pipeline over pp { microbatches 2  schedule zb-v }", "zero 2 over dp")),
+        ("pp=2, tp=2", ("pipeline over pp { microbatches 4  schedule dualpipe-v }",)),
+    ),
+)
+def test_at_level_0_all_communication_is_in_place_and_values_stay(mesh: str, lines: tuple[str, ...]) -> None:
+    program = _program(mesh, *lines, "overlap { level 0 }")
+    assert _between(program) == 0 < _between(_program(mesh, *lines))
+    assert prove(program).safe
+    assert_report(check(program))
+
+
+@pytest.mark.slow
+def test_only_what_is_hidden_moves() -> None:
+    lines = (TOKENS, "zero 3 over dp")
+    counts = [_between(_program("dp=2, tp=2", *lines, each)) for each in ("overlap { hide all_gather }", "")]
+    assert 0 < counts[0] < counts[1]
+
+
+@pytest.mark.slow
+def test_lanes_of_axes_are_proved() -> None:
+    program = _program("dp=2, tp=2", TOKENS, "zero 3 over dp", "overlap { lanes compute, tp, dp }")
+    lanes = {step.lane for function in program.functions.values() for step in function.code}
+    assert lanes == {"", "tp", "dp"} and prove(program, backend=Backend.GLOO).safe
+    assert_report(check(program))
