@@ -84,6 +84,9 @@ def check_names(named: Sequence[NamedAxes], mesh: Mesh) -> None:
 
 def with_axes_of_mesh(statement: _Sharding, axes_by_name: Mapping[str, Sequence[str]]) -> _Sharding:
     """The statement with every name replaced by its axes. Raises PlanError E0112 where it then has an axis twice."""
+    if isinstance(statement, Zero) and not axes_by_name.keys().isdisjoint(statement.within):
+        within = (axis for name in statement.within for axis in axes_by_name.get(name, (name,)))
+        statement = replace(statement, within=tuple(dict.fromkeys(within)))
     if axes_by_name.keys().isdisjoint(statement.axes):
         return statement
     spans = [statement.places.axis(index) for index in range(len(statement.axes))]

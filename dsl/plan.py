@@ -24,7 +24,7 @@ from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, ShardBuffers, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, similar_path
-from .zero import Zero
+from .zero import Zero, check_within
 
 _OVER_AXES = Sharding | Zero | Attention | Experts
 """Statements that take names of several axes."""
@@ -57,7 +57,8 @@ class Plan:
     def __post_init__(self) -> None:
         check_names(self.named_axes, self.mesh)
         axes_by_name = {statement.name: statement.axes for statement in self.named_axes}
-        used = {a for s in self.statements if isinstance(s, _OVER_AXES) for a in s.axes if a in axes_by_name}
+        named = [a for s in self.statements if isinstance(s, _OVER_AXES) for a in (*s.axes, *_inner_axes(s))]
+        used = {axis for axis in named if axis in axes_by_name}
         object.__setattr__(self, "used_names", self.used_names | used)
         replaced = (with_axes_of_mesh(s, axes_by_name) if isinstance(s, _OVER_AXES) else s for s in self.statements)
         object.__setattr__(self, "statements", tuple(replaced))
@@ -239,6 +240,7 @@ class Plan:
         """What ranks of an axis hold in common can be cut over it: they share a model, and have different inputs."""
         cut = {axis for statement in self.inputs for axis in statement.axes}
         for statement in (s for s in self.statements if isinstance(s, Zero)):
+            check_within(statement)
             for index, axis in enumerate(statement.axes):
                 if axis not in cut and (self.pipeline is None or axis != self.pipeline.axis):
                     raise PlanError(
@@ -281,6 +283,11 @@ class Plan:
             if isinstance(statement, ShardInputs) and axis in statement.axes:
                 return "it shards the batch of the inputs here", statement.places.axis(statement.axes.index(axis))
         return f'an axis named "{_DATA}" shards the batch of the inputs', self.mesh.span_of(axis)
+
+
+def _inner_axes(statement: Sharding | Zero | Attention | Experts) -> tuple[str, ...]:
+    """The axes that `zero` names a second time."""
+    return statement.within if isinstance(statement, Zero) else ()
 
 
 def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> None:

@@ -2,6 +2,7 @@
 
 The stored placement is the same at every level: each parameter is cut over the axes, and so are its gradient and the
 optimizer's states. The level says when a program gathers the parameter and when it reduce-scatters the gradient.
+`within` names the axes of fast links: parameters cross the others once a step, and so do sums of gradients.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ ELEMENT_BYTES = 4
 """What `from` counts an element as, whatever its format, so that a check in float64 cuts the same parameters."""
 
 _LATER = {
-    "within": "name the axes of one node in over, and let the others replicate",
     "reduce": "precision { reduce FORMAT } sets the format of reductions",
 }
 """Items of the language that are not built, with what there is."""
@@ -62,6 +62,8 @@ class Zero:
     """At level 3: whether what the forward gathered is kept until the backward."""
     bucket: int = 0
     """How many bytes of parameters, or of gradients, one collective moves at most; 0: each tensor by itself."""
+    within: tuple[str, ...] = ()
+    """The axes, of `axes`, over which a step gathers again and again; over the others it gathers once. Empty: all."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, its axes and patterns; `layout` is that of the level."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -128,7 +130,8 @@ class Zero:
         """The dim of a parameter that each axis shards, beside the dims of its `computed` placement.
 
         The largest dim that the ranks divide, of those that no other axis shards if one of them will do; else dim 0,
-        padded. An axis that shards the parameter already does not shard it again.
+        padded. An axis that shards the parameter already does not shard it again. Axes of `within` come first, as the
+        outer ones; where all ranks together divide no dim, they shard it alone.
 
         >>> Zero(3, ("dp",)).cuts((6, 8), {"tp": 1}, {"dp": 2, "tp": 2})
         {'dp': 0}
@@ -136,20 +139,56 @@ class Zero:
         axes = [axis for axis in self.axes if axis not in computed]
         if not axes or not shape or self.is_too_small(shape):
             return {}
-        ranks = prod(sizes[axis] for axis in axes)
-        parts = [ranks * prod(sizes[a] for a, dim in computed.items() if dim == d) for d in range(len(shape))]
-        fitting = [d for d, extent in enumerate(shape) if extent % parts[d] == 0]
-        best = max(fitting, key=lambda d: (parts[d] == ranks, shape[d], -d), default=0)
-        return dict.fromkeys(axes, best)
+        inner = [axis for axis in self.within if axis in axes]
+        across = [axis for axis in axes if axis not in inner]
+        if inner and across:
+            together = _best_dim(shape, computed, [*inner, *across], sizes)
+            if together is not None:
+                return dict.fromkeys([*inner, *across], together)
+            axes = inner
+        best = _best_dim(shape, computed, axes, sizes)
+        return dict.fromkeys(axes, 0 if best is None else best)
 
     def __str__(self) -> str:
         items = [f"prefetch {self.prefetch}"] if self.prefetch != 1 else []
         items += [f"bucket {bytes_text(self.bucket)}"] if self.bucket else []
+        items += [f"within {', '.join(self.within)}"] if self.within else []
         items += ["keep forward"] if self.keeps_forward else []
         items += ["only " + ", ".join(f'"{pattern}"' for pattern in self.only)] if self.only else []
         items += [f"from {bytes_text(self.least_bytes)}"] if self.least_bytes else []
         block = f" {{ {'  '.join(items)} }}" if items else ""
         return f"zero {self.level} over {', '.join(self.axes)}{block}"
+
+
+def _best_dim(
+    shape: Sequence[int], computed: Mapping[str, int], axes: Sequence[str], sizes: Mapping[str, int]
+) -> int | None:
+    """The largest dim that the ranks of `axes` divide, rather one that no axis of `computed` shards; None: no dim."""
+    ranks = prod(sizes[axis] for axis in axes)
+    parts = [ranks * prod(sizes[a] for a, dim in computed.items() if dim == d) for d in range(len(shape))]
+    fitting = [d for d, extent in enumerate(shape) if extent % parts[d] == 0]
+    return max(fitting, key=lambda d: (parts[d] == ranks, shape[d], -d), default=None)
+
+
+def check_within(statement: Zero) -> None:
+    """Raise PlanError unless `within` names some, and not all, of the axes that the statement is over (E0128)."""
+    span = statement.spans.get("within", statement.span)
+    others = [axis for axis in statement.within if axis not in statement.axes]
+    if others:
+        raise PlanError(
+            PlanCode.BAD_ZERO,
+            f'"within" names the axis "{others[0]}", over which the statement cuts nothing',
+            span=span,
+            expected=f"expected some of {listed(statement.axes)}",
+            help=f"add {others[0]} to the axes after over",
+        )
+    if statement.within and {*statement.within} == {*statement.axes}:
+        raise PlanError(
+            PlanCode.BAD_ZERO,
+            f'"within" names all axes of the statement, {listed(statement.axes)}, so that none is left to cross once',
+            span=span,
+            help='leave "within" out, or name the axis between nodes after over too',
+        )
 
 
 def read_zero(tree: Tree[Token], source: Source) -> Zero:
@@ -182,6 +221,16 @@ def read_zero(tree: Tree[Token], source: Source) -> Zero:
     )
     names = tuple(str(axis) for axis in axes)
     return Zero(read_number(level), names, places=places, spans=spans, **fields)  # type: ignore[arg-type]  # by `_READERS`
+
+
+def _read_axes(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if value.type == "PATTERN" or not value.isidentifier():
+            raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("the name of an axis",), source)
+        if value in values[:index]:
+            message = f'"{item}" names the axis "{value}" twice'
+            raise PlanError(PlanCode.AXIS_USED_TWICE, message, span=source.span_of(value), help=f'name "{value}" once')
+    return tuple(str(value) for value in values)
 
 
 def _read_keep(item: Token, values: Sequence[Token], source: Source) -> bool:
@@ -224,6 +273,7 @@ _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object
     "prefetch": ("prefetch", _read_count),
     "bucket": ("bucket", _read_bytes),
     "keep": ("keeps_forward", _read_keep),
+    "within": ("within", _read_axes),
     "only": ("only", _read_patterns),
     "from": ("least_bytes", _read_bytes),
 }

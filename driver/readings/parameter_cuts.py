@@ -43,12 +43,21 @@ def _decided(
 
 
 def _cut_by_zero(statement: Sharding, parameter: Input, computed: Cuts, sizes: Mapping[str, int]) -> Mapping[str, int]:
-    """The longest dim that all ranks divide, rather one that nothing else cuts; else dim 0."""
+    """The longest dim that all ranks divide, rather one that nothing else cuts; else dim 0.
+
+    Ranks of one node come first, and alone where those of all nodes do not divide a dim.
+    """
     held = {axis for axes in computed.values() for axis in axes}
-    left = [axis for axis in statement.axes if axis not in held]
     shape = parameter.shape
     if 4 * math.prod(shape) < statement.least_bytes:
         return {}
+    free = [axis for axis in statement.axes if axis not in held]
+    of_node = [axis for axis in statement.within if axis in free]
+    left = of_node + [axis for axis in free if axis not in of_node]
+    if of_node and not any(
+        shape[d] % math.prod(sizes[axis] for axis in (*left, *computed.get(d, ()))) == 0 for d in range(len(shape))
+    ):
+        left = of_node
     ranks = {d: math.prod(sizes[axis] for axis in (*left, *computed.get(d, ()))) for d in range(len(shape))}
     dividing = [d for d in ranks if not shape[d] % ranks[d]]
     candidates = [d for d in dividing if not computed.get(d)] or dividing or [0]

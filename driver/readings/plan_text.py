@@ -28,6 +28,8 @@ class Sharding:
     """Axes of the mesh, outermost first."""
     least_bytes: int = 0
     """Smaller parameters stay whole under `zero`."""
+    within: tuple[str, ...] = ()
+    """The axes of one node under `zero`, outermost first."""
 
     def names(self, name: str) -> bool:
         """Whether a pattern is of this name."""
@@ -93,10 +95,13 @@ class PlanText:
     def _sharding(self, words: Sequence[str]) -> Sharding | None:
         if words[0] == "zero":
             items = _items(words[2:])
-            axes = tuple(axis for name in items["over"] for axis in self._axes_of(name))
+            axes, within = (
+                tuple(axis for name in items.get(item, ()) for axis in self._axes_of(name))
+                for item in ("over", "within")
+            )
             [number, unit] = re.findall(r"[0-9]+|[A-Z]+", items["from"][0]) if "from" in items else ("0", "B")
             patterns = tuple(pattern[1:-1] for pattern in items.get("only", ['"*"']))
-            return Sharding(STORED, patterns, "zero", 0, axes, int(number) * _BYTES[unit])
+            return Sharding(STORED, patterns, "zero", 0, axes, int(number) * _BYTES[unit], within)
         if words[0] == "experts":
             start = words.index("over")
             end = words.index("{") if "{" in words else len(words)

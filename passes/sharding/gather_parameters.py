@@ -14,10 +14,12 @@ would merge the gathers of the forward and the backward, and keep the whole para
 stored placement (`propagate-placements`), so their sums are reduce-scattered.
 
 Where the argument's record says `gather = "once"` (levels 1 and 2 of `zero`, and `keep forward`), the first gather
-serves all uses, and the whole parameter lives from the forward to the backward.
+serves all uses, and the whole parameter lives from the forward to the backward. Where it says `within`, one gather over
+the other axes serves all uses; each use gathers over the axes of `within` alone.
 
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.
-Source: ZeRO, stage 3 (arXiv:1910.02054), and PyTorch's FSDP (arXiv:2304.11277).
+Source: ZeRO, stage 3 (arXiv:1910.02054), PyTorch's FSDP (arXiv:2304.11277), and the secondary partition of ZeRO++
+(arXiv:2306.10209, section 3.2), which `within` is.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from ...ir.dialects.context import context
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, argument_records, callee, entry, operations, refresh_type
 from ...ir.operations import Call, build, set_use
+from ...ir.placement import Placement
 from ...ir.types import from_mlir, to_mlir
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
@@ -55,17 +58,22 @@ class GatherParameters(Pass):
         pairs = zip(entry(main).arguments, argument_records(main), strict=True)
         cast_before_calls(module, {argument for argument, record in pairs if record.get("stored")})
         for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
-            if not record.get("stored"):
+            stored = record.get("stored")
+            if not stored:
                 continue
             placement = from_mlir(argument.type).placement_on(module.mesh)
-            computed = placement.without(record["stored"])
+            computed = placement.without(stored)
+            within = record.get("within") or stored
+            across = [axis for axis in stored if axis not in within]
             for value in _with_casts(argument):
-                gathered_type = to_mlir(from_mlir(value.type).placed(computed, module.mesh))
                 once = record.get("gather") == "once"
-                for use in _uses(main, value, once=once):
-                    with context(), mlir.InsertionPoint(use[0]):
-                        [gathered] = build(Call(RESHARD, (value,)), [gathered_type], use[0].location)
-                    set_use(gathered.owner, count)
+                uses = _uses(main, value, once=once)
+                source = value
+                if across and uses:
+                    source = _gathered(module, value, placement.without(across), uses[0][0], count)
+                    count += 1
+                for use in uses:
+                    gathered = _gathered(module, source, computed, use[0], count)
                     for op in use:
                         op.operation.replace_uses_of_with(value, gathered)
                         called = callee(op)
@@ -74,6 +82,15 @@ class GatherParameters(Pass):
                     remarks.applied("parameter gathered for a use", from_location(use[0].location))
                     count += 1
         return Report(count, remarks.remarks())
+
+
+def _gathered(module: Module, value: Value, target: Placement, before: Operation, use: int) -> Value:
+    """A value resharded to a placement, for a use of this number, before an operation."""
+    type_ = to_mlir(from_mlir(value.type).placed(target, module.mesh))
+    with context(), mlir.InsertionPoint(before):
+        [gathered] = build(Call(RESHARD, (value,)), [type_], before.location)
+    set_use(gathered.owner, use)
+    return gathered
 
 
 def _with_casts(parameter: Value) -> list[Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...ir.bindings import Operation, Value
 from ...ir.module import Record, result_records, terminator
@@ -30,16 +30,20 @@ class GradientTargets:
     partial_casts: frozenset[Value]
     """Casts of gradients before their reduction: they leave the gradient partial."""
     delayed: frozenset[Value]
-    """Gradients of parameters that stay unreduced; the caller sums them."""
-    scattered: frozenset[Value] = frozenset()
-    """Gradients that are reduced over ranks for each microbatch, before they are summed over microbatches."""
+    """Gradients of parameters that stay unreduced, but over axes of `scattered`; the caller sums them."""
+    scattered: Mapping[Value, Sequence[str]] = field(default_factory=dict)
+    """Gradients that are reduced for each microbatch, before they are summed over microbatches: the axes over which."""
 
     def steps(self, value: Value, present: Placement, mesh: Mesh) -> list[Placement]:
         """The placements by which a value comes to the required one, in order."""
         target = self.placement(value, present, mesh)
         if value not in self.scattered or not isinstance(present.on(MICROBATCH), Partial):
             return [target]
-        by_axis = {axis: target.on(axis) for axis, _ in mesh}
+        early = self.scattered[value]
+        by_axis = {
+            axis: present.on(axis) if axis not in early and present.on(axis) == Partial() else target.on(axis)
+            for axis, _ in mesh
+        }
         each = Placement.of(len(target.dims), {**by_axis, MICROBATCH: Partial()}, mesh, [target])
         return [each, target]
 
@@ -49,7 +53,8 @@ class GradientTargets:
         if value not in self.delayed:
             return target
         by_axis = {axis: target.on(axis) for axis, _ in mesh}
-        partial = [axis for axis, reduce in present.partial if reduce is Reduce.SUM and axis != MICROBATCH]
+        reduced = (MICROBATCH, *self.scattered.get(value, ()))
+        partial = [axis for axis, reduce in present.partial if reduce is Reduce.SUM and axis not in reduced]
         by_axis.update(dict.fromkeys(partial, Partial()))
         return Placement.of(len(target.dims), by_axis, mesh, [target])
 
@@ -80,10 +85,14 @@ def gradient_targets(
             targets[reduced], computed[reduced] = targets[value], computed[value]
             partial_casts.update(v for v in _with_sources({reduced: targets[value]}) if _is_cast(v))
     parameters = {record.get("name") for record, _ in arguments if record.get("kind") == "parameter"}
-    each = {record.get("name") for record, _ in arguments if record.get("scatter") == "each"} & parameters
     gradients = [(v, record.get("name")) for v, record in results if record.get("kind") == "gradient"]
-    delayed = frozenset(v for v, name in gradients if delay_reductions and name in parameters - each)
-    scattered = frozenset(v for v, name in gradients if name in each)
+    delayed = frozenset(v for v, name in gradients if delay_reductions and name in parameters)
+    each = {
+        record.get("name"): record.get("within") or record["stored"]
+        for record, _ in arguments
+        if record.get("kind") == "parameter" and record.get("scatter") == "each"
+    }
+    scattered = {v: each[name] for v, name in gradients if name in each}
     return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed, scattered)
 
 

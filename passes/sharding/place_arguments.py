@@ -112,13 +112,18 @@ def _stored(
 
 
 def _storage_record(storage: Storage | None) -> Record:
-    """What an argument's record says of its storage: the axes, one gather a step, a scatter each microbatch."""
+    """What an argument's record says of its storage: the axes, one gather a step, a scatter each microbatch.
+
+    `within` are the axes over which a step gathers again and again, where it gathers once over others.
+    """
     if storage is None or not storage.dims:
         return {}
     zero = storage.statement if isinstance(storage.statement, Zero) else None
+    inner = [axis for axis in zero.within if axis in storage.dims] if zero is not None else []
+    within = {"within": inner} if inner and len(inner) < len(storage.dims) else {}
     gather = {"gather": "once"} if zero is not None and zero.gathers_once else {}
     scatter = {"scatter": "each"} if zero is not None and zero.scatters_each else {}
-    return {"stored": [*storage.dims], **gather, **scatter}
+    return {"stored": [*storage.dims], **within, **gather, **scatter}
 
 
 def _buffers(plan: Plan, records: list[Record], types: list[TensorType]) -> dict[int, Mapping[str, int]]:

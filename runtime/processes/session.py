@@ -19,7 +19,7 @@ from ..program.records import Input, Output
 from ..rank.executor import Executor, Frame
 from ..rank.replicas import compare_replicas
 from ..rank.shards import in_order, local_tensor, sharding_axes, valid_part
-from ..rank.unreduced_gradients import UnreducedGradients
+from ..rank.unreduced_gradients import Reduction, UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
 from .communicator import DistributedCommunicator, Phase, groups_of
@@ -58,6 +58,7 @@ class ProcessRank:
         self._replicas = replicas
         self._hash = program.hash[:_HASH_SHOWN]
         self._phases = _phases(program)
+        self._owners = {argument.name: argument for argument in program.of_kind("parameter")}
         self._world = join(program.manifest.target, timeout_s)
         with self._world.call("the start of a program", self._details):
             self._world.check_same_program(program)
@@ -73,7 +74,6 @@ class ProcessRank:
             )
             self._executor = Executor(program, self._communicator, self._world.device)
             self._stages = Stages(program, self._world, self._communicator)
-            self._owners = {argument.name: argument for argument in program.of_kind("parameter")}
             self._layouts = {_key(record): self._layout(record) for record in _tensors(program)}
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
         self._constants = {argument.name: self._part(argument, tensor) for argument, tensor in constants}
@@ -178,17 +178,23 @@ class ProcessRank:
         last = _Saved(Frame([]), self._distributed, self._other_stages)
         with torch.no_grad(), self._in_step("reduction of gradients", Phase.BACKWARD):
             for output, by_rank in unreduced.take(names):
-                where = f"reducing gradient '{output.name}'"
-                local: Tensor | None = None
-                if self._stages.computes(output):
-                    local = by_rank[self._world.rank]
-                    local = self._communicator.all_reduce_start(local, output.unreduced_over, "sum", where).wait()
                 owner = self._owners[output.name]
-                if local is not None and owner.shards != output.shards:
-                    local = local_tensor(self._gathered(output, local), owner.shards, self._mesh, self._world.rank)
+                computes = self._stages.computes(output)
+                local = self._reduced(output, owner, by_rank[self._world.rank]) if computes else None
                 as_owner = replace(output, shards=owner.shards)
                 self._deliver(gradients, as_owner, local, self._layouts[_key(owner)], last)
         return gradients
+
+    def _reduced(self, output: Output, owner: Input, local: Tensor) -> Tensor:
+        """The sum of an unreduced gradient over ranks: this rank's part of it, as that of its parameter."""
+        where = f"reducing gradient '{output.name}'"
+        reduction = Reduction.of(output, owner.shards, self._mesh)
+        for axes, dim in reduction.scatters:
+            local = self._communicator.reduce_scatter_start(local, axes, dim, "sum", where).wait()
+        local = self._communicator.all_reduce_start(local, reduction.all_reduced, "sum", where).wait()
+        if reduction.scatters or owner.shards == output.shards:
+            return local
+        return local_tensor(self._gathered(output, local), owner.shards, self._mesh, self._world.rank)
 
     def holds(self, parameter: Tensor) -> bool:
         """See `Session.holds`."""
@@ -254,7 +260,10 @@ class ProcessRank:
         """The axes over which results are gathered, reduced and compared; all processes connect them in this order."""
         for output in self._program.outputs:
             yield from (shard.axes for shard in output.shards)
-            yield output.unreduced_over
+            if output.unreduced_over:
+                reduction = Reduction.of(output, self._owners[output.name].shards, self._mesh)
+                yield from (axes for axes, _ in reduction.scatters)
+                yield reduction.all_reduced
             if self._replicas is not Replicas.TRUST:
                 yield self._replica_axes(output)
 

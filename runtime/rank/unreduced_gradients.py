@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..program.records import Output
+from ..program.mesh import RankMesh
+from ..program.records import Output, Shard
 
 
 class UnreducedGradients:
@@ -38,3 +40,34 @@ class UnreducedGradients:
         """Drop all gradients."""
         self._outputs.clear()
         self._sums.clear()
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How an unreduced gradient becomes its rank's part of the sum: reduce-scatters, then an all-reduce."""
+
+    scatters: tuple[tuple[tuple[str, ...], int], ...]
+    """The axes and the dim of each."""
+    all_reduced: tuple[str, ...]
+    """The axes that are left."""
+
+    @staticmethod
+    def of(output: Output, shards: Sequence[Shard], mesh: RankMesh) -> Reduction:
+        """That of a gradient whose sum is to have `shards`.
+
+        It is reduce-scattered where axes that shard the sum nest evenly inside those that shard the gradient already;
+        else the gradient is all-reduced, and has its own shards.
+        """
+        present = {shard.dim: shard for shard in output.shards}
+        scatters: list[tuple[tuple[str, ...], int]] = []
+        for shard in shards:
+            outer = present.pop(shard.dim).axes if shard.dim in present else ()
+            inner = shard.axes[len(outer) :]
+            is_even = shard.chunk * mesh.size(shard.axes) == shard.extent
+            is_nested = shard.axes[: len(outer)] == outer and {*inner} <= {*output.unreduced_over}
+            if not (is_nested and is_even) or shard.blocks:
+                return Reduction((), output.unreduced_over)
+            scatters += [(inner, shard.dim)] if inner else []
+        scattered = [] if present else [axis for axes, _ in scatters for axis in axes]
+        rest = tuple(axis for axis in output.unreduced_over if axis not in scattered)
+        return Reduction(() if present else tuple(scatters), rest)

@@ -28,6 +28,7 @@ def stored(lines: str, *parameters: ParameterInfo) -> list[dict[str, int]]:
         'zero 3 over dp, ep { keep forward  only "*.weight", "embed"  from 25MB }',
         "zero 2 over ep { from 1500B }",
         "zero 3 over dp { prefetch 0  bucket 25MB }",
+        "zero 3 over dp, ep { within ep }",
     ],
 )
 def test_a_statement_prints_as_it_is_written(line: str) -> None:
@@ -49,6 +50,8 @@ def test_a_plan_in_python_is_the_same() -> None:
 def test_a_name_of_several_axes_stands_for_them() -> None:
     plan = Plan.parse("mesh (dp=2, cp=2)\naxes all = dp, cp\nshard inputs dim 1 over cp\nzero 3 over all")
     assert plan.stored[0].axes == ("dp", "cp") and plan.used_names == {"all"}
+    plan = Plan.parse("mesh (node=2, a=2, b=2)\naxes dp = node, a, b\naxes gpu = a, b\nzero 3 over dp { within gpu }")
+    assert plan.stored == (Zero(3, ("node", "a", "b"), within=("a", "b")),) and plan.used_names == {"dp", "gpu"}
 
 
 def test_the_longest_dim_that_the_ranks_divide_is_cut_else_the_first() -> None:
@@ -66,6 +69,14 @@ def test_a_dim_that_no_other_axis_cuts_comes_first_and_else_the_axis_nests_insid
 def test_an_axis_that_cuts_a_parameter_already_does_not_cut_it_again() -> None:
     found = stored('shard "experts" dim 0 over ep\nzero 3 over dp, ep', info("experts", 8, 4), info("other", 8, 4))
     assert found == [{"ep": 0, "dp": 1}, {"dp": 0, "ep": 0}]
+
+
+def test_axes_within_a_node_come_first_and_alone_where_all_ranks_do_not_divide() -> None:
+    parameters = info("a", 8, 4), info("b", 6, 2), info("c", 3), info("d", 8, 8)
+    found = stored('shard "d" dim 0 over ep\nzero 3 over dp, ep { within ep }', *parameters)
+    assert [[*dims.items()] for dims in found] == [
+        [("ep", 0), ("dp", 0)], [("ep", 0)], [("ep", 0)], [("ep", 0), ("dp", 1)],
+    ]  # fmt: skip
 
 
 def test_only_and_from_leave_parameters_whole_and_the_last_statement_that_matches_decides() -> None:
@@ -125,7 +136,11 @@ def refused(line: str) -> PlanError:
         ("zero 1 over dp { prefetch 2 }", PlanCode.BAD_ZERO, '"prefetch" is for level 3', "write zero 3"),
         ("zero 3 over dp { bucket 25 }", PlanCode.BAD_ZERO, '"bucket" cannot be "25"', ""),
         ("zero 3 over dp { bucket 2000GB }", PlanCode.BAD_ZERO, "a bucket cannot have 2000GB", ""),
-        ("zero 3 over dp { within ep }", PlanCode.BAD_ZERO, 'cannot set "within" yet', "replicate"),
+        ("zero 3 over dp { within ep }", PlanCode.BAD_ZERO, '"within" names the axis "ep", over which', "add ep"),
+        ("zero 3 over dp, ep { within ep, dp }", PlanCode.BAD_ZERO, '"within" names all axes', 'leave "within" out'),
+        ("zero 3 over dp, ep { within dp, dp }", PlanCode.AXIS_USED_TWICE, 'names the axis "dp" twice', "once"),
+        ('zero 3 over dp, ep { within "dp" }', PlanCode.BAD_ZERO, '"within" cannot be ""dp""', ""),
+        ("zero 3 over dp { within 2 }", PlanCode.BAD_ZERO, '"within" cannot be "2"', ""),
         ("zero 3 over dp { reduce bf16 }", PlanCode.BAD_ZERO, 'cannot set "reduce" yet', "precision"),
         ("zero 3 over dp {}", PlanCode.SYNTAX, 'unexpected "}"', ""),
         ("zero over dp", PlanCode.SYNTAX, 'unexpected "over"', ""),

@@ -159,6 +159,59 @@ def test_inside_no_sync_level_1_waits_with_the_reduction_and_2_and_3_do_not(
     assert sent["reduce_scatter"] == formula(0, scattered)["reduce_scatter"]
 
 
+NODES, GCDS = 2, 2
+WITHIN = "node=2, gcd=2)\naxes dp = node, gcd\n"
+
+
+@pytest.fixture
+def crossing(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """By kind and axis, the elements that rank 0 of (node, gcd) sends by ring algorithms."""
+    counts: Counter[tuple[str, str]] = Counter()
+    join = RankGroup.join
+
+    def counted(self: RankGroup, rank: int, members: Any, number: int, call: Call, tensors: Sequence[Tensor]) -> Any:
+        if rank == 0 and tensors[0].dim():
+            n, axis = len(members), {(0, 1): "gcd", (0, 2): "node"}[tuple(members)]
+            share = {"all_gather": n - 1, "reduce_scatter": (n - 1) / n, "all_reduce": 2 * (n - 1) / n}[call.op]
+            counts[call.op, axis] += int(share * sum(tensor.numel() for tensor in tensors))
+        return join(self, rank, members, number, call, tensors)
+
+    monkeypatch.setattr(RankGroup, "join", counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("line", "gathered", "microbatches"),
+    [
+        ("zero 1 over dp { within gcd }", P, 1),
+        ("zero 3 over dp { within gcd }", P + R, 1),
+        ("zero 3 over gcd", P + R, 1),
+        ("zero 2 over dp { within gcd }\npipeline over pp { microbatches 2 }", P, 2),
+    ],
+)
+def test_between_nodes_a_step_sends_each_part_once_and_within_a_node_whatever_the_level_says(
+    line: str, gathered: int, microbatches: int, crossing: Counter[tuple[str, str]]
+) -> None:
+    """The secondary partition of ZeRO++ (arXiv:2306.10209, section 3.2), and the hybrid sharding of FSDP
+    (arXiv:2304.11277, section 3.2.2), which replicates over nodes: an all-reduce of 1/gcd of the gradients.
+    """
+    model = stretto.compile(Layers().double(), plan=f"mesh (pp=1, {WITHIN}{line}")
+    model(torch.randn(8, 4, dtype=torch.float64)).backward()
+    part = P // GCDS * (NODES - 1) // NODES
+    between = {("all_gather", "node"): part, ("reduce_scatter", "node"): part}
+    assert crossing == {
+        ("all_gather", "gcd"): gathered * (GCDS - 1) // GCDS,
+        ("reduce_scatter", "gcd"): microbatches * P * (GCDS - 1) // GCDS,
+        **(between if "within" in line else {("all_reduce", "node"): 2 * part}),
+    }
+
+
+@pytest.mark.parametrize(("line", "share"), [("over dp { within gcd }", NODES * GCDS), ("over gcd", GCDS)])
+def test_optimizer_states_are_cut_over_all_axes_of_the_statement(line: str, share: int) -> None:
+    tensors = explain(compiled(_case(), f"mesh ({WITHIN}zero 3 {line}").program).parameters
+    assert {t.global_bytes / t.bytes_per_rank for t in tensors} == {share}
+
+
 def test_beside_tensor_parallelism_parameters_are_gathered_over_the_data_axis_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -188,6 +241,10 @@ def test_beside_tensor_parallelism_parameters_are_gathered_over_the_data_axis_al
         ("gpt", "dp=2", "zero 3 over dp { prefetch 3 }"),
         ("gpt", "dp=2", "zero 3 over dp { prefetch 0  bucket 1KB }"),
         ("gpt", "dp=2, cp=2", "shard inputs dim 1 over cp\nzero 3 over dp, cp"),
+        ("llama", "dp=2, cp=2, tp=2", "shard inputs dim 1 over cp\nzero 3 over dp, cp { within cp }"),
+        ("gpt", "dp=2, cp=2", "shard inputs dim 1 over cp\nzero 3 over dp, cp { within cp }\nrecompute \"blocks.*\""),
+        ("gpt", "pp=2, dp=2, cp=2", "shard inputs dim 1 over cp\nzero 2 over dp, cp { within cp }\n"
+         f"pipeline over pp {{ {PIPELINES[1]} }}"),
         *((model, "pp=2, dp=2", f"pipeline over pp {{ {pipeline} }}\nzero {level} over dp")
           for model in ("gpt", "llama") for pipeline in PIPELINES for level in (1, 2, 3)),
         ("gpt", "pp=2, dp=2, tp=2", f"pipeline over pp {{ {PIPELINES[1]} }}\nzero 2 over dp"),

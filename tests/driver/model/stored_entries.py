@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import stretto
 import torch
-from torch import nn
+from stretto.runtime.processes.communicator import DistributedCommunicator
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..models import batch, twins
@@ -40,8 +44,23 @@ def trained(rank: int, plan: str, folder: Path) -> Any:
     model, _ = twins(torch.float64)
     compiled = stretto.compile(model, plan=plan)
     optimizer = torch.optim.AdamW(compiled.parameters(), lr=1e-2)
-    losses = [_step(compiled, optimizer, step) for step in range(3)]
+    with all_reduced() as elements:
+        losses = [_step(compiled, optimizer, step) for step in range(3)]
     stretto.save_checkpoint(folder / "stored", compiled, optimizer, step=3)
     states = [s["exp_avg"] for s in optimizer.state.values()]
     held = [t.to_local().numel() if isinstance(t, DTensor) else t.numel() for t in (*compiled.parameters(), *states)]
-    return {"losses": losses, "held": sum(held), "whole": sum(p.numel() for p in twins()[0].parameters()) * 2}
+    whole = sum(p.numel() for p in twins()[0].parameters()) * 2
+    return {"losses": losses, "held": sum(held), "whole": whole, "all_reduced": max(elements)}
+
+
+@contextmanager
+def all_reduced() -> Iterator[list[int]]:
+    """The elements of each tensor that the runtime all-reduces inside."""
+    elements, start = [0], DistributedCommunicator.all_reduce_start
+
+    def counted(self: DistributedCommunicator, tensor: Tensor, axes: Sequence[str], *rest: Any) -> Any:
+        elements.append(tensor.numel() if axes else 0)
+        return start(self, tensor, axes, *rest)
+
+    with mock.patch.object(DistributedCommunicator, "all_reduce_start", counted):
+        yield elements

@@ -58,6 +58,7 @@ PLANS = (
     'mesh (a=2, b=2)\nshard "*.up" columns over b, a\nshard "*.down" rows over b, a',
     'mesh (dp=2, tp=2)\nshard "*.up" columns over tp\nshard "embed" dim 1 over dp\nzero 3 over dp { from 33B }',
     'mesh (dp=4, tp=2)\nshard "*.down" rows over tp\nzero 1 over dp\nzero 3 over dp { only "*.up"  from 1KB }',
+    'mesh (a=2, b=2, tp=2)\naxes dp = b, a\nshard "*.up" columns over tp\nzero 3 over dp { prefetch 0  within a }',
     'mesh (a=2, b=2, c=2)\naxes all = c, a\nshard "*.up" columns over b\nstore "*" dim -1 over all',
 )
 

@@ -109,3 +109,22 @@ module attributes {comm.level = "aten", comm.mesh = [["dp", 2]]} {
     return %0 : tensor<4x8xf32>
   }
 }
+
+// -----
+
+// Over the axis that `within` leaves out a parameter is gathered once, over the others for each use.
+
+// RUN: stretto opt -p "gather-parameters,propagate-placements,partition-tensors,canonicalize,cse" %s | filecheck %s
+
+// CHECK: %[[N:.+]] = "comm.all_gather"(%arg1) {axes = ["node"], dim = 0 : i64, use = 0 : i64} : ({{.+}}) -> tensor<4x8xf32
+// CHECK: "comm.all_gather"(%[[N]]) {axes = ["gcd"], dim = 0 : i64, use = 1 : i64}
+// CHECK: "comm.all_gather"(%[[N]]) {axes = ["gcd"], dim = 0 : i64, use = 2 : i64}
+// CHECK-NOT: comm.all_gather
+module attributes {comm.level = "aten", comm.mesh = [["node", 2], ["gcd", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%x: tensor<4x8xf32>, %w: tensor<8x8xf32, {gcd = "shard(0, 0)", node = "shard(0, 1)"}> {aten.argument = {kind = "parameter", name = "w", stored = ["gcd", "node"], within = ["gcd"]}}) -> (tensor<4x8xf32>, tensor<4x8xf32>) {
+    %0 = "aten.mm_default"(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {gcd = "shard(0, 0)", node = "shard(0, 1)"}>) -> tensor<4x8xf32> loc("a")
+    %1 = "aten.relu_default"(%0) : (tensor<4x8xf32>) -> tensor<4x8xf32> loc("a")
+    %2 = "aten.mm_default"(%1, %w) : (tensor<4x8xf32>, tensor<8x8xf32, {gcd = "shard(0, 0)", node = "shard(0, 1)"}>) -> tensor<4x8xf32> loc("b")
+    return %1, %2 : tensor<4x8xf32>, tensor<4x8xf32>
+  }
+}
