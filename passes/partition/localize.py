@@ -22,14 +22,16 @@ _SIZE_OPERAND = {
     **dict.fromkeys(("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"), "size"),
     **dict.fromkeys(("aten.view_copy.default", "aten.expand.default"), "size"),
     **dict.fromkeys(("aten.full.default", "aten.zeros.default", "aten.ones.default"), "size"),
-    **dict.fromkeys(("aten.empty.memory_format", "aten.new_full.default", "aten.new_zeros.default"), "size"),
-    **dict.fromkeys(("aten.new_ones.default", "aten.new_empty.default"), "size"),
+    **dict.fromkeys(("aten.empty.memory_format", "aten.new_empty.default"), "size"),
     **dict.fromkeys(("aten.slice_backward.default", "aten.select_backward.default"), "input_sizes"),
     "aten.reshape.default": "shape",
     **dict.fromkeys(INPUT_SIZES, "input_size"),
     "aten.unfold_backward.default": "input_sizes",
 }
 """The operand of each op that holds the shape of its result."""
+
+_NEW = {f"aten.new_{name}.default": f"aten.{name}.default" for name in ("full", "zeros", "ones")}
+"""Ops that read no element of their operand, and those that do the same without one: nothing has to wait for it."""
 
 _EXTENT_OPERAND = {"aten.embedding_dense_backward.default": "num_weights"}
 """The operand of each op that holds the first extent of its result."""
@@ -84,6 +86,9 @@ def with_local_sizes(
     if op in _SIZES_OF:
         return _with_sizes(op, args, kwargs, outputs, local_outputs)
     shape = local_outputs[0] if local_outputs else None
+    if op in _NEW and shape is not None and outputs[0] is not None:
+        filled = {name: value for name, value in kwargs.items() if name == "fill_value"}
+        return _NEW[op], (list(shape), *args[2:]), {**filled, "dtype": outputs[0].dtype}
     global_shape = outputs[0].shape if outputs and outputs[0] is not None else None
     if shape is None or global_shape is None or shape == global_shape:
         return op, args, dict(kwargs)

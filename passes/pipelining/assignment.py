@@ -84,7 +84,11 @@ class StepAssignment:
 
     def before(self, coordinate: int) -> set[Node]:
         """The nodes that a coordinate runs before the microbatches."""
-        return self._before_by_coordinate[coordinate]
+        return self._once_by_coordinate[coordinate].difference(self.analysis.midway)
+
+    def midway(self, coordinate: int) -> list[Node]:
+        """The nodes that a coordinate runs between its forwards and its backwards, in order."""
+        return [node for node in self.analysis.midway if node in self._once_by_coordinate[coordinate]]
 
     def after(self, coordinate: int) -> set[Node]:
         """The nodes that a coordinate runs after sums over microbatches."""
@@ -145,14 +149,15 @@ class StepAssignment:
         return {*self.segments.values(), *(node for nodes in self.barriers.values() for node in nodes)}
 
     @cached_property
-    def _before_by_coordinate(self) -> list[set[Node]]:
-        before = []
+    def _once_by_coordinate(self) -> list[set[Node]]:
+        """By coordinate, the nodes that it runs before the microbatches or between forwards and backwards."""
+        once = []
         for coordinate in range(self.schedule.ranks):
             nodes: list[Node] = [*self._coordinate_work(coordinate), *self.after(coordinate)]
             nodes += [n for n in self.analysis.late if self.sum_maker(n) in (coordinate, None)]
             results = [v for v, record in self.graph.results if self._is_made(v, record, coordinate)]
-            before.append(self._before(nodes, results))
-        return before
+            once.append(self._before(nodes, results))
+        return once
 
     @cached_property
     def _after_by_coordinate(self) -> list[set[Node]]:
@@ -168,7 +173,8 @@ class StepAssignment:
     def _arguments_by_coordinate(self) -> list[set[Value]]:
         arguments = []
         for coordinate in range(self.schedule.ranks):
-            nodes = self.before(coordinate) | self.after(coordinate) | set(self._coordinate_work(coordinate))
+            nodes = self._once_by_coordinate[coordinate] | self.after(coordinate)
+            nodes |= set(self._coordinate_work(coordinate))
             results = {v for v, record in self.graph.results if self._is_made(v, record, coordinate)}
             arguments.append(
                 (self._arguments(nodes) | results | self._owned_or_unused(coordinate)) & self._all_arguments

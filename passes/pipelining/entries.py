@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Operation, Type, Value, mlir
@@ -38,7 +39,8 @@ class EntryBuilder:
     sums: MicrobatchSums = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sums = MicrobatchSums.of(self.assignment.analysis.late, self._count)
+        analysis = self.assignment.analysis
+        self.sums = MicrobatchSums.of([*analysis.late, *analysis.midway], self._count)
 
     def build(self) -> Operation:
         """Build the function in the module."""
@@ -97,16 +99,32 @@ class EntryBuilder:
                 copy_node(node, self.values)
 
     def _tasks(self) -> None:
-        tasks = iter(self.messages.schedule.order[self.coordinate])
-        for task in tasks:
+        tasks, turn = enumerate(self.messages.schedule.order[self.coordinate]), self.messages.turn(self.coordinate)
+        is_midway_done = False
+        for place, task in tasks:
+            if place >= turn and not is_midway_done:
+                is_midway_done = True
+                self._midway()
             if task in self.messages.schedule.overlapped:
-                self._pair(task, next(tasks))
+                self._pair(task, next(tasks)[1])
             elif task.kind.is_shared:
                 self._shared_task(task)
             else:
                 self._task(task)
                 self._run_barrier()
         self._run_barrier()
+        if not is_midway_done:
+            self._midway()
+
+    def _midway(self) -> None:
+        """Sums over microbatches that the backwards need, each made by one coordinate, and the work behind them."""
+        users = range(self.messages.schedule.ranks)
+        nodes_of = {coordinate: self.assignment.midway(coordinate) for coordinate in users}
+        for node in self.assignment.analysis.midway:
+            if self.assignment.analysis.joins_microbatches(node):
+                self._join(node, [c for c in users if node in nodes_of[c]], is_midway=True)
+            elif node in nodes_of[self.coordinate]:
+                copy_node(node, self.values)
 
     def _task(self, task: Task) -> None:
         for node in self.messages.calls(task):
@@ -195,13 +213,14 @@ class EntryBuilder:
     def _after(self) -> None:
         """The work after the tasks: late reductions over microbatches, and the nodes behind them."""
         for node in self.assignment.analysis.late:
-            self._finish_late(node)
+            self._join(node, self.assignment.sum_users(node))
         for node in self.assignment.graph.nodes:
             if node in self.assignment.after(self.coordinate):
                 copy_node(node, self.values)
 
-    def _finish_late(self, node: Node) -> None:
-        maker, users = self.assignment.sum_maker(node), self.assignment.sum_users(node)
+    def _join(self, node: Node, users: Sequence[int], *, is_midway: bool = False) -> None:
+        """The result of a collective over microbatches, on the coordinate that makes it and on its users."""
+        maker = self.assignment.sum_maker(node)
         [value] = node.values
         name = self.transfers.names.of(value)
         if maker == self.coordinate:
@@ -213,6 +232,8 @@ class EntryBuilder:
             if self.coordinate in users:
                 self.values[value] = self.sums.join(node, self._all_values)
         elif self.coordinate in users:
+            if is_midway:
+                self.transfers.receive_first(maker, self.microbatch_values)
             self.values[value] = self.transfers.receive(value.type, maker, node.op.location, name)
 
     def _results(self) -> tuple[list[Value], list[dict[str, object]]]:

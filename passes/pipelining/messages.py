@@ -58,6 +58,17 @@ class Messages:
         kinds = (Kind.BW, Kind.B, Kind.W) if task.kind is Kind.BW else (task.kind,)
         return [self.segments[kind, task.stage] for kind in kinds if (kind, task.stage) in self.segments]
 
+    def turn(self, coordinate: int) -> int:
+        """The position in a coordinate's order behind its last forward: where sums over all forwards are known."""
+        order = self.schedule.order[coordinate]
+        return max((place + 1 for place, task in enumerate(order) if task.kind in (Kind.F, Kind.E)), default=0)
+
+    def sent_before_turn(self, source: int, destination: int) -> int:
+        """How many messages a coordinate sends to another before its turn."""
+        tasks = self.schedule.order[source][: self.turn(source)]
+        calls = [(node, task.microbatch) for task in tasks if not task.kind.is_shared for node in self.calls(task)]
+        return sum(receiver == destination for call in calls for receiver, _ in self.sent_after(*call))
+
     def sent_after(self, call: Node, microbatch: int) -> Iterable[tuple[int, MicrobatchValue]]:
         """(destination, value) of each message that is sent after a call for a microbatch."""
         return self._sends_after.get((call, microbatch), ())
@@ -114,14 +125,21 @@ class Transfers:
     ) -> None:
         """Receive the messages of the coordinate that computes a value, in order, up to that value."""
         source = self.makers[microbatch_value[0]]
-        queue = self.messages.queues[source, self.coordinate]
         while microbatch_value not in microbatch_values:
-            position = self.received.get(source, 0)
-            self.received[source] = position + 1
-            value, microbatch = queue[position]
-            type_, loc = self._packed_type(value.type), self.location(value)
-            received = self.receive(type_, source, loc, self.names.of(value, microbatch))
-            microbatch_values[value, microbatch] = self._unpacked(received, value)
+            self._receive_next(source, microbatch_values)
+
+    def receive_first(self, source: int, microbatch_values: MutableMapping[MicrobatchValue, Value]) -> None:
+        """Receive what a coordinate sends before its turn, if it is not there yet."""
+        while self.received.get(source, 0) < self.messages.sent_before_turn(source, self.coordinate):
+            self._receive_next(source, microbatch_values)
+
+    def _receive_next(self, source: int, microbatch_values: MutableMapping[MicrobatchValue, Value]) -> None:
+        position = self.received.get(source, 0)
+        self.received[source] = position + 1
+        value, microbatch = self.messages.queues[source, self.coordinate][position]
+        type_, loc = self._packed_type(value.type), self.location(value)
+        received = self.receive(type_, source, loc, self.names.of(value, microbatch))
+        microbatch_values[value, microbatch] = self._unpacked(received, value)
 
     @cached_property
     def names(self) -> ValueNames:

@@ -7,9 +7,10 @@ result is one microbatch's part, such as zeros for a microbatch's rows. A varyin
 - *light* otherwise: it needs inputs only, and is recomputed wherever its result is used; so are operations of the
   backward that use values of the forward only.
 
-A collective over microbatches is *early* if a varying operation needs its result (a count of the loss: of inputs only,
-else the microbatches are not independent), else *late*: a sum accumulated over microbatches, or an output of which each
-microbatch computes a part.
+A collective over microbatches is *late* if no varying operation needs its result: a sum accumulated over microbatches,
+or an output of which each microbatch computes a part. It is *early* if it reduces what inputs alone give (the count of
+a loss), and *midway* if the forward makes what it reduces and the backward alone needs it (how many tokens go to each
+expert, in a balance loss). Else the microbatches are not independent.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class MicrobatchAnalysis:
     """Nodes that vary and need a parameter."""
     early: list[Node] = field(default_factory=list)
     late: list[Node] = field(default_factory=list)
+    midway: list[Node] = field(default_factory=list)
+    """Sums over microbatches between forwards and backwards, and what is computed of them once a step; in order."""
     shared_work: set[Node] = field(default_factory=set)
     """Nodes of no stage, of which every rank of the pipeline runs its part (`shared_work.py`)."""
     after: set[Node] = field(default_factory=set)
@@ -75,7 +78,7 @@ class MicrobatchAnalysis:
     @property
     def once(self) -> list[Node]:
         """Nodes that run once a step, before the microbatches or after early reductions."""
-        others = {*self.varying, *self.after, *self.late}
+        others = {*self.varying, *self.after, *self.late, *self.midway}
         return [n for n in self.graph.nodes if n not in others]
 
     def is_light(self, node: Node) -> bool:
@@ -129,16 +132,37 @@ class MicrobatchAnalysis:
         for node in graph.nodes:
             if self.joins_microbatches(node):
                 (self.early if node in needed else self.late).append(node)
-        for node in self.early:
-            anchored = [n for n in graph.cone(node.operands) if n in self.anchored]
-            if anchored:
-                raise coupled_microbatches(node, anchored)
+        sums = self._take_midway()
         late = [v for node in self.late for v in node.values]
-        self.after = graph.dependents(late) - set(self.late)
+        behind = graph.dependents(v for node in sums for v in node.values) - self.varying - needed
+        self.after = (graph.dependents(late) | behind) - set(self.late)
         scattered = self._scattered_each()
         for node in self.late:
             if node.name == ALL_REDUCE and node not in scattered:
                 self._sink(node.operands[0])
+
+    def _take_midway(self) -> list[Node]:
+        """Move the sums that only backwards need from `early` to `midway`, with the work behind them.
+
+        Raises E0450 for a sum that the forward needs, or that a backward has to make.
+        """
+        graph, sums = self.graph, list[Node]()
+        for node in self.early:
+            anchored = [n for n in graph.cone(node.operands) if n in self.anchored]
+            if anchored:
+                behind = graph.dependents(node.values) & self.varying
+                by_forward = any(n not in self.tangent and not n.origin.backward for n in behind)
+                if by_forward or any(n in self.tangent or self.is_light(n) for n in self._makers(node)):
+                    raise coupled_microbatches(node, anchored)
+                sums.append(node)
+        self.early = [node for node in self.early if node not in sums]
+        needed = graph.cone(v for node in self.varying for v in node.operands)
+        behind = (graph.dependents(v for node in sums for v in node.values) - self.varying) & needed
+        self.midway = [node for node in graph.nodes if node in behind or node in sums]
+        return sums
+
+    def _makers(self, node: Node) -> list[Node]:
+        return [self.graph.maker[v] for v in node.operands if v in self.graph.maker]
 
     def _scattered_each(self) -> set[Node]:
         """The sums over microbatches that make gradients which ranks reduce for each microbatch (`zero` 2 and 3)."""

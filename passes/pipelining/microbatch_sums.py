@@ -20,7 +20,7 @@ _COMBINED = {"sum": "aten.add.Tensor", "max": "aten.maximum.default", "min": "at
 
 @dataclass
 class MicrobatchSums:
-    """`reductions`: the values that late collectives reduce over microbatches, and by which reduction."""
+    """`reductions`: the values that collectives reduce over microbatches, and by which reduction."""
 
     reductions: Mapping[Value, str]
     microbatches: int
@@ -28,9 +28,9 @@ class MicrobatchSums:
     """The running totals."""
 
     @staticmethod
-    def of(late: Sequence[Node], microbatches: int) -> MicrobatchSums:
-        """For the late collectives over microbatches."""
-        sums = {n.operands[0]: n.call.args[2] for n in late if n.call is not None and n.name == ALL_REDUCE}
+    def of(joins: Sequence[Node], microbatches: int) -> MicrobatchSums:
+        """For the collectives over microbatches that come after their tasks; other nodes are ignored."""
+        sums = {n.operands[0]: n.call.args[2] for n in joins if n.call is not None and n.name == ALL_REDUCE}
         return MicrobatchSums(sums, microbatches)
 
     def add(self, node: Node, microbatch: int, microbatch_values: Mapping[MicrobatchValue, Value]) -> None:

@@ -26,6 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...diagnostics import Span, StrettoError
+from ...dsl.pipeline import Pipeline
 from ...dsl.plan import Plan
 from ...ir.attributes import dtype_of
 from ...ir.locations import Origin
@@ -66,6 +68,7 @@ class OrderTasks(Pass):
         schedule = _with_shared_tasks(scheduled, segments)
         assignment = StepAssignment(MicrobatchAnalysis(module, graph), schedule, segments, scheduled.pipeline.axis)
         messages = Messages(schedule, graph, segments)
+        _check_midway(assignment, messages, scheduled.pipeline)
         transfer = scheduled.pipeline.transfer
         dtype = dtype_of(transfer) if self.casts else None
         pairs = OverlappedPairs(module)
@@ -80,6 +83,31 @@ class OrderTasks(Pass):
         idle = _idle_barriers(scheduled, schedule)
         message = f"{tasks} tasks in the order of {schedule.name}; {sent} tensors cross between stages"
         return Report(tasks, (Remark(self.name, RemarkKind.APPLIED, message, Origin()), *interleaved, *idle))
+
+
+def _check_midway(assignment: StepAssignment, messages: Messages, pipeline: Pipeline) -> None:
+    """Raise E0456 for a backward that needs a sum over microbatches, and runs before the last forward."""
+    analysis, schedule = assignment.analysis, messages.schedule
+    values = {v: node for node in analysis.midway for v in node.values}
+    for coordinate, tasks in enumerate(schedule.order):
+        turn = messages.turn(coordinate)
+        for task in tasks[:turn]:
+            needed = [v for node in messages.calls(task) for v in node.operands if v in values]
+            if needed:
+                sums = [n for n in analysis.midway if analysis.joins_microbatches(n)]
+                cone = analysis.graph.cone(needed[:1])
+                origin = next(n for n in sums if n in cone).origin
+                where = f' in "{origin.module_path}"' if origin.module_path else ""
+                raise StrettoError(
+                    "E0456",
+                    f"the gradient of a loss{where} needs a sum over all microbatches, but {schedule.name} runs {task} "
+                    f"before {tasks[turn - 1]}",
+                    span=pipeline.span_of("schedule"),
+                    expected="expected a schedule whose backwards come after all forwards",
+                    notes=(("the sum is made here", Span(origin.file, origin.line)),) if origin.file else (),
+                    help="take the schedule gpipe or breadth-first, with recompute if memory is short, or say in the "
+                    "pipeline that the loss is the mean of those of its microbatches: per microbatch",
+                )
 
 
 def _interleaved(pairs: OverlappedPairs) -> list[Remark]:

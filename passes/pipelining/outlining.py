@@ -76,7 +76,9 @@ class Outliner:
         with context(), mlir.InsertionPoint(entry(new)):
             self._once_per_step()
             for segment, (nodes, inputs) in zip(self.segments, plans, strict=True):
+                self._midway()
                 self._segment(segment, nodes, inputs, needed)
+            self._midway()
             for node in self.analysis.late:
                 self._late(node)
             self._after()
@@ -117,7 +119,7 @@ class Outliner:
             operands = (v for node in segment.barrier for v in node.operands)
             needed.update((segment.stage, v) if (segment.stage, v) in self.light else v for v in operands)
         needed.update(v for node in analysis.late for v in self._sum_terms(node.operands[0]))
-        needed.update(v for node in analysis.after for v in node.operands)
+        needed.update(v for node in (*analysis.midway, *analysis.after) for v in node.operands)
         needed.update(terminator(analysis.graph.function).operands)
         return needed
 
@@ -128,6 +130,12 @@ class Outliner:
             if node in self.analysis.early:
                 self.values.update({v: self._light_function(v) for v in dict.fromkeys(node.operands)})
             if node in once:
+                copy_node(node, self.values)
+
+    def _midway(self) -> None:
+        """Copy the sums between forwards and backwards whose operands there are, and the work behind them."""
+        for node in self.analysis.midway:
+            if node.values[0] not in self.values and all(v in self.values for v in node.operands):
                 copy_node(node, self.values)
 
     def _light_function(self, value: Value) -> Value:

@@ -40,7 +40,7 @@ class Operand:
     is_drawn: bool = False
     """Whether a random op makes it, so that every rank can draw any part of it."""
     is_late: bool = False
-    """Whether its value is known only when all microbatches have run."""
+    """Whether its value is known only when all microbatches have run, or have run their forwards."""
     never_cut_over: str = ""
     """The pipeline axis, over which no reshard cuts an activation: stages share none. "" for no axis."""
 
@@ -128,7 +128,8 @@ def choose(
         if methods is not None:
             strategies = fitting(strategies, methods.get(axis))
         if axis == MICROBATCH:
-            strategies = _after_all_microbatches(operands, strategies)
+            waits = any(o.is_late for o in operands) or cost(_cheapest(strategies, cost)) >= MIXES_MICROBATCHES
+            strategies = _after_all_microbatches(operands, strategies) if waits else strategies
         cheapest = _cheapest(strategies, cost)
         if methods and axis in methods and cost(cheapest) == inf:
             raise Unfit(axis)
@@ -165,13 +166,13 @@ def _cheapest(strategies: Sequence[Strategy], cost: Callable[[Strategy], float])
 
 
 def _after_all_microbatches(operands: Sequence[Operand], strategies: Sequence[Strategy]) -> Sequence[Strategy]:
-    """The strategies over the microbatch axis: an op on a late value runs once, on complete sums.
+    """The strategies over the microbatch axis of an op that needs the sum over all of them: it runs once.
 
-    So `(a + 0) + b` of two losses adds their sums. Where an operand is sharded over microbatches all strategies stay:
-    each is refused, because the sum comes too late.
+    So `(a + 0) + b` of two losses adds their sums, and a product of two means takes both whole. Where an operand is
+    sharded over microbatches all strategies stay: each is refused, because the sum comes too late.
     """
     is_sharded = any(isinstance(p.on(MICROBATCH), Shard) for o in operands for p in o.placements)
-    if is_sharded or not any(o.is_late for o in operands):
+    if is_sharded:
         return strategies
     return [s for s in strategies if all(isinstance(p, Replicate | None) for p in (*s.inputs, *s.outputs))]
 

@@ -9,6 +9,7 @@ from ...ir.attention_methods import ATTENTION, methods_of
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import RESHARD
 from ...ir.dialects.context import context
+from ...ir.locations import from_location
 from ...ir.module import (
     Module,
     argument_records,
@@ -161,7 +162,8 @@ class FunctionPlacement:
     ) -> tuple[bool, Operation | None]:
         """Whether an operation's results are early, and the operation that makes them late.
 
-        Raises E0403 where it takes statistics of all microbatches, or a microbatch needs a late value.
+        Raises E0403 where it takes statistics of all microbatches, or the forward of one needs a late value. A backward
+        may: all forwards have run then, if the schedule says so (`order-tasks`).
         """
         if not has_microbatch_axis(self.mesh):
             return False, None
@@ -176,7 +178,9 @@ class FunctionPlacement:
         if late_cause is not None and not all(
             isinstance(p, Replicate | None) for p in (*strategy.inputs, *strategy.outputs)
         ):
-            raise refusal(late_cause, Crossing.SUM)
+            if not from_location(op.location).backward:
+                raise refusal(late_cause, Crossing.SUM)
+            late_cause = None
         return early, late_cause
 
     def _gather(self, op: Operation) -> None:
@@ -200,7 +204,7 @@ class FunctionPlacement:
         for value in op.operands:
             tracked = self.values[value]
             placement = tracked.placement
-            if tracked.late_cause is not None:
+            if tracked.late_cause is not None and not from_location(op.location).backward:
                 raise refusal(tracked.late_cause, Crossing.SUM)
             if placement.partial and not _stays_partial(tracked):
                 placement = self._reduced(tracked.type, placement)

@@ -1,8 +1,9 @@
 """Placements over the microbatch axis: which reshards are possible, and the error for the others.
 
 Microbatches are shards of the batch, but they run one after another. So nothing is gathered over them, and a sum over
-them is known at one of two times: *early*, before any microbatch has run, where it depends on no parameter (the count
-of a loss's targets); or *late*, when all have run and no microbatch needs it (gradients, a loss).
+them is known at one of three times: *early*, before any microbatch has run, where it depends on no parameter (the count
+of a loss's targets); *late*, when all have run and no microbatch needs it (gradients, a loss); or between forwards and
+backwards, where backwards alone need it (how many tokens go to each expert, in a balance loss).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Crossing(StrEnum):
 _OTHER_LAYER = "take a layer that treats each row alone (a group norm for a batch norm)"
 _WAYS_OUT = {
     Crossing.ROWS: f"{_OTHER_LAYER}, compute a number that is only looked at outside of the forward",
-    Crossing.SUM: "make the loss of sums and means over rows, added and scaled (not a root or a product of them), "
+    Crossing.SUM: "use what is computed of all rows in the loss alone, not for rows of the forward, "
     "or detach a number that is only looked at",
     Crossing.STATISTICS: _OTHER_LAYER,
     Crossing.NO_RULE: "write it with ops that have a rule",

@@ -11,7 +11,9 @@ placements. Later ops reuse the copies that reshards made; a partial value, once
 A function is copied once for each combination of placements that it is called with. A gradient is resharded to its
 parameter's placement right after the op that makes it, so that its reduction can start at once, in the dtype that
 `cast-gradients` noted. Over the microbatch axis only sums that are known before any microbatch runs, or after all have
-run, are possible (`sharding/microbatch_axis.py`); an operation that needs more is refused (E0403).
+run, are possible (`sharding/microbatch_axis.py`); an operation that needs more is refused (E0403). A backward may need
+a sum of what the forwards made, such as a balance loss's share of each expert; where folded layers make such a sum
+inside, they are unfolded.
 
 Source: the propagation of PyTorch's DTensor, applied to a whole graph; Megatron-LM's placements fall out of it.
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.   Shapes stay global.
@@ -26,10 +28,12 @@ from ...ir.module import Level, Module, argument_records, entry
 from ...ir.types import from_mlir
 from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
+from ..layers.unfold_layers import unfold
 from .function_placement import FunctionPlacement, Signature, Specialised
 from .gradient_targets import gradient_targets
 from .microbatch_axis import has_microbatch_axis
 from .propagation_remarks import PropagationRemarks
+from .tracked_values import SumInLayer
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class PropagatePlacements(Pass):
     """Leave the parameters' gradients unreduced: the caller sums them over ranks, once for several steps."""
 
     def run(self, module: Module) -> Report:
+        try:
+            return self._place(module)
+        except SumInLayer:
+            unfold(module)
+            return self._place(module)
+
+    def _place(self, module: Module) -> Report:
         new_module = module.successor()
         remarks = PropagationRemarks(module.mesh, ActivationSharding.of(module))
         _Functions(module, new_module, remarks, self.delay_reductions).specialise(_main_signature(module))

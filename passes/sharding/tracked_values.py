@@ -18,6 +18,10 @@ from .microbatch_axis import Crossing, crossing, has_microbatch_axis, refusal
 from .propagation_remarks import PropagationRemarks
 
 
+class SumInLayer(Exception):
+    """A folded layer needs a sum over all microbatches: in main that may be possible."""
+
+
 @dataclass
 class Tracked:
     """A value of the old function: its copies in the new one, by placement; the first is the main copy."""
@@ -151,11 +155,13 @@ class TrackedValues:
         tracked.copies = {target: moved, **kept}
 
     def _cross(self, tracked: Tracked, source: Placement, target: Placement, op: Operation, is_last: bool) -> None:
-        """Note a reshard over microbatches, or raise E0403 where it is impossible."""
+        """Note a reshard over microbatches; raise E0403 where it is impossible, `SumInLayer` in a layer's function."""
         needed = crossing(source, target)
         if needed is None or (tracked.is_early and needed is Crossing.SUM):
             return
-        is_sum = needed is Crossing.SUM and target.on(MICROBATCH) == Replicate() and self.is_main
+        is_sum = needed is Crossing.SUM and target.on(MICROBATCH) == Replicate()
+        if is_sum and not self.is_main:
+            raise SumInLayer
         if not (is_sum or is_last):
             raise refusal(op, needed)
         tracked.late_cause = op

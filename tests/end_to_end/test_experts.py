@@ -88,6 +88,19 @@ def test_stages_route_the_rows_of_each_microbatch(items: str, experts: type[Expe
     assert prove(made.program).safe
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gpipe", "breadth-first"])
+@pytest.mark.parametrize(("experts", "layers"), [(Experts, 2), (GroupedExperts, 4)])
+def test_a_balance_loss_of_the_whole_batch_waits_for_all_forwards(
+    schedule: str, experts: type[Experts], layers: int
+) -> None:
+    items = f"microbatches 2  schedule {schedule}"
+    plan = f'mesh (pp=2, dp=2)\nexperts "*.experts" over dp\npipeline over pp {{ {items} }}'
+    made = compiled_model(Mixture(experts, layers=layers), {"x": torch.randn(8, SEQ, WIDTH)}, plan)
+    assert_report(check(made.program))
+    assert prove(made.program).safe
+
+
 def test_a_layer_exchanges_rows_twice_in_each_direction_and_their_counts_once() -> None:
     for experts in (Experts, GroupedExperts):
         sent = kinds(messages(_compiled(FOLDED, experts, 1)))

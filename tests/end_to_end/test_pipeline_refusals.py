@@ -6,9 +6,10 @@ import pytest
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.frontend.captured import Mode
+from stretto.runtime.prover import prove
 from torch import Tensor, nn
 
-from .staged_models import BATCH, Staged, captured, compiled, step_of
+from .staged_models import BATCH, Staged, assert_equal, captured, compiled, step_of
 
 MINE = "\nschedule mine(stages p, microbatches m) {{\n  stage s {{\n    {}\n  }}\n}}\n"
 
@@ -89,11 +90,34 @@ class Normed(nn.Module):
         return (self.down(torch.relu(self.up(x))).square().sum() + 1).sqrt()
 
 
-def test_a_loss_that_does_not_split_over_microbatches() -> None:
+def test_a_loss_whose_gradient_needs_all_forwards_wants_a_schedule_that_runs_them_first() -> None:
     staged = Staged(Normed(), {"x": torch.randn(4, 5)})
     step = captured(staged)
     with pytest.raises(StrettoError) as caught:
         compiled(staged, step, "mesh (pp=2)\npipeline over pp { microbatches 2 }")
     error = caught.value
+    assert (error.code, str(error.span)) == ("E0456", "a.plan:2:1")
+    assert "1f1b runs BW of microbatch 0 on stage 1 before F of microbatch 1 on stage 1" in error.message
+    assert error.notes[0][1] is not None and error.notes[0][1].file.endswith("test_pipeline_refusals.py")
+    program = compiled(staged, step, "mesh (pp=2)\npipeline over pp { microbatches 2 schedule gpipe }")
+    assert_equal(program)
+    assert prove(program).safe
+
+
+class Scaled(Normed):
+    """Rows are divided by the mean of all of them, in the forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 5) to a loss."""
+        rows = self.up(x)
+        return self.down(rows / (rows.square().mean() + 1)).square().sum()
+
+
+def test_a_forward_that_needs_a_sum_over_all_microbatches() -> None:
+    staged = Staged(Scaled(), {"x": torch.randn(4, 5)})
+    with pytest.raises(StrettoError) as caught:
+        compiled(staged, captured(staged), "mesh (pp=2)\npipeline over pp { microbatches 2 schedule gpipe }")
+    error = caught.value
     assert error.code == "E0403" and "needs a sum over all microbatches" in error.message
     assert error.span is not None and error.span.file.endswith("test_pipeline_refusals.py")
+    assert error.help is not None and error.help.startswith("use what is computed of all rows in the loss alone")

@@ -142,12 +142,18 @@ def gather(call: Call) -> list[Strategy]:
 
 
 def scatter(call: Call) -> list[Strategy]:
-    """scatter, scatter_add: the other dims; linear in the tensor and the source together."""
+    """scatter, scatter_add: the other dims; linear in the tensor and the source together.
+
+    What is added may be cut along the dim itself: a partial sum.
+    """
     if not call.meta("self").shape:
         return []
     source = ["src"] if call.maybe("src") else []
     fills = (None, 0.0, *[None] * len(source))
     strategies = [strategy([d], [d] * len(fills), fills=fills) for d in _aligned(call, "index", *source)]
+    if call.op == "aten.scatter_add.default" and call.meta("index").shape == call.meta("src").shape:
+        along = dim(call.integer("dim"), len(call.meta("self").shape))
+        strategies.append(strategy([P], [P, along, along], fills=(None, 0.0, 0.0)))
     is_linear = source or call.operands.get("value") == 0
     return [*strategies, linear(call, "self", *source)] if is_linear else strategies
 
@@ -163,10 +169,15 @@ def index_select(call: Call) -> list[Strategy]:
 
 
 def index_add(call: Call) -> list[Strategy]:
-    """index_add, index_copy: every dim but the indexed one; linear in the tensor and the source together."""
+    """index_add, index_copy: every dim but the indexed one; linear in the tensor and the source together.
+
+    What is added may be cut along the indexed dim too: a partial sum.
+    """
     rank = len(call.meta("self").shape)
     along = dim(call.integer("dim"), rank) if rank else 0
     strategies = [strategy([d], [d, None, d]) for d in range(rank) if d != along]
+    if rank and call.op == "aten.index_add.default":
+        strategies.append(strategy([P], [P, 0, along], fills=(None, 0.0, 0.0)))
     return [*strategies, linear(call, "self", "source")]
 
 

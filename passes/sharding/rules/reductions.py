@@ -120,6 +120,14 @@ def _of_rows(call: Call, scores: str, by_class: Strategy) -> list[Strategy]:
     return [by_class] if len(call.meta(scores).shape) == 2 else []
 
 
+def histogram(call: Call) -> list[Strategy]:
+    """histc: a partial sum over every dim, where the bins do not depend on the elements."""
+    low, high = (float(call.operands[name]) for name in ("min", "max"))  # type: ignore[arg-type]
+    if low == high:
+        return []
+    return [strategy([P], [d], fills=(high + 1,)) for d in range(len(call.inputs[0].shape))]
+
+
 _OTHER_DIMS = (
     "var.correction", "var.dim", "var_mean.correction", "var_mean.dim", "std.correction", "std.dim", "prod.dim_int",
     "std_mean.correction", "std_mean.dim",
@@ -138,6 +146,7 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("aten.mean.default", "aten.mean.dim", "aten.cumsum.default"), linear_other_dims),
     **dict.fromkeys(("aten.amax.default", "aten.max.default"), largest),
     **dict.fromkeys(("aten.amin.default", "aten.min.default"), smallest),
+    "aten.histc.default": histogram,
     **dict.fromkeys(("aten._softmax.default", "aten._safe_softmax.default"), softmax),
     "aten._log_softmax.default": log_softmax,
     "aten._softmax_backward_data.default": softmax_backward,

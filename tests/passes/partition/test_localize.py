@@ -23,7 +23,6 @@ def local(op: str, args: tuple[Any, ...], whole: tuple[int, ...], part: tuple[in
         ("aten.view.default", (X, [4, -1]), (4, 6), (2, 6), (X, [2, 6])),
         ("aten.expand.default", (X, [4, -1, 6]), (4, 5, 6), (4, 3, 6), (X, [4, 3, 6])),
         ("aten.full.default", ([4, 6], 2.5), (4, 6), (4, 3), ([4, 3], 2.5)),
-        ("aten.new_zeros.default", (X, [4, 6]), (4, 6), (4, 3), (X, [4, 3])),
         ("aten.slice_backward.default", (X, [4, 6], 1, 0, 3, 1), (4, 6), (2, 6), (X, [2, 6], 1, 0, 3, 1)),
         ("aten.slice.Tensor", (X, 1, 0, 6), (4, 6), (4, 3), (X, 1, 0, None)),
         ("aten.slice.Tensor", (X, 1, 1, 3), (4, 2), (2, 2), (X, 1, 1, 3)),
@@ -42,6 +41,12 @@ def test_sizes_become_local(
     op: str, args: tuple[Any, ...], whole: tuple[int, ...], part: tuple[int, ...], want: tuple[Any, ...]
 ) -> None:
     assert local(op, args, whole, part) == (op, want, {})
+
+
+def test_a_new_tensor_needs_no_operand() -> None:
+    given = local("aten.new_full.default", (X, [4, 6], 2.5), (4, 6), (4, 3))
+    assert given == ("aten.full.default", ([4, 3], 2.5), {"dtype": torch.float32})
+    assert local("aten.new_zeros.default", (X, [4]), (4,), (4,))[:2] == ("aten.zeros.default", ([4],))
 
 
 def test_a_size_given_by_name_stays_a_keyword() -> None:

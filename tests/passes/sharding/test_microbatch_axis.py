@@ -217,17 +217,22 @@ def test_a_batch_norm_that_trains_is_refused_at_its_line() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Rows(lambda scores, y: F.mse_loss(scores, y).sqrt()), '"sqrt" needs a sum over all microbatches'),
         (Rows(lambda scores, y: (scores / scores.norm(dim=0)).sum()), "needs"),
         (Rows(lambda scores, y: (scores.sort(0)[0] * y).sum()), '"sort" needs rows of other microbatches'),
         (Rows(lambda scores, y: (scores @ scores.t()).exp().sum()), '"mm" needs rows of other microbatches'),
-        (Router(), '"mul" needs a sum over all microbatches'),
     ],
 )  # fmt: skip
 def test_a_model_whose_rows_meet_in_the_middle_is_refused_with_the_operation(model: nn.Module, message: str) -> None:
     error = refused(model, rows())
     assert error.code == "E0403"
     assert message in error.message
+
+
+@pytest.mark.parametrize("model", [Rows(lambda scores, y: F.mse_loss(scores, y).sqrt()), Router()])
+def test_a_loss_may_be_any_function_of_sums_over_the_batch(model: nn.Module) -> None:
+    cut = Cut(model, rows(), plan(2))
+    agrees(cut)
+    assert {kind for kind, _ in cut.collectives()} == {"all_reduce"}
 
 
 def test_an_operation_without_a_rule_is_refused_as_such() -> None:
