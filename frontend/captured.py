@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -102,17 +102,35 @@ class OutputTree:
 
     spec: pytree.TreeSpec
     leaves: tuple[Any, ...]
-    """A `TensorLeaf` for each tensor; anything else is a constant."""
+    """A `TensorLeaf` for each tensor, an `ArgumentLeaf` for an argument; anything else is a constant."""
 
-    def rebuild(self, tensors: list[torch.Tensor]) -> Any:
-        """The model's own result structure around `tensors`, in the order of the outputs of kind "output"."""
-        leaves = [tensors[leaf.index] if isinstance(leaf, TensorLeaf) else leaf for leaf in self.leaves]
-        return pytree.tree_unflatten(leaves, self.spec)
+    def rebuild(self, tensors: Sequence[torch.Tensor], arguments: Sequence[Any] = ()) -> Any:
+        """The model's own result structure around `tensors`, in the order of the outputs of kind "output".
+
+        `arguments` are the leaves of the call's arguments.
+        """
+
+        def filled(leaf: Any) -> Any:
+            match leaf:
+                case TensorLeaf(index):
+                    return tensors[index]
+                case ArgumentLeaf(index):
+                    return arguments[index]
+            return leaf
+
+        return pytree.tree_unflatten(map(filled, self.leaves), self.spec)
 
 
 @dataclass(frozen=True)
 class TensorLeaf:
     """Stands for output `index` in the model's result."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class ArgumentLeaf:
+    """Stands for leaf `index` of the call's arguments in the model's result, such as the cache that it was given."""
 
     index: int
 
@@ -150,6 +168,8 @@ class Capture:
     """Indices of the outputs that have a tangent; with one scalar among them the tangent is 1."""
     nonlinear: tuple[str, ...] = ()
     """Custom autograd functions whose backward is not linear in the gradient that it gets."""
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The buffers that are no buffers of the model: tensors in objects among the arguments, by name."""
     traced_whole: str = ""
     """Why many layers were traced one by one, where one may expect that equal ones are traced once."""
 

@@ -47,6 +47,11 @@ def forward_facts(forward: CapturedForward | SymbolicForward) -> Iterator[str]:
     call, module = forward.call, forward.module
     for name, tensor in zip(call.names, call.tensors, strict=True):
         yield f"argument {name!r} {_tensor(tensor, name)}"
+    if call.opaque:
+        raise NotKeyed("an object among the arguments holds something that has no text, such as a function")
+    for name, tensor in call.buffers.items():
+        yield f"held {name!r} {_tensor(tensor, name)}"
+    yield f"held integers {integer_bounds(call.buffers)!r}"
     yield f"arguments {call.structure!r}"
     yield f"mode {module.mode} {module.loss_only} {module.compute}"
     result = module.result

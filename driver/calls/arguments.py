@@ -39,7 +39,7 @@ def fresh(arguments: Arguments) -> Arguments:
 
     def copied(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
-            return leaf
+            return copy.deepcopy(leaf)
         return copies.setdefault(id(leaf), leaf.detach().clone().requires_grad_(leaf.requires_grad))
 
     result: Arguments = pytree.tree_map(copied, dict(arguments))

@@ -77,7 +77,9 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
 
 def _rows_of_states(model: nn.Module, arguments: Arguments, plan: Plan, before: Side, roles: Roles) -> list[CheckRow]:
     """The rows of steps in which the buffers that the forward writes are states (`states.py`)."""
-    written = tuple(buffer.name for buffer in before.facts[0].program.results_of_kind("buffer"))
+    own = {name for name, _ in model.named_buffers()}
+    changed = (buffer.name for buffer in before.facts[0].program.results_of_kind("buffer"))
+    written = tuple(name for name in changed if name in own)
     if not written:
         return []
     steps = StateSteps.of(model, arguments, written)

@@ -44,4 +44,6 @@ class Structure:
 
 
 def _plain(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"
+    """A plain value with its type, or the type of an object: its `repr` may have its address."""
+    has_own = any("__repr__" in vars(cls) for cls in type(value).__mro__[:-1])
+    return f"{type(value).__name__} {value!r}" if has_own else type(value).__name__

@@ -65,7 +65,11 @@ class EagerModel(OneDevice):
         self._model = _raised(model) if raised else model
         self.changed = {}
         tensors: dict[Key, Tensor] = {("parameter", name): tensor for name, tensor in model.named_parameters()}
-        tensors |= {("buffer", name): tensor for name, tensor in model.named_buffers()}
+        named = dict(model.named_buffers())
+        self._held = _held(call, {name for kind, name in values if kind == "buffer"} | buffers - named.keys(), named)
+        tensors |= {("buffer", name): tensor for name, tensor in (named | self._held).items()}
+        for tensor in self._held.values() if raised else ():
+            tensor.data = tensor.data.to(raised_dtype(tensor.dtype))
         for key, tensor in tensors.items():
             if key in values:
                 dtype = raised_dtype(tensor.dtype) if raised else tensor.dtype
@@ -78,7 +82,7 @@ class EagerModel(OneDevice):
 
         inputs_by_name = {name: inputs[index] for index, name in self._names.items() if index in inputs}
         inputs_by_name |= self._not_differentiated(inputs_by_name)
-        before = {name: value.detach().clone() for name, value in self._model.named_buffers()}
+        before = {name: value.detach().clone() for name, value in self._named_buffers()}
         state = self._state_of(self._step)
         self._step += 1
         with _python_randomness(self._step):
@@ -88,10 +92,14 @@ class EagerModel(OneDevice):
             else:
                 with _float64(self._own_dtype), ProgramDraws(state, raised_dtype):
                     self.result = self._call.result(self._model, inputs_by_name, _raise_tensor)
-        buffers = dict(self._model.named_buffers())
+        buffers = dict(self._named_buffers())
         self._refuse_other_changes(before, buffers)
         self.changed = {name: buffers[name].detach().clone() for name in self._buffers}
         return tensors_of(self.result)
+
+    def _named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._model.named_buffers()
+        yield from self._held.items()
 
     @property
     def forwards(self) -> int:
@@ -129,6 +137,12 @@ class EagerModel(OneDevice):
                     f'in eager mode the forward changes buffer "{name}", and the captured module leaves it as it is',
                     help="this is a fault of the capture: please report it with the model",
                 )
+
+
+def _held(call: UsersCall, names: set[str], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By name: the buffers that are tensors of objects among the call's arguments."""
+    found = ((name, call.held(name)) for name in sorted(names - own.keys()))
+    return {name: tensor for name, tensor in found if tensor is not None}
 
 
 def _raised(model: torch.nn.Module) -> torch.nn.Module:

@@ -14,20 +14,25 @@ from torch import Tensor, nn
 
 from ...runtime.checks.report import WEIGHTS, CheckRow, Verdict
 from ...runtime.program.program import Program
+from .users_call import UsersCall
 
 _UNSEEDED = "not compared: the target gives other values at each load"
 
 
-def weight_rows(program: Program, model: nn.Module, again: nn.Module | None, changed: str) -> list[CheckRow]:
-    """A row for each parameter and buffer of which the program or the target's `model` has a first value.
+def weight_rows(
+    program: Program, model: nn.Module, call: UsersCall, again: nn.Module | None, changed: str
+) -> list[CheckRow]:
+    """A row for each parameter and buffer of which the program, or the target's `model` or `call`, has a first value.
 
     `again` is the target's model loaded a second time, where it could be: its values tell a target that draws other
     weights at each load. `changed` says that the target's file is another one than at the compile; empty if it is not.
     """
-    own, other = _tensors(model), {} if again is None else _tensors(again)
+    own: dict[str, Tensor | None] = {**_tensors(model)}
+    other = {} if again is None else _tensors(again)
     names = [argument.name for kind in ("parameter", "buffer", "state") for argument in program.of_kind(kind)]
     if not any(name in program.weights for name in names):
         return []
+    own = {name: call.held(name) for name in names} | own
     return [
         _row(name, program.weights.get(name), own.get(name), other.get(name), changed) for name in dict.fromkeys(names)
     ]

@@ -104,11 +104,11 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     again = load_again(target_name, request)
     refuse_other_modes(target_name, target, request, again)
     changed = f"the target's {_CHANGED}" if _is_changed(program, target_name) else ""
+    call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
     found = [
-        *weight_rows(program, target.model, again, changed), *rows_of_files(target_name, target.model),
+        *weight_rows(program, target.model, call, again, changed), *rows_of_files(target_name, target.model),
         *rows_of_config(target_name, target.model, str(options.get("dtype") or "")),
     ]  # fmt: skip
-    call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:
         return EagerModel(

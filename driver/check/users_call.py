@@ -36,6 +36,18 @@ class UsersCall:
         leaves = pytree.tree_flatten_with_path(dict(self.arguments))[0]
         return {_name(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
+    def held(self, name: str) -> Tensor | None:
+        """The tensor at a dotted path in an object among the arguments, such as "cache.layers.0.keys"."""
+        value: Any = self.arguments
+        for key in name.split("."):
+            if isinstance(value, Mapping):
+                value = next((item for each, item in value.items() if str(each) == key), None)
+            elif isinstance(value, list | tuple):
+                value = value[int(key)] if key.isdecimal() and int(key) < len(value) else None
+            else:
+                value = getattr(value, key, None)
+        return value if isinstance(value, Tensor) else None
+
     def refuse_other_inputs(self, names: Iterable[str]) -> None:
         """Raise StrettoError E0666 unless these names of a program's inputs are those of the call's tensors."""
         called, taken = set(self.tensors), set(names)

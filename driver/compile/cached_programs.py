@@ -91,7 +91,7 @@ class CachedPrograms:
             raise Malformed(f"it is of Stretto {entry.program.manifest.stretto}")
         forward, options = self._traced.forward, self._request.options
         ranges = {name: _range(value) for name, value in fields.mapping(_RANGES).items()}
-        program = completed(entry.program, ranges, forward.model, forward.constants, options)
+        program = completed(entry.program, ranges, forward.model, forward.call.buffers, forward.constants, options)
         sizes = None
         if self._request.sizes:
             sizes = Found(program.symbolic, fields.string(_WHY_NOT), fields.integer(_COMPILATIONS))

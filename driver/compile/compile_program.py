@@ -96,7 +96,7 @@ def _compiled_once(
 ) -> Compiled:
     observer.stage("convert")
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
-    buffers = dict(model.named_buffers(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False)) | dict(captured.held)
     module = to_module(captured, owners, floats=options.floats, buffers=buffers, layers=Layers.FOLDED)
     mark_states(module, options.states)
     observer.stage("passes")
@@ -110,7 +110,7 @@ def _compiled_once(
     remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
     observer.stage("lower")
     program = new_program(captured, plan, options, module, remarks)
-    program = completed(program, ranges, model, captured.constants, options)
+    program = completed(program, ranges, model, captured.held, captured.constants, options)
     return Compiled(program, captured.result, ranges, captured, tuple(manager.runs))
 
 

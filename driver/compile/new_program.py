@@ -69,7 +69,12 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
 
 
 def completed(
-    program: Program, ranges: Ranges, model: nn.Module, constants: Mapping[str, Tensor], options: Options
+    program: Program,
+    ranges: Ranges,
+    model: nn.Module,
+    held: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    options: Options,
 ) -> Program:
     """A program of `new_program`, fresh or from the cache, with what is of this call alone: values, ranges, source."""
     arguments = {**_told(options.arguments, ranges), **_kept(program.manifest.arguments)}
@@ -81,7 +86,7 @@ def completed(
         program,
         manifest=replace(program.manifest, arguments=arguments, source=options.source),
         reference={**reference, "stated": {**checks, "ranges": arguments["inputs"]}},
-        initial=_initial(program, model, constants, options),
+        initial=_initial(program, model, held, constants, options),
     )
 
 
@@ -143,14 +148,19 @@ def _stated(captured: Capture, manifest: Manifest) -> Stated:
 
 
 def _initial(
-    program: Program, model: nn.Module, constants: Mapping[str, Tensor], options: Options
+    program: Program,
+    model: nn.Module,
+    held: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    options: Options,
 ) -> dict[str, Tensor]:
-    """Values by name: the graph's own constants always, the model's parameters and buffers when they are kept."""
+    """Values by name: the graph's own constants always; parameters and buffers, `held` ones too, when they are kept."""
     values: dict[str, Tensor] = dict(constants)
     if options.keep_weights:
-        held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        known = dict(named) | dict(held)
         wanted = (t.name for t in program.inputs if t.kind in ("parameter", "buffer", "state"))
-        values |= {name: held[name].detach() for name in wanted}
+        values |= {name: known[name].detach() for name in wanted}
     return {name: v.to(options.floats.of(v.dtype)) for name, v in values.items()}
 
 

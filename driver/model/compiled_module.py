@@ -78,13 +78,13 @@ class CompiledModule:
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`model(*args, **kwargs)` on all ranks; compiles where no program serves this call."""
-        variant, outputs = self._run(model, args, kwargs)
-        return variant.result(outputs)
+        variant, outputs, call = self._run(model, args, kwargs)
+        return variant.result(outputs, call)
 
     def step(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], scale: float) -> Tensor:
         """The loss of a call; adds the gradient of `scale * loss` to `.grad`. See `model.step` in `decorator.py`."""
         with torch.enable_grad():
-            variant, outputs = self._run(model, args, kwargs, Mode.TRAIN, scale)
+            variant, outputs, _ = self._run(model, args, kwargs, Mode.TRAIN, scale)
             losses = [outputs[index] for index in variant.losses]
             if len(losses) != 1 or losses[0].dim() or not losses[0].requires_grad:
                 raise StrettoError(
@@ -107,8 +107,8 @@ class CompiledModule:
         kwargs: Mapping[str, Any],
         mode: Mode | None = None,
         scale: float = 1.0,
-    ) -> tuple[Variant, list[Tensor]]:
-        """The variant for a call, and its outputs; without `mode`, grad mode and train mode decide it."""
+    ) -> tuple[Variant, list[Tensor], BoundCall]:
+        """The variant for a call, its outputs, and the call; without `mode`, grad mode and train mode decide it."""
         details = CallDetails()
         with collective_call(f"forward of {type(model).__name__}", details):
             return self._run_call(model, args, kwargs, mode, scale, details)
@@ -121,9 +121,10 @@ class CompiledModule:
         mode: Mode | None,
         scale: float,
         details: CallDetails,
-    ) -> tuple[Variant, list[Tensor]]:
-        call = with_parts(bind_call(model, args, kwargs), self._plan, processes())
-        tensors = self._collector.collect(model)
+    ) -> tuple[Variant, list[Tensor], BoundCall]:
+        own = self._collector.collect(model)
+        call = with_parts(bind_call(model, args, kwargs, own.named), self._plan, processes())
+        tensors = own.with_buffers(call.buffers)
         # The first step outside no_sync adds its gradients to the unreduced ones, and all are reduced once.
         delayed = self._keeps_unreduced or bool(self._unreduced_gradients)
         if delayed:
@@ -136,7 +137,7 @@ class CompiledModule:
         if variant.program.of_kind("random"):
             self.rng_state.advance(variant.session)
         accumulation = Accumulation(self._unreduced_gradients, delivers=not self._keeps_unreduced)
-        return variant, variant.call(tensors, call.tensors, accumulation, scale)
+        return variant, variant.call(tensors, call.tensors, accumulation, scale), call
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

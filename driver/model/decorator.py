@@ -75,7 +75,7 @@ def compile(
 
     `states` names buffers that the forward changes, by glob, such as the keys and values of a cache. They stay with the
     ranks, and a step writes into their memory where nothing reads the old value after it. `shard buffers` in the plan
-    places them.
+    places them. Tensors in an object among the arguments are buffers too ("cache.layers.0.keys"; docs/decoding.md).
 
     Raises PlanError, StrettoError E0601 for a target that is no model, CaptureError E0240 for a wrong `dynamic`; calls
     raise the errors of capture and passes.

@@ -6,8 +6,9 @@ children, parameters and buffers. While those stay the same, only the tensors ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -30,6 +31,14 @@ class ModuleTensors:
     """For every module, in order: whether it is in train mode."""
     hooks: tuple[int, ...]
     """Ids of the forward hooks, which are captured with the model; unique in the process."""
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers by name."""
+        return chain(self.parameters.items(), self.buffers.items())
+
+    def with_buffers(self, others: Mapping[str, Tensor]) -> ModuleTensors:
+        """With buffers that are not the model's, as in objects among the arguments."""
+        return replace(self, buffers={**self.buffers, **others}) if others else self
 
     @property
     def classes(self) -> tuple[type[nn.Module], ...]:

@@ -45,6 +45,7 @@ class Key:
     training: tuple[bool, ...]
     hooks: tuple[int, ...]
     structure: tuple[str, str]
+    opaque: tuple[int, ...]
     inputs: tuple[TensorKind, ...]
     parameters: tuple[TensorKind, ...]
     buffers: tuple[TensorKind, ...]
@@ -92,6 +93,7 @@ def key_of(held: ModuleTensors, call: BoundCall, mode: Mode, *, delayed: bool = 
         training=held.training,
         hooks=held.hooks,
         structure=call.structure,
+        opaque=call.opaque,
         inputs=_kinds(call.tensors),
         parameters=_kinds(held.parameters.values()),
         buffers=_kinds(held.buffers.values()),
@@ -131,9 +133,10 @@ class Variant:
         outputs = self.program.results_of_kind("output")
         return tuple(position for position, output in enumerate(outputs) if output.index in with_tangent)
 
-    def result(self, outputs: Sequence[Tensor]) -> Any:
-        """What the model returns, around its tensors."""
-        return self.tree.rebuild([o.detach() if i in self.constant else o for i, o in enumerate(outputs)])
+    def result(self, outputs: Sequence[Tensor], call: BoundCall) -> Any:
+        """What the model returns for the call, around its tensors."""
+        tensors = [o.detach() if i in self.constant else o for i, o in enumerate(outputs)]
+        return self.tree.rebuild(tensors, call.values())
 
     def call(
         self, held: ModuleTensors, tensors: Sequence[Tensor], accumulation: Accumulation, scale: float = 1.0

@@ -62,12 +62,20 @@ class Assembled:
 
 
 def model_names(
-    model: nn.Module, inputs: Sequence[str], outputs: Sequence[str], constants: Sequence[str], prefix: str
+    model: nn.Module,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    constants: Sequence[str],
+    prefix: str,
+    held: Mapping[str, str],
 ) -> Names:
-    """The names of one trace of `model`; constants keep the model's name if they have one."""
+    """The names of one trace of `model`; constants keep the model's name if they have one.
+
+    `held` are buffers that are not the model's: by full name in the traced module, their names.
+    """
     return Names(
         parameters={alias: entry.name for entry in merged_parameters(model) for alias in entry.aliases},
-        buffers={alias: entry.name for entry in merged_buffers(model) for alias in entry.aliases},
+        buffers={alias: entry.name for entry in merged_buffers(model) for alias in entry.aliases} | dict(held),
         constants={name: name.removeprefix(prefix) for name in constants},
         inputs=inputs,
         outputs=outputs,
@@ -164,7 +172,7 @@ def _merge_placeholders(graph: fx.Graph, model: nn.Module, names: Names) -> tupl
         value: torch.Tensor = node.meta["val"]
         wants_gradient = kind is InputKind.INPUT and name in names.differentiable
         requires_grad = wants_gradient or (kind is InputKind.PARAMETER and trainable[name])
-        known = aliases.get(name, ()) if kind in (InputKind.PARAMETER, InputKind.BUFFER) else ()
+        known = aliases.get(name, (name,)) if kind in (InputKind.PARAMETER, InputKind.BUFFER) else ()
         tensor = CapturedTensor(name, kind, known, tuple(value.shape), value.dtype, requires_grad, index)
         merged[kind, name] = tensor, node
     kinds = list(InputKind)

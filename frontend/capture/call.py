@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..captured import CaptureError
+from ..captured import ArgumentLeaf, CaptureError
+from ..held_tensors.objects import PLAIN_TYPES, HeldObject, held_object
 from ..metadata import forward_span
-
-PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-"""Types of arguments and results that become constants of the captured graph."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class TensorArgument:
 
 @dataclass(frozen=True)
 class BoundCall:
-    """The arguments of a call: named tensors, everything else constant.
+    """The arguments of a call: named tensors, objects that hold tensors, everything else constant.
 
     Calls with equal `structure` differ only in their tensors: with equal shapes and dtypes they share a captured graph.
     """
@@ -50,16 +48,45 @@ class BoundCall:
 
     def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments of the call with other tensors."""
-        leaves = [tensors[leaf.index] if isinstance(leaf, TensorArgument) else leaf for leaf in self.leaves]
+        leaves = [tensors[leaf.index] if isinstance(leaf, TensorArgument) else _value(leaf) for leaf in self.leaves]
         return _spread(self.signature, pytree.tree_unflatten(leaves, self.spec))
 
+    @property
+    def objects(self) -> dict[int, HeldObject]:
+        """The objects that hold tensors, by position among the leaves."""
+        return {index: leaf for index, leaf in enumerate(self.leaves) if isinstance(leaf, HeldObject)}
 
-def bind_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundCall:
-    """Bind the arguments to the names of `model.forward`.
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The tensors that they hold, by name, such as "cache.layers.0.keys"."""
+        return {name: tensor for held in self.objects.values() for name, tensor in held.tensors.items()}
+
+    @property
+    def opaque(self) -> tuple[int, ...]:
+        """What the captured graph depends on of them beside the structure: ids, unique in the process."""
+        return tuple([number for held in self.objects.values() for number in held.opaque])
+
+    def leaf_of(self, value: Any) -> ArgumentLeaf | None:
+        """What stands for such an object in a result."""
+        found = (ArgumentLeaf(index) for index, held in self.objects.items() if held.value is value)
+        return next(found, None)
+
+    def values(self) -> tuple[Any, ...]:
+        """The leaves, with the objects themselves."""
+        return tuple(map(_value, self.leaves))
+
+
+NamedTensors = Callable[[], Iterable[tuple[str, torch.Tensor]]]
+
+
+def bind_call(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], own: NamedTensors | None = None
+) -> BoundCall:
+    """Bind the arguments to the names of `model.forward`; `own` gives the model's tensors by name, if they are known.
 
     `use_cache` defaults to False, as a cache that grows with each call is not part of a step. Errors: E0210 for a
-    missing or unexpected argument, E0211 for an argument that is neither a tensor nor a plain value nor a container of
-    those.
+    missing or unexpected argument, E0211 for an argument that is neither a tensor nor a plain value nor holds some,
+    E0212 for a tensor of an object under the name of a buffer.
     """
     signature = inspect.signature(model.forward)
     try:
@@ -75,7 +102,7 @@ def bind_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if "use_cache" in signature.parameters:
         arguments.setdefault("use_cache", False)
     arguments = {name: arguments[name] for name in signature.parameters if name in arguments}
-    return _flatten(signature, arguments)
+    return _flatten(own or (lambda: _tensors_of(model)), signature, arguments)
 
 
 def _unknown(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> str:
@@ -84,7 +111,11 @@ def _unknown(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> str:
     return f"it has no argument {', '.join(unknown)}; " if unknown else ""
 
 
-def _flatten(signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCall:
+def _tensors_of(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    return (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+
+
+def _flatten(own: NamedTensors, signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCall:
     paths, spec = pytree.tree_flatten_with_path(arguments)
     names: list[str] = []
     tensors: list[torch.Tensor] = []
@@ -98,13 +129,30 @@ def _flatten(signature: inspect.Signature, arguments: dict[str, Any]) -> BoundCa
         elif isinstance(leaf, PLAIN_TYPES):
             leaves.append(leaf)
         else:
-            raise CaptureError(
-                "E0211",
-                f'argument "{name}" is of type "{type(leaf).__qualname__}"',
-                expected="tensors, numbers, strings, None, or lists, tuples and dicts of them",
-                help="pass the tensors that it holds instead",
-            )
+            leaves.append(_held(own, name, leaf))
     return BoundCall(tuple(names), tuple(tensors), tuple(leaves), spec, signature)
+
+
+def _held(own: NamedTensors, name: str, value: Any) -> HeldObject:
+    held = held_object(name, value, lambda: {id(tensor) for _, tensor in own()})
+    if held is None:
+        raise CaptureError(
+            "E0211",
+            f'argument "{name}" is of type "{type(value).__qualname__}", and holds no tensor',
+            expected="tensors, numbers, strings, None, lists, tuples and dicts of them, or an object that has tensors",
+            help="pass what the forward reads of it instead; of a cache, one that has its tensors before the call",
+        )
+    if names := {each for each, _ in own()} & held.tensors.keys():
+        raise CaptureError(
+            "E0212",
+            f'the argument holds a tensor "{min(names)}", which is the name of a parameter or buffer of the model',
+            help=f'rename the argument "{name}" of forward, or pass the model\'s own tensor in it',
+        )
+    return held
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, HeldObject) else leaf
 
 
 def _leaf_name(signature: inspect.Signature, path: tuple[Any, ...]) -> str:

@@ -139,7 +139,7 @@ def warn_of_effects(module: TracedModel, value_reads: Collection[str]) -> None:
 
 def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: TracedGraphs) -> Capture:
     prefix = MODEL_ATTRIBUTE + "."
-    names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix)
+    names = model_names(model, call.names, module.result.names, list(graphs.constants), prefix, module.held_names)
     if module.mode is Mode.TRAIN:
         inputs = zip(call.names, call.differentiable, strict=True)
         names = replace(names, differentiable=frozenset(name for name, wants in inputs if wants))
@@ -168,6 +168,7 @@ def _assembled(model: nn.Module, call: BoundCall, module: TracedModel, graphs: T
         unused_parameters=assembled.unused_parameters,
         differentiable=module.result.differentiable,
         nonlinear=nonlinear_functions(graphs.forward),
+        held=call.buffers,
         traced_whole=graphs.traced_whole,
     )
 

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ..captured import CaptureError, ForwardResult, Mode, OutputTree, TensorLeaf
 from ..held_tensors.aliases import AliasesResolved, ModelTensors
-from .call import PLAIN_TYPES, BoundCall
+from ..held_tensors.objects import PLAIN_TYPES, unchanged
+from .call import BoundCall
 from .cumulative_norms import cumulative_norms_traced
 from .inference_mode import inference_mode_as_no_grad
 from .own_gradients import own_gradients_kept
@@ -24,7 +25,9 @@ from .side_effects import RecordValueReads, SideEffects, side_effects_recorded
 from .value_checks import without_value_checks
 
 MODEL_ATTRIBUTE = "_stretto_model"
-"""The attribute of the traced module that holds the user's model; all names in the graph begin with it."""
+"""The attribute of the traced module that holds the user's model; the names of its tensors begin with it."""
+_ARGUMENTS = "_stretto_arguments"
+"""That of a module whose buffers are the tensors of objects among the arguments."""
 
 
 @dataclass
@@ -58,13 +61,22 @@ class TracedModel(nn.Module):
         self.loss_only = loss_only
         self.compute = compute
         self.result = Result()
-        self._model_tensors = ModelTensors(model)
+        arguments = nn.Module()
+        for index, tensor in enumerate(call.buffers.values()):
+            arguments.register_buffer(str(index), tensor)
+        setattr(self, _ARGUMENTS, arguments)
+        self._tensors = ModelTensors(self)
 
     @property
     def forward_result(self) -> ForwardResult:
         """What the traced forward returned around its tensors, and what it read."""
         reads = {path: tuple(names) for path, names in self.result.effects.reads.items()}
         return ForwardResult(self.result.tree, self.result.constant, reads)
+
+    @property
+    def held_names(self) -> dict[str, str]:
+        """By name in the graph: the tensors of objects among the arguments."""
+        return {f"{_ARGUMENTS}.{index}": name for index, name in enumerate(self.call.buffers)}
 
     @property
     def replaced_buffers(self) -> tuple[str, ...]:
@@ -86,7 +98,8 @@ class TracedModel(nn.Module):
             RecordValueReads(self.result.effects),
             python_randomness_recorded(model, self.result.effects.python_draws),
             seeding_refused(model),
-            AliasesResolved(self._model_tensors.replacements()) as aliases,
+            unchanged(tuple(self.call.objects.values())),
+            AliasesResolved(self._tensors.replacements()) as aliases,
         ):
             result = pytree.tree_map(aliases.resolve, model(*args, **kwargs))
         if self.loss_only:
@@ -108,6 +121,8 @@ class TracedModel(nn.Module):
                 leaves.append(TensorLeaf(seen[id(leaf)]))
             elif isinstance(leaf, PLAIN_TYPES):
                 leaves.append(leaf)
+            elif (argument := self.call.leaf_of(leaf)) is not None:
+                leaves.append(argument)
             else:
                 raise CaptureError(
                     "E0214",

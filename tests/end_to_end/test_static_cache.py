@@ -9,10 +9,13 @@ import pytest
 import stretto
 import torch
 from stretto.driver.model.compiled_module import compiled_module, program_of
+from stretto.frontend.captured import CaptureError
 from stretto.runtime.prover import prove
 from stretto.runtime.threads.session import RankThreads
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from ..subsets import some
 
 transformers = pytest.importorskip("transformers", reason="the models are Hugging Face's")
 
@@ -20,9 +23,8 @@ BATCH, LENGTH, VOCABULARY, KV_HEADS, HEAD = 2, 64, 31, 2, 4
 TP = """mesh (tp=2)
 shard "*.{q,k,v,gate,up}_proj" columns over tp
 shard "*.{o,down}_proj" rows over tp
-shard buffers "keys_*", "values_*" dim 1 over tp
+shard buffers "*.keys", "*.values" dim 1 over tp
 """
-STATES = ["keys_*", "values_*", "length_*"]
 
 
 class Float64(TorchFunctionMode):
@@ -36,58 +38,108 @@ class Float64(TorchFunctionMode):
         return (Tensor.double if function is Tensor.float else function)(*raised, **named)
 
 
+def llama(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=KV_HEADS,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).double().eval()
+
+
+def cache_of(model: nn.Module) -> Any:
+    """An empty cache that has its tensors."""
+    cache = transformers.StaticCache(config=model.config, max_cache_len=LENGTH)
+    cache.early_initialization(BATCH, KV_HEADS, HEAD, torch.float64, "cpu")
+    return cache
+
+
 class Decoder(nn.Module):
-    """A Llama with a cache, whose tensors are registered beside it."""
+    """A Llama that is given a cache, or has one whose tensors are registered beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, *, own: bool = False) -> None:
         super().__init__()
-        config = transformers.LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=KV_HEADS,
-        )  # fmt: skip
-        self.model = transformers.LlamaForCausalLM(config)
-        self.cache = transformers.StaticCache(config=config, max_cache_len=LENGTH)
-        self.cache.early_initialization(BATCH, KV_HEADS, HEAD, torch.float64, "cpu")
-        for index, layer in enumerate(self.cache.layers):
-            self.register_buffer(f"keys_{index}", layer.keys)
-            self.register_buffer(f"values_{index}", layer.values)
-            self.register_buffer(f"length_{index}", layer.cumulative_length)
+        self.model = model
+        self.cache = cache_of(model) if own else None
+        for index, layer in enumerate(self.cache.layers if own else []):
+            named = nn.Module()
+            for name in ("keys", "values", "cumulative_length"):
+                named.register_buffer(name, getattr(layer, name))
+            self.add_module(f"cache_{index}", named)
 
-    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """(batch, tokens), and the position of the first one."""
-        for layer in self.cache.layers:
+    def forward(self, tokens: Tensor, position: Tensor, cache: Any = None) -> Any:
+        """(batch, tokens), the position of the first one, and what has the keys and values of those before it."""
+        cache = cache or self.cache
+        for layer in cache.layers:
             layer.cumulative_length.copy_(position)
         with Float64():
-            return self.model(tokens, cache=self.cache, use_cache=True).logits
+            result = self.model(tokens, cache=cache, use_cache=True)
+        return result.logits, result.cache if self.cache is None else None
 
 
-def decoder() -> Decoder:
-    torch.manual_seed(0)
-    return Decoder().double().eval()
-
-
-def test_64_tokens_one_at_a_time_are_the_full_forward_without_a_copy_of_the_cache() -> None:
-    model = decoder()
-    memory = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
-    tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
+def full_logits(model: nn.Module, tokens: Tensor) -> Tensor:
     with torch.no_grad(), Float64():
-        expected = model.model(tokens, use_cache=False).logits
-    compiled = stretto.compile(model, plan=TP, states=STATES)
+        return model(tokens, use_cache=False).logits
+
+
+def random_tokens() -> Tensor:
+    return torch.randint(0, VOCABULARY, (BATCH, LENGTH))
+
+
+@pytest.mark.parametrize("own", some(False, True), ids=["the call's cache", "the model's cache"])
+def test_64_tokens_one_at_a_time_are_the_full_forward_without_a_copy_of_the_cache(own: bool) -> None:
+    model, tokens = Decoder(llama(), own=own), random_tokens()
+    expected = full_logits(model.model, tokens)
+    cache = None if own else cache_of(model.model)
+    layers = (cache or model.cache).layers
+    memory = [tensor.data_ptr() for layer in layers for tensor in (layer.keys, layer.values)]
+    compiled = stretto.compile(model, plan=TP, states=["cache*"])
     with torch.no_grad():
-        first = compiled(tokens[:, :1], torch.tensor(0))
+        steps = [compiled(tokens[:, :1], torch.tensor(0), cache)]
         last = compiled_module(compiled).last
         assert last is not None and isinstance(last.session, RankThreads)
         copied = last.session.copied_state_bytes
-        others = [compiled(tokens[:, i : i + 1], torch.tensor(i)) for i in range(1, LENGTH)]
-    torch.testing.assert_close(torch.cat([first, *others], 1), expected, rtol=0, atol=1e-9)
+        steps += [compiled(tokens[:, i : i + 1], torch.tensor(i), cache) for i in range(1, LENGTH)]
+    assert all(returned is cache for _, returned in steps), "the object that the call was given"
+    torch.testing.assert_close(torch.cat([logits for logits, _ in steps], 1), expected, rtol=0, atol=1e-9)
     assert last.session.copied_state_bytes == copied <= 2 * 8, "a copy of each length for the second rank"
     assert len(compiled_module(compiled)._programs._keys) == 1, "compiled once"
-    assert {name: buffer.data_ptr() for name, buffer in compiled.named_buffers()} == memory
+    assert [tensor.data_ptr() for layer in layers for tensor in (layer.keys, layer.values)] == memory
 
     program = program_of(compiled)
-    shards = {each.name: [shard.dim for shard in each.shards] for each in program.of_kind("state")}
-    assert shards == {f"{n}_{i}": [1] * (n != "length") for i in range(2) for n in ("keys", "values", "length")}
+    states = program.of_kind("state")
+    assert len(states) == 6 and all(
+        [shard.dim for shard in state.shards] == ([] if "length" in state.name else [1]) for state in states
+    )
     code = [i for function in program.functions.values() for i in function.code]
     assert [each.op for each in code if each.into is not None].count("aten.index_copy.default") == 2, "in the layers"
     assert not any("gather" in each.op for each in code)
     assert prove(program).safe
+
+
+@pytest.mark.slow
+def test_a_prompt_and_its_tokens_have_programs_of_their_own_and_share_each_of_two_caches() -> None:
+    model = Decoder(llama(layers=6))
+    expected = full_logits(model.model, tokens := random_tokens())
+    compiled = stretto.compile(model, plan=TP, states=["cache*"])
+    caches = cache_of(model.model), cache_of(model.model)
+    with torch.no_grad():
+        steps = [[compiled(tokens[:, :8], torch.tensor(0), cache)[0]] for cache in caches]
+        for i in range(8, LENGTH):
+            for cache, found in zip(caches, steps, strict=True):
+                found.append(compiled(tokens[:, i : i + 1], torch.tensor(i), cache)[0])
+    for found in steps:
+        torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=1e-9)
+    assert len(compiled_module(compiled)._programs._keys) == 2
+    assert sum(len(function.code) for function in program_of(compiled).functions.values()) < 200, "layers are folded"
+
+
+@pytest.mark.slow
+def test_a_cache_without_tensors_is_refused_by_what_the_forward_sets() -> None:
+    model = llama(layers=1)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=LENGTH)
+    compiled = stretto.compile(model, plan=TP, states=["cache*"])
+    with pytest.raises(CaptureError, match=r'sets "cache\.layers\.0\.\w+"') as caught, torch.no_grad():
+        compiled(torch.zeros(BATCH, 1, dtype=torch.int64), cache=cache, use_cache=True)
+    assert caught.value.code == "E0216" and "early_initialization" in caught.value.help
+    assert cache.layers[0].keys is None and not cache.layers[0].is_initialized, "as it was"

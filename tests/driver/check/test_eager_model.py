@@ -54,6 +54,33 @@ def test_a_buffer_that_the_capture_does_not_change_is_refused() -> None:
         eager(set()).forward({0: torch.ones(2)})
 
 
+class Held:
+    """An object among the arguments."""
+
+    def __init__(self) -> None:
+        self.parts = [{"rows": torch.zeros(2)}, {"rows": torch.zeros(2)}]
+
+
+def test_tensors_of_an_object_among_the_arguments_get_values_and_are_compared() -> None:
+    class Writing(nn.Module):
+        def forward(self, x: Tensor, held: Held) -> Tensor:
+            held.parts[1]["rows"].add_(x)
+            return held.parts[1]["rows"] + held.parts[0]["rows"]
+
+    call = UsersCall({"x": torch.ones(2), "held": Held()}, loss_only=False)
+    names = [f"held.parts.{index}.rows" for index in range(2)]
+    values = {("buffer", name): torch.full((2,), 3.0) for name in names}
+    model = EagerModel(
+        Writing(), call, {0: "x"}, values, {names[1]}, raised=True, state_of=lambda step: RngState(0, step)
+    )
+    [result] = model.forward({0: torch.ones(2, dtype=torch.float64)})
+    assert result.tolist() == [7.0, 7.0] and result.dtype is torch.float64
+    assert model.changed[names[1]].tolist() == [4.0, 4.0]
+    unseen = EagerModel(Writing(), call, {0: "x"}, values, set(), raised=True, state_of=lambda step: RngState(0, step))
+    with pytest.raises(StrettoError, match=r"E0665.*held\.parts\.1\.rows"):
+        unseen.forward({0: torch.ones(2, dtype=torch.float64)})
+
+
 def test_what_a_forward_draws_in_python_is_the_same_in_every_run() -> None:
     class Drawing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -189,6 +189,41 @@ def test_a_state_of_torch_gives_another_key(state: str) -> None:
     assert key_of(request_of(model, x)) == before
 
 
+class Store:
+    """An argument that holds a tensor, and more."""
+
+    def __init__(self, rows: Tensor, more: Any = None) -> None:
+        self.rows = rows
+        self.more = more
+
+
+class Storing(Net):
+    def forward(self, x: Tensor, store: Store) -> dict[str, Tensor]:
+        store.rows.add_(1)
+        return super().forward(x)
+
+
+def test_the_key_tells_all_of_an_object_among_the_arguments() -> None:
+    def key(rows: Tensor, more: Any = None) -> str:
+        call = (torch.randn(4, 4), Store(rows, more))
+        return key_of(CompileRequest.of(Storing(), call, {}, Plan.parse(PLAN), Options()))
+
+    rows = torch.zeros(4, 2)
+    assert key(rows) == key(rows + 1) == key(rows, None)
+    others = (
+        (rows.int(), None),
+        (rows[:2], None),
+        (rows.t().contiguous().t(), None),
+        (rows, 1),
+        (rows, {2}),
+        (rows, Net),
+    )
+    keys = {key(rows), *(key(*each) for each in others)}
+    assert len(keys) == 1 + len(others)
+    with pytest.raises(NotKeyed):
+        key(rows, lambda: None)
+
+
 def test_the_key_tells_every_field_of_a_request_but_those_that_say_where_programs_are_kept() -> None:
     """A new field of `CompileRequest` belongs into `cache_key`; new fields of `Options` and of plans are there."""
     told = {"model", "call", "plan", "options", "sizes", "if_static"}
