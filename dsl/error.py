@@ -64,6 +64,7 @@ class MemoryCode(StrEnum):
     DOES_NOT_FIT = "E0136"
     BAD_SPLIT = "E0137"
     NO_CHUNKS = "E0138"
+    NO_NANOBATCHES = "E0139"
 
 
 class RoutingCode(StrEnum):

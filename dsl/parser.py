@@ -12,6 +12,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from .attention import Attention, read_attention
 from .axes import NamedAxes, read_axes
 from .communication.overlap import Overlap, read_overlap
+from .memory.nanobatches import Nanobatches
 from .memory.recompute import Recompute, read_recompute
 from .memory.split import Split, read_split
 from .mesh import Mesh, read_mesh
@@ -32,6 +33,7 @@ Statement = (
     | Attention
     | Recompute
     | Split
+    | Nanobatches
     | Experts
     | Overlap
     | ShardActivations

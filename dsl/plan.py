@@ -13,6 +13,7 @@ from .axes import NamedAxes, check_names, with_axes_of_mesh
 from .communication.overlap import Overlap, check_overlap
 from .error import PlanCode, PlanError
 from .memory.checks import check_memory
+from .memory.nanobatches import Nanobatches
 from .memory.recompute import Recompute
 from .memory.split import Split
 from .mesh import Mesh
@@ -155,6 +156,11 @@ class Plan:
     def overlap(self) -> Overlap:
         """The statement about communication beside other work; without one, level 1."""
         return next((statement for statement in self.statements if isinstance(statement, Overlap)), Overlap())
+
+    @property
+    def nanobatches(self) -> Nanobatches | None:
+        """The statement about nanobatches, if any."""
+        return next((statement for statement in self.statements if isinstance(statement, Nanobatches)), None)
 
     @property
     def memory(self) -> int | None:

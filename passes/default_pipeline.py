@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..dsl.memory.nanobatches import OrderOfNanobatches
 from ..dsl.plan import Plan
 from .base import Pass
 from .layers.fold_layers import FoldLayers
 from .manager import Step
 from .memory.recompute import Recompute
 from .memory.split_loss import SplitLoss
+from .nanobatches.cut_nanobatches import CutNanobatches
 from .normalize.bound_experts import BoundExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
@@ -113,6 +115,10 @@ def _splits_loss(config: PipelineConfig) -> bool:
     return config.plan.split is not None
 
 
+def _cuts_nanobatches(config: PipelineConfig) -> bool:
+    return config.plan.nanobatches is not None
+
+
 def _per_microbatch(config: PipelineConfig) -> bool:
     return config.plan.pipeline is not None and config.plan.pipeline.per_microbatch
 
@@ -151,7 +157,9 @@ def _kinds(config: PipelineConfig) -> str:
 
 
 def _hoist_collectives(config: PipelineConfig) -> Pass:
-    return HoistCollectives(config.plan.prefetch, _kinds(config))
+    nanobatches = config.plan.nanobatches
+    in_sequence = nanobatches is not None and nanobatches.order is OrderOfNanobatches.SEQUENCE
+    return HoistCollectives(config.plan.prefetch, _kinds(config), once=in_sequence)
 
 
 def _start_collectives(config: PipelineConfig) -> Pass:
@@ -199,6 +207,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "partition": (
         Entry(PartitionTensors()),
         Entry(RouteRows()),
+        Entry(lambda config: CutNanobatches(config.plan), _cuts_nanobatches),
         Entry(LowerIdioms()),
         Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..dsl.axes import NamedAxes
 from ..dsl.communication.overlap import Overlap
+from ..dsl.memory.nanobatches import Nanobatches
 from ..dsl.memory.recompute import Recompute
 from ..dsl.memory.split import Split
 from ..dsl.parser import Statement
@@ -23,6 +24,8 @@ from .base import Remark, RemarkKind
 
 _PASS = "place-arguments"
 _NAMES_SHOWN = 3
+_WITHOUT_AXES = (Precision, Pipeline, Recompute, Split, Nanobatches, Overlap)
+"""Statements whose effect other passes report."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Decisions:
             elif isinstance(statement, NamedAxes):
                 unused = statement.name not in self.plan.used_names and statement.axes != implied_axes
                 effects[key_of(index)] = "no statement uses the name" if unused else ""
-            elif isinstance(statement, Precision | Pipeline | Recompute | Split | Overlap) or not statement.axes:
+            elif isinstance(statement, _WITHOUT_AXES) or not statement.axes:
                 continue
             elif isinstance(statement, Experts):
                 effects[key_of(index)] = self._why_no_experts(statement)

@@ -22,6 +22,7 @@ TABLE: dict[str, str] = {
     "cast-gradients": "normalize.cast_gradients:CastGradients",
     "check-batch": "sharding.check_batch:CheckBatch",
     "choose-attention": "sharding.choose_attention:ChooseAttention",
+    "cut-nanobatches": "nanobatches.cut_nanobatches:CutNanobatches",
     "cut-stages": "pipelining.cut_stages:CutStages",
     "expand-losses": "normalize.expand_losses:ExpandLosses",
     "find-blocks": "sharding.find_blocks:FindBlocks",

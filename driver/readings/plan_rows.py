@@ -2,7 +2,7 @@
 
 What no row is about: `shard activations`, the level of `zero` and what it keeps, the `bound` of `experts`, and of
 pipelines all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
-are under a pipeline; `split`.
+are under a pipeline; of `split` the loss, and of tokens and batch all but the number of nanobatches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.program.program import Program
 from .attention_rows import attention_facts
 from .input_cuts import batch_of, cuts_of_inputs
+from .nanobatches import run_once_against_plan
 from .overlap_rows import overlap_facts
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
@@ -30,7 +31,7 @@ def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow
     """A row for each fact that a program, compiled of `model`, has otherwise than the plan of this text says."""
     plan = PlanText.of(text)
     rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan)]
-    rows += dict.fromkeys(kept_against_plan(program, plan))
+    rows += dict.fromkeys([*kept_against_plan(program, plan), *run_once_against_plan(program, plan)])
     return [CheckRow(PLAN, name, math.inf, Verdict.DIFFERS, note) for name, note in rows]
 
 

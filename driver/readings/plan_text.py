@@ -84,6 +84,12 @@ class PlanText:
         found = [tuple(word[1:-1] for word in words if word.startswith('"')) for words in self._of("recompute")]
         return [patterns for patterns, words in zip(found, self._of("recompute"), strict=True) if "except" not in words]
 
+    @property
+    def split(self) -> list[tuple[str, int, Mapping[str, Sequence[str]]]]:
+        """Of each `split tokens` and `split batch`: the subject, the number, and the values of each item."""
+        words = [each for each in self._of("split") if each[0] != "loss"]
+        return [(each[0], int(each[2]), _items(each[3:])) for each in words]
+
     def shardings(self, subject: str) -> list[Sharding]:
         """The statements about one subject in their order; of inputs, first the implied one."""
         written = [each for words in self.statements if (each := self._sharding(words)) and each.subject == subject]

@@ -51,6 +51,8 @@ class HoistCollectives(Pass):
     whole."""
     kinds: str = ALL
     """Which kinds of communication move, separated by commas; none: no kind."""
+    once: bool = False
+    """Let one collective alone move ahead of an operation, so that what waits to be computed does not pile up."""
 
     def run(self, module: Module) -> Report:
         moved, remarks, kinds = 0, CountedRemarks(self.name), kinds_in(self.kinds)
@@ -71,7 +73,7 @@ class HoistCollectives(Pass):
                             f"{collective_text(op)} begins before work that does not need it",
                             from_location(op.location),
                         )
-                    pending = independent
+                    pending = [] if self.once else independent
                 else:
                     pending.append(op)
         return Report(moved, remarks.remarks())

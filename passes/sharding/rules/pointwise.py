@@ -61,7 +61,7 @@ _POINTWISE = (
     "softplus_backward.default", "leaky_relu_backward.default", "hardswish_backward.default",
     "hardsigmoid_backward.default", "hardshrink_backward.default", "softshrink_backward.default",
     "elu_backward.default", "hardtanh_backward.default", "log_sigmoid_backward.default",
-    "mish_backward.default",
+    "mish_backward.default", "where.ScalarOther", "where.ScalarSelf",
     "_prelu_kernel_backward.default", "_masked_scale.default",
 )  # fmt: skip
 

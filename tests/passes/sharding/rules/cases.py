@@ -219,6 +219,8 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "aten.rsub.Scalar": lambda: (f(3, 5), 2.5),
     "aten.where.self": lambda: (f(5) > 0, f(3, 5), f(3, 1)),
     "aten.masked_fill.Scalar": lambda: (f(3, 5), f(5) > 0, 0),
+    "aten.where.ScalarOther": lambda: (f(3, 5) > 0, f(5), 2.0),
+    "aten.where.ScalarSelf": lambda: (f(5) > 0, 2.0, f(3, 5)),
     "aten.eq.Scalar": lambda: (ints(3, 3, 5), 1),
     "aten.lt.Tensor": lambda: (f(3, 5), f(5)),
     "aten.logical_and.default": lambda: (f(3, 5) > 0, f(5) > 0),
