@@ -25,7 +25,7 @@ from ..program.records import Input, Output
 from .in_place_sums import add_in_place
 from .nan_watch import NanFound, NanWatch, first_with_nan, is_detecting
 from .shards import valid_part
-from .state_writes import writing_into
+from .state_writes import past_the_end, writing_into
 from .translate import FILENAME, INTO, Translation, translate
 
 _OP_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -191,13 +191,14 @@ class Executor:
             for caller, position in reversed(calls)
         )
         place, module = self._source(function, index)
-        return RunError(
+        failure = RunError(
             "E0320",
             f"rank {self.communicator.rank} failed in {instruction_name(instruction.op, index, function)}"
             f"{f' of module {module}' if module else ''}: {reason}",
             span=place,
             notes=notes,
         )
+        return past_the_end(self.program, steps, failure, reason) or failure
 
     def _with_layer(self, error: RowCountError) -> RowCountError:
         """The error with the layer whose call led to it: the function of a folded layer stands for several."""

@@ -127,11 +127,20 @@ def test_a_saved_program_with_states_is_checked_like_any_other(decoded: tuple[De
     assert report.passed and any("keys" in row.name for row in report.rows)
 
 
-def test_a_position_past_the_cache_is_an_error_of_its_line(decoded: tuple[Decoder, Decoder, Tensor]) -> None:
+@pytest.mark.parametrize("position", [LENGTH, -1])
+def test_a_position_past_the_cache_is_refused_by_its_name_and_length_at_the_line(
+    decoded: tuple[Decoder, Decoder, Tensor], position: int
+) -> None:
+    token = torch.zeros(BATCH, 1, dtype=torch.int64)
     with pytest.raises(RunError) as caught, torch.no_grad():
-        decoded[0](torch.zeros(BATCH, 1, dtype=torch.int64), torch.tensor([LENGTH]))
-    assert caught.value.code == "E0320" and "aten.index_copy.default" in caught.value.message
-    assert "out of" in caught.value.message and "test_decode.py" in caught.value.render()
+        decoded[0](token, torch.tensor([position]))
+    error = caught.value
+    assert error.code == "E0339" and f"position {position} is past the end" in error.message
+    assert 'state "layers.0.attention.keys", which has 64 in dim 2' in error.message
+    assert "from 0 to 63" in error.render() and "test_decode.py" in error.render()
+    with torch.no_grad():
+        again = decoded[0](token, torch.tensor([0]))
+        torch.testing.assert_close(again, decoded[1](token, torch.tensor([0])), rtol=0, atol=1e-9)
 
 
 def rewritten(program: Program, edit: dict[int, Instruction]) -> Program:
