@@ -19,7 +19,21 @@ from typing import NoReturn
 
 from . import __version__
 from .diagnostics import StrettoError
-from .driver.commands import bisect, cache, diff, doctor, explain, opt, passes, reduce, run, schedule, verify, zoo
+from .driver.commands import (
+    bisect,
+    cache,
+    diff,
+    doctor,
+    explain,
+    opt,
+    passes,
+    reduce,
+    run,
+    schedule,
+    simulate,
+    verify,
+    zoo,
+)
 from .driver.commands import compile as compile_
 from .driver.commands.outcome import Command
 from .driver.commands.parser import CommandParser, unknown
@@ -42,6 +56,7 @@ _COMMANDS: dict[str, Command] = {
     "reduce": reduce,
     "diff": diff,
     "schedule": schedule,
+    "simulate": simulate,
     "zoo": zoo,
     "doctor": doctor,
     "cache": cache,

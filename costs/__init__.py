@@ -4,7 +4,9 @@
 - `compute.py`: the floating-point operations and the memory traffic of one op.
 - `placements.py`: relative costs of changing a placement, by which `propagate-placements` chooses.
 
+- `kernels/`: times of kernels and collectives on a GPU, for the simulator; `gpus/` has a file for each GPU.
+
 Code that walks a graph or a program stays in its own folder, and asks here what one op or one collective costs. To
-come, a file each: `cluster` (devices and links), `memory` (with overheads), `objective` (what a search minimises). Not
+come, a file each: `memory` (with overheads), `objective` (what a search minimises). Not
 here: the task times of a schedule (`schedules/costs.py`).
 """

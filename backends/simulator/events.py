@@ -1,0 +1,120 @@
+"""The clocks of one rank of each stage: a thread that issues, the GPU's compute lane, a lane for each communicator.
+
+The thread takes a while for each kernel and goes on; a kernel starts when it was issued and the lane is free. A
+collective starts when what it takes is computed and its lane is free, and the lane of the next kernel waits for it
+where the program says so. Lanes do not slow each other down. A message leaves when it is computed; its receiver waits
+for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .kernels import Kernel, Kind
+from .layout import Layout
+from .steps import Called, Receive, Send, Start, Step, Wait
+
+Messages = dict[tuple[int, int], deque[float]]
+"""By sending and receiving stage: when what was sent arrives."""
+PIPELINE = "pipeline"
+
+
+@dataclass
+class Spent:
+    """What one rank's step took, in seconds."""
+
+    computed: defaultdict[Kind, float] = field(default_factory=lambda: defaultdict(float))
+    """Time of kernels."""
+    waited: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Time in which the compute lane waited for a collective, by its axes, or for another stage."""
+    communicated: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Time of collectives by their axes, hidden or not."""
+    issuing: float = 0.0
+    """Time in which the compute lane had nothing, because the thread had not issued the next kernel yet."""
+    flops: float = 0.0
+    end: float = 0.0
+
+
+class Rank:
+    """One rank's walk over its entry. `run` yields where it waits for a message that was not sent yet."""
+
+    def __init__(
+        self, functions: Mapping[str, list[Step]], arguments: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+        layout: Layout, stage: int, messages: Messages, issue_seconds: float,
+    ) -> None:  # fmt: skip
+        self._functions, self._arguments = functions, arguments
+        self._layout, self._stage, self._messages = layout, stage, messages
+        self._issue = issue_seconds
+        self._thread = self._compute = 0.0
+        self._lanes: defaultdict[str, float] = defaultdict(float)
+        self._prices: dict[tuple[str, tuple[str, ...], int], float] = {}
+        self.spent = Spent()
+
+    def run(self, entry: str) -> Iterator[None]:
+        """Walk the entry; afterwards `spent` says what it took."""
+        yield from self._walk(entry, {})
+        self.spent.end = self._compute
+
+    def _walk(self, name: str, futures: dict[int, tuple[float, str]]) -> Iterator[None]:
+        """`futures` has by slot when what it holds is there, and whose wait that is."""
+        for step in self._functions[name]:
+            match step:
+                case Kernel():
+                    self._kernel(step)
+                case Start():
+                    futures.update(dict.fromkeys(step.out, self._start(step)))
+                case Wait(slot):
+                    if slot in futures:
+                        yield from self._wait(*futures[slot])
+                case Send():
+                    self._send(step)
+                case Receive():
+                    futures[step.out] = (-1.0 - step.peer, PIPELINE)
+                case Called(callee, arguments, out):
+                    taken, given = self._arguments[callee]
+                    inner = {s: futures[a] for s, a in zip(taken, arguments, strict=False) if a in futures}
+                    yield from self._walk(callee, inner)
+                    futures.update(
+                        {o: inner[s] for s, o in zip(given, out, strict=False) if o is not None and s in inner}
+                    )
+
+    def _kernel(self, kernel: Kernel) -> None:
+        self._thread += self._issue
+        if self._thread > self._compute:
+            self.spent.issuing += self._thread - self._compute
+            self._compute = self._thread
+        self._compute += kernel.seconds
+        self.spent.computed[kernel.kind] += kernel.seconds
+        self.spent.flops += kernel.flops
+
+    def _start(self, start: Start) -> tuple[float, str]:
+        self._thread += self._issue
+        key = (start.kind, start.axes, start.nbytes)
+        if key not in self._prices:
+            self._prices[key] = self._layout.collective_seconds(*key, start.shift)
+        axes = ", ".join(start.axes)
+        lane = start.lane or axes
+        end = max(self._compute, self._thread, self._lanes[lane]) + self._prices[key]
+        self._lanes[lane] = end
+        self.spent.communicated[axes] += self._prices[key]
+        return end, axes
+
+    def _send(self, send: Send) -> None:
+        across = self._layout.crosses_nodes(send.axis, self._stage, send.peer)
+        lane = f"to {send.peer}"
+        begin = max(self._compute, self._lanes[lane])
+        arrival = begin + self._layout.message_seconds(send.nbytes, between_nodes=across)
+        self._lanes[lane] = arrival
+        self._messages.setdefault((self._stage, send.peer), deque()).append(arrival)
+
+    def _wait(self, ready: float, whose: str) -> Iterator[None]:
+        if ready < 0:  # a message, of the stage whose number this is
+            queue = self._messages.setdefault((int(-1.0 - ready), self._stage), deque())
+            while not queue:
+                yield
+            ready = queue.popleft()
+        if ready > self._compute:
+            self.spent.waited[whose] += ready - self._compute
+            self._compute = ready

@@ -1,0 +1,136 @@
+"""A step of a program on a cluster: the time of one rank of each stage, and where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from ...costs.kernels.gpu import gpu as find_gpu
+from ...costs.kernels.memory_bound import moved_seconds
+from ...dsl.clusters.cluster import Cluster
+from ...runtime.errors import ProgramError
+from ...runtime.program.entries import Entry
+from ...runtime.program.program import Program
+from ...runtime.prover.prove import prove
+from ...runtime.prover.types import Types
+from ...runtime.rank.shards import local_shape
+from .events import Messages, Rank, Spent
+from .layout import Layout
+from .steps import FunctionSteps
+
+ISSUE_SECONDS = 5e-6
+"""What the thread of a rank takes to issue one kernel: what a launch of CUDA costs, and little of Python."""
+ADAMW_BYTES = 28
+"""What AdamW moves for each element, all in float32: parameter, gradient and two states are read, three are written."""
+STATE_BYTES = 8
+"""What AdamW keeps for each element: two states in float32."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One rank of a stage, or of a program without stages."""
+
+    stage: int
+    spent: Spent
+    optimizer: float
+    """Seconds of AdamW behind the step."""
+    peak_bytes: int
+    """The peak of live tensors by the prover, and AdamW's states."""
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the step until the optimizer's end."""
+        return self.spent.end + self.optimizer
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A step of a program on a cluster."""
+
+    cluster: Cluster
+    ranks: int
+    stages: tuple[StageTime, ...]
+    tokens: int | None
+    """Tokens of the global batch, where the first input is a matrix of integers."""
+    peak_flops: float
+    """Of one GPU in the program's format, per second."""
+    memory_bytes: float
+    """Of one GPU."""
+
+    @property
+    def slowest(self) -> StageTime:
+        """The stage that ends last."""
+        return max(self.stages, key=lambda stage: stage.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """The step: until the last stage's optimizer ends."""
+        return self.slowest.seconds
+
+    @property
+    def utilization(self) -> float:
+        """HFU: the operations of all products that run, recomputed ones too, over the peak of all GPUs."""
+        flops = sum(stage.spent.flops for stage in self.stages) / len(self.stages)
+        return flops / (self.seconds * self.peak_flops)
+
+
+def simulate(program: Program, cluster: Cluster) -> Simulation:
+    """Simulate one step. Raises ProgramError for a program whose slots have no types; errors: E0802, E0806."""
+    program = program.validated
+    device = find_gpu(cluster.gpu)
+    layout = Layout(program.mesh, cluster, device)
+    if not all(function.types for function in program.functions.values()):
+        raise ProgramError("E0807", "the program does not state the types of its slots", help="compile it again")
+    found = {name: FunctionSteps(program, function, device).steps for name, function in program.functions.items()}
+    slots = {name: (function.arguments, function.results) for name, function in program.functions.items()}
+    messages: Messages = {}
+    entries = program.entries
+    ranks = [Rank(found, slots, layout, entry.stage or 0, messages, ISSUE_SECONDS) for entry in entries]
+    _run([rank.run(entry.name) for rank, entry in zip(ranks, entries, strict=True)])
+    peaks = _peaks(program)
+    stages = tuple(
+        StageTime(
+            entry.stage or 0, rank.spent, float(moved_seconds(ADAMW_BYTES * trained, device)) if trained else 0.0,
+            peaks[entry.stage or 0] + STATE_BYTES * trained,
+        )
+        for rank, entry in zip(ranks, entries, strict=True)
+        for trained in [_trained(entry)]
+    )  # fmt: skip
+    format = "bf16" if program.manifest.dtype in ("bfloat16", "float16") else "fp32"
+    return Simulation(cluster, program.mesh.ranks, stages, _tokens(program), device.peak(format), device.memory_bytes)
+
+
+def _run(walks: list) -> None:  # type: ignore[type-arg]
+    """Run all walks until they end, each until it waits for a message that another has not sent."""
+    running = list(walks)
+    while running:
+        running = [walk for walk in running if next(walk, _END) is not _END]
+
+
+_END = object()
+
+
+def _trained(entry: Entry) -> int:
+    """The elements of trained parameters that a rank stores."""
+    return sum(
+        prod(local_shape(each.shape, each.shards))
+        for each in entry.inputs
+        if each.kind == "parameter" and each.requires_grad
+    )
+
+
+def _tokens(program: Program) -> int | None:
+    users = [each for each in program.inputs if each.kind == "input"]
+    if users and len(users[0].shape) == 2 and users[0].dtype.startswith("int"):
+        return prod(users[0].shape)
+    return None
+
+
+def _peaks(program: Program) -> Mapping[int, int]:
+    """By stage: the peak of live tensors, in bytes."""
+    peaks = prove(program, types=Types.STATED).peaks
+    if program.pipeline is None:
+        return {0: peaks[0].bytes}
+    axes = (program.pipeline.axis,)
+    return {program.mesh.coordinate(peak.ranks[0], axes): peak.bytes for peak in peaks}

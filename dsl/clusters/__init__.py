@@ -1,0 +1,1 @@
+"""Cluster files, which describe the machine that a program is simulated on: `cluster.py` parses them."""

@@ -1,0 +1,143 @@
+"""Simulated steps of small written programs: each time is the sum, or the longer, of what it is made of."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stretto.backends.simulator.events import PIPELINE
+from stretto.backends.simulator.kernels import Kind
+from stretto.backends.simulator.layout import Layout
+from stretto.backends.simulator.simulation import ADAMW_BYTES, ISSUE_SECONDS, Simulation, simulate
+from stretto.costs.kernels.collective import node_collective_seconds
+from stretto.costs.kernels.gpu import gpu
+from stretto.costs.kernels.matmul import matmul_seconds
+from stretto.costs.kernels.memory_bound import moved_seconds
+from stretto.diagnostics import StrettoError
+from stretto.driver.report.simulation import parts
+from stretto.dsl.clusters.cluster import Cluster
+from stretto.runtime.errors import ProgramError
+from stretto.runtime.program.arguments import Slot as S
+from stretto.runtime.program.mesh import RankMesh
+from stretto.runtime.program.program import Manifest, Program
+from stretto.runtime.program.records import Function, Input, Instruction, Output, Pipeline, SlotType
+
+CLUSTER = Cluster(2, 4, "A100-SXM-80GB", 25e9, 5e-6)
+GPU = gpu("A100-SXM-80GB")
+N = 4096
+SQUARE = SlotType("bfloat16", (N, N))
+PRODUCT = float(matmul_seconds(N, N, N, "bf16", GPU))
+BYTES = 2 * N * N
+
+
+def instruction(op: str, *args: object, out: tuple[int, ...], **kwargs: object) -> Instruction:
+    return Instruction(op, tuple(args), kwargs, out)  # type: ignore[arg-type]
+
+
+def program(code: tuple[Instruction, ...], slots: int, futures: tuple[int, ...], result: int, ranks: int) -> Program:
+    """A program of two square inputs in slots 0 and 1."""
+    types = tuple(1 if slot in futures else 0 for slot in range(slots))
+    inputs = tuple(Input(name, "input", (N, N), "bfloat16", slot, index=slot) for slot, name in enumerate(("x", "w")))
+    return Program(
+        Manifest("infer", "bfloat16", (("tp", ranks),)), inputs,
+        (Output("y", "output", (N, N), "bfloat16", result, index=0),),
+        {"main": Function(slots, (0, 1), (result,), code, types=types)},
+        types=(SQUARE, SlotType("bfloat16", (N, N), is_future=True)),
+    )  # fmt: skip
+
+
+def test_kernels_run_one_after_the_other_and_pointwise_ones_are_one() -> None:
+    code = (
+        instruction("aten.mm.default", S(0), S(1), out=(2,)),
+        instruction("aten.relu.default", S(2), out=(3,)),
+        instruction("aten.mul.Tensor", S(3), S(0), out=(4,)),
+        instruction("aten.mm.default", S(4), S(1), out=(5,)),
+    )
+    spent = simulate(program(code, 6, (), 5, 2), CLUSTER).slowest.spent
+    assert spent.computed[Kind.MATMUL] == pytest.approx(2 * PRODUCT)
+    fused = float(moved_seconds(3 * BYTES, GPU))  # reads slots 2 and 0, writes slot 4; slot 3 stays inside
+    assert spent.computed[Kind.MEMORY] == pytest.approx(fused)
+    assert spent.end == pytest.approx(ISSUE_SECONDS + 2 * PRODUCT + fused)
+    assert spent.flops == 4.0 * N**3
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_a_collective_is_hidden_by_what_stands_before_its_wait(hides: bool) -> None:
+    start = instruction("comm.all_reduce_start", S(0), axes=("tp",), reduce="sum", out=(2,))
+    wait = instruction("comm.wait", S(2), out=(3,))
+    product = instruction("aten.mm.default", S(0), S(1), out=(4,))
+    total = instruction("aten.add.Tensor", S(3), S(4), out=(5,))
+    code = (start, product, wait, total) if hides else (start, wait, product, total)
+    simulation = simulate(program(code, 6, (2,), 5, 4), CLUSTER)
+    spent = simulation.slowest.spent
+    reduced = float(node_collective_seconds("all_reduce", BYTES, 4, GPU))
+    assert spent.communicated["tp"] == pytest.approx(reduced)
+    waited = reduced - PRODUCT - ISSUE_SECONDS if hides else reduced + ISSUE_SECONDS
+    assert spent.waited["tp"] == pytest.approx(max(waited, 0.0))
+    assert sum(seconds for _, seconds in parts(simulation.slowest)) == pytest.approx(simulation.seconds)
+
+
+def test_a_group_over_two_nodes_goes_at_its_network_links_together() -> None:
+    def seconds(**sizes: int) -> float:
+        return Layout(RankMesh(tuple(sizes.items())), CLUSTER, GPU).collective_seconds("all_gather", ("dp",), 1e9)
+
+    one_link = seconds(dp=2, tp=4)  # ranks 0 and 4: a GPU of each node
+    four_links = seconds(dp=8)
+    assert 1e9 / 2 / 25e9 < one_link < 1.2 * 1e9 / 2 / 25e9
+    assert 1e9 * 7 / 8 / 100e9 < four_links < 1.3 * 1e9 * 7 / 8 / 100e9
+
+
+def test_a_mesh_larger_than_the_cluster_is_refused() -> None:
+    code = (instruction("aten.mm.default", S(0), S(1), out=(2,)),)
+    with pytest.raises(StrettoError, match=r"E0806.*the mesh has 9 ranks, the cluster 8 GPUs") as error:
+        simulate(program(code, 3, (), 2, 9), CLUSTER)
+    assert 'set "nodes 3"' in error.value.help
+
+
+def test_a_program_that_states_no_types_is_refused() -> None:
+    made = program((instruction("aten.mm.default", S(0), S(1), out=(2,)),), 3, (), 2, 2)
+    untyped = replace(made, functions={"main": replace(made.functions["main"], types=())}, types=())
+    with pytest.raises(ProgramError, match=r"E0807.*does not state the types of its slots"):
+        simulate(untyped, CLUSTER)
+
+
+def pipeline(microbatches: int) -> Program:
+    """Two stages: a product for each microbatch in both, whose result the first sends to the second."""
+    first, second = [], []
+    for number in range(microbatches):
+        first += [
+            instruction("aten.mm.default", S(0), S(1), out=(2 + number,)),
+            instruction("comm.send", S(2 + number), axis="pp", peer=1, out=()),
+        ]
+        second += [
+            instruction(
+                "comm.receive_start", axis="pp", peer=0, size=(N, N), dtype=torch.bfloat16, out=(1 + 3 * number,)
+            ),
+            instruction("comm.wait", S(1 + 3 * number), out=(2 + 3 * number,)),
+            instruction("aten.mm.default", S(2 + 3 * number), S(0), out=(3 + 3 * number,)),
+        ]
+    futures = tuple(1 if slot % 3 == 1 else 0 for slot in range(1 + 3 * microbatches))
+    weights = tuple(
+        Input(name, "parameter", (N, N), "bfloat16", slot, requires_grad=True, stages=stages)
+        for name, slot, stages in (("x", 0, (0,)), ("a", 1, (0,)), ("b", 0, (1,)))
+    )
+    result = 3 * microbatches
+    return Program(
+        Manifest("infer", "bfloat16", (("pp", 2),)), weights,
+        (Output("y", "output", (N, N), "bfloat16", result, index=0, stages=(1,)),),
+        {
+            "first": Function(2 + microbatches, (0, 1), (), tuple(first), types=(0,) * (2 + microbatches)),
+            "second": Function(1 + 3 * microbatches, (0,), (result,), tuple(second), types=futures),
+        },
+        types=(SQUARE, SlotType("bfloat16", (N, N), is_future=True)),
+        pipeline=Pipeline("pp", ("first", "second"), microbatches),
+    )  # fmt: skip
+
+
+def test_a_stage_waits_for_the_first_microbatch_and_then_keeps_up() -> None:
+    simulation: Simulation = simulate(pipeline(4), CLUSTER)
+    first, second = simulation.stages
+    assert first.spent.end == pytest.approx(4 * PRODUCT + ISSUE_SECONDS)
+    message = Layout(RankMesh((("pp", 2),)), CLUSTER, GPU).message_seconds(BYTES, between_nodes=False)
+    assert second.spent.waited[PIPELINE] == pytest.approx(PRODUCT + ISSUE_SECONDS + message, rel=1e-3)
+    assert second.spent.end == pytest.approx(5 * PRODUCT + message + ISSUE_SECONDS, rel=1e-3)
+    assert first.optimizer == pytest.approx(float(moved_seconds(2 * ADAMW_BYTES * N * N, GPU)))

@@ -1,0 +1,41 @@
+"""`stretto simulate`: a program's step on a cluster, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Command
+
+CLUSTER = 'cluster { nodes 1  gpus 4  gpu "A100-SXM-80GB"  network 25GB/s }'
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    path = tmp_path / "one.cluster"
+    path.write_text(CLUSTER)
+    return path
+
+
+def test_a_step_has_parts_and_memory(stretto: Command, program: Path, cluster: Path) -> None:
+    done = stretto("simulate", program, "--cluster", cluster)
+    assert (done.code, done.err) == (0, "")
+    assert "where the time goes" in done.out and "communication over tp" in done.out and "fits" in done.out
+    found = json.loads(stretto("simulate", program, "--cluster", cluster, "--json").out)
+    (stage,) = found["stages"]
+    assert sum(stage["parts"].values()) == pytest.approx(found["seconds"])
+    assert set(stage["communicated"]) >= {"dp", "tp"} and stage["peak_bytes"] < found["memory_bytes"]
+
+
+def test_a_slower_network_takes_longer(stretto: Command, program: Path, cluster: Path) -> None:
+    cluster.write_text(CLUSTER.replace("nodes 1  gpus 4", "nodes 4  gpus 1"))
+    done = stretto("simulate", program, "--cluster", cluster, "--set", "network=1MB/s,25GB/s", "--json")
+    slow, fast = (each["seconds"] for each in json.loads(done.out).values())
+    assert slow > 2 * fast
+
+
+def test_a_wrong_item_is_refused_in_words(stretto: Command, program: Path, cluster: Path) -> None:
+    done = stretto("simulate", program, "--cluster", cluster, "--set", "network=25")
+    assert done.code == 1 and "E0804" in done.err and "a number with a unit glued to it" in done.err
