@@ -26,15 +26,16 @@ from .emitter import LocalEmitter, Shards, Types
 
 
 class _Images:
-    """The images of one call: (batch, channels, *space), with one dim other than channels sharded."""
+    """The images of one call: (batch, channels, *space), with one or several dims other than channels sharded."""
 
-    def __init__(self, emitter: LocalEmitter, shards: Shards, image: TensorType, statistic: TensorType) -> None:
+    def __init__(self, emitter: LocalEmitter, cuts: Sequence[Shards], image: TensorType, statistic: TensorType) -> None:
         self.emitter = emitter
-        self.shards = shards
+        self.cuts = cuts
         self.image = replace(image, dtype=statistic.dtype)
         self.statistic = replace(statistic, shape=(image.shape[1],))
         self.dims = [d for d in range(len(image.shape)) if d != 1]
-        self.count = shards.extent * prod(image.shape[d] for d in self.dims if d != shards.dim)
+        extents = {cut.dim: cut.extent for cut in cuts}
+        self.count = prod(extents.get(d, image.shape[d]) for d in self.dims)
         """Elements per channel, on all ranks together."""
 
     def per_element(self, name: str, *args: Any) -> Value:
@@ -63,27 +64,26 @@ class _Images:
     def total(self, value: Value) -> Value:
         """The sum over all but the channels, on all ranks."""
         local = self.per_channel("aten.sum.dim_IntList", value, self.dims, False)
-        return self.emitter.like(ALL_REDUCE, local, list(self.shards.axes), "sum")
+        return self.emitter.like(ALL_REDUCE, local, [axis for cut in self.cuts for axis in cut.axes], "sum")
 
     def mean(self, value: Value) -> Value:
         """The mean over all but the channels, on all ranks."""
         return self.per_channel("aten.div.Scalar", self.total(value), float(self.count))
 
     def masked(self, value: Value) -> Value:
-        """The value with the padding of an uneven shard set to zero."""
-        shards = self.shards
-        if shards.extent == shards.chunk * self.emitter.size(shards.axes):
-            return value
-        axes = list(shards.axes)
-        return self.emitter.like("comm.mask", value, axes, shards.dim, shards.chunk, shards.extent, 0.0)
+        """The value with the padding of uneven shards set to zero."""
+        for cut in self.cuts:
+            if cut.extent != cut.chunk * self.emitter.size(cut.axes):
+                value = self.emitter.like("comm.mask", value, list(cut.axes), cut.dim, cut.chunk, cut.extent, 0.0)
+        return value
 
 
-def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+def _forward(emitter: LocalEmitter, call: Call, cuts: Sequence[Shards], types: Types) -> list[Value | None]:
     arguments = _arguments(call)
     image, statistic = types[0], types[1]
     assert image is not None and statistic is not None
     kept = [arguments[name] for name in ("weight", "bias", "running_mean") if arguments.get(name) is not None]
-    images = _Images(emitter, shards, image, _wide(statistic, [from_mlir(value.type) for value in kept]))
+    images = _Images(emitter, cuts, image, _wide(statistic, [from_mlir(value.type) for value in kept]))
     x = images.cast(arguments["input"], images.image.dtype)
     mean = images.mean(x)
     centred = images.per_element("aten.sub.Tensor", x, images.broadcastable(mean))
@@ -131,11 +131,11 @@ def _scaled_by_weight(images: _Images, value: Value, weight: Value | None) -> Va
     )
 
 
-def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+def _backward(emitter: LocalEmitter, call: Call, cuts: Sequence[Shards], types: Types) -> list[Value | None]:
     arguments = _arguments(call)
     weight, image = arguments["weight"], from_mlir(arguments["input"].type)
     statistic = _wide(from_mlir(arguments["save_mean"].type), [t for t in types[1:] if t is not None])
-    images = _Images(emitter, shards, image, statistic)
+    images = _Images(emitter, cuts, image, statistic)
     mean, deviation = (images.cast(arguments[name], statistic.dtype) for name in ("save_mean", "save_invstd"))
     dy, x = images.cast(arguments["grad_out"], images.image.dtype), images.cast(arguments["input"], images.image.dtype)
     normal = images.per_element(
@@ -165,7 +165,7 @@ def _arguments(call: Call) -> dict[str, Any]:
     return {name: call.args[i] if i < len(call.args) else None for i, name in enumerate(names)}
 
 
-LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]] = {
+LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Sequence[Shards], Types], list[Value | None]]] = {
     "aten.native_batch_norm.default": _forward,
     "aten._native_batch_norm_legit.no_stats": _forward,
     "aten._native_batch_norm_legit_functional.default": _forward,

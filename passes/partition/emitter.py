@@ -8,6 +8,7 @@ from ...ir.bindings import Location, Value
 from ...ir.placement import Mesh, Placement, axes_size, chunk_size, is_even, local_shape
 from ...ir.types import TensorType, from_mlir
 from ..rewriting import Emitter
+from ..sharding.rules.windows import Window
 
 
 def local_type(tensor: TensorType, mesh: Mesh) -> TensorType:
@@ -45,10 +46,14 @@ Types = list[TensorType | None]
 
 @dataclass(frozen=True)
 class Shards:
-    """A sharded dim: its axes, its chunk size on one rank, its global extent, and the blocks inside which it is cut."""
+    """A sharded dim: its axes, its chunk size on one rank, its global extent, and the blocks inside which it is cut.
+
+    `window`: how an op reads the dim, where it needs halos.
+    """
 
     dim: int
     axes: tuple[str, ...]
     chunk: int
     extent: int
     blocks: tuple[int, ...] = ()
+    window: Window | None = None

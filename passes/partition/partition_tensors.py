@@ -49,14 +49,18 @@ from ..counted_remarks import CountedRemarks
 from ..rewriting import producer
 from ..sharding.rules import Lowering, Strategy
 from ..sharding.rules.ir_calls import blocks_in, call_strategies, metas
+from ..sharding.rules.windows import Window
 from . import attention, batch_norm, class_losses, experts, ring_attention, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
+from .images import convolution, group_norm
 from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
 from .reshard import Resharder
 
-_LOWERINGS = {**attention.LOWERINGS, **batch_norm.LOWERINGS, **class_losses.LOWERINGS, **vocabulary.LOWERINGS}
+_LOWERINGS = {**attention.LOWERINGS, **class_losses.LOWERINGS, **vocabulary.LOWERINGS}
+_IMAGES = {**batch_norm.LOWERINGS, **convolution.LOWERINGS, **group_norm.LOWERINGS}
+"""Of ops that may be cut on several dims at once."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,17 @@ class _Partitioner:
             axes = from_mlir(by_expert.type).placement_on(self.mesh).dims[0]
             assert local_types[0] is not None
             return [experts.local_product(local, axes, local_types[0], emitter)]
-        lowered = [(axis, strategy) for axis, strategy in chosen if strategy.lowering is not None]
+        shapes = [None if t is None else t.shape for t in local_types]
+        lowered = [strategy for _, strategy in chosen if strategy.lowering is not None]
+        if lowered and lowered[0].lowering in (Lowering.HALO, Lowering.STATISTICS):
+            cuts = [self._shards(strategy, old_values, types) for strategy in dict.fromkeys(lowered)]
+            name, args, kwargs = with_local_sizes(local.name, local.args, local.kwargs, metas(types), shapes)
+            return _IMAGES[call.name](emitter, Call(name, tuple(args), dict(kwargs)), cuts, local_types)
         if lowered:
-            shards = self._shards(lowered[0][1], old_values, types)
-            ring = lowered[0][1].lowering is Lowering.RING
+            shards = self._shards(lowered[0], old_values, types)
+            ring = lowered[0].lowering is Lowering.RING
             lowering = (ring_attention.LOWERINGS if ring else _LOWERINGS)[call.name]
             return lowering(emitter, local, shards, local_types)
-        shapes = [None if t is None else t.shape for t in local_types]
         localized = with_local_blocks if any(has_blocks(strategy) for _, strategy in chosen) else with_local_sizes
         name, args, kwargs = localized(local.name, local.args, local.kwargs, metas(types), shapes)
         flat = [r.type if t is None else to_mlir(t) for r, t in zip(flatten(results), local_types, strict=True)]
@@ -201,14 +209,14 @@ class _Partitioner:
             *zip(types, strategy.outputs, strict=True),
         ):
             if type_ is not None and isinstance(placement, Shard):
-                return self._shards_of(type_, placement.dim)
+                return self._shards_of(type_, placement.dim, strategy.window)
         raise RuntimeError("a strategy with a lowering shards nothing")
 
-    def _shards_of(self, type_: TensorType, dim: int) -> Shards:
+    def _shards_of(self, type_: TensorType, dim: int, window: Window | None) -> Shards:
         placement = type_.placement_on(self.mesh)
         axes = placement.dims[dim]
         chunk = local_type(type_, self.mesh).shape[dim]
-        return Shards(dim, axes, chunk, type_.shape[dim], placement.blocks_of(dim))
+        return Shards(dim, axes, chunk, type_.shape[dim], placement.blocks_of(dim), window)
 
     def _local(self, type_: Type) -> Type:
         return to_mlir(local_type(from_mlir(type_), self.mesh)) if is_tensor(type_) else type_

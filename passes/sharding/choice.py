@@ -17,6 +17,9 @@ from .attention_methods import fitting, nested_inside
 from .microbatch_axis import changes_microbatches, repeat_factor
 from .rules.strategy import Lowering, OpStrategies, Strategy
 
+_OF_SEVERAL_DIMS = (Lowering.EXCHANGE, Lowering.HALO, Lowering.STATISTICS)
+"""Lowerings that axes may have together, whichever dims they cut."""
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -226,6 +229,6 @@ def _mixes_blocks(strategy: Strategy, other: Strategy) -> bool:
 
 
 def _clashes(strategy: Strategy, other: Strategy) -> bool:
-    if strategy.lowering is other.lowering is Lowering.EXCHANGE:
-        return False  # axes of one group, whichever dims of the rows they cut
+    if strategy.lowering is other.lowering and strategy.lowering in _OF_SEVERAL_DIMS:
+        return False
     return other.lowering is not None and other != strategy

@@ -1,15 +1,19 @@
 """Rules of convolutions, and of ops that work on each plane of an image by itself: pooling and resampling.
 
-Shapes are (batch, channels, *space). Spatial dims stay whole: sharding them would need a halo exchange.
+Shapes are (batch, channels, *space). Where a spatial dim is sharded, ranks exchange halos (`windows.py`,
+`passes/partition/images/`), so that each computes the outputs of its own chunk.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 
-from .builders import P, Rule, linear, strategy, uniform
+from .builders import P, R, Rule, linear, strategy, uniform
 from .call import Call
-from .strategy import Strategy, Tie
+from .strategy import Lowering, Strategy, Tie
+from .windows import Window
 
 
 def convolution(call: Call) -> list[Strategy]:
@@ -22,6 +26,8 @@ def convolution(call: Call) -> list[Strategy]:
     bias = 1 if call.maybe("bias") else 0
     output_channels, input_channels = (1, 0) if call.flag("transposed") else (0, 1)
     strategies = [strategy([0], [0, None, *[None] * bias]), linear(call, "input", "bias")]
+    for d, window in _windows(call, call.out().shape):
+        strategies.append(_cut(strategy([d], [d, None, *[None] * bias]), window))
     if call.integer("groups") > 1:
         return [*strategies, strategy([1], [1, 0, *[0] * bias], ties=_between_groups(call, call.out().shape[1]))]
     return [
@@ -37,6 +43,8 @@ def convolution_backward(call: Call) -> list[Strategy]:
         return []
     output_channels, input_channels = (1, 0) if call.flag("transposed") else (0, 1)
     strategies = [strategy([0, P, P], [0, 0, None]), linear(call, "grad_output")]
+    for d, window in _windows(call, call.meta("grad_output").shape):
+        strategies.append(_cut(strategy([d, P, P], [d, d, None], fills=(0.0, 0.0, None)), window))
     if call.integer("groups") > 1:
         return [
             *strategies,
@@ -47,6 +55,31 @@ def convolution_backward(call: Call) -> list[Strategy]:
         strategy([P, output_channels, 0], [1, None, output_channels]),
         strategy([1, input_channels, None], [None, 1, input_channels]),
     ]
+
+
+def _windows(call: Call, outputs: tuple[int, ...]) -> Iterator[tuple[int, Window]]:
+    """How a convolution reads each spatial dim."""
+    inputs, weight = call.meta("input").shape, call.meta("weight").shape
+    strides, paddings, dilations = (call.integers(name) for name in ("stride", "padding", "dilation"))
+    for d in range(2, len(inputs)):
+        stride, padding, dilation = (given[(d - 2) % len(given)] for given in (strides, paddings, dilations))
+        extent = dilation * (weight[d] - 1) + 1
+        if call.flag("transposed"):
+            window = Window(inputs[d], outputs[d], -padding, extent, up=stride, origin=-padding, span=extent)
+        else:
+            window = Window(inputs[d], outputs[d], -padding, extent, stride)
+        yield d, window
+
+
+def _cut(sharded: Strategy, window: Window, fill: float = 0.0) -> Strategy:
+    """The strategy with the halo that the window needs; none where each output reads its own input alone.
+
+    The padding of the last chunk lies beyond the end of the dim, where the op reads `fill`.
+    """
+    if window.is_local:
+        return sharded
+    fills = sharded.fills or tuple(None if placement == R else fill for placement in sharded.inputs)
+    return replace(sharded, fills=fills, lowering=Lowering.HALO, window=window)
 
 
 def _between_groups(call: Call, outputs: int) -> tuple[Tie, ...]:

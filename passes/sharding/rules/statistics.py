@@ -1,7 +1,8 @@
 """Rules of norms whose statistics span images: batch norm, over the whole batch, and group norm, over channel groups.
 
 Shapes are (batch, channels, *space). Over a sharded batch, batch norm reduces its statistics inside the op
-(`passes/partition/batch_norm.py`): they are those of the global batch, and no rank holds all of it.
+(`passes/partition/batch_norm.py`): they are those of the global batch, and no rank holds all of it. So does group norm
+over sharded space (`passes/partition/images/group_norm.py`).
 """
 
 from __future__ import annotations
@@ -69,10 +70,22 @@ def _unless_empty(meta: TensorMeta | None, d: int) -> AxisPlacement:
 
 
 def group_norm(call: Call) -> list[Strategy]:
-    """native_group_norm(input, weight?, bias?) -> (y, mean, 1 / deviation): by batch, by channels between groups."""
+    """native_group_norm(input, weight?, bias?) -> (y, mean, 1 / deviation): by batch, by channels between groups, by
+    space."""
     by_batch = [0 if name == "input" else None for name in call.names()]
     by_channels = [1 if name == "input" else 0 for name in call.names()]
-    return [strategy([0, 0, 0], by_batch), strategy([1, 1, 1], by_channels, ties=_between_groups(call))]
+    return [
+        strategy([0, 0, 0], by_batch),
+        strategy([1, 1, 1], by_channels, ties=_between_groups(call)),
+        *(_by_space(call, d, [d, None, None]) for d in range(2, len(call.meta("input").shape))),
+    ]
+
+
+def _by_space(call: Call, d: int, outputs: Sequence[int | AxisPlacement | None]) -> Strategy:
+    """By one dim of space, over which sums are reduced inside the op."""
+    inputs = _images(call, d)
+    fills = tuple(None if p is None else 0.0 for p in inputs)
+    return strategy(outputs, inputs, lowering=Lowering.STATISTICS, fills=fills)
 
 
 def group_norm_backward(call: Call) -> list[Strategy]:
@@ -85,7 +98,12 @@ def group_norm_backward(call: Call) -> list[Strategy]:
         return strategies
     by_batch = [None if name == "weight" else 0 for name in call.names()]
     by_channels = [0 if name == "weight" else 1 for name in call.names()]
-    return [*strategies, strategy([0, P, P], by_batch), strategy([1, 0, 0], by_channels, ties=_between_groups(call))]
+    return [
+        *strategies,
+        strategy([0, P, P], by_batch),
+        strategy([1, 0, 0], by_channels, ties=_between_groups(call)),
+        *(_by_space(call, d, [d, P, P]) for d in range(2, len(call.meta("input").shape))),
+    ]
 
 
 def _between_groups(call: Call) -> tuple[Tie, ...]:

@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 
 from ....ir.placement import AxisPlacement, Shard, chunk_size
+from .windows import Window
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Lowering(StrEnum):
     """Sums over the sharded dim, which the results need, are reduced over the axis inside the op."""
     RING = "ring"
     """Chunks of the sharded dim go from rank to rank inside the op. Taken only where a plan asks for it."""
+    HALO = "halo"
+    """Ranks read elements of their neighbours' chunks of an image, as the op's window says (`Strategy.window`)."""
     EXCHANGE = "exchange"
     """Rows go to the ranks that have their experts, and what is computed of them comes back, inside the op."""
 
@@ -68,6 +71,8 @@ class Strategy:
     fills: tuple[float | None, ...] = ()
     """Per input: the value its padding must hold when its shard is uneven; None: any, NaN included. Empty: all None."""
     lowering: Lowering | None = None
+    window: Window | None = None
+    """How the op reads the sharded dim, where ranks need halos of it."""
     divided: tuple[int, ...] = ()
     """Extents that the parts must divide, because the op has no use for padding."""
 
