@@ -39,6 +39,7 @@ from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
 from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
 from . import traced
+from .resampling import resampling_kept
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def _tracing(module: nn.Module, mode: Mode) -> Iterator[None]:
         _use_lazy_graph_module(True),
         _code_when_called(),
         torch.set_grad_enabled(mode is Mode.TRAIN),
+        resampling_kept(),
         _kernels_for_all(module),
     ):
         yield

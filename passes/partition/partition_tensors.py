@@ -53,13 +53,13 @@ from ..sharding.rules.windows import Window
 from . import attention, batch_norm, class_losses, experts, ring_attention, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
-from .images import convolution, group_norm
+from .images import convolution, group_norm, planes
 from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
 from .reshard import Resharder
 
 _LOWERINGS = {**attention.LOWERINGS, **class_losses.LOWERINGS, **vocabulary.LOWERINGS}
-_IMAGES = {**batch_norm.LOWERINGS, **convolution.LOWERINGS, **group_norm.LOWERINGS}
+_IMAGES = {**batch_norm.LOWERINGS, **convolution.LOWERINGS, **group_norm.LOWERINGS, **planes.LOWERINGS}
 """Of ops that may be cut on several dims at once."""
 
 

@@ -20,9 +20,8 @@ from .cut_dims import AGAIN, Arguments, CutDims
 def _forward(emitter: LocalEmitter, call: Call, cuts: Sequence[Shards], types: Types) -> list[Value | None]:
     arguments, dims, [out] = Arguments(call), CutDims.of(emitter, cuts), types
     assert out is not None
-    [made] = arguments.built(
-        emitter, [dims.made_type(out)], input=dims.read(arguments["input"]), **_paddings(arguments, cuts)
-    )
+    changed = {"input": dims.read(arguments["input"]), **_paddings(arguments, cuts)}
+    [made] = arguments.built(emitter, [dims.made_type(out)], changed)
     return [dims.kept(made, out)]
 
 
@@ -34,13 +33,9 @@ def _backward(emitter: LocalEmitter, call: Call, cuts: Sequence[Shards], types: 
     needs_image = of_weight is not None
     read = dims.read(arguments["input"], AGAIN) if needs_image else dims.zeros(shape, arguments["input"])
     whole = None if of_input is None else TensorType(of_input.dtype, shape)
-    gradient, *others = arguments.built(
-        emitter,
-        [whole, of_weight, of_bias],
-        grad_output=dims.unkept(arguments["grad_output"]),
-        input=read,
-        **_paddings(arguments, cuts),
-    )
+    gradient_of_made = dims.unkept(arguments["grad_output"])
+    changed = {"grad_output": gradient_of_made, "input": read, **_paddings(arguments, cuts)}
+    gradient, *others = arguments.built(emitter, [whole, of_weight, of_bias], changed)
     own = None if of_input is None else dims.sent_back(gradient, of_input)
     kept = [None if t is None else v for v, t in zip(others, (of_weight, of_bias), strict=True)]
     return [own, *kept]
@@ -49,7 +44,7 @@ def _backward(emitter: LocalEmitter, call: Call, cuts: Sequence[Shards], types: 
 def _paddings(arguments: Arguments, cuts: Sequence[Shards]) -> dict[str, list[int]]:
     """Nothing is padded on a cut dim: what the op reads there has its padding."""
     rank, none = len(from_mlir(arguments["input"].type).shape), {cut.dim: 0 for cut in cuts}
-    return {name: arguments.at(name, none, rank) for name in ("padding", "output_padding")}
+    return {name: arguments.at(name, none, rank - 2, rank) for name in ("padding", "output_padding")}
 
 
 LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Sequence[Shards], Types], list[Value | None]]] = {

@@ -14,6 +14,7 @@ from ....ir.bindings import Value
 from ....ir.dialects.schemas import definitions
 from ....ir.operations import Call, build
 from ....ir.types import TensorType, absent, from_mlir, to_mlir
+from ...sharding.rules.call import overload
 from ..emitter import LocalEmitter, Shards, Types
 from .exchange import Cut, Exchange
 
@@ -81,23 +82,27 @@ def typed(value: Value, type_: TensorType) -> Value:
 
 
 class Arguments:
-    """The arguments of a call by the schema's names; None for omitted ones."""
+    """The arguments of a call by the schema's names, with its defaults for omitted ones."""
 
     def __init__(self, call: Call) -> None:
+        schema = overload(call.name)
+        assert schema is not None, "images have ops of torch"
         names = [argument.name for argument in definitions()[call.name].positional]
+        defaults = {argument.name: argument.default_value for argument in schema._schema.arguments}
         self.name = call.name
-        self.values: dict[str, Any] = {**dict.fromkeys(names), **dict(zip(names, call.args, strict=False))}
+        self.values: dict[str, Any] = {name: defaults[name] for name in names}
+        self.values |= {n: value for n, value in zip(names, call.args, strict=False) if value is not None}
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
-    def at(self, name: str, changed: Mapping[int, int], rank: int) -> list[int]:
-        """A list with one number for each dim of space, some of them changed; `rank` is that of the image."""
-        given, spaces = list(self.values[name] or ()), rank - 2
+    def at(self, name: str, changed: Mapping[int, int], spaces: int, rank: int) -> list[int]:
+        """A list with one number for each dim of space, some dims' changed; `rank` is that of the image."""
+        given = list(self.values[name] or ())
         given = given * spaces if len(given) == 1 else given
         return [changed.get(d + rank - spaces, number) for d, number in enumerate(given)]
 
-    def built(self, emitter: LocalEmitter, types: Types, **changed: Any) -> list[Value]:
+    def built(self, emitter: LocalEmitter, types: Types, changed: Mapping[str, Any]) -> list[Value]:
         """The op with some arguments changed, with results of the types."""
         arguments = {**self.values, **changed}
         results = [absent() if type_ is None else to_mlir(type_) for type_ in types]

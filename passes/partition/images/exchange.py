@@ -187,7 +187,7 @@ class Exchange:
             places = e.like("aten.rsub.Scalar", e.like("aten.abs.default", from_end), last)
         else:
             places = self._clamped(places, last + 1)
-        has = self._scaled(halo.has.drift)
+        has = self.scaled(halo.has.drift)
         if has is not None:
             places = e.like("aten.sub.Tensor", places, has)
         return self._clamped(e.like("aten.sub.Scalar", places, halo.has.start), held)
@@ -196,10 +196,10 @@ class Exchange:
         """So many places from one on that moves with the rank."""
         e, type_ = self.emitter, TensorType(torch.int64, (length,))
         own = e.op("aten.arange.start", first.start, first.start + length, type=type_, dtype=torch.int64)
-        moved = self._scaled(first.drift)
+        moved = self.scaled(first.drift)
         return own if moved is None else e.op("aten.add.Tensor", own, moved, type=type_)
 
-    def _scaled(self, factor: int) -> Value | None:
+    def scaled(self, factor: int) -> Value | None:
         """The rank's number times the factor; None for a factor of 0."""
         if not factor:
             return None

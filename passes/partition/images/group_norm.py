@@ -26,7 +26,7 @@ from .cut_dims import Arguments, typed
 
 
 class _Groups:
-    """The groups of one call: values of the images are (batch, groups, rest of a group) while they are computed with."""
+    """The groups of one call. While they are computed with, values are (batch, groups, rest of a group)."""
 
     def __init__(self, emitter: LocalEmitter, arguments: Arguments, cuts: Sequence[Shards], dtype: torch.dtype) -> None:
         self.emitter, self.cuts, self.dtype = emitter, cuts, dtype

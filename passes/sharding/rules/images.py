@@ -6,12 +6,13 @@ Shapes are (batch, channels, *space). Where a spatial dim is sharded, ranks exch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 
 from .builders import P, R, Rule, linear, strategy, uniform
 from .call import Call
+from .plane_windows import plane_dims, plane_windows
 from .strategy import Lowering, Strategy, Tie
 from .windows import Window
 
@@ -89,16 +90,29 @@ def _between_groups(call: Call, outputs: int) -> tuple[Tie, ...]:
 
 
 def planes(call: Call) -> list[Strategy]:
-    """Pooling and resampling: every dim before the planes; partial sums pass through where the op is linear."""
-    match = re.search(r"([123])d", call.op)
-    plane_dims = int(match[1]) if match else 0
-    leading = range(len(call.inputs[0].shape) - plane_dims)
+    """Pooling, padding and resampling: every dim before the planes; those of the planes with halos, as far as what an
+    output reads is linear in its place; partial sums pass through where the op is linear."""
+    leading = range(len(call.inputs[0].shape) - plane_dims(call.op))
     indices = [meta.dtype.is_floating_point for meta in call.inputs]
     fills = () if all(indices) else tuple(None if floating else 0.0 for floating in indices)
     strategies = [strategy([d] * len(call.outputs), [d] * len(call.inputs), fills=fills) for d in leading]
+    fill = -inf if "max_" in call.op and "_backward" not in call.op else 0.0
+    strategies += [_cut(uniform(call, d, d), window, fill) for d, window in plane_windows(call)]
     if "_backward" in call.op:
         return [*strategies, linear(call, "grad_output")]
     return strategies if "max_" in call.op else [*strategies, uniform(call, P, P)]
+
+
+def shuffled(call: Call) -> list[Strategy]:
+    """pixel_shuffle and pixel_unshuffle: the dims before the channels, and rows where chunks hold whole blocks."""
+    before, after = call.inputs[0].shape, call.out().shape
+    rank = len(before)
+    strategies = [strategy([d], [d]) for d in range(rank - 3)]
+    for d in (rank - 2, rank - 1):
+        coarse = min(before[d], after[d])
+        tie = Tie(before[d], after[d] // coarse, after[d], before[d] // coarse)
+        strategies.append(strategy([d], [d], ties=(tie,)))
+    return [*strategies, uniform(call, P, P)]
 
 
 _PLANES = (
@@ -127,4 +141,5 @@ TABLE: dict[str, Rule] = {
     "aten.convolution.default": convolution,
     "aten.convolution_backward.default": convolution_backward,
     **dict.fromkeys((f"aten.{name}.default" for name in _PLANES), planes),
+    **dict.fromkeys(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default"), shuffled),
 }

@@ -6,13 +6,15 @@ A dim that the op does not cut may be sharded; all these ops are linear, and mos
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 
 from ....ir.dim_groups import dim_groups
 from ....ir.placement import Partial
 from .builders import P, R, Rule, dim, linear, moved_dims, strategy, uniform
 from .call import Call
-from .strategy import Strategy, Tie
+from .plane_windows import padding_window
+from .strategy import Lowering, Strategy, Tie
 
 
 def same(call: Call) -> list[Strategy]:
@@ -140,12 +142,24 @@ def stack(call: Call) -> list[Strategy]:
 
 
 def pad(call: Call) -> list[Strategy]:
-    """constant_pad_nd: the dims that are not padded; a partial sum where the padding is zero."""
-    rank = len(call.inputs[0].shape)
+    """constant_pad_nd: the dims that are not padded, those of space with halos; a partial sum where the padding is
+    zero."""
+    rank, image = len(call.inputs[0].shape), call.inputs[0]
     amounts = call.integers("pad")
     padded = {rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
     strategies = [uniform(call, d, d) for d in range(rank) if d not in padded]
+    for d in sorted(padded) if image.dtype.is_floating_point else ():
+        window = padding_window(image.shape[d], call.out().shape[d], amounts[2 * (rank - 1 - d)])
+        if d > 1:
+            strategies.append(
+                replace(uniform(call, d, d), fills=(_value(call),), lowering=Lowering.HALO, window=window)
+            )
     return strategies + ([linear(call, "self")] if call.operands["value"] == 0 else [])
+
+
+def _value(call: Call) -> float:
+    value = call.operands["value"]
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def repeat(call: Call) -> list[Strategy]:

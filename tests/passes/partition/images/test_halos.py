@@ -186,3 +186,62 @@ def test_statistics_of_a_group_norm_are_those_of_whole_images(cuts: Cuts) -> Non
         for step in (forward, backward):
             if 0 not in cuts.values():
                 assert_as_on_one_device(step, cuts)
+
+
+BOTH: Cuts = {"a": 2, "b": 3}
+PLANES: Mapping[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
+    "max pool": ("max_pool2d_with_indices", lambda: (f(2, 3, 8, 12), [2, 2])),
+    "max pool with overlap": ("max_pool2d_with_indices", lambda: (f(2, 3, 8, 12), [3, 3], [2, 2], [1, 1])),
+    "max pool, dilated": ("max_pool2d_with_indices", lambda: (f(2, 3, 9, 13), [3, 2], [1, 2], [1, 0], [2, 1])),
+    "max pool, uneven": ("max_pool2d_with_indices", lambda: (f(2, 3, 7, 11), [3], [2], [1], [1], True)),
+    "max pool of volumes": ("max_pool3d_with_indices", lambda: (f(2, 3, 6, 6, 4), [2, 3, 2], [2, 1, 2], [0, 1, 0])),
+    "average pool": ("avg_pool2d", lambda: (f(2, 3, 8, 12), [2, 2])),
+    "average pool with padding": ("avg_pool2d", lambda: (f(2, 3, 8, 12), [3, 3], [2, 2], [1, 1])),
+    "average pool, uneven": ("avg_pool2d", lambda: (f(2, 3, 7, 11), [3, 3], [1, 1], [1, 1])),
+    "average pool of volumes": ("avg_pool3d", lambda: (f(2, 3, 6, 6, 4), [2, 3, 2], [2, 1, 2], [0, 1, 0])),
+    "adaptive pool": ("_adaptive_avg_pool2d", lambda: (f(2, 3, 8, 12), [4, 6])),
+    "nearest": ("upsample_nearest2d", lambda: (f(2, 3, 4, 6), [8, 18])),
+    "nearest, uneven": ("upsample_nearest2d", lambda: (f(2, 3, 5, 7), [10, 21])),
+    "nearest to fewer": ("upsample_nearest2d", lambda: (f(2, 3, 8, 12), [4, 4])),
+    "nearest of lines": ("upsample_nearest1d", lambda: (f(2, 3, 6), [12])),
+    "nearest, exact": ("_upsample_nearest_exact2d", lambda: (f(2, 3, 9, 6), [3, 12])),
+    "bilinear": ("upsample_bilinear2d", lambda: (f(2, 3, 4, 6), [8, 18], False)),
+    "bilinear, uneven": ("upsample_bilinear2d", lambda: (f(2, 3, 5, 7), [10, 28], False)),
+    "bilinear to fewer": ("upsample_bilinear2d", lambda: (f(2, 3, 8, 12), [4, 4], False)),
+    "trilinear": ("upsample_trilinear3d", lambda: (f(2, 3, 2, 3, 4), [4, 6, 8], False)),
+    "bicubic": ("upsample_bicubic2d", lambda: (f(2, 3, 4, 6), [8, 12], False)),
+    "constant padding": ("constant_pad_nd", lambda: (f(2, 3, 6, 8), [1, 2, 2, 0], 1.5)),
+    "cropping": ("constant_pad_nd", lambda: (f(2, 3, 8, 9), [-1, 0, 1, -2])),
+    "reflection": ("reflection_pad2d", lambda: (f(2, 3, 6, 9), [2, 1, 3, 2])),
+    "reflection, uneven": ("reflection_pad2d", lambda: (f(2, 3, 5, 7), [1, 2, 1, 1])),
+    "replication": ("replication_pad2d", lambda: (f(2, 3, 5, 7), [2, 1, 3, 2])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_cut_planes_are_those_of_one_device(name: str) -> None:
+    torch.manual_seed(6)
+    base, make = PLANES[name]
+    arguments, cuts = make(), {"b": 2} if "lines" in name else BOTH
+    results = (0, 1) if "max" in base else (0,)
+    assert_as_on_one_device(Step(f"aten.{base}.default", arguments, image_results=results), cuts)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANES if "constant" not in name and name != "cropping"])
+def test_gradients_of_cut_planes_are_those_of_one_device(name: str) -> None:
+    torch.manual_seed(7)
+    base, make = PLANES[name]
+    image, *rest = make()
+    made = torch_op(f"aten.{base}.default")(image, *rest)
+    out, *indices = made if isinstance(made, tuple) else (made,)
+    gradient = f(*out.shape)
+    if "upsample" in base:
+        given: tuple[Any, ...] = (gradient, rest[0], list(image.shape), *rest[1:])
+    elif "_pool" in base and "adaptive" not in base:
+        defaults = [[], [0], [1], False] if indices else [[], [0], False, True, None]
+        numbers = [*rest, *defaults[len(rest) - 1 :]]
+        given = (gradient, image, *numbers, *indices)
+    else:
+        given = (gradient, image, *(rest if "pad" in base else ()))
+    images = tuple(range(sum(isinstance(each, Tensor) for each in given)))
+    assert_as_on_one_device(Step(f"aten.{base}_backward.default", given, images), {"b": 2} if "lines" in name else BOTH)
