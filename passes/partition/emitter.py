@@ -25,6 +25,8 @@ class LocalEmitter(Emitter):
     def __init__(self, mesh: Mesh, loc: Location) -> None:
         super().__init__(loc)
         self.mesh = mesh
+        self.halo_bytes = 0
+        """The bytes that a rank sends of halos, by the exchanges that were built with it."""
 
     def size(self, axes: tuple[str, ...]) -> int:
         """How many chunks a dim that is sharded over `axes` has."""

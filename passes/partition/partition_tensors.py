@@ -8,7 +8,7 @@ Before (global shapes)                                After (local shapes, over 
 A dim that its axes do not divide is padded to whole chunks; where an op would reduce the padding with the rest, the
 padding is masked first. Ops over a sharded vocabulary become lookups of a rank's own indices
 (`partition/vocabulary.py`), and a batch norm over a sharded batch all-reduces its statistics
-(`partition/batch_norm.py`).
+(`partition/batch_norm.py`). Ops on images that are cut in space exchange halos with neighbours (`partition/images/`).
 
 Needs: level `aten`, placements propagated (`propagate-placements`).   Keeps: values, up to the order of sums.
 Source: GSPMD (arXiv:2105.04663), section 3.5, for halo-free partitioning with padding and masks.
@@ -53,7 +53,7 @@ from ..sharding.rules.windows import Window
 from . import attention, batch_norm, class_losses, experts, ring_attention, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
-from .images import convolution, group_norm, planes
+from .images import convolution, group_norm, halo_remarks, planes
 from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
 from .reshard import Resharder
@@ -73,11 +73,11 @@ class PartitionTensors(Pass):
     def run(self, module: Module) -> Report:
         new_module = module.successor()
         new_module.level = Level.COMM
-        count = 0
+        count, halos = 0, CountedRemarks(self.name)
         for function in module.functions().values():
-            count += _Partitioner(function, new_module).rewrite()
+            count += _Partitioner(function, new_module, halos).rewrite()
         module.become(new_module)
-        return Report(count, _communication(module))
+        return Report(count, (*_communication(module), *halos.remarks()))
 
 
 def _communication(module: Module) -> tuple[Remark, ...]:
@@ -98,8 +98,9 @@ def _communication(module: Module) -> tuple[Remark, ...]:
 class _Partitioner:
     """The rewrite of one function; `values` maps its old values to new ones."""
 
-    def __init__(self, function: Operation, module: Module) -> None:
+    def __init__(self, function: Operation, module: Module, halos: CountedRemarks) -> None:
         self.mesh: Mesh = module.mesh
+        self.halos = halos
         self.blocks = blocks_in(module)
         self.old = function
         name = name_of(function)
@@ -169,7 +170,10 @@ class _Partitioner:
         if lowered and lowered[0].lowering in (Lowering.HALO, Lowering.STATISTICS):
             cuts = [self._shards(strategy, old_values, types) for strategy in dict.fromkeys(lowered)]
             name, args, kwargs = with_local_sizes(local.name, local.args, local.kwargs, metas(types), shapes)
-            return _IMAGES[call.name](emitter, Call(name, tuple(args), dict(kwargs)), cuts, local_types)
+            made = _IMAGES[call.name](emitter, Call(name, tuple(args), dict(kwargs)), cuts, local_types)
+            if lowered[0].lowering is Lowering.HALO:
+                halo_remarks.remark(self.halos, emitter, cuts, from_location(op.location))
+            return made
         if lowered:
             shards = self._shards(lowered[0], old_values, types)
             ring = lowered[0].lowering is Lowering.RING

@@ -9,6 +9,9 @@ Before (a convolution of 3 rows, sp=2)          After
 A permute is a rotation, so what the outermost ranks receive has come round: the op's own padding takes its place.
 Where the halo is longer than a chunk, further permutes bring rows from further away; where it is longer than all other
 chunks, a gather brings them. Gradients of the halo travel back and are added where they came from.
+
+Source: Dryden et al., "Improving strong-scaling of CNN training by exploiting finer-grained parallelism"
+(arXiv:1903.06681).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from ....ir.bindings import Value
 from ....ir.collectives import ALL_GATHER, PERMUTE, REDUCE_SCATTER
 from ....ir.operations import set_use
-from ....ir.types import TensorType, from_mlir
+from ....ir.types import TensorType, element_bytes, from_mlir
 from ...sharding.rules.windows import Edge, Halo, Linear, Window
 from ..emitter import LocalEmitter
 
@@ -155,17 +158,20 @@ class Exchange:
 
     def _permuted(self, value: Value, shift: int) -> Value:
         made = self.emitter.op(PERMUTE, value, list(self.cut.axes), shift, type=from_mlir(value.type))
+        self.emitter.halo_bytes += element_bytes(from_mlir(value.type))
         set_use(made.owner, self.use)
         return made
 
     def _gathered(self, value: Value) -> Value:
         type_ = self._with(value, self.halo.held)
+        self.emitter.halo_bytes += element_bytes(from_mlir(value.type)) * (self.halo.parts - 1)
         made = self.emitter.op(ALL_GATHER, value, list(self.cut.axes), self.cut.dim, type=type_)
         set_use(made.owner, self.use)
         return made
 
     def _scattered(self, gradient: Value) -> Value:
         type_ = self._with(gradient, self.halo.chunk)
+        self.emitter.halo_bytes += element_bytes(type_) * (self.halo.parts - 1)
         return self.emitter.op(REDUCE_SCATTER, gradient, list(self.cut.axes), self.cut.dim, "sum", type=type_)
 
     def _missing(self) -> tuple[int, int]:

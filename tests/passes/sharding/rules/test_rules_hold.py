@@ -11,6 +11,8 @@ from .cases import CASES
 from .joint_graphs import MODELS, Recorded, calls, to_metas
 from .ranks import gathered, run, run_on_ranks, tensors_of, with_tensors
 
+_COMMUNICATES = (Lowering.STATISTICS, Lowering.HALO, Lowering.EXCHANGE)
+
 
 def strategies_of(call: Recorded) -> OpStrategies:
     """The strategies of a recorded call."""
@@ -20,13 +22,13 @@ def strategies_of(call: Recorded) -> OpStrategies:
 def failures(call: Recorded) -> list[str]:
     """The strategies of the call whose result differs from that of one device, with the difference.
 
-    What an op communicates inside is not computed here: `../../partition/test_batch_norm.py` runs statistics, and
-    `tests/end_to_end/test_experts.py` exchanges of rows.
+    What an op communicates inside is not computed here: `../../partition/test_batch_norm.py` runs statistics,
+    `../../partition/images/test_halos.py` halos, and `tests/end_to_end/test_experts.py` exchanges of rows.
     """
     messages = []
     for strategy in strategies_of(call).strategies:
         for parts in (2, 3):
-            if strategy.legal(parts) and strategy.lowering not in (Lowering.STATISTICS, Lowering.EXCHANGE):
+            if strategy.legal(parts) and strategy.lowering not in _COMMUNICATES:
                 try:
                     _check(call, strategy, parts)
                 except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
