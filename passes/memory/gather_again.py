@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ...ir.bindings import Value, mlir
-from ...ir.collectives import ALL_GATHER
 from ...ir.dialects.context import context
 from ...ir.locations import to_location
-from ...ir.module import Module, Record
+from ...ir.module import Module
 from ...ir.operations import is_recomputed, set_use, use_of
 from ..graph import Graph, Node, copy_node
+from .gathers import is_between_nodes
 from .kept import behind
 
 Chain = tuple[Node, ...]
@@ -58,7 +58,7 @@ class _Gathers:
             [value] = node.operands
         records = dict(self.graph.arguments)
         record = records.get(value, {})
-        while nodes and (use_of(nodes[-1].op) is None or _is_across(nodes[-1], record)):
+        while nodes and (use_of(nodes[-1].op) is None or is_between_nodes(nodes[-1], record)):
             nodes.pop()  # casts of the parameter, and a gather between nodes, serve all its gathers
         if not nodes or not record.get("stored") or record.get("gather") == "once":
             return ()
@@ -85,12 +85,6 @@ class _Gathers:
                     set_use(values[each.values[0]].owner, self._uses)
         self._uses += 1
         return values[chain[-1].values[0]]
-
-
-def _is_across(node: Node, record: Record) -> bool:
-    """Whether a node gathers a parameter over axes that it crosses once a step."""
-    axes = node.call.args[1] if node.call is not None and node.name == ALL_GATHER else []
-    return bool(axes) and "within" in record and not {*axes} & {*record["within"]}
 
 
 def _key(chain: Sequence[Node]) -> object:

@@ -22,6 +22,7 @@ all-reduce with its weight gradient (arXiv:2205.05198, appendix).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -36,6 +37,7 @@ from ..base import Pass, Report
 from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..option_values import Range
+from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
 from .kinds import ALL, kind_of, kinds_in
 
@@ -47,8 +49,8 @@ class HoistCollectives(Pass):
     name: ClassVar[str] = "hoist-collectives"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
     prefetch: Annotated[int, Range(0, unit="layers")] = 1
-    """How many calls of layers the gather of a stored parameter is moved ahead of; each may hold a layer's parameters
-    whole."""
+    """How many units the gather of a stored parameter is moved ahead of; each may hold its parameters whole. A unit is
+    a call of a layer, or what one module does with its gathered parameters."""
     kinds: str = ALL
     """Which kinds of communication move, separated by commas; none: no kind."""
     once: bool = False
@@ -62,10 +64,14 @@ class HoistCollectives(Pass):
         for function in module.functions().values():
             is_entry = function in stages
             pending: list[Operation] = []
+            gathered: dict[Value, tuple[str, bool]] = {}
             for op in list(operations(function))[:-1]:
+                gathered.update(_gathered_by(op, gathered))
                 if _is_collective(op):
                     stays = kind_of(op) not in kinds or (is_entry and axis in from_attribute(op.attributes["axes"]))
-                    independent = [] if stays else self._independent(op, pending, is_barrier, is_entry=is_entry)
+                    independent = (
+                        [] if stays else self._independent(op, pending, gathered, is_barrier, is_entry=is_entry)
+                    )
                     _move_after(op, independent)
                     moved += len(independent)
                     if independent:
@@ -79,7 +85,13 @@ class HoistCollectives(Pass):
         return Report(moved, remarks.remarks())
 
     def _independent(
-        self, collective: Operation, pending: list[Operation], is_barrier: IsBarrier, *, is_entry: bool
+        self,
+        collective: Operation,
+        pending: list[Operation],
+        gathered: Mapping[Value, tuple[str, bool]],
+        is_barrier: IsBarrier,
+        *,
+        is_entry: bool,
     ) -> list[Operation]:
         """The operations since the last collective on which this one does not depend, in order.
 
@@ -88,12 +100,14 @@ class HoistCollectives(Pass):
         needed: set[Value] = set(collective.operands)
         sent_before = _sent_before(collective)
         independent = []
-        calls = 0
+        own = {_module(collective)}
+        units: set[object] = set()
         for op in reversed(pending):
             if is_barrier(op) or idiom_of(op.location) in (CHUNK, SPLIT_LOSS):
                 break  # operations of a chunk stay together, or all chunks would be alive at once
-            calls += callee(op) is not None
-            if calls > self.prefetch and use_of(collective) is not None:
+            units.update([op] if callee(op) is not None else (gathered[v] for v in op.operands if v in gathered))
+            units.difference_update(own)
+            if len(units) > self.prefetch and use_of(collective) is not None:
                 break  # earlier, whole parameters would pile up
             if any(result in needed for result in op.results) or any(value in sent_before for value in op.operands):
                 if is_entry and (callee(op) is not None or op.operation.name in TRANSFERS):
@@ -102,6 +116,21 @@ class HoistCollectives(Pass):
             else:
                 independent.append(op)
         return independent[::-1]
+
+
+def _module(op: Operation) -> tuple[str, bool]:
+    """The module that an operation belongs to, and whether it is of its backward."""
+    origin = from_location(op.location)
+    return origin.module_path, origin.backward
+
+
+def _gathered_by(op: Operation, gathered: Mapping[Value, tuple[str, bool]]) -> dict[Value, tuple[str, bool]]:
+    """The results of the gather of a stored parameter, or of a view of one, with the module that it is for."""
+    if use_of(op) is not None:
+        return dict.fromkeys(op.results, _module(op))
+    call = read(op) if len(op.operands) == 1 and op.operands[0] in gathered else None
+    is_view = call is not None and call.name in VIEWS
+    return dict.fromkeys(op.results, gathered[op.operands[0]]) if is_view else {}
 
 
 def _sent_before(collective: Operation) -> set[Value]:

@@ -7,6 +7,8 @@ result is one microbatch's part, such as zeros for a microbatch's rows. A varyin
 - *light* otherwise: it needs inputs only, and is recomputed wherever its result is used; so are operations of the
   backward that use values of the forward only.
 
+Light too are gathers of a stored parameter for one use: each task that uses it gathers it.
+
 A collective over microbatches is *late* if no varying operation needs its result: a sum accumulated over microbatches,
 or an output of which each microbatch computes a part. It is *early* if it reduces what inputs alone give (the count of
 a loss), and *midway* if the forward makes what it reduces and the backward alone needs it (how many tokens go to each
@@ -27,6 +29,7 @@ from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import AxisPlacement, Shard
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from ..graph import Graph, Node
+from ..memory.gathers import gathers_of_uses
 
 _SUMS = (ALL_REDUCE, REDUCE_SCATTER)
 
@@ -52,6 +55,8 @@ class MicrobatchAnalysis:
     """Nodes of no stage, of which every rank of the pipeline runs its part (`shared_work.py`)."""
     after: set[Node] = field(default_factory=set)
     """Nodes that run once, after late sums; also adds before such sums, which commute with them."""
+    gathers: set[Node] = field(default_factory=set)
+    """Nodes that gather stored parameters in each task that uses them; no task keeps their results for another."""
 
     def __post_init__(self) -> None:
         graph = self.graph
@@ -62,6 +67,7 @@ class MicrobatchAnalysis:
         self.tangent = graph.dependents(tangents)
         self._find_owned()
         self._find_reductions()
+        self.gathers = gathers_of_uses(graph, self.varying, {*self.after, *self.late, *self.early, *self.midway})
 
     @property
     def forward(self) -> list[Node]:
@@ -78,11 +84,13 @@ class MicrobatchAnalysis:
     @property
     def once(self) -> list[Node]:
         """Nodes that run once a step, before the microbatches or after early reductions."""
-        others = {*self.varying, *self.after, *self.late, *self.midway}
+        others = {*self.varying, *self.after, *self.late, *self.midway, *self.gathers}
         return [n for n in self.graph.nodes if n not in others]
 
     def is_light(self, node: Node) -> bool:
-        """Whether a node varies, but belongs to no stage."""
+        """Whether a node runs in tasks, but belongs to no stage."""
+        if node in self.gathers:
+            return True
         if node not in self.varying or node in self.after or node in self.shared_work:
             return False
         return node not in self.anchored or (node.origin.backward and node not in self.tangent)

@@ -102,7 +102,7 @@ class Outliner:
                 nodes_to_do.add(node)
                 waiting += node.operands
         nodes_to_do.difference_update(segment.barrier)
-        for node in nodes_to_do - set(segment.nodes):
+        for node in nodes_to_do - set(segment.nodes) - analysis.gathers:
             self.light.update({(segment.stage, v): v for v in node.values})
         nodes = [node for node in graph.nodes if node in nodes_to_do]
         values = {v for node in nodes for v in node.values}

@@ -141,12 +141,18 @@ def test_buckets_move_the_same_bytes_in_fewer_collectives(size: str, collectives
 
 
 @pytest.mark.parametrize(
-    ("level", "gathered", "scattered"), [(1, P, P), (2, P, MICROBATCHES * P), (3, P + R, MICROBATCHES * P)]
+    ("line", "gathered", "scattered"),
+    [
+        ("1 over dp", P, P),
+        ("2 over dp", P, MICROBATCHES * P),
+        ("3 over dp", MICROBATCHES * (P + R), MICROBATCHES * P),
+        ("3 over dp { keep forward }", P, MICROBATCHES * P),
+    ],
 )
-def test_under_a_pipeline_level_1_scatters_once_a_step_and_2_and_3_for_each_microbatch(
-    level: int, gathered: int, scattered: int, sent: Counter[str]
+def test_under_a_pipeline_level_1_scatters_once_a_step_2_for_each_microbatch_and_3_gathers_for_each_too(
+    line: str, gathered: int, scattered: int, sent: Counter[str]
 ) -> None:
-    step(f"zero {level} over dp\npipeline over pp {{ microbatches {MICROBATCHES} }}")
+    step(f"zero {line}\npipeline over pp {{ microbatches {MICROBATCHES} }}")
     assert bytes_of(sent) == formula(gathered, scattered)
 
 
