@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from ..diagnostics import Span
 from . import globs
-from .error import PlanCode, PlanError
+from .error import PlanCode, PlanError, RoutingCode
 from .plan import Plan
 from .routing.experts import Experts
 from .shard import Dim, Role, ShardParameters, StoreParameters, layout_dim
@@ -110,7 +110,25 @@ def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
     for statement in (*plan.parameters, *plan.experts, *plan.stored):
         for index, pattern in enumerate(statement.only if isinstance(statement, Zero) else statement.patterns):
             if not any(globs.matches(pattern, text) for text in known):
+                if isinstance(statement, Experts):
+                    _check_one_parameter(statement, pattern, index, tuple(names))
                 raise _no_match(pattern, statement.places.pattern(index), tuple(known))
+
+
+def _check_one_parameter(statement: Experts, pattern: str, index: int, names: Sequence[str]) -> None:
+    """Raise PlanError E0140 where a pattern names a list of modules, one for each expert."""
+    for name in names:
+        parts = name.split(".")
+        lists = [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdecimal()]
+        if any(globs.matches(pattern, each) for each in lists):
+            raise PlanError(
+                RoutingCode.BAD_EXPERTS,
+                f'"{pattern}" names a list of modules, one for each expert, such as that of "{name}"',
+                span=statement.places.pattern(index),
+                expected="expected modules that own parameters (experts, ..)",
+                help="keep the matrices of a layer's experts in one parameter (experts, out, in), and multiply each "
+                "row by that of its expert: torch.bmm of weights[experts]; or leave experts out, and say: zero 3",
+            )
 
 
 def _no_match(pattern: str, span: Span | None, known: tuple[str, ...]) -> PlanError:

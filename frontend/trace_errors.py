@@ -146,12 +146,34 @@ def user_errors(model: nn.Module) -> Iterator[None]:
 
 
 def _with_setting(error: CaptureError, model: nn.Module) -> CaptureError:
-    """The error of a shape or branch by values, with the setting by which a library's experts need no loop."""
-    loops = error.code in ("E0220", "E0221") and getattr(model, _SETTER, None) is not None
-    if not loops or getattr(getattr(model, "config", None), "_experts_implementation", None) in _WITHOUT_LOOP:
+    """The error of a shape or branch by values, with what a loop over experts that picks the rows of each needs."""
+    if error.code not in ("E0220", "E0221"):
         return error
-    help = f'{error.help}; for a loop over experts, call model.{_SETTER}("{_WITHOUT_LOOP[0]}") first'
+    if getattr(model, _SETTER, None) is not None:
+        if getattr(getattr(model, "config", None), "_experts_implementation", None) in _WITHOUT_LOOP:
+            return error
+        way = f'call model.{_SETTER}("{_WITHOUT_LOOP[0]}") first'
+    elif (modules := _list_of_modules(model, error.span)) is not None:
+        way = (
+            f"such as one over self.{modules}, multiply each row by the matrix of its expert: torch.bmm of "
+            "weights[experts], where weights (experts, out, in) is one parameter"
+        )
+    else:
+        return error
+    help = f"{error.help}; for a loop over experts, {way}"
     return CaptureError(error.code, error.message, span=error.span, expected=error.expected, help=help)
+
+
+def _list_of_modules(model: nn.Module, span: Span | None) -> str | None:
+    """The list of modules that a module has in whose forward a line stands; None: it has none."""
+    for module in model.modules():
+        lists = [name for name, child in module.named_children() if isinstance(child, nn.ModuleList)]
+        code = getattr(type(module).forward, "__code__", None)
+        if lists and span is not None and code is not None and code.co_filename == span.file:
+            lines = [line for *_, line in code.co_lines() if line is not None]
+            if min(lines) <= span.line <= max(lines):
+                return lists[0]
+    return None
 
 
 def _placed(model: nn.Module, error: CaptureError) -> CaptureError:

@@ -17,8 +17,10 @@ from ..source import Places, Source, tokens
 from ..spelling import shape_text, shortened
 
 _LATER = {
-    "move": "tokens are moved to the ranks of their experts",
-    "inner": 'shard cuts the other dims of experts, such as: shard "*.experts.down_proj" dim 2 over tp',
+    "move": "tokens are moved to the ranks of their experts; to move weights instead, leave experts out, and say: "
+    'zero 3 over ep { only "*.experts" }',
+    "inner": 'shard cuts the other dims of experts: shard "*.experts.up" dim 1 over tp, and '
+    'shard "*.experts.down" dim 2 over tp',
     "chunks": "all rows of a layer go at once",
     "order": "experts lie in the model's order",
 }

@@ -81,7 +81,8 @@ class BoundExperts(Pass):
                     span=statement.span,
                     expected="expected weights (experts, ..) of products in groups, or of one chosen for each row",
                     help="match the module that owns the experts; a Hugging Face model computes them so with "
-                    'experts_implementation="grouped_mm"',
+                    'experts_implementation="grouped_mm", and a list of modules, each of one expert, does not: keep '
+                    "their matrices in one parameter (experts, out, in)",
                 )
 
 

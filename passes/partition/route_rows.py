@@ -19,6 +19,7 @@ Source: GShard (arXiv:2006.16668) for the exchange; MegaBlocks (arXiv:2211.15841
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -30,8 +31,8 @@ from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import ALL_TO_ALL, ALL_TO_ALL_ROWS, EXPERT_LINEAR, EXPERT_PRODUCTS
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
-from ...ir.module import Level, Module
-from ...ir.operations import Call, build
+from ...ir.module import Level, Module, operations
+from ...ir.operations import Call, build, read
 from ...ir.placement import axes_size
 from ...ir.types import TensorType, element_bytes, from_mlir, to_mlir
 from ..base import Pass, Report
@@ -61,6 +62,8 @@ class RouteRows(Pass):
             for message, op in router.messages():
                 remarks.applied(message, from_location(op.location), weights[name])
             erase_unused(function)
+            for message, op in router.advice():
+                remarks.missed(message, from_location(op.location), weights[name])
         return Report(count, remarks.remarks())
 
 
@@ -98,6 +101,8 @@ class _Router:
     routes: dict[tuple[Value, tuple[str, ...], int], _Route] = field(default_factory=dict)
     _routed: dict[tuple[int, Value], Value] = field(default_factory=dict)
     """By route and value, its rows where their experts are, sorted by expert."""
+    _weights_moved: Counter[int] = field(default_factory=Counter)
+    """By route, the bytes of a rank's experts, once for each time that weights moved instead would cross ranks."""
 
     def route(self) -> int:
         """Replace every product by expert; returns how many there were."""
@@ -138,6 +143,30 @@ class _Router:
                 room = f"room for {route.bound} rows, {prod(route.rows)} a rank on average"
                 yield f"rows go to the ranks of their experts over {', '.join(route.axes)}: {room}", route.order.owner
 
+    def advice(self) -> Iterator[tuple[str, Operation]]:
+        """Where it sends fewer bytes to move weights instead of rows: their gathers, and the sum of their gradients.
+
+        Source: Tutel (arXiv:2206.03382), section 3.1: the cheaper of the two flows.
+        """
+        for route in self.routes.values():
+            ranks = axes_size(self.module.mesh, route.axes)
+            by_rows = self._exchanged(route) * (ranks - 1) // ranks
+            by_weights = self._weights_moved[id(route)] * (ranks - 1)
+            if route.axes and by_weights < by_rows:
+                owner = from_location(route.order.owner.location).module_path.rpartition(".")[2]
+                statement = f'zero 3 over {", ".join(route.axes)} {{ only "*.{owner}" }}'
+                yield (
+                    f"a rank sends {by_rows} bytes of rows, and would send {by_weights} of weights: {statement} "
+                    "without experts moves these instead",
+                    route.order.owner,
+                )
+
+    def _exchanged(self, route: _Route) -> int:
+        """The bytes of the even share of rows that a rank exchanges, those for itself included."""
+        calls = [call for op in operations(self.graph.function) if (call := read(op)) is not None]
+        exchanges = [c for c in calls if c.name == ALL_TO_ALL_ROWS and c.args[-1] in (route.sent, route.received)]
+        return prod(route.rows) * sum(_row_bytes(call.args[0], (1,)) for call in exchanges)
+
     def _replace(self, node: Node, emitter: Emitter) -> None:
         assert node.call is not None
         x, other, experts, axes, *numbers = node.call.args
@@ -153,7 +182,10 @@ class _Router:
             back = self._back(route, product, type_, emitter)
             self._routed[id(route), back] = product
             self._replace_value(node, back)
+            if not node.origin.backward:
+                self._weights_moved[id(route)] += element_bytes(from_mlir(other.type))  # gathered for the forward
         else:
+            self._weights_moved[id(route)] += 2 * element_bytes(type_)  # gathered for the backward, and summed
             a, b = (self._rows(route, v, emitter) for v in (x, other))
             self._replace_value(
                 node, emitter.op("stretto.grouped_outer_products.default", a, b, route.ends, type=type_)

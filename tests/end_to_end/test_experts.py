@@ -34,7 +34,7 @@ from torch import Tensor
 from ..forked_ranks import values_of_ranks
 from ..subsets import only
 from .checking import assert_report, compiled_model
-from .expert_models import CHOICES, COUNT, WIDTH, Experts, GroupedExperts, Mixture
+from .expert_models import CHOICES, COUNT, INNER, WIDTH, Experts, GroupedExperts, Mixture
 from .traffic import kinds, messages
 
 BATCH, SEQ = 4, 2
@@ -49,6 +49,7 @@ PLANS = (
     'mesh (cp=2)\nexperts "*.experts" over cp\nshard inputs dim 1 over cp',
     'mesh (dp=2)\nexperts "*.experts" over dp\nzero 3 over dp',
     'mesh (dp=2)\nshard "*.shared" dim 0 over dp',
+    'mesh (dp=2)\nzero 3 over dp { only "*.experts" }',
 )
 
 
@@ -111,6 +112,21 @@ def test_explain_counts_the_even_share_of_rows() -> None:
     shown = {row["kind"]: row for row in explain(_compiled(FOLDED, Experts, 1).program).to_json()["totals"]}
     rows = BATCH * SEQ * CHOICES // 2
     assert shown["all_to_all_rows"]["sent_bytes"] == 4 * rows // 2 * WIDTH * 8
+
+
+def _advice(made: Compiled) -> list[str]:
+    remarks = [remark for run in made.runs for remark in run.report.remarks]
+    return [remark.message for remark in remarks if "of weights" in remark.message]
+
+
+def test_explain_says_where_weights_are_fewer_bytes_than_rows() -> None:
+    """A rank sends half of its rows 4 times; its half of the experts it would send 3 times."""
+    of_rows = 4 * BATCH * SEQ * CHOICES // 2 * WIDTH * 8 // 2
+    of_weights = 3 * COUNT // 2 * 3 * INNER * WIDTH * 8
+    assert of_rows < of_weights and not _advice(_compiled(FOLDED, Experts, 1))
+    [advice] = _advice(compiled_model(Mixture(), {"x": torch.randn(BATCH, 8 * SEQ, WIDTH)}, FOLDED))
+    assert advice.startswith(f"a rank sends {8 * of_rows} bytes of rows, and would send {of_weights} of weights")
+    assert 'zero 3 over dp { only "*.experts" } without experts' in advice
 
 
 @pytest.fixture

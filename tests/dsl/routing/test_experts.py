@@ -33,6 +33,7 @@ def test_experts_are_cut_outside_of_what_shard_cuts() -> None:
         ('experts "a" over dp { bound 2 bound 3 }', 'experts sets "bound" twice', "keep one of them"),
         ('experts "a" over dp { capacity 1.25 }', "experts cannot drop rows yet", "state a bound instead"),
         ('experts "a" over dp { inner tp }', 'experts cannot set "inner" yet', "shard cuts the other dims"),
+        ('experts "a" over dp { move auto }', 'experts cannot set "move" yet', 'zero 3 over ep { only "*.experts" }'),
         ('experts "a" over dp, dp', 'the axis "dp" is used twice on one tensor', 'name "dp" once'),
         ('experts "a{" over dp', "cannot be read", ""),
         ('experts "a" over ep', 'the mesh has no axis "ep"', ""),
@@ -58,3 +59,13 @@ def test_parameters_that_do_not_fit_are_refused(text: str, message: str) -> None
     with pytest.raises(PlanError) as caught:
         resolve_parameters(Plan.parse(MESH + text), [ParameterInfo(EXPERTS.name, (), shape, EXPERTS.owner_kind)])
     assert message in str(caught.value)
+
+
+def test_a_list_of_modules_is_refused_with_the_way_to_write_experts() -> None:
+    names = ("layers.0.experts.0.w1.weight", "layers.0.experts.1.w1.weight")
+    infos = [ParameterInfo(name, (), (8, 6), OwnerKind.LINEAR) for name in names]
+    with pytest.raises(PlanError) as caught:
+        resolve_parameters(Plan.parse(MESH + 'experts "*.experts" over dp'), infos)
+    error = caught.value
+    assert error.code == "E0140" and "one for each expert" in error.message
+    assert error.help is not None and "one parameter (experts, out, in)" in error.help

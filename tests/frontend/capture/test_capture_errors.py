@@ -368,6 +368,29 @@ def test_a_function_transform_is_named_at_its_line(transform: str) -> None:
     assert_at(error, body, transform)
 
 
+@pytest.mark.parametrize("picks", ["nonzero", "tolist"])
+def test_a_loop_over_a_list_of_experts_says_how_to_write_them(picks: str) -> None:
+    class Looping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            chosen = x.argmax(-1) % 2
+            if picks == "tolist" and chosen.tolist()[0] == 1:
+                return x.sum()
+            out = torch.zeros_like(x)
+            for number, expert in enumerate(self.experts):
+                (rows,) = (chosen == number).nonzero(as_tuple=True)
+                out = out.index_add(0, rows, expert(x[rows]))
+            return out.sum()
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Looping(), (), {"x": torch.randn(3, 4)}, mode=Mode.TRAIN)
+    assert caught.value.code == ("E0220" if picks == "tolist" else "E0221")
+    assert caught.value.help is not None and "such as one over self.experts" in caught.value.help
+
+
 def test_a_loop_over_experts_names_the_setting_that_has_none() -> None:
     class Looping(nn.Module):
         config = types.SimpleNamespace(_experts_implementation="eager")
