@@ -3,5 +3,6 @@
 - `kernels.py`: what one instruction costs on a GPU. `regions.py`: which instructions are one kernel.
 - `layout.py`: where ranks lie on the cluster, and what a collective over an axis costs there.
 - `steps.py`: a function as what is priced, once for all its calls. `events.py`: the clocks of the ranks.
+- `timeline.py`: what ran when.
 - `simulation.py`: a step of a program, start reading there.
 """

@@ -9,16 +9,18 @@ for it.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .kernels import Kernel, Kind
 from .layout import Layout
 from .steps import Called, Receive, Send, Start, Step, Wait
+from .timeline import Task
 
 Messages = dict[tuple[int, int], deque[float]]
 """By sending and receiving stage: when what was sent arrives."""
 PIPELINE = "pipeline"
+COMPUTE = "compute"
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Rank:
 
     def __init__(
         self, functions: Mapping[str, list[Step]], arguments: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
-        layout: Layout, stage: int, messages: Messages, issue_seconds: float,
+        layout: Layout, stage: int, messages: Messages, issue_seconds: float, places: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self._functions, self._arguments = functions, arguments
         self._layout, self._stage, self._messages = layout, stage, messages
@@ -50,6 +52,9 @@ class Rank:
         self._thread = self._compute = 0.0
         self._lanes: defaultdict[str, float] = defaultdict(float)
         self._prices: dict[tuple[str, tuple[str, ...], int], float] = {}
+        self._places = places
+        self.tasks: list[Task] = []
+        """What ran when, where `places` were given."""
         self.spent = Spent()
 
     def run(self, entry: str) -> Iterator[None]:
@@ -85,6 +90,7 @@ class Rank:
         if self._thread > self._compute:
             self.spent.issuing += self._thread - self._compute
             self._compute = self._thread
+        self._note(COMPUTE, str(kernel.kind), kernel.location, self._compute, kernel.seconds)
         self._compute += kernel.seconds
         self.spent.computed[kernel.kind] += kernel.seconds
         self.spent.flops += kernel.flops
@@ -96,8 +102,9 @@ class Rank:
             self._prices[key] = self._layout.collective_seconds(*key, start.shift)
         axes = ", ".join(start.axes)
         lane = start.lane or axes
-        end = max(self._compute, self._thread, self._lanes[lane]) + self._prices[key]
-        self._lanes[lane] = end
+        begin = max(self._compute, self._thread, self._lanes[lane])
+        end = self._lanes[lane] = begin + self._prices[key]
+        self._note(lane, f"{start.kind} over {axes}", start.location, begin, self._prices[key])
         self.spent.communicated[axes] += self._prices[key]
         return end, axes
 
@@ -107,6 +114,7 @@ class Rank:
         begin = max(self._compute, self._lanes[lane])
         arrival = begin + self._layout.message_seconds(send.nbytes, between_nodes=across)
         self._lanes[lane] = arrival
+        self._note(lane, f"send over {send.axis}", None, begin, arrival - begin)
         self._messages.setdefault((self._stage, send.peer), deque()).append(arrival)
 
     def _wait(self, ready: float, whose: str) -> Iterator[None]:
@@ -118,3 +126,9 @@ class Rank:
         if ready > self._compute:
             self.spent.waited[whose] += ready - self._compute
             self._compute = ready
+
+    def _note(self, lane: str, name: str, location: int | None, begin: float, seconds: float) -> None:
+        """Keep a task, where somebody wants them."""
+        if self._places is not None and seconds > 0:
+            place = "" if location is None else self._places[location]
+            self.tasks.append(Task(self._stage, lane, name, place, begin, begin + seconds))

@@ -39,6 +39,8 @@ class Kernel:
     kind: Kind
     seconds: float
     flops: float = 0.0
+    location: int | None = None
+    """Of its first instruction, among the program's locations."""
 
 
 Types = Mapping[int, SlotType]

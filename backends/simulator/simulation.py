@@ -18,6 +18,7 @@ from ...runtime.rank.shards import local_shape
 from .events import Messages, Rank, Spent
 from .layout import Layout
 from .steps import FunctionSteps
+from .timeline import Task
 
 ISSUE_SECONDS = 5e-6
 """What the thread of a rank takes to issue one kernel: what a launch of CUDA costs, and little of Python."""
@@ -57,6 +58,8 @@ class Simulation:
     """Of one GPU in the program's format, per second."""
     memory_bytes: float
     """Of one GPU."""
+    tasks: tuple[Task, ...] = ()
+    """What ran when, where it was asked for."""
 
     @property
     def slowest(self) -> StageTime:
@@ -75,7 +78,7 @@ class Simulation:
         return flops / (self.seconds * self.peak_flops)
 
 
-def simulate(program: Program, cluster: Cluster) -> Simulation:
+def simulate(program: Program, cluster: Cluster, *, keeps_tasks: bool = False) -> Simulation:
     """Simulate one step. Raises ProgramError for a program whose slots have no types; errors: E0802, E0806."""
     program = program.validated
     device = find_gpu(cluster.gpu)
@@ -86,7 +89,8 @@ def simulate(program: Program, cluster: Cluster) -> Simulation:
     slots = {name: (function.arguments, function.results) for name, function in program.functions.items()}
     messages: Messages = {}
     entries = program.entries
-    ranks = [Rank(found, slots, layout, entry.stage or 0, messages, ISSUE_SECONDS) for entry in entries]
+    places = [f"{each.module} {each.file}:{each.line}".strip() for each in program.locations] if keeps_tasks else None
+    ranks = [Rank(found, slots, layout, entry.stage or 0, messages, ISSUE_SECONDS, places) for entry in entries]
     _run([rank.run(entry.name) for rank, entry in zip(ranks, entries, strict=True)])
     peaks = _peaks(program)
     stages = tuple(
@@ -98,7 +102,15 @@ def simulate(program: Program, cluster: Cluster) -> Simulation:
         for trained in [_trained(entry)]
     )  # fmt: skip
     format = "bf16" if program.manifest.dtype in ("bfloat16", "float16") else "fp32"
-    return Simulation(cluster, program.mesh.ranks, stages, _tokens(program), device.peak(format), device.memory_bytes)
+    return Simulation(
+        cluster,
+        program.mesh.ranks,
+        stages,
+        _tokens(program),
+        device.peak(format),
+        device.memory_bytes,
+        tuple(task for rank in ranks for task in rank.tasks),
+    )
 
 
 def _run(walks: list) -> None:  # type: ignore[type-arg]

@@ -8,7 +8,7 @@ region. Views cost nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...costs.kernels.gpu import Gpu
 from ...costs.kernels.memory_bound import moved_seconds
@@ -28,6 +28,7 @@ class Start:
     out: tuple[int, ...]
     shift: int = 1
     lane: str = ""
+    location: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class _Region:
     """By storage: the bytes that are read of it."""
     made: dict[int, int] = field(default_factory=dict)
     """By slot: the bytes that were computed."""
+    location: int | None = None
+    """Of its first instruction."""
 
 
 class FunctionSteps:
@@ -98,7 +101,7 @@ class FunctionSteps:
             return
         if step.op != "comm.wait":
             self._close(index)
-        self.steps.append(kernel or self._step(step))
+        self.steps.append(replace(kernel, location=step.loc) if kernel else self._step(step))
 
     def _move(self, step: Instruction) -> None:
         made = [slot for slot in step.writes() if slot in self._types and self._storage.get(slot, slot) == slot]
@@ -109,6 +112,8 @@ class FunctionSteps:
             if slot in self._types and storage not in self._region.made:
                 nbytes = min(read_bytes(step, slot, self._types), self._bytes(storage))
                 self._region.reads[storage] = max(self._region.reads.get(storage, 0), nbytes)
+        if not self._region.made:
+            self._region.location = step.loc
         for slot in made:
             self._region.made[slot] = self._types[slot].bytes
 
@@ -121,7 +126,7 @@ class FunctionSteps:
         written = sum(nbytes for slot, nbytes in region.made.items() if self._last_read.get(slot, -1) >= index)
         if region.made:
             seconds = float(moved_seconds(sum(region.reads.values()) + written, self._gpu))
-            self.steps.append(Kernel(Kind.MEMORY, seconds))
+            self.steps.append(Kernel(Kind.MEMORY, seconds, location=region.location))
 
     def _step(self, step: Instruction) -> Step:
         if step.op == "call":
@@ -139,7 +144,7 @@ class FunctionSteps:
         taken, given = self._sum(step.reads()), self._sum(step.writes())
         return Start(
             "all_to_all" if kind == "all_to_all_rows" else kind, tuple(map(str, axes)), max(taken, given),
-            step.writes(), _integer(step.kwargs.get("shift", 1)), step.lane,
+            step.writes(), _integer(step.kwargs.get("shift", 1)), step.lane, step.loc,
         )  # fmt: skip
 
     def _sum(self, slots: Sequence[int]) -> int:

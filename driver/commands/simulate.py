@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import TYPE_CHECKING
 
-from .arguments import add_allow_ops, add_json
+from .arguments import add_allow_ops, add_json, add_target_options, check_target_options, is_target
 from .outcome import Outcome, require_compiler
+
+if TYPE_CHECKING:
+    from ...runtime.program.program import Program
 
 HELP = "predict a program's step time and memory on a cluster"
 
@@ -16,32 +21,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Walk the program as its ranks would, with each instruction at its price on the cluster's GPUs and links. "
         "Nothing runs. docs/simulator.md has the formulas, and says how far they are from measurements."
     )
-    parser.add_argument("folder", metavar="DIR", help="a program folder")
+    parser.add_argument("path", metavar="DIR|TARGET", help="a program folder; with --plan a target, which is compiled")
+    parser.add_argument("--plan", metavar="FILE", help="the plan to compile the target with")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of a target; default: its own")
+    add_target_options(parser)
     parser.add_argument("--cluster", metavar="FILE", required=True, help="a cluster file: nodes, GPUs, links")
     parser.add_argument(
         "--set", metavar="ITEM=VALUE[,VALUE]", dest="changes", help="other values of an item of the cluster, a row each"
     )
+    parser.add_argument("--trace", metavar="FILE", help="also write what runs when, for Perfetto or chrome://tracing")
     add_allow_ops(parser)
     add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
     from ...backends.simulator.simulation import simulate
+    from ...backends.simulator.timeline import trace_events
     from ...dsl.clusters.cluster import Cluster
     from ...ops.allowed import allow_ops
-    from ...runtime.program.program import Program
     from ..report.simulation import show_simulation, show_sweep, simulation_json
+    from ..text.text_files import write_text
 
     allow_ops(*arguments.allow_ops)
     cluster = Cluster.load(arguments.cluster)
-    program = Program.load(arguments.folder)
+    program = _program(arguments)
     if arguments.changes:
+        if arguments.trace:
+            arguments.usage_error("--trace is of one simulation; leave out --set")
         item, _, values = arguments.changes.partition("=")
         found = [(value, simulate(program, cluster.changed(item, value))) for value in values.split(",")]
         return Outcome(
             0, lambda: show_sweep(item, found), lambda: {value: simulation_json(each) for value, each in found}
         )
-    simulation = simulate(program, cluster)
+    simulation = simulate(program, cluster, keeps_tasks=arguments.trace is not None)
+    if arguments.trace:
+        write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
     return Outcome(0, lambda: show_simulation(simulation), lambda: simulation_json(simulation))
+
+
+def _program(arguments: argparse.Namespace) -> Program:
+    """The program of a folder, or of a target and a plan: it is compiled and not kept."""
+    from ...runtime.program.program import Program
+
+    if arguments.plan is None:
+        if is_target(arguments.path):
+            arguments.usage_error("a target is compiled under a plan; name its file with --plan FILE")
+        return Program.load(arguments.path)
+    check_target_options(arguments, arguments.path)
+    from ...dsl.plan import Plan
+    from ..compile.compile_program import compile_program
+    from ..compile.compile_target import CompileJob, request_of
+
+    job = CompileJob(
+        arguments.path, arguments.plan, "", arguments.mode, arguments.dtype, arguments.batch, arguments.seq
+    )
+    return compile_program(request_of(job, Plan.load(arguments.plan))).program

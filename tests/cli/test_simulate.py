@@ -39,3 +39,21 @@ def test_a_slower_network_takes_longer(stretto: Command, program: Path, cluster:
 def test_a_wrong_item_is_refused_in_words(stretto: Command, program: Path, cluster: Path) -> None:
     done = stretto("simulate", program, "--cluster", cluster, "--set", "network=25")
     assert done.code == 1 and "E0804" in done.err and "a number with a unit glued to it" in done.err
+
+
+def test_a_trace_has_every_lane(stretto: Command, program: Path, cluster: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    done = stretto("simulate", program, "--cluster", cluster, "--trace", trace, "--json")
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {each["args"]["name"] for each in events if each["name"] == "thread_name"} >= {"compute", "dp", "tp"}
+    tasks = [each for each in events if each["ph"] == "X"]
+    computed = sum(each["dur"] for each in tasks if not each["name"].startswith("all_"))
+    (stage,) = json.loads(done.out)["stages"]
+    kinds = ("matrix products", "attention", "memory-bound")
+    assert computed / 1e6 == pytest.approx(sum(stage["parts"].get(kind, 0.0) for kind in kinds))
+    assert any("model.py:" in each["args"]["place"] for each in tasks)
+
+
+def test_a_target_needs_a_plan(stretto: Command, cluster: Path) -> None:
+    done = stretto("simulate", "model.py:make", "--cluster", cluster)
+    assert done.code == 2 and "name its file with --plan FILE" in done.err
