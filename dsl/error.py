@@ -77,6 +77,7 @@ class OverlapCode(StrEnum):
     """The error codes of the statement about overlap; `docs/errors.md` has a line for each."""
 
     BAD_OVERLAP = "E0142"
+    DOES_NOT_FIT = "E0143"
 
 
 Code = PlanCode | MemoryCode | RoutingCode | OverlapCode

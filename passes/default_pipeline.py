@@ -33,6 +33,7 @@ from .normalize.split_counts import SplitCounts
 from .normalize.split_means import SplitMeans
 from .overlap.assign_lanes import AssignLanes
 from .overlap.bucket_collectives import BucketCollectives
+from .overlap.cap_memory import CapMemory
 from .overlap.hoist_collectives import HoistCollectives
 from .overlap.start_collectives import StartCollectives
 from .overlap.use_local_statistics import UseLocalStatistics
@@ -152,6 +153,14 @@ def _names_lanes(config: PipelineConfig) -> bool:
     return bool(config.plan.overlap.own_lanes)
 
 
+def _caps(config: PipelineConfig) -> bool:
+    return _moves(config) or config.plan.overlap.memory is not None
+
+
+def _cap_memory(config: PipelineConfig) -> Pass:
+    return CapMemory(config.plan, config.follow_precision)
+
+
 def _kinds(config: PipelineConfig) -> str:
     return ",".join(config.plan.overlap.moved) or "none"
 
@@ -229,6 +238,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(lambda config: BucketCollectives(config.plan.bucket, "all_gather,reduce_scatter,all_reduce"), _buckets),
         Entry(lambda config: AssignLanes(",".join(config.plan.overlap.own_lanes)), _names_lanes),
         Entry(_start_collectives),
+        Entry(_cap_memory, _caps),
     ),
 }
 """The phases in their order."""

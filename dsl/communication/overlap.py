@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from lark import Token, Tree
 from ...diagnostics import Span
 from ..error import OverlapCode, PlanError, item_set_twice, unexpected_word
 from ..source import Places, Source, tokens
-from ..spelling import did_you_mean, listed, shortened
+from ..spelling import byte_count, bytes_text, did_you_mean, listed, shortened
 
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute", "send")
 """What may be hidden: collectives by kind, and the messages between the stages of a pipeline."""
@@ -22,7 +23,6 @@ COMPUTE, COMM = "compute", "comm"
 _BY_COST = ("2", "auto")
 _LATER = {
     "fuse": 'leave it out: "hide" names the kinds of communication that run beside other work',
-    "memory": "write zero { prefetch N } to bound how many layers are gathered ahead",
     "share": "name a lane: all lanes share a device alike",
 }
 """Items of the language that are not built, with what there is."""
@@ -46,6 +46,10 @@ class Overlap:
     """The kinds of communication that are moved, in place of a level; the others stay in place."""
     lanes: tuple[str, ...] = ()
     """Lanes: `compute`, `comm`, and axes whose collectives have a lane of their own; empty: those two."""
+    growth: float = 0.0
+    """By how many percent the peak of a rank may exceed what it needs with all communication in place."""
+    memory: int | None = None
+    """The bytes that a rank may need, in place of that."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, and of its lanes as axes."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -81,6 +85,8 @@ class Overlap:
     def __str__(self) -> str:
         items = [f"hide {', '.join(self.hide)}"] if self.hide else [f"level {self.level}"]
         items += [f"lanes {', '.join(self.lanes)}"] if self.lanes else []
+        items += [f"memory +{self.growth:g}%"] if self.growth else []
+        items += [f"memory {bytes_text(self.memory)}"] if self.memory is not None else []
         return f"overlap {{ {'  '.join(items)} }}"
 
 
@@ -101,7 +107,10 @@ def read_overlap(tree: Tree[Token], source: Source) -> Overlap:
         if name in spans:
             raise item_set_twice(OverlapCode.BAD_OVERLAP, "overlap", name, source.span_of(item), spans[name])
         spans[name] = source.span_of(item, values[-1])
-        fields[name] = _READERS[name](item, values, source)
+        if name == "memory":
+            fields |= _read_memory(item, values, source)
+        else:
+            fields[name] = _READERS[name](item, values, source)
         if name == "lanes":
             lanes = tuple(source.span_of(value) for value in values)
     places = Places(source.span_of(keyword, end), axes=lanes)
@@ -139,6 +148,17 @@ def _read_lanes(item: Token, values: Sequence[Token], source: Source) -> tuple[s
     return tuple(map(str, values))
 
 
+def _read_memory(item: Token, values: Sequence[Token], source: Source) -> dict[str, object]:
+    value = values[-1]
+    if len(values) == 1 and (percent := re.fullmatch(r"\+([0-9]{1,4}(\.[0-9]{1,3})?)%", value)):
+        return {"growth": float(percent[1])}
+    size = byte_count(value)
+    if size is None or len(values) > 1:
+        expected = ("a percentage such as +5%", "bytes with a unit, such as 60GB")
+        raise _refused(f'"memory" cannot be "{shortened(value)}"', value, expected, source)
+    return {"memory": size}
+
+
 def _check_once(what: str, value: Token, before: Sequence[Token], source: Source) -> None:
     if value in before:
         message = f'the {what} "{shortened(value)}" is named twice'
@@ -149,8 +169,9 @@ _READERS: dict[str, Callable[[Token, Sequence[Token], Source], object]] = {
     "level": _read_level,
     "hide": _read_kinds,
     "lanes": _read_lanes,
+    "memory": _read_memory,
 }
-"""By item, the function that reads its values; the field has the item's name."""
+"""By item, the function that reads its values; the field has the item's name, but for `memory`."""
 
 
 def check_overlap(statements: Sequence[object], axes: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from .custom_ops import IsBarrier, communication_barriers
+from .positions import copy_position
 
 Key = tuple[object, ...]
 """What the collectives of a bucket have in common."""
@@ -148,7 +149,9 @@ def _combine(bucket: _Bucket) -> None:
         [results] = build(
             Call(name, (operands, *constants)), [types], bucket.members[0].location, lane_of(bucket.members[0])
         )
-    set_use(results[0].owner.operands[0].owner, use_of(bucket.members[0]))
+    combined = results[0].owner.operands[0].owner
+    set_use(combined, use_of(bucket.members[0]))
+    copy_position(last, combined)
     for op, result in zip(bucket.members, results, strict=True):
         op.results[0].replace_all_uses_with(result)
         op.operation.erase()

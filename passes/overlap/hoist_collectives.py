@@ -40,6 +40,7 @@ from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
 from .kinds import ALL, kind_of, kinds_in
+from .positions import note_positions
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class HoistCollectives(Pass):
             is_entry = function in stages
             pending: list[Operation] = []
             gathered: dict[Value, tuple[str, bool]] = {}
-            for op in list(operations(function))[:-1]:
+            order, moved_before = list(operations(function)), moved
+            for op in order[:-1]:
                 gathered.update(_gathered_by(op, gathered))
                 if _is_collective(op):
                     stays = kind_of(op) not in kinds or (is_entry and axis in from_attribute(op.attributes["axes"]))
@@ -82,6 +84,8 @@ class HoistCollectives(Pass):
                     pending = [] if self.once else independent
                 else:
                     pending.append(op)
+            if moved > moved_before and not is_entry:
+                note_positions(order)
         return Report(moved, remarks.remarks())
 
     def _independent(

@@ -32,7 +32,7 @@ from ...ir.dialects.context import context
 from ...ir.lanes import lane_of
 from ...ir.locations import from_location
 from ...ir.module import Level, Module, callee, operations
-from ...ir.operations import Call, build, flatten, is_packing, read, results_of
+from ...ir.operations import Call, build, flatten, is_packing, made_by, read, results_of
 from ...ir.types import future_of
 from ..base import Pass, RemarkKind, Report
 from ..collective_text import collective_text
@@ -43,6 +43,7 @@ from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
 from .in_flight import bound_calls, bound_in_flight
 from .kinds import ALL, kind_of, kinds_in
+from .positions import copy_position
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,14 @@ def _split(
     with context():
         with mlir.InsertionPoint(op):
             futures = build(start, types, op.location, lane_of(op))
+            for future in flatten(futures):
+                copy_position(op, made_by(future))
         for result, future in zip(flatten(results), flatten(futures), strict=True):
             users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
             place = op if stays else _first_of([*users, *([barrier] if barrier is not None else [])])
             with mlir.InsertionPoint(place):
                 [value] = build(Call(WAIT, (future,)), [result.type], op.location)
+            copy_position(op, value.owner)
             result.replace_all_uses_with(value)
     for unpacking in [use.owner for use in op.results[0].uses]:
         unpacking.operation.erase()

@@ -35,8 +35,8 @@ def bucketed(monkeypatch: pytest.MonkeyPatch, mesh: str, bucket: BucketCollectiv
     usual = compile_program.default_pipeline
 
     def pipeline(config: PipelineConfig) -> list[Step]:
-        *steps, start = usual(config)
-        return [*steps, bucket, start]
+        *steps, start, cap = usual(config)
+        return [*steps, bucket, start, cap]
 
     with monkeypatch.context() as patch:
         patch.setattr(compile_program, "default_pipeline", pipeline)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from stretto.driver.compile.compile_program import compile_program
+from stretto.driver.compile.request import CompileRequest, Options
+from stretto.dsl import Plan, PlanError
+from stretto.dsl.error import OverlapCode
+from stretto.frontend.captured import Mode
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.program.program import Program
 from stretto.runtime.prover import Backend, prove
@@ -47,10 +52,33 @@ def _between(program: Program) -> int:
     ),
 )
 def test_at_level_0_all_communication_is_in_place_and_values_stay(mesh: str, lines: tuple[str, ...]) -> None:
-    program = _program(mesh, *lines, "overlap { level 0 }")
-    assert _between(program) == 0 < _between(_program(mesh, *lines))
-    assert prove(program).safe
+    program, moved = _program(mesh, *lines, "overlap { level 0 }"), _program(mesh, *lines)
+    assert _between(program) == 0 < _between(moved)
+    assert prove(moved).safe
+    assert "pp" in mesh or prove(moved).peak_bytes <= prove(program).peak_bytes
     assert_report(check(program))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [("zero 3 over dp",), (), ("zero 3 over dp { bucket 4KB  prefetch 2 }",)])
+def test_level_1_takes_no_more_memory_than_level_0_and_so_much_more_as_the_plan_allows(lines: tuple[str, ...]) -> None:
+    peaks = [
+        prove(_program("dp=2", *lines, each)).peak_bytes
+        for each in ("overlap { level 0 }", "", "overlap { memory +2% }", "overlap { memory 1GB }")
+    ]
+    assert peaks[1] <= peaks[0] < peaks[3] and peaks[1] <= peaks[2] <= 1.02 * peaks[0]
+    assert_report(check(_program("dp=2", *lines)))
+
+
+@pytest.mark.slow
+def test_memory_that_a_rank_cannot_do_with_is_refused_with_the_least() -> None:
+    case, lines = gpt(Size(layers=2)), ("zero 3 over dp", "overlap { level 1  memory 30KB }")
+    with pytest.raises(PlanError) as refused:
+        compile_program(
+            CompileRequest.of(case.model, (), case.inputs, Plan.parse(plan("gpt", "dp=2", *lines)), Options(Mode.TRAIN))
+        )
+    assert refused.value.code == OverlapCode.DOES_NOT_FIT and "more than 30KB" in refused.value.message
+    assert refused.value.span is not None
 
 
 @pytest.mark.slow

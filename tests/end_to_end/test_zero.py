@@ -311,7 +311,8 @@ def test_another_layer_costs_its_parameters_and_gradients_once(line: str, copies
 
 
 def test_a_layer_more_that_is_gathered_ahead_is_a_layer_more_in_memory() -> None:
-    one, two = (_peak(5, f"zero 3 over dp {{ prefetch {count} }}") for count in (1, 2))
+    ahead = [f"zero 3 over dp {{ prefetch {count} }}" for count in (1, 2)]
+    one, two = (_peak(5, f"{line}\noverlap {{ memory +1000% }}") for line in ahead)
     assert two - one == _layer_bytes()
 
 

@@ -16,12 +16,13 @@ WHOLE = {
     "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-loss", "split-means",
 }  # fmt: skip
 CUT = {
-    "assign-lanes", "average-microbatches", "bucket-collectives", "cut-nanobatches", "cut-stages",
+    "assign-lanes", "average-microbatches", "bucket-collectives", "cap-memory", "cut-nanobatches", "cut-stages",
     "hoist-collectives", "order-tasks", "recompute", "route-rows", "split-all-reduce", "split-segments",
     "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
-    "average-microbatches", "bound-experts", "check-batch", "choose-attention", "cut-nanobatches", "cut-stages",
+    "average-microbatches", "bound-experts", "cap-memory", "check-batch", "choose-attention", "cut-nanobatches",
+    "cut-stages",
     "order-tasks", "place-arguments", "recompute", "split-loss", "split-segments", "use-local-statistics",
 }  # fmt: skip
 

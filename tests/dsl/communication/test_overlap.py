@@ -13,6 +13,8 @@ from stretto.dsl.error import OverlapCode
     [
         ("{ level 0 }", Overlap(level=0)),
         ("{ level 1  lanes compute, tp }", Overlap(level=1, lanes=("compute", "tp"))),
+        ("{ memory +2.5% }", Overlap(growth=2.5)),
+        ("{ hide send  memory 60GB }", Overlap(hide=("send",), memory=60 * 10**9)),
         ("{\n  hide all_gather, reduce_scatter   # of zero\n}", Overlap(hide=("all_gather", "reduce_scatter"))),
     ],
 )
@@ -41,6 +43,8 @@ def test_a_level_or_hide_says_which_kinds_move_and_neither_is_level_1() -> None:
         ("overlap { lanes tp, tp }", 'the lane "tp" is named twice', "keep one of them"),
         ("overlap { hides send }", 'overlap has no item "hides"', 'did you mean "hide"?'),
         ("overlap { level 0  level 0 }", 'overlap sets "level" twice', "keep one of them"),
+        ("overlap { memory 5% }", '"memory" cannot be "5%"', ""),
+        ("overlap { memory +5%, +6% }", '"memory" cannot be "+6%"', ""),
         ("overlap { share compute, 50% }", 'overlap cannot set "share" yet', "all lanes share"),
         ("overlap { level 0 }\noverlap { level 1 }", 'the plan has a second "overlap"', "merge"),
     ],
