@@ -135,6 +135,17 @@ def test_a_prompt_and_its_tokens_have_programs_of_their_own_and_share_each_of_tw
 
 
 @pytest.mark.slow
+def test_generate_gives_eager_modes_tokens_with_a_program_for_the_prompt_and_one_for_all_tokens() -> None:
+    model = llama()
+    prompt, options = random_tokens()[:, :5], {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    compiled = stretto.compile(model, plan=TP, states=["cache.*"])
+    found = compiled.generate(prompt, attention_mask=torch.ones_like(prompt), cache=cache_of(model), **options)
+    assert torch.equal(found, expected)
+    assert len(compiled_module(compiled)._programs._keys) == 2
+
+
+@pytest.mark.slow
 def test_a_cache_without_tensors_is_refused_by_what_the_forward_sets() -> None:
     model = llama(layers=1)
     cache = transformers.StaticCache(config=model.config, max_cache_len=LENGTH)
