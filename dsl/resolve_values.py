@@ -84,9 +84,11 @@ def resolve_activations(plan: Plan, rank: int) -> dict[str, int]:
 
 
 def resolve_buffers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
-    """By buffer that a statement names, the dim that each axis shards; the last statement that names it decides.
+    """By buffer that a statement names, the dim that each axis shards.
 
-    Raises PlanError E0114 for a pattern that names no buffer, E0115 for a dim that a buffer lacks.
+    Of an axis the last statement that names the buffer decides. Axes that shard the same dim nest in the order of the
+    statements, the outermost first. Raises PlanError E0114 for a pattern that names no buffer, E0115 for a dim that a
+    buffer lacks.
     """
     dims: dict[str, dict[str, int]] = {}
     for statement in plan.buffers:
@@ -98,7 +100,8 @@ def resolve_buffers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
                 dim = layout_dim(statement.layout, len(shape))
                 if dim is None:
                     raise _no_such_dim(statement, f'"{name}" is {shape_text(shape)}', range_text(len(shape)))
-                dims[name] = dict.fromkeys(statement.axes, dim)
+                others = {axis: other for axis, other in dims.get(name, {}).items() if axis not in statement.axes}
+                dims[name] = {**others, **dict.fromkeys(statement.axes, dim)}
     return dims
 
 

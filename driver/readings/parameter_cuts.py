@@ -66,11 +66,17 @@ def _cut_by_zero(statement: Sharding, parameter: Input, computed: Cuts, sizes: M
 
 
 def cuts_of_buffer(plan: PlanText, buffer: Input) -> Cuts:
-    """Those of the last statement that names it."""
+    """Of each axis, that of the last statement about it that names the buffer."""
     sizes = dict(plan.mesh)
     named = [each for each in plan.shardings(BUFFERS) if each.names(buffer.name)]
-    axes = tuple(axis for axis in named[-1].axes if sizes[axis] > 1) if named else ()
-    return {named[-1].number % len(buffer.shape): axes} if axes else {}
+    cuts: dict[int, tuple[str, ...]] = {}
+    for index, statement in enumerate(named):
+        later = {axis for other in named[index + 1 :] for axis in other.axes}
+        axes = tuple(axis for axis in statement.axes if sizes[axis] > 1 and axis not in later)
+        if axes:
+            dim = statement.number % len(buffer.shape)
+            cuts[dim] = (*cuts.get(dim, ()), *axes)
+    return cuts
 
 
 def _dim(statement: Sharding, model: nn.Module, name: str, rank: int) -> int | None:

@@ -16,6 +16,7 @@ from stretto.dsl import (
     resolve_inputs,
     resolve_parameters,
 )
+from stretto.dsl.resolve_values import resolve_buffers
 
 
 def info(name: str, *shape: int, kind: OwnerKind = OwnerKind.LINEAR, aliases: tuple[str, ...] = ()) -> ParameterInfo:
@@ -211,6 +212,17 @@ def test_the_batch_is_what_statements_name_else_what_has_the_rows_of_the_first(
 def test_the_last_statement_that_names_an_input_decides_its_dim() -> None:
     plan = Plan.parse('mesh (dp=2)\nshard inputs batch over dp\nshard inputs "ids" dim 1 over dp')
     assert resolve_inputs(plan, {"ids": (8, 16), "x": (8,)}, ("ids", "x")) == {"ids": {"dp": 1}, "x": {"dp": 0}}
+
+
+def test_statements_about_a_buffer_add_up_and_of_an_axis_the_last_one_decides() -> None:
+    plan = Plan.parse(
+        'mesh (dp=2, tp=2, cp=2)\nshard buffers "*" dim 0 over cp, tp\nshard buffers "*.keys" dim 1 over tp\n'
+        'shard buffers "*.keys" dim 0 over dp'
+    )
+    shapes = {"cache.keys": (8, 4, 16), "cache.length": (8,)}
+    found = resolve_buffers(plan, shapes)
+    assert found == {"cache.keys": {"cp": 0, "tp": 1, "dp": 0}, "cache.length": {"cp": 0, "tp": 0}}
+    assert [*found["cache.keys"]] == ["cp", "tp", "dp"], "the order in which axes nest"
 
 
 def test_a_dim_that_no_input_has_is_refused() -> None:

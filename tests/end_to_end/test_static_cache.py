@@ -26,6 +26,10 @@ shard "*.{o,down}_proj" rows over tp
 shard buffers "*.keys", "*.values" dim 1 over tp
 """
 
+DP_TP = f"""{TP.replace("(tp=2)", "(dp=2, tp=2)")}
+shard buffers "*.keys", "*.values" dim 0 over dp
+"""
+
 
 class Float64(TorchFunctionMode):
     """Inside, what a model computes in float32 whatever its dtype, such as rotations, is float64."""
@@ -121,7 +125,7 @@ def test_64_tokens_one_at_a_time_are_the_full_forward_without_a_copy_of_the_cach
 def test_a_prompt_and_its_tokens_have_programs_of_their_own_and_share_each_of_two_caches() -> None:
     model = Decoder(llama(layers=6))
     expected = full_logits(model.model, tokens := random_tokens())
-    compiled = stretto.compile(model, plan=TP, states=["cache*"])
+    compiled = stretto.compile(model, plan=DP_TP, states=["cache*"])
     caches = cache_of(model.model), cache_of(model.model)
     with torch.no_grad():
         steps = [[compiled(tokens[:, :8], torch.tensor(0), cache)[0]] for cache in caches]
@@ -131,6 +135,9 @@ def test_a_prompt_and_its_tokens_have_programs_of_their_own_and_share_each_of_tw
     for found in steps:
         torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=1e-9)
     assert len(compiled_module(compiled)._programs._keys) == 2
+    last = compiled_module(compiled).last
+    assert last is not None and isinstance(last.session, RankThreads)
+    assert last.session.copied_state_bytes <= 2 * LENGTH * 3 * 6 * 8, "the lengths of the other cache for three ranks"
     assert sum(len(function.code) for function in program_of(compiled).functions.values()) < 200, "layers are folded"
 
 

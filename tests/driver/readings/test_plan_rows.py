@@ -13,6 +13,7 @@ from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Options
 from stretto.driver.readings import plan_rows
 from stretto.driver.readings.attention_rows import attention_facts
+from stretto.driver.readings.parameter_cuts import cuts_of_buffer
 from stretto.driver.readings.plan_text import INPUTS, PlanText
 from stretto.dsl import resolve_values
 from stretto.dsl.plan import Plan
@@ -20,6 +21,7 @@ from stretto.dsl.precision import Precision
 from stretto.dsl.shard import Role
 from stretto.frontend.capture.call import bind_call
 from stretto.frontend.captured import Mode
+from stretto.runtime.program.records import Input
 from torch import Tensor, nn
 
 from ...end_to_end.checking import compiled_model
@@ -134,6 +136,13 @@ def test_zero_and_buffers_are_read() -> None:
     [zero], [buffers] = plan.shardings("stored"), plan.shardings("buffers")
     assert (zero.patterns, zero.axes, zero.least_bytes) == (("a", "b"), ("dp",), 4000)
     assert (buffers.patterns, buffers.number, buffers.axes) == (("k",), 1, ("dp",))
+
+
+def test_statements_about_a_buffer_add_up() -> None:
+    statements = 'dim 0 over cp, tp\nshard buffers "k" dim 1 over tp\nshard buffers "k" dim 0 over one, dp'
+    plan = PlanText.of(f'mesh (dp=2, tp=2, cp=2, one=1)\nshard buffers "k" {statements}')
+    buffer = Input("k", "buffer", (8, 4), "float32", 0)
+    assert cuts_of_buffer(plan, buffer) == {0: ("cp", "dp"), 1: ("tp",)}
 
 
 def test_experts_are_read() -> None:
