@@ -19,13 +19,13 @@ from .memory.split import Split
 from .mesh import Mesh
 from .parser import Statement, parse_statements
 from .pipeline import MICROBATCH_AXIS, Pipeline
-from .precision import Precision
+from .precision import FloatFormat, Precision
 from .routing.experts import Experts
 from .schedule import WrittenSchedule
 from .shard import Dim, Role, ShardActivations, ShardBuffers, Sharding, ShardInputs, ShardParameters, StoreParameters
 from .source import Places, Source
 from .spelling import did_you_mean, listed, similar_path
-from .zero import Zero, check_within
+from .zero import Zero, check_common_items, check_within
 
 _OVER_AXES = Sharding | Zero | Attention | Experts
 """Statements that take names of several axes."""
@@ -71,7 +71,7 @@ class Plan:
         self._check_activations_beside_inputs()
         self._check_zero_axes()
         check_attention(self.attention, self.inputs, self.mesh.names)
-        _check_common_items([s for s in self.statements if isinstance(s, Zero)])
+        check_common_items([s for s in self.statements if isinstance(s, Zero)])
         _check_at_most_one([s for s in self.statements if isinstance(s, Precision)], PlanCode.DUPLICATE_PRECISION)
         _check_at_most_one([s for s in self.statements if isinstance(s, Pipeline)], PlanCode.DUPLICATE_PIPELINE)
         _check_schedule_names(self.schedules)
@@ -141,6 +141,11 @@ class Plan:
     def bucket(self) -> int:
         """How many bytes of stored parameters, or of their gradients, one collective moves at most; 0: one tensor."""
         return next((statement.bucket for statement in self.stored if isinstance(statement, Zero)), 0)
+
+    @property
+    def stored_reduce(self) -> FloatFormat | None:
+        """The format in which gradients of stored parameters are reduced; None: that of all gradients."""
+        return next((statement.reduce for statement in self.stored if isinstance(statement, Zero)), None)
 
     @property
     def recomputed(self) -> tuple[Recompute, ...]:
@@ -316,24 +321,6 @@ def _check_axes_once(statements: Sequence[ShardActivations | ShardInputs]) -> No
                     help="keep one of the two statements, or name another axis",
                 )
             places[axis] = span
-
-
-def _check_common_items(statements: Sequence[Zero]) -> None:
-    """A program gathers all stored parameters equally far ahead, in buckets of one size."""
-    for statement in statements:
-        first = statements[0]
-        for item, own, other in (
-            ("prefetch", f"gathers {statement.prefetch} layers ahead", str(first.prefetch)),
-            ("bucket", f"makes buckets of {statement.bucket} bytes", str(first.bucket)),
-        ):
-            if getattr(statement, item) != getattr(first, item):
-                raise PlanError(
-                    PlanCode.BAD_ZERO,
-                    f"this statement {own}, and another {other}",
-                    span=statement.spans.get(item, statement.span),
-                    notes=(("the other is here", first.span),),
-                    help=f'give both the same "{item}"',
-                )
 
 
 def _only_mesh(meshes: Sequence[Mesh], source: Source) -> Mesh:

@@ -19,6 +19,7 @@ from lark import Token, Tree
 from ..diagnostics import Span
 from .error import PlanCode, PlanError, check_axes_differ, check_patterns, item_set_twice, unexpected_word
 from .mesh import read_number
+from .precision import FloatFormat
 from .source import Places, Source, tokens
 from .spelling import byte_count, bytes_text, listed, shortened
 
@@ -29,11 +30,6 @@ MAX_BUCKET = 10**12
 """The most bytes of a bucket."""
 ELEMENT_BYTES = 4
 """What `from` counts an element as, whatever its format, so that a check in float64 cuts the same parameters."""
-
-_LATER = {
-    "reduce": "precision { reduce FORMAT } sets the format of reductions",
-}
-"""Items of the language that are not built, with what there is."""
 
 _refused = partial(unexpected_word, PlanCode.BAD_ZERO)
 
@@ -64,6 +60,8 @@ class Zero:
     """How many bytes of parameters, or of gradients, one collective moves at most; 0: each tensor by itself."""
     within: tuple[str, ...] = ()
     """The axes, of `axes`, over which a step gathers again and again; over the others it gathers once. Empty: all."""
+    reduce: FloatFormat | None = None
+    """The format in which gradients of stored parameters are reduced; None: as `precision` says."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, its axes and patterns; `layout` is that of the level."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -154,6 +152,7 @@ class Zero:
         items += [f"bucket {bytes_text(self.bucket)}"] if self.bucket else []
         items += [f"within {', '.join(self.within)}"] if self.within else []
         items += ["keep forward"] if self.keeps_forward else []
+        items += [f"reduce {self.reduce}"] if self.reduce is not None else []
         items += ["only " + ", ".join(f'"{pattern}"' for pattern in self.only)] if self.only else []
         items += [f"from {bytes_text(self.least_bytes)}"] if self.least_bytes else []
         block = f" {{ {'  '.join(items)} }}" if items else ""
@@ -191,6 +190,25 @@ def check_within(statement: Zero) -> None:
         )
 
 
+def check_common_items(statements: Sequence[Zero]) -> None:
+    """A program gathers all stored parameters equally far ahead, in buckets of one size (E0128)."""
+    for statement in statements:
+        first = statements[0]
+        for item, own, other in (
+            ("prefetch", f"gathers {statement.prefetch} layers ahead", str(first.prefetch)),
+            ("bucket", f"makes buckets of {statement.bucket} bytes", str(first.bucket)),
+            ("reduce", f"reduces gradients in {statement.reduce or 'the format of precision'}", str(first.reduce)),
+        ):
+            if getattr(statement, item) != getattr(first, item):
+                raise PlanError(
+                    PlanCode.BAD_ZERO,
+                    f"this statement {own}, and another {other}",
+                    span=statement.spans.get(item, statement.span),
+                    notes=(("the other is here", first.span),),
+                    help=f'give both the same "{item}"',
+                )
+
+
 def read_zero(tree: Tree[Token], source: Source) -> Zero:
     """The value of a `zero` statement. Raises PlanError for items and values that do not exist (E0128)."""
     keyword, level, *ends = tokens(tree, "ZERO", "NUMBER", "RBRACE")
@@ -201,9 +219,6 @@ def read_zero(tree: Tree[Token], source: Source) -> Zero:
     for clause in tree.find_data("zero_clause"):
         item, *values = tokens(clause, "ZERO_CLAUSE", "WORD", "PATTERN")
         name = str(item)
-        if name in _LATER:
-            message = f'zero cannot set "{name}" yet'
-            raise PlanError(PlanCode.BAD_ZERO, message, span=source.span_of(item), help=_LATER[name])
         if name not in _READERS:
             raise _refused(f'zero has no item "{shortened(item)}"', item, tuple(_READERS), source)
         if name in spans:
@@ -231,6 +246,13 @@ def _read_axes(item: Token, values: Sequence[Token], source: Source) -> tuple[st
             message = f'"{item}" names the axis "{value}" twice'
             raise PlanError(PlanCode.AXIS_USED_TWICE, message, span=source.span_of(value), help=f'name "{value}" once')
     return tuple(str(value) for value in values)
+
+
+def _read_format(item: Token, values: Sequence[Token], source: Source) -> FloatFormat:
+    value = _only(item, values, source)
+    if value not in tuple(FloatFormat):
+        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, tuple(FloatFormat), source)
+    return FloatFormat(value)
 
 
 def _read_keep(item: Token, values: Sequence[Token], source: Source) -> bool:
@@ -274,6 +296,7 @@ _READERS: dict[str, tuple[str, Callable[[Token, Sequence[Token], Source], object
     "bucket": ("bucket", _read_bytes),
     "keep": ("keeps_forward", _read_keep),
     "within": ("within", _read_axes),
+    "reduce": ("reduce", _read_format),
     "only": ("only", _read_patterns),
     "from": ("least_bytes", _read_bytes),
 }

@@ -138,7 +138,8 @@ def _check_batch(config: PipelineConfig) -> Pass:
 
 def _cast_gradients(config: PipelineConfig) -> Pass:
     precision = config.plan.precision if config.follow_precision else None
-    return CastGradients(precision.reduce if precision is not None else None)
+    stored = config.plan.stored_reduce if config.follow_precision else None
+    return CastGradients(precision.reduce if precision is not None else None, stored)
 
 
 def _propagate_placements(config: PipelineConfig) -> Pass:

@@ -165,19 +165,25 @@ class Decisions:
         return "later statements decide for everything that it matches"
 
     def _left_whole(self, statement: StoreParameters | Zero) -> list[Remark]:
-        """Remarks on parameters that a `zero` statement leaves as they are, for their size or for being cut already."""
+        """Remarks on parameters that a `zero` statement does not cut over all of its axes, and why."""
         if not isinstance(statement, Zero):
             return []
         dims = {parameter.name: parameter.dims for parameter in self.parameters}
-        whole = self._whole(statement)
-        cut = tuple(name for name in whole if {*statement.axes} <= dims[name].keys())
-        small = tuple(name for name in whole if name not in cut)
-        axes = ", ".join(statement.axes)
-        reasons = {f"cut over {axes} already": cut, f"smaller than {statement.least_bytes} bytes in fp32": small}
+        names_by_reason: dict[tuple[str, str], tuple[str, ...]] = {}
+        for name, storage in self.stored.items():
+            held = [axis for axis in statement.axes if axis in dims[name]]
+            left = [axis for axis in statement.axes if axis not in (*held, *storage.dims)]
+            if storage.statement is not statement:
+                continue
+            small = f"smaller than {statement.least_bytes} bytes in fp32"
+            why = small if not storage.dims else "the ranks of all axes together divide no dim"
+            for axes, reason in ((held, f"cut over {', '.join(held)} already"), (left, why)):
+                if axes:
+                    key = ", ".join(axes), reason
+                    names_by_reason[key] = (*names_by_reason.get(key, ()), name)
         return [
             Remark(_PASS, RemarkKind.MISSED, f"not cut over {axes}: {_listed(names)} ({why})", span=statement.span)
-            for why, names in reasons.items()
-            if names
+            for (axes, why), names in names_by_reason.items()
         ]
 
     def _is_trivial(self, axes: tuple[str, ...]) -> bool:

@@ -18,7 +18,7 @@ from ...ir.attributes import dtype_of
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.base import Remark
-from ...runtime.checks.reduction_dtypes import OWN, REDUCE
+from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import Json, dtype_name
 from ...runtime.program.program import Manifest, Program
@@ -91,7 +91,7 @@ def completed(
 
 
 def _kept(arguments: Mapping[str, Json]) -> dict[str, Json]:
-    return {key: value for key, value in arguments.items() if key == REDUCE}
+    return {key: value for key, value in arguments.items() if key in (REDUCE, STORED_REDUCE)}
 
 
 def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> dict[str, Json]:
@@ -117,7 +117,9 @@ def _reduce(captured: Capture, plan: Plan, options: Options) -> dict[str, Json]:
         return {}
     follows = options.floats is Floats.AS_CAPTURED and plan.precision is not None
     stated = dtype_of(plan.precision.reduce) if follows and plan.precision is not None else None
-    return {REDUCE: OWN if stated is None else dtype_name(stated)}
+    stored = dtype_of(plan.stored_reduce) if options.floats is Floats.AS_CAPTURED else None
+    of_stored: dict[str, Json] = {} if stored is None else {STORED_REDUCE: dtype_name(stored)}
+    return {REDUCE: OWN if stated is None else dtype_name(stated), **of_stored}
 
 
 def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
@@ -128,9 +130,14 @@ def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, Tensor) and each.dtype.is_floating_point:
                 values[each.dtype] = None
-    reduced = dtype_of(plan.precision.reduce) if plan.precision is not None and captured.mode is Mode.TRAIN else None
+    formats = [plan.stored_reduce, plan.precision.reduce if plan.precision is not None else None]
+    reduced = [dtype_of(each) for each in formats] if captured.mode is Mode.TRAIN else []
     found = dict.fromkeys(
-        [*([reduced] if reduced else []), *(t.dtype for t in captured.inputs if t.dtype.is_floating_point), *values]
+        [
+            *(dtype for dtype in reduced if dtype is not None),
+            *(t.dtype for t in captured.inputs if t.dtype.is_floating_point),
+            *values,
+        ]
     )
     return floats.of(max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from ...runtime.checks.reduction_dtypes import OWN, REDUCE
+from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.program.program import Program
 from .attention_rows import attention_facts
@@ -66,7 +66,7 @@ def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
     """Of the mesh, the precision, the pipeline, attention and overlap."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
-        *_precision(program, plan.precision),
+        *_precision(program, plan.precision, plan.stored_reduce),
         *_pipeline(program, plan),
         *attention_facts(program, plan),
         *dict.fromkeys(overlap_facts(program, plan)),
@@ -75,7 +75,9 @@ def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
             yield name, f"the program has {found}; the plan says {expected}"
 
 
-def _precision(program: Program, formats: Mapping[str, str]) -> Iterator[tuple[str, object, object]]:
+def _precision(
+    program: Program, formats: Mapping[str, str], stored: str | None
+) -> Iterator[tuple[str, object, object]]:
     stated = {item: _DTYPES[format] for item, format in formats.items()}
     request = program.manifest.source.get("request")
     if isinstance(request, Mapping) and request.get("dtype") == "float64":
@@ -83,6 +85,7 @@ def _precision(program: Program, formats: Mapping[str, str]) -> Iterator[tuple[s
     yield "precision compute", program.manifest.source.get("compute"), stated.get("compute")
     if program.manifest.mode == "train":
         yield "precision reduce", program.manifest.arguments.get(REDUCE), stated.get("reduce", OWN)
+        yield "zero reduce", program.manifest.arguments.get(STORED_REDUCE), stored and _DTYPES[stored]
     if "params" in stated:
         floats = {each.dtype for each in program.of_kind("parameter")} & {*_DTYPES.values()}
         yield "precision params", ", ".join(sorted(floats - {stated["params"]})) or stated["params"], stated["params"]

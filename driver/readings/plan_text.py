@@ -62,6 +62,11 @@ class PlanText:
         return dict(zip(words[::2], words[1::2], strict=True))
 
     @property
+    def stored_reduce(self) -> str | None:
+        """The format that `zero` reduces gradients in."""
+        return next((_items(words[1:])["reduce"][0] for words in self._of("zero") if "reduce" in words), None)
+
+    @property
     def pipeline(self) -> Mapping[str, Sequence[str]]:
         """The values of each item, the axis as "over"; empty without a pipeline."""
         return _items(next(self._of("pipeline"), []))

@@ -16,6 +16,7 @@ Source: the reduce dtype of mixed-precision policies, as in PyTorch's FSDP.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,6 +30,7 @@ from ...ir.locations import Origin, from_location, to_location
 from ...ir.module import (
     Level,
     Module,
+    Record,
     argument_records,
     callee,
     entry,
@@ -60,17 +62,19 @@ class CastGradients(Pass):
     levels: ClassVar[frozenset[Level]] = frozenset({Level.ATEN})
     reduce: FloatFormat | None = None
     """The format in which gradients are reduced; none: each in its own."""
+    stored_reduce: FloatFormat | None = None
+    """That of parameters that are stored in parts; none: as all others."""
 
     def run(self, module: Module) -> Report:
         return_before_casts(module, _gradient_results(module), _computed)
         main = module.functions()["main"]
         end = terminator(main)
         records, remarks, recast, rounded = result_records(main), CountedRemarks(self.name), 0, False
-        indices = _parameter_gradients(main)
+        indices, stored = _parameter_gradients(main), _stored(main)
         for index in indices:
             value = end.operands[index]
             dtype = from_mlir(value.type).dtype
-            reduce_dtype = dtype_of(self.reduce) or dtype
+            reduce_dtype = dtype_of(self._format(records[index], stored)) or dtype
             origin = _origin(value, module)
             if _recast(main, end, index, reduce_dtype, origin):
                 recast += 1
@@ -83,13 +87,17 @@ class CastGradients(Pass):
     def broken_contract(self, module: Module) -> str:
         """Each gradient's record must have the dtype of the option; without it, the gradient's own."""
         main = module.functions()["main"]
-        records, values = result_records(main), terminator(main).operands
+        records, values, stored = result_records(main), terminator(main).operands, _stored(main)
         for index in _parameter_gradients(main):
-            stated = records[index].get("reduce")
-            expected = _REDUCED_IN[self.reduce] if self.reduce else dtype_name(from_mlir(values[index].type).dtype)
+            stated, stated_format = records[index].get("reduce"), self._format(records[index], stored)
+            expected = _REDUCED_IN[stated_format] if stated_format else dtype_name(from_mlir(values[index].type).dtype)
             if stated != expected:
                 return f'gradient "{records[index].get("name")}" is to be reduced in {stated}, not in {expected}'
         return ""
+
+    def _format(self, record: Record, stored: Container[str]) -> FloatFormat | None:
+        """The format in which the gradient of this record is reduced; none: its own."""
+        return self.stored_reduce if self.stored_reduce is not None and record["name"] in stored else self.reduce
 
     def _effects(self, rounded: bool) -> dict[str, str]:
         if self.reduce is None:
@@ -113,6 +121,11 @@ def _parameter_gradients(main: Operation) -> list[int]:
         and record.get("name") in owners
         and from_mlir(values[index].type).dtype.is_floating_point
     ]
+
+
+def _stored(main: Operation) -> frozenset[str]:
+    """The names of the parameters that are stored in parts."""
+    return frozenset(record["name"] for record in argument_records(main) if record.get("stored"))
 
 
 def _gradient_results(module: Module) -> dict[str, list[int]]:

@@ -22,6 +22,8 @@ from .report import CheckRow, Verdict
 
 REDUCE = "reduce"
 """The key of the manifest's arguments."""
+STORED_REDUCE = "stored reduce"
+"""That of the dtype for parameters that are stored in parts, where it is another."""
 OWN = "own"
 _ONE_TENSOR = ("comm.all_reduce_start", "comm.reduce_scatter_start")
 _REDUCTIONS = (*_ONE_TENSOR, *(name for name, one in COALESCED.items() if one in _ONE_TENSOR))
@@ -39,13 +41,16 @@ Site = tuple[str, int]
 def wrong_reductions(program: Program) -> Iterator[CheckRow]:
     """A row for each gradient that is reduced in another dtype than the plan says."""
     stated = program.manifest.arguments.get(REDUCE)
+    of_stored = program.manifest.arguments.get(STORED_REDUCE, stated)
+    stored = {each.name for each in program.of_kind("parameter") if each.stored_over}
     axes = _batch_axes(program)
     if not isinstance(stated, str) or not axes:
         return
     for entry in program.entries:
         dtypes = _collective_dtypes(program, entry)
         for gradient in entry.gradients:
-            expected = gradient.dtype if stated == OWN else stated
+            named = str(of_stored) if gradient.name in stored else stated
+            expected = gradient.dtype if named == OWN else named
             found = {
                 dtype
                 for site in _Walk(program.functions, axes).from_result(entry.name, gradient)

@@ -28,7 +28,7 @@ def stored(lines: str, *parameters: ParameterInfo) -> list[dict[str, int]]:
         'zero 3 over dp, ep { keep forward  only "*.weight", "embed"  from 25MB }',
         "zero 2 over ep { from 1500B }",
         "zero 3 over dp { prefetch 0  bucket 25MB }",
-        "zero 3 over dp, ep { within ep }",
+        "zero 3 over dp, ep { within ep  reduce bf16 }",
     ],
 )
 def test_a_statement_prints_as_it_is_written(line: str) -> None:
@@ -141,7 +141,8 @@ def refused(line: str) -> PlanError:
         ("zero 3 over dp, ep { within dp, dp }", PlanCode.AXIS_USED_TWICE, 'names the axis "dp" twice', "once"),
         ('zero 3 over dp, ep { within "dp" }', PlanCode.BAD_ZERO, '"within" cannot be ""dp""', ""),
         ("zero 3 over dp { within 2 }", PlanCode.BAD_ZERO, '"within" cannot be "2"', ""),
-        ("zero 3 over dp { reduce bf16 }", PlanCode.BAD_ZERO, 'cannot set "reduce" yet', "precision"),
+        ("zero 3 over dp { reduce int8 }", PlanCode.BAD_ZERO, '"reduce" cannot be "int8"', ""),
+        ("zero 3 over dp { reduce fp32, bf16 }", PlanCode.BAD_ZERO, '"reduce" cannot be "bf16"', ""),
         ("zero 3 over dp {}", PlanCode.SYNTAX, 'unexpected "}"', ""),
         ("zero over dp", PlanCode.SYNTAX, 'unexpected "over"', ""),
     ],
@@ -159,6 +160,8 @@ def test_statements_gather_equally_far_ahead() -> None:
     assert error.code == PlanCode.BAD_ZERO and "gathers 1 layers ahead, and another 2" in error.message
     with pytest.raises(PlanError, match="makes buckets of 0 bytes, and another 4000"):
         Plan.parse(f'{MESH}zero 3 over dp {{ bucket 4KB }}\nzero 3 over dp {{ only "a" }}')
+    with pytest.raises(PlanError, match="reduces gradients in the format of precision, and another bf16"):
+        Plan.parse(f'{MESH}zero 3 over dp {{ reduce bf16 }}\nzero 3 over dp {{ only "a" }}')
     assert Plan.parse(f"{MESH}zero 3 over dp {{ prefetch 0 }}").prefetch == 0 and Plan.parse(MESH).prefetch == 1
 
 

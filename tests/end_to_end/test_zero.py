@@ -165,6 +165,13 @@ def test_inside_no_sync_level_1_waits_with_the_reduction_and_2_and_3_do_not(
     assert sent["reduce_scatter"] == formula(0, scattered)["reduce_scatter"]
 
 
+def test_gradients_of_stored_parameters_are_reduced_in_the_format_that_the_statement_says(sent: Counter[str]) -> None:
+    """Half of the bytes, and the rounding of that format; others are reduced in their own."""
+    step('zero 3 over dp { reduce fp32  only "layers.{0,1}" }')
+    scattered = P // 2 * torch.float32.itemsize * (RANKS - 1) // RANKS
+    assert sent["reduce_scatter"] == scattered and sent["all_reduce"] == P // 2 * BYTES * (RANKS - 1)
+
+
 NODES, GCDS = 2, 2
 WITHIN = "node=2, gcd=2)\naxes dp = node, gcd\n"
 

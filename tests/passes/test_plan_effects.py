@@ -117,6 +117,19 @@ def test_a_schedule_that_no_pipeline_names_is_warned_about_and_the_stages_axis_i
     assert str(warning.span) == "a.plan:3:1"
 
 
+def test_what_zero_does_not_cut_over_all_of_its_axes_is_listed_with_the_reason() -> None:
+    text = "mesh (node=3, ep=2)\nshard inputs dim 1 over node, ep\n{}zero 3 over node, ep {{ {}from 1B }}"
+    remarks = {
+        rest: [r.message for r in PlaceArguments(Plan.parse(text.format(*rest))).run(Module.parse(MODEL)).remarks
+               if r.kind is RemarkKind.MISSED]
+        for rest in (('shard "up" dim 0 over ep\n', ""), ("", "within ep  "))
+    }  # fmt: skip
+    cut, within = remarks.values()
+    assert cut == ['not cut over ep: "up.weight", "up.bias" (cut over ep already)']
+    assert len(within) == 1 and within[0].startswith("not cut over node: ")
+    assert within[0].endswith("(the ranks of all axes together divide no dim)")
+
+
 def test_a_zero_statement_that_cuts_nothing_is_warned_about() -> None:
     [small] = warnings_of("mesh (dp=2)\nzero 3 over dp { from 1MB }")
     assert "what it matches is cut over its axes already, or too small for it" in small.message

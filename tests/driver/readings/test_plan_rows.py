@@ -52,6 +52,7 @@ PLANS = (
     f'mesh (pp=2, dp=2)\nshard inputs "table" whole\n{PIPELINE}',
     'mesh (pp=2)\nshard inputs "table" whole\npipeline over pp {\n  schedule gpipe  microbatches 4\n'
     '  split "layers.1"\n  per microbatch\n}',
+    "mesh (dp=2)\nzero 2 over dp { reduce bf16 }",
 )
 
 
@@ -102,6 +103,9 @@ FAULTS: dict[str, tuple[object, str, Any, str, str]] = {
     "compute is not read": (
         Plan, "precision", property(not_computed), PLANS[3],
         "precision compute: the program has None; the plan says bfloat16",
+    ),
+    "the format that zero reduces in is not read": (
+        Plan, "stored_reduce", None, PLANS[-1], "zero reduce: the program has None; the plan says bfloat16",
     ),
     "axes of inputs nest in the mesh's order": (
         resolve_values, "resolve_inputs",
