@@ -55,6 +55,9 @@ class Feature:
 
 STAGES = frozenset({"1f1b", "zb-v", "vocabulary"})
 ROUTED = 'experts "*.experts" over ep'
+NOT_OF_IMAGES = frozenset({"split_loss", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"})
+OTHERS = frozenset({"fused", "experts", "ep", "ep_folded", "ep_stages"})
+"""The features that are other models."""
 FEATURES: Mapping[str, Feature] = MappingProxyType(
     {
         "dp": Feature({"dp": 2}),
@@ -102,10 +105,12 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
             choice="model",
             excludes=STAGES,
         ),
-        "images": Feature(
-            model="unet",
-            choice="model",
-            excludes=frozenset({"split_loss", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"}),
+        "images": Feature(model="unet", choice="model", excludes=NOT_OF_IMAGES),
+        "spatial": Feature(
+            {"sp": 2}, ('shard inputs "images", "noise" dim 2 over sp',), model="unet", excludes=NOT_OF_IMAGES | OTHERS
+        ),
+        "recompute_blocks": Feature(
+            lines=('recompute "down.*", "up.*"',), model="unet", excludes=NOT_OF_IMAGES | OTHERS | STAGES
         ),
     }
 )
@@ -151,7 +156,7 @@ def text_of(cell: Cell) -> tuple[str, str]:
     if "vocabulary" in cell:
         names = '"*.wte"' if model == "gpt2" else '"*.embed_tokens", "lm_head"'
         lines.append(f"shard {names} vocab over {'pp, tp' if 'tp' in axes else 'pp'}")
-    mesh = ", ".join(f"{axis}={axes[axis]}" for axis in ("pp", "dp", "cp", "tp") if axis in axes) or "dp=1"
+    mesh = ", ".join(f"{axis}={axes[axis]}" for axis in ("pp", "dp", "cp", "sp", "tp") if axis in axes) or "dp=1"
     if model in EXAMPLES:
         sharded = Plan.load(FOLDER / "plans" / EXAMPLES[model]).statements if "tp" in axes else ()
         return model, "\n".join([f"mesh ({mesh})", *map(str, sharded), *lines])
@@ -182,7 +187,7 @@ DEFAULT: Sequence[Cell] = (
     ("zero1", "tp", "zigzag", "split_loss", "recompute"),
     ("zero2", "recompute", "bf16", "ep"),
     ("dp", "tp", "ring", "ep_folded"),
-    ("buckets", "tp", "bf16", "images"),
+    ("buckets", "bf16", "images", "spatial", "recompute_blocks"),
 )
 """The cells of the default run: each feature, beside as many others as there can be."""
 SLOW: Sequence[Cell] = (*cells(2), *list(cells(3))[::6], *list(cells(4))[::80])

@@ -120,7 +120,7 @@ def test_corners_come_with_the_second_dim(sent: Counter[str]) -> None:
 @pytest.mark.parametrize(
     ("spaces", "height", "mesh", "cuts"),
     only(
-        [(2, 12, "a=2, b=2", ("dim 2 over a", "dim 3 over b"))],
+        [],
         [
             (2, 8, "sp=2", ("dim 2 over sp",)),
             (2, 8, "sp=4", ("dim 3 over sp",)),
