@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ...backends.program.copied_states import copied_states
 from ...backends.program.lower_program import lower_program
 from ...backends.program.write_into_states import write_into_states
 from ...diagnostics.version import __version__
@@ -17,7 +18,7 @@ from ...frontend.to_ir import Floats
 from ...ir.attributes import dtype_of
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
-from ...passes.base import Remark
+from ...passes.base import Remark, RemarkKind
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import Json, dtype_name
@@ -63,9 +64,11 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
         types=lowered.types,
     ).validated
     try:
-        return write_into_states(with_derived_types(program)).validated
+        written = write_into_states(with_derived_types(program)).validated
     except (Refuted, ProgramError):
         return program  # what is wrong with it is for `verify` to say; each result then counts as memory of its own
+    copied = [Remark("states", RemarkKind.MISSED, text) for text in copied_states(written)]
+    return replace(written, remarks=[remark_json(remark) for remark in (*remarks, *copied)])
 
 
 def completed(

@@ -10,6 +10,7 @@ import stretto
 import torch
 from stretto.diagnostics import StrettoError
 from stretto.driver.model.compiled_module import compiled_module, program_of
+from stretto.driver.report.remarks import remarks_of
 from stretto.dsl.error import PlanError
 from stretto.runtime import Program
 from stretto.runtime.checks.program_check import check
@@ -214,6 +215,8 @@ def test_a_state_whose_old_value_is_read_gets_its_new_one_by_a_copy() -> None:
             if step == 1:
                 for model in (compiled, eager):
                     model.mean.fill_(2.0)
+    [remark] = [remark for remark in remarks_of(program_of(compiled)) if remark["pass"] == "states"]
+    assert str(remark["message"]).endswith('shard buffers "mean" dim 0 over tp')
 
 
 def test_states_that_change_places_keep_their_values() -> None:
