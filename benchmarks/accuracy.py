@@ -1,15 +1,19 @@
-"""How far the cost model is from measured kernels.
+"""How far predictions are from measured kernels, and from published training runs.
 
     python benchmarks/accuracy.py --kernels DIR [--json]
+    python benchmarks/accuracy.py --training FILE [--only ID ...] [--json]
 
-DIR holds tables of measurements, which `kernel_tables.py` reads; they are not part of the project. Prints the median of
-the errors' magnitudes for each table, GPU and format, over kernels above 50 us (collectives: from 1 MB). With --json
-prints an object for each row: id, table, gpu, predicted and measured seconds, error; or why it is skipped.
+DIR holds tables of measured kernels, which `kernel_tables.py` reads; FILE a table of training runs with the columns
+that `training_rows.py` reads. Neither is part of the project. Errors of kernels are those above 50 us (collectives:
+from 1 MB); of training runs a row each and the median of each source. With --json prints an object for each row:
+id, predicted and measured seconds and the error; or why it is skipped.
 """
 
 import argparse
+import csv
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +27,66 @@ LEAST_BYTES = 1e6
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--kernels", type=Path, metavar="DIR")
+    parser.add_argument("--training", type=Path, metavar="FILE")
+    parser.add_argument("--only", nargs="+", metavar="ID", help="some rows of the table of training runs")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    for kernels in read(arguments.kernels):
+    if not (arguments.kernels or arguments.training):
+        parser.error("give --kernels or --training")
+    if arguments.kernels:
+        _kernels(arguments.kernels, arguments.json)
+    if arguments.training:
+        _training(arguments.training, arguments.only, arguments.json)
+
+
+def _kernels(folder: Path, as_json: bool) -> None:
+    for kernels in read(folder):
         try:
             predicted = kernels.predicted(gpu(kernels.gpu))
         except (StrettoError, KeyError) as error:
             reason = getattr(error, "message", None) or f"no constants for {error}"
-            _skip(kernels, reason, arguments.json)
+            _skip(kernels, reason, as_json)
             continue
-        if arguments.json:
+        if as_json:
             for row in rows(kernels, predicted):
                 print(json.dumps(row))
         else:
             print(summary(kernels, predicted))
+
+
+def _training(file: Path, only: list[str] | None, as_json: bool) -> None:
+    errors = defaultdict(list)
+    with file.open(newline="") as table:
+        for row in csv.DictReader(table):
+            if only is not None and row["id"] not in only:
+                continue
+            found = training_row(row)
+            if "error" in found:
+                errors[row["source"]].append(found["error"])
+            if as_json:
+                print(json.dumps(found), flush=True)
+            elif "error" in found:
+                run = f"{row['id']:8} {row['model']:16} {row['gpu']:14} x {row['n_gpus']:5}"
+                times = f"{found['predicted']:8.3f} s of {found['measured']:8.3f} s"
+                print(f"{run} {times}  {found['error']:+.1%}", flush=True)
+            else:
+                print(f"{row['id']:8} skipped: {found['skipped']}")
+    if not as_json:
+        for source, found in errors.items():
+            sizes = f"median {np.median(np.abs(found)):6.1%}  bias {np.median(found):+.1%}"
+            print(f"{len(found):4} rows  {sizes}  {source}")
+
+
+def training_row(row: Mapping[str, str]) -> dict[str, object]:
+    """A published run: predicted and measured seconds of a step and the error, or why it is skipped."""
+    from training_rows import Skipped, measured_seconds, step_seconds
+
+    try:
+        measured, predicted = measured_seconds(row), step_seconds(row)
+    except (Skipped, StrettoError) as error:
+        return {"id": row["id"], "skipped": str(error)}
+    return {"id": row["id"], "predicted": predicted, "measured": measured, "error": predicted / measured - 1}
 
 
 def rows(kernels: Kernels, predicted: np.ndarray) -> Iterator[dict[str, object]]:

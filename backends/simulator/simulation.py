@@ -78,14 +78,20 @@ class Simulation:
         return flops / (self.seconds * self.peak_flops)
 
 
-def simulate(program: Program, cluster: Cluster, *, keeps_tasks: bool = False) -> Simulation:
-    """Simulate one step. Raises ProgramError for a program whose slots have no types; errors: E0802, E0806."""
+def simulate(program: Program, cluster: Cluster, *, fuses: bool = True, keeps_tasks: bool = False) -> Simulation:
+    """Simulate one step; without `fuses` each instruction is a kernel of its own.
+
+    Raises ProgramError for a program whose slots have no types; errors: E0802, E0806.
+    """
     program = program.validated
     device = find_gpu(cluster.gpu)
     layout = Layout(program.mesh, cluster, device)
     if not all(function.types for function in program.functions.values()):
         raise ProgramError("E0807", "the program does not state the types of its slots", help="compile it again")
-    found = {name: FunctionSteps(program, function, device).steps for name, function in program.functions.items()}
+    found = {
+        name: FunctionSteps(program, function, device, fuses=fuses).steps
+        for name, function in program.functions.items()
+    }
     slots = {name: (function.arguments, function.results) for name, function in program.functions.items()}
     messages: Messages = {}
     entries = program.entries

@@ -1,8 +1,8 @@
 """A function of a program as the steps that are priced, found once for all its calls.
 
-Consecutive instructions that only move bytes are one kernel, as a compiler that fuses them makes it: it reads what
-comes from outside and writes what is read outside, and costs one launch. Products, communication and calls end a
-region. Views cost nothing.
+Consecutive instructions that only move bytes are one kernel (unless told otherwise), as a compiler that fuses them
+makes it: it reads what comes from outside and writes what is read outside, and costs one launch. Products,
+communication and calls end a region. Views cost nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class _Region:
 class FunctionSteps:
     """The steps of one function on one GPU."""
 
-    def __init__(self, program: Program, function: Function, gpu: Gpu) -> None:
+    def __init__(self, program: Program, function: Function, gpu: Gpu, *, fuses: bool = True) -> None:
+        self._fuses = fuses
         self._types = _types(program, function)
         self._gpu = gpu
         self._storage = _storages(function)
@@ -98,6 +99,8 @@ class FunctionSteps:
         kernel = None if step.op.startswith(("comm.", "call")) else kernel_of(step, self._types, self._gpu)
         if kernel is None and not step.op.startswith(("comm.", "call")):
             self._move(step)
+            if not self._fuses:
+                self._close(-1)
             return
         if step.op != "comm.wait":
             self._close(index)
@@ -121,7 +124,7 @@ class FunctionSteps:
         return self._types[slot].bytes if slot in self._types else 0
 
     def _close(self, index: int) -> None:
-        """End the region: what is read from `index` on is written to memory."""
+        """End the region: what is read from `index` on (-1: all) is written to memory."""
         region, self._region = self._region, _Region()
         written = sum(nbytes for slot, nbytes in region.made.items() if self._last_read.get(slot, -1) >= index)
         if region.made:

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", metavar="ITEM=VALUE[,VALUE]", dest="changes", help="other values of an item of the cluster, a row each"
     )
+    parser.add_argument(
+        "--unfused", action="store_true", help="each instruction is a kernel of its own, as in eager PyTorch"
+    )
     parser.add_argument("--trace", metavar="FILE", help="also write what runs when, for Perfetto or chrome://tracing")
     add_allow_ops(parser)
     add_json(parser)
@@ -52,11 +55,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
         if arguments.trace:
             arguments.usage_error("--trace is of one simulation; leave out --set")
         item, _, values = arguments.changes.partition("=")
-        found = [(value, simulate(program, cluster.changed(item, value))) for value in values.split(",")]
+        found = [
+            (value, simulate(program, cluster.changed(item, value), fuses=not arguments.unfused))
+            for value in values.split(",")
+        ]
         return Outcome(
             0, lambda: show_sweep(item, found), lambda: {value: simulation_json(each) for value, each in found}
         )
-    simulation = simulate(program, cluster, keeps_tasks=arguments.trace is not None)
+    simulation = simulate(program, cluster, fuses=not arguments.unfused, keeps_tasks=arguments.trace is not None)
     if arguments.trace:
         write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
     return Outcome(0, lambda: show_simulation(simulation), lambda: simulation_json(simulation))
