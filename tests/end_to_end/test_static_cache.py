@@ -142,6 +142,21 @@ def test_a_prompt_and_its_tokens_have_programs_of_their_own_and_share_each_of_tw
 
 
 @pytest.mark.slow
+def test_prompts_of_all_lengths_share_a_program_by_a_dynamic_size() -> None:
+    model = Decoder(llama())
+    expected = full_logits(model.model, tokens := random_tokens())
+    compiled = stretto.compile(model, plan=TP, states=["cache*"], dynamic={"tokens": {1: ("seq", 2, LENGTH)}})
+    with torch.no_grad():
+        for length in (5, 9):
+            cache = cache_of(model.model)
+            prompt, _ = compiled(tokens[:, :length], torch.tensor(0), cache)
+            token, _ = compiled(tokens[:, length : length + 1], torch.tensor(length), cache)
+            found = torch.cat([prompt, token], 1)
+            torch.testing.assert_close(found, expected[:, : length + 1], rtol=0, atol=1e-9)
+    assert sum(map(len, compiled_module(compiled)._with_sizes.values())) == 1, "one program, bound to each length"
+
+
+@pytest.mark.slow
 def test_generate_gives_eager_modes_tokens_with_a_program_for_the_prompt_and_one_for_all_tokens() -> None:
     model = llama()
     prompt, options = random_tokens()[:, :5], {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
