@@ -162,6 +162,11 @@ class Explanation:
         return [remark for remark in remarks_of(self.program) if _misses_rule(remark)]
 
     @property
+    def avoidable(self) -> list[RemarkJson]:
+        """Remarks about redistributions of activations that a statement would avoid."""
+        return [remark for remark in remarks_of(self.program) if _is_avoidable(remark)]
+
+    @property
     def warnings(self) -> list[RemarkJson]:
         """Remarks about statements of the plan without effect."""
         return [remark for remark in remarks_of(self.program) if is_warning(remark)]
@@ -179,7 +184,7 @@ class Explanation:
         return [
             remark
             for remark in remarks_of(self.program)
-            if not (_misses_rule(remark) or is_warning(remark) or is_implied(remark))
+            if not (_misses_rule(remark) or _is_avoidable(remark) or is_warning(remark) or is_implied(remark))
         ]
 
     @property
@@ -214,6 +219,7 @@ class Explanation:
                 for kind, axes, count, sent in self.totals
             ],
             "recomputed": [{"statement": text, "message": message} for text, message in self.recomputed],
+            "avoidable": [dict(entry) for entry in self.avoidable],
             "warnings": [dict(entry) for entry in self.warnings],
             "without_rule": [dict(entry) for entry in self.without_rule],
             "remarks": [dict(entry) for entry in self.other_remarks],
@@ -246,6 +252,10 @@ def _order(program: Program) -> str:
 
 def _misses_rule(remark: RemarkJson) -> bool:
     return remark.get("pass") == "propagate-placements" and remark.get("kind") == "missed"
+
+
+def _is_avoidable(remark: RemarkJson) -> bool:
+    return remark.get("pass") == "propagate-placements" and remark.get("kind") == "note"
 
 
 def _placed(tensors: Sequence[Input]) -> tuple[PlacedTensors, ...]:

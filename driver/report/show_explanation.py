@@ -9,7 +9,7 @@ from ...runtime.program.named_sizes import Symbolic, range_text
 from ...runtime.program.program import Manifest
 from ..text.console import count_text, heading, place_text, say, shape_text, size_text, table
 from .explain import Communication, Explanation, PlacedTensors
-from .remarks import counts_by_pass, remark_text, warning_text
+from .remarks import RemarkJson, counts_by_pass, remark_text, warning_text
 from .stages import Stage
 
 _NAMES_SHOWN = 2
@@ -40,6 +40,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     _parameters(explanation)
     _others(explanation)
     _communication(explanation)
+    _avoidable(explanation)
     _recomputed(explanation)
     _warnings(explanation)
     _remarks(explanation, detail)
@@ -170,7 +171,8 @@ def _communication(explanation: Explanation) -> None:
     table(("cause", "kind", "over", *stage, "count", "sent", "source"), rows, right=("count", "sent"))
     for line in totals_text(explanation):
         say(f"  {line}")
-    say("  (sent: by each rank in a step, with ring algorithms: 2(n-1)/n of an all_reduce, (n-1)/n of others)")
+    say("  (sent: by each rank in a step, with ring algorithms: 2(n-1)/n of an all_reduce, (n-1)/n of others;")
+    say("  redistributions are those of the fewest bytes, where the links of all axes count alike)")
     if any(kind == "all_to_all_rows" for kind, *_ in explanation.totals):
         say("  (all_to_all_rows: if every rank has as many rows to send to each as to every other)")
 
@@ -187,6 +189,19 @@ def _cause(entry: Communication) -> str:
 
 def _source(entry: Communication) -> str:
     return count_text(len(entry.gradients), "parameter") if entry.gradients else place_text(entry.file, entry.line)
+
+
+def _avoidable(explanation: Explanation) -> None:
+    if explanation.avoidable:
+        heading("Redistributions that a statement avoids")
+    for remark in explanation.avoidable:
+        place = place_text(str(remark.get("file") or ""), _line(remark))
+        say(f"  {remark.get('module')} ({place}): {remark.get('message')}")
+
+
+def _line(remark: RemarkJson) -> int:
+    line = remark.get("line")
+    return line if isinstance(line, int) else 0
 
 
 def _recomputed(explanation: Explanation) -> None:

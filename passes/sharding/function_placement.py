@@ -27,6 +27,7 @@ from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Replicate, Shard
 from ...ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
 from .attention_methods import returned, unfit
+from .avoidable import avoidable
 from .choice import Choice, Output, Unfit, choose
 from .gradient_targets import NO_TARGETS, GradientTargets
 from .microbatch_axis import Crossing, has_microbatch_axis, refusal
@@ -153,9 +154,14 @@ class FunctionPlacement:
         nesting = self.remarks.activation_sharding.nesting
         try:
             of_attention = methods if call.name in ATTENTION else None
-            return choose(operands, strategies, outputs, self.mesh, nesting, of_attention)
+            choice = choose(operands, strategies, outputs, self.mesh, nesting, of_attention)
         except Unfit as error:
             raise unfit(op, str(error), methods, self.mesh) from None
+        origin = from_location(op.location)
+        if not origin.backward:
+            for axis, message in avoidable(operands, strategies.strategies, choice, self.mesh, origin):
+                self.remarks.avoidable(axis, message, origin)
+        return choice
 
     def _microbatch_state(
         self, op: Operation, values: Sequence[Value], choice: Choice

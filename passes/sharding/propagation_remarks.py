@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...ir.bindings import Location, Operation
-from ...ir.locations import from_location
+from ...ir.locations import Origin, from_location
 from ...ir.operations import Call
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Partial, Placement, Shard
@@ -43,6 +43,11 @@ class PropagationRemarks:
                 self._moves.applied(change, from_location(loc))
             if isinstance(before, Partial) and isinstance(after, Shard) and (axis, after.dim) in scatter_dims:
                 self._scattered.add(axis)
+
+    def avoidable(self, axis: str, message: str, origin: Origin) -> None:
+        """Note a redistribution that a statement would avoid, unless the plan wants it: it cuts activations."""
+        if all(axis != name for name, _ in self.activation_sharding.shards):
+            self._moves.add(RemarkKind.NOTE, message, origin)
 
     def no_rule(self, call: Call, op: Operation) -> None:
         """Note, once for each module of the model, an operation without a sharding rule."""

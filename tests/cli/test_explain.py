@@ -126,6 +126,17 @@ def test_a_plan_whose_statements_all_do_something_has_no_warnings(stretto: Comma
     assert json.loads(stretto("explain", program, "--json").out)["warnings"] == []
 
 
+def test_a_redistribution_is_listed_with_the_statement_that_avoids_it(stretto: Command, sources: Path) -> None:
+    plan, out = sources / "moves.plan", sources / "moves"
+    plan.write_text('mesh (tp=2)\nshard "*.{q,k,v,o}_proj" columns over tp\n')
+    stretto("compile", f"{sources / 'model.py'}:make_forward", "--plan", plan, "-o", out, "--mode", "infer")
+    listed = stretto("explain", out).out.split("\nRedistributions that a statement avoids\n")[1].split("\n\n")[0]
+    assert 'its input goes from shard(2) to replicate over tp; avoided by: shard "*.o_proj" rows over tp' in listed
+    assert "the links of all axes count alike" in stretto("explain", out).out
+    [entry, *_] = json.loads(stretto("explain", out, "--json").out)["avoidable"]
+    assert entry["module"].endswith("o_proj") and entry["kind"] == "note"
+
+
 def test_ops_without_a_rule_are_listed_apart_from_other_remarks(program: Path) -> None:
     missed = {
         "pass": "propagate-placements", "kind": "missed", "message": '"x.y" has no sharding rule', "module": "head",
