@@ -37,6 +37,8 @@ class Again:
     flops: float = 0.0
     """Their floating-point operations, on one rank."""
     _copies: dict[Value, Value] = field(default_factory=dict)
+    _rebuilt: dict[Value, Value] = field(default_factory=dict)
+    """The results of operations of the backward that take lists, which are built anew."""
 
     def run(self) -> bool:
         """Rewrite the function; whether there was anything to rewrite."""
@@ -132,7 +134,7 @@ class Again:
         with context(), mlir.InsertionPoint(node.op):
             for copied in self._cone([v for v in values if v not in self._copies], self._dropped):
                 self._copy(copied)
-            operands = [self._copies[v] if v in self._dropped else v for v in node.operands]
+            operands = [self._copies[v] if v in self._dropped else self._rebuilt.get(v, v) for v in node.operands]
             packs = [v.owner for v in node.op.operands if is_operation(v.owner) and is_packing(v.owner)]
             if not packs:
                 for position, value in enumerate(operands):
@@ -142,6 +144,7 @@ class Again:
             results = flatten(build_like(node, operands, types, node.op.location))
         for old, new in zip(node.values, results, strict=True):
             old.replace_all_uses_with(new)
+            self._rebuilt[old] = new
 
     def _copy(self, node: Node) -> None:
         values: dict[Value, Value] = {v: self._copies.get(v, v) for v in node.operands}

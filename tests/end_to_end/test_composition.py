@@ -55,7 +55,9 @@ class Feature:
 
 STAGES = frozenset({"1f1b", "zb-v", "vocabulary"})
 ROUTED = 'experts "*.experts" over ep'
-NOT_OF_IMAGES = frozenset({"split_loss", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"})
+NOT_OF_IMAGES = frozenset(
+    {"split_loss", "in_sequence", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"}
+)
 OTHERS = frozenset({"fused", "experts", "ep", "ep_folded", "ep_stages"})
 """The features that are other models."""
 FEATURES: Mapping[str, Feature] = MappingProxyType(
@@ -83,6 +85,8 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
         ),
         "split_loss": Feature(lines=("split loss into 2",)),
         "recompute": Feature(lines=('recompute "*.mlp", attention',)),
+        "in_sequence": Feature(lines=("split tokens into 2 { sizes 1, 3 }",), choice="nanobatches"),
+        "by_turns": Feature(lines=("split batch into 2 { order interleave }",), choice="nanobatches"),
         "1f1b": Feature({"pp": 2}, pipeline="schedule 1f1b", choice="schedule"),
         "zb-v": Feature({"pp": 2}, pipeline="schedule zb-v", choice="schedule"),
         "vocabulary": Feature({"pp": 2}),
@@ -179,9 +183,9 @@ def _case(model: str) -> Case:
 
 
 DEFAULT: Sequence[Cell] = (
-    ("zero1", "tp", "recompute", "1f1b", "bf16"),
+    ("zero1", "tp", "recompute", "in_sequence", "1f1b", "bf16"),
     ("zero2", "tp", "all_to_all", "zb-v", "fused"),
-    ("buckets", "sequence", "cp", "bf16"),
+    ("buckets", "sequence", "cp", "by_turns", "bf16"),
     ("zero3", "tp", "zb-v", "vocabulary"),
     ("zero3", "tp", "ring", "experts"),
     ("zero1", "tp", "zigzag", "split_loss", "recompute"),

@@ -92,6 +92,28 @@ module attributes {comm.level = "comm", comm.mesh = [["dp", 2]]} {
 
 // -----
 
+// A concatenation of the backward is of what is computed again, also where its reader reads that too.
+
+// RUN: stretto opt -p "recompute{plan=%S/plans/recompute.plan}" %s | filecheck %s
+
+// CHECK: %[[G:.+]] = "aten.gelu_default"(%arg0) {recomputed = true}
+// CHECK-NEXT: %[[L:.+]] = builtin.unrealized_conversion_cast %[[G]], %[[G]]
+// CHECK-NEXT: %[[C:.+]] = "aten.cat_default"(%[[L]])
+// CHECK-NEXT: "aten.mm_default"(%[[C]], %[[G]])
+// CHECK-NEXT: return
+module attributes {comm.level = "comm", comm.mesh = [["dp", 2]]} {
+  func.func @main(%x: tensor<8x8xf32>, %dy: tensor<8x8xf32> {aten.argument = {kind = "tangent"}}) -> (tensor<8x8xf32>, tensor<16x8xf32>) {
+    %g = "aten.gelu_default"(%x) : (tensor<8x8xf32>) -> tensor<8x8xf32> loc("h.mlp")
+    %y = "aten.tanh_default"(%g) : (tensor<8x8xf32>) -> tensor<8x8xf32> loc("h.mlp")
+    %l = builtin.unrealized_conversion_cast %g, %g : tensor<8x8xf32>, tensor<8x8xf32> to tuple<tensor<8x8xf32>, tensor<8x8xf32>>
+    %c = "aten.cat_default"(%l) {dim = 0 : i64} : (tuple<tensor<8x8xf32>, tensor<8x8xf32>>) -> tensor<16x8xf32> loc(fused<{backward = true}>["h.mlp"])
+    %d = "aten.mm_default"(%c, %g) : (tensor<16x8xf32>, tensor<8x8xf32>) -> tensor<16x8xf32> loc(fused<{backward = true}>["h.mlp"])
+    return %y, %d : tensor<8x8xf32>, tensor<16x8xf32>
+  }
+}
+
+// -----
+
 // Must not fire: the backward of another module reads what the module makes.
 
 // RUN: stretto opt -p "recompute{plan=%S/plans/recompute.plan}" %s | filecheck %s
