@@ -13,7 +13,7 @@ from ...forked_ranks import values_of_ranks
 from ...subsets import some
 from ..models import TP, twins
 from . import stored_entries
-from .stored_entries import losses_of
+from .stored_entries import continued, losses_of
 
 STORE = 'store "*" dim 0 over dp'
 PLANS = {
@@ -58,6 +58,33 @@ def test_processes_hold_their_share_train_alike_and_go_on_without_a_plan(
     losses_of(plain, range(3))
     for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=1e-9, atol=1e-11)
+
+
+OTHERS = (
+    TP, "mesh (cp=2)\nshard inputs dim 1 over cp", "mesh (pp=2)\npipeline over pp { microbatches 2 }",
+    "mesh (dp=4)\nzero 2 over dp", None,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["zero 1", "zero 3", "within"])
+def test_a_checkpoint_of_parts_goes_on_under_any_other_plan_and_under_none(plan: str, tmp_path: Path) -> None:
+    values_of_ranks(stored_entries.trained, 4 if plan == "within" else 2, PLANS[plan], tmp_path)
+    expected = losses_of(twins(torch.float64)[1], range(5))[3:]
+    for other in OTHERS:
+        model = twins(torch.float64)[0]
+        compiled = model if other is None else stretto.compile(model, plan=other)
+        assert continued(compiled, tmp_path, range(3, 5)) == pytest.approx(expected, rel=1e-9), other
+
+
+@pytest.mark.slow
+def test_a_model_on_the_meta_device_is_never_whole_on_a_rank_under_zero_3(tmp_path: Path) -> None:
+    model = twins()[0]
+    stretto.save_weights(model, tmp_path / "whole.safetensors")
+    for rank in values_of_ranks(stored_entries.filled, 2, "mesh (dp=2)\nzero 3 over dp", tmp_path):
+        assert rank["own"] < 0.55 * rank["whole"]
+        assert 0 < rank["largest"] <= rank["largest whole"] // 2
+        assert rank["sum"] == pytest.approx(sum(p.sum().item() for p in model.parameters()), rel=1e-4)
 
 
 def test_a_parameter_is_not_stored_over_an_axis_that_it_is_computed_with() -> None:
