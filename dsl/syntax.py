@@ -41,7 +41,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "KIND": ("a kind of operation such as attention",),
     "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),
     "EXPERTS_CLAUSE": ("capacity", "bound"),
-    "OVERLAP_CLAUSE": ("level", "hide", "lanes", "memory"),
+    "OVERLAP_CLAUSE": ("level", "hide", "fuse", "lanes", "memory"),
     "OVERLAP_WORD": ("a word", "a number"),
     "CLAUSE": (
         "schedule",

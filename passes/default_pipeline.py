@@ -35,6 +35,7 @@ from .overlap.assign_lanes import AssignLanes
 from .overlap.bucket_collectives import BucketCollectives
 from .overlap.cap_memory import CapMemory
 from .overlap.hoist_collectives import HoistCollectives
+from .overlap.ring_matmuls import RingMatmuls
 from .overlap.start_collectives import StartCollectives
 from .overlap.use_local_statistics import UseLocalStatistics
 from .partition.partition_tensors import PartitionTensors
@@ -150,6 +151,10 @@ def _moves(config: PipelineConfig) -> bool:
     return bool(config.plan.overlap.moved)
 
 
+def _fuses(config: PipelineConfig) -> bool:
+    return bool(config.plan.overlap.fuse)
+
+
 def _names_lanes(config: PipelineConfig) -> bool:
     return bool(config.plan.overlap.own_lanes)
 
@@ -235,6 +240,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     ),
     # Last, when all communication is there and tasks have their order.
     "overlap": (
+        Entry(lambda config: RingMatmuls(config.plan), _fuses),
         Entry(_hoist_collectives, _moves),
         Entry(lambda config: BucketCollectives(config.plan.bucket, "all_gather,reduce_scatter,all_reduce"), _buckets),
         Entry(lambda config: AssignLanes(",".join(config.plan.overlap.own_lanes)), _names_lanes),

@@ -36,6 +36,7 @@ TABLE: dict[str, str] = {
     "gather-parameters": "sharding.gather_parameters:GatherParameters",
     "propagate-placements": "sharding.propagate_placements:PropagatePlacements",
     "put-batch-first": "normalize.put_batch_first:PutBatchFirst",
+    "ring-matmuls": "overlap.ring_matmuls:RingMatmuls",
     "recompute": "memory.recompute:Recompute",
     "raise-experts": "normalize.raise_experts:RaiseExperts",
     "raise-idioms": "normalize.raise_idioms:RaiseIdioms",

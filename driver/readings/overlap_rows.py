@@ -19,7 +19,9 @@ def overlap_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, objec
     functions = program.functions.values()
     kinds = sorted({_kind(step) for function in functions for step in function.code if _starts(step)})
     for kind in kinds:
-        if items.get("level") == ["0"] or ("hide" in items and kind not in items["hide"]):
+        if items.get("level") == ["0"] or (
+            "hide" in items and kind not in items["hide"] and not (kind == "permute" and "fuse" in items)
+        ):
             moved = any(_kind(function.code[index]) == kind for function in functions for index in _moved(function))
             yield f"overlap {kind}", "it beside other work" if moved else "it in place", "it in place"
     axes = [lane for lane in items.get("lanes", ()) if lane not in _BUILT_IN]

@@ -17,12 +17,18 @@ from ..spelling import byte_count, bytes_text, did_you_mean, listed, shortened
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute", "send")
 """What may be hidden: collectives by kind, and the messages between the stages of a pipeline."""
 LEVELS = ("0", "1")
+ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER = "all_gather+matmul", "matmul+reduce_scatter"
+FUSIONS = (ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER)
+"""What may be fused: a collective and the products that it brings operands to, or whose sum it takes."""
 COMPUTE, COMM = "compute", "comm"
 """The lanes that every program has."""
 
 _BY_COST = ("2", "auto")
+_LATER_FUSIONS = {
+    "all_reduce+rms_norm": "shard activations tokens over the axis: each rank then norms its tokens alone",
+    "all_to_all+grouped_matmul": "write hide all_to_all: exchanges run beside what does not need them",
+}
 _LATER = {
-    "fuse": 'leave it out: "hide" names the kinds of communication that run beside other work',
     "share": "name a lane: all lanes share a device alike",
 }
 """Items of the language that are not built, with what there is."""
@@ -34,7 +40,7 @@ _refused = partial(unexpected_word, OverlapCode.BAD_OVERLAP)
 class Overlap:
     """An `overlap` statement.
 
-    Raises PlanError for a level beside `hide` (E0142).
+    Raises PlanError for a level beside `hide` or `fuse` (E0142).
 
     >>> print(Overlap(hide=("all_gather",), lanes=("compute", "tp")))
     overlap { hide all_gather  lanes compute, tp }
@@ -44,6 +50,8 @@ class Overlap:
     """0: communication starts and is waited for in place; 1: beside what does not need it; None: as `hide` says."""
     hide: tuple[str, ...] = ()
     """The kinds of communication that are moved, in place of a level; the others stay in place."""
+    fuse: tuple[str, ...] = ()
+    """The fusions, in place of a level; without `hide` all kinds are moved."""
     lanes: tuple[str, ...] = ()
     """Lanes: `compute`, `comm`, and axes whose collectives have a lane of their own; empty: those two."""
     growth: float = 0.0
@@ -56,15 +64,16 @@ class Overlap:
     """Source spans of the items, by keyword."""
 
     def __post_init__(self) -> None:
-        if self.level is not None and self.hide:
+        by_hand = [item for item, said in (("hide", self.hide), ("fuse", self.fuse)) if said]
+        if self.level is not None and by_hand:
             raise PlanError(
                 OverlapCode.BAD_OVERLAP,
-                f'"level {self.level}" and "hide" exclude each other: a level says what is hidden',
-                span=self.spans.get("hide", self.span),
+                f'"level {self.level}" and "{by_hand[0]}" exclude each other: a level says what is hidden and fused',
+                span=self.spans.get(by_hand[0], self.span),
                 notes=(("the level is here", self.spans.get("level")),),
                 help="keep one of them",
             )
-        if self.level is None and not self.hide:
+        if self.level is None and not by_hand:
             object.__setattr__(self, "level", 1)
 
     @property
@@ -75,7 +84,8 @@ class Overlap:
     @property
     def moved(self) -> tuple[str, ...]:
         """The kinds of communication that are moved."""
-        return () if self.level == 0 else self.hide or KINDS
+        kinds = () if self.level == 0 else self.hide or KINDS
+        return (*kinds, "permute") if self.fuse and "permute" not in kinds else kinds  # the hops of rings
 
     @property
     def own_lanes(self) -> tuple[str, ...]:
@@ -83,7 +93,9 @@ class Overlap:
         return tuple(lane for lane in self.lanes if lane not in (COMPUTE, COMM))
 
     def __str__(self) -> str:
-        items = [f"hide {', '.join(self.hide)}"] if self.hide else [f"level {self.level}"]
+        items = [] if self.level is None else [f"level {self.level}"]
+        items += [f"hide {', '.join(self.hide)}"] if self.hide else []
+        items += [f"fuse {', '.join(self.fuse)}"] if self.fuse else []
         items += [f"lanes {', '.join(self.lanes)}"] if self.lanes else []
         items += [f"memory +{self.growth:g}%"] if self.growth else []
         items += [f"memory {bytes_text(self.memory)}"] if self.memory is not None else []
@@ -142,6 +154,18 @@ def _read_kinds(item: Token, values: Sequence[Token], source: Source) -> tuple[s
     return tuple(map(str, values))
 
 
+def _read_fusions(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if value in _LATER_FUSIONS:
+            message = f'overlap cannot fuse "{value}" yet'
+            help = _LATER_FUSIONS[str(value)]
+            raise PlanError(OverlapCode.BAD_OVERLAP, message, span=source.span_of(value), help=help)
+        if value not in FUSIONS:
+            raise _refused(f'there is no fusion "{shortened(value)}"', value, FUSIONS, source)
+        _check_once("fusion", value, values[:index], source)
+    return tuple(map(str, values))
+
+
 def _read_lanes(item: Token, values: Sequence[Token], source: Source) -> tuple[str, ...]:
     for index, value in enumerate(values):
         _check_once("lane", value, values[:index], source)
@@ -168,6 +192,7 @@ def _check_once(what: str, value: Token, before: Sequence[Token], source: Source
 _READERS: dict[str, Callable[[Token, Sequence[Token], Source], object]] = {
     "level": _read_level,
     "hide": _read_kinds,
+    "fuse": _read_fusions,
     "lanes": _read_lanes,
     "memory": _read_memory,
 }

@@ -16,14 +16,19 @@ from stretto.runtime.prover import Backend, prove
 
 from ..subsets import some
 from .checking import assert_report, compiled
-from .models import Size, gpt, plan
+from .models import MODELS, Case, Size, gpt, plan
 
 TOKENS = "shard activations tokens over tp"
 
 
 @cache
+def _gpt(layers: int) -> Case:
+    return gpt(Size(layers=layers))
+
+
+@cache
 def _program(mesh: str, *lines: str) -> Program:
-    return compiled(gpt(Size(layers=2)), plan("gpt", mesh, *lines)).program
+    return compiled(_gpt(1 + ("pp" in mesh)), plan("gpt", mesh, *lines)).program
 
 
 def _between(program: Program) -> int:
@@ -94,3 +99,44 @@ def test_lanes_of_axes_are_proved() -> None:
     lanes = {step.lane for function in program.functions.values() for step in function.code}
     assert lanes == {"", "tp", "dp"} and prove(program, backend=Backend.GLOO).safe
     assert_report(check(program))
+
+
+FUSE = "overlap { fuse all_gather+matmul, matmul+reduce_scatter }"
+
+
+def _products_under_way(program: Program) -> int:
+    """How many products stand between the start of a hop and the wait for it."""
+    count = 0
+    for function in program.functions.values():
+        hops: set[int] = set()
+        for step in function.code:
+            hops -= {*step.reads()} if step.op == "comm.wait" else set()
+            hops |= {*step.writes()} if step.op == "comm.permute_start" else set()
+            count += bool(hops) and step.op in ("aten.mm.default", "aten.addmm.default")
+    return count
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "lines"),
+    some(
+        ("gpt", "tp=2", (TOKENS,)),
+        ("llama", "tp=3", (TOKENS,)),
+        ("llama", "tp=2", (TOKENS,)),
+        ("llama", "dp=2, tp=2", (TOKENS, "zero 3 over dp")),
+        ("gpt2", "tp=2", (TOKENS,)),
+        ("llama", "pp=2, tp=2", (TOKENS, "pipeline over pp { microbatches 2  schedule zb-h1 }")),
+    ),
+)
+def test_products_run_in_chunks_beside_their_ring(model: str, mesh: str, lines: tuple[str, ...]) -> None:
+    size = Size(layers=1, heads=6, width=24, seq=12) if "tp=3" in mesh else Size(layers=1 + ("pp" in mesh))
+    program = compiled(MODELS[model](size), plan(model, mesh, *lines, FUSE.replace("}", "memory +50% }"))).program
+    assert _products_under_way(program) > 6 and prove(program).safe
+    assert_report(check(program))
+
+
+@pytest.mark.slow
+def test_a_fusion_that_matches_nothing_is_a_warning_with_the_nearest_miss() -> None:
+    remarks = compiled(gpt(Size(layers=1)), plan("gpt", "tp=2", FUSE)).program.remarks
+    warnings = [str(remark["message"]) for remark in remarks if remark["kind"] == "warning"]
+    assert any(each.startswith('"all_gather+matmul" fuses nothing: ') for each in warnings), warnings
+    assert any(each.startswith('"matmul+reduce_scatter" fuses nothing: there is no') for each in warnings), warnings

@@ -35,7 +35,8 @@ def _wrong(compiled_with: str, text: str) -> list[str]:
 
 
 def test_a_program_that_moves_what_its_plan_leaves_in_place_differs() -> None:
-    level_0, hidden, level_1 = "overlap { level 0 }", "overlap { hide all_gather }", ""
+    level_0, hidden = "overlap { level 0 }", "overlap { hide all_gather  memory +1000% }"
+    level_1 = "overlap { memory +1000% }"
     assert _wrong(level_0, level_0) == _wrong(hidden, hidden) == _wrong(level_1, level_1) == []
     assert _wrong(level_1, level_0) == [f"overlap {each}: it beside other work" for each in _kinds()]
     assert _wrong(level_1, hidden) == ["overlap reduce_scatter: it beside other work"]
