@@ -25,8 +25,12 @@ class Method(StrEnum):
     """For the time of attention the axis shards heads instead of tokens (Ulysses)."""
     RING = "ring"
     """Keys and values go from rank to rank."""
+    BIDIRECTIONAL = "bidirectional"
+    """Queries go from rank to rank, and what came of them goes back (TokenRing)."""
     RING_ALL_TO_ALL = "ring_all_to_all"
     """The first of two axes is a ring, over the second one heads are exchanged (USP)."""
+    STATE = "state"
+    """Sums along the tokens, of linear attention, go on from the states of other ranks; else as gather (LASP-2)."""
     GATHER = "gather"
     """Keys and values are gathered (Llama 3)."""
 
@@ -39,11 +43,14 @@ class Layout(StrEnum):
     """Of two parts for each rank, one from the start of the sequence and one from its end."""
 
 
+_RINGS = (Method.RING, Method.BIDIRECTIONAL, Method.RING_ALL_TO_ALL)
+"""The methods that may have a layout."""
+
 _VALUES: dict[str, type[Method | Layout]] = {"method": Method, "layout": Layout}
 """By item, what it may be."""
 
-_LATER = {
-    "method": ("bidirectional", "state"),
+_LATER: dict[str, tuple[str, ...]] = {
+    "method": (),
     "layout": ("balanced",),
 }
 """By item, words of the language that are not built."""
@@ -76,7 +83,7 @@ class Attention:
                 expected="expected the axis of the ring, then that over which heads are exchanged",
                 help="name two axes, or write method ring or all_to_all",
             )
-        if self.layout is not Layout.CONTIGUOUS and self.method is not Method.RING:
+        if self.layout is not Layout.CONTIGUOUS and self.method not in _RINGS:
             raise PlanError(
                 PlanCode.BAD_ATTENTION,
                 f"the layout {self.layout} is for rings, whose work it balances: {self.method} has no use for it",

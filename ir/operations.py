@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .attention_methods import BAND
 from .attributes import from_attribute, to_attribute
 from .bindings import Location, Operation, Type, Value, mlir
 from .dialects.context import context
@@ -162,8 +163,10 @@ def mark_recomputed(op: Operation) -> None:
 
 def copy_attributes(source: Operation, target: Operation) -> None:
     """Give an operation what its copy is to have beside its schema's arguments: the number of its use, the mark of
-    what is computed again."""
+    what is computed again, the band of its mask."""
     set_use(target, use_of(source))
+    if BAND in source.attributes:
+        target.attributes[BAND] = source.attributes[BAND]
     if is_recomputed(source):
         mark_recomputed(target)
 

@@ -16,6 +16,7 @@ from ..dsl.plan import Plan
 from .base import Pass
 from .layers.fold_layers import FoldLayers
 from .manager import Step
+from .masks.find_causal_masks import FindCausalMasks
 from .memory.recompute import Recompute
 from .memory.split_loss import SplitLoss
 from .nanobatches.cut_nanobatches import CutNanobatches
@@ -212,7 +213,9 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     "chunk": (Entry(lambda config: SplitLoss(config.plan), _splits_loss),),
     # While idioms are still single ops: an idiom has one sharding rule, its expansion would need many.
     # The check follows normalisation, after which more dims are seen to go together.
+    # Masks first: one that goes needs no placement.
     "place": (
+        Entry(FindCausalMasks()),
         Entry(_check_batch),
         Entry(lambda config: ChooseAttention(config.plan), _cuts_attention),
         Entry(GatherParameters(), _stores),

@@ -27,6 +27,7 @@ TABLE: dict[str, str] = {
     "cut-stages": "pipelining.cut_stages:CutStages",
     "expand-losses": "normalize.expand_losses:ExpandLosses",
     "find-blocks": "sharding.find_blocks:FindBlocks",
+    "find-causal-masks": "masks.find_causal_masks:FindCausalMasks",
     "fold-layers": "layers.fold_layers:FoldLayers",
     "hoist-collectives": "overlap.hoist_collectives:HoistCollectives",
     "lower-idioms": "normalize.lower_idioms:LowerIdioms",

@@ -7,18 +7,26 @@ from collections.abc import Iterator
 from ...runtime.program.program import Program
 from .plan_text import PlanText
 
-_KINDS = {"all_to_all": "all_to_all", "ring": "permute", "gather": "all_gather"}
+_KINDS = {
+    "all_to_all": "all_to_all",
+    "ring": "permute",
+    "bidirectional": "permute",
+    "state": "all_gather",
+    "gather": "all_gather",
+}
 """By method, the collective that moves heads of queries, keys or values over its axes."""
 _OF_TWO = {"ring_all_to_all": ("ring", "all_to_all")}
 """By method of two axes, those of each."""
 _ATTENTION = "scaled_dot_product"
 """What the names of torch's attentions have in common."""
+_SUM_ALONG = "cumsum"
+"""What linear attention has in its place."""
 
 
 def attention_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
     """For each axis of more than one rank with a method: name of the fact, what the program has, what the plan says."""
     instructions = [each for function in program.functions.values() for each in function.code]
-    if not any(_ATTENTION in each.op for each in instructions):
+    if not any(_ATTENTION in each.op or _SUM_ALONG in each.op for each in instructions):
         return
     moved = {
         (each.op.removeprefix("comm.").removesuffix("_start"), axis)
@@ -26,8 +34,9 @@ def attention_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, obj
         for axis in _axes(each.kwargs.get("axes"))
     }
     sizes = dict(plan.mesh)
+    has_softmax = any(_ATTENTION in each.op for each in instructions)
     for axis, method in _methods(plan):
-        if sizes[axis] > 1:
+        if sizes[axis] > 1 and (has_softmax or method == "state"):
             kind = _KINDS[method]
             yield f"attention over {axis}", kind if (kind, axis) in moved else f"no {kind}", kind
 

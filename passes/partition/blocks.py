@@ -7,8 +7,8 @@ at their local ends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from ...ir.bindings import Value
@@ -105,6 +105,56 @@ def to_blocks(
             block = emitter.op("aten.cat.default", chunks, d, type=block_type)
         parts.append(emitter.op("comm.shard", block, list(axes), d, chunk, type=chunk_type))
     return emitter.op("aten.cat.default", parts, d, type=emitter.placed(value, shape, after)), after
+
+
+def by_block(emitter: LocalEmitter, value: Value, blocks: tuple[int, ...], d: int, inner: tuple[str, ...]) -> Value:
+    """Chunks of all ranks of a group, one rank after the other, in the order of their blocks."""
+    chunks = _chunks(blocks, from_mlir(value.type).shape[d], emitter.size(inner))
+    order = sorted(range(len(chunks)), key=lambda i: (chunks[i].block, chunks[i].place))
+    starts = list(accumulate((chunk.extent for chunk in chunks), initial=0))
+    return _pieces(emitter, value, d, [(starts[i], chunks[i].extent) for i in order])
+
+
+def by_rank(emitter: LocalEmitter, value: Value, blocks: tuple[int, ...], d: int, inner: tuple[str, ...]) -> Value:
+    """Blocks, one after the other, as the chunks of each rank of a group: what `by_block` takes."""
+    chunks = _chunks(blocks, from_mlir(value.type).shape[d], emitter.size(inner))
+    order = sorted(range(len(chunks)), key=lambda i: (chunks[i].block, chunks[i].place))
+    starts, start = [0] * len(chunks), 0
+    for i in order:
+        starts[i], start = start, start + chunks[i].extent
+    return _pieces(emitter, value, d, [(starts[i], chunk.extent) for i, chunk in enumerate(chunks)])
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A rank's part of a block: the block, the part's place in it, and its extent."""
+
+    block: int
+    place: int
+    extent: int
+
+
+def _chunks(blocks: tuple[int, ...], extent: int, ranks: int) -> list[_Chunk]:
+    """The chunks of blocks that have `extent` elements together, rank by rank; of a reversed block from its end."""
+    parts = sum(map(abs, blocks)) // extent * ranks
+    return [
+        _Chunk(number, rank if block > 0 else ranks - 1 - rank, abs(block) // parts)
+        for rank in range(ranks)
+        for number, block in enumerate(blocks)
+    ]
+
+
+def _pieces(emitter: LocalEmitter, value: Value, d: int, pieces: Sequence[tuple[int, int]]) -> Value:
+    """The value with pieces of a dim, each (start, extent), in another order."""
+    type_ = from_mlir(value.type)
+    parts = [
+        emitter.op(
+            "aten.slice.Tensor", value, d, start, start + extent,
+            type=TensorType(type_.dtype, _with(type_.shape, d, extent)),
+        )
+        for start, extent in pieces
+    ]  # fmt: skip
+    return emitter.op("aten.cat.default", parts, d, type=type_)
 
 
 def _with(shape: tuple[int, ...], d: int, extent: int) -> tuple[int, ...]:

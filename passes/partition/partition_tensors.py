@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...ir.attention_methods import BIDIRECTIONAL, ZIGZAG_BIDIRECTIONAL, band_of, methods_of
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import COLLECTIVES, RESHARD
@@ -50,7 +51,7 @@ from ..rewriting import producer
 from ..sharding.rules import Lowering, Strategy
 from ..sharding.rules.ir_calls import blocks_in, call_strategies, metas
 from ..sharding.rules.windows import Window
-from . import attention, batch_norm, class_losses, experts, ring_attention, vocabulary
+from . import attention, batch_norm, bidirectional_attention, class_losses, experts, ring_attention, scans, vocabulary
 from .blocks import has_blocks, with_local_blocks
 from .emitter import LocalEmitter, Shards, local_type
 from .images import convolution, group_norm, halo_remarks, planes
@@ -58,6 +59,7 @@ from .localize import with_local_sizes
 from .random_numbers import RANDOM, draw
 from .reshard import Resharder
 
+_BIDIRECTIONAL = {BIDIRECTIONAL, ZIGZAG_BIDIRECTIONAL}
 _LOWERINGS = {**attention.LOWERINGS, **class_losses.LOWERINGS, **vocabulary.LOWERINGS}
 _IMAGES = {**batch_norm.LOWERINGS, **convolution.LOWERINGS, **group_norm.LOWERINGS, **planes.LOWERINGS}
 """Of ops that may be cut on several dims at once."""
@@ -176,9 +178,12 @@ class _Partitioner:
             return made
         if lowered:
             shards = self._shards(lowered[0], old_values, types)
-            ring = lowered[0].lowering is Lowering.RING
-            lowering = (ring_attention.LOWERINGS if ring else _LOWERINGS)[call.name]
-            return lowering(emitter, local, shards, local_types)
+            if lowered[0].lowering is Lowering.RING:
+                is_bidirectional = not _BIDIRECTIONAL.isdisjoint(methods_of(op).values())
+                rings = bidirectional_attention.LOWERINGS if is_bidirectional else ring_attention.LOWERINGS
+                return rings[call.name](emitter, local, shards, local_types, band_of(op))
+            lowerings = scans.LOWERINGS if lowered[0].lowering is Lowering.STATE else _LOWERINGS
+            return lowerings[call.name](emitter, local, shards, local_types)
         localized = with_local_blocks if any(has_blocks(strategy) for _, strategy in chosen) else with_local_sizes
         name, args, kwargs = localized(local.name, local.args, local.kwargs, metas(types), shapes)
         flat = [r.type if t is None else to_mlir(t) for r, t in zip(flatten(results), local_types, strict=True)]

@@ -22,7 +22,7 @@ from ...ir.operations import set_use
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Reduce, Shard
 from ...ir.types import TensorType, from_mlir
-from .blocks import from_blocks, to_blocks
+from .blocks import by_block, by_rank, from_blocks, to_blocks
 from .emitter import LocalEmitter
 
 Axes = tuple[str, ...]
@@ -54,6 +54,9 @@ class Resharder:
 
         A dim that is cut inside blocks becomes whole in between, unless it stays as it is.
         """
+        for d in range(len(self.shape)):
+            if self.placement.blocks_of(d) and self.placement.blocks_of(d) == target.blocks_of(d):
+                self._exchange_blocks(d, target)
         source, plain = self.placement, target
         changed = [d for d in range(len(self.shape)) if self._changes_blocks(d, target)]
         for d in changed:
@@ -72,6 +75,29 @@ class Resharder:
         """Whether a dim is cut inside blocks before or after, and not in the same way before and after."""
         before, after = self.placement.blocks_of(d), target.blocks_of(d)
         return bool(before or after) and (before, self.placement.dims[d]) != (after, target.dims[d])
+
+    def _exchange_blocks(self, d: int, target: Placement) -> None:
+        """An all-to-all where the innermost axes of a dim in blocks only change to another dim, or come from there."""
+        present, wanted = self.placement.dims[d], target.dims[d]
+        kept = min(present, wanted, key=len)
+        moved = max(present, wanted, key=len)[len(kept) :]
+        if not moved or (*kept, *moved) not in (present, wanted):
+            return
+        other, leaves = (target, True) if len(present) > len(wanted) else (self.placement, False)
+        goal = next((e for e, axes in enumerate(other.dims) if e != d and axes[-len(moved) :] == moved), None)
+        before = self.placement.dims[goal] if goal is not None else ()
+        after = target.dims[goal] if goal is not None else ()
+        if goal is None or (after != (*before, *moved) if leaves else before != (*after, *moved)):
+            return
+        if self.shape[goal] % self.emitter.size(max(before, after, key=len)):
+            return
+        dims = _with(_with(self.placement.dims, d, wanted), goal, after)
+        if leaves:
+            self._emit(ALL_TO_ALL, replace(self.placement, dims=dims), list(moved), goal, d)
+            self.value = by_block(self.emitter, self.value, self.placement.blocks_of(d), d, moved)
+        else:
+            self.value = by_rank(self.emitter, self.value, self.placement.blocks_of(d), d, moved)
+            self._emit(ALL_TO_ALL, replace(self.placement, dims=dims), list(moved), d, goal)
 
     def _to(self, target: Placement) -> None:
         self._reduce(target)

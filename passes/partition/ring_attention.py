@@ -11,6 +11,8 @@ Where attention is causal, a rank's own block is causal, and another one is seen
 number says which. Where there are offsets or other extents, each block counts from its own. With tokens cut zigzag, a
 step is two half blocks (`zigzag_attention.py`).
 
+A block that a mask hides from all ranks is no step, and is hopped over: where a window ends, the ring does.
+
 In the backward keys and values go round again, with the sums of their gradients behind them: those of a block start at
 its next rank, and its own rank adds its part at the end. So n ranks pass everything n - 1 times. The permutes of keys
 are numbered there (`use`): else `cse` would keep all blocks from the forward.
@@ -31,16 +33,16 @@ from ...ir.operations import Call
 from ...ir.types import TensorType
 from . import zigzag_attention
 from .emitter import LocalEmitter, Shards, Types
-from .ring import Ring, first_part, merged, of_parts
+from .ring import Band, Ring, first_part, merged, of_parts
 
 
-def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types, band: Band) -> list[Value | None]:
     """The parts of all blocks, merged as they come."""
-    ring, [out, logsumexp] = Ring(emitter, shards, call), _present(types)
+    ring, [out, logsumexp] = Ring(emitter, shards, call, band), present(types)
     parts = first_part(emitter, *ring.attend(0, ring.key, ring.value, [out, logsumexp]))
     key, value = ring.key, ring.value
-    for step in range(1, ring.size):
-        key, value = ring.passed(key), ring.passed(value)
+    for step, hops in ring.steps():
+        key, value = ring.passed(key, hops=hops), ring.passed(value, hops=hops)
         if ring.is_balanced:
             parts = zigzag_attention.with_step(ring, parts, step, key, value)
         else:
@@ -48,9 +50,9 @@ def _forward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) ->
     return [*of_parts(emitter, parts, out, logsumexp)]
 
 
-def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -> list[Value | None]:
+def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types, band: Band) -> list[Value | None]:
     """Gradients of queries add up here; those of keys and values follow their block, and end where it is at home."""
-    ring, wanted = Ring(emitter, shards, call), _present(types)
+    ring, wanted = Ring(emitter, shards, call, band), present(types)
     of_query, *of_block = wanted
     key, value, sums = ring.key, ring.value, list[Value]()
 
@@ -58,24 +60,27 @@ def _backward(emitter: LocalEmitter, call: Call, shards: Shards, types: Types) -
         return emitter.op("aten.add.Tensor", one, other, type=type_)
 
     grad_query, *own = ring.attend(0, key, value, wanted)
-    for step in range(1, ring.size):
-        key, value = ring.passed(key, use=1), ring.passed(value, use=1)
+    step = 0
+    for step, hops in ring.steps():
+        key, value = ring.passed(key, 1, hops), ring.passed(value, 1, hops)
         if ring.is_balanced:
             more, *part = zigzag_attention.gradients(ring, step, key, value)
         else:
             more, *part = ring.attend(step, key, value, wanted)
         grad_query = added(grad_query, more, of_query)
-        passed = [ring.passed(each) for each in sums]
+        passed = [ring.passed(each, hops=hops) for each in sums]
         sums = [added(*pair) for pair in zip(passed, part, of_block, strict=True)] if sums else part
-    return [grad_query, *(added(ring.passed(s), mine, t) for s, mine, t in zip(sums, own, of_block, strict=True))]
+    home = [ring.passed(each, hops=ring.size - step) for each in sums]
+    return [grad_query, *(map(added, home, own, of_block) if home else own)]
 
 
-def _present(types: Types) -> list[TensorType]:
+def present(types: Types) -> list[TensorType]:
+    """The types of an attention's results."""
     assert None not in types, "attention computes all its results"
     return [type_ for type_ in types if type_ is not None]
 
 
-LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types], list[Value | None]]] = {
+LOWERINGS: dict[str, Callable[[LocalEmitter, Call, Shards, Types, Band], list[Value | None]]] = {
     "nn.attention": _forward,
     "nn.attention_backward": _backward,
 }

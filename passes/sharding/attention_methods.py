@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...diagnostics import Span, StrettoError
 from ...dsl.attention import Method
-from ...ir.attention_methods import ATTENTION, ZIGZAG
+from ...ir.attention_methods import ATTENTION, RINGS, STATE, ZIGZAGS
 from ...ir.bindings import Operation, Value
 from ...ir.locations import from_location
 from ...ir.placement import Mesh, Placement, Shard
@@ -15,13 +15,16 @@ from .rules.strategy import Lowering, Strategy
 HEADS, TOKENS = 1, 2
 """The dims of queries, keys and values."""
 
-_DIMS = {"all_to_all": HEADS, "gather": TOKENS, "ring": TOKENS, ZIGZAG: TOKENS}
+_DIMS = {"all_to_all": HEADS, "gather": TOKENS, **dict.fromkeys(RINGS, TOKENS)}
 """By method, the dim of attention's result that the axis shards."""
 
 
 def fitting(strategies: Sequence[Strategy], method: str | None) -> Sequence[Strategy]:
     """Those of the method; without one, all that need not be asked for."""
-    is_ring, is_zigzag = method in ("ring", ZIGZAG), method == ZIGZAG
+    if method == STATE:
+        return [each for each in strategies if each.lowering is Lowering.STATE]
+    strategies = [each for each in strategies if each.lowering is not Lowering.STATE]
+    is_ring, is_zigzag = method in RINGS, method in ZIGZAGS
     asked = [each for each in strategies if (each.lowering is Lowering.RING) == is_ring]
     if method is None:
         return asked
@@ -60,7 +63,8 @@ def returned(
         moved = [axis for axis in methods if axis not in axes]
         if placement is None or not moved:
             continue
-        by_axis = {axis: Shard(TOKENS) if axis in moved else placement.on(axis) for axis, _ in mesh}
+        shard = Shard(TOKENS, placement.blocks_of(TOKENS))
+        by_axis = {axis: shard if axis in moved else placement.on(axis) for axis, _ in mesh}
         outside = [Placement(((axis, inner),)) for inner in moved for axis in placement.dims[TOKENS]]
         targets.append((value, Placement.of(len(placement.dims), by_axis, mesh, [placement, *outside])))
     return targets

@@ -12,10 +12,15 @@ Where the model repeats heads of keys for the queries that share them, attention
 is more than one (`shared_heads.py`). Heads of queries that ranks cannot share are refused (E0406).
 
 Tokens that a ring cannot divide are refused (E0406) too. With `layout zigzag` inputs are brought to it at the start of
-main (`zigzag_inputs.py`), and the op's method is "zigzag".
+main (`zigzag_inputs.py`), and the op's method is "zigzag", or "zigzag_bidirectional".
 
-Source: DeepSpeed-Ulysses (arXiv:2309.14509) for all_to_all, Ring Attention (arXiv:2310.01889) for ring, the Llama 3
-report (arXiv:2407.21783), section 3.3.2, for gather.
+With `state` sums along tokens (`cumsum`, of which linear attention is made) are marked too: each rank adds up its own
+tokens, and goes on from the totals of the ranks before it (`scans.py`). Attention by softmax gathers keys then. Parts
+of the tokens that ranks cannot share are refused (E0406).
+
+Source: DeepSpeed-Ulysses (arXiv:2309.14509) for all_to_all, Ring Attention (arXiv:2310.01889) for ring, TokenRing
+(arXiv:2412.20501) for bidirectional, LASP-2 (arXiv:2502.07563) for state, the Llama 3 report (arXiv:2407.21783),
+section 3.3.2, for gather.
 Needs: level `aten`, placements on main's arguments (`place-arguments`).   Keeps: values.
 """
 
@@ -23,12 +28,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import ClassVar
 
 from ...dsl.attention import Attention, Layout, Method
 from ...dsl.plan import Plan
-from ...ir.attention_methods import ATTENTION, ZIGZAG, set_methods
+from ...ir.attention_methods import ATTENTION, RINGS, STATE, ZIGZAG, ZIGZAG_BIDIRECTIONAL, ZIGZAGS, band_of, set_methods
 from ...ir.attributes import from_attribute, to_attribute
 from ...ir.bindings import Value
 from ...ir.module import Level, Module, Record, argument_records, entry
@@ -40,12 +45,18 @@ from ..layers.joint_layers import joined
 from ..plan_effects import key_of
 from ..rewriting import Site, erase_unused, site_weights, sites
 from .attention_methods import HEADS, TOKENS, refused
-from .shared_heads import operands_of, share_heads
+from .scans import find_scans
+from .shared_heads import mask_of, operands_of, share_heads
 from .tied_dims import TiedDims
 from .zigzag_inputs import cut_zigzag
 
 _RANKS = "ranks"
 """The attribute of an op for `_Choice.ranks`, while the pass runs."""
+_ZIGZAG = {Method.RING: ZIGZAG, Method.BIDIRECTIONAL: ZIGZAG_BIDIRECTIONAL}
+"""By method, its name where tokens are cut zigzag."""
+_OF_SOFTMAX = {Method.STATE: str(Method.GATHER)}
+"""The method of attention by softmax, where a plan's is for linear attention: as LASP-2H has it."""
+_ALL_SCORES = "the ring computes all scores: it is not known which keys the mask hides"
 _VIEWS = ("aten.unsqueeze.default", "aten.expand.default", "aten.reshape.default", "aten.clone.default")
 """What repeats heads, and is of no use where attention reads the heads themselves."""
 
@@ -70,7 +81,15 @@ class ChooseAttention(Pass):
                 site.op.attributes[_RANKS] = to_attribute(choice.ranks)
             for axis, method in choice.methods.items():
                 remarks.applied(f"{method} over {axis}", site.origin, weights[site.function])
+                if method in RINGS and _may_show_all(site):
+                    remarks.missed(_ALL_SCORES, site.origin, weights[site.function])
         obeyed = {axis for choice in choices for axis in choice.methods}
+        for scan in [*find_scans(module, self.plan, cut.axes)]:
+            for op in scan.operations:
+                set_methods(op, dict.fromkeys(scan.axes, STATE))
+            for axis in scan.axes:
+                remarks.applied(f"state over {axis}", scan.site.origin, weights[scan.site.function])
+            obeyed.update(scan.axes)
         with joined(module):
             for site in sites(module, ATTENTION):
                 if _RANKS in site.op.attributes:
@@ -80,9 +99,9 @@ class ChooseAttention(Pass):
                         share_heads(site, ranks)
         for function in module.functions().values():
             erase_unused(function, _VIEWS)
-        zigzag = {axis for choice in choices for axis, method in choice.methods.items() if method == ZIGZAG}
-        if zigzag:
-            cut_zigzag(module, zigzag)
+        obeyed_methods = {axis: method for choice in choices for axis, method in choice.methods.items()}
+        if not {*ZIGZAGS}.isdisjoint(obeyed_methods.values()):
+            cut_zigzag(module, obeyed_methods)
         return Report(len(obeyed), remarks.remarks(), self._effects(module.mesh, obeyed))
 
     def _effects(self, mesh: Mesh, obeyed: set[str]) -> dict[str, str]:
@@ -137,7 +156,7 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
         return _Choice({})
     sizes, tokens = dict(plan.mesh.axes), cut.axes(query, TOKENS)
     methods = {
-        axis: ZIGZAG if statement.layout is Layout.ZIGZAG else str(method)
+        axis: (_ZIGZAG if statement.layout is Layout.ZIGZAG else _OF_SOFTMAX).get(method, str(method))
         for statement in plan.attention
         for axis, method in statement.methods.items()
         if axis in tokens and sizes[axis] > 1
@@ -156,9 +175,14 @@ def _choice(site: Site, cut: _CutDims, plan: Plan) -> _Choice:
     return _Choice(methods, ranks if heads % ranks == 0 else 0)
 
 
+def _may_show_all(site: Site) -> bool:
+    """Whether an attention has a mask of which it is not known that it hides keys by their distance."""
+    return mask_of(site.call) is not None and band_of(site.op) == (-inf, inf)
+
+
 def _check_tokens(site: Site, methods: Mapping[str, str], sizes: Mapping[str, int]) -> None:
     """Raises E0406 for tokens of queries or keys that the ranks of a ring do not divide."""
-    ring = [axis for axis, method in methods.items() if method in (Method.RING, ZIGZAG)]
+    ring = [axis for axis, method in methods.items() if method in RINGS]
     ranks = prod(sizes[axis] for axis in ring)
     for what, value in zip(("queries", "keys"), operands_of(site.call), strict=False):
         tokens = from_mlir(value.type).shape[TOKENS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...ir.attention_methods import ATTENTION, methods_of
+from ...ir.attention_methods import ATTENTION, SCANS, band_of, methods_of, set_band, set_methods
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import RESHARD
 from ...ir.dialects.context import context
@@ -22,7 +22,7 @@ from ...ir.module import (
     result_records,
     terminator,
 )
-from ...ir.operations import Call, build, flatten, is_packing, read, regroup, results_of, set_use, use_of
+from ...ir.operations import Call, build, flatten, is_packing, made_by, read, regroup, results_of, set_use, use_of
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Partial, Placement, Replicate, Shard
 from ...ir.types import TensorType, element_bytes, from_mlir, is_tensor, to_mlir
@@ -132,10 +132,14 @@ class FunctionPlacement:
             for r, t, p in zip(flat, types, choice.outputs, strict=True)
         ]
         new_results = build(call.replace_values(moved), regroup(results, placed), op.location)
+        if call.name in ATTENTION:
+            set_band(made_by(flatten(new_results)[0]), band_of(op))
+            set_methods(made_by(flatten(new_results)[0]), methods_of(op))
         weight = len(values) == 1 and self.values[values[0]].is_weight and _follows_weight(call.name)
         for old, new in zip(flat, flatten(new_results), strict=True):
             self.values.track(old, new, is_weight=weight, is_early=early, late_cause=late_cause)
-        for old, target in returned(call.name, flat, choice.outputs, methods_of(op), self.mesh):
+        of_op = methods_of(op) if call.name in ATTENTION else {}
+        for old, target in returned(call.name, flat, choice.outputs, of_op, self.mesh):
             self.values.return_to(old, target, op, keep=call.name == ATTENTION[0])
 
     def _choice(self, call: Call, op: Operation, flat: Sequence[Value], types: Sequence[TensorType | None]) -> Choice:
@@ -153,7 +157,7 @@ class FunctionPlacement:
         ]
         nesting = self.remarks.activation_sharding.nesting
         try:
-            of_attention = methods if call.name in ATTENTION else None
+            of_attention = methods if call.name in (*ATTENTION, *SCANS) else None
             choice = choose(operands, strategies, outputs, self.mesh, nesting, of_attention)
         except Unfit as error:
             raise unfit(op, str(error), methods, self.mesh) from None

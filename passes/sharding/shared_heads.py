@@ -17,7 +17,7 @@ from math import lcm
 from ...ir.attention_methods import ATTENTION, methods_of, set_methods
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.dialects.context import context
-from ...ir.operations import Call, build, read
+from ...ir.operations import Call, build, copy_attributes, read
 from ...ir.types import TensorType, from_mlir, to_mlir
 from ..rewriting import Emitter, Site, producer, users
 
@@ -32,6 +32,12 @@ def operands_of(call: Call) -> list[Value]:
     """Queries, keys and values of an attention or its backward: (batch, heads, tokens, head size)."""
     first = ATTENTION.index(call.name)
     return list(call.args[first : first + 3])
+
+
+def mask_of(call: Call) -> Value | None:
+    """The mask of an attention or its backward."""
+    mask: Value | None = call.args[(3, 6)[ATTENTION.index(call.name)]]
+    return mask
 
 
 def heads_of(value: Value) -> int:
@@ -62,6 +68,7 @@ def share_heads(site: Site, ranks: int) -> None:
         args[first : first + 2] = wide
         results: list[Value] = build(Call(call.name, tuple(args)), types, site.op.location)
         set_methods(results[0].owner, methods)
+        copy_attributes(site.op, results[0].owner)
         if _is_backward(call):
             results[1:] = [_summed(site.emitter, result, copies) for result in results[1:]]
     for index, of_result in enumerate(sums, 1):

@@ -1,7 +1,7 @@
 """Tied dims: dims of values that ops require to be sharded together, over a whole module.
 
 In `loss = cross_entropy(x @ w, y)` dim 0 of x, of the product and of y are tied. What a strategy joins
-that is taken only on demand is not tied (`Lowering.RING`). An input that only happens to have as
+that is taken only on demand is not tied (rings, states). An input that only happens to have as
 many rows as the batch is tied to something else, or to nothing.
 """
 
@@ -18,6 +18,8 @@ from .rules.ir_calls import call_strategies
 from .rules.strategy import Lowering
 
 Dim = tuple[Value, int]
+
+_ON_DEMAND = (Lowering.RING, Lowering.STATE)
 
 
 class TiedDims:
@@ -57,7 +59,7 @@ class TiedDims:
         values, results = call.values(), flatten(results_of(op))
         types = [from_mlir(r.type) if is_tensor(r.type) else None for r in results]
         found = call_strategies(call, types).strategies
-        strategies = [each for each in found if each.lowering is not Lowering.RING]
+        strategies = [each for each in found if each.lowering not in _ON_DEMAND]
         shards = any(isinstance(p, Shard) for strategy in strategies for p in strategy.inputs)
         if self._through_mixing and (not shards or len(values) == 1):
             self._tie_rows((*values, *results))

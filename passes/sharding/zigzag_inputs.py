@@ -7,9 +7,11 @@ blocks, of which the second has its chunks in reverse.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ...diagnostics import StrettoError
+from ...dsl.attention import Method
+from ...ir.attention_methods import ZIGZAGS
 from ...ir.attributes import to_attribute
 from ...ir.bindings import Value, mlir
 from ...ir.collectives import RESHARD
@@ -24,8 +26,14 @@ from ..rewriting import users
 from .rules.ir_calls import BLOCKS, blocks_in
 
 
-def cut_zigzag(module: Module, axes: Collection[str]) -> None:
-    """Reshard each input that `axes` cut, and note the blocks on the module. Raises E0406 for tokens without halves."""
+def cut_zigzag(module: Module, methods: Mapping[str, str]) -> None:
+    """Reshard inputs that zigzag axes cut, and note the blocks on the module. Raises E0406 for tokens without halves.
+
+    `methods` has the method of attention over each axis. An axis over which heads are exchanged may cut the parts of a
+    zigzag rank further.
+    """
+    axes = [axis for axis, method in methods.items() if method in ZIGZAGS]
+    inner = [axis for axis, method in methods.items() if method == Method.ALL_TO_ALL]
     main, known = module.functions()["main"], [*blocks_in(module)]
     for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
         if record.get("kind") != "input":
@@ -36,13 +44,20 @@ def cut_zigzag(module: Module, axes: Collection[str]) -> None:
             if set(nest).isdisjoint(axes):
                 continue
             ranks, half = axes_size(module.mesh, nest), type_.shape[dim] // 2
-            _check(record["name"], type_.shape[dim], nest, ranks, axes)
+            _check(record["name"], type_.shape[dim], nest, ranks, _zigzag_of(nest, axes, inner))
             placement = placement.with_blocks(dim, (half, -half))
             known += [(half, -half)] if (half, -half) not in known else []
         if placement.blocks:
             _reshard(module, argument, placement)
     module.operation.attributes[BLOCKS] = to_attribute([list(blocks) for blocks in known])
     pass_types_on(module)
+
+
+def _zigzag_of(nest: tuple[str, ...], axes: Collection[str], inner: Collection[str]) -> list[str]:
+    """The axes of a dim that may cut it zigzag: those of the ring, and inside of them those that exchange heads."""
+    fit = [axis for axis in nest if axis in axes]
+    rest = nest[len(fit) :]
+    return [*fit, *rest] if set(nest[: len(fit)]) == set(fit) and set(rest) <= set(inner) else fit
 
 
 def _check(name: str, tokens: int, nest: tuple[str, ...], ranks: int, axes: Collection[str]) -> None:

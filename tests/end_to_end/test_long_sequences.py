@@ -38,7 +38,8 @@ from .traffic import messages
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "seq": 8}
 BATCH, N, HEAD = 3, 8, 4
 ZIGZAG = "ring  layout zigzag"
-METHODS = ("all_to_all", "ring", ZIGZAG, "gather")
+QUERIES, ZIGZAG_QUERIES = "bidirectional", "bidirectional  layout zigzag"
+METHODS = ("all_to_all", "ring", ZIGZAG, QUERIES, ZIGZAG_QUERIES, "gather")
 
 
 @cache
@@ -111,10 +112,25 @@ def test_a_ring_passes_keys_and_values_once_round_and_in_the_backward_their_grad
 
 
 @pytest.mark.slow
-def test_two_axes_send_as_the_ring_of_the_one_and_the_heads_of_the_other(sent: Counter[str]) -> None:
+@pytest.mark.parametrize("method", [QUERIES, ZIGZAG_QUERIES])
+@pytest.mark.parametrize(("heads", "ranks"), [((4, 2), 2), ((8, 2), 4), ((8, 8), 4)])
+def test_queries_go_one_way_round_and_their_results_come_back(
+    heads: tuple[int, int], ranks: int, method: str, sent: Counter[str]
+) -> None:
+    """Forward h N (P-1) / P each way: queries, and output (TokenRing, arXiv:2412.20501, section 3; the logsumexp is one
+    number more a head). Backward three times as much one way, queries, output and its gradient, and as much back."""
+    _step(heads, _plan(f"cp={ranks}", method))
+    once = heads[0] * N * HEAD * BATCH * (ranks - 1) // ranks
+    assert sent == {"permute": (2 + 4) * once}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+def test_two_axes_send_as_the_ring_of_the_one_and_the_heads_of_the_other(layout: str, sent: Counter[str]) -> None:
     """Over A keys of 1/B of the heads and their gradients go round; over B it is Ulysses on 1/A of the tokens (USP,
     arXiv:2405.07719, section 3)."""
-    text = _plan("a=2, cp=2", "ring_all_to_all", tokens="dim 1 over a, cp", over="a, cp")
+    method = f"ring_all_to_all  layout {layout}"
+    text = _plan("a=2, cp=2", method, tokens="dim 1 over a, cp", over="a, cp")
     _step((8, 4), text)
     ring = 3 * 2 * 4 * N * HEAD * BATCH // 2 // 2
     assert sent == {"permute": ring, "all_to_all": 2 * 2 * 12 * (N // 2) * HEAD * BATCH // 4}
@@ -127,7 +143,8 @@ def test_heads_of_keys_that_the_model_repeats_itself_are_sent_once(method: str) 
     moved = [m for m in messages(compiled(_case("llama"), _plan("cp=2", method))) if len(m.operand_shape) == 4]
     elements = sum(prod(m.operand_shape) for m in moved)
     one, layers = 2 * HEAD * N // 2 * 4, 2  # two heads of the rank's tokens; the queries have as many twice
-    both_ways = {"all_to_all": 2 * (2 * 2 + 2) * one, "ring": 6 * one, ZIGZAG: 6 * one, "gather": (2 + 2 * 2) * one}
+    both_ways = {"all_to_all": 2 * (2 * 2 + 2) * one, "gather": (2 + 2 * 2) * one}
+    both_ways |= {"ring": 6 * one, ZIGZAG: 6 * one, QUERIES: 6 * 2 * one, ZIGZAG_QUERIES: 6 * 2 * one}
     assert elements == layers * both_ways[method]
 
 
@@ -139,11 +156,16 @@ def test_ranks_that_need_the_copies_of_the_model_keep_them(method: str) -> None:
     assert_equal(case, text)
 
 
-def _scores(ranks: int, method: str) -> int:
+def _scores(ranks: int, method: str, mask: str = "") -> int:
     """How many scores the attentions of a rank compute for a row and a head, in the forward."""
     texts: dict[str, str] = {}
+    inputs, lines, tokens = {"x": torch.zeros(1, 16, 16)}, [], "dim 1 over cp"
+    if mask:
+        inputs["padding"] = torch.zeros(1, dtype=torch.int64)
+        lines, tokens = ['shard inputs "padding" whole'], '"x" dim 1 over cp'
     compiled_model(
-        GroupedAttention(2, 2), {"x": torch.zeros(1, 16, 16)}, _plan(f"cp={ranks}", method), Mode.INFER,
+        Masked(mask) if mask else GroupedAttention(2, 2), inputs,
+        _plan(f"cp={ranks}", method, *lines, tokens=tokens), Mode.INFER,
         after=lambda name, module: texts.update({name: module.text()}),
     )  # fmt: skip
     module = Module.parse(texts["partition-tensors"])
@@ -156,7 +178,28 @@ def _scores(ranks: int, method: str) -> int:
 def test_zigzag_computes_half_a_block_of_scores_at_each_step_on_every_rank(ranks: int) -> None:
     block = (16 // ranks) ** 2
     assert _scores(ranks, "ring") == ranks * block
-    assert _scores(ranks, ZIGZAG) == block + (ranks - 1) * block // 2
+    assert _scores(ranks, ZIGZAG) == _scores(ranks, ZIGZAG_QUERIES) == block + (ranks - 1) * block // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("mask", ["of all", "of two documents", "of causality"])
+def test_a_mask_that_hides_later_keys_costs_no_more_than_a_causal_flag(mask: str, ranks: int) -> None:
+    assert _scores(ranks, ZIGZAG, mask) == _scores(ranks, ZIGZAG)
+    assert _scores(ranks, "ring", mask) == _scores(ranks, "ring")
+    assert _scores(ranks, ZIGZAG, "of the lowest number") == ranks * (16 // ranks) ** 2
+
+
+@pytest.mark.slow
+def test_a_window_ends_the_ring_where_no_rank_sees_a_block(sent: Counter[str]) -> None:
+    """Windows of 3 and 6 of 16 tokens, of which a rank has 4, reach 1 and 2 blocks back."""
+    assert [_scores(4, "ring", f"of {width}") for width in ("a window", "a wide window")] == [2 * 16, 3 * 16]
+    text = _plan("cp=4", "ring", 'shard inputs "padding" whole', tokens='"x" dim 1 over cp')
+    model = stretto.compile(Masked("of a window").double(), plan=text)
+    model(torch.randn(1, 16, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)).backward()
+    assert sent == {
+        "permute": 3 * 2 * 2 * 4 * 4
+    }  # keys and values of two heads, 4 tokens of 4: one hop, with gradients
 
 
 @pytest.mark.slow
@@ -169,7 +212,8 @@ def test_a_ring_holds_two_blocks_of_keys_where_a_gather_holds_all() -> None:
         for method in METHODS
         for ranks in (2, 4)
     }
-    assert all(peaks[ring, ranks] < peaks["gather", ranks] / 2 for ring in ("ring", ZIGZAG) for ranks in (2, 4))
+    rings = ("ring", ZIGZAG, QUERIES, ZIGZAG_QUERIES)
+    assert all(peaks[ring, ranks] < peaks["gather", ranks] / 2 for ring in rings for ranks in (2, 4))
     assert all(peaks[method, 4] < 0.8 * peaks[method, 2] for method in METHODS)
 
 
@@ -194,6 +238,9 @@ class Masked(nn.Module):
             "of all": seen,
             "of the lowest number": torch.where(seen, 0.0, torch.finfo(x.dtype).min).to(x.dtype),
             "of a window": seen & (positions[:, None] - positions < 3),
+            "of a wide window": seen & (positions[:, None] - positions < 6),
+            "of both sides": real & ((positions[:, None] - positions).abs() < 3),
+            "of causality": torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(),
             "of two documents": seen_before & (positions[:, None] >= positions),
             "of distances": (positions[:, None] - positions).abs().to(x.dtype) * -0.1,
         }
@@ -205,9 +252,12 @@ class Masked(nn.Module):
 @pytest.mark.parametrize(
     ("mask", "ranks", "method"),
     only(
-        [("of all", 2, "ring")],
+        [("of all", 2, ZIGZAG), ("of all", 2, ZIGZAG_QUERIES)],
         product(
-            ["of keys", "of all", "of the lowest number", "of a window", "of two documents", "of distances"],
+            [
+                *("of keys", "of all", "of the lowest number", "of a window", "of a wide window", "of both sides"),
+                *("of causality", "of two documents", "of distances"),
+            ],
             [2, 4],
             METHODS,
         ),
@@ -245,6 +295,45 @@ def test_attention_with_fewer_heads_of_keys_than_ranks_is_that_of_one_device(
     assert prove(program.program).safe
 
 
+class LinearAttention(nn.Module):
+    """Causal linear attention, normalised by the sum of its weights: in chunks, or one token after the other."""
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (4, HEAD)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        v = F.pad(v, (0, 1), value=1.0)  # its last column adds up the weights
+        if self.chunk > 1:
+            q, k, v = (part.unflatten(2, (-1, self.chunk)) for part in (q, k, v))
+            states = k.transpose(-1, -2) @ v
+            y = (q @ (states.cumsum(2) - states) + (q @ k.transpose(-1, -2)).tril() @ v).flatten(2, 3)
+        else:
+            y = (q[..., None, :] @ (k[..., None] * v[..., None, :]).cumsum(2)).squeeze(-2)
+        y = y[..., :-1] / y[..., -1:]
+        loss: Tensor = (x + self.o(y.transpose(1, 2).flatten(2))).square().mean()
+        return loss
+
+
+@pytest.mark.parametrize(("chunk", "ranks", "lines"), only([(2, 2, "")], [
+    *product([2, 1], [2, 4], [""]), (2, 2, 'shard "q", "k", "v" columns over tp'), (2, 2, "zero 3 over cp"),
+]))  # fmt: skip
+def test_linear_attention_gathers_the_states_of_ranks_once_each_way(chunk: int, ranks: int, lines: str) -> None:
+    """A state is d (d + 1) elements a head, with the sum of weights, however long the sequence is; one gather forward,
+    one backward (LASP-2, arXiv:2502.07563, section 3.4: 2 steps of B H d^2)."""
+    mesh = f"cp={ranks}, tp=2" if "tp" in lines else f"cp={ranks}"
+    inputs = {"x": torch.zeros(BATCH, N, 16)}
+    program = compiled_model(LinearAttention(chunk), inputs, _plan(mesh, "state", *lines.split("\n")), loss_only=True)
+    torch.manual_seed(0)
+    assert_report(check(program.program))
+    sent = [m for m in messages(program) if len(m.operand_shape) == 5]
+    heads = 4 // (2 if "tp" in lines else 1)
+    assert [(m.kind, prod(m.operand_shape)) for m in sent] == 2 * [("all_gather", BATCH * heads * HEAD * (HEAD + 1))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["gpt", "llama"])
@@ -267,7 +356,7 @@ def test_a_language_model_trains_as_on_one_device(model: str, method: str, mesh:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*METHODS, "ring_all_to_all"])
+@pytest.mark.parametrize("method", [*METHODS, "ring_all_to_all", "ring_all_to_all  layout zigzag"])
 @pytest.mark.parametrize(("mesh", "tokens"), [("a=2, cp=2", "a, cp"), ("cp=2, a=2", "a, cp"), ("a=2, cp=2", "cp, a")])
 def test_tokens_may_be_cut_over_two_axes_in_any_order(mesh: str, tokens: str, method: str) -> None:
     assert_equal(_case("gpt"), _plan(mesh, method, tokens=f"dim 1 over {tokens}", over=tokens))
@@ -305,11 +394,26 @@ def test_two_layouts_of_the_same_tokens_are_refused() -> None:
     assert error.help == "name a, cp in one attention statement, or write layout contiguous"
 
 
+def test_heads_are_exchanged_inside_of_a_zigzag_ring_only() -> None:
+    plan = _plan("a=2, cp=2", "ring_all_to_all  layout zigzag", tokens="dim 1 over cp, a", over="a, cp")
+    error = _refused(plan, nest='a = "shard(2, 1)", cp = "shard(2, 0)"')
+    assert error.message == 'tokens of input "q" are cut over cp, a, of which cp is not zigzag'
+
+
 def test_tokens_that_a_ring_cannot_divide_are_refused_where_they_meet_it() -> None:
     """Inputs are refused before (E0401), but for those whose dims are dynamic."""
     error = _refused(_plan("cp=2", "ring"), tokens=9)
     assert str(error.span) == "model.py:7:1"
     assert "queries of 9 tokens, which the ring of 2 ranks over cp cannot divide" in error.message
+
+
+@pytest.mark.slow
+def test_chunks_that_ranks_cannot_share_are_refused_at_the_line_of_their_sum() -> None:
+    with pytest.raises(StrettoError) as caught:
+        compiled_model(LinearAttention(4), {"x": torch.zeros(BATCH, N, 16)}, _plan("cp=4", "state"), loss_only=True)
+    assert caught.value.code == "E0406"
+    assert "adds up 2 parts of the tokens, which 4 ranks over cp cannot share" in caught.value.message
+    assert caught.value.help == "take shorter chunks, or fewer ranks"
 
 
 def test_more_ranks_than_heads_are_refused_at_the_line_of_the_attention() -> None:

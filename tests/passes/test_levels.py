@@ -11,7 +11,8 @@ from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 WHOLE = {
-    "bound-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks", "fold-layers",
+    "bound-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks",
+    "find-causal-masks", "fold-layers",
     "gather-parameters", "keep-dims-apart", "partition-tensors", "place-arguments", "propagate-placements",
     "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-loss", "split-means",
 }  # fmt: skip

@@ -6,12 +6,14 @@ mean is rewritten to a sum and a count before placements are chosen.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
-from ....ir.placement import AxisPlacement, Partial, Reduce
+from ....ir.placement import AxisPlacement, Partial, Reduce, Shard
 from .builders import P, Rule, dim, linear, strategy, uniform
 from .call import Call
 from .strategy import Lowering, Strategy
+from .views import unflipped
 
 
 def acted_dims(call: Call) -> tuple[int, ...]:
@@ -40,7 +42,7 @@ def other_dims(call: Call) -> list[Strategy]:
 
 
 def linear_other_dims(call: Call) -> list[Strategy]:
-    """mean, cumsum: the other dims, and partial sums."""
+    """mean: the other dims, and partial sums."""
     return [*_other_dims(call), uniform(call, P, P)]
 
 
@@ -139,11 +141,39 @@ _WHOLE = (
     "var.default", "std.default", "prod.default", "any.default", "all.default", "median.default",
 )  # fmt: skip
 
+
+def cumsum(call: Call) -> list[Strategy]:
+    """cumsum: the other dims, partial sums; along the dim, from either end, where a plan asks for it."""
+    shape = call.inputs[0].shape
+    if not shape:
+        return linear_other_dims(call)
+    along = dim(call.integer("dim"), len(shape))
+    ends = (Shard(along), Shard(along, (-shape[along],)))
+    return [*linear_other_dims(call), *(_along(call, end, end) for end in ends)]
+
+
+def flip(call: Call) -> list[Strategy]:
+    """flip: the dims that are not flipped; where a plan asks for it, the one that is: chunks are then in reverse."""
+    shape, dims = call.inputs[0].shape, call.integers("dims")
+    if len(dims) != 1 or not shape:
+        return unflipped(call)
+    along = dim(dims[0], len(shape))
+    ends = (Shard(along), Shard(along, (-shape[along],)))
+    return [*unflipped(call), _along(call, ends[0], ends[1]), _along(call, ends[1], ends[0])]
+
+
+def _along(call: Call, source: Shard, target: Shard) -> Strategy:
+    made = strategy([target], [source], lowering=Lowering.STATE)
+    return replace(made, divided=(call.inputs[0].shape[source.dim],))
+
+
 TABLE: dict[str, Rule] = {
     **dict.fromkeys((f"aten.{name}" for name in _OTHER_DIMS), other_dims),
     **dict.fromkeys((f"aten.{name}" for name in _WHOLE), other_dims),
     **dict.fromkeys(("aten.sum.default", "aten.sum.dim_IntList"), total),
-    **dict.fromkeys(("aten.mean.default", "aten.mean.dim", "aten.cumsum.default"), linear_other_dims),
+    **dict.fromkeys(("aten.mean.default", "aten.mean.dim"), linear_other_dims),
+    "aten.cumsum.default": cumsum,
+    "aten.flip.default": flip,
     **dict.fromkeys(("aten.amax.default", "aten.max.default"), largest),
     **dict.fromkeys(("aten.amin.default", "aten.min.default"), smallest),
     "aten.histc.default": histogram,

@@ -35,6 +35,8 @@ class Lowering(StrEnum):
     """Sums over the sharded dim, which the results need, are reduced over the axis inside the op."""
     RING = "ring"
     """Chunks of the sharded dim go from rank to rank inside the op. Taken only where a plan asks for it."""
+    STATE = "state"
+    """Sums over the chunks before a rank's are added inside the op. Taken only where a plan asks for it."""
     HALO = "halo"
     """Ranks read elements of their neighbours' chunks of an image, as the op's window says (`Strategy.window`)."""
     EXCHANGE = "exchange"

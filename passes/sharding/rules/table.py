@@ -5,7 +5,18 @@ Most pointwise ops and matrix products are DTensor's; `extra_strategies` adds th
 
 from __future__ import annotations
 
-from . import attention, experts, factories, images, indexing, pointwise, reductions, statistics, transformer, views
+from . import (
+    attention,
+    experts,
+    factories,
+    images,
+    indexing,
+    pointwise,
+    reductions,
+    statistics,
+    transformer,
+    views,
+)
 from .builders import Rule, linear
 from .call import Call
 from .strategy import Strategy

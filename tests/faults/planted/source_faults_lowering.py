@@ -1,4 +1,4 @@
-"""Faults of lowering to a program, of fitting its named sizes, and of schedules."""
+"""Faults of lowering to a program, of rings, of fitting its named sizes, and of schedules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from stretto.backends.program import lower_program
+from stretto.passes.partition.ring import Ring
+from stretto.passes.partition.zigzag_attention import _Pairs
 from stretto.schedules import catalogue, written
 from stretto.schedules.generators import counting, one_chunk
 from stretto.schedules.schedule import Kind
@@ -15,6 +17,7 @@ from .source_faults import Plant, SourceFault, Wrong, around, giving
 from .users_models import Case
 
 GPT, PIPELINE, NORMS = Case("gpt", "dp_tp"), Case("gpt", "pp"), Case("norms", "dp")
+RING, ZIGZAG = Case("gpt", "ring"), Case("gpt", "zigzag")
 ZERO_BUBBLE, GPIPE = Case("gpt", "zb"), Case("gpt", "gpipe")
 Body = lower_program._Body
 
@@ -27,6 +30,18 @@ def lowering(where: str, plant: Plant, case: Case = GPT, equivalent: str = "") -
 
 def schedule(where: str, plant: Plant, case: Case, equivalent: str = "") -> SourceFault:
     return SourceFault(f"schedules/{where}", plant, Finder.VERIFY_TARGET, case, equivalent=equivalent)
+
+
+def ring(where: str, plant: Plant, case: Case) -> SourceFault:
+    return SourceFault(f"passes/partition/{where}", plant, Finder.VERIFY_TARGET, case)
+
+
+def other_way_round(right: Wrong) -> Wrong:
+    return lambda self, step: right(self, -step)
+
+
+def other_half(right: Wrong) -> Wrong:
+    return lambda self, early, late: right(self, late, early)
 
 
 def freed_at_the_first_read(right: Wrong) -> Wrong:
@@ -92,6 +107,16 @@ def last_turn(right: Wrong) -> Wrong:
     """A call is said to be for the first microbatch."""
     return lambda op: None if right(op) is None else 0
 
+
+RING_FAULTS = {
+    "a ring takes a block for that of the rank after it": ring(
+        "ring: block", around(Ring, "block", other_way_round), RING
+    ),
+    "a ring leaves out its last block": ring("ring: steps", giving(Ring, "steps", lambda steps: steps[:-1]), RING),
+    "a zigzag step takes the other half": ring(
+        "zigzag_attention: chosen", around(_Pairs, "chosen", other_half), ZIGZAG
+    ),
+}
 
 LOWERING_FAULTS = {
     "slots are freed at their first read": lowering(

@@ -323,6 +323,14 @@ shard "*.{q,k,v}_proj" columns over tp
 shard "*.o_proj" rows over tp
 shard activations tokens over tp
 """,
+    "ring": """mesh (cp=3)
+shard inputs dim 1 over cp
+attention over cp { method ring }
+""",
+    "zigzag": """mesh (cp=3)
+shard inputs dim 1 over cp
+attention over cp { method ring  layout zigzag }
+""",
     "two": """mesh (a=2, b=2)
 shard "embed" vocab over a, b
 """,

@@ -102,6 +102,24 @@ def test_blocks_are_put_in_order_and_taken_apart(source: ByAxis, target: ByAxis)
     assert torch.equal(run(module, [x])[0], x), str(module)
 
 
+ZIGZAGS: list[ByAxis] = [
+    {"a": Shard(0, (8, -8)), "b": Shard(0, (8, -8))}, {"a": Shard(0, (8, -8)), "b": Shard(1)},
+    {"a": Shard(0, (4, -12)), "b": Shard(0, (4, -12))}, {"a": Shard(0, (4, -12)), "b": Shard(1)},
+    {"a": Shard(0, (8, -8))}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ZIGZAGS)
+@pytest.mark.parametrize("source", ZIGZAGS)
+def test_an_inner_axis_of_a_zigzag_moves_to_another_dim_by_one_exchange(source: ByAxis, target: ByAxis) -> None:
+    module = reshard((16, 4), source, target, MESHES[0])
+    x = torch.randn(16, 4, dtype=torch.float64)
+    assert torch.equal(run(module, [x])[0], x), str(module)
+    names = [call.name for op in operations(module.functions()["main"]) if (call := read(op)) is not None]
+    if source != target and source.get("a") == target.get("a") and {*source} == {*target} == {"a", "b"}:
+        assert [name for name in names if name.startswith("comm.")] == ["comm.all_to_all"]
+
+
 def test_sums_over_two_axes_are_scattered_in_the_order_in_which_the_target_nests() -> None:
     module = reshard((8,), {"a": Partial(), "b": Partial()}, {"b": Shard(0), "a": Shard(0)}, MESHES[0])
     calls = [call for op in operations(module.functions()["main"]) if (call := read(op)) is not None]

@@ -93,6 +93,20 @@ module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activation
 
 // -----
 
+// A block that the mask hides from all queries of all ranks is not passed on: here each query sees its own key alone.
+
+// CHECK: "nn.attention"(%arg0, %arg0, %arg0, %{{.+}})
+// CHECK-NOT: comm.permute
+// CHECK: return
+module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %m: tensor<8x8xf32>) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0:2 = "nn.attention"(%q, %q, %q, %m) {band = {highest = 0 : i64, lowest = 0 : i64}, causal = false, operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<8x8xf32>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    return %0#0 : tensor<3x4x8x4xf32>
+  }
+}
+
+// -----
+
 // Zigzag: an input is brought to it once. Behind propagation and partition, a step is two attentions of half the queries
 // on half the keys; which operands the second one has, the order of the two ranks says.
 
@@ -110,6 +124,65 @@ module attributes {comm.level = "aten", comm.mesh = [["cp", 2]], comm.activation
   func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}> {aten.argument = {index = 0, kind = "input", name = "q"}}) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
     %0:2 = "nn.attention"(%q, %q, %q) {causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x4x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
     return %0#0 : tensor<3x4x8x4xf32>
+  }
+}
+
+// -----
+
+// Queries go round: to the rank before, whose keys they meet, and what came of it goes back.
+
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/bidirectional.plan},propagate-placements,partition-tensors" %s | filecheck %s
+
+// CHECK: %[[O:.+]]:2 = "nn.attention"(%arg0, %arg1, %arg1)
+// CHECK: %[[Q:.+]] = "comm.permute"(%arg0) {axes = ["cp"], shift = 3 : i64}
+// CHECK: %[[P:.+]]:2 = "nn.attention"(%[[Q]], %arg1, %arg1)
+// CHECK-NEXT: %[[B:.+]] = "comm.permute"(%[[P]]#0) {axes = ["cp"], shift = 1 : i64}
+// CHECK-NEXT: %[[L:.+]] = "comm.permute"(%[[P]]#1) {axes = ["cp"], shift = 1 : i64}
+// CHECK-NEXT: "nn.merge_attention"(%[[O]]#0, %{{.+}}, %[[O]]#1, %[[B]], %[[L]])
+// CHECK: %[[Q2:.+]] = "comm.permute"(%[[Q]]) {axes = ["cp"], shift = 3 : i64}
+// CHECK: %[[P2:.+]]:2 = "nn.attention"(%[[Q2]], %arg1, %arg1)
+// CHECK-NEXT: "comm.permute"(%[[P2]]#0) {axes = ["cp"], shift = 2 : i64}
+module attributes {comm.level = "aten", comm.mesh = [["cp", 4]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%q: tensor<3x4x8x4xf32, {cp = "shard(2)"}>, %k: tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0:2 = "nn.attention"(%q, %k, %k) {causal = false, operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0>} : (tensor<3x4x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x8x4xf32, {cp = "shard(2)"}>, tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x4x8x4xf32>, tensor<3x4x8xf32>)
+    return %0#0 : tensor<3x4x8x4xf32>
+  }
+}
+
+// -----
+
+// A sum along tokens that a rank has a part of goes on from the totals of the ranks before it.
+
+// RUN: stretto opt -p "choose-attention{plan=%S/plans/state.plan},propagate-placements,partition-tensors" %s | filecheck %s
+
+// CHECK: %[[S:.+]] = "aten.cumsum_default"(%arg0) {dim = 2 : i64} : {{.*}} -> tensor<3x2x2x4xf32, {cp = "shard(2)"}>
+// CHECK-NEXT: %[[T:.+]] = "aten.slice_tensor"(%[[S]]) {dim = 2 : i64, end = 2 : i64, start = 1 : i64}
+// CHECK-NEXT: %[[G:.+]] = "comm.all_gather"(%[[T]]) {{.*}} -> tensor<3x2x4x4xf32>
+// CHECK: "aten.lt_tensor"
+// CHECK: %[[B:.+]] = "aten.sum_dim_intlist"
+// CHECK-NEXT: "aten.add_tensor"(%[[S]], %[[B]])
+module attributes {comm.level = "aten", comm.mesh = [["cp", 4]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%x: tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x2x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0 = "aten.cumsum_default"(%x) {dim = 2 : i64} : (tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> tensor<3x2x8x4xf32>
+    return %0 : tensor<3x2x8x4xf32>
+  }
+}
+
+// -----
+
+// From the end: chunks lie in reverse between the flips, and the totals are those of the ranks after it.
+
+// CHECK: %[[F:.+]] = "aten.flip_default"(%arg0) {{.*}} -> tensor<3x2x2x4xf32, {comm.blocks = [array<i64: 2, -8>], cp = "shard(2)"}>
+// CHECK-NEXT: %[[S:.+]] = "aten.cumsum_default"(%[[F]])
+// CHECK: "aten.gt_tensor"
+// CHECK: %[[A:.+]] = "aten.add_tensor"(%[[S]]
+// CHECK-NEXT: "aten.flip_default"(%[[A]]) {{.*}} -> tensor<3x2x2x4xf32, {cp = "shard(2)"}>
+module attributes {comm.level = "aten", comm.mesh = [["cp", 4]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func @main(%x: tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> (tensor<3x2x8x4xf32> {aten.argument = {index = 0, kind = "output", name = "out"}}) {
+    %0 = "aten.flip_default"(%x) {dims = array<i64: 2>} : (tensor<3x2x8x4xf32, {cp = "shard(2)"}>) -> tensor<3x2x8x4xf32>
+    %1 = "aten.cumsum_default"(%0) {dim = 2 : i64} : (tensor<3x2x8x4xf32>) -> tensor<3x2x8x4xf32>
+    %2 = "aten.flip_default"(%1) {dims = array<i64: 2>} : (tensor<3x2x8x4xf32>) -> tensor<3x2x8x4xf32>
+    return %2 : tensor<3x2x8x4xf32>
   }
 }
 

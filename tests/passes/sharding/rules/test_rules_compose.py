@@ -56,7 +56,7 @@ def pairs_of(left: tuple[AxisPlacement | None, ...], right: tuple[AxisPlacement 
 def legal(a: Strategy, b: Strategy) -> bool:
     """Whether two strategies may be combined, by the rules of `choice.py`."""
     shared = any(nested(pair) for pair in [*pairs_of(a.inputs, b.inputs), *pairs_of(a.outputs, b.outputs)])
-    if {Lowering.STATISTICS, Lowering.HALO, Lowering.EXCHANGE} & {a.lowering, b.lowering}:
+    if {Lowering.STATE, Lowering.STATISTICS, Lowering.HALO, Lowering.EXCHANGE} & {a.lowering, b.lowering}:
         return False
     if (a.lowering or b.lowering) and (shared or (a.lowering and b.lowering)):
         return False

@@ -11,7 +11,7 @@ from .cases import CASES
 from .joint_graphs import MODELS, Recorded, calls, to_metas
 from .ranks import gathered, run, run_on_ranks, tensors_of, with_tensors
 
-_COMMUNICATES = (Lowering.STATISTICS, Lowering.HALO, Lowering.EXCHANGE)
+_COMMUNICATES = (Lowering.STATE, Lowering.STATISTICS, Lowering.HALO, Lowering.EXCHANGE)
 
 
 def strategies_of(call: Recorded) -> OpStrategies:
