@@ -1,11 +1,12 @@
 """Trace resampling as torch's own ops: its decompositions into gathers by computed indices say no window.
 
-Where an image is cut, a rank must know what of its neighbours an output reads. The op says so by its sizes.
+Where an image is cut, a rank must know what of its neighbours an output reads. The op says so by its sizes. A trace
+with symbols for sizes is decomposed as ever: torch's own ops take numbers, and would fix the symbols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +35,11 @@ def resampling_kept() -> Iterator[None]:
         for op, kernels in removed.items():
             op.py_kernels.update(kernels)
             op._dispatch_cache.clear()
+
+
+def has_symbols(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a size of some tensor is a symbol."""
+    return any(isinstance(extent, torch.SymInt) for tensor in tensors for extent in tensor.shape)
 
 
 def _ops() -> list[OpOverload]:

@@ -146,3 +146,14 @@ def test_a_custom_autograd_function_is_traced_with_symbols_too() -> None:
         expected, capture = capture_call(model, call(model, *at), mode=Mode.TRAIN), actual.at(sizes(*at))
         assert told(capture) == told(expected)
         assert capture.reference["functions"] == expected.reference["functions"]
+
+
+def test_resampling_fixes_no_size() -> None:
+    """Torch's own ops for it, which a trace without symbols has, take numbers."""
+    model = nn.Upsample(scale_factor=2.0, mode="bilinear")
+    given = bind_call(model, (torch.ones(2, 3, 4, 4),), {})
+    dims = DynamicDims.of({"input": {0: "batch"}}).in_call(given)
+    captured = forward_symbolically(model, given, dims, mode=Mode.INFER).finished()
+    assert captured is not None
+    static = capture_call(model, given, mode=Mode.INFER)
+    assert any("upsample_bilinear2d" in str(node.target) for node in static.graph.graph.nodes)
