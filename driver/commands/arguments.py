@@ -153,10 +153,15 @@ def positive(text: str) -> int:
 MEMORY_CAP = "memory of all ranks of the interpreter together; default: half of the machine's memory"
 
 
+_SIZES = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+
+
 def size(text: str) -> int:
-    """Bytes, from a number with or without a unit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f'"{text}" is no size; expected a number and a unit, such as 512MiB or 80GiB')
-    unit = ("B", "KiB", "MiB", "GiB", "TiB").index(match[2] or "B")
-    return int(float(match[1]) * 1024**unit)
+    """Bytes, from a number with or without a unit: of plans (GB, a power of 1000) or of reports (GiB, of 1024)."""
+    match = re.fullmatch(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)", text)
+    if match is None or match["unit"] not in _SIZES:
+        raise argparse.ArgumentTypeError(f'"{text}" is no size; expected a number and a unit, such as 512MiB or 80GB')
+    return int(float(match["number"]) * _SIZES[match["unit"]])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from ...ir.bindings import Operation, Value
-from ...ir.module import Record, result_records, terminator
+from ...ir.bindings import Operation, Value, mlir
+from ...ir.module import Record, callee, result_records, terminator
 from ...ir.pipelined_module import MICROBATCH
 from ...ir.placement import Mesh, Partial, Placement, Reduce
 from ...ir.types import from_mlir
@@ -14,6 +15,7 @@ from ..layers.late_casts import CAST
 from ..normalize.cast_gradients import dtype_name
 from ..rewriting import producer
 
+_Mark = TypeVar("_Mark")
 _OWNERS = {"gradient": ("parameter", "input"), "buffer": ("buffer",)}
 """For each kind of result, the kinds of arguments that a result of that name may belong to."""
 
@@ -96,6 +98,28 @@ def gradient_targets(
     return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed, scattered)
 
 
+def targets_in_layers(functions: Mapping[str, Operation]) -> dict[str, GradientTargets]:
+    """By folded function, the targets inside: its casts of parts of gradients leave them partial, as main's do.
+
+    So a gradient that is the sum of a cast product and something else is reduced behind the cast, in the dtype that the
+    plan says, in every layer alike.
+    """
+    main = functions["main"]
+    results = zip(terminator(main).operands, result_records(main), strict=True)
+    waiting = [_reduced_in(value, str(record["reduce"])) for value, record in results if "reduce" in record]
+    casts: dict[str, set[Value]] = {}
+    seen = set(waiting)
+    while waiting:
+        for value in _with_sources({waiting.pop(): None}):
+            name = None if isinstance(value.owner, mlir.Block) else callee(value.owner)
+            if name is not None:
+                inner = terminator(functions[name]).operands[mlir.OpResult(value).result_number]
+                casts.setdefault(name, set()).update(v for v in _with_sources({inner: None}) if _is_cast(v))
+                waiting += [] if inner in seen else [inner]
+                seen.add(inner)
+    return {name: replace(NO_TARGETS, partial_casts=frozenset(values)) for name, values in casts.items()}
+
+
 def _reduced_in(value: Value, dtype: str) -> Value:
     """The value of a gradient that is reduced: the operand of its last cast, where that has the dtype of the record."""
     if _is_cast(value) and dtype_name(from_mlir(value.type).dtype) != dtype:
@@ -109,7 +133,7 @@ def _is_cast(value: Value) -> bool:
     return call is not None and call.name == CAST
 
 
-def _with_sources(targets: Mapping[Value, Placement]) -> dict[Value, Placement]:
+def _with_sources(targets: Mapping[Value, _Mark]) -> dict[Value, _Mark]:
     """The targets, and the same for the values that each is cast from or is the sum of (a tied weight's gradients)."""
     with_sources = dict(targets)
     waiting = list(targets)

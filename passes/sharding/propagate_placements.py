@@ -30,7 +30,7 @@ from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
 from ..layers.unfold_layers import unfold
 from .function_placement import FunctionPlacement, Signature, Specialised
-from .gradient_targets import gradient_targets
+from .gradient_targets import NO_TARGETS, GradientTargets, gradient_targets, targets_in_layers
 from .microbatch_axis import has_microbatch_axis
 from .propagation_remarks import PropagationRemarks
 from .tracked_values import SumInLayer
@@ -80,9 +80,12 @@ class _Functions:
     counts: dict[str, int] = field(default_factory=dict)
     used_names: set[str] = field(init=False)
     """Names of functions, old and new."""
+    in_layers: dict[str, GradientTargets] = field(init=False)
+    """By function that main calls for a gradient."""
 
     def __post_init__(self) -> None:
-        self.used_names = set(self.old.functions())
+        functions = self.old.functions()
+        self.used_names, self.in_layers = set(functions), targets_in_layers(functions)
 
     def specialise(self, signature: Signature) -> Specialised:
         """The copy of a function for these argument placements, made at its first use."""
@@ -95,6 +98,8 @@ class _Functions:
                 placements = (from_mlir(a.type).placement_on(mesh) for a in entry(function.new).arguments)
                 arguments = list(zip(argument_records(old), placements, strict=True))
                 function.bring_gradients_to(gradient_targets(old, arguments, delay_reductions=self.delay_reductions))
+            else:
+                function.targets = self.in_layers.get(signature.name, NO_TARGETS)
             self.specialised[signature] = function.rewrite()
         return self.specialised[signature]
 

@@ -2,7 +2,8 @@
 
 The manifest has the dtype that the plan says ("reduce"), or "own": that of each parameter. A reduction of a gradient is
 one over axes that the batch is sharded over, on the way from a gradient back through casts, sums and views. Numbers do
-not show a reduction in a shorter dtype: its error is of the size of the other rounding.
+not show a reduction in a shorter dtype: its error is of the size of the other rounding. Of a gradient that is a sum,
+parts may be reduced in a longer dtype than the plan says: they are partial on other axes, or one is not partial at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
+from ..program.arguments import DTYPES
 from ..program.entries import Entry
 from ..program.ops import COALESCED
 from ..program.program import Program
@@ -36,6 +40,8 @@ _PASSING = frozenset(
 """Base names of aten ops that a gradient passes between its reduction and its parameter."""
 Site = tuple[str, int]
 """A function and the index of an instruction."""
+_Callers = tuple[tuple[str, Instruction], ...]
+"""By how a function was called, outermost first: the caller and its call."""
 
 
 def wrong_reductions(program: Program) -> Iterator[CheckRow]:
@@ -53,8 +59,9 @@ def wrong_reductions(program: Program) -> Iterator[CheckRow]:
             expected = gradient.dtype if named == OWN else named
             found = {
                 dtype
-                for site in _Walk(program.functions, axes).from_result(entry.name, gradient)
+                for site, is_part in _Walk(program.functions, axes).from_result(entry.name, gradient)
                 for dtype in dtypes.get(site, ())
+                if not (is_part and torch.promote_types(DTYPES[dtype], DTYPES[expected]) == DTYPES[dtype])
             }
             for dtype in sorted(found - {expected}):
                 note = f"it is reduced in {dtype}, and the plan says {expected}"
@@ -94,42 +101,45 @@ def _reached(events: Pieces, seen: dict[Pieces, None]) -> Iterable[Pieces]:
 
 @dataclass
 class _Walk:
-    """From a gradient back to its reductions."""
+    """From a gradient back to its reductions, and whether each is of a part of a sum."""
 
     functions: Mapping[str, Function]
     axes: frozenset[str]
-    _seen: set[tuple[str, int]] = field(default_factory=set)
+    _seen: set[tuple[str, int, bool]] = field(default_factory=set)
 
-    def from_result(self, name: str, gradient: Output) -> Iterator[Site]:
+    def from_result(self, name: str, gradient: Output) -> Iterator[tuple[Site, bool]]:
         """The reductions that give the result of an entry."""
-        yield from self._value(name, gradient.slot, ())
+        yield from self._value(name, gradient.slot, (), is_part=False)
 
-    def _value(self, name: str, slot: int, calls: tuple[tuple[str, Instruction], ...]) -> Iterator[Site]:
-        if (name, slot) in self._seen:
+    def _value(self, name: str, slot: int, calls: _Callers, *, is_part: bool) -> Iterator[tuple[Site, bool]]:
+        if (name, slot, is_part) in self._seen:
             return
-        self._seen.add((name, slot))
+        self._seen.add((name, slot, is_part))
         function = self.functions[name]
         maker = next((i for i, c in reversed(list(enumerate(function.code))) if slot in c.writes()), None)
         if maker is not None:
-            yield from self._maker(name, maker, slot, calls)
+            yield from self._maker(name, maker, slot, calls, is_part=is_part)
         elif calls and slot in function.arguments:
             caller, call = calls[-1]
             operand = call.reads()[function.arguments.index(slot)]
-            yield from self._value(caller, operand, calls[:-1])
+            yield from self._value(caller, operand, calls[:-1], is_part=is_part)
 
-    def _maker(self, name: str, index: int, slot: int, calls: tuple[tuple[str, Instruction], ...]) -> Iterator[Site]:
+    def _maker(
+        self, name: str, index: int, slot: int, calls: _Callers, *, is_part: bool
+    ) -> Iterator[tuple[Site, bool]]:
         instruction = self.functions[name].code[index]
         if instruction.op == "call":
             callee = str(instruction.args[0])
             result = self.functions[callee].results[instruction.out.index(slot)]
-            yield from self._value(callee, result, (*calls, (name, instruction)))
+            yield from self._value(callee, result, (*calls, (name, instruction)), is_part=is_part)
             return
         if instruction.op in _REDUCTIONS and self._is_of_batch(instruction):
-            yield name, index
+            yield (name, index), is_part
         if _passes_on(instruction):
             operands = instruction.reads()
+            is_sum = instruction.op.startswith("aten.add.") and len(operands) > 1
             for operand in (operands[instruction.out.index(slot)],) if instruction.op in COALESCED else operands:
-                yield from self._value(name, operand, calls)
+                yield from self._value(name, operand, calls, is_part=is_part or is_sum)
 
     def _is_of_batch(self, instruction: Instruction) -> bool:
         axes = instruction.kwargs.get("axes")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from stretto import cli
 from stretto.driver.commands import verify
+from stretto.driver.commands.arguments import size
 from stretto.passes.manager import PassFailure
 from stretto.runtime.program.program import Program
 
@@ -235,6 +236,8 @@ def test_wrong_usage_exits_with_2(stretto: Command, module: Path, program: Path)
     assert "name the passes with -p" in stretto("verify", module).err
     assert "a program folder is proved without it" in stretto("verify", program, "-p", SAFE).err
     assert "is no size" in stretto("verify", program, "--memory-cap", "much").err
+    assert "is no size" in stretto("verify", program, "--memory-cap", "65kB").err
+    assert (size("65KB"), size("1.5KiB"), size("2"), size("1 GB")) == (65_000, 1536, 2, 10**9)
     assert [stretto("verify").code, stretto("verify", module).code] == [2, 2]
 
 

@@ -141,6 +141,28 @@ module attributes {comm.level = "aten", comm.mesh = [["dp", 2]], comm.activation
 
 // -----
 
+// So it is in a folded layer, where a cast product is one part of a gradient: the part stays partial through its cast.
+
+// CHECK: func.func private @layers
+// CHECK: %[[S:.+]] = "aten.sum_dim_intlist"
+// CHECK-NEXT: %[[C:.+]] = "aten.u_to_copy_default"(%[[S]]) {dtype = f32} : {{.*}} -> tensor<8xf32, {dp = "partial(sum)"}>
+// CHECK-NEXT: "comm.reshard"(%[[C]])
+module attributes {comm.level = "aten", comm.mesh = [["dp", 2]], comm.activations = [], comm.tokens = array<i64>} {
+  func.func private @layers(%w: tensor<8xf32>, %a: tensor<4x8xbf16, {dp = "shard(0)"}>) -> tensor<8xf32> {
+    %0 = "aten.sum_dim_intlist"(%a) {dim = array<i64: 0>} : (tensor<4x8xbf16, {dp = "shard(0)"}>) -> tensor<8xbf16>
+    %1 = "aten.u_to_copy_default"(%0) {dtype = f32} : (tensor<8xbf16>) -> tensor<8xf32>
+    %2 = "aten.add_tensor"(%w, %1) : (tensor<8xf32>, tensor<8xf32>) -> tensor<8xf32>
+    return %2 : tensor<8xf32>
+  }
+  func.func @main(%w: tensor<8xf32> {aten.argument = {kind = "parameter", name = "w"}}, %a: tensor<4x8xbf16, {dp = "shard(0)"}>)
+      -> (tensor<8xf32> {aten.argument = {kind = "gradient", name = "w", reduce = "float32"}}) {
+    %0 = call @layers(%w, %a) : (tensor<8xf32>, tensor<4x8xbf16, {dp = "shard(0)"}>) -> tensor<8xf32>
+    return %0 : tensor<8xf32>
+  }
+}
+
+// -----
+
 // Axes nest on a dim as in the largest operand that nests them: the bias is brought to the order of the product.
 
 // CHECK: %[[Y:.+]] = "aten.mm_default"(%arg0, %arg1) : {{.*}} -> tensor<4x8xf32, {dp = "shard(1, 1)", tp = "shard(1, 0)"}>
