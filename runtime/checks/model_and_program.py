@@ -26,11 +26,13 @@ Key = tuple[str, str]
 
 _SEED = 0x9E3779B97F4A7C15
 """Of the RNG state: both halves of the key have bits, so that a draw that leaves one out differs."""
+_FIRST_STEP = (1 << 31) + (1 << 17) + (1 << 9) + 1
+"""Of the RNG state: a step with bits beyond 8 and 16, as late in a training."""
 
 
 def rng_state(forwards: int) -> RngState:
     """The RNG state of a program's next forward."""
-    return RngState(_SEED, forwards + 1)
+    return RngState(_SEED, _FIRST_STEP + forwards)
 
 
 def rng_state_on_one_device(program: Program, forwards: int) -> RngState:
@@ -40,7 +42,7 @@ def rng_state_on_one_device(program: Program, forwards: int) -> RngState:
     """
     pipeline = program.pipeline
     parts = pipeline.microbatches if pipeline is not None and pipeline.separate_microbatches else 1
-    return RngState(_SEED, forwards + parts)
+    return RngState(_SEED, _FIRST_STEP * parts + forwards)
 
 
 class Side:

@@ -27,6 +27,7 @@ from ..program.reference_records import Reference, ReferenceInput
 from ..session import Session
 from ..threads.session import RankThreads, Replicas
 from . import random_values
+from .generator_draws import wrong_draws
 from .judging import WithinEagerError, WithinTolerance
 from .machine import refuse_beyond_machine
 from .model_and_program import AllRanks, Key, OneDevice, SingleDevice
@@ -99,6 +100,7 @@ def check(
     rows = [
         *contradictions(program, reference),
         *wrong_reductions(program),
+        *wrong_draws(program),
         *one_device.judge(recording, values, step_inputs),
     ]
     rows += [*without_a_row(rows, reference), *others.rows]

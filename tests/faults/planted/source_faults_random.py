@@ -71,6 +71,12 @@ GENERATOR_FAULTS = {
     "all random ops of a forward draw the same": generator(
         "_key_and_counter", key_and_counter(lambda key, counter: (key, (0, counter[1])))
     ),
+    "masks repeat after 256 forwards": generator(
+        "_key_and_counter", key_and_counter(lambda key, counter: (key, (counter[0], counter[1] & 0xFF)))
+    ),
+    "the 65537th random op draws what the first does": generator(
+        "_key_and_counter", key_and_counter(lambda key, counter: (key, (counter[0] & 0xFFFF, counter[1])))
+    ),
     "seeds that differ in their high half draw the same": generator(
         "_key_and_counter", key_and_counter(lambda key, counter: ((key[0], 0), counter))
     ),

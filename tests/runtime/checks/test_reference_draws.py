@@ -10,6 +10,7 @@ from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest
 from stretto.dsl.plan import Plan
 from stretto.runtime import philox
+from stretto.runtime.checks.generator_draws import wrong_draws
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.checks.reference_draws import reference_draw
 from stretto.runtime.philox import Part, RngState, Word, draw
@@ -85,3 +86,27 @@ def test_a_fault_of_the_programs_generator_is_seen(fault: object, monkeypatch: p
     if fault is not None:
         monkeypatch.setattr(philox, "_key_and_counter", fault)
     assert check(program).passed == (fault is None)
+
+
+DRAWING = compile_program(CompileRequest.of(Net(), (), {"x": torch.randn(4, 6)}, Plan.parse("mesh (dp=2)"))).program
+
+
+@pytest.mark.parametrize("bits", [8, 16, 31])
+@pytest.mark.parametrize("word", [0, 1])
+def test_a_random_op_or_a_step_that_loses_its_high_bits_is_seen(
+    bits: int, word: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shortened(state: Tensor, number: Tensor | int) -> object:
+        key, counter = _RIGHT(state, number)
+        kept = [int(part) % (1 << bits) if index == word else part for index, part in enumerate(counter)]
+        return key, tuple(kept)
+
+    monkeypatch.setattr(philox, "_key_and_counter", shortened)
+    assert {row.name.split()[0] for row in wrong_draws(DRAWING)} == {"random" if word == 0 else "step"}
+
+
+def test_elements_of_large_tensors_are_drawn_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not list(wrong_draws(DRAWING))
+    right = philox._block_words
+    monkeypatch.setattr(philox, "_block_words", lambda blocks, *rest: right(blocks % (1 << 15), *rest))
+    assert len(list(wrong_draws(DRAWING))) > 2
