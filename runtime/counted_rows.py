@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .errors import RowCountError
 
+_FAULT = "no bound of a plan is too small here: this is an error in the program; please report it"
+
 
 def checked_counts(
     tensor: Tensor, bound: int, send_counts: Tensor, receive_counts: Tensor, rank: int, where: str
@@ -15,17 +17,27 @@ def checked_counts(
     Raises RowCountError E0338 for a negative count, more rows to send than there are, and more to receive than fit.
     """
     sent, received = send_counts.tolist(), receive_counts.tolist()
-    problem = ""
+    rows = tensor.shape[0]
     if min(*sent, *received) < 0:
-        problem = f"a count of rows is {min(*sent, *received)}"
-    elif sum(sent) > tensor.shape[0]:
-        problem = f"{sum(sent)} rows are to be sent, and there are {tensor.shape[0]}"
-    elif sum(received) > bound:
+        raise _refused(rank, where, f"a count of rows is {min(*sent, *received)}", _FAULT)
+    if sum(sent) > rows:
+        raise _refused(rank, where, f"{sum(sent)} rows are to be sent, and there are {rows}", _FAULT)
+    if sum(received) > bound:
         problem = f"{sum(received)} rows come, and the bound is {bound}: nothing is dropped, so the run stops"
-    if problem:
-        raise RowCountError(
-            "E0338",
-            f"rank {rank}: {where or 'all_to_all_rows'}: {problem}",
-            help="state a larger bound, up to the rows of all ranks of the group; without one there is room for these",
-        )
+        raise _refused(rank, where, problem, _help(rows, bound, len(sent)))
     return sent, received
+
+
+def _help(rows: int, bound: int, members: int) -> str:
+    """What to do about more rows than fit; a rank's rows fit in any bound that a plan may state."""
+    if bound < rows or bound >= rows * members:
+        return _FAULT
+    return (
+        f"the program has room for {bound / rows:.4g} times the {rows} rows of a rank: state a larger bound for these "
+        f"experts, up to {members}, or none; if the plan states a larger one, the program does not follow it: please "
+        "report it"
+    )
+
+
+def _refused(rank: int, where: str, problem: str, help: str) -> RowCountError:
+    return RowCountError("E0338", f"rank {rank}: {where or 'all_to_all_rows'}: {problem}", help=help)

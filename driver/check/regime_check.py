@@ -1,7 +1,8 @@
 """All passes together in other regimes of inputs, and which decisions took only one side in all of them.
 
 Each pass is compared in the normal regime. What the passes make of the module is then compared with it in the others:
-large, tiny, negative, tied and saturating inputs. A module whose own results are not finite there says nothing.
+large, tiny, negative, tied and saturating inputs, and others. A module whose own results are not finite there says
+nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ...backends.interpreter import ProgramRecords, run_program
@@ -17,9 +19,9 @@ from ...ir.equivalence.compare import Comparison, ResultComparison, Verdict, com
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.one_sided import OneSided, Sides
 from ...ir.equivalence.random_inputs import random_inputs
-from ...ir.equivalence.regimes import FINITE, OTHERS, Regime
+from ...ir.equivalence.regimes import FINITE, OF_INPUTS, OTHERS, Regime
 from ...ir.interpreter import Floats, run
-from ...ir.interpreter.code import decode
+from ...ir.interpreter.code import Code, decode
 from ...ir.module import Level, Module
 from .lowering_check import program_inputs, program_result_order
 
@@ -38,7 +40,7 @@ class RegimeReport:
     failed: str = ""
     """The error of a run, where only one side failed."""
     unjudged: tuple[Regime, ...] = ()
-    """Regimes in which the module itself cannot be run."""
+    """Regimes in which the module itself cannot be run, or that change none of its inputs."""
     one_sided: tuple[OneSided, ...] = ()
 
 
@@ -61,6 +63,9 @@ def check_regimes(
     unjudged = []
     for regime in (Regime.NORMAL, *OTHERS):
         inputs = random_inputs(ends.before, seed, ranges, regime=regime)
+        if regime in OF_INPUTS and _same_inputs(code, inputs, random_inputs(ends.before, seed, ranges)):
+            unjudged.append(regime)
+            continue
         try:
             expected = run(ends.before, inputs, floats=Floats.FLOAT64, max_bytes=max_bytes, observer=sides)
         except StrettoError:
@@ -84,6 +89,12 @@ def check_regimes(
                 best[result.name] = result
     one_sided = () if sides is None else tuple(sides.one_sided())
     return RegimeReport(None, Comparison(tuple(best.values())), "", tuple(unjudged), one_sided)
+
+
+def _same_inputs(code: Code, found: list[Tensor], normal: list[Tensor]) -> bool:
+    """Whether a regime leaves all inputs as they are, whatever it does to parameters."""
+    kinds = [port.record.get("kind") for port in code.arguments]
+    return all(torch.equal(a, b) for kind, a, b in zip(kinds, found, normal, strict=True) if kind == "input")
 
 
 def _results_after(ends: Ends, inputs: list[Tensor], max_bytes: int | None) -> list[Tensor]:

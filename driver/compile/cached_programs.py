@@ -107,12 +107,14 @@ def _say(fault: str) -> None:
 
 def _notes(compiled: Compiled) -> Mapping[str, Json]:
     sizes = compiled.sizes or Found(None)
-    ranges = {name: [each.high, each.ignored, each.low] for name, each in compiled.ranges.items()}
+    ranges = {name: [each.high, each.ignored, each.low, *each.named] for name, each in compiled.ranges.items()}
     return {_RANGES: ranges, _WHY_NOT: sizes.why_not, _COMPILATIONS: sizes.compilations}
 
 
 def _range(value: object) -> IntegerRange:
     match value:
-        case [(int() | None) as high, (int() | None) as ignored, int() as low]:
-            return IntegerRange(high, ignored, low)
+        case [(int() | None) as high, (int() | None) as ignored, int() as low, *named] if all(
+            isinstance(n, int) for n in named
+        ):
+            return IntegerRange(high, ignored, low, named=tuple(named))
     raise Malformed(f"notes.{_RANGES}: expected [high, ignored, low], found {value!r:.60}")

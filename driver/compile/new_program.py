@@ -111,6 +111,8 @@ def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> 
             about["low"] = range_.low
         if range_.ignored is not None:
             about["ignore_index"] = range_.ignored
+        if range_.named:
+            about["named"] = list(range_.named)
     return {**arguments, "inputs": inputs}
 
 

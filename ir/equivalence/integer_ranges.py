@@ -35,13 +35,23 @@ class IntegerRange:
     low: int = 0
     is_index: bool = field(default=False, compare=False)
     """Whether the values are indices as they stand, so that none may be the ignored one."""
+    named: tuple[int, ...] = field(default=(), compare=False)
+    """Values that an op treats apart: the padding index of an embedding, a number that the values are compared with."""
 
     def narrowed(self, other: IntegerRange) -> IntegerRange:
         """The intersection of two ranges."""
         highs = [h for h in (self.high, other.high) if h is not None]
         ignored = self.ignored if other.ignored is None else other.ignored
         is_index = self.is_index or other.is_index
-        return IntegerRange(min(highs, default=None), None if is_index else ignored, max(self.low, other.low), is_index)
+        named = tuple(dict.fromkeys((*self.named, *other.named)))
+        low = max(self.low, other.low)
+        return IntegerRange(min(highs, default=None), None if is_index else ignored, low, is_index, named)
+
+    def to_draw(self) -> list[int]:
+        """Values that random integers of this range must have among them: the named ones, the first and the last."""
+        if self.high is None:
+            return []
+        return [v for v in dict.fromkeys((*self.named, self.low, self.high - 1)) if self.low <= v < self.high]
 
 
 def integer_ranges(code: Code) -> dict[int, IntegerRange]:
@@ -58,7 +68,9 @@ def integer_ranges(code: Code) -> dict[int, IntegerRange]:
         if recorded is not None:
             by_uses = walker.ranges.get(argument, recorded)
             combined = (
-                replace(recorded, ignored=by_uses.ignored) if by_uses.high is None else by_uses.narrowed(recorded)
+                replace(recorded, ignored=by_uses.ignored, named=by_uses.named)
+                if by_uses.high is None
+                else by_uses.narrowed(recorded)
             )
             if combined.high is not None and combined.low < combined.high:
                 walker.ranges[argument] = combined
@@ -140,11 +152,16 @@ Use = tuple[Any, IntegerRange]
 
 
 def _embedding(extents: Extents, args: tuple[Any, ...]) -> Use:
-    return args[1], IntegerRange(extents(args[0])[0])
+    return args[1], IntegerRange(extents(args[0])[0], named=_padding(args[2:3]))
 
 
 def _embedding_backward(extents: Extents, args: tuple[Any, ...]) -> Use:
-    return args[1], IntegerRange(args[2])
+    return args[1], IntegerRange(args[2], named=_padding(args[3:4]))
+
+
+def _padding(stated: tuple[Any, ...]) -> tuple[int, ...]:
+    """The padding index; torch says -1 where there is none."""
+    return tuple(index for index in stated if isinstance(index, int) and index >= 0)
 
 
 def _along_dim(extents: Extents, args: tuple[Any, ...]) -> Use:
@@ -157,7 +174,9 @@ def _labels(extents: Extents, args: tuple[Any, ...]) -> Use:
 
 def _compared(extents: Extents, args: tuple[Any, ...]) -> Use:
     value = args[1]
-    return args[0], IntegerRange(None, int(value) if -math.inf < value < 0 else None)
+    if not math.isfinite(value):
+        return args[0], IntegerRange()
+    return args[0], IntegerRange(None, int(value)) if value < 0 else IntegerRange(named=(int(value),))
 
 
 def _nll(extents: Extents, args: tuple[Any, ...]) -> Use:

@@ -83,7 +83,8 @@ def inputs_of(
         elif type_.dtype.is_complex:
             inputs.append(torch.randn(shape, generator=random, dtype=torch.complex128).to(type_.dtype))
         elif type_.dtype is torch.bool:
-            inputs.append(torch.rand(shape, generator=random) < 0.75)
+            mask = torch.rand(shape, generator=random) < 0.75
+            inputs.append(regime.applied(str(record.get("kind", "")), name, mask))
         else:
             inputs.append(_integers(name, shape, type_.dtype, ranges.get(name, IntegerRange()), random))
     return inputs
@@ -123,6 +124,8 @@ def _integers(
             help=f"give it with --range '{name}=LO:HI', for LO to HI - 1 (in Python with ranges or values)",
         )
     drawn = torch.randint(range_.low, range_.high, shape, generator=random, dtype=dtype)
+    wanted = torch.tensor(range_.to_draw()[: drawn.numel() // 2], dtype=dtype)
+    drawn.view(-1)[torch.randperm(drawn.numel(), generator=random)[: len(wanted)]] = wanted
     if range_.ignored is not None:
         share = torch.rand(shape, generator=random)
         drawn = drawn.masked_fill(

@@ -42,9 +42,17 @@ class Regime(StrEnum):
     others far above."""
     WIDE_BELOW = "wide matrices below 0"
     """The same with the other signs, for heads of few classes."""
+    ZEROS = "zeros"
+    """The first and the last row of inputs, and all biases, are exactly 0: where derivatives are none."""
+    HIDDEN_ROWS = "hidden rows"
+    """The first row of masks of booleans is false, so that a query sees no key, and the last is true."""
 
     def applied(self, kind: str, name: str, value: Tensor) -> Tensor:
         """The value of an argument of this kind and name, in this regime. Tangents and integers stay as they are."""
+        if value.dtype == torch.bool and value.dim() > 1 and kind == "input" and self is Regime.HIDDEN_ROWS:
+            rows = value.clone().flatten(0, -2)
+            rows[0], rows[-1] = False, True
+            return rows.view(value.shape)
         if not value.dtype.is_floating_point or kind not in ("input", "parameter"):
             return value
         is_matrix = kind == "parameter" and value.dim() >= 2
@@ -55,6 +63,12 @@ class Regime(StrEnum):
                 return value * _TINY
             case Regime.NEGATIVE if kind == "input" or name.endswith("bias"):
                 return -value.abs()
+            case Regime.ZEROS if kind == "input" and value.dim():
+                zeros = value.clone()
+                zeros[0], zeros[-1] = 0, 0
+                return zeros
+            case Regime.ZEROS if name.endswith("bias"):
+                return torch.zeros_like(value)
             case Regime.TIES if kind == "input":
                 return value.round().clamp(-1, 1)
             case Regime.TIES if is_matrix:
@@ -74,3 +88,5 @@ OTHERS = tuple(regime for regime in Regime if regime is not Regime.NORMAL)
 FINITE = (Regime.TALL_BELOW, Regime.WIDE_BELOW)
 """Those in which rounding has no bound, as at the steps of saturated functions: what is judged is that values stay
 finite."""
+OF_INPUTS = (Regime.ZEROS, Regime.HIDDEN_ROWS)
+"""Those that are about inputs: they are left out where they change none."""

@@ -56,9 +56,9 @@ def buffer(shape: Sequence[int], dtype: str, random: torch.Generator) -> Tensor:
 
 
 def user_input(shape: Sequence[int], dtype: str, options: Mapping[str, Json], random: torch.Generator) -> Tensor:
-    """A value for an input. `options` may have "low" and "high" of integers (default 0, 2) and "ignore_index".
+    """A value for an input. `options` may have "low" and "high" of integers (default 0, 2), "named" and "ignore_index".
 
-    An "ignore_index" of true stands for -100.
+    Integers have the named ones among them, the lowest and the highest. An "ignore_index" of true stands for -100.
     """
     kind = DTYPES[dtype]
     if kind.is_floating_point:
@@ -67,9 +67,10 @@ def user_input(shape: Sequence[int], dtype: str, options: Mapping[str, Json], ra
         return torch.randn(list(shape), generator=random, dtype=torch.complex128).to(kind)
     if kind is torch.bool:
         return torch.rand(list(shape), generator=random) >= _MASKED_SHARE
-    value = torch.randint(
-        _integer(options, "low", 0), _integer(options, "high", 2), list(shape), generator=random, dtype=kind
-    )
+    low, high = _integer(options, "low", 0), _integer(options, "high", 2)
+    value = torch.randint(low, high, list(shape), generator=random, dtype=kind)
+    wanted = torch.tensor(_wanted(options, low, high)[: value.numel() // 2], dtype=kind)
+    value.view(-1)[torch.randperm(value.numel(), generator=random)[: len(wanted)]] = wanted
     if options.get("ignore_index") not in (None, False):
         ignored = -100 if options["ignore_index"] is True else _integer(options, "ignore_index", -100)
         value[torch.rand(list(shape), generator=random) < IGNORED_SHARE] = ignored
@@ -98,6 +99,13 @@ def require_range(name: str, dtype: str, options: Mapping[str, Json]) -> None:
             f"the values that integer input '{name}' may take are unknown",
             help=f"give them with --range '{name}=LO:HI', for LO to HI - 1 (in Python check(.., ranges=..))",
         )
+
+
+def _wanted(options: Mapping[str, Json], low: int, high: int) -> list[int]:
+    """Integers that are drawn on purpose: those that the model treats apart, the lowest and the highest."""
+    named = options.get("named")
+    stated = [value for value in named if isinstance(value, int)] if isinstance(named, list | tuple) else []
+    return [value for value in dict.fromkeys((*stated, low, high - 1)) if low <= value < high]
 
 
 def _integer(options: Mapping[str, Json], key: str, default: int) -> int:

@@ -80,17 +80,18 @@ class StepInputs:
             self._tangents.append(self.draw_tangents(outputs))
         return self._tangents[forward]
 
-    @property
-    def have_floats(self) -> bool:
-        """Whether some input is floating."""
-        return any(value.is_floating_point() for inputs in self._inputs for value in inputs.values())
+    def are(self, others: StepInputs) -> bool:
+        """Whether the inputs of others are these very tensors."""
+        pairs = zip(self._inputs, others._inputs, strict=True)
+        return all(own[index] is value for own, inputs in pairs for index, value in inputs.items())
 
     def altered(self, alter: Callable[[Tensor], Tensor]) -> StepInputs:
         """The same inputs with their floating tensors altered; the tangents are the same."""
-        changed: list[Inputs] = [
-            {index: alter(value) if value.dtype.is_floating_point else value for index, value in inputs.items()}
-            for inputs in self._inputs
-        ]
+        return self.in_regime(lambda value: alter(value) if value.dtype.is_floating_point else value)
+
+    def in_regime(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
+        """The same inputs, each changed; the tangents are the same."""
+        changed: list[Inputs] = [{index: change(value) for index, value in inputs.items()} for inputs in self._inputs]
         return StepInputs(self.draw, self.draw_tangents, self.steps, changed, self._tangents)
 
 

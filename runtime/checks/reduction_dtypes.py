@@ -4,6 +4,7 @@ The manifest has the dtype that the plan says ("reduce"), or "own": that of each
 one over axes that the batch is sharded over, on the way from a gradient back through casts, sums and views. Numbers do
 not show a reduction in a shorter dtype: its error is of the size of the other rounding. Of a gradient that is a sum,
 parts may be reduced in a longer dtype than the plan says: they are partial on other axes, or one is not partial at all.
+Sums over the microbatches of a pipeline must have that dtype, or a longer one.
 """
 
 from __future__ import annotations
@@ -45,27 +46,50 @@ _Callers = tuple[tuple[str, Instruction], ...]
 
 
 def wrong_reductions(program: Program) -> Iterator[CheckRow]:
-    """A row for each gradient that is reduced in another dtype than the plan says."""
+    """A row for each gradient that is reduced, or summed over microbatches, in another dtype than the plan says."""
     stated = program.manifest.arguments.get(REDUCE)
     of_stored = program.manifest.arguments.get(STORED_REDUCE, stated)
     stored = {each.name for each in program.of_kind("parameter") if each.stored_over}
     axes = _batch_axes(program)
-    if not isinstance(stated, str) or not axes:
+    if not isinstance(stated, str):
         return
+    makers = {name: _makers(function) for name, function in program.functions.items()}
     for entry in program.entries:
-        dtypes = _collective_dtypes(program, entry)
+        dtypes = _collective_dtypes(program, entry) if axes else {}
         for gradient in entry.gradients:
             named = str(of_stored) if gradient.name in stored else stated
             expected = gradient.dtype if named == OWN else named
+            walk = _Walk(program.functions, axes, makers)
             found = {
                 dtype
-                for site, is_part in _Walk(program.functions, axes).from_result(entry.name, gradient)
+                for site, is_part in walk.from_result(entry.name, gradient)
                 for dtype in dtypes.get(site, ())
-                if not (is_part and torch.promote_types(DTYPES[dtype], DTYPES[expected]) == DTYPES[dtype])
+                if not (is_part and _holds(dtype, expected))
             }
             for dtype in sorted(found - {expected}):
                 note = f"it is reduced in {dtype}, and the plan says {expected}"
                 yield CheckRow("reduction", gradient.name, float("inf"), Verdict.DIFFERS, note)
+            for dtype in sorted({_sum_dtype(program, *site, expected) for site in walk.microbatch_sums}):
+                if not _holds(dtype, expected) and not (dtype == stated and gradient.name in stored):
+                    note = f"it is summed over microbatches in {dtype}, and the plan says {expected}"
+                    yield CheckRow("reduction", gradient.name, float("inf"), Verdict.DIFFERS, note)
+
+
+def _makers(function: Function) -> Mapping[int, int]:
+    """By slot, the index of the last instruction that writes it."""
+    return {slot: index for index, instruction in enumerate(function.code) for slot in instruction.writes()}
+
+
+def _holds(dtype: str, other: str) -> bool:
+    """Whether a dtype has all numbers of another."""
+    return torch.promote_types(DTYPES[dtype], DTYPES[other]) == DTYPES[dtype]
+
+
+def _sum_dtype(program: Program, function: str, index: int, unknown: str) -> str:
+    """The dtype of a sum; `unknown` in a program that states no types."""
+    [slot] = program.functions[function].code[index].out
+    type_ = program.type_of(function, slot) if program.states_types else None
+    return unknown if type_ is None else type_.dtype
 
 
 def _batch_axes(program: Program) -> frozenset[str]:
@@ -105,7 +129,12 @@ class _Walk:
 
     functions: Mapping[str, Function]
     axes: frozenset[str]
+    makers: Mapping[str, Mapping[int, int]]
+    """By function and slot, the index of the instruction that makes the value."""
+    microbatch_sums: list[Site] = field(default_factory=list)
+    """The additions on the way that add up gradients of microbatches."""
     _seen: set[tuple[str, int, bool]] = field(default_factory=set)
+    _summed: dict[tuple[str, int], frozenset[object]] = field(default_factory=dict)
 
     def from_result(self, name: str, gradient: Output) -> Iterator[tuple[Site, bool]]:
         """The reductions that give the result of an entry."""
@@ -116,7 +145,7 @@ class _Walk:
             return
         self._seen.add((name, slot, is_part))
         function = self.functions[name]
-        maker = next((i for i, c in reversed(list(enumerate(function.code))) if slot in c.writes()), None)
+        maker = self.makers[name].get(slot)
         if maker is not None:
             yield from self._maker(name, maker, slot, calls, is_part=is_part)
         elif calls and slot in function.arguments:
@@ -138,8 +167,26 @@ class _Walk:
         if _passes_on(instruction):
             operands = instruction.reads()
             is_sum = instruction.op.startswith("aten.add.") and len(operands) > 1
+            if is_sum and not calls and len({self._microbatches(name, operand) for operand in operands}) > 1:
+                self.microbatch_sums.append((name, index))
             for operand in (operands[instruction.out.index(slot)],) if instruction.op in COALESCED else operands:
                 yield from self._value(name, operand, calls, is_part=is_part or is_sum)
+
+    def _microbatches(self, name: str, slot: int) -> frozenset[object]:
+        """The microbatches of an entry whose calls a value is the sum of."""
+        if (name, slot) not in self._summed:
+            self._summed[name, slot] = self._summed_in(name, slot)
+        return self._summed[name, slot]
+
+    def _summed_in(self, name: str, slot: int) -> frozenset[object]:
+        index = self.makers[name].get(slot)
+        maker = None if index is None else self.functions[name].code[index]
+        if maker is None or maker.op in COALESCED:
+            return frozenset()
+        if maker.op == "call":
+            return frozenset([maker.kwargs.get("microbatch")])
+        operands = maker.reads() if _passes_on(maker) else ()
+        return frozenset().union(*(self._microbatches(name, operand) for operand in operands))
 
     def _is_of_batch(self, instruction: Instruction) -> bool:
         axes = instruction.kwargs.get("axes")

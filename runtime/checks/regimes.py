@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from .model_and_program import Key
@@ -41,13 +42,22 @@ class Regime(StrEnum):
     others far above."""
     WIDE_BELOW = "wide matrices below 0"
     """The same with the other signs, for heads of few classes."""
+    ZEROS = "zeros"
+    """The first and the last row of each floating input are exactly 0, and so are biases: where a derivative is none,
+    as that of a root, of a magnitude or of a quotient, the model decides what it is."""
+    HIDDEN_ROWS = "hidden rows"
+    """Of each mask of booleans, the first row is false, so that a query sees no key, and the last is true."""
 
     def values(self, values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         """The initial values of a check in this regime; buffers and constants stay as they are."""
         return {(kind, name): self._parameter(kind, name, value) for (kind, name), value in values.items()}
 
     def input(self, value: Tensor) -> Tensor:
-        """A floating input in this regime."""
+        """An input in this regime; itself where nothing changes."""
+        if value.dtype == torch.bool:
+            return _hidden(value) if self is Regime.HIDDEN_ROWS and value.dim() > 1 else value
+        if not value.dtype.is_floating_point:
+            return value
         match self:
             case Regime.LARGE:
                 return value * _LARGE
@@ -55,6 +65,10 @@ class Regime(StrEnum):
                 return -value.abs()
             case Regime.TALL_BELOW | Regime.WIDE_BELOW:
                 return value.abs()
+            case Regime.ZEROS if value.dim():
+                zeros = value.clone()
+                zeros[0], zeros[-1] = 0, 0
+                return zeros
         return value
 
     def _parameter(self, kind: str, name: str, value: Tensor) -> Tensor:
@@ -63,6 +77,8 @@ class Regime(StrEnum):
         match self:
             case Regime.NEGATIVE if name.endswith("bias"):
                 return -value.abs()
+            case Regime.ZEROS if name.endswith("bias"):
+                return torch.zeros_like(value)
             case Regime.SATURATING if value.dim() >= 2:
                 return value * _SATURATING
             case Regime.OVERFLOWING if value.dim() >= 2:
@@ -73,6 +89,12 @@ class Regime(StrEnum):
             case Regime.TALL_BELOW | Regime.WIDE_BELOW:
                 return value.abs() * (_SUNKEN if name.endswith("bias") else 1.0)
         return value
+
+
+def _hidden(mask: Tensor) -> Tensor:
+    rows = mask.clone().flatten(0, -2)
+    rows[0], rows[-1] = False, True
+    return rows.view(mask.shape)
 
 
 OTHERS = tuple(regime for regime in Regime if regime is not Regime.NORMAL)

@@ -11,6 +11,8 @@ import torch
 from stretto.driver.calls.compile_check import checked_record
 from stretto.driver.check.run_program import RunJob, run_check, show_check
 from stretto.driver.compile.compile_target import CompileJob, compile_target
+from stretto.runtime.checks.random_values import user_input
+from stretto.runtime.checks.regimes import Regime
 from stretto.runtime.checks.report import CheckReport, Verdict
 from stretto.runtime.threads import rendezvous
 from torch import Tensor
@@ -92,7 +94,7 @@ def ran(files: Path) -> CheckReport:
 def test_a_right_program_is_right_in_every_regime(files: Path, dtype: str, mode: str) -> None:
     record = checked(files, "hidden", dtype, mode)
     assert record["result"] == "passed"
-    assert record["regimes"] == ["normal", "large", "negative", "saturating", "overflowing", *BELOW]
+    assert record["regimes"] == ["normal", "large", "negative", "saturating", "overflowing", *BELOW, "zeros"]
 
 
 def test_a_regime_that_changes_no_value_is_not_run(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,10 +136,28 @@ def test_sums_that_saturate_are_seen(files: Path, monkeypatch: pytest.MonkeyPatc
 def test_values_that_the_model_refuses_are_left_out(files: Path) -> None:
     record = checked(files, "probability")
     assert record["result"] == "passed"
-    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW]
+    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW, "zeros"]
 
 
 def test_values_at_which_the_model_overflows_are_left_out(files: Path) -> None:
     record = checked(files, "steep")
     assert record["result"] == "passed"
     assert "overflowing" not in record["regimes"] and "saturating" not in record["regimes"]
+
+
+def test_zeros_and_hidden_rows_change_inputs_of_their_kind_alone() -> None:
+    x, keep, words = torch.randn(3, 4), torch.rand(2, 3, 4) < 0.5, torch.arange(3)
+    zeros, hidden = Regime.ZEROS.input(x), Regime.HIDDEN_ROWS.input(keep).flatten(0, 1)
+    assert zeros[0].tolist() == zeros[-1].tolist() == [0.0] * 4 and torch.equal(zeros[1], x[1])
+    assert not hidden[0].any() and hidden[-1].all() and torch.equal(hidden[1:-1], keep.flatten(0, 1)[1:-1])
+    assert all(Regime.HIDDEN_ROWS.input(each) is each for each in (x, words, keep[0, 0]))
+    assert all(Regime.ZEROS.input(each) is each for each in (words, keep))
+    bias = {("parameter", "up.bias"): torch.randn(4), ("parameter", "up.weight"): x}
+    assert [bool(value.any()) for value in Regime.ZEROS.values(bias).values()] == [False, True]
+
+
+def test_integers_have_the_named_ones_among_them_the_lowest_and_the_highest() -> None:
+    random = torch.Generator().manual_seed(0)
+    drawn = user_input((4, 8), "int64", {"low": 2, "high": 50_000, "named": [7, 60_000]}, random)
+    assert {2, 7, 49_999} <= set(drawn.flatten().tolist()) and int(drawn.max()) < 50_000
+    assert user_input((), "int64", {"high": 5}, random).shape == ()

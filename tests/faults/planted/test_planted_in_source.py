@@ -32,12 +32,13 @@ from .source_faults_random import RANDOM_FAULTS
 from .source_faults_runtime import RUNTIME_FAULTS
 from .source_faults_training import TRAINING_FAULTS
 from .source_faults_unseen import UNSEEN_FAULTS
+from .source_faults_values import VALUE_FAULTS
 from .training_loops import LOOPS
 from .users_models import Case, write_models
 
 COMPILED_FAULTS: dict[str, SourceFault] = {
     **CALL_FAULTS, **RANDOM_FAULTS, **CAPTURE_FAULTS, **RUNTIME_FAULTS, **LOWERING_FAULTS, **RING_FAULTS,
-    **SCHEDULE_FAULTS, **UNSEEN_FAULTS, **ALONE_FAULTS,
+    **SCHEDULE_FAULTS, **UNSEEN_FAULTS, **ALONE_FAULTS, **VALUE_FAULTS,
 }  # fmt: skip
 SOURCE_FAULTS = {**COMPILED_FAULTS, **TRAINING_FAULTS}
 COMMANDS = (Finder.COMPILE_CHECK, Finder.VERIFY_TARGET)

@@ -266,6 +266,37 @@ class Steep(nn.Module):
         return F.cross_entropy(self.head(self.embed(tokens)).flatten(0, 1), targets.flatten())
 
 
+class Masked(nn.Module):
+    """Keys that a mask hides, words of which one is padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(300, 8, padding_idx=7), nn.Linear(8, 300, bias=False)
+
+    def forward(self, tokens, targets, keep):
+        x = self.embed(tokens)[:, None]
+        x = F.scaled_dot_product_attention(x, x, x, attn_mask=keep[:, None, None, :])[:, 0]
+        return F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
+
+
+def masked():
+    tokens = torch.arange(32).reshape(4, 8)
+    return Masked(), {"tokens": tokens, "targets": (tokens + 3) % 300, "keep": tokens % 8 < 6}
+
+
+class Magnitudes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.out(torch.complex(self.a(x), self.b(x)).abs()).square().mean()
+
+
+def magnitudes():
+    return Magnitudes(), {"x": torch.randn(8, 8)}
+
+
 def steep():
     tokens = torch.arange(32).reshape(8, 4) % 8
     return Steep(), {"tokens": tokens, "targets": (tokens + 3) % 8}
@@ -305,6 +336,11 @@ schedule mine(stages p, microbatches m) {
     "alone": """mesh (pp=2)
 pipeline over pp { microbatches 2  per microbatch }
 """,
+    "alone in short": """mesh (pp=2)
+shard inputs "*" batch
+pipeline over pp { microbatches 2  per microbatch }
+precision { params fp32  compute bf16  reduce fp32 }
+""",
     "whole": """mesh (pp=2)
 shard inputs "*" batch
 shard inputs "table" whole
@@ -330,6 +366,10 @@ attention over cp { method ring }
     "zigzag": """mesh (cp=3)
 shard inputs dim 1 over cp
 attention over cp { method ring  layout zigzag }
+""",
+    "context": """mesh (cp=2)
+shard inputs dim 1 over cp
+attention over cp { method ring }
 """,
     "two": """mesh (a=2, b=2)
 shard "embed" vocab over a, b

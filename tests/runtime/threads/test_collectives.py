@@ -10,6 +10,7 @@ import pytest
 import torch
 from stretto.runtime import CollectiveError, PeerFailed, RankGroup, RankMesh, RunError
 from stretto.runtime.communicator import Communicator
+from stretto.runtime.counted_rows import checked_counts
 from torch import Tensor
 
 from ..tiny_programs import numbers, on_ranks
@@ -105,6 +106,25 @@ def test_more_rows_than_the_bound_stop_all_ranks_and_the_error_names_the_one_tha
     assert isinstance(first, RunError) and first.code == "E0338"
     assert "rank 0: experts of layers.3: 5 rows come, and the bound is 4" in str(first)
     assert second is not None
+
+
+@pytest.mark.parametrize(
+    ("rows", "bound", "sent", "received", "help"),
+    [
+        (4, 6, [2, 2], [4, 3], "state a larger bound for these experts, up to 2"),
+        (4, 8, [2, 2], [4, 5], "an error in the program"),
+        (8, 4, [2, 2], [4, 1], "an error in the program"),
+        (4, 6, [3, 2], [1, 1], "an error in the program"),
+        (4, 6, [-1, 2], [1, 1], "an error in the program"),
+    ],
+    ids=["a bound of 1.5", "room for all", "on the way back", "more than there are", "negative"],
+)
+def test_a_larger_bound_is_the_advice_where_a_bound_is_what_is_too_small(
+    rows: int, bound: int, sent: list[int], received: list[int], help: str
+) -> None:
+    with pytest.raises(RunError) as caught:
+        checked_counts(torch.ones(rows, 2), bound, torch.tensor(sent), torch.tensor(received), 0, "experts")
+    assert help in str(caught.value)
 
 
 def test_a_start_does_not_wait() -> None:
