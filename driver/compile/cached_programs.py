@@ -113,8 +113,8 @@ def _notes(compiled: Compiled) -> Mapping[str, Json]:
 
 def _range(value: object) -> IntegerRange:
     match value:
-        case [(int() | None) as high, (int() | None) as ignored, int() as low, *named] if all(
-            isinstance(n, int) for n in named
-        ):
-            return IntegerRange(high, ignored, low, named=tuple(named))
+        case [(int() | None) as high, (int() | None) as ignored, int() as low, *named]:
+            values = tuple(each for each in named if isinstance(each, int))
+            if len(values) == len(named):
+                return IntegerRange(high, ignored, low, named=values)
     raise Malformed(f"notes.{_RANGES}: expected [high, ignored, low], found {value!r:.60}")

@@ -87,7 +87,7 @@ def _holds(dtype: str, other: str) -> bool:
 
 def _sum_dtype(program: Program, function: str, index: int, unknown: str) -> str:
     """The dtype of a sum; `unknown` in a program that states no types."""
-    [slot] = program.functions[function].code[index].out
+    [slot] = program.functions[function].code[index].writes()
     type_ = program.type_of(function, slot) if program.states_types else None
     return unknown if type_ is None else type_.dtype
 

@@ -20,16 +20,16 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _MASK, _HALF = 0xFFFFFFFF, np.uint64(32)
 
 
-def reference_draw(state: Tensor, op_index: int, shape: Sequence[int], below: int | None, first: int = 0) -> Tensor:
+def reference_draw(state: Tensor, op_index: int, shape: Sequence[int], below: int | None, start: int = 0) -> Tensor:
     """The random words (int64) of a whole tensor, or with `below` whether each is less than it (bool).
 
-    `first` is the index of its first element, for a part of a larger tensor.
+    `start` is the index of its first element, for a part of a larger tensor.
 
     >>> reference_draw(torch.zeros(2, dtype=torch.int64), 0, [4], None).tolist()
     [1713891541, 3781805453, 3159116620, 2600524760]
     """
     seed, step = (int(number) & 0xFFFFFFFFFFFFFFFF for number in state)
-    element = np.arange(first, first + prod(shape), dtype=np.uint64)
+    element = np.arange(start, start + prod(shape), dtype=np.uint64)
     block = element >> np.uint64(2)
     counter = [block & np.uint64(_MASK), block >> _HALF, _all(op_index, block), _all(step, block)]
     key = [seed & _MASK, seed >> 32]
