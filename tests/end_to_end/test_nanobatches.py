@@ -147,7 +147,7 @@ def test_in_sequence_the_activations_of_one_nanobatch_are_alive() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", ["tokens", "batch"])
 def test_in_sequence_the_backward_computes_one_nanobatch_again_at_a_time(subject: str) -> None:
-    """StreamBP: of what is computed again, and of its gradients, 1/N is alive; the peak has two such tensors."""
+    """StreamBP: of what is computed again 1/N is alive; of INNER features at least two tensors."""
     inner = BATCH * LONG * INNER * 8
     counts = (1, 2) if subject == "batch" else (1, 2, 4, 8)
     lines = [f"\nsplit {subject} into {count}" if count > 1 else "" for count in counts]
@@ -155,7 +155,7 @@ def test_in_sequence_the_backward_computes_one_nanobatch_again_at_a_time(subject
     for count, peak in zip(counts, peaks, strict=True):
         assert peaks[0] - peak >= 0.93 * (1 - 1 / count) * 2 * inner
     falls = [before - after for before, after in pairwise(peaks)]
-    assert all(more == 2 * less for more, less in pairwise(falls[1:]))
+    assert all(more == pytest.approx(2 * less, rel=0.05) for more, less in pairwise(falls[1:]))
 
 
 def test_what_is_written_grows_by_the_nanobatches_of_a_layer_and_not_by_layers() -> None:
