@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from stretto.frontend.graph import complex_pairs
 from stretto.passes.normalize.idioms import expansions
-from stretto.passes.partition import vocabulary
+from stretto.passes.partition import partition_tensors, vocabulary
 from stretto.passes.pipelining import average_microbatches
 from torch import Tensor
 
@@ -54,7 +54,11 @@ VALUE_FAULTS = {
     ),
     "in a sharded vocabulary the index of padding gets a gradient": fault(
         "passes/partition/vocabulary: _embedding_backward",
-        entry(vocabulary.LOWERINGS, "aten.embedding_dense_backward.default", vocabulary.in_table(gradient_of_padding)),
+        entry(
+            partition_tensors._LOWERINGS,
+            "aten.embedding_dense_backward.default",
+            vocabulary.in_table(gradient_of_padding),
+        ),
         Case("masked", "words", ()),
     ),
     "a query that sees no key has a gradient that is no number": fault(
