@@ -64,6 +64,8 @@ class PipelineConfig:
     """Apply the plan's `precision` and `transfer`; not when a check raises all floats to float64."""
     padded_inputs: tuple[str, ...] = ()
     """Inputs that need not divide by their ranks."""
+    sizes_vary: bool = False
+    """Whether the program is to hold for other sizes than the module's: `cap-memory` runs only where the plan asks."""
     memory_margin: int = 0
     """By how many bytes `recompute auto` is to stay below its memory, which it estimates."""
 
@@ -161,7 +163,9 @@ def _names_lanes(config: PipelineConfig) -> bool:
 
 
 def _caps(config: PipelineConfig) -> bool:
-    return _moves(config) or config.plan.overlap.memory is not None
+    """Where bytes are alive depends on sizes, and one program is to hold for all of them."""
+    said = config.plan.overlap
+    return said.memory is not None or bool(said.growth) or (_moves(config) and not config.sizes_vary)
 
 
 def _cap_memory(config: PipelineConfig) -> Pass:

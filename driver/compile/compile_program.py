@@ -51,7 +51,8 @@ def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -
     pipeline has no scalar loss, and E0422 where the request refuses a static program.
     """
     observer.stage("capture")
-    request = replace(request, options=_with_seen_ranges(request))
+    options = replace(_with_seen_ranges(request), sizes_vary=bool(request.sizes))
+    request = replace(request, options=options)
     traced = traced_call(request)
     try:
         return _compiled(request, traced, observer)
@@ -126,6 +127,7 @@ def pipeline_config(plan: Plan, options: Options) -> PipelineConfig:
         delay_reductions=options.delay_reductions,
         follow_precision=options.floats is Floats.AS_CAPTURED,
         padded_inputs=options.padded_inputs,
+        sizes_vary=options.sizes_vary,
     )
 
 
