@@ -163,9 +163,10 @@ def _names_lanes(config: PipelineConfig) -> bool:
 
 
 def _caps(config: PipelineConfig) -> bool:
-    """Where bytes are alive depends on sizes, and one program is to hold for all of them."""
+    """One program for many sizes cannot choose by bytes; and the pass cannot place buckets yet."""
     said = config.plan.overlap
-    return said.memory is not None or bool(said.growth) or (_moves(config) and not config.sizes_vary)
+    by_itself = _moves(config) and not config.sizes_vary and not _buckets(config)
+    return said.memory is not None or bool(said.growth) or by_itself
 
 
 def _cap_memory(config: PipelineConfig) -> Pass:

@@ -16,6 +16,8 @@ from ..spelling import byte_count, bytes_text, did_you_mean, listed, shortened
 
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute", "send")
 """What may be hidden: collectives by kind, and the messages between the stages of a pipeline."""
+ALL_KINDS = ",".join(KINDS)
+"""As an option of passes."""
 LEVELS = ("0", "1")
 ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER = "all_gather+matmul", "matmul+reduce_scatter"
 FUSIONS = (ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER)

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from ...dsl.communication.overlap import ALL_KINDS
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import COLLECTIVES, TRANSFERS
@@ -39,7 +40,7 @@ from ..counted_remarks import CountedRemarks
 from ..option_values import Range
 from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
-from .kinds import ALL, kind_of, kinds_in
+from .kinds import kind_of, kinds_in
 from .positions import note_positions
 
 
@@ -52,7 +53,7 @@ class HoistCollectives(Pass):
     prefetch: Annotated[int, Range(0, unit="layers")] = 1
     """How many units the gather of a stored parameter is moved ahead of; each may hold its parameters whole. A unit is
     a call of a layer, or what one module does with its gathered parameters."""
-    kinds: str = ALL
+    kinds: str = ALL_KINDS
     """Which kinds of communication move, separated by commas; none: no kind."""
     once: bool = False
     """Let one collective alone move ahead of an operation, so that what waits to be computed does not pile up."""

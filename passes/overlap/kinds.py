@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from ...dsl.communication.overlap import KINDS
 from ...ir.bindings import Operation
 from ...ir.collectives import ALL_TO_ALL, ALL_TO_ALL_ROWS, COLLECTIVES, RECEIVE, collective, synchronous
 
-ALL = ",".join(KINDS)
 NONE = "none"
 """In place of kinds: nothing is moved."""
 

@@ -25,6 +25,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from ...dsl.communication.overlap import ALL_KINDS
 from ...ir.attributes import from_attribute
 from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import BLOCKING, RECEIVE_START, STARTS, WAIT, start_of
@@ -42,7 +43,7 @@ from ..plan_effects import OVERLAP_KEY
 from ..sharding.rules.views import TABLE as VIEWS
 from .custom_ops import IsBarrier, communication_barriers
 from .in_flight import bound_calls, bound_in_flight
-from .kinds import ALL, kind_of, kinds_in
+from .kinds import kind_of, kinds_in
 from .positions import copy_position
 
 
@@ -59,7 +60,7 @@ class StartCollectives(Pass):
     max_calls: Annotated[int | None, Range(0, unit="calls")] = None
     """During how many calls of layers, or tasks, a collective may be under way; none: no bound. In a compile, the
     `prefetch` of `zero`, else 1: the gradients of that many layers exist twice."""
-    kinds: str = ALL
+    kinds: str = ALL_KINDS
     """Which kinds of communication run beside other work, separated by commas; the others are waited for where they
     start. In a compile, as `overlap` says."""
 

@@ -21,7 +21,7 @@ from .program_checkers import PROGRAM_FAULTS, RANK_FAULTS, ProgramMutant, progra
 
 FEW = (
     Case("gpt", "dp_tp.plan", Mode.TRAIN),
-    Case("llama", "tp_sequence.plan", Mode.INFER),
+    Case("llama", "tp_sequence.plan", Mode.TRAIN),
     Case("gpt2", "gpt2/dp_tp.plan", Mode.INFER),
 )
 SEED = 0

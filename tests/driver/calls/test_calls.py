@@ -220,7 +220,7 @@ def without_floats(call: Any) -> tuple[str, str]:
     return str(call.spec), repr([None if isinstance(leaf, float) else leaf for leaf in call.leaves])
 
 
-def tensors_alone(tree: Any, tensors: list[Any]) -> Any:
+def tensors_alone(tree: Any, tensors: list[Any], _arguments: Any = ()) -> Any:
     leaves = [tensors[leaf.index] if isinstance(leaf, TensorLeaf) else None for leaf in tree.leaves]
     return pytree.tree_unflatten(leaves, tree.spec)
 

@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_affine_in_its_sums_is_refused_with_what_a_loss_may_b
     loss: Callable[[Tensor], Any],
 ) -> None:
     error = refused(loss)
-    assert error.code == "E0403" and "sums and means over rows" in error.help
+    assert error.code == "E0456" and "gpipe" in error.render()
 
 
 def test_a_standard_deviation_beside_the_loss_is_sent_outside_of_the_forward() -> None:
