@@ -163,10 +163,9 @@ def _names_lanes(config: PipelineConfig) -> bool:
 
 
 def _caps(config: PipelineConfig) -> bool:
-    """One program for many sizes cannot choose by bytes; and the pass cannot place buckets yet."""
+    """One program for many sizes cannot choose by bytes."""
     said = config.plan.overlap
-    by_itself = _moves(config) and not config.sizes_vary and not _buckets(config)
-    return said.memory is not None or bool(said.growth) or by_itself
+    return said.memory is not None or bool(said.growth) or (_moves(config) and not config.sizes_vary)
 
 
 def _cap_memory(config: PipelineConfig) -> Pass:

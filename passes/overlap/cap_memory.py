@@ -145,7 +145,10 @@ class _InPlace:
             return False
         low, high = (start + at for at in _window([position or 0 for position in positions], index - start))
         now = steps[low : high + 1]
-        steps[low : high + 1] = sorted(now, key=lambda step: position_of(step.node.op) or 0)
+        then = sorted(now, key=lambda step: position_of(step.node.op) or 0)
+        if not _makes_before_use(then):  # a bucket stands where its last member stood, behind users of the others
+            return False
+        steps[low : high + 1] = then
         helps = self.live.peak(entry_name).bytes < peak.bytes
         if helps:
             _sort_by_position(now[0].node.op, now[-1].node.op)
@@ -180,6 +183,12 @@ def _under_way(steps: Sequence[Step], index: int) -> Iterator[tuple[Step, list[S
             own = sorted((waits[future] for future in futures), key=steps.index)
             if steps[position + 1 : position + 1 + len(own)] != own:
                 yield step, own
+
+
+def _makes_before_use(steps: Sequence[Step]) -> bool:
+    """Whether each value that one of the steps makes is made before the steps that take it."""
+    made_at = {value: at for at, step in enumerate(steps) for value in step.node.values}
+    return all(made_at.get(value, -1) < at for at, step in enumerate(steps) for value in step.node.operands)
 
 
 def _window(positions: Sequence[int], index: int) -> tuple[int, int]:
