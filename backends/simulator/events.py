@@ -35,7 +35,8 @@ class Spent:
     """Time of collectives by their axes, hidden or not."""
     issuing: float = 0.0
     """Time in which the compute lane had nothing, because the thread had not issued the next kernel yet."""
-    flops: float = 0.0
+    at_peak: float = 0.0
+    """What all products would take at the peaks of their formats."""
     end: float = 0.0
 
 
@@ -93,7 +94,7 @@ class Rank:
         self._note(COMPUTE, str(kernel.kind), kernel.location, self._compute, kernel.seconds)
         self._compute += kernel.seconds
         self.spent.computed[kernel.kind] += kernel.seconds
-        self.spent.flops += kernel.flops
+        self.spent.at_peak += kernel.at_peak
 
     def _start(self, start: Start) -> tuple[float, str]:
         self._thread += self._issue

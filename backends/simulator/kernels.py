@@ -34,11 +34,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its time on a GPU (seconds) and its floating-point operations; only products count."""
+    """One kernel: its time on a GPU, and the least that its products would take (seconds)."""
 
     kind: Kind
     seconds: float
-    flops: float = 0.0
+    at_peak: float = 0.0
+    """What its products would take at the peak of their format."""
     location: int | None = None
     """Of its first instruction, among the program's locations."""
 
@@ -69,8 +70,9 @@ Tensors = Sequence[SlotType]
 
 def _products(kind: Kind, batch: float, m: float, n: float, k: float, dtype: str, gpu: Gpu, times: int = 1) -> Kernel:
     format = FORMATS.get(dtype, "fp32")
+    peak = gpu.peak(format)
     seconds = float(batched_matmul_seconds(batch, m, n, k, format, gpu)) if min(batch, m, n, k) > 0 else 0.0
-    return Kernel(kind, times * seconds, times * 2.0 * batch * m * n * k)
+    return Kernel(kind, times * seconds, times * 2.0 * batch * m * n * k / peak)
 
 
 def _matmul(step: Instruction, operands: Tensors, results: Tensors, gpu: Gpu) -> Kernel:
@@ -97,13 +99,14 @@ def _attention(step: Instruction, operands: Tensors, results: Tensors, gpu: Gpu)
     key_heads, keys = k.shape[1], k.shape[2]
     flags = [argument for argument in step.args if isinstance(argument, bool)]
     causal = bool(flags and flags[0]) or bool(step.kwargs.get("is_causal", False))
-    seconds = float(
-        attention_seconds(batch, queries, keys, heads, key_heads, size, causal, FORMATS.get(q.dtype, "fp32"), gpu)
-    )
+    format = FORMATS.get(q.dtype, "fp32")
+    peak = gpu.peak(format)
+    seconds = float(attention_seconds(batch, queries, keys, heads, key_heads, size, causal, format, gpu))
     flops = 4.0 * batch * heads * queries * keys * size * (0.5 if causal else 1.0)
-    return (
-        Kernel(Kind.ATTENTION, BACKWARD * seconds, 2.5 * flops) if backward else Kernel(Kind.ATTENTION, seconds, flops)
-    )
+    at_peak = flops / peak
+    if backward:
+        return Kernel(Kind.ATTENTION, BACKWARD * seconds, 2.5 * at_peak)
+    return Kernel(Kind.ATTENTION, seconds, at_peak)
 
 
 def _grouped(step: Instruction, operands: Tensors, results: Tensors, gpu: Gpu) -> Kernel:

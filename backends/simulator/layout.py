@@ -11,7 +11,7 @@ PERFORMANCE.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
 from math import ceil, log2, sqrt
 
 from ...costs.kernels.collective import node_collective_seconds
@@ -28,7 +28,7 @@ Source: S. Bekman, "Machine Learning Engineering Open Book", network chapter.
 
 
 class Layout:
-    """The ranks of one mesh on one cluster. Errors: E0806 for a mesh that is larger than the cluster."""
+    """The ranks of one mesh on one cluster. Errors: E0804 for GPUs that nothing joins, E0806 for too many ranks."""
 
     def __init__(self, mesh: RankMesh, cluster: Cluster, gpu: Gpu) -> None:
         if mesh.ranks > cluster.ranks:
@@ -37,14 +37,15 @@ class Layout:
                 f"the mesh has {mesh.ranks:,} ranks, the cluster {cluster.ranks:,} GPUs",
                 help=f'set "nodes {ceil(mesh.ranks / cluster.gpus)}" in the cluster file, or take a smaller mesh',
             )
-        self._mesh, self._cluster, self._gpu = mesh, cluster, gpu
+        rate = cluster.nvlink or gpu.link_rate
+        if not rate and cluster.gpus > 1:
+            raise StrettoError(
+                "E0804",
+                f'the data sheet of "{gpu.name}" has no link to the other GPUs of a node, and the cluster says none',
+                help='say what joins them, such as "nvlink 25GB/s" for PCIe 4',
+            )
+        self._mesh, self._cluster, self._gpu = mesh, cluster, replace(gpu, link_rate=rate)
         self._nodes: dict[tuple[str, ...], tuple[int, int]] = {}
-
-    @cached_property
-    def link_rate(self) -> float:
-        """Bytes a second between the GPUs of a node."""
-        given = self._cluster.nvlink or self._gpu.link_rate
-        return (given or self._cluster.network) * self._gpu.links.bandwidth
 
     def group(self, axes: Sequence[str]) -> tuple[int, int]:
         """The ranks of a group over some axes, and the nodes that they lie on (those of rank 0's group)."""
@@ -61,25 +62,22 @@ class Layout:
             return 0.0
         if kind == "permute":
             return self.message_seconds(nbytes, between_nodes=nodes > 1)
-        if nodes == 1 and self._gpu.link_rate and self._cluster.nvlink in (None, self._gpu.link_rate):
+        if nodes == 1:
             return float(node_collective_seconds(kind, nbytes, ranks, self._gpu))
+        links, local = self._gpu.links, ranks / nodes
+        across = self._cluster.network * NETWORK
+        if kind == "all_to_all":
+            return nbytes * (ranks - local) / ranks / across + self._cluster.latency + links.launch_us * MICROSECOND
         rounds = 2 if kind == "all_reduce" else 1
         sent = rounds * nbytes * (ranks - 1) / ranks
-        links = self._gpu.links
-        if nodes == 1:
-            rate, steps, latency = self.link_rate, ranks - 1, links.hop_us * MICROSECOND
-        else:
-            local = ranks / nodes
-            across = self._cluster.network * NETWORK
-            if kind == "all_to_all":
-                return nbytes * (ranks - local) / ranks / across + self._cluster.latency + links.launch_us * MICROSECOND
-            rate, steps, latency = min(self.link_rate, local * across), ceil(log2(nodes)), self._cluster.latency
+        rate = min(self._gpu.link_rate * links.bandwidth, local * across) if local > 1 else across
         chunks = 2 * sqrt(links.chunk_us * MICROSECOND * sent / rate)
-        return links.launch_us * MICROSECOND + rounds * steps * latency + sent / rate + chunks
+        hops = rounds * ceil(log2(nodes)) * self._cluster.latency
+        return links.launch_us * MICROSECOND + hops + sent / rate + chunks
 
     def message_seconds(self, nbytes: float, *, between_nodes: bool) -> float:
         """A tensor from one rank to another, in seconds."""
-        rate = self._cluster.network * NETWORK if between_nodes else self.link_rate
+        rate = self._cluster.network * NETWORK if between_nodes else self._gpu.link_rate * self._gpu.links.bandwidth
         latency = self._cluster.latency if between_nodes else self._gpu.links.hop_us * MICROSECOND
         return self._gpu.links.launch_us * MICROSECOND + latency + nbytes / rate
 

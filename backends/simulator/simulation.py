@@ -54,8 +54,6 @@ class Simulation:
     stages: tuple[StageTime, ...]
     tokens: int | None
     """Tokens of the global batch, where the first input is a matrix of integers."""
-    peak_flops: float
-    """Of one GPU in the program's format, per second."""
     memory_bytes: float
     """Of one GPU."""
     tasks: tuple[Task, ...] = ()
@@ -73,15 +71,15 @@ class Simulation:
 
     @property
     def utilization(self) -> float:
-        """HFU: the operations of all products that run, recomputed ones too, over the peak of all GPUs."""
-        flops = sum(stage.spent.flops for stage in self.stages) / len(self.stages)
-        return flops / (self.seconds * self.peak_flops)
+        """HFU: what all products that run, recomputed ones too, would take at their formats' peaks, over the step."""
+        return sum(stage.spent.at_peak for stage in self.stages) / len(self.stages) / self.seconds
 
 
 def simulate(program: Program, cluster: Cluster, *, fuses: bool = True, keeps_tasks: bool = False) -> Simulation:
     """Simulate one step; without `fuses` each instruction is a kernel of its own.
 
-    Raises ProgramError for a program whose slots have no types; errors: E0802, E0806.
+    Errors: E0801 and E0802 of the GPU, E0804 and E0806 of the cluster, E0807 where slots have no types, E0808 where the
+    program is not safe to run.
     """
     program = program.validated
     device = find_gpu(cluster.gpu)
@@ -93,27 +91,25 @@ def simulate(program: Program, cluster: Cluster, *, fuses: bool = True, keeps_ta
         for name, function in program.functions.items()
     }
     slots = {name: (function.arguments, function.results) for name, function in program.functions.items()}
+    peaks = _peaks(program)
     messages: Messages = {}
     entries = program.entries
     places = [f"{each.module} {each.file}:{each.line}".strip() for each in program.locations] if keeps_tasks else None
     ranks = [Rank(found, slots, layout, entry.stage or 0, messages, ISSUE_SECONDS, places) for entry in entries]
     _run([rank.run(entry.name) for rank, entry in zip(ranks, entries, strict=True)])
-    peaks = _peaks(program)
     stages = tuple(
         StageTime(
             entry.stage or 0, rank.spent, float(moved_seconds(ADAMW_BYTES * trained, device)) if trained else 0.0,
             peaks[entry.stage or 0] + STATE_BYTES * trained,
         )
         for rank, entry in zip(ranks, entries, strict=True)
-        for trained in [_trained(entry)]
+        for trained in [_trained(entry) if program.manifest.mode == "train" else 0]
     )  # fmt: skip
-    format = "bf16" if program.manifest.dtype in ("bfloat16", "float16") else "fp32"
     return Simulation(
         cluster,
         program.mesh.ranks,
         stages,
         _tokens(program),
-        device.peak(format),
         device.memory_bytes,
         tuple(task for rank in ranks for task in rank.tasks),
     )
@@ -146,8 +142,12 @@ def _tokens(program: Program) -> int | None:
 
 
 def _peaks(program: Program) -> Mapping[int, int]:
-    """By stage: the peak of live tensors, in bytes."""
-    peaks = prove(program, types=Types.STATED).peaks
+    """By stage: the peak of live tensors, in bytes. A program that may wait for ever has none."""
+    verdict = prove(program, types=Types.STATED)
+    if verdict.counterexample is not None:
+        message = f"the program is not safe to run: {verdict.counterexample.message}"
+        raise ProgramError("E0808", message, help='"stretto verify DIR" shows the instructions')
+    peaks = verdict.peaks
     if program.pipeline is None:
         return {0: peaks[0].bytes}
     axes = (program.pipeline.axis,)

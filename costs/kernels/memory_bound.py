@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from .gpu import MICROSECOND, Gpu
 
 
-def moved_seconds(nbytes: ArrayLike, gpu: Gpu, dtype: str = "bf16") -> NDArray[np.float64]:
+def moved_seconds(nbytes: ArrayLike, gpu: Gpu) -> NDArray[np.float64]:
     """One kernel that reads and writes so many bytes in all, in seconds."""
-    c = gpu.matmuls[dtype]
+    c = gpu.matmuls["fp16"]
     rate = gpu.memory_rate * c.memory
     time: NDArray[np.float64] = np.asarray(nbytes, dtype=np.float64) / rate + c.launch_us * MICROSECOND
     return time

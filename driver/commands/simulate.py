@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.changes:
         if arguments.trace:
             arguments.usage_error("--trace is of one simulation; leave out --set")
-        item, _, values = arguments.changes.partition("=")
+        item, equals, values = arguments.changes.partition("=")
+        if not equals:
+            arguments.usage_error("--set takes ITEM=VALUE, such as network=25GB/s,50GB/s")
         found = [
             (value, simulate(program, cluster.changed(item, value), fuses=not arguments.unfused))
             for value in values.split(",")

@@ -74,7 +74,8 @@ def simulation_json(simulation: Simulation) -> dict[str, object]:
         "memory_bytes": simulation.memory_bytes,
         "stages": [
             {
-                "stage": stage.stage, "seconds": stage.seconds, "parts": dict(parts(stage)), "flops": stage.spent.flops,
+                "stage": stage.stage, "seconds": stage.seconds, "parts": dict(parts(stage)),
+                "products_at_peak": stage.spent.at_peak,
                 "communicated": dict(stage.spent.communicated), "peak_bytes": stage.peak_bytes,
             }
             for stage in simulation.stages

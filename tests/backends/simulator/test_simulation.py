@@ -57,7 +57,7 @@ def test_kernels_run_one_after_the_other_and_pointwise_ones_are_one() -> None:
     fused = float(moved_seconds(3 * BYTES, GPU))  # reads slots 2 and 0, writes slot 4; slot 3 stays inside
     assert spent.computed[Kind.MEMORY] == pytest.approx(fused)
     assert spent.end == pytest.approx(ISSUE_SECONDS + 2 * PRODUCT + fused)
-    assert spent.flops == 4.0 * N**3
+    assert spent.at_peak == pytest.approx(4.0 * N**3 / 312e12)
 
 
 @pytest.mark.parametrize("hides", [True, False])
@@ -93,11 +93,32 @@ def test_a_mesh_larger_than_the_cluster_is_refused() -> None:
     assert 'set "nodes 3"' in error.value.help
 
 
+def test_a_format_that_the_gpu_lacks_is_refused() -> None:
+    code = (instruction("aten.mm.default", S(0), S(1), out=(2,)),)
+    with pytest.raises(StrettoError, match=r'E0801.*"V100-SXM2-32GB" has no peak for bf16'):
+        simulate(program(code, 3, (), 2, 2), Cluster(1, 2, "V100-SXM2-32GB", 12e9))
+
+
 def test_a_program_that_states_no_types_is_refused() -> None:
     made = program((instruction("aten.mm.default", S(0), S(1), out=(2,)),), 3, (), 2, 2)
     untyped = replace(made, functions={"main": replace(made.functions["main"], types=())}, types=())
     with pytest.raises(ProgramError, match=r"E0807.*does not state the types of its slots"):
         simulate(untyped, CLUSTER)
+
+
+def test_gpus_that_nothing_joins_are_refused() -> None:
+    code = (instruction("aten.mm.default", S(0), S(1), out=(2,)),)
+    with pytest.raises(StrettoError, match=r"E0804.*has no link to the other GPUs") as error:
+        simulate(program(code, 3, (), 2, 2), Cluster(1, 2, "RTX-4090", 3e9))
+    assert "nvlink 25GB/s" in error.value.help
+    assert simulate(program(code, 3, (), 2, 2), Cluster(1, 2, "RTX-4090", 3e9, nvlink=25e9)).seconds > 0
+
+
+def test_a_program_that_would_wait_for_ever_is_refused() -> None:
+    made = pipeline(2)
+    silent = replace(made.functions["first"], code=made.functions["first"].code[:1])
+    with pytest.raises(ProgramError, match=r"E0808.*not safe to run"):
+        simulate(replace(made, functions={**made.functions, "first": silent}), CLUSTER)
 
 
 def pipeline(microbatches: int) -> Program:
@@ -122,7 +143,7 @@ def pipeline(microbatches: int) -> Program:
     )
     result = 3 * microbatches
     return Program(
-        Manifest("infer", "bfloat16", (("pp", 2),)), weights,
+        Manifest("train", "bfloat16", (("pp", 2),)), weights,
         (Output("y", "output", (N, N), "bfloat16", result, index=0, stages=(1,)),),
         {
             "first": Function(2 + microbatches, (0, 1), (), tuple(first), types=(0,) * (2 + microbatches)),
