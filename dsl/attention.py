@@ -10,7 +10,7 @@ from functools import partial
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from .error import PlanCode, PlanError, check_axes_differ, item_set_twice, unexpected_word
+from .error import PlanCode, PlanError, check_axes_differ, read_items, unexpected_word
 from .shard import Dim, Role, ShardInputs
 from .source import Places, Source, tokens
 from .spelling import listed, shortened
@@ -148,14 +148,9 @@ def read_attention(tree: Tree[Token], source: Source) -> Attention:
     axes = tokens(tree, "AXIS")
     fields: dict[str, Method | Layout] = {}
     spans: dict[str, Span] = {}
-    for clause in tree.find_data("attention_item"):
-        item, value = tokens(clause, "ATTENTION_ITEM", "WORD")
-        name = str(item)
-        if name not in _VALUES:
-            raise _refused(f'attention has no item "{shortened(item)}"', item, tuple(_VALUES), source)
-        if name in spans:
-            raise item_set_twice(PlanCode.BAD_ATTENTION, "attention", name, source.span_of(item), spans[name])
-        spans[name] = source.span_of(item, value)
+    clauses, known = tree.find_data("attention_item"), tuple(_VALUES)
+    for name, _item, (value,), span in read_items(clauses, PlanCode.BAD_ATTENTION, "attention has", known, source):
+        spans[name] = span
         if value in _LATER[name]:
             message = f'attention cannot have the {name} "{value}" yet'
             help = f"write {listed([f'{name} {each}' for each in _VALUES[name]])}"

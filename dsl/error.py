@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 
-from lark import Token
+from lark import Token, Tree
 
 from ..diagnostics import Span, StrettoError
 from . import globs
@@ -92,6 +93,35 @@ def item_set_twice(code: Code, statement: str, item: str, span: Span, first: Spa
     return PlanError(
         code, f'{statement} sets "{item}" twice', span=span, notes=(("first set here", first),), help="keep one of them"
     )
+
+
+def read_items(
+    clauses: Iterable[Tree[Token]],
+    code: Code,
+    statement: str,
+    known: Sequence[str],
+    source: Source,
+    later: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[str, Token, list[Token], Span]]:
+    """The items in a statement's braces: name, its token, the tokens of its values, and the span of all.
+
+    Raises PlanError for one that is not `known`, that comes `later` (which says what there is instead), or that is set
+    twice. `statement` is the subject of the messages: "zero has", "experts have".
+    """
+    spans: dict[str, Span] = {}
+    subject = statement.rpartition(" ")[0]
+    for clause in clauses:
+        item, *values = clause.scan_values(lambda leaf: isinstance(leaf, Token))
+        name = str(item)
+        if name in later:
+            message = f'{subject} cannot set "{name}" yet'
+            raise PlanError(code, message, span=source.span_of(item), help=later[name])
+        if name not in known:
+            raise unexpected_word(code, f'{statement} no item "{shortened(item)}"', item, known, source)
+        if name in spans:
+            raise item_set_twice(code, subject, name, source.span_of(item), spans[name])
+        spans[name] = source.span_of(item, values[-1])
+        yield name, item, values, spans[name]
 
 
 def unexpected_word(code: Code, message: str, word: Token, expected: Sequence[str], source: Source) -> PlanError:

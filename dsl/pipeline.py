@@ -16,7 +16,7 @@ from math import isfinite
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from .error import PlanCode, PlanError, check_patterns, item_set_twice, unexpected_word
+from .error import PlanCode, PlanError, check_patterns, read_items, unexpected_word
 from .mesh import read_number
 from .precision import FloatFormat
 from .source import Places, Source, tokens
@@ -161,14 +161,11 @@ def read_pipeline(tree: Tree[Token], source: Source) -> Pipeline:
     fields: dict[str, object] = {}
     spans: dict[str, Span] = {}
     patterns: tuple[Span, ...] = ()
-    for clause in (child for child in tree.children if isinstance(child, Tree)):
-        item, *values = tokens(clause, "CLAUSE", "WORD", "PATTERN")
-        name = str(item)
-        if name not in _READERS:
-            raise _refused(f'a pipeline has no item "{shortened(item)}"', item, tuple(_READERS), source)
-        if name in spans:
-            raise item_set_twice(PlanCode.BAD_PIPELINE, "the pipeline", name, source.span_of(item), spans[name])
-        spans[name] = source.span_of(item, values[-1])
+    clauses = tree.find_data("clause")
+    for name, _item, values, span in read_items(
+        clauses, PlanCode.BAD_PIPELINE, "a pipeline has", tuple(_READERS), source
+    ):
+        spans[name] = span
         fields[_FIELDS.get(name, name)] = _READERS[name](_Item(name, tuple(values), source))
         if name == "split":
             patterns = tuple(source.span_of(value) for value in values)

@@ -34,7 +34,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "ITEM": ("params", "compute", "reduce"),
     "FORMAT": ("a format such as bf16",),
     "ATTENTION_ITEM": ("method", "layout"),
-    "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "only", "from"),
+    "ZERO_CLAUSE": ("prefetch", "bucket", "keep", "within", "reduce", "only", "from"),
     "SPLIT_SUBJECT": ("loss", "tokens", "batch"),
     "SPLIT_CLAUSE": ("order", "sizes", "from", "in"),
     "INTO": ('"into"',),

@@ -17,7 +17,7 @@ from typing import ClassVar
 from lark import Token, Tree
 
 from ..diagnostics import Span
-from .error import PlanCode, PlanError, check_axes_differ, check_patterns, item_set_twice, unexpected_word
+from .error import PlanCode, PlanError, check_axes_differ, check_patterns, read_items, unexpected_word
 from .mesh import read_number
 from .precision import FloatFormat
 from .source import Places, Source, tokens
@@ -216,14 +216,9 @@ def read_zero(tree: Tree[Token], source: Source) -> Zero:
     fields: dict[str, object] = {}
     spans: dict[str, Span] = {}
     patterns: tuple[Span, ...] = ()
-    for clause in tree.find_data("zero_clause"):
-        item, *values = tokens(clause, "ZERO_CLAUSE", "WORD", "PATTERN")
-        name = str(item)
-        if name not in _READERS:
-            raise _refused(f'zero has no item "{shortened(item)}"', item, tuple(_READERS), source)
-        if name in spans:
-            raise item_set_twice(PlanCode.BAD_ZERO, "zero", name, source.span_of(item), spans[name])
-        spans[name] = source.span_of(item, values[-1])
+    clauses = tree.find_data("zero_clause")
+    for name, item, values, span in read_items(clauses, PlanCode.BAD_ZERO, "zero has", tuple(_READERS), source):
+        spans[name] = span
         attribute, read = _READERS[name]
         fields[attribute] = read(item, values, source)
         if name == "only":

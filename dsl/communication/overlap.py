@@ -10,7 +10,7 @@ from functools import partial
 from lark import Token, Tree
 
 from ...diagnostics import Span
-from ..error import OverlapCode, PlanError, item_set_twice, unexpected_word
+from ..error import OverlapCode, PlanError, read_items, unexpected_word
 from ..source import Places, Source, tokens
 from ..spelling import byte_count, bytes_text, did_you_mean, listed, shortened
 
@@ -110,17 +110,9 @@ def read_overlap(tree: Tree[Token], source: Source) -> Overlap:
     fields: dict[str, object] = {}
     spans: dict[str, Span] = {}
     lanes: tuple[Span, ...] = ()
-    for clause in tree.find_data("overlap_clause"):
-        item, *values = tokens(clause, "OVERLAP_CLAUSE", "OVERLAP_WORD")
-        name = str(item)
-        if name in _LATER:
-            message = f'overlap cannot set "{name}" yet'
-            raise PlanError(OverlapCode.BAD_OVERLAP, message, span=source.span_of(item), help=_LATER[name])
-        if name not in _READERS:
-            raise _refused(f'overlap has no item "{shortened(item)}"', item, tuple(_READERS), source)
-        if name in spans:
-            raise item_set_twice(OverlapCode.BAD_OVERLAP, "overlap", name, source.span_of(item), spans[name])
-        spans[name] = source.span_of(item, values[-1])
+    clauses, known = tree.find_data("overlap_clause"), tuple(_READERS)
+    for name, item, values, span in read_items(clauses, OverlapCode.BAD_OVERLAP, "overlap has", known, source, _LATER):
+        spans[name] = span
         if name == "memory":
             fields |= _read_memory(item, values, source)
         else:

@@ -10,7 +10,7 @@ from functools import partial
 from lark import Token, Tree
 
 from ...diagnostics import Span
-from ..error import MemoryCode, PlanError, check_patterns, item_set_twice, unexpected_word
+from ..error import MemoryCode, PlanError, check_patterns, read_items, unexpected_word
 from ..source import Places, Source, tokens
 from ..spelling import listed, shortened
 
@@ -93,14 +93,9 @@ def read_nanobatches(tree: Tree[Token], source: Source, subject: Token, count: i
     fields: dict[str, object] = {}
     spans: dict[str, Span] = {}
     places = [source.span_of(subject)]
-    for clause in tree.find_data("split_clause"):
-        item, *values = tokens(clause, "SPLIT_CLAUSE", "WORD", "PATTERN")
-        name = str(item)
-        if name not in _READERS:
-            raise _refused(f'split has no item "{shortened(item)}"', item, tuple(_READERS), source)
-        if name in spans:
-            raise item_set_twice(MemoryCode.BAD_SPLIT, "split", name, source.span_of(item), spans[name])
-        spans[name] = source.span_of(item, values[-1])
+    clauses = tree.find_data("split_clause")
+    for name, item, values, span in read_items(clauses, MemoryCode.BAD_SPLIT, "split has", tuple(_READERS), source):
+        spans[name] = span
         attribute, read = _READERS[name]
         fields[attribute] = read(item, values, source)
         places += [source.span_of(value) for value in values if name == "in"]

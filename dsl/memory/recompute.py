@@ -9,7 +9,7 @@ from functools import partial
 from lark import Token, Tree
 
 from ...diagnostics import Span
-from ..error import MemoryCode, PlanError, check_patterns, item_set_twice, unexpected_word
+from ..error import MemoryCode, PlanError, check_patterns, read_items, unexpected_word
 from ..source import Places, Source, tokens
 from ..spelling import byte_count, bytes_text, shortened
 
@@ -90,14 +90,9 @@ def read_recompute(tree: Tree[Token], source: Source) -> Recompute:
     subjects.sort(key=lambda token: token.type == "KIND")
     fields: dict[str, object] = {}
     spans: dict[str, Span] = {}
-    for clause in tree.find_data("recompute_clause"):
-        item, *values = tokens(clause, "RECOMPUTE_CLAUSE", "WORD")
-        name = str(item)
-        if name not in _READERS:
-            raise _refused(f'recompute has no item "{shortened(item)}"', item, tuple(_READERS), source)
-        if name in spans:
-            raise item_set_twice(MemoryCode.BAD_RECOMPUTE, "recompute", name, source.span_of(item), spans[name])
-        spans[name] = source.span_of(item, values[-1])
+    clauses, known = tree.find_data("recompute_clause"), tuple(_READERS)
+    for name, item, values, span in read_items(clauses, MemoryCode.BAD_RECOMPUTE, "recompute has", known, source):
+        spans[name] = span
         attribute, read = _READERS[name]
         fields[attribute] = read(item, values, source)
     last = ends[0] if ends else max(subjects, key=lambda token: token.start_pos or 0)

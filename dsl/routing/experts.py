@@ -12,7 +12,7 @@ from typing import ClassVar
 from lark import Token, Tree
 
 from ...diagnostics import Span
-from ..error import PlanError, RoutingCode, check_axes_differ, check_patterns, item_set_twice, unexpected_word
+from ..error import PlanError, RoutingCode, check_axes_differ, check_patterns, read_items, unexpected_word
 from ..source import Places, Source, tokens
 from ..spelling import shape_text, shortened
 
@@ -95,16 +95,11 @@ def read_experts(tree: Tree[Token], source: Source) -> Experts:
     patterns, axes = tokens(tree, "PATTERN"), tokens(tree, "AXIS")
     spans: dict[str, Span] = {}
     bound: float | None = None
-    for clause in tree.find_data("experts_clause"):
-        item, value = tokens(clause, "EXPERTS_CLAUSE", "WORD")
-        if item in _LATER:
-            message = f'experts cannot set "{item}" yet'
-            raise PlanError(RoutingCode.BAD_EXPERTS, message, span=source.span_of(item), help=_LATER[str(item)])
-        if item not in _ITEMS:
-            raise _refused(f'experts have no item "{shortened(item)}"', item, _ITEMS, source)
-        if item in spans:
-            raise item_set_twice(RoutingCode.BAD_EXPERTS, "experts", str(item), source.span_of(item), spans[str(item)])
-        spans[str(item)] = source.span_of(item, value)
+    clauses = tree.find_data("experts_clause")
+    for name, item, (value,), span in read_items(
+        clauses, RoutingCode.BAD_EXPERTS, "experts have", _ITEMS, source, _LATER
+    ):
+        spans[name] = span
         if item == "bound":
             bound = _number(item, value, source)
         elif value != "none":
