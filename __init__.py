@@ -3,7 +3,8 @@
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
 `PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,
 `detect_anomaly`, `save_checkpoint` and `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`,
-`random_state` and `set_random_state`; `allow_ops` for custom ops.
+`random_state` and `set_random_state`; `allow_ops` for custom ops;
+`register_implementation` (an `Implementation` of a kind) and `use_implementations` (those of a package).
 Each is imported when it is first used, so that the base install runs programs without the compiler.
 """
 
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
     from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
     from .ops.allowed import allow_ops
+    from .runtime.implementations.registry import Implementation, register_implementation, use_implementations
     from .runtime.rank.nan_watch import detect_anomaly
 
 __all__ = [
-    "Plan", "PlanWarning", "StrettoError", "__version__", "allow_ops", "clip_grad_norm_", "compile", "detect_anomaly",
-    "load_checkpoint", "load_weights", "local", "meta_parameters", "program_of", "random_state", "save_checkpoint",
-    "save_weights", "set_random_state",
+    "Implementation", "Plan", "PlanWarning", "StrettoError", "__version__", "allow_ops", "clip_grad_norm_", "compile",
+    "detect_anomaly", "load_checkpoint", "load_weights", "local", "meta_parameters", "program_of", "random_state",
+    "register_implementation", "save_checkpoint", "save_weights", "set_random_state", "use_implementations",
 ]  # fmt: skip
 
 _HOMES = {
+    "Implementation": ".runtime.implementations.registry",
     "Plan": ".dsl",
     "PlanWarning": ".diagnostics",
     "StrettoError": ".diagnostics",
@@ -47,9 +50,11 @@ _HOMES = {
     "meta_parameters": ".driver.state.meta",
     "program_of": ".driver.model.compiled_module",
     "random_state": ".driver.model.compiled_module",
+    "register_implementation": ".runtime.implementations.registry",
     "save_checkpoint": ".driver.checkpoints.checkpoints",
     "save_weights": ".driver.state.weights",
     "set_random_state": ".driver.model.compiled_module",
+    "use_implementations": ".runtime.implementations.registry",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

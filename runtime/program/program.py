@@ -174,7 +174,7 @@ class Program:
         """The objects that `validate` looks at. They are compared by identity: for Python, True equals 1."""
         yield from (self.manifest.mesh, self.inputs, self.outputs, self.locations, self.pipeline)
         for name, each in self.functions.items():
-            yield from (name, each.slots, each.arguments, each.results, each.code, each.backward_at)
+            yield from (name, each.slots, each.arguments, each.results, each.code, each.backward_at, each.kind)
 
     def at(self, sizes: Mapping[str, int]) -> Program:
         """The program for these values of some named sizes, the others as compiled; itself where none is given.

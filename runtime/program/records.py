@@ -203,6 +203,38 @@ class SlotType:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What a function computes as a whole: "attention" of the operands query, key, value, with `causal` true.
+
+    A kind is a claim; the function's body says the same in torch ops. Who checks a program runs the body, who runs it
+    may take an implementation of the kind (`implementations/`). So the function is closed: torch ops alone, no
+    communication, no calls, no states, and results in memory of their own. docs/kinds.md says what each kind means.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    """The name of each argument; an optional operand that is not given has none."""
+    results: tuple[str, ...]
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        attributes = {key: encode(value) for key, value in self.attributes.items()}
+        return {
+            "name": self.name, "operands": list(self.operands), "results": list(self.results),
+            **({"attributes": attributes} if attributes else {}),
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: object, path: str) -> Kind:
+        fields = Fields(value, path)
+        try:
+            attributes = {key: decode(v) for key, v in fields.mapping_or("attributes", {}).items()}  # type: ignore[arg-type]
+        except ValueError as error:
+            raise Malformed(f"{path}.attributes: {error}") from None
+        return Kind(fields.string("name"), fields.strings("operands"), fields.strings("results"), attributes)
+
+
+@dataclass(frozen=True)
 class Function:
     """A list of instructions over `slots` slots. In "main" a backward may begin, at the index `backward_at`."""
 
@@ -218,11 +250,15 @@ class Function:
     """
     views: tuple[tuple[int, int], ...] = ()
     """(slot, operand) of each torch op whose result in `slot` lies in the memory of its operand."""
+    kind: Kind | None = None
+    """What the function computes as a whole, where it says so: a runtime may have an implementation of that."""
 
     def to_json(self) -> dict[str, Json]:
         claims: dict[str, Json] = {"types": list(self.types)} if self.types else {}
         if self.views:
             claims["views"] = [list(pair) for pair in self.views]
+        if self.kind is not None:
+            claims["kind"] = self.kind.to_json()
         return {
             "slots": self.slots, "arguments": list(self.arguments), "results": list(self.results), **claims,
             "code": [instruction.to_json() for instruction in self.code], "backward_at": self.backward_at,
@@ -235,6 +271,7 @@ class Function:
             slots=fields.integer("slots"), arguments=fields.integers("arguments"), results=fields.integers("results"),
             code=fields.list_of("code", Instruction.from_json), backward_at=fields.integer_or_null("backward_at"),
             types=fields.integers_or_nulls_or("types", ()), views=fields.list_of_or("views", _pair, ()),
+            kind=fields.optional("kind", Kind.from_json),
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from .mesh import RankMesh
 from .records import Function, Input, Output, Pipeline, Shard
 from .validate_calls import require
 from .validate_functions import FunctionValidator, require_axes
-from .validate_types import check_state_memory
+from .validate_types import check_kinds, check_state_memory
 
 ENTRY = MAIN
 INPUT_KINDS = frozenset({"parameter", "buffer", "state", "constant", "input", "random", "tangent"})
@@ -55,6 +55,7 @@ def validate(
         _stages(result, pipeline, f"program.json.outputs[{index}].stages")
     _states(inputs, outputs, pipeline)
     FunctionValidator(functions, names, mesh, locations, pipeline).check()
+    check_kinds(functions, names)
     check_state_memory(names, inputs, outputs, functions)
     named = {(argument.kind, argument.name) for argument in inputs}
     require(len(named) == len(inputs), "program.json.inputs: two inputs of one kind have the same name")

@@ -3,22 +3,25 @@
 Types and views are claims of whoever wrote the program. The prover derives them again from the ops (`prover/types.py`).
 
 Here too: which instructions may write into the memory of a state (`into`). A function may write into an argument where
-each of its calls passes what lies in a state's memory. The order of reads and writes is for the prover to show.
+each of its calls passes what lies in a state's memory. The order of reads and writes is for the prover to show. And the
+kinds of functions, which name all that they take and give, and have bodies of torch ops alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 
 from .arguments import DTYPES, Slot
 from .limits import MOST_BYTES, MOST_SLOTS
 from .ops import OWN_OPS
-from .records import Function, Input, Output, SlotType
+from .records import Function, Input, Kind, Output, SlotType
 from .validate_calls import require
 
 MOST_DIMS = 64
 """Of one tensor, as torch has it."""
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def validate_types(types: Sequence[SlotType], functions: Mapping[str, Function]) -> None:
@@ -109,3 +112,27 @@ def _slots_of_states(
                 changed |= bool(others & slots[callee])
                 slots[callee] -= others
     return {name: frozenset(found if name in entries or name in called else ()) for name, found in slots.items()}
+
+
+def check_kinds(functions: Mapping[str, Function], entries: Sequence[str]) -> None:
+    """Raise Malformed where a function with a kind is an entry, is not closed, or does not name what it takes."""
+    for name, function in functions.items():
+        if function.kind is None:
+            continue
+        path = f"program.json.functions.{name}"
+        require(name not in entries, f"{path}.kind: an entry has no kind")
+        _check_names(function.kind, len(function.arguments), len(function.results), f"{path}.kind")
+        for index, each in enumerate(function.code):
+            is_closed = each.op not in OWN_OPS and each.into is None and not each.lane
+            message = f"{path}.code[{index}]: {each.op} may not stand here: a function with a kind has torch's ops only"
+            require(is_closed, message)
+
+
+def _check_names(kind: Kind, arguments: int, results: int, path: str) -> None:
+    require(_NAME.fullmatch(kind.name) is not None, f"{path}.name: {kind.name!r:.60} is not a name")
+    require(results > 0, f"{path}.results: expected at least one")
+    for what, names, count in (("operands", kind.operands, arguments), ("results", kind.results, results)):
+        require(len(names) == count, f"{path}.{what}: expected a name for each of {count}, found {len(names)}")
+        require(len({*names}) == count, f"{path}.{what}: a name is listed twice")
+        require(all(map(_NAME.fullmatch, names)), f"{path}.{what}: {list(names)!r:.90} are not names")
+    require(all(map(_NAME.fullmatch, kind.attributes)), f"{path}.attributes: a key is not a name")

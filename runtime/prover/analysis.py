@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import ProgramError
+from ..implementations.binding import bindings
 from ..program.arguments import DTYPES, dtype_name
 from ..program.entries import Entry
 from ..program.mesh import RankMesh
@@ -18,7 +19,7 @@ from ..rank.shards import local_shape
 from .events import Event
 from .frame import Frame
 from .pieces import events_of
-from .summary import Signature, Summary, callee_arguments
+from .summary import Signature, Summary, callee_arguments, with_kernel
 from .types import FoundTypes, FunctionTypes, Types, Walk, with_types
 from .values import Meta, Refuted, Storage, TensorValue, Value
 
@@ -129,6 +130,7 @@ class _ProgramFunctions:
         self._analysis = analysis
         self._program = program
         self._digests: dict[str, str] = {}
+        self._bindings = bindings(program, program.manifest.target)
         self._has_states = any(each.into is not None for f in program.functions.values() for each in f.code)
 
     def frame(self, name: str, values: Sequence[Value], retained: set[Storage]) -> Frame:
@@ -149,7 +151,10 @@ class _ProgramFunctions:
         function = self._program.functions[name]
         self._analysis.walk(len(function.code))
         frame.run(0, len(function.code))
-        return self._analysis.remember(key, frame.summary(function.results))
+        summary = frame.summary(function.results)
+        if name in self._bindings:
+            summary = with_kernel(summary, self._bindings[name], self._program.manifest.target)
+        return self._analysis.remember(key, summary)
 
     def _digest(self, name: str) -> str:
         """A digest that is equal for two functions only if they and all their callees are equal."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..implementations.binding import Binding
 from .pieces import Pieces
-from .values import Future, Opaque, Path, Storage, TensorValue, Value
+from .values import Future, Opaque, Path, Refuted, Storage, TensorValue, Value
 
 Signature = tuple[tuple[object, ...], ...]
 """The properties of arguments that a summary depends on: shapes, strides, dtypes, shared and retained memory."""
@@ -118,3 +119,28 @@ def caller_results(summary: Summary, operands: Sequence[Value], call: tuple[str,
         return values[inner]
 
     return [outward(value) for value in summary.results]
+
+
+def with_kernel(summary: Summary, binding: Binding, target: str) -> Summary:
+    """The summary of a function with a kind, given what runs for it.
+
+    The body's peak holds unless a kernel states its workspace. Raises Refuted where a result lies in the memory of an
+    argument or of another result: a kernel's never does.
+    """
+    taken: set[Storage] = {storage for value in summary.arguments for storage in value.storages}
+    made = 0
+    for value in summary.results:
+        for storage in value.storages:
+            if storage in taken:
+                raise Refuted(
+                    "E0732",
+                    f'a result of "{summary.name}" lies in the memory of an argument or of another result',
+                    storage.creator or ((summary.name, 0),),
+                    help="compile the program again",
+                )
+            taken.add(storage)
+            made += storage.bytes
+    workspace = binding.workspace(target)
+    if workspace is None:
+        return summary
+    return replace(summary, peak_bytes=made + workspace, peak_at=())

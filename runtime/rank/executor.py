@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..communicator import Communicator
 from ..errors import RowCountError, RunError, instruction_name, source_span
+from ..implementations.binding import bindings
 from ..program.entries import Entry
 from ..program.ops import COLLECTIVES, torch_op
 from ..program.program import Program
 from ..program.rank_ops import RankOps
-from ..program.records import Input, Output
+from ..program.records import Input, Instruction, Output
 from .in_place_sums import add_in_place
 from .nan_watch import NanFound, NanWatch, first_with_nan, is_detecting
 from .shards import valid_part
@@ -62,7 +63,8 @@ class Executor:
         self.communicator = communicator
         self.device = torch.device(device)
         self.entry = program.validated.entry_of(communicator.rank)
-        self._translation = translation_of(program, self.entry)
+        self._bindings = bindings(program, self.device.type)
+        self._translation = self._translated()
         bound = self._bind(self._translation)
         self._forward: Forward = bound["forward"]
         self._backward: Backward = _scaled_gradients if self.entry.stage is not None else bound["backward"]
@@ -125,7 +127,11 @@ class Executor:
 
     def _watched(self) -> tuple[NanWatch, dict[str, Any]]:
         watch = NanWatch()
-        return watch, self._bind(translation_of(self.program, self.entry, watched=True), watch)
+        return watch, self._bind(self._translated(watched=True), watch)
+
+    def _translated(self, *, watched: bool = False) -> Translation:
+        kernels = frozenset(name for name, each in self._bindings.items() if each.kernel is not None)
+        return translation_of(self.program, self.entry, watched=watched, kernels=kernels)
 
     def _bind(self, translation: Translation, watch: NanWatch | None = None) -> dict[str, Any]:
         """The Python functions of a translation, bound to this rank's communicator and device."""
@@ -154,6 +160,7 @@ class Executor:
                 names[name] = writing_into(op.removeprefix(INTO))
             else:
                 names[name] = own[op] if op in own else torch_op(op).call
+        names.update({name: self._bindings[function].kernel for name, function in translation.kernels.items()})
         exec(translation.code, names)
         return names
 
@@ -166,9 +173,12 @@ class Executor:
         if watch.first is None:
             return NanFound("E0336", f"rank {rank}: {name} has a NaN, and its incoming gradient already had one")
         function, index = watch.first
-        op = self.program.functions[function].code[index].op
+        instruction = self.program.functions[function].code[index]
+        op = instruction.op
         place, module = self._source(function, index)
-        where = f"{instruction_name(op, index, function)}{f' of module {module}' if module else ''}"
+        where = (
+            f"{instruction_name(self._op_name(instruction), index, function)}{f' of module {module}' if module else ''}"
+        )
         error = NanFound(
             "E0336",
             f"rank {rank}: {name} has a NaN; the first NaN was made by {where}",
@@ -193,7 +203,7 @@ class Executor:
         place, module = self._source(function, index)
         failure = RunError(
             "E0320",
-            f"rank {self.communicator.rank} failed in {instruction_name(instruction.op, index, function)}"
+            f"rank {self.communicator.rank} failed in {instruction_name(self._op_name(instruction), index, function)}"
             f"{f' of module {module}' if module else ''}: {reason}",
             span=place,
             notes=notes,
@@ -207,6 +217,13 @@ class Executor:
         message = f"layer {layers[-1]}: {error.message}" if layers else error.message
         return RowCountError(error.code, message, help=error.help)
 
+    def _op_name(self, instruction: Instruction) -> str:
+        """The op of an instruction for messages: of a call for which a kernel runs, its kind and whose it is."""
+        binding = self._bindings.get(str(instruction.args[0])) if instruction.op == "call" else None
+        if binding is None or binding.implementation is None:
+            return instruction.op
+        return f"{binding.function.kind.name} by {binding.implementation.name}"
+
     def _source(self, function: str, index: int) -> tuple[Any, str]:
         loc = self.program.functions[function].code[index].loc
         if loc is None:
@@ -215,14 +232,19 @@ class Executor:
         return source_span(location.file, location.line), location.module
 
 
-def translation_of(program: Program, entry: Entry, *, watched: bool = False) -> Translation:
-    """The Python functions of an entry, made once for all ranks of this process."""
-    key = f"{'watched ' if watched else ''}translation of {entry.name}"
+def translation_of(
+    program: Program, entry: Entry, *, watched: bool = False, kernels: frozenset[str] = frozenset()
+) -> Translation:
+    """The Python functions of an entry, made once for all ranks of this process.
+
+    Kernels run in place of the functions in `kernels`.
+    """
+    key = f"{'watched ' if watched else ''}translation of {entry.name} with kernels for {sorted(kernels)}"
     cached = program.derived.get(key)
     if isinstance(cached, Translation):
         return cached
     valid = program.validated
-    translation = translate(entry, valid.functions, valid.locations, watched=watched)
+    translation = translate(entry, valid.functions, valid.locations, watched=watched, kernels=kernels)
     program.derived[key] = translation
     return translation
 

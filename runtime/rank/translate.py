@@ -9,6 +9,9 @@ An instruction becomes one line, so that the line of a traceback names the instr
      v4 = v3.wait(); v3 = None
      return [v4]
 
+A call of a function that says its kind becomes a call of the kernel that was taken for it, with the values as
+arguments (`implementations/binding.py`), or of its body.
+
 A function that depends on the microbatch takes it as a second argument, `m`.
 
 Arguments come in a list that the function empties, so that a callee can free what its caller no longer needs. No text
@@ -53,6 +56,8 @@ class Translation:
     lines: dict[int, tuple[str, int]] = field(default_factory=dict)
     """Line of the generated text to (function, instruction index)."""
     text: str = ""
+    kernels: dict[str, str] = field(default_factory=dict)
+    """Python name to the function in whose place a kernel runs."""
 
 
 INTO = "into "
@@ -60,16 +65,24 @@ INTO = "into "
 
 
 def translate(
-    entry: Entry, functions: Mapping[str, Function], locations: Sequence[Location], *, watched: bool = False
+    entry: Entry,
+    functions: Mapping[str, Function],
+    locations: Sequence[Location],
+    *,
+    watched: bool = False,
+    kernels: Collection[str] = (),
 ) -> Translation:
     """Functions forward([inputs]) -> ([outputs and buffers], [saved]) and backward([saved, tangents]) -> [gradients].
 
     Inputs, outputs and gradients are in the program's order; the program must be valid. An entry of a pipeline has a
     forward only, which also takes tangents, and saves the gradients. With `watched`, the global
-    `watch(function, index, op, *results)` is called after every instruction.
+    `watch(function, index, op, *results)` is called after every instruction. Kernels run in place of the functions in
+    `kernels`.
     """
-    writer = _Writer(functions, locations, watched=watched)
+    writer = _Writer(functions, locations, kernels, watched=watched)
     for name in reachable(entry.name, functions):
+        if name in kernels:
+            continue
         function = functions[name]
         results = f"return [{_names(function.results)}]"
         writer.function(writer.callee(name), name, function.arguments, function.code, 0, results, function.results)
@@ -86,7 +99,8 @@ def translate(
         late = f"return [{_names(gradients)}]"
         writer.function("backward", entry.name, [*kept, *tangents], main.code[split:], split, late, gradients)
     text = "\n".join(writer.text) + "\n"
-    return Translation(compile(text, FILENAME, "exec"), writer.ops, writer.constants, writer.lines, text)
+    code = compile(text, FILENAME, "exec")
+    return Translation(code, writer.ops, writer.constants, writer.lines, text, writer.kernels)
 
 
 def _microbatch(instruction: Instruction) -> str:
@@ -118,7 +132,14 @@ def _clear(slots: Iterable[int]) -> str:
 class _Writer:
     """Collects the Python text and the meanings of its names."""
 
-    def __init__(self, functions: Mapping[str, Function], locations: Sequence[Location], *, watched: bool) -> None:
+    def __init__(
+        self,
+        functions: Mapping[str, Function],
+        locations: Sequence[Location],
+        kernels: Collection[str],
+        *,
+        watched: bool,
+    ) -> None:
         self.text: list[str] = []
         self.ops: dict[str, str] = {}
         self.constants: dict[str, object] = {}
@@ -126,6 +147,8 @@ class _Writer:
         self._op_names: dict[str, str] = {}
         self._constant_names: dict[tuple[type, str], str] = {}
         self._callees = {name: f"f{index}" for index, name in enumerate(functions)}
+        self.kernels = {f"g{index}": name for index, name in enumerate(functions) if name in kernels}
+        self._kernel_names = {function: name for name, function in self.kernels.items()}
         self._microbatch_functions = microbatch_functions(functions)
         self._locations = locations
         self._watched = watched
@@ -160,9 +183,12 @@ class _Writer:
         self.text.append(f" {end}")
 
     def _line(self, instruction: Instruction, index: int, function: str) -> str:
+        after = self._watch(instruction, index, function) + _clear(instruction.free)
+        if instruction.op == "call" and instruction.args[0] in self._kernel_names:
+            call = f"{self._kernel_names[str(instruction.args[0])]}({_names(slots_in(instruction.args[1]))})"
+            return self._store(instruction, call, gives_list=True) + after
         if instruction.op == "call":
             return self._call(instruction)
-        after = self._watch(instruction, index, function) + _clear(instruction.free)
         if instruction.op == "comm.wait":
             return self._store(instruction, f"{self._value(instruction.args[0])}.wait()", gives_list=False) + after
         arguments = [self._value(value) for value in instruction.args]
