@@ -37,6 +37,7 @@ from .overlap.bucket_collectives import BucketCollectives
 from .overlap.cap_memory import CapMemory
 from .overlap.hoist_collectives import HoistCollectives
 from .overlap.ring_matmuls import RingMatmuls
+from .overlap.schedule_lanes import ScheduleLanes
 from .overlap.start_collectives import StartCollectives
 from .overlap.use_local_statistics import UseLocalStatistics
 from .partition.partition_tensors import PartitionTensors
@@ -168,6 +169,11 @@ def _caps(config: PipelineConfig) -> bool:
     return said.memory is not None or bool(said.growth) or (_moves(config) and not config.sizes_vary)
 
 
+def _schedules(config: PipelineConfig) -> bool:
+    """Behind `cap-memory`, whose peak it keeps."""
+    return _moves(config) and _caps(config)
+
+
 def _cap_memory(config: PipelineConfig) -> Pass:
     return CapMemory(config.plan, config.follow_precision)
 
@@ -253,6 +259,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(lambda config: AssignLanes(",".join(config.plan.overlap.own_lanes)), _names_lanes),
         Entry(_start_collectives),
         Entry(_cap_memory, _caps),
+        Entry(lambda config: ScheduleLanes(_kinds(config)), _schedules),
     ),
 }
 """The phases in their order."""

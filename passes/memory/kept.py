@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from ...ir.module import Module, entry, terminator
 from ...ir.types import from_mlir, is_tensor
 from ..graph import Graph, Node
 
-Memory = tuple[object, ...]
-"""A piece of memory: the value that it was allocated for, inside the call that allocated it."""
+Memory = int
+"""The number of a piece of memory, that a value was allocated, inside the call that allocated it."""
 
 
 def behind(graph: Graph) -> set[Node]:
@@ -49,17 +50,25 @@ class Memories:
     def __init__(self, functions: Mapping[str, Any]) -> None:
         self._functions = functions
         self._known: dict[str, dict[Value, Memory]] = {}
+        self._graphs: dict[str, Graph] = {}
+        self._numbers = count()
         self.bytes: dict[Memory, int] = {}
         """Of what operations allocate; arguments of `main` have no entry."""
 
     def of(self, name: str) -> dict[Value, Memory]:
         """By value of a function: its memory."""
         if name not in self._known:
-            self._known[name] = self._walk(Graph.of(self._functions[name]))
+            self._known[name] = self._walk(self.graph(name))
         return self._known[name]
 
+    def graph(self, name: str) -> Graph:
+        """The nodes of a function, in the order in which they stood when it was first asked for."""
+        if name not in self._graphs:
+            self._graphs[name] = Graph.of(self._functions[name])
+        return self._graphs[name]
+
     def _walk(self, graph: Graph) -> dict[Value, Memory]:
-        found: dict[Value, Memory] = {v: (v,) for v in entry(graph.function).arguments}
+        found: dict[Value, Memory] = {v: next(self._numbers) for v in entry(graph.function).arguments}
         layouts: dict[Value, Tensor] = {}
         for node in graph.nodes:
             if node.callee is not None:
@@ -70,8 +79,8 @@ class Memories:
                 if value in shared:
                     found[value] = found[shared[value]]
                 else:
-                    found[value] = (value,)
-                    self.bytes[(value,)] = bytes_of(value)
+                    found[value] = next(self._numbers)
+                    self.bytes[found[value]] = bytes_of(value)
         return found
 
     def _call(self, node: Node, found: dict[Value, Memory]) -> None:
@@ -80,11 +89,10 @@ class Memories:
         operands = {inner[a]: found[v] for a, v in zip(entry(function).arguments, node.operands, strict=True)}
         for value, returned in zip(node.values, terminator(function).operands, strict=True):
             memory = inner[returned]
-            if memory in operands:
-                found[value] = operands[memory]
-            else:
-                found[value] = (node.op, memory)
-                self.bytes[found[value]] = self.bytes[memory]
+            if memory not in operands:
+                operands[memory] = next(self._numbers)
+                self.bytes[operands[memory]] = self.bytes[memory]
+            found[value] = operands[memory]
 
 
 def _shared(node: Node, layouts: dict[Value, Tensor]) -> dict[Value, Value]:

@@ -14,7 +14,7 @@ from ...costs.compute import bytes_of
 from ...ir.bindings import Operation, Value
 from ...ir.collectives import STARTS, WAIT
 from ...ir.module import Module, entry, terminator
-from ..graph import Graph, Node
+from ..graph import Node
 from ..memory.kept import Memories, Memory, behind
 
 Path = tuple[tuple[str, int], ...]
@@ -52,7 +52,7 @@ class LiveBytes:
     def steps(self, name: str) -> list[Step]:
         """The nodes of a function in the order in which a program runs them: of `main`, first the forward."""
         if name not in self._steps:
-            graph = Graph.of(self.functions[name])
+            graph = self.memories.graph(name)
             late = behind(graph) if name == "main" else set[Node]()
             order = [node for node in graph.nodes if node not in late] + [node for node in graph.nodes if node in late]
             self._steps[name] = steps_of(order, self.memories.of(name))
@@ -115,7 +115,7 @@ def steps_of(nodes: Sequence[Node], found: Mapping[Value, Memory]) -> list[Step]
             values = [results[future] for future in node.values if future in results]
         elif node.name == WAIT and node.operands[0] in starts:
             reads += [found[value] for value in starts[node.operands[0]].operands]
-        new = [memory for memory in dict.fromkeys(found[value] for value in values) if memory not in {*reads, *made}]
+        new = [m for m in dict.fromkeys(found[v] for v in values) if m not in made and m not in reads]
         made.update(new)
         steps.append(Step(node, tuple(dict.fromkeys(reads)), tuple(new)))
     return steps

@@ -73,7 +73,12 @@ class StartCollectives(Pass):
             for index, op in enumerate(ops):
                 call = read(op)
                 if call is not None and call.name in BLOCKING:
-                    _split(op, call, ops, index, barriers, stays=kind_of(op) not in kinds)
+                    what, origin = collective_text(op), from_location(op.location)
+                    barrier = _split(op, call, ops, index, barriers, stays=kind_of(op) not in kinds)
+                    if barrier is not None:
+                        custom = read(barrier)
+                        name = custom.name if custom is not None else callee(barrier)
+                        remarks.missed(f'{what} ends before "{name}": nothing communicates beside a custom op', origin)
                     count += 1
             if self.tasks_ahead and "send" in kinds:
                 _advance_receives(function, self.tasks_ahead, is_barrier)
@@ -90,16 +95,18 @@ class StartCollectives(Pass):
 
 def _split(
     op: Operation, call: Call, ops: list[Operation], index: int, barriers: Sequence[int], *, stays: bool
-) -> None:
+) -> Operation | None:
     """Replace one collective by a start and a wait, right behind it if it `stays`; its users are in the same block.
 
     `ops` are the function's operations, of which it is number `index`, and `barriers` the numbers of those that no
-    collective may be under way at. Of a bucket, each result has a wait of its own.
+    collective may be under way at. Of a bucket, each result has a wait of its own. Returns the barrier before which it
+    is waited for, though that takes no result of it.
     """
     following = bisect_right(barriers, index)
     barrier = ops[barriers[following]] if following < len(barriers) else None
     results = results_of(op)
     start = Call(start_of(call.name), call.args, call.kwargs)
+    ended_by: Operation | None = None
     types = [[future_of(part.type) for part in r] if isinstance(r, list) else future_of(r.type) for r in results]
     with context():
         with mlir.InsertionPoint(op):
@@ -109,6 +116,7 @@ def _split(
         for result, future in zip(flatten(results), flatten(futures), strict=True):
             users = [use.owner for use in result.uses] or [_second_task_after(ops, index)]
             place = op if stays else _first_of([*users, *([barrier] if barrier is not None else [])])
+            ended_by = barrier if place is barrier and barrier not in users else ended_by
             with mlir.InsertionPoint(place):
                 [value] = build(Call(WAIT, (future,)), [result.type], op.location)
             copy_position(op, value.owner)
@@ -116,6 +124,7 @@ def _split(
     for unpacking in [use.owner for use in op.results[0].uses]:
         unpacking.operation.erase()
     op.operation.erase()
+    return ended_by
 
 
 def _second_task_after(ops: list[Operation], index: int) -> Operation:
