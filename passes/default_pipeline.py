@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..dsl.communication.overlap import NORMS, RINGS
 from ..dsl.memory.nanobatches import OrderOfNanobatches
 from ..dsl.plan import Plan
 from .base import Pass
@@ -37,6 +38,7 @@ from .overlap.bucket_collectives import BucketCollectives
 from .overlap.cap_memory import CapMemory
 from .overlap.hoist_collectives import HoistCollectives
 from .overlap.ring_matmuls import RingMatmuls
+from .overlap.scatter_norms import ScatterNorms
 from .overlap.schedule_lanes import ScheduleLanes
 from .overlap.start_collectives import StartCollectives
 from .overlap.use_local_statistics import UseLocalStatistics
@@ -155,8 +157,12 @@ def _moves(config: PipelineConfig) -> bool:
     return bool(config.plan.overlap.moved)
 
 
-def _fuses(config: PipelineConfig) -> bool:
-    return bool(config.plan.overlap.fuse)
+def _fuses_rings(config: PipelineConfig) -> bool:
+    return not {*RINGS}.isdisjoint(config.plan.overlap.fuse)
+
+
+def _fuses_norms(config: PipelineConfig) -> bool:
+    return not {*NORMS}.isdisjoint(config.plan.overlap.fuse)
 
 
 def _names_lanes(config: PipelineConfig) -> bool:
@@ -236,6 +242,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(PartitionTensors()),
         Entry(RouteRows()),
         Entry(lambda config: CutNanobatches(config.plan), _cuts_nanobatches),
+        Entry(lambda config: ScatterNorms(config.plan), _fuses_norms),
         Entry(LowerIdioms()),
         Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),
@@ -253,7 +260,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
     ),
     # Last, when all communication is there and tasks have their order.
     "overlap": (
-        Entry(lambda config: RingMatmuls(config.plan), _fuses),
+        Entry(lambda config: RingMatmuls(config.plan), _fuses_rings),
         Entry(_hoist_collectives, _moves),
         Entry(lambda config: BucketCollectives(config.plan.bucket, "all_gather,reduce_scatter,all_reduce"), _buckets),
         Entry(lambda config: AssignLanes(",".join(config.plan.overlap.own_lanes)), _names_lanes),

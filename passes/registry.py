@@ -44,6 +44,7 @@ TABLE: dict[str, str] = {
     "raise-matmuls": "normalize.raise_matmuls:RaiseMatmuls",
     "route-rows": "partition.route_rows:RouteRows",
     "keep-dims-apart": "normalize.keep_dims_apart:KeepDimsApart",
+    "scatter-norms": "overlap.scatter_norms:ScatterNorms",
     "schedule-lanes": "overlap.schedule_lanes:ScheduleLanes",
     "simplify-views": "normalize.simplify_views:SimplifyViews",
     "split-all-reduce": "overlap.split_all_reduce:SplitAllReduce",

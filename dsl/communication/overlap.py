@@ -20,14 +20,16 @@ ALL_KINDS = ",".join(KINDS)
 """As an option of passes."""
 LEVELS = ("0", "1")
 ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER = "all_gather+matmul", "matmul+reduce_scatter"
-FUSIONS = (ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER)
-"""What may be fused: a collective and the products that it brings operands to, or whose sum it takes."""
+RINGS = (ALL_GATHER_MATMUL, MATMUL_REDUCE_SCATTER)
+"""Fusions of a collective and the products that it brings operands to, or whose sum it takes."""
+NORMS = ("all_reduce+rms_norm", "all_reduce+layer_norm")
+"""Fusions of a sum and the norm behind it."""
+FUSIONS = (*RINGS, *NORMS)
 COMPUTE, COMM = "compute", "comm"
 """The lanes that every program has."""
 
 _BY_COST = ("2", "auto")
 _LATER_FUSIONS = {
-    "all_reduce+rms_norm": "shard activations tokens over the axis: each rank then norms its tokens alone",
     "all_to_all+grouped_matmul": "write hide all_to_all: exchanges run beside what does not need them",
 }
 _LATER = {
@@ -87,7 +89,8 @@ class Overlap:
     def moved(self) -> tuple[str, ...]:
         """The kinds of communication that are moved."""
         kinds = () if self.level == 0 else self.hide or KINDS
-        return (*kinds, "permute") if self.fuse and "permute" not in kinds else kinds  # the hops of rings
+        rings = any(fusion in RINGS for fusion in self.fuse)
+        return (*kinds, "permute") if rings and "permute" not in kinds else kinds  # the hops of rings
 
     @property
     def own_lanes(self) -> tuple[str, ...]:

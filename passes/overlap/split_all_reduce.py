@@ -62,11 +62,11 @@ class SplitAllReduce(Pass):
         nbytes = prod(type_.shape) * type_.dtype.itemsize
         if nbytes < self.min_bytes:
             return f"{nbytes} bytes are fewer than min-bytes={self.min_bytes}"
-        dims = (dim for dim in range(len(type_.shape)) if _splits(type_, dim, axes, mesh))
+        dims = (dim for dim in range(len(type_.shape)) if splits(type_, dim, axes, mesh))
         return next(dims, f"{size} ranks divide none of the dims of {list(type_.shape)} that they could share")
 
 
-def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> bool:
+def splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> bool:
     """Whether the group can shard a dim: inside of the axes that shard it already."""
     size = axes_size(mesh, tuple(axes))
     extent, sharding_axes = type_.shape[dim], type_.placement_on(mesh).dims[dim]
@@ -75,15 +75,15 @@ def _splits(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> boo
 
 
 def _split(site: Site, dim: int, mesh: Mesh) -> None:
-    """Replace one all_reduce; `_splits` holds for the dim."""
+    """Replace one all_reduce; `splits` holds for the dim."""
     value, axes, reduce = site.call.args
     scattered = site.emitter.op(
-        REDUCE_SCATTER, value, axes, dim, reduce, type=_scattered_type(site.type, dim, axes, mesh)
+        REDUCE_SCATTER, value, axes, dim, reduce, type=scattered_type(site.type, dim, axes, mesh)
     )
     site.replace(site.emitter.op(ALL_GATHER, scattered, axes, dim, type=site.type))
 
 
-def _scattered_type(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> TensorType:
+def scattered_type(type_: TensorType, dim: int, axes: Sequence[str], mesh: Mesh) -> TensorType:
     """The local type between the two."""
     shape = list(type_.shape)
     shape[dim] //= axes_size(mesh, tuple(axes))

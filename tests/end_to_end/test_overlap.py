@@ -140,3 +140,25 @@ def test_a_fusion_that_matches_nothing_is_a_warning_with_the_nearest_miss() -> N
     warnings = [str(remark["message"]) for remark in remarks if remark["kind"] == "warning"]
     assert any(each.startswith('"all_gather+matmul" fuses nothing: ') for each in warnings), warnings
     assert any(each.startswith('"matmul+reduce_scatter" fuses nothing: there is no') for each in warnings), warnings
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "lines", "norm"),
+    some(
+        ("llama", "tp=2", (), "rms_norm"),
+        ("gpt", "tp=2", (), "layer_norm"),
+        ("llama", "dp=2, tp=2", ("zero 2 over dp",), "rms_norm"),
+        ("llama", "tp=2", ("split batch into 2 { order interleave }",), "rms_norm"),
+        ("llama", "tp=2", ("split tokens into 2 { order interleave }",), "rms_norm"),
+        ("llama", "pp=2, tp=2", ("pipeline over pp { microbatches 2  schedule 1f1b }",), "rms_norm"),
+    ),
+)
+def test_norms_behind_sums_are_computed_on_parts_of_the_tokens(
+    model: str, mesh: str, lines: tuple[str, ...], norm: str
+) -> None:
+    fuse = f"overlap {{ fuse all_reduce+{norm} }}"
+    compiled_ = compiled(MODELS[model](Size(layers=1 + ("pp" in mesh))), plan(model, mesh, *lines, fuse))
+    messages = [str(each["message"]) for each in compiled_.program.remarks if each["pass"] == "scatter-norms"]
+    assert sum(f"is scattered before {norm}" in message for message in messages) >= 2, messages
+    assert prove(compiled_.program).safe
+    assert_report(check(compiled_.program))

@@ -18,14 +18,14 @@ WHOLE = {
 }  # fmt: skip
 CUT = {
     "assign-lanes", "average-microbatches", "bucket-collectives", "cap-memory", "cut-nanobatches", "cut-stages",
-    "hoist-collectives", "order-tasks", "recompute", "ring-matmuls", "route-rows", "schedule-lanes",
+    "hoist-collectives", "order-tasks", "recompute", "ring-matmuls", "route-rows", "scatter-norms", "schedule-lanes",
     "split-all-reduce", "split-segments",
     "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
     "average-microbatches", "bound-experts", "cap-memory", "check-batch", "choose-attention", "cut-nanobatches",
-    "cut-stages", "order-tasks", "place-arguments", "recompute", "ring-matmuls", "split-loss", "split-segments",
-    "use-local-statistics",
+    "cut-stages", "order-tasks", "place-arguments", "recompute", "ring-matmuls", "scatter-norms", "split-loss",
+    "split-segments", "use-local-statistics",
 }  # fmt: skip
 
 

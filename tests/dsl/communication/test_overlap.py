@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stretto.dsl import Plan, PlanError
-from stretto.dsl.communication.overlap import FUSIONS, KINDS, Overlap
+from stretto.dsl.communication.overlap import KINDS, NORMS, RINGS, Overlap
 from stretto.dsl.error import OverlapCode
 
 
@@ -14,7 +14,7 @@ from stretto.dsl.error import OverlapCode
         ("{ level 0 }", Overlap(level=0)),
         ("{ level 1  lanes compute, tp }", Overlap(level=1, lanes=("compute", "tp"))),
         ("{ memory +2.5% }", Overlap(growth=2.5)),
-        ("{ fuse all_gather+matmul, matmul+reduce_scatter }", Overlap(fuse=FUSIONS)),
+        ("{ fuse all_gather+matmul, matmul+reduce_scatter }", Overlap(fuse=RINGS)),
         ("{ hide send  memory 60GB }", Overlap(hide=("send",), memory=60 * 10**9)),
         ("{\n  hide all_gather, reduce_scatter   # of zero\n}", Overlap(hide=("all_gather", "reduce_scatter"))),
     ],
@@ -28,7 +28,8 @@ def test_a_level_or_hide_says_which_kinds_move_and_neither_is_level_1() -> None:
     moved = [Plan.parse(f"mesh (tp=2)\n{line}").overlap.moved for line in ("", "overlap { }", "overlap { lanes tp }")]
     assert moved == [KINDS] * 3
     assert Overlap(level=0).moved == () and Overlap(hide=("send",)).moved == ("send",)
-    assert Overlap(hide=("send",), fuse=FUSIONS).moved == ("send", "permute")
+    assert Overlap(hide=("send",), fuse=RINGS).moved == ("send", "permute")
+    assert Overlap(hide=("send",), fuse=NORMS).moved == ("send",)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,11 @@ def test_a_level_or_hide_says_which_kinds_move_and_neither_is_level_1() -> None:
         ("overlap { level 1  hide send }", '"level 1" and "hide" exclude each other', "keep one of them"),
         ("overlap { level 1  fuse all_gather+matmul }", '"level 1" and "fuse" exclude each other', "keep one of them"),
         ("overlap { fuse all_gather+mm }", 'no fusion "all_gather+mm"', 'did you mean "all_gather+matmul"?'),
-        ("overlap { fuse all_reduce+rms_norm }", 'cannot fuse "all_reduce+rms_norm" yet', "shard activations tokens"),
+        (
+            "overlap { fuse all_to_all+grouped_matmul }",
+            'cannot fuse "all_to_all+grouped_matmul" yet',
+            "hide all_to_all",
+        ),
         ("overlap { level 2 }", '"level 2" chooses by cost', "by hand"),
         ("overlap { level auto }", '"level auto" chooses by cost', "by hand"),
         ("overlap { level 3 }", 'there is no level "3"', ""),
