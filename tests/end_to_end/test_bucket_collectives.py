@@ -15,6 +15,7 @@ from stretto.ir.module import Module
 from stretto.passes.default_pipeline import PipelineConfig
 from stretto.passes.manager import Step
 from stretto.passes.overlap.bucket_collectives import BucketCollectives
+from stretto.passes.overlap.start_collectives import StartCollectives
 from stretto.runtime import Program
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.checks.report import Verdict
@@ -35,8 +36,9 @@ def bucketed(monkeypatch: pytest.MonkeyPatch, mesh: str, bucket: BucketCollectiv
     usual = compile_program.default_pipeline
 
     def pipeline(config: PipelineConfig) -> list[Step]:
-        *steps, start, cap = usual(config)
-        return [*steps, bucket, start, cap]
+        steps = usual(config)
+        start = next(at for at, step in enumerate(steps) if isinstance(step, StartCollectives))
+        return [*steps[:start], bucket, *steps[start:]]
 
     with monkeypatch.context() as patch:
         patch.setattr(compile_program, "default_pipeline", pipeline)

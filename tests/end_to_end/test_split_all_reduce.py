@@ -7,6 +7,7 @@ from stretto.driver.compile import compile_program
 from stretto.passes.default_pipeline import PipelineConfig
 from stretto.passes.manager import Step
 from stretto.passes.overlap.split_all_reduce import SplitAllReduce
+from stretto.passes.overlap.start_collectives import StartCollectives
 from stretto.runtime.checks.program_check import check
 
 from ..subsets import some
@@ -21,7 +22,8 @@ def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypat
 
     def pipeline(config: PipelineConfig) -> list[Step]:
         steps = usual(config)
-        return [*steps[:-2], SplitAllReduce(), *steps[-2:]]
+        start = next(at for at, step in enumerate(steps) if isinstance(step, StartCollectives))
+        return [*steps[:start], SplitAllReduce(), *steps[start:]]
 
     monkeypatch.setattr(compile_program, "default_pipeline", pipeline)
     program = compiled(gpt(Size(layers=1)), plan("gpt", mesh))
