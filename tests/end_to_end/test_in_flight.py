@@ -25,7 +25,7 @@ def test_a_bound_on_what_is_under_way_lowers_the_proved_peak(
         patch.setattr(
             compile_program,
             "default_pipeline",
-            lambda config: [*usual(config)[:-2], StartCollectives(max_in_flight=4096)],
+            lambda config: [*usual(config)[:-3], StartCollectives(max_in_flight=4096)],
         )
         bounded = compiled(CASE, plan("gpt", "dp=2")).program
     assert prove(bounded).safe and prove(bounded).peak_bytes < prove(alone).peak_bytes

@@ -19,7 +19,7 @@ from stretto.ir.placement import axes_size
 from stretto.ir.types import from_mlir
 from stretto.passes.base import Pass, Report
 from stretto.passes.default_pipeline import PipelineConfig
-from stretto.passes.manager import Step
+from stretto.passes.manager import Step, step_name
 from stretto.passes.rewriting import Emitter
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.prover import prove
@@ -62,7 +62,8 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def pipeline(config: PipelineConfig) -> list[Step]:
         steps = usual(config)
-        return [*steps[:-2], RingReduce(), *steps[-2:]]
+        start = [step_name(step) for step in steps].index("start-collectives")
+        return [*steps[:start], RingReduce(), *steps[start:]]
 
     monkeypatch.setattr(compile_program, "default_pipeline", pipeline)
 
