@@ -98,26 +98,47 @@ def gradient_targets(
     return GradientTargets(targets, _with_sources(computed), frozenset(partial_casts), delayed, scattered)
 
 
-def targets_in_layers(functions: Mapping[str, Operation]) -> dict[str, GradientTargets]:
-    """By folded function, the targets inside: its casts of parts of gradients leave them partial, as main's do.
+def targets_in_layers(
+    functions: Mapping[str, Operation], arguments: Sequence[tuple[Record, Placement]]
+) -> dict[str, GradientTargets]:
+    """By folded function, what its gradients will be brought to behind it, and its casts that leave them partial.
 
-    So a gradient that is the sum of a cast product and something else is reduced behind the cast, in the dtype that the
-    plan says, in every layer alike.
+    Nothing is brought there inside, but the choice of strategies knows what a partial gradient will cost. A gradient
+    that is the sum of a cast product and something else is reduced behind the cast, in the dtype that the plan says, in
+    every layer alike.
     """
     main = functions["main"]
+    computed = gradient_targets(main, arguments, delay_reductions=False).with_sources
     results = zip(terminator(main).operands, result_records(main), strict=True)
-    waiting = [_reduced_in(value, str(record["reduce"])) for value, record in results if "reduce" in record]
+    reduced = [_reduced_in(value, str(record["reduce"])) for value, record in results if "reduce" in record]
     casts: dict[str, set[Value]] = {}
-    seen = set(waiting)
+    for name, inner in _results_in_layers(functions, dict.fromkeys(reduced)):
+        casts.setdefault(name, set()).update(v for v in _with_sources({inner: None}) if _is_cast(v))
+    wanted: dict[str, dict[Value, Placement]] = {}
+    for (name, inner), placement in _results_in_layers(functions, computed).items():
+        wanted.setdefault(name, {}).update(_with_sources({inner: placement}))
+    return {
+        name: replace(NO_TARGETS, partial_casts=frozenset(casts.get(name, ())), with_sources=wanted.get(name, {}))
+        for name in functions
+    }
+
+
+def _results_in_layers(
+    functions: Mapping[str, Operation], marks: Mapping[Value, _Mark]
+) -> dict[tuple[str, Value], _Mark]:
+    """By function and returned value inside: the mark of what it is in main, over calls in calls too."""
+    found: dict[tuple[str, Value], _Mark] = {}
+    waiting = list(_with_sources(marks).items())
     while waiting:
-        for value in _with_sources({waiting.pop(): None}):
-            name = None if isinstance(value.owner, mlir.Block) else callee(value.owner)
-            if name is not None:
-                inner = terminator(functions[name]).operands[mlir.OpResult(value).result_number]
-                casts.setdefault(name, set()).update(v for v in _with_sources({inner: None}) if _is_cast(v))
-                waiting += [] if inner in seen else [inner]
-                seen.add(inner)
-    return {name: replace(NO_TARGETS, partial_casts=frozenset(values)) for name, values in casts.items()}
+        value, mark = waiting.pop()
+        name = None if isinstance(value.owner, mlir.Block) else callee(value.owner)
+        if name is None:
+            continue
+        inner = terminator(functions[name]).operands[mlir.OpResult(value).result_number]
+        if (name, inner) not in found:
+            waiting += _with_sources({inner: mark}).items()
+        found.setdefault((name, inner), mark)
+    return found
 
 
 def _reduced_in(value: Value, dtype: str) -> Value:

@@ -24,13 +24,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ...ir.module import Level, Module, argument_records, entry
+from ...ir.bindings import Operation
+from ...ir.module import Level, Module, Record, argument_records, entry
+from ...ir.placement import Placement
 from ...ir.types import from_mlir
 from ..activation_sharding import ActivationSharding
 from ..base import Pass, Report
 from ..layers.unfold_layers import unfold
 from .function_placement import FunctionPlacement, Signature, Specialised
-from .gradient_targets import NO_TARGETS, GradientTargets, gradient_targets, targets_in_layers
+from .gradient_targets import GradientTargets, gradient_targets, targets_in_layers
 from .microbatch_axis import has_microbatch_axis
 from .propagation_remarks import PropagationRemarks
 from .tracked_values import SumInLayer
@@ -85,7 +87,10 @@ class _Functions:
 
     def __post_init__(self) -> None:
         functions = self.old.functions()
-        self.used_names, self.in_layers = set(functions), targets_in_layers(functions)
+        self.used_names, self.in_layers = (
+            set(functions),
+            targets_in_layers(functions, self._arguments(functions["main"])),
+        )
 
     def specialise(self, signature: Signature) -> Specialised:
         """The copy of a function for these argument placements, made at its first use."""
@@ -94,14 +99,17 @@ class _Functions:
             old = self.old.functions()[signature.name]
             function = FunctionPlacement(old, self.new, signature, name, self.remarks, self.specialise)
             if name == "main":
-                mesh = self.new.mesh
-                placements = (from_mlir(a.type).placement_on(mesh) for a in entry(function.new).arguments)
-                arguments = list(zip(argument_records(old), placements, strict=True))
+                arguments = self._arguments(old)
                 function.bring_gradients_to(gradient_targets(old, arguments, delay_reductions=self.delay_reductions))
             else:
-                function.targets = self.in_layers.get(signature.name, NO_TARGETS)
+                function.targets = self.in_layers[signature.name]
             self.specialised[signature] = function.rewrite()
         return self.specialised[signature]
+
+    def _arguments(self, main: Operation) -> list[tuple[Record, Placement]]:
+        """The arguments of main: their records, and where the plan places them."""
+        placements = (from_mlir(a.type).placement_on(self.old.mesh) for a in entry(main).arguments)
+        return list(zip(argument_records(main), placements, strict=True))
 
     def _name(self, name: str) -> str:
         """The function's own name for its first copy, then that name with a free number."""

@@ -110,3 +110,11 @@ def test_composed_plans_send_within_layers_what_tensor_parallelism_alone_sends(m
     for backward in (False, True):
         assert kinds(_layers(alone, backward=backward)) == kinds(_layers(composed, backward=backward))
     assert {m.axes for m in _layers(composed, backward=True)} == {("tp",)}
+
+
+def test_few_tokens_move_instead_of_gradients_of_matrices() -> None:
+    """A rank reads all tokens for its columns of a weight's gradient: the sum of whole gradients would be larger."""
+    few = Size(batch=1, seq=4, vocab=44, width=64, heads=4, head=16, inner=192, layers=2)
+    sent = messages(compiled(MODELS["llama"](few), plan("llama", "tp=2", TOKENS)))
+    summed = [m.operand_shape for m in sent if m.backward and m.kind in ("all_reduce", "reduce_scatter")]
+    assert [shape for shape in summed if len(shape) == 2 and few.seq not in shape] == []
