@@ -21,6 +21,8 @@ Messages = dict[tuple[int, int], deque[float]]
 """By sending and receiving stage: when what was sent arrives."""
 PIPELINE = "pipeline"
 COMPUTE = "compute"
+CALLS = "calls"
+"""The lane of calls of functions, whose instructions run on the others: a layer, a segment of a pipeline."""
 
 
 @dataclass
@@ -79,12 +81,14 @@ class Rank:
                 case Receive():
                     futures[step.out] = (-1.0 - step.peer, PIPELINE)
                 case Called(callee, arguments, out):
+                    begin = self._compute
                     taken, given = self._arguments[callee]
                     inner = {s: futures[a] for s, a in zip(taken, arguments, strict=False) if a in futures}
                     yield from self._walk(callee, inner)
                     futures.update(
                         {o: inner[s] for s, o in zip(given, out, strict=False) if o is not None and s in inner}
                     )
+                    self._note(CALLS, callee, None, begin, self._compute - begin)
 
     def _kernel(self, kernel: Kernel) -> None:
         self._thread += self._issue

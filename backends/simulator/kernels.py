@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
 from ...costs.kernels.attention import attention_seconds
 from ...costs.kernels.gpu import Gpu
 from ...costs.kernels.matmul import batched_matmul_seconds
+from ...costs.kernels.memory_bound import quantize_seconds
 from ...runtime.program.records import Instruction, SlotType
 
-FORMATS = {"float64": "fp32", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+FORMATS = {"float64": "fp32", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3fn": "fp8"}
 """By dtype: the format that prices it. Programs for checks in float64 are priced as float32."""
 BACKWARD = 2.5 * 73 / 63
 """A fused attention's backward, in forwards: five products for two, at 63 % of an A100's peak for 73 %.
@@ -20,6 +21,15 @@ BACKWARD = 2.5 * 73 / 63
 Source: Dao, "FlashAttention-2" (arXiv 2307.08691), sections 3.1 and 4.1.
 """
 _GATHERS = ("aten.embedding.", "aten.index.", "aten.gather.", "aten.index_select.", "aten.slice")
+
+
+class Products(StrEnum):
+    """The formats in which matrix products are priced."""
+
+    AS_STATED = "as stated"
+    """As the program states the types of their factors."""
+    FP8 = "fp8"
+    """16-bit factors are quantized to 8 bits in front of each product, but for those of attention."""
 
 
 class Kind(StrEnum):
@@ -47,14 +57,22 @@ class Kernel:
 Types = Mapping[int, SlotType]
 
 
-def kernel_of(step: Instruction, types: Types, gpu: Gpu) -> Kernel | None:
+def kernel_of(step: Instruction, types: Types, gpu: Gpu, products: Products = Products.AS_STATED) -> Kernel | None:
     """The kernel of an instruction that computes products; None for one that only moves bytes."""
     for prefix, price in _PRODUCTS.items():
         if step.op.startswith(prefix):
-            return price(
-                step, [types[slot] for slot in step.reads()], [types[s] for s in step.writes() if s in types], gpu
-            )
+            operands = [types[slot] for slot in step.reads()]
+            results = [types[slot] for slot in step.writes() if slot in types]
+            if products is Products.FP8 and price in (_matmul, _grouped):
+                operands = [_quantized(each) for each in operands]
+                results = [_quantized(each) for each in results]
+            return price(step, operands, results, gpu)
     return None
+
+
+def _quantized(type: SlotType) -> SlotType:
+    """A 16-bit tensor as one of 8 bits, for the price of a product."""
+    return replace(type, dtype="float8_e4m3fn") if type.dtype in ("bfloat16", "float16") else type
 
 
 def read_bytes(step: Instruction, slot: int, types: Types) -> int:
@@ -72,6 +90,8 @@ def _products(kind: Kind, batch: float, m: float, n: float, k: float, dtype: str
     format = FORMATS.get(dtype, "fp32")
     peak = gpu.peak(format)
     seconds = float(batched_matmul_seconds(batch, m, n, k, format, gpu)) if min(batch, m, n, k) > 0 else 0.0
+    if format == "fp8":
+        seconds += float(quantize_seconds(batch * m * k, gpu))
     return Kernel(kind, times * seconds, times * 2.0 * batch * m * n * k / peak)
 
 

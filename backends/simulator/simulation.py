@@ -16,6 +16,7 @@ from ...runtime.prover.prove import prove
 from ...runtime.prover.types import Types
 from ...runtime.rank.shards import local_shape
 from .events import Messages, Rank, Spent
+from .kernels import Products
 from .layout import Layout
 from .steps import FunctionSteps
 from .timeline import Task
@@ -75,8 +76,11 @@ class Simulation:
         return sum(stage.spent.at_peak for stage in self.stages) / len(self.stages) / self.seconds
 
 
-def simulate(program: Program, cluster: Cluster, *, fuses: bool = True, keeps_tasks: bool = False) -> Simulation:
-    """Simulate one step; without `fuses` each instruction is a kernel of its own.
+def simulate(
+    program: Program, cluster: Cluster, *, fuses: bool = True, products: Products = Products.AS_STATED,
+    keeps_tasks: bool = False,
+) -> Simulation:  # fmt: skip
+    """Simulate one step; without `fuses` each instruction is a kernel of its own, and `products` has a format.
 
     Errors: E0801 and E0802 of the GPU, E0804 and E0806 of the cluster, E0807 where slots have no types, E0808 where the
     program is not safe to run.
@@ -87,7 +91,7 @@ def simulate(program: Program, cluster: Cluster, *, fuses: bool = True, keeps_ta
     if not all(function.types for function in program.functions.values()):
         raise ProgramError("E0807", "the program does not state the types of its slots", help="compile it again")
     found = {
-        name: FunctionSteps(program, function, device, fuses=fuses).steps
+        name: FunctionSteps(program, function, device, fuses=fuses, products=products).steps
         for name, function in program.functions.items()
     }
     slots = {name: (function.arguments, function.results) for name, function in program.functions.items()}

@@ -15,7 +15,7 @@ from ...costs.kernels.memory_bound import moved_seconds
 from ...runtime.program.ops import COLLECTIVES
 from ...runtime.program.program import Program
 from ...runtime.program.records import Function, Instruction, SlotType
-from .kernels import Kernel, Kind, kernel_of, read_bytes
+from .kernels import Kernel, Kind, Products, kernel_of, read_bytes
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,16 @@ class _Region:
 class FunctionSteps:
     """The steps of one function on one GPU."""
 
-    def __init__(self, program: Program, function: Function, gpu: Gpu, *, fuses: bool = True) -> None:
-        self._fuses = fuses
+    def __init__(
+        self,
+        program: Program,
+        function: Function,
+        gpu: Gpu,
+        *,
+        fuses: bool = True,
+        products: Products = Products.AS_STATED,
+    ) -> None:
+        self._fuses, self._products = fuses, products
         self._types = _types(program, function)
         self._gpu = gpu
         self._storage = _storages(function)
@@ -96,7 +104,9 @@ class FunctionSteps:
         self._close(len(function.code))
 
     def _add(self, index: int, step: Instruction) -> None:
-        kernel = None if step.op.startswith(("comm.", "call")) else kernel_of(step, self._types, self._gpu)
+        kernel = (
+            None if step.op.startswith(("comm.", "call")) else kernel_of(step, self._types, self._gpu, self._products)
+        )
         if kernel is None and not step.op.startswith(("comm.", "call")):
             self._move(step)
             if not self._fuses:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .arguments import add_allow_ops, add_json, add_target_options, check_target_options, is_target
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unfused", action="store_true", help="each instruction is a kernel of its own, as in eager PyTorch"
     )
+    parser.add_argument(
+        "--fp8",
+        action="store_true",
+        help="price 16-bit matrix products in fp8, quantization included; programs run none",
+    )
     parser.add_argument("--trace", metavar="FILE", help="also write what runs when, for Perfetto or chrome://tracing")
     add_allow_ops(parser)
     add_json(parser)
@@ -41,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     require_compiler()
+    from ...backends.simulator.kernels import Products
     from ...backends.simulator.simulation import simulate
     from ...backends.simulator.timeline import trace_events
     from ...dsl.clusters.cluster import Cluster
@@ -51,20 +58,20 @@ def run(arguments: argparse.Namespace) -> Outcome:
     allow_ops(*arguments.allow_ops)
     cluster = Cluster.load(arguments.cluster)
     program = _program(arguments)
+    priced = partial(
+        simulate, program, fuses=not arguments.unfused, products=Products.FP8 if arguments.fp8 else Products.AS_STATED
+    )
     if arguments.changes:
         if arguments.trace:
             arguments.usage_error("--trace is of one simulation; leave out --set")
         item, equals, values = arguments.changes.partition("=")
         if not equals:
             arguments.usage_error("--set takes ITEM=VALUE, such as network=25GB/s,50GB/s")
-        found = [
-            (value, simulate(program, cluster.changed(item, value), fuses=not arguments.unfused))
-            for value in values.split(",")
-        ]
+        found = [(value, priced(cluster.changed(item, value))) for value in values.split(",")]
         return Outcome(
             0, lambda: show_sweep(item, found), lambda: {value: simulation_json(each) for value, each in found}
         )
-    simulation = simulate(program, cluster, fuses=not arguments.unfused, keeps_tasks=arguments.trace is not None)
+    simulation = priced(cluster, keeps_tasks=arguments.trace is not None)
     if arguments.trace:
         write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
     return Outcome(0, lambda: show_simulation(simulation), lambda: simulation_json(simulation))

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from stretto.backends.simulator.events import PIPELINE
-from stretto.backends.simulator.kernels import Kind
+from stretto.backends.simulator.kernels import Kind, Products
 from stretto.backends.simulator.layout import Layout
 from stretto.backends.simulator.simulation import ADAMW_BYTES, ISSUE_SECONDS, Simulation, simulate
 from stretto.costs.kernels.collective import node_collective_seconds
 from stretto.costs.kernels.gpu import gpu
 from stretto.costs.kernels.matmul import matmul_seconds
-from stretto.costs.kernels.memory_bound import moved_seconds
+from stretto.costs.kernels.memory_bound import moved_seconds, quantize_seconds
 from stretto.diagnostics import StrettoError
 from stretto.driver.report.simulation import parts
 from stretto.dsl.clusters.cluster import Cluster
@@ -58,6 +58,18 @@ def test_kernels_run_one_after_the_other_and_pointwise_ones_are_one() -> None:
     assert spent.computed[Kind.MEMORY] == pytest.approx(fused)
     assert spent.end == pytest.approx(ISSUE_SECONDS + 2 * PRODUCT + fused)
     assert spent.at_peak == pytest.approx(4.0 * N**3 / 312e12)
+
+
+def test_products_in_fp8_are_quantized_and_those_of_a_gpu_without_fp8_are_refused() -> None:
+    code = (instruction("aten.mm.default", S(0), S(1), out=(2,)),)
+    hopper = replace(CLUSTER, gpu="H100-SXM-80GB")
+    spent = simulate(program(code, 3, (), 2, 2), hopper, products=Products.FP8).slowest.spent
+    device = gpu("H100-SXM-80GB")
+    expected = float(matmul_seconds(N, N, N, "fp8", device)) + float(quantize_seconds(N * N, device))
+    assert spent.computed[Kind.MATMUL] == pytest.approx(expected)
+    assert spent.at_peak == pytest.approx(2.0 * N**3 / 1979e12)
+    with pytest.raises(StrettoError, match="no peak for fp8"):
+        simulate(program(code, 3, (), 2, 2), CLUSTER, products=Products.FP8)
 
 
 @pytest.mark.parametrize("hides", [True, False])
