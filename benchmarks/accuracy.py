@@ -1,18 +1,18 @@
 """How far predictions are from measured kernels, and from published training runs.
 
     python benchmarks/accuracy.py --kernels DIR [--json]
-    python benchmarks/accuracy.py --training FILE [--only ID ...] [--json]
+    python benchmarks/accuracy.py --training FILE [--only ID ...] [--keep DIR] [--json]
 
-DIR holds tables of measured kernels, which `kernel_tables.py` reads; FILE a table of training runs with the columns
-that `training_rows.py` reads. Neither is part of the project. Errors of kernels are those above 50 us (collectives:
-from 1 MB); of training runs a row each and the median of each source. With --json prints an object for each row:
-id, predicted and measured seconds and the error; or why it is skipped.
+DIR holds tables of measured kernels, which `kernel_tables.py` reads, and which are not part of the project; FILE a
+table of training runs with the columns that `training_rows.py` reads, such as `published/training.csv`. Errors of
+kernels are those above 50 us (collectives: from 1 MB); of training runs a row each, and `training_report.py` sums
+them up. With --json prints an object for each row: id, predicted and measured seconds and the error; or why it is
+skipped.
 """
 
 import argparse
 import csv
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 from kernel_tables import Kernels, read
 from stretto.costs.kernels.gpu import gpu
 from stretto.diagnostics import StrettoError
+from training_report import lines
 
 SHORTEST_S = 50e-6
 LEAST_BYTES = 1e6
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--kernels", type=Path, metavar="DIR")
     parser.add_argument("--training", type=Path, metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="ID", help="some rows of the table of training runs")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="where compiled programs are kept from run to run")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if not (arguments.kernels or arguments.training):
@@ -37,7 +39,7 @@ def main() -> None:
     if arguments.kernels:
         _kernels(arguments.kernels, arguments.json)
     if arguments.training:
-        _training(arguments.training, arguments.only, arguments.json)
+        _training(arguments.training, arguments.only, arguments.keep, arguments.json)
 
 
 def _kernels(folder: Path, as_json: bool) -> None:
@@ -55,35 +57,32 @@ def _kernels(folder: Path, as_json: bool) -> None:
             print(summary(kernels, predicted))
 
 
-def _training(file: Path, only: list[str] | None, as_json: bool) -> None:
-    errors = defaultdict(list)
+def _training(file: Path, only: list[str] | None, keep: Path | None, as_json: bool) -> None:
     with file.open(newline="") as table:
-        for row in csv.DictReader(table):
-            if only is not None and row["id"] not in only:
-                continue
-            found = training_row(row)
-            if "error" in found:
-                errors[row["source"]].append(found["error"])
-            if as_json:
-                print(json.dumps(found), flush=True)
-            elif "error" in found:
-                run = f"{row['id']:8} {row['model']:16} {row['gpu']:14} x {row['n_gpus']:5}"
-                times = f"{found['predicted']:8.3f} s of {found['measured']:8.3f} s"
-                print(f"{run} {times}  {found['error']:+.1%}", flush=True)
-            else:
-                print(f"{row['id']:8} skipped: {found['skipped']}")
+        rows = [row for row in csv.DictReader(table) if only is None or row["id"] in only]
+    results = []
+    for row in rows:
+        found = training_row(row, keep)
+        results.append(found)
+        if as_json:
+            print(json.dumps(found), flush=True)
+        elif "error" in found:
+            run = f"{row['id']:8} {row['model']:16} {row['gpu']:14} x {row['n_gpus']:5}"
+            times = f"{found['predicted']:8.3f} s of {found['measured']:8.3f} s"
+            print(f"{run} {times}  {found['error']:+.1%}", flush=True)
+        else:
+            print(f"{row['id']:8} skipped: {found['skipped']}")
     if not as_json:
-        for source, found in errors.items():
-            sizes = f"median {np.median(np.abs(found)):6.1%}  bias {np.median(found):+.1%}"
-            print(f"{len(found):4} rows  {sizes}  {source}")
+        print(*lines(rows, results), sep="\n")
 
 
-def training_row(row: Mapping[str, str]) -> dict[str, object]:
+def training_row(row: Mapping[str, str], keep: Path | None = None) -> dict[str, object]:
     """A published run: predicted and measured seconds of a step and the error, or why it is skipped."""
-    from training_rows import Skipped, measured_seconds, step_seconds
+    from training_rows import Skipped, measured_seconds, run_of
+    from training_step import FITTED, step_seconds
 
     try:
-        measured, predicted = measured_seconds(row), step_seconds(row)
+        measured, predicted = measured_seconds(row), step_seconds(run_of(row), FITTED, keep)
     except (Skipped, StrettoError) as error:
         return {"id": row["id"], "skipped": str(error)}
     return {"id": row["id"], "predicted": predicted, "measured": measured, "error": predicted / measured - 1}

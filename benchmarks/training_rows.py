@@ -1,128 +1,118 @@
-"""Published training runs as models, plans and clusters, and the step time that the simulator predicts for them.
+"""The rows of a table of published training runs, as values: sizes of a decoder, degrees, cluster and software.
 
-A row becomes a decoder of its sizes, whose weights are never allocated, the plan of its parallel degrees, and a
-cluster of its GPUs. Equal layers take equal time, so a model without a pipeline is compiled with 3 and with 5
-layers, and the rest is their difference. Accumulated microbatches are the same step again, without the optimizer.
+Columns that say the sizes: n_layers, d_model, n_heads, n_kv_heads, d_ffn or d_ffn_expert, ffn_act, vocab, seq_len,
+n_experts, top_k. That say the plan: tp, pp, vpp, dp, cp, ep, seq_parallel, schedule, mbs, gbs, precision, zero_stage,
+recompute, compile. That say the machine: gpu, n_gpus, gpus_per_node, internode_gbps_per_gpu. That say what ran:
+framework. That say what was measured: step_time_s, or tok_s_gpu; outcome.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from stretto import Plan
-from stretto.backends.simulator.simulation import Simulation, simulate
-from stretto.driver.compile.compile_program import compile_program
-from stretto.driver.compile.request import CompileRequest, Options
+from decoder import Sizes
 from stretto.dsl.clusters.cluster import Cluster
-from stretto.frontend.targets.fake_parameters import fake_parameters
-from torch import Tensor, nn
 
+STACKS = Path(__file__).parent / "stacks"
 NETWORK_GB_S = {"V100": 12.5, "A100": 25.0, "H100": 50.0, "H200": 50.0}
 """GB/s of a GPU's network link where a row does not say: its usual nodes have 8 links of 100, 200 or 400 Gb/s."""
-FEW, MORE = 3, 5
+SCHEDULES = {"none": "1f1b", "": "1f1b", "1F1B": "1f1b", "interleaved 1F1B": "interleaved"}
+"""By the word of a row, the schedule of a pipeline."""
+VOCABULARY = {"1F1B baseline": "ends", "1F1B redis": "balanced", "1F1B vocab-1": "shared", "1F1B vocab-2": "shared"}
+"""By the word of a row, where the layers of the vocabulary are: all of these are 1F1B."""
 
 
 class Skipped(Exception):
-    """Why a row cannot be expressed yet."""
+    """Why a row cannot be expressed."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """A decoder's sizes, and how it is trained."""
+class Stack:
+    """Documented facts of a training software. Nothing here is fitted."""
 
-    layers: int
-    width: int
-    heads: int
-    key_heads: int
-    ffn: int
-    activation: str
-    vocabulary: int
-    tokens: int
-
-
-class Layer(nn.Module):
-    """Attention and a feed-forward network, each behind a norm."""
-
-    def __init__(self, s: Sizes) -> None:
-        super().__init__()
-        self.heads, self.key_heads, self.activation = s.heads, s.key_heads, s.activation
-        size, gated = s.width // s.heads, s.activation in ("swiglu", "geglu")
-        norm = nn.RMSNorm if gated else nn.LayerNorm
-        self.before_attention, self.before_ffn = norm(s.width), norm(s.width)
-        self.q_proj = nn.Linear(s.width, s.heads * size, bias=not gated)
-        self.k_proj, self.v_proj = (nn.Linear(s.width, s.key_heads * size, bias=not gated) for _ in range(2))
-        self.o_proj = nn.Linear(s.heads * size, s.width, bias=not gated)
-        self.up_proj, self.down_proj = (
-            nn.Linear(s.width, s.ffn, bias=not gated),
-            nn.Linear(s.ffn, s.width, bias=not gated),
-        )
-        self.gate_proj = nn.Linear(s.width, s.ffn, bias=False) if gated else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.before_attention(x)
-        q, k, v = (
-            projection(y).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for projection, heads in (
-                (self.q_proj, self.heads), (self.k_proj, self.key_heads), (self.v_proj, self.key_heads)
-            )
-        )  # fmt: skip
-        grouped = self.heads != self.key_heads
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        x = x + self.o_proj(y.transpose(1, 2).flatten(2))
-        y = self.before_ffn(x)
-        if self.gate_proj is not None:
-            gate = F.silu if self.activation == "swiglu" else F.gelu
-            return x + self.down_proj(gate(self.gate_proj(y)) * self.up_proj(y))
-        up = self.up_proj(y)
-        return x + self.down_proj(F.relu(up).square() if self.activation == "sqrelu" else F.gelu(up))
+    name: str
+    source: str
+    fused: bool
+    """Whether what only moves bytes between products is one kernel."""
+    attention: str
+    """library, flash-2, flash-1: one kernel that keeps no scores. products: two, and a softmax kernel between them."""
+    hides: frozenset[str]
+    """Communication that runs beside computing: tensor, reduce and gather (of data parallelism), pipeline, ring."""
+    reduce_bytes: int
+    """Of an element of a gradient, where it is reduced over data-parallel ranks; 2 in a row of PURE precision."""
 
 
-class Decoder(nn.Module):
-    """A language model with its loss."""
+@dataclass(frozen=True)
+class Run:
+    """A published run."""
 
-    def __init__(self, s: Sizes) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(s.vocabulary, s.width)
-        self.layers = nn.ModuleList(Layer(s) for _ in range(s.layers))
-        self.norm = nn.LayerNorm(s.width)
-        self.lm_head = nn.Linear(s.width, s.vocabulary, bias=False)
+    sizes: Sizes
+    tp: int
+    pp: int
+    chunks: int
+    dp: int
+    cp: int
+    ep: int
+    sequence: bool
+    """Whether activations between the blocks are cut over the ranks of tensor parallelism."""
+    schedule: str
+    vocabulary: str
+    """ends, balanced or shared: which stages compute the layers of the vocabulary."""
+    microbatch: int
+    microbatches: int
+    """Of a rank in a step."""
+    zero: int
+    zero_ranks: int
+    """Ranks that share what ZeRO shards."""
+    recompute: str
+    """none, full, or selective: attention's scores only."""
+    fp8: bool
+    experts: int
+    chosen: int
+    """Experts of a token; 1 without experts."""
+    cluster: Cluster
+    stack: Stack
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        x = self.embed_tokens(tokens)
-        for layer in self.layers:
-            x = layer(x)
-        return F.cross_entropy(self.lm_head(self.norm(x)).float().flatten(0, 1), labels.flatten())
 
-
-def step_seconds(row: Mapping[str, str]) -> float:
-    """The predicted time of an optimizer step. Raises Skipped where the row cannot be expressed yet."""
-    _check(row)
+def run_of(row: Mapping[str, str]) -> Run:
+    """The run of a row. Raises Skipped where it cannot be expressed."""
+    if row["outcome"] != "ok":
+        raise Skipped("it ran out of memory")
+    if row["schedule"] not in (*SCHEDULES, *VOCABULARY):
+        raise Skipped(f"the schedule {row['schedule']} is not built by this script")
+    if row["recompute"] not in ("none", "full", "selective"):
+        raise Skipped(f"what is computed again is {row['recompute'] or 'not stated'}")
+    tp, pp, dp, cp = (_integer(row, key, 1) for key in ("tp", "pp", "dp", "cp"))
+    chunks = _integer(row, "vpp", 1) if pp > 1 else 1
+    microbatch, experts = _integer(row, "mbs"), _integer(row, "n_experts", 0)
+    schedule = "interleaved" if chunks > 1 else "1f1b"
+    chosen = _integer(row, "top_k") if experts else 1
+    ffn = _integer(row, "d_ffn_expert") * chosen if experts else _integer(row, "d_ffn")
+    if row["ffn_act"] not in ("gelu", "swiglu", "geglu", "sqrelu"):
+        raise Skipped(f"the activation is {row['ffn_act'] or 'not stated'}")
     sizes = Sizes(
         _integer(row, "n_layers"), _integer(row, "d_model"), _integer(row, "n_heads"),
-        _integer(row, "n_kv_heads", _integer(row, "n_heads")), _integer(row, "d_ffn"), row["ffn_act"],
-        _padded(_integer(row, "vocab"), _integer(row, "tp", 1)), _integer(row, "seq_len"),
+        _integer(row, "n_kv_heads", _integer(row, "n_heads")), ffn, row["ffn_act"],
+        _padded(_integer(row, "vocab"), tp), _integer(row, "seq_len"),
     )  # fmt: skip
-    dp, microbatch = _integer(row, "dp", 1), _integer(row, "mbs")
-    steps = max(_integer(row, "gbs") // (microbatch * dp), 1)
-    cluster = _cluster(row)
-    few, more = (_simulated(_layers(sizes, n), plan_of(row), microbatch * dp, cluster, fuses(row)) for n in (FEW, MORE))
-
-    def extrapolated(one: float, other: float) -> float:
-        return one + (other - one) / (MORE - FEW) * (sizes.layers - FEW)
-
-    work = extrapolated(few.slowest.spent.end, more.slowest.spent.end)
-    last = 0.0  # what only the last microbatch's reduction of gradients takes
-    if row["zero_stage"][:1] != "3":
-        last = extrapolated(*(each.slowest.spent.waited.get("dp", 0.0) for each in (few, more)))
-    return steps * (work - last) + last + extrapolated(few.slowest.optimizer, more.slowest.optimizer)
+    if sizes.layers % (pp * chunks) and chunks > 1:
+        raise Skipped(f"{sizes.layers} layers do not fill {pp} x {chunks} parts of a pipeline")
+    zero = int(row["zero_stage"][:1]) if row["zero_stage"][:1].isdigit() else 0
+    within = {"1 (within 8-GPU node)": 8, "1 (within 4)": 4}.get(row["zero_stage"], dp * cp)
+    return Run(
+        sizes, tp, pp, chunks, dp, cp, _integer(row, "ep", 1), row["seq_parallel"] == "yes" and tp > 1, schedule,
+        VOCABULARY.get(row["schedule"], "ends"), microbatch, max(_integer(row, "gbs") // (microbatch * dp), 1),
+        zero, min(within, dp * cp), row["recompute"], row["precision"] in ("fp8", "float8"), experts, chosen,
+        _cluster(row), _stack(row),
+    )  # fmt: skip
 
 
 def measured_seconds(row: Mapping[str, str]) -> float:
-    """The published time of a step, or what follows from tokens a second and GPU, or from model FLOP/s."""
+    """The published time of a step, or what follows from tokens a second and GPU."""
     if row["step_time_s"]:
         return float(row["step_time_s"])
     tokens = _integer(row, "gbs") * _integer(row, "seq_len")
@@ -131,54 +121,27 @@ def measured_seconds(row: Mapping[str, str]) -> float:
     raise Skipped("neither a step's time nor tokens a second are stated")
 
 
-def fuses(row: Mapping[str, str]) -> bool:
-    """Whether the software fuses pointwise work: Megatron and torchtitan do, FSDP in eager mode does not."""
-    return "foundry" not in row["framework"]
-
-
-def plan_of(row: Mapping[str, str]) -> str:
-    """The plan of a row's parallel degrees."""
-    dp, tp = _integer(row, "dp", 1), _integer(row, "tp", 1)
-    lines = [f"mesh (dp={dp}, tp={tp})"]
-    if tp > 1:
-        lines += [
-            'shard "*.{q,k,v}_proj", "*.{gate,up}_proj" columns over tp',
-            'shard "*.o_proj", "*.down_proj" rows over tp',
-            'shard "embed_tokens", "lm_head" vocab over tp',
-        ]
-        lines += ["shard activations tokens over tp"] if row["seq_parallel"] == "yes" else []
-    if dp > 1 and row["zero_stage"][:1] in "13":
-        lines.append(f"zero {row['zero_stage'][0]} over dp")
-    if row["recompute"] == "full":
-        lines.append('recompute "layers.*"')
-    reduce = "bf16" if row["precision"] in ("bf16", "fp16", "bf16/MixedPrecision=PURE") else "fp32"
-    lines.append(f"precision {{ compute bf16  reduce {reduce} }}")
-    return "\n".join(lines)
+def _stack(row: Mapping[str, str]) -> Stack:
+    name = row["framework"]
+    for prefix, stack in sorted(_stacks().items(), key=lambda each: -len(each[0])):
+        if name.startswith(prefix):
+            compiled = {"yes": True, "no": False}.get(row.get("compile", ""), stack.fused)
+            nbytes = 2 if "PURE" in row["precision"] else stack.reduce_bytes
+            return replace(stack, fused=compiled, reduce_bytes=nbytes)
+    raise Skipped(f"no file of {STACKS.name} describes {name or 'the software, which is not stated'}")
 
 
 @cache
-def _simulated(sizes: Sizes, plan: str, batch: int, cluster: Cluster, fuses: bool) -> Simulation:
-    with fake_parameters():
-        model = Decoder(sizes)
-    tokens = torch.zeros(1, 1, dtype=torch.int64).expand(batch, sizes.tokens)
-    options = Options(loss_only=True, keep_weights=False)
-    request = CompileRequest.of(model, (tokens, tokens), {}, Plan.parse(plan), options)
-    return simulate(compile_program(request).program, cluster, fuses=fuses)
-
-
-def _check(row: Mapping[str, str]) -> None:
-    if row["precision"] in ("fp8", "float8"):
-        raise Skipped("precision has no fp8 yet")
-    if row["n_experts"]:
-        raise Skipped("experts are not built by this script yet")
-    if _integer(row, "pp", 1) > 1:
-        raise Skipped("pipelines are not built by this script yet")
-    if _integer(row, "cp", 1) > 1:
-        raise Skipped("context parallelism is not built by this script yet")
-    if row["recompute"] not in ("none", "full"):
-        raise Skipped(f"recompute {row['recompute']} is not built by this script yet")
-    if row["outcome"] != "ok":
-        raise Skipped("it ran out of memory")
+def _stacks() -> dict[str, Stack]:
+    """By the beginning of a framework's name."""
+    found = {}
+    for path in sorted(STACKS.glob("*.toml")):
+        text = tomllib.loads(path.read_text(encoding="utf-8"))
+        prefixes = text.pop("frameworks")
+        stack = Stack(path.stem, text["source"], text["fused"], text["attention"], frozenset(text["hides"]),
+                      int(text["reduce_bytes"]))  # fmt: skip
+        found.update(dict.fromkeys(prefixes, stack))
+    return found
 
 
 def _cluster(row: Mapping[str, str]) -> Cluster:
@@ -186,10 +149,6 @@ def _cluster(row: Mapping[str, str]) -> Cluster:
     name = {"H100-SXM-96GB-HBM2e(500W)": "H100-SXM-96GB-HBM2e"}.get(row["gpu"], row["gpu"])
     rate = float(row["internode_gbps_per_gpu"] or NETWORK_GB_S.get(row["gpu"][:4], 25.0))
     return Cluster(-(-_integer(row, "n_gpus") // gpus), gpus, name, rate * 1e9)
-
-
-def _layers(sizes: Sizes, layers: int) -> Sizes:
-    return Sizes(**{**vars(sizes), "layers": layers})
 
 
 def _padded(extent: int, ranks: int) -> int:
