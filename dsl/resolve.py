@@ -188,11 +188,6 @@ def _last_match(plan: Plan, name: str) -> ShardParameters | None:
     return None
 
 
-def experts_of(plan: Plan, name: str) -> Experts | None:
-    """The `experts` statement that decides for a parameter of this name: the last that matches."""
-    return next((statement for statement in reversed(plan.experts) if matches(statement, name)), None)
-
-
 def matches(statement: ShardParameters | StoreParameters | Zero | Experts, name: str) -> bool:
     """Whether a pattern of the statement matches a parameter's name or its owner's."""
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)

@@ -22,7 +22,6 @@ from .memory.recompute import Recompute
 from .memory.split_loss import SplitLoss
 from .nanobatches.cut_nanobatches import CutNanobatches
 from .normalize.bound_experts import BoundExperts
-from .normalize.cap_experts import CapExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
 from .normalize.keep_dims_apart import KeepDimsApart
@@ -114,10 +113,6 @@ def _shards_parameters(config: PipelineConfig) -> bool:
 
 def _cuts_experts(config: PipelineConfig) -> bool:
     return bool(config.plan.experts)
-
-
-def _caps_experts(config: PipelineConfig) -> bool:
-    return any(statement.capacity is not None for statement in config.plan.experts)
 
 
 def _recomputes(config: PipelineConfig) -> bool:
@@ -216,7 +211,6 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(RaiseIdioms()),
         Entry(RaiseExperts()),
         Entry(lambda config: BoundExperts(config.plan), _cuts_experts),
-        Entry(lambda config: CapExperts(config.plan), _caps_experts),
         Entry(ExpandLosses()),
         Entry(SplitCounts(), _pipelined),
         Entry(SplitMeans()),

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from ...runtime.checks.capacity import capacities
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.program.program import Program
@@ -64,12 +63,11 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
 
 
 def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
-    """Of the mesh, the precision, the pipeline, capacities of experts, attention and overlap."""
+    """Of the mesh, the precision, the pipeline, attention and overlap."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision, plan.stored_reduce),
         *_pipeline(program, plan),
-        *_capacities(program, plan),
         *attention_facts(program, plan),
         *dict.fromkeys(overlap_facts(program, plan)),
     ):
@@ -91,13 +89,6 @@ def _precision(
     if "params" in stated:
         floats = {each.dtype for each in program.of_kind("parameter")} & {*_DTYPES.values()}
         yield "precision params", ", ".join(sorted(floats - {stated["params"]})) or stated["params"], stated["params"]
-
-
-def _capacities(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
-    found = capacities(program)
-    for each in program.of_kind("parameter"):
-        stated = (plan.capacity(name) for name in (each.name, *each.aliases))
-        yield f"capacity of {each.name}", found.get(each.name), next((n for n in stated if n is not None), None)
 
 
 def _pipeline(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:

@@ -17,7 +17,6 @@ from ...runtime.program.records import Input, Shard
 from ...runtime.prover import Backend, Types, prove
 from ...runtime.rank.shards import local_shape
 from ..text.layer_names import family, folded
-from .changed_function import changes
 from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
 from .traffic import Site, Traffic, gradients_from, place_of, stating_types, traffic_of
@@ -202,7 +201,6 @@ class Explanation:
             "hash": self.program.hash,
             "mesh": dict(manifest.mesh),
             "implied": [*self.implied],
-            "changes": [*changes(self.program)],
             "ranks": self.program.mesh.ranks,
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
             "pipeline": None if self.program.pipeline is None else self.program.pipeline.to_json(),

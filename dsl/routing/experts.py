@@ -47,8 +47,6 @@ class Experts:
     """Outermost first."""
     bound: float | None = None
     """How many times the even share of rows a rank has room for; None: room for all rows of the group."""
-    capacity: float | None = None
-    """How many times the even share of rows an expert takes: later ones are dropped. None: it takes all."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, its axes and patterns."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -64,24 +62,6 @@ class Experts:
                 span=self.spans.get("bound", self.span),
                 expected="expected a number of at least 1",
             )
-        if self.capacity is not None and self.capacity <= 0:
-            raise PlanError(
-                RoutingCode.BAD_EXPERTS,
-                f"an expert that takes {self.capacity:g} times the even share of rows computes nothing",
-                span=self.spans.get("capacity", self.span),
-                expected="expected none, or a number above 0 such as 1.25",
-            )
-
-    def most_rows(self, rows: int, experts: int) -> int | None:
-        """The rows that an expert takes, of `rows` for all experts; None: all.
-
-        >>> Experts(("*.experts",), ("ep",), capacity=1.25).most_rows(64, 8)
-        10
-        """
-        if self.capacity is None:
-            return None
-        millionths = round(self.capacity * 10**6)
-        return -(-millionths * rows // (experts * 10**6))
 
     @property
     def span(self) -> Span | None:
@@ -105,12 +85,7 @@ class Experts:
 
     def __str__(self) -> str:
         names = ", ".join(f'"{pattern}"' for pattern in self.patterns)
-        items = [
-            f"{item} {number:.6f}".rstrip("0").rstrip(".")
-            for item, number in (("capacity", self.capacity), ("bound", self.bound))
-            if number is not None
-        ]
-        block = f" {{ {'  '.join(items)} }}" if items else ""
+        block = "" if self.bound is None else f" {{ bound {str(self.bound).removesuffix('.0')} }}"
         return f"experts {names} over {', '.join(self.axes)}{block}"
 
 
@@ -119,14 +94,22 @@ def read_experts(tree: Tree[Token], source: Source) -> Experts:
     keyword, *ends = tokens(tree, "EXPERTS", "RBRACE")
     patterns, axes = tokens(tree, "PATTERN"), tokens(tree, "AXIS")
     spans: dict[str, Span] = {}
-    numbers: dict[str, float | None] = dict.fromkeys(_ITEMS)
+    bound: float | None = None
     clauses = tree.find_data("experts_clause")
     for name, item, (value,), span in read_items(
         clauses, RoutingCode.BAD_EXPERTS, "experts have", _ITEMS, source, _LATER
     ):
         spans[name] = span
-        if item == "bound" or value != "none":
-            numbers[str(item)] = _number(item, value, source)
+        if item == "bound":
+            bound = _number(item, value, source)
+        elif value != "none":
+            raise PlanError(
+                RoutingCode.BAD_EXPERTS,
+                "experts cannot drop rows yet: a finite capacity changes the function",
+                span=source.span_of(value),
+                expected="expected none",
+                help="state a bound instead: a run that exceeds it stops, and nothing is dropped",
+            )
     places = Places(
         source.span_of(keyword, (ends or axes)[-1]),
         None,
@@ -134,11 +117,10 @@ def read_experts(tree: Tree[Token], source: Source) -> Experts:
         tuple(source.span_of(pattern) for pattern in patterns),
     )
     names = tuple(str(pattern[1:-1]) for pattern in patterns)
-    return Experts(names, tuple(str(axis) for axis in axes), **numbers, places=places, spans=spans)
+    return Experts(names, tuple(str(axis) for axis in axes), bound, places, spans)
 
 
 def _number(item: Token, value: Token, source: Source) -> float:
-    wanted = ("a number such as 1.5", *(("none",) if item == "capacity" else ()))
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
-        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, wanted, source)
+        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("a number such as 1.5",), source)
     return float(value)

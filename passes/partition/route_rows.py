@@ -44,8 +44,6 @@ from ..row_operations import has_rows, on_rows, takes_rows_alone
 _FULL = "aten.full.default"
 _INDEX, _RESHAPE, _SUM = "aten.index.Tensor", "aten.reshape.default", "aten.sum.dim_IntList"
 _LONG = torch.int64
-_ZERO_OF_ZEROS = ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor")
-"""Operations that make zeros of rows of zeros."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,6 @@ class _Route:
     regroup: Value | None = None
     """The place among the rows that came, for each row sorted by expert."""
     ungroup: Value | None = None
-    dropped: int | None = None
-    """The expert of rows that were dropped, which are sent nowhere, and for which zeros come back; None: of no row."""
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -102,7 +98,7 @@ class _Router:
 
     graph: Graph
     module: Module
-    routes: dict[tuple[Value, tuple[str, ...], int, bool], _Route] = field(default_factory=dict)
+    routes: dict[tuple[Value, tuple[str, ...], int], _Route] = field(default_factory=dict)
     _routed: dict[tuple[int, Value], Value] = field(default_factory=dict)
     """By route and value, its rows where their experts are, sorted by expert."""
     _weights_moved: Counter[int] = field(default_factory=Counter)
@@ -127,7 +123,6 @@ class _Router:
         for route in self.routes.values():
             rows = [v for v in dict.fromkeys(node.operands) if has_rows(v, route.rows)]
             came = len(rows) > 1 and all((id(route), v) in self._routed for v in rows)
-            came = came and (route.dropped is None or node.name in _ZERO_OF_ZEROS)
             if came and route.axes and len(node.values) == 1 and takes_rows_alone(node, route.rows):
                 result = _row_bytes(node.values[0], route.rows)
                 return route if result < sum(_row_bytes(v, route.rows) for v in rows) else None
@@ -175,14 +170,12 @@ class _Router:
     def _replace(self, node: Node, emitter: Emitter) -> None:
         assert node.call is not None
         x, other, experts, axes, *numbers = node.call.args
-        is_linear = node.name == EXPERT_LINEAR
-        *counts, bound, capped = numbers
-        count = from_mlir(other.type).shape[0] if is_linear else counts[0]
-        key = experts, tuple(axes), bound, capped
+        count = from_mlir(other.type).shape[0] if node.name == EXPERT_LINEAR else numbers[0]
+        key = experts, tuple(axes), numbers[-1]
         if key not in self.routes:
             self.routes[key] = self._new_route(*key, count, emitter)
         route, type_ = self.routes[key], from_mlir(node.values[0].type)
-        if is_linear:
+        if node.name == EXPERT_LINEAR:
             rows = self._rows(route, x, emitter)
             result = TensorType(type_.dtype, (route.bound, type_.shape[-1]))
             product = emitter.op("stretto.grouped_mm.default", rows, other, route.ends, type=result)
@@ -207,9 +200,7 @@ class _Router:
                 user.call = user.call.replace_values(user.operands)
         self.graph.users[new] = self.graph.users.get(old, [])
 
-    def _new_route(
-        self, experts: Value, axes: tuple[str, ...], bound: int, capped: bool, count: int, emitter: Emitter
-    ) -> _Route:
+    def _new_route(self, experts: Value, axes: tuple[str, ...], bound: int, count: int, emitter: Emitter) -> _Route:
         """The orders and counts of rows; `count` is the number of a rank's own experts."""
         ranks = axes_size(self.module.mesh, axes)
         total, rows = ranks * count, prod(from_mlir(experts.type).shape)
@@ -224,7 +215,6 @@ class _Router:
         each = emitter.op("aten.arange.default", total, type=numbers)
         ends = emitter.op("aten.searchsorted.Tensor", ordered, each, type=numbers, right=True)
         if not axes:
-            # a product in groups makes zeros of rows that were dropped
             return _Route(experts, axes, bound, order, inverse, ends)
         starts = emitter.op("aten.searchsorted.Tensor", ordered, each, type=numbers)
         counts = emitter.op("aten.sub.Tensor", ends, starts, type=numbers)
@@ -233,8 +223,9 @@ class _Router:
         own = self._by_rank(came, (ranks, count), 0, emitter)
         own_ends = emitter.like("aten.cumsum.default", own, 0)
         regroup = self._regrouped(came, (ranks, count), bound, emitter)
-        ungroup, dropped = _inverse(regroup, emitter), total if capped else None
-        return _Route(experts, axes, bound, order, inverse, own_ends, sent, received, regroup, ungroup, dropped)
+        return _Route(
+            experts, axes, bound, order, inverse, own_ends, sent, received, regroup, _inverse(regroup, emitter)
+        )
 
     def _by_rank(self, counts: Value, shape: tuple[int, int], dim: int, emitter: Emitter) -> Value:
         """Counts (ranks * experts), summed over the experts (dim 1) or the ranks (dim 0)."""
@@ -323,8 +314,10 @@ class _Router:
             ungrouped = emitter.op(_INDEX, product, [route.ungroup], type=here)
             counts = route.received, route.sent
             product = emitter.op(ALL_TO_ALL_ROWS, ungrouped, list(route.axes), home.shape[0], *counts, type=home)
-        back = _reshaped(emitter.like(_INDEX, product, [route.inverse]), type_.shape, emitter)
-        return back if route.dropped is None else _zero_where(back, route.experts, route.dropped, emitter)
+        if len(route.rows) == 1:
+            return emitter.op(_INDEX, product, [route.inverse], type=type_)
+        flat = emitter.like(_INDEX, product, [route.inverse])
+        return emitter.op(_RESHAPE, flat, list(type_.shape), type=type_)
 
 
 def _same_in_all_rows(value: Value) -> Call | None:
@@ -354,15 +347,6 @@ def _repeated(value: Value) -> Value | None:
     tokens, apart, merged = shapes
     fits = apart[:-2] == tokens[:-1] and apart[-1] == tokens[-1] == merged[-1] and len(tokens) == 2
     return source if fits and len(apart) == 3 and column.args[1] in (1, -2) else None
-
-
-def _zero_where(rows: Value, experts: Value, none: int, emitter: Emitter) -> Value:
-    """The rows, with zeros for those whose expert is `none`."""
-    type_, shape = from_mlir(rows.type), from_mlir(experts.type).shape
-    flags = TensorType(torch.bool, shape)
-    is_dropped = emitter.op("aten.ge.Scalar", experts, none, type=flags)
-    is_dropped = emitter.op("aten.unsqueeze.default", is_dropped, -1, type=TensorType(torch.bool, (*shape, 1)))
-    return emitter.op("aten.masked_fill.Scalar", rows, is_dropped, 0, type=type_)
 
 
 def _reshaped(value: Value, shape: tuple[int, ...], emitter: Emitter) -> Value:

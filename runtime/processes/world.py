@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from ...diagnostics import StrettoError
+from ..devices import device_of_rank
 from ..errors import CollectiveError, RunError, rank_list
 from ..program.mesh import RankMesh
 from ..program.program import Program
@@ -332,10 +333,9 @@ def mesh_does_not_fit(program: Program, processes: int) -> RunError:
 
 
 def _device(target: str) -> torch.device:
-    if not target.startswith("cuda"):
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
+    device = device_of_rank(target)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

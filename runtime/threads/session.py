@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..devices import require_cpu
 from ..errors import RunError
 from ..philox import RngState
 from ..program.arguments import DTYPES
@@ -54,6 +55,7 @@ class RankThreads:
         beside: RankThreads | None = None,
     ) -> None:
         self._program = program.validated
+        require_cpu(program.manifest.target)
         self._replicas = replicas
         self._mesh = program.mesh
         shared = beside is not None and beside._mesh.axes == program.mesh.axes and beside._pool.usable
