@@ -37,6 +37,7 @@ from ...passes.plan_effects import void_statements
 from .cached_programs import CachedPrograms
 from .dynamic_sizes import find_sizes
 from .fitted import fitted
+from .garbage import no_search_for_garbage
 from .new_program import completed, new_program
 from .pipeline_requirements import check_loss
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
@@ -88,7 +89,7 @@ def compile_capture(
 ) -> Compiled:
     """Compile a model that is captured already: one microbatch of the call, where the plan says `per microbatch`."""
     check_loss(captured, plan)
-    with _neutral_modes():
+    with _neutral_modes(), no_search_for_garbage():
         return fitted(plan, options, lambda margin: _compiled_once(captured, model, plan, options, observer, margin))
 
 

@@ -32,6 +32,8 @@ class TiedDims:
 
     def __init__(self, module: Module, *, through_mixing: bool = False) -> None:
         self._parents: dict[Dim, Dim] = {}
+        self._sizes: dict[Dim, int] = {}
+        """By root: the number of dims in its set, where there are several."""
         self._through_mixing = through_mixing
         self._inside: dict[Operation, list[tuple[Value, range]]] = {}
         """By function: its arguments and results, with their dims."""
@@ -84,17 +86,16 @@ class TiedDims:
             self._inside[function] = inside
         for outer, (inner, dims) in zip((*op.operands, *op.results), inside, strict=True):
             for dim in dims:
-                root, other = self._root((outer, dim)), self._root((inner, dim))
-                self._parents[other] = self._parents[root] = root
+                self._tie([(inner, dim), (outer, dim)])
 
     def _tie(self, dims: Iterable[Dim]) -> None:
-        roots = [self._root(dim) for dim in dims]
-        self._parents.update(dict.fromkeys(roots[1:], roots[0]) if roots else {})
-        if roots:
-            self._parents[roots[0]] = roots[0]
+        roots = list(dict.fromkeys(self._root(dim) for dim in dims))
+        if len(roots) > 1:  # the largest set's root stays, so that no chain of parents gets long
+            largest = max(roots, key=lambda root: self._sizes.get(root, 1))
+            self._sizes[largest] = sum(self._sizes.get(root, 1) for root in roots)
+            self._parents.update(dict.fromkeys((root for root in roots if root is not largest), largest))
 
     def _root(self, dim: Dim) -> Dim:
-        while (parent := self._parents.get(dim, dim)) != dim:
-            self._parents[dim] = self._parents.get(parent, parent)
+        while (parent := self._parents.get(dim)) is not None:
             dim = parent
         return dim
