@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from ...runtime.checks.program_check import check
 from ...runtime.checks.report import CheckReport, CheckRow, Verdict
 from ...runtime.checks.steps import StepsReport, run_steps
+from ...runtime.named_entries.program_set import load_entry
 from ...runtime.program.arguments import Json
+from ...runtime.program.entries import MAIN
 from ...runtime.program.program import Program
 from ...runtime.rank.nan_watch import detect_anomaly
 from ..text.console import count_text, heading, progress, say, table
@@ -36,18 +38,20 @@ class RunJob:
     """The target whose model, in eager PyTorch, is the reference of a check; empty: the program's own reference."""
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """For a check, the values [low, high) of integer inputs of which the program says none."""
+    entry: str | None = None
+    """The entry of a folder that has several."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
     """Run the steps; returns the program and the report. Raises RunError E0336 for a NaN if `detect_anomaly` is set."""
-    program = Program.load(job.folder).at(job.sizes)
+    program = load_entry(job.folder, job.entry).at(job.sizes)
     if job.ranks == "processes":
         from ...runtime.processes.jobs import run_processes_for
 
         with progress(job.steps) as bar:
             bar.show(f"{program.mesh.ranks} processes")
             return program, run_processes_for(
-                job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes
+                job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes, named_entry=job.entry
             )
     with progress(job.steps) as bar, detect_anomaly() if job.detect_anomaly else nullcontext():
         bar.show("step 1")
@@ -80,18 +84,27 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
     """Check the program; returns the report and the reference that it was compared with."""
     with progress(2) as bar:
         bar.show("loading the program and the model")
-        program = Program.load(job.folder).at(job.sizes)
-        comparison = comparison_for(program, job.against)
+        program = load_entry(job.folder, job.entry).at(job.sizes)
+        against = _against(job)
+        comparison = comparison_for(program, against)
         bar.show(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
         if job.ranks == "processes":
             from ...runtime.processes.jobs import check_processes
 
             entry = f"{comparison_for.__module__}:check_entry"
             report = check_processes(
-                job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=job.against, ranges=job.ranges
-            )
+                job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=against, ranges=job.ranges,
+                named_entry=job.entry,
+            )  # fmt: skip
             return report, comparison
         return check(program, expected=comparison.expected, steps=job.steps, ranges=job.ranges), comparison
+
+
+def _against(job: RunJob) -> str:
+    """The target that is compared with: that of the entry, where the folder's and the target's have the same names."""
+    scheme, _, name = job.against.rpartition(":")
+    is_named = not job.against or not job.entry or scheme == "hf" or "." in name
+    return job.against if is_named or job.entry == MAIN else f"{job.against}.{job.entry}"
 
 
 def show_check(report: CheckReport, comparison: Comparison) -> None:

@@ -37,7 +37,7 @@ def load_again(name: str, request: Request) -> nn.Module | None:
         torch.manual_seed(request.seed)
         try:
             specification.loader.exec_module(module)
-            model, _ = vars(module)[function]()
+            model, _ = vars(module)[function.partition(".")[0]]()
         except (*RAISED_BY_USER_CODE, SystemExit):  # such as a library of ops that is registered twice
             return None
     return model if isinstance(model, nn.Module) else None

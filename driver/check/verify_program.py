@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...runtime.named_entries.program_set import ProgramSet
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ...runtime.prover import Backend, Verdict, prove
@@ -73,26 +74,71 @@ class ProgramVerdict:
         return {**self.verdict.to_json(), **values, "ranks": self.ranks, "seconds": self.seconds}
 
 
-def verify_program(
-    folder: str, memory_cap_bytes: int | None, judge: Callable[[Program], Values], backend: Backend = Backend.NCCL
-) -> ProgramVerdict:
-    """Prove the program in a folder, then judge its values; the memory cap is per rank of the program.
+@dataclass(frozen=True)
+class FolderVerdict:
+    """The verdicts on the entries of a folder, by name; what entries share was compared when it was loaded."""
 
-    Errors: ProgramError E0301 to E0306, E0714.
+    entries: Mapping[str, ProgramVerdict]
+    has_names: bool
+
+    @property
+    def only(self) -> ProgramVerdict:
+        """That of a folder of one program."""
+        [verdict] = self.entries.values()
+        return verdict
+
+    @property
+    def passed(self) -> bool:
+        """Whether all entries passed."""
+        return all(each.passed for each in self.entries.values())
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the values of all were judged."""
+        return all(each.is_judged for each in self.entries.values())
+
+    def to_json(self) -> Mapping[str, Json]:
+        """That of the only program, or of each entry by name."""
+        found = {name: dict(each.to_json()) for name, each in self.entries.items()}
+        return {"entries": found} if self.has_names else next(iter(found.values()))
+
+
+def verify_program(
+    folder: str,
+    memory_cap_bytes: int | None,
+    judge: Callable[[Program], Values],
+    backend: Backend = Backend.NCCL,
+    entry: str | None = None,
+) -> FolderVerdict:
+    """Prove the entries of a folder, or one of them, and judge their values; the memory cap is per rank of a program.
+
+    Errors: ProgramError E0301 to E0306, E0319, E0316, E0714.
     """
     with progress(3) as bar:
         bar.show("load", 0)
-        program = Program.load(folder)
-        bar.show("order", 1)
-        start = time.perf_counter()
-        verdict = prove(program, memory_cap_bytes=memory_cap_bytes, backend=backend)
-        seconds = time.perf_counter() - start
-        bar.show("values", 2)
-        return ProgramVerdict(verdict, judge(program) if verdict.safe else None, program.mesh.ranks, seconds)
+        programs = ProgramSet.load(folder).selected(entry)
+        found = {}
+        for name, program in programs:
+            where = f" of {name}" if programs.has_names else ""
+            bar.show(f"order{where}", 1)
+            start = time.perf_counter()
+            verdict = prove(program, memory_cap_bytes=memory_cap_bytes, backend=backend)
+            seconds = time.perf_counter() - start
+            bar.show(f"values{where}", 2)
+            values = judge(program) if verdict.safe else None
+            found[name] = ProgramVerdict(verdict, values, program.mesh.ranks, seconds)
+        return FolderVerdict(found, has_names=programs.has_names)
 
 
-def show_verdict(proved: ProgramVerdict) -> None:
-    """Print the figures of a safe program, or the counterexample; then the verdict on values."""
+def show_verdict(verdict: FolderVerdict) -> None:
+    """Print the figures of a safe program, or the counterexample, then the verdict on values; for each entry."""
+    for name, proved in verdict.entries.items():
+        if verdict.has_names:
+            say(f"entry {name}")
+        _show(proved)
+
+
+def _show(proved: ProgramVerdict) -> None:
     say(proved.verdict.render())
     if proved.values is not None:
         say(proved.values.summary)

@@ -25,6 +25,11 @@ def add_allow_ops(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_entry(parser: argparse.ArgumentParser, default: str) -> None:
+    """`--entry NAME`, for commands that load a program; `default` is what they take without it."""
+    parser.add_argument("--entry", metavar="NAME", help=f"an entry of a folder that has several; default: {default}")
+
+
 def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also: str = "") -> None:
     """`-p PIPELINE`."""
     parser.add_argument("-p", "--pipeline", required=required, metavar="PIPELINE", help=_PIPELINE + also)
@@ -78,7 +83,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 def is_target(text: str) -> bool:
     """Whether a text has the form of a target, `FILE.py:FUNCTION` or `hf:MODEL`, not of a path."""
-    return text.startswith("hf:") or re.fullmatch(r".+\.py:\w+", text) is not None
+    return text.startswith("hf:") or re.fullmatch(r".+\.py:\w+(\.\w+)?", text) is not None
 
 
 def check_target_options(arguments: argparse.Namespace, target: str) -> None:

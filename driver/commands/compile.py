@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true",
         help="compare the program with eager PyTorch and write the result into its manifest; exit 1 if it differs",
     )  # fmt: skip
+    parser.add_argument(
+        "--states", action="append", default=[], metavar="GLOB",
+        help='buffers that stay with the ranks and change in place, such as "cache.*"; may be repeated',
+    )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -40,23 +44,25 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
     check_target_options(arguments, arguments.target)
     require_compiler()
-    from ..compile.compile_target import CompileJob, compile_target, show_compiled
+    from ..compile.compile_target import CompileJob, compile_entries, show_compiled
     from ..compile.compiled_json import compiled_json
 
     job = CompileJob(
         arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
-        arguments.seq, arguments.dump_ir, dict(arguments.dynamic),
+        arguments.seq, arguments.dump_ir, dict(arguments.dynamic), tuple(arguments.states),
     )  # fmt: skip
     if not arguments.check:
-        program, seconds = compile_target(job)
-        return Outcome(0, lambda: show_compiled(program, job, seconds), lambda: compiled_json(program, job, seconds))
+        programs, seconds = compile_entries(job)
+        return Outcome(0, lambda: show_compiled(programs, job, seconds), lambda: compiled_json(programs, job, seconds))
     from ..calls.compile_check import checked_record, show_checked
 
-    program, seconds = compile_target(job, checked_record)
+    programs, seconds = compile_entries(job, checked_record)
 
     def show() -> None:
-        show_compiled(program, job, seconds)
-        show_checked(program)
+        show_compiled(programs, job, seconds)
+        for _, program in programs:
+            show_checked(program)
 
-    code = {"passed": 0, "failed": 1}.get(str(program.manifest.checked.get("result")), 3)
-    return Outcome(code, show, lambda: compiled_json(program, job, seconds))
+    codes = [{"passed": 0, "failed": 1}.get(str(each.manifest.checked.get("result")), 3) for _, each in programs]
+    code = 1 if 1 in codes else max(codes)
+    return Outcome(code, show, lambda: compiled_json(programs, job, seconds))

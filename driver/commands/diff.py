@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import add_json
+from .arguments import add_entry, add_json
 from .outcome import Outcome, require_compiler
 
 HELP = "show what differs between two modules or two programs: ops, communication, bytes, memory"
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("a", metavar="A", help="a module, or a program folder")
     parser.add_argument("b", metavar="B", help="another of the same kind")
+    add_entry(parser, "the only one")
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if len(kinds) > 1:
         arguments.usage_error("give two modules or two program folders; a program's module is in its ir.mlir")
     if kinds == {True}:
-        difference = Difference(program_summary(arguments.a), program_summary(arguments.b))
+        difference = Difference(*(program_summary(each, arguments.entry) for each in (arguments.a, arguments.b)))
     else:
         require_compiler()
         from ..ir_files.module_source import read_source

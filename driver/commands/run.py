@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_allow_ops, add_allow_unjudged, add_json, add_ranges, named_sizes, positive
+from .arguments import add_allow_ops, add_allow_unjudged, add_entry, add_json, add_ranges, named_sizes, positive
 from .outcome import Outcome, exit_code, require_compiler
 
 HELP = "run a program for some steps, or check it against one device"
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --check: compare with eager PyTorch, the model of this target, which is loaded and executed",
     )  # fmt: skip
     add_ranges(parser)
+    add_entry(parser, "the only one")
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="name the operation that makes the first NaN; slow"
     )
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         arguments.sizes,
         arguments.against,
         {name: (low, high) for name, low, high in arguments.ranges},
+        arguments.entry,
     )
     if not arguments.check:
         program, steps = run_for_steps(job)

@@ -7,7 +7,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .arguments import add_allow_ops, add_json, add_target_options, check_target_options, is_target
+from .arguments import add_allow_ops, add_entry, add_json, add_target_options, check_target_options, is_target
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="FILE", help="the plan to compile the target with")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of a target; default: its own")
     add_target_options(parser)
+    add_entry(parser, "the only one")
     parser.add_argument("--cluster", metavar="FILE", required=True, help="a cluster file: nodes, GPUs, links")
     parser.add_argument(
         "--set", metavar="ITEM=VALUE[,VALUE]", dest="changes", help="other values of an item of the cluster, a row each"
@@ -79,12 +80,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _program(arguments: argparse.Namespace) -> Program:
     """The program of a folder, or of a target and a plan: it is compiled and not kept."""
-    from ...runtime.program.program import Program
+    from ...runtime.named_entries.program_set import load_entry
 
     if arguments.plan is None:
         if is_target(arguments.path):
             arguments.usage_error("a target is compiled under a plan; name its file with --plan FILE")
-        return Program.load(arguments.path)
+        return load_entry(arguments.path, arguments.entry)
+    if arguments.entry:
+        arguments.usage_error("--entry is of a program folder; an entry of a target is FILE.py:FUNCTION.ENTRY")
     check_target_options(arguments, arguments.path)
     from ...dsl.plan import Plan
     from ..compile.compile_program import compile_program

@@ -10,6 +10,7 @@ from .arguments import (
     add_allow_ops,
     add_allow_unjudged,
     add_check_options,
+    add_entry,
     add_json,
     add_pipeline,
     add_target_options,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what carries the collectives of a program folder: nccl, one launch order over all groups (default), or "
         "gloo, an order in each group",
     )  # fmt: skip
+    add_entry(parser, "all")
     add_allow_ops(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -82,10 +84,14 @@ def _program(arguments: argparse.Namespace) -> Outcome:
         from ..check.folder_values import judge_values
         from ..check.pass_check import check_options
 
-        return judge_values(program, check_options(arguments.seed, arguments.values_cap, arguments.ranges))
+        names = {each.name for each in program.inputs}
+        is_entry = program.shared_weights is not None  # the range of an input that only another entry has is its own
+        ranges = [each for each in arguments.ranges if each[0] in names or not is_entry]
+        return judge_values(program, check_options(arguments.seed, arguments.values_cap, ranges))
 
     with meta_kernels_without_dynamo():
-        proved = verify_program(arguments.path, arguments.memory_cap, judge, Backend(arguments.backend or "nccl"))
+        backend = Backend(arguments.backend or "nccl")
+        proved = verify_program(arguments.path, arguments.memory_cap, judge, backend, arguments.entry)
     code = 0 if proved.passed else 1
     if arguments.values and not proved.is_judged and not arguments.allow_unjudged:
         code = UNJUDGED
@@ -93,6 +99,8 @@ def _program(arguments: argparse.Namespace) -> Outcome:
 
 
 def _target(arguments: argparse.Namespace) -> Outcome:
+    if arguments.entry:
+        arguments.usage_error("--entry is of a program folder; an entry of a target is FILE.py:FUNCTION.ENTRY")
     if arguments.pipeline is not None:
         arguments.usage_error("--plan says which passes run; leave out -p")
     if os.path.isdir(arguments.path):

@@ -39,7 +39,7 @@ from .dynamic_sizes import find_sizes
 from .fitted import fitted
 from .garbage import no_search_for_garbage
 from .new_program import completed, new_program
-from .pipeline_requirements import check_loss
+from .pipeline_requirements import check_loss, check_states
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
 from .states import mark_states
 from .traced_call import Captures, TracedCall, sizes_refused, static_call, traced_call
@@ -100,7 +100,7 @@ def _compiled_once(
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
     buffers = dict(model.named_buffers(remove_duplicate=False)) | dict(captured.held)
     module = to_module(captured, owners, floats=options.floats, buffers=buffers, layers=Layers.FOLDED)
-    mark_states(module, options.states)
+    check_states(mark_states(module, options.states, elsewhere=options.states_elsewhere), plan)
     observer.stage("passes")
     ranges: dict[str, IntegerRange] = {}
     config = replace(pipeline_config(plan, options), memory_margin=memory_margin)

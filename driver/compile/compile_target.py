@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import fill
@@ -15,13 +15,15 @@ from ...frontend.capture.model_parameters import parameter_infos
 from ...frontend.capture.precision import compute_dtype
 from ...frontend.captured import Mode
 from ...frontend.dynamic_sizes.dynamic_dims import DynamicDims, DynamicSpec
-from ...frontend.targets.load_target import load_target
-from ...frontend.targets.target import Request
+from ...frontend.targets.load_target import load_target, load_targets
+from ...frontend.targets.target import Request, Target
 from ...frontend.to_ir import Floats
 from ...ir.module import Module
 from ...passes.default_pipeline import default_pipeline
 from ...passes.pipelining.scheduled_pipeline import check_schedule
+from ...runtime.named_entries.program_set import ProgramSet
 from ...runtime.program.arguments import Json, dtype_name
+from ...runtime.program.entries import MAIN
 from ...runtime.program.folder import refuse_unwritable
 from ...runtime.program.named_sizes import range_text
 from ...runtime.program.program import Program
@@ -35,6 +37,7 @@ from ..text.console import note, progress, say
 from .compile_program import compile_program, pipeline_config
 from .model_source import source_record
 from .request import CompileRequest, IfStatic, Observer, Options
+from .states import refuse_unused_states
 from .traced_call import sizes_refused
 
 _PASS_ALONE = 'add --dump-ir DIR; "stretto bisect DIR" then names PASS again, and "stretto reduce DIR" what it fails on'
@@ -56,6 +59,8 @@ class CompileJob:
     """A folder for the module after each pass."""
     dynamic: DynamicSpec = field(default_factory=dict)
     """By input, the dims whose sizes are chosen when the program is run."""
+    states: tuple[str, ...] = ()
+    """Globs over the buffers that are states."""
 
     @property
     def request(self) -> Request:
@@ -73,13 +78,19 @@ Check = Callable[[Program, CompileJob], Mapping[str, Json]]
 
 
 def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program, dict[str, float]]:
-    """Compile and write the folder, whole or not at all; the program, and the seconds that each stage took.
+    """`compile_entries` of a target that has one program, and that program."""
+    programs, seconds = compile_entries(job, check)
+    return programs.program(), seconds
+
+
+def compile_entries(job: CompileJob, check: Check | None = None) -> tuple[ProgramSet, dict[str, float]]:
+    """Compile all entries of a target and write the folder, whole or not at all; the seconds are those of each stage.
 
     What the plan says to no effect is a warning on stderr.
 
-    `check` compares the program with the target, and returns what the manifest says of the result.
-    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0508, and
-    those of `check`.
+    `check` compares a program with the target, and returns what its manifest says of the result.
+    Errors: PlanError, TargetError, CaptureError, ProgramError E0307 (the folder exists and is no program), E0316,
+    E0508, and those of `check`.
     """
     clock = _Clock()
     with progress(len(_STAGES)) as bar, ir_of_failures(_PASS_ALONE) as keep:
@@ -98,27 +109,52 @@ def compile_target(job: CompileJob, check: Check | None = None) -> tuple[Program
         refuse_unwritable(Path(job.output))
         plan = Plan.load(job.plan)
         check_schedule(plan)
-        dump = None if job.dump_ir is None else IrDump.start(job.dump_ir)
         begin("target")
-        request = request_of(job, plan)
-        if dump is not None:
-            dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
-        cache = ProgramStore.of_user() if dump is None else None
-        program = compile_program(replace(request, cache=cache), Observer(begin, after)).program
-        if check is not None:
-            begin("check")
-            program = replace(program, manifest=replace(program.manifest, checked=check(program, job)))
+        targets = load_targets(job.target, job.request)
+        found: dict[str, Program] = {}
+        for entry, target in targets.items():
+            own = _of_entry(job, entry, targets) if entry else job
+            dump = None if job.dump_ir is None else IrDump.start(os.path.join(job.dump_ir, entry))
+            request = _request(own, plan, target, several=len(targets) > 1)
+            if dump is not None:
+                dump.write_pipeline(default_pipeline(pipeline_config(plan, request.options)))
+            cache = ProgramStore.of_user() if dump is None else None
+            program = compile_program(replace(request, cache=cache), Observer(begin, after)).program
+            if check is not None:
+                begin("check")
+                program = replace(program, manifest=replace(program.manifest, checked=check(program, own)))
+            found[entry or MAIN] = program
+        refuse_unused_states(job.states, found.values())
+        programs = ProgramSet.of(found)
         begin("save")
-        program.save(job.output)
+        programs.save(job.output)
         clock.end()
-    for each in remarks_of(program):
-        if is_warning(each):
-            note(warning_text(each))
-    return program, clock.seconds
+    warnings = [warning_text(each) for program in found.values() for each in remarks_of(program) if is_warning(each)]
+    for text in dict.fromkeys(warnings):
+        note(text)
+    return programs, clock.seconds
 
 
-def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) -> None:
-    """Print a summary."""
+def _of_entry(job: CompileJob, entry: str, entries: Iterable[str]) -> CompileJob:
+    """The job of one entry: named dims of `entry.input` are its own, those of `input` are in all entries."""
+    others = tuple(f"{other}." for other in entries if other != entry)
+    dynamic = {name.removeprefix(f"{entry}."): d for name, d in job.dynamic.items() if not name.startswith(others)}
+    return replace(job, target=f"{job.target}.{entry}", dynamic=dynamic)
+
+
+def show_compiled(programs: ProgramSet, job: CompileJob, seconds: dict[str, float]) -> None:
+    """Print a summary, of each entry where there are several."""
+    for entry, program in programs:
+        if programs.has_names:
+            say(f"entry          {entry}")
+        _show_program(program, job)
+    by_stage = ", ".join(f"{stage} {took:.1f}" for stage, took in seconds.items())
+    say(fill(by_stage, 80, initial_indent="seconds        ", subsequent_indent=" " * 15))
+    manifest = next(program.manifest for _, program in programs)
+    say(f"program        {job.output} ({manifest.mode}, {manifest.dtype})")
+
+
+def _show_program(program: Program, job: CompileJob) -> None:
     explanation = explain(program)
     for text in advice(explanation):
         note(f"warning: {text}")
@@ -131,15 +167,16 @@ def show_compiled(program: Program, job: CompileJob, seconds: dict[str, float]) 
     missing = len(explanation.without_rule)
     if missing:
         say(f"no rule        {missing} ops are computed by every rank; `stretto explain {job.output}` names them")
-    by_stage = ", ".join(f"{stage} {took:.1f}" for stage, took in seconds.items())
-    say(fill(by_stage, 80, initial_indent="seconds        ", subsequent_indent=" " * 15))
-    say(f"program        {job.output} ({program.manifest.mode}, {program.manifest.dtype})")
 
 
 def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
     """The target's model and example call, with what the job says of both."""
+    return _request(job, plan, load_target(job.target, job.request))
+
+
+def _request(job: CompileJob, plan: Plan, target: Target, *, several: bool = False) -> CompileRequest:
+    """That of a target; with `several` entries, a glob of states may name none of this one's buffers."""
     mode = Mode(job.mode)
-    target = load_target(job.target, job.request)
     resolve_stored_placements(plan, parameter_infos(target.model))  # its mistakes are said before a long capture
     options = Options(
         mode=mode,
@@ -148,9 +185,11 @@ def request_of(job: CompileJob, plan: Plan) -> CompileRequest:
         arguments={"inputs": target.input_ranges},
         source=source_record(
             {**target.source, "plan": os.path.abspath(job.plan), **_compute(plan)},
-            {"dtype": job.dtype, **job.wanted_sizes},
+            {"dtype": job.dtype, **job.wanted_sizes, **({"states": list(job.states)} if job.states else {})},
         ),
         keep_weights=target.weights_are_real,
+        states=job.states,
+        states_elsewhere=several,
     )
     request = CompileRequest.of(target.model, (), target.inputs, plan, options)
     return with_named_sizes(request, DynamicDims.of(job.dynamic)) if job.dynamic else request
@@ -188,4 +227,5 @@ class _Clock:
     def end(self) -> None:
         """End the present stage."""
         if self._stage:
-            self.seconds[self._stage] = time.perf_counter() - self._since
+            took = time.perf_counter() - self._since
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + took

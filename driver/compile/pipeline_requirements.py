@@ -1,6 +1,8 @@
-"""What a pipeline asks of the model that it trains."""
+"""What a pipeline asks of the model that it runs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
@@ -26,6 +28,21 @@ def check_loss(captured: Capture, plan: Plan) -> None:
         expected="one loss, a number, in the result of the forward: the backwards of the first microbatches run "
         "before the forwards of the last",
         help=_way_out(len(losses)),
+    )
+
+
+def check_states(states: Sequence[str], plan: Plan) -> None:
+    """Raise StrettoError E0425 for states of a model that runs as a pipeline: a microbatch would change a part."""
+    if plan.pipeline is None or not states:
+        return
+    raise StrettoError(
+        "E0425",
+        f'the plan has a pipeline, which keeps no states, and "{states[0]}" is one'
+        + (f", and {len(states) - 1} more" if len(states) > 1 else ""),
+        span=plan.pipeline.span,
+        expected="states of a program that computes the whole batch at once",
+        help="run the model that has states under a plan without a pipeline: shard its layers by columns and rows over "
+        f'"{plan.pipeline.axis}"',
     )
 
 

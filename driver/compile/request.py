@@ -45,6 +45,8 @@ class Options:
     """Inputs that need not divide by their ranks: those with dynamic dims."""
     states: tuple[str, ...] = ()
     """Globs over the buffers that are states: they stay with the ranks and change in place."""
+    states_elsewhere: bool = False
+    """Whether a glob may name no buffer of this call, because it names one of another entry."""
     sizes_vary: bool = False
     """Whether the program is to hold for other sizes than the call's: no pass may choose by bytes then."""
     delay_reductions: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ...runtime.named_entries.program_set import load_entry
 from ...runtime.program.program import Program
 from ...runtime.program.records import Function
 from ...runtime.prover import Types, prove
@@ -52,9 +53,9 @@ class Summary:
     stages: int = 1
 
 
-def program_summary(folder: str) -> Summary:
-    """The summary of a program folder. Errors: ProgramError E0301 to E0306."""
-    program = Program.load(folder)
+def program_summary(folder: str, entry: str | None = None) -> Summary:
+    """The summary of an entry of a program folder. Errors: ProgramError E0301 to E0306, E0319, E0316."""
+    program = load_entry(folder, entry)
     bodies = {name: _instructions(function) for name, function in program.functions.items()}
     summary = Summary(folder, (program.manifest.mesh, program.inputs, program.outputs, bodies))
     summary.stages = len(program.entries)

@@ -121,7 +121,7 @@ def _check_row(row: Row) -> RowVerdict:
             program, _ = compile_target(CompileJob(row.target, str(row.plan), folder, dtype="float64"), checked_record)
             found = replace(found, ranks=program.mesh.ranks, checked=program.manifest.checked)
             judge = partial(judge_values, options=CheckOptions())
-            found = replace(found, proved=verify_program(folder, None, judge))
+            found = replace(found, proved=verify_program(folder, None, judge).only)
         found = replace(found, passes=verify_target(TargetJob(row.target, str(row.plan))))
     except StrettoError as error:
         found = replace(found, error=error)

@@ -21,6 +21,7 @@ from ...dsl.spelling import did_you_mean
 from ..captured import Mode
 from ..metadata import is_users_file, line_span
 from ..trace_errors import RAISED_BY_USER_CODE
+from .entries import TargetEntry, entries_of, entry_view
 from .hugging_face import load_hugging_face
 from .target import DTYPES, Request, Target, TargetError, default_dtype
 
@@ -31,21 +32,38 @@ def load_target(text: str, request: Request = _DEFAULT) -> Target:
     """Load the model of a target, with inputs.
 
     The model is put into eval mode for inference and left as it is for training. Errors: TargetError E0201 to E0209,
-    E0218, E0219.
+    E0218, E0219, E0229 where the target has several entries and the text names none.
+    """
+    targets = load_targets(text, request)
+    if [*targets] != [""]:
+        raise TargetError(
+            "E0229",
+            f'"{text}" has the entries {", ".join(targets)}',
+            expected="the name of one",
+            help=f'write "{text}.{next(iter(targets))}"',
+        )
+    return targets[""]
+
+
+def load_targets(text: str, request: Request = _DEFAULT) -> dict[str, Target]:
+    """Load a model once, with the entries of the target by name; "" for one without names, or the entry in the text.
+
+    Errors: those of `load_target`, E0229 for an entry that the target does not have.
     """
     _check(request)
     scheme, _, config_path = text.partition(":")
     if scheme == "hf" and config_path:
-        return load_hugging_face(config_path, request)
-    path, _, name = text.rpartition(":")
-    if not path or not name.isidentifier():
+        return {"": load_hugging_face(config_path, request)}
+    path, _, last = text.rpartition(":")
+    name, dot, entry = last.partition(".")
+    if not path or not name.isidentifier() or (dot and not entry.isidentifier()):
         raise TargetError(
             "E0201",
             f'"{text}" is not a target',
             expected='"path/to/file.py:name" or "hf:PATH"',
             help=f'write "{text}:name" with the name of a function that returns (model, inputs)' if not path else "",
         )
-    return _load_file(path, name, request)
+    return _load_file(path, name, entry, request)
 
 
 def _check(request: Request) -> None:
@@ -61,7 +79,7 @@ def _check(request: Request) -> None:
             raise TargetError("E0219", f"{name} is {value}", expected="at least 1")
 
 
-def _load_file(path: str, name: str, request: Request) -> Target:
+def _load_file(path: str, name: str, entry: str, request: Request) -> dict[str, Target]:
     if not os.path.isfile(path):
         raise TargetError("E0202", f'file "{path}" does not exist', help="give the path from the current folder")
     dtype = DTYPES[request.dtype] if request.dtype else None
@@ -70,15 +88,29 @@ def _load_file(path: str, name: str, request: Request) -> Target:
         module = _run(f'file "{path}"', lambda: _import(path))
         function = _member(module, name, path)
         result = _run(f'"{name}" in "{path}"', function)
-    model, inputs = _model_and_inputs(result, name, function)
+    model, entries = _model_and_entries(result, name, function)
     if request.mode is Mode.INFER:
         model.eval()
     real = not any(isinstance(tensor, FakeTensor) for tensor in model.parameters())
     if dtype is not None:
         _convert(model, dtype, real=real)
-        inputs = {key: _converted(value, dtype) for key, value in inputs.items()}
-    source = {"kind": "file", "path": path, "name": name}
-    return Target(model, inputs, real, source, seen_ranges(inputs))
+
+    def target(own: str, called: TargetEntry) -> Target:
+        inputs = called.inputs if dtype is None else {k: _converted(v, dtype) for k, v in called.inputs.items()}
+        source = {"kind": "file", "path": path, "name": f"{name}.{own}" if own else name}
+        return Target(entry_view(model, called.call), inputs, real, source, seen_ranges(inputs))
+
+    if not entry:
+        return {own: target(own, called) for own, called in entries.items()}
+    if entry not in entries:
+        names = [own for own in entries if own]
+        raise TargetError(
+            "E0229",
+            f'"{name}" in "{path}" has no entry "{entry}"',
+            expected=", ".join(names) if names else "a target without entries",
+            help=did_you_mean(entry, names) if names else f'write "{path}:{name}"',
+        )
+    return {"": target(entry, entries[entry])}
 
 
 def _import(path: str) -> ModuleType:
@@ -117,10 +149,12 @@ def _member(module: ModuleType, name: str, path: str) -> Callable[[], Any]:
     return function
 
 
-def _model_and_inputs(result: Any, name: str, function: Callable[[], Any]) -> tuple[nn.Module, dict[str, Any]]:
+def _model_and_entries(result: Any, name: str, function: Callable[[], Any]) -> tuple[nn.Module, dict[str, TargetEntry]]:
+    """What a target returned: its entries by name, or "" and its forward."""
     match result:
         case (nn.Module() as model, dict() as inputs) if all(isinstance(key, str) for key in inputs):
-            return model, dict(inputs)
+            entries = entries_of(inputs)
+            return model, entries if entries and len(entries) == len(inputs) else {"": TargetEntry(model, dict(inputs))}
         case (first, second):
             returned = f'("{type(first).__name__}", "{type(second).__name__}")'
         case _:
@@ -130,7 +164,8 @@ def _model_and_inputs(result: Any, name: str, function: Callable[[], Any]) -> tu
         "E0205",
         f'"{name}" returns {returned}',
         span=None if code is None else line_span(code.co_filename, code.co_firstlineno),
-        expected="(model, inputs): an nn.Module, and a dict of the arguments of its forward by name",
+        expected="(model, inputs): an nn.Module, and a dict of the arguments of its forward by name; or a dict of "
+        "entries, each a callable of the model with such a dict",
     )
 
 

@@ -18,6 +18,7 @@ from ..checks.program_check import Expected, check
 from ..checks.report import CheckReport, CheckRow, Verdict
 from ..checks.stated import Ranges
 from ..checks.steps import StepsReport, run_steps
+from ..named_entries.program_set import load_entry
 from ..program.arguments import Json
 from ..program.ops import OWN_OPS
 from ..program.program import Program
@@ -41,18 +42,19 @@ def check_processes(
     sizes: Mapping[str, int] | None = None,
     against: str = "",
     ranges: Ranges | None = None,
+    named_entry: str | None = None,
 ) -> CheckReport:
     """`check` with one process per rank and parameters that are DTensors; rank 0's report.
 
     `entry` names the function that every process runs; another one may call `check_process` with another reference.
     `sizes` are values for named sizes; the others are as compiled. `against` is for that other function: the reference
-    that the caller names. `ranges` are those of `check`.
+    that the caller names. `ranges` are those of `check`. `named_entry` is the entry of a folder that has several.
     """
-    program = Program.load(folder)
+    program = load_entry(folder, named_entry)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
         "allow_ops": _allowed_here(program), "against": against,
-        "ranges": {name: list(bounds) for name, bounds in (ranges or {}).items()},
+        "ranges": {name: list(bounds) for name, bounds in (ranges or {}).items()}, "named_entry": named_entry or "",
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
@@ -72,15 +74,16 @@ def run_processes_for(
     seed: int = 0,
     anomalies: bool = False,
     sizes: Mapping[str, int] | None = None,
+    named_entry: str | None = None,
 ) -> StepsReport:
     """`run_steps` with one process per rank and parameters that are DTensors; rank 0's report.
 
-    With `anomalies` every process looks for the first NaN (`detect_anomaly`).
+    With `anomalies` every process looks for the first NaN (`detect_anomaly`). `named_entry`: see `check_processes`.
     """
-    program = Program.load(folder)
+    program = load_entry(folder, named_entry)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies,
-        "sizes": dict(sizes or {}), "allow_ops": _allowed_here(program),
+        "sizes": dict(sizes or {}), "allow_ops": _allowed_here(program), "named_entry": named_entry or "",
     }  # fmt: skip
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
@@ -163,7 +166,8 @@ def _read_arguments(arguments: Json) -> tuple[Program, int, int]:
     raw_sizes = arguments.get("sizes", {}) if isinstance(arguments, Mapping) else {}
     sizes = {name: int(str(size)) for name, size in raw_sizes.items()} if isinstance(raw_sizes, Mapping) else {}
     allow_ops(*(fields.strings("allow_ops") if isinstance(arguments, Mapping) and "allow_ops" in arguments else ()))
-    return Program.load(fields.string("folder")).at(sizes), fields.integer("steps"), fields.integer("seed")
+    entry = fields.string_or("named_entry", "") or None
+    return load_entry(fields.string("folder"), entry).at(sizes), fields.integer("steps"), fields.integer("seed")
 
 
 def _allowed_here(program: Program) -> list[str]:

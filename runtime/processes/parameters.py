@@ -108,6 +108,10 @@ class Layout:
         """`tensor` in these placements; communicates where its own differ."""
         return tensor if self.matches(tensor) else tensor.redistribute(self._device_mesh, self.placements)
 
+    def is_part(self, tensor: DTensor) -> bool:
+        """Whether the local part of `tensor` is the program's own: in place, without padding and blocks."""
+        return self.matches(tensor) and not self._padded and not self._blocked
+
     def __str__(self) -> str:
         return placement_text(self.placements, self._device_mesh)
 

@@ -19,6 +19,7 @@ from ..program.records import Input, Output
 from ..rank.executor import Executor, Frame
 from ..rank.replicas import compare_replicas
 from ..rank.shards import in_order, local_tensor, sharding_axes, valid_part
+from ..rank.state_writes import is_same, settled
 from ..rank.unreduced_gradients import Reduction, UnreducedGradients
 from ..session import State, check_arguments, tangents_or_zero
 from ..threads.session import Replicas, constants_of
@@ -47,7 +48,7 @@ class ProcessRank:
     """A `Session` in which this process is one rank. All processes make one, of the same program.
 
     Plain tensors are global: each process takes its part, and results for them are global. DTensor parameters get
-    DTensor gradients. Sharded outputs are DTensors.
+    DTensor gradients. Sharded outputs are DTensors. A step writes into the local parts of states that are DTensors.
     """
 
     def __init__(
@@ -78,6 +79,10 @@ class ProcessRank:
         constants = zip(program.of_kind("constant"), constants_of(program), strict=True)
         self._constants = {argument.name: self._part(argument, tensor) for argument, tensor in constants}
         self.rng_state = RngState()
+        self._copies_states = bool(program.results_of_kind("gradient"))
+        """Whether a backward may read the old value of a state."""
+        self.copied_state_bytes = 0
+        """Bytes of states that are DTensors which were copied, not written in place, since the session began."""
         self._step = _step()
         self._distributed: frozenset[str] = frozenset()
         """The arguments of the last forward that were DTensors."""
@@ -120,19 +125,23 @@ class ProcessRank:
             fetched = self._fetch_parameters(parameters)
             known = {("constant", name): value for name, value in self._constants.items()}
             known |= {("parameter", name): value for name, value in fetched.items()}
+            resident = self._resident_states(states)
             local = []
             for argument in entry.forward_inputs:
                 key = argument.kind, argument.name
                 part = known[key] if key in known else self._part(argument, values[key])
-                local.append(part.clone() if argument.kind == "state" else part)
+                stays = argument.kind == "state" and argument.name in resident and not self._copies_states
+                local.append(part.clone() if argument.kind == "state" and not stays else part)
             results, frame = self._executor.forward(local)
             self._check_replicas(entry.forward_outputs, results)
-            own = {_key(output): result for output, result in zip(entry.forward_outputs, results, strict=True)}
+            pairs = list(zip(entry.forward_outputs, results, strict=True))
+            own = {_key(output): result for output, result in pairs}
+            self._store([(resident[o.name], new) for o, new in pairs if o.kind == "state" and o.name in resident])
             outputs, new_buffers = [], {}
             for output in self._program.outputs:
                 if output.kind == "output":
                     outputs.append(self._output(output, self._stages.broadcast(output, own.get(_key(output)))))
-                elif output.kind in ("buffer", "state"):
+                elif output.kind in ("buffer", "state") and output.name not in resident:
                     buffer = self._stages.broadcast(output, own.get(_key(output)))
                     new_buffers[output.name] = self._gathered(output, buffer).clone()
         self._distributed = frozenset(name for (_, name), tensor in values.items() if isinstance(tensor, DTensor))
@@ -243,6 +252,25 @@ class ProcessRank:
             gradient = layout.dtensor(self._stages.broadcast(output, local))
         if gradient is not None:
             gradients[output.name] = gradient
+
+    def _resident_states(self, states: Sequence[Tensor]) -> dict[str, Tensor]:
+        """This process's parts of states that the caller keeps as DTensors as the program places them.
+
+        A step writes into their memory. Of other states, which are global tensors, it takes copies and gathers them.
+        """
+        return {
+            argument.name: tensor.to_local()
+            for argument, tensor in zip(self._program.of_kind("state"), states, strict=True)
+            if isinstance(tensor, DTensor) and self._layouts[_key(argument)].is_part(tensor)
+        }
+
+    def _store(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Copy new values of states, each beside its part, that were not written in place."""
+        parts = [part for part, _ in states]
+        for part, value in zip(parts, settled(parts, [value for _, value in states]), strict=True):
+            if not is_same(value, part):
+                part.copy_(value)
+                self.copied_state_bytes += part.nbytes
 
     def _fetch_parameters(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         """This process's parts of parameters that are stored on another stage than the one that uses them."""

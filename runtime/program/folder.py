@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,32 +27,52 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 JSON_FILES = ("program.json", "remarks.json", "reference.json")
 TEXT_FILES = ("ir.mlir",)
+ENTRIES = "entries"
+"""The key of a manifest of several entries, each in a folder of its name (`named_entries/`)."""
 SIZES = "sizes.json"
 """Exists only for a program with named sizes."""
 
 
-def read_files(folder: Path) -> tuple[dict[str, object], dict[str, object], str]:
+def read_files(folder: Path, hashed: str | None = None) -> tuple[dict[str, object], dict[str, object], str]:
     """The files' contents by name (JSON decoded), the manifest, and the program's hash. Checks all hashes.
 
-    Raises ProgramError E0301 to E0306.
+    `hashed` is the SHA-256 of the manifest, where something states it. Raises ProgramError E0301 to E0306, E0319.
     """
-    manifest = _manifest(folder)
-    refuse_other_format(manifest, folder)
-    try:
-        fields = Fields(manifest, MANIFEST)
-        sums = {name: str(value) for name, value in fields.mapping("files").items()}
-        digest = fields.string("hash")
-    except Malformed as error:
-        raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
+    manifest = manifest_of(folder, hashed)
+    sums, digest = sums_and_hash(manifest, folder)
+    if ENTRIES in manifest:
+        raise several_entries(folder, manifest)
     _check_names(folder, sums)
     contents = {name: read_file(folder, name, hashed=value) for name, value in sums.items() if name != WEIGHTS}
     if WEIGHTS in sums:
-        _check_weights(folder, sums[WEIGHTS])
+        check_weights(folder, sums[WEIGHTS])
     if manifest_hash(manifest) != digest:
         raise altered(folder, MANIFEST)
     decoders = {name: text_of if name in TEXT_FILES else json_of for name in contents}
     files = {name: decoders[name](data, folder / name) for name, data in contents.items()}
     return files, manifest, digest
+
+
+def sums_and_hash(manifest: Mapping[str, object], folder: Path) -> tuple[dict[str, str], str]:
+    """What a manifest states: the SHA-256 of each file by name, and its own hash. Raises ProgramError E0304, E0306."""
+    refuse_other_format(manifest, folder)
+    try:
+        fields = Fields(manifest, MANIFEST)
+        return {name: str(value) for name, value in fields.mapping("files").items()}, fields.string("hash")
+    except Malformed as error:
+        raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
+
+
+def several_entries(folder: Path, manifest: Mapping[str, object]) -> ProgramError:
+    """The error for a folder of several entries where the program of one is wanted."""
+    listed = manifest[ENTRIES]
+    names = [str(name) for name in listed] if isinstance(listed, list) else []
+    return ProgramError(
+        "E0319",
+        f"'{folder}' has several entries: {', '.join(names)}",
+        expected="the name of one",
+        help=f"add --entry {names[0]}" if names else "compile the program again",
+    )
 
 
 def manifest_hash(manifest: Mapping[str, object]) -> str:
@@ -93,7 +115,22 @@ def read_weights(folder: Path, hashed: str) -> dict[str, Tensor]:
         raise ProgramError("E0302", f"'{path}' is not a readable weights file: {error}") from None
 
 
-def _check_weights(folder: Path, hashed: str) -> None:
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file that several programs share; it is read once."""
+
+    folder: Path
+    hash: str
+    """Its SHA-256; empty where there is none."""
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """See `read_weights`."""
+        return read_weights(self.folder, self.hash)
+
+
+def check_weights(folder: Path, hashed: str) -> None:
+    """Raise ProgramError E0302, E0303 unless the folder's weights file has this SHA-256."""
     if not (folder / WEIGHTS).is_file():
         raise ProgramError(
             "E0302", f"'{folder}' is truncated: '{WEIGHTS}' is missing", help="copy or compile the program again"
@@ -102,23 +139,33 @@ def _check_weights(folder: Path, hashed: str) -> None:
         raise altered(folder, WEIGHTS)
 
 
-def write_folder(
-    folder: Path, manifest: Mapping[str, Json], texts: Mapping[str, str], weights: Mapping[str, Tensor]
-) -> None:
-    """Write the files into a folder beside `folder`, then rename: an older program stays until all is on disk."""
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` a folder beside `folder`, then rename it: an older program stays until all is on disk."""
     refuse_other_folder(folder)
     with _new_folder(folder) as work:
         fresh = work / "new"
         fresh.mkdir()
-        for name, text in texts.items():
-            (fresh / name).write_text(text, encoding="utf-8")
-        if weights:
-            _write_weights(fresh / WEIGHTS, weights)
-        sums: dict[str, Json] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
-        sealed = {**manifest, "files": sums}
-        text = json.dumps({**sealed, "hash": manifest_hash(sealed)}, indent=1, allow_nan=False)
-        (fresh / MANIFEST).write_text(text, encoding="utf-8")
+        fill(fresh)
         _swap(fresh, folder, work / "old")
+
+
+def fill_folder(
+    fresh: Path, manifest: Mapping[str, Json], texts: Mapping[str, str], weights: Mapping[str, Tensor]
+) -> None:
+    """Write the files of a program into an empty folder, the manifest with their hashes last."""
+    for name, text in texts.items():
+        (fresh / name).write_text(text, encoding="utf-8")
+    if weights:
+        write_weights(fresh / WEIGHTS, weights)
+    seal(fresh, manifest, sorted(fresh.iterdir()))
+
+
+def seal(fresh: Path, manifest: Mapping[str, Json], files: Sequence[Path]) -> None:
+    """Write the manifest, with the SHA-256 of these files and its own hash."""
+    sums: dict[str, Json] = {path.relative_to(fresh).as_posix(): sha256_of(path) for path in files}
+    sealed = {**manifest, "files": sums}
+    text = json.dumps({**sealed, "hash": manifest_hash(sealed)}, indent=1, allow_nan=False)
+    (fresh / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -163,7 +210,7 @@ def refuse_other_folder(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     try:
-        is_program = {"format", "files", "hash"} <= _manifest(folder).keys()
+        is_program = {"format", "files", "hash"} <= manifest_of(folder).keys()
     except ProgramError:
         is_program = False
     if not is_program or folder.is_symlink():
@@ -174,10 +221,11 @@ def refuse_other_folder(folder: Path) -> None:
         )
 
 
-def _manifest(folder: Path) -> dict[str, object]:
+def manifest_of(folder: Path, hashed: str | None = None) -> dict[str, object]:
+    """The decoded manifest, whose SHA-256 is `hashed` where that is given. Raises ProgramError E0301 to E0303."""
     if not (folder / MANIFEST).is_file():
         raise _no_program(folder)
-    value = json_of(read_file(folder, MANIFEST), folder / MANIFEST)
+    value = json_of(read_file(folder, MANIFEST, hashed=hashed), folder / MANIFEST)
     if not isinstance(value, dict):
         raise ProgramError("E0301", f"'{folder}' is not a program folder: its '{MANIFEST}' is not a JSON object")
     return value
@@ -219,7 +267,8 @@ def _check_names(folder: Path, sums: Mapping[str, str]) -> None:
             raise altered(folder, name)
 
 
-def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a weights file. Raises ProgramError E0308 where safetensors is not installed, OSError."""
     try:
         from safetensors.torch import save_file
     except ImportError:

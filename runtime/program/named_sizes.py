@@ -7,7 +7,7 @@ which has nothing else. Binding evaluates them and writes the numbers into a cop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -78,6 +78,22 @@ class Symbolic:
         except BadExpression as error:
             raise Malformed(f"{path}.guards: {error}") from None
         return symbolic
+
+    def in_call(self, shapes: Sequence[Sequence[int] | None]) -> dict[str, int]:
+        """The sizes of a call, from the shapes of the program's inputs in order (None: not given); others as compiled.
+
+        A name stands for itself in the shape of an input; two dims of one name that differ are for `bind` to refuse.
+        """
+        sizes = {named.name: named.example for named in self.names}
+        for index, record in _subtree(self.program, "inputs").items():
+            shape = shapes[int(index)] if index.isdigit() and int(index) < len(shapes) else None
+            dims = record.get("shape") if isinstance(record, Mapping) else None
+            if shape is None or not isinstance(dims, Mapping):
+                continue
+            for dim, text in dims.items():
+                if isinstance(text, str) and text in sizes and dim.isdigit() and int(dim) < len(shape):
+                    sizes[text] = shape[int(dim)]
+        return sizes
 
     def refusal(self, sizes: Mapping[str, int]) -> str:
         """Why the program is not valid for these sizes; empty where it is."""

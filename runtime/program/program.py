@@ -23,7 +23,7 @@ from ..errors import ProgramError
 from ..reading.json_fields import Fields, Malformed
 from .arguments import Json
 from .entries import Entry, entries
-from .folder import read_files, read_weights, weights_hash, write_folder
+from .folder import WeightsFile, fill_folder, read_files, read_weights, weights_hash, write_folder
 from .mesh import RankMesh
 from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_outputs, bound_types
 from .records import Function, Input, Location, Output, Pipeline, SlotType
@@ -97,25 +97,37 @@ class Program:
     loaded_hash: str = ""
     weights_hash: str = ""
     """The SHA-256 of the weights file in `folder`; empty where there is none."""
+    shared_weights: WeightsFile | None = None
+    """The initial values that it shares with other entries of a folder."""
     _valid: list[tuple[object, ...]] = field(default_factory=list, repr=False, compare=False)
     """What `validated` has looked at, here and in the programs that this one is a `replace` of."""
 
     @staticmethod
-    def load(folder: str | Path) -> Program:
-        """Read a program folder. Raises ProgramError for one that is truncated, altered or of another format."""
+    def load(folder: str | Path, *, hashed: str | None = None, shared: WeightsFile | None = None) -> Program:
+        """Read a program folder. Raises ProgramError for one that is truncated, altered or of another format.
+
+        For a folder of several entries `named_entries.ProgramSet.load` calls this: `hashed` is the SHA-256 of the
+        manifest of one, `shared` has the initial values of all.
+        """
         folder = Path(folder)
-        files, manifest, digest = read_files(folder)
+        files, manifest, digest = read_files(folder, hashed)
         try:
             program = program_of_files(Manifest.from_json(manifest), files)
         except Malformed as error:
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
-        program = replace(program, folder=folder, loaded_hash=digest, weights_hash=weights_hash(manifest))
+        program = replace(
+            program, folder=folder, loaded_hash=digest, weights_hash=weights_hash(manifest), shared_weights=shared
+        )
         program.single_device  # noqa: B018  # reads and validates it: a folder is refused as a whole
         return program.validated
 
     def save(self, folder: str | Path) -> None:
         """Write the folder atomically. Replaces an older program there; raises ProgramError E0307 for anything else."""
-        write_folder(Path(folder), self.manifest.to_json(), self.texts(), self.weights)
+        write_folder(Path(folder), lambda fresh: self.write_files(fresh, self.weights))
+
+    def write_files(self, fresh: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write the files of this program into an empty folder, with these initial values."""
+        fill_folder(fresh, self.manifest.to_json(), self.texts(), weights)
 
     @cached_property
     def hash(self) -> str:
@@ -231,7 +243,8 @@ class Program:
         """
         if self.initial is not None:
             return self.initial
-        return read_weights(self.folder, self.weights_hash) if self.folder else {}
+        own = read_weights(self.folder, self.weights_hash) if self.folder else {}
+        return own if self.shared_weights is None else {**self.shared_weights.tensors, **own}
 
     @property
     def states_types(self) -> bool:

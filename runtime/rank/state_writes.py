@@ -1,6 +1,6 @@
 """Writes into states: ops whose result is written into a state's memory (`into`), and those past its end.
 
-An op is written in place by torch's in-place form of it, or by a copy.
+An op is written in place by torch's in-place form of it, or by a copy. What was not is copied when a step ends.
 """
 
 from __future__ import annotations
@@ -60,6 +60,23 @@ def _in_place(op: str) -> Callable[..., Any] | None:
     alone = not any(each.alias_info is not None and each.alias_info.is_write for each in others)
     alike = [each.name for each in found._schema.arguments] == [each.name for each in functional.arguments]
     return found if writes_first and alone and alike else None
+
+
+def settled(parts: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """The new values of states, whose memory is `parts`, copied where they lie in the memory of another state.
+
+    Two states may have exchanged their values: each is then written to while the other one is still to be read.
+    """
+    memories = {part.untyped_storage().data_ptr() for part in parts}
+    return [
+        value.clone() if value.untyped_storage().data_ptr() in memories and not is_same(value, part) else value
+        for part, value in zip(parts, values, strict=True)
+    ]
+
+
+def is_same(value: Tensor, part: Tensor) -> bool:
+    """Whether a new value was written in place."""
+    return value.data_ptr() == part.data_ptr() and value.stride() == part.stride()
 
 
 def past_the_end(program: Program, steps: Steps, failure: RunError, reason: str) -> RunError | None:

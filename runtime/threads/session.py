@@ -63,7 +63,7 @@ class RankThreads:
         self._executors = [Executor(program, self._group.communicator(rank)) for rank in range(program.mesh.ranks)]
         self._views: list[dict[str, tuple[int, tuple[int, ...], Tensor]]] = [{} for _ in self._executors]
         self._constants = constants_of(program)
-        self._residents = ResidentStates(program)
+        self._residents: ResidentStates = ResidentStates(program, beside._residents if beside and shared else None)
         self._tangents = program.of_kind("tangent")
         self.rng_state = RngState()
         self._pool: RankPool = beside._pool if beside and shared else RankPool(self._group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import stretto
@@ -20,6 +21,8 @@ from stretto.runtime.prover import Types, prove
 from stretto.runtime.threads.session import RankThreads
 from torch import Tensor, nn
 
+from ..forked_ranks import values_of_ranks
+
 HEADS, HEAD, LENGTH, BATCH, VOCABULARY = 4, 4, 64, 2, 31
 HIDDEN = HEADS * HEAD
 TP = """mesh (tp=2)
@@ -28,6 +31,7 @@ shard "*.o", "*.down" rows over tp
 shard buffers "*.keys", "*.values" dim 1 over tp
 """
 STATES = ["*.keys", "*.values"]
+WINDOW = 8
 
 
 class Attention(nn.Module):
@@ -142,6 +146,91 @@ def test_a_position_past_the_cache_is_refused_by_its_name_and_length_at_the_line
     with torch.no_grad():
         again = decoded[0](token, torch.tensor([0]))
         torch.testing.assert_close(again, decoded[1](token, torch.tensor([0])), rtol=0, atol=1e-9)
+
+
+class Ring(Attention):
+    """A cache of the last `WINDOW` positions, each at its position modulo the window."""
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """One token: (batch, 1, hidden), and its position (1,)."""
+        q, k, v = (p(x).view(BATCH, -1, HEADS, HEAD).transpose(1, 2) for p in (self.q, self.k, self.v))
+        self.keys.index_copy_(2, position % WINDOW, k)
+        self.values.index_copy_(2, position % WINDOW, v)
+        scores = q @ self.keys.transpose(-1, -2) / math.sqrt(HEAD)
+        held = position - (position - torch.arange(WINDOW)) % WINDOW
+        weights = scores.masked_fill(held < 0, -math.inf).softmax(-1)
+        return self.o((weights @ self.values).transpose(1, 2).reshape(BATCH, -1, HIDDEN))
+
+
+class Windowed(Attention):
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """All tokens at once, each of which sees the last `WINDOW`."""
+        q, k, v = (p(x).view(BATCH, -1, HEADS, HEAD).transpose(1, 2) for p in (self.q, self.k, self.v))
+        distance = position[:, None] - position[None, :]
+        hidden = (distance < 0) | (distance >= WINDOW)
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).masked_fill(hidden, -math.inf).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).reshape(BATCH, -1, HIDDEN))
+
+
+@pytest.mark.slow
+def test_a_ring_of_the_last_positions_is_a_sliding_window_and_is_written_in_place() -> None:
+    eager, model = decoder(), decoder()
+    for layer in eager.layers:
+        layer.attention.__class__ = Windowed
+    for layer in model.layers:
+        layer.attention.__class__ = Ring
+        for name in STATES:
+            layer.attention.register_buffer(name[2:], torch.zeros(BATCH, HEADS, WINDOW, HEAD).double())
+    compiled = stretto.compile(model, plan=TP, states=STATES)
+    tokens = torch.randint(0, VOCABULARY, (BATCH, 3 * WINDOW + 2))
+    with torch.no_grad():
+        expected = eager(tokens, torch.arange(tokens.shape[1]))
+        steps = [compiled(tokens[:, i : i + 1], torch.tensor([i])) for i in range(tokens.shape[1])]
+    torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-9)
+    last = compiled_module(compiled).last
+    assert last is not None and isinstance(last.session, RankThreads)
+    assert last.session.copied_state_bytes == 0 and len(compiled_module(compiled)._programs._keys) == 1
+
+
+def decoding_rank(rank: int, folder: Path) -> float:
+    """One of two processes: some tokens, then the weights with the cache; the error of the last logits."""
+    tokens = torch.randint(0, VOCABULARY, (BATCH, 4), generator=torch.Generator().manual_seed(1))
+    eager, model = decoder(), decoder()
+    compiled = stretto.compile(model, plan=TP, states=STATES)
+    with torch.no_grad():
+        for i in range(4):
+            found = compiled(tokens[:, i : i + 1], torch.tensor([i]))
+        expected = eager(tokens, torch.arange(4))[:, -1:]
+    stretto.save_weights(compiled, folder / "weights.safetensors")
+    stretto.save_checkpoint(folder / "checkpoint", compiled)
+    if rank == 0:
+        torch.save(dict(eager.named_buffers()), folder / "buffers.pt")
+    return float(((found.full_tensor() if hasattr(found, "full_tensor") else found) - expected).abs().max())
+
+
+@pytest.mark.slow
+def test_states_of_processes_are_whole_in_weights_and_checkpoints(tmp_path: Path) -> None:
+    assert max(values_of_ranks(decoding_rank, 2, tmp_path)) < 1e-9
+    buffers = torch.load(tmp_path / "buffers.pt")
+    for load, source in (stretto.load_weights, "weights.safetensors"), (load_checkpoint, "checkpoint"):
+        model = decoder()
+        load(model, tmp_path / source)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(buffer, buffers[name], rtol=0, atol=1e-9, msg=f"{name} of {source}")
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    stretto.load_checkpoint(path, model)
+
+
+def test_a_pipeline_refuses_states_in_words_at_its_statement() -> None:
+    step = torch.zeros(BATCH, 1, dtype=torch.int64), torch.tensor([0])
+    plan = "mesh (pp=2)\npipeline over pp { schedule gpipe  microbatches 2 }"
+    with pytest.raises(StrettoError) as caught, torch.no_grad():
+        stretto.compile(decoder(), plan=plan, states=["*.keys"])(*step)
+    error = caught.value
+    assert error.code == "E0425" and '"layers.0.attention.keys" is one, and 1 more' in error.message
+    assert error.span is not None and error.span.line == 2 and '"pp"' in error.help
 
 
 def rewritten(program: Program, edit: dict[int, Instruction]) -> Program:

@@ -176,3 +176,17 @@ def test_a_cache_without_tensors_is_refused_by_what_the_forward_sets() -> None:
         compiled(torch.zeros(BATCH, 1, dtype=torch.int64), cache=cache, use_cache=True)
     assert caught.value.code == "E0216" and "early_initialization" in caught.value.help
     assert cache.layers[0].keys is None and not cache.layers[0].is_initialized, "as it was"
+
+
+@pytest.mark.slow
+def test_a_cache_that_counts_in_a_python_integer_is_refused_by_the_integers_path() -> None:
+    config = transformers.MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=KV_HEADS, sliding_window=8,
+    )  # fmt: skip
+    model = transformers.MistralForCausalLM(config).double().eval()
+    cache = cache_of(model)
+    compiled = stretto.compile(model, plan=TP, states=["cache*"])
+    with pytest.raises(CaptureError, match=r'"cache\.layers\.0\.cumulative_length_int"') as caught, torch.no_grad():
+        compiled(torch.zeros(BATCH, 1, dtype=torch.int64), cache=cache, use_cache=True)
+    assert caught.value.code == "E0216" and cache.layers[0].cumulative_length_int == 0

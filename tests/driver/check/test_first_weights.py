@@ -94,8 +94,8 @@ def test_a_weight_that_the_folder_lacks_differs(files: Path) -> None:
 def test_compile_checks_the_weights_as_they_are_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, _ = compile_target(job(files), checked_record)
     assert program.manifest.checked["weights"] == {"equal": 9} and program.manifest.checked["result"] == "passed"
-    right = folder._write_weights
-    monkeypatch.setattr(folder, "_write_weights", lambda path, weights: right(path, exchanged(UP, DOWN)(weights)))
+    right = folder.write_weights
+    monkeypatch.setattr(folder, "write_weights", lambda path, weights: right(path, exchanged(UP, DOWN)(weights)))
     checked = compile_target(job(files), checked_record)[0].manifest.checked
     assert checked["result"] == "failed" and checked["differ"] == [f"weights {UP}", f"weights {DOWN}"]
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from stretto.diagnostics import StrettoError
 from stretto.runtime import Program, RankGroup, RankMesh
 from stretto.runtime.communicator import Communicator, Handle
+from stretto.runtime.loaded_program import load_program
 from stretto.runtime.processes.communicator import DistributedCommunicator
 from stretto.runtime.processes.jobs import check_entry, steps_entry
 from stretto.runtime.processes.parameters import distribute_parameters, parameter_shards
@@ -40,6 +41,7 @@ def everything(_rank: int, folder: Path) -> Any:
         "refusals": refusals(program, Program.load(folder / "other"), Program.load(folder / "small")),
         "module": module_of_dtensors(program),
         "plain": plain_parameters(program),
+        "entries": entries_of_one_state(folder / "entries"),
         "seeds": unequal_seeds(program),
         "nested": nested_shards(),
         "rotated": rotated_layers(),
@@ -62,6 +64,25 @@ def collectives() -> dict[str, float]:
         far = float((mine.double() - expected.double()).abs().max()) if same and mine.numel() else float(not same)
         results[name] = far
     return results
+
+
+def entries_of_one_state(folder: Path) -> dict[str, Any]:
+    """Entries of a folder that share a state, of which each process keeps its part."""
+    xs = torch.arange(24.0).reshape(2, 4, 3)
+    with load_program(folder) as loaded:
+        cache = loaded.tensors["cache"]
+        assert isinstance(cache, DTensor)
+        memory = cache.to_local().data_ptr()
+        added = [whole(loaded.run("add", x=x)[0]) for x in xs]
+        [scaled] = loaded.run("scaled")
+        values = [*added, whole(scaled), loaded.full_tensor("cache")]
+        totals = [xs[0], xs.sum(0), 2 * xs.sum(0) + torch.tensor([0.0, 0.5, 1.0]), xs.sum(0)]
+        return {
+            "error": max(float((found - wanted).abs().max()) for found, wanted in zip(values, totals, strict=True)),
+            "count": int(loaded.full_tensor("count")),
+            "stays": memory == cache.to_local().data_ptr() and cache.to_local().shape == (2, 3),
+            "copied": loaded.copied_state_bytes,
+        }  # fmt: skip
 
 
 def cases() -> list[tuple[str, Callable[[Communicator], Handle]]]:

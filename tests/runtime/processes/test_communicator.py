@@ -8,6 +8,7 @@ import pytest
 
 from ...forked_ranks import values_of_ranks
 from ..grid_program import grid
+from ..named_entries.entries import both
 from ..tiny_programs import linear
 from . import rank_entries
 
@@ -21,6 +22,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     grid("float64").save(folder / "double")
     grid("float64", factor=2.5).save(folder / "wrong")
     linear(2).save(folder / "small")
+    both().save(folder / "entries")
     return values_of_ranks(rank_entries.everything, 4, folder)
 
 
@@ -38,6 +40,11 @@ def test_every_collective_gives_what_rank_threads_give_to_the_bit(ranks: list[di
 def test_a_future_goes_through_calls_in_processes_too(ranks: list[dict[str, Any]]) -> None:
     assert [report["rotated"] < 1e-12 for report in ranks] == [True] * 4
     assert [report["lanes"] < 1e-12 for report in ranks] == [True] * 4
+
+
+def test_entries_of_a_folder_share_states_of_which_each_process_keeps_its_part(ranks: list[dict[str, Any]]) -> None:
+    for report in ranks:
+        assert report["entries"] == {"error": 0.0, "count": 2, "stays": True, "copied": 2 * 8}, "the count alone"
 
 
 def test_different_programs_are_refused_on_all_ranks_naming_who_holds_which(ranks: list[dict[str, Any]]) -> None:
