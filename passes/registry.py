@@ -34,6 +34,7 @@ TABLE: dict[str, str] = {
     "order-tasks": "pipelining.order_tasks:OrderTasks",
     "partition-tensors": "partition.partition_tensors:PartitionTensors",
     "place-arguments": "sharding.place_arguments:PlaceArguments",
+    "fuse-regions": "fusion.fuse_regions:FuseRegions",
     "gather-parameters": "sharding.gather_parameters:GatherParameters",
     "propagate-placements": "sharding.propagate_placements:PropagatePlacements",
     "put-batch-first": "normalize.put_batch_first:PutBatchFirst",

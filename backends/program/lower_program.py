@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from ...ir.bindings import Operation, Type, Value, mlir
 from ...ir.collectives import COLLECTIVES, RECEIVE_START, SEND
+from ...ir.kinds import kind_of
 from ...ir.lanes import lane_of
 from ...ir.locations import Origin, from_location
 from ...ir.module import (
@@ -33,7 +34,7 @@ from ...ir.types import TensorType, from_mlir, is_tensor
 from ...runtime.program.arguments import Slot, dtype_name
 from ...runtime.program.entries import MICROBATCH_INDEX, depends_on_microbatch
 from ...runtime.program.mesh import RankMesh
-from ...runtime.program.records import Function, Input, Instruction, Location, Output, Pipeline, Shard, SlotType
+from ...runtime.program.records import Function, Input, Instruction, Kind, Location, Output, Pipeline, Shard, SlotType
 from .frees import with_frees
 from .message_sources import argument_sources, result_sources
 
@@ -180,7 +181,9 @@ class _Body:
         results = tuple(self.slots[v] for v in terminator(self.function).operands)
         code = with_frees(code, self.arguments, results, self.mesh)
         types = tuple(self.types.index(value.type) for value in self.slots)
-        return Function(len(self.slots), self.arguments, results, tuple(code), backward_at, types)
+        return Function(
+            len(self.slots), self.arguments, results, tuple(code), backward_at, types, kind=_stated_kind(self.function)
+        )
 
     def _forward_first(self, body: list[Operation]) -> tuple[list[Operation], int | None]:
         """Move what the forward's results need to the front, in stable order; also returns where the rest begins."""
@@ -244,6 +247,11 @@ class _Body:
 
     def _slot(self, value: Value) -> int:
         return self.slots.setdefault(value, len(self.slots))
+
+
+def _stated_kind(function: Operation) -> Kind | None:
+    said = kind_of(function)
+    return None if said is None else Kind(said.name, said.operands, said.results, dict(said.attributes))
 
 
 def _turn(op: Operation) -> dict[str, Any]:

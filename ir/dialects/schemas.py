@@ -61,6 +61,8 @@ class OpDef:
     results: tuple[str, ...]
     """"Tensor" or "Tensor[]", for each result."""
     pure: bool
+    result_names: tuple[str, ...] = ()
+    """As the schema has them; "result" for one without."""
 
     @cached_property
     def operands(self) -> tuple[Argument, ...]:
@@ -119,7 +121,9 @@ def _define(schema: torch.FunctionSchema, name: str, pure: bool) -> OpDef:
         for a in schema.arguments
     )
     results = tuple("Tensor[]" if "List" in str(r.type) else "Tensor" for r in schema.returns)
-    return OpDef(name, mlir_name(name), arguments, results, pure)
+    return OpDef(
+        name, mlir_name(name), arguments, results, pure, tuple(str(r.name or "result") for r in schema.returns)
+    )
 
 
 def _is_functional(schema: torch.FunctionSchema) -> bool:
