@@ -10,23 +10,16 @@ floating-point operations by torch's own formulas (`torch.utils.flop_counter`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry
 
 from ..ir.bindings import Value, mlir
 from ..ir.operations import Call
 from ..ir.types import element_bytes, from_mlir, is_tensor
-
-FLOPS_PER_BYTE = 100.0
-"""Floating-point operations in the time in which one byte of memory is moved.
-
-Between a CPU's, about 10, and 295 of an H100 by its data sheet (989 TFLOP/s in bf16 over 3.35 TB/s).
-"""
+from .roofline import FLOPS_PER_BYTE, flop_formulas
 
 
 def bytes_of(value: Value) -> int:
@@ -46,25 +39,13 @@ def op_time(call: Call, operands: Sequence[Value], results: Sequence[Value]) -> 
 
 def flops(call: Call, results: Sequence[Value]) -> float:
     """The floating-point operations of one op; 0 where torch has no formula for it."""
-    formula = _formulas().get(call.name)
+    formula = flop_formulas().get(call.name)
     if formula is None:
         return 0.0
     args = tree_map(_meta, list(call.args), is_leaf=_is_value)
     kwargs = {key: tree_map(_meta, value, is_leaf=_is_value) for key, value in call.kwargs.items()}
     made = [_meta(v) for v in results]
     return float(formula(*args, **kwargs, out_val=made[0] if len(made) == 1 else tuple(made)))
-
-
-@cache
-def _formulas() -> dict[str, Any]:
-    """Torch's formulas by our names of operations."""
-    found = {}
-    for packet, formula in flop_registry.items():
-        if isinstance(packet, torch._ops.OpOverloadPacket):
-            namespace, name = packet._qualified_op_name.split("::")
-            overloads = packet.overloads()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            found.update({f"{namespace}.{name}.{overload}": formula for overload in overloads})
-    return found
 
 
 def _is_value(argument: Any) -> bool:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from .arguments import add_allow_ops, add_entry, add_json
-from .outcome import Outcome
+from .outcome import Outcome, require_compiler
+
+if TYPE_CHECKING:
+    from ..report.explain import Explanation
 
 HELP = "show a program's placements, communication and remarks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
-    parser.add_argument("folder", metavar="DIR", help="a program folder")
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="a program folder")
     parser.add_argument("--remarks", action="store_true", help="list every remark of the passes, with its place")
     add_entry(parser, "all, one after the other")
+    parser.add_argument("--lanes", metavar="FILE", help="also draw the lanes of repeated layers, as an SVG picture")
+    parser.add_argument("--pictures", action="store_true", help="write the pictures of docs/overlap.md, in a checkout")
     add_allow_ops(parser)
     add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
+    if arguments.pictures:
+        return _pictures(arguments)
+    if arguments.folder is None:
+        arguments.usage_error("the following arguments are required: DIR")
     from ...ops.allowed import allow_ops
     from ...runtime.named_entries.program_set import ProgramSet
     from ..report.explain import explain
@@ -30,6 +42,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     allow_ops(*arguments.allow_ops)
     programs = ProgramSet.load(arguments.folder).selected(arguments.entry)
     explanations = {entry: explain(program) for entry, program in programs}
+    if arguments.lanes:
+        _draw(explanations, arguments.lanes)
     detail = Detail.ALL if arguments.remarks else Detail.SUMMARY
     if not programs.has_names:
         [explanation] = explanations.values()
@@ -41,3 +55,24 @@ def run(arguments: argparse.Namespace) -> Outcome:
             show_explanation(explanation, detail)
 
     return Outcome(0, show, lambda: {"entries": {name: each.to_json() for name, each in explanations.items()}})
+
+
+def _draw(explanations: Mapping[str, Explanation], file: str) -> None:
+    """The functions that are called more than once, else all."""
+    from ..report.lanes_svg import svg
+    from ..text.text_files import write_text
+
+    functions = [each for explanation in explanations.values() for each in explanation.overlap]
+    drawn = [each for each in functions if each.calls > 1] or functions
+    write_text(file, svg([(f"{each.name}, called {each.calls} times", each) for each in drawn]))
+
+
+def _pictures(arguments: argparse.Namespace) -> Outcome:
+    if arguments.folder or arguments.lanes or arguments.json:
+        arguments.usage_error("--pictures draws the pictures of the documentation; it takes no DIR, --lanes or --json")
+    require_compiler()
+    from ..pictures.overlap import write_pictures
+    from ..text.console import say
+
+    count = write_pictures()
+    return Outcome(0, lambda: say(f"{count} pictures written"))

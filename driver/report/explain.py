@@ -17,6 +17,7 @@ from ...runtime.program.records import Input, Shard
 from ...runtime.prover import Backend, Types, prove
 from ...runtime.rank.shards import local_shape
 from ..text.layer_names import family, folded
+from .lanes import FunctionLanes, lanes_of
 from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
 from .traffic import Site, Traffic, gradients_from, place_of, stating_types, traffic_of
@@ -117,6 +118,8 @@ class Explanation:
     """The stages of a pipeline; empty without one."""
     order: str = ""
     """Of a program that names lanes: whether their order is proved, as a proof by stated types says."""
+    overlap: tuple[FunctionLanes, ...] = ()
+    """What runs beside the communication of each function."""
 
     @property
     def lanes(self) -> dict[str, int]:
@@ -218,6 +221,7 @@ class Explanation:
                 {"kind": kind, "axes": list(axes), "count": count, "sent_bytes": sent}
                 for kind, axes, count, sent in self.totals
             ],
+            "overlap": [entry.to_json() for entry in self.overlap],
             "recomputed": [{"statement": text, "message": message} for text, message in self.recomputed],
             "avoidable": [dict(entry) for entry in self.avoidable],
             "warnings": [dict(entry) for entry in self.warnings],
@@ -237,6 +241,7 @@ def explain(program: Program) -> Explanation:
         _communication(program, traffic),
         stages_of(program, traffic),
         _order(program),
+        lanes_of(program),
     )
 
 

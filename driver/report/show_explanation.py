@@ -9,7 +9,8 @@ from ...runtime.program.named_sizes import Symbolic, range_text
 from ...runtime.program.program import Manifest
 from ..text.console import count_text, heading, place_text, say, shape_text, size_text, table
 from .explain import Communication, Explanation, PlacedTensors
-from .remarks import RemarkJson, counts_by_pass, remark_text, warning_text
+from .remarks import RemarkJson, counts_by_pass, remark_text, remarks_of, warning_text
+from .show_lanes import show_lanes
 from .stages import Stage
 
 _NAMES_SHOWN = 2
@@ -40,6 +41,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     _parameters(explanation)
     _others(explanation)
     _communication(explanation)
+    show_lanes(explanation.overlap, remarks_of(explanation.program))
     _avoidable(explanation)
     _recomputed(explanation)
     _warnings(explanation)

@@ -40,6 +40,7 @@ from ..counted_remarks import CountedRemarks
 from ..graph import Graph
 from ..memory.kept import behind
 from .live_bytes import LiveBytes, Peak, Step
+from .memory_caps import store_caps
 from .positions import forget_positions, position_of
 
 _STARTS = STARTS - {RECEIVE_START}
@@ -70,6 +71,7 @@ class CapMemory(Pass):
         for text, where, origin in placing.moved:
             remarks.applied(f"{text} stays {where}: under way it would raise the peak", origin)
         forget_positions(module)
+        store_caps(module, caps)
         return Report(len(placing.moved) + placing.put_back, remarks.remarks())
 
     def _cap(self, name: str, least: int, trial: _InPlace) -> float:

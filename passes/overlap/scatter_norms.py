@@ -10,7 +10,8 @@ A norm takes each row alone, as what stands between it and the sum does: residua
 stays cut until something needs it whole, such as a product: the residual of a layer's second sum is the cut one of its
 first, and the backward keeps cut rows of its forward. Gradients of the norm's weights are summed over the ranks.
 
-A function is left as it is if more bytes would be gathered than sums were: then a cut value is needed whole too often.
+Where a norm's backward takes a partial sum, which is reduced behind it, that is scattered before it instead. A function
+is left as it is if more bytes would be sent than before: then a cut value is needed whole too often.
 
 Needs: level `comm`, behind `partition-tensors`, before `lower-idioms`.   Keeps: values; gradients of weights are added
 in another order.   Cost: no more bytes on the wires of a ring; 1/ranks of the norms' work and memory.
@@ -31,8 +32,8 @@ from ...ir.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from ...ir.dialects.context import context
 from ...ir.module import Level, Module, terminator
 from ...ir.operations import regroup
-from ...ir.placement import Mesh, Reduce, axes_size
-from ...ir.types import TensorType, from_mlir, to_mlir
+from ...ir.placement import Mesh, Reduce, Replicate, axes_size
+from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Remark, RemarkKind, Report
 from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
@@ -44,6 +45,8 @@ from ..sharding.rules.pointwise import is_pointwise
 from .split_all_reduce import scattered_type, splits
 
 _COPY = "aten._to_copy.default"
+_ALIKE = (ALL_REDUCE, ALL_GATHER)
+"""Of what communicates over other axes: what gives equal values where it takes equal ones."""
 _NORMS = {fusion: fusion.replace("all_reduce+", "nn.") for fusion in NORMS}
 """By fusion, its norm; the backward has the same name behind it."""
 
@@ -95,6 +98,10 @@ class _Chosen:
     cut: dict[Value, None] = field(default_factory=dict)
     whole: dict[Value, None] = field(default_factory=dict)
     """The cut values that something else needs."""
+    scattered: dict[Value, None] = field(default_factory=dict)
+    """Partial sums that a cut operation takes, which are scattered before it."""
+    ended: list[Node] = field(default_factory=list)
+    """Sums of what is cut already: nothing is left to add."""
     has_norm: bool = False
 
 
@@ -108,31 +115,41 @@ class _Function:
 
     def fuse(self) -> int:
         """The number of sums that are scattered before a norm."""
-        cuts: dict[_Cut, None] = {}
-        for node in self._graph.nodes:
-            cut = self._cut(node) if node.name == ALL_REDUCE else None
-            if cut is not None:
-                cuts[cut] = None
+        cuts = {node.op: cut for node in self._graph.nodes if (cut := self._cut(node)) is not None}
         count = 0
-        for cut in cuts:
+        for cut in dict.fromkeys(cuts.values()):
             chosen = self._choose(cut)
-            gathered, summed = (sum(map(bytes_of, values)) for values in (chosen.whole, _results(chosen.sums)))
+            for node in self._graph.nodes:
+                if cuts.get(node.op) == cut and node not in chosen.nodes and not self._is_gradient(node.values[0]):
+                    self._miss(
+                        node, f"{self._norms[0].removeprefix('nn.')} does not read it, but {self._readers(node)}"
+                    )
             if not chosen.has_norm:
                 continue
-            if gathered > summed:
-                message = f"{gathered} bytes would be gathered in place of sums of {summed}"
-                self._miss(chosen.sums[0], message)
+            why = self._cost(cut, chosen)
+            if why:
+                self._miss(chosen.sums[0], why)
                 continue
+            norm = self._norms[0].removeprefix("nn.")
+            rows = f"{cut.rows[cut.dim] // self._size(cut)} of {cut.rows[cut.dim]} rows along dim {cut.dim} a rank"
             for node in chosen.sums:
-                norm = self._norms[0].removeprefix("nn.")
-                rows = f"{cut.rows[cut.dim] // self._size(cut)} of {cut.rows[cut.dim]} rows along dim {cut.dim}"
-                self._remarks.applied(
-                    f"{collective_text(node.op)} is scattered before {norm}: {rows} a rank", node.origin
-                )
+                message = f"{collective_text(node.op)} is scattered before {norm}: {rows}"
+                self._remarks.applied(message, node.origin)
             _Rewriting(cut, self._mesh, chosen).run()
-            count += len(chosen.sums)
             self._graph = Graph.of(self._graph.function)
+            count += len(chosen.sums)
         return count
+
+    def _cost(self, cut: _Cut, chosen: _Chosen) -> str:
+        """Why the sums are better left whole; empty where no more is sent than before."""
+        if any(self._is_partial(value, cut) for value in chosen.whole):
+            return "a partial sum of what is cut is read elsewhere, too"
+        before = 2 * sum(map(bytes_of, _results([*chosen.sums, *chosen.ended])))  # a reduce-scatter and a gather
+        scattered = sum(map(bytes_of, [*_results(chosen.sums), *chosen.scattered]))
+        gathered = sum(map(bytes_of, chosen.whole))
+        if scattered + gathered > before:
+            return f"{gathered} bytes would be gathered in place of {before - scattered}"
+        return ""
 
     def _size(self, cut: _Cut) -> int:
         return axes_size(self._mesh, cut.axes)
@@ -143,8 +160,9 @@ class _Function:
         self._remarks.missed(message, node.origin)
 
     def _cut(self, node: Node) -> _Cut | None:
-        """How to cut a sum with rows; None where it cannot be, with a remark."""
-        assert node.call is not None
+        """How to cut a sum with rows; None where it cannot be, with a remark, and for other operations."""
+        if node.name != ALL_REDUCE or node.call is None:
+            return None
         _, axes, reduction = node.call.args
         type_ = from_mlir(node.values[0].type)
         if reduction != Reduce.SUM or len(type_.shape) < 2 or axes_size(self._mesh, tuple(axes)) == 1:
@@ -154,10 +172,6 @@ class _Function:
         dim = next((dim for dim in dims if splits(type_, dim, axes, self._mesh)), None)
         if dim is None:
             self._miss(node, f"{axes_size(self._mesh, tuple(axes))} ranks divide none of its rows {list(rows)}")
-            return None
-        if not self._reaches(node, rows):
-            if not self._is_gradient(node.values[0]):
-                self._miss(node, f"{self._norms[0].removeprefix('nn.')} does not read it, but {self._readers(node)}")
             return None
         return _Cut(tuple(axes), rows, dim)
 
@@ -190,9 +204,21 @@ class _Function:
         return shapes[0][:-1] == rows and (*rows, 1) in shapes  # a statistic of each row
 
     def _choose(self, cut: _Cut) -> _Chosen:
-        chosen = _Chosen()
+        chosen, local = _Chosen(), self._local(cut)
         for node in self._graph.nodes:
             is_cut = any(v in chosen.cut for v in node.operands)
+            if (
+                node.name == ALL_REDUCE
+                and is_cut
+                and self._is_sum(node, cut)
+                and self._is_partial(node.operands[0], cut)
+            ):
+                chosen.ended.append(node)
+                chosen.nodes.append(node)
+                chosen.cut[node.values[0]] = None
+                continue
+            partial = [v for v in node.operands if v not in chosen.cut and self._is_partial(v, cut)]
+            is_cut &= not any(v in local and v not in chosen.cut and v not in partial for v in node.operands)
             if node.name == ALL_REDUCE and self._belongs(node, cut, chosen):
                 chosen.sums.append(node)
                 chosen.nodes.append(node)
@@ -201,23 +227,51 @@ class _Function:
                 chosen.has_norm = True
                 chosen.nodes.append(node)
                 chosen.cut.update(dict.fromkeys(v for v in node.values if _has_rows(node, v, cut.rows)))
+                chosen.scattered.update(dict.fromkeys(partial))
                 continue
             elif is_cut and _takes_rows_alone(node, cut.rows):
                 chosen.nodes.append(node)
                 chosen.cut.update(dict.fromkeys(node.values))
+                chosen.scattered.update(dict.fromkeys(partial))
                 continue
             chosen.whole.update(dict.fromkeys(v for v in node.operands if v in chosen.cut))
         chosen.whole.update(dict.fromkeys(v for v in chosen.cut if v in self._returned))
         return chosen
 
-    def _belongs(self, node: Node, cut: _Cut, chosen: _Chosen) -> bool:
+    def _is_sum(self, node: Node, cut: _Cut) -> bool:
         assert node.call is not None
         _, axes, reduction = node.call.args
+        return tuple(axes) == cut.axes and reduction == Reduce.SUM
+
+    def _is_partial(self, value: Value, cut: _Cut) -> bool:
+        """Whether a value is to be summed over the axes of the cut."""
+        partial = dict(from_mlir(value.type).placement_on(self._mesh).partial) if is_tensor(value.type) else {}
+        return all(partial.get(axis) == Reduce.SUM for axis in cut.axes)
+
+    def _local(self, cut: _Cut) -> set[Value]:
+        """The values that differ on the ranks of a group: sharded ones, and what depends on a rank's place."""
+        local = {value for value, _ in self._graph.arguments if self._is_apart(value, cut)}
+        for node in self._graph.nodes:
+            joins = node.name in (ALL_REDUCE, ALL_GATHER) and {*cut.axes} <= {*(node.call.args[1] if node.call else ())}
+            differs = any(v in local and not (node.callee and self._is_apart(v, cut)) for v in node.operands)
+            if not joins and (differs or (node.name.startswith("comm.") and node.name not in _ALIKE)):
+                local.update(node.values)
+            local.update(v for v in node.values if self._is_apart(v, cut))
+        return local
+
+    def _is_apart(self, value: Value, cut: _Cut) -> bool:
+        """Whether a type says that the ranks of a group hold different values."""
+        if not is_tensor(value.type):
+            return True
+        placement = from_mlir(value.type).placement_on(self._mesh)
+        return any(placement.on(axis) != Replicate() for axis in cut.axes)
+
+    def _belongs(self, node: Node, cut: _Cut, chosen: _Chosen) -> bool:
         value = node.values[0]
-        if tuple(axes) != cut.axes or reduction != Reduce.SUM or not has_rows(value, cut.rows):
+        if not self._is_sum(node, cut) or not has_rows(value, cut.rows):
             return False
         type_ = from_mlir(value.type)
-        fits = len(type_.shape) == len(cut.rows) + 1 and splits(type_, cut.dim, axes, self._mesh)
+        fits = len(type_.shape) == len(cut.rows) + 1 and splits(type_, cut.dim, cut.axes, self._mesh)
         return fits and self._reaches(node, cut.rows, chosen.cut)
 
 
@@ -233,12 +287,14 @@ class _Rewriting:
 
     def run(self) -> None:
         """Rewrite the sums and what follows, in order; then erase what they were."""
-        sums = set(self.chosen.sums)
+        sums, ended = set(self.chosen.sums), set(self.chosen.ended)
         for node in self.chosen.nodes:
             with context(), mlir.InsertionPoint(node.op):
                 emitter = Emitter(node.op.location)
                 if node in sums:
                     self._scatter(node, emitter)
+                elif node in ended:
+                    self.parts[node.values[0]] = self.parts[node.operands[0]]
                 else:
                     self._on_part(node, emitter)
                 for value in node.values:
@@ -262,6 +318,8 @@ class _Rewriting:
         for value, part in zip(node.values, made, strict=True):
             if _has_rows(node, value, self.cut.rows):
                 self.parts[value] = part
+            elif not {*self.cut.axes}.isdisjoint(dict(from_mlir(value.type).placement_on(self.mesh).partial)):
+                value.replace_all_uses_with(part)
             else:  # the gradient of a weight: each rank has the sum over its rows
                 axes = list(self.cut.axes)
                 value.replace_all_uses_with(
@@ -272,6 +330,9 @@ class _Rewriting:
         """A rank's rows of an operand; what has no rows is the same on all ranks."""
         if not _has_rows(node, value, self.cut.rows):
             return value
+        if value in self.chosen.scattered and value not in self.parts:
+            axes, type_ = list(self.cut.axes), self._part_type(value)
+            self.parts[value] = emitter.op(REDUCE_SCATTER, value, axes, self.cut.dim, str(Reduce.SUM), type=type_)
         if value not in self.parts:
             chunk = self.cut.rows[self.cut.dim] // axes_size(self.mesh, self.cut.axes)
             type_ = self._part_type(value)
@@ -279,7 +340,11 @@ class _Rewriting:
         return self.parts[value]
 
     def _part_type(self, value: Value) -> TensorType:
-        return scattered_type(from_mlir(value.type), self.cut.dim, self.cut.axes, self.mesh)
+        type_ = from_mlir(value.type)
+        placement = type_.placement_on(self.mesh)
+        left = tuple(pair for pair in placement.partial if pair[0] not in self.cut.axes)
+        whole = type_.placed(replace(placement, partial=left), self.mesh)
+        return scattered_type(whole, self.cut.dim, self.cut.axes, self.mesh)
 
     def _result_type(self, node: Node, value: Value) -> TensorType:
         if _has_rows(node, value, self.cut.rows):

@@ -7,10 +7,10 @@ Before                                          After
   %3 = aten.mm %x, %y                             %2 = aten.add %1, %r
 
 `list_schedule.py` orders by dependence and by durations, which `weights.py` counts in bytes and FLOPs; a cost model may
-give others. An order is taken only if its time is less and the peak of a rank is no higher, by the prover's rules. What
-communication stands apart from stays apart: custom ops, and calls of functions, whose distance to gathers and
-reductions `prefetch` bounds. A collective of arguments, such as the gather of a parameter, begins no earlier. Kinds
-that are not to be hidden stay in place.
+give others. An order is taken only if its time is less, and the peak of a rank no higher (by the prover's rules), or no
+higher than the plan's `memory` allows. What communication stands apart from stays apart: custom ops, and calls of
+functions, whose distance to gathers and reductions `prefetch` bounds. A collective of arguments, such as a parameter's
+gather, begins no earlier. Kinds that are not to be hidden stay in place.
 
 All ranks run the same function, so the collectives of a group have one order on all of them. In the entry of a stage,
 whose messages others wait for, nothing moves.
@@ -21,7 +21,7 @@ Cost: n log n in the operations of a distinct function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -42,6 +42,7 @@ from .custom_ops import IsBarrier, communication_barriers
 from .kinds import kind_of, kinds_in
 from .list_schedule import COMPUTE, Job, Problem, Urgency, bound, schedule, timeline
 from .live_bytes import LiveBytes, Step
+from .memory_caps import take_caps
 from .weights import CountedWeights, Weights
 
 
@@ -57,7 +58,8 @@ class ScheduleLanes(Pass):
     """By how much less time an order must take; else operations stay where they stand."""
 
     def run(self, module: Module) -> Report:
-        scheduling = _Scheduling(module, self.weights(module), kinds_in(self.kinds), 1 - self.least_gain / 100)
+        caps = take_caps(module)
+        scheduling = _Scheduling(module, self.weights(module), kinds_in(self.kinds), 1 - self.least_gain / 100, caps)
         stages = entry_names(module) if pipeline_axis(module) is not None else ()
         remarks, moved = list[Remark](), 0
         for name, function in module.functions().items():
@@ -80,8 +82,10 @@ class _Outcome:
 
 
 class _Scheduling:
-    def __init__(self, module: Module, weights: Weights, kinds: frozenset[str], most: float) -> None:
-        self._module, self._weights, self._kinds, self._most = module, weights, kinds, most
+    def __init__(
+        self, module: Module, weights: Weights, kinds: frozenset[str], most: float, caps: Mapping[str, int]
+    ) -> None:
+        self._module, self._weights, self._kinds, self._most, self._caps = module, weights, kinds, most, caps
         self._functions = module.functions()
         self._is_barrier = communication_barriers(module)
         self._live = LiveBytes(module)
@@ -122,7 +126,8 @@ class _Scheduling:
     ) -> tuple[_Outcome, list[Node]]:
         """Take the quickest order that needs no more memory."""
         if not self._peaks:
-            self._peaks = {entry: self._live.peak(entry).bytes for entry in entry_names(self._module)}
+            peaks = {entry: self._live.peak(entry).bytes for entry in entry_names(self._module)}
+            self._peaks = {entry: max(peak, self._caps.get(entry, 0)) for entry, peak in peaks.items()}
         steps = self._live.steps(name)
         problem = _with_memory(jobs, groups, steps, self._live, self._functions[name])
         cap = self._live.peak(name).bytes
@@ -148,7 +153,8 @@ class _Scheduling:
         """Whether no entry's peak rises if the steps stand in an order; only then they stay in it."""
         of_op = {step.node.op: step for step in steps}
         before = list(steps)
-        places = [number for number, step in enumerate(steps) if step.node.op in {node.op for node in ordered}]
+        moved = {node.op for node in ordered}
+        places = [number for number, step in enumerate(steps) if step.node.op in moved]
         for place, node in zip(places, ordered, strict=True):
             steps[place] = of_op[node.op]
         self._live.forget_peaks()
