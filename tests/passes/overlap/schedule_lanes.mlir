@@ -75,3 +75,24 @@ func.func @main(%x: tensor<64x64xf32, {tp = "partial(sum)"}>, %y: tensor<64x64xf
   return %2, %3 : tensor<f32>, tensor<64x64xf32>
 }
 }
+
+// -----
+
+// RUN: stretto opt -p "cap-memory{plan=%S/plans/cap_growth.plan},schedule-lanes" %s | filecheck %s
+
+// The same, where the plan allows more memory.
+
+// CHECK-NOT: comm.caps
+// CHECK: "comm.all_reduce_start"
+// CHECK-NEXT: "aten.mm_default"
+// CHECK-NEXT: "comm.wait"
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<64x64xf32, {tp = "partial(sum)"}>, %y: tensor<64x64xf32>) -> (tensor<f32>, tensor<64x64xf32>) {
+  %n = "aten.neg_default"(%x) : (tensor<64x64xf32, {tp = "partial(sum)"}>) -> tensor<64x64xf32, {tp = "partial(sum)"}>
+  %0 = "comm.all_reduce_start"(%n) {axes = ["tp"], reduce = "sum"} : (tensor<64x64xf32, {tp = "partial(sum)"}>) -> !async.value<tensor<64x64xf32>>
+  %1 = "comm.wait"(%0) : (!async.value<tensor<64x64xf32>>) -> tensor<64x64xf32>
+  %2 = "aten.sum_default"(%1) : (tensor<64x64xf32>) -> tensor<f32>
+  %3 = "aten.mm_default"(%y, %y) : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+  return %2, %3 : tensor<f32>, tensor<64x64xf32>
+}
+}

@@ -71,3 +71,9 @@ def test_a_custom_op_between_a_collective_and_its_use_ends_it_with_a_remark(
     assert places == sorted(places)
     messages = [remark.message for remark in remarks if remark.kind is RemarkKind.MISSED]
     assert any('ends before "lanes_tests.twist.default"' in message for message in messages)
+
+
+def test_a_lane_that_no_operation_has_is_a_warning() -> None:
+    [remark] = PassManager(parse_pipeline("assign-lanes{axes=dp}")).run(_module(f"return %y : {SUM}", SUM))
+    assert remark.kind is RemarkKind.WARNING
+    assert remark.message == 'no operation is on the lane "dp": no collective is over the axis'
