@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 from ...runtime.program.records import Location
-from ..text.console import count_text, heading, place_text, say, size_text, table
+from ..text.console import heading, place_text, say, size_text, table
 from .lanes import Beside, FunctionLanes
 from .remarks import RemarkJson
 
@@ -14,6 +15,8 @@ PASSES = (
     "start-collectives", "cap-memory", "schedule-lanes",
 )  # fmt: skip
 """Those that move, split or fuse communication, in order."""
+_WIDEST, _NAME = 98, 17
+"""The most characters of a line, and of a module's name."""
 _UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1, "FLOP"))
 TRANSFORMS = PASSES[:5]
 """Those of them that split or fuse it."""
@@ -26,8 +29,7 @@ def show_lanes(functions: Sequence[FunctionLanes], remarks: Sequence[RemarkJson]
     heading("Communication beside work")
     rows: list[tuple[str, ...]] = []
     for function in functions:
-        calls = f"{function.name}, {function.calls} x" if function.calls > 1 else function.name
-        rows.append((f"in {calls}", "", "", "", ""))
+        rows.append((f"in {function.name}", f"{function.calls} x" if function.calls > 1 else "", "", "", ""))
         rows += [
             (
                 f"  {_text(each)}", _where(each.start), _where(each.wait), _work(each),
@@ -35,7 +37,9 @@ def show_lanes(functions: Sequence[FunctionLanes], remarks: Sequence[RemarkJson]
             )
             for each in function.collectives
         ]  # fmt: skip
-    table(("communication", "starts behind", "waited for before", "beside it", "hidden"), rows, right=("hidden",))
+    table(
+        ("communication", "starts behind", "waited for before", "computed beside it", "hidden"), rows, right=("hidden",)
+    )
     whole, hidden = (
         sum(function.calls * getattr(each, key) for function in functions for each in function.collectives)
         for key in ("duration", "hidden")
@@ -56,19 +60,24 @@ def _changes(remarks: Sequence[RemarkJson]) -> None:
             heading(title)
         for each in found:
             module = f"{each.get('module')}: " if each.get("module") else ""
-            say(f"  {each.get('pass')}: {module}{each.get('message')}")
+            text = f"{each.get('pass')}: {module}{each.get('message')}"
+            say(fill(text, _WIDEST, initial_indent="  ", subsequent_indent="    ", break_long_words=False))
 
 
 def _text(each: Beside) -> str:
-    return f"{each.kind.replace('_coalesced', ' (bucket)')} over {', '.join(each.axes)}"
+    return f"{each.kind.replace('_coalesced', 's')} {', '.join(each.axes)}"
 
 
 def _where(place: Location) -> str:
-    return place.module or place_text(place.file, place.line) or "(the model itself)"
+    """The last part of a module's name, else the line."""
+    name = place.module.rpartition(".")[2]
+    if not name or name in ("*", "") or name.isdigit():
+        name = place.module or place_text(place.file, place.line) or "(the model)"
+    return name if len(name) <= _NAME else f"{name[: _NAME - 2]}.."
 
 
 def _work(each: Beside) -> str:
     if not each.operations:
         return "nothing"
     flops, unit = next((each.flops / size, unit) for size, unit in _UNITS if each.flops >= size or size == 1)
-    return f"{count_text(each.operations, 'op')}, {size_text(each.bytes)}, {flops:.3g} {unit}"
+    return f"{size_text(each.bytes)}, {flops:.3g} {unit}"
