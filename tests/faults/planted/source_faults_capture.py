@@ -153,13 +153,13 @@ CAPTURE_FAULTS = {
     ),
     "a target for inference keeps its dropout": SourceFault(
         "frontend/targets/load_target: _load_file",
-        giving(load_target, "_model_and_inputs", stays_in_train_mode),
+        giving(load_target, "_model_and_entries", stays_in_train_mode),
         Finder.COMPILE_CHECK,
         INFERENCE,
     ),
     "a target for training has one module in eval mode": fault(
         "targets/load_target: _load_file",
-        giving(load_target, "_model_and_inputs", first_in_eval_mode),
+        giving(load_target, "_model_and_entries", first_in_eval_mode),
         Case("gpt", "dp_tp"),
     ),
 }

@@ -109,6 +109,29 @@ def test_files_that_belong_to_no_entry_are_refused(folder: Path) -> None:
     refused("E0303", lambda: ProgramSet.load(folder))
 
 
+ODD = (
+    None, True, -1, 0, 2**63, 10**30, 1.5, "", "x", "add", "\ud800", "a" * 9999, [], {}, [[]], [0], [None], [["add"]],
+    ["add", 1], {"add": None}, {"": ""}, {"add/manifest.json": 1}, ["manifest.json"], ["add", "\x00"], ["..", "add"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["entries", "files", "format"])
+def test_whatever_a_manifest_says_a_folder_is_read_or_refused(folder: Path, key: str) -> None:
+    whole = (folder / "manifest.json").read_text()
+    for value in ODD:
+        for kept in (True, False):
+            (folder / "manifest.json").write_text(whole)
+            if kept:
+                rewritten(folder, **{key: value})
+            else:
+                changed = {name: each for name, each in json.loads(whole).items() if name != key}
+                (folder / "manifest.json").write_text(json.dumps({**changed, "hash": manifest_hash(changed)}))
+            try:
+                assert set(ProgramSet.load(folder).programs) == {"add", "scaled"}
+            except ProgramError as error:
+                error.render().encode("utf-8", "replace")
+
+
 @pytest.mark.parametrize("names", [[], ["../up"], ["a b"], ["x" * 65], [f"e{i}" for i in range(65)]])
 def test_names_that_are_no_folders_are_refused_before_anything_is_written(names: list[str], tmp_path: Path) -> None:
     refused("E0317", lambda: ProgramSet.of({name: add() for name in names}))
