@@ -24,8 +24,10 @@ from .nanobatches.cut_nanobatches import CutNanobatches
 from .normalize.bound_experts import BoundExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
+from .normalize.idioms.bodies import KINDS
 from .normalize.keep_dims_apart import KeepDimsApart
 from .normalize.lower_idioms import LowerIdioms
+from .normalize.outline_idioms import OutlineIdioms
 from .normalize.put_batch_first import PutBatchFirst
 from .normalize.raise_experts import RaiseExperts
 from .normalize.raise_idioms import RaiseIdioms
@@ -71,6 +73,8 @@ class PipelineConfig:
     """Whether the program is to hold for other sizes than the module's: `cap-memory` runs only where the plan asks."""
     memory_margin: int = 0
     """By how many bytes `recompute auto` is to stay below its memory, which it estimates."""
+    kinds: tuple[str, ...] = KINDS
+    """The idioms that become functions with a kind."""
 
 
 @dataclass(frozen=True)
@@ -237,13 +241,14 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(GatherParameters(), _stores),
         Entry(_propagate_placements),
     ),
-    # From here on the module is one rank's program, with collectives. Idioms are no longer needed.
+    # From here on the module is one rank's program, with collectives. Idioms are no longer needed, but for those that a
+    # target may have kernels of its own for: they stay single operations to the end.
     "partition": (
         Entry(PartitionTensors()),
         Entry(RouteRows()),
         Entry(lambda config: CutNanobatches(config.plan), _cuts_nanobatches),
         Entry(lambda config: ScatterNorms(config.plan), _fuses_norms),
-        Entry(LowerIdioms()),
+        Entry(lambda config: LowerIdioms(keep=",".join(config.kinds))),
         Entry(SimplifyViews()),
         Entry("canonicalize,cse,symbol-dce"),
     ),
@@ -268,5 +273,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(_cap_memory, _caps),
         Entry(lambda config: ScheduleLanes(_kinds(config)), _schedules),
     ),
+    # When nothing looks at idioms as operations any more.
+    "outline": (Entry(lambda config: OutlineIdioms(",".join(config.kinds))),),
 }
 """The phases in their order."""

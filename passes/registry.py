@@ -32,6 +32,7 @@ TABLE: dict[str, str] = {
     "hoist-collectives": "overlap.hoist_collectives:HoistCollectives",
     "lower-idioms": "normalize.lower_idioms:LowerIdioms",
     "order-tasks": "pipelining.order_tasks:OrderTasks",
+    "outline-idioms": "normalize.outline_idioms:OutlineIdioms",
     "partition-tensors": "partition.partition_tensors:PartitionTensors",
     "place-arguments": "sharding.place_arguments:PlaceArguments",
     "fuse-regions": "fusion.fuse_regions:FuseRegions",

@@ -1,4 +1,7 @@
-"""What a torch op costs on a GPU, from the types of its slots: products of matrices, attention, convolutions."""
+"""What a torch op, or a function with a kind, costs on a GPU, from the types of its slots.
+
+Products of matrices, attention, convolutions: what only moves bytes, `steps.py` prices.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ...costs.kernels.attention import attention_seconds
 from ...costs.kernels.gpu import Gpu
 from ...costs.kernels.matmul import batched_matmul_seconds
 from ...costs.kernels.memory_bound import quantize_seconds
-from ...runtime.program.records import Instruction, SlotType
+from ...runtime.program.records import Function, Instruction, SlotType
 
 FORMATS = {"float64": "fp32", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3fn": "fp8"}
 """By dtype: the format that prices it. Programs for checks in float64 are priced as float32."""
@@ -75,6 +78,17 @@ def _quantized(type: SlotType) -> SlotType:
     return replace(type, dtype="float8_e4m3fn") if type.dtype in ("bfloat16", "float16") else type
 
 
+def kernel_of_function(function: Function, types: Types, gpu: Gpu) -> Kernel | None:
+    """The kernel that a function is as a whole, by its kind; None for one that is priced by its instructions."""
+    kind = function.kind
+    if kind is None or kind.name not in ("attention", "attention_backward"):
+        return None
+    slots = dict(zip(kind.operands, function.arguments, strict=True))
+    query, key = types[slots["query"]], types[slots["key"]]
+    is_causal = bool(kind.attributes.get("causal", False))
+    return _attention(query, key, gpu, is_causal=is_causal, is_backward=kind.name == "attention_backward")
+
+
 def read_bytes(step: Instruction, slot: int, types: Types) -> int:
     """The bytes that an instruction reads of a slot: what gathers rows reads as much as it returns."""
     nbytes = types[slot].bytes
@@ -112,19 +126,24 @@ def _convolution(step: Instruction, operands: Tensors, results: Tensors, gpu: Gp
     )  # fmt: skip
 
 
-def _attention(step: Instruction, operands: Tensors, results: Tensors, gpu: Gpu) -> Kernel:
+def _fused_attention(step: Instruction, operands: Tensors, results: Tensors, gpu: Gpu) -> Kernel:
+    """Of torch's own op, which stands in programs where an idiom could not be raised."""
     backward = "backward" in step.op
     q, k = (operands[1], operands[2]) if backward else (operands[0], operands[1])
-    batch, heads, queries, size = q.shape
-    key_heads, keys = k.shape[1], k.shape[2]
     flags = [argument for argument in step.args if isinstance(argument, bool)]
     causal = bool(flags and flags[0]) or bool(step.kwargs.get("is_causal", False))
+    return _attention(q, k, gpu, is_causal=causal, is_backward=backward)
+
+
+def _attention(q: SlotType, k: SlotType, gpu: Gpu, *, is_causal: bool, is_backward: bool) -> Kernel:
+    batch, heads, queries, size = q.shape
+    key_heads, keys = k.shape[1], k.shape[2]
     format = FORMATS.get(q.dtype, "fp32")
     peak = gpu.peak(format)
-    seconds = float(attention_seconds(batch, queries, keys, heads, key_heads, size, causal, format, gpu))
-    flops = 4.0 * batch * heads * queries * keys * size * (0.5 if causal else 1.0)
+    seconds = float(attention_seconds(batch, queries, keys, heads, key_heads, size, is_causal, format, gpu))
+    flops = 4.0 * batch * heads * queries * keys * size * (0.5 if is_causal else 1.0)
     at_peak = flops / peak
-    if backward:
+    if is_backward:
         return Kernel(Kind.ATTENTION, BACKWARD * seconds, 2.5 * at_peak)
     return Kernel(Kind.ATTENTION, seconds, at_peak)
 
@@ -143,6 +162,6 @@ _PRODUCTS: dict[str, Callable[[Instruction, Tensors, Tensors, Gpu], Kernel]] = {
     "aten.bmm.": _matmul,
     "aten.baddbmm.": _matmul,
     "aten.convolution": _convolution,
-    "aten._scaled_dot_product_flash_attention": _attention,
+    "aten._scaled_dot_product_flash_attention": _fused_attention,
     "stretto.grouped_": _grouped,
 }

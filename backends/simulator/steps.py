@@ -2,7 +2,7 @@
 
 Consecutive instructions that only move bytes are one kernel (unless told otherwise), as a compiler that fuses them
 makes it: it reads what comes from outside and writes what is read outside, and costs one launch. Products,
-communication and calls end a region. Views cost nothing.
+communication and calls end a region. Views cost nothing. A call of a function whose kind is priced is one kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ...costs.kernels.memory_bound import moved_seconds
 from ...runtime.program.ops import COLLECTIVES
 from ...runtime.program.program import Program
 from ...runtime.program.records import Function, Instruction, SlotType
-from .kernels import Kernel, Kind, Products, kernel_of, read_bytes
+from .kernels import Kernel, Kind, Products, kernel_of, kernel_of_function, read_bytes
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class FunctionSteps:
         products: Products = Products.AS_STATED,
     ) -> None:
         self._fuses, self._products = fuses, products
+        self._program = program
         self._types = _types(program, function)
         self._gpu = gpu
         self._storage = _storages(function)
@@ -104,9 +105,7 @@ class FunctionSteps:
         self._close(len(function.code))
 
     def _add(self, index: int, step: Instruction) -> None:
-        kernel = (
-            None if step.op.startswith(("comm.", "call")) else kernel_of(step, self._types, self._gpu, self._products)
-        )
+        kernel = self._kernel(step)
         if kernel is None and not step.op.startswith(("comm.", "call")):
             self._move(step)
             if not self._fuses:
@@ -115,6 +114,13 @@ class FunctionSteps:
         if step.op != "comm.wait":
             self._close(index)
         self.steps.append(replace(kernel, location=step.loc) if kernel else self._step(step))
+
+    def _kernel(self, step: Instruction) -> Kernel | None:
+        """The kernel of an instruction that computes products, or calls a function that is one."""
+        if step.op == "call":
+            callee = self._program.functions[str(step.args[0])]
+            return kernel_of_function(callee, _types(self._program, callee), self._gpu)
+        return None if step.op.startswith("comm.") else kernel_of(step, self._types, self._gpu, self._products)
 
     def _move(self, step: Instruction) -> None:
         made = [slot for slot in step.writes() if slot in self._types and self._storage.get(slot, slot) == slot]

@@ -25,6 +25,7 @@ from .lowered_code import other_constants
 from .lowering_check import compare_with_module, records_of_program
 from .pass_check import CheckOptions, with_stated_ranges
 from .regime_check import Ends, RegimeReport, check_regimes
+from .stated_kinds import wrong_kind
 
 DEFAULT_CAP_BYTES = 512 << 20
 """The memory that the values of a folder may take, on all ranks together."""
@@ -112,6 +113,8 @@ def _compared(
         return ValuesVerdict(Judgement.DIFFERS, "", len(equal) + len(differing), comparison.error, lines)
     if not equal:
         return not_judged("every result is all zero, holds a NaN or is nothing but rounding")
+    if wrong := wrong_kind(program):
+        return ValuesVerdict(Judgement.DIFFERS, "", len(equal), comparison.error, (wrong,))
     others = check_regimes(Ends(module, module, records), options.seed, ranges, options.tolerance, cap)
     if others.differs is not None:
         return _differs_in(others)

@@ -59,13 +59,16 @@ def dtype_rows(eager: Found, ir: str) -> list[CheckRow]:
 
 def _of_module(ir: str) -> dict[Line, frozenset[torch.dtype]]:
     from ...ir.interpreter.code import decode
+    from ...ir.kinds import kind_of
     from ...ir.module import Module
 
+    module = Module.parse(ir)
+    idioms = {name: said.name for name, each in module.functions().items() if (said := kind_of(each)) is not None}
     found: dict[Line, frozenset[torch.dtype]] = {}
-    for body in decode(Module.parse(ir)).bodies.values():
-        for step in body.steps:
+    for body in decode(module).bodies.values():
+        for step in body.steps if body.name not in idioms else ():
             namespace, _, name = step.name.partition(".")
-            kind = _kind(name.partition(".")[0]) if namespace == "aten" else ""
+            kind = _kind(name.partition(".")[0]) if namespace == "aten" else idioms.get(step.callee, "")
             type_ = body.types[step.out[0]] if step.out else None
             if kind and type_ is not None and not step.origin.backward:
                 key = step.origin.file, step.origin.line, kind

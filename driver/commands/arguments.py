@@ -30,6 +30,26 @@ def add_entry(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--entry", metavar="NAME", help=f"an entry of a folder that has several; default: {default}")
 
 
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """What the caller adds to what a program may run: `--allow-ops PATTERN` and `--implementations NAME`."""
+    add_allow_ops(parser)
+    parser.add_argument(
+        "--implementations", action="append", default=[], metavar="NAME",
+        help="kernels that an installed package offers under this name, for functions that say their kind; imports it",
+    )  # fmt: skip
+
+
+def read_loading(arguments: argparse.Namespace) -> None:
+    """Allow the ops, and register the implementations, that the caller names."""
+    from ...ops.allowed import allow_ops
+
+    allow_ops(*arguments.allow_ops)
+    if arguments.implementations:
+        from ...runtime.implementations.registry import use_implementations
+
+        use_implementations(*arguments.implementations)
+
+
 def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also: str = "") -> None:
     """`-p PIPELINE`."""
     parser.add_argument("-p", "--pipeline", required=required, metavar="PIPELINE", help=_PIPELINE + also)

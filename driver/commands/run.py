@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_allow_ops, add_allow_unjudged, add_entry, add_json, add_ranges, named_sizes, positive
+from .arguments import (
+    add_allow_unjudged,
+    add_entry,
+    add_json,
+    add_loading,
+    add_ranges,
+    named_sizes,
+    positive,
+    read_loading,
+)
 from .outcome import Outcome, exit_code, require_compiler
 
 HELP = "run a program for some steps, or check it against one device"
@@ -34,17 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="name the operation that makes the first NaN; slow"
     )
-    add_allow_ops(parser)
+    add_loading(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    from ...ops.allowed import allow_ops
     from ..check.run_program import RunJob, check_json, run_check, run_for_steps, show_check, show_steps, steps_json
 
-    allow_ops(*arguments.allow_ops)
+    read_loading(arguments)
     if arguments.check and arguments.detect_anomaly:
         arguments.usage_error("--detect-anomaly is for steps; it cannot be combined with --check")
     if arguments.against:

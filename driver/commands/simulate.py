@@ -7,7 +7,15 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .arguments import add_allow_ops, add_entry, add_json, add_target_options, check_target_options, is_target
+from .arguments import (
+    add_entry,
+    add_json,
+    add_loading,
+    add_target_options,
+    check_target_options,
+    is_target,
+    read_loading,
+)
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
@@ -40,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="price 16-bit matrix products in fp8, quantization included; programs run none",
     )
     parser.add_argument("--trace", metavar="FILE", help="also write what runs when, for Perfetto or chrome://tracing")
-    add_allow_ops(parser)
+    add_loading(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -52,11 +60,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ...backends.simulator.simulation import simulate
     from ...backends.simulator.timeline import trace_events
     from ...dsl.clusters.cluster import Cluster
-    from ...ops.allowed import allow_ops
     from ..report.simulation import show_simulation, show_sweep, simulation_json
     from ..text.text_files import write_text
 
-    allow_ops(*arguments.allow_ops)
+    read_loading(arguments)
     cluster = Cluster.load(arguments.cluster)
     program = _program(arguments)
     priced = partial(

@@ -7,15 +7,16 @@ import os
 
 from .arguments import (
     MEMORY_CAP,
-    add_allow_ops,
     add_allow_unjudged,
     add_check_options,
     add_entry,
     add_json,
+    add_loading,
     add_pipeline,
     add_target_options,
     check_target_options,
     is_target,
+    read_loading,
     size,
 )
 from .outcome import UNJUDGED, Outcome, exit_code, missing_of_compiler, require_compiler
@@ -53,16 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "gloo, an order in each group",
     )  # fmt: skip
     add_entry(parser, "all")
-    add_allow_ops(parser)
+    add_loading(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    from ...ops.allowed import allow_ops
-
-    allow_ops(*arguments.allow_ops)
+    read_loading(arguments)
     if arguments.plan is not None:
         return _target(arguments)
     return _program(arguments) if arguments.pipeline is None else _passes(arguments)

@@ -20,6 +20,7 @@ from ..text.layer_names import family, folded
 from .lanes import FunctionLanes, lanes_of
 from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
+from .targets import BoundKind, bound_kinds
 from .traffic import Site, Traffic, gradients_from, place_of, stating_types, traffic_of
 
 
@@ -129,6 +130,11 @@ class Explanation:
         return dict(sorted(counts.items()))
 
     @property
+    def kinds(self) -> tuple[BoundKind, ...]:
+        """What runs on the program's target for functions that say their kind."""
+        return bound_kinds(self.program)
+
+    @property
     def parameter_bytes(self) -> int:
         """The bytes of all parameters on a single device."""
         return sum(tensors.global_bytes * len(tensors.names) for tensors in self.parameters)
@@ -205,6 +211,7 @@ class Explanation:
             "mesh": dict(manifest.mesh),
             "implied": [*self.implied],
             "ranks": self.program.mesh.ranks,
+            "kinds": [entry.to_json() for entry in self.kinds],
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),
             "pipeline": None if self.program.pipeline is None else self.program.pipeline.to_json(),
             "stages": [entry.to_json() for entry in self.stages],

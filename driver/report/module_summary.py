@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from math import prod
 
 from ...costs.communication import ring_bytes
 from ...ir.collectives import SEND, Collective, collective
 from ...ir.interpreter import estimate
 from ...ir.interpreter.code import Body, Code, Step, decode, used
+from ...ir.kinds import kind_of
 from ...ir.module import Level, Module
 from ...ir.placement import axes_size
 from ...ir.source_text import read_module
@@ -23,13 +25,14 @@ def module_summary(source: Source) -> Summary:
     read_module(source.text, source.name)
     module = Module.parse(source.text)  # without file locations, which differ between equal files
     code = decode(module)
+    idioms = {name: said.name for name, each in module.functions().items() if (said := kind_of(each)) is not None}
     peak = estimate(module).rank_bytes
     summary = Summary(source.name, module.text(locations=False), peak_bytes=peak, stages=len(code.entries))
-    for name, times in _call_counts(code).items():
+    for name, times in _call_counts(code, idioms).items():
         for step in code.bodies[name].steps:
-            if step.callee:
+            if step.callee and step.callee not in idioms:
                 continue
-            summary.ops[step.name] += times
+            summary.ops[idioms.get(step.callee, step.name)] += times
             summary.places[step.origin.file, step.origin.line, step.origin.module_path] += times
             known = collective(step.name) if code.level is Level.COMM else None
             if known is not None:
@@ -59,15 +62,16 @@ def _bytes(type_: TensorType | None) -> int:
     return 0 if type_ is None else prod(type_.shape) * type_.dtype.itemsize
 
 
-def _call_counts(code: Code) -> Counter[str]:
-    """How often each function runs in a step."""
+def _call_counts(code: Code, idioms: Container[str]) -> Counter[str]:
+    """How often each function runs in a step, those aside that count as one operation."""
     counts: Counter[str] = Counter()
 
     def enter(name: str, times: int) -> None:
         counts[name] += times
         called = Counter(step.callee for step in code.bodies[name].steps if step.callee)
         for callee, calls in called.items():
-            enter(callee, times * calls)
+            if callee not in idioms:
+                enter(callee, times * calls)
 
     for entry in code.entries:
         enter(entry.name, 1)

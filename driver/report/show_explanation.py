@@ -37,6 +37,8 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     if explanation.lanes:
         counts = ", ".join(f"{lane} {count}" for lane, count in explanation.lanes.items())
         say(f"lanes    {counts} (instructions that name one); {explanation.order}")
+    if explanation.kinds:
+        say(f"kinds    {'; '.join(map(str, explanation.kinds))}")
     _stages(explanation)
     _parameters(explanation)
     _others(explanation)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...runtime.named_entries.program_set import load_entry
 from ...runtime.program.program import Program
-from ...runtime.program.records import Function
+from ...runtime.program.records import Function, Instruction
 from ...runtime.prover import Types, prove
 from .traffic import stating_types, traffic_of
 
@@ -36,7 +36,7 @@ class Communication:
 
 @dataclass
 class Summary:
-    """Counts of one step on one rank; a function's body counts once for each call.
+    """Counts of one step on one rank; a function's body counts once for each call, one with a kind as one operation.
 
     In a pipeline, sums over one rank of each stage; the peak is the largest of them.
     """
@@ -61,9 +61,10 @@ def program_summary(folder: str, entry: str | None = None) -> Summary:
     summary.stages = len(program.entries)
     for name, times in _call_counts(program).items():
         for instruction in program.functions[name].code:
-            if instruction.op == "call":
+            kind = _kind_called(program, instruction)
+            if instruction.op == "call" and not kind:
                 continue
-            summary.ops[instruction.op] += times
+            summary.ops[kind or instruction.op] += times
             place = None if instruction.loc is None else program.locations[instruction.loc]
             summary.places[(place.file, place.line, place.module) if place else ("", 0, "")] += times
     for site, count in traffic_of(program).items():
@@ -74,13 +75,19 @@ def program_summary(folder: str, entry: str | None = None) -> Summary:
     return summary
 
 
+def _kind_called(program: Program, instruction: Instruction) -> str:
+    """The kind of the function that an instruction calls; empty for another one."""
+    kind = program.functions[str(instruction.args[0])].kind if instruction.op == "call" else None
+    return "" if kind is None else kind.name
+
+
 def _instructions(function: Function) -> object:
     """A function without source locations."""
     code = [
         (instruction.op, instruction.args, instruction.kwargs, instruction.out, instruction.free, instruction.lane)
         for instruction in function.code
     ]
-    return (function.slots, function.arguments, function.results, code, function.backward_at)
+    return (function.slots, function.arguments, function.results, code, function.backward_at, function.kind)
 
 
 def _call_counts(program: Program) -> Counter[str]:
@@ -92,7 +99,8 @@ def _call_counts(program: Program) -> Counter[str]:
         counts[name] += times
         called = Counter(str(instruction.args[0]) for instruction in functions[name].code if instruction.op == "call")
         for callee, calls in called.items():
-            enter(callee, times * calls)
+            if functions[callee].kind is None:
+                enter(callee, times * calls)
 
     for entry in program.entries:
         enter(entry.name, 1)

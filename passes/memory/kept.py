@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -15,6 +15,7 @@ from ...ir.bindings import Value, mlir
 from ...ir.module import Module, entry, terminator
 from ...ir.types import from_mlir, is_tensor
 from ..graph import Graph, Node
+from ..normalize.idioms.bodies import LAYOUTS
 
 Memory = int
 """The number of a piece of memory, that a value was allocated, inside the call that allocated it."""
@@ -111,13 +112,11 @@ def _shared(node: Node, layouts: dict[Value, Tensor]) -> dict[Value, Value]:
 
 
 def _run(node: Node, operands: Mapping[Value, Tensor]) -> list[Any]:
-    """The results of an operation of torch on tensors without memory; none where it has no such form."""
+    """The results of an operation of torch, or an idiom, on tensors without memory; none where it has no such form."""
     assert node.call is not None
-    dialect, _, rest = node.name.partition(".")
-    if dialect != "aten" or not operands:
+    target = _function(node.name)
+    if target is None or not operands:
         return []
-    packet, _, overload = rest.partition(".")
-    target = getattr(getattr(torch.ops.aten, packet), overload)
     args, kwargs = tree_map(
         lambda each: operands.get(each, each) if isinstance(each, mlir.Value) else each,
         (list(node.call.args), dict(node.call.kwargs)),
@@ -128,6 +127,16 @@ def _run(node: Node, operands: Mapping[Value, Tensor]) -> list[Any]:
             return list(tree_flatten(target(*args, **kwargs))[0])
     except (RuntimeError, NotImplementedError, TypeError):
         return []
+
+
+def _function(name: str) -> Callable[..., Any] | None:
+    """The function of an operation; None where it has none."""
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    dialect, _, rest = name.partition(".")
+    packet, _, overload = rest.partition(".")
+    found: Callable[..., Any] | None = getattr(getattr(torch.ops.aten, packet), overload) if dialect == "aten" else None
+    return found
 
 
 def _contiguous(value: Value) -> Tensor:

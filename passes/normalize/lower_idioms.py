@@ -6,9 +6,9 @@ Before                                            After
                                                     ...
                                                     %y = aten.mul %5, %weight
 
-Each operation becomes the traced operations of its function in `idioms/expansions.py`, without those that only unused
+Each operation becomes the traced operations of its function in `idioms/reference.py`, without those that only unused
 results need. The values that replace its results keep their types, placements included; values in between have types
-without placements.
+without placements. Those that `keep` names stay, for `outline-idioms`.
 
 Needs: local shapes; placements are ignored.   Keeps: values.
 """
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...ir.bindings import Location, Operation, Type, Value
+from ...ir.bindings import Location, Type, Value
 from ...ir.dialects.schemas import definitions
 from ...ir.locations import of_idiom
 from ...ir.module import Module
@@ -30,7 +30,7 @@ from ...ir.operations import Call, build
 from ...ir.types import TensorType, absent, from_mlir, is_tensor, to_mlir
 from ..base import Pass, Report
 from ..rewriting import Applied, Outcome, Site, rewrite
-from .idioms.expansions import EXPANSIONS
+from .idioms.reference import REFERENCE
 from .idioms.tracing import Step, Trace, Traced, trace
 
 
@@ -39,27 +39,35 @@ class LowerIdioms(Pass):
     """See the module's docstring."""
 
     name: ClassVar[str] = "lower-idioms"
+    keep: str = ""
+    """Idioms to leave as they are, such as "attention,attention_backward"."""
 
     def run(self, module: Module) -> Report:
         """Expand the nn operations of every function; equal ones are traced once."""
-        return rewrite(module, self.name, dict.fromkeys(EXPANSIONS, partial(_expand, traces={})))
+        kept = {f"nn.{name}" for name in self.keep.split(",")}
+        expanded = [name for name in REFERENCE if name not in kept]
+        return rewrite(module, self.name, dict.fromkeys(expanded, partial(_expand, traces={})))
 
 
 def _expand(site: Site, traces: dict[Any, Trace]) -> Outcome:
-    expand(site, EXPANSIONS[site.call.name], traces)
+    expand(site, REFERENCE[site.call.name], traces)
     return Applied(f"{site.call.name} written out")
 
 
 def expand(site: Site, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> None:
     """Replace an operation by the trace of `expansion` on its arguments; equal calls share an entry of `traces`."""
-    op, call = site.op, site.call
+    needed = [r.type if is_tensor(r.type) and any(True for _ in r.uses) else None for r in site.op.results]
+    site.replace(*emit(traced(site.call, expansion, traces), site.call.values(), needed, of_idiom(site.op)))
+
+
+def traced(call: Call, expansion: Callable[..., Any], traces: dict[Any, Trace]) -> Trace:
+    """The trace of `expansion` on the arguments of a call; equal calls share an entry of `traces`."""
     operands = call.values()
     types = tuple(_plain(from_mlir(v.type)) for v in operands)
     key = (call.name, types, repr(call.replace_values([_Hole()] * len(operands))))
     if key not in traces:
         traces[key] = _trace(call, types, expansion)
-    is_needed = [is_tensor(r.type) and any(True for _ in r.uses) for r in op.results]
-    site.replace(*_emit(traces[key], operands, op, is_needed))
+    return traces[key]
 
 
 class _Hole:
@@ -81,15 +89,14 @@ def _trace(call: Call, types: Sequence[TensorType], expansion: Callable[..., Any
     return trace(function, types)
 
 
-def _emit(trace: Trace, operands: Sequence[Value], op: Operation, is_needed: Sequence[bool]) -> list[Value | None]:
-    """Build the steps that the needed results depend on; returns their values, None for the others."""
-    final = {n: r.type for n, r, w in zip(trace.outputs, op.results, is_needed, strict=True) if n is not None and w}
+def emit(trace: Trace, operands: Sequence[Value], types: Sequence[Type | None], loc: Location) -> list[Value | None]:
+    """Build the steps that the results with a type depend on; returns their values, None for the others."""
+    final = {n: t for n, t in zip(trace.outputs, types, strict=True) if n is not None and t is not None}
     needed = set(final)
     for step in reversed(trace.steps):
         if needed.intersection(step.results):
             needed.update(_numbers(step))
     values = dict(enumerate(operands))
-    loc = of_idiom(op)
     for step in trace.steps:
         if needed.intersection(step.results):
             _build(step, values, final, loc)

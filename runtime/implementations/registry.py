@@ -91,9 +91,11 @@ class Implementation:
     """The most bytes that a call takes beside arguments and results. Without, a proof counts what the body takes."""
 
 
-_BUILT_IN: dict[str, tuple[str, ...]] = {"cpu": ()}
+_BUILT_IN: dict[str, tuple[str, ...]] = {"cpu": ("cpu_attention:FORWARD", "cpu_attention:BACKWARD")}
 """By target: the implementations that come with the runtime, as "module:object", in the order of preference."""
 _REGISTERED: list[Implementation] = []
+_USED: dict[str, None] = {}
+"""The names of what `use_implementations` registered, in order."""
 
 
 def register_implementation(implementation: Implementation) -> None:
@@ -138,6 +140,17 @@ def use_implementations(*names: str) -> None:
             )
         for one in reversed(each):
             register_implementation(one)
+        _USED[name] = None
+
+
+def used_implementations() -> list[str]:
+    """The names that the caller gave to `use_implementations`, in order; other processes of a run take them, too."""
+    return list(_USED)
+
+
+def registered_kinds() -> tuple[str, ...]:
+    """The kinds of what this process registered, sorted: compiles keep such idioms whole."""
+    return tuple(sorted({kind for each in _REGISTERED for kind in each.kinds}))
 
 
 def implementations(target: str) -> tuple[Implementation, ...]:

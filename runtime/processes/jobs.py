@@ -18,6 +18,7 @@ from ..checks.program_check import Expected, check
 from ..checks.report import CheckReport, CheckRow, Verdict
 from ..checks.stated import Ranges
 from ..checks.steps import StepsReport, run_steps
+from ..implementations.registry import use_implementations, used_implementations
 from ..named_entries.program_set import load_entry
 from ..program.arguments import Json
 from ..program.ops import OWN_OPS
@@ -53,7 +54,7 @@ def check_processes(
     program = load_entry(folder, named_entry)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
-        "allow_ops": _allowed_here(program), "against": against,
+        "allow_ops": _allowed_here(program), "implementations": used_implementations(), "against": against,
         "ranges": {name: list(bounds) for name, bounds in (ranges or {}).items()}, "named_entry": named_entry or "",
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
@@ -83,7 +84,8 @@ def run_processes_for(
     program = load_entry(folder, named_entry)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies,
-        "sizes": dict(sizes or {}), "allow_ops": _allowed_here(program), "named_entry": named_entry or "",
+        "sizes": dict(sizes or {}), "allow_ops": _allowed_here(program),
+        "implementations": used_implementations(), "named_entry": named_entry or "",
     }  # fmt: skip
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
@@ -166,6 +168,7 @@ def _read_arguments(arguments: Json) -> tuple[Program, int, int]:
     raw_sizes = arguments.get("sizes", {}) if isinstance(arguments, Mapping) else {}
     sizes = {name: int(str(size)) for name, size in raw_sizes.items()} if isinstance(raw_sizes, Mapping) else {}
     allow_ops(*(fields.strings("allow_ops") if isinstance(arguments, Mapping) and "allow_ops" in arguments else ()))
+    use_implementations(*fields.strings_or("implementations", ()))
     entry = fields.string_or("named_entry", "") or None
     return load_entry(fields.string("folder"), entry).at(sizes), fields.integer("steps"), fields.integer("seed")
 

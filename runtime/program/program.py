@@ -1,6 +1,7 @@
 """A program: what every rank runs, as data. `Program.load` reads a folder of JSON and safetensors, and validates it.
 
-- manifest.json   format, versions, target, mode, dtype, mesh, the SHA-256 of every other file, and the program's hash
+- manifest.json   format, versions, target, mode, dtype, mesh, kinds of functions, the SHA-256 of every other file, and
+                  the program's hash
 - program.json    inputs, outputs, functions (instruction lists), source locations
 - ir.mlir         the final IR, for people; remarks.json: the remarks of the passes
 - reference.json  the single-device forward; weights.safetensors: initial values by name (optional)
@@ -29,6 +30,7 @@ from .named_sizes import Symbolic, bound, bound_functions, bound_inputs, bound_o
 from .records import Function, Input, Location, Output, Pipeline, SlotType
 from .reference_records import Reference
 from .validate import validate
+from .validate_calls import require
 from .validate_reference import validate_reference
 from .validate_types import validate_types
 from .versions import FORMAT
@@ -113,6 +115,8 @@ class Program:
         files, manifest, digest = read_files(folder, hashed)
         try:
             program = program_of_files(Manifest.from_json(manifest), files)
+            stated = Fields(manifest, "manifest.json").strings_or("kinds", ())
+            require(stated == program.kinds, f"manifest.json.kinds: {list(stated)}, but functions say {program.kinds}")
         except Malformed as error:
             raise ProgramError("E0306", f"the program in '{folder}' is malformed: {error}") from None
         program = replace(
@@ -127,7 +131,8 @@ class Program:
 
     def write_files(self, fresh: Path, weights: Mapping[str, Tensor]) -> None:
         """Write the files of this program into an empty folder, with these initial values."""
-        fill_folder(fresh, self.manifest.to_json(), self.texts(), weights)
+        manifest = {**self.manifest.to_json(), **({"kinds": list(self.kinds)} if self.kinds else {})}
+        fill_folder(fresh, manifest, self.texts(), weights)
 
     @cached_property
     def hash(self) -> str:
@@ -255,6 +260,11 @@ class Program:
         """What a function says of a slot; None where it holds no tensor. The program must state types."""
         index = self.functions[function].types[slot]
         return None if index is None else self.types[index]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that its functions say, sorted."""
+        return tuple(sorted({function.kind.name for function in self.functions.values() if function.kind is not None}))
 
     def of_kind(self, kind: str) -> tuple[Input, ...]:
         """The inputs of one kind, in the program's order."""

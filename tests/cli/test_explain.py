@@ -183,3 +183,18 @@ def test_a_folder_that_is_no_program_is_refused(command: list[str], stretto: Com
 def test_the_statement_that_the_name_of_an_axis_implies_is_printed(stretto: Command, program: Path) -> None:
     assert "implied  shard inputs batch over dp\n" in stretto("explain", program).out
     assert json.loads(stretto("explain", program, "--json").out)["implied"] == ["shard inputs batch over dp"]
+
+
+def test_kinds_are_listed_with_what_runs_for_them(stretto: Command, program: Path) -> None:
+    line = "kinds    attention by torch's flash attention; attention_backward by torch's flash attention"
+    assert line in stretto("explain", program).out.splitlines()
+    listed = json.loads(stretto("explain", program, "--json").out)["kinds"]
+    assert [(each["kind"], each["functions"], each["declined"]) for each in listed] == [
+        ("attention", 1, []),
+        ("attention_backward", 1, []),
+    ]
+
+
+def test_implementations_that_no_package_offers_are_refused(stretto: Command, program: Path) -> None:
+    done = stretto("run", program, "--implementations", "nobodys")
+    assert done.code == 1 and 'error[E0315]: no package offers implementations "nobodys"' in done.err

@@ -29,6 +29,7 @@ def test_phases_stand_in_the_order_in_which_they_run() -> None:
         "memory",
         "pipeline",
         "overlap",
+        "outline",
     ]
     config = PipelineConfig(Plan.parse(_PIPELINE))
     assert default_pipeline(config) == [step for steps in phases(config).values() for step in steps]

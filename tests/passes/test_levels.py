@@ -18,8 +18,8 @@ WHOLE = {
 }  # fmt: skip
 CUT = {
     "assign-lanes", "average-microbatches", "bucket-collectives", "cap-memory", "cut-nanobatches", "cut-stages",
-    "fuse-regions", "hoist-collectives", "order-tasks", "recompute", "ring-matmuls", "route-rows", "scatter-norms",
-    "schedule-lanes", "split-all-reduce", "split-segments",
+    "fuse-regions", "hoist-collectives", "order-tasks", "outline-idioms", "recompute", "ring-matmuls", "route-rows",
+    "scatter-norms", "schedule-lanes", "split-all-reduce", "split-segments",
     "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {

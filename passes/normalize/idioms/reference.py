@@ -2,7 +2,7 @@
 
 B batch, H heads, S and T tokens of queries and keys, D head size, V classes, C features. Inputs of 16 bits are
 summed in float32 (`_wide`); `rstd`, `logsumexp`, `total` and `count` then are float32. `lower-idioms` traces these
-functions, so they also run where the target has no kernel for the operation (`expansions.py`).
+functions, so a program has them as operations that every target has.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(query @ key^T * scale + mask) @ value, and the logsumexp of each row of scores.
 
-    query (B, H, S, D); key and value (B, H, T, D); mask, added to the scores, broadcasts to (B, H, S, T); `causal`
-    hides key j from query i where i + q_offset < j + k_offset (0-d); scale is 1 / sqrt(D) where it is None. Returns
-    (B, H, S, D) and (B, H, S): 0 and -inf for a query that sees no key.
+    query (B, H, S, D); key and value (B, G, T, D), where query head i reads head i // (H / G); mask, added to the
+    scores, broadcasts to (B, H, S, T); `causal` hides key j from query i where i + q_offset < j + k_offset (0-d); scale
+    is 1 / sqrt(D) where it is None. Returns (B, H, S, D) and (B, H, S): 0 and -inf for a query that sees no key.
     """
     scores = _scores(query, key, causal_mask(query, key, mask, q_offset, k_offset) if causal else mask, scale)
     logsumexp = torch.logsumexp(scores, -1)
-    return (_shares(scores, logsumexp) @ _wide(value)).to(value.dtype), logsumexp
+    return (_shares(scores, logsumexp) @ _wide(_of_each_query(value, query))).to(value.dtype), logsumexp
 
 
 def attention_backward(
@@ -53,10 +53,11 @@ def attention_backward(
     weights = _shares(_scores(query, key, hidden, scale), logsumexp)
     wide = _wide(grad)
     grad_value = weights.transpose(-1, -2) @ wide
-    grad_weights = wide @ _wide(value).transpose(-1, -2)
+    grad_weights = wide @ _wide(_of_each_query(value, query)).transpose(-1, -2)
     grad_scores = weights * (grad_weights - (wide * _wide(out)).sum(-1, keepdim=True)) * _scale(query, scale)
-    grad_query = grad_scores @ _wide(key)
+    grad_query = grad_scores @ _wide(_of_each_query(key, query))
     grad_key = grad_scores.transpose(-1, -2) @ _wide(query)
+    grad_key, grad_value = _of_each_key(grad_key, key), _of_each_key(grad_value, value)
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
@@ -231,8 +232,25 @@ def causal_mask(
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    scores = _wide(query) @ _wide(key).transpose(-1, -2) * _scale(query, scale)
+    scores = _wide(query) @ _wide(_of_each_query(key, query)).transpose(-1, -2) * _scale(query, scale)
     return scores if mask is None else scores + mask
+
+
+def _of_each_query(tensor: Tensor, query: Tensor) -> Tensor:
+    """(B, H, T, D): for each head of queries, the head of keys or values (B, G, T, D) that it reads."""
+    batch, heads, tokens, size = tensor.shape
+    if heads == query.shape[1]:
+        return tensor
+    shared = tensor.unsqueeze(2).expand(batch, heads, query.shape[1] // heads, tokens, size)
+    return shared.reshape(batch, query.shape[1], tokens, size)
+
+
+def _of_each_key(grad: Tensor, tensor: Tensor) -> Tensor:
+    """(B, G, T, D): for each head of keys or values, the sum of the gradients (B, H, T, D) of those that read it."""
+    batch, heads, tokens, size = tensor.shape
+    if heads == grad.shape[1]:
+        return grad
+    return grad.reshape(batch, heads, grad.shape[1] // heads, tokens, size).sum(2)
 
 
 def _shares(scores: Tensor, logsumexp: Tensor) -> Tensor:

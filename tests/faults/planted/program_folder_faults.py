@@ -58,6 +58,18 @@ def reduced_over(axis: str) -> Callable[[Program], Program]:
     return edit
 
 
+def said_of(name: str, **attributes: object) -> Callable[[Program], Program]:
+    """Other constants of the kind that a function says it is."""
+
+    def edit(program: Program) -> Program:
+        right = program.functions[name]
+        assert right.kind is not None
+        wrong = replace(right, kind=replace(right.kind, attributes={**right.kind.attributes, **attributes}))
+        return replace(program, functions={**program.functions, name: wrong})
+
+    return edit
+
+
 def greatest_gradient(program: Program) -> Program:
     place, start = reduction_of(program, NORM_WEIGHT)
     return place.replaced(start, with_keyword(reduce="max")(place.code[start]))
@@ -270,8 +282,13 @@ GPT_FAULTS: dict[str, FolderFault] = {
         GPT, in_program(changed(named("aten.native_layer_norm.default"), with_argument(4, 1e-6)))
     ),
     "causal mask left out of attention": FolderFault(
-        GPT,
-        in_program(changed(named("aten._scaled_dot_product_flash_attention_for_cpu.default"), with_argument(4, False))),
+        GPT, in_program(changed(named("aten.scalar_tensor.default"), with_argument(0, 0.0), among="attention"))
+    ),
+    "attention said to see what its body hides": FolderFault(
+        GPT, in_program(said_of("attention", causal=False)), Finder.VERIFY_FOLDER
+    ),
+    "gradient of attention said to have another scale": FolderFault(
+        GPT, in_program(said_of("attention_backward", scale=1.0)), Finder.VERIFY_FOLDER
     ),
     "attention transposes other dims back": FolderFault(
         GPT, in_program(changed(named("aten.transpose.int"), with_argument(2, 3), 3, "layers_forward"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from stretto.frontend.graph import complex_pairs
-from stretto.passes.normalize.idioms import expansions
 from stretto.passes.partition import partition_tensors, vocabulary
 from stretto.passes.pipelining import average_microbatches
+from stretto.runtime.implementations import cpu_attention
 from torch import Tensor
 
 from .finding import Finder
@@ -35,14 +35,13 @@ def gradient_of_padding(sharded: Any, call: Any, types: Any) -> Any:
     return _BACKWARD(sharded, replace(call, args=(grad, indices, count, -1, by_frequency)), types)
 
 
-def without_a_key(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor,
-    mask: Tensor | None, causal: bool, scale: float | None, q: Tensor | None = None, k: Tensor | None = None,
-) -> Any:  # fmt: skip
+def without_a_key(names: tuple[str, ...], causal: bool, scale: float | None, *given: Tensor) -> Any:
     """A query that sees no key: exp(-inf - -inf)."""
-    mask, causal = expansions._hidden(query, key, mask, causal, q, k)
+    tensors = dict(zip(names, given, strict=True))
+    mask, causal = cpu_attention._hidden(tensors, causal)
+    operands = [tensors[name] for name in ("grad", "query", "key", "value", "out", "logsumexp")]
     return aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
-        grad, query, key, value, out, logsumexp, 0.0, causal, attn_mask=mask, scale=scale
+        *operands, 0.0, causal, attn_mask=mask, scale=scale
     )
 
 
@@ -62,8 +61,8 @@ VALUE_FAULTS = {
         Case("masked", "words", ()),
     ),
     "a query that sees no key has a gradient that is no number": fault(
-        "passes/normalize/idioms/expansions: _attention_backward",
-        entry(expansions.EXPANSIONS, "nn.attention_backward", without_a_key),
+        "runtime/implementations/cpu_attention: _backward",
+        value(cpu_attention, "_backward", without_a_key),
         Case("masked", "context", ()),
     ),
     "microbatches are summed before the cast to the dtype of reductions": fault(

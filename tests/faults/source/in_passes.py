@@ -15,7 +15,8 @@ from .faults import SourceFault
 PARTITION = "partition-tensors"
 RESHARD = "passes.partition.reshard:Resharder"
 VOCABULARY = "passes.partition.vocabulary:Vocabulary"
-EXPANSIONS = "passes.normalize.idioms.expansions:EXPANSIONS"
+REFERENCE = "passes.normalize.idioms.reference:REFERENCE"
+BODIES = "passes.normalize.idioms.bodies:BODIES"
 
 
 def _emitting(name: str, altered: Callable[[Any, Any, tuple[Any, ...]], tuple[str, tuple[Any, ...]]]) -> Any:
@@ -269,33 +270,33 @@ IN_PASSES = (
     SourceFault("a written-out loss is doubled", "passes.normalize.expand_losses:_expansion",
                 lambda expansion: lambda name: _scaled(2.0)(expansion(name)), "expand-losses"),
     SourceFault(
-        "a norm's epsilon is left out", f"{EXPANSIONS}/nn.rms_norm",
+        "a norm's epsilon is left out", f"{REFERENCE}/nn.rms_norm",
         lambda norm: lambda x, weight, eps: norm(x, weight, 0.0), "lower-idioms",
     ),
     SourceFault(
-        "a norm's gradient is scaled", f"{EXPANSIONS}/nn.rms_norm_backward",
+        "a norm's gradient is scaled", f"{REFERENCE}/nn.rms_norm_backward",
         lambda norm: lambda grad, x, rstd, weight: _scaled(0.5)(norm)(grad, x, rstd, weight), "lower-idioms",
     ),
     SourceFault(
-        "a loss's gradient keeps ignored rows", f"{EXPANSIONS}/nn.cross_entropy_backward",
+        "a loss's gradient keeps ignored rows", f"{REFERENCE}/nn.cross_entropy_backward",
         lambda loss: lambda scale, logits, labels, logsumexp, ignore_index: loss(
             scale, logits, labels, logsumexp, -1
         ),
         "lower-idioms", case="pipeline",
     ),
     SourceFault(
-        "attention is not causal", f"{EXPANSIONS}/nn.attention",
+        "attention is not causal", f"{BODIES}/nn.attention",
         lambda attention: lambda query, key, value, mask, causal, *rest: attention(
             query, key, value, mask, False, *rest
         ),
-        "lower-idioms",
+        "outline-idioms",
     ),
     SourceFault(
-        "attention's gradient has another scale", f"{EXPANSIONS}/nn.attention_backward",
+        "attention's gradient has another scale", f"{BODIES}/nn.attention_backward",
         lambda attention: lambda grad, query, key, value, out, logsumexp, mask, causal, scale, *offsets: attention(
             grad, query, key, value, out, logsumexp, mask, causal, 1.0, *offsets
         ),
-        "lower-idioms",
+        "outline-idioms",
     ),
     SourceFault("a transpose is dropped", "passes.normalize.simplify_views:_earlier", _views_by_name_alone,
                 "simplify-views"),
