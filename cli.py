@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from . import __version__
 from .diagnostics import StrettoError
+from .diagnostics.raised_in import raised_in
 from .driver.commands import (
     bisect,
     cache,
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 0
     except Exception as error:  # raised again, with a note on what to do
+        if place := raised_in(error):
+            error.add_note(f"Raised by {place}.")
         error.add_note(_REPORT)
         raise
 

@@ -21,20 +21,25 @@ from ...frontend.targets.load_target import load_target
 from ...frontend.targets.target import Request
 from ...runtime.checks.judging import WithinEagerError, WithinTolerance
 from ...runtime.checks.recording import Recording
-from ...runtime.checks.report import CALLS, TOLERANCES, CheckRow, Verdict
+from ...runtime.checks.report import CALLS, TOLERANCES, CheckRow, Verdict, raised_row
 from ...runtime.checks.rounding import Changes, changes, largest_changes, perturbation
+from ...runtime.errors import CollectiveError
 from ...runtime.program.program import Program
 from ..model.decorator import compile
 from .arguments import Arguments, differentiated, runs_in_eval_mode
 from .constants import varied_constants
 from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
+from .modes import other_mode
 from .roles import Roles, roles_by_size
 from .sides import CompiledSide, EagerSide, Side
 from .states import StateSteps
 
 _PERTURBATIONS = 2
 _STEPS = 1
+_COMPILED = "the model of stretto.compile"
+_FAULTS = ("E0306", "E0320", "E0330")
+"""Of a call that eager mode takes: the program is malformed, an instruction fails, or replicas differ."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
     evaluates = trains and runs_in_eval_mode(loaded.model, loaded.inputs)
     loop = Loop(
         loaded.inputs, trains, varied_constants(loaded.model, loaded.inputs), evaluates,
-        differentiated(loaded.model, loaded.inputs) if trains else None,
+        differentiated(loaded.model, loaded.inputs) if trains else None, other_mode(loaded.model, loaded.inputs),
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the plan says to no effect was said when the program was compiled
@@ -66,7 +71,11 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
             side = CompiledSide(compile(copy.deepcopy(loaded.model), plan=plan))
             found = loop.record(side)
         except StrettoError as error:
+            if error.code in _FAULTS or isinstance(error, CollectiveError):
+                return Calls((raised_row(_COMPILED, error),))
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
+        except Exception as error:  # any: what is under check may be wrong in any way
+            return Calls((raised_row(_COMPILED, error),))
         eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
         rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs, trains=trains)]
         rows += [] if trains else _rows_of_states(loaded.model, loaded.inputs, plan, side, roles)

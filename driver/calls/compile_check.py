@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from ...dsl.plan import Plan
 from ...frontend.targets.load_target import load_target
 from ...runtime.checks.program_check import check
-from ...runtime.checks.report import CALLS, PLAN, WEIGHTS, CheckReport, Verdict
+from ...runtime.checks.report import CALLS, PLAN, RAISED, WEIGHTS, CheckReport, Verdict
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ..check.live_model import eager_expected
@@ -35,6 +35,7 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
     calls = compare_calls(job.target, job.request, plan)
     planned = rows_of_plan(written, plan.text, load_target(job.target, job.request).model)
     report = replace(report, rows=(*report.rows, *calls.rows, *planned))
+    differing = [row for row in report.rows if row.differs]
     counts = Counter(row.verdict for row in report.computed)
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
@@ -45,7 +46,8 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
         "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
-        "differ": [f"{row.kind} {row.name}" for row in report.rows if row.differs and row.kind != PLAN][:_SHOWN],
+        "differ": [f"{row.kind} {row.name}" for row in differing if row.kind not in (PLAN, RAISED)][:_SHOWN],
+        "raised": [f"{row.name} raised {row.note}" for row in differing if row.kind == RAISED],
         "otherwise_planned": [f"{row.name}: {row.note}" for row in planned][:_SHOWN],
     }  # fmt: skip
 
@@ -56,6 +58,8 @@ def show_checked(program: Program) -> None:
     match record:
         case {"result": "passed", "tensors": {"equal": int(equal)}, "criterion": str(criterion)}:
             text = f"passed: {count_text(equal, 'tensor')} {criterion}; the reference is eager PyTorch"
+        case {"result": "failed", "raised": [str(first), *_]}:
+            text = f"failed: {first}"
         case {"result": "failed", "differ": [_, *_] as names}:
             text = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
         case {"result": "failed", "otherwise_planned": [_, *_]}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ from itertools import islice
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..check.users_call import UsersCall, tensors_of
-from .arguments import FAILURES, Arguments, fresh
-from .structures import Structure
+from .arguments import Arguments
+from .eager_results import are_equal, returned
 
 _KINDS = (bool, int, float, str, type(None))
 _TRIED = 8
@@ -45,7 +42,7 @@ def varied_constants(model: nn.Module, arguments: Arguments) -> list[Constants]:
         if parameter.default is not parameter.empty and name != "use_cache"
     }
     given: dict[str, Any] = {**defaults, **arguments}
-    own = _returned(model, arguments)
+    own = returned(model, arguments)
     if own is None:
         return []
     places = [_Place(path, leaf) for path, leaf in pytree.tree_flatten_with_path(given)[0]]
@@ -54,8 +51,8 @@ def varied_constants(model: nn.Module, arguments: Arguments) -> list[Constants]:
         tried = ((place, other) for place in places if type(place.value) is kind for other in _others(place, model))
         for place, other in islice(tried, _TRIED):
             changed = place.call(arguments, given, other)
-            returned = _returned(model, changed.arguments)
-            if returned is not None and not _are_equal(own, returned):
+            result = returned(model, changed.arguments)
+            if result is not None and not are_equal(own, result):
                 calls += [changed, place.call(arguments, given, place.value)]
                 break
     return calls
@@ -102,20 +99,3 @@ def _words(code: CodeType) -> Iterator[str]:
             yield from (each for each in constant if isinstance(each, str))
         elif isinstance(constant, str):
             yield constant
-
-
-def _returned(model: nn.Module, arguments: Arguments) -> Any:
-    """What a copy of the model returns, with one seed; None where it does not take the arguments."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        try:
-            return UsersCall(fresh(arguments), False).result(copy.deepcopy(model), {}, lambda tensor: tensor)
-        except FAILURES:
-            return None
-
-
-def _are_equal(own: Any, other: Any) -> bool:
-    if Structure.of(own).difference(Structure.of(other)):
-        return False
-    pairs = zip(tensors_of(own), tensors_of(other), strict=True)
-    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)

@@ -1,6 +1,7 @@
 """The calls of a training loop, for one side after the other.
 
 - Two plain calls: all outputs, gradients of parameters and of inputs, new buffers, other random numbers in each.
+- A forward, the whole call of a second model with the same program and other weights, and the first one's backward.
 - Two calls under `no_sync`, both before the first backward, and one after it: the gradients add up.
 - A call under `no_sync`, `model.zero_grad()`, and one call: the gradients of the first are gone.
 - `model.step` with a scale, where there is one scalar loss.
@@ -8,6 +9,7 @@
 - Where the forward draws random numbers: a call after torch got another seed, and one after `set_random_state`.
 - A call with inputs that require gradients, where the target's own do not.
 - Calls under `no_grad` in train mode, where the forward draws or writes buffers: two, and one after another seed.
+- A call while one submodule is in the other mode, where that matters (`model.block.eval()`).
 - A call in eval mode under `no_grad`, and one with gradients, where eager mode takes them.
 - A call after the weights were saved, changed and loaded.
 """
@@ -15,12 +17,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import backward
@@ -29,10 +30,12 @@ from ...runtime.checks.recording import Recording
 from ..check.users_call import UsersCall
 from .arguments import Arguments, fresh, halved
 from .constants import Constants
+from .modes import OtherMode, modes_kept
 from .sides import SCALE, SEEDS, STATE, Side
 
 _NO_GRAD, _EVAL, _INPUTS, _SAVED = "no_grad", "eval", "inputs that require gradients", "saved weights"
 _WITH_GRADIENTS = "eval, with gradients"
+_ANOTHER, _OF_ANOTHER = "another model between", "the other model"
 _REFUSABLE = (_NO_GRAD, _EVAL, _WITH_GRADIENTS, _INPUTS, _SAVED)
 """Phases that may be refused where the program for training is not; then those are left out whose name begins so."""
 
@@ -65,6 +68,8 @@ class Loop:
     """Whether the model is called in eval mode, too."""
     differentiated: Arguments | None = None
     """The arguments with gradients wanted for inputs, if a call has them."""
+    other_mode: OtherMode | None = None
+    """The submodule that is in the other mode in a call, if one is."""
 
     def record(self, side: Side) -> Recording:
         """What a side computes in each call. The sides get the same tangents."""
@@ -78,7 +83,7 @@ class Loop:
                     with torch.set_grad_enabled(self.trains):
                         made = calls()
                 except StrettoError as error:
-                    if phase not in (*_REFUSABLE, *(each.text for each in self.constants)):
+                    if phase not in self._refusable:
                         raise
                     side.refused[phase] = f"{error.code}, {error.message}"
                     continue
@@ -87,6 +92,12 @@ class Loop:
                 for kept, named in (*tensors, (found.buffers, dict(side.model.named_buffers()))):
                     kept.update({f"{name} ({phase})": tensor.detach().clone() for name, tensor in named.items()})
         return found
+
+    @property
+    def _refusable(self) -> tuple[str, ...]:
+        """Phases that the compiled model may refuse."""
+        modes = (self.other_mode.text,) if self.other_mode is not None else ()
+        return (*_REFUSABLE, *(each.text for each in self.constants), *modes)
 
     def _phases(self, side: Side, random: torch.Generator) -> Iterator[tuple[str, Callable[[], _Made]]]:
         def forward(arguments: Arguments) -> _Made:
@@ -102,6 +113,16 @@ class Loop:
             made = forward(arguments)
             made.backward()
             return made
+
+        def beside_another() -> _Made:
+            """The second model's tensors stand beside the first one's, by other names."""
+            first = forward(halved(self.arguments))
+            with side.another_model() as model:
+                other = once(self.arguments)
+                gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            first.backward()
+            others = other.outputs | {f"{name}.grad": gradient for name, gradient in gradients.items()}
+            return replace(first, outputs=first.outputs | {f"{_OF_ANOTHER}: {n}": t for n, t in others.items()})
 
         def accumulated() -> _Made:
             batches = (self.arguments, halved(self.arguments))
@@ -141,11 +162,17 @@ class Loop:
                 return calls()
 
         def evaluated() -> _Made:
-            with _in_eval_mode(side.model):
+            with modes_kept(side.model):
+                side.model.eval()
+                return once(self.arguments)
+
+        def in_mode(mode: OtherMode) -> _Made:
+            with mode.within(side.model):
                 return once(self.arguments)
 
         yield "own weights", partial(once, self.arguments)
         yield "second call", partial(once, halved(self.arguments))
+        yield _ANOTHER, beside_another
         if self.trains and side.facts[0].differentiated:
             yield "no_sync", accumulated
             yield "no_sync, zero_grad", dropped
@@ -155,6 +182,8 @@ class Loop:
             yield constants.text, partial(once, constants.arguments)
         if self.differentiated is not None:
             yield _INPUTS, partial(once, self.differentiated)
+        if self.other_mode is not None:
+            yield self.other_mode.text, partial(in_mode, self.other_mode)
         draws = side.facts[0].draws
         if draws:
             yield "another seed", partial(seeded, SEEDS[0])
@@ -169,18 +198,6 @@ class Loop:
             if side.facts[0].program.pipeline is None:  # a pipeline's forward runs the backward in train mode alone
                 yield _WITH_GRADIENTS, evaluated
         yield _SAVED, restored
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode; afterwards, each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _nothing() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,6 +90,25 @@ class Side(ABC):
     def set_random_state(self, state: RngState) -> None:
         """Give the next forward that draws this state."""
 
+    @contextmanager
+    def another_model(self) -> Iterator[nn.Module]:
+        """Inside, calls are those of a second model, a copy with other weights, while the first one is alive."""
+        own, self.model = self.model, self._copy()
+        try:
+            with torch.no_grad():
+                for tensor in self.model.parameters():
+                    if tensor.is_floating_point():
+                        tensor.mul_(_MOVED)
+            yield self.model
+        finally:
+            self.model = own
+
+    def _copy(self) -> nn.Module:
+        """A copy of the model, without gradients."""
+        model = copy.deepcopy(self.model)
+        model.zero_grad()
+        return model
+
     def restore_weights(self) -> None:
         """Save the weights, change all parameters and buffers, and load the weights."""
         with TemporaryDirectory(prefix="stretto") as folder:
@@ -127,6 +147,11 @@ class CompiledSide(Side):
     def no_sync(self) -> AbstractContextManager[None]:
         """See `Side.no_sync`."""
         return compiled_module(self.model).no_sync()
+
+    def _copy(self) -> nn.Module:
+        model = super()._copy()
+        compiled_module(self.model).share_program(compiled_module(model))
+        return model
 
     def set_random_state(self, state: RngState) -> None:
         """See `Side.set_random_state`."""
@@ -210,6 +235,17 @@ class EagerSide(Side):
     def set_random_state(self, state: RngState) -> None:
         """See `Side.set_random_state`."""
         self._seed, self._forwards = state.seed, state.step
+
+    @contextmanager
+    def another_model(self) -> Iterator[nn.Module]:
+        """See `Side.another_model`; its random numbers begin anew."""
+        kept = self._seed, self._forwards
+        self._seed, self._forwards = torch.initial_seed(), 0
+        try:
+            with super().another_model() as model:
+                yield model
+        finally:
+            self._seed, self._forwards = kept
 
     def save_weights(self, path: Path) -> None:
         """See `Side.save_weights`; in memory."""

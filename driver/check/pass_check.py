@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ...diagnostics import Span, StrettoError
+from ...diagnostics.raised_in import raised_text
 from ...ir.equivalence import compare
 from ...ir.equivalence.compare import Comparison
 from ...ir.equivalence.compare import Verdict as ResultVerdict
@@ -289,6 +290,14 @@ def verdict_of(name: str, comparison: Comparison) -> PassVerdict:
         message = (_SILENT if comparison.results else _NO_RESULTS,)
     breakage = Breakage.VALUES if differing else None
     return PassVerdict(name, breakage, comparison.error, compared, differing, message)
+
+
+def raised_verdict(name: str, error: Exception) -> PassVerdict:
+    """The verdict on a part of the compiler that raised `error`, which is no refusal of the user's model or plan."""
+    cause = error.__cause__ if isinstance(error, PassFailure) and isinstance(error.__cause__, Exception) else error
+    notes: list[str] = getattr(error, "__notes__", [])
+    kind = cause.code if isinstance(cause, StrettoError) else type(cause).__name__
+    return PassVerdict(name, Breakage.FAILED, math.inf, message=(raised_text(cause), *notes), code=kind)
 
 
 def _kind(error: StrettoError) -> Breakage:

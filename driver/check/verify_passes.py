@@ -162,7 +162,9 @@ def show_passes(report: PassesReport) -> None:
     if report.regime is not Regime.NORMAL:
         say(f"with {report.regime} inputs:")
     what = "the dtypes in which the module computes" if last.breakage is Breakage.DTYPES else "values"
-    if last.name == CAPTURE:
+    if last.breakage is Breakage.FAILED:
+        say(f'differs: "{last.name}" raised an error')
+    elif last.name == CAPTURE:
         say("differs: the captured module does not compute what eager PyTorch does")
     elif last.name == LOWERING:
         say("differs: the program does not compute what the module does that it was lowered from")

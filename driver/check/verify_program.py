@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...runtime.lanes.late_frees import late_frees
 from ...runtime.named_entries.program_set import ProgramSet
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
@@ -58,11 +59,13 @@ class ProgramVerdict:
     """None where the order is refuted: values were not looked at."""
     ranks: int
     seconds: float
+    kept: tuple[str, ...] = ()
+    """A line for each function that keeps a tensor longer than it is used."""
 
     @property
     def passed(self) -> bool:
-        """Whether the program is safe, and its values do not differ."""
-        return self.verdict.safe and (self.values is None or self.values.judgement != "differs")
+        """Whether the program is safe and keeps no tensor for too long, and its values do not differ."""
+        return self.verdict.safe and not self.kept and (self.values is None or self.values.judgement != "differs")
 
     @property
     def is_judged(self) -> bool:
@@ -71,7 +74,8 @@ class ProgramVerdict:
 
     def to_json(self) -> Mapping[str, Json]:
         values = {} if self.values is None else {"values": self.values.to_json()}
-        return {**self.verdict.to_json(), **values, "ranks": self.ranks, "seconds": self.seconds}
+        order = {**self.verdict.to_json(), "kept": list(self.kept)}
+        return {**order, **values, "ranks": self.ranks, "seconds": self.seconds}
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ def verify_program(
             seconds = time.perf_counter() - start
             bar.show(f"values{where}", 2)
             values = judge(program) if verdict.safe else None
-            found[name] = ProgramVerdict(verdict, values, program.mesh.ranks, seconds)
+            kept = late_frees(program) if verdict.safe and program.ir.strip() else ()  # by hand one may free nothing
+            found[name] = ProgramVerdict(verdict, values, program.mesh.ranks, seconds, tuple(kept))
         return FolderVerdict(found, has_names=programs.has_names)
 
 
@@ -140,6 +145,8 @@ def show_verdict(verdict: FolderVerdict) -> None:
 
 def _show(proved: ProgramVerdict) -> None:
     say(proved.verdict.render())
+    for line in proved.kept:
+        say(f"memory: {line}")
     if proved.values is not None:
         say(proved.values.summary)
         for line in proved.values.lines:

@@ -5,7 +5,7 @@ All run in this process, in float64, on the same random values, so that the firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...diagnostics import StrettoError
@@ -15,7 +15,7 @@ from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.equivalence.random_inputs import integer_arguments
 from ...ir.module import Module
 from ...passes.default_pipeline import default_pipeline
-from ...passes.manager import step_name
+from ...passes.manager import PassFailure, Step, single, step_name
 from ...passes.pipeline_text import print_pipeline
 from ...runtime.program.program import Program
 from ..compile.compile_program import compile_program, pipeline_config
@@ -24,8 +24,9 @@ from ..compile.request import CAPTURED, Compiled, CompileRequest, Observer
 from ..ir_files.module_source import Source
 from ..text.console import note, progress
 from .capture_check import CapturedModule, check_capture
-from .pass_check import CheckOptions
-from .verify_passes import PassesJob, PassesReport, verify_passes
+from .lowering_check import LOWERING
+from .pass_check import CheckOptions, raised_verdict, with_stated_ranges
+from .verify_passes import CAPTURE, PassesJob, PassesReport, verify_passes
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def verify_target(job: TargetJob) -> PassesReport:
         bar.show("compiling")
         in_own_dtypes = request_of(compiling, plan)
         raised = replace(in_own_dtypes.options, floats=Floats.FLOAT64)
-        request, compiled, text = _compiled(replace(in_own_dtypes, options=raised))
+        try:
+            request, compiled, text = _compiled(replace(in_own_dtypes, options=raised))
+        except _StoppedError as stopped:
+            return _first_fault(stopped, default_pipeline(pipeline_config(plan, raised)), job.options)
         module = Module.parse(text)
         options = replace(job.options, ranges={**_stated_ranges(compiled.program, module), **job.options.ranges})
         bar.show("capture", 1)
@@ -80,13 +84,49 @@ def _compiled(request: CompileRequest) -> tuple[CompileRequest, Compiled, str]:
 
 
 def _captured_and_compiled(request: CompileRequest) -> tuple[Compiled, str]:
+    """Raises _StoppedError where the compiler fails: refusals come before a module is lowered."""
     texts: list[str] = []
+    stages: list[str] = []
 
     def keep(name: str, module: Module) -> None:
         if name == CAPTURED:
             texts.append(module.text())
 
-    return compile_program(request, Observer(module=keep)), texts[0]
+    try:
+        return compile_program(request, Observer(stages.append, keep)), texts[0]
+    except StrettoError as error:
+        if not texts or stages[-1] != "lower":
+            raise
+        raise _StoppedError(LOWERING, texts[0], error) from error
+    except Exception as error:  # any: what is under check may be wrong in any way
+        part = error.pass_name if isinstance(error, PassFailure) else LOWERING if stages[-1] == "lower" else CAPTURE
+        raise _StoppedError(part, texts[0] if texts else "", error) from error
+
+
+def _first_fault(stopped: _StoppedError, steps: Sequence[Step], options: CheckOptions) -> PassesReport:
+    """The report of a compile that stopped: what it stumbled over may be the work of an earlier pass."""
+    row = raised_verdict(stopped.part, stopped.error)
+    names = [step_name(step) for step in single(steps)]
+    not_run = tuple(names[names.index(stopped.part) + 1 :] if stopped.part in names else names)
+    if not stopped.text or stopped.part == CAPTURE:
+        return PassesReport((row,), not_run)
+    try:
+        ranges = {**with_stated_ranges(Module.parse(stopped.text), {}), **options.ranges}
+        job = PassesJob(Source(stopped.text, CAPTURED, print_pipeline(steps)), replace(options, ranges=ranges))
+        report = verify_passes(job)
+    except (PassFailure, StrettoError):
+        return PassesReport((row,), not_run)
+    if report.verdicts[-1].breakage is not None:
+        return report
+    return PassesReport((*(v for v in report.verdicts if v.name != stopped.part), row))
+
+
+class _StoppedError(Exception):
+    """A compile that stopped in `part` by an error of the compiler; `text` is the captured module, if there is one."""
+
+    def __init__(self, part: str, text: str, error: Exception) -> None:
+        super().__init__(str(error))
+        self.part, self.text, self.error = part, text, error
 
 
 def _stated_ranges(program: Program, module: Module) -> Mapping[str, IntegerRange]:

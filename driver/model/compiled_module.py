@@ -152,6 +152,11 @@ class CompiledModule:
         """Drop the unreduced gradients."""
         self._unreduced_gradients.clear()
 
+    def share_program(self, other: CompiledModule) -> None:
+        """Let `other`, of a copy of this model, run the program that was called last, on rank threads of its own."""
+        if self.last is not None and (key := self._programs.last_key) is not None:
+            other._programs.add(key, self.last.on_other_ranks())
+
     @property
     def plan(self) -> Plan:
         """The plan that its programs are compiled under."""

@@ -172,6 +172,21 @@ class Variant:
             return None
         return replace(self, session=_session(self.program.bind(sizes), held, call, self.session))
 
+    def on_other_ranks(self) -> Variant:
+        """The same program on rank threads of its own, for a model that is a copy of this one's."""
+        return replace(self, session=RankThreads(self.program), read=_OfCopies())
+
+
+class _OfCopies(ReadAttributes):
+    """The attributes of a copy that nobody has written to."""
+
+    def __init__(self) -> None:
+        pass
+
+    def are_unchanged(self, modules: Sequence[nn.Module]) -> bool:
+        """See `ReadAttributes.are_unchanged`."""
+        return True
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -1,7 +1,7 @@
 """Compare what a program says of itself with what the text of its plan says, statement by statement.
 
-What no row is about: `shard activations`, the level of `zero` and what it keeps, the `bound` of `experts`, and of
-pipelines all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
+What no row is about: `shard activations`, whether `zero` has level 1 or 2, the `bound` of `experts`, and of pipelines
+all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
 are under a pipeline; of `split` the loss, and of tokens and batch all but the number of nanobatches.
 """
 
@@ -14,15 +14,18 @@ from torch import nn
 
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.checks.report import PLAN, CheckRow, Verdict
+from ...runtime.lanes.late_frees import late_frees
 from ...runtime.program.program import Program
 from .attention_rows import attention_facts
 from .input_cuts import batch_of, cuts_of_inputs
+from .memory_rows import peak_facts
 from .nanobatches import run_once_against_plan
 from .overlap_rows import overlap_facts
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
 from .recomputed import kept_against_plan
 from .stated_cuts import cuts_text, stated_cuts
+from .stored_rows import stored_facts
 
 _DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -32,6 +35,7 @@ def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow
     plan = PlanText.of(text)
     rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan)]
     rows += dict.fromkeys([*kept_against_plan(program, plan), *run_once_against_plan(program, plan)])
+    rows += [("memory", line) for line in late_frees(program)]
     return [CheckRow(PLAN, name, math.inf, Verdict.DIFFERS, note) for name, note in rows]
 
 
@@ -63,13 +67,15 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
 
 
 def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
-    """Of the mesh, the precision, the pipeline, attention and overlap."""
+    """Of the mesh, the precision, the pipeline, attention, overlap, stored parameters and memory."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision, plan.stored_reduce),
         *_pipeline(program, plan),
         *attention_facts(program, plan),
         *dict.fromkeys(overlap_facts(program, plan)),
+        *dict.fromkeys(stored_facts(program, plan)),
+        *peak_facts(program, plan),
     ):
         if found != expected:
             yield name, f"the program has {found}; the plan says {expected}"

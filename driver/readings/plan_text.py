@@ -84,10 +84,38 @@ class PlanText:
         return _items(next(self._of("overlap"), []))
 
     @property
-    def recomputed(self) -> list[tuple[str, ...]]:
-        """The globs of each `recompute` statement that computes all of a module's inside again."""
-        found = [tuple(word[1:-1] for word in words if word.startswith('"')) for words in self._of("recompute")]
-        return [patterns for patterns, words in zip(found, self._of("recompute"), strict=True) if "except" not in words]
+    def zero(self) -> list[tuple[str, Mapping[str, Sequence[str]]]]:
+        """The level of each `zero` statement, and the values of its items."""
+        return [(words[0], _items(words[1:])) for words in self._of("zero")]
+
+    @property
+    def memory_caps(self) -> Mapping[str, int]:
+        """By statement, the bytes that a rank may need."""
+        items = {kind: _items(words) for kind in ("recompute", "overlap") for words in self._of(kind)}
+        stated = {kind: each["memory"][0] for kind, each in items.items() if "memory" in each}
+        return {kind: self.bytes_of(text) for kind, text in stated.items() if not text.startswith("+")}
+
+    @staticmethod
+    def bytes_of(text: str) -> int:
+        """The bytes of a quantity.
+
+        >>> PlanText.bytes_of("25MB")
+        25000000
+        """
+        [(number, unit)] = re.findall(r"([0-9]+)([A-Z]+)", text)
+        return int(number) * _BYTES[unit]
+
+    @property
+    def recomputed(self) -> list[tuple[tuple[str, ...], bool]]:
+        """The globs of each `recompute` statement that computes all of a module's inside again.
+
+        Also whether its collectives run again.
+        """
+        return [
+            (tuple(word[1:-1] for word in words if word.startswith('"')), "again" in words)
+            for words in self._of("recompute")
+            if "except" not in words
+        ]
 
     @property
     def split(self) -> list[tuple[str, int, Mapping[str, Sequence[str]]]]:
@@ -110,9 +138,9 @@ class PlanText:
                 tuple(axis for name in items.get(item, ()) for axis in self._axes_of(name))
                 for item in ("over", "within")
             )
-            [number, unit] = re.findall(r"[0-9]+|[A-Z]+", items["from"][0]) if "from" in items else ("0", "B")
+            least = self.bytes_of(items["from"][0]) if "from" in items else 0
             patterns = tuple(pattern[1:-1] for pattern in items.get("only", ['"*"']))
-            return Sharding(STORED, patterns, "zero", 0, axes, int(number) * _BYTES[unit], within)
+            return Sharding(STORED, patterns, "zero", 0, axes, least, within)
         if words[0] == "experts":
             start = words.index("over")
             end = words.index("{") if "{" in words else len(words)

@@ -13,12 +13,14 @@ program says in which dtype gradients are reduced, each of their reductions must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...diagnostics import StrettoError
 from ..errors import RunError
 from ..program.arguments import Json
 from ..program.program import Program
@@ -35,7 +37,7 @@ from .other_regimes import Sides
 from .recording import Recording, StepInputs, record, record_once
 from .reduction_dtypes import wrong_reductions
 from .regimes import Regime
-from .report import TOLERANCES, CheckReport, CheckRow, Verdict
+from .report import TOLERANCES, CheckReport, CheckRow, Verdict, raised_row
 from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
 from .stated import Ranges, as_stated, contradictions, left_out, without_a_row
@@ -88,13 +90,18 @@ def check(
     session = ranks(program)
 
     def on_ranks(values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
-        model = side(session, values)
-        return record_once(stated, model, model.forward, step_inputs)
+        with _of_the_program():
+            model = side(session, values)
+            return record_once(stated, model, model.forward, step_inputs)
 
     try:
-        program_side = side(session, values)
-        recording = record(stated, program_side, program_side.forward, step_inputs)
+        with _of_the_program():
+            program_side = side(session, values)
+            recording = record(stated, program_side, program_side.forward, step_inputs)
         others = Sides(stated, on_ranks, one_device.once).compare(values, step_inputs)
+    except _Raised as raised:
+        row = raised_row("the program", raised.error)
+        return CheckReport((*contradictions(program, reference), row), dtype, 0, seed)
     finally:
         session.close()
     rows = [
@@ -106,6 +113,25 @@ def check(
     rows += [*without_a_row(rows, reference), *others.rows]
     regimes = (Regime.NORMAL, *others.equal)
     return CheckReport(tuple(rows), dtype, steps if trains else 0, seed, tuple(map(str, regimes)))
+
+
+class _Raised(Exception):
+    """The program under check raised an exception that is no user error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def _of_the_program() -> Iterator[None]:
+    """Inside runs the program alone, so that an exception of Python is a fault of it: raises _Raised."""
+    try:
+        yield
+    except StrettoError:
+        raise
+    except Exception as error:  # any: what is under check may be wrong in any way
+        raise _Raised(error) from error
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ...diagnostics.raised_in import raised_text
 from ..program.arguments import Json
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
@@ -16,9 +17,13 @@ EAGER_FACTOR = 4
 
 
 WEIGHTS, OP_DTYPES, CALLS, PLAN, CONFIG = "weights", "dtype", "calls", "plan", "config"
+RAISED = "error"
 """The kinds of rows for which nothing is computed: on a program's first values, on lines of the model that compute in
 other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, on what a program has
-otherwise than the plan says, and on what a model has otherwise than its config file says."""
+otherwise than the plan says, on what a model has otherwise than its config file says, and on what raised an exception
+of Python."""
+_OF_OTHERS = (WEIGHTS, OP_DTYPES, CONFIG, RAISED)
+"""The kinds that a report counts apart from the tensors that were computed."""
 
 
 class Verdict(StrEnum):
@@ -56,6 +61,11 @@ class CheckRow:
         return {
             "kind": self.kind, "name": self.name, "error": error, "verdict": str(self.verdict), "note": self.note
         }  # fmt: skip
+
+
+def raised_row(name: str, error: BaseException) -> CheckRow:
+    """The row of a part under check that raised `error`."""
+    return CheckRow(RAISED, name, math.inf, Verdict.DIFFERS, raised_text(error))
 
 
 @dataclass(frozen=True)
@@ -107,19 +117,18 @@ class CheckReport:
     @property
     def computed(self) -> tuple[CheckRow, ...]:
         """The rows of what the program computes."""
-        return tuple(row for row in self.rows if row.kind not in (WEIGHTS, OP_DTYPES, CALLS, PLAN, CONFIG))
+        return tuple(row for row in self.rows if row.kind not in (*_OF_OTHERS, CALLS, PLAN))
 
     @property
     def failures(self) -> str:
         """What differs, as a sentence without its end; empty where nothing does."""
-        differing = Counter(
-            row.kind if row.kind in (WEIGHTS, OP_DTYPES, CONFIG) else "" for row in self.rows if row.differs
-        )
+        differing = Counter(row.kind if row.kind in _OF_OTHERS else "" for row in self.rows if row.differs)
         parts = (
             ("", f"tensors are not {self.criterion}"),
             (WEIGHTS, "of the first weights are not the target's"),
             (CONFIG, "values of the config file are not the model's"),
             (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
+            (RAISED, "of the parts under check raised an error"),
         )
         return ", and ".join(f"{differing[kind]} {text}" for kind, text in parts if differing[kind])
 

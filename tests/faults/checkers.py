@@ -37,7 +37,7 @@ class Checker(StrEnum):
     SOUNDNESS = "program: malformed"
     PROVER = "order prover"
     CHECK = "check against one device"
-    MEMORY = "order prover: memory cap"
+    MEMORY = "frees behind the last use"
 
 
 _BY_CODE = {DEADLOCK: Checker.DEADLOCK, MISMATCH: Checker.DEADLOCK, REPLICAS: Checker.REPLICAS}

@@ -35,7 +35,6 @@ class Reason(StrEnum):
     COMPARED = "compared with what both are on one side of"
     SHIFT = "a maximum that a softmax takes off and adds again"
     ROUNDING = "reaches nothing but results that are zero up to rounding"
-    PEAK = "memory is fullest elsewhere"
     ORDERED = "ranks come together in this order too"
     CENTERED = "added to every element, which a norm takes off"
     CANCELS = "in a sum that is zero up to rounding, such as a key bias's gradient"

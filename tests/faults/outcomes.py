@@ -19,7 +19,7 @@ MAY_BE: dict[str, frozenset[Reason]] = {
             "wait left out", "waited twice", "never waited", "wait before its start", "wait missing", "future lost",
             "freed too early", "freed twice", "freed while a collective reads it", "used before it is made",
             "reused while a collective reads it", "result never made", "argument missing", "other function called",
-            "collective missing", "collective too many", "other group", "other reduction", "other shape",
+            "never freed", "collective missing", "collective too many", "other group", "other reduction", "other shape",
             "other dtype", "other kind of collective", "collectives of a group swapped", "wrong dim, type as before",
         ),
         frozenset[Reason](),
@@ -32,7 +32,6 @@ MAY_BE: dict[str, frozenset[Reason]] = {
         _UNSEEN,
     ),
     "own part repeated in place of a gather": _USUAL | {Reason.UNSELECTED, Reason.CANCELS},
-    "never freed": frozenset([Reason.PEAK]),
     "collectives of two groups swapped": frozenset([Reason.ORDERED]),
 }  # fmt: skip
 """By kind of fault: why it may be none at some places. A dropped wait is always one; a swapped sum never."""

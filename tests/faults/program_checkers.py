@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 
 from stretto.diagnostics import StrettoError
 from stretto.runtime.checks.program_check import check
 from stretto.runtime.errors import ProgramError
+from stretto.runtime.lanes.late_frees import late_frees
 from stretto.runtime.program.program import Program
-from stretto.runtime.prover import RankClass, prove, prove_ranks
+from stretto.runtime.prover import RankClass, prove_ranks
 
 from .checkers import Checker
 from .corpus import Case, cases, compiled
@@ -37,16 +37,8 @@ class ProgramMutant:
         return f'{self.kind}{where}: {self.case}, in "{self.function}"'
 
 
-@cache
-def peak_bytes(case: Case) -> int:
-    """The memory that a rank of the unaltered program needs."""
-    verdict = prove(compiled(case).program)
-    assert verdict.safe, verdict.render()
-    return verdict.peak_bytes
-
-
 def find_in_program(mutant: ProgramMutant) -> Checker | None:
-    """Who finds the fault; at last, whether it takes more memory than without it."""
+    """Who finds the fault; at last, whether it keeps a tensor for too long."""
     try:
         if not prove_ranks(rank_classes(mutant)).safe:
             return Checker.PROVER
@@ -59,15 +51,14 @@ def find_in_program(mutant: ProgramMutant) -> Checker | None:
             return Checker.CHECK
     except StrettoError:
         return Checker.CHECK
-    return None if prove(mutant.program, memory_cap_bytes=peak_bytes(mutant.case)).safe else Checker.MEMORY
+    return Checker.MEMORY if late_frees(mutant.program) else None
 
 
 def reasons_of_program(mutant: ProgramMutant) -> frozenset[Reason]:
     """Why a fault that nobody finds changes nothing; empty where it is not explained."""
     if mutant.ranks is not None:
         return frozenset([Reason.ORDERED]) if comes_to_its_end(rank_classes(mutant)) else frozenset()
-    kept = prove(mutant.program).peak_bytes == peak_bytes(mutant.case)
-    return frozenset([Reason.PEAK]) if kept and mutant.kind == "never freed" else frozenset()
+    return frozenset()
 
 
 def rank_classes(mutant: ProgramMutant) -> list[RankClass]:

@@ -31,6 +31,7 @@ from stretto.runtime.checks.report import CALLS, CheckRow, Verdict
 from stretto.runtime.philox import RngState
 from stretto.runtime.rank import translate
 from stretto.runtime.rank.unreduced_gradients import UnreducedGradients
+from stretto.runtime.threads.communicator import RankGroup
 from stretto.runtime.threads.session import RankThreads
 
 from ...faults.planted.source_faults_alone import first_loss_alone, no_buffers_without_grad, no_step_without_grad
@@ -194,9 +195,19 @@ def test_the_calls_of_a_right_model_are_equal(
     trained |= {"inputs that require gradients"} if mode is Mode.TRAIN and target in ("everything", "layers") else set()
     scaled = {"step(scale=3)"} if mode is Mode.TRAIN and target != "pair" else set()
     constants = {"sharp=True", "sharp=False"} if target == "everything" else set()
+    constants |= {"norm.eval()" if mode is Mode.TRAIN else "norm.train()"} if target == "everything" else set()
     seeds = {"another seed", "set_random_state", "no_grad", "no_grad, second call", "no_grad, another seed"}
     seeds = seeds if target == "everything" and mode is Mode.TRAIN else set()
-    assert calls == {"own weights", "second call", "saved weights", *trained, *scaled, *constants, *seeds}
+    assert calls == {
+        "own weights",
+        "second call",
+        "another model between",
+        "saved weights",
+        *trained,
+        *scaled,
+        *constants,
+        *seeds,
+    }
 
 
 def no_new_numbers(state: Any, session: Any) -> None:
@@ -214,6 +225,14 @@ def without_constants(right: Callable[..., Any]) -> Callable[..., Any]:
 
 def without_modes(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: replace(right(*args, **kwargs), training=())
+
+
+def with_the_roots_mode(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        key = right(*args, **kwargs)
+        return replace(key, training=key.training[:1])
+
+    return wrong
 
 
 def without_floats(call: Any) -> tuple[str, str]:
@@ -243,6 +262,16 @@ def seen_is_the_states(state: ModelRngState, given: RngState) -> None:
 
 def minimum_for_maximum(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, value, op: right(self, value, "min" if op == "max" else op)
+
+
+def parts_of_the_first_model(right: Callable[..., Any]) -> Callable[..., Any]:
+    parts: dict[tuple[str, int], Any] = {}
+
+    def wrong(session: Any, argument: Any, tensor: Any, rank: int) -> Any:
+        own = right(session, argument, tensor, rank)
+        return parts.setdefault((argument.name, rank), own) if argument.kind == "parameter" else own
+
+    return wrong
 
 
 FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] = {
@@ -304,6 +333,12 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
     "a call in eval mode runs the program of train mode": (
         compiled_module, "key_of", without_modes, "everything", DATA, {"eval"},
     ),
+    "the mode of submodules does not tell calls apart": (
+        compiled_module, "key_of", with_the_roots_mode, "everything", DATA, {"norm.eval()"},
+    ),
+    "parts of parameters are kept by name, for all models": (
+        RankThreads, "_local", parts_of_the_first_model, "layers", DATA, {"another model between"},
+    ),
     "of two losses the first may be differentiated": (
         traced, "_differentiable", first_loss_alone, "pair", DATA, {"differentiated"},
     ),
@@ -316,7 +351,7 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
 
 SLOW = (
     "calls without gradients write no buffers", "a call in eval mode runs the program of train mode",
-    "every call draws the same",
+    "every call draws the same", "inputs that require a gradient later get none",
 )  # fmt: skip
 
 
@@ -359,6 +394,13 @@ def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: py
     monkeypatch.setattr(vocabulary.Vocabulary, "own_checked", taken_for_valid)
     [row] = [row for row in rows(model, "words", VOCAB) if row.differs]
     assert row.name == "of tokens with the index 8" and "eager mode refuses this index" in row.note
+
+
+def test_the_call_after_a_refused_one_is_right(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_these_calls(monkeypatch, {"own weights"})
+    monkeypatch.setattr(RankGroup, "reset", lambda group: None)
+    [row] = [row for row in rows(model, "words", VOCAB) if row.differs]
+    assert (row.kind, row.name) == ("error", "of the call after the one of tokens with the index 8")
 
 
 def test_an_input_that_is_cut_for_its_size_alone_differs_from_the_whole_one(
