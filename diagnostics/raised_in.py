@@ -21,8 +21,12 @@ _PARTS = {
 def raised_in(error: BaseException) -> str:
     """The part, file and function of the innermost frame in Stretto's source; empty if the exception has none.
 
+    Of an exception that was raised from another one, the other counts.
+
     Example: "capture (frontend/capture/joint.py, joint_graph)".
     """
+    if error.__cause__ is not None and (place := raised_in(error.__cause__)):
+        return place
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(_ROOT):

@@ -27,6 +27,7 @@ from ...runtime.errors import CollectiveError
 from ...runtime.program.program import Program
 from ..model.decorator import compile
 from .arguments import Arguments, differentiated, runs_in_eval_mode
+from .changed_state import rows_of_changes
 from .constants import varied_constants
 from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
@@ -78,6 +79,7 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
             return Calls((raised_row(_COMPILED, error),))
         eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
         rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs, trains=trains)]
+        rows += rows_of_changes(side.model, loaded.model, loaded.inputs, trains=trains)
         rows += [] if trains else _rows_of_states(loaded.model, loaded.inputs, plan, side, roles)
         reasons = "; ".join(f"{phase}: {why}" for phase, why in side.refused.items())
         refused = _unjudged(f"it refuses those from {reasons}").rows if reasons else ()
@@ -115,7 +117,8 @@ class _Eager:
         """The rows of what the compiled model computed."""
         side = self._side(_itself)
         values = self._rows_of_values(found, self._record(side))
-        return [*values, *_rows_of_differentiated(self.compiled, side), *_rows_of_structures(self.compiled, side)]
+        others = [*_rows_of_differentiated(self.compiled, side), *_rows_of_structures(self.compiled, side)]
+        return [*values, *others, *_rows_of_side(self.compiled, side)]
 
     def _rows_of_values(self, found: Recording, own: Recording) -> list[CheckRow]:
         dtype = self._program.manifest.dtype
@@ -173,6 +176,17 @@ def _rows_of_structures(compiled: Side, eager: EagerSide) -> list[CheckRow]:
         CheckRow("output", "result (structure)", math.inf, Verdict.DIFFERS, note)
         for note in dict.fromkeys(notes) if note
     ]  # fmt: skip
+
+
+def _rows_of_side(compiled: Side, eager: EagerSide) -> list[CheckRow]:
+    """Rows of what no tensor of one call shows."""
+    moved = [name for name in compiled.moved_buffers if name not in eager.moved_buffers]
+    memory = "eager mode writes into this buffer, and the program replaces it: a view of it keeps the old values"
+    early = "gradients were reduced inside of no_sync"
+    return [
+        *(CheckRow("buffer", f"{name} (memory)", math.inf, Verdict.DIFFERS, memory) for name in moved),
+        *(CheckRow("gradient", f"reductions ({phase})", math.inf, Verdict.DIFFERS, early) for phase in compiled.early),
+    ]
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def _outputs(compiled: nn.Module, arguments: Arguments, *, trains: bool) -> list
 
 
 def _invalid(model: nn.Module, arguments: Arguments) -> Iterator[tuple[str, int, Arguments]]:
-    """For each integer input: its name, the least index that eager mode refuses, and the arguments with it.
+    """For each integer input: its name, the least index that eager mode refuses, and the arguments with it; also -1.
 
     Only sizes of the model's tables are tried; an input for which none of them is the limit is left out.
     """
@@ -83,6 +83,9 @@ def _invalid(model: nn.Module, arguments: Arguments) -> Iterator[tuple[str, int,
             inside, outside = ({**arguments, name: _with_last(tensor, index)} for index in (size - 1, size))
             if not takes(probe, outside) and takes(probe, inside):
                 yield name, size, outside
+                below = {**arguments, name: _with_last(tensor, -1)}
+                if not takes(probe, below):
+                    yield name, -1, below
                 break
 
 

@@ -6,18 +6,19 @@
 - A call under `no_sync`, `model.zero_grad()`, and one call: the gradients of the first are gone.
 - `model.step` with a scale, where there is one scalar loss.
 - Two calls for each kind of constant that the forward takes: with another value, and with the target's own.
-- Where the forward draws random numbers: a call after torch got another seed, and one after `set_random_state`.
+- Where the forward draws random numbers: a call after torch got another seed, and calls after `set_random_state`, the
+  last with the state that `random_state` gave before the one before it.
 - A call with inputs that require gradients, where the target's own do not.
 - Calls under `no_grad` in train mode, where the forward draws or writes buffers: two, and one after another seed.
 - A call while one submodule is in the other mode, where that matters (`model.block.eval()`).
-- A call in eval mode under `no_grad`, and one with gradients, where eager mode takes them.
+- Calls in eval mode under `no_grad` and in inference mode, and one with gradients, where eager mode takes them.
 - A call after the weights were saved, changed and loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -34,9 +35,9 @@ from .modes import OtherMode, modes_kept
 from .sides import SCALE, SEEDS, STATE, Side
 
 _NO_GRAD, _EVAL, _INPUTS, _SAVED = "no_grad", "eval", "inputs that require gradients", "saved weights"
-_WITH_GRADIENTS = "eval, with gradients"
+_WITH_GRADIENTS, _INFERENCE = "eval, with gradients", "eval, inference_mode"
 _ANOTHER, _OF_ANOTHER = "another model between", "the other model"
-_REFUSABLE = (_NO_GRAD, _EVAL, _WITH_GRADIENTS, _INPUTS, _SAVED)
+_REFUSABLE = (_NO_GRAD, _EVAL, _WITH_GRADIENTS, _INFERENCE, _INPUTS, _SAVED)
 """Phases that may be refused where the program for training is not; then those are left out whose name begins so."""
 
 
@@ -49,11 +50,14 @@ class _Made:
     inputs: dict[str, Tensor]
     """The tensors of its arguments, by name."""
     backward: Callable[[], None]
+    of_others: dict[str, Tensor] = field(default_factory=dict)
+    """Gradients of another model's parameters."""
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Those of the inputs that have one."""
-        return {name: tensor.grad for name, tensor in self.inputs.items() if tensor.grad is not None}
+        """Those of the inputs that have one, and of another model."""
+        own = {name: tensor.grad for name, tensor in self.inputs.items() if tensor.grad is not None}
+        return own | self.of_others
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,17 @@ class Loop:
                 other = once(self.arguments)
                 gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
             first.backward()
-            others = other.outputs | {f"{name}.grad": gradient for name, gradient in gradients.items()}
-            return replace(first, outputs=first.outputs | {f"{_OF_ANOTHER}: {n}": t for n, t in others.items()})
+            outputs, of_others = (
+                {f"{_OF_ANOTHER}: {name}": tensor for name, tensor in tensors.items()}
+                for tensors in (other.outputs, gradients)
+            )
+            return replace(first, outputs=first.outputs | outputs, of_others=of_others)
 
         def accumulated() -> _Made:
             batches = (self.arguments, halved(self.arguments))
             with side.no_sync():
+                with side.no_sync():  # its end does not end the outer one
+                    once(self.arguments)
                 if side.waits_with_backwards:
                     for made in [forward(arguments) for arguments in batches]:
                         made.backward()
@@ -151,6 +160,10 @@ class Loop:
 
         def with_state() -> _Made:
             side.set_random_state(STATE)
+            once(self.arguments)
+            state = side.random_state()
+            once(self.arguments)
+            side.set_random_state(state)
             return once(self.arguments)
 
         def restored() -> _Made:
@@ -165,6 +178,10 @@ class Loop:
             with modes_kept(side.model):
                 side.model.eval()
                 return once(self.arguments)
+
+        def inferred() -> _Made:
+            with torch.inference_mode():
+                return evaluated()
 
         def in_mode(mode: OtherMode) -> _Made:
             with mode.within(side.model):
@@ -195,6 +212,7 @@ class Loop:
                 yield "no_grad, another seed", partial(without_gradients, partial(seeded, SEEDS[1]))
         if self.evaluates:
             yield _EVAL, partial(without_gradients, evaluated)
+            yield _INFERENCE, inferred
             if side.facts[0].program.pipeline is None:  # a pipeline's forward runs the backward in train mode alone
                 yield _WITH_GRADIENTS, evaluated
         yield _SAVED, restored

@@ -20,7 +20,7 @@ from ...runtime.program.program import Program
 from ...runtime.program.reference_records import Reference
 from ..check.eager_model import EagerModel
 from ..check.users_call import UsersCall, tensors_of
-from ..model.compiled_module import compiled_module, program_of, set_random_state
+from ..model.compiled_module import compiled_module, program_of, random_state, set_random_state
 from ..state.weights import load_weights, save_weights
 from .arguments import Arguments
 from .structures import Structure
@@ -69,6 +69,14 @@ class Side(ABC):
         self.facts: list[CallFacts] = []
         self.refused: dict[str, str] = {}
         """Calls that the compiled model refuses, and why. Neither side makes them."""
+        self.early: set[str] = set()
+        """Calls in which gradients were reduced inside `no_sync`."""
+        self._memory = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
+
+    @property
+    def moved_buffers(self) -> list[str]:
+        """The buffers that are in other memory than before the first call, where no view of them is."""
+        return [name for name, buffer in self.model.named_buffers() if buffer.data_ptr() != self._memory.get(name)]
 
     @abstractmethod
     def call(self, arguments: Arguments) -> list[Tensor]:
@@ -89,6 +97,10 @@ class Side(ABC):
     @abstractmethod
     def set_random_state(self, state: RngState) -> None:
         """Give the next forward that draws this state."""
+
+    @abstractmethod
+    def random_state(self) -> RngState:
+        """The state of the next forward that draws, as a checkpoint takes it."""
 
     @contextmanager
     def another_model(self) -> Iterator[nn.Module]:
@@ -144,9 +156,15 @@ class CompiledSide(Side):
         compiled_module(self.model).step(self.model, (), arguments, SCALE)
         self._note()
 
-    def no_sync(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
         """See `Side.no_sync`."""
-        return compiled_module(self.model).no_sync()
+        module = compiled_module(self.model)
+        with module.no_sync():
+            yield
+        waits = any(output.unreduced_over for output in program_of(self.model).results_of_kind("gradient"))
+        if waits and not module.has_unreduced_gradients:
+            self.early.add("no_sync")
 
     def _copy(self) -> nn.Module:
         model = super()._copy()
@@ -156,6 +174,10 @@ class CompiledSide(Side):
     def set_random_state(self, state: RngState) -> None:
         """See `Side.set_random_state`."""
         set_random_state(self.model, state)
+
+    def random_state(self) -> RngState:
+        """See `Side.random_state`."""
+        return random_state(self.model)
 
     def save_weights(self, path: Path) -> None:
         """See `Side.save_weights`."""
@@ -235,6 +257,10 @@ class EagerSide(Side):
     def set_random_state(self, state: RngState) -> None:
         """See `Side.set_random_state`."""
         self._seed, self._forwards = state.seed, state.step
+
+    def random_state(self) -> RngState:
+        """See `Side.random_state`."""
+        return RngState(self._seed, self._forwards)
 
     @contextmanager
     def another_model(self) -> Iterator[nn.Module]:

@@ -1,7 +1,8 @@
 """Steps of a model whose written buffers are states (`stretto.compile(.., states=..)`), for one side after the other.
 
 States stay with the ranks, so that a fault of theirs shows in a later step than it happens: the steps are four, and
-before the third the caller gives the buffers their first values again, as between two sequences.
+before the third the caller gives the buffers other values, as between two sequences. Steps may all write one place of a
+buffer: the other values are random, so that they show in what is read beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .sides import Side
 
 _STEPS = 4
 _RESET = 2
-"""The step before which the caller resets the states."""
+"""The step before which the caller writes the states."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class StateSteps:
     """The steps, without gradients."""
 
     arguments: Arguments
-    first: Mapping[str, Tensor]
-    """The states' first values, by name."""
+    others: Mapping[str, Tensor]
+    """The values that the caller gives the states, by name."""
 
     @classmethod
     def of(cls, model: nn.Module, arguments: Arguments, names: tuple[str, ...]) -> StateSteps:
         """Those of a model that has not made a step."""
-        buffers = dict(model.named_buffers())
-        return cls(arguments, {name: buffers[name].detach().clone() for name in names})
+        buffers, random = dict(model.named_buffers()), torch.Generator().manual_seed(0)
+        return cls(arguments, {name: _moved(buffers[name].detach().clone(), random) for name in names})
 
     def record(self, side: Side) -> Recording:
         """Outputs and buffers after each step."""
@@ -42,7 +43,7 @@ class StateSteps:
             for step in range(_STEPS):
                 if step == _RESET:
                     buffers = dict(side.model.named_buffers())
-                    for name, value in self.first.items():
+                    for name, value in self.others.items():
                         buffers[name].copy_(value)
                 outputs = side.call(fresh(halved(self.arguments) if step % 2 else self.arguments))
                 named = dict(zip(side.facts[-1].names, outputs, strict=True))
@@ -50,3 +51,10 @@ class StateSteps:
                 for kept, tensors in (found.outputs, named), (found.buffers, dict(side.model.named_buffers())):
                     kept.update({f"{name} ({text})": tensor.detach().clone() for name, tensor in tensors.items()})
         return found
+
+
+def _moved(value: Tensor, random: torch.Generator) -> Tensor:
+    """Floating values with a random number each; others, which may be positions, as they are."""
+    if not value.is_floating_point():
+        return value
+    return value + torch.rand(value.shape, generator=random).to(value.dtype)

@@ -21,7 +21,7 @@ from ...ir.module import Module
 from ...ops.table import find_op
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
-from .lowered_code import other_constants
+from .lowered_code import other_constants, other_places
 from .lowering_check import compare_with_module, records_of_program
 from .pass_check import CheckOptions, with_stated_ranges
 from .regime_check import Ends, RegimeReport, check_regimes
@@ -107,7 +107,7 @@ def _compared(
     records = records_of_program(program)
     comparison = compare_with_module(module, records, options.seed, ranges, options.tolerance, cap)
     differing, equal = comparison.of(ResultVerdict.DIFFERENT), comparison.of(ResultVerdict.EQUAL)
-    other = other_constants(module, records)
+    other = other_constants(module, records) or other_places(module, records)
     if differing or other:
         lines = (*map(str, differing), *([other] if other else []))
         return ValuesVerdict(Judgement.DIFFERS, "", len(equal) + len(differing), comparison.error, lines)

@@ -44,6 +44,27 @@ def other_constants(module: Module, program: ProgramRecords) -> str:
     return ""
 
 
+def other_places(module: Module, program: ProgramRecords) -> str:
+    """A line on the first instruction that is at another line of the user's file than its operation; or empty."""
+    for name, body in decode(module).bodies.items():
+        function = program.functions.get(name)
+        if function is None:
+            continue
+        keys, places = Keys(), dict[int, set[tuple[str, int]]]()
+        for index, number in keys.of_body(body).items():
+            origin = body.steps[index].origin
+            places.setdefault(number, set()).add((origin.file, origin.line))
+        for index, number in enumerate(keys.of_function(function)):
+            loc = function.code[index].loc
+            place = None if loc is None else program.locations[loc]
+            own = places.get(number)
+            if place is not None and own and (place.file, place.line) not in own:
+                file, line = min(own)
+                text = instruction_text(name, function, index)
+                return f"{text} at {place.file}:{place.line}; the operation of the module is at {file}:{line}"
+    return ""
+
+
 def instruction_text(name: str, function: Function, index: int) -> str:
     """An instruction with its constants."""
     instruction = function.code[index]

@@ -152,6 +152,14 @@ class CompiledModule:
         """Drop the unreduced gradients."""
         self._unreduced_gradients.clear()
 
+    def has_program(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call would run a program that is there, in the state in which model and torch are now."""
+        own = self._collector.collect(model)
+        call = with_parts(bind_call(model, args, kwargs, own.named), self._plan, processes())
+        tensors = own.with_buffers(call.buffers)
+        key = key_of(tensors, call, mode_of(tensors, call, self._plan))
+        return self._programs.find(key, tensors.modules) is not None
+
     def share_program(self, other: CompiledModule) -> None:
         """Let `other`, of a copy of this model, run the program that was called last, on rank threads of its own."""
         if self.last is not None and (key := self._programs.last_key) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from ..program.arguments import DTYPES
 from .comparing import accepted_error, compare, compare_short, magnitude
 from .optimizer_drift import Drift
 from .recording import Recording
-from .report import CheckRow
+from .report import CheckRow, Verdict
 from .rounding import MARGIN, Changes
 
 _FLOOR_ROUNDINGS = 64
@@ -43,7 +44,7 @@ class WithinTolerance:
                 largest = self.reference.largest.get(name, 0.0)
                 row = drift.judge(row, value, accepted, self.tolerance * largest + of_gradient)
             rows.append(row)
-        return rows
+        return [*rows, *_of_one_side(self.reference, program)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,21 @@ class WithinEagerError:
                 of_gradient = accepted_error(*gradients, float(torch.finfo(DTYPES[self.dtype]).eps))
                 row = drift.judge(row, value, accepted_error(exact, own, epsilon), of_gradient)
             rows.append(row)
-        return rows
+        return [*rows, *_of_one_side(self.eager, program)]
+
+
+def _of_one_side(reference: Recording, program: Recording) -> list[CheckRow]:
+    """Gradients that are zeros on one side and None on the other: optimizers pass over None, and decay at zeros."""
+    theirs, own = reference.gradients.keys(), program.gradients.keys()
+    sides = (
+        (own - theirs, "the reference has no gradient (None), and the program zeros"),
+        (theirs - own, "the program has no gradient (None), and the reference zeros"),
+    )
+    return [
+        CheckRow("gradient", f"{name} (is there)", math.inf, Verdict.DIFFERS, note)
+        for only, note in sides
+        for name in sorted(only)
+    ]
 
 
 def _pairs(reference: Recording, program: Recording) -> list[tuple[str, str, Tensor, Tensor]]:

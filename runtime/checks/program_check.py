@@ -13,6 +13,7 @@ program says in which dtype gradients are reduced, each of their reductions must
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,13 +126,22 @@ class _Raised(Exception):
 
 @contextmanager
 def _of_the_program() -> Iterator[None]:
-    """Inside runs the program alone, so that an exception of Python is a fault of it: raises _Raised."""
-    try:
-        yield
-    except StrettoError:
-        raise
-    except Exception as error:  # any: what is under check may be wrong in any way
-        raise _Raised(error) from error
+    """Inside runs the program alone, so that an exception of Python is a fault of it: raises _Raised.
+
+    Memory that nobody has written to holds NaN, so that a result of it shows in each run.
+    """
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        except StrettoError:
+            raise
+        except Exception as error:  # any: what is under check may be wrong in any way
+            raise _Raised(error) from error
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warns)
 
 
 @dataclass(frozen=True)

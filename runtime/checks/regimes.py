@@ -47,6 +47,9 @@ class Regime(StrEnum):
     as that of a root, of a magnitude or of a quotient, the model decides what it is."""
     HIDDEN_ROWS = "hidden rows"
     """Of each mask of booleans, the first row is false, so that a query sees no key, and the last is true."""
+    EQUAL_ROWS = "equal rows"
+    """All rows of a matrix are the first one, and so are those of floating inputs: what is chosen by the largest logit,
+    such as an expert, is chosen by all tokens alike, so that the others get no rows."""
 
     def values(self, values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         """The initial values of a check in this regime; buffers and constants stay as they are."""
@@ -65,6 +68,8 @@ class Regime(StrEnum):
                 return -value.abs()
             case Regime.TALL_BELOW | Regime.WIDE_BELOW:
                 return value.abs()
+            case Regime.EQUAL_ROWS if value.dim():
+                return value[:1].expand_as(value).clone()
             case Regime.ZEROS if value.dim():
                 zeros = value.clone()
                 zeros[0], zeros[-1] = 0, 0
@@ -79,6 +84,8 @@ class Regime(StrEnum):
                 return -value.abs()
             case Regime.ZEROS if name.endswith("bias"):
                 return torch.zeros_like(value)
+            case Regime.EQUAL_ROWS if value.dim() >= 2:
+                return value[:1].expand_as(value).clone()
             case Regime.SATURATING if value.dim() >= 2:
                 return value * _SATURATING
             case Regime.OVERFLOWING if value.dim() >= 2:
@@ -99,6 +106,6 @@ def _hidden(mask: Tensor) -> Tensor:
 
 OTHERS = tuple(regime for regime in Regime if regime is not Regime.NORMAL)
 """All regimes but that of the optimizer's steps."""
-FINITE = (Regime.OVERFLOWING, Regime.TALL_BELOW, Regime.WIDE_BELOW)
-"""Regimes in which rounding has no bound, as at the steps of saturated functions: what is judged is that values stay
-finite."""
+FINITE = (Regime.OVERFLOWING, Regime.TALL_BELOW, Regime.WIDE_BELOW, Regime.EQUAL_ROWS)
+"""Regimes in which rounding has no bound, as at the steps of saturated functions and at ties: what is judged is that
+values stay finite."""

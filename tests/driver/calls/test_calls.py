@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch.utils._pytree as pytree
 from stretto.diagnostics import StrettoError
+from stretto.driver.calls import sides
 from stretto.driver.calls.comparison import compare_calls
 from stretto.driver.calls.compile_check import checked_record, show_checked
 from stretto.driver.calls.constants import varied_constants
@@ -191,6 +193,7 @@ def test_the_calls_of_a_right_model_are_equal(
     assert differing(found) == set()
     calls = {row.name.partition(" (")[2].removesuffix(")") for row in found if row.verdict is Verdict.EQUAL}
     trained = {"no_sync", "no_sync, zero_grad", "eval"} if mode is Mode.TRAIN else set()
+    trained |= {"eval, inference_mode"} if mode is Mode.TRAIN else set()
     trained |= {"eval, with gradients"} if mode is Mode.TRAIN and plan != ALONE else set()
     trained |= {"inputs that require gradients"} if mode is Mode.TRAIN and target in ("everything", "layers") else set()
     scaled = {"step(scale=3)"} if mode is Mode.TRAIN and target != "pair" else set()
@@ -274,6 +277,20 @@ def parts_of_the_first_model(right: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def without_its_step(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda model: RngState(right(model).seed)
+
+
+def inner_ends_the_outer(module: Any) -> Any:
+    @contextmanager
+    def no_sync() -> Any:
+        module._keeps_unreduced = True
+        yield
+        module._keeps_unreduced = False
+
+    return no_sync()
+
+
 FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] = {
     "every call draws the same": (
         ModelRngState, "advance", lambda _: no_new_numbers, "everything", DATA, {"second call"},
@@ -339,6 +356,12 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
     "parts of parameters are kept by name, for all models": (
         RankThreads, "_local", parts_of_the_first_model, "layers", DATA, {"another model between"},
     ),
+    "the state of random numbers is saved without its step": (
+        sides, "random_state", without_its_step, "everything", DATA, {"set_random_state"},
+    ),
+    "an inner no_sync ends the outer one": (
+        compiled_module.CompiledModule, "no_sync", lambda _: inner_ends_the_outer, "layers", DATA, {"no_sync"},
+    ),
     "of two losses the first may be differentiated": (
         traced, "_differentiable", first_loss_alone, "pair", DATA, {"differentiated"},
     ),
@@ -352,6 +375,8 @@ FAULTS: dict[str, tuple[object, str, Callable[[Any], Any], str, str, set[str]]] 
 SLOW = (
     "calls without gradients write no buffers", "a call in eval mode runs the program of train mode",
     "every call draws the same", "inputs that require a gradient later get none",
+    "the state of random numbers is saved without its step", "saved weights have no buffers",
+    "an inner no_sync ends the outer one",
 )  # fmt: skip
 
 
@@ -394,6 +419,50 @@ def test_an_index_that_eager_mode_refuses_is_refused(model: str, monkeypatch: py
     monkeypatch.setattr(vocabulary.Vocabulary, "own_checked", taken_for_valid)
     [row] = [row for row in rows(model, "words", VOCAB) if row.differs]
     assert row.name == "of tokens with the index 8" and "eager mode refuses this index" in row.note
+
+
+def replaced_buffers(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(variant: Any, held: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = right(variant, held, *args, **kwargs)
+        for buffer in held.buffers.values():
+            buffer.data = buffer.clone()
+        return outputs
+
+    return wrong
+
+
+def without(**fields: Any) -> Callable[..., Any]:
+    return lambda right: lambda *args, **kwargs: replace(right(*args, **kwargs), **fields)
+
+
+ROWS: dict[str, tuple[object, str, Callable[..., Any], str, str, str]] = {
+    "buffers are replaced": (
+        variants.Variant, "call", replaced_buffers, "everything", DATA, "norm.running_mean (memory)",
+    ),
+    "hooks do not tell calls apart": (
+        compiled_module, "key_of", without(hooks=()), "layers", DATA, "with a forward hook that is added",
+    ),
+    "autocast does not tell calls apart": (
+        compiled_module, "key_of", without(autocast=None), "layers", DATA, "with autocast around a call",
+    ),
+    "frozen parameters do not tell calls apart": (
+        compiled_module, "key_of", without(trainable=()), "layers", DATA, "with a parameter that is frozen",
+    ),
+    "the last index stands for -1": (
+        vocabulary.Vocabulary, "own_checked", lambda right: lambda self, indices: right(
+            self, self.emitter.like("aten.abs.default", indices)), "words", VOCAB, "of tokens with the index -1",
+    ),
+}  # fmt: skip
+"""By meaning: a function, how it is replaced, what is compiled under which plan, and the row that shows it."""
+
+
+@pytest.mark.parametrize("fault", only(["hooks do not tell calls apart"], ROWS))
+def test_a_fault_is_a_row_of_its_own(fault: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, make, target, plan, row = ROWS[fault]
+    make_these_calls(monkeypatch, {"own weights"})
+    assert row not in {each.name for each in rows(model, target, plan) if each.differs}
+    monkeypatch.setattr(owner, name, make(inspect.getattr_static(owner, name)))
+    assert row in {each.name for each in rows(model, target, plan) if each.differs}
 
 
 def test_the_call_after_a_refused_one_is_right(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

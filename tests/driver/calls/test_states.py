@@ -32,17 +32,31 @@ class Cache(nn.Module):
         self.steps.add_(1.0)
         return (self.keys * 2 + old) * self.steps
 
+class Place(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("keys", torch.zeros(2, 8))
+
+    def forward(self, x):
+        self.keys[0] = self.project(x)[0]
+        return self.out(self.keys)
+
+def place():
+    return Place(), {"x": torch.randn(2, 8)}
+
 def cache():
     return Cache(), {"x": torch.randn(2, 8)}
 """
 WHOLE = "mesh (tp=2)"
 CUT = 'mesh (tp=2)\nshard buffers "keys" dim 1 over tp'
+COLUMNS = 'mesh (tp=2)\nshard "out" columns over tp'
 UNEVEN = 'mesh (tp=3)\nshard buffers "keys" dim 1 over tp'
 
 
-def rows(folder: Path, plan: str) -> list[CheckRow]:
+def rows(folder: Path, plan: str, target: str = "cache") -> list[CheckRow]:
     (folder / "model.py").write_text(SOURCE)
-    found = compare_calls(f"{folder}/model.py:cache", Request(Mode.INFER), Plan.parse(plan)).rows
+    found = compare_calls(f"{folder}/model.py:{target}", Request(Mode.INFER), Plan.parse(plan)).rows
     return [row for row in found if "(states, step" in row.name]
 
 
@@ -89,3 +103,8 @@ def test_a_fault_of_states_shows_in_a_step(fault: str, tmp_path: Path, monkeypat
     owner, name, make, plan, shows = FAULTS[fault]
     monkeypatch.setattr(owner, name, make(getattr(owner, name)))
     assert shows <= {row.name for row in rows(tmp_path, plan) if row.differs}
+
+
+def test_a_reset_shows_where_all_steps_write_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident_states, "_version", lambda tensor: (0, 0))
+    assert "0 (states, step 3)" in {row.name for row in rows(tmp_path, COLUMNS, "place") if row.differs}

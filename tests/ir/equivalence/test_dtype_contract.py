@@ -55,6 +55,27 @@ PROMOTED = STEP.replace(
 """An op computes with a longer operand."""
 
 
+LONGER = STEP.replace(
+    """  %0 = "aten.mul_tensor"(%x, %w) : (tensor<4xbf16, {dp = "shard(0)"}>, tensor<4xbf16>)
+       -> tensor<4xbf16, {dp = "partial(sum)"}> loc("model.py":3:0)
+  %1 = "aten.u_to_copy_default"(%0) {dtype = f32} : (tensor<4xbf16, {dp = "partial(sum)"}>)
+       -> tensor<4xf32, {dp = "partial(sum)"}> loc("model.py":4:0)
+""",
+    """  %a = "aten.u_to_copy_default"(%w) {dtype = f32} : (tensor<4xbf16>) -> tensor<4xf32>
+  %b = "aten.u_to_copy_default"(%x) {dtype = f32} : (tensor<4xbf16, {dp = "shard(0)"}>)
+       -> tensor<4xf32, {dp = "shard(0)"}>
+  %1 = "aten.mul_tensor"(%b, %a) : (tensor<4xf32, {dp = "shard(0)"}>, tensor<4xf32>)
+       -> tensor<4xf32, {dp = "partial(sum)"}> loc("model.py":3:0)
+""",
+)
+"""An op computes in a longer dtype."""
+
+
+def test_an_op_may_compute_in_a_longer_dtype_than_before() -> None:
+    assert messages(STEP, LONGER) == []
+    assert messages(LONGER, STEP)[0].startswith("it computes bf")
+
+
 def messages(before: str, after: str) -> list[str]:
     return [problem.message for problem in dtype_problems(decode(Module.parse(before)), decode(Module.parse(after)))]
 
