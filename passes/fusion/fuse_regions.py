@@ -12,7 +12,7 @@ A region holds elementwise operations, casts, masks, joins, views and reductions
 It grows along the values that operations pass on, never around an operation that it does not hold, and has one set of
 rows. Views and constants that others read stay outside too. Collectives, messages and calls keep their order.
 
-Needs: last of all, because later passes would have to see through calls.   Keeps: values.
+Needs: level `comm`, last of all: later passes would have to see through calls.   Keeps: values.
 Cost: without a kernel a call for each region.
 """
 
