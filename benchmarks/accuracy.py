@@ -85,7 +85,20 @@ def training_row(row: Mapping[str, str], keep: Path | None = None) -> dict[str, 
         measured, predicted = measured_seconds(row), step_seconds(run_of(row), FITTED, keep)
     except (Skipped, StrettoError) as error:
         return {"id": row["id"], "skipped": str(error)}
-    return {"id": row["id"], "predicted": predicted, "measured": measured, "error": predicted / measured - 1}
+    found = {"id": row["id"], "predicted": predicted, "measured": measured, "error": predicted / measured - 1}
+    return {**found, **_memory(row, keep)}
+
+
+def _memory(row: Mapping[str, str], keep: Path | None) -> dict[str, object]:
+    """The predicted and the reported peak of a rank in GB, where the row reports one."""
+    from training_memory import peak_bytes
+    from training_rows import run_of
+
+    if not row.get("peak_mem_gb"):
+        return {}
+    unit = 2**30 / 1e9 if "GiB" in row["mem_basis"] else 1.0
+    peak, measured = peak_bytes(run_of(row), row["mem_basis"], keep) / 1e9, float(row["peak_mem_gb"]) * unit
+    return {"peak_gb": peak, "measured_gb": measured, "peak_error": peak / measured - 1}
 
 
 def rows(kernels: Kernels, predicted: np.ndarray) -> Iterator[dict[str, object]]:

@@ -54,6 +54,14 @@ class Part:
             round(self.launches * factor),
         )
 
+    def without_half_of_products(self) -> Part:
+        """What selective recomputation runs again where it keeps attention and every second product."""
+        kernels = {
+            str(Kind.MEMORY): self.kernels[str(Kind.MEMORY)],
+            str(Kind.MATMUL): self.kernels[str(Kind.MATMUL)] / 2,
+        }
+        return Part(Counter(kernels), Counter(), self.launches)
+
     def with_attention(self, seconds: float) -> Part:
         """The part with another price of attention."""
         return Part(Counter({**self.kernels, str(Kind.ATTENTION): seconds}), self.collectives, self.launches)
@@ -115,6 +123,22 @@ def _costs(
         _between(tasks, backwards[1].start, backwards[2].start),
         _between(tasks, backwards[-1].end, float("inf")),
     )
+
+
+def saved_bytes(run: Run, keep: Path | None = None) -> int:
+    """What a layer's backward reads of its forward, of a microbatch: results whose dims are those of tokens."""
+    sizes = _alike(run)
+    program = _program(sizes, run.tp, run.sequence, keep)
+    name = next(each for each in program.functions if each.endswith("forward"))
+    function = program.functions[name]
+    saved = 0
+    for slot in sorted({*function.results[1:]}):
+        index = function.types[slot]
+        shape = () if index is None else program.types[index].shape
+        tokens = sizes.tokens // (run.tp if run.sequence else 1)
+        if index is not None and {sizes.tokens, tokens} & {*shape}:
+            saved += program.types[index].bytes
+    return saved
 
 
 def _between(tasks: Iterable[Task], start: float, end: float) -> Part:

@@ -39,15 +39,22 @@ def lines(rows: Sequence[Row], found: Sequence[Found]) -> Iterator[str]:
         agreement, sweeps = _agreement([pair for pair in pairs if pair[0].get("family") == family])
         if sweeps:
             yield f"Kendall's tau of tokens a second on {sweeps} sweeps of {family}: {agreement:.2f}"
+    for name, peaks in _grouped(
+        [pair for pair in pairs if "peak_error" in pair[1]], lambda row: row["mem_basis"], "peak_error"
+    ):
+        middle = f"median {np.median(np.abs(peaks)):6.1%}  bias {np.median(peaks):+7.1%}"
+        yield f"{len(peaks):5} peaks of memory  {middle}  {name}"
     same = [abs(np.log(a / b)) for a, b in _repeated(pairs)]
     if same:
         yield f"{len(same)} pairs of runs of one configuration differ by {np.expm1(np.median(same)):.1%} (median)"
 
 
-def _grouped(pairs: Sequence[tuple[Row, Found]], key: Callable[[Row], str]) -> list[tuple[str, np.ndarray]]:
+def _grouped(
+    pairs: Sequence[tuple[Row, Found]], key: Callable[[Row], str], error: str = "error"
+) -> list[tuple[str, np.ndarray]]:
     groups: defaultdict[str, list[float]] = defaultdict(list)
     for row, found in pairs:
-        groups[key(row)].append(_number(found, "error"))
+        groups[key(row)].append(_number(found, error))
     return [(name, np.array(errors)) for name, errors in groups.items()]
 
 

@@ -3,7 +3,7 @@
 Columns that say the sizes: n_layers, d_model, n_heads, n_kv_heads, d_ffn or d_ffn_expert, ffn_act, vocab, seq_len,
 n_experts, top_k. That say the plan: tp, pp, vpp, dp, cp, ep, seq_parallel, schedule, mbs, gbs, precision, zero_stage,
 recompute, compile. That say the machine: gpu, n_gpus, gpus_per_node, internode_gbps_per_gpu. That say what ran:
-framework. That say what was measured: step_time_s, or tok_s_gpu; outcome.
+framework. That say what was measured: step_time_s, tok_s_gpu, or tflops_per_gpu with tflops_kind; outcome.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ NETWORK_GB_S = {"V100": 12.5, "A100": 25.0, "H100": 50.0, "H200": 50.0}
 """GB/s of a GPU's network link where a row does not say: its usual nodes have 8 links of 100, 200 or 400 Gb/s."""
 SCHEDULES = {"none": "1f1b", "": "1f1b", "1F1B": "1f1b", "interleaved 1F1B": "interleaved"}
 """By the word of a row, the schedule of a pipeline."""
+SC21 = "96BsLh^2"
+"""How a row names the FLOPs of a step with recomputation by Megatron-LM: arXiv 2104.04473, section 5.1."""
 VOCABULARY = {"1F1B baseline": "ends", "1F1B redis": "balanced", "1F1B vocab-1": "shared", "1F1B vocab-2": "shared"}
 """By the word of a row, where the layers of the vocabulary are: all of these are 1F1B."""
 
@@ -44,6 +46,14 @@ class Stack:
     """Communication that runs beside computing: tensor, reduce and gather (of data parallelism), pipeline, ring."""
     reduce_bytes: int
     """Of an element of a gradient, where it is reduced over data-parallel ranks; 2 in a row of PURE precision."""
+    selective: str
+    """What selective recomputation computes again: attention, or products, every second one and all but attention."""
+    buffer_bytes: float
+    """Of buffers for collectives."""
+    whole_bytes: float
+    """Of a parameter, that each data-parallel rank keeps."""
+    sharded_bytes: float
+    """Of a parameter, that ZeRO shards over ranks."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Run:
     zero_ranks: int
     """Ranks that share what ZeRO shards."""
     recompute: str
-    """none, full, or selective: attention's scores only."""
+    """none, full, or selective, as the stack's file says."""
     fp8: bool
     experts: int
     chosen: int
@@ -112,12 +122,16 @@ def run_of(row: Mapping[str, str]) -> Run:
 
 
 def measured_seconds(row: Mapping[str, str]) -> float:
-    """The published time of a step, or what follows from tokens a second and GPU."""
+    """The published time of a step, or what follows from tokens a second, or from FLOP/s by a stated formula."""
     if row["step_time_s"]:
         return float(row["step_time_s"])
     tokens = _integer(row, "gbs") * _integer(row, "seq_len")
     if row["tok_s_gpu"]:
         return tokens / float(row["tok_s_gpu"]) / _integer(row, "n_gpus")
+    if row.get("tflops_per_gpu") and SC21 in row.get("tflops_kind", ""):
+        layers, width, vocabulary = (_integer(row, key) for key in ("n_layers", "d_model", "vocab"))
+        rest = 1 + _integer(row, "seq_len") / (6 * width) + vocabulary / (16 * layers * width)
+        return 96 * tokens * layers * width**2 * rest / float(row["tflops_per_gpu"]) / 1e12 / _integer(row, "n_gpus")
     raise Skipped("neither a step's time nor tokens a second are stated")
 
 
@@ -138,8 +152,8 @@ def _stacks() -> dict[str, Stack]:
     for path in sorted(STACKS.glob("*.toml")):
         text = tomllib.loads(path.read_text(encoding="utf-8"))
         prefixes = text.pop("frameworks")
-        stack = Stack(path.stem, text["source"], text["fused"], text["attention"], frozenset(text["hides"]),
-                      int(text["reduce_bytes"]))  # fmt: skip
+        hides = frozenset(text.pop("hides"))
+        stack = Stack(name=path.stem, hides=hides, **text)
         found.update(dict.fromkeys(prefixes, stack))
     return found
 

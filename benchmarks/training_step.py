@@ -28,8 +28,7 @@ from stretto.runtime.program.mesh import RankMesh
 from stretto.schedules.catalogue import generate
 from stretto.schedules.request import Request
 from stretto.schedules.schedule import Kind as TaskKind
-from stretto.schedules.schedule import Schedule, Task
-from stretto.schedules.simulate import needs
+from stretto.schedules.schedule import Order, Schedule
 from training_rows import Run
 
 
@@ -51,7 +50,7 @@ class Fit:
     """By what share a step takes longer for each doubling of the nodes: the slowest of many."""
 
 
-FITTED = Fit()
+FITTED = Fit(clock_ampere=0.983, clock_hopper=0.856, memory=1.1, launch_us=10.7, interference=0.145, doubling=0.0064)
 """By `fit_training.py`, on the rows of `published/training.csv`."""
 
 
@@ -115,11 +114,13 @@ class Step:
         one, other = costs.forward.with_attention(forward), costs.backward.with_attention(again)
         if run.recompute == "full":
             other = one + other
+        if run.recompute == "selective" and run.stack.selective == "products":
+            other = one.without_half_of_products() + other
         added = self._exchange + self._ring()
         ahead, back = self._time(one) + added, self._time(other) + added * (2 if run.recompute == "full" else 1)
         if run.zero == 3 and run.zero_ranks > 1:
-            gathered = self._collective("all_gather", 2 * self._layer_elements())
-            reduced = self._collective("reduce_scatter", run.stack.reduce_bytes * self._layer_elements())
+            gathered = self._collective("all_gather", 2 * layer_elements(self._run))
+            reduced = self._collective("reduce_scatter", run.stack.reduce_bytes * layer_elements(self._run))
             return self._beside(ahead, gathered, "gather"), self._beside(back, gathered + reduced, "reduce")
         return ahead, back
 
@@ -132,20 +133,21 @@ class Step:
     def _attention_seconds(self) -> tuple[float, float]:
         """A layer's attention, forward and backward, in seconds: a rank's queries read all keys."""
         run, sizes = self._run, self._run.sizes
+        again = run.recompute == "selective" and run.stack.selective == "attention"
         heads, key_heads = sizes.heads / run.tp, max(sizes.key_heads / run.tp, 1)
         queries, keys, size = sizes.tokens / run.cp, sizes.tokens, sizes.width / sizes.heads
         if run.stack.attention != "products":
             one = SLOWER[run.stack.attention][self._is_hopper] * float(
                 attention_seconds(run.microbatch, queries, keys, heads, key_heads, size, True, "bf16", self._gpu)
             )
-            return one, one * BACKWARD + (one if run.recompute == "selective" else 0.0)
+            return one, one * BACKWARD + (one if again else 0.0)
         batch = run.microbatch * heads
         product = float(batched_matmul_seconds(batch, queries, keys, size, "bf16", self._gpu))
         other = float(batched_matmul_seconds(batch, queries, size, keys, "bf16", self._gpu))
         scores = 2 * batch * queries * keys
         one = product + other + float(moved_seconds(SOFTMAX_FORWARD * scores, self._gpu))
         back = 2 * (product + other) + float(moved_seconds(SOFTMAX_BACKWARD * scores, self._gpu))
-        return one, back + (one if run.recompute == "selective" else 0.0)
+        return one, back + (one if again else 0.0)
 
     def _exchanged(self) -> float:
         """Experts: each token's rows are sorted, go to the ranks of its experts, come back, and are sorted back."""
@@ -187,8 +189,17 @@ class Step:
         message = self._layout.message_seconds(2 * tokens * run.sizes.width, between_nodes=across)
         if not run.sequence and run.tp > 1:  # each rank sends its part, and the parts are gathered in the node
             message += self._layout.collective_seconds("all_gather", ("tp",), 2 * tokens * run.tp * run.sizes.width)
-        schedule = _schedule(run.schedule, run.pp, run.microbatches, run.chunks)
-        return makespan(schedule, forwards, backwards, message, hides="pipeline" in run.stack.hides)
+        hides = "pipeline" in run.stack.hides
+
+        def end(microbatches: int) -> float:
+            order = _schedule(run.schedule, run.pp, microbatches, run.chunks).order
+            return makespan(order, forwards, backwards, run.pp, message, hides=hides)
+
+        few = 2 * run.pp + run.microbatches % run.pp
+        if run.microbatches <= few + run.pp:
+            return end(run.microbatches)
+        rounds = (run.microbatches - few) // run.pp  # of the steady part, each as long as the others
+        return end(few) + rounds * (end(few + run.pp) - end(few))
 
     def _data_parallel(self, tail: float) -> float:
         """What the collectives of gradients and parameters add to a step, once."""
@@ -213,19 +224,11 @@ class Step:
         shared = run.zero_ranks if run.zero else 1
         return float(moved_seconds(ADAMW_BYTES * self._stored_elements() / shared, self._gpu)) / self._fit.memory
 
-    def _layer_elements(self) -> float:
-        """Parameters of a layer on a rank; of experts those that the rank has."""
-        s, run = self._run.sizes, self._run
-        size = s.width // s.heads
-        gates = 3 if s.activation in ("swiglu", "geglu") else 2
-        ffn = gates * s.width * s.ffn * (run.experts / run.ep / run.chosen if run.experts else 1)
-        return (2 * s.width * s.heads * size + 2 * s.width * s.key_heads * size + ffn) / run.tp
-
     def _stored_elements(self) -> float:
         """Parameters that a rank stores before any of ZeRO: of a stage in the middle, or of all."""
         run, s = self._run, self._run.sizes
         ends = 2 * s.vocabulary * s.width / run.tp
-        return self._layer_elements() * s.layers / run.pp + (ends if run.pp == 1 else ends / 2)
+        return layer_elements(self._run) * s.layers / run.pp + (ends if run.pp == 1 else ends / 2)
 
 
 SLOWER = {"library": (1.0, 1.0), "flash-2": (1.0, 1.75), "flash-1": (2.0, 3.5)}
@@ -251,43 +254,53 @@ def _layers(run: Run, stages: int, ends: float) -> list[float]:
     return [each + (1 if stage < rest else 0) for stage in range(stages - 1)] + [last]
 
 
+def layer_elements(run: Run) -> float:
+    """Parameters of a layer on a rank; of experts those that the rank has."""
+    s = run.sizes
+    size = s.width // s.heads
+    gates = 3 if s.activation in ("swiglu", "geglu") else 2
+    ffn = gates * s.width * s.ffn * (run.experts / run.ep / run.chosen if run.experts else 1)
+    return (2 * s.width * s.heads * size + 2 * s.width * s.key_heads * size + ffn) / run.tp
+
+
+def schedule_of(run: Run) -> Schedule:
+    """The schedule of a run's pipeline, with as many microbatches as fill it."""
+    filled = 2 * run.pp + run.microbatches % run.pp
+    return _schedule(run.schedule, run.pp, min(run.microbatches, filled), run.chunks)
+
+
 @cache
 def _schedule(name: str, ranks: int, microbatches: int, chunks: int) -> Schedule:
     return generate(name, Request(ranks, microbatches, chunks if name == "interleaved" else None))
 
 
 def makespan(
-    schedule: Schedule, forwards: Sequence[float], backwards: Sequence[float], message: float, *, hides: bool
+    order: Order, forwards: Sequence[float], backwards: Sequence[float], ranks: int, message: float, *, hides: bool
 ) -> float:
-    """The end of a schedule whose stages take unlike times. Without `hides` a rank waits for its message to be sent."""
-    ends: dict[Task, float] = {}
-    clocks, positions = [0.0] * schedule.ranks, [0] * schedule.ranks
+    """The end of forwards and backwards whose stages take unlike times; stage s is on rank s mod `ranks`.
+
+    Without `hides` a rank waits for each message that it sends.
+    """
+    last = len(forwards) - 1
+    ends: dict[tuple[bool, int, int], float] = {}
+    clocks, positions = [0.0] * ranks, [0] * ranks
     moved = True
     while moved:
         moved = False
-        for rank, tasks in enumerate(schedule.order):
+        for rank, tasks in enumerate(order):
             while positions[rank] < len(tasks):
-                task = tasks[positions[rank]]
-                awaited = needs(schedule, task)
-                if any(_done(each) not in ends for each in awaited):
-                    break
-                ready = max(
-                    (
-                        ends[_done(each)] + (message if schedule.placement[each.stage] != rank else 0.0)
-                        for each in awaited
-                    ),
-                    default=0.0,
-                )
-                seconds = forwards[task.stage] if task.kind is TaskKind.F else backwards[task.stage]
-                clocks[rank] = max(clocks[rank], ready) + seconds
-                ends[_done(task)] = clocks[rank]
-                if not hides:
-                    clocks[rank] += message
+                kind, stage, microbatch = tasks[positions[rank]]
+                ahead = kind is TaskKind.F
+                source = stage - 1 if ahead else stage + 1
+                ready = 0.0
+                if 0 <= source <= last:
+                    found = ends.get((ahead, source, microbatch))
+                    if found is None:
+                        break
+                    ready = found + (message if ranks > 1 else 0.0)
+                clocks[rank] = max(clocks[rank], ready) + (forwards if ahead else backwards)[stage]
+                ends[ahead, stage, microbatch] = clocks[rank]
+                clocks[rank] += 0.0 if hides or not 0 <= (stage + 1 if ahead else stage - 1) <= last else message
                 positions[rank] += 1
                 moved = True
     return max(clocks)
-
-
-def _done(task: Task) -> Task:
-    """A task under the name that `needs` gives it: a whole backward is a B."""
-    return Task(TaskKind.B, task.stage, task.microbatch) if task.kind is TaskKind.BW else task
