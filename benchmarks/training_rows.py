@@ -8,6 +8,7 @@ framework. That say what was measured: step_time_s, tok_s_gpu, or tflops_per_gpu
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -112,13 +113,21 @@ def run_of(row: Mapping[str, str]) -> Run:
     if sizes.layers % (pp * chunks) and chunks > 1:
         raise Skipped(f"{sizes.layers} layers do not fill {pp} x {chunks} parts of a pipeline")
     zero = int(row["zero_stage"][:1]) if row["zero_stage"][:1].isdigit() else 0
-    within = {"1 (within 8-GPU node)": 8, "1 (within 4)": 4}.get(row["zero_stage"], dp * cp)
+    within = re.search(r"(?:within |FSDP=)(\d+)", row["zero_stage"])
+    zero_ranks = min(int(within[1]), dp * cp) if within else dp * cp
     return Run(
         sizes, tp, pp, chunks, dp, cp, _integer(row, "ep", 1), row["seq_parallel"] == "yes" and tp > 1, schedule,
         VOCABULARY.get(row["schedule"], "ends"), microbatch, max(_integer(row, "gbs") // (microbatch * dp), 1),
-        zero, min(within, dp * cp), row["recompute"], row["precision"] in ("fp8", "float8"), experts, chosen,
+        zero, zero_ranks, row["recompute"], _is_fp8(row["precision"]), experts, chosen,
         _cluster(row), _stack(row),
     )  # fmt: skip
+
+
+def _is_fp8(precision: str) -> bool:
+    """Whether products are in 8 bits. Raises Skipped for formats of 4 bits."""
+    if "fp4" in precision.lower():
+        raise Skipped(f"products in {precision} are not priced")
+    return "fp8" in precision.lower() or precision == "float8"
 
 
 def measured_seconds(row: Mapping[str, str]) -> float:
