@@ -13,7 +13,7 @@ from ..diagnostics import Span
 from . import globs
 from .error import PlanCode, PlanError, RoutingCode
 from .plan import Plan
-from .routing.experts import Experts
+from .routing.experts import Experts, Move
 from .shard import Dim, Role, ShardParameters, StoreParameters, layout_dim
 from .spelling import listed, range_text, shape_text
 from .zero import Zero
@@ -60,7 +60,7 @@ class ParameterSharding:
     names: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """All names of the parameter."""
     experts: Experts | None = field(default=None, compare=False, repr=False)
-    """The statement that cuts its experts."""
+    """The statement that cuts its experts, or how they are stored."""
 
 
 _DIMS: dict[tuple[OwnerKind, Role, str], int | None] = {
@@ -161,6 +161,8 @@ def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
 def _with_experts(plan: Plan, parameter: ParameterInfo, sharding: ParameterSharding) -> ParameterSharding:
     """What the last `experts` statement that matches adds to a sharding: its axes cut dim 0, outside of others.
 
+    Where weights move, experts are computed whole, and their axes cut how they are stored (`resolve_stored.py`).
+
     Raises PlanError E0140 where ranks cannot share the experts, and E0112 for an axis that `shard` gave a dim.
     """
     for statement in reversed(plan.experts):
@@ -177,7 +179,8 @@ def _with_experts(plan: Plan, parameter: ParameterInfo, sharding: ParameterShard
                 notes=(("it is sharded here", sharding.span),),
                 help="leave one of the two statements out",
             )
-        return replace(sharding, dims={**cut, **sharding.dims}, experts=statement)
+        computed = sharding.dims if statement.move is Move.WEIGHTS else {**cut, **sharding.dims}
+        return replace(sharding, dims=computed, experts=statement)
     return sharding
 
 
@@ -186,6 +189,11 @@ def _last_match(plan: Plan, name: str) -> ShardParameters | None:
         if matches(statement, name):
             return statement
     return None
+
+
+def experts_of(plan: Plan, name: str) -> Experts | None:
+    """The `experts` statement that decides for a parameter of this name: the last that matches."""
+    return next((statement for statement in reversed(plan.experts) if matches(statement, name)), None)
 
 
 def matches(statement: ShardParameters | StoreParameters | Zero | Experts, name: str) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .error import PlanCode, PlanError
 from .plan import Plan
 from .resolve import ParameterInfo, ParameterSharding, matches, numbered_dim, resolve_parameters
+from .routing.experts import Move
 from .shard import Dim, StoreParameters
 from .zero import Zero
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What a statement adds to the computed placement of a parameter."""
+    """What statements add to the computed placement of a parameter: `store` or `zero`, and `experts` that move."""
 
     dims: Mapping[str, int] = field(default_factory=dict)
     """The dim that each further axis shards; none where the parameter is stored as it is computed with."""
@@ -23,7 +24,7 @@ class Storage:
 
 
 def resolve_stored_placements(plan: Plan, parameters: Sequence[ParameterInfo]) -> tuple[Mapping[str, int], ...]:
-    """The stored placement of each parameter, by `shard`, `store` and `zero`: the dim that each axis shards.
+    """The stored placement of each parameter, by all statements about parameters: the dim that each axis shards.
 
     Axes that shard the same dim nest in this order; those of `store` and `zero` nest inside of those of `shard`.
     Raises the errors of `resolve_parameters` and `resolve_storage`.
@@ -47,6 +48,14 @@ def resolve_storage(
 def _storage(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) -> Storage:
     if not parameter.shape:
         return Storage()  # a number has no dim to cut
+    if computed.experts is not None and computed.experts.move is Move.WEIGHTS:
+        experts = dict.fromkeys(computed.experts.axes, 0)
+        further = _further(plan, parameter, replace(computed, dims={**experts, **computed.dims}))
+        return Storage({**experts, **further.dims}, further.statement)
+    return _further(plan, parameter, computed)
+
+
+def _further(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) -> Storage:
     for statement in reversed(plan.stored):
         name = next((name for name in parameter.names if matches(statement, name)), None)
         if name is None:

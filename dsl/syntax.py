@@ -40,7 +40,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "INTO": ('"into"',),
     "KIND": ("a kind of operation such as attention",),
     "RECOMPUTE_CLAUSE": ("memory", "except", "collectives"),
-    "EXPERTS_CLAUSE": ("capacity", "bound"),
+    "EXPERTS_CLAUSE": ("capacity", "bound", "move"),
     "OVERLAP_CLAUSE": ("level", "hide", "fuse", "lanes", "memory"),
     "OVERLAP_WORD": ("a word", "a number"),
     "CLAUSE": (

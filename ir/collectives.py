@@ -122,8 +122,8 @@ COLLECTIVES = {
 EXPERT_PRODUCTS = {
     each.name: each
     for each in (
-        Collective(EXPERT_LINEAR, "Tensor weight, Tensor experts, str[] axes, int bound"),
-        Collective(EXPERT_OUTER_PRODUCTS, "Tensor b, Tensor experts, str[] axes, int count, int bound"),
+        Collective(EXPERT_LINEAR, "Tensor weight, Tensor experts, str[] axes, int bound, bool capped"),
+        Collective(EXPERT_OUTER_PRODUCTS, "Tensor b, Tensor experts, str[] axes, int count, int bound, bool capped"),
     )
 }
 """Products by expert where experts are cut over ranks: they exchange rows. `route-rows` spells them out in others."""

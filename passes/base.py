@@ -50,6 +50,8 @@ class Report:
     remarks: tuple[Remark, ...] = ()
     effects: Mapping[str, str] = field(default_factory=dict)
     """By key of a statement of the plan (`plan_effects.py`): why it had no effect; empty if it had one."""
+    figures: Mapping[str, int] = field(default_factory=dict)
+    """What the pass has counted, by name, for who chooses between plans."""
 
 
 @dataclass(frozen=True)

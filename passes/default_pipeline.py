@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..dsl.communication.overlap import NORMS, RINGS
 from ..dsl.memory.nanobatches import OrderOfNanobatches
 from ..dsl.plan import Plan
+from ..dsl.routing.experts import Move
 from .base import Pass
 from .layers.fold_layers import FoldLayers
 from .manager import Step
@@ -22,6 +23,7 @@ from .memory.recompute import Recompute
 from .memory.split_loss import SplitLoss
 from .nanobatches.cut_nanobatches import CutNanobatches
 from .normalize.bound_experts import BoundExperts
+from .normalize.cap_experts import CapExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
 from .normalize.idioms.bodies import KINDS
@@ -104,7 +106,8 @@ def _pipelined(config: PipelineConfig) -> bool:
 
 
 def _stores(config: PipelineConfig) -> bool:
-    return bool(config.plan.stored)
+    moved = any(statement.move is Move.WEIGHTS for statement in config.plan.experts)
+    return bool(config.plan.stored) or moved
 
 
 def _buckets(config: PipelineConfig) -> bool:
@@ -117,6 +120,10 @@ def _shards_parameters(config: PipelineConfig) -> bool:
 
 def _cuts_experts(config: PipelineConfig) -> bool:
     return bool(config.plan.experts)
+
+
+def _caps_experts(config: PipelineConfig) -> bool:
+    return any(statement.capacity is not None for statement in config.plan.experts)
 
 
 def _recomputes(config: PipelineConfig) -> bool:
@@ -215,6 +222,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(RaiseIdioms()),
         Entry(RaiseExperts()),
         Entry(lambda config: BoundExperts(config.plan), _cuts_experts),
+        Entry(lambda config: CapExperts(config.plan), _caps_experts),
         Entry(ExpandLosses()),
         Entry(SplitCounts(), _pipelined),
         Entry(SplitMeans()),

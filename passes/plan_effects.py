@@ -106,7 +106,11 @@ class Decisions:
         used = {axis for placed in self.parameters for axis in placed.dims} | {
             a for placed in self.inputs for a in placed
         }
-        used |= {axis for statement in (*self.plan.activations, *self.plan.stored) for axis in statement.axes}
+        used |= {
+            axis
+            for statement in (*self.plan.activations, *self.plan.stored, *self.plan.experts)
+            for axis in statement.axes
+        }
         used |= {self.plan.pipeline.axis} if self.plan.pipeline is not None else set()
         return [
             Remark(

@@ -19,6 +19,7 @@ TABLE: dict[str, str] = {
     "average-microbatches": "pipelining.average_microbatches:AverageMicrobatches",
     "bound-experts": "normalize.bound_experts:BoundExperts",
     "bucket-collectives": "overlap.bucket_collectives:BucketCollectives",
+    "cap-experts": "normalize.cap_experts:CapExperts",
     "cap-memory": "overlap.cap_memory:CapMemory",
     "cast-gradients": "normalize.cast_gradients:CastGradients",
     "check-batch": "sharding.check_batch:CheckBatch",

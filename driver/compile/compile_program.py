@@ -12,9 +12,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ from .cached_programs import CachedPrograms
 from .dynamic_sizes import find_sizes
 from .fitted import fitted
 from .garbage import no_search_for_garbage
+from .moved_experts import with_fewest_bytes
 from .new_program import completed, new_program
 from .pipeline_requirements import check_loss, check_states
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
@@ -90,12 +92,23 @@ def compile_capture(
 ) -> Compiled:
     """Compile a model that is captured already: one microbatch of the call, where the plan says `per microbatch`."""
     check_loss(captured, plan)
+
+    def compiled(plan: Plan, chosen: Sequence[Remark]) -> Compiled:
+        once = partial(_compiled_once, captured, model, plan, options, observer, chosen)
+        return fitted(plan, options, once)
+
     with _neutral_modes(), no_search_for_garbage():
-        return fitted(plan, options, lambda margin: _compiled_once(captured, model, plan, options, observer, margin))
+        return with_fewest_bytes(plan, compiled, sizes_vary=options.sizes_vary)
 
 
 def _compiled_once(
-    captured: Capture, model: nn.Module, plan: Plan, options: Options, observer: Observer, memory_margin: int
+    captured: Capture,
+    model: nn.Module,
+    plan: Plan,
+    options: Options,
+    observer: Observer,
+    chosen: Sequence[Remark],
+    memory_margin: int,
 ) -> Compiled:
     observer.stage("convert")
     owners = {info.name: str(info.owner_kind) for info in parameter_infos(model)}
@@ -108,7 +121,7 @@ def _compiled_once(
     manager = PassManager(default_pipeline(config), _after_each_pass(observer, ranges))
     if observer.module is not None:
         observer.module(CAPTURED, module)
-    remarks = [*_of_capture(captured), *manager.run(module)]
+    remarks = [*_of_capture(captured), *chosen, *manager.run(module)]
     effects = [(run.name, run.report.effects) for run in manager.runs]
     remarks += void_statements(plan, [("capture", effect_of_casts(captured, plan)), *effects])
     observer.stage("lower")

@@ -30,6 +30,7 @@ from ...runtime.program.program import Program
 from ..cache.store import ProgramStore
 from ..ir_files.dump_ir import IrDump, ir_of_failures
 from ..report.advice import advice
+from ..report.changed_function import changes
 from ..report.explain import explain
 from ..report.remarks import is_warning, remarks_of, warning_text
 from ..report.show_explanation import mesh_text, parameters_text, sizes_text, totals_text
@@ -161,6 +162,8 @@ def _show_program(program: Program, job: CompileJob) -> None:
     say(f"mesh           {mesh_text(program.manifest)}")
     if program.symbolic is not None:
         say(f"sizes          {sizes_text(program.symbolic)}")
+    for line in changes(program):
+        say(f"changed        the function, as the plan says: {line}")
     say(f"parameters     {parameters_text(explanation)}")
     for at, line in enumerate(totals_text(explanation) or ["none"]):
         say(f"{'communication' if at == 0 else '':<15}{line}")

@@ -13,12 +13,14 @@ from ...backends.program.lower_program import lower_program
 from ...backends.program.write_into_states import write_into_states
 from ...diagnostics.version import __version__
 from ...dsl.plan import Plan
+from ...dsl.resolve import experts_of
 from ...frontend.captured import Capture, InputKind, Mode
 from ...frontend.to_ir import Floats
 from ...ir.attributes import dtype_of
 from ...ir.equivalence.integer_ranges import IntegerRange
 from ...ir.module import Module
 from ...passes.base import Remark, RemarkKind
+from ...runtime.checks.capacity import CAPACITY
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.errors import ProgramError
 from ...runtime.program.arguments import Json, dtype_name
@@ -48,7 +50,7 @@ def new_program(captured: Capture, plan: Plan, options: Options, module: Module,
         mesh=lowered.mesh,
         stretto=__version__,
         torch=torch.__version__,
-        arguments=_reduce(captured, plan, options),
+        arguments={**_reduce(captured, plan, options), **_capacity(captured, plan)},
     )
     program = Program(
         manifest,
@@ -94,7 +96,7 @@ def completed(
 
 
 def _kept(arguments: Mapping[str, Json]) -> dict[str, Json]:
-    return {key: value for key, value in arguments.items() if key in (REDUCE, STORED_REDUCE)}
+    return {key: value for key, value in arguments.items() if key in (REDUCE, STORED_REDUCE, CAPACITY)}
 
 
 def _told(arguments: Mapping[str, Json], ranges: Mapping[str, IntegerRange]) -> dict[str, Json]:
@@ -125,6 +127,17 @@ def _reduce(captured: Capture, plan: Plan, options: Options) -> dict[str, Json]:
     stored = dtype_of(plan.stored_reduce) if options.floats is Floats.AS_CAPTURED else None
     of_stored: dict[str, Json] = {} if stored is None else {STORED_REDUCE: dtype_name(stored)}
     return {REDUCE: OWN if stated is None else dtype_name(stated), **of_stored}
+
+
+def _capacity(captured: Capture, plan: Plan) -> dict[str, Json]:
+    """What checks need to know of experts: by parameter, how many times the even share of rows they take."""
+    capped: dict[str, Json] = {}
+    for each in captured.inputs:
+        names = (each.name, *each.aliases) if each.kind is InputKind.PARAMETER else ()
+        statement = next((found for name in names if (found := experts_of(plan, name)) is not None), None)
+        if statement is not None and statement.capacity is not None:
+            capped[each.name] = statement.capacity
+    return {CAPACITY: capped} if capped else {}
 
 
 def _judged(captured: Capture, plan: Plan, floats: Floats) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Compare what a program says of itself with what the text of its plan says, statement by statement.
 
-What no row is about: `shard activations`, whether `zero` has level 1 or 2, the `bound` of `experts`, and of pipelines
-all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
+What no row is about: `shard activations`, whether `zero` has level 1 or 2, `bound` and `move` of `experts`, and of
+pipelines all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
 are under a pipeline; of `split` the loss, and of tokens and batch all but the number of nanobatches.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from ...runtime.checks.capacity import capacities
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.lanes.late_frees import late_frees
@@ -67,11 +68,12 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
 
 
 def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
-    """Of the mesh, the precision, the pipeline, attention, overlap, stored parameters and memory."""
+    """Of the mesh, the precision, the pipeline, capacities of experts, attention, overlap, storage and memory."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision, plan.stored_reduce),
         *_pipeline(program, plan),
+        *_capacities(program, plan),
         *attention_facts(program, plan),
         *dict.fromkeys(overlap_facts(program, plan)),
         *dict.fromkeys(stored_facts(program, plan)),
@@ -95,6 +97,13 @@ def _precision(
     if "params" in stated:
         floats = {each.dtype for each in program.of_kind("parameter")} & {*_DTYPES.values()}
         yield "precision params", ", ".join(sorted(floats - {stated["params"]})) or stated["params"], stated["params"]
+
+
+def _capacities(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
+    found = capacities(program)
+    for each in program.of_kind("parameter"):
+        stated = (plan.capacity(name) for name in (each.name, *each.aliases))
+        yield f"capacity of {each.name}", found.get(each.name), next((n for n in stated if n is not None), None)
 
 
 def _pipeline(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:

@@ -123,6 +123,16 @@ class PlanText:
         words = [each for each in self._of("split") if each[0] != "loss"]
         return [(each[0], int(each[2]), _items(each[3:])) for each in words]
 
+    def capacity(self, name: str) -> float | None:
+        """The capacity of the last `experts` statement that names a parameter, or its owner; None where it has none."""
+        stated = [words for words in self.statements if words[0] == "experts"]
+        for words, statement in zip(reversed(stated), reversed(self.shardings(EXPERTS)), strict=True):
+            if statement.names(name) or statement.names(name.rpartition(".")[0]):
+                start = words.index("{") if "{" in words else len(words)
+                [number] = _items(words[start:]).get("capacity", ["none"])
+                return None if number == "none" else float(number)
+        return None
+
     def shardings(self, subject: str) -> list[Sharding]:
         """The statements about one subject in their order; of inputs, first the implied one."""
         written = [each for words in self.statements if (each := self._sharding(words)) and each.subject == subject]

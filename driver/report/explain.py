@@ -17,6 +17,7 @@ from ...runtime.program.records import Input, Shard
 from ...runtime.prover import Backend, Types, prove
 from ...runtime.rank.shards import local_shape
 from ..text.layer_names import family, folded
+from .changed_function import changes
 from .lanes import FunctionLanes, lanes_of
 from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
@@ -210,6 +211,7 @@ class Explanation:
             "hash": self.program.hash,
             "mesh": dict(manifest.mesh),
             "implied": [*self.implied],
+            "changes": [*changes(self.program)],
             "ranks": self.program.mesh.ranks,
             "kinds": [entry.to_json() for entry in self.kinds],
             "sizes": None if self.program.symbolic is None else self.program.symbolic.about(),

@@ -8,6 +8,7 @@ from textwrap import indent
 from ...runtime.program.named_sizes import Symbolic, range_text
 from ...runtime.program.program import Manifest
 from ..text.console import count_text, heading, place_text, say, shape_text, size_text, table
+from .changed_function import changes
 from .explain import Communication, Explanation, PlacedTensors
 from .remarks import RemarkJson, counts_by_pass, remark_text, remarks_of, warning_text
 from .show_lanes import show_lanes
@@ -32,6 +33,8 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     say(f"mesh     {mesh_text(manifest)}")
     for statement in explanation.implied:
         say(f"implied  {statement}")
+    for line in changes(program):
+        say(f"changed  the function, as the plan says: {line}")
     if program.symbolic is not None:
         say(f"sizes    {sizes_text(program.symbolic)}")
     if explanation.lanes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from math import prod
 from typing import ClassVar
@@ -17,15 +18,25 @@ from ..source import Places, Source, tokens
 from ..spelling import shape_text, shortened
 
 _LATER = {
-    "move": "tokens are moved to the ranks of their experts; to move weights instead, leave experts out, and say: "
-    'zero 3 over ep { only "*.experts" }',
     "inner": 'shard cuts the other dims of experts: shard "*.experts.up" dim 1 over tp, and '
     'shard "*.experts.down" dim 2 over tp',
     "chunks": "all rows of a layer go at once",
     "order": "experts lie in the model's order",
 }
 """Items of the language that are not built, with what there is."""
-_ITEMS = ("capacity", "bound")
+_ITEMS = ("capacity", "bound", "move")
+
+
+class Move(StrEnum):
+    """What goes from rank to rank so that a row meets its expert."""
+
+    TOKENS = "tokens"
+    """Rows go to the rank of their expert, and come back."""
+    WEIGHTS = "weights"
+    """Each rank gathers the experts of the others before they are used; rows stay."""
+    AUTO = "auto"
+    """Whichever sends fewer bytes; undecided until the compiler has counted them."""
+
 
 _refused = partial(unexpected_word, RoutingCode.BAD_EXPERTS)
 
@@ -47,6 +58,10 @@ class Experts:
     """Outermost first."""
     bound: float | None = None
     """How many times the even share of rows a rank has room for; None: room for all rows of the group."""
+    capacity: float | None = None
+    """How many times the even share of rows an expert takes: later ones are dropped. None: it takes all."""
+    move: Move = Move.TOKENS
+    """What goes from rank to rank."""
     places: Places = field(default=Places(), compare=False, repr=False)
     """Source spans of the statement, its axes and patterns."""
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False, hash=False)
@@ -62,6 +77,24 @@ class Experts:
                 span=self.spans.get("bound", self.span),
                 expected="expected a number of at least 1",
             )
+        if self.capacity is not None and self.capacity <= 0:
+            raise PlanError(
+                RoutingCode.BAD_EXPERTS,
+                f"an expert that takes {self.capacity:g} times the even share of rows computes nothing",
+                span=self.spans.get("capacity", self.span),
+                expected="expected none, or a number above 0 such as 1.25",
+            )
+
+    def most_rows(self, rows: int, experts: int) -> int | None:
+        """The rows that an expert takes, of `rows` for all experts; None: all.
+
+        >>> Experts(("*.experts",), ("ep",), capacity=1.25).most_rows(64, 8)
+        10
+        """
+        if self.capacity is None:
+            return None
+        millionths = round(self.capacity * 10**6)
+        return -(-millionths * rows // (experts * 10**6))
 
     @property
     def span(self) -> Span | None:
@@ -85,7 +118,13 @@ class Experts:
 
     def __str__(self) -> str:
         names = ", ".join(f'"{pattern}"' for pattern in self.patterns)
-        block = "" if self.bound is None else f" {{ bound {str(self.bound).removesuffix('.0')} }}"
+        items = [
+            f"{item} {number:.6f}".rstrip("0").rstrip(".")
+            for item, number in (("capacity", self.capacity), ("bound", self.bound))
+            if number is not None
+        ]
+        items += [] if self.move is Move.TOKENS else [f"move {self.move}"]
+        block = f" {{ {'  '.join(items)} }}" if items else ""
         return f"experts {names} over {', '.join(self.axes)}{block}"
 
 
@@ -94,22 +133,17 @@ def read_experts(tree: Tree[Token], source: Source) -> Experts:
     keyword, *ends = tokens(tree, "EXPERTS", "RBRACE")
     patterns, axes = tokens(tree, "PATTERN"), tokens(tree, "AXIS")
     spans: dict[str, Span] = {}
-    bound: float | None = None
+    numbers: dict[str, float | None] = {}
+    move = Move.TOKENS
     clauses = tree.find_data("experts_clause")
     for name, item, (value,), span in read_items(
         clauses, RoutingCode.BAD_EXPERTS, "experts have", _ITEMS, source, _LATER
     ):
         spans[name] = span
-        if item == "bound":
-            bound = _number(item, value, source)
-        elif value != "none":
-            raise PlanError(
-                RoutingCode.BAD_EXPERTS,
-                "experts cannot drop rows yet: a finite capacity changes the function",
-                span=source.span_of(value),
-                expected="expected none",
-                help="state a bound instead: a run that exceeds it stops, and nothing is dropped",
-            )
+        if item == "move":
+            move = _move(value, source)
+        elif item == "bound" or value != "none":
+            numbers[str(item)] = _number(item, value, source)
     places = Places(
         source.span_of(keyword, (ends or axes)[-1]),
         None,
@@ -117,10 +151,25 @@ def read_experts(tree: Tree[Token], source: Source) -> Experts:
         tuple(source.span_of(pattern) for pattern in patterns),
     )
     names = tuple(str(pattern[1:-1]) for pattern in patterns)
-    return Experts(names, tuple(str(axis) for axis in axes), bound, places, spans)
+    return Experts(names, tuple(str(axis) for axis in axes), **numbers, move=move, places=places, spans=spans)
+
+
+def _move(value: Token, source: Source) -> Move:
+    if value not in [*Move]:
+        if value == "least_loaded":
+            raise PlanError(
+                RoutingCode.BAD_EXPERTS,
+                "rows of a busy expert cannot go to other ranks yet",
+                span=source.span_of(value),
+                expected="expected tokens, weights or auto",
+                help="move weights has no busy rank: each computes its own rows; or state a bound or a capacity",
+            )
+        raise _refused(f'"move" cannot be "{shortened(value)}"', value, tuple(Move), source)
+    return Move(value)
 
 
 def _number(item: Token, value: Token, source: Source) -> float:
+    wanted = ("a number such as 1.5", *(("none",) if item == "capacity" else ()))
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
-        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, ("a number such as 1.5",), source)
+        raise _refused(f'"{item}" cannot be "{shortened(value)}"', value, wanted, source)
     return float(value)

@@ -72,11 +72,18 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
     # the sum over all rows of a's row times b's: a (..., M), b (..., N) of the same leading dims -> (M, N)
     ("nn::sum_of_outer_products(Tensor a, Tensor b) -> Tensor", True),
     # each row times the matrix of its expert: x (..., K), weight (E, K, N), experts (...); the row of an expert outside
-    # [0, E) is not defined; bound: how many times the even share of rows a rank has room for, None: all of them
-    ("nn::expert_linear(Tensor x, Tensor weight, Tensor experts, float? bound) -> Tensor", True),
+    # [0, E) is not defined; bound: how many times the even share of rows a rank has room for, None: all of them;
+    # capacity: how many rows an expert has at most, and then a row of expert E, which is none, gives zeros
+    ("nn::expert_linear(Tensor x, Tensor weight, Tensor experts, float? bound, int? capacity) -> Tensor", True),
     # for each expert, the sum over its rows of a's row times b's: a (..., M), b (..., N), experts (...) -> (E, M, N);
     # rows of experts outside [0, E) add nothing; `weight` (E, M, N), whose gradient it is, is read for its placement
-    ("nn::expert_outer_products(Tensor a, Tensor b, Tensor experts, Tensor weight, float? bound) -> Tensor", True),
+    (
+        "nn::expert_outer_products(Tensor a, Tensor b, Tensor experts, Tensor weight, float? bound, int? capacity)"
+        " -> Tensor",
+        True,
+    ),
+    # the experts (...) of rows, but `count`, which is none, for each row behind `capacity` rows of its expert
+    ("nn::kept_experts(Tensor experts, int count, int capacity) -> Tensor", True),
     # uniform words in [0, 2^32), int64, or with `below` whether each is below it, of shape `size`: a function of state
     # (seed, step), the 0-d `number` of the random op, and the element's index; `like`, of the same shape, is its user
     ("nn::random(Tensor state, Tensor number, Tensor? like, int[] size, int? below) -> Tensor", True),

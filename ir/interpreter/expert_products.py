@@ -18,7 +18,8 @@ def expert_products(name: str, operands: Sequence[Sequence[Tensor]], options: Op
     if name == EXPERT_LINEAR:
         weights = torch.cat([member[1] for member in operands])
         _check_bound(experts, operands[0][1].shape[0], _integer(options["bound"]))
-        return [_one(nn.expert_linear(member[0], weights, member[-1], None)) for member in operands]
+        capacity = 0 if options["capped"] else None  # rows that were dropped give zeros
+        return [_one(nn.expert_linear(member[0], weights, member[-1], None, capacity)) for member in operands]
     count = _integer(options["count"])
     _check_bound(experts, count, _integer(options["bound"]))
     a, b = (torch.cat([_rows(member[index]) for member in operands]) for index in (0, 1))

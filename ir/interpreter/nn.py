@@ -171,16 +171,20 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Results:
     return (torch.einsum("rm,rn->mn", *wide).to(a.dtype),)
 
 
-def expert_linear(x: Tensor, weight: Tensor, experts: Tensor, bound: float | None) -> Results:
-    """Each row times the matrix of its expert; NaN for a row whose expert is none."""
+def expert_linear(x: Tensor, weight: Tensor, experts: Tensor, bound: float | None, capacity: int | None) -> Results:
+    """Each row times the matrix of its expert; NaN for a row of none, and zeros if it was dropped for a capacity."""
     result = x.new_full((*x.shape[:-1], weight.shape[2]), float("nan"))
     for expert, matrix in enumerate(weight):
         chosen = experts == expert
         result[chosen] = (_at_least_float32(x[chosen]) @ _at_least_float32(matrix)).to(x.dtype)
+    if capacity is not None:
+        result[experts == weight.shape[0]] = 0
     return (result,)
 
 
-def expert_outer_products(a: Tensor, b: Tensor, experts: Tensor, weight: Tensor, bound: float | None) -> Results:
+def expert_outer_products(
+    a: Tensor, b: Tensor, experts: Tensor, weight: Tensor, bound: float | None, capacity: int | None
+) -> Results:
     """For each expert, the sum over its rows of the outer product of a's and b's row."""
     return (outer_products_by_expert(a, b, experts, weight.shape[0]),)
 
@@ -192,6 +196,16 @@ def outer_products_by_expert(a: Tensor, b: Tensor, experts: Tensor, count: int) 
         for chosen in (experts == expert for expert in range(count))
     ]
     return torch.stack(sums)
+
+
+def kept_experts(experts: Tensor, count: int, capacity: int) -> Results:
+    """The experts, but `count` for each row that `capacity` rows of its expert stand before."""
+    kept, taken = experts.flatten().tolist(), [0] * count
+    for row, expert in enumerate(kept):
+        taken[expert] += 1
+        if taken[expert] > capacity:
+            kept[row] = count
+    return (torch.tensor(kept, dtype=experts.dtype).reshape(experts.shape),)
 
 
 _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
@@ -209,8 +223,9 @@ _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.matmul": (matmul, 2),
     "nn.linear": (linear, 3),
     "nn.sum_of_outer_products": (sum_of_outer_products, 2),
-    "nn.expert_linear": (expert_linear, 4),
-    "nn.expert_outer_products": (expert_outer_products, 5),
+    "nn.expert_linear": (expert_linear, 5),
+    "nn.expert_outer_products": (expert_outer_products, 6),
+    "nn.kept_experts": (kept_experts, 3),
 }
 """The function of each operation, with its number of arguments."""
 

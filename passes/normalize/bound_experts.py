@@ -12,26 +12,19 @@ Needs: level `aten`, products by expert raised (`raise-experts`).   Keeps: value
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ...dsl.error import PlanError, RoutingCode
 from ...dsl.plan import Plan
-from ...dsl.resolve import matches
-from ...dsl.routing.experts import Experts
+from ...dsl.resolve import experts_of
 from ...ir.attributes import to_attribute
-from ...ir.bindings import Operation, Value
 from ...ir.locations import from_location
-from ...ir.module import Level, Module, argument_records, callee, entry, name_of, operations
-from ...ir.operations import read
+from ...ir.module import Level, Module
 from ..base import Pass, Report
 from ..counted_remarks import CountedRemarks
-from ..rewriting import producer, site_weights
-from .idioms.expert_rows import LINEAR, OUTER
-
-_FOLLOWED = ("aten.transpose.int", "aten.t.default", "aten._to_copy.default", "aten.unsqueeze.default", "comm.reshard")
-"""Operations through which a weight is still the parameter."""
+from ..rewriting import site_weights
+from .expert_weights import WeightNames, expert_choices
 
 
 @dataclass(frozen=True)
@@ -45,11 +38,11 @@ class BoundExperts(Pass):
     """The plan; its `experts` statements are used."""
 
     def run(self, module: Module) -> Report:
-        names, site_counts, remarks = _Names(module), site_weights(module), CountedRemarks(self.name)
+        names, site_counts, remarks = WeightNames(module), site_weights(module), CountedRemarks(self.name)
         used: set[str] = set()
         count = 0
         for name, function in module.functions().items():
-            for products, weights in _routes(function):
+            for products, weights in expert_choices(function).values():
                 parameters = {each for weight in weights for each in names.of(weight, function)}
                 used |= parameters
                 bound = self._bound(parameters)
@@ -64,16 +57,14 @@ class BoundExperts(Pass):
 
     def _bound(self, parameters: set[str]) -> float | None:
         """The largest bound of the parameters' statements; None where one gives none."""
-        bounds = [statement.bound for name in parameters if (statement := self._statement(name)) is not None]
+        statements = (experts_of(self.plan, name) for name in parameters)
+        bounds = [statement.bound for statement in statements if statement is not None]
         known = [bound for bound in bounds if bound is not None]
         return max(known) if known and len(known) == len(bounds) else None
 
-    def _statement(self, name: str) -> Experts | None:
-        return next((each for each in reversed(self.plan.experts) if matches(each, name)), None)
-
-    def _check_used(self, names: _Names, used: set[str]) -> None:
+    def _check_used(self, names: WeightNames, used: set[str]) -> None:
         for parameter in names.parameters:
-            statement = self._statement(parameter)
+            statement = experts_of(self.plan, parameter)
             if statement is not None and parameter not in used:
                 raise PlanError(
                     RoutingCode.BAD_EXPERTS,
@@ -84,49 +75,3 @@ class BoundExperts(Pass):
                     'experts_implementation="grouped_mm", and a list of modules, each of one expert, does not: keep '
                     "their matrices in one parameter (experts, out, in)",
                 )
-
-
-def _routes(function: Operation) -> Iterator[tuple[list[Operation], list[Value]]]:
-    """The products by expert of a function, and their weights, for each choice of experts."""
-    routes: dict[Value, tuple[list[Operation], list[Value]]] = {}
-    for op in operations(function):
-        call = read(op)
-        if call is not None and call.name in (LINEAR, OUTER):
-            products, weights = routes.setdefault(call.args[2], ([], []))
-            products.append(op)
-            weights.append(call.args[1] if call.name == LINEAR else call.args[3])
-    yield from routes.values()
-
-
-@dataclass
-class _Names:
-    """The names of the parameters that values of functions stand for."""
-
-    module: Module
-    parameters: dict[str, Value] = field(default_factory=dict)
-    """Main's arguments, by every name of theirs."""
-
-    def __post_init__(self) -> None:
-        main = self.module.functions()["main"]
-        self._of_main: dict[Value, list[str]] = {}
-        for argument, record in zip(entry(main).arguments, argument_records(main), strict=True):
-            if record.get("kind") == "parameter":
-                self._of_main[argument] = [record["name"], *record.get("aliases", ())]
-                self.parameters.update(dict.fromkeys(self._of_main[argument], argument))
-        self._calls: dict[str, list[Operation]] = {}
-        for op in operations(main):
-            if (name := callee(op)) is not None:
-                self._calls.setdefault(name, []).append(op)
-
-    def of(self, value: Value, function: Operation) -> Iterator[str]:
-        """The names of the parameters that a value is, at every call of its function."""
-        while (made := producer(value)) is not None and made.name in _FOLLOWED:
-            value = made.args[0]
-        if name_of(function) == "main":
-            yield from self._of_main.get(value, ())
-            return
-        arguments = list(entry(function).arguments)
-        position = arguments.index(value) if value in arguments else len(arguments)
-        for call in self._calls.get(name_of(function), ()):
-            if position < len(call.operands):
-                yield from self._of_main.get(call.operands[position], ())

@@ -19,10 +19,14 @@ PRODUCTS = {"nn.expert_linear": EXPERT_LINEAR, "nn.expert_outer_products": EXPER
 
 def local_product(call: Call, axes: tuple[str, ...], type_: TensorType, emitter: LocalEmitter) -> Value:
     """The local product of local operands, of the local type `type_`, with experts cut over `axes`."""
-    bound = call.args[-1] if isinstance(call.args[-1], float) else None
-    count = () if call.name == "nn.expert_linear" else (type_.shape[0],)
+    is_linear = call.name == "nn.expert_linear"
+    bound, capacity = call.args[3 if is_linear else 4 :]
+    own = from_mlir(call.args[1].type).shape[0] if is_linear else type_.shape[0]
     rows = room(prod(from_mlir(call.args[2].type).shape), emitter.size(axes), bound)
-    return emitter.op(PRODUCTS[call.name], *call.args[:3], list(axes), *count, rows, type=type_)
+    if capacity is not None and axes:
+        rows = min(rows, own * capacity)
+    count = () if is_linear else (own,)
+    return emitter.op(PRODUCTS[call.name], *call.args[:3], list(axes), *count, rows, capacity is not None, type=type_)
 
 
 def room(rows: int, ranks: int, bound: float | None) -> int:

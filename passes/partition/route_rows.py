@@ -20,7 +20,7 @@ Source: GShard (arXiv:2006.16668) for the exchange; MegaBlocks (arXiv:2211.15841
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
@@ -31,7 +31,7 @@ from ...ir.bindings import Operation, Value, mlir
 from ...ir.collectives import ALL_TO_ALL, ALL_TO_ALL_ROWS, EXPERT_LINEAR, EXPERT_PRODUCTS
 from ...ir.dialects.context import context
 from ...ir.locations import from_location
-from ...ir.module import Level, Module, operations
+from ...ir.module import Level, Module, call_counts, operations
 from ...ir.operations import Call, build, read
 from ...ir.placement import axes_size
 from ...ir.types import TensorType, element_bytes, from_mlir, to_mlir
@@ -40,10 +40,19 @@ from ..counted_remarks import CountedRemarks
 from ..graph import Graph, Node
 from ..rewriting import Emitter, erase_unused, producer, site_weights
 from ..row_operations import has_rows, on_rows, takes_rows_alone
+from .routed_values import repeated, row_bytes, same_in_all_rows
 
 _FULL = "aten.full.default"
 _INDEX, _RESHAPE, _SUM = "aten.index.Tensor", "aten.reshape.default", "aten.sum.dim_IntList"
 _LONG = torch.int64
+_ZERO_OF_ZEROS = ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor")
+"""Operations that make zeros of rows of zeros."""
+
+
+def figures_of(axes: Iterable[str]) -> tuple[str, str]:
+    """The names of the figures of experts over axes: the bytes of rows that a rank sends, and those of weights."""
+    text = ", ".join(sorted(axes))
+    return f"rows over {text}", f"weights over {text}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class RouteRows(Pass):
 
     def run(self, module: Module) -> Report:
         weights, remarks, count = site_weights(module), CountedRemarks(self.name), 0
+        calls, figures = call_counts(module), Counter[str]()
         for name, function in module.functions().items():
             router = _Router(Graph.of(function), module)
             count += router.route() * weights[name]
@@ -64,7 +74,9 @@ class RouteRows(Pass):
             erase_unused(function)
             for message, op in router.advice():
                 remarks.missed(message, from_location(op.location), weights[name])
-        return Report(count, remarks.remarks())
+            for figure, number in router.figures():
+                figures[figure] += number * calls[name]
+        return Report(count, remarks.remarks(), figures=figures)
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,8 @@ class _Route:
     regroup: Value | None = None
     """The place among the rows that came, for each row sorted by expert."""
     ungroup: Value | None = None
+    dropped: int | None = None
+    """The expert of rows that were dropped, which are sent nowhere, and for which zeros come back; None: of no row."""
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -98,7 +112,7 @@ class _Router:
 
     graph: Graph
     module: Module
-    routes: dict[tuple[Value, tuple[str, ...], int], _Route] = field(default_factory=dict)
+    routes: dict[tuple[Value, tuple[str, ...], int, bool], _Route] = field(default_factory=dict)
     _routed: dict[tuple[int, Value], Value] = field(default_factory=dict)
     """By route and value, its rows where their experts are, sorted by expert."""
     _weights_moved: Counter[int] = field(default_factory=Counter)
@@ -123,9 +137,10 @@ class _Router:
         for route in self.routes.values():
             rows = [v for v in dict.fromkeys(node.operands) if has_rows(v, route.rows)]
             came = len(rows) > 1 and all((id(route), v) in self._routed for v in rows)
+            came = came and (route.dropped is None or node.name in _ZERO_OF_ZEROS)
             if came and route.axes and len(node.values) == 1 and takes_rows_alone(node, route.rows):
-                result = _row_bytes(node.values[0], route.rows)
-                return route if result < sum(_row_bytes(v, route.rows) for v in rows) else None
+                result = row_bytes(node.values[0], route.rows)
+                return route if result < sum(row_bytes(v, route.rows) for v in rows) else None
         return None
 
     def _bring_back_together(self, route: _Route, node: Node, emitter: Emitter) -> None:
@@ -149,33 +164,43 @@ class _Router:
         Source: Tutel (arXiv:2206.03382), section 3.1: the cheaper of the two flows.
         """
         for route in self.routes.values():
-            ranks = axes_size(self.module.mesh, route.axes)
-            by_rows = self._exchanged(route) * (ranks - 1) // ranks
-            by_weights = self._weights_moved[id(route)] * (ranks - 1)
+            by_rows, by_weights = self._bytes(route)
             if route.axes and by_weights < by_rows:
                 owner = from_location(route.order.owner.location).module_path.rpartition(".")[2]
-                statement = f'zero 3 over {", ".join(route.axes)} {{ only "*.{owner}" }}'
+                statement = f'experts "*.{owner}" over {", ".join(route.axes)} {{ move weights }}'
                 yield (
                     f"a rank sends {by_rows} bytes of rows, and would send {by_weights} of weights: {statement} "
-                    "without experts moves these instead",
+                    "moves these instead, and move auto chooses",
                     route.order.owner,
                 )
+
+    def figures(self) -> Iterator[tuple[str, int]]:
+        """By the axes of experts, the bytes of rows that a rank sends, and those of weights that it would send."""
+        for route in self.routes.values():
+            if route.axes:
+                yield from zip(figures_of(route.axes), self._bytes(route), strict=True)
+
+    def _bytes(self, route: _Route) -> tuple[int, int]:
+        ranks = axes_size(self.module.mesh, route.axes)
+        return self._exchanged(route) * (ranks - 1) // ranks, self._weights_moved[id(route)] * (ranks - 1)
 
     def _exchanged(self, route: _Route) -> int:
         """The bytes of the even share of rows that a rank exchanges, those for itself included."""
         calls = [call for op in operations(self.graph.function) if (call := read(op)) is not None]
         exchanges = [c for c in calls if c.name == ALL_TO_ALL_ROWS and c.args[-1] in (route.sent, route.received)]
-        return prod(route.rows) * sum(_row_bytes(call.args[0], (1,)) for call in exchanges)
+        return prod(route.rows) * sum(row_bytes(call.args[0], (1,)) for call in exchanges)
 
     def _replace(self, node: Node, emitter: Emitter) -> None:
         assert node.call is not None
         x, other, experts, axes, *numbers = node.call.args
-        count = from_mlir(other.type).shape[0] if node.name == EXPERT_LINEAR else numbers[0]
-        key = experts, tuple(axes), numbers[-1]
+        is_linear = node.name == EXPERT_LINEAR
+        *counts, bound, capped = numbers
+        count = from_mlir(other.type).shape[0] if is_linear else counts[0]
+        key = experts, tuple(axes), bound, capped
         if key not in self.routes:
             self.routes[key] = self._new_route(*key, count, emitter)
         route, type_ = self.routes[key], from_mlir(node.values[0].type)
-        if node.name == EXPERT_LINEAR:
+        if is_linear:
             rows = self._rows(route, x, emitter)
             result = TensorType(type_.dtype, (route.bound, type_.shape[-1]))
             product = emitter.op("stretto.grouped_mm.default", rows, other, route.ends, type=result)
@@ -200,7 +225,9 @@ class _Router:
                 user.call = user.call.replace_values(user.operands)
         self.graph.users[new] = self.graph.users.get(old, [])
 
-    def _new_route(self, experts: Value, axes: tuple[str, ...], bound: int, count: int, emitter: Emitter) -> _Route:
+    def _new_route(
+        self, experts: Value, axes: tuple[str, ...], bound: int, capped: bool, count: int, emitter: Emitter
+    ) -> _Route:
         """The orders and counts of rows; `count` is the number of a rank's own experts."""
         ranks = axes_size(self.module.mesh, axes)
         total, rows = ranks * count, prod(from_mlir(experts.type).shape)
@@ -215,6 +242,7 @@ class _Router:
         each = emitter.op("aten.arange.default", total, type=numbers)
         ends = emitter.op("aten.searchsorted.Tensor", ordered, each, type=numbers, right=True)
         if not axes:
+            # a product in groups makes zeros of rows that were dropped
             return _Route(experts, axes, bound, order, inverse, ends)
         starts = emitter.op("aten.searchsorted.Tensor", ordered, each, type=numbers)
         counts = emitter.op("aten.sub.Tensor", ends, starts, type=numbers)
@@ -223,9 +251,8 @@ class _Router:
         own = self._by_rank(came, (ranks, count), 0, emitter)
         own_ends = emitter.like("aten.cumsum.default", own, 0)
         regroup = self._regrouped(came, (ranks, count), bound, emitter)
-        return _Route(
-            experts, axes, bound, order, inverse, own_ends, sent, received, regroup, _inverse(regroup, emitter)
-        )
+        ungroup, dropped = _inverse(regroup, emitter), total if capped else None
+        return _Route(experts, axes, bound, order, inverse, own_ends, sent, received, regroup, ungroup, dropped)
 
     def _by_rank(self, counts: Value, shape: tuple[int, int], dim: int, emitter: Emitter) -> Value:
         """Counts (ranks * experts), summed over the experts (dim 1) or the ranks (dim 0)."""
@@ -248,7 +275,7 @@ class _Router:
         """The rows of a value where their experts are: computed there if that sends less."""
         key = id(route), value
         if key not in self._routed:
-            number = _same_in_all_rows(value)
+            number = same_in_all_rows(value)
             if number is not None:
                 type_ = from_mlir(value.type)
                 there = TensorType(type_.dtype, (route.bound, *type_.shape[len(route.rows) :]))
@@ -261,14 +288,14 @@ class _Router:
         return self._routed[key]
 
     def _is_cheaper_there(self, route: _Route, value: Value) -> bool:
-        return self._cost(route, value) < _row_bytes(value, route.rows)
+        return self._cost(route, value) < row_bytes(value, route.rows)
 
     def _cost(self, route: _Route, value: Value) -> int:
         """The bytes to send for a row of a value, at the least."""
         is_there = (id(route), value) in self._routed or not has_rows(value, route.rows)
-        if is_there or _same_in_all_rows(value) is not None:
+        if is_there or same_in_all_rows(value) is not None:
             return 0
-        direct = _row_bytes(value, route.rows)
+        direct = row_bytes(value, route.rows)
         node = self.graph.maker.get(value)
         if node is None or not takes_rows_alone(node, route.rows):
             return direct
@@ -296,7 +323,7 @@ class _Router:
         """A tensor and the rows of it to send, in order: of a token that stands there k times, the token's row."""
         type_ = from_mlir(value.type)
         rows, rest = prod(route.rows), type_.shape[len(route.rows) :]
-        source = _repeated(value)
+        source = repeated(value)
         if source is None:
             return _reshaped(value, (rows, *rest), emitter), route.order
         tokens = prod(from_mlir(source.type).shape[: -len(rest)])
@@ -314,39 +341,17 @@ class _Router:
             ungrouped = emitter.op(_INDEX, product, [route.ungroup], type=here)
             counts = route.received, route.sent
             product = emitter.op(ALL_TO_ALL_ROWS, ungrouped, list(route.axes), home.shape[0], *counts, type=home)
-        if len(route.rows) == 1:
-            return emitter.op(_INDEX, product, [route.inverse], type=type_)
-        flat = emitter.like(_INDEX, product, [route.inverse])
-        return emitter.op(_RESHAPE, flat, list(type_.shape), type=type_)
+        back = _reshaped(emitter.like(_INDEX, product, [route.inverse]), type_.shape, emitter)
+        return back if route.dropped is None else _zero_where(back, route.experts, route.dropped, emitter)
 
 
-def _same_in_all_rows(value: Value) -> Call | None:
-    """The operation that fills a value with one number; None for another value."""
-    made = producer(value)
-    while made is not None and made.name == "comm.shard":
-        made = producer(made.args[0])
-    return made if made is not None and made.name == _FULL else None
-
-
-def _row_bytes(value: Value, rows: tuple[int, ...]) -> int:
-    type_ = from_mlir(value.type)
-    return element_bytes(TensorType(type_.dtype, type_.shape[len(rows) :]))
-
-
-def _repeated(value: Value) -> Value | None:
-    """What a value repeats each row of, several times in a row: (T, H) of (T * k, H)."""
-    flat = producer(value)
-    expanded = producer(flat.args[0]) if flat is not None and flat.name == _RESHAPE else None
-    if flat is None or expanded is None or expanded.name != "aten.expand.default":
-        return None
-    column = producer(expanded.args[0])
-    if column is None or column.name != "aten.unsqueeze.default":
-        return None
-    source = column.args[0]
-    shapes = [from_mlir(v.type).shape for v in (source, flat.args[0], value)]
-    tokens, apart, merged = shapes
-    fits = apart[:-2] == tokens[:-1] and apart[-1] == tokens[-1] == merged[-1] and len(tokens) == 2
-    return source if fits and len(apart) == 3 and column.args[1] in (1, -2) else None
+def _zero_where(rows: Value, experts: Value, none: int, emitter: Emitter) -> Value:
+    """The rows, with zeros for those whose expert is `none`."""
+    type_, shape = from_mlir(rows.type), from_mlir(experts.type).shape
+    flags = TensorType(torch.bool, shape)
+    is_dropped = emitter.op("aten.ge.Scalar", experts, none, type=flags)
+    is_dropped = emitter.op("aten.unsqueeze.default", is_dropped, -1, type=TensorType(torch.bool, (*shape, 1)))
+    return emitter.op("aten.masked_fill.Scalar", rows, is_dropped, 0, type=type_)
 
 
 def _reshaped(value: Value, shape: tuple[int, ...], emitter: Emitter) -> Value:

@@ -13,13 +13,24 @@ from torch import Tensor
 
 from ..program.program import Program
 from ..program.reference_records import Reference
+from .capacity import capped
 from .model_and_program import OneDevice
 
 
 def forward(
     program: Program, reference: Reference, model: OneDevice, inputs: Mapping[int | None, Tensor]
 ) -> list[Tensor]:
-    """The outputs for inputs by index: of one forward, or combined from one forward for each separate microbatch."""
+    """The outputs for inputs by index: of one forward, or combined from one forward for each separate microbatch.
+
+    Experts with a capacity drop rows, as the program's plan says.
+    """
+    with capped(program, model.parameters):
+        return _forward(program, reference, model, inputs)
+
+
+def _forward(
+    program: Program, reference: Reference, model: OneDevice, inputs: Mapping[int | None, Tensor]
+) -> list[Tensor]:
     pipeline = program.pipeline
     if pipeline is None or not pipeline.separate_microbatches:
         return model.forward(inputs)

@@ -55,10 +55,11 @@ class Feature:
 
 STAGES = frozenset({"1f1b", "zb-v", "vocabulary"})
 ROUTED = 'experts "*.experts" over ep'
+CAPPED = 'experts "*.experts" over ep { capacity 0.75 }'
 NOT_OF_IMAGES = frozenset(
     {"split_loss", "in_sequence", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"}
 )
-OTHERS = frozenset({"fused", "experts", "ep", "ep_folded", "ep_stages"})
+OTHERS = frozenset({"fused", "experts", "ep", "capacity", "ep_folded", "ep_stages"})
 """The features that are other models."""
 FEATURES: Mapping[str, Feature] = MappingProxyType(
     {
@@ -94,6 +95,7 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
         "fused": Feature(model="gpt2", choice="model"),
         "experts": Feature(model="mixtral", choice="model", excludes=STAGES),
         "ep": Feature({"dp": 2}, ("axes ep = dp", ROUTED), model="mixtral", choice="model", excludes=STAGES),
+        "capacity": Feature({"dp": 2}, ("axes ep = dp", CAPPED), model="mixtral", choice="model", excludes=STAGES),
         "ep_folded": Feature(
             {"dp": 2, "cp": 2},
             ("shard inputs dim 1 over cp", "axes ep = dp, cp", ROUTED),
@@ -189,7 +191,7 @@ DEFAULT: Sequence[Cell] = (
     ("zero3", "tp", "zb-v", "vocabulary"),
     ("zero3", "tp", "ring", "experts"),
     ("zero1", "tp", "zigzag", "split_loss", "recompute"),
-    ("zero2", "recompute", "bf16", "ep"),
+    ("zero2", "recompute", "bf16", "capacity"),
     ("dp", "tp", "ring", "ep_folded"),
     ("buckets", "bf16", "images", "spatial", "recompute_blocks"),
 )
@@ -206,5 +208,8 @@ def test_features_together_are_one_device(cell: Cell) -> None:
 
 
 def test_the_default_run_has_every_feature() -> None:
-    of_slow_cells = {"ep_stages"}  # `test_pipeline_refusals.py` has such a loss by default, of a smaller model
+    of_slow_cells = {
+        "ep_stages",
+        "ep",
+    }  # a loss as of the first: `test_pipeline_refusals.py`; `ep_folded` is by default
     assert {name for cell in DEFAULT for name in cell} | of_slow_cells == {*FEATURES}

@@ -11,7 +11,7 @@ from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 WHOLE = {
-    "bound-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks",
+    "bound-experts", "cap-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks",
     "find-causal-masks", "fold-layers",
     "gather-parameters", "keep-dims-apart", "partition-tensors", "place-arguments", "propagate-placements",
     "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-loss", "split-means",
@@ -23,9 +23,9 @@ CUT = {
     "start-collectives", "use-local-statistics",
 }  # fmt: skip
 NEED_A_PLAN = {
-    "average-microbatches", "bound-experts", "cap-memory", "check-batch", "choose-attention", "cut-nanobatches",
-    "cut-stages", "order-tasks", "place-arguments", "recompute", "ring-matmuls", "scatter-norms", "split-loss",
-    "split-segments", "use-local-statistics",
+    "average-microbatches", "bound-experts", "cap-experts", "cap-memory", "check-batch", "choose-attention",
+    "cut-nanobatches", "cut-stages", "order-tasks", "place-arguments", "recompute", "ring-matmuls", "scatter-norms",
+    "split-loss", "split-segments", "use-local-statistics",
 }  # fmt: skip
 
 

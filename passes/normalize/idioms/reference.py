@@ -176,18 +176,31 @@ def sum_of_outer_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(_rows(a).t(), _rows(b))
 
 
-def expert_linear(x: Tensor, weight: Tensor, experts: Tensor, bound: float | None = None) -> Tensor:
+def expert_linear(
+    x: Tensor, weight: Tensor, experts: Tensor, bound: float | None = None, capacity: int | None = None
+) -> Tensor:
     """Each row times the matrix of its expert; x (..., K), weight (E, K, N), experts (...)."""
     order, ends = _by_expert(experts, weight.shape[0])
     products: Tensor = torch.ops.stretto.grouped_mm.default(_rows(x)[order], weight, ends)
     return products[torch.argsort(order)].reshape(*x.shape[:-1], weight.shape[2])
 
 
-def expert_outer_products(a: Tensor, b: Tensor, experts: Tensor, weight: Tensor, bound: float | None = None) -> Tensor:
+def expert_outer_products(
+    a: Tensor, b: Tensor, experts: Tensor, weight: Tensor, bound: float | None = None, capacity: int | None = None
+) -> Tensor:
     """For each expert, the sum over its rows of a's row times b's; a (..., M), b (..., N), weight (E, M, N)."""
     order, ends = _by_expert(experts, weight.shape[0])
     sums: Tensor = torch.ops.stretto.grouped_outer_products.default(_rows(a)[order], _rows(b)[order], ends)
     return sums
+
+
+def kept_experts(experts: Tensor, count: int, capacity: int) -> Tensor:
+    """The experts of rows, but `count` for each row that `capacity` rows of its expert stand before."""
+    ordered, order = torch.sort(experts.reshape(-1), stable=True)
+    starts = torch.searchsorted(ordered, ordered)
+    position = torch.arange(len(ordered), device=ordered.device) - starts
+    kept = torch.where(position < capacity, ordered, count)
+    return kept[torch.argsort(order)].reshape(experts.shape)
 
 
 REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
@@ -207,6 +220,7 @@ REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.sum_of_outer_products": sum_of_outer_products,
     "nn.expert_linear": expert_linear,
     "nn.expert_outer_products": expert_outer_products,
+    "nn.kept_experts": kept_experts,
 }
 """The function of each nn operation."""
 

@@ -31,8 +31,9 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.matmul": ("a", "b"),
     "nn.linear": ("x", "weight", "bias"),
     "nn.sum_of_outer_products": ("a", "b"),
-    "nn.expert_linear": ("x", "weight", "experts", "bound"),
-    "nn.expert_outer_products": ("a", "b", "experts", "weight", "bound"),
+    "nn.expert_linear": ("x", "weight", "experts", "bound", "capacity"),
+    "nn.expert_outer_products": ("a", "b", "experts", "weight", "bound", "capacity"),
+    "nn.kept_experts": ("experts", "count", "capacity"),
     "nn.random": ("state", "number", "like", "size", "below"),
 }
 """Of each op without a torch schema, the operands that its rule reads, in order; tensors may be absent or None."""

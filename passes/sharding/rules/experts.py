@@ -39,4 +39,13 @@ def expert_outer_products(call: Call) -> list[Strategy]:
     return [*by_rows, *by_experts, *by_features, linear(call, "a"), linear(call, "b")]
 
 
-TABLE: dict[str, Rule] = {"nn.expert_linear": expert_linear, "nn.expert_outer_products": expert_outer_products}
+def kept_experts(call: Call) -> list[Strategy]:
+    """nn.kept_experts(experts (...)) -> (...): whole, because which rows are kept depends on all rows before them."""
+    return []
+
+
+TABLE: dict[str, Rule] = {
+    "nn.expert_linear": expert_linear,
+    "nn.expert_outer_products": expert_outer_products,
+    "nn.kept_experts": kept_experts,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stretto.dsl import OwnerKind, ParameterInfo, Plan, PlanError, resolve_parameters
+from stretto.dsl.resolve_stored import resolve_stored_placements
 
 MESH = "mesh (dp=2, tp=2)\n"
 EXPERTS = ParameterInfo("mlp.experts.up", (), (4, 6, 8), OwnerKind.OTHER)
@@ -13,9 +14,31 @@ def test_a_statement_prints_as_it_is_read() -> None:
     text = 'experts "*.experts", "*.more" over dp, tp { bound 1.5 }'
     [statement] = Plan.parse(MESH + text).experts
     assert str(statement) == text and (statement.axes, statement.bound) == (("dp", "tp"), 1.5)
+    capped = 'experts "a" over dp { capacity 1.25  bound 2 }'
+    assert str(Plan.parse(MESH + capped).experts[0]) == capped
     assert str(Plan.parse(MESH + 'axes ep = dp, tp\nexperts "a" over ep {\n capacity none\n}').experts[0]) == (
         'experts "a" over dp, tp'
     )
+
+
+def test_a_capacity_is_its_part_of_the_even_share_rounded_up() -> None:
+    """Switch Transformer (arXiv:2101.03961), equation 3: tokens / experts x capacity factor."""
+    [statement] = Plan.parse(MESH + 'experts "a" over dp { capacity 1.1 }').experts
+    assert [statement.most_rows(rows, 10) for rows in (10, 100, 101)] == [2, 11, 12]
+    [statement] = Plan.parse(MESH + 'experts "a" over dp').experts
+    assert statement.most_rows(100, 10) is None
+
+
+def test_experts_whose_weights_move_are_stored_as_others_and_computed_whole() -> None:
+    text = f'{MESH}experts "*.experts" over dp {{ move weights }}'
+    assert str(Plan.parse(text).experts[0]) == 'experts "*.experts" over dp { move weights }'
+    for plan in (Plan.parse(text), Plan.parse(f'{text}\nstore "*" dim 2 over tp')):
+        [computed] = resolve_parameters(plan, [EXPERTS])
+        [stored] = resolve_stored_placements(plan, [EXPERTS])
+        further = {"tp": 2} if plan.stored else {}
+        assert computed.dims == {} and stored == {"dp": 0, **further}
+    [stored] = resolve_stored_placements(Plan.parse(text.replace("weights", "auto")), [EXPERTS])
+    assert stored == {"dp": 0}
 
 
 def test_experts_are_cut_outside_of_what_shard_cuts() -> None:
@@ -31,9 +54,12 @@ def test_experts_are_cut_outside_of_what_shard_cuts() -> None:
         ('experts "a" over dp { bound x }', '"bound" cannot be "x"', "a number such as 1.5"),
         ('experts "a" over dp { bound 0.5 }', "no room for 0.5 times the even share", "at least 1"),
         ('experts "a" over dp { bound 2 bound 3 }', 'experts sets "bound" twice', "keep one of them"),
-        ('experts "a" over dp { capacity 1.25 }', "experts cannot drop rows yet", "state a bound instead"),
+        ('experts "a" over dp { capacity some }', '"capacity" cannot be "some"', "a number such as 1.5 or none"),
+        ('experts "a" over dp { capacity 0 }', "takes 0 times the even share of rows", "a number above 0"),
+        ('experts "a" over dp { capacity -1 }', '"capacity" cannot be "-1"', "a number such as 1.5 or none"),
         ('experts "a" over dp { inner tp }', 'experts cannot set "inner" yet', "shard cuts the other dims"),
-        ('experts "a" over dp { move auto }', 'experts cannot set "move" yet', 'zero 3 over ep { only "*.experts" }'),
+        ('experts "a" over dp { move weight }', '"move" cannot be "weight"', 'did you mean "weights"?'),
+        ('experts "a" over dp { move least_loaded }', "cannot go to other ranks yet", "state a bound or a capacity"),
         ('experts "a" over dp, dp', 'the axis "dp" is used twice on one tensor', 'name "dp" once'),
         ('experts "a{" over dp', "cannot be read", ""),
         ('experts "a" over ep', 'the mesh has no axis "ep"', ""),

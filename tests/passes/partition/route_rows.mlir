@@ -14,9 +14,9 @@
 // CHECK: return
 module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
   func.func @main(%x: tensor<8x6xf32>, %w: tensor<2x6x5xf32>, %v: tensor<2x5x6xf32>, %e: tensor<8xi64>) -> tensor<8x6xf32> {
-    %0 = "comm.expert_linear"(%x, %w, %e) {axes = ["ep"], bound = 12 : i64} : (tensor<8x6xf32>, tensor<2x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
+    %0 = "comm.expert_linear"(%x, %w, %e) {axes = ["ep"], bound = 12 : i64, capped = false} : (tensor<8x6xf32>, tensor<2x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
     %1 = "aten.relu_default"(%0) : (tensor<8x5xf32>) -> tensor<8x5xf32>
-    %2 = "comm.expert_linear"(%1, %v, %e) {axes = ["ep"], bound = 12 : i64} : (tensor<8x5xf32>, tensor<2x5x6xf32>, tensor<8xi64>) -> tensor<8x6xf32>
+    %2 = "comm.expert_linear"(%1, %v, %e) {axes = ["ep"], bound = 12 : i64, capped = false} : (tensor<8x5xf32>, tensor<2x5x6xf32>, tensor<8xi64>) -> tensor<8x6xf32>
     return %2 : tensor<8x6xf32>
   }
 }
@@ -35,7 +35,7 @@ module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
     %0 = "aten.unsqueeze_default"(%x) {dim = 1 : i64} : (tensor<4x6xf32>) -> tensor<4x1x6xf32>
     %1 = "aten.expand_default"(%0) {size = array<i64: 4, 2, 6>, implicit = false} : (tensor<4x1x6xf32>) -> tensor<4x2x6xf32>
     %2 = "aten.reshape_default"(%1) {shape = array<i64: 8, 6>} : (tensor<4x2x6xf32>) -> tensor<8x6xf32>
-    %3 = "comm.expert_linear"(%2, %w, %e) {axes = [], bound = 8 : i64} : (tensor<8x6xf32>, tensor<3x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
+    %3 = "comm.expert_linear"(%2, %w, %e) {axes = [], bound = 8 : i64, capped = false} : (tensor<8x6xf32>, tensor<3x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
     return %3 : tensor<8x5xf32>
   }
 }
@@ -48,7 +48,7 @@ module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
 // CHECK: "stretto.grouped_outer_products_default"({{.*}}) : (tensor<16x6xf32>, tensor<16x5xf32>, tensor<2xi64>) -> tensor<2x6x5xf32>
 module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
   func.func @main(%x: tensor<8x6xf32>, %g: tensor<8x5xf32>, %e: tensor<8xi64>) -> tensor<2x6x5xf32> {
-    %0 = "comm.expert_outer_products"(%x, %g, %e) {axes = ["ep"], bound = 16 : i64, count = 2 : i64} : (tensor<8x6xf32>, tensor<8x5xf32>, tensor<8xi64>) -> tensor<2x6x5xf32>
+    %0 = "comm.expert_outer_products"(%x, %g, %e) {axes = ["ep"], bound = 16 : i64, capped = false, count = 2 : i64} : (tensor<8x6xf32>, tensor<8x5xf32>, tensor<8xi64>) -> tensor<2x6x5xf32>
     return %0 : tensor<2x6x5xf32>
   }
 }
@@ -66,10 +66,10 @@ module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
 // CHECK: "aten.mul_tensor"(%{{.*}}, %arg4)
 module attributes {comm.level = "comm", comm.mesh = [["ep", 2]]} {
   func.func @main(%x: tensor<8x6xf32>, %w: tensor<2x6x5xf32>, %b: tensor<2x1x5xf32>, %e: tensor<8xi64>, %s: tensor<8x1xf32>) -> tensor<8x5xf32> {
-    %0 = "comm.expert_linear"(%x, %w, %e) {axes = ["ep"], bound = 16 : i64} : (tensor<8x6xf32>, tensor<2x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
+    %0 = "comm.expert_linear"(%x, %w, %e) {axes = ["ep"], bound = 16 : i64, capped = false} : (tensor<8x6xf32>, tensor<2x6x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
     %1 = "aten.full_default"() {size = array<i64: 16, 1>, fill_value = 1.0 : f64, dtype = f32} : () -> tensor<16x1xf32>
     %2 = "comm.shard"(%1) {axes = ["ep"], dim = 0 : i64, chunk = 8 : i64} : (tensor<16x1xf32>) -> tensor<8x1xf32>
-    %3 = "comm.expert_linear"(%2, %b, %e) {axes = ["ep"], bound = 16 : i64} : (tensor<8x1xf32>, tensor<2x1x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
+    %3 = "comm.expert_linear"(%2, %b, %e) {axes = ["ep"], bound = 16 : i64, capped = false} : (tensor<8x1xf32>, tensor<2x1x5xf32>, tensor<8xi64>) -> tensor<8x5xf32>
     %4 = "aten.add_tensor"(%0, %3) {alpha = 1 : i64} : (tensor<8x5xf32>, tensor<8x5xf32>) -> tensor<8x5xf32>
     %5 = "aten.mul_tensor"(%4, %s) : (tensor<8x5xf32>, tensor<8x1xf32>) -> tensor<8x5xf32>
     return %5 : tensor<8x5xf32>
