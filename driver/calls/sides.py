@@ -168,7 +168,7 @@ class CompiledSide(Side):
 
     def _copy(self) -> nn.Module:
         model = super()._copy()
-        compiled_module(self.model).share_program(compiled_module(model))
+        compiled_module(self.model).share_program(compiled_module(model), model)
         return model
 
     def set_random_state(self, state: RngState) -> None:

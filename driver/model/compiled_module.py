@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -160,10 +161,11 @@ class CompiledModule:
         key = key_of(tensors, call, mode_of(tensors, call, self._plan))
         return self._programs.find(key, tensors.modules) is not None
 
-    def share_program(self, other: CompiledModule) -> None:
-        """Let `other`, of a copy of this model, run the program that was called last, on rank threads of its own."""
+    def share_program(self, other: CompiledModule, copy: nn.Module) -> None:
+        """Let `other`, of a `copy` of this model, run the program that was called last, on rank threads of its own."""
         if self.last is not None and (key := self._programs.last_key) is not None:
-            other._programs.add(key, self.last.on_other_ranks())
+            own = replace(key, classes=other._collector.collect(copy).classes)  # a copy of a view has its own class
+            other._programs.add(own, self.last.on_other_ranks())
 
     @property
     def plan(self) -> Plan:
