@@ -24,8 +24,10 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 from stretto.backends.triton.implementation import KIND, region_of  # noqa: E402
+from stretto.backends.triton.kernel_files import KernelFiles  # noqa: E402
 from stretto.backends.triton.kernels import CompiledRegion, compile_region  # noqa: E402
 from stretto.backends.triton.region import Region  # noqa: E402
+from stretto.backends.triton.tuning import chosen_blocks  # noqa: E402
 from stretto.runtime.implementations.binding import kind_functions  # noqa: E402
 from stretto.runtime.program.arguments import DTYPES, Slot  # noqa: E402
 from stretto.runtime.program.program import Program  # noqa: E402
@@ -114,11 +116,16 @@ def milliseconds(call: object) -> float:
     return sorted(times)[REPEATS // 2]
 
 
-def times(region: Region, compiled: CompiledRegion, inputs: Sequence[Tensor]) -> list[str]:
+def times(region: Region, compiled: CompiledRegion, inputs: Sequence[Tensor], kernels: Path) -> list[str]:
     """The kernel's time, its share of the bandwidth of a copy of as many bytes, and the time of torch's ops."""
     moved = sum(region.types[slot].bytes for slot in (*region.inputs, *region.outputs))
     blank = torch.empty(max(moved // 2, 1), dtype=torch.uint8, device="cuda")
-    own, copy = milliseconds(lambda: compiled(*inputs)), milliseconds(blank.clone)
+    device, files = torch.cuda.get_device_name(), KernelFiles(kernels)
+    blocks = chosen_blocks(
+        compiled.kernel, files, device, lambda each: milliseconds(lambda: replace(compiled, blocks=each)(*inputs))
+    )
+    best = replace(compiled, blocks=blocks)
+    own, copy = milliseconds(lambda: best(*inputs)), milliseconds(blank.clone)
     ops = milliseconds(lambda: values(region, inputs, raised=False))
     return [f"{own * 1e3:.1f}", f"{copy / own:.2f}", f"{ops * 1e3:.1f}"]
 
@@ -148,7 +155,7 @@ def rows(folder: Path, kernels: Path) -> Iterator[list[str]]:
             inputs = random_inputs(region, device)
             compiled = compile_region(region, target, kernels)
             wrong = error(region, compiled(*inputs), values(region, inputs, raised=True))
-            timed = times(region, compiled, inputs) if ON_GPU else ["", "", ""]
+            timed = times(region, compiled, inputs, kernels) if ON_GPU else ["", "", ""]
             yield [place.name, name, str(len(region.code)), f"{wrong:.1e}", *timed]
 
 

@@ -31,7 +31,7 @@ class Group:
     """The groups whose values it needs."""
     is_region: bool = False
     is_closed: bool = False
-    """Whether a collective, message or call reads it: what comes later would delay that."""
+    """Whether a collective, message or call waits for it: what joins it later would delay that."""
     first: int = 0
     last: int = 0
     """The places of its first and last member in the program."""
@@ -65,8 +65,7 @@ class Grouping:
         for number, node in enumerate(self.graph.nodes):
             before = {self.group_of[maker] for v in node.operands if (maker := self.graph.maker.get(v)) is not None}
             if is_ordered(node):
-                for each in before:
-                    self.groups[each].is_closed = True
+                self._close(before)
                 before |= {self.group_of[ordered]} if ordered is not None else set()
                 ordered = node
             self.groups[number] = self._alone(node, before)
@@ -76,6 +75,15 @@ class Grouping:
                 for other in sorted(before, reverse=True):
                     self._join(self.group_of[node], other)
         return [group.nodes for group in self.groups.values() if group.is_region and self._pays(group)]
+
+    def _close(self, groups: set[int]) -> None:
+        """Let nothing join groups that a collective, message or call waits for, at once or through others."""
+        waiting = list(groups)
+        while waiting:
+            group = self.groups[waiting.pop()]
+            if not group.is_closed:
+                group.is_closed = True
+                waiting += group.before
 
     def _alone(self, node: Node, before: set[int]) -> Group:
         role = self.roles.get(node)

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from stretto.backends.triton.blocks import Blocks, block_space, default_blocks
 from stretto.backends.triton.generate import Kernel, generate
 from stretto.backends.triton.kernel_files import KernelFiles
+from stretto.backends.triton.tuning import chosen_blocks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from regions import CASES, named
@@ -49,6 +51,28 @@ def test_what_is_no_choice_counts_as_none(kernel: Kernel, tmp_path: Path, text: 
     files.keep_blocks(kernel, "gpu", default_blocks(kernel))
     next(tmp_path.glob("*.blocks.json")).write_text(text)
     assert files.blocks(kernel, "gpu") is None
+
+
+def test_ranks_take_the_choice_of_one_and_measure_once(kernel: Kernel, tmp_path: Path) -> None:
+    """Two ranks on machines of their own, to which unlike block sizes are the quickest."""
+    space, measured, first = block_space(kernel), Counter[int](), []
+    assert len(space) > 1
+
+    def choose(rank: int) -> Blocks:
+        def time(blocks: Blocks) -> float:
+            measured[rank] += 1
+            return abs(space.index(blocks) - (len(space) - 1 if rank == 0 else 0))
+
+        def agree(own: Blocks) -> Blocks:
+            first.append(own)
+            return first[0]
+
+        return chosen_blocks(kernel, KernelFiles(tmp_path / str(rank)), "gpu", time, agree)
+
+    assert [choose(0), choose(1)] == [space[-1], space[-1]]
+    assert measured == {0: len(space), 1: len(space)}
+    assert [choose(0), choose(1)] == [space[-1], space[-1]]
+    assert measured == {0: len(space), 1: len(space)}
 
 
 @pytest.mark.parametrize("name", CASES)

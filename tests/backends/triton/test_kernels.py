@@ -22,7 +22,7 @@ def json_of(script: str, *arguments: str, interpret: bool = False) -> object:
     command = [sys.executable, "-W", "ignore", str(HERE / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,19 @@ def test_kernels_of_random_regions_and_of_models_are_right(first: int, last: int
     assert (found["wrong"], found["wrong cases"]) == ({}, {})
     assert found["right"] + found["declined"] == last - first
     assert found["declined"] <= (last - first) // 50, "a reduction that is read at other rows is rare"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_step_of_a_model_is_right_with_every_region_by_its_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run --check` on two ranks: outputs, gradients and parameters beside the single-device reference."""
+    monkeypatch.setenv("STRETTO_KERNELS", str(tmp_path))
+    found = json_of("training_step.py", interpret=True)
+    assert isinstance(found, dict)
+    assert found["code"] == 0
+    assert found["called"] == found["regions"] >= 15
 
 
 @pytest.mark.slow

@@ -103,3 +103,27 @@ module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
     return %2, %3, %5 : tensor<8x8xf32>, tensor<8x8xf32>, tensor<8x8xf32>
   }
 }
+
+// -----
+
+// Nor where a product stands between the region and the collective.
+
+// CHECK: func.func @main
+// CHECK-NEXT: %[[A:.+]] = call @region(%arg0)
+// CHECK-NEXT: %[[P:.+]] = "aten.mm_default"(%[[A]], %arg0)
+// CHECK-NEXT: %[[B:.+]] = "comm.all_reduce"(%[[P]])
+// CHECK-NEXT: %[[C:.+]] = "comm.all_reduce"(%arg1)
+// CHECK-NEXT: %[[D:.+]] = "aten.mm_default"(%arg0, %arg0)
+// CHECK-NEXT: "aten.mul_tensor"(%[[A]], %[[D]])
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+  func.func @main(%x: tensor<8x8xf32>, %y: tensor<8x8xf32>) -> (tensor<8x8xf32>, tensor<8x8xf32>, tensor<8x8xf32>) {
+    %0 = "aten.exp_default"(%x) : (tensor<8x8xf32>) -> tensor<8x8xf32>
+    %1 = "aten.neg_default"(%0) : (tensor<8x8xf32>) -> tensor<8x8xf32>
+    %2 = "aten.mm_default"(%1, %x) : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+    %3 = "comm.all_reduce"(%2) {axes = ["tp"], reduce = "max"} : (tensor<8x8xf32>) -> tensor<8x8xf32>
+    %4 = "comm.all_reduce"(%y) {axes = ["tp"], reduce = "max"} : (tensor<8x8xf32>) -> tensor<8x8xf32>
+    %5 = "aten.mm_default"(%x, %x) : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+    %6 = "aten.mul_tensor"(%1, %5) : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+    return %3, %4, %6 : tensor<8x8xf32>, tensor<8x8xf32>, tensor<8x8xf32>
+  }
+}
