@@ -1,8 +1,6 @@
 """Compare what a program says of itself with what the text of its plan says, statement by statement.
 
-What no row is about: `shard activations`, whether `zero` has level 1 or 2, `bound` and `move` of `experts`, and of
-pipelines all items but the axis, `microbatches` and `per microbatch`; of `recompute`, kinds of operations and what they
-are under a pipeline; of `split` the loss, and of tokens and batch all but the number of nanobatches.
+docs/trust.md lists the items that no row is about, and the parts of others.
 """
 
 from __future__ import annotations
@@ -18,13 +16,20 @@ from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.lanes.late_frees import late_frees
 from ...runtime.program.program import Program
 from .attention_rows import attention_facts
+from .expert_rows import expert_facts
+from .fuse_rows import fused_facts
+from .gather_rows import gather_facts
 from .input_cuts import batch_of, cuts_of_inputs
+from .kinds_again import kinds_against_plan
+from .loss_chunks import loss_facts
 from .memory_rows import peak_facts
+from .message_rows import message_facts
 from .nanobatches import run_once_against_plan
 from .overlap_rows import overlap_facts
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
 from .recomputed import kept_against_plan
+from .ring_rows import ring_facts
 from .stated_cuts import cuts_text, stated_cuts
 from .stored_rows import stored_facts
 
@@ -36,6 +41,7 @@ def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow
     plan = PlanText.of(text)
     rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan)]
     rows += dict.fromkeys([*kept_against_plan(program, plan), *run_once_against_plan(program, plan)])
+    rows += dict.fromkeys(kinds_against_plan(program, plan))
     rows += [("memory", line) for line in late_frees(program)]
     return [CheckRow(PLAN, name, math.inf, Verdict.DIFFERS, note) for name, note in rows]
 
@@ -74,10 +80,16 @@ def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
         *_precision(program, plan.precision, plan.stored_reduce),
         *_pipeline(program, plan),
         *_capacities(program, plan),
+        *message_facts(program, plan),
         *attention_facts(program, plan),
         *dict.fromkeys(overlap_facts(program, plan)),
         *dict.fromkeys(stored_facts(program, plan)),
         *peak_facts(program, plan),
+        *dict.fromkeys(gather_facts(program, plan)),
+        *ring_facts(program, plan),
+        *fused_facts(program, plan),
+        *loss_facts(program, plan),
+        *dict.fromkeys(expert_facts(program, plan)),
     ):
         if found != expected:
             yield name, f"the program has {found}; the plan says {expected}"

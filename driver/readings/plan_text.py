@@ -37,6 +37,20 @@ class Sharding:
 
 
 @dataclass(frozen=True)
+class Statement:
+    """A statement in its parts."""
+
+    words: tuple[str, ...]
+    """Those behind its keyword that stand in no braces, without commas and globs."""
+    patterns: tuple[str, ...]
+    """Its globs, but for those of items."""
+    axes: tuple[str, ...]
+    """Those of the mesh that it is over, outermost first."""
+    items: Mapping[str, Sequence[str]]
+    """The values of each item in its braces."""
+
+
+@dataclass(frozen=True)
 class PlanText:
     """The statements of a plan."""
 
@@ -132,6 +146,25 @@ class PlanText:
                 [number] = _items(words[start:]).get("capacity", ["none"])
                 return None if number == "none" else float(number)
         return None
+
+    def stated(self, kind: str) -> list[Statement]:
+        """The statements that begin with a keyword, in their order."""
+        return [self._parts(words) for words in self._of(kind)]
+
+    def axes_of_all(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The axes of the mesh that names stand for."""
+        return tuple(axis for name in names for axis in self._axes_of(name))
+
+    def _parts(self, words: Sequence[str]) -> Statement:
+        start = words.index("{") if "{" in words else len(words)
+        before = [word for word in words[:start] if word != ","]
+        axes = before[before.index("over") + 1 :] if "over" in before else []
+        return Statement(
+            tuple(word for word in before if not word.startswith('"')),
+            tuple(word[1:-1] for word in before if word.startswith('"')),
+            tuple(axis for name in axes for axis in self._axes_of(name)),
+            _items(words[start:]),
+        )
 
     def shardings(self, subject: str) -> list[Sharding]:
         """The statements about one subject in their order; of inputs, first the implied one."""

@@ -27,6 +27,7 @@ from .source_faults import SourceFault
 from .source_faults_alone import ALONE_FAULTS
 from .source_faults_calls import CALL_FAULTS
 from .source_faults_capture import CAPTURE_FAULTS
+from .source_faults_items import ITEM_FAULTS
 from .source_faults_lowering import LOWERING_FAULTS, RING_FAULTS, SCHEDULE_FAULTS
 from .source_faults_random import RANDOM_FAULTS
 from .source_faults_runtime import RUNTIME_FAULTS
@@ -38,7 +39,7 @@ from .users_models import Case, write_models
 
 COMPILED_FAULTS: dict[str, SourceFault] = {
     **CALL_FAULTS, **RANDOM_FAULTS, **CAPTURE_FAULTS, **RUNTIME_FAULTS, **LOWERING_FAULTS, **RING_FAULTS,
-    **SCHEDULE_FAULTS, **UNSEEN_FAULTS, **ALONE_FAULTS, **VALUE_FAULTS,
+    **SCHEDULE_FAULTS, **UNSEEN_FAULTS, **ALONE_FAULTS, **VALUE_FAULTS, **ITEM_FAULTS,
 }  # fmt: skip
 SOURCE_FAULTS = {**COMPILED_FAULTS, **TRAINING_FAULTS}
 COMMANDS = (Finder.COMPILE_CHECK, Finder.VERIFY_TARGET)

@@ -297,11 +297,28 @@ def magnitudes():
     return Magnitudes(), {"x": torch.randn(8, 8)}
 
 
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.experts = nn.Linear(8, 4), nn.Parameter(torch.randn(4, 8, 8))
+
+    def forward(self, x):
+        weights, chosen = self.router(x).softmax(-1).topk(2, dim=-1)
+        rows = x.unsqueeze(1).expand(-1, 2, -1).reshape(-1, 8, 1)
+        out = torch.bmm(self.experts[chosen.reshape(-1)], rows).view(-1, 2, 8)
+        return ((out * weights.unsqueeze(-1)).sum(1) - x).square().mean()
+
+
+def routed():
+    return Routed(), {"x": torch.randn(32, 8)}
+
+
 def steep():
     tokens = torch.arange(32).reshape(8, 4) % 8
     return Steep(), {"tokens": tokens, "targets": (tokens + 3) % 8}
 '''
 
+_TENSOR = 'mesh (tp=2)\nshard "*.{q,k,v}_proj" columns over tp\nshard "*.o_proj" rows over tp\n'
 PLANS = {
     "dp_tp": """mesh (dp=2, tp=2)
 shard "*.{q,k,v}_proj" columns over tp
@@ -370,6 +387,18 @@ attention over cp { method ring  layout zigzag }
     "context": """mesh (cp=2)
 shard inputs dim 1 over cp
 attention over cp { method ring }
+""",
+    "bounded": 'mesh (dp=2)\nexperts "experts" over dp { bound 1.9 }\n',
+    "loss in 4": "mesh (dp=2)\nsplit loss into 4\n",
+    "turns": _TENSOR + "split batch into 2 { order interleave }\n",
+    "3 and 1": _TENSOR + "split batch into 2 { sizes 3, 1 }\n",
+    "but attention": 'mesh (dp=2)\nrecompute "layers.*" { except attention }\n',
+    "fused": _TENSOR + "shard activations tokens over tp\noverlap { fuse all_gather+matmul, matmul+reduce_scatter }\n",
+    "buckets": "mesh (dp=2)\nzero 3 over dp { bucket 25KB }\noverlap { memory +1000% }\n",
+    "nodes": "mesh (node=2, gpu=2)\naxes dp = node, gpu\nzero 3 over dp { within gpu }\n",
+    "both ways": """mesh (cp=3)
+shard inputs dim 1 over cp
+attention over cp { method bidirectional  layout zigzag }
 """,
     "two": """mesh (a=2, b=2)
 shard "embed" vocab over a, b

@@ -1,0 +1,54 @@
+"""What readings ask of a program: what belongs to its forward, what a slot is a view of, how much a rank has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ...runtime.program.program import Program
+from ...runtime.program.records import Function, Input, Instruction
+
+
+def forward_code(program: Program) -> Iterator[tuple[str, Sequence[Instruction]]]:
+    """By name of a function: the part of `main` before its backward, and the functions that it calls.
+
+    Of a pipeline: all functions.
+    """
+    if program.pipeline is not None:
+        yield from ((name, function.code) for name, function in program.functions.items())
+        return
+    main = program.functions["main"]
+    yield from _with_called(program, "main", main.code[: main.backward_at])
+
+
+def backward_code(program: Program) -> Iterator[tuple[str, Sequence[Instruction]]]:
+    """The same of the backward; nothing without one, and of a pipeline."""
+    main = program.functions.get("main")
+    if program.pipeline is None and main is not None and main.backward_at is not None:
+        yield from _with_called(program, "main", main.code[main.backward_at :])
+
+
+def _with_called(
+    program: Program, name: str, code: Sequence[Instruction]
+) -> Iterator[tuple[str, Sequence[Instruction]]]:
+    yield name, code
+    for called in dict.fromkeys(str(step.args[0]) for step in code if step.op == "call"):
+        yield from _with_called(program, called, program.functions[called].code)
+
+
+def viewed(function: Function, slot: int) -> int:
+    """The slot whose memory a slot is a view of, or the slot itself."""
+    views = dict(function.views)
+    while slot in views:
+        slot = views[slot]
+    return slot
+
+
+def local_extent(tensor: Input, dim: int) -> int:
+    """How much of a dim of an input a rank has."""
+    return next((shard.chunk for shard in tensor.shards if shard.dim == dim), tensor.shape[dim])
+
+
+def axes_of(step: Instruction) -> tuple[str, ...]:
+    """The axes of a collective."""
+    value = step.kwargs.get("axes")
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
