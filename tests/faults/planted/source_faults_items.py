@@ -30,7 +30,7 @@ def fault(where: str, plant: Plant, case: Case) -> SourceFault:
 
 def in_two(*args: Any) -> Any:
     stated = _READ_SPLIT(*args)
-    return replace(stated, count=2) if isinstance(stated, Split) else stated
+    return replace(stated, chunks=2) if isinstance(stated, Split) else stated
 
 
 def without_nodes(records: Any) -> Any:
