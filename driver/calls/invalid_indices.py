@@ -30,10 +30,12 @@ def rows_of_invalid_indices(
     for name, limit, invalid in _invalid(model, arguments):
         what = f"of {name} with the index {limit}"
         before = _outputs(compiled, arguments, trains=trains)
+        state = random_state(compiled)  # a refused call may have drawn
         try:
             with torch.set_grad_enabled(trains):
                 compiled(**fresh(invalid))
         except StrettoError:
+            set_random_state(compiled, state)
             rows += _after(compiled, arguments, what, before, trains=trains)
             continue
         note = "eager mode refuses this index, and the program computes with it"
