@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...runtime.program.program import Program
+from .phases import is_attention
 from .plan_text import PlanText
 
 _KINDS = {
@@ -17,8 +18,6 @@ _KINDS = {
 """By method, the collective that moves heads of queries, keys or values over its axes."""
 _OF_TWO = {"ring_all_to_all": ("ring", "all_to_all")}
 """By method of two axes, those of each."""
-_ATTENTION = "scaled_dot_product"
-"""What the names of torch's attentions have in common."""
 _SUM_ALONG = "cumsum"
 """What linear attention has in its place."""
 
@@ -26,7 +25,7 @@ _SUM_ALONG = "cumsum"
 def attention_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
     """For each axis of more than one rank with a method: name of the fact, what the program has, what the plan says."""
     instructions = [each for function in program.functions.values() for each in function.code]
-    if not any(_ATTENTION in each.op or _SUM_ALONG in each.op for each in instructions):
+    if not any(is_attention(program, each) or _SUM_ALONG in each.op for each in instructions):
         return
     moved = {
         (each.op.removeprefix("comm.").removesuffix("_start"), axis)
@@ -34,7 +33,7 @@ def attention_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, obj
         for axis in _axes(each.kwargs.get("axes"))
     }
     sizes = dict(plan.mesh)
-    has_softmax = any(_ATTENTION in each.op for each in instructions)
+    has_softmax = any(is_attention(program, each) for each in instructions)
     for axis, method in _methods(plan):
         if sizes[axis] > 1 and (has_softmax or method == "state"):
             kind = _KINDS[method]

@@ -12,7 +12,7 @@ from functools import cache
 from ...runtime.program.program import Program
 from ...runtime.program.records import Function, Instruction
 from .nanobatches import is_about
-from .phases import backward_code, viewed
+from .phases import backward_code, kind_of, viewed
 from .plan_text import PlanText
 
 
@@ -21,7 +21,7 @@ def kinds_against_plan(program: Program, plan: PlanText) -> Iterator[tuple[str, 
     code = [step for _, steps in backward_code(program) for step in steps]
     if not code:
         return
-    readable = {_kind(step.op) for step in code if "backward" in step.op}
+    readable = {_kind(op) for op in (_op(program, step) for step in code) if "backward" in op}
     statements = plan.stated("recompute")
     for statement in statements:
         excepted = {*statement.items.get("except", ())}
@@ -35,7 +35,7 @@ def kinds_against_plan(program: Program, plan: PlanText) -> Iterator[tuple[str, 
 
 
 def _is_of(program: Program, step: Instruction, kind: str, patterns: tuple[str, ...]) -> bool:
-    is_again = _kind(step.op) == kind and "backward" not in step.op and step.loc is not None
+    is_again = _makes(program, step, kind) and step.loc is not None
     return is_again and is_about(program.locations[step.loc or 0].module, patterns)
 
 
@@ -44,18 +44,29 @@ def _keeps(program: Program, kind: str) -> bool:
     main = program.functions["main"]
     made: set[int] = set()
     for step in main.code[: main.backward_at]:
-        if step.op == "call":
+        if step.op == "call" and not kind_of(program, step):
             function = program.functions[str(step.args[0])]
-            inside = _made(function, kind)
+            inside = _made(program, function, kind)
             outs = zip(step.out, function.results, strict=True)
             made |= {out for out, result in outs if out is not None and viewed(function, result) in inside}
-    made |= _made(main, kind, main.backward_at)
+    made |= _made(program, main, kind, main.backward_at)
     return any(viewed(main, slot) in made for step in main.code[main.backward_at :] for slot in step.reads())
 
 
-def _made(function: Function, kind: str, end: int | None = None) -> set[int]:
-    steps = (step for step in function.code[:end] if _kind(step.op) == kind and "backward" not in step.op)
-    return {slot for step in steps for slot in step.writes()}
+def _made(program: Program, function: Function, kind: str, end: int | None = None) -> set[int]:
+    return {slot for step in function.code[:end] if _makes(program, step, kind) for slot in step.writes()}
+
+
+def _makes(program: Program, step: Instruction, kind: str) -> bool:
+    """Whether a step is an operation of a kind, and not its gradient."""
+    op = _op(program, step)
+    return _kind(op) == kind and "backward" not in op
+
+
+def _op(program: Program, step: Instruction) -> str:
+    """The operation of a step, or that as which a called function says what it computes."""
+    kind = kind_of(program, step)
+    return f"aten.{kind}." if kind else step.op
 
 
 @cache

@@ -52,3 +52,14 @@ def axes_of(step: Instruction) -> tuple[str, ...]:
     """The axes of a collective."""
     value = step.kwargs.get("axes")
     return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
+def kind_of(program: Program, step: Instruction) -> str:
+    """The kind that the function which a step calls says of itself; empty where it says none, or nothing is called."""
+    function = program.functions.get(str(step.args[0])) if step.op == "call" else None
+    return function.kind.name if function is not None and function.kind is not None else ""
+
+
+def is_attention(program: Program, step: Instruction) -> bool:
+    """Whether a step is attention by softmax or its gradient: torch's own, or a function that says so."""
+    return "scaled_dot_product" in step.op or kind_of(program, step).startswith("attention")

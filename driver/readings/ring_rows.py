@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 from ...runtime.program.program import Program
 from ...runtime.program.records import SlotType
-from .phases import axes_of, viewed
+from .phases import axes_of, is_attention, viewed
 from .plan_text import PlanText
-
-_ATTENTION = "scaled_dot_product"
 
 
 def ring_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
@@ -46,8 +44,11 @@ def _has_logsumexps(permuted: list[SlotType]) -> bool:
 
 
 def _is_causal(program: Program) -> bool:
-    steps = (step for function in program.functions.values() for step in function.code)
-    return any(_ATTENTION in step.op and True in (*step.args, *step.kwargs.values()) for step in steps)
+    steps = (step for function in program.functions.values() for step in function.code if is_attention(program, step))
+    kinds = (function.kind for function in program.functions.values() if function.kind is not None)
+    return any(True in (*step.args, *step.kwargs.values()) for step in steps) or any(
+        kind.name.startswith("attention") and kind.attributes.get("causal") is True for kind in kinds
+    )
 
 
 def _gathers_inputs(program: Program, axes: set[str]) -> bool:
