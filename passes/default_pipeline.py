@@ -26,7 +26,7 @@ from .normalize.bound_experts import BoundExperts
 from .normalize.cap_experts import CapExperts
 from .normalize.cast_gradients import CastGradients
 from .normalize.expand_losses import ExpandLosses
-from .normalize.idioms.bodies import KINDS
+from .normalize.idioms.whole import WHOLE
 from .normalize.keep_dims_apart import KeepDimsApart
 from .normalize.lower_idioms import LowerIdioms
 from .normalize.outline_idioms import OutlineIdioms
@@ -75,7 +75,7 @@ class PipelineConfig:
     """Whether the program is to hold for other sizes than the module's: `cap-memory` runs only where the plan asks."""
     memory_margin: int = 0
     """By how many bytes `recompute auto` is to stay below its memory, which it estimates."""
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = WHOLE
     """The idioms that become functions with a kind."""
 
 

@@ -30,8 +30,9 @@ from ...ir.module import Level, Module, build_call, build_function, entry, finis
 from ...ir.types import is_tensor
 from ..base import Pass, Report
 from ..rewriting import Applied, Outcome, Site, rewrite
-from .idioms.bodies import BODIES, KINDS
+from .idioms.bodies import BODIES
 from .idioms.tracing import Trace
+from .idioms.whole import WHOLE
 from .lower_idioms import emit, traced
 
 
@@ -41,7 +42,7 @@ class OutlineIdioms(Pass):
 
     name: ClassVar[str] = "outline-idioms"
     levels: ClassVar[frozenset[Level]] = frozenset({Level.COMM})
-    kinds: str = ",".join(KINDS)
+    kinds: str = ",".join(WHOLE)
     """Idioms to outline, such as "attention,rms_norm"."""
 
     def run(self, module: Module) -> Report:

@@ -54,5 +54,3 @@ LAYOUTS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "nn.attention_backward": _tokens_first,
 }
 """Of tensors without memory: what a body gives, without the ops between."""
-KINDS = ("attention", "attention_backward")
-"""What compiles outline always: what no chain of elementwise operations and reductions is."""
