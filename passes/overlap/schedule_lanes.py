@@ -242,8 +242,12 @@ def _numbered(job: Job, steps: Sequence[Step], numbers: dict[object, int]) -> Jo
 
 
 def _apply(function: Operation, ordered: Sequence[Node]) -> None:
-    """Put all operations in an order: a list is packed before its first user, and taken apart behind its maker."""
+    """Put all operations in an order: a list is packed before its first user, and taken apart behind its maker.
+
+    Lists that nobody takes go last.
+    """
     last, moved = terminator(function), set[Operation]()
+    lists = [op for op in operations(function) if is_packing(op)]
 
     def move(op: Operation) -> None:
         if op not in moved:
@@ -258,3 +262,5 @@ def _apply(function: Operation, ordered: Sequence[Node]) -> None:
         for use in [use for result in node.op.results for use in result.uses]:
             if is_packing(use.owner) and len(use.owner.operands) == 1:
                 move(use.owner)
+    for op in lists:
+        move(op)

@@ -19,6 +19,27 @@ func.func @main(%x: tensor<64x64xf32, {tp = "partial(sum)"}>, %y: tensor<64x64xf
 
 // -----
 
+// A list that nobody takes stands behind what is in it, wherever that goes.
+
+// CHECK: "comm.all_reduce_start"
+// CHECK-NEXT: "aten.mm_default"(%arg1, %arg1)
+// CHECK-NEXT: "comm.wait"
+// CHECK: builtin.unrealized_conversion_cast
+// CHECK-NEXT: return
+module attributes {comm.level = "comm", comm.mesh = [["tp", 2]]} {
+func.func @main(%x: tensor<64x64xf32, {tp = "partial(sum)"}>, %y: tensor<64x64xf32>) -> tensor<64x64xf32> {
+  %0 = "comm.all_reduce_start"(%x) {axes = ["tp"], reduce = "sum"} : (tensor<64x64xf32, {tp = "partial(sum)"}>) -> !async.value<tensor<64x64xf32>>
+  %1 = "comm.wait"(%0) : (!async.value<tensor<64x64xf32>>) -> tensor<64x64xf32>
+  %2 = "aten.neg_default"(%1) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+  %list = builtin.unrealized_conversion_cast %1, %2 : tensor<64x64xf32>, tensor<64x64xf32> to tuple<tensor<64x64xf32>, tensor<64x64xf32>>
+  %3 = "aten.mm_default"(%y, %y) : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+  %4 = "aten.add_tensor"(%2, %3) : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+  return %4 : tensor<64x64xf32>
+}
+}
+
+// -----
+
 // Of two collectives on one lane the one that more work waits for goes first. It is computed first, too.
 
 // CHECK: %[[N:.+]] = "aten.mm_default"(%arg1, %arg1)
