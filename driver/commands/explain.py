@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .arguments import add_allow_ops, add_entry, add_json
+from .arguments import add_entry, add_json, add_loading, read_loading
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_entry(parser, "all, one after the other")
     parser.add_argument("--lanes", metavar="FILE", help="also draw the lanes of repeated layers, as an SVG picture")
     parser.add_argument("--pictures", action="store_true", help="write the pictures of docs/overlap.md, in a checkout")
-    add_allow_ops(parser)
+    add_loading(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -33,13 +33,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return _pictures(arguments)
     if arguments.folder is None:
         arguments.usage_error("the following arguments are required: DIR")
-    from ...ops.allowed import allow_ops
     from ...runtime.named_entries.program_set import ProgramSet
     from ..report.explain import explain
     from ..report.show_explanation import Detail, show_explanation
     from ..text.console import say
 
-    allow_ops(*arguments.allow_ops)
+    read_loading(arguments)
     programs = ProgramSet.load(arguments.folder).selected(arguments.entry)
     explanations = {entry: explain(program) for entry, program in programs}
     if arguments.lanes:

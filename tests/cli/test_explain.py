@@ -195,6 +195,7 @@ def test_kinds_are_listed_with_what_runs_for_them(stretto: Command, program: Pat
     ]
 
 
-def test_implementations_that_no_package_offers_are_refused(stretto: Command, program: Path) -> None:
-    done = stretto("run", program, "--implementations", "nobodys")
+@pytest.mark.parametrize("command", ["run", "explain"])
+def test_implementations_that_no_package_offers_are_refused(stretto: Command, program: Path, command: str) -> None:
+    done = stretto(command, program, "--implementations", "nobodys")
     assert done.code == 1 and 'error[E0315]: no package offers implementations "nobodys"' in done.err
