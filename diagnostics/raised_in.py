@@ -16,6 +16,8 @@ _PARTS = {
     "ir": "the IR",
 }
 """By folder, what stands there; the first that a path begins with counts."""
+_OTHERS = ("tests/", "examples/", "benchmarks/")
+"""What lies beside the source in a checkout, and is a user's code."""
 
 
 def raised_in(error: BaseException) -> str:
@@ -31,6 +33,8 @@ def raised_in(error: BaseException) -> str:
         path = Path(frame.filename)
         if path.is_relative_to(_ROOT):
             file = path.relative_to(_ROOT).as_posix()
+            if file.startswith(_OTHERS):
+                continue
             part = next((part for folder, part in _PARTS.items() if file.startswith(f"{folder}/")), "")
             place = f"{file}, {frame.name}"
             return f"{part} ({place})" if part else place

@@ -94,12 +94,28 @@ def ran(files: Path) -> CheckReport:
 def test_a_right_program_is_right_in_every_regime(files: Path, dtype: str, mode: str) -> None:
     record = checked(files, "hidden", dtype, mode)
     assert record["result"] == "passed"
-    assert record["regimes"] == ["normal", "large", "negative", "saturating", "overflowing", *BELOW, "zeros"]
+    assert record["regimes"] == [
+        "normal",
+        "large",
+        "negative",
+        "saturating",
+        "overflowing",
+        *BELOW,
+        "zeros",
+        "equal rows",
+    ]
 
 
 def test_a_regime_that_changes_no_value_is_not_run(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checked(files, "words")["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW]
-    assert ran(files).regimes == ("normal", "negative", "saturating", "overflowing", *BELOW)
+    assert checked(files, "words")["regimes"] == [
+        "normal",
+        "negative",
+        "saturating",
+        "overflowing",
+        *BELOW,
+        "equal rows",
+    ]
+    assert ran(files).regimes == ("normal", "negative", "saturating", "overflowing", *BELOW, "equal rows")
     assert "values: normal, negative, saturating, overflowing" in capsys.readouterr().out
 
 
@@ -136,7 +152,7 @@ def test_sums_that_saturate_are_seen(files: Path, monkeypatch: pytest.MonkeyPatc
 def test_values_that_the_model_refuses_are_left_out(files: Path) -> None:
     record = checked(files, "probability")
     assert record["result"] == "passed"
-    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW, "zeros"]
+    assert record["regimes"] == ["normal", "negative", "saturating", "overflowing", *BELOW, "zeros", "equal rows"]
 
 
 def test_values_at_which_the_model_overflows_are_left_out(files: Path) -> None:
