@@ -1,4 +1,4 @@
-"""A decoder of given sizes, as published training runs have them. Its weights are never allocated by who prices it."""
+"""A decoder of given sizes, as published training runs have them. Pricing it allocates no weights."""
 
 from __future__ import annotations
 

@@ -46,7 +46,6 @@ BY_HAND = {
     "context parallel": CONTEXT.replace("gather", "ring") + "overlap { level 1  memory +50% }",
 }
 PLANS = {"tensor parallel": TENSOR, "zero 3": ZERO, "context parallel": CONTEXT}
-BATCH_AXIS = {"tensor parallel": None, "zero 3": 0, "context parallel": 1}
 ADDRESS, PORT, WIRE = "10.123.0.{}", "29561", "stretto"
 _METHODS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute")
 

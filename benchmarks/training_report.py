@@ -1,4 +1,4 @@
-"""What the errors of many published training runs come to: by source, on sweeps, and beside what runs differ by."""
+"""Statistics of the errors on published training runs: by source, on sweeps, and beside the spread of equal runs."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Stack:
-    """Documented facts of a training software. Nothing here is fitted."""
+    """Facts of a training software, documented or recalled (docs/simulator.md). Nothing here is fitted."""
 
     name: str
     source: str

@@ -1,4 +1,4 @@
-"""The predicted time of a published training step: the parts of a microbatch, put together as a run's degrees say.
+"""The predicted time of a published training step: its parts, composed by the run's degrees of parallelism.
 
 - A pipeline runs the tasks of its schedule, the same that programs have, each as long as its stage's layers take.
 - Data parallelism adds its collectives, which the software hides beside computing or not, and the optimizer.

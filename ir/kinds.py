@@ -1,4 +1,4 @@
-"""What a function of a module computes as a whole: an idiom that was outlined, with names for what it takes and gives.
+"""What a function of a module computes as a whole: an outlined idiom, with names for its arguments and results.
 
 Text: `func.func private @attention(..) attributes {nn.kind = {name = "attention", operands = ["query", "key", "value"],
 results = ["out", "logsumexp"], attributes = {causal = true}}}`. The body says the same in operations of torch.
@@ -46,16 +46,17 @@ def kind_of_call(call: Call) -> FunctionKind:
 
 
 def kind_of(function: Operation) -> FunctionKind | None:
-    """The kind of a function; None for one that says none."""
+    """The kind of a function; None for one without."""
     if _ATTRIBUTE not in function.attributes:
         return None
-    said = from_attribute(function.attributes[_ATTRIBUTE])
-    return FunctionKind(said["name"], tuple(said["operands"]), tuple(said["results"]), said.get("attributes", {}))
+    record = from_attribute(function.attributes[_ATTRIBUTE])
+    operands, results = tuple(record["operands"]), tuple(record["results"])
+    return FunctionKind(record["name"], operands, results, record.get("attributes", {}))
 
 
 def set_kind(function: Operation, kind: FunctionKind) -> None:
-    """Let a function say its kind."""
-    said: dict[str, Any] = {"name": kind.name, "operands": list(kind.operands), "results": list(kind.results)}
+    """Give a function a kind."""
+    record: dict[str, Any] = {"name": kind.name, "operands": list(kind.operands), "results": list(kind.results)}
     if kind.attributes:
-        said["attributes"] = dict(kind.attributes)
-    function.attributes[_ATTRIBUTE] = to_attribute(said)
+        record["attributes"] = dict(kind.attributes)
+    function.attributes[_ATTRIBUTE] = to_attribute(record)

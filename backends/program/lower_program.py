@@ -250,8 +250,8 @@ class _Body:
 
 
 def _stated_kind(function: Operation) -> Kind | None:
-    said = kind_of(function)
-    return None if said is None else Kind(said.name, said.operands, said.results, dict(said.attributes))
+    kind = kind_of(function)
+    return None if kind is None else Kind(kind.name, kind.operands, kind.results, dict(kind.attributes))
 
 
 def _turn(op: Operation) -> dict[str, Any]:

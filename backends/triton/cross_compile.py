@@ -72,10 +72,10 @@ def _of_nvidia(assembly: str) -> tuple[int | None, int | None]:
             file.flush()
             name = architecture[1] if architecture else ""
             command = [str(tool), "-v", f"--gpu-name={name}", file.name, "-o", os.devnull]
-            said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-        registers = _number(r"Used (\d+) registers", said)
+            listing = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+        registers = _number(r"Used (\d+) registers", listing)
         if registers is not None:
-            return registers, _number(r"(\d+) bytes spill stores", said)
+            return registers, _number(r"(\d+) bytes spill stores", listing)
     return None, None
 
 

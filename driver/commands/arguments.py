@@ -35,7 +35,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add_allow_ops(parser)
     parser.add_argument(
         "--implementations", action="append", default=[], metavar="NAME",
-        help="kernels that an installed package offers under this name, for functions that say their kind; imports it",
+        help="kernels that an installed package offers under this name, for functions with a kind; imports it",
     )  # fmt: skip
 
 

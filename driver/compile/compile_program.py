@@ -93,12 +93,12 @@ def compile_capture(
     """Compile a model that is captured already: one microbatch of the call, where the plan says `per microbatch`."""
     check_loss(captured, plan)
 
-    def compiled(plan: Plan, chosen: Sequence[Remark]) -> Compiled:
+    def compile_with(plan: Plan, chosen: Sequence[Remark]) -> Compiled:
         once = partial(_compiled_once, captured, model, plan, options, observer, chosen)
         return fitted(plan, options, once)
 
     with _neutral_modes(), no_search_for_garbage():
-        return with_fewest_bytes(plan, compiled, sizes_vary=options.sizes_vary)
+        return with_fewest_bytes(plan, compile_with, sizes_vary=options.sizes_vary)
 
 
 def _compiled_once(

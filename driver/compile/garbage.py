@@ -1,7 +1,7 @@
-"""No search for garbage while a module is converted, rewritten and lowered.
+"""Python's garbage collector is off while a module is converted, rewritten and lowered.
 
-Python searches all objects of the process, those of torch and of the captured graph included, whenever a quarter more
-have been made: half a second for a model of 126 layers. What passes make and drop has hardly any cycles.
+A full collection visits all objects of the process, those of torch and of the captured graph included. It runs whenever
+their number has grown by a quarter, which costs half a second for a model of 126 layers. Passes make hardly any cycles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_search_for_garbage() -> Iterator[None]:
-    """Python's search for garbage is off inside, and as it was behind."""
+    """The garbage collector is off inside, and restored after."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,9 +1,10 @@
 """Choose what moves for `experts { move auto }`: rows to experts, or weights to rows, whichever sends fewer bytes.
 
-A program in which rows move says what both would send (`Report.figures` of `route-rows`). Where that is less for
-weights, the model is compiled again with `move weights`. Parameters are stored alike, so nothing else changes.
+The model is compiled with `move tokens` first. `route-rows` reports the bytes that either move sends
+(`Report.figures`). Where weights are fewer bytes, the model is compiled again with `move weights`. Stored placements
+stay as they are.
 
-Source: Tutel (arXiv:2206.03382), section 3.1. It chooses in each step; here the sizes of the call decide.
+Source: Tutel (arXiv:2206.03382), section 3.1. Tutel chooses in each step; here the sizes of the call decide.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from ...passes.partition.route_rows import RouteRows, figures_of
 from .request import Compiled
 
 Compile = Callable[[Plan, Sequence[Remark]], Compiled]
-"""Compiles by a plan; the remarks say what was chosen before."""
+"""Compiles with a plan; the remarks say which moves were chosen."""
 
 
-def with_fewest_bytes(plan: Plan, compiled: Compile, *, sizes_vary: bool) -> Compiled:
-    """The program by `compiled`, with each `move auto` decided; rows move where one program is for many sizes."""
+def with_fewest_bytes(plan: Plan, compile_with: Compile, *, sizes_vary: bool) -> Compiled:
+    """The program of a plan with each `move auto` decided; rows move where one program is for many sizes."""
     undecided = [each for each in plan.experts if each.move is Move.AUTO]
     if not undecided:
-        return compiled(plan, ())
+        return compile_with(plan, ())
     if sizes_vary:
         why = "move auto is move tokens: one program for many sizes cannot choose by bytes"
-        return compiled(plan, [Remark(RouteRows.name, RemarkKind.NOTE, why, span=each.span) for each in undecided])
-    by_rows = compiled(_with_moves(plan, dict.fromkeys(map(id, undecided), Move.TOKENS)), ())
+        return compile_with(plan, [Remark(RouteRows.name, RemarkKind.NOTE, why, span=each.span) for each in undecided])
+    by_rows = compile_with(_with_moves(plan, dict.fromkeys(map(id, undecided), Move.TOKENS)), ())
     figures = {
         name: number
         for run in by_rows.runs
@@ -46,7 +47,7 @@ def with_fewest_bytes(plan: Plan, compiled: Compile, *, sizes_vary: bool) -> Com
         chosen = f"move auto is move {move}: a rank sends {rows} bytes of rows, or {weights} of weights"
         remarks.append(Remark(RouteRows.name, RemarkKind.IMPLIED, implied, span=statement.span))
         remarks.append(Remark(RouteRows.name, RemarkKind.APPLIED, chosen, span=statement.span))
-    return compiled(_with_moves(plan, moves), remarks)
+    return compile_with(_with_moves(plan, moves), remarks)
 
 
 def _cutting(plan: Plan, statement: Experts) -> list[str]:

@@ -17,11 +17,11 @@ from ...runtime.program.records import Input, Shard
 from ...runtime.prover import Backend, Types, prove
 from ...runtime.rank.shards import local_shape
 from ..text.layer_names import family, folded
+from .bound_kinds import BoundKind, bound_kinds
 from .changed_function import changes
 from .lanes import FunctionLanes, lanes_of
 from .remarks import RemarkJson, is_implied, is_warning, remarks_of
 from .stages import Stage, stages_of
-from .targets import BoundKind, bound_kinds
 from .traffic import Site, Traffic, gradients_from, place_of, stating_types, traffic_of
 
 
@@ -132,7 +132,7 @@ class Explanation:
 
     @property
     def kinds(self) -> tuple[BoundKind, ...]:
-        """What runs on the program's target for functions that say their kind."""
+        """What runs on the program's target for functions with a kind."""
         return bound_kinds(self.program)
 
     @property

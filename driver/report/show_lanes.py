@@ -10,16 +10,13 @@ from ..text.console import heading, place_text, say, size_text, table
 from .lanes import Beside, FunctionLanes
 from .remarks import RemarkJson
 
-PASSES = (
-    "cut-nanobatches", "scatter-norms", "ring-matmuls", "split-all-reduce", "bucket-collectives", "hoist-collectives",
-    "start-collectives", "cap-memory", "schedule-lanes",
-)  # fmt: skip
-"""Those that move, split or fuse communication, in order."""
+TRANSFORMS = ("cut-nanobatches", "scatter-norms", "ring-matmuls", "split-all-reduce", "bucket-collectives")
+"""The passes that split or fuse communication, in order."""
+PASSES = (*TRANSFORMS, "hoist-collectives", "start-collectives", "cap-memory", "schedule-lanes")
+"""These, and those that move it."""
 _WIDEST, _NAME = 98, 17
 """The most characters of a line, and of a module's name."""
 _UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1, "FLOP"))
-TRANSFORMS = PASSES[:5]
-"""Those of them that split or fuse it."""
 
 
 def show_lanes(functions: Sequence[FunctionLanes], remarks: Sequence[RemarkJson]) -> None:

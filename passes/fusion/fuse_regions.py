@@ -8,11 +8,12 @@ Before                                          After
   %5 = aten.mul %4, %w                              %0 = aten.mul %x, %x
   %6 = aten.mm %5, ..                               ..
 
-A region holds elementwise operations, casts, masks, joins, views and reductions along the last dims, of one direction.
-It grows along the values that operations pass on, never around an operation that it does not hold, and has one set of
-rows. Views and constants that others read stay outside too. Collectives, messages and calls keep their order.
+A region holds elementwise operations, casts, masks, joins, views and reductions along the last dims, of the forward
+or of the backward, over one set of rows. It grows from producer to consumer, but never so that an operation outside
+reads one of its results and feeds one of its operands. Views and constants that others read stay outside too.
+Collectives, messages and calls keep their order.
 
-Needs: level `comm`, last of all: later passes would have to see through calls.   Keeps: values.
+Needs: level `comm`, after all other passes, which would have to see through calls.   Keeps: values.
 Cost: without a kernel a call for each region.
 """
 

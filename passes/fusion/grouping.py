@@ -1,4 +1,4 @@
-"""Which operations become one region: greedily, along the values that they pass on, without circles."""
+"""Which operations become one region: greedily, from producer to consumer, without cycles."""
 
 from __future__ import annotations
 
@@ -183,5 +183,5 @@ def order(items: Iterable[tuple[int, frozenset[int]]]) -> list[int]:
             waiting[user].discard(number)
             if not waiting[user]:
                 heapq.heappush(ready, user)
-    assert len(done) == len(needs), "regions need each other in a circle"
+    assert len(done) == len(needs), "regions need each other in a cycle"
     return done

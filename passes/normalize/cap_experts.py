@@ -4,11 +4,11 @@ Before (plan: .. { capacity 1.5 }; 8 rows, 4 experts)   After
   %y = nn.expert_linear %x, %w, %experts                  %kept = nn.kept_experts %experts, 4, 3
                                                           %y = nn.expert_linear %x, %w, %kept {capacity = 3}
 
-The capacity is F times the even share of rows, rounded up, and rows count in the order of the whole batch's tokens. So
-which are dropped depends on no cut and on no number of ranks. Experts make zeros of a dropped row, which adds nothing
-to any gradient; a model's residual carries the token on. Dropped rows are sent nowhere.
+The capacity is F times the even share of rows, rounded up. Rows are counted in the order of the whole batch's tokens,
+so the same rows are dropped under any sharding and on any number of ranks. The result of a dropped row is zero, and
+it adds nothing to any gradient; a model's residual carries the token on. Dropped rows are not sent.
 
-All products of a choice of experts drop the same rows, so their weights must have one capacity (E0140).
+All products that one choice of experts selects for drop the same rows, so their weights must have one capacity (E0140).
 
 Needs: level `aten`, products by expert raised (`raise-experts`).   Keeps: values only of rows that are not dropped: it
 changes the function, as the plan demands.   Cost: the experts of all rows are gathered, one number a row.

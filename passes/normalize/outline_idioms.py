@@ -1,4 +1,4 @@
-"""Outline idioms that a target may compute in its own way: each becomes a call of a function that says its kind.
+"""Outline idioms that a target may compute in its own way: each becomes a call of a function with a kind.
 
 Before                                             After
   func @main(%q, %k, %v) {                           func @main(%q, %k, %v) {
@@ -7,12 +7,12 @@ Before                                             After
                                                      func private @attention(%q, %k, %v) {kind = "attention"} {
                                                        %0 = aten.bmm ..
 
-The body is of operations that every target has (`idioms/bodies.py`), with all results, needed or not: an implementation
-of the kind has the same. Equal idioms of one source line share a function. Until here an idiom is one operation, so
-that other passes move, share, recompute and price it as one.
+The body has operations that every target runs (`idioms/bodies.py`). It returns all results of the idiom, needed or
+not, as an implementation of the kind does. Equal idioms of one source line share a function. Before this pass an
+idiom is one operation, so other passes move, share, recompute and price it as one.
 
-Needs: level `comm`, last of all: later passes would have to see through calls.   Keeps: values.
-Source: the composite ops of StableHLO, which keep a decomposition beside a name.
+Needs: level `comm`, after all other passes, which would have to see through calls.   Keeps: values.
+Source: the composite ops of StableHLO, which have a name and a decomposition.
 """
 
 from __future__ import annotations

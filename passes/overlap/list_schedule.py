@@ -1,17 +1,17 @@
 """Order jobs on lanes so that collectives run beside other work: a deterministic list scheduler over plain numbers.
 
-Jobs run in one order. Compute takes the time of the lane that computes; a start takes none of it, and its collective
-begins when it is started and its lane is free; a wait ends when the collective has. So an order has a time, and the
-scheduler looks for one with less:
+Jobs are issued in one order. A compute job takes time on the compute lane. A start takes none; its collective begins
+once it is started and its lane is free. A wait ends when its collective does. So each order has a time, and the
+scheduler looks for a shorter one:
 
 - A start is issued when its lane is free, or will be before the next job ends: the most urgent that is ready.
-- Of the jobs that can run now the most urgent runs. Urgent is what the longest chain of jobs follows.
+- Of the jobs that can run now the most urgent runs: the one with the longest chain of jobs after it (see `Urgency`).
 - A wait stands before the first job that needs its result. If nothing else can run, the first collective to end is
   waited for.
 - A job that takes more memory than the cap is put off as long as another fits.
 
-`bound` is a time that no order beats. Times are in any one unit, memory is in bytes. A job is put on a heap at most
-twice, so the time grows with n log n.
+`bound` is a lower bound on the time of any order. Times are in any one unit, memory is in bytes. A job is put on a
+heap at most twice, so the time grows with n log n.
 
 Sources: Graham, "Bounds on multiprocessing timing anomalies" (1969), for list scheduling; Jackson's preemptive schedule
 (Carlier, "The one-machine sequencing problem", 1982) for the bound.
@@ -95,7 +95,7 @@ def timeline(jobs: Sequence[Job], order: Sequence[int]) -> Timeline:
 
 
 def bound(jobs: Sequence[Job]) -> float:
-    """A time that no order beats: of each lane alone, with the chains before and behind its jobs."""
+    """A lower bound on the time of any order: of each lane alone, with the chains before and after its jobs."""
     heads, chains = _heads(jobs), _chains(jobs)[0]
     lanes: dict[str, list[int]] = {}
     for number, job in enumerate(jobs):

@@ -1,4 +1,4 @@
-"""Compute a norm behind a sum on a part of the rows: reduce-scatter before it, gather behind it.
+"""Compute a norm that follows an all-reduce on a part of the rows: reduce-scatter before it, gather after it.
 
 Before                                          After (over tp=2, rows along dim 1)
   %s = comm.all_reduce %z over ["tp"]             %s = comm.reduce_scatter %z over ["tp"], dim 1
@@ -6,12 +6,13 @@ Before                                          After (over tp=2, rows along dim
   %n = nn.rms_norm %h, %w                         %n = nn.rms_norm %h, %w
                                                   %g = comm.all_gather %n over ["tp"], dim 1
 
-A norm takes each row alone, as what stands between it and the sum does: residuals, casts, scales. What they compute
-stays cut until something needs it whole, such as a product: the residual of a layer's second sum is the cut one of its
-first, and the backward keeps cut rows of its forward. Gradients of the norm's weights are summed over the ranks.
+A norm treats each row alone, and so do the operations between it and the all-reduce: residuals, casts, scales. Their
+results stay sharded until an operation such as a product needs them whole. So the residual stays sharded from a layer's
+first all-reduce to its second, and the backward keeps sharded rows of the forward. Gradients of the norm's weights are
+summed over the ranks.
 
-Where a norm's backward takes a partial sum, which is reduced behind it, that is scattered before it instead. A function
-is left as it is if more bytes would be sent than before: then a cut value is needed whole too often.
+Where a norm's backward reads a partial sum that is reduced after it, the sum is reduce-scattered before it instead. A
+function is left as it is if it would send more bytes than before, as sharded values would be gathered too often.
 
 Needs: level `comm`, behind `partition-tensors`, before `lower-idioms`.   Keeps: values; gradients of weights are added
 in another order.   Cost: no more bytes on the wires of a ring; 1/ranks of the norms' work and memory.

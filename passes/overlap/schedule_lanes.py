@@ -6,14 +6,14 @@ Before                                          After
   %2 = aten.add %1, %r                            %1 = comm.wait %f
   %3 = aten.mm %x, %y                             %2 = aten.add %1, %r
 
-`list_schedule.py` orders by dependence and by durations, which `weights.py` counts in bytes and FLOPs; a cost model may
-give others. An order is taken only if its time is less, and the peak of a rank no higher (by the prover's rules), or no
-higher than the plan's `memory` allows. What communication stands apart from stays apart: custom ops, and calls of
-functions, whose distance to gathers and reductions `prefetch` bounds. A collective of arguments, such as a parameter's
-gather, begins no earlier. Kinds that are not to be hidden stay in place.
+`list_schedule.py` orders by dependences and durations, which `weights.py` counts in bytes and FLOPs; a cost model may
+give others. An order is taken only if it takes less time and raises no rank's peak (by the prover's rules), or raises
+it no further than the plan's `memory` allows. No communication moves across a custom op, or across a call of a
+function: `prefetch` says how many layers ahead gathers run. A collective whose operand is an argument of the
+function, such as a parameter's gather, starts no earlier than before. Kinds that are not to be hidden stay in place.
 
-All ranks run the same function, so the collectives of a group have one order on all of them. In the entry of a stage,
-whose messages others wait for, nothing moves.
+All ranks run the same function, so the collectives of a group have one order on all of them. The entries of pipeline
+stages keep their order, since other ranks wait for their messages.
 
 Needs: level `comm`, behind `start-collectives` and `cap-memory`.   Keeps: values, and the peak of every entry.
 Cost: n log n in the operations of a distinct function.
@@ -109,7 +109,7 @@ class _Scheduling:
         return outcomes
 
     def _part(self, name: str, nodes: list[Node]) -> tuple[_Outcome | None, list[Node]]:
-        """What came of some nodes of a function, and their order."""
+        """The outcome for some nodes of a function, and their order."""
         groups = _groups(nodes, self._kinds)
         jobs = _jobs(groups, self._weights, self._is_barrier)
         now = timeline(jobs, range(len(jobs))).total

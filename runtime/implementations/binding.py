@@ -1,7 +1,7 @@
-"""What runs for each function of a program that says its kind: an implementation for the target, or its body.
+"""What runs for each function of a program that has a kind: an implementation for the target, or its body.
 
-The choice follows from the program, the target and what is registered. Ranks need not agree in it: a kind means the
-same whatever runs.
+The choice follows from the program, the target and what is registered. Ranks may choose differently: all
+implementations of a kind compute the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Binding:
 
 
 def bindings(program: Program, target: str) -> Mapping[str, Binding]:
-    """By function that says its kind: what runs on a target. The program must be valid.
+    """By function with a kind: what runs on a target. The program must be valid.
 
     A program that does not state the types of its slots runs bodies alone.
     """
@@ -46,7 +46,7 @@ def bindings(program: Program, target: str) -> Mapping[str, Binding]:
 
 
 def kind_functions(program: Program) -> dict[str, KindFunction]:
-    """The functions of a program that say their kind and their types, by name."""
+    """The functions of a program that have a kind and state their types, by name."""
     found = {}
     for name, function in program.functions.items():
         if function.kind is not None and function.types:

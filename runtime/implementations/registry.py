@@ -1,6 +1,6 @@
 """The implementations of kinds: ours by target, in one table, imported on use; others' where the caller asks.
 
-A program calls functions that say their kind, such as "attention" (`program/records.py`). An implementation is
+A program calls functions with a kind, such as "attention" (`program/records.py`). An implementation is
 something better for one target than the ops of the body: it is asked for each function, and builds a callable or
 declines.
 
@@ -41,7 +41,7 @@ Arguments may have any strides. Results should have the strides that the body's 
 
 @dataclass(frozen=True)
 class KindFunction:
-    """A function of a program that says its kind, as implementations see it."""
+    """A function of a program that has a kind, as implementations see it."""
 
     name: str
     kind: Kind
@@ -73,7 +73,7 @@ class Implementation:
     """Kernels for some kinds on some targets.
 
     One of several kinds, such as a forward and its backward, is taken for all functions of these kinds in a program,
-    or for none, so that they may exchange values as only they know them. One of a single kind is taken function by
+    or for none, so that they may share values in a format of their own. One of a single kind is taken function by
     function.
     """
 

@@ -4,7 +4,7 @@
     DIR/weights.safetensors   first values of parameters, buffers and states, once for all entries (optional)
     DIR/NAME/                 the program folder of an entry; its weights are its constants
 
-The manifest has the hash of each entry's manifest, which has those of the entry's files: none can be exchanged alone.
+The manifest has the hash of each entry's manifest, which has those of the entry's files: none can be replaced alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MOST_ENTRIES = 64
 
 @dataclass(frozen=True)
 class ProgramSet:
-    """Programs by the name of their entry. They have one mesh, and what they share lies alike in all."""
+    """Programs by the name of their entry. They have one mesh, and agree on the tensors that they share."""
 
     programs: Mapping[str, Program]
     folder: Path | None = None

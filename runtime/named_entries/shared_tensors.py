@@ -1,4 +1,4 @@
-"""What entries share: a parameter, buffer or state of one name is one tensor, so it lies alike in all of them."""
+"""What entries share: a parameter, buffer or state of one name is one tensor, with one placement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = ("parameter", "buffer", "state")
 
 
 def check_shared(programs: Mapping[str, Program]) -> None:
-    """Raise ProgramError E0316 where entries have other meshes, or place something that they share otherwise."""
+    """Raise ProgramError E0316 where entries differ in their mesh, or in a tensor that they share."""
     seen: dict[str, tuple[str, Input]] = {}
     first = next(iter(programs))
     for entry, program in programs.items():
@@ -66,7 +66,7 @@ def first_values(programs: Mapping[str, Program]) -> dict[str, Tensor]:
 
 
 def _placed(record: Input) -> tuple[object, ...]:
-    """What must be equal of a tensor in all entries. Over which axes an entry gathers it is the entry's own matter."""
+    """What must be equal of a tensor in all entries. Computed placements may differ."""
     return record.kind, record.shape, record.dtype, record.shards, record.stages
 
 

@@ -9,7 +9,7 @@ An instruction becomes one line, so that the line of a traceback names the instr
      v4 = v3.wait(); v3 = None
      return [v4]
 
-A call of a function that says its kind becomes a call of the kernel that was taken for it, with the values as
+A call of a function with a kind becomes a call of the kernel that was taken for it, with the values as
 arguments (`implementations/binding.py`), or of its body.
 
 A function that depends on the microbatch takes it as a second argument, `m`.

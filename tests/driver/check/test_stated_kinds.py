@@ -1,4 +1,4 @@
-"""A function that says its kind is compared with the formula of that idiom."""
+"""A function with a kind is compared with the formula of that idiom."""
 
 from __future__ import annotations
 

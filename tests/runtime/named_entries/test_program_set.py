@@ -1,4 +1,4 @@
-"""A folder of several entries is read back as it was, or refused; what the entries share lies alike in all."""
+"""A folder of several entries is read back as it was, or refused; entries agree on the tensors that they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs for the functions of a program that say their kind, for `stretto explain`."""
+"""What runs for the functions of a program that have a kind, for `stretto explain`."""
 
 from __future__ import annotations
 
