@@ -1,9 +1,9 @@
 """Write a fused region as one Triton kernel, in readable source.
 
-Each output asks for its value at the kernel's index; the value asks its operands at the indices that follow, down to
-loads. So views cost no memory, and a value that is asked for twice at one index is computed once. Without reductions
-the kernel runs over one flat `index`. With row reductions it runs over tiles of rows and all columns: in one block, or
-in one loop over blocks of columns for each reduction and one for the outputs.
+Code is generated from outputs back to loads: for each output at the kernel's index, then for the operands at the
+indices that follow. So views cost no memory, and a value that is needed twice at one index is computed once. Without
+reductions the kernel runs over one flat `index`. With row reductions it runs over tiles of rows and all columns: in
+one block, or in one loop over blocks of columns for each reduction and one for the outputs.
 
 Every load is cast to float32 at once (float64 stays): between loads and stores nothing is rounded to 16 bits.
 """
@@ -205,7 +205,7 @@ class Writer:
         self.scope(depends).lines.append(f"tl.store({pointer} + {place}, {value}, mask={' & '.join(masks)})  {comment}")
 
     def _reduce(self, reduction: Reduction, index: Index) -> str:
-        """The reduction of the current row: it must be asked for at the kernel's own row."""
+        """The reduction of the current row: it may only be used at the kernel's own row."""
         if flat(index) != flat(regroup([base_term("row", self.rows)], (self.rows,))):
             raise Declined(f"{reduction.instruction.op} is read at other rows than it is computed for")
         key = ("reduced", reduction.slot)

@@ -1,4 +1,4 @@
-"""What the rules of single ops ask of the writer of a kernel: values at indices, masks, dtypes."""
+"""What the rules of single ops need from the writer of a kernel: values at indices, masks, dtypes."""
 
 from __future__ import annotations
 
