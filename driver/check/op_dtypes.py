@@ -63,7 +63,7 @@ def _of_module(ir: str) -> dict[Line, frozenset[torch.dtype]]:
     from ...ir.module import Module
 
     module = Module.parse(ir)
-    idioms = {name: kind.name for name, each in module.functions().items() if (kind := kind_of(each)) is not None}
+    idioms = {name: stated.name for name, each in module.functions().items() if (stated := kind_of(each)) is not None}
     found: dict[Line, frozenset[torch.dtype]] = {}
     for body in decode(module).bodies.values():
         for step in body.steps if body.name not in idioms else ():

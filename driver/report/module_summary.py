@@ -25,7 +25,7 @@ def module_summary(source: Source) -> Summary:
     read_module(source.text, source.name)
     module = Module.parse(source.text)  # without file locations, which differ between equal files
     code = decode(module)
-    idioms = {name: kind.name for name, each in module.functions().items() if (kind := kind_of(each)) is not None}
+    idioms = {name: stated.name for name, each in module.functions().items() if (stated := kind_of(each)) is not None}
     peak = estimate(module).rank_bytes
     summary = Summary(source.name, module.text(locations=False), peak_bytes=peak, stages=len(code.entries))
     for name, times in _call_counts(code, idioms).items():
