@@ -172,7 +172,7 @@ def test_the_check_computes_microbatches_alone_on_one_device(mesh: str, schedule
     checked(program(Net(with_outputs, drop=0.3), plan(schedule, mesh)))
 
 
-@pytest.mark.parametrize("more", ['shard "layers.*.0" columns over tp\n', 'shard "*.weight" dim 0 over dp\n'])
+@pytest.mark.parametrize("more", some('shard "layers.*.0" columns over tp\n', 'shard "*.weight" dim 0 over dp\n'))
 def test_tensors_are_sharded_beside_separate_microbatches(more: str) -> None:
     checked(program(Net(contrastive), plan("zb-h1", ", tp=2" if "tp" in more else ", dp=2", more=more)))
 

@@ -18,7 +18,7 @@ DATA_PARALLEL = "dp.plan"
 MATRIX = [(name, plan) for name, entry in ZOO.items() for plan in (DATA_PARALLEL, *entry.plans)]
 ALSO_ELSEWHERE = ("gpt", "llama", "gpt2")
 """Models that `tests/end_to_end` trains under many plans."""
-LIKE_OTHERS = ("qwen2", "mixtral", "mixtral_grouped", "vit", "translator")
+LIKE_OTHERS = ("qwen2", "mixtral", "mixtral_grouped", "vit", "translator", "dit", "resnet")
 """Models whose operations others have too: not part of the default run."""
 BY_PROCESSES = ("llama", "gpt2", "mixtral", "vit", "unet", "resnet")
 

@@ -146,7 +146,7 @@ def test_a_model_with_a_no_sync_of_its_own_keeps_it() -> None:
     assert stretto.compile(Own(2, 2), plan=DP).no_sync() == "own"
 
 
-@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("norm_type", only([1.0, 2.0], [1.0, 2.0, 3.0, math.inf]))
 def test_clipping_gives_the_norm_and_the_gradients_of_torch(norm_type: float) -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=TP)

@@ -17,7 +17,6 @@ from stretto.frontend.to_ir import Floats
 from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 
-from ...subsets import some
 from ..precision_models import PLANS, build, eager_step, gradients, largest_error, on_casts
 
 BF16 = torch.finfo(torch.bfloat16).eps
@@ -135,7 +134,8 @@ def test_inference_runs_on_casts_of_parameters_and_floating_inputs() -> None:
     assert model.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", some(nn.LSTM, nn.GRU))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.filterwarnings("error")
 def test_recurrent_layers_run_on_casts_of_their_weights_in_training_and_inference(kind: type[nn.RNNBase]) -> None:
     torch.manual_seed(0)

@@ -18,7 +18,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 @pytest.mark.parametrize(
     ("dtype", "plan"),
-    only([(torch.float32, "dp"), *((torch.float64, plan) for plan in PLANS)], product(TOLERANCE, PLANS)),
+    only(
+        [(torch.float32, "dp"), (torch.float64, "dp_tp_sequence"), (torch.float64, "stored")], product(TOLERANCE, PLANS)
+    ),
     ids=str,
 )
 def test_five_steps_of_adamw_have_the_losses_of_plain_pytorch(dtype: torch.dtype, plan: str) -> None:

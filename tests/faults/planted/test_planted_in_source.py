@@ -44,7 +44,7 @@ COMPILED_FAULTS: dict[str, SourceFault] = {
 SOURCE_FAULTS = {**COMPILED_FAULTS, **TRAINING_FAULTS}
 COMMANDS = (Finder.COMPILE_CHECK, Finder.VERIFY_TARGET)
 QUICK = (
-    "a parameter silently gets no gradient", "an all-reduce gives the mean",
+    "a parameter silently gets no gradient",
     "of several backwards the last gradient stays", "a second checkpoint does not replace the first",
 )  # fmt: skip
 """Those of the default run."""

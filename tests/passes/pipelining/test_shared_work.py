@@ -143,6 +143,7 @@ def test_barriers_stand_between_tasks_so_that_other_work_hides_them() -> None:
     assert any("all_reduce over pp runs beside other work" in str(message) for message in hidden)
 
 
+@pytest.mark.slow
 def test_in_16_bits_barriers_stand_between_tasks_too() -> None:
     items = "precision { params fp32 compute bf16 reduce fp32 }\nshard " + ALL + " vocab over pp"
     plan = Plan.parse(f"mesh (pp=2)\n{items}\npipeline over pp {{ microbatches 2 }}\n", "a.plan")
