@@ -93,6 +93,7 @@ def test_against_is_for_checks_alone(stretto: Command, program: Path) -> None:
     assert done.code == 2 and "add --check" in done.err
 
 
+@pytest.mark.slow
 def test_a_16_bit_program_is_judged_by_the_error_of_eager_mode(stretto: Command, sources: Path, tmp_path: Path) -> None:
     arguments = ("--plan", sources / "gpt.plan", "-o", tmp_path / "p", "--dtype", "bfloat16")
     assert stretto("compile", f"{sources / 'model.py'}:make", *arguments).code == 0

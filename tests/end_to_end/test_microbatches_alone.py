@@ -195,6 +195,7 @@ def test_gradients_are_reduced_over_ranks_once_in_the_dtype_that_the_plan_says(r
 
 
 @pytest.mark.parametrize("microbatches", only([1, 8], [1, 2, 8]))
+@pytest.mark.slow
 def test_any_number_of_microbatches_may_be_separate(microbatches: int) -> None:
     checked(program(Net(rmse, drop=0.5), plan("zb-v", microbatches=microbatches)))
 

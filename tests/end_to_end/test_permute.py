@@ -70,6 +70,7 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("ring")
 @pytest.mark.parametrize("mesh", some("dp=2, tp=2", "tp=4"))
+@pytest.mark.slow
 def test_a_gpt_whose_sums_go_round_a_ring_trains_as_on_one_device(mesh: str) -> None:
     texts: dict[str, str] = {}
     made = compiled(

@@ -70,6 +70,7 @@ def test_a_gpt_with_dropout_trains_as_on_one_device(name: str) -> None:
     assert_drops_alike(EVEN, name)
 
 
+@pytest.mark.slow
 def test_padding_of_uneven_shards_shifts_no_mask() -> None:
     assert_drops_alike(ODD, "three_way_sequence")
 
@@ -158,6 +159,7 @@ class EagerBlock(Block):
 
 
 @pytest.mark.parametrize("kind", some(DroppingBlock, EagerBlock))
+@pytest.mark.slow
 def test_attention_in_products_keeps_its_heads_apart_and_gathers_nothing(kind: type[Block]) -> None:
     torch.manual_seed(0)
     program = compiled(of_blocks(kind, EVEN), plan("gpt", "dp=2, tp=2")).program

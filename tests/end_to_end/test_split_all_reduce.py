@@ -17,6 +17,7 @@ from .traffic import messages
 
 
 @pytest.mark.parametrize("mesh", some("dp=2, tp=2", "tp=4"))
+@pytest.mark.slow
 def test_a_gpt_whose_sums_are_split_trains_as_on_one_device(mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = compile_program.default_pipeline
 

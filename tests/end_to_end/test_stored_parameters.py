@@ -49,6 +49,7 @@ def test_a_model_trains_as_on_one_device(model: str, mesh: str) -> None:
 
 
 @pytest.mark.parametrize("mesh", some("tp=2, dp=2", "dp=2, cp=2", "dp=2, pp=2"))
+@pytest.mark.slow
 def test_a_gpt_trains_beside_other_axes_as_on_one_device(mesh: str) -> None:
     assert_equal(_case("gpt"), plan("gpt", mesh, *PLANS[mesh]))
 

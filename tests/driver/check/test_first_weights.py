@@ -91,6 +91,7 @@ def test_a_weight_that_the_folder_lacks_differs(files: Path) -> None:
     assert verdicts(against(files))[UP] is Verdict.DIFFERS
 
 
+@pytest.mark.slow
 def test_compile_checks_the_weights_as_they_are_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, _ = compile_target(job(files), checked_record)
     assert program.manifest.checked["weights"] == {"equal": 9} and program.manifest.checked["result"] == "passed"

@@ -120,6 +120,7 @@ def test_a_regime_that_changes_no_value_is_not_run(files: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("dtype", only(["bfloat16"], ["float32", "float64", "bfloat16"]))
+@pytest.mark.slow
 def test_a_maximum_that_is_computed_as_a_minimum_is_seen(
     dtype: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_nested_keyword_and_constant_arguments_reach_the_model_as_written(files:
     assert checked(files, target, mode)["result"] == "passed"
 
 
+@pytest.mark.slow
 def test_eager_mode_computes_with_the_casts_that_the_plan_asks_for(files: Path) -> None:
     assert checked(files, "short", "train", "short", None)["result"] == "passed"
 
@@ -137,6 +138,7 @@ def test_a_fault_of_captures_binding_differs_from_eager_pytorch(
     assert found == ([] if fault == CHOICE_OF_LOSS else ["capture"])  # verify compares all outputs, and chooses none
 
 
+@pytest.mark.slow
 def test_another_cast_in_capture_than_the_plans_differs_from_eager_pytorch(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

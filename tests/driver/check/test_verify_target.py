@@ -102,6 +102,7 @@ def test_eager_capture_every_pass_and_the_program_are_equal(job: TargetJob, caps
     assert "equal: the captured module computes what eager PyTorch does" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_outputs_beside_the_loss_are_compared_and_differentiated(
     job: TargetJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_outputs_that_a_plan_refuses_leave_the_loss_compared(
     assert "outputs beside the loss are not compared: E0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_that_converts_to_its_own_dtype_is_compared_as_it_is(job: TargetJob) -> None:
     assert verify_target(replace(job, target=job.target.replace(":make", ":cast"))).passed
 

@@ -82,6 +82,7 @@ def test_batches_of_many_sizes_share_one_compilation(plan: str, caplog: pytest.L
     assert logged(caplog) == ["compiled", "bound", "bound", "bound", "bound"]
 
 
+@pytest.mark.slow
 def test_a_last_batch_that_ranks_cannot_share_evenly_is_right(caplog: pytest.LogCaptureFixture) -> None:
     plain, compiled = twins(Mlp(), "mesh (dp=3)")
     with caplog.at_level(logging.INFO, "stretto"):

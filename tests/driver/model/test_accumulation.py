@@ -89,6 +89,7 @@ def test_the_models_zero_grad_forgets_what_waits() -> None:
     assert_same_gradients(model, plain)
 
 
+@pytest.mark.slow
 def test_inside_no_sync_gradients_that_wait_are_no_results_of_grad() -> None:
     model, plain = twins(torch.float64)
     compiled = stretto.compile(model, plan=PLANS["dp"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from stretto.driver.readings.memory_rows import peak_facts
 from stretto.driver.readings.plan_text import PlanText
@@ -62,6 +63,7 @@ def _wrong(compiled_with: str, text: str) -> list[str]:
     return list(dict.fromkeys(f"{name}: {found}" for name, found, expected in facts if found != expected))
 
 
+@pytest.mark.slow
 def test_gathers_of_another_distance_or_level_differ() -> None:
     once, again = f"zero 1 over dp\n{AHEAD}", f"zero 3 over dp\n{AHEAD}"
     kept, three = (f"zero 3 over dp {{ {item} }}\n{AHEAD}" for item in ("keep forward", "prefetch 3"))
@@ -102,6 +104,7 @@ def test_a_tensor_that_is_freed_late_or_never_is_named() -> None:
     assert f"main keeps the tensor in slot {slot} until instruction {len(code) - 1} " in late_frees(late)[0]
 
 
+@pytest.mark.slow
 def test_collectives_that_do_not_run_again_differ() -> None:
     kept = 'mesh (tp=2)\nshard "*.up" columns over tp\nshard "*.down" rows over tp\nrecompute "layers.*"'
     again = f"{kept} {{ collectives again }}"

@@ -168,6 +168,7 @@ def test_the_joint_trace_goes_by_distinct_layer(monkeypatch: pytest.MonkeyPatch)
     assert counts[0] == counts[1] == counts[2]
 
 
+@pytest.mark.slow
 def test_layers_that_are_alike_in_the_forward_alone_are_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = traced_ops(monkeypatch)
     model = of(lambda: SmallLayer(8))()

@@ -121,6 +121,7 @@ def test_a_parameter_that_the_plan_cuts_in_one_layer_alone_gives_that_layer_a_fu
 
 
 @pytest.mark.parametrize("reduce", some("bf16", "fp32"))
+@pytest.mark.slow
 def test_gradients_are_reduced_before_the_casts_at_the_end_of_a_layer(reduce: str) -> None:
     plan = f"{PLAN}\nprecision {{ params fp32  compute bf16  reduce {reduce} }}"
     step = stacked(Stack(3), compute=torch.bfloat16)

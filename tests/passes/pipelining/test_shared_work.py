@@ -182,6 +182,7 @@ def test_any_schedule_keeps_values_with_a_tied_vocabulary(schedule: str) -> None
     agrees(f"schedule {schedule}", shard='"embed" vocab over pp', tied=True)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_over_stages_and_ranks_of_a_layer_keeps_values() -> None:
     agrees("schedule 1f1b  barriers 2", mesh="pp=2, tp=2", shard=f"{ALL} vocab over pp, tp")
 
@@ -190,6 +191,7 @@ def test_a_rank_without_any_row_of_the_vocabulary_keeps_values() -> None:
     agrees("schedule 1f1b", mesh="pp=4, tp=2", shard='"head" vocab over pp, tp')
 
 
+@pytest.mark.slow
 def test_an_embedding_alone_and_more_ranks_than_its_rows_need() -> None:
     agrees("schedule 1f1b", mesh="pp=4", shard='"embed" vocab over pp')
 
