@@ -99,7 +99,7 @@ def check(
         with _of_the_program():
             program_side = side(session, values)
             recording = record(stated, program_side, program_side.forward, step_inputs)
-        others = Sides(stated, on_ranks, one_device.once).compare(values, step_inputs)
+        others = Sides(stated, on_ranks, one_device.once, ranks is checking_threads).compare(values, step_inputs)
     except _Raised as raised:
         row = raised_row("the program", raised.error)
         return CheckReport((*contradictions(program, reference), row), dtype, 0, seed)
