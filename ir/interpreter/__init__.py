@@ -5,7 +5,7 @@ operation, `nn.py` has the formulas of nn operations, `exchange.py` and `transfe
 `cutting.py` shards inputs and joins results. The interpreter shares nothing with `runtime/`: each checks the other.
 """
 
-from .errors import DeadlockError, InterpreterError, Stuck
+from .errors import DeadlockError, InterpreterError, RowsAboveBoundError, Stuck
 from .memory import Estimate
 from .padding import Padding
 from .precision import Floats
@@ -17,6 +17,7 @@ __all__ = [
     "Floats",
     "InterpreterError",
     "Padding",
+    "RowsAboveBoundError",
     "Stuck",
     "estimate",
     "run",

@@ -8,6 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from .errors import RowsAboveBound
+
 Option = list[str] | str | int
 Options = dict[str, Option]
 """The constant arguments of a collective: axes, dim, split_dim, concat_dim, reduce, shift."""
@@ -65,7 +67,7 @@ def all_to_all_rows(
         if sum(sent[i]) > tensors[i].shape[0]:
             raise ValueError(f"member {i} sends {sum(sent[i])} rows and has {tensors[i].shape[0]}")
         if sum(received) > bound:
-            raise ValueError(f"member {i} receives {sum(received)} rows, its bound is {bound}")
+            raise RowsAboveBound(f"member {i} receives {sum(received)} rows, its bound is {bound}")
         came = []
         for j, count in enumerate(received):
             if sent[j][i] != count:

@@ -42,6 +42,14 @@ class InterpreterError(StrettoError):
     """A module or input that cannot run, or a fault that the run found."""
 
 
+class RowsAboveBoundError(InterpreterError):
+    """More rows come to a rank than an exchange has room for: the run stops, and no value is wrong."""
+
+
+class RowsAboveBound(ValueError):
+    """Raised where the rows are counted."""
+
+
 @dataclass(frozen=True)
 class Stuck:
     """A rank that takes part in a deadlock or mismatch: its operation, and the ranks it waits for."""

@@ -14,7 +14,16 @@ from torch import Tensor
 from ..collectives import COLLECTIVES, EXPERT_PRODUCTS, Collective, synchronous
 from .code import Step
 from .collectives import Option, Options, all_to_all_rows, run_collective
-from .errors import FAILED, MISMATCH, NO_MEANING, DeadlockError, InterpreterError, Stuck
+from .errors import (
+    FAILED,
+    MISMATCH,
+    NO_MEANING,
+    DeadlockError,
+    InterpreterError,
+    RowsAboveBound,
+    RowsAboveBoundError,
+    Stuck,
+)
 from .expert_products import expert_products
 from .grid import Grid
 
@@ -155,6 +164,8 @@ def _complete(rendezvous: Rendezvous) -> None:
                 run_collective(kind, [o.tensors[index] for o in contributions], first.part(index))
                 for index in range(len(first.tensors))
             ]
+    except RowsAboveBound as error:
+        raise RowsAboveBoundError(FAILED, f"{first.step} fails on ranks {rendezvous.members}: {error}") from None
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
         raise InterpreterError(FAILED, f"{first.step} fails on ranks {rendezvous.members}: {error}") from None
     rendezvous.results = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..collectives import EXPERT_LINEAR
 from . import nn
 from .collectives import Option, Options
+from .errors import RowsAboveBound
 
 
 def expert_products(name: str, operands: Sequence[Sequence[Tensor]], options: Options) -> list[Tensor]:
@@ -34,7 +35,7 @@ def _check_bound(experts: Sequence[Tensor], count: int, bound: int) -> None:
     for member in range(len(experts)):
         came = int(((every >= member * count) & (every < (member + 1) * count)).sum())
         if came > bound:
-            raise ValueError(f"member {member} receives {came} rows, its bound is {bound}")
+            raise RowsAboveBound(f"member {member} receives {came} rows, its bound is {bound}")
 
 
 def _rows(tensor: Tensor) -> Tensor:
