@@ -68,8 +68,8 @@ ITEM_FAULTS = {
         Case("gpt", "but attention"),
     ),
     "products are not fused": fault(
-        "passes/default_pipeline: _fuses_rings",
-        giving(default_pipeline, "_fuses_rings", lambda _: False),
+        "passes/default_pipeline: RINGS",
+        value(default_pipeline, "RINGS", ()),
         Case("gpt", "fused"),
     ),
     "buckets have a thousandth of their bytes": fault(
