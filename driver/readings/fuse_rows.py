@@ -24,7 +24,7 @@ def fused_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object,
         sites = [axis for function in program.functions.values() for axis in _sites(program, function, kind, other)]
         done = "reduce_scatter" if other.endswith("_norm") else "permute"
         if sites and not any(_moves(program, done, axis) for axis in sites):
-            yield f"overlap fuse {fusion}", f"{len(sites)} times a {kind} beside a {other}, none fused", "them fused"
+            yield f"overlap fuse {fusion}", f"{kind} beside {other} in {len(sites)} places, fused in none", "them fused"
 
 
 def _says_why(program: Program) -> bool:

@@ -133,7 +133,7 @@ def test_whatever_a_manifest_says_a_folder_is_read_or_refused(folder: Path, key:
 
 
 @pytest.mark.parametrize("names", [[], ["../up"], ["a b"], ["x" * 65], [f"e{i}" for i in range(65)]])
-def test_names_that_are_no_folders_are_refused_before_anything_is_written(names: list[str], tmp_path: Path) -> None:
+def test_names_that_are_no_folders_are_refused(names: list[str]) -> None:
     refused("E0317", lambda: ProgramSet.of({name: add() for name in names}))
 
 
