@@ -18,46 +18,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ...diagnostics import StrettoError
-from ...runtime.checks.model_and_program import backward
-from ...runtime.checks.random_values import tangent
 from ...runtime.checks.recording import Recording
-from ..check.users_call import UsersCall
-from .arguments import Arguments, fresh, halved
+from .arguments import Arguments, halved
 from .constants import Constants
-from .modes import OtherMode, modes_kept
-from .sides import SCALE, SEEDS, STATE, Side
+from .modes import OtherMode
+from .sides import SCALE, SEEDS, Side
+from .single_calls import Made, SingleCalls
 
 _NO_GRAD, _EVAL, _INPUTS, _SAVED = "no_grad", "eval", "inputs that require gradients", "saved weights"
 _WITH_GRADIENTS, _INFERENCE = "eval, with gradients", "eval, inference_mode"
-_ANOTHER, _OF_ANOTHER = "another model between", "the other model"
+_ANOTHER = "another model between"
 _REFUSABLE = (_NO_GRAD, _EVAL, _WITH_GRADIENTS, _INFERENCE, _INPUTS, _SAVED)
 """Phases that may be refused where the program for training is not; then those are left out whose name begins so."""
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What a call has made."""
-
-    outputs: dict[str, Tensor]
-    """By name."""
-    inputs: dict[str, Tensor]
-    """The tensors of its arguments, by name."""
-    backward: Callable[[], None]
-    of_others: dict[str, Tensor] = field(default_factory=dict)
-    """Gradients of another model's parameters."""
-
-    @property
-    def gradients(self) -> dict[str, Tensor]:
-        """Those of the inputs that have one, and of another model."""
-        own = {name: tensor.grad for name, tensor in self.inputs.items() if tensor.grad is not None}
-        return own | self.of_others
 
 
 @dataclass(frozen=True)
@@ -103,120 +81,34 @@ class Loop:
         modes = (self.other_mode.text,) if self.other_mode is not None else ()
         return (*_REFUSABLE, *(each.text for each in self.constants), *modes)
 
-    def _phases(self, side: Side, random: torch.Generator) -> Iterator[tuple[str, Callable[[], _Made]]]:
-        def forward(arguments: Arguments) -> _Made:
-            given = fresh(arguments)
-            outputs = side.call(given)
-            facts = side.facts[-1]
-            trained = facts.differentiated if torch.is_grad_enabled() else ()
-            tangents = {i: tangent(outputs[i].shape, random) for i in trained}
-            backwards = partial(backward, outputs, tangents) if tangents else _nothing
-            return _Made(dict(zip(facts.names, outputs, strict=True)), UsersCall(given, False).tensors, backwards)
-
-        def once(arguments: Arguments) -> _Made:
-            made = forward(arguments)
-            made.backward()
-            return made
-
-        def beside_another() -> _Made:
-            """The second model's tensors stand beside the first one's, by other names."""
-            first = forward(halved(self.arguments))
-            with side.another_model() as model:
-                other = once(self.arguments)
-                gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            first.backward()
-            outputs, of_others = (
-                {f"{_OF_ANOTHER}: {name}": tensor for name, tensor in tensors.items()}
-                for tensors in (other.outputs, gradients)
-            )
-            return replace(first, outputs=first.outputs | outputs, of_others=of_others)
-
-        def accumulated() -> _Made:
-            batches = (self.arguments, halved(self.arguments))
-            with side.no_sync():
-                with side.no_sync():  # its end does not end the outer one
-                    once(self.arguments)
-                if side.waits_with_backwards:
-                    for made in [forward(arguments) for arguments in batches]:
-                        made.backward()
-                else:
-                    for arguments in batches:
-                        once(arguments)
-            return once(self.arguments)
-
-        def dropped() -> _Made:
-            with side.no_sync():
-                once(self.arguments)
-            side.model.zero_grad()
-            return once(self.arguments)
-
-        def scaled() -> _Made:
-            side.step(fresh(self.arguments))
-            return _Made({}, {}, _nothing)
-
-        def seeded(seed: int) -> _Made:
-            side.seed(seed)
-            return once(self.arguments)
-
-        def with_state() -> _Made:
-            side.set_random_state(STATE)
-            once(self.arguments)
-            state = side.random_state()
-            once(self.arguments)
-            side.set_random_state(state)
-            return once(self.arguments)
-
-        def restored() -> _Made:
-            side.restore_weights()
-            return once(self.arguments)
-
-        def without_gradients(calls: Callable[[], _Made]) -> _Made:
-            with torch.no_grad():
-                return calls()
-
-        def evaluated() -> _Made:
-            with modes_kept(side.model):
-                side.model.eval()
-                return once(self.arguments)
-
-        def inferred() -> _Made:
-            with torch.inference_mode():
-                return evaluated()
-
-        def in_mode(mode: OtherMode) -> _Made:
-            with mode.within(side.model):
-                return once(self.arguments)
-
-        yield "own weights", partial(once, self.arguments)
-        yield "second call", partial(once, halved(self.arguments))
-        yield _ANOTHER, beside_another
+    def _phases(self, side: Side, random: torch.Generator) -> Iterator[tuple[str, Callable[[], Made]]]:
+        calls = SingleCalls(side, self.arguments, random)
+        yield "own weights", partial(calls.once, self.arguments)
+        yield "second call", partial(calls.once, halved(self.arguments))
+        yield _ANOTHER, calls.beside_another
         if self.trains and side.facts[0].differentiated:
-            yield "no_sync", accumulated
-            yield "no_sync, zero_grad", dropped
+            yield "no_sync", calls.accumulated
+            yield "no_sync, zero_grad", calls.dropped
         if self.trains and len(side.facts[0].differentiated) == 1:
-            yield f"step(scale={SCALE:g})", scaled
+            yield f"step(scale={SCALE:g})", calls.scaled
         for constants in self.constants:
-            yield constants.text, partial(once, constants.arguments)
+            yield constants.text, partial(calls.once, constants.arguments)
         if self.differentiated is not None:
-            yield _INPUTS, partial(once, self.differentiated)
+            yield _INPUTS, partial(calls.once, self.differentiated)
         if self.other_mode is not None:
-            yield self.other_mode.text, partial(in_mode, self.other_mode)
+            yield self.other_mode.text, partial(calls.in_mode, self.other_mode)
         draws = side.facts[0].draws
         if draws:
-            yield "another seed", partial(seeded, SEEDS[0])
-            yield "set_random_state", with_state
+            yield "another seed", partial(calls.seeded, SEEDS[0])
+            yield "set_random_state", calls.with_state
         if self.trains and (draws or side.facts[0].writes_buffers):
-            yield _NO_GRAD, partial(without_gradients, partial(once, self.arguments))
-            yield "no_grad, second call", partial(without_gradients, partial(once, halved(self.arguments)))
+            yield _NO_GRAD, partial(calls.without_gradients, partial(calls.once, self.arguments))
+            yield "no_grad, second call", partial(calls.without_gradients, partial(calls.once, halved(self.arguments)))
             if draws:
-                yield "no_grad, another seed", partial(without_gradients, partial(seeded, SEEDS[1]))
+                yield "no_grad, another seed", partial(calls.without_gradients, partial(calls.seeded, SEEDS[1]))
         if self.evaluates:
-            yield _EVAL, partial(without_gradients, evaluated)
-            yield _INFERENCE, inferred
+            yield _EVAL, partial(calls.without_gradients, calls.evaluated)
+            yield _INFERENCE, calls.inferred
             if side.facts[0].program.pipeline is None:  # a pipeline's forward runs the backward in train mode alone
-                yield _WITH_GRADIENTS, evaluated
-        yield _SAVED, restored
-
-
-def _nothing() -> None:
-    """The backward of a call that has none."""
+                yield _WITH_GRADIENTS, calls.evaluated
+        yield _SAVED, calls.restored
