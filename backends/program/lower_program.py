@@ -210,7 +210,11 @@ class _Body:
             self.sources.update(result_sources(op, self.sources))
             args = (name, [Slot(self.slots[v]) for v in op.operands])
             microbatch = microbatch_of(op)
-            kwargs = {} if microbatch is None else {MICROBATCH: microbatch}
+            kwargs = (
+                {}
+                if microbatch is None
+                else {MICROBATCH: list(microbatch) if isinstance(microbatch, tuple) else microbatch}
+            )
             kwargs |= _turn(op)
             return Instruction("call", args, kwargs, tuple(self._slot(r) for r in op.results), (), loc)
         call = read(op)

@@ -30,6 +30,7 @@ from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
 from .plan_text import PlanText
 from .recomputed import kept_against_plan
 from .ring_rows import ring_facts
+from .schedule_rows import schedule_facts
 from .stated_cuts import cuts_text, stated_cuts
 from .stored_rows import stored_facts
 
@@ -39,7 +40,7 @@ _DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "fl
 def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow]:
     """A row for each fact that a program, compiled of `model`, has otherwise than the plan of this text says."""
     plan = PlanText.of(text)
-    rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan)]
+    rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan, model)]
     rows += dict.fromkeys([*kept_against_plan(program, plan), *run_once_against_plan(program, plan)])
     rows += dict.fromkeys(kinds_against_plan(program, plan))
     rows += [("memory", line) for line in late_frees(program)]
@@ -73,12 +74,13 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
             yield each.name, f"the program {first}; by the plan it {second}"
 
 
-def _facts(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
+def _facts(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple[str, str]]:
     """Of the mesh, the precision, the pipeline, capacities of experts, attention, overlap, storage and memory."""
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision, plan.stored_reduce),
         *_pipeline(program, plan),
+        *schedule_facts(program, plan, model),
         *_capacities(program, plan),
         *message_facts(program, plan),
         *attention_facts(program, plan),

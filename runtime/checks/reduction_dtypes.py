@@ -184,7 +184,8 @@ class _Walk:
         if maker is None or maker.op in COALESCED:
             return frozenset()
         if maker.op == "call":
-            return frozenset([maker.kwargs.get("microbatch")])
+            microbatch = maker.kwargs.get("microbatch")
+            return frozenset([tuple(microbatch) if isinstance(microbatch, list) else microbatch])
         operands = maker.reads() if _passes_on(maker) else ()
         return frozenset().union(*(self._microbatches(name, operand) for operand in operands))
 

@@ -19,6 +19,7 @@ from stretto.frontend.capture.capture import capture
 from stretto.frontend.captured import Capture, Mode
 from stretto.frontend.to_ir import Floats
 from stretto.runtime.checks.program_check import check
+from stretto.runtime.checks.reduction_dtypes import OWN, REDUCE
 from stretto.runtime.checks.report import CheckReport, Verdict
 from stretto.runtime.program.program import Program
 from torch import Tensor, nn
@@ -163,7 +164,7 @@ def captured(staged: Staged, mode: Mode = Mode.TRAIN, *, loss_only: bool = True,
 
 def compiled(staged: Staged, step: Capture, plan: str, mode: Mode = Mode.TRAIN) -> Program:
     """The program of a captured call in float64."""
-    options = Options(mode=mode, floats=Floats.FLOAT64, arguments={"inputs": dict(staged.about)})
+    options = Options(mode=mode, floats=Floats.FLOAT64, arguments={"inputs": dict(staged.about), REDUCE: OWN})
     return compile_capture(step, staged.model, Plan.parse(plan, "a.plan"), options).program
 
 

@@ -144,6 +144,14 @@ READ = {
     "pipeline transfer": Example(
         "deep", STAGES, "microbatches 2", "microbatches 2  transfer bf16", "pipeline transfer"
     ),
+    "pipeline schedule": Example(
+        "deep", STAGES, "microbatches 2", "microbatches 2  schedule gpipe", "pipeline schedule gpipe, rank 1"
+    ),
+    "pipeline chunks": Example("deep", STAGES, "microbatches 2", "microbatches 2  chunks 2", "pipeline chunks"),
+    "pipeline memory": Example("deep", STAGES, "microbatches 2", "microbatches 2  memory 1", "pipeline memory"),
+    "pipeline split": Example(
+        "deep", STAGES, "microbatches 2", 'microbatches 2  split "layers.3"', "pipeline split layers.3"
+    ),
     "pipeline per": Example("deep", STAGES, "microbatches 2", "microbatches 2  per microbatch", "pipeline per"),
 }
 """By item, an example of a program that does not do what a text says."""
