@@ -61,7 +61,7 @@ def _order_facts(
     count = len(ranks)
     for rank, tasks in enumerate(ranks):
         row = f"pipeline schedule {name}, rank {rank}"
-        stages = range(rank, chunks * count, count)
+        stages: Sequence[int] = range(rank, chunks * count, count)
         if _CHUNKS.get(name) == 2 and name not in _WHOLE:
             stages = (rank, 2 * count - 1 - rank)  # a V
         yield row, f"stages {sorted({stage for _, stage in tasks})}", f"stages {sorted(stages)}"
