@@ -15,6 +15,8 @@ from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
 from ...runtime.checks.report import PLAN, CheckRow, Verdict
 from ...runtime.lanes.late_frees import late_frees
 from ...runtime.program.program import Program
+from ...runtime.prover.prove import prove
+from ...runtime.prover.types import Types
 from .attention_rows import attention_facts
 from .expert_rows import expert_facts
 from .fuse_rows import fused_facts
@@ -22,15 +24,13 @@ from .gather_rows import gather_facts
 from .input_cuts import batch_of, cuts_of_inputs
 from .kinds_again import kinds_against_plan
 from .loss_chunks import loss_facts
-from .memory_rows import peak_facts
-from .message_rows import message_facts
 from .nanobatches import run_once_against_plan
 from .overlap_rows import overlap_facts
 from .parameter_cuts import cuts_of_buffer, cuts_of_parameter
+from .pipeline_rows import pipeline_facts
 from .plan_text import PlanText
 from .recomputed import kept_against_plan
 from .ring_rows import ring_facts
-from .schedule_rows import schedule_facts
 from .stated_cuts import cuts_text, stated_cuts
 from .stored_rows import stored_facts
 
@@ -79,10 +79,8 @@ def _facts(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple
     for name, found, expected in (
         ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision, plan.stored_reduce),
-        *_pipeline(program, plan),
-        *schedule_facts(program, plan, model),
+        *pipeline_facts(program, plan, model),
         *_capacities(program, plan),
-        *message_facts(program, plan),
         *attention_facts(program, plan),
         *dict.fromkeys(overlap_facts(program, plan)),
         *dict.fromkeys(stored_facts(program, plan)),
@@ -120,14 +118,15 @@ def _capacities(program: Program, plan: PlanText) -> Iterator[tuple[str, object,
         yield f"capacity of {each.name}", found.get(each.name), next((n for n in stated if n is not None), None)
 
 
-def _pipeline(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
-    stated, found = plan.pipeline, program.pipeline
-    if stated and dict(plan.mesh)[stated["over"][0]] == 1:
-        return  # one rank may need no pipeline
-    yield "pipeline axis", found and found.axis, stated["over"][0] if stated else None
-    if found is not None and stated:
-        yield "pipeline microbatches", found.microbatches, int(stated["microbatches"][0])
-        yield "pipeline per microbatch", found.separate_microbatches, "per" in stated
+def peak_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
+    """For each cap in bytes: the fact's name, the proven peak of a rank where it is above, and the cap."""
+    caps = plan.memory_caps
+    request = program.manifest.source.get("request")
+    if not caps or (isinstance(request, dict) and request.get("dtype") == "float64"):
+        return  # the caps are those of the plan's formats
+    peak = prove(program, types=Types.STATED).peak_bytes
+    for statement, cap in caps.items():
+        yield f"{statement} memory", f"a peak of {peak} bytes" if peak > cap else cap, cap
 
 
 def _mesh_text(mesh: tuple[tuple[str, int], ...]) -> str:

@@ -1,4 +1,4 @@
-"""Compare the tasks of a pipeline with the schedule that the text of a plan names, and its stages with `split`.
+"""Compare the tasks of a pipeline with the schedule that the text of a plan names.
 
 Orders are written anew here from the papers that docs/pipelines.md names. Of a schedule that searches, the stages of
 each rank are compared, whether weight gradients are apart, and the most activations that a rank holds.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch import nn
-
 from ...runtime.program.program import Program
-from .plan_text import PARAMETERS, PlanText, covers
+from .plan_text import PARAMETERS, PlanText
 
 Task = tuple[str, int]
 """F, B, W or BW, and the virtual stage."""
@@ -27,8 +25,8 @@ _WHOLE = ("gpipe", "1f1b", "interleaved", "breadth-first")
 """Schedules that keep the gradients of inputs and of weights together."""
 
 
-def schedule_facts(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple[str, object, object]]:
-    """Of a training pipeline: its chunks, the module at which each stage begins, and the tasks of each rank."""
+def schedule_facts(program: Program, plan: PlanText) -> Iterator[tuple[str, object, object]]:
+    """Of a training pipeline: the chunks and the tasks of each rank."""
     if program.pipeline is None or not plan.pipeline or program.manifest.mode != "train":
         return
     items = plan.pipeline
@@ -38,8 +36,6 @@ def schedule_facts(program: Program, plan: PlanText, model: nn.Module) -> Iterat
     if chunks is not None:
         found = sorted({len({stage for _, stage in tasks}) for tasks in ranks})
         yield "pipeline chunks", ", ".join(map(str, found)), str(chunks)
-    for pattern in items.get("split", ()):
-        yield from _split_facts(program, pattern[1:-1], model)
     axis = items["over"][0]
     has_shared_work = any(axis in each.axes for each in plan.shardings(PARAMETERS))
     if chunks is not None and len(found) == 1 and found[0] == chunks and not has_shared_work:
@@ -150,31 +146,3 @@ def _text(tasks: Iterator[Task] | Sequence[Task]) -> str:
     'F0 BW0'
     """
     return " ".join(f"{kind}{stage}" for kind, stage in tasks)
-
-
-def _split_facts(program: Program, pattern: str, model: nn.Module) -> Iterator[tuple[str, object, object]]:
-    """That each module of a pattern, if it has parameters, begins a stage."""
-    owners = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
-    stated = [name for name, module in model.named_modules() if covers(pattern, name) and [*module.parameters()]]
-    stages = [name for name in program.functions if re.fullmatch(r"forward_[0-9]+", name)]
-    begun = [_first_module(program, name, owners) for name in stages]
-    for module in stated:
-        found = any(_within(each, module) or _within(module, each) for each in begun)
-        yield f"pipeline split {module}", _begins(found), _begins(True)
-
-
-def _begins(found: bool) -> str:
-    return "a stage that begins there" if found else "no stage that begins there"
-
-
-def _first_module(program: Program, function: str, owners: set[str]) -> str:
-    """The module of the first step that calls a layer, or is inside of a module with parameters of its own."""
-    for step in program.functions[function].code:
-        module = program.locations[step.loc].module if step.loc is not None else ""
-        if module and (step.op == "call" or module in owners):
-            return module
-    return ""
-
-
-def _within(inner: str, outer: str) -> bool:
-    return bool(inner) and (inner == outer or inner.startswith(f"{outer}."))

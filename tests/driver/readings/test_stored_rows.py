@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from stretto.driver.readings.memory_rows import peak_facts
+from stretto.driver.readings.plan_rows import peak_facts
 from stretto.driver.readings.plan_text import PlanText
 from stretto.driver.readings.recomputed import kept_against_plan
 from stretto.driver.readings.stored_rows import stored_facts
