@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -281,6 +283,7 @@ def join(target: str = "cpu", timeout_s: float | None = None) -> World:
     limit_s = float(os.environ.get("STRETTO_TIMEOUT_S", TIMEOUT_S)) if timeout_s is None else timeout_s
     if not dist.is_initialized():
         connect(device, limit_s)
+        atexit.register(_leave_at_exit, os.getpid())
     world = World(device, _store(), limit_s)
     _worlds[:] = [world]
     return world
@@ -319,6 +322,15 @@ def leave() -> None:
     _worlds.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _leave_at_exit(process: int) -> None:
+    """Close what `join` opened: threads of gloo that outlive Python crash the process.
+
+    Not in a forked process, which has no such threads, and not after an error, as a collective may never end then.
+    """
+    if os.getpid() == process and not hasattr(sys, "last_value"):
+        leave()
 
 
 def mesh_does_not_fit(program: Program, processes: int) -> RunError:
