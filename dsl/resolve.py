@@ -11,9 +11,9 @@ from enum import StrEnum
 
 from ..diagnostics import Span
 from . import globs
-from .error import PlanCode, PlanError, RoutingCode
+from .error import PlanCode, PlanError
 from .plan import Plan
-from .routing.experts import Experts, Move
+from .routing.experts import Experts, Move, names_list
 from .shard import Dim, Role, ShardParameters, StoreParameters, layout_dim
 from .spelling import listed, range_text, shape_text
 from .zero import Zero
@@ -109,26 +109,9 @@ def _check_all_match(plan: Plan, parameters: Sequence[ParameterInfo]) -> None:
     known = dict.fromkeys(text for name in names for text in (name, _owner(name)) if text)
     for statement in (*plan.parameters, *plan.experts, *plan.stored):
         for index, pattern in enumerate(statement.only if isinstance(statement, Zero) else statement.patterns):
-            if not any(globs.matches(pattern, text) for text in known):
-                if isinstance(statement, Experts):
-                    _check_one_parameter(statement, pattern, index, tuple(names))
+            is_list = isinstance(statement, Experts) and any(names_list(pattern, name) for name in names)
+            if not is_list and not any(globs.matches(pattern, text) for text in known):
                 raise _no_match(pattern, statement.places.pattern(index), tuple(known))
-
-
-def _check_one_parameter(statement: Experts, pattern: str, index: int, names: Sequence[str]) -> None:
-    """Raise PlanError E0140 where a pattern names a list of modules, one for each expert."""
-    for name in names:
-        parts = name.split(".")
-        lists = [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdecimal()]
-        if any(globs.matches(pattern, each) for each in lists):
-            raise PlanError(
-                RoutingCode.BAD_EXPERTS,
-                f'"{pattern}" names a list of modules, one for each expert, such as that of "{name}"',
-                span=statement.places.pattern(index),
-                expected="expected modules that own parameters (experts, ..)",
-                help="keep the matrices of a layer's experts in one parameter (experts, out, in), and multiply each "
-                "row by that of its expert: torch.bmm of weights[experts]; or leave experts out, and say: zero 3",
-            )
 
 
 def _no_match(pattern: str, span: Span | None, known: tuple[str, ...]) -> PlanError:
@@ -159,7 +142,7 @@ def _resolve(plan: Plan, parameter: ParameterInfo) -> ParameterSharding:
 
 
 def _with_experts(plan: Plan, parameter: ParameterInfo, sharding: ParameterSharding) -> ParameterSharding:
-    """What the last `experts` statement that matches adds to a sharding: its axes cut dim 0, outside of others.
+    """What the last `experts` statement that matches adds to a sharding: its axes cut experts, outside of others.
 
     Where weights move, experts are computed whole, and their axes cut how they are stored (`resolve_stored.py`).
 
@@ -169,7 +152,7 @@ def _with_experts(plan: Plan, parameter: ParameterInfo, sharding: ParameterShard
         name = next((name for name in parameter.names if matches(statement, name)), None)
         if name is None:
             continue
-        cut = statement.cuts(name, parameter.shape, dict(plan.mesh.axes))
+        cut = statement.cuts(name, parameter.shape, dict(plan.mesh.axes), sharding.dims.values())
         twice = next((index for index, axis in enumerate(statement.axes) if axis in sharding.dims), None)
         if twice is not None:
             raise PlanError(
@@ -197,7 +180,9 @@ def experts_of(plan: Plan, name: str) -> Experts | None:
 
 
 def matches(statement: ShardParameters | StoreParameters | Zero | Experts, name: str) -> bool:
-    """Whether a pattern of the statement matches a parameter's name or its owner's."""
+    """Whether a pattern of the statement matches a parameter's name, its owner's, or that of its list of experts."""
+    if isinstance(statement, Experts) and statement.is_of_list(name):
+        return True
     return any(globs.matches(glob, name) or globs.matches(glob, _owner(name)) for glob in statement.patterns)
 
 

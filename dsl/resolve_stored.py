@@ -49,7 +49,9 @@ def _storage(plan: Plan, parameter: ParameterInfo, computed: ParameterSharding) 
     if not parameter.shape:
         return Storage()  # a number has no dim to cut
     if computed.experts is not None and computed.experts.move is Move.WEIGHTS:
-        experts = dict.fromkeys(computed.experts.axes, 0)
+        name = next(name for name in parameter.names if matches(computed.experts, name))
+        sizes = dict(plan.mesh.axes)
+        experts = computed.experts.cuts(name, parameter.shape, sizes, computed.dims.values())
         further = _further(plan, parameter, replace(computed, dims={**experts, **computed.dims}))
         return Storage({**experts, **further.dims}, further.statement)
     return _further(plan, parameter, computed)

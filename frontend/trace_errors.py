@@ -155,8 +155,8 @@ def _with_setting(error: CaptureError, model: nn.Module) -> CaptureError:
         way = f'call model.{_SETTER}("{_WITHOUT_LOOP[0]}") first'
     elif (modules := _list_of_modules(model, error.span)) is not None:
         way = (
-            f"such as one over self.{modules}, multiply each row by the matrix of its expert: torch.bmm of "
-            "weights[experts], where weights (experts, out, in) is one parameter"
+            f"such as one over self.{modules}, compute all rows and mask the results, y = y + expert(x) * (weights * "
+            "(chosen == number)).sum(-1, keepdim=True): each expert then computes the rows that chose it"
         )
     else:
         return error

@@ -54,6 +54,7 @@ from .pipelining.order_tasks import OrderTasks
 from .pipelining.split_segments import SplitSegments
 from .sharding.check_batch import CheckBatch
 from .sharding.choose_attention import ChooseAttention
+from .sharding.exchange_experts import ExchangeExperts
 from .sharding.find_blocks import FindBlocks
 from .sharding.gather_parameters import GatherParameters
 from .sharding.place_arguments import PlaceArguments
@@ -247,6 +248,7 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(_check_batch),
         Entry(lambda config: ChooseAttention(config.plan), _cuts_attention),
         Entry(GatherParameters(), _stores),
+        Entry(lambda config: ExchangeExperts(config.plan), _cuts_experts),
         Entry(_propagate_placements),
     ),
     # From here on the module is one rank's program, with collectives. Idioms are no longer needed, but for those that a

@@ -37,6 +37,7 @@ TABLE: dict[str, str] = {
     "partition-tensors": "partition.partition_tensors:PartitionTensors",
     "place-arguments": "sharding.place_arguments:PlaceArguments",
     "fuse-regions": "fusion.fuse_regions:FuseRegions",
+    "exchange-experts": "sharding.exchange_experts:ExchangeExperts",
     "gather-parameters": "sharding.gather_parameters:GatherParameters",
     "propagate-placements": "sharding.propagate_placements:PropagatePlacements",
     "put-batch-first": "normalize.put_batch_first:PutBatchFirst",

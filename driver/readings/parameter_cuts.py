@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -19,8 +19,9 @@ def cuts_of_parameter(plan: PlanText, model: nn.Module, parameter: Input) -> Cut
     """The last `shard` that matches decides; `experts` adds its axes outside of those, `store` or `zero` inside."""
     sizes = dict(plan.mesh)
     axes_of_dim: dict[int, tuple[str, ...]] = {}
+    taken = _decided(plan.shardings(PARAMETERS), model, parameter, {}, sizes).values()
     for subject in (EXPERTS, PARAMETERS, STORED):
-        decided = _decided(plan.shardings(subject), model, parameter, axes_of_dim, sizes)
+        decided = _decided(plan.shardings(subject), model, parameter, axes_of_dim, sizes, taken)
         for axis, dim in decided.items():
             if sizes[axis] > 1:
                 axes_of_dim[dim] = (*axes_of_dim.get(dim, ()), axis)
@@ -28,11 +29,21 @@ def cuts_of_parameter(plan: PlanText, model: nn.Module, parameter: Input) -> Cut
 
 
 def _decided(
-    statements: Sequence[Sharding], model: nn.Module, parameter: Input, computed: Cuts, sizes: Mapping[str, int]
+    statements: Sequence[Sharding],
+    model: nn.Module,
+    parameter: Input,
+    computed: Cuts,
+    sizes: Mapping[str, int],
+    taken: Collection[int] = (),
 ) -> Mapping[str, int]:
-    """By axis, in the statement's order, the dim that the last statement shards that matches one of the names."""
+    """By axis, in the statement's order, the dim that the last statement shards that matches one of the names.
+
+    `taken` are the dims that `shard` cuts.
+    """
     for statement in reversed(statements):
         for name in (parameter.name, *parameter.aliases):
+            if statement.subject == EXPERTS and parameter.shape and statement.names_list(name):
+                return _cut_of_expert(statement, parameter, taken, sizes)
             owner = name.rpartition(".")[0]
             if parameter.shape and (statement.names(name) or statement.names(owner)):
                 if statement.role == "zero":
@@ -40,6 +51,15 @@ def _decided(
                 dim = _dim(statement, model, name, len(parameter.shape))
                 return {} if dim is None else dict.fromkeys(statement.axes, dim)
     return {}
+
+
+def _cut_of_expert(
+    statement: Sharding, parameter: Input, taken: Collection[int], sizes: Mapping[str, int]
+) -> Mapping[str, int]:
+    """Of a parameter that one expert of a list has: its first dim that all ranks divide and `shard` leaves whole."""
+    ranks = math.prod(sizes[axis] for axis in statement.axes)
+    dims = [dim for dim, extent in enumerate(parameter.shape) if extent % ranks == 0 and dim not in taken]
+    return dict.fromkeys(statement.axes, dims[0]) if dims else {}
 
 
 def _cut_by_zero(statement: Sharding, parameter: Input, computed: Cuts, sizes: Mapping[str, int]) -> Mapping[str, int]:

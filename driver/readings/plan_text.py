@@ -35,6 +35,12 @@ class Sharding:
         """Whether a pattern is of this name."""
         return any(covers(pattern, name) for pattern in self.patterns)
 
+    def names_list(self, name: str) -> bool:
+        """Whether a pattern is of a list of modules, or of all inside it, that has a parameter of this name."""
+        lists = [name[: match.start()] for match in re.finditer(r"\.[0-9]+(?=\.)", name)]
+        patterns = {*self.patterns, *(pattern[:-2] for pattern in self.patterns if pattern.endswith(".*"))}
+        return any(covers(pattern, each) for pattern in patterns for each in lists)
+
 
 @dataclass(frozen=True)
 class Statement:

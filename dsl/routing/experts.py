@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -13,6 +13,7 @@ from typing import ClassVar
 from lark import Token, Tree
 
 from ...diagnostics import Span
+from .. import globs
 from ..error import PlanError, RoutingCode, check_axes_differ, check_patterns, read_items, unexpected_word
 from ..source import Places, Source, tokens
 from ..spelling import shape_text, shortened
@@ -43,7 +44,7 @@ _refused = partial(unexpected_word, RoutingCode.BAD_EXPERTS)
 
 @dataclass(frozen=True)
 class Experts:
-    """An `experts` statement: parameters (experts, ..), each cut on dim 0.
+    """An `experts` statement: parameters (experts, ..), each cut on dim 0, or lists of modules, one for each expert.
 
     Raises PlanError for a bad pattern (E0113), an axis named twice (E0112), and a bound below the even share (E0140).
 
@@ -53,7 +54,7 @@ class Experts:
 
     subject: ClassVar[str] = "experts"
     patterns: tuple[str, ...]
-    """Globs of parameters, or of modules that own them."""
+    """Globs of parameters, of modules that own them, or of lists of modules."""
     axes: tuple[str, ...]
     """Outermost first."""
     bound: float | None = None
@@ -101,9 +102,31 @@ class Experts:
         """The whole statement's place."""
         return self.places.statement
 
-    def cuts(self, name: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:
-        """By axis, the dim of a parameter that it shards. Raises PlanError E0140 where ranks cannot share experts."""
+    def is_of_list(self, name: str) -> bool:
+        """Whether a pattern names a list of modules that a parameter of this name is inside."""
+        return any(names_list(pattern, name) for pattern in self.patterns)
+
+    def cuts(
+        self, name: str, shape: Sequence[int], sizes: Mapping[str, int], taken: Collection[int] = ()
+    ) -> dict[str, int]:
+        """By axis, the dim of a parameter that it shards. Raises PlanError E0140 where ranks cannot share experts.
+
+        Of a parameter that is one expert's, each rank has a part: of the first dim that ranks divide and that is not
+        `taken`. Where there is none, it stays whole.
+        """
         ranks = prod(sizes[axis] for axis in self.axes)
+        if self.is_of_list(name) and self.capacity is not None:
+            raise PlanError(
+                RoutingCode.BAD_EXPERTS,
+                f'"{name}" is of an expert in a list of modules, whose rows cannot be dropped yet',
+                span=self.spans.get("capacity", self.span),
+                expected="expected experts without a capacity",
+                help="leave capacity out, or keep the experts' matrices in one parameter (experts, out, in)",
+            )
+        if self.is_of_list(name):
+            free = (dim for dim, extent in enumerate(shape) if not extent % ranks and dim not in taken)
+            dim = next(free, None)
+            return {} if dim is None else dict.fromkeys(self.axes, dim)
         if len(shape) < 2 or shape[0] % ranks:
             count = f"{shape[0]} experts" if len(shape) > 1 else "no experts"
             raise PlanError(
@@ -126,6 +149,17 @@ class Experts:
         items += [] if self.move is Move.TOKENS else [f"move {self.move}"]
         block = f" {{ {'  '.join(items)} }}" if items else ""
         return f"experts {names} over {', '.join(self.axes)}{block}"
+
+
+def names_list(pattern: str, name: str) -> bool:
+    """Whether a glob names a list of modules, or all inside it, that a parameter of this name is inside.
+
+    >>> names_list("*.experts", "layers.0.experts.3.up.weight"), names_list("*.experts", "layers.0.experts.up")
+    (True, False)
+    """
+    parts = name.split(".")
+    lists = [".".join(parts[:place]) for place, part in enumerate(parts[:-1]) if part.isdecimal()]
+    return any(globs.matches(way, each) for way in (pattern, pattern.removesuffix(".*")) for each in lists if way)
 
 
 def read_experts(tree: Tree[Token], source: Source) -> Experts:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from ..captured import Mode
+from ..graph.grouped_experts import with_grouped_experts
 from ..metadata import annotate
 from ..repeats.grown import grow
 from ..repeats.shortened import LEAST, most_layers, shortened
@@ -17,8 +18,15 @@ from .traced import MODEL_ATTRIBUTE
 def joint_of_distinct_layers(module: nn.Module, traced: TracedForward, mode: Mode) -> TracedGraphs:
     """The graphs of a forward with static sizes, as `trace_joint` gives them, with the origins of all nodes.
 
-    Where the forward has no run of equal layers, or their joint graphs differ, all is traced.
+    Where the forward has no run of equal layers, or their joint graphs differ, all is traced. Loops over experts are
+    rewritten in the joint graph alone: the forward, which is the reference of checks, stays as the model computes it.
     """
+    grouped = with_grouped_experts(traced.graph)
+    graphs = _joint(module, traced if grouped is None else replace(traced, graph=grouped), mode)
+    return replace(graphs, forward=traced.graph)
+
+
+def _joint(module: nn.Module, traced: TracedForward, mode: Mode) -> TracedGraphs:
     found = shortened(traced.graph, MODEL_ATTRIBUTE)
     why = f"no {LEAST} of them in a row compute the same from values of the one before"
     if found is not None:

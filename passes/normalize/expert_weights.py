@@ -11,8 +11,10 @@ from ...ir.operations import read
 from ..rewriting import producer
 from .idioms.expert_rows import LINEAR, OUTER
 
-_FOLLOWED = ("aten.transpose.int", "aten.t.default", "aten._to_copy.default", "aten.unsqueeze.default", "comm.reshard")
+FOLLOWED = ("aten.transpose.int", "aten.t.default", "aten._to_copy.default", "aten.unsqueeze.default", "comm.reshard")
 """Operations through which a weight is still the parameter."""
+_JOINED = ("aten.stack.default", "aten.cat.default")
+"""Operations that make one weight of the parameters of several experts."""
 
 
 def expert_choices(function: Operation) -> dict[Value, tuple[list[Operation], list[Value]]]:
@@ -49,8 +51,12 @@ class WeightNames:
 
     def of(self, value: Value, function: Operation) -> Iterator[str]:
         """The names of the parameters that a value is, at every call of its function."""
-        while (made := producer(value)) is not None and made.name in _FOLLOWED:
+        while (made := producer(value)) is not None and made.name in FOLLOWED:
             value = made.args[0]
+        if made is not None and made.name in _JOINED:
+            for part in made.args[0]:
+                yield from self.of(part, function)
+            return
         if name_of(function) == "main":
             yield from self._of_main.get(value, ())
             return

@@ -87,11 +87,19 @@ def test_parameters_that_do_not_fit_are_refused(text: str, message: str) -> None
     assert message in str(caught.value)
 
 
-def test_a_list_of_modules_is_refused_with_the_way_to_write_experts() -> None:
-    names = ("layers.0.experts.0.w1.weight", "layers.0.experts.1.w1.weight")
-    infos = [ParameterInfo(name, (), (8, 6), OwnerKind.LINEAR) for name in names]
-    with pytest.raises(PlanError) as caught:
-        resolve_parameters(Plan.parse(MESH + 'experts "*.experts" over dp'), infos)
-    error = caught.value
-    assert error.code == "E0140" and "one for each expert" in error.message
-    assert error.help is not None and "one parameter (experts, out, in)" in error.help
+@pytest.mark.parametrize("glob", ["*.experts", "*.experts.*", "layers.0.experts"])
+def test_of_a_list_of_modules_each_parameter_is_cut_on_the_first_dim_that_ranks_divide(glob: str) -> None:
+    shapes = {"w1.weight": (8, 6), "w1.bias": (8,), "w2.weight": (5, 8), "scale": (3,)}
+    infos = [
+        ParameterInfo(f"layers.0.experts.{number}.{name}", (), shape, OwnerKind.LINEAR)
+        for number in range(2)
+        for name, shape in shapes.items()
+    ]
+    found = resolve_parameters(Plan.parse(MESH + f'experts "{glob}" over dp'), infos)
+    assert [dict(each.dims) for each in found] == [{"dp": 0}, {"dp": 0}, {"dp": 1}, {}] * 2
+
+
+def test_a_dim_that_shard_cuts_is_left_to_it() -> None:
+    plan = Plan.parse('mesh (dp=2, tp=2)\nexperts "*.experts" over dp\nshard "*.w1" dim 0 over tp')
+    [found] = resolve_parameters(plan, [ParameterInfo("mlp.experts.0.w1.weight", (), (8, 6), OwnerKind.LINEAR)])
+    assert dict(found.dims) == {"dp": 1, "tp": 0}
