@@ -149,6 +149,24 @@ def gpt2(size: Size) -> Case:
     return _hugging_face(transformers.GPT2LMHeadModel, config, size)
 
 
+def bert(size: Size) -> Case:
+    """Hugging Face BERT: an encoder with norms behind its residuals, labels that are not shifted."""
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=size.vocab,
+        hidden_size=-(-size.width // size.heads) * size.heads,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=size.seq,
+        tie_word_embeddings=size.tied,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return _hugging_face(transformers.BertForMaskedLM, config, size)
+
+
 MODELS = {"gpt": gpt, "llama": llama, "gpt2": gpt2}
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..subsets import only, some
 from .checking import assert_report, compiled, compiled_model
-from .models import MODELS, Case, Size
+from .models import MODELS, Case, Size, bert
 from .traffic import Message, messages
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "layers": 2, "seq": 8}
@@ -26,7 +26,7 @@ EACH_BATCH = pytest.mark.parametrize("batch", only([1], [1, 4]))
 
 @cache
 def _case(model: str, batch: int) -> Case:
-    return MODELS[model](Size(batch=batch, **SIZE))
+    return {**MODELS, "bert": bert}[model](Size(batch=batch, **SIZE))
 
 
 @cache
@@ -62,7 +62,7 @@ def _flops(program: Compiled) -> float:
 
 
 @EACH_BATCH
-@pytest.mark.parametrize("model", some("llama", "gpt"))
+@pytest.mark.parametrize("model", some("llama", "gpt", "bert"))
 def test_a_language_model_trains_as_on_one_device_and_gathers_no_hidden_state_or_logits(model: str, batch: int) -> None:
     program = _sharded(model, batch)
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_a_language_model_trains_as_on_one_device_and_gathers_no_hidden_state_or
 
 
 @EACH_BATCH
-@pytest.mark.parametrize("model", some("llama", "gpt"))
+@pytest.mark.parametrize("model", some("llama", "gpt", "bert"))
 def test_a_rank_does_half_of_the_work(model: str, batch: int) -> None:
     alone = compiled(_case(model, batch), "mesh (cp=1)")
     assert _flops(_sharded(model, batch)) == _flops(alone) / 2
