@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -36,9 +36,19 @@ class LoadedProgram:
     of which each process has its part, and all processes make the same calls.
     """
 
-    def __init__(self, programs: ProgramSet, values: Mapping[str, Tensor] | None = None) -> None:
-        """`values` are first values by name, before those of the folder. Raises RunError E0318 where one is missing."""
+    def __init__(
+        self,
+        programs: ProgramSet,
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        start: Callable[[Program], Session] | None = None,
+    ) -> None:
+        """`values` are first values by name, before those of the folder. Raises RunError E0318 where one is missing.
+
+        `start` makes the ranks of a program; by default they share the threads or the processes of the first.
+        """
         self.programs = programs
+        self._start = start or self._started
         self.rng_state = RngState()
         """The RNG state of the next call that draws random numbers; each of them advances it."""
         self._sessions: dict[str, Session] = {}
@@ -100,7 +110,7 @@ class LoadedProgram:
             self._bound[key] = self._start(program.bind(sizes))
         return self._bound[key]
 
-    def _start(self, program: Program) -> Session:
+    def _started(self, program: Program) -> Session:
         """The ranks of a program: those of the first."""
         if is_launched():
             return ProcessRank(program)

@@ -32,6 +32,7 @@ from .constants import varied_constants
 from .invalid_indices import rows_of_invalid_indices
 from .loop import Loop
 from .modes import other_mode
+from .repeats import rows_of_repeats
 from .roles import Roles, roles_by_size
 from .sides import CompiledSide, EagerSide, Side
 from .states import StateSteps
@@ -80,6 +81,7 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
         eager = _Eager(loaded.model, loop, side, compute_dtype(plan), roles)
         rows = [*eager.rows(found), *rows_of_invalid_indices(side.model, loaded.model, loaded.inputs, trains=trains)]
         rows += rows_of_changes(side.model, loaded.model, loaded.inputs, trains=trains)
+        rows += rows_of_repeats(side.model, loaded.model, loaded.inputs, trains=trains)
         rows += [] if trains else _rows_of_states(loaded.model, loaded.inputs, plan, side, roles)
         reasons = "; ".join(f"{phase}: {why}" for phase, why in side.refused.items())
         refused = _unjudged(f"it refuses those from {reasons}").rows if reasons else ()
@@ -124,8 +126,11 @@ class _Eager:
         dtype = self._program.manifest.dtype
         found, own = _without_common_infinities(found, own)
         if dtype not in TOLERANCES:
-            raised = self._record(self._side(_itself, raised=True))
-            return WithinEagerError(raised, own, dtype, _STEPS).rows(found)
+            short = WithinEagerError(self._record(self._side(_itself, raised=True)), own, dtype, _STEPS)
+            rows = short.rows(found)
+            return (
+                rows if not any(row.differs for row in rows) else replace(short, elsewhere=self._errors()).rows(found)
+            )
         judge = WithinTolerance(own, dtype, TOLERANCES[dtype], _STEPS, {})
         rows = judge.rows(found)
         if all(row.verdict is not Verdict.DIFFERS for row in rows):
@@ -137,6 +142,15 @@ class _Eager:
         moves = (perturbation(self._program, seed) for seed in range(_PERTURBATIONS))
         return largest_changes(
             changes(own, self._record(self._side(moved), _altered(self.loop.arguments, moved))) for moved in moves
+        )
+
+    def _errors(self) -> Changes:
+        """The largest error of eager mode in each tensor over some perturbations of parameters and inputs."""
+        moves = (perturbation(self._program, seed) for seed in range(_PERTURBATIONS))
+        sides = ((_altered(self.loop.arguments, moved), moved) for moved in moves)
+        return largest_changes(
+            changes(self._record(self._side(moved, raised=True), arguments), self._record(self._side(moved), arguments))
+            for arguments, moved in sides
         )
 
     @property

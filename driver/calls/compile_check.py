@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from ...dsl.plan import Plan
 from ...frontend.targets.load_target import load_target
 from ...runtime.checks.program_check import check
-from ...runtime.checks.report import CALLS, PLAN, RAISED, WEIGHTS, CheckReport, Verdict
+from ...runtime.checks.report import CALLS, MEMORY, PLAN, RAISED, REPEATED, WEIGHTS, CheckReport, Verdict
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ..check.live_model import eager_expected
@@ -20,6 +20,8 @@ from ..text.console import count_text, say
 from .comparison import compare_calls
 
 _SHOWN = 5
+_TOLD = (RAISED, MEMORY, REPEATED)
+"""The kinds of rows of which the note is shown."""
 
 
 def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
@@ -46,8 +48,9 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
         "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
-        "differ": [f"{row.kind} {row.name}" for row in differing if row.kind not in (PLAN, RAISED)][:_SHOWN],
+        "differ": [f"{row.kind} {row.name}" for row in differing if row.kind not in (PLAN, *_TOLD)][:_SHOWN],
         "raised": [f"{row.name} raised {row.note}" for row in differing if row.kind == RAISED],
+        "runtime": [f"{row.name}: {row.note}" for row in differing if row.kind in (MEMORY, REPEATED)][:_SHOWN],
         "otherwise_planned": [f"{row.name}: {row.note}" for row in planned][:_SHOWN],
     }  # fmt: skip
 
@@ -62,6 +65,8 @@ def show_checked(program: Program) -> None:
             text = f"failed: {first}"
         case {"result": "failed", "differ": [_, *_] as names}:
             text = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
+        case {"result": "failed", "runtime": [str(first), *_]}:
+            text = f"failed: {first}"
         case {"result": "failed", "otherwise_planned": [_, *_]}:
             text = "failed: the program is not what the plan says"
         case _:

@@ -209,7 +209,7 @@ def _flops(step: Instruction, types: Mapping[int, Any]) -> float:
 
     args = tree_map(meta, list(step.args), is_leaf=is_slot)
     kwargs = {key: tree_map(meta, value, is_leaf=is_slot) for key, value in step.kwargs.items()}
-    made = [meta(Slot(slot)) for slot in step.writes()]
+    made = [None if slot is None else meta(Slot(slot)) for slot in step.out]  # a formula reads results by position
     return float(formula(*args, **kwargs, out_val=made[0] if len(made) == 1 else tuple(made)))
 
 

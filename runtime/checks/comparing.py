@@ -41,11 +41,19 @@ def compare(
 
 
 def compare_short(
-    kind: str, name: str, exact: Tensor, eager: Tensor, value: Tensor, epsilon: float, floor: float = 0.0
+    kind: str,
+    name: str,
+    exact: Tensor,
+    eager: Tensor,
+    value: Tensor,
+    epsilon: float,
+    floor: float = 0.0,
+    elsewhere: float = 0.0,
 ) -> CheckRow:
     """The row of one tensor in a short dtype: its error against float64 (`exact`) is bounded by that of `eager`.
 
-    `epsilon` is that of the dtype; `floor` is as for `compare`.
+    `epsilon` is that of the dtype; `floor` is as for `compare`; `elsewhere` is the error of eager mode for inputs that
+    differ in their last places, where the tensor is nothing but rounding.
     """
     row = unless_comparable(kind, name, exact, value)
     if row is not None:
@@ -55,7 +63,7 @@ def compare_short(
     if not math.isfinite(own):
         return CheckRow(kind, name, math.inf, Verdict.DIFFERS, "eager mode has values that are not finite")
     if own > _UNJUDGEABLE * scale:
-        is_rounding = error <= MARGIN * own
+        is_rounding = error <= MARGIN * max(own, elsewhere)
         note = f"eager mode's own error is as large as the tensor; {_ABSOLUTE}"
         return CheckRow(kind, name, error, Verdict.NOT_CHECKED if is_rounding else Verdict.DIFFERS, note)
     if scale == 0:

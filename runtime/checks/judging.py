@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class WithinEagerError:
     eager: Recording
     dtype: str
     steps: int
+    elsewhere: Changes = field(default_factory=dict)
+    """The error of eager mode in each tensor when inputs change in their last places; empty where not known."""
 
     def rows(self, program: Recording) -> list[CheckRow]:
         """See `WithinTolerance.rows`."""
@@ -65,7 +67,8 @@ class WithinEagerError:
             own = eager.get((kind, name), torch.zeros_like(exact))
             # A parameter may have a longer dtype than what is computed of it: then its own rounding is smaller.
             epsilon = _epsilon(value) if kind == "parameter" else float(torch.finfo(DTYPES[self.dtype]).eps)
-            row = compare_short(kind, name, exact, own, value, epsilon, floors.get(kind, 0.0))
+            floor, elsewhere = floors.get(kind, 0.0), self.elsewhere.get((kind, name), 0.0)
+            row = compare_short(kind, name, exact, own, value, epsilon, floor, elsewhere)
             if kind == "parameter" and name in self.exact.gradients and name in self.eager.gradients:
                 gradients = self.exact.gradients[name], self.eager.gradients[name]
                 of_gradient = accepted_error(*gradients, float(torch.finfo(DTYPES[self.dtype]).eps))

@@ -13,10 +13,11 @@ program says in which dtype gradients are reduced, each of their reductions must
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,18 +28,20 @@ from ..program.arguments import Json
 from ..program.program import Program
 from ..program.records import Input
 from ..program.reference_records import Reference, ReferenceInput
+from ..rank.frees_watch import watch_frees
 from ..session import Session
 from ..threads.session import RankThreads, Replicas
 from . import random_values
 from .generator_draws import wrong_draws
 from .judging import WithinEagerError, WithinTolerance
+from .loaded_side import LoadedSide
 from .machine import refuse_beyond_machine
 from .model_and_program import AllRanks, Key, OneDevice, SingleDevice
 from .other_regimes import Sides
 from .recording import Recording, StepInputs, record, record_once
 from .reduction_dtypes import wrong_reductions
 from .regimes import Regime
-from .report import TOLERANCES, CheckReport, CheckRow, Verdict, raised_row
+from .report import MEMORY, TOLERANCES, CheckReport, CheckRow, Verdict, raised_row
 from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
 from .stated import Ranges, as_stated, contradictions, left_out, without_a_row
@@ -64,9 +67,9 @@ def check(
 ) -> CheckReport:
     """Check a program against its reference, over `steps` optimizer steps in train mode.
 
-    `ranks` makes the session, `side` its parameters and optimizer, `expected` the side that it must equal. `ranges` are
-    the values of integer inputs of which the reference says none. What is compared is what the reference states: who is
-    trained, the outputs, the dtype.
+    `ranks` makes the session, `side` its parameters and optimizer, `expected` the side that it must equal. By default a
+    program for inference is called as `load_program` has it. `ranges` are the values of integer inputs of which the
+    reference says none. What is compared is what the reference states: who is trained, the outputs, the dtype.
 
     Errors: RunError E0340 where the program has no reference, E0349 where the range of an integer input is unknown, and
     those of running it (E0330 where replicas differ).
@@ -88,6 +91,7 @@ def check(
         steps,
     )
     one_device = _OneDevice(stated, reference, expected)
+    side = LoadedSide if side is AllRanks and ranks is checking_threads and not trains else side
     session = ranks(program)
 
     def on_ranks(values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
@@ -96,7 +100,7 @@ def check(
             return record_once(stated, model, model.forward, step_inputs)
 
     try:
-        with _of_the_program():
+        with _of_the_program(), watch_frees() as kept:
             program_side = side(session, values)
             recording = record(stated, program_side, program_side.forward, step_inputs)
         others = Sides(stated, on_ranks, one_device.once, ranks is checking_threads).compare(values, step_inputs)
@@ -109,6 +113,7 @@ def check(
         *contradictions(program, reference),
         *wrong_reductions(program),
         *wrong_draws(program),
+        *(CheckRow(MEMORY, "the executor", math.inf, Verdict.DIFFERS, line) for line in kept),
         *one_device.judge(recording, values, step_inputs),
     ]
     rows += [*without_a_row(rows, reference), *others.rows]
@@ -170,15 +175,25 @@ class _OneDevice:
     ) -> list[CheckRow]:
         dtype, steps = self.program.manifest.dtype, step_inputs.steps
         if dtype not in TOLERANCES:
-            raised, raised_values = in_float64(self.program, values)
-            exact = self._record(raised, raised_values, step_inputs.altered(raise_float))
-            return WithinEagerError(exact, own, dtype, steps).rows(program)
+            short = WithinEagerError(self._exact(values, step_inputs), own, dtype, steps)
+            rows = short.rows(program)
+            if all(row.verdict is not Verdict.DIFFERS for row in rows):
+                return rows
+            moved = perturbation(self.program)
+            values, step_inputs = perturbed(values, moved), step_inputs.altered(moved)
+            elsewhere = changes(self._exact(values, step_inputs), self._record(self.program, values, step_inputs))
+            return replace(short, elsewhere=elsewhere).rows(program)
         rows = WithinTolerance(own, dtype, TOLERANCES[dtype], steps, {}).rows(program)
         if all(row.verdict is not Verdict.DIFFERS for row in rows):
             return rows
         moved = perturbation(self.program)
         changed = changes(own, self._record(self.program, perturbed(values, moved), step_inputs.altered(moved)))
         return WithinTolerance(own, dtype, TOLERANCES[dtype], steps, changed).rows(program)
+
+    def _exact(self, values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
+        """What the model computes in float64."""
+        raised, raised_values = in_float64(self.program, values)
+        return self._record(raised, raised_values, step_inputs.altered(raise_float))
 
     def _record(self, program: Program, values: Mapping[Key, Tensor], step_inputs: StepInputs) -> Recording:
         return self._recorded(program, self.expected(program, self.reference, values), step_inputs)

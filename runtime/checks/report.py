@@ -18,11 +18,13 @@ EAGER_FACTOR = 4
 
 WEIGHTS, OP_DTYPES, CALLS, PLAN, CONFIG = "weights", "dtype", "calls", "plan", "config"
 RAISED = "error"
+MEMORY = "memory"
+REPEATED = "repeated"
 """The kinds of rows for which nothing is computed: on a program's first values, on lines of the model that compute in
 other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, on what a program has
-otherwise than the plan says, on what a model has otherwise than its config file says, and on what raised an exception
-of Python."""
-_OF_OTHERS = (WEIGHTS, OP_DTYPES, CONFIG, RAISED)
+otherwise than the plan says, on what a model has otherwise than its config file says, on what raised an exception of
+Python, on memory that is kept without use, and on calls that give other bits when they are repeated."""
+_OF_OTHERS = (WEIGHTS, OP_DTYPES, CONFIG, RAISED, MEMORY, REPEATED)
 """The kinds that a report counts apart from the tensors that were computed."""
 
 
@@ -129,6 +131,8 @@ class CheckReport:
             (CONFIG, "values of the config file are not the model's"),
             (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
             (RAISED, "of the parts under check raised an error"),
+            (MEMORY, "of the functions keep memory that nothing uses"),
+            (REPEATED, "of the tensors have other bits when a call is repeated"),
         )
         return ", and ".join(f"{differing[kind]} {text}" for kind, text in parts if differing[kind])
 

@@ -23,6 +23,7 @@ from ..program.ops import COLLECTIVES, torch_op
 from ..program.program import Program
 from ..program.rank_ops import RankOps
 from ..program.records import Input, Instruction, Output
+from .frees_watch import FreesWatch, open_watch
 from .in_place_sums import add_in_place
 from .nan_watch import NanFound, NanWatch, first_with_nan, is_detecting
 from .shards import valid_part
@@ -76,7 +77,7 @@ class Executor:
                 if is_detecting():
                     results, saved = self._forward_watched(inputs)
                 else:
-                    results, saved = self._forward(list(inputs))
+                    results, saved = self._functions()[0](list(inputs))
         except RowCountError as error:
             raise self._with_layer(error) from None
         except _OP_FAILURES as error:
@@ -92,11 +93,19 @@ class Executor:
         values += tangents
         try:
             with torch.no_grad():
-                return self._backward_watched(values) if is_detecting() else self._backward(values)
+                return self._backward_watched(values) if is_detecting() else self._functions()[1](values)
         except RowCountError as error:
             raise self._with_layer(error) from None
         except _OP_FAILURES as error:
             raise self._op_failure(error) from error
+
+    def _functions(self) -> tuple[Forward, Backward]:
+        """Forward and backward; where frees are watched, those of another translation."""
+        watch = open_watch(self.program)
+        if watch is None:
+            return self._forward, self._backward
+        bound = self._bind(self._translated(watched=True), watch)
+        return bound["forward"], bound.get("backward", _scaled_gradients)
 
     def _forward_watched(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The forward. Raises NanFound where a result has a NaN."""
@@ -133,7 +142,7 @@ class Executor:
         kernels = frozenset(name for name, each in self._bindings.items() if each.kernel is not None)
         return translation_of(self.program, self.entry, watched=watched, kernels=kernels)
 
-    def _bind(self, translation: Translation, watch: NanWatch | None = None) -> dict[str, Any]:
+    def _bind(self, translation: Translation, watch: NanWatch | FreesWatch | None = None) -> dict[str, Any]:
         """The Python functions of a translation, bound to this rank's communicator and device."""
         communicator, pipeline = self.communicator, self.program.pipeline
         rank_ops = RankOps(communicator, self.device, 1 if pipeline is None else pipeline.microbatches)

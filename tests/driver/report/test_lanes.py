@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+import stretto
+import torch
 from stretto.driver.report.explain import Explanation, explain
 from stretto.driver.report.lanes_svg import svg
 from stretto.driver.report.show_explanation import show_explanation
+from torch import nn
 
 from ...end_to_end.checking import compiled
 from ...end_to_end.models import Size, gpt, plan
@@ -48,3 +51,12 @@ def test_the_picture_has_a_box_for_each_operation_that_takes_time(explanation: E
     boxes = sum(work.end > work.begin and work.op != "comm.wait" for work in backward.work)
     assert picture == svg([("before", backward), ("after", backward)])
     assert picture.count("<title>") >= 2 * boxes and picture.count("communication that work waits for") == 1
+
+
+def test_an_op_that_leaves_out_a_result_is_counted() -> None:
+    """The first convolution of a model has no gradient of its input."""
+    torch.manual_seed(0)
+    model = stretto.compile(nn.Conv2d(3, 4, 3), plan="mesh (dp=2)")
+    model(torch.randn(4, 3, 6, 6)).sum().backward()
+    functions = explain(stretto.program_of(model)).overlap
+    assert sum(each.total for each in functions) > 0
