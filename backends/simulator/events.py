@@ -4,15 +4,18 @@ The thread takes a while for each kernel and goes on; a kernel starts when it wa
 collective starts when what it takes is computed and its lane is free, and the lane of the next kernel waits for it
 where the program says so. Lanes do not slow each other down. A message leaves when it is computed; its receiver waits
 for it.
+
+A function that is called again with its clocks as far apart as before is not walked again: `calls.py` keeps what the
+call did. So equal layers, and equal microbatches of a stage, are walked once or twice each.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from .kernels import Kernel, Kind
+from .calls import Clocks, Outcome, Spent, key_of, outcome_of
+from .kernels import Kernel
 from .layout import Layout
 from .steps import Called, Receive, Send, Start, Step, Wait
 from .timeline import Task
@@ -25,23 +28,6 @@ CALLS = "calls"
 """The lane of calls of functions, whose instructions run on the others: a layer, a segment of a pipeline."""
 
 
-@dataclass
-class Spent:
-    """What one rank's step took, in seconds."""
-
-    computed: defaultdict[Kind, float] = field(default_factory=lambda: defaultdict(float))
-    """Time of kernels."""
-    waited: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Time in which the compute lane waited for a collective, by its axes, or for another stage."""
-    communicated: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Time of collectives by their axes, hidden or not."""
-    issuing: float = 0.0
-    """Time in which the compute lane had nothing, because the thread had not issued the next kernel yet."""
-    at_peak: float = 0.0
-    """What all products would take at the peaks of their formats."""
-    end: float = 0.0
-
-
 class Rank:
     """One rank's walk over its entry. `run` yields where it waits for a message that was not sent yet."""
 
@@ -50,11 +36,17 @@ class Rank:
         layout: Layout, stage: int, messages: Messages, issue_seconds: float, places: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self._functions, self._arguments = functions, arguments
-        self._layout, self._stage, self._messages = layout, stage, messages
+        self._layout, self.stage, self._messages = layout, stage, messages
         self._issue = issue_seconds
         self._thread = self._compute = 0.0
         self._lanes: defaultdict[str, float] = defaultdict(float)
+        self._outcomes: dict[object, Outcome] = {}
+        self._issued: dict[str, int | None] = {}
+        self.walked = 0
+        """The steps that were walked: those of calls whose outcome was known are not."""
         self._prices: dict[tuple[str, tuple[str, ...], int], float] = {}
+        self.arrived = 0
+        """The messages that came so far."""
         self._places = places
         self.tasks: list[Task] = []
         """What ran when, where `places` were given."""
@@ -67,6 +59,7 @@ class Rank:
 
     def _walk(self, name: str, futures: dict[int, tuple[float, str]]) -> Iterator[None]:
         """`futures` has by slot when what it holds is there, and whose wait that is."""
+        self.walked += len(self._functions[name])
         for step in self._functions[name]:
             match step:
                 case Kernel():
@@ -84,11 +77,47 @@ class Rank:
                     begin = self._compute
                     taken, given = self._arguments[callee]
                     inner = {s: futures[a] for s, a in zip(taken, arguments, strict=False) if a in futures}
-                    yield from self._walk(callee, inner)
+                    yield from self._call(callee, inner)
                     futures.update(
                         {o: inner[s] for s, o in zip(given, out, strict=False) if o is not None and s in inner}
                     )
                     self._note(CALLS, callee, None, begin, self._compute - begin)
+
+    def _call(self, name: str, futures: dict[int, tuple[float, str]]) -> Iterator[None]:
+        """Walk a function, or do again what it did when its clocks were as far apart."""
+        issued = self._issues(name)
+        if issued is None or any(ready < 0 for ready, _ in futures.values()):
+            yield from self._walk(name, futures)
+            return
+        clocks = Clocks(self._thread, self._compute, dict(self._lanes))
+        key = key_of(name, clocks, futures, issued * self._issue)
+        known = self._outcomes.get(key)
+        if known is None:
+            whole, tasks = self.spent, self.tasks
+            self.spent, self.tasks = Spent(), []
+            yield from self._walk(name, futures)
+            after = Clocks(self._thread, self._compute, dict(self._lanes))
+            self._outcomes[key] = outcome_of(clocks, after, futures, self.spent, self.tasks)
+            whole.add(self.spent)
+            self.spent, self.tasks = whole, [*tasks, *self.tasks]
+            return
+        origin = self._compute
+        self._thread += known.thread
+        self._compute += known.compute
+        self._lanes.update({lane: origin + end for lane, end in known.lanes.items()})
+        futures.update({slot: (origin + ready, whose) for slot, (ready, whose) in known.futures.items()})
+        self.spent.add(known.spent)
+        self.tasks += [task.later(origin) for task in known.tasks]
+
+    def _issues(self, name: str) -> int | None:
+        """What the thread issues in a call of a function; None where it exchanges messages with other stages."""
+        if name not in self._issued:
+            issued: int | None = 0
+            for step in self._functions[name]:
+                each = self._issues(step.name) if isinstance(step, Called) else isinstance(step, Kernel | Start)
+                issued = None if isinstance(step, Send | Receive) or each is None or issued is None else issued + each
+            self._issued[name] = issued
+        return self._issued[name]
 
     def _kernel(self, kernel: Kernel) -> None:
         self._thread += self._issue
@@ -114,20 +143,21 @@ class Rank:
         return end, axes
 
     def _send(self, send: Send) -> None:
-        across = self._layout.crosses_nodes(send.axis, self._stage, send.peer)
+        across = self._layout.crosses_nodes(send.axis, self.stage, send.peer)
         lane = f"to {send.peer}"
         begin = max(self._compute, self._lanes[lane])
         arrival = begin + self._layout.message_seconds(send.nbytes, between_nodes=across)
         self._lanes[lane] = arrival
         self._note(lane, f"send over {send.axis}", None, begin, arrival - begin)
-        self._messages.setdefault((self._stage, send.peer), deque()).append(arrival)
+        self._messages.setdefault((self.stage, send.peer), deque()).append(arrival)
 
     def _wait(self, ready: float, whose: str) -> Iterator[None]:
         if ready < 0:  # a message, of the stage whose number this is
-            queue = self._messages.setdefault((int(-1.0 - ready), self._stage), deque())
+            queue = self._messages.setdefault((int(-1.0 - ready), self.stage), deque())
             while not queue:
                 yield
             ready = queue.popleft()
+            self.arrived += 1
         if ready > self._compute:
             self.spent.waited[whose] += ready - self._compute
             self._compute = ready
@@ -136,4 +166,4 @@ class Rank:
         """Keep a task, where somebody wants them."""
         if self._places is not None and seconds > 0:
             place = "" if location is None else self._places[location]
-            self.tasks.append(Task(self._stage, lane, name, place, begin, begin + seconds))
+            self.tasks.append(Task(self.stage, lane, name, place, begin, begin + seconds))

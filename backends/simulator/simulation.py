@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,10 +12,14 @@ from ...dsl.clusters.cluster import Cluster
 from ...runtime.errors import ProgramError
 from ...runtime.program.entries import Entry
 from ...runtime.program.program import Program
-from ...runtime.prover.prove import prove
+from ...runtime.prover.analysis import Analysis
+from ...runtime.prover.slots import check_slots
+from ...runtime.prover.summary import Summary
 from ...runtime.prover.types import Types
+from ...runtime.prover.values import Refuted
 from ...runtime.rank.shards import local_shape
-from .events import Messages, Rank, Spent
+from .calls import Spent
+from .events import Messages, Rank
 from .kernels import Products
 from .layout import Layout
 from .steps import FunctionSteps
@@ -59,6 +63,8 @@ class Simulation:
     """Of one GPU."""
     tasks: tuple[Task, ...] = ()
     """What ran when, where it was asked for."""
+    walked: int = 0
+    """The steps of functions that were walked, those of equal calls once."""
 
     @property
     def slowest(self) -> StageTime:
@@ -82,8 +88,8 @@ def simulate(
 ) -> Simulation:  # fmt: skip
     """Simulate one step; without `fuses` each instruction is a kernel of its own, and `products` has a format.
 
-    Errors: E0801 and E0802 of the GPU, E0804 and E0806 of the cluster, E0807 where slots have no types, E0808 where the
-    program is not safe to run.
+    Errors: E0801 and E0802 of the GPU, E0804 and E0806 of the cluster, E0807 where slots have no types, E0808 where a
+    stage waits for ever, or the prover's walk of an entry finds a fault. The order of ranks is not proved.
     """
     program = program.validated
     device = find_gpu(cluster.gpu)
@@ -100,7 +106,7 @@ def simulate(
     entries = program.entries
     places = [f"{each.module} {each.file}:{each.line}".strip() for each in program.locations] if keeps_tasks else None
     ranks = [Rank(found, slots, layout, entry.stage or 0, messages, ISSUE_SECONDS, places) for entry in entries]
-    _run([rank.run(entry.name) for rank, entry in zip(ranks, entries, strict=True)])
+    _run(ranks, entries)
     stages = tuple(
         StageTime(
             entry.stage or 0, rank.spent, float(moved_seconds(ADAMW_BYTES * trained, device)) if trained else 0.0,
@@ -116,17 +122,29 @@ def simulate(
         _tokens(program),
         device.memory_bytes,
         tuple(task for rank in ranks for task in rank.tasks),
+        sum(rank.walked for rank in ranks),
     )
 
 
-def _run(walks: list) -> None:  # type: ignore[type-arg]
-    """Run all walks until they end, each until it waits for a message that another has not sent."""
-    running = list(walks)
+def _run(ranks: Sequence[Rank], entries: Sequence[Entry]) -> None:
+    """Run all walks until they end, each until it waits for a message that another has not sent. Raises E0808."""
+    running = [(rank, rank.run(entry.name)) for rank, entry in zip(ranks, entries, strict=True)]
+    arrived = -1
     while running:
-        running = [walk for walk in running if next(walk, _END) is not _END]
+        still = [(rank, walk) for rank, walk in running if next(walk, _END) is not _END]
+        before, arrived = arrived, sum(rank.arrived for rank in ranks)
+        if len(still) == len(running) and before == arrived:
+            stages = " and ".join(str(rank.stage) for rank, _ in still)
+            raise _unsafe(f"stage {stages} waits for a message that is never sent")
+        running = still
 
 
 _END = object()
+
+
+def _unsafe(what: str) -> ProgramError:
+    message = f"the program is not safe to run: {what}"
+    return ProgramError("E0808", message, help='"stretto verify DIR" shows the instructions')
 
 
 def _trained(entry: Entry) -> int:
@@ -146,13 +164,21 @@ def _tokens(program: Program) -> int | None:
 
 
 def _peaks(program: Program) -> Mapping[int, int]:
-    """By stage: the peak of live tensors, in bytes. A program that may wait for ever has none."""
-    verdict = prove(program, types=Types.STATED)
-    if verdict.counterexample is not None:
-        message = f"the program is not safe to run: {verdict.counterexample.message}"
-        raise ProgramError("E0808", message, help='"stretto verify DIR" shows the instructions')
-    peaks = verdict.peaks
-    if program.pipeline is None:
-        return {0: peaks[0].bytes}
-    axes = (program.pipeline.axis,)
-    return {program.mesh.coordinate(peak.ranks[0], axes): peak.bytes for peak in peaks}
+    """By stage: the peak of live tensors in bytes, by the prover's walk of its entry. Raises E0808."""
+    analysis = Analysis(program.mesh, Types.STATED)
+    try:
+        check_slots(program)
+        return {
+            entry.stage or 0: analysis.input_bytes(program, entry) + _summary(analysis, program, entry).peak_bytes
+            for entry in program.entries
+        }
+    except Refuted as refuted:
+        raise _unsafe(refuted.message) from None
+
+
+def _summary(analysis: Analysis, program: Program, entry: Entry) -> Summary:
+    """Raises Refuted for whatever the walk finds."""
+    summary, refuted = analysis.program(program, entry)
+    if refuted is not None:
+        raise refuted
+    return summary

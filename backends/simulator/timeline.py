@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class Task:
     """The module and source line of its first instruction; empty where nothing is known."""
     start: float
     end: float
+
+    def later(self, seconds: float) -> Task:
+        """The same task at another time."""
+        return replace(self, start=self.start + seconds, end=self.end + seconds)
 
 
 def trace_events(tasks: Sequence[Task]) -> dict[str, object]:

@@ -174,3 +174,53 @@ def test_a_stage_waits_for_the_first_microbatch_and_then_keeps_up() -> None:
     assert second.spent.waited[PIPELINE] == pytest.approx(PRODUCT + ISSUE_SECONDS + message, rel=1e-3)
     assert second.spent.end == pytest.approx(5 * PRODUCT + message + ISSUE_SECONDS, rel=1e-3)
     assert first.optimizer == pytest.approx(float(moved_seconds(2 * ADAMW_BYTES * N * N, GPU)))
+
+
+def layers(calls: int) -> Program:
+    """A product and an all-reduce beside it, as a function that is called so often, each time on its own result."""
+    body = (
+        instruction("comm.all_reduce_start", S(0), axes=("tp",), reduce="sum", out=(2,)),
+        instruction("aten.mm.default", S(0), S(1), out=(3,)),
+        instruction("comm.wait", S(2), out=(4,)),
+        instruction("aten.add.Tensor", S(3), S(4), out=(5,)),
+    )
+    made = program((), 2 + calls, (), 1 + calls, 4)
+    code = tuple(
+        instruction("call", "layer", [S(1 + number if number else 0), S(1)], out=(2 + number,))
+        for number in range(calls)
+    )
+    layer = Function(6, (0, 1), (5,), body, types=(0, 0, 1, 0, 0, 0))
+    return replace(made, functions={"main": replace(made.functions["main"], code=code), "layer": layer})
+
+
+def test_equal_calls_are_walked_once_however_many_there_are() -> None:
+    few, more, many = (simulate(layers(calls), CLUSTER, keeps_tasks=True) for calls in (8, 16, 80))
+    assert many.walked - few.walked == 72  # the calls themselves
+    assert many.seconds - few.seconds == pytest.approx(9 * (more.seconds - few.seconds), rel=1e-9)
+    for tasks in (few.tasks, many.tasks):  # all are told, those of calls that were not walked too
+        assert len([task for task in tasks if task.lane == "tp"]) == len(tasks) / 4
+    assert len(many.tasks) == 10 * len(few.tasks)
+    assert max(task.end for task in many.tasks) == pytest.approx(many.seconds)
+    spent = many.slowest.spent
+    assert sum(spent.computed.values()) + sum(spent.waited.values()) + spent.issuing == pytest.approx(spent.end)
+
+
+def test_calls_that_are_folded_take_as_long_as_the_same_instructions_in_line() -> None:
+    """The thread is ahead at first and behind later, and a collective ends after the call that starts it."""
+    small = SlotType("bfloat16", (64, 64))
+    folded = replace(layers(12), types=(small, replace(small, is_future=True)))
+    body, code, types = folded.functions["layer"], [], [0, 0]
+    slot = {0: 0, 1: 1}
+    for number in range(12):
+        own = {0: slot[1 + number] if number else 0, 1: 1} | {inner: 4 * number + inner for inner in range(2, 6)}
+        slot[2 + number] = own[5]
+        for step in body.code:
+            args = tuple(S(own[each]) for each in step.reads())
+            code.append(replace(step, args=args, out=tuple(own[each] for each in step.writes())))
+        types += [1, 0, 0, 0]
+    flat = Function(len(types), (0, 1), (len(types) - 1,), tuple(code), types=tuple(types))
+    inputs = tuple(replace(each, shape=(64, 64)) for each in folded.inputs)
+    result = (replace(folded.outputs[0], shape=(64, 64)),)
+    folded = replace(folded, inputs=inputs, outputs=result)
+    inlined = replace(folded, functions={"main": flat}, outputs=(replace(result[0], slot=len(types) - 1),))
+    assert simulate(folded, CLUSTER).seconds == pytest.approx(simulate(inlined, CLUSTER).seconds, rel=1e-9)
