@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...diagnostics import StrettoError
 from ...runtime.checks.model_and_program import Key, SingleDevice, rng_state_on_one_device
@@ -39,6 +39,8 @@ class Comparison:
     """Whether it is the uncompiled model; else it is the exported forward in the program."""
     why: str
     """For a person: what the reference is."""
+    model: nn.Module | None = None
+    """The uncompiled model, if there is one."""
 
 
 def comparison_for(program: Program, against: str = "") -> Comparison:
@@ -49,7 +51,8 @@ def comparison_for(program: Program, against: str = "") -> Comparison:
     if not against:
         return Comparison(SingleDevice, False, f"the exported forward in the program{_known_of_capture(program)}")
     changed = f", whose {_CHANGED}" if _is_changed(program, against) else ""
-    return Comparison(eager_expected(program, against), True, f"eager PyTorch: the uncompiled model {against}{changed}")
+    expected, model = _live(program, against)
+    return Comparison(expected, True, f"eager PyTorch: the uncompiled model {against}{changed}", model)
 
 
 def check_entry(arguments: Json) -> Json:
@@ -81,6 +84,11 @@ def eager_expected(program: Program, target_name: str) -> Expected:
     weights, E0667 where it is in another mode than the program's, and those of loading; ImportError without the
     compiler.
     """
+    return _live(program, target_name)[0]
+
+
+def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
+    """See `eager_expected`; also the target's model."""
     from ...frontend.captured import Mode
     from ...frontend.targets.load_target import load_target
     from ...frontend.targets.target import Request
@@ -123,4 +131,4 @@ def eager_expected(program: Program, target_name: str) -> Expected:
             state_of=partial(rng_state_on_one_device, program),
         )
 
-    return make
+    return make, target.model

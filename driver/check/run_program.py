@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...runtime.checks.program_check import check
 from ...runtime.checks.report import CheckReport, CheckRow, Verdict
@@ -96,8 +96,18 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
                 job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=against, ranges=job.ranges,
                 named_entry=job.entry,
             )  # fmt: skip
-            return report, comparison
-        return check(program, expected=comparison.expected, steps=job.steps, ranges=job.ranges), comparison
+        else:
+            report = check(program, expected=comparison.expected, steps=job.steps, ranges=job.ranges)
+        return replace(report, rows=(*report.rows, *_rows_of_plan(program, comparison))), comparison
+
+
+def _rows_of_plan(program: Program, comparison: Comparison) -> list[CheckRow]:
+    """A row for each fact that the program has otherwise than its plan says; none where the compiler is missing."""
+    try:
+        from ..readings.plan_rows import rows_of_folder_plan
+    except ImportError:
+        return []
+    return rows_of_folder_plan(program, comparison.model)
 
 
 def _against(job: RunJob) -> str:

@@ -36,7 +36,7 @@ from ..report.remarks import is_warning, remarks_of, warning_text
 from ..report.show_explanation import mesh_text, parameters_text, sizes_text, totals_text
 from ..text.console import note, progress, say
 from .compile_program import compile_program, pipeline_config
-from .model_source import source_record
+from .model_source import PLAN_TEXT, source_record
 from .request import CompileRequest, IfStatic, Observer, Options
 from .states import refuse_unused_states
 from .traced_call import sizes_refused
@@ -187,7 +187,7 @@ def _request(job: CompileJob, plan: Plan, target: Target, *, several: bool = Fal
         floats=Floats.FLOAT64 if job.dtype == "float64" else Floats.AS_CAPTURED,
         arguments={"inputs": target.input_ranges},
         source=source_record(
-            {**target.source, "plan": os.path.abspath(job.plan), **_compute(plan)},
+            {**target.source, "plan": os.path.abspath(job.plan), PLAN_TEXT: plan.text, **_compute(plan)},
             {"dtype": job.dtype, **job.wanted_sizes, **({"states": list(job.states)} if job.states else {})},
         ),
         keep_weights=target.weights_are_real,

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ...runtime.program.arguments import Json
 
+PLAN_TEXT = "plan_text"
+"""The key of the plan's text in the manifest's record."""
+
 
 def source_record(source: Mapping[str, Json], request: Mapping[str, Json]) -> dict[str, Json]:
     """The manifest's record of a target, from which the target can be loaded again; paths become absolute."""

@@ -14,7 +14,7 @@ from .schedule_rows import schedule_facts
 _DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def pipeline_facts(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple[str, object, object]]:
+def pipeline_facts(program: Program, plan: PlanText, model: nn.Module | None) -> Iterator[tuple[str, object, object]]:
     """The facts of a program for training or inference; nothing else of a pipeline over one rank, which needs none."""
     stated, found = plan.pipeline, program.pipeline
     if stated and dict(plan.mesh)[stated["over"][0]] == 1:
@@ -26,7 +26,7 @@ def pipeline_facts(program: Program, plan: PlanText, model: nn.Module) -> Iterat
     yield "pipeline per microbatch", found.separate_microbatches, "per" in stated
     yield from _messages(program, plan)
     if program.manifest.mode == "train":
-        for pattern in stated.get("split", ()):
+        for pattern in stated.get("split", ()) if model is not None else ():
             yield from _split_facts(program, pattern[1:-1], model)
         yield from schedule_facts(program, plan)
 

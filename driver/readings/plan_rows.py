@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from ...diagnostics import StrettoError
+from ...dsl.plan import Plan
 from ...runtime.checks.capacity import capacities
 from ...runtime.checks.reduction_dtypes import OWN, REDUCE, STORED_REDUCE
-from ...runtime.checks.report import PLAN, CheckRow, Verdict
+from ...runtime.checks.report import PLAN, CheckRow, Verdict, raised_row
 from ...runtime.lanes.late_frees import late_frees
 from ...runtime.program.program import Program
 from ...runtime.prover.prove import prove
@@ -35,16 +37,47 @@ from .stated_cuts import cuts_text, stated_cuts
 from .stored_rows import stored_facts
 
 _DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_NOTE = "the program has {}; the plan says {}"
 
 
-def rows_of_plan(program: Program, text: str, model: nn.Module) -> list[CheckRow]:
-    """A row for each fact that a program, compiled of `model`, has otherwise than the plan of this text says."""
+def rows_of_plan(program: Program, text: str, model: nn.Module | None) -> list[CheckRow]:
+    """A row for each fact that a program, compiled of `model`, has otherwise than the plan of this text says.
+
+    Without a model nothing is said of where parameters lie, and where `split` begins stages.
+    """
     plan = PlanText.of(text)
-    rows = [*_parameters(program, plan, model), *_inputs(program, plan), *_facts(program, plan, model)]
+    found, expected = _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)
+    if found != expected:
+        return [CheckRow(PLAN, "mesh", math.inf, Verdict.DIFFERS, _NOTE.format(found, expected))]
+    rows = [*_inputs(program, plan), *_facts(program, plan, model)]
+    rows += [] if model is None else _parameters(program, plan, model)
     rows += dict.fromkeys([*kept_against_plan(program, plan), *run_once_against_plan(program, plan)])
     rows += dict.fromkeys(kinds_against_plan(program, plan))
     rows += [("memory", line) for line in late_frees(program)]
     return [CheckRow(PLAN, name, math.inf, Verdict.DIFFERS, note) for name, note in rows]
+
+
+def rows_of_folder_plan(program: Program, model: nn.Module | None) -> list[CheckRow]:
+    """The rows of the plan whose text the manifest of a folder has; none where it has no text.
+
+    A folder is a claim: a text that is no plan, or of another program, is a row too.
+    """
+    text = program.manifest.source.get("plan_text")
+    if not isinstance(text, str):
+        return []
+    try:
+        Plan.parse(text)
+    except StrettoError as error:
+        return [CheckRow(PLAN, "text", math.inf, Verdict.DIFFERS, f"it is no plan: {error.code}, {error.message}")]
+    try:
+        return rows_of_plan(program, text, model)
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # a program that the text does not fit at all
+        return [raised_row("the comparison with the plan", error)]
 
 
 def _parameters(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -74,10 +107,9 @@ def _inputs(program: Program, plan: PlanText) -> Iterator[tuple[str, str]]:
             yield each.name, f"the program {first}; by the plan it {second}"
 
 
-def _facts(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple[str, str]]:
+def _facts(program: Program, plan: PlanText, model: nn.Module | None) -> Iterator[tuple[str, str]]:
     """Of the mesh, the precision, the pipeline, capacities of experts, attention, overlap, storage and memory."""
     for name, found, expected in (
-        ("mesh", _mesh_text(program.manifest.mesh), _mesh_text(plan.mesh)),
         *_precision(program, plan.precision, plan.stored_reduce),
         *pipeline_facts(program, plan, model),
         *_capacities(program, plan),
@@ -92,7 +124,7 @@ def _facts(program: Program, plan: PlanText, model: nn.Module) -> Iterator[tuple
         *dict.fromkeys(expert_facts(program, plan)),
     ):
         if found != expected:
-            yield name, f"the program has {found}; the plan says {expected}"
+            yield name, _NOTE.format(found, expected)
 
 
 def _precision(

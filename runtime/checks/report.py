@@ -124,13 +124,15 @@ class CheckReport:
     @property
     def failures(self) -> str:
         """What differs, as a sentence without its end; empty where nothing does."""
-        differing = Counter(row.kind if row.kind in _OF_OTHERS else "" for row in self.rows if row.differs)
+        apart = (*_OF_OTHERS, PLAN)
+        differing = Counter(row.kind if row.kind in apart else "" for row in self.rows if row.differs)
         parts = (
             ("", f"tensors are not {self.criterion}"),
             (WEIGHTS, "of the first weights are not the target's"),
             (CONFIG, "values of the config file are not the model's"),
             (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
             (RAISED, "of the parts under check raised an error"),
+            (PLAN, "facts are not what the plan says"),
             (MEMORY, "of the functions keep memory that nothing uses"),
             (REPEATED, "of the tensors have other bits when a call is repeated"),
         )
