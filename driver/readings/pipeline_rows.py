@@ -26,8 +26,9 @@ def pipeline_facts(program: Program, plan: PlanText, model: nn.Module | None) ->
     yield "pipeline per microbatch", found.separate_microbatches, "per" in stated
     yield from _messages(program, plan)
     if program.manifest.mode == "train":
-        for pattern in stated.get("split", ()) if model is not None else ():
-            yield from _split_facts(program, pattern[1:-1], model)
+        if model is not None:
+            for pattern in stated.get("split", ()):
+                yield from _split_facts(program, pattern[1:-1], model)
         yield from schedule_facts(program, plan)
 
 
