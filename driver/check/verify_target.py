@@ -5,8 +5,11 @@ All run in this process, in float64, on the same random values, so that the firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ...diagnostics import StrettoError
 from ...dsl.plan import Plan
@@ -60,11 +63,24 @@ def verify_target(job: TargetJob) -> PassesReport:
             module, compiled.own_capture, plan, job.target, compiling.request, request.options.loss_only
         )
         first = check_capture(captured, options)
-    steps = default_pipeline(pipeline_config(plan, request.options))
-    if first.breakage is not None:
-        return PassesReport((first,), tuple(step_name(step) for step in steps))
-    report = verify_passes(PassesJob(Source(text, CAPTURED, print_pipeline(steps)), options))
+    with _plan_of(compiled, plan) as decided:
+        steps = default_pipeline(pipeline_config(decided, request.options))
+        if first.breakage is not None:
+            return PassesReport((first,), tuple(step_name(step) for step in steps))
+        report = verify_passes(PassesJob(Source(text, CAPTURED, print_pipeline(steps)), options))
     return replace(report, verdicts=(first, *report.verdicts))
+
+
+@contextmanager
+def _plan_of(compiled: Compiled, plan: Plan) -> Iterator[Plan]:
+    """The plan that was compiled, in a file where that is not the one given: `move auto` was decided by bytes."""
+    if compiled.decided is None or str(compiled.decided) == str(plan):
+        yield plan
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "decided.plan"
+        file.write_text(f"{compiled.decided}\n", encoding="utf-8")
+        yield Plan.load(file)
 
 
 def _compiled(request: CompileRequest) -> tuple[CompileRequest, Compiled, str]:

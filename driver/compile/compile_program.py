@@ -127,7 +127,7 @@ def _compiled_once(
     observer.stage("lower")
     program = new_program(captured, plan, options, module, remarks)
     program = completed(program, ranges, model, captured.held, captured.constants, options)
-    return Compiled(program, captured.result, ranges, captured, tuple(manager.runs))
+    return Compiled(program, captured.result, ranges, captured, tuple(manager.runs), decided=plan)
 
 
 def _of_capture(captured: Capture) -> list[Remark]:

@@ -128,6 +128,8 @@ class Compiled:
     """None where no named sizes were asked for."""
     is_cached: bool = False
     """Whether the program was in the cache."""
+    decided: Plan | None = None
+    """The plan with each `move auto` decided; None for a program from the cache."""
 
     @property
     def own_capture(self) -> Capture:

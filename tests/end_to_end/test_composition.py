@@ -19,6 +19,7 @@ import pytest
 import torch
 from stretto.driver.check.eager_model import EagerModel
 from stretto.driver.check.users_call import UsersCall
+from stretto.driver.zoo.rows import ZOO
 from stretto.dsl import Plan
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.load_target import load_target
@@ -58,6 +59,7 @@ ROUTED = 'experts "*.experts" over ep'
 CAPPED = 'experts "*.experts" over ep { capacity 0.75 }'
 NOT_OF_IMAGES = frozenset(
     {"split_loss", "in_sequence", "zigzag", "cp", "all_to_all", "ring", "recompute", "vocabulary"}
+    | {"bidirectional", "state"}
 )
 OTHERS = frozenset({"fused", "experts", "ep", "capacity", "ep_folded", "ep_stages"})
 """The features that are other models."""
@@ -83,6 +85,18 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
             {"cp": 2},
             ("shard inputs dim 1 over cp", "attention over cp { method ring  layout zigzag }"),
             choice="attention",
+        ),
+        "bidirectional": Feature(
+            {"cp": 2},
+            ("shard inputs dim 1 over cp", "attention over cp { method bidirectional }"),
+            choice="attention",
+        ),
+        "state": Feature(
+            {"cp": 2},
+            ("shard inputs dim 1 over cp", "attention over cp { method state }"),
+            model="hybrid",
+            choice="attention",
+            excludes=OTHERS | {"vocabulary"},
         ),
         "split_loss": Feature(lines=("split loss into 2",)),
         "recompute": Feature(lines=('recompute "*.mlp", attention',)),
@@ -120,7 +134,14 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
         ),
     }
 )
-EXAMPLES = {"mixtral": "mixtral/tp.plan", "unet": "unet/channels.plan"}
+PLANS = FOLDER / "plans"
+EXAMPLES: Mapping[str, Plan] = {
+    "mixtral": Plan.load(PLANS / "mixtral" / "tp.plan"),
+    "unet": Plan.load(PLANS / "unet" / "channels.plan"),
+    "hybrid": Plan.parse(
+        'mesh (tp=2)\nshard "*.qkv", "*.mlp.0" columns over tp\nshard "*.out", "*.mlp.2" rows over tp'
+    ),
+}
 """Models of `examples/`, with the plans that say how `tp` shards them."""
 Cell = tuple[str, ...]
 
@@ -164,7 +185,7 @@ def text_of(cell: Cell) -> tuple[str, str]:
         lines.append(f"shard {names} vocab over {'pp, tp' if 'tp' in axes else 'pp'}")
     mesh = ", ".join(f"{axis}={axes[axis]}" for axis in ("pp", "dp", "cp", "sp", "tp") if axis in axes) or "dp=1"
     if model in EXAMPLES:
-        sharded = Plan.load(FOLDER / "plans" / EXAMPLES[model]).statements if "tp" in axes else ()
+        sharded = EXAMPLES[model].statements if "tp" in axes else ()
         return model, "\n".join([f"mesh ({mesh})", *map(str, sharded), *lines])
     return model, plan(model, mesh, *lines)
 
@@ -180,6 +201,9 @@ def _eager(case: Case, _program: Program, reference: Reference, values: Mapping[
 def _case(model: str) -> Case:
     if model not in EXAMPLES:
         return MODELS[model](SIZE)
+    if model == "hybrid":  # of linear attention and of softmax
+        row = load_target(f"{ZOO / 'lasp-2' / 'target.py'}:model", Request(mode=Mode.TRAIN))
+        return Case(row.model, {name: torch.randint(0, 32, (8, 32)) for name in row.inputs}, "targets", 32)
     target = load_target(target_of(model), Request(mode=Mode.TRAIN, batch=SIZE.batch, seq=SIZE.seq))
     return Example(target.model, target.inputs, "labels", 0, target.input_ranges)
 
@@ -210,6 +234,8 @@ def test_features_together_are_one_device(cell: Cell) -> None:
 def test_the_default_run_has_every_feature() -> None:
     of_slow_cells = {
         "ep_stages",
-        "ep",
-    }  # a loss as of the first: `test_pipeline_refusals.py`; `ep_folded` is by default
+        "ep",  # a loss as of the first: `test_pipeline_refusals.py`; `ep_folded` is by default
+        "bidirectional",
+        "state",  # alone by default: `test_long_sequences.py`
+    }
     assert {name for cell in DEFAULT for name in cell} | of_slow_cells == {*FEATURES}

@@ -327,7 +327,8 @@ def checked(_rank: int, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_processes_exchange_rows(tmp_path: Path) -> None:
-    _compiled(FOLDED, GroupedExperts, 3).program.save(tmp_path / "program")
+@pytest.mark.parametrize("plan", [FOLDED, CAPPED])
+def test_processes_exchange_rows(plan: str, tmp_path: Path) -> None:
+    _compiled(plan, GroupedExperts, 3).program.save(tmp_path / "program")
     for report in values_of_ranks(checked, 2, tmp_path / "program"):
         assert report["rows"] and all(row["verdict"] == "equal" for row in report["rows"])
