@@ -55,6 +55,12 @@ class Stack:
     """Of a parameter, that each data-parallel rank keeps."""
     sharded_bytes: float
     """Of a parameter, that ZeRO shards over ranks."""
+    loss: str = "fused"
+    """fused, or torch: whose cross-entropy has two gradients of the logits at once."""
+    keeps_outputs: bool = False
+    """Whether a stage keeps its output of each microbatch until its backward."""
+    owners: bool = False
+    """Whether ZeRO gives whole tensors to ranks, which reduce and broadcast them, a collective for each rank."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class Run:
     """Experts of a token; 1 without experts."""
     cluster: Cluster
     stack: Stack
+    watts: float | None = None
+    """To which the power of a GPU is limited, where the row says so."""
 
 
 def run_of(row: Mapping[str, str]) -> Run:
@@ -119,7 +127,7 @@ def run_of(row: Mapping[str, str]) -> Run:
         sizes, tp, pp, chunks, dp, cp, _integer(row, "ep", 1), row["seq_parallel"] == "yes" and tp > 1, schedule,
         VOCABULARY.get(row["schedule"], "ends"), microbatch, max(_integer(row, "gbs") // (microbatch * dp), 1),
         zero, zero_ranks, row["recompute"], _is_fp8(row["precision"]), experts, chosen,
-        _cluster(row), _stack(row),
+        _cluster(row), _stack(row), _watts(row["gpu"]),
     )  # fmt: skip
 
 
@@ -169,9 +177,15 @@ def _stacks() -> dict[str, Stack]:
 
 def _cluster(row: Mapping[str, str]) -> Cluster:
     gpus = min(_integer(row, "gpus_per_node", 8), _integer(row, "n_gpus"))
-    name = {"H100-SXM-96GB-HBM2e(500W)": "H100-SXM-96GB-HBM2e"}.get(row["gpu"], row["gpu"])
+    name = row["gpu"].partition("(")[0]
     rate = float(row["internode_gbps_per_gpu"] or NETWORK_GB_S.get(row["gpu"][:4], 25.0))
     return Cluster(-(-_integer(row, "n_gpus") // gpus), gpus, name, rate * 1e9)
+
+
+def _watts(gpu: str) -> float | None:
+    """The limit that stands behind a GPU's name, such as (500W)."""
+    found = re.search(r"\((\d+)W\)", gpu)
+    return float(found[1]) if found else None
 
 
 def _padded(extent: int, ranks: int) -> int:

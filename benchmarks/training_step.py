@@ -50,7 +50,7 @@ class Fit:
     """By what share a step takes longer for each doubling of the nodes: the slowest of many."""
 
 
-FITTED = Fit(clock_ampere=0.983, clock_hopper=0.856, memory=1.1, launch_us=10.7, interference=0.145, doubling=0.0064)
+FITTED = Fit(clock_ampere=0.985, clock_hopper=0.854, memory=1.1, launch_us=5.3, interference=0.017, doubling=0.0067)
 """By `fit_training.py`, on the rows of `published/training.csv`."""
 
 
@@ -74,6 +74,12 @@ class Step:
     def _is_hopper(self) -> bool:
         return "fp8" in self._gpu.peaks
 
+    @property
+    def _clock(self) -> float:
+        """The share of the speed of products that a long step sustains, under the run's limit of power."""
+        share = self._fit.clock_hopper if self._is_hopper else self._fit.clock_ampere
+        return share * (self._run.watts / WATTS) ** (1 / 3) if self._run.watts else share
+
     def at(self, fit: Fit) -> float:
         """The step with other constants."""
         self._fit = fit
@@ -96,10 +102,9 @@ class Step:
 
     def _time(self, part: Part) -> float:
         """A part on its lane: hidden communication costs its share of interference."""
-        slower = self._fit.clock_hopper if self._is_hopper else self._fit.clock_ampere
         memory = part.kernels[str(Kind.MEMORY)]
         products = sum(part.kernels.values()) - memory
-        computed = products / slower + memory / self._fit.memory
+        computed = products / self._clock + memory / self._fit.memory
         sent = sum(part.collectives.values())
         # Transformer Engine hides the collectives of dense layers; those around experts are in line.
         hides = "tensor" in self._run.stack.hides and not self._run.experts
@@ -216,8 +221,18 @@ class Step:
         return found
 
     def _collective(self, kind: str, nbytes: float) -> float:
-        axes = ("dp", "cp") if self._run.cp > 1 else ("dp",)
-        return self._layout.collective_seconds(kind, axes, nbytes)
+        """A collective of data parallelism: one, or one for each rank that owns whole tensors.
+
+        Gradients are reduced over all ranks, parameters gathered by those that share them.
+        """
+        run = self._run
+        axes = ("dp", "cp") if run.cp > 1 else ("dp",)
+        layout, ranks = self._layout, run.dp * run.cp
+        if kind == "all_gather" and run.zero and run.zero_ranks < ranks:
+            inner = (("pp", run.pp), ("outer", ranks // run.zero_ranks), ("zero", run.zero_ranks), ("tp", run.tp))
+            layout, axes = Layout(RankMesh(inner), run.cluster, self._gpu), ("zero",)
+        owners = min(run.zero_ranks, TENSORS * run.sizes.layers / run.pp) if run.zero and run.stack.owners else 1
+        return owners * layout.collective_seconds(kind, axes, nbytes / owners)
 
     def _optimizer(self) -> float:
         run = self._run
@@ -237,6 +252,13 @@ SLOWER = {"library": (1.0, 1.0), "flash-2": (1.0, 1.75), "flash-1": (2.0, 3.5)}
 Sources: FlashAttention-2 is about 2 times as fast as FlashAttention (arXiv 2307.08691, abstract); FlashAttention-3 is
 1.5 to 2 times as fast as FlashAttention-2 on Hopper (arXiv 2407.08608, abstract). The measured kernels are newer.
 """
+WATTS = 700
+"""Of an H100 SXM by its data sheet. Under a lower limit its clock goes with the cube root of the power.
+
+Source: power is capacity x voltage^2 x clock, and voltage goes with the clock (Chandrakasan et al., JSSC 1992).
+"""
+TENSORS = 7
+"""Of a layer: two projections of attention, three of the feed-forward, two norms."""
 SOFTMAX_FORWARD = 4
 """How often a fused scale-mask-softmax and dropout move the scores: both read and write them."""
 SOFTMAX_BACKWARD = 6

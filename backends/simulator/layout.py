@@ -2,7 +2,8 @@
 
 Ranks fill one node after the other, in the mesh's row-major order: the last axis has the nearest ranks. A collective
 over several nodes is a ring that enters and leaves each node once for each of the group's GPUs there, because each
-has a network link of its own: it goes at the slower of the node's links and of these together.
+has a network link of its own: it goes at the slower of the node's links and of these together. Gathers and scatters
+take a step for each rank of the ring; an all-reduce may go along a tree of the nodes instead, and the quicker counts.
 
 Sources: Patarasuk and Yuan (JPDC 2009) for bytes; NCCL's rings over several network cards (nccl-tests,
 PERFORMANCE.md).
@@ -24,6 +25,12 @@ NETWORK = 0.95
 """The share of a network link's rate that collectives reach: 24 of 25 and 48 of 50 GB/s by nccl-tests over RDMA.
 
 Source: S. Bekman, "Machine Learning Engineering Open Book", network chapter.
+"""
+
+STEP_SECONDS = 3.4e-6
+"""What a GPU takes to hand a chunk on in a ring over nodes, beside the latency of the network.
+
+Source: NVIDIA/nccl at 01afd20, src/graph/tuning.cc: hwLat of a ring over NVLink, simple protocol.
 """
 
 
@@ -72,7 +79,10 @@ class Layout:
         sent = rounds * nbytes * (ranks - 1) / ranks
         rate = min(self._gpu.link_rate * links.bandwidth, local * across) if local > 1 else across
         chunks = 2 * sqrt(links.chunk_us * MICROSECOND * sent / rate)
-        hops = rounds * ceil(log2(nodes)) * self._cluster.latency
+        hops = rounds * (ranks * STEP_SECONDS + nodes * self._cluster.latency)
+        if kind == "all_reduce":
+            levels = ceil(log2(nodes))
+            hops = min(hops, rounds * (local * STEP_SECONDS + levels * (STEP_SECONDS + self._cluster.latency)))
         return links.launch_us * MICROSECOND + hops + sent / rate + chunks
 
     def message_seconds(self, nbytes: float, *, between_nodes: bool) -> float:

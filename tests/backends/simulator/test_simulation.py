@@ -98,6 +98,15 @@ def test_a_group_over_two_nodes_goes_at_its_network_links_together() -> None:
     assert 1e9 * 7 / 8 / 100e9 < four_links < 1.3 * 1e9 * 7 / 8 / 100e9
 
 
+def test_a_gather_takes_a_step_for_each_rank_of_a_ring_and_an_all_reduce_goes_along_a_tree() -> None:
+    def seconds(kind: str, nodes: int) -> float:
+        cluster = replace(CLUSTER, nodes=nodes)
+        return Layout(RankMesh((("dp", 4 * nodes),)), cluster, GPU).collective_seconds(kind, ("dp",), 1e-3)
+
+    assert seconds("all_gather", 64) - seconds("all_gather", 32) == pytest.approx(32 * (4 * 3.4e-6 + 5e-6), rel=1e-2)
+    assert seconds("all_reduce", 64) - seconds("all_reduce", 32) == pytest.approx(2 * (3.4e-6 + 5e-6), rel=1e-2)
+
+
 def test_a_mesh_larger_than_the_cluster_is_refused() -> None:
     code = (instruction("aten.mm.default", S(0), S(1), out=(2,)),)
     with pytest.raises(StrettoError, match=r"E0806.*the mesh has 9 ranks, the cluster 8 GPUs") as error:
