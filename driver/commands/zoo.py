@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", type=Path, metavar="DIR", help="where the rows are; default: examples/zoo beside the package"
     )
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="simulate published runs of the rows that have a headline.toml, and check nothing; it takes minutes",
+    )
     parser.add_argument("--markdown", action="store_true", help="print docs/zoo.md, and check nothing")
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -28,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    if arguments.markdown and (arguments.names or arguments.json):
-        arguments.usage_error("--markdown prints all rows; it takes no NAME and no --json")
+    if arguments.markdown and (arguments.names or arguments.json or arguments.simulate):
+        arguments.usage_error("--markdown prints all rows; it takes no NAME, no --json and no --simulate")
     require_compiler()
     from ..zoo.rows import find_rows
 
@@ -40,6 +45,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
         text = zoo_document(rows)
         return Outcome(0, lambda: say(text.rstrip("\n")))
+    if arguments.simulate:
+        from ..zoo.headlines import show_headlines, simulate_rows
+
+        points = simulate_rows(rows)
+        return Outcome(0, lambda: show_headlines(points), lambda: {"points": [each.to_json() for each in points]})
     from ..zoo.check_zoo import check_zoo, show_zoo
 
     report = check_zoo(rows)

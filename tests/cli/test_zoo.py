@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stretto.driver.zoo import headlines
+from stretto.driver.zoo.headline_file import Run, read_headline
 from stretto.driver.zoo.rows import SECTIONS, ZOO, find_rows
 
 from ..subsets import only
@@ -117,3 +119,99 @@ def test_the_package_ships_the_zoo_and_the_models_that_it_imports() -> None:
 
 def targets() -> list[Path]:
     return sorted(ZOO.glob("*/target.py"))
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4096, 4096)
+
+    def forward(self, x):
+        return self.layer(x).square().mean()
+
+def linear():
+    return Linear(), {"x": torch.zeros(8192, 4096)}
+"""
+HEADLINE = """
+source = "nobody"
+cluster = 'cluster { nodes 1  gpus 8  gpu "A100-SXM-80GB"  network 25GB/s }'
+[[points]]
+name = "four ranks over one"
+figure = "gain"
+published = 2.5
+target = "headline.py:linear"
+plan = "mesh (dp=4)"
+over = { plan = "mesh (dp=1)" }
+[[points]]
+name = "one rank"
+figure = "seconds"
+published = 60.0
+target = "headline.py:linear"
+plan = "mesh (dp=1)"
+cause = "nobody measured it"
+"""
+
+
+def test_published_figures_stand_beside_simulated_ones(stretto: Command, tmp_path: Path) -> None:
+    zoo = copied("gpipe", tmp_path)
+    (zoo / "gpipe" / "headline.py").write_text(MODEL)
+    (zoo / "gpipe" / "headline.toml").write_text(HEADLINE)
+    done = stretto("zoo", "--simulate", "--folder", zoo, "--json")
+    assert done.code == 0, done.err
+    gain, time = json.loads(done.out)["points"]
+    assert gain["figure"] == "gain" and 1.0 < gain["simulated"] < 3.0  # four ranks share rows, and all-reduce gradients
+    assert gain["meets"] == (abs(gain["simulated"] - 2.5) <= 2.5 / 4)
+    assert 0 < time["simulated"] < 0.1 and not time["meets"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('figure = "gain"', 'figure = "speed"', 'the figure is "speed", not one of gain, seconds and tflops'),
+        ('over = { plan = "mesh (dp=1)" }', "", "a gain says what it is over"),
+        ("published = 60.0", 'published = "60"', "\"published\" is '60'"),
+        ('name = "one rank"', 'title = "one rank"', 'there is no item "title"'),
+        ("[[points]]", "[[point]]", 'there is no item "point"'),
+        ('source = "nobody"', "source = nobody", "cannot read"),
+        ('cause = "nobody', 'rounds = [8, 16, 4]\ncause = "nobody', '"rounds" has two numbers'),
+        ('cause = "nobody', 'rounds = [8, 16, 32]\ncause = "nobody', "the plan says $microbatches"),
+        ('figure = "seconds"', 'figure = "tflops"', 'says its count of operations as "tera"'),
+    ],
+)
+def test_a_headline_that_cannot_be_read_is_refused(
+    stretto: Command, tmp_path: Path, old: str, new: str, problem: str
+) -> None:
+    zoo = copied("gpipe", tmp_path)
+    assert old in HEADLINE
+    (zoo / "gpipe" / "headline.toml").write_text(HEADLINE.replace(old, new))
+    done = stretto("zoo", "--simulate", "--folder", zoo)
+    assert done.code == 1 and "error[E0513]" in done.err and problem in done.err
+
+
+def test_rows_without_published_runs_are_refused_and_those_of_the_zoo_are_read(
+    stretto: Command, tmp_path: Path
+) -> None:
+    done = stretto("zoo", "gpipe", "--simulate")
+    assert done.code == 1 and "no published run of gpipe is described" in done.err
+    read = [headline for row in find_rows() if (headline := read_headline(row))]
+    assert sum(len(headline.points) for headline in read) >= 12 and all(headline.source for headline in read)
+    assert stretto("zoo", "--markdown", "--simulate").code == 2
+
+
+def test_microbatches_beyond_those_simulated_take_as_long_as_the_last_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def simulated(row: object, run: object, plan: str, cluster: object, share: float) -> float:
+        calls.append((plan, share))
+        return {"m 16": 3.0, "m 24": 4.0}[plan]
+
+    monkeypatch.setattr(headlines, "_simulated", simulated)
+    run = Run("headline.py:gpt", "m $microbatches", rounds=(16, 24, 128))
+    assert headlines._seconds(None, run, None) == pytest.approx(3.0 + 112 / 8)  # type: ignore[arg-type]
+    assert calls == [("m 16", 0.125), ("m 24", 0.1875)]
