@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ...ir.placement import AxisPlacement, Shard, chunk_size
 from ..sharding.rules.builders import dim
 from ..sharding.rules.call import Call, bind
-from ..sharding.rules.images import INPUT_SIZES
+from ..sharding.rules.images import PLANE_SIZES
 from ..sharding.rules.strategy import Strategy, TensorMeta
 
 Shape = tuple[int, ...]
@@ -25,7 +25,6 @@ _SIZE_OPERAND = {
     **dict.fromkeys(("aten.empty.memory_format", "aten.new_empty.default"), "size"),
     **dict.fromkeys(("aten.slice_backward.default", "aten.select_backward.default"), "input_sizes"),
     "aten.reshape.default": "shape",
-    **dict.fromkeys(INPUT_SIZES, "input_size"),
     "aten.unfold_backward.default": "input_sizes",
 }
 """The operand of each op that holds the shape of its result."""
@@ -148,11 +147,23 @@ def _convolution_backward(call: Call, local: Sequence[Shape | None]) -> dict[str
     return sizes
 
 
+def _planes(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
+    """Resampled planes, and the shape that a resampling began with; a cut dim is one where each output has an input."""
+    shape, whole = local[0], call.out().shape
+    if shape is None or call.operands.get("output_size") is None:
+        return {}
+    sizes = call.integers("output_size")
+    first = len(whole) - len(sizes)
+    made = [size * shape[first + d] // max(1, whole[first + d]) for d, size in enumerate(sizes)]
+    return {"output_size": made} | ({"input_size": list(shape)} if "input_size" in call.operands else {})
+
+
 _SIZES_OF: dict[str, Callable[[Call, Sequence[Shape | None]], dict[str, object]]] = {
     "aten.native_group_norm.default": _group_norm,
     "aten.native_group_norm_backward.default": _group_norm,
     "aten.convolution.default": _convolution,
     "aten.convolution_backward.default": _convolution_backward,
+    **dict.fromkeys(PLANE_SIZES, _planes),
 }
 """Ops with several size operands: the operands to set, from the call and the local shapes of its results."""
 

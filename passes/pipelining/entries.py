@@ -260,10 +260,13 @@ class EntryBuilder:
         return values, records
 
     def _joined(self, value: Value) -> Value:
-        """A result of main; one that varies over microbatches is concatenated."""
+        """A result of main; one that varies over microbatches is concatenated, others are those of each microbatch."""
         if value in self.values:
             return self.values[value]
-        call = Call("aten.cat.default", (self._all_values(value), microbatch_dim(value.type)))
+        dim = microbatch_dim(value.type)
+        if dim is None:
+            return self._all_values(value)[-1]
+        call = Call("aten.cat.default", (self._all_values(value), dim))
         return build(call, [all_microbatches(value.type, self._count)], nowhere())[0]
 
 

@@ -22,6 +22,8 @@ from .against_eager import RAISED, Batch, Outcome, Verdict, outcome
 PARTS = 8
 LARGEST = 5000
 """Elements of an input."""
+FEWEST = {"pipeline": 1 / 3}
+"""The share of cases that must be equal, a half elsewhere: a pipeline refuses ops that mix rows of microbatches."""
 SAMPLES = 3
 """Of each op or module, for a plan."""
 PLANS: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
@@ -32,7 +34,10 @@ PLANS: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
         lambda x: x.dim() > 1 and x.shape[0] % 2 == 0 and x.shape[1] % 2 == 0,
     ),
     "uneven": ('mesh (tp=3)\nshard "weight" dim 0 over tp', lambda x: x.dim() > 0 and x.shape[-1] % 3 != 0),
-    "pipeline": ("mesh (pp=2)\npipeline over pp { microbatches 2 }", lambda x: x.dim() > 0 and x.shape[0] % 2 == 0),
+    "pipeline": (
+        "mesh (pp=2)\npipeline over pp { microbatches 2  schedule gpipe }",
+        lambda x: x.dim() > 0 and x.shape[0] % 2 == 0,
+    ),
 }
 """Name: the plan, and which inputs it can shard."""
 
@@ -177,7 +182,7 @@ def test_ops_of_torch_are_right_or_refused(part: int, plan: str) -> None:
     pytest.importorskip("expecttest", reason="torch's databases import it")
     outcomes = judged(op_cases(part), plan)
     report(outcomes, f"ops, part {part}, {plan}")
-    assert sum(each.verdict is Verdict.EQUAL for each in outcomes) > len(outcomes) / 2
+    assert sum(each.verdict is Verdict.EQUAL for each in outcomes) > len(outcomes) * FEWEST.get(plan, 1 / 2)
     assert not [str(each) for each in outcomes if each.is_fault]
 
 

@@ -222,3 +222,19 @@ def test_a_frozen_model_infers() -> None:
     staged = staged_model(model)
     step = captured(staged, Mode.INFER)
     assert_equal(compiled(staged, step, plan("1f1b", pp=4), Mode.INFER))
+
+
+class Upscaling(nn.Module):
+    """Microbatches are the input channels of a transposed convolution: each has the whole gradient of the bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.share = nn.ConvTranspose1d(4, 5, 3), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.share * self.up(x)).square().mean()
+
+
+def test_a_gradient_that_each_microbatch_has_whole_is_taken_once() -> None:
+    staged = Staged(Upscaling(), {"x": torch.randn(4, 3)}, {})
+    assert_equal(compiled(staged, captured(staged), plan("gpipe", 2)))

@@ -134,8 +134,11 @@ _PLANES = (
     "replication_pad1d_backward", "replication_pad2d_backward", "replication_pad3d_backward",
 )  # fmt: skip
 
-INPUT_SIZES = tuple(f"aten.{name}.default" for name in _PLANES if "upsample" in name and name.endswith("_backward"))
-"""Ops that take the shape of their result as `input_size`."""
+PLANE_SIZES = tuple(
+    f"aten.{name}.default" for name in _PLANES
+    if "upsample" in name or ("adaptive" in name and not name.endswith("_backward"))
+)  # fmt: skip
+"""Ops that take the extents of the planes that they make."""
 
 TABLE: dict[str, Rule] = {
     "aten.convolution.default": convolution,

@@ -346,6 +346,10 @@ _MORE: dict[str, Callable[[], CallParts]] = {
         "aten.upsample_bilinear2d_backward.default", (f(3, 5, 6, 6), [6, 6], [3, 5, 3, 3], False), {}
     ),
     "pool of one dim": lambda: ("aten._adaptive_avg_pool3d.default", (f(3, 2, 4, 4, 4), [2, 2, 2]), {}),
+    "pool that keeps a dim": lambda: ("aten._adaptive_avg_pool3d.default", (f(3, 2, 4, 7, 3), [2, 7, 3]), {}),
+    "largest of a dim that stays": lambda: ("aten.adaptive_max_pool2d.default", (f(3, 2, 7, 5), [7, 5]), {}),
+    "resampling that keeps a dim": lambda: ("aten.upsample_nearest2d.default", (f(3, 5, 4, 3), [4, 6]), {}),
+    "its backward": lambda: ("aten.upsample_nearest2d_backward.default", (f(3, 5, 4, 6), [4, 6], [3, 5, 4, 3]), {}),
     "reflection": lambda: ("aten.reflection_pad2d.default", (f(3, 5, 4, 4), [1, 1, 1, 1]), {}),
     "grouped product": lambda: ("stretto.grouped_mm.default", (f(7, 5), f(3, 5, 4), GROUPS), {}),
     "product by expert": lambda: ("nn.expert_linear", (f(7, 5), f(3, 5, 4), ints(3, 7), None), {}),
