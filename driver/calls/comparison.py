@@ -21,7 +21,7 @@ from ...frontend.targets.load_target import load_target
 from ...frontend.targets.target import Request
 from ...runtime.checks.judging import WithinEagerError, WithinTolerance
 from ...runtime.checks.recording import Recording
-from ...runtime.checks.report import CALLS, TOLERANCES, CheckRow, Verdict, raised_row
+from ...runtime.checks.report import CALLS, PROCESS, TOLERANCES, CheckRow, Verdict, raised_row
 from ...runtime.checks.rounding import Changes, changes, largest_changes, perturbation
 from ...runtime.errors import CollectiveError
 from ...runtime.program.program import Program
@@ -37,6 +37,7 @@ from .roles import Roles, roles_by_size
 from .sides import CompiledSide, EagerSide, Side
 from .states import StateSteps
 
+_LEFT = "a call of the compiled model changes it for the rest of the process"
 _PERTURBATIONS = 2
 _STEPS = 1
 _COMPILED = "the model of stretto.compile"
@@ -200,6 +201,7 @@ def _rows_of_side(compiled: Side, eager: EagerSide) -> list[CheckRow]:
     return [
         *(CheckRow("buffer", f"{name} (memory)", math.inf, Verdict.DIFFERS, memory) for name in moved),
         *(CheckRow("gradient", f"reductions ({phase})", math.inf, Verdict.DIFFERS, early) for phase in compiled.early),
+        *(CheckRow(PROCESS, name, math.inf, Verdict.DIFFERS, _LEFT) for name in sorted(compiled.left_behind)),
     ]
 
 

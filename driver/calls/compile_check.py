@@ -10,7 +10,18 @@ from tempfile import TemporaryDirectory
 from ...dsl.plan import Plan
 from ...frontend.targets.load_target import load_target
 from ...runtime.checks.program_check import check
-from ...runtime.checks.report import CALLS, MEMORY, PLAN, RAISED, REPEATED, WEIGHTS, CheckReport, Verdict
+from ...runtime.checks.report import (
+    CALLS,
+    MEMORY,
+    PLAN,
+    PROCESS,
+    RAISED,
+    REPEATED,
+    TARGET,
+    WEIGHTS,
+    CheckReport,
+    Verdict,
+)
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ..check.live_model import eager_expected
@@ -20,7 +31,7 @@ from ..text.console import count_text, say
 from .comparison import compare_calls
 
 _SHOWN = 5
-_TOLD = (RAISED, MEMORY, REPEATED)
+_TOLD = (TARGET, MEMORY, REPEATED, PROCESS)
 """The kinds of rows of which the note is shown."""
 
 
@@ -48,9 +59,9 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
         "calls": next((row.note for row in calls.rows if row.kind == CALLS), "compared"),
         "roles_by_size": list(calls.roles.by_size),
         "criterion": report.criterion, "steps": report.steps, "seed": report.seed,
-        "differ": [f"{row.kind} {row.name}" for row in differing if row.kind not in (PLAN, *_TOLD)][:_SHOWN],
+        "differ": [f"{row.kind} {row.name}" for row in differing if row.kind not in (PLAN, RAISED, *_TOLD)][:_SHOWN],
         "raised": [f"{row.name} raised {row.note}" for row in differing if row.kind == RAISED],
-        "runtime": [f"{row.name}: {row.note}" for row in differing if row.kind in (MEMORY, REPEATED)][:_SHOWN],
+        "others": [f"{row.name}: {row.note}" for row in differing if row.kind in _TOLD][:_SHOWN],
         "otherwise_planned": [f"{row.name}: {row.note}" for row in planned][:_SHOWN],
     }  # fmt: skip
 
@@ -65,7 +76,7 @@ def show_checked(program: Program) -> None:
             text = f"failed: {first}"
         case {"result": "failed", "differ": [_, *_] as names}:
             text = f"failed: {', '.join(map(str, names))} differ from eager PyTorch"
-        case {"result": "failed", "runtime": [str(first), *_]}:
+        case {"result": "failed", "others": [str(first), *_]}:
             text = f"failed: {first}"
         case {"result": "failed", "otherwise_planned": [_, *_]}:
             text = "failed: the program is not what the plan says"

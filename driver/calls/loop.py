@@ -4,6 +4,7 @@
 - A forward, the whole call of a second model with the same program and other weights, and the first one's backward.
 - Two calls under `no_sync`, both before the first backward, and one after it: the gradients add up.
 - A call under `no_sync`, `model.zero_grad()`, and one call: the gradients of the first are gone.
+- A call and `model.zero_grad(set_to_none=False)`: gradients are zeros.
 - `model.step` with a scale, where there is one scalar loss.
 - Two calls for each kind of constant that the forward takes: with another value, and with the target's own.
 - Where the forward draws random numbers: a call after torch got another seed, and calls after `set_random_state`, the
@@ -89,6 +90,7 @@ class Loop:
         if self.trains and side.facts[0].differentiated:
             yield "no_sync", calls.accumulated
             yield "no_sync, zero_grad", calls.dropped
+            yield "zero_grad(set_to_none=False)", calls.zeroed
         if self.trains and len(side.facts[0].differentiated) == 1:
             yield f"step(scale={SCALE:g})", calls.scaled
         for constants in self.constants:

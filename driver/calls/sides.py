@@ -23,6 +23,7 @@ from ..check.users_call import UsersCall, tensors_of
 from ..model.compiled_module import compiled_module, program_of, random_state, set_random_state
 from ..state.weights import load_weights, save_weights
 from .arguments import Arguments
+from .process_state import noting_changes
 from .structures import Structure
 
 SCALE = 3.0
@@ -71,6 +72,8 @@ class Side(ABC):
         """Calls that the compiled model refuses, and why. Neither side makes them."""
         self.early: set[str] = set()
         """Calls in which gradients were reduced inside `no_sync`."""
+        self.left_behind: set[str] = set()
+        """What calls of the compiled model changed in the process."""
         self._memory = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
 
     @property
@@ -147,7 +150,8 @@ class CompiledSide(Side):
 
     def call(self, arguments: Arguments) -> list[Tensor]:
         """See `Side.call`."""
-        result = self.model(**arguments)
+        with noting_changes(self.left_behind):
+            result = self.model(**arguments)
         self._note(Structure.of(result))
         return tensors_of(result)
 

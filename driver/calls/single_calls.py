@@ -93,6 +93,11 @@ class SingleCalls:
         self.side.model.zero_grad()
         return self.once(self.arguments)
 
+    def zeroed(self) -> Made:
+        self.once(self.arguments)
+        self.side.model.zero_grad(set_to_none=False)
+        return Made({}, {}, _nothing)
+
     def scaled(self) -> Made:
         self.side.step(fresh(self.arguments))
         return Made({}, {}, _nothing)

@@ -94,7 +94,7 @@ def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
     from ...frontend.targets.target import Request
     from ..readings.hugging_face_config import rows_of_config
     from .first_weights import weight_rows
-    from .second_load import load_again, refuse_other_modes
+    from .second_load import load_again, refuse_other_modes, rows_of_loading
     from .weight_files import rows_of_files
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
@@ -114,8 +114,10 @@ def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
     changed = f"the target's {_CHANGED}" if _is_changed(program, target_name) else ""
     call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
     found = [
-        *weight_rows(program, target.model, call, again, changed), *rows_of_files(target_name, target.model),
+        *weight_rows(program, target.model, call, again and again.model, changed),
+        *rows_of_files(target_name, target.model),
         *rows_of_config(target_name, target.model, str(options.get("dtype") or "")),
+        *rows_of_loading(target, request, again),
     ]  # fmt: skip
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:

@@ -18,13 +18,16 @@ EAGER_FACTOR = 4
 
 WEIGHTS, OP_DTYPES, CALLS, PLAN, CONFIG = "weights", "dtype", "calls", "plan", "config"
 RAISED = "error"
+TARGET = "target"
 MEMORY = "memory"
 REPEATED = "repeated"
-"""The kinds of rows for which nothing is computed: on a program's first values, on lines of the model that compute in
-other dtypes than eager PyTorch does, on calls of the compiled model that could not be made, on what a program has
-otherwise than the plan says, on what a model has otherwise than its config file says, on what raised an exception of
-Python, on memory that is kept without use, and on calls that give other bits when they are repeated."""
-_OF_OTHERS = (WEIGHTS, OP_DTYPES, CONFIG, RAISED, MEMORY, REPEATED)
+PROCESS = "process"
+"""The kinds of rows for which nothing is computed: on a program's first values; on lines of the model that compute in
+other dtypes than eager PyTorch does; on calls of the compiled model that could not be made; on what a program has
+otherwise than the plan says, and a model otherwise than its config file; on what raised an exception of Python; on a
+target that was loaded otherwise than asked; on memory that is kept without use; on calls that give other bits when they
+are repeated; on what calls leave changed in the process."""
+_OF_OTHERS = (WEIGHTS, OP_DTYPES, CONFIG, RAISED, TARGET, MEMORY, REPEATED, PROCESS)
 """The kinds that a report counts apart from the tensors that were computed."""
 
 
@@ -133,7 +136,9 @@ class CheckReport:
             (OP_DTYPES, "lines of the model compute in other dtypes than in eager PyTorch"),
             (RAISED, "of the parts under check raised an error"),
             (PLAN, "facts are not what the plan says"),
+            (TARGET, "of the target's parts were not loaded as asked"),
             (MEMORY, "of the functions keep memory that nothing uses"),
+            (PROCESS, "things are left changed in the process"),
             (REPEATED, "of the tensors have other bits when a call is repeated"),
         )
         return ", and ".join(f"{differing[kind]} {text}" for kind, text in parts if differing[kind])

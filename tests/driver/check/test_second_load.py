@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stretto.driver.check.second_load import load_again, refuse_other_modes
+import torch
+from stretto.driver.check.second_load import load_again, refuse_other_modes, rows_of_loading
 from stretto.driver.check.verify_target import TargetJob, verify_target
 from stretto.frontend.captured import Mode
-from stretto.frontend.targets.load_target import load_target
-from stretto.frontend.targets.target import Request, TargetError
+from stretto.frontend.targets.load_target import load_target, load_targets
+from stretto.frontend.targets.target import Request, Target, TargetError
 from torch import nn
 
 SOURCE = """
@@ -42,6 +44,20 @@ def sampled():
 
 def frozen():
     return Frozen(nn.Linear(4, 4), nn.Dropout(0.5)).train(), {"input": torch.randn(4, 4)}
+
+
+class Twofold(nn.Linear):
+    def double(self, x):
+        return 2 * self(x)
+
+    def triple(self, x):
+        return 3 * self(x)
+
+
+def entries():
+    model = Twofold(4, 4)
+    inputs = {"x": torch.randn(2, 4)}
+    return model, {"double": (model.double, inputs), "triple": (model.triple, inputs)}
 
 
 def once():
@@ -97,3 +113,33 @@ def test_verify_names_the_module(file: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(nn.Module, "eval", lambda self: self)
     with pytest.raises(TargetError, match="E0667"):
         verify_target(TargetJob(f"{file}:plain", str(Path(file).with_name("dp.plan")), "infer"))
+
+
+HF = Target(nn.Linear(4, 4), {"ids": torch.zeros(2, 6, dtype=torch.int64)}, True, {"kind": "hf"})
+
+
+@pytest.mark.parametrize(
+    ("target", "request_", "rows"),
+    [
+        (HF, Request(batch=2, seq=6), []),
+        (HF, Request(batch=2), []),
+        (HF, Request(batch=6, seq=2), ["--batch", "--seq"]),
+        (replace(HF, source={"kind": "file"}), Request(dtype="float32"), []),
+        (replace(HF, source={"kind": "file"}), Request(dtype="bfloat16"), ["--dtype"]),
+    ],
+)
+def test_what_options_ask_for_is_compared_with_what_was_loaded(
+    target: Target, request_: Request, rows: list[str]
+) -> None:
+    assert [row.name for row in rows_of_loading(target, request_, None)] == rows
+
+
+def test_the_callable_and_the_inputs_of_an_entry_are_those_that_its_function_returns(file: str) -> None:
+    targets = load_targets(f"{file}:entries")
+    again = load_again(f"{file}:entries.double", Request())
+    assert rows_of_loading(targets["double"], Request(), again) == []
+    [row] = rows_of_loading(targets["triple"], Request(), again)
+    assert row.note == "the target names Twofold.double, and Twofold.triple was loaded"
+    other = replace(targets["double"], inputs={"x": torch.zeros(3, 4)})
+    [row] = rows_of_loading(other, Request(), again)
+    assert row.name == "inputs" and "of shape [2, 4], and it was loaded of shape [3, 4]" in row.note

@@ -1,0 +1,68 @@
+"""What a call of the compiled model leaves behind in the process, the compile in the first one included.
+
+A patch of torch that capture does not undo, or a generator that starts again, changes what the caller's other code
+does. Patches are compared with torch as it was when this module was imported, before any compile of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, MutableSet
+from contextlib import contextmanager
+from types import FunctionType
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+from torch.distributions import Distribution
+from torch.nn import functional
+
+_OWNERS: dict[str, object] = {
+    "torch": torch, "torch.Tensor": torch.Tensor, "torch.nn.functional": functional, "torch.nn.Module": torch.nn.Module,
+    "torch.nn.Parameter": torch.nn.Parameter, "torch.autograd": torch.autograd, "torch.random": torch.random,
+    "torch.autograd.Function": torch.autograd.Function, "torch.utils.checkpoint": torch.utils.checkpoint,
+    "torch.distributions.Distribution": Distribution, "torch.optim.Optimizer": torch.optim.Optimizer,
+}  # fmt: skip
+"""Modules and classes whose functions and switches a capture may replace."""
+_KEPT: dict[str, Callable[[], object]] = {
+    "torch's random state": lambda: torch.get_rng_state().numpy().tobytes(),
+    "Python's random state": random.getstate,
+    "NumPy's random state": lambda: repr(np.random.get_state()),
+    "the default dtype": torch.get_default_dtype,
+    "the default device": lambda: str(torch.get_default_device()),
+    "whether gradients are enabled": torch.is_grad_enabled,
+    "inference mode": torch.is_inference_mode_enabled,
+    "autocast": lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+    "the number of threads": torch.get_num_threads,
+    "deterministic algorithms": lambda: (
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    ),
+    "anomaly detection": torch.is_anomaly_enabled,
+    "sys.path": lambda: list(sys.path),
+    "the current folder": os.getcwd,
+    "environment variables": lambda: dict(os.environ),
+}  # fmt: skip
+
+
+@contextmanager
+def noting_changes(changed: MutableSet[str]) -> Iterator[None]:
+    """Add what is different in the process at the end of the context."""
+    torch.rand(())  # a generator that has drawn is not as it was when it started
+    before = {name: read() for name, read in _KEPT.items()}
+    yield
+    changed.update(name for name, read in _KEPT.items() if read() != before[name])
+    for name, owner in _OWNERS.items():
+        after = _members(owner)
+        changed.update(f"{name}.{key}" for key, value in _AT_FIRST[name].items() if after.get(key) is not value)
+
+
+def _members(owner: object) -> dict[str, object]:
+    """Functions, classes and switches; not what torch counts or caches in the same place."""
+    kinds = (FunctionType, type, bool, staticmethod, classmethod, property)
+    return {key: value for key, value in vars(owner).items() if isinstance(value, kinds)}
+
+
+_AT_FIRST = {name: _members(owner) for name, owner in _OWNERS.items()}
