@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, MutableSet
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 
@@ -38,7 +38,7 @@ _KEPT: dict[str, Callable[[], object]] = {
     "the number of threads": torch.get_num_threads,
     "deterministic algorithms": lambda: (
         torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        getattr(torch.utils.deterministic, "fill_uninitialized_memory", None),
     ),
     "anomaly detection": torch.is_anomaly_enabled,
     "sys.path": lambda: list(sys.path),
@@ -48,7 +48,7 @@ _KEPT: dict[str, Callable[[], object]] = {
 
 
 @contextmanager
-def noting_changes(changed: MutableSet[str]) -> Iterator[None]:
+def noting_changes(changed: set[str]) -> Iterator[None]:
     """Add what is different in the process at the end of the context."""
     torch.rand(())  # a generator that has drawn is not as it was when it started
     before = {name: read() for name, read in _KEPT.items()}

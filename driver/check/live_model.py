@@ -114,7 +114,7 @@ def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
     changed = f"the target's {_CHANGED}" if _is_changed(program, target_name) else ""
     call = UsersCall(target.inputs, mode is Mode.TRAIN, compute)
     found = [
-        *weight_rows(program, target.model, call, again and again.model, changed),
+        *weight_rows(program, target.model, call, None if again is None else again.model, changed),
         *rows_of_files(target_name, target.model),
         *rows_of_config(target_name, target.model, str(options.get("dtype") or "")),
         *rows_of_loading(target, request, again),

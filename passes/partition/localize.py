@@ -155,7 +155,8 @@ def _planes(call: Call, local: Sequence[Shape | None]) -> dict[str, object]:
     sizes = call.integers("output_size")
     first = len(whole) - len(sizes)
     made = [size * shape[first + d] // max(1, whole[first + d]) for d, size in enumerate(sizes)]
-    return {"output_size": made} | ({"input_size": list(shape)} if "input_size" in call.operands else {})
+    before: dict[str, object] = {"input_size": list(shape)} if "input_size" in call.operands else {}
+    return {**before, "output_size": made}
 
 
 _SIZES_OF: dict[str, Callable[[Call, Sequence[Shape | None]], dict[str, object]]] = {
