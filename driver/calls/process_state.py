@@ -50,12 +50,14 @@ _KEPT: dict[str, Callable[[], object]] = {
 @contextmanager
 def noting_changes(changed: set[str]) -> Iterator[None]:
     """Add what is different in the process at the end of the context."""
+    import torch._dynamo  # it sets environment variables, once
+
     torch.rand(())  # a generator that has drawn is not as it was when it started
     before = {name: read() for name, read in _KEPT.items()}
     yield
     changed.update(name for name, read in _KEPT.items() if read() != before[name])
     for name, owner in _OWNERS.items():
-        after = _members(owner)
+        after = {key: _plain(value) for key, value in _members(owner).items()}
         changed.update(f"{name}.{key}" for key, value in _AT_FIRST[name].items() if after.get(key) is not value)
 
 
@@ -65,4 +67,10 @@ def _members(owner: object) -> dict[str, object]:
     return {key: value for key, value in vars(owner).items() if isinstance(value, kinds)}
 
 
-_AT_FIRST = {name: _members(owner) for name, owner in _OWNERS.items()}
+def _plain(value: object) -> object:
+    """A function without a wrapper of torch's own: `torch._dynamo` wraps some when it is imported."""
+    is_wrapped = isinstance(value, FunctionType) and value.__code__.co_filename == torch._compile.__file__
+    return getattr(value, "__wrapped__", value) if is_wrapped else value
+
+
+_AT_FIRST = {name: {key: _plain(value) for key, value in _members(owner).items()} for name, owner in _OWNERS.items()}
