@@ -7,8 +7,8 @@
 - A call and `model.zero_grad(set_to_none=False)`: gradients are zeros.
 - `model.step` with a scale, where there is one scalar loss.
 - Two calls for each kind of constant that the forward takes: with another value, and with the target's own.
-- Where the forward draws random numbers: a call after torch got another seed, and calls after `set_random_state`, the
-  last with the state that `random_state` gave before the one before it.
+- Where the forward draws random numbers: calls after torch got another seed, and the same again; calls after
+  `set_random_state`, the last with the state that `random_state` gave before the one before it.
 - A call with inputs that require gradients, where the target's own do not.
 - Calls under `no_grad` in train mode, where the forward draws or writes buffers: two, and one after another seed.
 - A call while one submodule is in the other mode, where that matters (`model.block.eval()`).
@@ -34,7 +34,7 @@ from .single_calls import Made, SingleCalls
 
 _NO_GRAD, _EVAL, _INPUTS, _SAVED = "no_grad", "eval", "inputs that require gradients", "saved weights"
 _WITH_GRADIENTS, _INFERENCE = "eval, with gradients", "eval, inference_mode"
-_ANOTHER = "another model between"
+_ANOTHER, _AGAIN = "another model between", "the same seed again"
 _REFUSABLE = (_NO_GRAD, _EVAL, _WITH_GRADIENTS, _INFERENCE, _INPUTS, _SAVED)
 """Phases that may be refused where the program for training is not; then those are left out whose name begins so."""
 
@@ -58,6 +58,7 @@ class Loop:
         """What a side computes in each call. The sides get the same tangents."""
         found, random = Recording(), torch.Generator().manual_seed(0)
         with torch.random.fork_rng(devices=[]):
+            torch.rand(())  # a call that starts the generator again shows in one that has given numbers
             for phase, calls in self._phases(side, random):
                 side.model.zero_grad()
                 if phase.startswith(tuple(side.refused)):
@@ -102,6 +103,7 @@ class Loop:
         draws = side.facts[0].draws
         if draws:
             yield "another seed", partial(calls.seeded, SEEDS[0])
+            yield _AGAIN, partial(calls.seeded, SEEDS[0])
             yield "set_random_state", calls.with_state
         if self.trains and (draws or side.facts[0].writes_buffers):
             yield _NO_GRAD, partial(calls.without_gradients, partial(calls.once, self.arguments))

@@ -6,6 +6,7 @@ does. Patches are compared with torch as it was when this module was imported, b
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import sys
@@ -26,8 +27,9 @@ _OWNERS: dict[str, object] = {
     "torch.distributions.Distribution": Distribution, "torch.optim.Optimizer": torch.optim.Optimizer,
 }  # fmt: skip
 """Modules and classes whose functions and switches a capture may replace."""
+RANDOM_STATE = "torch's random state"
 _KEPT: dict[str, Callable[[], object]] = {
-    "torch's random state": lambda: torch.get_rng_state().numpy().tobytes(),
+    RANDOM_STATE: lambda: torch.get_rng_state().numpy().tobytes(),
     "Python's random state": random.getstate,
     "NumPy's random state": lambda: repr(np.random.get_state()),
     "the default dtype": torch.get_default_dtype,
@@ -47,12 +49,18 @@ _KEPT: dict[str, Callable[[], object]] = {
 }  # fmt: skip
 
 
+def after_a_number() -> torch.Tensor:
+    """The state of torch's generator once it has given one number more: a forward that draws takes one."""
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    torch.rand((), generator=generator)
+    return generator.get_state()
+
+
 @contextmanager
 def noting_changes(changed: set[str]) -> Iterator[None]:
     """Add what is different in the process at the end of the context."""
-    import torch._dynamo  # it sets environment variables, once
-
-    torch.rand(())  # a generator that has drawn is not as it was when it started
+    importlib.import_module("torch._dynamo")  # it sets environment variables, once
     before = {name: read() for name, read in _KEPT.items()}
     yield
     changed.update(name for name, read in _KEPT.items() if read() != before[name])

@@ -23,7 +23,7 @@ from ..check.users_call import UsersCall, tensors_of
 from ..model.compiled_module import compiled_module, program_of, random_state, set_random_state
 from ..state.weights import load_weights, save_weights
 from .arguments import Arguments
-from .process_state import noting_changes
+from .process_state import RANDOM_STATE, after_a_number, noting_changes
 from .structures import Structure
 
 SCALE = 3.0
@@ -150,9 +150,13 @@ class CompiledSide(Side):
 
     def call(self, arguments: Arguments) -> list[Tensor]:
         """See `Side.call`."""
-        with noting_changes(self.left_behind):
+        changed: set[str] = set()
+        with noting_changes(changed):
+            generator = after_a_number()
             result = self.model(**arguments)
+            takes_a_number = torch.equal(torch.get_rng_state(), generator)
         self._note(Structure.of(result))
+        self.left_behind |= changed - ({RANDOM_STATE} if self.facts[-1].draws and takes_a_number else set())
         return tensors_of(result)
 
     def step(self, arguments: Arguments) -> None:

@@ -17,8 +17,10 @@ def changes(monkeypatch: pytest.MonkeyPatch, leave: Callable[[pytest.MonkeyPatch
     """What is noted of a block; all is as before afterwards."""
     found: set[str] = set()
     state = random.getstate()
-    with torch.random.fork_rng(devices=[]), noting_changes(found):
-        leave(monkeypatch)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(())
+        with noting_changes(found):
+            leave(monkeypatch)
     random.setstate(state)
     return found
 
