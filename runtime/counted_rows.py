@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .errors import RowCountError
+from .errors import RowCountError, RowsAboveBound
 
 _FAULT = "no bound of a plan is too small here: this is an error in the program; please report it"
 
@@ -24,7 +24,7 @@ def checked_counts(
         raise _refused(rank, where, f"{sum(sent)} rows are to be sent, and there are {rows}", _FAULT)
     if sum(received) > bound:
         problem = f"{sum(received)} rows come, and the bound is {bound}: nothing is dropped, so the run stops"
-        raise _refused(rank, where, problem, _help(rows, bound, len(sent)))
+        raise _refused(rank, where, problem, _help(rows, bound, len(sent)), RowsAboveBound)
     return sent, received
 
 
@@ -39,5 +39,7 @@ def _help(rows: int, bound: int, members: int) -> str:
     )
 
 
-def _refused(rank: int, where: str, problem: str, help: str) -> RowCountError:
-    return RowCountError("E0338", f"rank {rank}: {where or 'all_to_all_rows'}: {problem}", help=help)
+def _refused(
+    rank: int, where: str, problem: str, help: str, kind: type[RowCountError] = RowCountError
+) -> RowCountError:
+    return kind("E0338", f"rank {rank}: {where or 'all_to_all_rows'}: {problem}", help=help)

@@ -19,6 +19,10 @@ class RowCountError(RunError):
     """Counts of rows that an exchange cannot carry out (E0338)."""
 
 
+class RowsAboveBound(RowCountError):
+    """More rows come to a rank than the plan's bound has room for: the one such error that is none of the program."""
+
+
 class CollectiveError(RunError):
     """A collective or message that cannot complete: ranks differ in it, one is missing, or one has failed."""
 

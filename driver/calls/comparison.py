@@ -20,10 +20,10 @@ from ...frontend.captured import Mode
 from ...frontend.targets.load_target import load_target
 from ...frontend.targets.target import Request
 from ...runtime.checks.judging import WithinEagerError, WithinTolerance
+from ...runtime.checks.program_check import is_of_the_program
 from ...runtime.checks.recording import Recording
 from ...runtime.checks.report import CALLS, PROCESS, TOLERANCES, CheckRow, Verdict, raised_row
 from ...runtime.checks.rounding import Changes, changes, largest_changes, perturbation
-from ...runtime.errors import CollectiveError
 from ...runtime.program.program import Program
 from ..model.decorator import compile
 from .arguments import Arguments, differentiated, runs_in_eval_mode
@@ -41,8 +41,6 @@ _LEFT = "a call of the compiled model changes it for the rest of the process"
 _PERTURBATIONS = 2
 _STEPS = 1
 _COMPILED = "the model of stretto.compile"
-_FAULTS = ("E0306", "E0320", "E0330")
-"""Of a call that eager mode takes: the program is malformed, an instruction fails, or replicas differ."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def compare_calls(target: str, request: Request, plan: Plan) -> Calls:
             side = CompiledSide(compile(copy.deepcopy(loaded.model), plan=plan))
             found = loop.record(side)
         except StrettoError as error:
-            if error.code in _FAULTS or isinstance(error, CollectiveError):
+            if is_of_the_program(error):
                 return Calls((raised_row(_COMPILED, error),))
             return _unjudged(f"it refuses a call: {error.code}, {error.message}")
         except Exception as error:  # any: what is under check may be wrong in any way

@@ -94,7 +94,7 @@ def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
     from ...frontend.targets.target import Request
     from ..readings.hugging_face_config import rows_of_config
     from .first_weights import weight_rows
-    from .second_load import load_again, refuse_other_modes, rows_of_loading
+    from .second_load import load_again, refuse_other_modes, rows_of_loading, rows_of_states
     from .weight_files import rows_of_files
 
     source, mode = program.manifest.source, Mode(program.manifest.mode)
@@ -117,7 +117,7 @@ def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
         *weight_rows(program, target.model, call, None if again is None else again.model, changed),
         *rows_of_files(target_name, target.model),
         *rows_of_config(target_name, target.model, str(options.get("dtype") or "")),
-        *rows_of_loading(target, request, again),
+        *rows_of_loading(target, request, again), *rows_of_states(program),
     ]  # fmt: skip
 
     def make(program: Program, reference: Reference, values: Mapping[Key, Tensor]) -> EagerModel:
@@ -126,7 +126,7 @@ def _live(program: Program, target_name: str) -> tuple[Expected, nn.Module]:
             call,
             {argument.index: argument.name for argument in reference.inputs if argument.kind == "input"},
             values,
-            {buffer.name for buffer in program.results_of_kind("buffer")},
+            {each.name for kind in ("buffer", "state") for each in program.results_of_kind(kind)},
             found=found,
             ir=program.ir,
             raised=program.manifest.dtype == "float64",

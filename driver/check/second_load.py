@@ -23,6 +23,8 @@ from ...frontend.captured import Mode
 from ...frontend.targets.target import DTYPES, Request, Target, TargetError
 from ...frontend.trace_errors import RAISED_BY_USER_CODE
 from ...runtime.checks.report import TARGET, CheckRow, Verdict
+from ...runtime.program.program import Program
+from ..readings.plan_text import covers
 
 _MODULE = "stretto_target_again"
 _MODES = {True: "train", False: "eval"}
@@ -64,6 +66,19 @@ def rows_of_loading(target: Target, request: Request, again: Again | None) -> li
     """A row for each way in which the loaded target is not its own function's, or not what options asked for."""
     found = [*_not_as_asked(target, request), *(() if again is None else _not_as_returned(target, again))]
     return [CheckRow(TARGET, name, math.inf, Verdict.DIFFERS, note) for name, note in found]
+
+
+def rows_of_states(program: Program) -> list[CheckRow]:
+    """A row for each buffer that a glob of `--states` names and the program has as a plain buffer."""
+    request = program.manifest.source.get("request")
+    globs = request.get("states") if isinstance(request, Mapping) else None
+    patterns = [str(each) for each in globs] if isinstance(globs, list | tuple) else []
+    names = (each.name for each in program.of_kind("buffer"))
+    note = "it was asked for as a state, and the program has it as a buffer, which each call copies"
+    return [
+        CheckRow(TARGET, name, math.inf, Verdict.DIFFERS, note)
+        for name in names if any(covers(pattern, name) for pattern in patterns)
+    ]  # fmt: skip
 
 
 def _not_as_asked(target: Target, request: Request) -> Iterator[tuple[str, str]]:

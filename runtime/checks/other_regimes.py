@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import RowCountError
+from ..errors import RowsAboveBound
 from ..program.arguments import DTYPES
 from ..program.program import Program
 from .judging import WithinTolerance
@@ -69,7 +69,7 @@ class Sides:
                 continue
             try:
                 made = self.ranks(own, inputs)
-            except RowCountError:  # more rows come to an expert than the plan's bound has room for, as it may be
+            except RowsAboveBound:  # more rows come to an expert than the plan's bound has room for, as it may be
                 if not self.share_refusals:
                     raise
                 continue

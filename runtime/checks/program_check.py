@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...diagnostics import StrettoError
-from ..errors import RunError
+from ..errors import CollectiveError, RowCountError, RowsAboveBound, RunError
 from ..program.arguments import Json
 from ..program.program import Program
 from ..program.records import Input
@@ -46,6 +46,9 @@ from .rounding import changes, in_float64, perturbation, perturbed, raise_float
 from .separate_microbatches import forward
 from .stated import Ranges, as_stated, contradictions, left_out, without_a_row
 
+_FAULTS = ("E0306", "E0320", "E0330", "E0335", "E0338")
+"""Of a call that eager mode takes: the program is malformed, an instruction fails, replicas differ, an input was
+written to, or counts of rows do not fit together."""
 Expected = Callable[[Program, Reference, Mapping[Key, Tensor]], OneDevice]
 """Makes the expected side of a check from the program, its reference and the initial values."""
 
@@ -72,7 +75,7 @@ def check(
     reference says none. What is compared is what the reference states: who is trained, the outputs, the dtype.
 
     Errors: RunError E0340 where the program has no reference, E0349 where the range of an integer input is unknown, and
-    those of running it (E0330 where replicas differ).
+    those of running it that are none of the program (E0338 where more rows come than a plan's bound has room for).
     """
     reference = program.single_device
     if reference is None:
@@ -121,6 +124,12 @@ def check(
     return CheckReport(tuple(rows), dtype, steps if trains else 0, seed, tuple(map(str, regimes)))
 
 
+def is_of_the_program(error: StrettoError) -> bool:
+    """Whether an error of a right call is a fault of the program or its runtime, whatever it advises the caller."""
+    is_known = error.code in _FAULTS or isinstance(error, RowCountError | CollectiveError)
+    return is_known and not isinstance(error, RowsAboveBound)
+
+
 class _Raised(Exception):
     """The program under check raised an exception that is no user error."""
 
@@ -141,7 +150,9 @@ def _of_the_program() -> Iterator[None]:
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
-        except StrettoError:
+        except StrettoError as error:
+            if is_of_the_program(error):
+                raise _Raised(error) from error
             raise
         except Exception as error:  # any: what is under check may be wrong in any way
             raise _Raised(error) from error

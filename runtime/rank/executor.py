@@ -224,7 +224,7 @@ class Executor:
         *calls, _ = list(_steps(self._translation, error.__traceback__)) or [("", 0)]
         layers = [module for caller, position in calls if (module := self._source(caller, position)[1])]
         message = f"layer {layers[-1]}: {error.message}" if layers else error.message
-        return RowCountError(error.code, message, help=error.help)
+        return type(error)(error.code, message, help=error.help)
 
     def _op_name(self, instruction: Instruction) -> str:
         """The op of an instruction for messages: of a call for which a kernel runs, its kind and whose it is."""

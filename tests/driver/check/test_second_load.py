@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from stretto.driver.check.second_load import load_again, refuse_other_modes, rows_of_loading
+from stretto.driver.check.second_load import load_again, refuse_other_modes, rows_of_loading, rows_of_states
 from stretto.driver.check.verify_target import TargetJob, verify_target
 from stretto.frontend.captured import Mode
 from stretto.frontend.targets.load_target import load_target, load_targets
 from stretto.frontend.targets.target import Request, Target, TargetError
 from torch import nn
+
+from ...runtime.tiny_programs import data_parallel
 
 SOURCE = """
 import torch
@@ -143,3 +145,12 @@ def test_the_callable_and_the_inputs_of_an_entry_are_those_that_its_function_ret
     other = replace(targets["double"], inputs={"x": torch.zeros(3, 4)})
     [row] = rows_of_loading(other, Request(), again)
     assert row.name == "inputs" and "of shape [2, 4], and it was loaded of shape [3, 4]" in row.note
+
+
+def test_a_buffer_that_was_asked_for_as_a_state_is_one() -> None:
+    program = data_parallel()
+    [buffer] = program.of_kind("buffer")
+    for pattern, named in ((buffer.name, True), ("*", True), ("other", False)):
+        source = {"request": {"states": [pattern]}}
+        found = rows_of_states(replace(program, manifest=replace(program.manifest, source=source)))
+        assert [row.name for row in found] == [buffer.name] * named

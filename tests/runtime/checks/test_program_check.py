@@ -15,7 +15,7 @@ from stretto.runtime.checks.model_and_program import AllRanks, SingleDevice
 from stretto.runtime.checks.optimizer_drift import Drift
 from stretto.runtime.checks.random_values import parameter, user_input
 from stretto.runtime.checks.recording import Recording
-from stretto.runtime.checks.report import CheckReport, CheckRow
+from stretto.runtime.checks.report import RAISED, CheckReport, CheckRow
 from stretto.runtime.checks.steps import run_steps
 from stretto.runtime.program.arguments import Json
 from stretto.runtime.program.records import Instruction
@@ -62,6 +62,14 @@ def test_a_wrong_forward_fails_in_its_outputs() -> None:
     by_row = verdicts(check(wrong))
     assert by_row["output", "loss"] is Verdict.DIFFERS
     assert by_row["output", "y"] is Verdict.EQUAL
+
+
+def test_an_instruction_that_fails_is_a_row_that_names_the_program() -> None:
+    fails = changed(linear(), 4, step("aten.mm.default", S(5), S(5), out=[6]))
+    report = check(fails)
+    [row] = [row for row in report.rows if row.kind == RAISED]
+    assert not report.passed and row.name == "the program"
+    assert "E0320" in row.note and "aten.mm.default" in row.note
 
 
 def test_a_wrong_backward_fails_in_the_gradient_and_not_in_the_output() -> None:
