@@ -83,6 +83,8 @@ def show_checked(program: Program) -> None:
         case _:
             text = f"{record.get('result')}: nothing could be compared with eager PyTorch"
     say(f"check          {text}")
+    if record.get("raised"):
+        say("               stretto verify TARGET --plan FILE names the pass or the part that is wrong")
     planned = record.get("otherwise_planned")
     for fact in planned if isinstance(planned, list | tuple) else ():
         say(f"               {fact}")
