@@ -1,6 +1,7 @@
 """Changes of model and torch after the first call, without compiling for them: no program of an earlier call may serve.
 
-A forward hook, autocast around the call, a frozen parameter. Each counts where eager mode then gives something else.
+A forward hook, autocast around the call, another default dtype, a frozen parameter. Each counts where eager mode then
+gives something else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ Change = Callable[[nn.Module], AbstractContextManager[None]]
 
 def rows_of_changes(compiled: nn.Module, model: nn.Module, arguments: Arguments, *, trains: bool) -> list[CheckRow]:
     """A row for each change after which the compiled model has a program for the call, and should not."""
-    changes: dict[str, Change] = {"a forward hook that is added": _hooked, "autocast around a call": _under_autocast}
+    changes: dict[str, Change] = {
+        "a forward hook that is added": _hooked,
+        "autocast around a call": _under_autocast,
+        "another default dtype": _with_another_default,
+    }
     own = returned(model, arguments)
     counted = {what: change for what, change in changes.items() if _matters(model, arguments, own, change)}
     if trains and any(parameter.requires_grad for parameter in model.parameters()):
@@ -69,6 +74,16 @@ def _doubled(leaf: object) -> object:
 def _under_autocast(_model: nn.Module) -> Iterator[None]:
     with torch.autocast("cpu", torch.bfloat16):
         yield
+
+
+@contextmanager
+def _with_another_default(_model: nn.Module) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if before is torch.float64 else torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -24,8 +24,10 @@ def returned(model: nn.Module, arguments: Arguments) -> Any:
 
 
 def are_equal(own: Any, other: Any) -> bool:
-    """Whether two results have one structure and the same values; NaN equals NaN."""
+    """Whether two results have one structure and the same values and dtypes; NaN equals NaN."""
     if Structure.of(own).difference(Structure.of(other)):
         return False
     pairs = zip(tensors_of(own), tensors_of(other), strict=True)
-    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
+    )

@@ -109,11 +109,15 @@ def _forward(emitter: LocalEmitter, call: Call, cuts: Sequence[Shards], types: T
 
 
 def _wide(statistic: TensorType, kept: Sequence[TensorType]) -> TensorType:
-    """A statistic in the widest dtype of the parameters and running statistics, in which torch computes it.
+    """A statistic in the widest dtype of the parameters and running statistics, or float32, in which torch computes it.
 
     The type that torch saves it in may be that of short images. Sums over ranks must not have that.
     """
-    return replace(statistic, dtype=reduce(torch.promote_types, (t.dtype for t in kept), statistic.dtype))
+    return replace(statistic, dtype=reduce(torch.promote_types, (t.dtype for t in kept), _least(statistic)))
+
+
+def _least(statistic: TensorType) -> torch.dtype:
+    return torch.promote_types(statistic.dtype, torch.float32)
 
 
 def _updated(images: _Images, old: Value, new: Value, momentum: float) -> Value:
