@@ -3,7 +3,7 @@
 `compile` (a model or its class), `Plan` (what to do where), `program_of` (what ran), `StrettoError` (what was wrong),
 `PlanWarning` (what a plan says to no effect); for training under any plan `local`, `clip_grad_norm_`,
 `detect_anomaly`, `save_checkpoint` and `load_checkpoint`, `save_weights` and `load_weights`, `meta_parameters`,
-`random_state` and `set_random_state`; `allow_ops` for custom ops;
+`random_state` and `set_random_state`; `trace` (what ranks run when); `allow_ops` for custom ops;
 `register_implementation` (an `Implementation` of a kind) and `use_implementations` (those of a package); `load_program`
 (a folder, as a `LoadedProgram` for scripts) and `save_programs` (entries of a model as one folder).
 Each is imported when it is first used, so that the base install runs programs without the compiler.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .driver.model.decorator import compile
     from .driver.model.local_parts import local
     from .driver.model.saved_programs import save_programs
+    from .driver.report.trace_file import trace
     from .driver.state.meta import meta_parameters
     from .driver.state.weights import load_weights, save_weights
     from .dsl import Plan
@@ -36,7 +37,7 @@ __all__ = [
     "Implementation", "LoadedProgram", "Plan", "PlanWarning", "StrettoError", "__version__", "allow_ops",
     "clip_grad_norm_", "compile", "detect_anomaly", "load_checkpoint", "load_program", "load_weights", "local",
     "meta_parameters", "program_of", "random_state", "register_implementation", "save_checkpoint", "save_programs",
-    "save_weights", "set_random_state", "use_implementations",
+    "save_weights", "set_random_state", "trace", "use_implementations",
 ]  # fmt: skip
 
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "save_programs": ".driver.model.saved_programs",
     "save_weights": ".driver.state.weights",
     "set_random_state": ".driver.model.compiled_module",
+    "trace": ".driver.report.trace_file",
     "use_implementations": ".runtime.implementations.registry",
 }
 

@@ -21,11 +21,11 @@ from stretto import Plan
 from stretto.backends.simulator.events import CALLS, COMPUTE
 from stretto.backends.simulator.kernels import Kind, Products
 from stretto.backends.simulator.simulation import simulate
-from stretto.backends.simulator.timeline import Task
 from stretto.driver.compile.compile_program import compile_program
 from stretto.driver.compile.request import CompileRequest, Options
 from stretto.dsl.clusters.cluster import Cluster
 from stretto.frontend.targets.fake_parameters import fake_parameters
+from stretto.runtime.lanes.timeline import Task
 from stretto.runtime.program.program import Program
 from training_rows import Run
 

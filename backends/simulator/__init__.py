@@ -4,6 +4,5 @@
 - `layout.py`: where ranks lie on the cluster, and what a collective over an axis costs there.
 - `steps.py`: a function as what is priced, once for all its calls. `events.py`: the clocks of the ranks.
 - `calls.py`: what a call does to them, so that equal calls are walked once.
-- `timeline.py`: what ran when.
 - `simulation.py`: a step of a program, start reading there.
 """

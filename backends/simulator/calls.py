@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...runtime.lanes.timeline import Task
 from .kernels import Kind
-from .timeline import Task
 
 DIGITS = 12
 """Clocks that agree to a picosecond are as far apart: sums of equal times differ in their last digits."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 
+from ...runtime.lanes.timeline import Task
 from .calls import Clocks, Outcome, Spent, key_of, outcome_of
 from .kernels import Kernel
 from .layout import Layout
 from .steps import Called, Receive, Send, Start, Step, Wait
-from .timeline import Task
 
 Messages = dict[tuple[int, int], deque[float]]
 """By sending and receiving stage: when what was sent arrives."""

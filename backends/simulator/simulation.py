@@ -10,6 +10,7 @@ from ...costs.kernels.gpu import gpu as find_gpu
 from ...costs.kernels.memory_bound import moved_seconds
 from ...dsl.clusters.cluster import Cluster
 from ...runtime.errors import ProgramError
+from ...runtime.lanes.timeline import Task
 from ...runtime.program.entries import Entry
 from ...runtime.program.program import Program
 from ...runtime.prover.analysis import Analysis
@@ -23,7 +24,6 @@ from .events import Messages, Rank
 from .kernels import Products
 from .layout import Layout
 from .steps import FunctionSteps
-from .timeline import Task
 
 ISSUE_SECONDS = 5e-6
 """What the thread of a rank takes to issue one kernel: what a launch of CUDA costs, and little of Python."""

@@ -16,6 +16,7 @@ from ...runtime.program.arguments import Json
 from ...runtime.program.entries import MAIN
 from ...runtime.program.program import Program
 from ...runtime.rank.nan_watch import detect_anomaly
+from ..report.trace_file import trace
 from ..text.console import count_text, heading, progress, say, table
 from .live_model import Comparison, comparison_for
 
@@ -40,6 +41,8 @@ class RunJob:
     """For a check, the values [low, high) of integer inputs of which the program says none."""
     entry: str | None = None
     """The entry of a folder that has several."""
+    trace: str = ""
+    """The file for what ran when; empty: none."""
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
@@ -53,7 +56,8 @@ def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
             return program, run_processes_for(
                 job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes, named_entry=job.entry
             )
-    with progress(job.steps) as bar, detect_anomaly() if job.detect_anomaly else nullcontext():
+    anomalies = detect_anomaly() if job.detect_anomaly else nullcontext()
+    with progress(job.steps) as bar, anomalies, trace(job.trace) if job.trace else nullcontext():
         bar.show("step 1")
 
         def after(step: int, loss: float | None) -> None:

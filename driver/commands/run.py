@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detect-anomaly", action="store_true", help="name the operation that makes the first NaN; slow"
     )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="also write when each rank ran each instruction, for Perfetto or chrome://tracing",
+    )
     add_loading(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -55,6 +60,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     read_loading(arguments)
     if arguments.check and arguments.detect_anomaly:
         arguments.usage_error("--detect-anomaly is for steps; it cannot be combined with --check")
+    if arguments.trace and (arguments.check or arguments.ranks == "processes"):
+        arguments.usage_error("--trace is of steps with --ranks threads; in a script, stretto.trace(FILE) is for both")
     if arguments.against:
         if not arguments.check:
             arguments.usage_error("--against names the reference of a check; add --check")
@@ -68,6 +75,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         arguments.against,
         {name: (low, high) for name, low, high in arguments.ranges},
         arguments.entry,
+        arguments.trace or "",
     )
     if not arguments.check:
         program, steps = run_for_steps(job)

@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     require_compiler()
     from ...backends.simulator.kernels import Products
     from ...backends.simulator.simulation import simulate
-    from ...backends.simulator.timeline import trace_events
     from ...dsl.clusters.cluster import Cluster
+    from ...runtime.lanes.timeline import trace_events
     from ..report.simulation import show_simulation, show_sweep, simulation_json
     from ..text.text_files import write_text
 

@@ -28,6 +28,7 @@ from .in_place_sums import add_in_place
 from .nan_watch import NanFound, NanWatch, first_with_nan, is_detecting
 from .shards import valid_part
 from .state_writes import past_the_end, writing_into
+from .step_trace import TraceWatch, open_trace
 from .translate import FILENAME, INTO, Translation, translate
 
 _OP_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -100,11 +101,13 @@ class Executor:
             raise self._op_failure(error) from error
 
     def _functions(self) -> tuple[Forward, Backward]:
-        """Forward and backward; where frees are watched, those of another translation."""
-        watch = open_watch(self.program)
+        """Forward and backward; where instructions are watched, those of another translation."""
+        watch = open_watch(self.program) or open_trace(self.program, self.communicator.rank)
         if watch is None:
             return self._forward, self._backward
         bound = self._bind(self._translated(watched=True), watch)
+        if isinstance(watch, TraceWatch):
+            watch.begin()
         return bound["forward"], bound.get("backward", _scaled_gradients)
 
     def _forward_watched(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -142,7 +145,9 @@ class Executor:
         kernels = frozenset(name for name, each in self._bindings.items() if each.kernel is not None)
         return translation_of(self.program, self.entry, watched=watched, kernels=kernels)
 
-    def _bind(self, translation: Translation, watch: NanWatch | FreesWatch | None = None) -> dict[str, Any]:
+    def _bind(
+        self, translation: Translation, watch: NanWatch | FreesWatch | TraceWatch | None = None
+    ) -> dict[str, Any]:
         """The Python functions of a translation, bound to this rank's communicator and device."""
         communicator, pipeline = self.communicator, self.program.pipeline
         rank_ops = RankOps(communicator, self.device, 1 if pipeline is None else pipeline.microbatches)

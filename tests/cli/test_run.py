@@ -29,6 +29,15 @@ def test_training_prints_a_falling_loss_and_how_fast_it_was(stretto: Command, pr
     assert "tokens/s" in lines[4] and "4 ranks as threads" in lines[4]
 
 
+def test_a_trace_has_the_instructions_of_each_rank(stretto: Command, program: Path, tmp_path: Path) -> None:
+    done = stretto("run", program, "--steps", 1, "--trace", tmp_path / "steps.json")
+    events = json.loads((tmp_path / "steps.json").read_text())["traceEvents"]
+    assert done.code == 0 and {event["pid"] for event in events} == {0, 1, 2, 3}
+    assert any("model.py" in event["args"].get("place", "") for event in events)
+    refused = stretto("run", program, "--check", "--trace", tmp_path / "steps.json")
+    assert refused.code == 2 and "stretto.trace(FILE) is for both" in refused.err
+
+
 def test_inference_has_no_loss(stretto: Command, llama: Path) -> None:
     done = stretto("run", llama, "--json", "--steps", 2)
     report = json.loads(done.out)

@@ -1,4 +1,4 @@
-"""What ran when: the tasks of a simulated step, and the file that Perfetto and Chrome show of them."""
+"""What ran when: the tasks of steps, simulated or real, and the file that Perfetto and Chrome show of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Task:
-    """One kernel, collective or message: from `start` to `end`, in seconds from the start of the step."""
+    """One kernel, instruction, collective or message: from `start` to `end`, in seconds from the start."""
 
     stage: int
+    """Of the pipeline; of a real run, the rank."""
     lane: str
     name: str
     place: str
@@ -23,7 +24,7 @@ class Task:
         return replace(self, start=self.start + seconds, end=self.end + seconds)
 
 
-def trace_events(tasks: Sequence[Task]) -> dict[str, object]:
+def trace_events(tasks: Sequence[Task], process: str = "a rank of stage {}") -> dict[str, object]:
     """The tasks in Chrome's trace format, whose times are in microseconds: a process a stage, a thread a lane.
 
     Source: Google, "Trace Event Format", complete events ("X") and metadata ("M").
@@ -31,7 +32,7 @@ def trace_events(tasks: Sequence[Task]) -> dict[str, object]:
     lanes = sorted({(task.stage, task.lane) for task in tasks})
     threads = {lane: number for number, lane in enumerate(lanes, 1)}
     named = [
-        {"ph": "M", "name": "process_name", "pid": stage, "args": {"name": f"a rank of stage {stage}"}}
+        {"ph": "M", "name": "process_name", "pid": stage, "args": {"name": process.format(stage)}}
         for stage in sorted({stage for stage, _ in lanes})
     ]
     named += [
