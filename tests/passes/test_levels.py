@@ -11,8 +11,8 @@ from stretto.passes.pipeline_text import parse_pipeline
 from stretto.passes.registry import TABLE
 
 WHOLE = {
-    "bound-experts", "cap-experts", "cast-gradients", "check-batch", "choose-attention", "find-blocks",
-    "find-causal-masks", "fold-layers",
+    "bound-experts", "cap-experts", "cast-gradients", "check-batch", "choose-attention", "exchange-experts",
+    "find-blocks", "find-causal-masks", "fold-layers",
     "gather-parameters", "keep-dims-apart", "partition-tensors", "place-arguments", "propagate-placements",
     "put-batch-first", "raise-experts", "raise-idioms", "raise-matmuls", "split-counts", "split-loss", "split-means",
 }  # fmt: skip
@@ -24,8 +24,8 @@ CUT = {
 }  # fmt: skip
 NEED_A_PLAN = {
     "average-microbatches", "bound-experts", "cap-experts", "cap-memory", "check-batch", "choose-attention",
-    "cut-nanobatches", "cut-stages", "order-tasks", "place-arguments", "recompute", "ring-matmuls", "scatter-norms",
-    "split-loss", "split-segments", "use-local-statistics",
+    "cut-nanobatches", "cut-stages", "exchange-experts", "order-tasks", "place-arguments", "recompute", "ring-matmuls",
+    "scatter-norms", "split-loss", "split-segments", "use-local-statistics",
 }  # fmt: skip
 
 
