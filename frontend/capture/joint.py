@@ -39,7 +39,7 @@ from ..graph.row_major_operands import make_determinants_row_major
 from ..metadata import is_users_file, source_line
 from ..trace_errors import RAISED_BY_USER_CODE, missing_derivatives_named
 from . import traced
-from .resampling import has_symbols, resampling_kept
+from .decompositions import decompositions, has_symbols
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _unwritten_tensor(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor
 
 
 def _forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], mode: Mode, dims: Any) -> TracedForward:
-    with _tracing(module, mode), resampling_kept() if dims is None else contextlib.nullcontext():
+    with _tracing(module, mode), decompositions(symbols=dims is not None):
         with _without_partial_graph(), regions_in_line():
             exported = torch.export.export(module, inputs, strict=False, dynamic_shapes=dims)
         forward = exported.module(check_guards=False)
@@ -180,7 +180,7 @@ def trace_joint(module: nn.Module, traced: TracedForward, mode: Mode) -> TracedG
     """The joint graph of a forward that `module` was traced to, under the same state of torch."""
     with (
         _tracing(module, mode),
-        contextlib.nullcontext() if has_symbols(traced.inputs) else resampling_kept(),
+        decompositions(symbols=has_symbols(traced.inputs)),
         contextlib.ExitStack() as stack,
         switched_off(),
         missing_derivatives_named(traced.graph.graph),
