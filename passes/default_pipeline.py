@@ -16,6 +16,7 @@ from ..dsl.memory.nanobatches import OrderOfNanobatches
 from ..dsl.plan import Plan
 from ..dsl.routing.experts import Move
 from .base import Pass
+from .fusion.fuse_regions import FuseRegions
 from .layers.fold_layers import FoldLayers
 from .manager import Step
 from .masks.find_causal_masks import FindCausalMasks
@@ -78,6 +79,8 @@ class PipelineConfig:
     """By how many bytes `recompute auto` is to stay below its memory, which it estimates."""
     kinds: tuple[str, ...] = WHOLE
     """The idioms that become functions with a kind."""
+    fuse_regions: bool = False
+    """Whether chains of small operations become functions with a kind, for a target that has kernels for them."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,9 @@ PHASES: Mapping[str, tuple[Entry, ...]] = {
         Entry(lambda config: ScheduleLanes(_kinds(config)), _schedules),
     ),
     # When nothing looks at idioms as operations any more.
-    "outline": (Entry(lambda config: OutlineIdioms(",".join(config.kinds))),),
+    "outline": (
+        Entry(lambda config: OutlineIdioms(",".join(config.kinds))),
+        Entry(FuseRegions(), lambda config: config.fuse_regions),
+    ),
 }
 """The phases in their order."""

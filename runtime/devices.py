@@ -19,13 +19,14 @@ def device_of_rank(target: str) -> torch.device:
     if target == _CPU:
         return torch.device(_CPU)
     if target != _CUDA:
-        raise RunError("E0364", f'the program is for the target "{target}"', expected="cpu or cuda")
+        raise RunError("E0364", f'the program runs on the target "{target}"', expected="cpu or cuda")
     if not torch.cuda.is_available():
         built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no GPU"
         raise RunError(
             "E0364",
-            f'the program is for the target "cuda", and {built}',
-            help="compile it for the CPU, which is the default, or run it on a machine with a GPU and a torch for CUDA",
+            f'the program runs on the target "cuda", and {built}',
+            help='run it on the CPU (`stretto run DIR --target cpu`, or `load_program(DIR, target="cpu")`), or take a '
+            "machine with a GPU and a torch for CUDA",
         )
     own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if own >= count:
@@ -45,6 +46,6 @@ def require_cpu(target: str) -> None:
     device_of_rank(target)
     raise RunError(
         "E0364",
-        f'the program is for the target "{target}", and ranks as threads run on the CPU',
-        help="start one process for each rank with torchrun",
+        f'the program runs on the target "{target}", and ranks as threads run on the CPU',
+        help="start one process for each rank, with --ranks processes or torchrun; or run it with --target cpu",
     )

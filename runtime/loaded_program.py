@@ -160,13 +160,16 @@ def _has_even_parts(record: Input, program: Program) -> bool:
     return record.kind == "state" and all(even)
 
 
-def load_program(folder: str | Path, values: Mapping[str, Tensor] | None = None) -> LoadedProgram:
+def load_program(
+    folder: str | Path, values: Mapping[str, Tensor] | None = None, *, target: str | None = None
+) -> LoadedProgram:
     """The program in a folder, to be called from a script; needs no compiler.
 
     `values` are first values by name, of what the folder has none or others. Ranks are threads of this process, or the
-    processes that torchrun started. Raises ProgramError E0301 to E0306 and E0316, RunError E0318.
+    processes that torchrun started. `target` is "cpu" or "cuda", where it is not the one of the compile. Raises
+    ProgramError E0301 to E0306 and E0316, RunError E0318, E0364 where the target cannot run here.
     """
-    return LoadedProgram(ProgramSet.load(folder), values)
+    return LoadedProgram(ProgramSet.load(folder).on(target), values)
 
 
 def _in_order(entry: str, program: Program, inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -57,10 +57,16 @@ def region_of(function: KindFunction) -> Region | str:
     return region
 
 
+def why_not(function: KindFunction, target: str) -> str:
+    """Why no kernel computes a region; empty where one does."""
+    region = region_of(function)
+    return region if isinstance(region, str) else ""
+
+
 def workspace(function: KindFunction, target: str) -> int:
     """Copies of arguments that are not contiguous: at most all of them (bytes)."""
     return sum(operand.bytes for operand in function.operands)
 
 
-TRITON_KERNELS = Implementation("Stretto's Triton kernels", (KIND,), ("cuda",), build, workspace)
+TRITON_KERNELS = Implementation("Stretto's Triton kernels", (KIND,), ("cuda",), build, workspace, why_not)
 """Taken by `stretto.register_implementation`; a region that no kernel computes runs its body."""

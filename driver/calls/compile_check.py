@@ -31,6 +31,8 @@ from ..text.console import count_text, say
 from .comparison import compare_calls
 
 _SHOWN = 5
+_CHECKED_ON = "cpu"
+"""Checks run ranks as threads of this process, whatever the program is for; the manifest says so."""
 _TOLD = (TARGET, MEMORY, REPEATED, PROCESS)
 """The kinds of rows of which the note is shown."""
 
@@ -42,7 +44,7 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
     """
     with TemporaryDirectory(prefix="stretto") as folder:
         program.save(f"{folder}/program")
-        written = Program.load(f"{folder}/program")
+        written = Program.load(f"{folder}/program").on(_CHECKED_ON)
         report = check(written, expected=eager_expected(written, job.target))
     plan = Plan.load(job.plan)
     calls = compare_calls(job.target, job.request, plan)
@@ -52,7 +54,7 @@ def checked_record(program: Program, job: CompileJob) -> dict[str, Json]:
     counts = Counter(row.verdict for row in report.computed)
     weights = Counter(row.verdict for row in report.rows if row.kind == WEIGHTS)
     return {
-        "result": _result(report),
+        "result": _result(report), "targets": [_CHECKED_ON],
         "reference": "eager PyTorch", "regimes": list(report.regimes),
         "tensors": {str(verdict): count for verdict, count in sorted(counts.items())},
         "weights": {str(verdict): count for verdict, count in sorted(weights.items())},
@@ -82,7 +84,8 @@ def show_checked(program: Program) -> None:
             text = "failed: the program is not what the plan says"
         case _:
             text = f"{record.get('result')}: nothing could be compared with eager PyTorch"
-    say(f"check          {text}")
+    target = program.manifest.target
+    say(f"check          {text}{f'; checked on {_CHECKED_ON}, not on {target}' if target != _CHECKED_ON else ''}")
     if record.get("raised"):
         say("               stretto verify TARGET --plan FILE names the pass or the part that is wrong")
     planned = record.get("otherwise_planned")

@@ -16,8 +16,9 @@ from ...runtime.program.arguments import Json
 from ...runtime.program.entries import MAIN
 from ...runtime.program.program import Program
 from ...runtime.rank.nan_watch import detect_anomaly
+from ..report.bound_kinds import fallbacks
 from ..report.trace_file import trace
-from ..text.console import count_text, heading, progress, say, table
+from ..text.console import count_text, heading, note, progress, say, table
 from .live_model import Comparison, comparison_for
 
 _ROWS_SHOWN = 10
@@ -43,18 +44,32 @@ class RunJob:
     """The entry of a folder that has several."""
     trace: str = ""
     """The file for what ran when; empty: none."""
+    target: str | None = None
+    """What the program runs on; None: what it was compiled for."""
+
+    def program(self) -> Program:
+        """The program that is to run. What runs as its body for want of a kernel is told on stderr."""
+        program = load_entry(self.folder, self.entry).on(self.target).at(self.sizes)
+        for text in fallbacks(program):
+            note(text)
+        return program
 
 
 def run_for_steps(job: RunJob) -> tuple[Program, StepsReport]:
     """Run the steps; returns the program and the report. Raises RunError E0336 for a NaN if `detect_anomaly` is set."""
-    program = load_entry(job.folder, job.entry).at(job.sizes)
+    program = job.program()
     if job.ranks == "processes":
         from ...runtime.processes.jobs import run_processes_for
 
         with progress(job.steps) as bar:
             bar.show(f"{program.mesh.ranks} processes")
             return program, run_processes_for(
-                job.folder, steps=job.steps, anomalies=job.detect_anomaly, sizes=job.sizes, named_entry=job.entry
+                job.folder,
+                steps=job.steps,
+                anomalies=job.detect_anomaly,
+                sizes=job.sizes,
+                named_entry=job.entry,
+                target=job.target,
             )
     anomalies = detect_anomaly() if job.detect_anomaly else nullcontext()
     with progress(job.steps) as bar, anomalies, trace(job.trace) if job.trace else nullcontext():
@@ -81,14 +96,18 @@ def show_steps(program: Program, job: RunJob, report: StepsReport) -> None:
 
 def steps_json(program: Program, job: RunJob, report: StepsReport) -> dict[str, Json]:
     """The JSON of `show_steps`."""
-    return {**report.to_json(), "ranks": program.mesh.ranks, "ranks_as": job.ranks, "dtype": program.manifest.dtype}
+    return {**report.to_json(), "ranks": program.mesh.ranks, "ranks_as": job.ranks, **_ran(program)}
+
+
+def _ran(program: Program) -> dict[str, Json]:
+    return {"dtype": program.manifest.dtype, "target": program.manifest.target}
 
 
 def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
     """Check the program; returns the report and the reference that it was compared with."""
     with progress(2) as bar:
         bar.show("loading the program and the model")
-        program = load_entry(job.folder, job.entry).at(job.sizes)
+        program = job.program()
         against = _against(job)
         comparison = comparison_for(program, against)
         bar.show(f"checking on {count_text(program.mesh.ranks, 'rank')}", 1)
@@ -98,7 +117,7 @@ def run_check(job: RunJob) -> tuple[CheckReport, Comparison]:
             entry = f"{comparison_for.__module__}:check_entry"
             report = check_processes(
                 job.folder, steps=job.steps, entry=entry, sizes=job.sizes, against=against, ranges=job.ranges,
-                named_entry=job.entry,
+                named_entry=job.entry, target=job.target,
             )  # fmt: skip
         else:
             report = check(program, expected=comparison.expected, steps=job.steps, ranges=job.ranges)

@@ -50,6 +50,15 @@ def read_loading(arguments: argparse.Namespace) -> None:
         use_implementations(*arguments.implementations)
 
 
+def add_program_target(parser: argparse.ArgumentParser) -> None:
+    """`--target NAME`, for commands that load a program."""
+    parser.add_argument(
+        "--target", choices=("cpu", "cuda"), dest="runs_on",
+        help="what the program runs on: its functions with a kind by kernels of this target, or by their bodies; "
+        "default: what it was compiled for",
+    )  # fmt: skip
+
+
 def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, also: str = "") -> None:
     """`-p PIPELINE`."""
     parser.add_argument("-p", "--pipeline", required=required, metavar="PIPELINE", help=_PIPELINE + also)

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--states", action="append", default=[], metavar="GLOB",
         help='buffers that stay with the ranks and change in place, such as "cache.*"; may be repeated',
     )  # fmt: skip
+    parser.add_argument(
+        "--target", choices=("cpu", "cuda"), default="cpu", dest="runs_on",
+        help="what the program is for: with cuda chains of small operations become functions that may run as one "
+        "kernel each. Needs no GPU; `run --target` runs either program on either. Default: cpu",
+    )  # fmt: skip
     parser.add_argument("--dump-ir", metavar="DIR", help="write the module after each pass to this folder")
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -49,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     job = CompileJob(
         arguments.target, arguments.plan, arguments.output, arguments.mode, arguments.dtype, arguments.batch,
-        arguments.seq, arguments.dump_ir, dict(arguments.dynamic), tuple(arguments.states),
+        arguments.seq, arguments.dump_ir, dict(arguments.dynamic), tuple(arguments.states), arguments.runs_on,
     )  # fmt: skip
     if not arguments.check:
         programs, seconds = compile_entries(job)

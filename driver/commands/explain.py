@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .arguments import add_entry, add_json, add_loading, read_loading
+from .arguments import add_entry, add_json, add_loading, add_program_target, read_loading
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lanes", metavar="FILE", help="also draw the lanes of repeated layers, as an SVG picture")
     parser.add_argument("--pictures", action="store_true", help="write the pictures of docs/overlap.md, in a checkout")
     add_loading(parser)
+    add_program_target(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ..text.console import say
 
     read_loading(arguments)
-    programs = ProgramSet.load(arguments.folder).selected(arguments.entry)
+    programs = ProgramSet.load(arguments.folder).selected(arguments.entry).on(arguments.runs_on)
     explanations = {entry: explain(program) for entry, program in programs}
     if arguments.lanes:
         _draw(explanations, arguments.lanes)

@@ -9,6 +9,7 @@ from .arguments import (
     add_entry,
     add_json,
     add_loading,
+    add_program_target,
     add_ranges,
     named_sizes,
     positive,
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write when each rank ran each instruction, for Perfetto or chrome://tracing",
     )
     add_loading(parser)
+    add_program_target(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         {name: (low, high) for name, low, high in arguments.ranges},
         arguments.entry,
         arguments.trace or "",
+        arguments.runs_on,
     )
     if not arguments.check:
         program, steps = run_for_steps(job)

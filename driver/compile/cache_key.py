@@ -22,7 +22,7 @@ from ...runtime.program.versions import FORMAT
 from .own_sources import own_state
 from .request import CompileRequest
 from .traced_call import TracedCall
-from .whole_idioms import kept_kinds
+from .whole_idioms import fuses_regions, kept_kinds
 
 _NOT_OF_THE_PROGRAM = ("arguments", "source", "keep_weights")
 """Fields of `Options` that `new_program.completed` reads, for a fresh and for a cached program."""
@@ -44,7 +44,7 @@ def _facts(request: CompileRequest, traced: TracedCall) -> Iterator[str]:
             yield f"option {option.name} {dumped(getattr(request.options, option.name))}"
     yield f"sizes {dumped(dict(request.sizes))} {request.if_static.name} {traced.why_not!r}"
     yield f"allowed {[(name, str(op._schema)) for name, op in sorted(allowed_ops().items())]}"
-    yield f"kinds {kept_kinds()}"
+    yield f"kinds {kept_kinds()} regions {fuses_regions(request.options.target)}"
     if strategies := strategies_of_the_caller():
         raise NotKeyed(f'the sharding strategy of "{strategies[0]}" is code that was registered with DTensor')
     yield from forward_facts(traced.forward)

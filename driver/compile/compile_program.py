@@ -45,7 +45,7 @@ from .pipeline_requirements import check_loss, check_states
 from .request import CAPTURED, NO_OBSERVER, Compiled, CompileRequest, Found, IfStatic, Observer, Options
 from .states import mark_states
 from .traced_call import Captures, TracedCall, sizes_refused, static_call, traced_call
-from .whole_idioms import kept_kinds
+from .whole_idioms import fuses_regions, kept_kinds
 
 
 def compile_program(request: CompileRequest, observer: Observer = NO_OBSERVER) -> Compiled:
@@ -144,6 +144,7 @@ def pipeline_config(plan: Plan, options: Options) -> PipelineConfig:
         padded_inputs=options.padded_inputs,
         sizes_vary=options.sizes_vary,
         kinds=kept_kinds(),
+        fuse_regions=fuses_regions(options.target),
     )
 
 

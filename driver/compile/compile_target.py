@@ -62,6 +62,8 @@ class CompileJob:
     """By input, the dims whose sizes are chosen when the program is run."""
     states: tuple[str, ...] = ()
     """Globs over the buffers that are states."""
+    runs_on: str = "cpu"
+    """What the program is for, "cpu" or "cuda"."""
 
     @property
     def request(self) -> Request:
@@ -188,14 +190,21 @@ def _request(job: CompileJob, plan: Plan, target: Target, *, several: bool = Fal
         arguments={"inputs": target.input_ranges},
         source=source_record(
             {**target.source, "plan": os.path.abspath(job.plan), PLAN_TEXT: plan.text, **_compute(plan)},
-            {"dtype": job.dtype, **job.wanted_sizes, **({"states": list(job.states)} if job.states else {})},
+            {"dtype": job.dtype, **job.wanted_sizes, **_stated(job)},
         ),
         keep_weights=target.weights_are_real,
         states=job.states,
         states_elsewhere=several,
+        target=job.runs_on,
     )
     request = CompileRequest.of(target.model, (), target.inputs, plan, options)
     return with_named_sizes(request, DynamicDims.of(job.dynamic)) if job.dynamic else request
+
+
+def _stated(job: CompileJob) -> dict[str, Json]:
+    """What else the command said, for who compiles again."""
+    states: dict[str, Json] = {"states": list(job.states)} if job.states else {}
+    return {**states, **({"target": job.runs_on} if job.runs_on != CompileJob.runs_on else {})}
 
 
 def with_named_sizes(request: CompileRequest, dims: DynamicDims) -> CompileRequest:

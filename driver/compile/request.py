@@ -49,6 +49,8 @@ class Options:
     """Whether a glob may name no buffer of this call, because it names one of another entry."""
     sizes_vary: bool = False
     """Whether the program is to hold for other sizes than the call's: no pass may choose by bytes then."""
+    target: str = "cpu"
+    """What the program is for, "cpu" or "cuda": whether regions are fused."""
     delay_reductions: bool = False
     """Leave the parameters' gradients unreduced, for steps that accumulate before they reduce."""
 

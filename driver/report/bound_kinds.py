@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...runtime.implementations.binding import bindings
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
+from ..text.console import count_text
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class BoundKind:
             "kind": self.kind, "implementation": self.runs or None, "functions": self.functions,
             "declined": list(self.declined),
         }  # fmt: skip
+
+
+def fallbacks(program: Program) -> list[str]:
+    """A remark for each kind of which functions run as their bodies on the program's target, and why."""
+    target = program.manifest.target
+    return [
+        f"remark: on {target} {count_text(each.functions, 'function')} of kind {each.kind} "
+        f"{'runs as its body' if each.functions == 1 else 'run as their bodies'}, op by op: "
+        + (f"declined by {', '.join(each.declined)}" if each.declined else "no implementation was asked for")
+        for each in bound_kinds(program)
+        if not each.runs
+    ]
 
 
 def bound_kinds(program: Program) -> tuple[BoundKind, ...]:

@@ -28,7 +28,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     """Print an explanation."""
     program = explanation.program
     manifest = program.manifest
-    say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}")
+    say(f"program  {program.folder}: {manifest.mode}, {manifest.dtype}, for {manifest.target}{_checked_on(manifest)}")
     say(f"from     {source_text(manifest)}; stretto {manifest.stretto}, torch {manifest.torch}")
     say(f"mesh     {mesh_text(manifest)}")
     for statement in explanation.implied:
@@ -51,6 +51,14 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     _recomputed(explanation)
     _warnings(explanation)
     _remarks(explanation, detail)
+
+
+def _checked_on(manifest: Manifest) -> str:
+    """The targets on which eager PyTorch agreed, as far as the manifest says."""
+    targets = manifest.checked.get("targets")
+    if manifest.checked.get("result") != "passed" or not isinstance(targets, list | tuple):
+        return ""
+    return f"; checked on {', '.join(map(str, targets))}"
 
 
 def mesh_text(manifest: Manifest) -> str:

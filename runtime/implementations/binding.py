@@ -22,7 +22,7 @@ class Binding:
     """None: the body."""
     kernel: Kernel | None = None
     declined: tuple[str, ...] = ()
-    """The names of implementations of its kind that did not take it."""
+    """The implementations of its kind that did not take it: their names, and why where they say it."""
 
     def workspace(self, target: str) -> int | None:
         """The bytes that a call takes beside arguments and results; None where only the body's are known."""
@@ -80,5 +80,12 @@ def _choose(
             if kernel is not None and (takes_all or not together):
                 found[name] = replace(found[name], implementation=implementation, kernel=kernel)
             elif found[name].kernel is None:
-                found[name] = replace(found[name], declined=(*found[name].declined, implementation.name))
+                found[name] = replace(
+                    found[name], declined=(*found[name].declined, _declined(implementation, functions[name], target))
+                )
     return found
+
+
+def _declined(implementation: Implementation, function: KindFunction, target: str) -> str:
+    why = "" if implementation.why_not is None else implementation.why_not(function, target)
+    return f"{implementation.name} ({why})" if why else implementation.name

@@ -89,6 +89,8 @@ class Implementation:
     """
     workspace: Callable[[KindFunction, str], int] | None = None
     """The most bytes that a call takes beside arguments and results. Without, a proof counts what the body takes."""
+    why_not: Callable[[KindFunction, str], str] | None = None
+    """Why `build` declined a function, in a few words, for remarks."""
 
 
 _BUILT_IN: dict[str, tuple[str, ...]] = {"cpu": ("cpu_attention:FORWARD", "cpu_attention:BACKWARD")}

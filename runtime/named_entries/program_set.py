@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -139,6 +139,10 @@ class ProgramSet:
     def selected(self, entry: str | None) -> ProgramSet:
         """The set of the one entry of this name; all of it without a name. Raises ProgramError E0319."""
         return self if entry is None else ProgramSet({entry: self.program(entry)}, self.folder)
+
+    def on(self, target: str | None) -> ProgramSet:
+        """The programs for another target; see `Program.on`."""
+        return self if target is None else replace(self, programs={name: each.on(target) for name, each in self})
 
     def __iter__(self) -> Iterator[tuple[str, Program]]:
         return iter(self.programs.items())

@@ -18,6 +18,7 @@ from ..checks.program_check import Expected, check
 from ..checks.report import CheckReport, CheckRow, Verdict
 from ..checks.stated import Ranges
 from ..checks.steps import StepsReport, run_steps
+from ..devices import device_of_rank
 from ..implementations.registry import use_implementations, used_implementations
 from ..named_entries.program_set import load_entry
 from ..program.arguments import Json
@@ -44,18 +45,22 @@ def check_processes(
     against: str = "",
     ranges: Ranges | None = None,
     named_entry: str | None = None,
+    target: str | None = None,
 ) -> CheckReport:
     """`check` with one process per rank and parameters that are DTensors; rank 0's report.
 
     `entry` names the function that every process runs; another one may call `check_process` with another reference.
     `sizes` are values for named sizes; the others are as compiled. `against` is for that other function: the reference
     that the caller names. `ranges` are those of `check`. `named_entry` is the entry of a folder that has several.
+    `target` is another one than the folder was compiled for.
     """
-    program = load_entry(folder, named_entry)
+    program = load_entry(folder, named_entry).on(target)
+    device_of_rank(program.manifest.target)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "sizes": dict(sizes or {}),
         "allow_ops": _allowed_here(program), "implementations": used_implementations(), "against": against,
         "ranges": {name: list(bounds) for name, bounds in (ranges or {}).items()}, "named_entry": named_entry or "",
+        "target": program.manifest.target,
     }  # fmt: skip
     reports = run_processes(entry, arguments, program.mesh.ranks)
     fields = Fields(reports[0], "report")
@@ -76,16 +81,19 @@ def run_processes_for(
     anomalies: bool = False,
     sizes: Mapping[str, int] | None = None,
     named_entry: str | None = None,
+    target: str | None = None,
 ) -> StepsReport:
     """`run_steps` with one process per rank and parameters that are DTensors; rank 0's report.
 
-    With `anomalies` every process looks for the first NaN (`detect_anomaly`). `named_entry`: see `check_processes`.
+    With `anomalies` every process looks for the first NaN (`detect_anomaly`). `named_entry` and `target`: see
+    `check_processes`.
     """
-    program = load_entry(folder, named_entry)
+    program = load_entry(folder, named_entry).on(target)
+    device_of_rank(program.manifest.target)
     arguments: Json = {
         "folder": str(Path(folder).resolve()), "steps": steps, "seed": seed, "anomalies": anomalies,
         "sizes": dict(sizes or {}), "allow_ops": _allowed_here(program),
-        "implementations": used_implementations(), "named_entry": named_entry or "",
+        "implementations": used_implementations(), "named_entry": named_entry or "", "target": program.manifest.target,
     }  # fmt: skip
     fields = Fields(run_processes(f"{__name__}:steps_entry", arguments, program.mesh.ranks)[0], "report")
     return StepsReport(
@@ -170,7 +178,8 @@ def _read_arguments(arguments: Json) -> tuple[Program, int, int]:
     allow_ops(*(fields.strings("allow_ops") if isinstance(arguments, Mapping) and "allow_ops" in arguments else ()))
     use_implementations(*fields.strings_or("implementations", ()))
     entry = fields.string_or("named_entry", "") or None
-    return load_entry(fields.string("folder"), entry).at(sizes), fields.integer("steps"), fields.integer("seed")
+    program = load_entry(fields.string("folder"), entry).on(fields.string_or("target", "") or None)
+    return program.at(sizes), fields.integer("steps"), fields.integer("seed")
 
 
 def _allowed_here(program: Program) -> list[str]:

@@ -193,6 +193,16 @@ class Program:
         for name, each in self.functions.items():
             yield from (name, each.slots, each.arguments, each.results, each.code, each.backward_at, each.kind)
 
+    def on(self, target: str | None) -> Program:
+        """The program for another target than it was compiled for; itself without one.
+
+        Its functions with a kind then run by that target's implementations, or by their bodies. `target` is "cpu" or
+        "cuda": whoever takes the word from a user checks it.
+        """
+        if target is None or target == self.manifest.target:
+            return self
+        return replace(self, manifest=replace(self.manifest, target=target))
+
     def at(self, sizes: Mapping[str, int]) -> Program:
         """The program for these values of some named sizes, the others as compiled; itself where none is given.
 

@@ -61,6 +61,7 @@ def compile_command(manifest: Mapping[str, object], folder: Path) -> str:
         words += ["--dtype", str(request["dtype"])] if isinstance(request.get("dtype"), str) else []
         sizes = ((size, request.get(size)) for size in _SIZES)
         words += [word for size, value in sizes if isinstance(value, int) for word in (f"--{size}", str(value))]
+        words += ["--target", "cuda"] if request.get("target") == "cuda" else []
         states = request.get("states")
         words += (
             [word for glob in states if isinstance(glob, str) for word in ("--states", glob)]

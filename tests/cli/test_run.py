@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from stretto.runtime import Program
 
-from .conftest import MODEL, Command
+from .conftest import MODEL, Command, compiled
 
 
 def test_training_prints_a_falling_loss_and_how_fast_it_was(stretto: Command, program: Path) -> None:
@@ -232,3 +234,36 @@ def test_a_nan_in_the_loss_is_reported_and_on_request_traced_to_its_operation(st
     assert done.code == 0 and "the loss is NaN from step 1 on; --detect-anomaly names" in done.out
     done = stretto("run", folder, "--detect-anomaly")
     assert done.code == 1 and "logarithm.py:12" in done.err and "(aten.log.default)" in done.err
+
+
+@pytest.fixture(scope="module")
+def for_cuda(sources: Path) -> Path:
+    """The GPT, compiled for inference on two ranks with GPUs."""
+    return compiled(sources, "model.py:make_forward", "two.plan", "cuda", "--mode", "infer", "--target", "cuda")
+
+
+def test_a_folder_for_cuda_runs_on_the_cpu_by_the_bodies_of_its_regions(stretto: Command, for_cuda: Path) -> None:
+    done = stretto("run", for_cuda, "--target", "cpu", "--check")
+    assert done.code == 0 and "passed" in done.out
+    assert re.search(r"remark: on cpu \d+ functions of kind region run as their bodies, op by op", done.err)
+    explained = stretto("explain", for_cuda).out
+    assert "for cuda" in explained and "region by its body" in explained and "attention by its body" in explained
+    assert "attention by torch's flash attention" in stretto("explain", for_cuda, "--target", "cpu").out
+
+
+@pytest.mark.parametrize("ranks", ["threads", "processes"])
+def test_a_target_without_a_gpu_is_refused_with_what_to_do_instead(
+    stretto: Command, for_cuda: Path, forward: Path, ranks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command in (["run", for_cuda], ["run", forward, "--target", "cuda"]):
+        done = stretto(*command, "--ranks", ranks)
+        assert done.code == 1 and "error[E0364]" in done.err and "stretto run DIR --target cpu" in done.err
+
+
+@pytest.mark.slow
+def test_a_check_says_on_which_target_it_was_made(stretto: Command, sources: Path) -> None:
+    options = ("--mode", "infer", "--target", "cuda", "--check")
+    folder = compiled(sources, "model.py:make_forward", "two.plan", "checked_cuda", *options)
+    assert Program.load(folder).manifest.checked["targets"] == ["cpu"]
+    assert "for cuda; checked on cpu" in stretto("explain", folder).out

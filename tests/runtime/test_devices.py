@@ -17,7 +17,7 @@ def test_the_cpu_is_the_device_of_a_program_for_the_cpu() -> None:
 
 def test_without_a_gpu_a_program_for_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RunError, match=r'E0364.*target "cuda"(.|\n)*compile it for the CPU'):
+    with pytest.raises(RunError, match=r'E0364.*target "cuda"(.|\n)*--target cpu'):
         device_of_rank("cuda")
 
 
