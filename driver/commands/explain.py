@@ -10,6 +10,7 @@ from .arguments import add_entry, add_json, add_loading, add_program_target, rea
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
+    from ...runtime.named_entries.program_set import ProgramSet
     from ..report.explain import Explanation
 
 HELP = "show a program's placements, communication and remarks"
@@ -21,6 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remarks", action="store_true", help="list every remark of the passes, with its place")
     add_entry(parser, "all, one after the other")
     parser.add_argument("--lanes", metavar="FILE", help="also draw the lanes of repeated layers, as an SVG picture")
+    parser.add_argument(
+        "--streams",
+        metavar="RANK",
+        type=int,
+        nargs="?",
+        const=0,
+        help="show what a rank (default: 0) issues to the streams of a GPU, proved for all ranks; needs no GPU",
+    )
+    parser.add_argument("--graphs", action="store_true", help="with --streams: as CUDA graphs")
     parser.add_argument("--pictures", action="store_true", help="write the pictures of docs/overlap.md, in a checkout")
     add_loading(parser)
     add_program_target(parser)
@@ -34,6 +44,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return _pictures(arguments)
     if arguments.folder is None:
         arguments.usage_error("the following arguments are required: DIR")
+    if arguments.graphs and arguments.streams is None:
+        arguments.usage_error("--graphs goes with --streams")
     from ...runtime.named_entries.program_set import ProgramSet
     from ..report.explain import explain
     from ..report.show_explanation import Detail, show_explanation
@@ -41,6 +53,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     read_loading(arguments)
     programs = ProgramSet.load(arguments.folder).selected(arguments.entry).on(arguments.runs_on)
+    if arguments.streams is not None:
+        return _streams(programs, arguments)
     explanations = {entry: explain(program) for entry, program in programs}
     if arguments.lanes:
         _draw(explanations, arguments.lanes)
@@ -55,6 +69,28 @@ def run(arguments: argparse.Namespace) -> Outcome:
             show_explanation(explanation, detail)
 
     return Outcome(0, show, lambda: {"entries": {name: each.to_json() for name, each in explanations.items()}})
+
+
+def _streams(programs: ProgramSet, arguments: argparse.Namespace) -> Outcome:
+    """What a rank issues to the streams of a GPU."""
+    from ..report.streams import show_streams, stream_program
+    from ..text.console import say
+
+    rank = arguments.streams
+    for _, program in programs:
+        if not 0 <= rank < program.mesh.ranks:
+            arguments.usage_error(f"--streams {rank}: the ranks of the program are 0 to {program.mesh.ranks - 1}")
+    found = {entry: stream_program(program, rank, graphs=arguments.graphs) for entry, program in programs}
+    if not programs.has_names:
+        [only] = found.values()
+        return Outcome(0, lambda: show_streams(only), only.to_json)
+
+    def show() -> None:
+        for entry, each in found.items():
+            say(f"entry    {entry}")
+            show_streams(each)
+
+    return Outcome(0, show, lambda: {"entries": {name: each.to_json() for name, each in found.items()}})
 
 
 def _draw(explanations: Mapping[str, Explanation], file: str) -> None:

@@ -30,7 +30,8 @@ class RankOps:
 
     def offset(self, axes: Sequence[str], chunk: int, microbatch: int = 0) -> Tensor:
         """The global index of this rank's first element: a 0-d int64 tensor."""
-        return torch.tensor(self._coordinate(axes, microbatch) * chunk, dtype=torch.int64, device=self._device)
+        first = self._coordinate(axes, microbatch) * chunk
+        return torch.full((), first, dtype=torch.int64, device=self._device)  # a fill, which a CUDA graph may hold
 
     def mask(
         self,

@@ -69,7 +69,7 @@ class Executor:
         self._translation = self._translated()
         bound = self._bind(self._translation)
         self._forward: Forward = bound["forward"]
-        self._backward: Backward = _scaled_gradients if self.entry.stage is not None else bound["backward"]
+        self._backward: Backward = scaled_gradients if self.entry.stage is not None else bound["backward"]
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Frame]:
         """The local outputs and buffers, given the local tensors of `entry.forward_inputs`; both in program order."""
@@ -108,7 +108,7 @@ class Executor:
         bound = self._bind(self._translated(watched=True), watch)
         if isinstance(watch, TraceWatch):
             watch.begin()
-        return bound["forward"], bound.get("backward", _scaled_gradients)
+        return bound["forward"], bound.get("backward", scaled_gradients)
 
     def _forward_watched(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The forward. Raises NanFound where a result has a NaN."""
@@ -126,7 +126,7 @@ class Executor:
 
     def _backward_watched(self, values: list[Tensor]) -> list[Tensor]:
         watch, bound = self._watched()
-        gradients: list[Tensor] = bound.get("backward", _scaled_gradients)(values)
+        gradients: list[Tensor] = bound.get("backward", scaled_gradients)(values)
         index = first_with_nan(self._valid(self.entry.gradients, gradients))
         if index is not None:
             raise self._nan_error(self.entry.gradients[index], watch, None)
@@ -263,7 +263,7 @@ def translation_of(
     return translation
 
 
-def _scaled_gradients(values: list[Tensor]) -> list[Tensor]:
+def scaled_gradients(values: list[Tensor]) -> list[Tensor]:
     """The backward of a pipeline: `values` are the gradients and, last, the tangent that scales them."""
     *gradients, tangent = values
     if bool(tangent == 1):

@@ -193,7 +193,7 @@ class _Writer:
             return self._store(instruction, f"{self._value(instruction.args[0])}.wait()", gives_list=False) + after
         arguments = [self._value(value) for value in instruction.args]
         if instruction.op in _COMMON:
-            order = _PARAMETERS[instruction.op]
+            order = PARAMETERS[instruction.op]
             arguments += [self._value(_frozen(instruction.kwargs[key])) for key in order]
             if instruction.op not in RANK_OPS:
                 arguments.append(self._constant(self._where(instruction, index, function)))
@@ -285,7 +285,7 @@ class _Writer:
         return self._constant_names[key]
 
 
-_PARAMETERS = {
+PARAMETERS = {
     "comm.all_reduce_start": ("axes", "reduce"),
     "comm.all_gather_start": ("axes", "dim"),
     "comm.reduce_scatter_start": ("axes", "dim", "reduce"),

@@ -199,3 +199,23 @@ def test_kinds_are_listed_with_what_runs_for_them(stretto: Command, program: Pat
 def test_implementations_that_no_package_offers_are_refused(stretto: Command, program: Path, command: str) -> None:
     done = stretto(command, program, "--implementations", "nobodys")
     assert done.code == 1 and 'error[E0315]: no package offers implementations "nobodys"' in done.err
+
+
+def test_the_streams_of_a_rank_are_shown_and_proved(stretto: Command, program: Path) -> None:
+    found = json.loads(stretto("explain", program, "--streams", "1", "--json").out)
+    assert found["proved"] and found["rank"] == 1 and found["graphs"] == 0
+    by_stream = Counter(work["stream"] for work in found["works"])
+    assert by_stream["comm"] == sum(counted(Program.load(program)).values())
+    shown = stretto("explain", program, "--streams", "--graphs").out
+    assert "Streams of rank 0 on a GPU, as recorded without one" in shown and "graphs   " in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--streams", "9"], "the ranks of the program are 0 to"), (["--graphs"], "--graphs goes with --streams")],
+)
+def test_streams_of_what_there_is_not_are_refused(
+    stretto: Command, program: Path, options: list[str], said: str
+) -> None:
+    result = stretto("explain", program, *options)
+    assert result.code == 2 and said in result.err
