@@ -11,9 +11,9 @@ from typing import Any
 from ..ir.bindings import Value, mlir
 from ..ir.operations import Call, build, flatten, regroup
 from ..ir.types import TensorType, from_mlir, is_tensor, to_mlir
+from ..ops.overloads import is_pointwise, overload
 from .graph import Node
-from .sharding.rules.call import bind, overload
-from .sharding.rules.pointwise import is_pointwise
+from .sharding.rules.call import bind
 
 Shape = tuple[int, ...]
 

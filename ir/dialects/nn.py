@@ -65,6 +65,14 @@ NN_SCHEMAS: tuple[tuple[str, bool], ...] = (
         " -> Tensor",
         True,
     ),
+    # scores (..., V), labels (...), weight (V): -scores[label], times the weight of that class if there are weights;
+    # 0 in rows whose label is `ignore_index` -> losses (...)
+    ("nn::nll_loss(Tensor scores, Tensor labels, Tensor? weight, int ignore_index) -> Tensor", True),
+    # the gradient of the scores: -grad * weight at each row's label, zero elsewhere and in ignored rows; grad (...)
+    (
+        "nn::nll_loss_backward(Tensor grad, Tensor scores, Tensor labels, Tensor? weight, int ignore_index) -> Tensor",
+        True,
+    ),
     # a @ b over the last two dims, (..., M, K) and (..., K, N); the leading dims, two or more, are the same
     ("nn::matmul(Tensor a, Tensor b) -> Tensor", True),
     # x @ weight + bias over the last dim; x (..., K), weight (K, N), bias (N)

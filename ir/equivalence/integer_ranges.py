@@ -196,7 +196,7 @@ _RULES: dict[str, Callable[[Extents, tuple[Any, ...]], Use]] = {
     "aten.index_select.default": _along_dim,
     "aten.index.Tensor": _indexed,
     "aten.nll_loss_forward.default": _nll,
-    "nn.cross_entropy": _labels,
+    **dict.fromkeys(("nn.cross_entropy", "nn.nll_loss"), _labels),
     **dict.fromkeys(_CONSTANT_COMPARISONS, _compared),
 }
 

@@ -154,6 +154,22 @@ def cross_entropy_backward(
     return (torch.where((labels != ignore_index)[..., None], gradient, 0.0).to(logits.dtype),)
 
 
+def nll_loss(scores: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Results:
+    """-weight_label score_label of each row; 0 in ignored rows."""
+    factors = _label_weights(scores, labels, weight)
+    losses = -(torch.where(_one_hot(scores, labels), _at_least_float32(scores), 0.0) * factors).sum(-1)
+    return (torch.where(labels != ignore_index, losses, 0.0).to(scores.dtype),)
+
+
+def nll_loss_backward(
+    grad: Tensor, scores: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int
+) -> Results:
+    """-grad weight_label at the label, 0 elsewhere and in ignored rows."""
+    at_label = _one_hot(scores, labels) & (labels != ignore_index)[..., None]
+    gradient = -_at_least_float32(grad)[..., None] * _label_weights(scores, labels, weight)
+    return (torch.where(at_label, gradient, 0.0).to(scores.dtype),)
+
+
 def matmul(a: Tensor, b: Tensor) -> Results:
     """a b over the last two dims."""
     return (torch.einsum("...mk,...kn->...mn", _at_least_float32(a), _at_least_float32(b)).to(a.dtype),)
@@ -220,6 +236,8 @@ _OPERATIONS: dict[str, tuple[Callable[..., Results], int]] = {
     "nn.rotary_backward": (rotary_backward, 3),
     "nn.cross_entropy": (cross_entropy, 3),
     "nn.cross_entropy_backward": (cross_entropy_backward, 5),
+    "nn.nll_loss": (nll_loss, 4),
+    "nn.nll_loss_backward": (nll_loss_backward, 5),
     "nn.matmul": (matmul, 2),
     "nn.linear": (linear, 3),
     "nn.sum_of_outer_products": (sum_of_outer_products, 2),
@@ -298,6 +316,11 @@ def _signs(x: Tensor) -> Tensor:
     signs = torch.ones(x.shape[-1], dtype=x.dtype)
     signs[:half] = -1
     return signs
+
+
+def _label_weights(scores: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    """(v): the factor of each class; ones where classes have no weights."""
+    return torch.ones_like(scores[..., :1]) if weight is None else _at_least_float32(weight)
 
 
 def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:

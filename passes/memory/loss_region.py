@@ -18,7 +18,10 @@ from ..graph import Graph, Node
 from ..sharding.rules.ir_calls import call_strategies
 from .kept import behind
 
-_LOSSES = ("nn.cross_entropy", "aten._log_softmax.default", "aten._softmax.default", "aten.nll_loss_forward.default")
+_LOSSES = (
+    "nn.cross_entropy", "nn.nll_loss", "aten._log_softmax.default", "aten._softmax.default",
+    "aten.nll_loss_forward.default",
+)  # fmt: skip
 _RESHAPES = ("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default")
 _LINEAR = ("nn.linear", "nn.matmul", "aten.addmm.default", "aten.mm.default")
 

@@ -35,6 +35,7 @@ from ...ir.module import Level, Module, terminator
 from ...ir.operations import regroup
 from ...ir.placement import Mesh, Reduce, Replicate, axes_size
 from ...ir.types import TensorType, from_mlir, is_tensor, to_mlir
+from ...ops.overloads import is_pointwise
 from ..base import Pass, Remark, RemarkKind, Report
 from ..collective_text import collective_text
 from ..counted_remarks import CountedRemarks
@@ -42,7 +43,6 @@ from ..graph import Graph, Node, build_like
 from ..plan_effects import OVERLAP_KEY
 from ..rewriting import Emitter
 from ..row_operations import has_rows, takes_rows_alone
-from ..sharding.rules.pointwise import is_pointwise
 from .split_all_reduce import scattered_type, splits
 
 _COPY = "aten._to_copy.default"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
 from .vocabulary import Lowering, Vocabulary, bare, cast, in_table
 
+_NLL_LOSS, _NLL_LOSS_BACKWARD = "aten.nll_loss_forward.default", "aten.nll_loss_backward.default"
 _NONE = 0
 """torch's number for losses that are not reduced."""
 
@@ -77,6 +79,33 @@ def _nll_loss_backward(vocabulary: Vocabulary, call: Call, types: list[TensorTyp
     return [e.op("aten.scatter_add.default", zeros, 1, *columns, type=type_)]
 
 
+def _row_loss(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """scores (..., chunk), labels (...), weights? -> this rank's terms of the losses (...)."""
+    e = vocabulary.emitter
+    scores, labels, weight, ignored = call.args
+    [loss] = types
+    count = TensorType(loss.dtype, ())
+    rows = Call(_NLL_LOSS, (vocabulary.rows(scores), vocabulary.flat(labels), weight, _NONE, ignored))
+    losses, _ = _nll_loss(vocabulary, rows, [_flat_type(loss), count])
+    return [e.op("aten.reshape.default", losses, list(loss.shape), type=loss)]
+
+
+def _row_loss_backward(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """grad (...), scores (..., chunk), labels (...), weights? -> the gradient of this rank's scores (..., chunk)."""
+    e = vocabulary.emitter
+    grad, scores, labels, weight, ignored = call.args
+    [type_] = types
+    scores, labels, grad = vocabulary.rows(scores), vocabulary.flat(labels), vocabulary.flat(grad)
+    rows = Call(_NLL_LOSS_BACKWARD, (grad, scores, labels, weight, _NONE, ignored))
+    [gradient] = _nll_loss_backward(vocabulary, rows, [bare(type_, from_mlir(scores.type).shape)])
+    return [e.op("aten.reshape.default", gradient, list(type_.shape), type=type_)]
+
+
+def _flat_type(type_: TensorType) -> TensorType:
+    """One dim of rows, without a placement."""
+    return bare(type_, (prod(type_.shape),))
+
+
 class _Picked:
     """The labels of rows that count, and where this rank holds their classes."""
 
@@ -120,7 +149,9 @@ def _row_types(type_: TensorType, dim: int, dtype: torch.dtype) -> tuple[TensorT
 LOWERINGS: dict[str, Lowering] = {
     "aten._log_softmax.default": in_table(_log_softmax),
     "aten._log_softmax_backward_data.default": in_table(_log_softmax_backward),
-    "aten.nll_loss_forward.default": in_table(_nll_loss),
-    "aten.nll_loss_backward.default": in_table(_nll_loss_backward),
+    _NLL_LOSS: in_table(_nll_loss),
+    _NLL_LOSS_BACKWARD: in_table(_nll_loss_backward),
+    "nn.nll_loss": in_table(_row_loss),
+    "nn.nll_loss_backward": in_table(_row_loss_backward),
 }
 """What a rank computes in place of each op over sharded classes."""

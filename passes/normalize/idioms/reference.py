@@ -159,6 +159,21 @@ def cross_entropy_backward(
     return (softmax * rows).scatter_add(1, index, -rows).to(logits.dtype).reshape(logits.shape)
 
 
+def nll_loss(scores: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """torch's loss of each row, which refuses a label outside [0, V); scores (..., V), labels (...), weight (V)."""
+    rows, each = _rows(scores), labels.reshape(labels.numel())
+    losses: Tensor = torch.ops.aten.nll_loss_forward.default(rows, each, weight, 0, ignore_index)[0]
+    return losses.reshape(labels.shape)
+
+
+def nll_loss_backward(grad: Tensor, scores: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """The gradient of the scores, from that of each row's loss; grad (...)."""
+    rows, each, of_rows = _rows(scores), labels.reshape(labels.numel()), grad.reshape(grad.numel())
+    count = torch.zeros((), dtype=scores.dtype, device=scores.device)
+    gradient: Tensor = torch.ops.aten.nll_loss_backward.default(of_rows, rows, each, weight, 0, ignore_index, count)
+    return gradient.reshape(scores.shape)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b over the last two dims; a (..., M, K), b (..., K, N), of the same leading dims."""
     product = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
@@ -215,6 +230,8 @@ REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor | None, ...]]] = {
     "nn.rotary_backward": rotary_backward,
     "nn.cross_entropy": cross_entropy,
     "nn.cross_entropy_backward": cross_entropy_backward,
+    "nn.nll_loss": nll_loss,
+    "nn.nll_loss_backward": nll_loss_backward,
     "nn.matmul": matmul,
     "nn.linear": linear,
     "nn.sum_of_outer_products": sum_of_outer_products,

@@ -14,7 +14,7 @@ from ....ir.bindings import Value
 from ....ir.dialects.schemas import definitions
 from ....ir.operations import Call, build
 from ....ir.types import TensorType, absent, from_mlir, to_mlir
-from ...sharding.rules.call import overload
+from ....ops.overloads import overload
 from ..emitter import LocalEmitter, Shards, Types
 from .exchange import Cut, Exchange
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 
-import torch
-
+from ....ops.overloads import overload
 from .strategy import TensorMeta
 
 _ATTENTION = ("mask", "causal", "scale", "q_offset", "k_offset")
@@ -26,6 +24,8 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.rotary_backward": ("x", "cos", "sin"),
     "nn.cross_entropy": ("logits", "labels", "ignore_index"),
     "nn.cross_entropy_backward": ("scale", "logits", "labels", "lse", "ignore_index"),
+    "nn.nll_loss": ("scores", "labels", "weight", "ignore_index"),
+    "nn.nll_loss_backward": ("grad", "scores", "labels", "weight", "ignore_index"),
     "stretto.grouped_mm.default": ("input", "weight", "offs"),
     "stretto.grouped_mm_backward.default": ("input", "weight", "offs", "grad_output"),
     "nn.matmul": ("a", "b"),
@@ -37,16 +37,6 @@ NN_OPERANDS: dict[str, tuple[str, ...]] = {
     "nn.random": ("state", "number", "like", "size", "below"),
 }
 """Of each op without a torch schema, the operands that its rule reads, in order; tensors may be absent or None."""
-
-
-@cache
-def overload(op: str) -> torch._ops.OpOverload | None:
-    """The torch op called `op` ("aten.mm.default"); None where torch has none of that name."""
-    namespace, _, rest = op.partition(".")
-    name, _, overload_name = rest.rpartition(".")
-    packet = getattr(getattr(torch.ops, namespace), name, None) if name else None
-    op_overload = getattr(packet, overload_name, None)
-    return op_overload if isinstance(op_overload, torch._ops.OpOverload) else None
 
 
 @dataclass(frozen=True)

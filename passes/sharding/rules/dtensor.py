@@ -27,7 +27,8 @@ from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, Tu
 from torch.distributed.tensor._ops.single_dim_strategy import _ShardingPlaceholder
 
 from ....ir.placement import AxisPlacement, Partial, Replicate, Shard
-from .call import Call, overload
+from ....ops.overloads import overload
+from .call import Call
 from .strategy import Strategy, TensorMeta
 
 _REFUSALS = (AssertionError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
+from ....ops.overloads import UNTAGGED
 from .builders import P, Rule, dim, linear, strategy, uniform
-from .call import Call, overload
+from .call import Call
 from .strategy import Strategy
 
 
@@ -55,23 +54,6 @@ def weight_norm(call: Call) -> list[Strategy]:
     return [uniform(call, call.integer("dim"), call.integer("dim"))]
 
 
-_POINTWISE = (
-    "floor_divide.default", "floor_divide.Scalar", "fill.Scalar", "fill.Tensor", "copy.default", "masked_fill.Tensor",
-    "rsub.Tensor", "isin.Tensor_Scalar", "hardswish.default", "log_sigmoid_forward.default", "_prelu_kernel.default",
-    "softplus_backward.default", "leaky_relu_backward.default", "hardswish_backward.default",
-    "hardsigmoid_backward.default", "hardshrink_backward.default", "softshrink_backward.default",
-    "elu_backward.default", "hardtanh_backward.default", "log_sigmoid_backward.default",
-    "mish_backward.default", "where.ScalarOther", "where.ScalarSelf",
-    "_prelu_kernel_backward.default", "_masked_scale.default",
-)  # fmt: skip
-
-
-def is_pointwise(op: str) -> bool:
-    """Whether each element of an op's result is a function of the same element of its operands, broadcast."""
-    known = overload(op)
-    return op.removeprefix("aten.") in _POINTWISE or (known is not None and torch.Tag.pointwise in known.tags)
-
-
 def cross(call: Call) -> list[Strategy]:
     """linalg_cross: every dim but that of the three components, where the operands do not broadcast."""
     rank, shapes = len(call.out().shape), {meta.shape for meta in call.inputs}
@@ -95,7 +77,7 @@ TABLE: dict[str, Rule] = {
     "aten.linalg_cross.default": cross,
     "aten.mv.default": matrix_vector,
     "aten.searchsorted.Tensor": searchsorted,
-    **dict.fromkeys((f"aten.{name}" for name in _POINTWISE), pointwise),
+    **dict.fromkeys((f"aten.{name}" for name in UNTAGGED), pointwise),
     **dict.fromkeys(("aten.glu.default", "aten.glu_backward.default"), glu),
     **dict.fromkeys(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default"), batch_dims),
     **dict.fromkeys(("aten.channel_shuffle.default", "aten.im2col.default", "aten.col2im.default"), batch_dims),

@@ -129,6 +129,26 @@ def cross_entropy_backward(call: Call) -> list[Strategy]:
     return [*by_row, by_class, linear(call, "scale")]
 
 
+def nll_loss(call: Call) -> list[Strategy]:
+    """nn.nll_loss(scores (..., V), labels (...), weight?) -> (...): by leading dims, by V (a partial sum).
+
+    A row that pads a chunk has an ignored label. By V a rank has the terms of its classes' labels.
+    """
+    classes, weight = len(call.meta("scores").shape) - 1, [None] if call.maybe("weight") else []
+    fills = (0.0, _ignore_index(call), *weight)
+    by_row = [strategy([d], [d, d, *weight], fills=fills) for d in range(classes)]
+    return [*by_row, strategy([P], [classes, None, *weight], lowering=Lowering.OFFSET)]
+
+
+def nll_loss_backward(call: Call) -> list[Strategy]:
+    """nn.nll_loss_backward(grad (...), scores, labels, weight?) -> (..., V): by leading dims, by V; linear in grad."""
+    classes, weight = len(call.out().shape) - 1, [None] if call.maybe("weight") else []
+    fills = (None, None, _ignore_index(call), *weight)
+    by_row = [strategy([d], [d, d, d, *weight], fills=fills) for d in range(classes)]
+    by_class = strategy([classes], [None, classes, None, *weight], lowering=Lowering.OFFSET)
+    return [*by_row, by_class, linear(call, "grad")]
+
+
 def grouped_mm(call: Call) -> list[Strategy]:
     """grouped_mm(input, weight, offs) -> result: by output features, by input features (a partial sum)."""
     strategies = [strategy([1], [None, 2, None]), strategy([P], [1, 1, None])]
@@ -155,6 +175,8 @@ TABLE: dict[str, Rule] = {
     "nn.rotary_backward": rotary,
     "nn.cross_entropy": cross_entropy,
     "nn.cross_entropy_backward": cross_entropy_backward,
+    "nn.nll_loss": nll_loss,
+    "nn.nll_loss_backward": nll_loss_backward,
     "stretto.grouped_mm.default": grouped_mm,
     "stretto.grouped_mm_backward.default": grouped_mm_backward,
 }

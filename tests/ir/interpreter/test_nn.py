@@ -153,6 +153,17 @@ def test_cross_entropy_and_its_backward_leave_ignored_rows_out() -> None:
         same(call("cross_entropy_backward", scale, logits, labels, logsumexp, -100), back)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_of_rows_in_two_dims_and_their_backward(weighted: bool) -> None:
+    scores, labels = normal(2, 3, 5).requires_grad_(), torch.tensor([[0, 4, -100], [2, -100, 1]])
+    weight, grad = (normal(5, seed=1).abs() if weighted else None), normal(2, 3, seed=2)
+    expected = F.nll_loss(scores.transpose(1, 2), labels, weight, reduction="none")
+    back = gradients(expected, [scores], grad)
+    with torch.no_grad():
+        same(call("nll_loss", scores, labels, weight, -100), (expected,))
+        same(call("nll_loss_backward", grad, scores, labels, weight, -100), back)
+
+
 def test_sixteen_bits_are_computed_in_float32_and_rounded_at_the_end() -> None:
     x, weight = normal(4, 64).bfloat16(), normal(64, seed=1).bfloat16()
     y, rstd = call("rms_norm", x, weight, 1e-6)

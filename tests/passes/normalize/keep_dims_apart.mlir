@@ -55,6 +55,67 @@ func.func @main(%x: tensor<2x3x7xf32>, %y: tensor<2x3xi64>, %s: tensor<f32>) -> 
 
 // -----
 
+// A loss with weights of classes over the tokens of all examples, as log_softmax and a sum: nothing merges them.
+
+// CHECK: %[[P:.+]] = "aten.u_log_softmax_default"(%arg0) {dim = 2 : i64, {{.*}} -> tensor<2x3x7xf32>
+// CHECK-NEXT: %[[L:.+]] = "nn.nll_loss"(%[[P]], %arg1, %arg2) {{.*}} -> tensor<2x3xf32>
+// CHECK-NEXT: %[[S:.+]] = "aten.sum_default"(%[[L]])
+// CHECK-NEXT: %[[G:.+]] = "aten.expand_default"(%arg3) {size = array<i64: 2, 3>}
+// CHECK-NEXT: %[[D:.+]] = "nn.nll_loss_backward"(%[[G]], %[[P]], %arg1, %arg2) {{.*}} -> tensor<2x3x7xf32>
+// CHECK-NEXT: %[[X:.+]] = "aten.u_log_softmax_backward_data_default"(%[[D]], %[[P]]) {dim = 2 : i64
+// CHECK-NEXT: return %[[S]], %[[X]]
+func.func @main(%x: tensor<2x3x7xf32>, %y: tensor<2x3xi64>, %w: tensor<7xf32>, %s: tensor<f32>) -> (tensor<f32>, tensor<2x3x7xf32>) {
+  %0 = "aten.reshape_default"(%x) {shape = array<i64: 6, 7>} : (tensor<2x3x7xf32>) -> tensor<6x7xf32>
+  %1 = "aten.reshape_default"(%y) {shape = array<i64: 6>} : (tensor<2x3xi64>) -> tensor<6xi64>
+  %2 = "aten.u_log_softmax_default"(%0) {dim = 1 : i64, half_to_float = false} : (tensor<6x7xf32>) -> tensor<6x7xf32>
+  %t, %n = "aten.nll_loss_forward_default"(%2, %1, %w) {ignore_index = -100 : i64, reduction = 2 : i64, operandSegmentSizes = array<i32: 1, 1, 1>} : (tensor<6x7xf32>, tensor<6xi64>, tensor<7xf32>) -> (tensor<f32>, tensor<f32>)
+  %3 = "aten.nll_loss_backward_default"(%s, %2, %1, %w, %s) {ignore_index = -100 : i64, reduction = 2 : i64, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1>} : (tensor<f32>, tensor<6x7xf32>, tensor<6xi64>, tensor<7xf32>, tensor<f32>) -> tensor<6x7xf32>
+  %4 = "aten.u_log_softmax_backward_data_default"(%3, %2) {dim = 1 : i64, input_dtype = f32} : (tensor<6x7xf32>, tensor<6x7xf32>) -> tensor<6x7xf32>
+  %5 = "aten.reshape_default"(%4) {shape = array<i64: 2, 3, 7>} : (tensor<6x7xf32>) -> tensor<2x3x7xf32>
+  return %t, %5 : tensor<f32>, tensor<2x3x7xf32>
+}
+
+// -----
+
+// Row by row: what broadcasts over rows keeps doing so, a number for each row is summed over their dims.
+
+// CHECK: %[[M:.+]] = "aten.mul_tensor"(%arg0, %arg1) : {{.*}} -> tensor<2x3x7xf32>
+// CHECK-NEXT: %[[A:.+]] = "aten.amax_default"(%[[M]]) {dim = array<i64: 2>, keepdim = true} : {{.*}} -> tensor<2x3x1xf32>
+// CHECK-NEXT: %[[D:.+]] = "aten.sub_tensor"(%[[M]], %[[A]]) {{.*}} -> tensor<2x3x7xf32>
+// CHECK-NEXT: %[[O:.+]] = "aten.full_default"() {fill_value = 1.{{0+}}e+00 : f64, size = array<i64: 2, 3, 7>}
+// CHECK-NEXT: %[[E:.+]] = "aten.add_tensor"(%[[D]], %[[O]])
+// CHECK-NEXT: %[[R:.+]] = "aten.sum_dim_intlist"(%[[E]]) {dim = array<i64: 2>, keepdim = false} : {{.*}} -> tensor<2x3xf32>
+// CHECK-NEXT: %[[S:.+]] = "aten.sum_default"(%[[R]])
+// CHECK-NEXT: return %[[S]]
+func.func @main(%x: tensor<2x3x7xf32>, %w: tensor<7xf32>) -> tensor<f32> {
+  %0 = "aten.reshape_default"(%x) {shape = array<i64: 6, 7>} : (tensor<2x3x7xf32>) -> tensor<6x7xf32>
+  %1 = "aten.mul_tensor"(%0, %w) : (tensor<6x7xf32>, tensor<7xf32>) -> tensor<6x7xf32>
+  %2 = "aten.amax_default"(%1) {dim = array<i64: -1>, keepdim = true} : (tensor<6x7xf32>) -> tensor<6x1xf32>
+  %3 = "aten.sub_tensor"(%1, %2) : (tensor<6x7xf32>, tensor<6x1xf32>) -> tensor<6x7xf32>
+  %4 = "aten.full_default"() {size = array<i64: 6, 7>, fill_value = 1.0 : f64} : () -> tensor<6x7xf32>
+  %5 = "aten.add_tensor"(%3, %4) : (tensor<6x7xf32>, tensor<6x7xf32>) -> tensor<6x7xf32>
+  %6 = "aten.sum_dim_intlist"(%5) {dim = array<i64: 1>, keepdim = false} : (tensor<6x7xf32>) -> tensor<6xf32>
+  %7 = "aten.sum_default"(%6) : (tensor<6xf32>) -> tensor<f32>
+  return %7 : tensor<f32>
+}
+
+// -----
+
+// A sum that runs along the rows stays, and so does a mean loss, which `split-means` makes a sum first.
+
+// CHECK: "aten.cumsum_default"(%{{.+}}) {dim = 0 : i64} : (tensor<6x7xf32>)
+// CHECK: "aten.nll_loss_forward_default"
+// CHECK-NOT: nn.nll_loss
+func.func @main(%x: tensor<2x3x7xf32>, %y: tensor<2x3xi64>) -> (tensor<6x7xf32>, tensor<f32>) {
+  %0 = "aten.reshape_default"(%x) {shape = array<i64: 6, 7>} : (tensor<2x3x7xf32>) -> tensor<6x7xf32>
+  %1 = "aten.reshape_default"(%y) {shape = array<i64: 6>} : (tensor<2x3xi64>) -> tensor<6xi64>
+  %2 = "aten.cumsum_default"(%0) {dim = 0 : i64} : (tensor<6x7xf32>) -> tensor<6x7xf32>
+  %t, %n = "aten.nll_loss_forward_default"(%0, %1) {ignore_index = -100 : i64, reduction = 1 : i64, operandSegmentSizes = array<i32: 1, 1, 0>} : (tensor<6x7xf32>, tensor<6xi64>) -> (tensor<f32>, tensor<f32>)
+  return %2, %t : tensor<6x7xf32>, tensor<f32>
+}
+
+// -----
+
 // Rows that were never merged stay, and so do those whose dims are cut anew: 6 features of 4 are no 8 of 3.
 
 // CHECK-NOT: nn.linear

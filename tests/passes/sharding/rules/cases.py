@@ -306,6 +306,8 @@ _ATEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nn.matmul": lambda: (f(3, 5, 7, 4), f(3, 5, 4, 6)),
     "nn.cross_entropy": lambda: (f(7, 5), _labels(7, 5), -100),
     "nn.cross_entropy_backward": _cross_entropy_backward,
+    "nn.nll_loss": lambda: (f(3, 7, 5), _labels(21, 5).view(3, 7), f(5).abs(), -100),
+    "nn.nll_loss_backward": lambda: (f(3, 7), f(3, 7, 5), _labels(21, 5).view(3, 7), f(5).abs(), -100),
 }
 
 _MORE: dict[str, Callable[[], CallParts]] = {
@@ -377,6 +379,7 @@ _MORE: dict[str, Callable[[], CallParts]] = {
     "nll_loss backward of each row": lambda: (
         "aten.nll_loss_backward.default", (f(7), f(7, 5), _labels(7, 5), f(5).abs(), 0, -100, f(1)[0].abs() + 6), {}
     ),
+    "losses of rows without weights": lambda: ("nn.nll_loss", (f(3, 7, 5), _labels(21, 5).view(3, 7), None, -100), {}),
     "layer norm without weight": lambda: ("nn.layer_norm", (f(3, 5, 4), None, None, [4], EPS), {}),
     "layer norm backward without weight": lambda: ("nn.layer_norm_backward", _layer_backward(None, None), {}),
     "layer norm backward of x alone": lambda: (

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from stretto.ir.placement import AxisPlacement, Reduce, Replicate, Shard, chunk_size
+from stretto.ops.overloads import overload
 from stretto.passes.partition.localize import localize
 from stretto.passes.sharding.rules import Lowering, Strategy
-from stretto.passes.sharding.rules.call import overload
 from torch import Tensor
 
 from .joint_graphs import Recorded, to_metas
@@ -169,10 +169,20 @@ def _log_softmax_backward(locals_: Locals) -> list[Results]:
     return [(grad - scores.exp() * total,) for _, (grad, scores, *_), _ in locals_]
 
 
+def _row_loss(locals_: Locals) -> list[Results]:
+    """nn.nll_loss: nll_loss of each row, of any number of dims."""
+    with_reduction = [(op, (*args[:3], 0, args[3]), kwargs) for op, args, kwargs in locals_]
+    return [(losses,) for losses, _ in _nll_loss(with_reduction)]
+
+
+def _row_loss_backward(locals_: Locals) -> list[Results]:
+    return _nll_loss_backward([(op, (*args[:4], 0, args[4], None), kwargs) for op, args, kwargs in locals_])
+
+
 def _nll_loss(locals_: Locals) -> list[Results]:
     results: list[Results] = []
     for rank, (_, (scores, labels, weight, reduction, ignored), _) in enumerate(locals_):
-        losses = -(_hot(scores, labels, rank) * scores.nan_to_num(0, 0, 0)).sum(1) * _row_weights(
+        losses = -(_hot(scores, labels, rank) * scores.nan_to_num(0, 0, 0)).sum(-1) * _row_weights(
             labels, weight, ignored
         )
         count = _row_weights(labels, weight, ignored).sum()
@@ -182,19 +192,19 @@ def _nll_loss(locals_: Locals) -> list[Results]:
 
 def _nll_loss_backward(locals_: Locals) -> list[Results]:
     return [
-        (-_hot(scores, labels, rank) * (grad * _row_weights(labels, weight, ignored))[:, None],)
+        (-_hot(scores, labels, rank) * (grad * _row_weights(labels, weight, ignored))[..., None],)
         for rank, (_, (grad, scores, labels, weight, _, ignored, _), _) in enumerate(locals_)
     ]
 
 
 def _hot(scores: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """(N, chunk): 1 where a row's label is a class of this rank."""
-    own = torch.arange(scores.shape[1]) + rank * scores.shape[1]
-    return (own == labels[:, None]).to(scores.dtype)
+    """(..., chunk): 1 where a row's label is a class of this rank."""
+    own = torch.arange(scores.shape[-1]) + rank * scores.shape[-1]
+    return (own == labels[..., None]).to(scores.dtype)
 
 
 def _row_weights(labels: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
-    """(N,): the weight of each row's class, 0 where its label is ignored."""
+    """(...): the weight of each row's class, 0 where its label is ignored."""
     counted = (labels != ignored).double()
     return counted if weight is None else counted * weight[labels.where(labels != ignored, 0)]
 
@@ -219,4 +229,6 @@ LOWERINGS: dict[tuple[str, Lowering], Callable[[Locals], list[Results]]] = {
     ("aten._log_softmax_backward_data.default", Lowering.SOFTMAX): _log_softmax_backward,
     ("aten.nll_loss_forward.default", Lowering.OFFSET): _nll_loss,
     ("aten.nll_loss_backward.default", Lowering.OFFSET): _nll_loss_backward,
+    ("nn.nll_loss", Lowering.OFFSET): _row_loss,
+    ("nn.nll_loss_backward", Lowering.OFFSET): _row_loss_backward,
 }

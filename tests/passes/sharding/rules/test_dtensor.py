@@ -7,7 +7,8 @@ from itertools import cycle
 
 import pytest
 import torch
-from stretto.passes.sharding.rules.call import bind, overload
+from stretto.ops.overloads import overload
+from stretto.passes.sharding.rules.call import bind
 from stretto.passes.sharding.rules.lookup import dtensor as dtensor_rules
 from torch import Tensor
 from torch.distributed.tensor import DTensor
