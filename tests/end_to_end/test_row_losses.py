@@ -114,7 +114,7 @@ class Tagger(nn.Module):
 CUT_TOKENS = "shard inputs dim 1 over cp"
 PLANS = {
     ("dp, cp", 4): f"mesh (dp=2, cp=2)\nshard inputs dim 0 over dp\n{CUT_TOKENS}",
-    ("dp, cp", 1): f"mesh (dp=2, cp=2)\n{CUT_TOKENS}",
+    ("cp", 1): f"mesh (cp=2)\n{CUT_TOKENS}",
     ("cp, tp", 4): f'mesh (cp=2, tp=2)\n{CUT_TOKENS}\nshard "head" vocab over tp',
     ("cp, tp", 1): f'mesh (cp=2, tp=2)\n{CUT_TOKENS}\nshard "head" vocab over tp',
 }
