@@ -118,7 +118,7 @@ PLANS = {
     ("cp, tp", 4): f'mesh (cp=2, tp=2)\n{CUT_TOKENS}\nshard "head" vocab over tp',
     ("cp, tp", 1): f'mesh (cp=2, tp=2)\n{CUT_TOKENS}\nshard "head" vocab over tp',
 }
-DEFAULT = [(all_of_them, ("dp, cp", 4)), (all_of_them, ("cp, tp", 1))]
+DEFAULT = [(weighted_and_smoothed_sum, ("dp, cp", 4)), (masked, ("cp", 1)), (of_probabilities, ("cp, tp", 4))]
 
 
 def is_large(message: Message, batch: int) -> bool:
