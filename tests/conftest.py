@@ -19,6 +19,7 @@ os.environ["STRETTO_CACHE"] = "0"  # no test leaves a program behind, or takes o
 settings.register_profile("stretto", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stretto")  # a busy machine fails no test
 
+_SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 _MOST_WORKERS = 8
 """More cores than this save little: each worker takes seconds, and 0.6 GB, to import torch and the compiler."""
 
@@ -47,6 +48,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if all(path.is_file() for path in paths):
         return 0
     return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow what `slow_tests.txt` lists: costly tests, beside which others of their kind run by default."""
+    listed = set(_SLOW_TESTS.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    if not any("::" in argument for argument in config.args):
+        files = {item.nodeid.partition("::")[0] for item in items}
+        stale = {line for line in listed if line.partition("::")[0] in files} - {item.nodeid for item in items}
+        if stale:
+            raise pytest.UsageError(f"{_SLOW_TESTS.name} lists tests that there are not: {', '.join(sorted(stale))}")
 
 
 def pytest_collection_finish() -> None:

@@ -48,8 +48,8 @@ def reversed_axes(right: Wrong) -> Wrong:
 
 
 def arguments_swapped(op: str, one: str, two: str) -> Plant:
-    order = [{one: two, two: one}.get(name, name) for name in translate._PARAMETERS[op]]
-    return entry(translate._PARAMETERS, op, tuple(order))
+    order = [{one: two, two: one}.get(name, name) for name in translate.PARAMETERS[op]]
+    return entry(translate.PARAMETERS, op, tuple(order))
 
 
 def any_add(code: Any, arguments: Any, kept: Any) -> frozenset[int]:
@@ -170,10 +170,10 @@ RANK_FAULTS = {
         "rank/in_place_sums: in_place_adds", value(translate, "in_place_adds", any_add), Case("draws", "both")
     ),
     "a pipeline's gradients ignore the loss's tangent": fault(
-        "rank/executor: _scaled_gradients", value(executor, "_scaled_gradients", unscaled), PIPELINE
+        "rank/executor: scaled_gradients", value(executor, "_scaled_gradients", unscaled), PIPELINE
     ),
     "a pipeline's gradients are scaled twice": fault(
-        "rank/executor: _scaled_gradients", around(executor, "_scaled_gradients", scaled_twice), PIPELINE
+        "rank/executor: scaled_gradients", around(executor, "_scaled_gradients", scaled_twice), PIPELINE
     ),
     "the offset of a shard is its coordinate": fault(
         "program/rank_ops: offset",
