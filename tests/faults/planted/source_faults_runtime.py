@@ -170,10 +170,10 @@ RANK_FAULTS = {
         "rank/in_place_sums: in_place_adds", value(translate, "in_place_adds", any_add), Case("draws", "both")
     ),
     "a pipeline's gradients ignore the loss's tangent": fault(
-        "rank/executor: scaled_gradients", value(executor, "_scaled_gradients", unscaled), PIPELINE
+        "rank/executor: scaled_gradients", value(executor, "scaled_gradients", unscaled), PIPELINE
     ),
     "a pipeline's gradients are scaled twice": fault(
-        "rank/executor: scaled_gradients", around(executor, "_scaled_gradients", scaled_twice), PIPELINE
+        "rank/executor: scaled_gradients", around(executor, "scaled_gradients", scaled_twice), PIPELINE
     ),
     "the offset of a shard is its coordinate": fault(
         "program/rank_ops: offset",
