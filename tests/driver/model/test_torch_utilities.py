@@ -26,3 +26,8 @@ def test_optimizers_train_uneven_shards_as_one_device_does_or_refuse_in_words() 
 
 def test_torchs_clipping_is_refused_also_on_a_stage_without_gradients() -> None:
     assert [rank.value for rank in run_ranks(torch_utilities.clips, 2, timeout_s=20.0)] == ["E0359", "E0359"]
+
+
+def test_elementwise_updates_of_equally_placed_tensors_are_made_on_own_parts() -> None:
+    for rank in run_ranks(torch_utilities.updates, 2, timeout_s=20.0):
+        assert rank.value == {"wrong": {}, "by DTensor": [], "counted": True, "tracked": True}, rank

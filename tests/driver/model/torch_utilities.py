@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import stretto
 import torch
+from stretto.runtime.processes.dtensor import ELEMENTWISE, WRITING, DistributedTensor
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .differing_ranks import Net
+
+_OF_ONE = ("sqrt", "neg", "abs", "reciprocal", "zero", "square", "fill")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -106,3 +113,57 @@ def clips(rank: int) -> str:
     except stretto.StrettoError as error:
         return error.code
     return "clipped"
+
+
+class _SeesDTensors(TorchDispatchMode):
+    """Lists the operations that go through DTensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(each, DTensor) for each in types):
+            self.seen.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+def updates(rank: int) -> dict[str, Any]:
+    """Elementwise functions on uneven shards against plain tensors: the largest difference, and what DTensor saw."""
+    generator = torch.Generator().manual_seed(0)
+    mesh = init_device_mesh("cpu", (2,))
+    make: Any = DistributedTensor
+
+    def both(placement: Any) -> tuple[Tensor, Tensor]:
+        full = torch.rand(5, 3, generator=generator, dtype=torch.float64) + 0.5
+        cut = distribute_tensor(full.clone(), mesh, [placement], src_data_rank=None)
+        return full, make(cut._local_tensor, cut._spec, requires_grad=False)
+
+    wrong, seen = {}, _SeesDTensors()
+    for function in (*WRITING, *ELEMENTWISE):
+        name = f"{function.__name__}"
+        for others in (Shard(0), Replicate()):
+            count = 3 if "addc" in name else 1 if name.strip("_") in _OF_ONE else 2
+            pairs = [both(Shard(0)), *(both(others) for _ in range(count - 1))]
+            more = (0.3,) if "lerp" in name else ()
+            more = (0.25,) if "fill" in name else more
+            with torch.no_grad():
+                expected = function(*(full for full, _ in pairs), *more)
+                with seen if others == Shard(0) or count == 1 else nullcontext():
+                    got = function(*(cut for _, cut in pairs), *more)
+            error = float((got.full_tensor() - expected).abs().max())
+            kept = got is pairs[0][1] if function in WRITING else type(got) is DistributedTensor
+            if error > 1e-12 or not kept:
+                wrong[f"{name} {others}"] = error
+    parameters = [nn.Parameter(both(placement)[1]) for placement in (Shard(0), Replicate())]
+    optimizer = torch.optim.AdamW(parameters)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = both(parameter.placements[0])[1]
+        with seen if optimizer.state else nullcontext():  # the first step makes the states
+            optimizer.step()
+    version = parameters[0]._version
+    with torch.no_grad():
+        parameters[0].mul_(2.0)
+    tracked = parameters[0].mul(2.0).grad_fn is not None
+    return {"wrong": wrong, "by DTensor": seen.seen, "counted": parameters[0]._version > version, "tracked": tracked}
