@@ -23,6 +23,7 @@ from .diagnostics.raised_in import raised_in
 from .driver.commands import (
     bisect,
     cache,
+    compare,
     diff,
     doctor,
     explain,
@@ -58,6 +59,7 @@ _COMMANDS: dict[str, Command] = {
     "diff": diff,
     "schedule": schedule,
     "simulate": simulate,
+    "compare": compare,
     "zoo": zoo,
     "doctor": doctor,
     "cache": cache,

@@ -33,4 +33,4 @@ def trace(file: str | Path) -> Iterator[StepTrace]:
         try:
             yield steps
         finally:
-            write_text(path, json.dumps(trace_events(steps.tasks, "rank {}")))
+            write_text(path, json.dumps(trace_events(steps.tasks, "rank {}", max(1, steps.steps))))

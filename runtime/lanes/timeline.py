@@ -24,8 +24,8 @@ class Task:
         return replace(self, start=self.start + seconds, end=self.end + seconds)
 
 
-def trace_events(tasks: Sequence[Task], process: str = "a rank of stage {}") -> dict[str, object]:
-    """The tasks in Chrome's trace format, whose times are in microseconds: a process a stage, a thread a lane.
+def trace_events(tasks: Sequence[Task], process: str = "a rank of stage {}", steps: int = 1) -> dict[str, object]:
+    """The tasks of so many steps in Chrome's trace format, in microseconds: a process a stage, a thread a lane.
 
     Source: Google, "Trace Event Format", complete events ("X") and metadata ("M").
     """
@@ -46,4 +46,4 @@ def trace_events(tasks: Sequence[Task], process: str = "a rank of stage {}") -> 
         }
         for task in tasks
     ]  # fmt: skip
-    return {"displayTimeUnit": "ms", "traceEvents": [*named, *events]}
+    return {"displayTimeUnit": "ms", "traceEvents": [*named, *events], "steps": steps}

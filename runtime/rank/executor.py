@@ -78,7 +78,7 @@ class Executor:
                 if is_detecting():
                     results, saved = self._forward_watched(inputs)
                 else:
-                    results, saved = self._functions()[0](list(inputs))
+                    results, saved = self._functions(forward=True)[0](list(inputs))
         except RowCountError as error:
             raise self._with_layer(error) from None
         except _OP_FAILURES as error:
@@ -94,20 +94,20 @@ class Executor:
         values += tangents
         try:
             with torch.no_grad():
-                return self._backward_watched(values) if is_detecting() else self._functions()[1](values)
+                return self._backward_watched(values) if is_detecting() else self._functions(forward=False)[1](values)
         except RowCountError as error:
             raise self._with_layer(error) from None
         except _OP_FAILURES as error:
             raise self._op_failure(error) from error
 
-    def _functions(self) -> tuple[Forward, Backward]:
+    def _functions(self, *, forward: bool) -> tuple[Forward, Backward]:
         """Forward and backward; where instructions are watched, those of another translation."""
         watch = open_watch(self.program) or open_trace(self.program, self.communicator.rank)
         if watch is None:
             return self._forward, self._backward
         bound = self._bind(self._translated(watched=True), watch)
         if isinstance(watch, TraceWatch):
-            watch.begin()
+            watch.begin(forward=forward)
         return bound["forward"], bound.get("backward", scaled_gradients)
 
     def _forward_watched(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

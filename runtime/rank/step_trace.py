@@ -28,6 +28,13 @@ class StepTrace:
 
     tasks: list[Task] = field(default_factory=list)
     begin: float = field(default_factory=time.perf_counter)
+    forwards: dict[int, int] = field(default_factory=dict)
+    """By rank: how many forwards began."""
+
+    @property
+    def steps(self) -> int:
+        """The forwards of a rank."""
+        return max(self.forwards.values(), default=0)
 
     @property
     def is_full(self) -> bool:
@@ -59,8 +66,10 @@ class TraceWatch:
         self._started: dict[tuple[str, int], tuple[float, Instruction]] = {}
         """By function and slot of a future: when its collective started."""
 
-    def begin(self) -> None:
-        """The first instruction starts now."""
+    def begin(self, *, forward: bool) -> None:
+        """The first instruction of a forward, or of a backward, starts now."""
+        if forward:
+            self._trace.forwards[self._rank] = self._trace.forwards.get(self._rank, 0) + 1
         self._last = time.perf_counter()
 
     def __call__(self, function: str, index: int, op: str, *_results: object) -> None:

@@ -59,3 +59,18 @@ def test_a_trace_has_every_lane(stretto: Command, program: Path, cluster: Path, 
 def test_a_target_needs_a_plan(stretto: Command, cluster: Path) -> None:
     done = stretto("simulate", "model.py:make", "--cluster", cluster)
     assert done.code == 2 and "name its file with --plan FILE" in done.err
+
+
+def test_a_real_run_and_a_simulation_are_compared(
+    stretto: Command, program: Path, cluster: Path, tmp_path: Path
+) -> None:
+    assert stretto("run", program, "--steps", 2, "--trace", tmp_path / "real.json").code == 0
+    done = stretto("compare", tmp_path / "real.json", program, "--cluster", cluster)
+    assert done.code == 0 and "A  " in done.out and "(steps: 2, ranks: 4)" in done.out
+    found = json.loads(stretto("compare", tmp_path / "real.json", program, "--cluster", cluster, "--json").out)
+    real, simulated = (sum(part["seconds"][side] for part in found["parts"]) for side in (0, 1))
+    assert [real, simulated] == pytest.approx(found["seconds"]) and real > simulated
+    both = [each["name"] for each in found["collectives"] if min(each["seconds"]) > 0]
+    assert {name.partition(" over ")[2] for name in both} >= {"dp", "tp"}
+    refused = stretto("compare", tmp_path / "real.json", program)
+    assert refused.code == 2 and "--cluster FILE" in refused.err
