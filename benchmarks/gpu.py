@@ -1,4 +1,4 @@
-"""Generated kernels on a GPU: are they right, and how fast beside a copy and beside torch's ops.
+"""Programs on a GPU: are generated kernels right, how fast are they, and do streams run as they were recorded.
 
     python benchmarks/gpu.py prepare DIR     where the compiler is: compiles examples and outlines their fused regions
     python benchmarks/gpu.py run DIR         where the GPU is: needs torch, Triton and the folders of DIR
@@ -6,6 +6,10 @@
 Prints one row for each region of each program: the error beside float64, and on a GPU the time, the share of the
 bandwidth of a copy, and the time of the ops one by one. Without a GPU kernels run in Triton's interpreter: the rows say
 whether they are right, and no time is taken.
+
+Then one row for each program: the streams of all ranks are recorded and proved. A program of one rank also runs through
+the issuing code, on a GPU with torch's streams: the log must be the recorded one, proved again with the addresses that
+memory really had, and the outputs are compared with the executor's on the CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +27,12 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+from stretto.backends.cuda.agreement import prove  # noqa: E402
+from stretto.backends.cuda.cuda_streams import CudaStreams  # noqa: E402
+from stretto.backends.cuda.proof import prove_rank  # noqa: E402
+from stretto.backends.cuda.recording import recorded  # noqa: E402
+from stretto.backends.cuda.stream_executor import StreamExecutor  # noqa: E402
+from stretto.backends.cuda.stream_log import Allocate, Entry  # noqa: E402
 from stretto.backends.triton.implementation import KIND, region_of  # noqa: E402
 from stretto.backends.triton.kernel_files import KernelFiles  # noqa: E402
 from stretto.backends.triton.kernels import CompiledRegion, compile_region  # noqa: E402
@@ -31,6 +41,9 @@ from stretto.backends.triton.tuning import chosen_blocks  # noqa: E402
 from stretto.runtime.implementations.binding import kind_functions  # noqa: E402
 from stretto.runtime.program.arguments import DTYPES, Slot  # noqa: E402
 from stretto.runtime.program.program import Program  # noqa: E402
+from stretto.runtime.program.records import Input  # noqa: E402
+from stretto.runtime.rank.executor import Executor  # noqa: E402
+from stretto.runtime.threads.communicator import RankGroup  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -38,6 +51,8 @@ TARGETS = {
     "llama": [f"hf:{EXAMPLES}/configs/llama_tiny.json", "--batch", "2", "--seq", "32"],
     "gpt": [f"{EXAMPLES}/targets.py:gpt", "--dtype", "bfloat16"],
 }
+ALONE = "alone"
+"""The name of the program of one rank, which runs on one GPU."""
 WARM_UPS, REPEATS = 10, 50
 
 
@@ -48,11 +63,12 @@ def prepare(folder: Path) -> None:
     from stretto.ir.module import Module
     from stretto.passes.fusion.fuse_regions import FuseRegions
 
-    for name, arguments in TARGETS.items():
+    for name, arguments in {**TARGETS, ALONE: [f"{EXAMPLES}/targets.py:gpt"]}.items():
         with tempfile.TemporaryDirectory() as compiled:
-            code = main(
-                ["compile", *arguments, "--plan", str(EXAMPLES / "plans" / "tp.plan"), "-o", f"{compiled}/{name}"]
-            )
+            plan = Path(compiled) / "one.plan"
+            plan.write_text("mesh (dp=1)\n", encoding="utf-8")
+            plan = plan if name == ALONE else EXAMPLES / "plans" / "tp.plan"
+            code = main(["compile", *arguments, "--plan", str(plan), "-o", f"{compiled}/{name}"])
             if code:
                 sys.exit(code)
             program = Program.load(f"{compiled}/{name}")
@@ -159,6 +175,52 @@ def rows(folder: Path, kernels: Path) -> Iterator[list[str]]:
             yield [place.name, name, str(len(region.code)), f"{wrong:.1e}", *timed]
 
 
+def stream_rows(folder: Path) -> Iterator[list[str]]:
+    """One row for each program of a folder: what its streams are, and how they ran."""
+    for place in sorted(folder.iterdir()):
+        program = Program.load(place)
+        logs = [recorded(program, rank) for rank in range(program.mesh.ranks)]
+        prove(logs)
+        streams = {entry.stream for entry in logs[0] if not hasattr(entry, "block")}
+        ran = ran_as_recorded(program, logs[0]) if program.mesh.ranks == 1 else "not run"
+        yield [place.name, str(program.mesh.ranks), ", ".join(sorted(streams)), str(len(logs[0])), "proved", ran]
+
+
+def ran_as_recorded(program: Program, expected: Sequence[Entry]) -> str:
+    """Run a forward and backward through the issuing code; the error of all results beside the CPU's executor."""
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    communicator = RankGroup(program.mesh).communicator(0)
+    entry = program.entry_of(0)
+    inputs = [program.weights[each.name] if each.name in program.weights else ones(each) for each in entry.inputs]
+    given = {each.slot: x for each, x in zip(entry.inputs, inputs, strict=True)}
+    taken = [given[each.slot] for each in entry.forward_inputs]
+    tangents = [given[each.slot] for each in entry.inputs if each not in entry.forward_inputs]
+    found = []
+    for executor, where in (
+        (Executor(program, communicator), torch.device("cpu")),
+        (StreamExecutor(program, communicator, device, CudaStreams(device) if ON_GPU else None), device),
+    ):
+        outputs, frame = executor.forward([x.to(where) for x in taken])
+        found.append([*outputs, *executor.backward(frame, [x.to(where) for x in tangents])])
+    log = executor.log
+    assert list(map(placeless, log)) == list(map(placeless, expected)), "what was issued is not what was recorded"
+    prove_rank(log)
+    plain, streams = found
+    largest = max(float(x.abs().max()) for x in plain)
+    worst = max(float((b.cpu() - a).abs().max()) for a, b in zip(plain, streams, strict=True)) / largest
+    return f"as recorded, error {worst:.1e}"
+
+
+def ones(record: Input) -> Tensor:
+    """Ones, the first of every vocabulary but one, and a loss's tangent."""
+    return torch.ones(record.shape, dtype=DTYPES[record.dtype])
+
+
+def placeless(entry: Entry) -> Entry:
+    """An entry without the address of its memory."""
+    return replace(entry, address=0) if isinstance(entry, Allocate) else entry
+
+
 def main(arguments: Sequence[str]) -> int:
     match arguments:
         case ["prepare", folder]:
@@ -178,6 +240,10 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as kernels:
         for row in rows(Path(folder), Path(kernels)):
             print(f"| {' | '.join(row)} |")
+    print("\n| program | ranks | streams | entries of the log | proof | run |")
+    print("|---|---|---|---|---|---|")
+    for row in stream_rows(Path(folder)):
+        print(f"| {' | '.join(row)} |")
     return 0
 
 

@@ -112,7 +112,8 @@ class _Walk:
     def _input(self, function: str, slot: int) -> Value:
         block = self._block(COMPUTE, function, slot)
         block.static, block.holders = True, 2
-        return Value((block,), COMPUTE, 0, {})
+        block.values.append(Value((block,), COMPUTE, 0, {}))
+        return block.values[0]
 
     def _block(self, stream: str, function: str, slot: int | None) -> Block:
         kind = None if slot is None or not self._program.states_types else self._program.type_of(function, slot)

@@ -90,9 +90,9 @@ class TensorDevice:
         self._kernels = kernels or {}
 
     def address(self, block: Block) -> int:
-        """See `Addressed`: of the tensor that lies in it."""
+        """See `Addressed`: of the tensor that lies in it; of one without elements a number of its own."""
         tensors = (value.data for value in block.values)
-        return next((x.untyped_storage().data_ptr() for x in tensors if isinstance(x, Tensor)), 0)
+        return next((x.data_ptr() for x in tensors if isinstance(x, Tensor) and x.numel()), -block.number)
 
     def launch(self, step: Step) -> None:
         """See `Device`. Errors are those of torch and of the communicator."""
