@@ -17,13 +17,13 @@ from ..sharding.rules.strategy import Strategy, TensorMeta
 Shape = tuple[int, ...]
 LocalCall = tuple[str, tuple[object, ...], dict[str, object]]
 
-_SLICE = "aten.slice.Tensor"
+_SLICE, _SLICE_BACKWARD = "aten.slice.Tensor", "aten.slice_backward.default"
 _SIZE_OPERAND = {
     **dict.fromkeys(("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"), "size"),
     **dict.fromkeys(("aten.view_copy.default", "aten.expand.default"), "size"),
     **dict.fromkeys(("aten.full.default", "aten.zeros.default", "aten.ones.default"), "size"),
     **dict.fromkeys(("aten.empty.memory_format", "aten.new_empty.default"), "size"),
-    **dict.fromkeys(("aten.slice_backward.default", "aten.select_backward.default"), "input_sizes"),
+    "aten.select_backward.default": "input_sizes",
     "aten.reshape.default": "shape",
     "aten.unfold_backward.default": "input_sizes",
 }
@@ -93,6 +93,8 @@ def with_local_sizes(
         return op, args, dict(kwargs)
     if op in _RESHAPES:
         return "aten.reshape.default", (args[0], list(shape)), {}
+    if op == _SLICE_BACKWARD:
+        return (op, *_slice_backward(args, kwargs, global_shape, shape))
     if op in _SIZE_OPERAND:
         return (op, *_with(op, args, kwargs, _SIZE_OPERAND[op], list(shape)))
     if op in _EXTENT_OPERAND:
@@ -178,6 +180,18 @@ def _slice(
         return args, dict(kwargs)
     args, local_kwargs = _with(_SLICE, args, kwargs, "start", 0)
     return _with(_SLICE, args, local_kwargs, "end", None)
+
+
+def _slice_backward(
+    args: tuple[object, ...], kwargs: Mapping[str, object], whole: Shape, shape: Shape
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """As `_slice`: along a sharded dim the gradient is that of the whole chunk."""
+    args, local_kwargs = _with(_SLICE_BACKWARD, args, kwargs, "input_sizes", list(shape))
+    call = bind(_SLICE_BACKWARD, args, local_kwargs, ())
+    if call is None or shape[along := dim(call.integer("dim"), len(shape))] == whole[along]:
+        return args, local_kwargs
+    args, local_kwargs = _with(_SLICE_BACKWARD, args, local_kwargs, "start", 0)
+    return _with(_SLICE_BACKWARD, args, local_kwargs, "end", shape[along])
 
 
 def _with(

@@ -90,31 +90,43 @@ def softmax_backward(call: Call) -> list[Strategy]:
 
 
 def nll_loss(call: Call) -> list[Strategy]:
-    """nll_loss_forward: by batch a summed loss is a partial sum; a mean is left out, as its count is not linear.
+    """nll_loss_forward: by rows a summed loss is a partial sum; a mean is left out, as its count is not linear.
 
-    Without a reduction each row has its own loss, and the count is zero. By class each rank has its labels' terms.
+    Rows are the batch, and of nll_loss2d also what comes behind the classes. Without a reduction each row has its own
+    loss, and the count is zero. By class each rank has its labels' terms.
     """
     if len(call.inputs[0].shape) == 1 or call.integer("reduction") not in (0, 2):
         return []
-    loss = 0 if call.integer("reduction") == 0 else P
+    is_summed = call.integer("reduction") != 0
     weight = [None] if call.maybe("weight") else []
     fills = (0.0, float(call.integer("ignore_index")), *weight)
     by_class = strategy([P, None], [1, None, *weight], lowering=Lowering.OFFSET)
-    return [strategy([loss, P], [0, 0, *weight], fills=fills), *_of_rows(call, "self", by_class)]
+    by_row = [
+        strategy([P if is_summed else row, P], [d, row, *weight], fills=fills) for d, row in _row_dims(call, "self")
+    ]
+    return [*by_row, *_of_rows(call, "self", by_class)]
 
 
 def nll_loss_backward(call: Call) -> list[Strategy]:
-    """nll_loss_backward: by batch; the total weight is the global batch's. By class but for a mean: see `nll_loss`."""
+    """nll_loss_backward: by rows; the total weight is the global batch's. By class but for a mean: see `nll_loss`."""
     if len(call.meta("self").shape) == 1:
         return []
-    per_row = 0 if call.meta("grad_output").shape else None
+    has_rows = bool(call.meta("grad_output").shape)
     weight = [None] if call.maybe("weight") else []
     fill = float(call.integer("ignore_index"))
     fills = (None, None, fill, *weight, None)
-    by_row = strategy([0], [per_row, 0, 0, *weight, None], fills=fills)
+    by_row = [
+        strategy([d], [row if has_rows else None, d, row, *weight, None], fills=fills)
+        for d, row in _row_dims(call, "self")
+    ]
     by_class = strategy([1], [None, 1, None, *weight, None], lowering=Lowering.OFFSET)
     has_class = call.integer("reduction") in (0, 2)
-    return [by_row, *(_of_rows(call, "self", by_class) if has_class else []), linear(call, "grad_output")]
+    return [*by_row, *(_of_rows(call, "self", by_class) if has_class else []), linear(call, "grad_output")]
+
+
+def _row_dims(call: Call, scores: str) -> list[tuple[int, int]]:
+    """Of each dim of rows, its place in the scores, whose dim 1 are the classes, and in the labels."""
+    return [(d, d - (d > 1)) for d in range(len(call.meta(scores).shape)) if d != 1]
 
 
 def _of_rows(call: Call, scores: str, by_class: Strategy) -> list[Strategy]:

@@ -6,11 +6,12 @@ A dim that the op does not cut may be sharded; all these ops are linear, and mos
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from ....ir.dim_groups import dim_groups
 from ....ir.placement import Partial
+from .blocks import slice_bounds
 from .builders import P, R, Rule, dim, linear, moved_dims, strategy, uniform
 from .call import Call
 from .plane_windows import padding_window
@@ -85,10 +86,31 @@ def _other_dims(call: Call, acted: Iterable[int]) -> list[Strategy]:
     return moved_dims(call, ((d, d) for d in range(rank) if d not in gone))
 
 
-def sliced(call: Call) -> list[Strategy]:
-    """slice, split: every dim but the sliced one; that one too where the slice is the whole."""
+def split(call: Call) -> list[Strategy]:
+    """split: every dim but the one that is split; that one too where there is one part."""
     whole = len(call.outputs) == 1 and call.out().shape == call.inputs[0].shape
     return _other_dims(call, () if whole else (call.integer("dim"),))
+
+
+def sliced(call: Call) -> list[Strategy]:
+    """slice: as split; the sliced dim too where the slice starts with it and chunks stay the same but for their end."""
+    start = _start_slice(call, call.inputs[0].shape, call.out().shape)
+    return [*split(call), *([] if start is None else [strategy([start.dim], [start.dim], ties=(start.tie,))])]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A slice of the first elements of a dim, such as all tokens but the last; it has chunks of the same size."""
+
+    dim: int
+    tie: Tie
+
+
+def _start_slice(call: Call, whole: tuple[int, ...], part: tuple[int, ...]) -> _Start | None:
+    along = dim(call.integer("dim"), len(whole))
+    if slice_bounds(call, whole[along]) != (0, part[along]) or whole == part:
+        return None
+    return _Start(along, Tie(whole[along], 1, part[along], 1))
 
 
 def dropped(call: Call) -> list[Strategy]:
@@ -99,8 +121,12 @@ def dropped(call: Call) -> list[Strategy]:
 
 
 def slice_backward(call: Call) -> list[Strategy]:
-    """slice_backward: the gradient of a slice, with zeros around it."""
-    return _sums_only(_other_dims(call, (call.integer("dim"),)))
+    """slice_backward: the gradient of a slice, with zeros around it; along the sliced dim as `sliced` has it."""
+    strategies = _sums_only(_other_dims(call, (call.integer("dim"),)))
+    start = _start_slice(call, call.out().shape, call.inputs[0].shape)
+    if start is not None:
+        strategies.append(strategy([start.dim], [start.dim], ties=(start.tie,), fills=(0.0,)))
+    return strategies
 
 
 def select_backward(call: Call) -> list[Strategy]:
@@ -200,7 +226,8 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("aten.transpose.int", "aten.t.default"), transpose),
     **dict.fromkeys(("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"), squeezed),
     "aten.unsqueeze.default": squeezed,
-    **dict.fromkeys(("aten.slice.Tensor", "aten.split.Tensor", "aten.split_with_sizes.default"), sliced),
+    "aten.slice.Tensor": sliced,
+    **dict.fromkeys(("aten.split.Tensor", "aten.split_with_sizes.default"), split),
     **dict.fromkeys(("aten.select.int", "aten.unbind.int"), dropped),
     "aten.slice_backward.default": slice_backward,
     "aten.select_backward.default": select_backward,

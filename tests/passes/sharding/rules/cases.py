@@ -317,6 +317,10 @@ _MORE: dict[str, Callable[[], CallParts]] = {
     "sum of ints": lambda: ("aten.sum.default", (ints(9, 3, 5),), {}),
     "count": lambda: ("aten.sum.dim_IntList", (f(3, 5) > 0, [1]), {}),
     "largest int": lambda: ("aten.amax.default", (ints(9, 3, 5), [1]), {}),
+    "slice of all but the last": lambda: ("aten.slice.Tensor", (f(3, 8), 1, 0, -1), {}),
+    "slice of the first": lambda: ("aten.slice.Tensor", (f(3, 9), 1, 0, 7), {}),
+    "gradient of all but the last": lambda: ("aten.slice_backward.default", (f(3, 7), [3, 8], 1, 0, -1, 1), {}),
+    "gradient of the first": lambda: ("aten.slice_backward.default", (f(3, 7), [3, 9], 1, 0, 7, 1), {}),
     "slice that takes all": lambda: ("aten.slice.Tensor", (f(3, 5), 0, 0, 9223372036854775807), {}),
     "index by two tensors that broadcast": lambda: ("aten.index.Tensor", (f(3, 5, 7), [ints(3, 4, 1), ints(5, 3)]), {}),
     "index apart": lambda: ("aten.index.Tensor", (f(3, 5, 7), [ints(3, 4), None, ints(7, 4)]), {}),
@@ -378,6 +382,20 @@ _MORE: dict[str, Callable[[], CallParts]] = {
     ),
     "nll_loss backward of each row": lambda: (
         "aten.nll_loss_backward.default", (f(7), f(7, 5), _labels(7, 5), f(5).abs(), 0, -100, f(1)[0].abs() + 6), {}
+    ),
+    "losses of an image": lambda: (
+        "aten.nll_loss2d_forward.default", (f(3, 4, 5, 7), ints(4, 3, 5, 7), f(4).abs(), 2, 1), {}
+    ),
+    "losses of an image's points": lambda: (
+        "aten.nll_loss2d_forward.default", (f(3, 4, 5, 7), ints(4, 3, 5, 7), None, 0, 1), {}
+    ),
+    "losses of an image's points backward": lambda: (
+        "aten.nll_loss2d_backward.default",
+        (f(3, 5, 7), f(3, 4, 5, 7), ints(4, 3, 5, 7), f(4).abs(), 0, 1, f(1)[0]), {},
+    ),
+    "losses of an image backward": lambda: (
+        "aten.nll_loss2d_backward.default",
+        (f(1)[0], f(3, 4, 5, 7), ints(4, 3, 5, 7), f(4).abs(), 2, 1, f(1)[0]), {},
     ),
     "losses of rows without weights": lambda: ("nn.nll_loss", (f(3, 7, 5), _labels(21, 5).view(3, 7), None, -100), {}),
     "layer norm without weight": lambda: ("nn.layer_norm", (f(3, 5, 4), None, None, [4], EPS), {}),
