@@ -20,6 +20,7 @@ from ...ops.overloads import is_pointwise
 from ..rewriting import Applied, Emitter, Outcome, Pattern, Site
 from .idioms.canonical import defaults
 from .merged_rows import Dims, Merged, apart, first_merged, merged, replace_taken_apart, reshaped, type_apart
+from .row_indexing import look_up, look_up_backward, put
 
 _APPLIED = Applied("row by row with its rows' dims apart")
 _SUM, _SUM_ALL = "aten.sum.dim_IntList", "aten.sum.default"
@@ -46,6 +47,10 @@ def _finish(site: Site, call: Call, rows: Merged, results: int | None = None) ->
     merges = [reshaped(site.emitter, new, type_.shape) for new, type_ in zip(values[:count], types, strict=False)]
     site.replace(*merges, *values[count:])
     return _APPLIED
+
+
+_COPIES = ("aten._to_copy.default", "aten.clone.default", "aten.alias.default", "aten.detach.default")
+"""Copies: each element is that of the operand, as of a pointwise operation."""
 
 
 def pointwise(site: Site) -> Outcome:
@@ -165,31 +170,6 @@ def expand(site: Site) -> Outcome:
     return _finish(site, Call(site.call.name, (apart(site.emitter, value, rows.dims), [*rows.dims, *sizes[1:]])), rows)
 
 
-def look_up(site: Site) -> Outcome:
-    """embedding, and index by one tensor: a row of the table for each index, the indices' dims apart."""
-    table, indices, *rest = site.call.args
-    listed = isinstance(indices, list | tuple)
-    index = indices[0] if listed else indices
-    if (listed and len(indices) > 1) or index is None or _rank(index) != 1:
-        return None
-    rows = merged(index)
-    if rows is None:
-        return None
-    taken = apart(site.emitter, index, rows.dims)
-    return _finish(site, Call(site.call.name, (table, [taken] if listed else taken, *rest), site.call.kwargs), rows)
-
-
-def look_up_backward(site: Site) -> Outcome:
-    """embedding_dense_backward: gradients of rows, summed by their index."""
-    grad, index, *rest = site.call.args
-    rows = first_merged((index, grad)) if _rank(index) == 1 else None
-    if rows is None:
-        return None
-    parts = [apart(site.emitter, value, rows.dims) for value in (grad, index)]
-    site.replace(site.emitter.op(site.call.name, *parts, *rest, type=site.type))
-    return Applied("sum over rows with their dims apart")
-
-
 _NORMS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "nn.rms_norm": (("x",), 2),
     "nn.rms_norm_backward": (("grad", "x", "rstd"), 1),
@@ -233,6 +213,7 @@ def patterns() -> dict[str, Pattern]:
     """The pattern of each operation that takes rows alone, or sums them."""
     return {
         **{name: pointwise for name in definitions() if is_pointwise(name)},
+        **dict.fromkeys(_COPIES, pointwise),
         **dict.fromkeys(_ROWS, along_dims),
         **dict.fromkeys(_NORMS, norm),
         _SUM: total,
@@ -240,4 +221,5 @@ def patterns() -> dict[str, Pattern]:
         "aten.expand.default": expand,
         **dict.fromkeys(("aten.embedding.default", "aten.index.Tensor"), look_up),
         "aten.embedding_dense_backward.default": look_up_backward,
+        "aten.index_put.default": put,
     }

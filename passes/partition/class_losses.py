@@ -1,53 +1,25 @@
-"""log_softmax and nll_loss over sharded classes: losses that `nn.cross_entropy` does not cover.
+"""nll_loss, gather and scatter_add over sharded classes: losses that `nn.cross_entropy` does not cover.
 
-Such are a label smoothing, weights of classes, a distillation loss. Each rank holds a chunk of the classes. A
-log_softmax all-reduces a maximum and a sum of exponentials of each row, its backward the sum of a row's gradient. An
-nll_loss picks the score of a label on the rank that holds it; its backward writes there.
+Such are a label smoothing, weights of classes, a focal loss. Each rank holds a chunk of the classes. A score is picked
+on the rank that holds its class, and others have zero there; a backward writes on the rank that holds the class.
+`class_statistics` has the softmax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
-from typing import Any
 
 import torch
 
 from ...ir.bindings import Value
 from ...ir.operations import Call
 from ...ir.types import TensorType, from_mlir
-from .vocabulary import Lowering, Vocabulary, bare, cast, in_table
+from .class_statistics import LOWERINGS as STATISTICS
+from .vocabulary import Lowering, Vocabulary, bare, in_table
 
 _NLL_LOSS, _NLL_LOSS_BACKWARD = "aten.nll_loss_forward.default", "aten.nll_loss_backward.default"
 _NONE = 0
 """torch's number for losses that are not reduced."""
-
-
-def _log_softmax(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
-    """logits (.., chunk, ..), dim -> logits - logsumexp over all ranks' classes."""
-    e, dim = vocabulary.emitter, vocabulary.shards.dim
-    wide = torch.promote_types(types[0].dtype, torch.float32)
-    logits = cast(e, call.args[0], wide)
-    whole, column = _row_types(types[0], dim, wide)
-    maximum = vocabulary.all_reduced(e.op("aten.amax.default", logits, [dim], True, type=column), "max")
-    shifted = e.op("aten.sub.Tensor", logits, maximum, type=whole)
-    exponentials = e.op("aten.exp.default", shifted, type=whole)
-    sums = vocabulary.all_reduced(e.op("aten.sum.dim_IntList", exponentials, [dim], True, type=column), "sum")
-    logs = e.op("aten.log.default", sums, type=column)
-    return [cast(e, e.op("aten.sub.Tensor", shifted, logs, type=replace(types[0], dtype=wide)), types[0].dtype)]
-
-
-def _log_softmax_backward(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
-    """grad, log-probabilities (.., chunk, ..), dim -> grad - probabilities * the sum of grad over all classes."""
-    e, dim = vocabulary.emitter, vocabulary.shards.dim
-    wide = torch.promote_types(types[0].dtype, torch.float32)
-    grad, scores = (cast(e, value, wide) for value in call.args[:2])
-    whole, column = _row_types(types[0], dim, wide)
-    total = vocabulary.all_reduced(e.op("aten.sum.dim_IntList", grad, [dim], True, type=column), "sum")
-    probabilities = e.op("aten.exp.default", scores, type=whole)
-    share = e.op("aten.mul.Tensor", probabilities, total, type=whole)
-    return [cast(e, e.op("aten.sub.Tensor", grad, share, type=replace(types[0], dtype=wide)), types[0].dtype)]
 
 
 def _nll_loss(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
@@ -101,6 +73,59 @@ def _row_loss_backward(vocabulary: Vocabulary, call: Call, types: list[TensorTyp
     return [e.op("aten.reshape.default", gradient, list(type_.shape), type=type_)]
 
 
+def _image_loss(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """nll_loss2d: scores (N, chunk, H, W), labels (N, H, W), weights? -> this rank's terms, the whole count."""
+    scores, labels, weight, reduction, ignored = call.args
+    loss, count = types
+    points = vocabulary.rows(_classes_last(vocabulary, scores))
+    rows = Call(_NLL_LOSS, (points, vocabulary.flat(labels), weight, reduction, ignored))
+    if reduction != _NONE:
+        return _nll_loss(vocabulary, rows, types)
+    losses, counts = _nll_loss(vocabulary, rows, [_flat_type(loss), count])
+    return [vocabulary.emitter.op("aten.reshape.default", losses, list(loss.shape), type=loss), counts]
+
+
+def _image_loss_backward(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """grad, scores (N, chunk, H, W), labels (N, H, W), weights? -> the gradient of this rank's scores."""
+    e = vocabulary.emitter
+    grad, scores, labels, *rest = call.args
+    grad = vocabulary.flat(grad) if from_mlir(grad.type).shape else grad
+    last = _classes_last(vocabulary, scores)
+    points = vocabulary.rows(last)
+    rows = Call(_NLL_LOSS_BACKWARD, (grad, points, vocabulary.flat(labels), *rest))
+    [gradient] = _nll_loss_backward(vocabulary, rows, [bare(types[0], from_mlir(points.type).shape)])
+    shape = from_mlir(last.type).shape
+    apart = e.op("aten.reshape.default", gradient, list(shape), type=bare(types[0], shape))
+    return [e.op("aten.permute.default", apart, [0, 3, 1, 2], type=types[0])]
+
+
+def _classes_last(vocabulary: Vocabulary, scores: Value) -> Value:
+    """(N, chunk, H, W) as (N, H, W, chunk)."""
+    type_ = from_mlir(scores.type)
+    images, chunk, *points = type_.shape
+    return vocabulary.emitter.op(
+        "aten.permute.default", scores, [0, 2, 3, 1], type=bare(type_, (images, *points, chunk))
+    )
+
+
+def _gather(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """scores (.., chunk, ..), dim, indices -> the scores of this rank's indices, zero for those of others."""
+    e = vocabulary.emitter
+    scores, dim, indices = call.args[:3]
+    own = vocabulary.own_checked(indices)
+    picked = e.op("aten.gather.default", scores, dim, own.local, type=bare(types[0], types[0].shape))
+    return [e.op("aten.where.ScalarOther", own.inside, picked, 0.0, type=types[0])]
+
+
+def _scatter_add(vocabulary: Vocabulary, call: Call, types: list[TensorType]) -> list[Value]:
+    """base (.., chunk, ..), dim, indices, source -> the base plus the source at this rank's indices."""
+    e = vocabulary.emitter
+    base, dim, indices, source = call.args[:4]
+    own = vocabulary.own_checked(indices)
+    added = e.op("aten.where.ScalarOther", own.inside, source, 0.0, type=bare(types[0], from_mlir(source.type).shape))
+    return [e.op("aten.scatter_add.default", base, dim, own.local, added, type=types[0])]
+
+
 def _flat_type(type_: TensorType) -> TensorType:
     """One dim of rows, without a placement."""
     return bare(type_, (prod(type_.shape),))
@@ -140,17 +165,14 @@ class _Picked:
         return self._emitter.op("aten.index.Tensor", weight, [self.labels], type=self.rows)
 
 
-def _row_types(type_: TensorType, dim: int, dtype: torch.dtype) -> tuple[TensorType, TensorType]:
-    """The local tensor's type in `dtype`, and that of one number for each row."""
-    shape: Sequence[Any] = type_.shape
-    return bare(type_, tuple(shape), dtype), bare(type_, (*shape[:dim], 1, *shape[dim + 1 :]), dtype)
-
-
 LOWERINGS: dict[str, Lowering] = {
-    "aten._log_softmax.default": in_table(_log_softmax),
-    "aten._log_softmax_backward_data.default": in_table(_log_softmax_backward),
+    **STATISTICS,
     _NLL_LOSS: in_table(_nll_loss),
     _NLL_LOSS_BACKWARD: in_table(_nll_loss_backward),
+    "aten.nll_loss2d_forward.default": in_table(_image_loss),
+    "aten.nll_loss2d_backward.default": in_table(_image_loss_backward),
+    "aten.gather.default": in_table(_gather),
+    "aten.scatter_add.default": in_table(_scatter_add),
     "nn.nll_loss": in_table(_row_loss),
     "nn.nll_loss_backward": in_table(_row_loss_backward),
 }

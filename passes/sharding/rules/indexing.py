@@ -132,19 +132,22 @@ def _aligned(call: Call, *names: str) -> list[int]:
 
 
 def gather(call: Call) -> list[Strategy]:
-    """gather: the other dims, or the index along the indexed dim."""
+    """gather: the other dims, the index along the indexed dim, or that dim itself (a partial sum)."""
     rank = len(call.meta("self").shape)
     if not rank or len(call.meta("index").shape) != rank:
         return []
     along = dim(call.integer("dim"), rank)
     strategies = [strategy([d], [d, d], fills=(None, 0.0)) for d in _aligned(call, "index")]
-    return [*strategies, strategy([along], [None, along], fills=(None, 0.0)), linear(call, "self")]
+    strategies.append(strategy([along], [None, along], fills=(None, 0.0)))
+    if call.meta("self").dtype.is_floating_point:
+        strategies.append(strategy([P], [along, None], fills=(None, None), lowering=Lowering.OFFSET))
+    return [*strategies, linear(call, "self")]
 
 
 def scatter(call: Call) -> list[Strategy]:
     """scatter, scatter_add: the other dims; linear in the tensor and the source together.
 
-    What is added may be cut along the dim itself: a partial sum.
+    What is added may be cut along the dim itself: a partial sum. So may be what it is added to.
     """
     if not call.meta("self").shape:
         return []
@@ -154,6 +157,7 @@ def scatter(call: Call) -> list[Strategy]:
     if call.op == "aten.scatter_add.default" and call.meta("index").shape == call.meta("src").shape:
         along = dim(call.integer("dim"), len(call.meta("self").shape))
         strategies.append(strategy([P], [P, along, along], fills=(None, 0.0, 0.0)))
+        strategies.append(strategy([along], [along, None, None], lowering=Lowering.OFFSET))
     is_linear = source or call.operands.get("value") == 0
     return [*strategies, linear(call, "self", *source)] if is_linear else strategies
 

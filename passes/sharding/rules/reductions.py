@@ -67,12 +67,7 @@ def smallest(call: Call) -> list[Strategy]:
 
 
 def softmax(call: Call) -> list[Strategy]:
-    """softmax: every dim but the normalised one."""
-    return _other_dims(call)
-
-
-def log_softmax(call: Call) -> list[Strategy]:
-    """log_softmax: every dim; over the normalised one, the classes, statistics of the rows are reduced inside."""
+    """softmax, log_softmax: every dim; over the normalised one, the classes, statistics of rows are reduced inside."""
     by_class = [strategy([d], [d], fills=(-inf,), lowering=Lowering.SOFTMAX) for d in acted_dims(call)]
     return [*_other_dims(call), *by_class]
 
@@ -86,7 +81,19 @@ def log_softmax_backward(call: Call) -> list[Strategy]:
 
 def softmax_backward(call: Call) -> list[Strategy]:
     """Backward of softmax: as forward, and linear in the gradient."""
-    return [*_other_dims(call), linear(call, "grad_output")]
+    by_class = [strategy([d], [d, d], fills=(0.0, 0.0), lowering=Lowering.SOFTMAX) for d in acted_dims(call)]
+    return [*_other_dims(call), *by_class, linear(call, "grad_output")]
+
+
+def safe_softmax(call: Call) -> list[Strategy]:
+    """_safe_softmax: every dim but the normalised one."""
+    return _other_dims(call)
+
+
+def logsumexp(call: Call) -> list[Strategy]:
+    """logsumexp: every dim; over the one that is summed, statistics of rows are reduced inside."""
+    by_class = [strategy([None], [d], fills=(-inf,), lowering=Lowering.SOFTMAX) for d in acted_dims(call)]
+    return [*_other_dims(call), *(by_class if len(by_class) == 1 else [])]
 
 
 def nll_loss(call: Call) -> list[Strategy]:
@@ -130,8 +137,8 @@ def _row_dims(call: Call, scores: str) -> list[tuple[int, int]]:
 
 
 def _of_rows(call: Call, scores: str, by_class: Strategy) -> list[Strategy]:
-    """The strategy by class where the scores are rows of classes; images have none."""
-    return [by_class] if len(call.meta(scores).shape) == 2 else []
+    """The strategy by class, where there is a dim of rows: a single row of classes has none."""
+    return [by_class] if len(call.meta(scores).shape) in (2, 4) else []
 
 
 def histogram(call: Call) -> list[Strategy]:
@@ -146,7 +153,7 @@ _OTHER_DIMS = (
     "var.correction", "var.dim", "var_mean.correction", "var_mean.dim", "std.correction", "std.dim", "prod.dim_int",
     "std_mean.correction", "std_mean.dim",
     "argmax.default", "argmin.default", "max.dim", "min.dim", "any.dim", "any.dims", "all.dim", "all.dims",
-    "logsumexp.default", "cumprod.default", "logcumsumexp.default", "topk.default", "sort.default", "sort.stable",
+    "cumprod.default", "logcumsumexp.default", "topk.default", "sort.default", "sort.stable",
     "linalg_vector_norm.default", "norm.ScalarOpt_dim", "median.dim", "kthvalue.default", "argsort.default",
 )  # fmt: skip
 _WHOLE = (
@@ -189,8 +196,9 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("aten.amax.default", "aten.max.default"), largest),
     **dict.fromkeys(("aten.amin.default", "aten.min.default"), smallest),
     "aten.histc.default": histogram,
-    **dict.fromkeys(("aten._softmax.default", "aten._safe_softmax.default"), softmax),
-    "aten._log_softmax.default": log_softmax,
+    **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default"), softmax),
+    "aten._safe_softmax.default": safe_softmax,
+    "aten.logsumexp.default": logsumexp,
     "aten._softmax_backward_data.default": softmax_backward,
     "aten._log_softmax_backward_data.default": log_softmax_backward,
     **dict.fromkeys(("aten.nll_loss_forward.default", "aten.nll_loss2d_forward.default"), nll_loss),

@@ -164,6 +164,48 @@ def _log_softmax(locals_: Locals) -> list[Results]:
     return [(logits - lse,) for _, (logits, *_), _ in locals_]
 
 
+def _softmax(locals_: Locals) -> list[Results]:
+    return [(scores.exp(),) for (scores,) in _log_softmax(locals_)]  # type: ignore[union-attr]
+
+
+def _softmax_backward(locals_: Locals) -> list[Results]:
+    total = torch.stack([(grad * chances).sum(dim, True) for _, (grad, chances, dim, _), _ in locals_]).sum(0)
+    return [(chances * (grad - total),) for _, (grad, chances, *_), _ in locals_]
+
+
+def _logsumexp(locals_: Locals) -> list[Results]:
+    whole = torch.stack([run(op, args, kwargs)[0] for op, args, kwargs in locals_]).logsumexp(0)  # type: ignore[misc]
+    return [(whole,) for _ in locals_]
+
+
+def _gather(locals_: Locals) -> list[Results]:
+    results: list[Results] = []
+    for rank, (_, (scores, dim, indices), _) in enumerate(locals_):
+        own = indices - rank * scores.shape[dim]
+        inside = (own >= 0) & (own < scores.shape[dim])
+        results.append((scores.gather(dim, own.where(inside, 0)).where(inside, 0.0),))
+    return results
+
+
+def _scatter_add(locals_: Locals) -> list[Results]:
+    results: list[Results] = []
+    for rank, (_, (base, dim, indices, source), _) in enumerate(locals_):
+        own = indices - rank * base.shape[dim]
+        inside = (own >= 0) & (own < base.shape[dim])
+        results.append((base.scatter_add(dim, own.where(inside, 0), source.where(inside, 0.0)),))
+    return results
+
+
+def _image_loss(locals_: Locals) -> list[Results]:
+    """nll_loss2d: as nll_loss of rows, with the classes in the last dim."""
+    return _nll_loss([(op, (scores.movedim(1, -1), *rest), kwargs) for op, (scores, *rest), kwargs in locals_])
+
+
+def _image_loss_backward(locals_: Locals) -> list[Results]:
+    moved = [(op, (grad, scores.movedim(1, -1), *rest), kwargs) for op, (grad, scores, *rest), kwargs in locals_]
+    return [(gradient.movedim(-1, 1),) for (gradient,) in _nll_loss_backward(moved)]  # type: ignore[union-attr]
+
+
 def _log_softmax_backward(locals_: Locals) -> list[Results]:
     total = torch.stack([grad.sum(dim, True) for _, (grad, _, dim, _), _ in locals_]).sum(0)
     return [(grad - scores.exp() * total,) for _, (grad, scores, *_), _ in locals_]
@@ -229,6 +271,13 @@ LOWERINGS: dict[tuple[str, Lowering], Callable[[Locals], list[Results]]] = {
     ("aten._log_softmax_backward_data.default", Lowering.SOFTMAX): _log_softmax_backward,
     ("aten.nll_loss_forward.default", Lowering.OFFSET): _nll_loss,
     ("aten.nll_loss_backward.default", Lowering.OFFSET): _nll_loss_backward,
+    ("aten._softmax.default", Lowering.SOFTMAX): _softmax,
+    ("aten._softmax_backward_data.default", Lowering.SOFTMAX): _softmax_backward,
+    ("aten.logsumexp.default", Lowering.SOFTMAX): _logsumexp,
+    ("aten.gather.default", Lowering.OFFSET): _gather,
+    ("aten.scatter_add.default", Lowering.OFFSET): _scatter_add,
+    ("aten.nll_loss2d_forward.default", Lowering.OFFSET): _image_loss,
+    ("aten.nll_loss2d_backward.default", Lowering.OFFSET): _image_loss_backward,
     ("nn.nll_loss", Lowering.OFFSET): _row_loss,
     ("nn.nll_loss_backward", Lowering.OFFSET): _row_loss_backward,
 }
