@@ -6,7 +6,7 @@ Before (N rows, V classes)                              After
                                                           %2 = aten.squeeze %4, 1
 
 `scores[arange(N), y]` reads one score of each row. As an index it may be cut nowhere, because the first index could
-name any row; as a gather, rows and classes may be. Its backward, `index_put` with accumulation, becomes a `scatter_add`.
+name any row; as a gather, rows and classes may be. Its backward, `index_put` that accumulates, becomes a `scatter_add`.
 """
 
 from __future__ import annotations

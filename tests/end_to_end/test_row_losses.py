@@ -73,6 +73,43 @@ def padded_shift(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return F.cross_entropy(rows(logits), rows(shifted), weight=weights(logits), reduction="sum") / (shifted > 0).sum()
 
 
+def shifted(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """All tokens but the last, as language models of Hugging Face have it where no padding replaces it."""
+    kept = logits[..., :-1, :].contiguous()
+    return F.cross_entropy(kept.view(-1, CLASSES), labels[..., 1:].contiguous().view(-1), label_smoothing=0.1)
+
+
+def z_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    return F.cross_entropy(rows(logits), rows(labels)) + 0.1 * rows(logits).logsumexp(-1).square().mean()
+
+
+def of_transposed(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, weight=weights(logits), reduction="none")
+    return (losses * mask).sum() / mask.sum()
+
+
+def distilled(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    targets = F.softmax(rows(logits.detach().sin()), -1)
+    return F.kl_div(F.log_softmax(rows(logits), -1), targets, reduction="sum")
+
+
+def gathered(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    index = rows(labels).clamp(min=0).unsqueeze(1)
+    chances = rows(logits).softmax(-1).gather(1, index).squeeze(1)
+    return -((1 - chances) ** 2 * chances.log() * rows(mask)).sum()
+
+
+def indexed(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """An index of -1 counts from the end."""
+    chances = rows(logits).log_softmax(-1)
+    return -(chances[torch.arange(len(chances)), rows(labels).clamp(min=-1)] * rows(mask)).sum()
+
+
+def of_one_hot(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    targets = F.one_hot(rows(labels).clamp(min=0), CLASSES).to(logits.dtype)
+    return F.cross_entropy(rows(logits), targets * 0.9 + 0.1 / CLASSES)
+
+
 def squared(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return F.mse_loss(rows(logits), teacher(logits))
 
@@ -89,7 +126,8 @@ def with_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 LOSSES = (
     weighted, smoothed, weighted_and_smoothed_sum, masked, of_probabilities, nll, distilled_of_logs, binary,
-    padded_shift, squared, focal, with_entropy,
+    padded_shift, squared, focal, with_entropy, shifted, z_loss, of_transposed, distilled, gathered, indexed,
+    of_one_hot,
 )  # fmt: skip
 
 
@@ -118,7 +156,7 @@ PLANS = {
     ("cp, tp", 4): f'mesh (cp=2, tp=2)\n{CUT_TOKENS}\nshard "head" vocab over tp',
     ("cp, tp", 1): f'mesh (cp=2, tp=2)\n{CUT_TOKENS}\nshard "head" vocab over tp',
 }
-DEFAULT = [(weighted_and_smoothed_sum, ("dp, cp", 4)), (masked, ("cp", 1)), (of_probabilities, ("cp, tp", 4))]
+DEFAULT = [(weighted_and_smoothed_sum, ("dp, cp", 4)), (shifted, ("cp", 1)), (gathered, ("cp, tp", 4))]
 
 
 def is_large(message: Message, batch: int) -> bool:

@@ -128,3 +128,44 @@ func.func @main(%a: tensor<6x4xf32>, %w: tensor<4x5xf32>, %b: tensor<2x6x2xf32>)
   %2 = "aten.mm_default"(%1, %w) : (tensor<6x4xf32>, tensor<4x5xf32>) -> tensor<6x5xf32>
   return %0, %2 : tensor<6x5xf32>, tensor<6x5xf32>
 }
+
+// -----
+
+// A score of each row, by an index of its rows in order: a gather, and its backward a scatter_add. -1 is the last class.
+
+// CHECK-NOT: aten.index
+// CHECK: %[[N:.+]] = "aten.lt_scalar"(%arg1) {other = 0 : i64} : {{.*}} -> tensor<2x3xi1>
+// CHECK-NEXT: %[[A:.+]] = "aten.add_scalar"(%arg1) {other = 7 : i64} : {{.*}} -> tensor<2x3xi64>
+// CHECK-NEXT: %[[Y:.+]] = "aten.where_self"(%[[N]], %[[A]], %arg1) : {{.*}} -> tensor<2x3xi64>
+// CHECK-NEXT: %[[I:.+]] = "aten.unsqueeze_default"(%[[Y]]) {dim = 2 : i64}
+// CHECK-NEXT: %[[G:.+]] = "aten.gather_default"(%arg0, %[[I]]) {dim = 2 : i64} : {{.*}} -> tensor<2x3x1xf32>
+// CHECK-NEXT: %[[P:.+]] = "aten.squeeze_dim"(%[[G]]) {dim = 2 : i64} : {{.*}} -> tensor<2x3xf32>
+// CHECK: "aten.scatter_add_default"(%arg0, %{{.+}}, %{{.+}}) {dim = 2 : i64} : (tensor<2x3x7xf32>, tensor<2x3x1xi64>, tensor<2x3x1xf32>) -> tensor<2x3x7xf32>
+// CHECK-NOT: aten.index
+func.func @main(%x: tensor<2x3x7xf32>, %y: tensor<2x3xi64>) -> (tensor<2x3xf32>, tensor<2x3x7xf32>) {
+  %0 = "aten.reshape_default"(%x) {shape = array<i64: 6, 7>} : (tensor<2x3x7xf32>) -> tensor<6x7xf32>
+  %1 = "aten.reshape_default"(%y) {shape = array<i64: 6>} : (tensor<2x3xi64>) -> tensor<6xi64>
+  %2 = "aten.arange_default"() {end = 6 : i64} : () -> tensor<6xi64>
+  %3 = builtin.unrealized_conversion_cast %2, %1 : tensor<6xi64>, tensor<6xi64> to tuple<tensor<6xi64>, tensor<6xi64>>
+  %4 = "aten.index_tensor"(%0, %3) {indices_present = [true, true]} : (tensor<6x7xf32>, tuple<tensor<6xi64>, tensor<6xi64>>) -> tensor<6xf32>
+  %5 = "aten.index_put_default"(%0, %3, %4) {accumulate = true, indices_present = [true, true]} : (tensor<6x7xf32>, tuple<tensor<6xi64>, tensor<6xi64>>, tensor<6xf32>) -> tensor<6x7xf32>
+  %6 = "aten.reshape_default"(%4) {shape = array<i64: 2, 3>} : (tensor<6xf32>) -> tensor<2x3xf32>
+  %7 = "aten.reshape_default"(%5) {shape = array<i64: 2, 3, 7>} : (tensor<6x7xf32>) -> tensor<2x3x7xf32>
+  return %6, %7 : tensor<2x3xf32>, tensor<2x3x7xf32>
+}
+
+// -----
+
+// Rows in another order stay an index, and so does one that overwrites.
+
+// CHECK: "aten.index_tensor"
+// CHECK: "aten.index_put_default"
+// CHECK-NOT: aten.gather
+func.func @main(%x: tensor<6x7xf32>, %y: tensor<6xi64>, %z: tensor<6xi64>) -> (tensor<6xf32>, tensor<6x7xf32>) {
+  %2 = "aten.arange_default"() {end = 6 : i64} : () -> tensor<6xi64>
+  %3 = builtin.unrealized_conversion_cast %z, %y : tensor<6xi64>, tensor<6xi64> to tuple<tensor<6xi64>, tensor<6xi64>>
+  %4 = "aten.index_tensor"(%x, %3) {indices_present = [true, true]} : (tensor<6x7xf32>, tuple<tensor<6xi64>, tensor<6xi64>>) -> tensor<6xf32>
+  %5 = builtin.unrealized_conversion_cast %2, %y : tensor<6xi64>, tensor<6xi64> to tuple<tensor<6xi64>, tensor<6xi64>>
+  %6 = "aten.index_put_default"(%x, %5, %4) {accumulate = false, indices_present = [true, true]} : (tensor<6x7xf32>, tuple<tensor<6xi64>, tensor<6xi64>>, tensor<6xf32>) -> tensor<6x7xf32>
+  return %4, %6 : tensor<6xf32>, tensor<6x7xf32>
+}
