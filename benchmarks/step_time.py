@@ -10,6 +10,7 @@ ratios of neighbouring steps. All three must first agree on the loss and on a gr
 
 import argparse
 import os
+import random
 import socket
 import statistics
 import time
@@ -94,7 +95,7 @@ class Trained:
         self.times["with AdamW"].append(time.perf_counter() - began)
 
 
-def contestants(hidden: int, layers: int, ranks: int, *, compiled: bool) -> dict[str, Trained]:
+def contestants(hidden: int, layers: int, ranks: int, *, compiled: bool, regions: bool) -> dict[str, Trained]:
     """The same model three times; torch.compile needs a C++ compiler."""
     mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("tp",))
     cuts = {name: ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj", "up_proj")}
@@ -112,6 +113,14 @@ def contestants(hidden: int, layers: int, ranks: int, *, compiled: bool) -> dict
 
     ours = stretto.compile(build(), plan=PLAN.format(ranks=ranks))
     contenders = {"Stretto": Trained(ours, ours), "DTensor eager": Trained(eager := parallelized(), eager)}
+    if regions:
+        fused = stretto.compile(build(), plan=PLAN.format(ranks=ranks))
+
+        def call(*inputs: Tensor) -> Tensor:
+            stretto.use_implementations("inductor")  # at the first call, behind that of `ours`
+            return fused(*inputs)
+
+        contenders["Stretto, compiled regions"] = Trained(fused, call)
     if compiled:
         other = parallelized()
         contenders["DTensor torch.compile"] = Trained(other, torch.compile(other, dynamic=False))
@@ -121,7 +130,7 @@ def contestants(hidden: int, layers: int, ranks: int, *, compiled: bool) -> dict
 def compare(options: argparse.Namespace, hidden: int) -> None:
     """Measure one hidden size and print it from rank 0."""
     ranks = dist.get_world_size()
-    sides = contestants(hidden, options.layers, ranks, compiled=not options.no_compile)
+    sides = contestants(hidden, options.layers, ranks, compiled=not options.no_compile, regions=options.regions)
     torch.manual_seed(1)
     x, target = torch.randn(2, options.batch, options.seq, hidden)
     checked = {name: side.gradients(x, target) for name, side in sides.items()}
@@ -134,8 +143,10 @@ def compare(options: argparse.Namespace, hidden: int) -> None:
             side.step(x, target)
         for times in side.times.values():
             times.clear()
-    for _ in range(options.repeats):
-        for side in sides.values():
+    for repeat in range(options.repeats):
+        order = list(sides.values())
+        random.Random(repeat).shuffle(order)  # equally in all processes: memory is as the side before left it
+        for side in order:
             side.step(x, target)
     if dist.get_rank() == 0:
         shape = f"hidden {hidden}, {options.layers} layers, batch {options.batch} x {options.seq}"
@@ -196,6 +207,7 @@ def main() -> None:
     """Start the processes."""
     parser = options_of_processes(__doc__)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--regions", action="store_true", help="also with regions that Inductor compiles")
     run_processes(compare, parser.parse_args())
 
 

@@ -18,7 +18,7 @@ No program names an implementation, and none is imported because a folder asks f
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -95,6 +95,8 @@ class Implementation:
 
 _BUILT_IN: dict[str, tuple[str, ...]] = {"cpu": ("cpu_attention:FORWARD", "cpu_attention:BACKWARD")}
 """By target: the implementations that come with the runtime, as "module:object", in the order of preference."""
+_OFFERED: dict[str, tuple[str, ...]] = {"inductor": ("cpu_inductor:INDUCTOR",)}
+"""By name: the implementations that come with the runtime, and are taken only where the caller asks for them."""
 _REGISTERED: list[Implementation] = []
 _USED: dict[str, None] = {}
 """The names of what `use_implementations` registered, in order."""
@@ -120,14 +122,19 @@ def register_implementation(implementation: Implementation) -> None:
 def use_implementations(*names: str) -> None:
     """Register what packages offer under these names, as entry points of the group `stretto.implementations`.
 
+    "inductor" comes with the runtime: it compiles fused regions for the CPU (`cpu_inductor.py`).
     An entry point's object is an `Implementation`, or a list of several. Raises StrettoError E0315 for a name that no
     package offers, or an object that is none.
     """
     for name in names:
+        if name in _OFFERED:
+            _register(name, [_imported(place) for place in _OFFERED[name]])
+            continue
         offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if name not in offered:
-            near = difflib.get_close_matches(name, offered, 1)
-            known = f"offered are: {', '.join(sorted(offered))}" if offered else "no installed package offers any"
+            known_names = sorted({*offered, *_OFFERED})
+            near = difflib.get_close_matches(name, known_names, 1)
+            known = f"offered are: {', '.join(known_names)}"
             raise StrettoError(
                 "E0315", f'no package offers implementations "{name}"',
                 help=f'did you mean "{near[0]}"?' if near else known,
@@ -140,9 +147,13 @@ def use_implementations(*names: str) -> None:
                 f'the entry point "{name}" of group "{ENTRY_POINTS}" is a {type(loaded).__name__}',
                 expected="a stretto.Implementation, or a list of them",
             )
-        for one in reversed(each):
-            register_implementation(one)
-        _USED[name] = None
+        _register(name, each)
+
+
+def _register(name: str, offered: Sequence[Implementation]) -> None:
+    for each in reversed(offered):
+        register_implementation(each)
+    _USED[name] = None
 
 
 def used_implementations() -> list[str]:
