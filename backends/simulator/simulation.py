@@ -11,8 +11,10 @@ from ...costs.kernels.memory_bound import moved_seconds
 from ...dsl.clusters.cluster import Cluster
 from ...runtime.errors import ProgramError
 from ...runtime.lanes.timeline import Task
+from ...runtime.program.arguments import DTYPES
 from ...runtime.program.entries import Entry
 from ...runtime.program.program import Program
+from ...runtime.program.records import Input, Output
 from ...runtime.prover.analysis import Analysis
 from ...runtime.prover.slots import check_slots
 from ...runtime.prover.summary import Summary
@@ -43,6 +45,16 @@ class StageTime:
     """Seconds of AdamW behind the step."""
     peak_bytes: int
     """The peak of live tensors by the prover, and AdamW's states."""
+    stored: Mapping[str, int]
+    """Of the peak, the bytes of what a rank keeps from step to step, and of its gradients, by kind."""
+
+    @property
+    def working_bytes(self) -> int:
+        """The rest of the peak: activations, inputs, what is gathered, and buffers of communication.
+
+        Gradients that are not there yet at the peak count in it: it may be that much too small.
+        """
+        return self.peak_bytes - sum(self.stored.values())
 
     @property
     def seconds(self) -> float:
@@ -110,7 +122,7 @@ def simulate(
     stages = tuple(
         StageTime(
             entry.stage or 0, rank.spent, float(moved_seconds(ADAMW_BYTES * trained, device)) if trained else 0.0,
-            peaks[entry.stage or 0] + STATE_BYTES * trained,
+            peaks[entry.stage or 0] + STATE_BYTES * trained, _stored(entry, STATE_BYTES * trained),
         )
         for rank, entry in zip(ranks, entries, strict=True)
         for trained in [_trained(entry) if program.manifest.mode == "train" else 0]
@@ -154,6 +166,21 @@ def _trained(entry: Entry) -> int:
         for each in entry.inputs
         if each.kind == "parameter" and each.requires_grad
     )
+
+
+def _stored(entry: Entry, states: int) -> dict[str, int]:
+    """The bytes of a rank's part of parameters, gradients and the rest that it keeps, by kind."""
+    kept = {"parameters": ("parameter",), "buffers and constants": ("buffer", "constant", "state")}
+    found = {
+        name: sum(_local_bytes(each) for each in entry.inputs if each.kind in kinds) for name, kinds in kept.items()
+    }
+    found["gradients"] = sum(map(_local_bytes, entry.gradients))
+    found["optimizer (AdamW, states in float32)"] = states
+    return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+
+def _local_bytes(record: Input | Output) -> int:
+    return prod(local_shape(record.shape, record.shards)) * DTYPES[record.dtype].itemsize
 
 
 def _tokens(program: Program) -> int | None:

@@ -19,7 +19,11 @@ from .arguments import (
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
+    from ...backends.simulator.kernels import Products
+    from ...backends.simulator.simulation import Simulation
+    from ...dsl.plan import Plan
     from ...runtime.program.program import Program
+    from ..report.room import Remedy
 
 HELP = "predict a program's step time and memory on a cluster"
 
@@ -60,15 +64,16 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ...backends.simulator.simulation import simulate
     from ...dsl.clusters.cluster import Cluster
     from ...runtime.lanes.timeline import trace_events
+    from ..report.room import fits, show_remedies
     from ..report.simulation import show_simulation, show_sweep, simulation_json
+    from ..text.console import say
     from ..text.text_files import write_text
 
     read_loading(arguments)
     cluster = Cluster.load(arguments.cluster)
     program = _program(arguments)
-    priced = partial(
-        simulate, program, fuses=not arguments.unfused, products=Products.FP8 if arguments.fp8 else Products.AS_STATED
-    )
+    products = Products.FP8 if arguments.fp8 else Products.AS_STATED
+    priced = partial(simulate, program, fuses=not arguments.unfused, products=products)
     if arguments.changes:
         if arguments.trace:
             arguments.usage_error("--trace is of one simulation; leave out --set")
@@ -82,7 +87,37 @@ def run(arguments: argparse.Namespace) -> Outcome:
     simulation = priced(cluster, keeps_tasks=arguments.trace is not None)
     if arguments.trace:
         write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
-    return Outcome(0, lambda: show_simulation(simulation), lambda: simulation_json(simulation))
+    helping = _remedies(arguments, simulation, products)
+
+    def show() -> None:
+        show_simulation(simulation)
+        if helping is not None:
+            show_remedies(helping, simulation)
+        elif not fits(simulation):
+            say("With a target and its --plan in place of a folder, statements that would help are tried.")
+
+    more = {} if helping is None else {"remedies": [each.to_json() for each in helping]}
+    return Outcome(0, show, lambda: {**simulation_json(simulation), **more})
+
+
+def _remedies(arguments: argparse.Namespace, simulation: Simulation, products: Products) -> list[Remedy] | None:
+    """Statements that would make a target fit; None where it fits, or where there is only a program."""
+    from ...backends.simulator.simulation import simulate
+    from ...dsl.plan import Plan
+    from ..report.room import fits, remedies
+    from ..text.console import note
+
+    if arguments.plan is None or fits(simulation):
+        return None
+
+    note("it does not fit: statements that would help are compiled and simulated ..")
+    return remedies(
+        Plan.load(arguments.plan),
+        simulation,
+        lambda plan: simulate(
+            _compiled(arguments, plan), simulation.cluster, fuses=not arguments.unfused, products=products
+        ),
+    )
 
 
 def _program(arguments: argparse.Namespace) -> Program:
@@ -97,10 +132,15 @@ def _program(arguments: argparse.Namespace) -> Program:
         arguments.usage_error("--entry is of a program folder; an entry of a target is FILE.py:FUNCTION.ENTRY")
     check_target_options(arguments, arguments.path)
     from ...dsl.plan import Plan
+
+    return _compiled(arguments, Plan.load(arguments.plan))
+
+
+def _compiled(arguments: argparse.Namespace, plan: Plan) -> Program:
     from ..compile.compile_program import compile_program
     from ..compile.compile_target import CompileJob, request_of
 
     job = CompileJob(
         arguments.path, arguments.plan, "", arguments.mode, arguments.dtype, arguments.batch, arguments.seq
     )
-    return compile_program(request_of(job, Plan.load(arguments.plan))).program
+    return compile_program(request_of(job, plan)).program

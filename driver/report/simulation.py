@@ -40,6 +40,9 @@ def _show_memory(simulation: Simulation) -> None:
         fits = "fits" if stage.peak_bytes <= room else f"{size_text(int(stage.peak_bytes - room))} too much"
         name = f"stage {stage.stage}" if len(simulation.stages) > 1 else "each rank"
         say(f"  {name}  {size_text(stage.peak_bytes)} of {size_text(int(room))}: {fits}")
+        kinds = [*stage.stored.items(), ("activations, what is gathered or sent", stage.working_bytes)]
+        for kind, nbytes in kinds:
+            say(f"    {size_text(nbytes):>9}  {kind}")
 
 
 def show_sweep(item: str, found: Sequence[tuple[str, Simulation]]) -> None:
@@ -77,6 +80,7 @@ def simulation_json(simulation: Simulation) -> dict[str, object]:
                 "stage": stage.stage, "seconds": stage.seconds, "parts": dict(parts(stage)),
                 "products_at_peak": stage.spent.at_peak,
                 "communicated": dict(stage.spent.communicated), "peak_bytes": stage.peak_bytes,
+                "memory": {**stage.stored, "working": stage.working_bytes},
             }
             for stage in simulation.stages
         ],

@@ -27,6 +27,7 @@ def test_a_step_has_parts_and_memory(stretto: Command, program: Path, cluster: P
     (stage,) = found["stages"]
     assert sum(stage["parts"].values()) == pytest.approx(found["seconds"])
     assert set(stage["communicated"]) >= {"dp", "tp"} and stage["peak_bytes"] < found["memory_bytes"]
+    assert sum(stage["memory"].values()) == stage["peak_bytes"] and min(stage["memory"].values()) > 0
 
 
 def test_a_slower_network_takes_longer(stretto: Command, program: Path, cluster: Path) -> None:
