@@ -7,10 +7,14 @@ as none.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from .blocks import Blocks, block_space
@@ -32,7 +36,11 @@ class KernelFiles:
         except (OSError, UnicodeDecodeError):
             is_there = False
         if not is_there:
-            self._replace(file, kernel.source)
+            try:
+                self._replace(file, kernel.source)
+            except OSError:  # a full disk, or a folder that may not be written to
+                file = _folder_of_this_process() / file.name
+                file.write_text(kernel.source, encoding="utf-8")
         return file
 
     def blocks(self, kernel: Kernel, device: str) -> Blocks | None:
@@ -47,9 +55,10 @@ class KernelFiles:
         return chosen if chosen in block_space(kernel) else None
 
     def keep_blocks(self, kernel: Kernel, device: str, blocks: Blocks) -> None:
-        """Keep the choice of block sizes for a kernel on a device."""
+        """Keep the choice of block sizes for a kernel on a device; where it cannot be kept, it is measured again."""
         text = json.dumps({"version": VERSION, "blocks": asdict(blocks)})
-        self._replace(self._choice(kernel, device), text)
+        with suppress(OSError):
+            self._replace(self._choice(kernel, device), text)
 
     def _choice(self, kernel: Kernel, device: str) -> Path:
         named = "".join(c if c.isalnum() else "-" for c in device)
@@ -62,3 +71,11 @@ class KernelFiles:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
         os.replace(temporary, file)
+
+
+@cache
+def _folder_of_this_process() -> Path:
+    """For sources that cannot be kept; removed at exit."""
+    folder = tempfile.mkdtemp(prefix="stretto-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -31,6 +31,14 @@ def test_a_file_that_is_not_the_kernel_is_replaced(kernel: Kernel, tmp_path: Pat
     assert [each.name for each in tmp_path.iterdir()] == ["region_1.py"]
 
 
+def test_where_a_folder_cannot_be_written_the_kernel_lies_elsewhere(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    files = KernelFiles(tmp_path / "file" / "kernels")
+    assert files.source(kernel).read_text(encoding="utf-8") == kernel.source
+    files.keep_blocks(kernel, "gpu", default_blocks(kernel))
+    assert files.blocks(kernel, "gpu") is None
+
+
 def test_a_choice_is_kept_by_device(kernel: Kernel, tmp_path: Path) -> None:
     files, choice = KernelFiles(tmp_path), block_space(kernel)[-1]
     files.keep_blocks(kernel, "NVIDIA H200", choice)
