@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="price 16-bit matrix products in fp8, quantization included; programs run none",
     )
     parser.add_argument("--trace", metavar="FILE", help="also write what runs when, for Perfetto or chrome://tracing")
+    parser.add_argument("--html", metavar="FILE", help="also write a page of its own: lanes, times, memory")
     add_loading(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
@@ -75,8 +76,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     products = Products.FP8 if arguments.fp8 else Products.AS_STATED
     priced = partial(simulate, program, fuses=not arguments.unfused, products=products)
     if arguments.changes:
-        if arguments.trace:
-            arguments.usage_error("--trace is of one simulation; leave out --set")
+        if arguments.trace or arguments.html:
+            arguments.usage_error("--trace and --html are of one simulation; leave out --set")
         item, equals, values = arguments.changes.partition("=")
         if not equals:
             arguments.usage_error("--set takes ITEM=VALUE, such as network=25GB/s,50GB/s")
@@ -84,9 +85,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return Outcome(
             0, lambda: show_sweep(item, found), lambda: {value: simulation_json(each) for value, each in found}
         )
-    simulation = priced(cluster, keeps_tasks=arguments.trace is not None)
+    simulation = priced(cluster, keeps_tasks=bool(arguments.trace or arguments.html))
     if arguments.trace:
         write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
+    if arguments.html:
+        from ..report.simulation_page import page
+
+        write_text(arguments.html, page(simulation, arguments.path))
     helping = _remedies(arguments, simulation, products)
 
     def show() -> None:

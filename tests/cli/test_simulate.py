@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,20 @@ def test_a_real_run_and_a_simulation_are_compared(
     assert {name.partition(" over ")[2] for name in both} >= {"dp", "tp"}
     refused = stretto("compare", tmp_path / "real.json", program)
     assert refused.code == 2 and "--cluster FILE" in refused.err
+
+
+def test_a_page_of_its_own_has_the_step_and_loads_nothing(
+    stretto: Command, program: Path, cluster: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "step.html"
+    found = json.loads(stretto("simulate", program, "--cluster", cluster, "--html", file, "--json").out)
+    text = file.read_text(encoding="utf-8")
+    assert "http" not in text and "src=" not in text and "@import" not in text
+    (written,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(written)
+    assert "{{" not in text and "<" not in written, "no text of a program ends the script"
+    assert {"calls", "compute", "dp", "tp"} <= set(data["lanes"])
+    assert data["end"] <= found["seconds"] and max(task[4] for task in data["tasks"]) == data["end"]
+    assert [row[0] for row in data["time"]] == list(found["stages"][0]["parts"])
+    refused = stretto("simulate", program, "--cluster", cluster, "--html", file, "--set", "network=1GB/s")
+    assert refused.code == 2 and "leave out --set" in refused.err
