@@ -177,6 +177,11 @@ class Explanation:
         return [remark for remark in remarks_of(self.program) if _is_avoidable(remark)]
 
     @property
+    def merged(self) -> list[RemarkJson]:
+        """Remarks about operations that take the rows of several dims as one, so that ranks gather them."""
+        return [remark for remark in remarks_of(self.program) if _merges(remark)]
+
+    @property
     def warnings(self) -> list[RemarkJson]:
         """Remarks about statements of the plan without effect."""
         return [remark for remark in remarks_of(self.program) if is_warning(remark)]
@@ -194,7 +199,8 @@ class Explanation:
         return [
             remark
             for remark in remarks_of(self.program)
-            if not (_misses_rule(remark) or _is_avoidable(remark) or is_warning(remark) or is_implied(remark))
+            if not (_misses_rule(remark) or _is_avoidable(remark) or _merges(remark))
+            and not (is_warning(remark) or is_implied(remark))
         ]
 
     @property
@@ -233,6 +239,7 @@ class Explanation:
             "overlap": [entry.to_json() for entry in self.overlap],
             "recomputed": [{"statement": text, "message": message} for text, message in self.recomputed],
             "avoidable": [dict(entry) for entry in self.avoidable],
+            "merged": [dict(entry) for entry in self.merged],
             "warnings": [dict(entry) for entry in self.warnings],
             "without_rule": [dict(entry) for entry in self.without_rule],
             "remarks": [dict(entry) for entry in self.other_remarks],
@@ -266,6 +273,10 @@ def _order(program: Program) -> str:
 
 def _misses_rule(remark: RemarkJson) -> bool:
     return remark.get("pass") == "propagate-placements" and remark.get("kind") == "missed"
+
+
+def _merges(remark: RemarkJson) -> bool:
+    return remark.get("pass") == "keep-dims-apart" and remark.get("kind") == "missed"
 
 
 def _is_avoidable(remark: RemarkJson) -> bool:

@@ -48,6 +48,7 @@ def show_explanation(explanation: Explanation, detail: Detail = Detail.SUMMARY) 
     _communication(explanation)
     show_lanes(explanation.overlap, remarks_of(explanation.program))
     _avoidable(explanation)
+    _merged(explanation)
     _recomputed(explanation)
     _warnings(explanation)
     _remarks(explanation, detail)
@@ -212,6 +213,14 @@ def _avoidable(explanation: Explanation) -> None:
     for remark in explanation.avoidable:
         place = place_text(str(remark.get("file") or ""), _line(remark))
         say(f"  {remark.get('module')} ({place}): {remark.get('message')}")
+
+
+def _merged(explanation: Explanation) -> None:
+    if explanation.merged:
+        heading("Operations that gather rows, because they take all of them at once")
+    for remark in explanation.merged:
+        place = place_text(str(remark.get("file") or ""), _line(remark))
+        say(f"  {remark.get('module') or '(the model itself)'} ({place}): {remark.get('message')}")
 
 
 def _line(remark: RemarkJson) -> int:

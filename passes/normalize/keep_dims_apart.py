@@ -18,19 +18,24 @@ Needs: level `aten`, idioms raised.   Keeps: values.   Cost: none; `lower-idioms
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ...ir.bindings import Operation, Value
+from ...ir.locations import from_location
 from ...ir.module import Level, Module, operations
-from ...ir.types import TensorType, from_mlir
-from ..base import Pass, Report
-from ..rewriting import Applied, Outcome, Pattern, Site, producer, rewrite, users
-from .merged_rows import apart, first_merged, merged, replace_taken_apart, reshaped
+from ...ir.operations import read
+from ...ir.types import TensorType, from_mlir, is_tensor
+from ..base import Pass, Remark, Report
+from ..counted_remarks import CountedRemarks
+from ..graph import Graph
+from ..rewriting import Applied, Outcome, Pattern, Site, is_used, producer, rewrite, site_weights, users
+from .merged_rows import FILLED_LIKE, apart, first_merged, merged, replace_taken_apart, reshaped
 from .row_losses import PATTERNS as LOSSES
 from .row_wise import patterns
 
 _MM, _ADDMM, _T = "aten.mm.default", "aten.addmm.default", "aten.t.default"
+_VIEWS = ("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default", _T)
 _LINEAR, _OUTER = "nn.linear", "nn.sum_of_outer_products"
 
 
@@ -46,7 +51,34 @@ class KeepDimsApart(Pass):
         report = rewrite(module, self.name, {**patterns(), **_PATTERNS})
         for function in module.functions().values():
             _input_gradients_first(function)
-        return report
+        return replace(report, remarks=(*report.remarks, *_left_merged(module)))
+
+
+def _left_merged(module: Module) -> tuple[Remark, ...]:
+    """A remark for each operation that takes merged rows as one dim, where inputs are sharded along another dim."""
+    remarks, weights = CountedRemarks(KeepDimsApart.name), site_weights(module)
+    if not _shards_inner_dims(module):
+        return ()
+    for name, function in module.functions().items():
+        for op in operations(function):
+            call = read(op)
+            if call is None or call.name in (*_VIEWS, *FILLED_LIKE) or not is_used(op):
+                continue
+            rows = first_merged(call.values())
+            if rows is not None:
+                dims = " x ".join(map(str, rows.dims))
+                message = f"{call.name} takes {dims} rows as one dim: of these, ranks may shard the first dim alone"
+                remarks.missed(message, from_location(op.location), weights[name])
+    return remarks.remarks()
+
+
+def _shards_inner_dims(module: Module) -> bool:
+    """Whether an input is sharded along another dim than its first."""
+    main = module.functions().get("main")
+    if main is None:
+        return False
+    inputs = [v for v, record in Graph.of(main).arguments if record.get("kind") == "input" and is_tensor(v.type)]
+    return any(any(from_mlir(value.type).placement_on(module.mesh).dims[1:]) for value in inputs)
 
 
 def _input_gradients_first(function: Operation) -> None:

@@ -19,7 +19,7 @@ from ..rewriting import Emitter, producer, users
 RESHAPE = "aten.reshape.default"
 _EXPAND = "aten.expand.default"
 _FILLED = ("aten.full.default", "aten.zeros.default", "aten.ones.default")
-_FILLED_LIKE = ("aten.new_full.default", "aten.new_zeros.default", "aten.new_ones.default")
+FILLED_LIKE = ("aten.new_full.default", "aten.new_zeros.default", "aten.new_ones.default")
 """Ops whose first argument, or behind a tensor the second, is the shape of their result, whose elements are equal."""
 
 Dims = tuple[int, ...]
@@ -73,7 +73,7 @@ def _made(emitter: Emitter, call: Call, shape: Dims) -> Call | None:
     """The call that makes a value of equal or random elements, or repeats one along its first dim, in another shape."""
     if call.name in _FILLED:
         return Call(call.name, (list(shape), *call.args[1:]), call.kwargs)
-    if call.name in _FILLED_LIKE:
+    if call.name in FILLED_LIKE:
         return Call(call.name, (call.args[0], list(shape), *call.args[2:]), call.kwargs)
     if call.name == _EXPAND:
         repeated, sizes = from_mlir(call.args[0].type).shape, call.args[1]

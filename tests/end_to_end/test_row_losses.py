@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from stretto.driver.compile.request import Compiled
 from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from ..subsets import only
 from .checking import assert_report, compiled_model
 from .traffic import Message, messages
+from .work import flops_of
 
 WIDTH, CLASSES, TOKENS = 6, 12, 8
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -167,11 +169,22 @@ def is_large(message: Message, batch: int) -> bool:
 
 @pytest.mark.parametrize(("loss", "plan"), only(DEFAULT, product((all_of_them, *LOSSES), PLANS)))
 def test_a_loss_of_sharded_tokens_gathers_neither_logits_nor_hidden_states(loss: Loss, plan: tuple[str, int]) -> None:
+    program = _program(loss, PLANS[plan], plan[1])
+    assert [message for message in messages(program) if is_large(message, plan[1])] == []
+    assert_report(check(program.program))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_rank_does_its_share_of_the_work(loss: Loss) -> None:
+    plans = "mesh (cp=1)", PLANS["cp", 1], PLANS["dp, cp", 4]
+    alone, half, quarter = (flops_of(_program(loss, plan, 4)) for plan in plans)
+    assert (half, quarter) == (alone / 2, alone / 4)
+
+
+def _program(loss: Loss, plan: str, batch: int) -> Compiled:
     torch.manual_seed(0)
-    batch = plan[1]
     x, labels = (torch.randint(CLASSES, (batch, TOKENS)) for _ in range(2))
     mask = torch.rand(batch, TOKENS).round()
     labels[0, 1], mask[:, 0] = -100, 1
-    compiled = compiled_model(Tagger(loss), {"x": x, "labels": labels, "mask": mask}, PLANS[plan], loss_only=True)
-    assert [message for message in messages(compiled) if is_large(message, batch)] == []
-    assert_report(check(compiled.program))
+    return compiled_model(Tagger(loss), {"x": x, "labels": labels, "mask": mask}, plan, loss_only=True)

@@ -6,10 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from stretto.costs.compute import flops
 from stretto.driver.compile.request import Compiled
-from stretto.ir.module import Module, callee, operations
-from stretto.ir.operations import read
 from stretto.runtime.checks.program_check import check
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +15,7 @@ from ..subsets import only, some
 from .checking import assert_report, compiled, compiled_model
 from .models import MODELS, Case, Size, bert
 from .traffic import Message, messages
+from .work import flops_of
 
 SIZE = {"vocab": 44, "width": 16, "heads": 4, "head": 4, "inner": 24, "layers": 2, "seq": 8}
 TOKENS = "mesh (cp=2)\nshard inputs dim 1 over cp"
@@ -43,24 +41,6 @@ def _in_attention(message: Message) -> bool:
     return any(part in message.module_path.split(".") for part in ("attention", "self_attn", "attn"))
 
 
-def _flops(program: Compiled) -> float:
-    """Of one step on one rank, from the shapes of its operations."""
-    module = Module.parse(program.program.ir)
-    functions = module.functions()
-
-    def of(name: str) -> float:
-        total = 0.0
-        for op in operations(functions[name]):
-            called, call = callee(op), read(op)
-            if called is not None:
-                total += of(called)
-            elif call is not None and call.name.startswith("aten."):
-                total += flops(call, list(op.results))
-        return total
-
-    return of("main")
-
-
 @EACH_BATCH
 @pytest.mark.parametrize("model", some("llama", "gpt", "bert"))
 def test_a_language_model_trains_as_on_one_device_and_gathers_no_hidden_state_or_logits(model: str, batch: int) -> None:
@@ -78,7 +58,7 @@ def test_a_language_model_trains_as_on_one_device_and_gathers_no_hidden_state_or
 @pytest.mark.parametrize("model", some("llama", "gpt", "bert"))
 def test_a_rank_does_half_of_the_work(model: str, batch: int) -> None:
     alone = compiled(_case(model, batch), "mesh (cp=1)")
-    assert _flops(_sharded(model, batch)) == _flops(alone) / 2
+    assert flops_of(_sharded(model, batch)) == flops_of(alone) / 2
 
 
 @EACH_BATCH

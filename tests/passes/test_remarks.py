@@ -51,6 +51,34 @@ def test_layers_that_are_like_no_other_are_told_with_the_first_difference() -> N
     assert missed.origin.module_path == "layers.2.act"
 
 
+SORTED_ROWS = """
+module attributes {{comm.level = "aten", comm.mesh = [["cp", 2]]}} {{
+func.func @main(
+  %x: tensor<2x4x3xf32, {{{placed}}}> {{aten.argument = {{kind = "input", name = "x"}}}}
+) -> tensor<8x3xf32> {{
+  %0 = "aten.reshape_default"(%x) {{shape = array<i64: 8, 3>}} : (tensor<2x4x3xf32, {{{placed}}}>) -> tensor<8x3xf32>
+  %1 = "aten.cumsum_default"(%0) {{dim = {dim} : i64}} : (tensor<8x3xf32>) -> tensor<8x3xf32> loc("head")
+  return %1 : tensor<8x3xf32>
+}}
+}}
+"""
+
+
+def test_an_operation_along_merged_rows_is_told_where_another_dim_than_their_first_is_sharded() -> None:
+    text = SORTED_ROWS.format(placed='cp = "shard(1)"', dim=0)
+    (missed,) = remarks_of("keep-dims-apart", text, RemarkKind.MISSED)
+    assert missed.message == (
+        "aten.cumsum.default takes 2 x 4 rows as one dim: of these, ranks may shard the first dim alone"
+    )
+    assert missed.origin.module_path == "head"
+
+
+@pytest.mark.parametrize(("placed", "dim"), [("shard(0)", 0), ("shard(1)", 1)])
+def test_rows_that_need_no_gather_leave_nothing_to_tell(placed: str, dim: int) -> None:
+    text = SORTED_ROWS.format(placed=f'cp = "{placed}"', dim=dim)
+    assert remarks_of("keep-dims-apart", text, RemarkKind.MISSED) == []
+
+
 def test_equal_layers_leave_nothing_to_decline() -> None:
     assert remarks_of("fold-layers", layers("relu", "relu"), RemarkKind.MISSED) == []
 
