@@ -8,6 +8,7 @@ A freed block goes to the next allocation of its stream that fits, the smallest 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Collection
 
 from ...runtime.program.program import Program
 from .issue import issue
@@ -87,9 +88,12 @@ class _Pool:
         return self.end - nbytes, nbytes
 
 
-def recorded(program: Program, rank: int, *, capture: bool = False) -> list[Entry]:
-    """The log of one training step of a rank, or of one forward: what the issuing code would give a GPU."""
-    planned = steps_of(program, rank, capture=capture)
+def recorded(program: Program, rank: int, *, kernels: Collection[str] = (), capture: bool = False) -> list[Entry]:
+    """The log of one training step of a rank, or of one forward: what the issuing code would give a GPU.
+
+    Kernels run in place of the functions in `kernels`: each call is one piece of work.
+    """
+    planned = steps_of(program, rank, kernels=kernels, capture=capture)
     device = LoggingDevice(AllocatorModel(), program, rank)
     for part in (planned.forward, planned.backward):
         device.given(part.taken)

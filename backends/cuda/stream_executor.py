@@ -5,7 +5,7 @@ It has the interface of `runtime/rank/executor.py`, which runs the same program 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ...runtime.rank.executor import Frame, scaled_gradients
 from .issue import issue
 from .logging_device import LoggingDevice
 from .planning import steps_of
-from .steps import Part, Value
+from .steps import Part, Step, Value
 from .stream_log import Entry
 from .tensor_device import InOrder, Kernels, Streams, TensorDevice
 
@@ -24,7 +24,8 @@ from .tensor_device import InOrder, Kernels, Streams, TensorDevice
 class StreamExecutor:
     """Runs `program` as the rank of `communicator`. Without `streams`, on a CPU and in order.
 
-    The program must state the types of its slots. What was issued last is in `log`.
+    The program must state the types of its slots. What was issued last is in `log`. `watch` is called behind each
+    communication, while its stream is torch's current one: there `CudaStreams.event_here` gives a watchdog its event.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class StreamExecutor:
         device: torch.device | str = "cpu",
         streams: Streams | None = None,
         kernels: Kernels | None = None,
+        watch: Callable[[Step], None] | None = None,
     ) -> None:
         pipeline = program.pipeline
         self._entry = program.entry_of(communicator.rank)
@@ -44,6 +46,7 @@ class StreamExecutor:
             streams or InOrder(),
             1 if pipeline is None else pipeline.microbatches,
             kernels,
+            watch,
         )
         self._device = LoggingDevice(inner, program, communicator.rank)
         self._saved: list[Value] = self._needed_later()

@@ -10,10 +10,12 @@ from ...backends.cuda.proof import StreamFault
 from ...backends.cuda.recording import recorded
 from ...backends.cuda.stream_log import Allocate, BeginCapture, EndCapture, Entry, Free, HostWork, Launch, Record, Wait
 from ...runtime.errors import ProgramError, instruction_name, source_span
+from ...runtime.implementations.binding import bindings
 from ...runtime.program.arguments import Json
 from ...runtime.program.program import Program
 from ..text.console import count_text, heading, place_text, say, size_text, table
 
+_TARGET = "cuda"
 _SHOWN = 60
 """Pieces of work that are listed as text; --json has all."""
 _MOST_RANKS = 64
@@ -61,6 +63,7 @@ class StreamProgram:
 def stream_program(program: Program, rank: int, *, graphs: bool) -> StreamProgram:
     """The stream program of a rank of the mesh, once that of all ranks is proved.
 
+    A function for which this process has a kernel for the target cuda is one piece of work, others run their bodies.
     Raises ProgramError E0733 to E0736 for what the proof finds, E0726 for more ranks than `_MOST_RANKS`.
     """
     ranks = program.mesh.ranks
@@ -71,7 +74,8 @@ def stream_program(program: Program, rank: int, *, graphs: bool) -> StreamProgra
             expected=f"at most {_MOST_RANKS}",
             help="compile the model for a mesh with smaller axes: every rank of a stage issues the same",
         )
-    logs = [recorded(program, each, capture=graphs) for each in range(ranks)]
+    kernels = {name for name, bound in bindings(program, _TARGET).items() if bound.kernel is not None}
+    logs = [recorded(program, each, kernels=kernels, capture=graphs) for each in range(ranks)]
     try:
         prove(logs)
     except StreamFault as fault:

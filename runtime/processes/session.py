@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ..devices import require_memory
 from ..errors import RunError
 from ..philox import RngState
 from ..program.arguments import DTYPES
@@ -63,6 +64,7 @@ class ProcessRank:
         self._world = join(program.manifest.target, timeout_s)
         with self._world.call("the start of a program", self._details):
             self._world.check_same_program(program)
+            require_memory(program, self._world.rank, self._world.device)
             self._messages = None if program.pipeline is None else self._world.messages
             groups = [*groups_of(program), *self._groups_of_results()]
             self._communicator = DistributedCommunicator(

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stretto.backends.cuda.agreement import prove
 from stretto.backends.cuda.recording import recorded
 from stretto.backends.cuda.stream_executor import StreamExecutor
-from stretto.backends.cuda.stream_log import Allocate, Entry
+from stretto.backends.cuda.stream_log import Allocate, Entry, Launch
+from stretto.backends.cuda.watchdog import StreamWatchdog
 from stretto.runtime.communicator import Communicator
 from stretto.runtime.program.arguments import DTYPES
 from stretto.runtime.program.program import Program
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from ...runtime import lane_module, rotated_module
 from ...runtime.grid_program import grid
+from ...runtime.implementations.kind_program import kind_program
 from ...runtime.pipe_program import Pipe
 from ...runtime.tiny_programs import on_ranks
 
@@ -54,6 +57,54 @@ def test_what_is_issued_is_what_is_recorded(name: str) -> None:
 
     for rank, log in enumerate(on_ranks(program.manifest.mesh, issued)):
         assert list(map(_placeless, log)) == list(map(_placeless, recorded(program, rank)))
+
+
+def test_a_kernel_is_one_work_in_place_of_its_function() -> None:
+    program = kind_program()
+    bodies = [entry.op for entry in recorded(program, 0) if isinstance(entry, Launch)]
+    assert bodies == ["aten.mul.Scalar", "aten.add.Scalar", "aten.mul.Scalar"]
+    expected = recorded(program, 0, kernels=["scaled"])
+    prove([expected])
+    assert [entry.op for entry in expected if isinstance(entry, Launch)] == ["call scaled", "aten.mul.Scalar"]
+
+    def issued(communicator: Communicator) -> list[Entry]:
+        kernels = {"scaled": lambda x: [x * 2.0 + 1.0]}
+        executor = StreamExecutor(program, communicator, kernels=kernels)
+        results, _ = executor.forward([torch.ones(2, 3)])
+        assert [float(each[0, 0]) for each in results] == [3.0, 9.0]
+        return executor.log
+
+    [log] = on_ranks(program.manifest.mesh, issued)
+    assert list(map(_placeless, log)) == list(map(_placeless, expected))
+
+
+class _NeverEnds:
+    """An event of work that hangs."""
+
+    def query(self) -> bool:
+        return False
+
+
+def test_a_rank_that_hangs_is_named_with_the_instruction_that_it_issued_first() -> None:
+    program = PROGRAMS["lanes"]()
+
+    def late(communicator: Communicator) -> str:
+        now = [0.0]
+        watchdog = StreamWatchdog(communicator.rank, 5.0, lambda error: None, lambda: now[0])
+        executor = StreamExecutor(program, communicator, watch=lambda step: watchdog.watch(step, _NeverEnds()))
+        _two_steps(executor, program, communicator.rank, steps=1)
+        assert watchdog.look() is None
+        now[0] = 6.0
+        error = watchdog.look()
+        assert error is not None
+        return error.message
+
+    for rank, (message, log) in enumerate(
+        zip(on_ranks(program.manifest.mesh, late), [recorded(program, each) for each in range(2)], strict=False)
+    ):
+        first = next(entry for entry in log if isinstance(entry, Launch) and entry.communication is not None)
+        function, index = first.path[-1]
+        assert message.startswith(f'rank {rank}: instruction {index} ({first.op}) of "{function}" on the stream "')
 
 
 def _placeless(entry: Entry) -> Entry:
