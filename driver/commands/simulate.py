@@ -21,6 +21,7 @@ from .outcome import Outcome, require_compiler
 if TYPE_CHECKING:
     from ...backends.simulator.kernels import Products
     from ...backends.simulator.simulation import Simulation
+    from ...dsl.clusters.cluster import Cluster
     from ...dsl.plan import Plan
     from ...runtime.program.program import Program
     from ..report.room import Remedy
@@ -41,8 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_entry(parser, "the only one")
     parser.add_argument("--cluster", metavar="FILE", required=True, help="a cluster file: nodes, GPUs, links")
     parser.add_argument(
-        "--set", metavar="ITEM=VALUE[,VALUE]", dest="changes", help="other values of an item of the cluster, a row each"
+        "--set",
+        metavar="ITEM=VALUE[,VALUE]",
+        dest="changes",
+        action="append",
+        default=[],
+        help="other values of an item of the cluster or a number of the plan: a row for each choice (repeatable)",
     )
+    parser.add_argument("--plot", metavar="FILE", help="with --set: also draw the rows, as an SVG picture")
     parser.add_argument(
         "--unfused", action="store_true", help="each instruction is a kernel of its own, as in eager PyTorch"
     )
@@ -66,25 +73,19 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ...dsl.clusters.cluster import Cluster
     from ...runtime.lanes.timeline import trace_events
     from ..report.room import fits, show_remedies
-    from ..report.simulation import show_simulation, show_sweep, simulation_json
+    from ..report.simulation import show_simulation, simulation_json
     from ..text.console import say
     from ..text.text_files import write_text
 
     read_loading(arguments)
     cluster = Cluster.load(arguments.cluster)
+    if arguments.plot and not arguments.changes:
+        arguments.usage_error("--plot draws the rows of --set")
+    if arguments.changes:
+        return _sweep(arguments, cluster)
     program = _program(arguments)
     products = Products.FP8 if arguments.fp8 else Products.AS_STATED
     priced = partial(simulate, program, fuses=not arguments.unfused, products=products)
-    if arguments.changes:
-        if arguments.trace or arguments.html:
-            arguments.usage_error("--trace and --html are of one simulation; leave out --set")
-        item, equals, values = arguments.changes.partition("=")
-        if not equals:
-            arguments.usage_error("--set takes ITEM=VALUE, such as network=25GB/s,50GB/s")
-        found = [(value, priced(cluster.changed(item, value))) for value in values.split(",")]
-        return Outcome(
-            0, lambda: show_sweep(item, found), lambda: {value: simulation_json(each) for value, each in found}
-        )
     simulation = priced(cluster, keeps_tasks=bool(arguments.trace or arguments.html))
     if arguments.trace:
         write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
@@ -103,6 +104,41 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     more = {} if helping is None else {"remedies": [each.to_json() for each in helping]}
     return Outcome(0, show, lambda: {**simulation_json(simulation), **more})
+
+
+def _sweep(arguments: argparse.Namespace, cluster: Cluster) -> Outcome:
+    """A row for each choice of values."""
+    from ...backends.simulator.kernels import Products
+    from ...backends.simulator.simulation import simulate
+    from ...dsl.plan import Plan
+    from ..report.simulation import simulation_json
+    from ..report.sweep import changes_of, plot, show_sweep, sweep
+    from ..text.text_files import write_text
+
+    if arguments.trace or arguments.html:
+        arguments.usage_error("--trace and --html are of one simulation; leave out --set")
+    changes = changes_of(arguments.changes)
+    if isinstance(changes, str):
+        arguments.usage_error(f"--set takes ITEM=VALUE, such as network=25GB/s,50GB/s, not {changes}")
+    assert not isinstance(changes, str)
+    products = Products.FP8 if arguments.fp8 else Products.AS_STATED
+    points = list(
+        sweep(
+            changes,
+            cluster,
+            Plan.load(arguments.plan) if arguments.plan else None,
+            lambda plan: _program(arguments) if plan is None else _compiled(arguments, plan),
+            lambda program, on: simulate(program, on, fuses=not arguments.unfused, products=products),
+        )
+    )
+    if arguments.plot:
+        write_text(arguments.plot, plot(changes, points))
+    by_values = {", ".join(point.values): point.simulation for point in points}
+    return Outcome(
+        0,
+        lambda: show_sweep(changes, points),
+        lambda: {values: simulation_json(each) for values, each in by_values.items()},
+    )
 
 
 def _remedies(arguments: argparse.Namespace, simulation: Simulation, products: Products) -> list[Remedy] | None:
@@ -133,15 +169,16 @@ def _program(arguments: argparse.Namespace) -> Program:
         if is_target(arguments.path):
             arguments.usage_error("a target is compiled under a plan; name its file with --plan FILE")
         return load_entry(arguments.path, arguments.entry)
-    if arguments.entry:
-        arguments.usage_error("--entry is of a program folder; an entry of a target is FILE.py:FUNCTION.ENTRY")
-    check_target_options(arguments, arguments.path)
     from ...dsl.plan import Plan
 
     return _compiled(arguments, Plan.load(arguments.plan))
 
 
 def _compiled(arguments: argparse.Namespace, plan: Plan) -> Program:
+    """The program of a target under a plan; it is not kept."""
+    if arguments.entry:
+        arguments.usage_error("--entry is of a program folder; an entry of a target is FILE.py:FUNCTION.ENTRY")
+    check_target_options(arguments, arguments.path)
     from ..compile.compile_program import compile_program
     from ..compile.compile_target import CompileJob, request_of
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...backends.simulator.events import PIPELINE
 from ...backends.simulator.simulation import Simulation, StageTime
 from ..text.console import heading, say, size_text, table
@@ -43,15 +41,6 @@ def _show_memory(simulation: Simulation) -> None:
         kinds = [*stage.stored.items(), ("activations, what is gathered or sent", stage.working_bytes)]
         for kind, nbytes in kinds:
             say(f"    {size_text(nbytes):>9}  {kind}")
-
-
-def show_sweep(item: str, found: Sequence[tuple[str, Simulation]]) -> None:
-    """Print a row for each value of an item of the cluster."""
-    rows = [
-        (value, time_text(each.seconds), f"{each.utilization:.1%}", time_text(sum(each.slowest.spent.waited.values())))
-        for value, each in found
-    ]
-    table((item, "step", "HFU", "waits"), rows, right=("step", "HFU", "waits"))
 
 
 def parts(stage: StageTime) -> list[tuple[str, float]]:

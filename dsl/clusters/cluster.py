@@ -21,7 +21,8 @@ from ...diagnostics import Span, StrettoError
 from ..source import Source
 from ..spelling import did_you_mean, similar_path
 
-_ITEMS = ("nodes", "gpus", "gpu", "nvlink", "network", "latency")
+ITEMS = ("nodes", "gpus", "gpu", "nvlink", "network", "latency")
+"""What a cluster file may say."""
 _RATES = {"B/s": 1.0, "KB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12}
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 _NUMBER = re.compile(r"([-+]?[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)(.*)")
@@ -116,11 +117,11 @@ def _cluster(items: dict[str, Token], source: Source) -> Cluster:
 
 
 def _check_name(name: Token, items: dict[str, Token], source: Source) -> None:
-    if name not in _ITEMS:
+    if name not in ITEMS:
         message = f'a cluster has no item "{name}"'
         raise StrettoError(
-            ClusterCode.BAD_ITEM, message, span=source.span_of(name), expected=f"expected {', '.join(_ITEMS)}",
-            help=did_you_mean(name, _ITEMS),
+            ClusterCode.BAD_ITEM, message, span=source.span_of(name), expected=f"expected {', '.join(ITEMS)}",
+            help=did_you_mean(name, ITEMS),
         )  # fmt: skip
     if name in items:
         message = f'the cluster sets "{name}" twice'
