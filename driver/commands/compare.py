@@ -10,7 +10,7 @@ from .arguments import add_entry, add_json, add_loading, read_loading
 from .outcome import Outcome, require_compiler
 
 if TYPE_CHECKING:
-    from ..report.timelines import Timeline
+    from ..simulations.timelines import Timeline
 
 HELP = "show why one step is slower than another: real runs, simulations, or one of each"
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """See `Command`."""
-    from ..report.timelines import Comparison, show_comparison
+    from ..simulations.timelines import Comparison, show_comparison
 
     read_loading(arguments)
     if arguments.cluster is None and (os.path.isdir(arguments.a) or os.path.isdir(arguments.b)):
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _timeline(path: str, arguments: argparse.Namespace) -> Timeline:
     """That of a file, or of a folder's simulation."""
-    from ..report.timelines import Timeline, read_timeline
+    from ..simulations.timelines import Timeline, read_timeline
 
     if not os.path.isdir(path):
         return read_timeline(path)

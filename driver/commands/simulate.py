@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...dsl.clusters.cluster import Cluster
     from ...dsl.plan import Plan
     from ...runtime.program.program import Program
-    from ..report.room import Remedy
+    from ..simulations.room import Remedy
 
 HELP = "predict a program's step time and memory on a cluster"
 
@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from ...backends.simulator.simulation import simulate
     from ...dsl.clusters.cluster import Cluster
     from ...runtime.lanes.timeline import trace_events
-    from ..report.room import fits, show_remedies
-    from ..report.simulation import show_simulation, simulation_json
+    from ..simulations.room import fits, show_remedies
+    from ..simulations.simulation import show_simulation, simulation_json
     from ..text.console import say
     from ..text.text_files import write_text
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.trace:
         write_text(arguments.trace, json.dumps(trace_events(simulation.tasks)))
     if arguments.html:
-        from ..report.simulation_page import page
+        from ..simulations.page import page
 
         write_text(arguments.html, page(simulation, arguments.path))
     helping = _remedies(arguments, simulation, products)
@@ -111,8 +111,8 @@ def _sweep(arguments: argparse.Namespace, cluster: Cluster) -> Outcome:
     from ...backends.simulator.kernels import Products
     from ...backends.simulator.simulation import simulate
     from ...dsl.plan import Plan
-    from ..report.simulation import simulation_json
-    from ..report.sweep import changes_of, plot, show_sweep, sweep
+    from ..simulations.simulation import simulation_json
+    from ..simulations.sweep import changes_of, plot, show_sweep, sweep
     from ..text.text_files import write_text
 
     if arguments.trace or arguments.html:
@@ -145,7 +145,7 @@ def _remedies(arguments: argparse.Namespace, simulation: Simulation, products: P
     """Statements that would make a target fit; None where it fits, or where there is only a program."""
     from ...backends.simulator.simulation import simulate
     from ...dsl.plan import Plan
-    from ..report.room import fits, remedies
+    from ..simulations.room import fits, remedies
     from ..text.console import note
 
     if arguments.plan is None or fits(simulation):

@@ -13,7 +13,7 @@ from stretto.costs.kernels.gpu import gpu
 from stretto.costs.kernels.matmul import matmul_seconds
 from stretto.costs.kernels.memory_bound import moved_seconds, quantize_seconds
 from stretto.diagnostics import StrettoError
-from stretto.driver.report.simulation import parts
+from stretto.driver.simulations.simulation import parts
 from stretto.dsl.clusters.cluster import Cluster
 from stretto.runtime.errors import ProgramError
 from stretto.runtime.program.arguments import Slot as S

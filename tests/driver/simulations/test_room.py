@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from stretto.backends.simulator.calls import Spent
 from stretto.backends.simulator.simulation import Simulation, StageTime
-from stretto.driver.report.room import fits, remedies
+from stretto.driver.simulations.room import fits, remedies
 from stretto.dsl.clusters.cluster import Cluster
 from stretto.dsl.error import PlanError
 from stretto.dsl.plan import Plan

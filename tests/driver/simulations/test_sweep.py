@@ -10,7 +10,7 @@ import pytest
 from stretto.backends.simulator.calls import Spent
 from stretto.backends.simulator.simulation import Simulation, StageTime
 from stretto.diagnostics import StrettoError
-from stretto.driver.report.sweep import Change, changes_of, plot, sweep
+from stretto.driver.simulations.sweep import Change, changes_of, plot, sweep
 from stretto.dsl.clusters.cluster import Cluster
 from stretto.dsl.plan import Plan
 

@@ -14,7 +14,7 @@ _NOTE = "The prediction is of fused kernels on a quiet machine. docs/simulator.m
 
 def page(simulation: Simulation, name: str) -> str:
     """The page of a simulation that kept its tasks; `name` says what was simulated."""
-    template = files(__package__).joinpath("simulation_page.html").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     text = json.dumps(_data(simulation, name), separators=(",", ":"), allow_nan=False)
     return template.replace("{{DATA}}", text.replace("<", "\\u003c"))  # no text of a program ends the script
 

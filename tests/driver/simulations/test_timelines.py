@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from stretto.diagnostics import StrettoError
-from stretto.driver.report.timelines import Comparison, Timeline, read_timeline
+from stretto.driver.simulations.timelines import Comparison, Timeline, read_timeline
 from stretto.runtime.lanes.timeline import Task, trace_events
 
 
