@@ -21,6 +21,8 @@ def block_space(kernel: Kernel) -> tuple[Blocks, ...]:
     if not kernel.has_rows:
         sizes = [(1024, 4), (512, 4), (2048, 8), (4096, 8)]
         return tuple(Blocks(size, 1, warps) for size, warps in sizes)
+    if kernel.along_first:
+        return tuple(Blocks(rows, columns, 4) for rows, columns in [(32, 64), (64, 32), (16, 128), (128, 32)])
     if kernel.loops:
         return tuple(Blocks(1, columns, warps) for columns, warps in [(2048, 8), (4096, 8), (1024, 4), (4096, 16)])
     columns = power_of_two(kernel.columns)

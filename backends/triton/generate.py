@@ -48,6 +48,8 @@ class Kernel:
     has_rows: bool
     """Whether it reduces rows."""
     loops: bool
+    along_first: bool = False
+    """Whether the elements of a row lie apart: it reduces the first dims."""
 
 
 @dataclass
@@ -74,7 +76,8 @@ class Writer:
         reductions = [reduction_of(region, i) for i in region.code if i.op.split(".")[1] in REDUCTIONS]
         self.has_rows = bool(reductions)
         self.rows, self.columns = _space(region, reductions)
-        self.loops = self.has_rows and self.columns > MOST_COLUMNS_AT_ONCE
+        self.along_first = any(reduction.along_first for reduction in reductions)
+        self.loops = self.along_first or (self.has_rows and self.columns > MOST_COLUMNS_AT_ONCE)
         self.body = Scope()
         self.inner = Scope() if self.loops else self.body
         self.loaded: list[int] = []
@@ -97,8 +100,10 @@ class Writer:
         body = [*self._prologue(), *self.body.lines]
         inputs = tuple(slot for slot in self.region.inputs if slot in self.loaded)
         source = self._source(inputs, body)
-        outputs = self.region.outputs
-        return Kernel(self.name, source, inputs, outputs, self.rows, self.columns, self.has_rows, self.loops)
+        return Kernel(
+            self.name, source, inputs, self.region.outputs, self.rows, self.columns, self.has_rows, self.loops,
+            self.along_first,
+        )  # fmt: skip
 
     def value(self, slot: int, index: Index, guard: Guard = NO_GUARD) -> str:
         """The name of a value at an index, computed where it is not yet."""
@@ -192,6 +197,7 @@ class Writer:
                     self.body.lines += [f"index_{numel} = index", f"{_flat_mask(f'index_{numel}')} = index < {numel}"]
         elif numel == self.rows * self.columns:
             terms = [base_term("row", self.rows), base_term("column", self.columns)]
+            terms = terms[::-1] if self.along_first else terms
         elif numel == self.rows:
             terms = [base_term("row", self.rows)]
         else:
@@ -199,7 +205,8 @@ class Writer:
         index = regroup(terms, self.region.shape(slot))
         value = self.value(slot, index)
         masks = [_flat_mask(term.base) for term in terms]
-        place = " + ".join([f"{terms[0].base} * {self.columns}", "column"] if len(terms) > 1 else [terms[0].base])
+        inner = self.rows if self.along_first else self.columns
+        place = " + ".join([f"{terms[0].base} * {inner}", terms[1].base] if len(terms) > 1 else [terms[0].base])
         depends = frozenset(term.base for term in terms)
         comment = f"# {self.region.types[slot]}"
         self.scope(depends).lines.append(f"tl.store({pointer} + {place}, {value}, mask={' & '.join(masks)})  {comment}")
@@ -276,6 +283,8 @@ def _space(region: Region, reductions: Sequence[Reduction]) -> tuple[int, int]:
     if len(spaces) > 1:
         listed = " and ".join(f"{rows} rows of {columns}" for rows, columns in sorted(spaces))
         raise Declined(f"its reductions run over {listed}")
+    if len({reduction.along_first for reduction in reductions}) > 1:
+        raise Declined("it reduces the first dims and the last ones")
     return spaces.pop()
 
 

@@ -1,4 +1,8 @@
-"""Reductions along the last dims: their rows, their columns, and how a block of columns is reduced."""
+"""Reductions along the last or the first dims: their rows, their columns, and how a block of columns is reduced.
+
+A row is what is reduced to one element: along the last dims it is contiguous, along the first ones its elements lie as
+far apart as there are rows.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,16 @@ class Reduction:
     shape: tuple[int, ...]
     """Of the operand."""
     dims: tuple[int, ...]
-    """The dims that are reduced: the last ones."""
+    """The dims that are reduced: the last ones, or the first ones."""
     keeps_dims: bool
     dtype: torch.dtype
     """In which it is computed."""
+
+    @property
+    def along_first(self) -> bool:
+        """Whether the first dims are reduced, and others are kept."""
+        kept = [dim for dim in range(len(self.shape)) if dim not in self.dims]
+        return prod(self.shape[dim] for dim in kept) > 1 and kept[-1] == len(self.shape) - 1
 
     @property
     def columns(self) -> int:
@@ -82,15 +92,15 @@ class Reduction:
 
 
 def reduction_of(region: Region, instruction: Instruction) -> Reduction:
-    """The reduction that an instruction is. Raises Declined where other dims than the last ones are reduced."""
+    """The reduction that an instruction is. Raises Declined where neither the last nor the first dims are reduced."""
     source, slot = operand(instruction), instruction.writes()[0]
     shape = region.shape(source)
     stated = argument(instruction, 1, "dim")
     listed = [stated] if isinstance(stated, int) else stated
     dims = tuple(sorted({dim_of(d, len(shape)) for d in listed})) if isinstance(listed, list | tuple) else ()
     dims = dims or tuple(range(len(shape)))
-    if dims != tuple(range(len(shape) - len(dims), len(shape))):
-        raise Declined(f"{instruction.op} reduces dims {list(dims)} of {list(shape)}, which are not the last ones")
+    if dims not in (tuple(range(len(shape) - len(dims), len(shape))), tuple(range(len(dims)))):
+        raise Declined(f"{instruction.op} reduces dims {list(dims)} of {list(shape)}, neither the first nor the last")
     if prod(shape) == 0:
         raise Declined(f"{instruction.op} reduces no elements")
     keeps = bool(argument(instruction, 2, "keepdim", False))

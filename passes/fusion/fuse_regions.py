@@ -8,10 +8,10 @@ Before                                          After
   %5 = aten.mul %4, %w                              %0 = aten.mul %x, %x
   %6 = aten.mm %5, ..                               ..
 
-A region holds elementwise operations, casts, masks, joins, views and reductions along the last dims, of the forward
-or of the backward, over one set of rows. It grows from producer to consumer, but never so that an operation outside
-reads one of its results and feeds one of its operands. Views and constants that others read stay outside too.
-Collectives, messages and calls keep their order.
+A region holds elementwise operations, casts, masks, joins, views and reductions along the last dims or along the
+first ones, of the forward or of the backward, over one set of rows. It grows from producer to consumer, but never so
+that an operation outside reads one of its results and feeds one of its operands. Views and constants that others read
+stay outside too. Collectives, messages and calls keep their order.
 
 Needs: level `comm`, after all other passes, which would have to see through calls.   Keeps: values.
 Cost: without a kernel a call for each region.

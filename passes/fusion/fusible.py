@@ -21,7 +21,7 @@ class Role(StrEnum):
     JOIN = "join"
     """It writes elements that come from one of several places."""
     REDUCTION = "reduction"
-    """It reduces the last dims, alone or beside elementwise work, as softmax does."""
+    """It reduces the last dims, alone or beside elementwise work, as softmax does; or the first ones alone."""
 
 
 _FREE = (
@@ -54,6 +54,9 @@ _EXPONENTS = frozenset({1.0, 2.0, 3.0, 4.0, 0.5, -0.5, -1.0, -2.0})
 """The powers that take no logarithm."""
 _MOST_IN_ONE_ROW = 1 << 16
 """A single row that is longer would be left to one program of the whole GPU (elements)."""
+_LEAST_ROWS_ALONG_FIRST = 32
+"""Fewer sums over the first dims would be left to one program of the whole GPU (elements of the result)."""
+_ALONG_FIRST = frozenset(["sum", "mean", "amax", "amin"])
 _MOVES_ELEMENTS = frozenset(
     ["permute", "transpose", "t", "slice", "select", "flip", "cat", "constant_pad_nd", "embedding"]
 )
@@ -65,6 +68,8 @@ class Shape:
 
     elements: int
     columns: int | None = None
+    along_first: bool = False
+    """Whether a row is what lies along the first dims: its elements lie apart."""
 
 
 def role_of(node: Node) -> Role | None:
@@ -89,15 +94,19 @@ def moves_elements(node: Node) -> bool:
 
 
 def shape_of(node: Node, role: Role) -> Shape | None:
-    """The elements of an operation; None for a reduction along other dims than the last."""
+    """The elements of an operation; None for a reduction along neither the last nor the first dims."""
     if role is not Role.REDUCTION:
         return Shape(max(elements(value) for value in node.values))
     assert node.call is not None
     shape = from_mlir(node.operands[0].type).shape
     dims = _reduced_dims(node, len(shape))
-    if dims is None or prod(shape) == 0 or dims != tuple(range(len(shape) - len(dims), len(shape))):
+    if dims is None or prod(shape) == 0:
         return None
     columns = prod(shape[dim] for dim in dims)
+    if dims != tuple(range(len(shape) - len(dims), len(shape))):
+        along_first = dims == tuple(range(len(dims))) and node.name.split(".")[1] in _ALONG_FIRST
+        many = prod(shape) // columns >= _LEAST_ROWS_ALONG_FIRST
+        return Shape(prod(shape), columns, along_first=True) if along_first and many else None
     if prod(shape) == columns > _MOST_IN_ONE_ROW:
         return None
     return Shape(prod(shape), columns)

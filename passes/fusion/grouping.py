@@ -25,6 +25,8 @@ class Group:
     direction: object = None
     """What all members share: forward or backward, first or computed again, the nanobatch or microbatch by turns."""
     columns: int | None = None
+    along_first: bool = False
+    """Whether its reductions are along the first dims."""
     elements: int = 0
     """Of the largest result or reduced operand."""
     before: set[int] = field(default_factory=set)
@@ -92,7 +94,7 @@ class Grouping:
         shape = shape_of(node, role) or Shape(0)
         backward = from_location(node.op.location).backward
         direction = (backward, node in self._behind_tangents, is_recomputed(node.op), turn_of(node.op))
-        return Group([node], direction, shape.columns, shape.elements, before, is_region=True)
+        return Group([node], direction, shape.columns, shape.along_first, shape.elements, before, is_region=True)
 
     def _join(self, number: int, other: int) -> None:
         """Put the newest group and one that it needs together, if that is one kernel."""
@@ -105,6 +107,7 @@ class Grouping:
             nodes=sorted([*earlier.nodes, *later.nodes], key=self._places.__getitem__),
             direction=earlier.direction,
             columns=earlier.columns or later.columns,
+            along_first=earlier.along_first or later.along_first,
             elements=max(earlier.elements, later.elements),
             before=(earlier.before | later.before) - {number, other},
             is_region=True,
@@ -126,21 +129,24 @@ class Grouping:
         columns = earlier.columns or later.columns
         if columns is None:
             return True
-        if earlier.columns and later.columns and earlier.columns != later.columns:
+        both = earlier.columns and later.columns
+        if both and (earlier.columns, earlier.along_first) != (later.columns, later.along_first):
             return False
         if earlier.columns and any(moves_elements(node) for node in later.nodes):
             return False
         space = max(group.elements for group in (earlier, later) if group.columns)
-        return all(self._lies_in(node, space, columns) for node in (*earlier.nodes, *later.nodes))
+        shape = Shape(space, columns, earlier.along_first or later.along_first)
+        return all(self._lies_in(node, shape) for node in (*earlier.nodes, *later.nodes))
 
-    def _lies_in(self, node: Node, space: int, columns: int) -> bool:
-        """Whether a kernel over rows of `columns` elements, `space` in all, can hold the operation."""
+    def _lies_in(self, node: Node, shape: Shape) -> bool:
+        """Whether a kernel over rows of `shape.columns` elements, `shape.elements` in all, can hold the operation."""
         role = self.roles[node]
         if role is Role.REDUCTION:
-            return shape_of(node, role) == Shape(space, columns)
+            return shape_of(node, role) == shape
         if role is Role.FREE:
             return True
-        return all(elements(value) in (space, space // columns) for value in node.values)
+        rows = shape.elements // (shape.columns or 1)
+        return all(elements(value) in (shape.elements, rows) for value in node.values)
 
     def _is_between(self, number: int, other: int) -> bool:
         """Whether a third group needs the other one and is needed by this one."""

@@ -13,6 +13,11 @@ from stretto.runtime.program.arguments import Slot, dtype_name
 from stretto.runtime.program.records import Instruction, SlotType
 from torch import Tensor
 
+_OF_ROWS = (
+    "sum", "mean", "amax", "amin", "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data",
+    "native_layer_norm", "native_layer_norm_backward",
+)  # fmt: skip
+"""Ops that reduce the last dims, beside which no kernel reduces the first ones."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -98,7 +103,6 @@ class _Random:
     shape: tuple[int, ...]
     full: list[int] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
-    reduced: bool = False
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         return self.build.input(torch.randn(tuple(shape)).to(dtype))
@@ -132,6 +136,10 @@ def random_region(seed: int) -> tuple[Region, list[Tensor]]:
         outputs = [state.build.call("neg", Slot(outputs[0]))]
     if outputs[0] in state.build.inputs:
         outputs[0] = state.build.call("neg", Slot(outputs[0]))
+    reduces = any(each.op.split(".")[1] in _OF_ROWS for each in state.build.code)
+    if rank > 1 and not reduces and rng.random() < 0.5:
+        dims, kind = list(range(rng.randint(1, rank - 1))), rng.choice(["sum.dim_IntList", "mean.dim", "amax"])
+        outputs.append(state.build.call(kind, Slot(outputs[0]), dims, rng.random() < 0.5))
     return state.build.region(outputs)
 
 

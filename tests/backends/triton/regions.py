@@ -118,11 +118,32 @@ def half_of_three() -> Case:
     return b.region([b.call("sin", Slot(turned))])
 
 
+def gradients_of_bias_and_scale() -> Case:
+    """Sums over batch and tokens of a gradient that is used itself, too, in 16 bits, and of a product."""
+    b = RegionBuilder()
+    gradient, x = b.input(torch.randn(3, 50, 37).bfloat16()), b.input(torch.randn(3, 50, 37).bfloat16())
+    scale = b.input(torch.rand(3, 50, 1) + 0.5)
+    inner = b.call("mul.Tensor", Slot(gradient), Slot(b.call("sigmoid", Slot(x))))
+    bias = b.call("sum.dim_IntList", Slot(inner), [0, 1], True, dtype=torch.float32)
+    normal = b.call("mul.Tensor", Slot(x), Slot(scale))
+    weight = b.call("sum.dim_IntList", Slot(b.call("mul.Tensor", Slot(normal), Slot(gradient))), [0, 1])
+    return b.region([inner, b.call("reshape", Slot(bias), [37]), weight])
+
+
+def largest_of_columns() -> Case:
+    """The largest element of each column of a matrix, less which the column is exponentiated: read again behind."""
+    b = RegionBuilder()
+    x = b.input(torch.randn(70, 3, 11))
+    largest = b.call("amax", Slot(b.call("mul.Scalar", Slot(x), 0.5)), [0], True)
+    return b.region([b.call("exp", Slot(b.call("sub.Tensor", Slot(x), Slot(largest)))), largest])
+
+
 CASES: Mapping[str, Callable[[], Case]] = {
     case.__name__: case
     for case in (
         rms_norm, rms_norm_of_long_rows, rms_norm_backward, rotary, cross_entropy, cross_entropy_of_a_large_vocabulary,
         gated_activation_backward, adamw, shifted_labels, half_of_three,
+        gradients_of_bias_and_scale, largest_of_columns,
     )
 }  # fmt: skip
 

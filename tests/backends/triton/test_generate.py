@@ -67,10 +67,16 @@ def test_every_load_of_16_bits_is_cast_at_once() -> None:
     assert [line for line in loads if ".to(tl.float32)" not in line] == []
 
 
-def column_sum() -> Region:
+def middle_sum() -> Region:
     b = RegionBuilder()
-    x = b.input(torch.randn(4, 3))
-    return b.region([b.call("sum.dim_IntList", Slot(x), [0])])[0]
+    x = b.input(torch.randn(2, 4, 3))
+    return b.region([b.call("sum.dim_IntList", Slot(x), [1])])[0]
+
+
+def sums_of_both() -> Region:
+    b = RegionBuilder()
+    x = Slot(b.input(torch.randn(4, 4)))
+    return b.region([b.call("sum.dim_IntList", x, [0]), b.call("sum.dim_IntList", x, [1])])[0]
 
 
 def unlike_rows() -> Region:
@@ -104,7 +110,8 @@ def long_chain() -> Region:
 @pytest.mark.parametrize(
     ("region", "reason"),
     [
-        (column_sum(), "aten.sum.dim_IntList reduces dims [0] of [4, 3], which are not the last ones"),
+        (middle_sum(), "aten.sum.dim_IntList reduces dims [1] of [2, 4, 3], neither the first nor the last"),
+        (sums_of_both(), "it reduces the first dims and the last ones"),
         (unlike_rows(), "its reductions run over 4 rows of 3 and 4 rows of 5"),
         (turned_rows(), "aten.sum.dim_IntList is read at other rows than it is computed for"),
         (of_op("mm.default", Slot(0), Slot(1)), "no kernel computes aten.mm.default"),

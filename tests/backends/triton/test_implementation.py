@@ -13,27 +13,27 @@ from stretto.runtime.program.records import Function, Input, Instruction, Kind, 
 
 
 def program() -> Program:
-    """y = 2 x + 1 and the sums of its columns, each a region."""
+    """y = 2 x + 1 and y to the power of 0.3, each a region."""
     kind = Kind("region", ("in0",), ("out0",))
     pointwise = (
         Instruction("aten.mul.Scalar", (Slot(0), 2.0), {}, (1,)),
         Instruction("aten.add.Scalar", (Slot(1), 1.0), {}, (2,), (0, 1)),
     )
-    columns = (Instruction("aten.sum.dim_IntList", (Slot(0), [0]), {}, (1,), (0,)),)
+    power = (Instruction("aten.pow.Tensor_Scalar", (Slot(0), 0.3), {}, (1,), (0,)),)
     main = (
         Instruction("call", ("line", [Slot(0)]), {}, (1,)),
-        Instruction("call", ("columns", [Slot(1)]), {}, (2,)),
+        Instruction("call", ("power", [Slot(1)]), {}, (2,)),
     )
     return Program(
         Manifest("infer", "float32", (("tp", 1),), target="cuda"),
         (Input("x", "input", (2, 3), "float32", 0, index=0),),
-        (Output("y", "output", (2, 3), "float32", 1, index=0), Output("z", "output", (3,), "float32", 2, index=1)),
+        (Output("y", "output", (2, 3), "float32", 1, index=0), Output("z", "output", (2, 3), "float32", 2, index=1)),
         {
-            "main": Function(3, (0,), (1, 2), main, types=(0, 0, 1)),
+            "main": Function(3, (0,), (1, 2), main, types=(0, 0, 0)),
             "line": Function(3, (0,), (2,), pointwise, types=(0, 0, 0), kind=kind),
-            "columns": Function(2, (0,), (1,), columns, types=(0, 1), kind=kind),
+            "power": Function(2, (0,), (1,), power, types=(0, 0), kind=kind),
         },
-        types=(SlotType("float32", (2, 3)), SlotType("float32", (3,))),
+        types=(SlotType("float32", (2, 3)),),
     )
 
 
@@ -42,8 +42,8 @@ def test_a_region_that_no_kernel_computes_runs_as_its_body_and_a_remark_says_why
 ) -> None:
     monkeypatch.setattr(registry, "_REGISTERED", [TRITON_KERNELS])
     chosen = bindings(program().validated, "cuda")
-    assert isinstance(chosen["line"].kernel, RegionKernel) and chosen["columns"].kernel is None
-    why = "aten.sum.dim_IntList reduces dims [0] of [2, 3], which are not the last ones"
+    assert isinstance(chosen["line"].kernel, RegionKernel) and chosen["power"].kernel is None
+    why = "no kernel computes aten.pow.Tensor_Scalar with (0.3,)"
     assert fallbacks(program()) == [
         "remark: on cuda 1 function of kind region runs as its body, op by op: "
         f"declined by Stretto's Triton kernels ({why})"

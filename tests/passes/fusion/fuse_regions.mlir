@@ -67,7 +67,28 @@ module attributes {comm.level = "comm", comm.mesh = []} {
 
 // -----
 
-// Must not fire: one operation is a kernel already; a sum over rows needs another kernel; views compute nothing.
+// A sum over the first dims joins the work before it; not one over the last dims, whose rows are others.
+
+// CHECK: func.func @main
+// CHECK-NEXT: %[[R:.+]]:2 = call @region(%arg0)
+// CHECK-NEXT: %[[S:.+]] = "aten.sum_dim_intlist"(%[[R]]#0) {dim = [1]
+// CHECK-NEXT: return %[[R]]#1, %[[S]]
+// CHECK: func.func private @region
+// CHECK: "aten.exp_default"
+// CHECK: "aten.sum_dim_intlist"({{.+}}) {dim = [0]
+module attributes {comm.level = "comm", comm.mesh = []} {
+  func.func @main(%x: tensor<64x64xf32>) -> (tensor<64xf32>, tensor<64xf32>) {
+    %0 = "aten.exp_default"(%x) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    %1 = "aten.sum_dim_intlist"(%0) {dim = [0], keepdim = false} : (tensor<64x64xf32>) -> tensor<64xf32>
+    %2 = "aten.sum_dim_intlist"(%0) {dim = [1], keepdim = false} : (tensor<64x64xf32>) -> tensor<64xf32>
+    return %1, %2 : tensor<64xf32>, tensor<64xf32>
+  }
+}
+
+// -----
+
+// Must not fire: one operation is a kernel already; few sums over the first dims would leave a GPU idle; views compute
+// nothing.
 
 // CHECK: func.func @main
 // CHECK-NOT: call
