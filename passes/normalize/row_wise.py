@@ -126,7 +126,7 @@ def _dims(arguments: Mapping[str, Any], rank: int) -> list[int]:
     """The dims that an operation works along, counted from the first; none where it names none."""
     for name in _DIMS:
         if arguments.get(name) is not None:
-            return [d % rank for d in _listed(arguments[name])]
+            return [d % max(rank, 1) for d in _listed(arguments[name])]
     return []
 
 

@@ -169,3 +169,15 @@ func.func @main(%x: tensor<6x7xf32>, %y: tensor<6xi64>, %z: tensor<6xi64>) -> (t
   %6 = "aten.index_put_default"(%x, %5, %4) {accumulate = false, indices_present = [true, true]} : (tensor<6x7xf32>, tuple<tensor<6xi64>, tensor<6xi64>>, tensor<6xf32>) -> tensor<6x7xf32>
   return %4, %6 : tensor<6xf32>, tensor<6x7xf32>
 }
+
+// -----
+
+// A sum of a scalar along its only "dim", as torch allows, has no rows.
+
+// CHECK: @main(%arg0: tensor<f64>)
+// CHECK-NEXT: %[[S:.+]] = "aten.sum_dim_intlist"(%arg0) {dim = array<i64: -1>, keepdim = false}
+// CHECK-NEXT: return %[[S]]
+func.func @main(%x: tensor<f64>) -> tensor<f64> {
+  %0 = "aten.sum_dim_intlist"(%x) {dim = array<i64: -1>, keepdim = false} : (tensor<f64>) -> tensor<f64>
+  return %0 : tensor<f64>
+}
