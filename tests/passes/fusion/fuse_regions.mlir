@@ -75,11 +75,11 @@ module attributes {comm.level = "comm", comm.mesh = []} {
 // CHECK-NEXT: return %[[R]]#1, %[[S]]
 // CHECK: func.func private @region
 // CHECK: "aten.exp_default"
-// CHECK: "aten.sum_dim_intlist"({{.+}}) {dim = [0]
+// CHECK: "aten.sum_dim_intlist"({{.+}}) {dim = array<i64: 0>
 module attributes {comm.level = "comm", comm.mesh = []} {
   func.func @main(%x: tensor<64x64xf32>) -> (tensor<64xf32>, tensor<64xf32>) {
     %0 = "aten.exp_default"(%x) : (tensor<64x64xf32>) -> tensor<64x64xf32>
-    %1 = "aten.sum_dim_intlist"(%0) {dim = [0], keepdim = false} : (tensor<64x64xf32>) -> tensor<64xf32>
+    %1 = "aten.sum_dim_intlist"(%0) {dim = array<i64: 0>, keepdim = false} : (tensor<64x64xf32>) -> tensor<64xf32>
     %2 = "aten.sum_dim_intlist"(%0) {dim = [1], keepdim = false} : (tensor<64x64xf32>) -> tensor<64xf32>
     return %1, %2 : tensor<64xf32>, tensor<64xf32>
   }
@@ -96,7 +96,7 @@ module attributes {comm.level = "comm", comm.mesh = []} {
 module attributes {comm.level = "comm", comm.mesh = []} {
   func.func @main(%x: tensor<4x8xf32>) -> (tensor<8xf32>, tensor<8x4xf32>) {
     %0 = "aten.exp_default"(%x) : (tensor<4x8xf32>) -> tensor<4x8xf32>
-    %1 = "aten.sum_dim_intlist"(%0) {dim = [0], keepdim = false} : (tensor<4x8xf32>) -> tensor<8xf32>
+    %1 = "aten.sum_dim_intlist"(%0) {dim = array<i64: 0>, keepdim = false} : (tensor<4x8xf32>) -> tensor<8xf32>
     %2 = "aten.t_default"(%0) : (tensor<4x8xf32>) -> tensor<8x4xf32>
     return %1, %2 : tensor<8xf32>, tensor<8x4xf32>
   }
