@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...dsl.clusters.cluster import Cluster
     from ...dsl.plan import Plan
     from ...runtime.program.program import Program
-    from ..simulations.room import Remedy
+    from ..simulations.room import Remedies
 
 HELP = "predict a program's step time and memory on a cluster"
 
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         elif not fits(simulation):
             say("With a target and its --plan in place of a folder, statements that would help are tried.")
 
-    more = {} if helping is None else {"remedies": [each.to_json() for each in helping]}
+    more = {} if helping is None else {"remedies": [each.to_json() for each in helping.shown]}
     return Outcome(0, show, lambda: {**simulation_json(simulation), **more})
 
 
@@ -141,7 +141,7 @@ def _sweep(arguments: argparse.Namespace, cluster: Cluster) -> Outcome:
     )
 
 
-def _remedies(arguments: argparse.Namespace, simulation: Simulation, products: Products) -> list[Remedy] | None:
+def _remedies(arguments: argparse.Namespace, simulation: Simulation, products: Products) -> Remedies | None:
     """Statements that would make a target fit; None where it fits, or where there is only a program."""
     from ...backends.simulator.simulation import simulate
     from ...dsl.plan import Plan

@@ -40,28 +40,45 @@ class Remedy:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Remedies:
+    """The statements to show, and what became of the others."""
+
+    shown: list[Remedy]
+    others: list[tuple[str, str]]
+    """(statement, why it is not shown)."""
+
+
 def fits(simulation: Simulation) -> bool:
     """Whether every rank has the memory that it needs."""
     return all(stage.peak_bytes <= simulation.memory_bytes for stage in simulation.stages)
 
 
-def remedies(plan: Plan, base: Simulation, simulated: Callable[[Plan], Simulation]) -> list[Remedy]:
+def remedies(plan: Plan, base: Simulation, simulated: Callable[[Plan], Simulation]) -> Remedies:
     """The three cheapest statements that would make it fit, quickest step first; else those that save most.
 
-    `simulated` compiles the model under a plan and simulates a step. Statements that the plan has, that contradict it,
-    or that save nothing, are left out.
+    `simulated` compiles the model under a plan and simulates a step; it may refuse the plan with a StrettoError.
     """
     least = max(stage.peak_bytes for stage in base.stages)
-    found = []
+    found, others = [], []
     for statement in _candidates(plan):
         try:
             remedy = Remedy(statement, simulated(Plan.parse(f"{plan.text}\n{statement}\n", plan.file)))
-        except StrettoError:
+        except StrettoError as error:
+            others.append((statement, f"refused: {error.message}"))
             continue
         if remedy.peak_bytes < least:
             found.append(remedy)
+        else:
+            others.append((statement, "saves nothing"))
     fitting = sorted((each for each in found if each.fits), key=lambda each: each.simulation.seconds)
-    return (fitting or sorted(found, key=lambda each: each.peak_bytes))[:_SHOWN]
+    shown = (fitting or sorted(found, key=lambda each: each.peak_bytes))[:_SHOWN]
+    others += [
+        (each.statement, f"needs {size_text(each.peak_bytes)}, a step of {time_text(each.simulation.seconds)}")
+        for each in found
+        if each not in shown
+    ]
+    return Remedies(shown, others)
 
 
 def _candidates(plan: Plan) -> list[str]:
@@ -75,15 +92,25 @@ def _both(axes: str) -> list[str]:
     return [f'zero 3 over {axes}\nrecompute "*"']
 
 
-def show_remedies(found: list[Remedy], base: Simulation) -> None:
+def show_remedies(found: Remedies, base: Simulation) -> None:
     """Print them."""
     heading("statements that would help, each compiled and simulated")
+    _show_table(found.shown, base)
+    for statement, why in found.others:
+        say(f"  {_in_a_line(statement)}: {why}")
+
+
+def _in_a_line(statement: str) -> str:
+    return statement.replace("\n", " and ")
+
+
+def _show_table(found: list[Remedy], base: Simulation) -> None:
     if not found:
         say("  none of zero, split loss and recompute saves memory under this plan")
         return
     rows = [
         (
-            each.statement.replace("\n", " and "), size_text(each.peak_bytes), "fits" if each.fits else "too much",
+            _in_a_line(each.statement), size_text(each.peak_bytes), "fits" if each.fits else "too much",
             time_text(each.simulation.seconds), f"{each.simulation.seconds / base.seconds:.2f}",
         )
         for each in found

@@ -38,13 +38,16 @@ def simulated(room: float):
 def test_the_three_quickest_that_fit_are_given() -> None:
     base = step(100, 1.0, room=85)
     assert not fits(base) and fits(step(85, 1.0, room=85))
-    found = remedies(PLAN, base, simulated(85))
+    whole = remedies(PLAN, base, simulated(85))
+    found = whole.shown
     assert [each.statement for each in found] == ["zero 2 over dp", "zero 3 over dp", "recompute attention"]
     assert all(each.fits for each in found)
+    why = dict(whole.others)
+    assert why["zero 1 over dp"].startswith("needs 90 B") and why["split loss into 8"] == "saves nothing"
 
 
 def test_where_none_fits_those_that_save_most_are_given() -> None:
-    found = remedies(PLAN, step(100, 1.0, room=10), simulated(10))
+    found = remedies(PLAN, step(100, 1.0, room=10), simulated(10)).shown
     assert [each.peak_bytes for each in found] == [20, 50, 50] and not any(each.fits for each in found)
 
 
@@ -56,7 +59,8 @@ def test_statements_that_the_plan_has_or_refuses_are_left_out() -> None:
         raise PlanError("E0112", "refused")
 
     plan = Plan.parse("mesh (dp=2)\nzero 1 over dp\nsplit loss into 4\n")
-    assert remedies(plan, step(100, 1.0, room=10), refusing) == []
+    found = remedies(plan, step(100, 1.0, room=10), refusing)
+    assert found.shown == [] and dict(found.others)["recompute attention"] == "refused: refused"
     assert tried == ["recompute attention", 'recompute "*"'], "a second zero and a second split loss are refused"
 
 
