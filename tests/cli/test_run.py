@@ -191,7 +191,9 @@ def test_an_interruption_ends_quietly_with_130(program: Path) -> None:
         deadline = time.monotonic() + 60
         while threads(running.pid) < 5 and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(0.5)
+        begun = processor_seconds(running.pid)
+        while processor_seconds(running.pid) < begun + 2 and time.monotonic() < deadline:
+            time.sleep(0.1)  # the first steps import: Python would lose an interrupt in a callback of an import
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     finally:
@@ -204,6 +206,12 @@ def threads(process: int) -> int:
     """How many threads a process has: the ranks are there once it has more than a few."""
     folder = f"/proc/{process}/task"
     return len(os.listdir(folder)) if os.path.isdir(folder) else 0
+
+
+def processor_seconds(process: int) -> float:
+    """The processor time of a process so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 LOGARITHM = """
