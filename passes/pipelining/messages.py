@@ -12,9 +12,10 @@ from functools import cached_property
 
 import torch
 
+from ...diagnostics import Span, StrettoError
 from ...ir.bindings import Location, Type, Value
 from ...ir.collectives import RECEIVE, SEND
-from ...ir.locations import Origin, to_location
+from ...ir.locations import Origin, from_location, to_location
 from ...ir.module import Module
 from ...ir.operations import Call, build
 from ...ir.types import from_mlir, to_mlir
@@ -123,8 +124,13 @@ class Transfers:
     def receive_until(
         self, microbatch_value: MicrobatchValue, microbatch_values: MutableMapping[MicrobatchValue, Value]
     ) -> None:
-        """Receive the messages of the coordinate that computes a value, in order, up to that value."""
-        source = self.makers[microbatch_value[0]]
+        """Receive the messages of the coordinate that computes a value, in order, up to that value.
+
+        Raises E0403 for a value that no stage computes: one of all microbatches that each of them needs.
+        """
+        source = self.makers.get(microbatch_value[0])
+        if source is None:
+            raise _of_all_microbatches(microbatch_value[0])
         while microbatch_value not in microbatch_values:
             self._receive_next(source, microbatch_values)
 
@@ -194,3 +200,15 @@ def nowhere() -> Location:
 def _cast(value: Value, type_: Type) -> Value:
     [cast] = build(Call(_CAST, (value,), {"dtype": from_mlir(type_).dtype}), [type_], nowhere())
     return cast
+
+
+def _of_all_microbatches(value: Value) -> StrettoError:
+    origin = from_location(value.owner.location)
+    name = value.owner.name.partition(".")[2]
+    return StrettoError(
+        "E0403",
+        f'"{name}" is computed of all microbatches, and work that belongs to no stage needs it for each of them',
+        span=Span(origin.file, origin.line) if origin.file else None,
+        expected="a loss that is a sum or a mean over the microbatches, or stages whose backward needs the number",
+        help="say in the pipeline: per microbatch; or compute the last function of the loss outside of the model",
+    )

@@ -121,3 +121,21 @@ def test_a_forward_that_needs_a_sum_over_all_microbatches() -> None:
     assert error.code == "E0403" and "needs a sum over all microbatches" in error.message
     assert error.span is not None and error.span.file.endswith("test_pipeline_refusals.py")
     assert error.help is not None and error.help.startswith("use what is computed of all rows in the loss alone")
+
+
+class SquareOfSum(nn.Module):
+    """One product alone, whose backward is work of no stage, and a loss that is not linear in its sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale).sum().square()
+
+
+def test_a_number_of_all_microbatches_that_work_of_no_stage_needs() -> None:
+    staged = Staged(SquareOfSum(), {"x": torch.rand(BATCH, 4, dtype=torch.float64)})
+    with pytest.raises(StrettoError) as caught:
+        compiled(staged, captured(staged), "mesh (pp=2)\npipeline over pp { microbatches 2 }")
+    assert caught.value.code == "E0403" and "computed of all microbatches" in caught.value.message
