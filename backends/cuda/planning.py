@@ -67,7 +67,8 @@ class _Walk:
         slots = {slot: self._input(entry.name, slot) for slot in function.arguments}
         split = len(function.code) if function.backward_at is None else function.backward_at
         forward = Part(taken=[slots[each.slot] for each in entry.forward_inputs])
-        tangents = [slots[each.slot] for each in entry.inputs if each not in entry.forward_inputs]
+        early = {each.slot for each in entry.forward_inputs}
+        tangents = [slots[each.slot] for each in entry.inputs if each.slot not in early]
         self._run(entry.name, range(split), slots, forward)
         outputs = entry.forward_outputs if entry.stage is None else (*entry.forward_outputs, *entry.gradients)
         forward.given = [_held(slots[each.slot]) for each in outputs]

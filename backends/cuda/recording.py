@@ -7,7 +7,7 @@ A freed block goes to the next allocation of its stream that fits, the smallest 
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Collection
 
 from ...runtime.program.program import Program
@@ -78,12 +78,12 @@ class _Pool:
 
     def take(self, nbytes: int) -> tuple[int, int]:
         """(address, bytes) of the smallest free piece that fits, or of new memory."""
-        for index, (size, address) in enumerate(self.free):
-            if size >= nbytes:
-                del self.free[index]
-                if size > nbytes:
-                    insort(self.free, (size - nbytes, address + nbytes))
-                return address, nbytes
+        index = bisect_left(self.free, (nbytes, 0))
+        if index < len(self.free):
+            size, address = self.free.pop(index)
+            if size > nbytes:
+                insort(self.free, (size - nbytes, address + nbytes))
+            return address, nbytes
         self.end += nbytes
         return self.end - nbytes, nbytes
 
